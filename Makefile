@@ -1,0 +1,53 @@
+# Every target sets up what it needs: `make demo` and `make test` work on a fresh machine with Python and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.PHONY: help demo test test-slow lint notebooks bench clean
+
+help:
+	@echo "make demo       figures and a page from a real model, in gallery/"
+	@echo "make test       the fast tests"
+	@echo "make test-slow  real trained models, notebooks, other processes"
+	@echo "make lint       ruff and mypy"
+
+# One stamp per set of requirements: set up once, again only when the requirements change.
+$(VENV)/.base: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.base pyproject.toml
+	@echo "installing layerlens[demo] into $(VENV) ..."
+	$(PIP) install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base pyproject.toml
+	@echo "installing layerlens[dev] into $(VENV) ..."
+	$(PIP) install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m layerlens demo --out gallery
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+notebooks: $(VENV)/.dev
+	$(BIN)/python notebooks/build.py
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.relevance
+
+clean:
+	rm -rf $(VENV) gallery .pytest_cache .mypy_cache .ruff_cache
