@@ -1,0 +1,123 @@
+"""A model is borrowed: everything an analyzer changes to do its work is put back, also after an error or Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from .errors import InputError, choose
+from .nested import version
+
+Mode = Literal["eval", "train", "keep"]
+
+
+@contextlib.contextmanager
+def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Iterator[nn.Module]:
+    """Lend `model` for the length of a `with` block and give it back as it was.
+
+    Returned in their old state: train/eval flags of every module, `requires_grad` and `.grad` of every parameter, the
+    buffers (their identity and their bits), and the random generators of torch, numpy and Python. Hooks are the
+    business of `Probe`, which removes its own.
+
+    Args:
+        model: any module.
+        mode: the mode to lend the model in: `"eval"` (default), `"train"`, or `"keep"` as it is.
+        grad: whether gradients are recorded inside, whatever grad mode or inference mode the caller is in.
+
+    Yields:
+        The same model.
+
+    Raises:
+        InputError: when `model` is no `torch.nn.Module`.
+
+    Example:
+        >>> model = nn.Dropout().train()
+        >>> with borrowed(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a Module.")
+    choose("mode", mode, ("eval", "train", "keep"))
+    modules = list(model.modules())
+    flags = [(module, module.training) for module in modules]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    buffers = [_BufferState(module, name) for module in modules for name in module._buffers]
+    generators = _generator_states()
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.set_grad_enabled(grad))
+            if _is_compiled(modules):
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if mode != "keep":
+                for module in modules:
+                    module.training = mode == "train"
+            yield model
+    finally:
+        for module, training in flags:
+            module.training = training
+        for parameter, requires_grad, gradient in parameters:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+        for buffer in buffers:
+            buffer.restore()
+        _restore_generators(generators)
+
+
+class _BufferState:
+    """One buffer of one module, with its bits, and the way back."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = module, name
+        self.tensor = module._buffers[name]
+        self.version = -1
+        self.bits: torch.Tensor | None = None
+        if self.tensor is not None:
+            self.version = version(self.tensor)
+            self.bits = self.tensor.detach().clone()
+
+    def restore(self) -> None:
+        if self.module._buffers.get(self.name) is not self.tensor:
+            self.module._buffers[self.name] = self.tensor
+        if self.tensor is None or self.bits is None or self.tensor.is_inference():
+            return
+        if version(self.tensor) != self.version:
+            with torch.no_grad():
+                self.tensor.copy_(self.bits)
+
+
+def _is_compiled(modules: list[nn.Module]) -> bool:
+    """Whether some module runs through torch.compile: hooks added after its first call would be skipped silently."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod") for module in modules
+    )
+
+
+def _generator_states() -> dict[str, Any]:
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def _restore_generators(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    np.random.set_state(states["numpy"])
+    random.setstate(states["python"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state_all(states["cuda"])

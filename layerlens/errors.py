@@ -1,0 +1,85 @@
+"""Every error that layerlens raises on purpose: what failed, what was given, what to try."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LayerLensError(Exception):
+    """Base of all errors of layerlens; catch it to catch them all."""
+
+
+class LayerNotFound(LayerLensError, LookupError):
+    """A layer name, pattern or predicate matched no layer of the model."""
+
+
+class SelectionError(LayerLensError, TypeError):
+    """A layer selection has a type that cannot be understood."""
+
+
+class RecordError(LayerLensError, LookupError):
+    """A record was asked for something it does not hold."""
+
+
+class OverwrittenError(RecordError):
+    """A recorded tensor was changed in place by a later operation before it was read."""
+
+
+class InputError(LayerLensError, ValueError):
+    """The model input is of a kind that the analyzer cannot use."""
+
+
+class TargetError(LayerLensError, ValueError):
+    """The target does not fit the model's output."""
+
+
+class OptionError(LayerLensError, ValueError):
+    """An option has a value outside of those that exist."""
+
+
+class RelevanceError(LayerLensError, RuntimeError):
+    """Relevance could not be propagated through the model."""
+
+
+class UnknownOperation(RelevanceError):
+    """The graph holds an operation for which no relevance rule is known."""
+
+
+class ResultFileError(LayerLensError, ValueError):
+    """A file does not hold a result of layerlens, or is damaged."""
+
+
+class PlotError(LayerLensError, ValueError):
+    """The data cannot be drawn as asked."""
+
+
+class MissingPackage(LayerLensError, ImportError):
+    """An optional package is needed and not installed."""
+
+
+def closest(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """The names most like `name`, best first; at most `count`."""
+    pool = list(dict.fromkeys(str(entry) for entry in names))
+    lowered = {entry.lower(): entry for entry in reversed(pool)}
+    near = difflib.get_close_matches(name.lower(), list(lowered), n=count, cutoff=0.4)
+    return [lowered[entry] for entry in near]
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """`' Closest: a, b.'`, or the empty string when nothing is near."""
+    near = closest(name, names)
+    return f" Closest: {', '.join(near)}." if near else ""
+
+
+def choose(what: str, value: object, options: Iterable[str]) -> str:
+    """Check that `value` is one of `options` and return it.
+
+    Raises:
+        OptionError: with the options and the nearest of them.
+    """
+    known = list(options)
+    if isinstance(value, str) and value in known:
+        return value
+    near = suggestion(value, known) if isinstance(value, str) else ""
+    raise OptionError(f"unknown {what} {value!r}.{near} Known: {', '.join(known)}.")

@@ -1,0 +1,92 @@
+"""Walk the nested values that models take and return: tuples, named tuples, lists, dicts, dataclasses, tensors."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+
+def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """Rebuild `value` with `function` applied to each tensor; the structure and all else stay as they are.
+
+    Example:
+        >>> map_tensors({"a": (torch.ones(2), None)}, lambda t: t + 1)
+        {'a': (tensor([2., 2.]), None)}
+    """
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        parts = [map_tensors(part, function) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else _same_type(value, parts)
+    if isinstance(value, list):
+        return _same_type(value, [map_tensors(part, function) for part in value])
+    if isinstance(value, Mapping):
+        mapped = {key: map_tensors(part, function) for key, part in value.items()}
+        if type(value) is dict:
+            return mapped
+        twin: Any = copy.copy(value)
+        for key, part in mapped.items():
+            twin[key] = part
+        return twin
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        twin = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(twin, field.name, map_tensors(getattr(value, field.name), function))
+        return twin
+    return value
+
+
+def _same_type(value: Any, parts: list[Any]) -> Any:
+    """The parts in a sequence of the type of `value`, or in the plain base type when that type takes no list."""
+    base = tuple if isinstance(value, tuple) else list
+    if type(value) is base:
+        return base(parts)
+    try:
+        return type(value)(parts)
+    except TypeError:
+        return base(parts)
+
+
+def named_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Each tensor inside `value` with the dotted path that leads to it (`""` for a bare tensor)."""
+    if isinstance(value, torch.Tensor):
+        yield prefix, value
+        return
+    items: Iterator[tuple[Any, Any]]
+    if isinstance(value, Mapping):
+        items = iter(value.items())
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        items = iter(zip(value._fields, value, strict=True))
+    elif isinstance(value, (tuple, list)):
+        items = iter(enumerate(value))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = iter((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    else:
+        return
+    for key, part in items:
+        yield from named_tensors(part, f"{prefix}.{key}" if prefix else str(key))
+
+
+def first_tensor(value: Any) -> torch.Tensor | None:
+    """The first tensor met when walking `value`, or None."""
+    return next((tensor for _, tensor in named_tensors(value)), None)
+
+
+def version(tensor: torch.Tensor) -> int:
+    """How often `tensor` has been written in place; 0 for inference tensors, which do not count."""
+    return 0 if tensor.is_inference() else int(tensor._version)
+
+
+def describe(value: Any) -> str:
+    """A short text of what `value` is: `float32 (1, 3, 224, 224)`, `tuple of 2`, `dict with a, b`."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} with {', '.join(map(str, value))}"
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__} of {len(value)}"
+    return type(value).__name__
