@@ -1,0 +1,40 @@
+"""Names of tensor axes, known from the kind of layer that made the tensor."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+Axes = tuple[str, ...]
+
+_SPACE: dict[int, Axes] = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+_SPATIAL_NAMES = ("Conv", "BatchNorm", "InstanceNorm", "Pool", "Dropout", "Pad", "Upsample", "PixelShuffle")
+_FEATURE_NAMES = ("Linear", "LayerNorm", "RMSNorm", "Embedding", "Conv1D")
+
+
+def axes_of(module: nn.Module, output: torch.Tensor) -> Axes | None:
+    """The names of the axes of `output`, the tensor that `module` returned, or None where they are not known.
+
+    Known are convolution, pooling, normalisation and dropout layers over space (`batch, channel, ...`), linear and
+    embedding layers (`batch, ..., feature`, with `token` for the middle of three) and recurrent layers.
+
+    Example:
+        >>> axes_of(nn.Conv2d(3, 8, 3), torch.zeros(1, 8, 6, 6))
+        ('batch', 'channel', 'height', 'width')
+    """
+    kind = type(module).__name__
+    if isinstance(module, nn.RNNBase):
+        if output.ndim == 2:
+            return ("time", "feature")
+        return ("batch", "time", "feature") if module.batch_first else ("time", "batch", "feature")
+    if isinstance(module, nn.MultiheadAttention):
+        if output.ndim != 3:
+            return None
+        return ("batch", "token", "feature") if module.batch_first else ("token", "batch", "feature")
+    if any(kind.startswith(name) or kind.endswith(name) for name in _FEATURE_NAMES):
+        return {2: ("batch", "feature"), 3: ("batch", "token", "feature")}.get(output.ndim)
+    if any(name in kind for name in _SPATIAL_NAMES):
+        rank = next((int(digit) for digit in kind if digit in "123"), output.ndim - 2)
+        if rank in _SPACE and output.ndim == rank + 2:
+            return ("batch", "channel", *_SPACE[rank])
+    return None

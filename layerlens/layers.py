@@ -1,0 +1,167 @@
+"""Layers by name: the dotted paths of a model's modules, and the ways to select them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from .errors import LayerNotFound, SelectionError, suggestion
+
+LayerPath: TypeAlias = str
+"""The dotted name of a module inside its model, as in `model.named_modules()`; `""` is the model itself."""
+
+Selection: TypeAlias = Any
+"""What selects layers: a path, a glob, a compiled regular expression, a module type, a module, a predicate
+`(path, module) -> bool`, None for every layer, or a list of those."""
+
+_GLOB = re.compile(r"[*?\[]")
+
+
+class Layers(Mapping[LayerPath, nn.Module]):
+    """The modules of a model by path, each once, in definition order; a shared module's other names are `aliases`.
+
+    Example:
+        >>> Layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+        Layers(2 in Sequential: 0, 1)
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._modules: dict[LayerPath, nn.Module] = {}
+        self.aliases: dict[LayerPath, LayerPath] = {}
+        first: dict[int, LayerPath] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            if id(module) in first:
+                self.aliases[path] = first[id(module)]
+            else:
+                first[id(module)] = path
+                self._modules[path] = module
+
+    def canonical(self, path: LayerPath) -> LayerPath:
+        """The first name of the module that `path` names.
+
+        Raises:
+            LayerNotFound: with the nearest names.
+        """
+        path = self.aliases.get(path, path)
+        if path not in self._modules:
+            raise LayerNotFound(self._missing(f"no layer {path!r}", path))
+        return path
+
+    def __getitem__(self, path: LayerPath) -> nn.Module:
+        return self._modules[self.canonical(path)]
+
+    def __iter__(self) -> Any:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __repr__(self) -> str:
+        names = [path for path in self._modules if path]
+        shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        return f"Layers({len(names)} in {type(self.model).__name__}: {shown})"
+
+    def select(self, selection: Selection = None) -> list[LayerPath]:
+        """The paths that `selection` matches, each once, in definition order.
+
+        In a glob `*` and `?` stay within one part of the dotted path and `**` crosses dots: `blocks.*` are the blocks,
+        `blocks.**` everything below them. A regular expression matches anywhere in the path (`re.search`).
+
+        Args:
+            selection: see `Selection`; None selects every layer but the model itself.
+
+        Raises:
+            LayerNotFound: when it, or one entry of a list, matches nothing; names the nearest paths.
+            SelectionError: when it is of a kind that cannot select layers.
+
+        Example:
+            >>> Layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).select(nn.Linear)
+            ['0']
+        """
+        if selection is None:
+            return [path for path in self._modules if path] or [""]
+        if isinstance(selection, (list, tuple, set, frozenset)) and not _is_types(selection):
+            if not selection:
+                raise LayerNotFound("an empty list selects no layer; pass None for every layer.")
+            chosen = {path for entry in selection for path in self.select(entry)}
+            return [path for path in self._modules if path in chosen]
+        if isinstance(selection, str) and not _GLOB.search(selection):
+            return [self.canonical(selection)]
+        matches = self._matcher(selection)
+        found = {path for path, module in self._modules.items() if matches(path, module)}
+        found |= {first for alias, first in self.aliases.items() if matches(alias, self._modules[first])}
+        if not found:
+            raise LayerNotFound(self._missing(f"{_show(selection)} matches no layer", _show(selection)))
+        return [path for path in self._modules if path in found]
+
+    def _matcher(self, selection: Selection) -> Callable[[LayerPath, nn.Module], bool]:
+        if isinstance(selection, str):
+            pattern = re.compile(_glob_to_regex(selection))
+            return lambda path, module: pattern.fullmatch(path) is not None
+        if isinstance(selection, re.Pattern):
+            return lambda path, module: selection.search(path) is not None
+        if isinstance(selection, nn.Module):
+            return lambda path, module: module is selection
+        if isinstance(selection, type) or _is_types(selection):
+            return lambda path, module: isinstance(module, selection)
+        if callable(selection):
+            return lambda path, module: bool(selection(path, module))
+        raise SelectionError(
+            f"cannot select layers by {type(selection).__name__} {selection!r}. Use a path, a glob, re.compile(...), "
+            "a module type, a module, a predicate (path, module) -> bool, or a list of those."
+        )
+
+    def _missing(self, what: str, wanted: str) -> str:
+        kind = type(self.model).__name__
+        names = [path for path in self._modules if path]
+        return f"{what} in {kind} ({len(names)} layers).{suggestion(wanted, names)} List all: lens.layers()"
+
+
+def select(model: nn.Module, selection: Selection = None) -> list[LayerPath]:
+    """The paths of the layers of `model` that `selection` matches; see `Layers.select`."""
+    return Layers(model).select(selection)
+
+
+def _is_types(selection: Any) -> bool:
+    return isinstance(selection, tuple) and bool(selection) and all(isinstance(entry, type) for entry in selection)
+
+
+def _show(selection: Selection) -> str:
+    if isinstance(selection, str):
+        return selection
+    if isinstance(selection, re.Pattern):
+        return f"the regular expression {selection.pattern!r}"
+    if isinstance(selection, nn.Module):
+        return f"this {type(selection).__name__} object"
+    return f"{getattr(selection, '__name__', repr(selection))}"
+
+
+def _glob_to_regex(glob: str) -> str:
+    """Translate a glob over dotted paths: `*` and `?` within one part, `**` across parts, `[...]` one character."""
+    parts: list[str] = []
+    position = 0
+    while position < len(glob):
+        if glob.startswith("**", position):
+            parts.append(".*")
+            position += 2
+            continue
+        character = glob[position]
+        closing = glob.find("]", position + 1)
+        if character == "[" and closing > 0:
+            body = glob[position + 1 : closing]
+            parts.append(f"[{'^' + body[1:] if body.startswith('!') else body}]")
+            position = closing
+        else:
+            parts.append({"*": "[^.]*", "?": "[^.]"}.get(character, re.escape(character)))
+        position += 1
+    return "".join(parts)
+
+
+def parameter_count(module: nn.Module, seen: Iterable[int] = ()) -> int:
+    """How many parameters `module` holds, shared ones counted once, those whose id is in `seen` not at all."""
+    known = set(seen)
+    return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in known)

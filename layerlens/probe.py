@@ -1,0 +1,216 @@
+"""Probes: hooks that read, and edit, what layers return. The only file that registers hooks on modules."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from .axes import axes_of
+from .borrow import borrowed
+from .errors import OptionError, choose
+from .inputs import Inputs, as_inputs
+from .layers import LayerPath, Layers, Selection
+from .nested import first_tensor, map_tensors, named_tensors, version
+from .record import Call, Record
+
+Keep = Literal["reference", "clone", "cpu"]
+Edit = Callable[[Any], Any]
+
+
+class Probe:
+    """Record every call of the selected layers of a model while a `with` block runs it.
+
+    Nothing of the model is replaced: forward hooks are added on entry and removed on exit, also after an error. Values
+    are detached unless `graph` is set. Edits run first and what they return is recorded; hooks that the user
+    registered before run before both. Calls made while backward recomputes a checkpointed block are not recorded twice.
+
+    Args:
+        model: any module; it runs in the mode and grad mode that it is in.
+        layers: which layers to record (see `Selection`); None for all, an empty tuple for none (edits only).
+        keep: `"clone"` (default) copies, so that later in-place operations cannot change what was recorded;
+            `"reference"` keeps the tensors themselves, and reading one that was overwritten raises; `"cpu"` copies
+            to main memory. A mapping from path to one of these sets it by layer, others being `"reference"`.
+        inputs: record the arguments of each call as well.
+        graph: keep the tensors in the autograd graph (implies reference).
+        timing: record the seconds of each call.
+        reduce: applied to each output inside the hook; only what it returns is kept.
+        edits: layer selection -> function of the layer's output that returns what the layer shall return instead.
+
+    Raises:
+        LayerNotFound: when a selection matches no layer.
+        OptionError: when `keep` is unknown, or two edits name one layer.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+        >>> with Probe(net, nn.ReLU) as record:
+        ...     _ = net(torch.ones(1, 2))
+        >>> record["1"].shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Selection = None,
+        *,
+        keep: Keep | Mapping[LayerPath, Keep] = "clone",
+        inputs: bool = False,
+        graph: bool = False,
+        timing: bool = False,
+        reduce: Callable[[Any], Any] | None = None,
+        edits: Mapping[Any, Edit] | None = None,
+    ) -> None:
+        for policy in keep.values() if isinstance(keep, Mapping) else (keep,):
+            choose("keep policy", policy, ("reference", "clone", "cpu"))
+        self._layers = Layers(model)
+        self._selected = [] if isinstance(layers, tuple) and not layers else self._layers.select(layers)
+        self._edits: dict[LayerPath, Edit] = {}
+        for selection, edit in (edits or {}).items():
+            for path in self._layers.select(selection):
+                if path in self._edits:
+                    raise OptionError(f"two edits name layer {path!r}; merge them into one function.")
+                self._edits[path] = edit
+        self._keep, self._inputs, self._graph, self._timing, self._reduce = keep, inputs, graph, timing, reduce
+        self._handles: list[RemovableHandle] = []
+        self.record = Record(self._selected, self._layers.aliases)
+
+    def __enter__(self) -> Record:
+        if self._handles:
+            raise OptionError("this probe is already attached; make a second Probe to nest them.")
+        try:
+            for path, edit in self._edits.items():
+                self._handles.append(self._layers[path].register_forward_hook(_edit_hook(edit)))
+            for path in self._selected:
+                self._attach(path, self._layers[path])
+        except BaseException:
+            self._detach()
+            raise
+        return self.record
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._detach()
+        if kind is not None:
+            self.record.partial = True
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _attach(self, path: LayerPath, module: nn.Module) -> None:
+        keep = self._keep.get(path, "reference") if isinstance(self._keep, Mapping) else self._keep
+        kind = type(module).__name__
+        record, reduce, graph = self.record, self._reduce, self._graph
+        entered: list[tuple[Any, float]] = []
+        counter = iter(range(1 << 62))
+
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if not _recomputing():
+                arguments = _stored((args, kwargs), keep, graph) if self._inputs else None
+                entered.append((arguments, time.perf_counter()))
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if _recomputing():
+                return
+            arguments, start = entered.pop() if entered else (None, None)
+            seconds = None if start is None else time.perf_counter() - start
+            main = first_tensor(output)
+            axes = None if main is None or reduce is not None else axes_of(module, main)
+            value = _stored(output if reduce is None else reduce(output), keep, graph)
+            held = () if graph or keep != "reference" else _versions((value, arguments))
+            record.add(Call(path, next(counter), len(record.order), kind, axes, value, arguments, seconds, held))
+
+        if self._inputs or self._timing:
+            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(after))
+
+
+def capture(
+    model: nn.Module,
+    x: Any,
+    layers: Selection = None,
+    *,
+    keep: Literal["auto", "reference", "clone", "cpu"] = "auto",
+    inputs: bool = False,
+    reduce: Callable[[Any], Any] | None = None,
+    forward: Callable[..., Any] | None = None,
+) -> Record:
+    """Run `model` once on `x`, without gradients and in eval mode, and record every call of the selected layers.
+
+    Args:
+        model: any module.
+        x: its input: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        layers: see `Selection`; None for every layer.
+        keep: as in `Probe`; `"auto"` (default) keeps references, and when a later operation wrote into some of them
+            in place it runs the model once more and copies just those.
+        inputs: record the arguments of each call as well.
+        reduce: applied to each output inside the hook; only what it returns is kept.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        The `Record`.
+
+    Raises:
+        LayerNotFound: when the selection matches no layer.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(inplace=True))
+        >>> record = capture(net, -torch.ones(1, 2))
+        >>> bool((record["0"] < 0).any() or (record["0"] > 0).any())
+        True
+    """
+    choose("keep policy", keep, ("auto", "reference", "clone", "cpu"))
+    given: Inputs = as_inputs(x)
+    policy: Keep | dict[LayerPath, Keep] = "reference" if keep == "auto" else keep
+    with borrowed(model, grad=False):
+        record = _run(model, given, layers, policy, inputs, reduce, forward)
+        lost: dict[LayerPath, Keep] = {call.layer: "clone" for call in record.order if call.overwritten}
+    if keep == "auto" and lost:
+        with borrowed(model, grad=False):
+            record = _run(model, given, layers, lost, inputs, reduce, forward)
+    return record
+
+
+def _run(
+    model: nn.Module,
+    given: Inputs,
+    layers: Selection,
+    keep: Keep | Mapping[LayerPath, Keep],
+    inputs: bool,
+    reduce: Callable[[Any], Any] | None,
+    forward: Callable[..., Any] | None,
+) -> Record:
+    with Probe(model, layers, keep=keep, inputs=inputs, reduce=reduce) as record:
+        given.run(model, forward)
+    return record
+
+
+def _edit_hook(edit: Edit) -> Callable[[nn.Module, Any, Any], Any]:
+    return lambda module, args, output: edit(output)
+
+
+def _recomputing() -> bool:
+    """Whether autograd is running a backward pass: a checkpointed block calls its layers again then."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _stored(value: Any, keep: str, graph: bool) -> Any:
+    if graph:
+        return value
+    if keep == "reference":
+        return map_tensors(value, torch.Tensor.detach)
+    if keep == "cpu":
+        return map_tensors(value, lambda tensor: tensor.detach().to("cpu", copy=True))
+    return map_tensors(value, lambda tensor: tensor.detach().clone())
+
+
+def _versions(value: Any) -> tuple[tuple[torch.Tensor, int], ...]:
+    return tuple((tensor, version(tensor)) for _, tensor in named_tensors(value))

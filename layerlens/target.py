@@ -1,0 +1,220 @@
+"""Targets: from a model's output to one score per sample."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, Union
+
+import torch
+
+from .errors import TargetError, suggestion
+from .nested import describe, named_tensors
+
+Spec: TypeAlias = Union[
+    int, str, torch.Tensor, Sequence[int], tuple[Any, ...], Callable[[Any], torch.Tensor], "Target", None
+]
+"""What a user may give as a target; `as_target` says how each is read."""
+
+MAIN_OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "reconstruction", "sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A function from a model's output to one score per sample, with a name to print.
+
+    Targets can be combined: `a - b` is the contrast of two, `a + b` their sum, `2 * a` a multiple.
+
+    Attributes:
+        function: `(output, rows) -> scores` of shape (len(rows),), where `rows` are the samples' places in the
+            caller's batch: a method that repeats samples passes the same place several times.
+        label: shown in titles and tables.
+    """
+
+    function: Callable[[Any, torch.Tensor], torch.Tensor] = dataclasses.field(repr=False)
+    label: str
+
+    def __call__(self, output: Any, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The scores of `output`, shape (batch,).
+
+        Raises:
+            TargetError: when the target does not fit the output.
+        """
+        if rows is None:
+            main = main_output(output)
+            rows = torch.arange(main.shape[0] if main.ndim else 1, device=main.device)
+        scores = self.function(output, rows)
+        if not isinstance(scores, torch.Tensor):
+            raise TargetError(f"target {self.label!r} returned {describe(scores)}; it must return a tensor (batch,).")
+        if scores.ndim == 0 and len(rows) == 1:
+            scores = scores.reshape(1)
+        if scores.shape != (len(rows),):
+            raise TargetError(
+                f"target {self.label!r} returned shape {tuple(scores.shape)} for {len(rows)} sample(s); it must return "
+                "one score per sample, shape (batch,). Reduce the other axes, for example with .mean(dim=(1, 2, 3))."
+            )
+        return scores
+
+    def __sub__(self, other: Target) -> Target:
+        return Target(lambda out, rows: self(out, rows) - other(out, rows), f"{self.label} - {other.label}")
+
+    def __add__(self, other: Target) -> Target:
+        return Target(lambda out, rows: self(out, rows) + other(out, rows), f"{self.label} + {other.label}")
+
+    def __mul__(self, factor: float) -> Target:
+        return Target(lambda out, rows: self(out, rows) * factor, f"{factor:g} * ({self.label})")
+
+    __rmul__ = __mul__
+
+
+def as_target(spec: Spec, *, names: Sequence[str] | Mapping[int, str] | None = None) -> Target:
+    """Read what a user passes as a target.
+
+    - None: the class with the highest score, sample by sample (for an output (batch,) or (batch, 1): the value).
+    - int: this class for every sample; a tensor or list of ints: a class for each sample.
+    - str: a class by its name in `names`.
+    - tuple: an index into the axes after the batch, for example `(position, class)` of a language model.
+    - callable: `output -> scores`, shape (batch,).
+    - Target: itself. `contrast(a, b)` makes one from two.
+
+    A class index selects from an output (batch, classes); an output with more axes needs a tuple or a callable.
+
+    Args:
+        spec: the target.
+        names: class names by index.
+
+    Raises:
+        TargetError: when it cannot be read, or when a name is unknown (names the nearest).
+
+    Example:
+        >>> as_target("dog", names=["cat", "dog"])(torch.tensor([[1.0, 2.0]]))
+        tensor([2.])
+    """
+    if isinstance(spec, Target):
+        return spec
+    if spec is None:
+        return Target(lambda output, rows: _predicted(output), "predicted class")
+    if isinstance(spec, bool):
+        raise TargetError("a target cannot be True or False; give a class index, a name or a function.")
+    if isinstance(spec, str):
+        index = _class_index(spec, names)
+        return Target(lambda output, rows: _by_class(output, rows, index), spec)
+    if isinstance(spec, int) or (isinstance(spec, torch.Tensor) and spec.ndim == 0) or hasattr(spec, "__index__"):
+        index = int(spec)
+        return Target(lambda output, rows: _by_class(output, rows, index), _name_of(index, names))
+    if isinstance(spec, torch.Tensor) or (isinstance(spec, list) and all(isinstance(part, int) for part in spec)):
+        classes = torch.as_tensor(spec)
+        if classes.ndim != 1 or classes.is_floating_point():
+            raise TargetError(f"a tensor target must hold one class index per sample, got {describe(classes)}.")
+        label = "one class per sample" if len(classes) > 3 else ", ".join(_name_of(int(c), names) for c in classes)
+        return Target(lambda output, rows: _by_class(output, rows, classes), label)
+    if isinstance(spec, tuple):
+        place = tuple(_class_index(part, names) if isinstance(part, str) else part for part in spec)
+        return Target(lambda output, rows: _by_place(output, place), str(spec))
+    if callable(spec):
+        function = spec
+        return Target(lambda output, rows: function(output), getattr(spec, "__name__", type(spec).__name__))
+    raise TargetError(
+        f"cannot read a target from {describe(spec)}. Give a class index, a name, one index per sample, "
+        "(position, class), contrast(a, b), or a function output -> (batch,)."
+    )
+
+
+def contrast(positive: Spec, negative: Spec, *, names: Sequence[str] | Mapping[int, str] | None = None) -> Target:
+    """The score of `positive` minus that of `negative`: why this and not that.
+
+    Example:
+        >>> contrast(0, 1)(torch.tensor([[3.0, 1.0]]))
+        tensor([2.])
+    """
+    return as_target(positive, names=names) - as_target(negative, names=names)
+
+
+def main_output(output: Any) -> torch.Tensor:
+    """The tensor of a nested output that scores are read from.
+
+    A field named as in `MAIN_OUTPUTS` comes first, then the first floating-point tensor.
+
+    Raises:
+        TargetError: when there is none.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    tensors = dict(named_tensors(output))
+    for name in MAIN_OUTPUTS:
+        if name in tensors:
+            return tensors[name]
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            return tensor
+    raise TargetError(f"the model returned {describe(output)}, which holds no floating-point tensor to score.")
+
+
+def _logits(output: Any) -> torch.Tensor:
+    scores = main_output(output)
+    if scores.ndim == 1:
+        scores = scores.unsqueeze(1)
+    if scores.ndim != 2:
+        raise TargetError(
+            f"the output has shape {tuple(scores.shape)}, so a class alone does not name one score per sample. Give a "
+            "tuple that indexes the axes after the batch, such as (position, class) = (-1, 5), or a function of the "
+            "output that returns shape (batch,), such as lambda out: out.mean(dim=(1, 2, 3))."
+        )
+    return scores
+
+
+def _predicted(output: Any) -> torch.Tensor:
+    logits = _logits(output)
+    return logits.gather(1, logits.detach().argmax(dim=1, keepdim=True)).squeeze(1)
+
+
+def _by_class(output: Any, rows: torch.Tensor, classes: int | torch.Tensor) -> torch.Tensor:
+    logits = _logits(output)
+    if isinstance(classes, int):
+        chosen = torch.full((len(logits),), classes, device=logits.device)
+    else:
+        if int(rows.max()) >= len(classes):
+            raise TargetError(f"the target holds {len(classes)} class(es) for a batch of {int(rows.max()) + 1}.")
+        chosen = classes.to(logits.device)[rows.to(logits.device)]
+    count = logits.shape[1]
+    if bool(((chosen < -count) | (chosen >= count)).any()):
+        bad = int(chosen[(chosen < -count) | (chosen >= count)][0])
+        raise TargetError(f"class {bad} is out of range: the output has {count} classes (0 to {count - 1}).")
+    return logits.gather(1, (chosen % count).unsqueeze(1)).squeeze(1)
+
+
+def _by_place(output: Any, place: tuple[Any, ...]) -> torch.Tensor:
+    scores = main_output(output)
+    if len(place) != scores.ndim - 1:
+        raise TargetError(
+            f"target {place} has {len(place)} entries; the output {tuple(scores.shape)} needs {scores.ndim - 1}, "
+            "one for each axis after the batch."
+        )
+    try:
+        index = (slice(None),) + place  # noqa: RUF005 - a star inside an index needs Python 3.11 for type checkers
+        return scores[index]
+    except IndexError as error:
+        raise TargetError(f"target {place} is out of range for an output of shape {tuple(scores.shape)}.") from error
+
+
+def _class_index(name: str, names: Sequence[str] | Mapping[int, str] | None) -> int:
+    if names is None:
+        raise TargetError(f"target {name!r} is a name, but no class names are known: Lens(model, class_names=...).")
+    pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
+    table: dict[str, int] = {}
+    for index, known in pairs:
+        table.setdefault(known, int(index))
+    if name in table:
+        return table[name]
+    folded = [index for known, index in table.items() if known.casefold() == name.casefold()]
+    if len(folded) == 1:
+        return folded[0]
+    raise TargetError(f"no class is named {name!r} among {len(table)}.{suggestion(name, table)}")
+
+
+def _name_of(index: int, names: Sequence[str] | Mapping[int, str] | None) -> str:
+    if names is None:
+        return f"class {index}"
+    if isinstance(names, Mapping):
+        return names.get(index, f"class {index}")
+    return names[index] if -len(names) <= index < len(names) else f"class {index}"
