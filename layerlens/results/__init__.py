@@ -1,0 +1,19 @@
+"""Results are data: values with their meaning, what the method can prove about itself, ways to show and keep them."""
+
+from .attribution import ActivationMaps, Attribution, Relevance
+from .base import Result, load
+from .layers import LayerProfile, LayerRow, LayerTable
+from .ledger import Entry, Ledger
+
+__all__ = [
+    "ActivationMaps",
+    "Attribution",
+    "Entry",
+    "LayerProfile",
+    "LayerRow",
+    "LayerTable",
+    "Ledger",
+    "Relevance",
+    "Result",
+    "load",
+]

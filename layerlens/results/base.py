@@ -1,0 +1,91 @@
+"""What every result can do: say what it is, be drawn, saved and loaded."""
+
+from __future__ import annotations
+
+import html
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+
+from ..errors import ResultFileError
+from . import files
+
+if TYPE_CHECKING:
+    from ..plotting import Plot
+
+Self = TypeVar("Self", bound="Result")
+
+
+class Result:
+    """Base of all results; subclasses are frozen dataclasses.
+
+    A result can always be printed, drawn with `.plot()` and kept with `.save(path)`.
+    """
+
+    classes: ClassVar[dict[str, type[Any]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        Result.classes[cls.__name__] = cls
+
+    def plot(self, kind: str | None = None, **options: Any) -> Plot:
+        """Draw the result; `kind` picks among the figures that fit it, `options` go to that figure's function.
+
+        Raises:
+            OptionError: when no figure of that kind fits.
+            PlotError: when the data cannot be drawn.
+        """
+        from .. import plotting
+
+        return plotting.plot(self, kind, **options)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the result to one npz file (arrays and a JSON description); `.npz` is added when missing.
+
+        Returns:
+            The path written.
+
+        Raises:
+            ResultFileError: when the folder does not exist.
+        """
+        return files.write(path, self)
+
+    @classmethod
+    def load(cls: type[Self], path: str | os.PathLike[str]) -> Self:
+        """Read a result that `.save` wrote.
+
+        Raises:
+            ResultFileError: when the file is missing, damaged, or holds another kind of result.
+        """
+        result = files.read(path, Result.classes)
+        if not isinstance(result, cls):
+            raise ResultFileError(f"{path} holds a {type(result).__name__}, not a {cls.__name__}.")
+        return result
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Name and text of what matters, in reading order; shown by `repr` and in notebooks."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}: {text}' for name, text in self.summary())})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td style='text-align:left'>{html.escape(text)}"
+            "</td></tr>"
+            for name, text in self.summary()
+        )
+        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
+
+
+def load(path: str | os.PathLike[str]) -> Result:
+    """Read a result of any kind that `.save` wrote; see `Result.load`."""
+    return Result.load(path)
+
+
+def numbers(values: torch.Tensor, count: int = 3) -> str:
+    """The first numbers of a one-dimensional tensor as text: `9.12, 3.4, ... (16)`."""
+    shown = ", ".join(f"{value:.4g}" for value in values[:count].tolist())
+    return shown if len(values) <= count else f"{shown}, ... ({len(values)})"

@@ -1,0 +1,95 @@
+"""Results on disk: one npz file of plain arrays and one JSON description; no pickle is written or read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ResultFileError
+
+FORMAT = "layerlens-result/1"
+
+
+def write(path: str | os.PathLike[str], value: Any) -> Path:
+    """Write a result dataclass to `path` in one step: a reader sees the old file or the whole new one."""
+    path = Path(path)
+    if path.suffix != ".npz":
+        path = path.with_name(path.name + ".npz")
+    if not path.parent.is_dir():
+        raise ResultFileError(f"cannot save to {path}: the folder {path.parent} does not exist. Make it first.")
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    description = json.dumps({"format": FORMAT, "value": _encode(value, arrays)})
+    arrays["description"] = np.frombuffer(description.encode(), dtype=np.uint8)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    return path
+
+
+def read(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -> Any:
+    """Read what `write` wrote; `classes` are the dataclasses that a file may name.
+
+    Raises:
+        ResultFileError: when the file is missing, damaged, or of another kind.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        description = json.loads(bytes(arrays["description"]).decode())
+        if description["format"] != FORMAT:
+            raise ResultFileError(f"{path} has format {description['format']!r}; this layerlens reads {FORMAT!r}.")
+        return _decode(description["value"], arrays, classes)
+    except FileNotFoundError as error:
+        raise ResultFileError(f"there is no file {path}.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        if isinstance(error, ResultFileError):
+            raise
+        raise ResultFileError(f"{path} is no result of layerlens, or is damaged ({error}).") from error
+
+
+def _encode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, torch.Tensor):
+        name = f"array{len(arrays)}"
+        tensor = value.detach().cpu()
+        arrays[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        return {"tensor": name, "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, (tuple, list)):
+        return {type(value).__name__: [_encode(part, arrays) for part in value]}
+    if isinstance(value, Mapping):
+        return {"dict": [[_encode(key, arrays), _encode(part, arrays)] for key, part in value.items()]}
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: _encode(getattr(value, field.name), arrays) for field in dataclasses.fields(value)}
+        return {"class": type(value).__name__, "fields": fields}
+    raise ResultFileError(f"cannot save a value of type {type(value).__name__}: {value!r}.")
+
+
+def _decode(value: Any, arrays: Mapping[str, np.ndarray[Any, Any]], classes: Mapping[str, type[Any]]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return torch.from_numpy(arrays[value["tensor"]].copy()).to(getattr(torch, value["dtype"]))
+    if "tuple" in value:
+        return tuple(_decode(part, arrays, classes) for part in value["tuple"])
+    if "list" in value:
+        return [_decode(part, arrays, classes) for part in value["list"]]
+    if "dict" in value:
+        return {_decode(key, arrays, classes): _decode(part, arrays, classes) for key, part in value["dict"]}
+    return classes[value["class"]](**{name: _decode(part, arrays, classes) for name, part in value["fields"].items()})

@@ -1,0 +1,174 @@
+"""Results with one row per layer: the layer table and layer profiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from typing import Any
+
+import torch
+
+from ..errors import MissingPackage
+from .base import Result
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRow:
+    """One layer of a `LayerTable`.
+
+    Attributes:
+        path: dotted name; `""` is the model.
+        type: name of the class.
+        calls: how often it ran; None when the model was not run.
+        output: shape of its (first) output tensor, as text; `""` when unknown.
+        parameters: how many it holds, all below it included.
+        own: how many it holds itself.
+        share: share of the model's time spent in it and not in its children, 0..1; None when the model was not run.
+    """
+
+    path: str
+    type: str
+    calls: int | None
+    output: str
+    parameters: int
+    own: int
+    share: float | None
+
+
+Result.classes["LayerRow"] = LayerRow
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LayerTable(Result):
+    """The layers of a model, in definition order.
+
+    Attributes:
+        model: name of the model's class.
+        rows: one `LayerRow` per layer, the model itself first.
+        milliseconds: duration of the timed run; None when the model was not run.
+        device: of the first parameter.
+    """
+
+    model: str
+    rows: tuple[LayerRow, ...]
+    milliseconds: float | None = None
+    device: str = "cpu"
+
+    HEADS = ("path", "type", "calls", "output", "parameters", "time")
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """The table as text, without its head."""
+        return [
+            (
+                row.path or "(model)",
+                row.type,
+                "" if row.calls is None else str(row.calls) if row.calls else "did not run",
+                row.output,
+                f"{row.parameters:,}" if row.parameters else "",
+                "" if row.share is None or not row.calls else f"{100 * row.share:.1f}%",
+            )
+            for row in self.rows
+        ]
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Model, number of layers and of parameters, time."""
+        rows = [("model", self.model), ("layers", str(len(self.rows) - 1))]
+        rows.append(("parameters", f"{self.rows[0].parameters:,}"))
+        return rows if self.milliseconds is None else [*rows, ("one forward", f"{self.milliseconds:.1f} ms")]
+
+    def to_pandas(self) -> Any:
+        """The rows as a pandas DataFrame.
+
+        Raises:
+            MissingPackage: when pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingPackage("to_pandas needs pandas: pip install 'layerlens[pandas]'.") from error
+        return pandas.DataFrame([dataclasses.asdict(row) for row in self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        cells = [self.HEADS, *self.cells()]
+        if len(cells) > 44:
+            cells = [*cells[:30], ("...", f"{len(cells) - 40} more", "", "", "", ""), *cells[-10:]]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(self.HEADS))]
+        lines = []
+        for row in cells:
+            left = [row[column].ljust(widths[column]) for column in (0, 1)]
+            right = [row[column].rjust(widths[column]) for column in (2, 3, 4, 5)]
+            lines.append("  ".join(left + right).rstrip())
+        head = ", ".join(f"{name} {text}" for name, text in self.summary()[1:])
+        return "\n".join([f"{self.model}: {head}", *lines])
+
+    def _repr_html_(self) -> str:
+        def row(cells: tuple[str, ...], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+        body = "".join(row(cells, "td") for cells in self.cells())
+        return f"<table><thead>{row(self.HEADS, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LayerProfile(Result):
+    """One number, or one per series, for every layer.
+
+    Attributes:
+        quantity: what is measured, for the axis of a figure: `"Jacobian norm"`.
+        layers: one name per row, in order of execution; a layer's second call is `name #1`.
+        values: `(layers,)`, or `(layers, series)`.
+        units: of the values.
+        signed: whether negative values have a meaning.
+        method: how it was measured, and by which route.
+        settings: every option as used.
+        series: names of the columns of `values`; empty when there is one number per layer.
+        error: standard error of each value, shaped like `values`; None when there is none.
+        null: the same measure on a model or an input without the effect, shaped like `values`; None when not asked for.
+        checks: what the method can prove about itself.
+    """
+
+    quantity: str
+    layers: tuple[str, ...]
+    values: torch.Tensor
+    units: str
+    signed: bool
+    method: str
+    settings: dict[str, Any]
+    series: tuple[str, ...] = ()
+    error: torch.Tensor | None = None
+    null: torch.Tensor | None = None
+    checks: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+
+    def ranked(self, series: int = 0) -> list[tuple[str, float]]:
+        """(layer, value), largest first.
+
+        Args:
+            series: which column, when there are several.
+        """
+        column = self.values if self.values.ndim == 1 else self.values[:, series]
+        pairs = list(zip(self.layers, column.tolist(), strict=True))
+        return sorted(pairs, key=lambda pair: -pair[1])
+
+    def to_pandas(self) -> Any:
+        """The rows as a pandas DataFrame indexed by layer.
+
+        Raises:
+            MissingPackage: when pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingPackage("to_pandas needs pandas: pip install 'layerlens[pandas]'.") from error
+        columns = list(self.series) or [self.quantity]
+        return pandas.DataFrame(self.values.reshape(len(self.layers), -1).numpy(), list(self.layers), columns)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Quantity, method and the three largest rows."""
+        top = ", ".join(f"{layer} ({value:.4g})" for layer, value in self.ranked()[:3])
+        return [("quantity", self.quantity), ("method", self.method), ("layers", str(len(self))), ("largest", top)]
