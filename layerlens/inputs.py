@@ -27,10 +27,14 @@ class Inputs:
     kwargs: dict[str, Any]
 
     def run(self, model: nn.Module, forward: Callable[..., Any] | None = None) -> Any:
-        """Call the model, or `forward(model, *args, **kwargs)`."""
+        """Call the model, or `forward(model, *args, **kwargs)`.
+
+        The model gets copies: one that writes into its input must not change the caller's tensors.
+        """
+        own = self.map(torch.clone)
         if forward is None:
-            return model(*self.args, **self.kwargs)
-        return forward(model, *self.args, **self.kwargs)
+            return model(*own.args, **own.kwargs)
+        return forward(model, *own.args, **own.kwargs)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by name: a keyword, or the position of a positional argument; nested ones dotted."""

@@ -16,6 +16,9 @@ Spec: TypeAlias = Union[
 ]
 """What a user may give as a target; `as_target` says how each is read."""
 
+Names: TypeAlias = Sequence[str] | Mapping[int, str] | None
+"""Class names by index."""
+
 MAIN_OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "reconstruction", "sample")
 
 
@@ -29,10 +32,16 @@ class Target:
         function: `(output, rows) -> scores` of shape (len(rows),), where `rows` are the samples' places in the
             caller's batch: a method that repeats samples passes the same place several times.
         label: shown in titles and tables.
+        chooser: `output -> Target` for a target that depends on the output itself, such as the predicted class.
     """
 
     function: Callable[[Any, torch.Tensor], torch.Tensor] = dataclasses.field(repr=False)
     label: str
+    chooser: Callable[[Any], Target] | None = dataclasses.field(default=None, repr=False)
+
+    def resolve(self, output: Any) -> Target:
+        """The same target with its choice made on `output`, so that it stays the same while the input is changed."""
+        return self if self.chooser is None else self.chooser(output)
 
     def __call__(self, output: Any, rows: torch.Tensor | None = None) -> torch.Tensor:
         """The scores of `output`, shape (batch,).
@@ -56,18 +65,33 @@ class Target:
         return scores
 
     def __sub__(self, other: Target) -> Target:
-        return Target(lambda out, rows: self(out, rows) - other(out, rows), f"{self.label} - {other.label}")
+        return self._combine(other, lambda a, b: a - b, "-")
 
     def __add__(self, other: Target) -> Target:
-        return Target(lambda out, rows: self(out, rows) + other(out, rows), f"{self.label} + {other.label}")
+        return self._combine(other, lambda a, b: a + b, "+")
 
     def __mul__(self, factor: float) -> Target:
-        return Target(lambda out, rows: self(out, rows) * factor, f"{factor:g} * ({self.label})")
+        chooser = None if self.chooser is None else (lambda output: self.resolve(output) * factor)
+        return Target(lambda output, rows: self(output, rows) * factor, f"{factor:g} * ({self.label})", chooser)
+
+    def _combine(self, other: Target, join: Callable[[Any, Any], Any], sign: str) -> Target:
+        chooser: Callable[[Any], Target] | None = None
+        if self.chooser is not None or other.chooser is not None:
+
+            def chooser(output: Any) -> Target:
+                joined: Target = join(self.resolve(output), other.resolve(output))
+                return joined
+
+        return Target(
+            lambda output, rows: join(self(output, rows), other(output, rows)),
+            f"{self.label} {sign} {other.label}",
+            chooser,
+        )
 
     __rmul__ = __mul__
 
 
-def as_target(spec: Spec, *, names: Sequence[str] | Mapping[int, str] | None = None) -> Target:
+def as_target(spec: Spec, *, names: Names = None) -> Target:
     """Read what a user passes as a target.
 
     - None: the class with the highest score, sample by sample (for an output (batch,) or (batch, 1): the value).
@@ -93,7 +117,7 @@ def as_target(spec: Spec, *, names: Sequence[str] | Mapping[int, str] | None = N
     if isinstance(spec, Target):
         return spec
     if spec is None:
-        return Target(lambda output, rows: _predicted(output), "predicted class")
+        return Target(lambda output, rows: _predicted(output), "predicted class", lambda output: _chosen(output, names))
     if isinstance(spec, bool):
         raise TargetError("a target cannot be True or False; give a class index, a name or a function.")
     if isinstance(spec, str):
@@ -106,8 +130,7 @@ def as_target(spec: Spec, *, names: Sequence[str] | Mapping[int, str] | None = N
         classes = torch.as_tensor(spec)
         if classes.ndim != 1 or classes.is_floating_point():
             raise TargetError(f"a tensor target must hold one class index per sample, got {describe(classes)}.")
-        label = "one class per sample" if len(classes) > 3 else ", ".join(_name_of(int(c), names) for c in classes)
-        return Target(lambda output, rows: _by_class(output, rows, classes), label)
+        return Target(lambda output, rows: _by_class(output, rows, classes), _label_of(classes, names))
     if isinstance(spec, tuple):
         place = tuple(_class_index(part, names) if isinstance(part, str) else part for part in spec)
         return Target(lambda output, rows: _by_place(output, place), str(spec))
@@ -120,7 +143,7 @@ def as_target(spec: Spec, *, names: Sequence[str] | Mapping[int, str] | None = N
     )
 
 
-def contrast(positive: Spec, negative: Spec, *, names: Sequence[str] | Mapping[int, str] | None = None) -> Target:
+def contrast(positive: Spec, negative: Spec, *, names: Names = None) -> Target:
     """The score of `positive` minus that of `negative`: why this and not that.
 
     Example:
@@ -168,6 +191,11 @@ def _predicted(output: Any) -> torch.Tensor:
     return logits.gather(1, logits.detach().argmax(dim=1, keepdim=True)).squeeze(1)
 
 
+def _chosen(output: Any, names: Names) -> Target:
+    classes = _logits(output).detach().argmax(dim=1)
+    return Target(lambda other, rows: _by_class(other, rows, classes), f"{_label_of(classes, names)} (predicted)")
+
+
 def _by_class(output: Any, rows: torch.Tensor, classes: int | torch.Tensor) -> torch.Tensor:
     logits = _logits(output)
     if isinstance(classes, int):
@@ -197,7 +225,7 @@ def _by_place(output: Any, place: tuple[Any, ...]) -> torch.Tensor:
         raise TargetError(f"target {place} is out of range for an output of shape {tuple(scores.shape)}.") from error
 
 
-def _class_index(name: str, names: Sequence[str] | Mapping[int, str] | None) -> int:
+def _class_index(name: str, names: Names) -> int:
     if names is None:
         raise TargetError(f"target {name!r} is a name, but no class names are known: Lens(model, class_names=...).")
     pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
@@ -212,7 +240,13 @@ def _class_index(name: str, names: Sequence[str] | Mapping[int, str] | None) -> 
     raise TargetError(f"no class is named {name!r} among {len(table)}.{suggestion(name, table)}")
 
 
-def _name_of(index: int, names: Sequence[str] | Mapping[int, str] | None) -> str:
+def _label_of(classes: torch.Tensor, names: Names) -> str:
+    chosen = list(dict.fromkeys(classes.tolist()))
+    shown = ", ".join(_name_of(index, names) for index in chosen[:3])
+    return shown if len(chosen) <= 3 else f"{shown}, ... ({len(chosen)} classes)"
+
+
+def _name_of(index: int, names: Names) -> str:
     if names is None:
         return f"class {index}"
     if isinstance(names, Mapping):

@@ -1,0 +1,1 @@
+"""Analyzers: plain functions of a model and an input that return results."""

@@ -1,0 +1,128 @@
+"""From leaves to one score per sample: what every gradient method differentiates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..inputs import Inputs, as_inputs
+from ..probe import Probe
+from ..results import Attribution
+from ..results.attribution import Values
+from ..target import Spec, Target, as_target
+from .leaves import Leaf, find_leaves, substitute
+
+IMAGE_AXES = ("batch", "channel", "height", "width")
+
+
+class Scorer:
+    """The score of a model as a function of its leaves; use it inside `borrowed(model)`.
+
+    The first call must be on the leaves as they are: a target that depends on the output (the predicted class) is
+    chosen there and kept, so that a method that changes the input goes on to explain the same thing.
+
+    Args:
+        model: a borrowed model.
+        x: its input, as in `as_inputs`.
+        target: what to score, as in `as_target`.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Raises:
+        InputError: when there is nothing to differentiate.
+    """
+
+    def __init__(self, model: nn.Module, x: Any, target: Spec, *, forward: Callable[..., Any] | None = None) -> None:
+        self.model, self.forward = model, forward
+        self.inputs: Inputs = as_inputs(x)
+        self.target: Target = as_target(target)
+        self.leaves: dict[str, Leaf] = find_leaves(model, self.inputs, forward)
+        device = next(iter(self.leaves.values())).value.device
+        self.rows = torch.arange(self.inputs.batch, device=device)
+        self._resolved = False
+
+    def start(self) -> dict[str, torch.Tensor]:
+        """Fresh copies of the leaves that require gradients, by name."""
+        return {name: leaf.value.clone().requires_grad_() for name, leaf in self.leaves.items()}
+
+    def __call__(self, values: Mapping[str, torch.Tensor], rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The scores `(n,)` with `values`, each `(n, ...)`, in the place of the leaves.
+
+        Args:
+            values: one tensor per leaf.
+            rows: which sample of the batch each row of `values` belongs to, `(n,)`; None when they are the batch.
+
+        Raises:
+            TargetError: when the target does not fit the output.
+        """
+        inputs = self.inputs if rows is None else self.inputs.rows(rows)
+        edits = substitute(self.leaves, values)
+        inputs = inputs.replace({name: values[name] for name, leaf in self.leaves.items() if leaf.layer is None})
+        if edits:
+            with Probe(self.model, (), edits=edits):
+                output = inputs.run(self.model, self.forward)
+        else:
+            output = inputs.run(self.model, self.forward)
+        if not self._resolved:
+            self.target, self._resolved = self.target.resolve(output), True
+        return self.target(output, self.rows if rows is None else rows)
+
+    def attribution(self, values: Mapping[str, torch.Tensor], **fields: Any) -> Attribution:
+        """An `Attribution` of the values by leaf; see `fields`."""
+        return Attribution(**self.fields(values, **fields))
+
+    def fields(
+        self,
+        values: Mapping[str, torch.Tensor],
+        *,
+        method: str,
+        settings: dict[str, Any],
+        score: torch.Tensor,
+        signed: bool = True,
+        units: str = "score",
+        checks: Mapping[str, torch.Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """The fields of an `Attribution`, or of a subclass of it.
+
+        Args:
+            values: one tensor per leaf, shaped like it; those of embeddings are summed over their features.
+            method: name of the method.
+            settings: every option of the method as used.
+            score: the score of each sample, `(batch,)`.
+            signed: whether negative values have a meaning.
+            units: what a value is.
+            checks: what the method can prove about itself, each `(batch,)`.
+        """
+        tensors = self.inputs.tensors()
+        folded = {
+            name: (values[name] if leaf.layer is None else values[name].sum(dim=-1)).detach()
+            for name, leaf in self.leaves.items()
+        }
+        axes: tuple[str, ...] | None = None
+        if len(folded) == 1:
+            (name,) = folded
+            if self.leaves[name].layer is not None:
+                axes = ("batch", "token") if folded[name].ndim == 2 else None
+            elif folded[name].ndim == 4:
+                axes = IMAGE_AXES
+            elif folded[name].ndim == 2:
+                axes = ("batch", "feature")
+        shown = {name: tensors[name].detach().clone() for name in folded}
+        return {
+            "values": _single(folded),
+            "axes": axes,
+            "signed": signed,
+            "units": units,
+            "target": self.target.label,
+            "method": method,
+            "settings": settings,
+            "score": score.detach(),
+            "checks": {name: check.detach() for name, check in (checks or {}).items()},
+            "inputs": _single(shown),
+        }
+
+
+def _single(values: dict[str, torch.Tensor]) -> Values:
+    return next(iter(values.values())) if len(values) == 1 else values
