@@ -22,8 +22,8 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     """Lend `model` for the length of a `with` block and give it back as it was.
 
     Returned in their old state: train/eval flags of every module, `requires_grad` and `.grad` of every parameter, the
-    buffers (their identity and their bits), and the random generators of torch, numpy and Python. Hooks are the
-    business of `Probe`, which removes its own.
+    buffers (which there are, their identity and their bits), and the random generators of torch, numpy and Python.
+    Hooks are the business of `Probe`, which removes its own.
 
     Args:
         model: any module.
@@ -56,7 +56,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(grad))
-            if _is_compiled(modules):
+            if is_compiled(model):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             if mode != "keep":
                 for module in modules:
@@ -72,6 +72,10 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
                 parameter.grad = gradient
         for buffer in buffers:
             buffer.restore()
+        known = {(id(buffer.module), buffer.name) for buffer in buffers}
+        for module in modules:
+            for name in [name for name in module._buffers if (id(module), name) not in known]:
+                delattr(module, name)
         _restore_generators(generators)
 
 
@@ -81,26 +85,30 @@ class _BufferState:
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module, self.name = module, name
         self.tensor = module._buffers[name]
-        self.version = -1
-        self.bits: torch.Tensor | None = None
-        if self.tensor is not None:
-            self.version = version(self.tensor)
-            self.bits = self.tensor.detach().clone()
+        self.bits = None if self.tensor is None else self.tensor.detach().clone()
+        self.version = -1 if self.tensor is None else version(self.tensor)
 
     def restore(self) -> None:
         if self.module._buffers.get(self.name) is not self.tensor:
             self.module._buffers[self.name] = self.tensor
         if self.tensor is None or self.bits is None or self.tensor.is_inference():
             return
-        if version(self.tensor) != self.version:
+        if self._written(self.tensor, self.bits):
             with torch.no_grad():
                 self.tensor.copy_(self.bits)
 
+    def _written(self, tensor: torch.Tensor, bits: torch.Tensor) -> bool:
+        """Whether the bits differ: the version alone is blind to BatchNorm's own update and to writes by `.data`."""
+        if version(tensor) != self.version or tensor.is_meta or tensor.layout is not torch.strided:
+            return version(tensor) != self.version
+        return not torch.equal(tensor, bits)
 
-def _is_compiled(modules: list[nn.Module]) -> bool:
+
+def is_compiled(model: nn.Module) -> bool:
     """Whether some module runs through torch.compile: hooks added after its first call would be skipped silently."""
     return any(
-        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod") for module in modules
+        module.__dict__.get("_compiled_call_impl") is not None or "_orig_mod" in module._modules
+        for module in model.modules()
     )
 
 

@@ -88,7 +88,7 @@ def as_inputs(x: Any) -> Inputs:
         x: the input.
 
     Raises:
-        InputError: when it holds no tensor, a non-finite value, or is text.
+        InputError: when it holds no tensor, an empty one or NaN, or is text.
 
     Example:
         >>> as_inputs({"a": torch.ones(2, 3)}).batch

@@ -54,6 +54,9 @@ class Layers(Mapping[LayerPath, nn.Module]):
     def __getitem__(self, path: LayerPath) -> nn.Module:
         return self._modules[self.canonical(path)]
 
+    def __contains__(self, path: object) -> bool:
+        return path in self._modules or path in self.aliases
+
     def __iter__(self) -> Any:
         return iter(self._modules)
 
@@ -69,7 +72,8 @@ class Layers(Mapping[LayerPath, nn.Module]):
         """The paths that `selection` matches, each once, in definition order.
 
         In a glob `*` and `?` stay within one part of the dotted path and `**` crosses dots: `blocks.*` are the blocks,
-        `blocks.**` everything below them. A regular expression matches anywhere in the path (`re.search`).
+        `blocks.**` everything below them. A regular expression matches anywhere in the path (`re.search`). Neither
+        matches the model itself, which is `""`.
 
         Args:
             selection: see `Selection`; None selects every layer but the model itself.
@@ -89,18 +93,26 @@ class Layers(Mapping[LayerPath, nn.Module]):
                 raise LayerNotFound("an empty list selects no layer; pass None for every layer.")
             chosen = {path for entry in selection for path in self.select(entry)}
             return [path for path in self._modules if path in chosen]
-        if isinstance(selection, str) and not _GLOB.search(selection):
+        if isinstance(selection, str) and (selection in self or not _GLOB.search(selection)):
             return [self.canonical(selection)]
         matches = self._matcher(selection)
         found = {path for path, module in self._modules.items() if matches(path, module)}
+        if isinstance(selection, (str, re.Pattern)):
+            found.discard("")  # a pattern matches names, and the model itself has none
         found |= {first for alias, first in self.aliases.items() if matches(alias, self._modules[first])}
         if not found:
-            raise LayerNotFound(self._missing(f"{_show(selection)} matches no layer", _show(selection)))
+            wanted = selection.pattern if isinstance(selection, re.Pattern) else _show(selection)
+            raise LayerNotFound(self._missing(f"{_show(selection)} matches no layer", str(wanted)))
         return [path for path in self._modules if path in found]
 
     def _matcher(self, selection: Selection) -> Callable[[LayerPath, nn.Module], bool]:
         if isinstance(selection, str):
-            pattern = re.compile(_glob_to_regex(selection))
+            try:
+                pattern = re.compile(_glob_to_regex(selection))
+            except re.error as error:
+                raise SelectionError(
+                    f"cannot read the glob {selection!r}: {error}. Escape a bracket as [[]."
+                ) from error
             return lambda path, module: pattern.fullmatch(path) is not None
         if isinstance(selection, re.Pattern):
             return lambda path, module: selection.search(path) is not None
@@ -151,7 +163,7 @@ def _glob_to_regex(glob: str) -> str:
             continue
         character = glob[position]
         closing = glob.find("]", position + 1)
-        if character == "[" and closing > 0:
+        if character == "[" and closing > position + 1:
             body = glob[position + 1 : closing]
             parts.append(f"[{'^' + body[1:] if body.startswith('!') else body}]")
             position = closing

@@ -28,9 +28,12 @@ def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
         mapped = {key: map_tensors(part, function) for key, part in value.items()}
         if type(value) is dict:
             return mapped
-        twin: Any = copy.copy(value)
-        for key, part in mapped.items():
-            twin[key] = part
+        try:
+            twin: Any = copy.copy(value)
+            for key, part in mapped.items():
+                twin[key] = part
+        except TypeError:  # a mapping that cannot be copied or written, such as MappingProxyType
+            return mapped
         return twin
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         twin = copy.copy(value)

@@ -12,6 +12,9 @@ from .errors import OverwrittenError, RecordError, suggestion
 from .layers import LayerPath
 from .nested import describe, named_tensors, version
 
+Stored = tuple[tuple[torch.Tensor, int], ...]
+"""Tensors kept by reference, each with the version that it had when it was recorded."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:
@@ -26,6 +29,7 @@ class Call:
         output: what the layer returned, nested as it was (tuples, dicts, None kept in place).
         inputs: positional and keyword arguments as `(args, kwargs)` when they were asked for, else None.
         seconds: time from entry to exit of the call, children included, when timing was asked for, else None.
+        span: sequence numbers of the autograd nodes made during the call, when spans were asked for, else None.
     """
 
     layer: LayerPath
@@ -36,7 +40,9 @@ class Call:
     value: Any = dataclasses.field(repr=False)
     arguments: Any = dataclasses.field(default=None, repr=False)
     seconds: float | None = None
-    stored: tuple[tuple[torch.Tensor, int], ...] = dataclasses.field(default=(), repr=False)
+    stored: Stored = dataclasses.field(default=(), repr=False)
+    stored_inputs: Stored = dataclasses.field(default=(), repr=False)
+    span: range | None = None
 
     @property
     def output(self) -> Any:
@@ -45,29 +51,37 @@ class Call:
         Raises:
             OverwrittenError: when it was kept by reference and an operation has written into it since.
         """
-        self._check()
+        self._check(self.stored, "output")
         return self.value
 
     @property
     def inputs(self) -> Any:
-        """The layer's `(args, kwargs)`, or None when inputs were not asked for."""
-        self._check()
+        """The layer's `(args, kwargs)` as they were on entry, or None when inputs were not asked for.
+
+        Raises:
+            OverwrittenError: when they were kept by reference and an operation, perhaps the layer, wrote into them.
+        """
+        self._check(self.stored_inputs, "input")
         return self.arguments
 
     @property
     def overwritten(self) -> bool:
         """Whether a tensor kept by reference has been written in place since the call."""
-        return any(version(tensor) != written for tensor, written in self.stored)
+        return _written((*self.stored, *self.stored_inputs))
 
-    def _check(self) -> None:
-        if self.overwritten:
+    def _check(self, stored: Stored, what: str) -> None:
+        if _written(stored):
             raise OverwrittenError(
-                f"layer {self.layer!r}, call {self.index}: a later operation wrote into this tensor in place, so its "
+                f"layer {self.layer!r}, call {self.index}: a later operation wrote into this {what} in place, so its "
                 "value is gone. Capture with keep='clone' (or keep='auto' of lens.capture)."
             )
 
     def __repr__(self) -> str:
         return f"Call({self.layer!r} #{self.index}, {self.type}: {describe(self.value)})"
+
+
+def _written(stored: Stored) -> bool:
+    return any(version(tensor) != written for tensor, written in stored)
 
 
 class Record(Mapping[LayerPath, Any]):
@@ -132,6 +146,11 @@ class Record(Mapping[LayerPath, Any]):
     def order(self) -> tuple[Call, ...]:
         """All calls in the order in which they ended: the route that the run took."""
         return tuple(self._order)
+
+    @property
+    def count(self) -> int:
+        """How many calls were recorded."""
+        return len(self._order)
 
     @property
     def unrun(self) -> tuple[LayerPath, ...]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, Union
 
+import numpy as np
 import torch
 
 from .errors import TargetError, suggestion
@@ -95,7 +96,7 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
     """Read what a user passes as a target.
 
     - None: the class with the highest score, sample by sample (for an output (batch,) or (batch, 1): the value).
-    - int: this class for every sample; a tensor or list of ints: a class for each sample.
+    - int: this class for every sample; a tensor, array or list of ints: a class for each sample.
     - str: a class by its name in `names`.
     - tuple: an index into the axes after the batch, for example `(position, class)` of a language model.
     - callable: `output -> scores`, shape (batch,).
@@ -123,14 +124,17 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
     if isinstance(spec, str):
         index = _class_index(spec, names)
         return Target(lambda output, rows: _by_class(output, rows, index), spec)
-    if isinstance(spec, int) or (isinstance(spec, torch.Tensor) and spec.ndim == 0) or hasattr(spec, "__index__"):
+    if isinstance(spec, np.ndarray) or (isinstance(spec, list) and spec and all(hasattr(k, "__index__") for k in spec)):
+        spec = torch.as_tensor(spec)
+    if isinstance(spec, torch.Tensor):
+        if spec.ndim > 1 or spec.is_floating_point() or spec.is_complex() or spec.dtype == torch.bool:
+            raise TargetError(f"a tensor target must hold one class index per sample, got {describe(spec)}.")
+        if spec.ndim == 1:
+            classes = spec
+            return Target(lambda output, rows: _by_class(output, rows, classes), _label_of(classes, names))
+    if hasattr(spec, "__index__"):
         index = int(spec)
         return Target(lambda output, rows: _by_class(output, rows, index), _name_of(index, names))
-    if isinstance(spec, torch.Tensor) or (isinstance(spec, list) and all(isinstance(part, int) for part in spec)):
-        classes = torch.as_tensor(spec)
-        if classes.ndim != 1 or classes.is_floating_point():
-            raise TargetError(f"a tensor target must hold one class index per sample, got {describe(classes)}.")
-        return Target(lambda output, rows: _by_class(output, rows, classes), _label_of(classes, names))
     if isinstance(spec, tuple):
         place = tuple(_class_index(part, names) if isinstance(part, str) else part for part in spec)
         return Target(lambda output, rows: _by_place(output, place), str(spec))

@@ -43,10 +43,13 @@ class Ledger(Result):
     Attributes:
         score: `(batch,)`.
         entries: where relevance ended, in order of execution.
+        by_sample: whether the amounts are known sample by sample; False when the model mixes the batch axis with
+            others in a way that could not be followed, so that only totals over the batch are exact.
     """
 
     score: torch.Tensor
     entries: tuple[Entry, ...]
+    by_sample: bool = True
 
     def total(self, kind: str) -> torch.Tensor:
         """The sum of the entries of one kind, `(batch,)`, in float64."""

@@ -1,0 +1,161 @@
+"""The plan of a propagation: for each node the hook that turns its gradient into its relevance rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...errors import RelevanceError, UnknownOperation
+from .graph import NodeInfo
+from .ledger import Bookkeeper
+from .recorder import Notes
+from .rulebook import Rulebook
+from .rules import Kind, Role
+from .rules.row import Gradients
+
+Hook = Callable[[Gradients, Gradients], "Gradients | None"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Makes the hooks of a propagation.
+
+    Attributes:
+        book: the rules.
+        notes: what the recorder saw.
+        keeper: keeps the ledger.
+    """
+
+    book: Rulebook
+    notes: Notes
+    keeper: Bookkeeper
+
+    def attach(self, nodes: list[NodeInfo]) -> tuple[list[Any], dict[str, str]]:
+        """Register the hooks; returns their handles, and operation -> rule."""
+        handles = []
+        rules: dict[str, set[str]] = {}
+        for info in nodes:
+            if not info.carries or info.op == "leaf":
+                continue
+            shares = self._shares(info)
+            rules.setdefault(info.op, set()).add(self._name(info, shares))
+            hook = self._hook(info, shares)
+            if hook is not None:
+                handles.append(info.node.register_hook(hook))
+        return handles, {op: "; ".join(sorted(names)) for op, names in rules.items()}
+
+    def _shares(self, info: NodeInfo) -> dict[int, float] | None:
+        """What each factor of a product of carrying factors gets; None when the gradient is right as it is."""
+        if info.row is None or info.row.kind is not Kind.PRODUCT:
+            return None
+        factors = info.factors()
+        if len(factors) < 2:
+            return None
+        weighing = {slot for slot in factors if self._weighs(info.edges[slot])}
+        signals = [slot for slot in factors if slot not in weighing] or list(factors)
+        return {slot: 1 / len(signals) if slot in signals else 0.0 for slot in factors}
+
+    def _weighs(self, edge: NodeInfo | None) -> bool:
+        if edge is None:
+            return False
+        shifted = edge.role is Role.SQUASH and any(
+            not isinstance(constant.value, torch.Tensor) or constant.value.numel() == 1
+            for constant in self.notes.constants.get(edge.shift, [])
+        )  # one number added, as in (1 + tanh(x)) / 2; a tensor added is a signal
+        gate = (edge.role is Role.GATE or shifted) and self.book.product == "gate"
+        return gate or (edge.role is Role.WEIGHT and self.book.attention == "cp")
+
+    def _name(self, info: NodeInfo, shares: dict[int, float] | None) -> str:
+        if info.row is None:
+            return "gradient (no rule is known)"
+        if info.row.kind is Kind.PRODUCT:
+            return "gradient (epsilon -> 0)" if shares is None else f"product, {self.book.product}"
+        if info.row.kind is Kind.FUSED:
+            return str(info.row.label).format(attention=self.book.attention, product=self.book.product)
+        names = {Kind.LINEAR: "gradient (epsilon -> 0)", Kind.RATIO: "ratio f(x) / x"}
+        return names.get(info.row.kind, str(info.row.kind.value))
+
+    def _hook(self, info: NodeInfo, shares: dict[int, float] | None) -> Hook | None:
+        row, node = info.row, info.node
+        number = int(node._sequence_nr())
+        constants = self.notes.constants.get(number, [])
+        blocked = [
+            slot
+            for slot, edge in enumerate(info.edges)
+            if edge is not None and edge.depends and not (edge.carries and info.open(slot))
+        ]
+        kind = Kind.LINEAR if row is None else row.kind
+        rule: Any = None if row is None else row.rule
+        if kind in (Kind.LINEAR, Kind.PRODUCT) and not (constants or blocked or shares):
+            return None
+        recorded = self.notes.inputs.get(number)
+        keeper, book, op = self.keeper, self.book, info.op
+
+        def hook(gradients: Gradients, outer: Gradients) -> Gradients | None:
+            g = outer[0]
+            if g is None:
+                return None
+            passed = list(gradients)
+            if kind is Kind.RATIO:
+                ratio, start = rule(node, recorded)
+                passed[0] = g * ratio
+                if isinstance(start, torch.Tensor) or start:
+                    keeper.add("absorbed", number, f"{op} at 0", g * start)
+            elif kind is Kind.NORM:
+                passed[0] = rule(node, g)
+            elif kind is Kind.FUSED:
+                multipliers, absorbed = rule(node, gradients, g, book)
+                passed = list(multipliers)
+                keeper.add("absorbed", number, op, *absorbed)
+            elif kind is Kind.TAYLOR:
+                y, x = rule(node)
+                keeper.add("absorbed", number, op, y * g)
+                if passed[0] is not None:
+                    keeper.add("absorbed", number, op, -x * passed[0])
+            for slot, share in (shares or {}).items():
+                multiplier = passed[slot]
+                if multiplier is not None:
+                    passed[slot] = multiplier * share if share else None
+            for slot in blocked:
+                passed[slot] = None
+            sums: dict[tuple[int, ...], torch.Tensor] = {}
+            for constant in constants:
+                keeper.add(constant.kind, number, constant.source, constant.relevance(g, sums))
+            return tuple(passed)
+
+        return hook
+
+
+def check(nodes: list[NodeInfo], root: NodeInfo, *, strict: bool) -> None:
+    """Refuse a score that no relevance can leave, and name the operations that have no rule.
+
+    Raises:
+        RelevanceError: when the score does not depend on the input, or only by way of stops.
+        UnknownOperation: under `strict`, when an operation has no row in the table.
+    """
+    if not root.depends:
+        raise RelevanceError(
+            "the score does not depend on the input: it was detached on the way, or the target ignores the input."
+        )
+    if not root.carries:
+        stops = sorted({info.op for info in nodes if info.row and info.row.kind is Kind.STOP and info.depends})
+        raise RelevanceError(
+            f"no relevance can leave the score: every way to the input leads through {', '.join(stops)}, which "
+            "measure a size and stop relevance. Choose a target before them, such as a logit."
+        )
+    unknown = sorted({info.op for info in nodes if info.row is None and info.carries and info.op != "leaf"})
+    if not unknown:
+        return
+    listed = ", ".join(unknown)
+    if strict:
+        raise UnknownOperation(f"no relevance rule is known for {listed}. With strict=False the gradient stands in.")
+    warnings.warn(
+        f"no relevance rule is known for {listed}: the gradient stands in, so relevance may not be conserved there; "
+        "the ledger's residual shows by how much. strict=True refuses instead.",
+        UserWarning,
+        stacklevel=4,
+    )

@@ -1,0 +1,123 @@
+"""Layer-wise relevance propagation on autograd's own graph, for any model, in one backward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import GradientEdge
+
+from ...borrow import borrowed
+from ...errors import RelevanceError
+from ...layers import Selection
+from ...probe import Probe
+from ...results import Relevance
+from ...target import Spec
+from ..score import Scorer
+from .graph import Graph
+from .ledger import Bookkeeper
+from .plan import Plan, check
+from .recorder import Recorder
+from .rulebook import Rulebook, as_rulebook
+from .taps import Taps, profile
+
+
+def relevance(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    rules: str | Rulebook = "epsilon",
+    layers: Selection = (),
+    strict: bool = False,
+    forward: Callable[..., Any] | None = None,
+) -> Relevance:
+    """Propagate a score back to the input by layer-wise relevance propagation (LRP), with a ledger of all of it.
+
+    Every tensor a gets a multiplier g, and its relevance is R = a g (Bach et al. 2015). Linear operations pass g as
+    the gradient does, which is the epsilon rule in the limit epsilon -> 0 (their eq. 58; Ancona et al. 2018); an
+    elementwise f passes g (f(x) - f(0)) / x; normalisations keep their scale constant (Ali et al. 2022); products and
+    attention follow the rulebook. The rules are hooks on autograd's nodes, so any model works as it is.
+
+    Args:
+        model: any module.
+        x: its input: a tensor `(batch, ...)`, a tuple, or a dict; token ids are attributed at their embedding.
+        target: what to explain, see `as_target`; None for the predicted class.
+        rules: a rulebook or its name: `"epsilon"` (default: attention by CP, gates by the gate rule) or `"attn"`.
+        layers: at which layers' outputs to keep the relevance (see `Selection`); none by default, None for all.
+        strict: raise on an operation without a rule; otherwise warn and use its gradient.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        A `Relevance`: values shaped like the input in units of the score, the ledger (inputs + additive constants +
+        absorbed = score), and the relevance at each layer that was asked for.
+
+    Raises:
+        InputError: when the input cannot carry a gradient.
+        TargetError: when the target does not fit the output.
+        RelevanceError: when no relevance can reach the input.
+        UnknownOperation: under `strict`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> result = relevance(net, torch.ones(1, 3), target=1)
+        >>> bool(result.ledger.relative.max() < 1e-5)
+        True
+    """
+    book = as_rulebook(rules)
+    with borrowed(model):
+        scorer = Scorer(model, x, target, forward=forward)
+        leaves = scorer.start()
+        graph = Graph(leaves.values())
+        recorder = Recorder(graph)
+        taps = Taps(model, layers)
+        with Probe(model, spans=True, reduce=lambda _: None) as record, taps, recorder:
+            score = scorer(leaves)
+        keeper = Bookkeeper(len(score), record.order, recorder.notes.time_major)
+        plan = Plan(book, recorder.notes, keeper)
+        gradients, multipliers, used = _backward(score, list(leaves.values()), taps.edges(), graph, plan, strict)
+        values = {
+            name: torch.zeros_like(leaf) if gradient is None else leaf.detach() * gradient
+            for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
+        }
+        for name, value in values.items():
+            keeper.add("input", -1, name, value)
+        ledger = keeper.close(score)
+        settings: dict[str, Any] = {"rules": dataclasses.asdict(book), "strict": strict}
+        fields = scorer.fields(
+            values,
+            method=f"relevance, {book.name}",
+            settings=settings,
+            score=score,
+            checks={"conservation gap": ledger.gap, "ledger residual": ledger.relative},
+        )
+        at_layers = taps.relevance(dict(enumerate(multipliers)))
+        by_layer = profile(at_layers, settings) if at_layers else None
+        return Relevance(**fields, ledger=ledger, layers=at_layers, profile=by_layer, rules_used=used)
+
+
+def _backward(
+    score: torch.Tensor,
+    leaves: list[torch.Tensor],
+    edges: list[GradientEdge],
+    graph: Graph,
+    plan: Plan,
+    strict: bool,
+) -> tuple[Sequence[torch.Tensor | None], Sequence[torch.Tensor | None], dict[str, str]]:
+    """One backward pass with the rules attached: multipliers of the leaves, of the edges, and operation -> rule."""
+    if score.grad_fn is None:
+        raise RelevanceError("the score does not depend on the input by operations that have a gradient.")
+    root = graph.visit(score.grad_fn)
+    nodes = graph.reached(root)
+    check(nodes, root, strict=strict)
+    handles, used = plan.attach(nodes)
+    try:
+        ends: list[Any] = [*leaves, *edges]
+        found = torch.autograd.grad(score, ends, torch.ones_like(score), allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[: len(leaves)], found[len(leaves) :], used

@@ -1,0 +1,138 @@
+"""What autograd's graph does not keep: constants that were added, and inputs of functions that save their result only.
+
+A torch function mode sees every torch call of the forward pass at about a microsecond each. Calls that run many
+operations in one step of C++ or of torch's own Python (recurrent layers, multi-head attention) are watched from inside
+by a dispatch mode, which costs more, so it is on during those only. The model is not touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...probe import nodes_made
+from .constants import ATEN, FUNCTIONS, Constant
+from .graph import Graph
+
+RECURRENT: set[Any] = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
+CELLS: set[Any] = {torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell}
+
+# Functions of torch that are written in Python and add nothing: called as they are.
+_PLAIN: set[Any] = {
+    F.relu, F.relu6, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.elu, F.selu, F.celu, F.leaky_relu, F.glu, F.softmax,
+    F.log_softmax, F.dropout, F.dropout2d, F.max_pool2d, F.max_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+    F.adaptive_max_pool2d, F.interpolate, F.embedding, F.sigmoid, F.tanh, F.hardtanh, F.threshold,
+    torch.einsum, torch.split, torch.Tensor.split, torch.Tensor.unflatten, torch.Tensor.__len__, torch.Tensor.__iter__,
+    torch.Tensor.__hash__, torch.Tensor.register_hook, torch.Tensor.detach, torch.Tensor.__repr__,
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Notes:
+    """What was seen, by the sequence number of the node that made the result.
+
+    Attributes:
+        constants: constants that an operation added.
+        inputs: the input of an operation that saves its result only.
+        time_major: numbers of nodes inside calls whose axis order is (time, batch, ...).
+    """
+
+    constants: dict[int, list[Constant]] = dataclasses.field(default_factory=dict)
+    inputs: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    time_major: list[range] = dataclasses.field(default_factory=list)
+
+
+class Recorder(TorchFunctionMode):
+    """Watch the torch calls of a forward pass; see the module's text.
+
+    Args:
+        graph: knows which tensors carry relevance.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph, self.notes = graph, Notes()
+
+    def __torch_function__(
+        self, function: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call `function` and note what it adds."""
+        kwargs = kwargs or {}
+        note = FUNCTIONS.get(function)
+        if note is not None:
+            seen = _before_overwriting(self.graph, function, args)
+            result = function(*args, **kwargs)
+            tensor = result[0] if isinstance(result, tuple) else result
+            if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
+                note(self.notes, tensor.grad_fn._sequence_nr(), self.graph, tensor, *seen, **kwargs)
+            return result
+        if function in RECURRENT or function in CELLS:
+            return self._inside(function, args, kwargs)
+        if isinstance(function, types.FunctionType) and function not in _PLAIN:
+            return self._inside(function, args, kwargs)
+        return function(*args, **kwargs)
+
+    def _inside(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call `function` watched operation by operation, and in primitives where a fused kernel would hide them."""
+        start = nodes_made()
+        primitive = _primitive() if function in RECURRENT else contextlib.nullcontext()
+        with primitive, _Inside(self.graph, self.notes):
+            result = function(*args, **kwargs)
+        if function in RECURRENT or function is F.multi_head_attention_forward:
+            self.notes.time_major.append(range(start, nodes_made()))
+        return result
+
+
+@contextlib.contextmanager
+def _primitive() -> Iterator[None]:
+    """Recurrent layers run step by step, not in one fused kernel."""
+    mkldnn, cudnn = torch.backends.mkldnn, torch.backends.cudnn
+    before = mkldnn.set_flags(False, None, None, None)[0]  # type: ignore[no-untyped-call]
+    try:
+        with cudnn.flags(enabled=False):
+            yield
+    finally:
+        mkldnn.set_flags(before, None, None, None)  # type: ignore[no-untyped-call]
+
+
+class _Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, graph: Graph, notes: Notes) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph, self.notes = graph, notes
+
+    def __torch_dispatch__(
+        self, function: Any, kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        note = ATEN.get(function.overloadpacket)
+        seen = args if note is None else _before_overwriting(self.graph, function.overloadpacket, args)
+        number = nodes_made() - 1  # autograd made the node just before it called this operation
+        result = function(*args, **kwargs)
+        if note is not None and any(isinstance(part, torch.Tensor) and part.requires_grad for part in _flat(args)):
+            tensor = result[0] if isinstance(result, tuple) else result
+            note(self.notes, number, self.graph, tensor, *seen, **kwargs)
+        return result
+
+
+def _before_overwriting(graph: Graph, function: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments, with a copy of the first where it is a constant that `function` is about to write into."""
+    name = getattr(function, "__name__", "")
+    in_place = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+    if not (in_place and isinstance(args[0], torch.Tensor)) or graph.carries(args[0]):
+        return args
+    return (args[0].detach().clone(), *args[1:])
+
+
+def _flat(args: tuple[Any, ...]) -> list[Any]:
+    flat: list[Any] = []
+    for part in args:
+        flat.extend(part if isinstance(part, (list, tuple)) else [part])
+    return flat

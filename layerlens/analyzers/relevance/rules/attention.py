@@ -1,0 +1,59 @@
+"""Attention: softmax weights, and attention fused into one node.
+
+CP (conservative propagation, Ali et al. 2022) treats the attention weights as constants, so relevance flows through
+the values only. Attn (AttnLRP, Achtibat et al. 2024) propagates through the softmax by its first-order Taylor rule and
+halves the relevance at each of the two products.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..rulebook import Rulebook
+from .row import Fused, Gradients, Kind, Role, Row
+
+
+def fused(node: Any, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
+    """Multipliers of (query, key, value): (0, 0, 1) of their gradients for CP; (1/4, 1/4, 1/2) for Attn."""
+    if book.attention == "cp":
+        return tuple(passed if slot == 2 else None for slot, passed in enumerate(gradients)), ()
+    shares = (0.25, 0.25, 0.5)
+    shared = tuple(
+        passed * shares[slot] if passed is not None and slot < 3 else None for slot, passed in enumerate(gradients)
+    )
+    factors = (node._saved_query, node._saved_key, node._saved_value)
+    out = [-factor * passed for factor, passed in zip(factors, shared, strict=False) if passed is not None]
+    return shared, (node._saved_output * gradient, *out)
+
+
+def softmax(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, x) of the Taylor rule; log(y) serves as x, for the multipliers sum to 0 over the axis."""
+    y = node._saved_result
+    return y, torch.where(y > 0, torch.log(y), torch.zeros_like(y))
+
+
+def log_softmax(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, x) of the Taylor rule; y serves as x, for the multipliers sum to 0 over the axis."""
+    return node._saved_result, node._saved_result
+
+
+def log_sum_exp(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, x) of the Taylor rule."""
+    return node._saved_result, node._saved_self
+
+
+_FUSED = """
+ScaledDotProductFlashAttentionForCpu ScaledDotProductFlashAttention ScaledDotProductEfficientAttention
+ScaledDotProductCudnnAttention ScaledDotProductFusedAttentionOverrideable
+""".split()
+
+ATTENTION: dict[str, Row] = {
+    **{name: Row(Kind.FUSED, fused, slots=(0, 1, 2), label="attention, {attention}") for name in _FUSED},
+    "Softmax": Row(Kind.TAYLOR, softmax, role=Role.WEIGHT),
+    "SafeSoftmax": Row(Kind.TAYLOR, softmax, role=Role.WEIGHT),
+    "SparseSoftmax": Row(Kind.TAYLOR, softmax, role=Role.WEIGHT),
+    "LogSoftmax": Row(Kind.TAYLOR, log_softmax),
+    "Logsumexp": Row(Kind.TAYLOR, log_sum_exp),
+}

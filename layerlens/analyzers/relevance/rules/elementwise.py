@@ -1,0 +1,206 @@
+"""Elementwise functions: relevance passes by the ratio (f(x) - f(0)) / x, and g f(0) is absorbed.
+
+The ratio is what the slope would be if the function were linear from 0 to x (Bach et al. 2015 call it the
+identity rule of activations: R_x = R_y). For f(0) = 0 it is f(x) / x.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .row import Fused, Gradients, Kind, Role, Row
+
+Ratio = tuple[torch.Tensor, "float | torch.Tensor"]
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+
+def quotient(numerator: torch.Tensor, x: torch.Tensor, limit: float | torch.Tensor) -> torch.Tensor:
+    """`numerator / x`, with `limit` where x is 0."""
+    return (numerator / x).masked_fill_(x == 0, limit)
+
+
+def gelu(node: Any, _: torch.Tensor | None) -> Ratio:
+    """The normal distribution function of x; its tanh form when that was used (Hendrycks and Gimpel 2016)."""
+    x = node._saved_self
+    if node._saved_approximate == "tanh":
+        return (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2, 0.0
+    return (1 + torch.erf(x / math.sqrt(2))) / 2, 0.0
+
+
+def silu(node: Any, _: torch.Tensor | None) -> Ratio:
+    """The sigmoid of x."""
+    return torch.sigmoid(node._saved_self), 0.0
+
+
+def mish(node: Any, _: torch.Tensor | None) -> Ratio:
+    """tanh(softplus(x))."""
+    return torch.tanh(F.softplus(node._saved_self)), 0.0
+
+
+def hardswish(node: Any, _: torch.Tensor | None) -> Ratio:
+    """clamp(x + 3, 0, 6) / 6."""
+    return (node._saved_self + 3).clamp(0, 6) / 6, 0.0
+
+
+def elu(node: Any, _: torch.Tensor | None) -> Ratio:
+    """ELU, SELU: `scale` above 0 and scale alpha (exp(input_scale x) - 1) / x below; also of the in-place form."""
+    alpha, scale = float(node._saved_alpha), float(node._saved_scale)
+    input_scale = float(node._saved_input_scale)
+    if hasattr(node, "_saved_self"):
+        x = node._saved_self
+    else:
+        y = node._saved_result
+        x = torch.where(y > 0, y / scale, torch.log1p((y / (scale * alpha)).clamp(max=0)) / input_scale)
+    below = quotient(torch.expm1(input_scale * x.clamp(max=0)), x, input_scale) * scale * alpha
+    return torch.where(x > 0, torch.full_like(x, scale), below), 0.0
+
+
+def celu(node: Any, _: torch.Tensor | None) -> Ratio:
+    """CELU: 1 above 0 and alpha (exp(x / alpha) - 1) / x below; also of the in-place form."""
+    alpha = float(node._saved_alpha)
+    if hasattr(node, "_saved_self"):
+        x = node._saved_self
+    else:
+        y = node._saved_result
+        x = torch.where(y > 0, y, alpha * torch.log1p((y / alpha).clamp(max=0)))
+    below = alpha * quotient(torch.expm1(x.clamp(max=0) / alpha), x, 1 / alpha)
+    return torch.where(x > 0, torch.ones_like(x), below), 0.0
+
+
+def softplus(node: Any, _: torch.Tensor | None) -> Ratio:
+    """Softplus, whose value at 0 is log(2) / beta."""
+    x, beta = node._saved_self, float(node._saved_beta)
+    start = math.log(2) / beta
+    return quotient(F.softplus(x, beta, float(node._saved_threshold)) - start, x, 0.5), start
+
+
+def hardsigmoid(node: Any, _: torch.Tensor | None) -> Ratio:
+    """Hardsigmoid, whose value at 0 is 1/2."""
+    x = node._saved_self
+    return quotient(F.hardsigmoid(x) - 0.5, x, 1 / 6), 0.5
+
+
+def hardtanh(node: Any, gradients: Gradients, gradient: torch.Tensor, _: Any) -> Fused:
+    """ReLU6 and hardtanh keep their relevance where they saturate: the ratio there is bound / x, not 0.
+
+    Elsewhere the ratio is the gradient, which is made already, so only the saturated places are visited.
+    """
+    x, low, high = node._saved_self, float(node._saved_min_val), float(node._saved_max_val)
+    if low > 0 or high <= 0:
+        ratio, start = clamped(x, low, high)
+        return (gradient * ratio,), (gradient * start,)
+    (passed,) = gradients
+    if passed is None:
+        return gradients, ()
+    saturated = x >= high if low == 0 else (x >= high) | (x <= low)
+    places = saturated.flatten().nonzero().squeeze(1)
+    if len(places):
+        there = x.flatten()[places]
+        ratio = torch.where(there >= high, high, low) / there
+        kept = gradient.flatten()[places] * ratio
+        passed = passed.flatten().index_put((places,), kept).reshape(passed.shape)
+    return (passed,), ()
+
+
+def clamp(node: Any, _: torch.Tensor | None) -> Ratio:
+    """A clamp of x to (min, max) with numbers or tensors as bounds."""
+    return clamped(node._saved_self, getattr(node, "_saved_min", None), getattr(node, "_saved_max", None))
+
+
+def clamped(x: torch.Tensor, low: Any, high: Any) -> Ratio:
+    """The ratio of a clamp between two numbers or tensors."""
+    start = torch.clamp(x.new_zeros(()), low, high)
+    bounded = torch.clamp(x, low, high)
+    inside = torch.clamp(x.new_full((), 1e-3), low, high) != start
+    return quotient(bounded - start, x, inside.to(x.dtype)), start
+
+
+def softshrink(node: Any, _: torch.Tensor | None) -> Ratio:
+    """Softshrink of x, over x."""
+    x = node._saved_self
+    return quotient(F.softshrink(x, float(node._saved_lambd)), x, 0.0), 0.0
+
+
+def log_sigmoid(node: Any, _: torch.Tensor | None) -> Ratio:
+    """log(sigmoid(x)), whose value at 0 is -log(2)."""
+    x = node._saved_self
+    return quotient(F.logsigmoid(x) + math.log(2), x, 0.5), -math.log(2)
+
+
+def tanh(node: Any, x: torch.Tensor | None) -> Ratio:
+    """The tanh of x, over x; x is recorded, for it cannot be told from a saturated result."""
+    x = torch.atanh(node._saved_result.clamp(-1 + 1e-7, 1 - 1e-7)) if x is None else x
+    return quotient(torch.tanh(x), x, 1.0), 0.0
+
+
+def sigmoid(node: Any, x: torch.Tensor | None) -> Ratio:
+    """The sigmoid of x less 1/2, over x; x is recorded, for it cannot be told from a saturated result."""
+    x = torch.logit(node._saved_result, eps=1e-7) if x is None else x
+    return quotient(torch.tanh(x / 2) / 2, x, 0.25), 0.5
+
+
+def exp(node: Any, x: torch.Tensor | None) -> Ratio:
+    """(exp(x) - 1) / x."""
+    x = torch.log(node._saved_result) if x is None else x
+    return quotient(torch.expm1(x), x, 1.0), 1.0
+
+
+def power(node: Any) -> Row:
+    """The power p of x: x ** (p - 1) for p > 0; a negative power divides, so it stops relevance."""
+    exponent = torch.as_tensor(node._saved_exponent)
+    return Row(Kind.STOP) if bool((exponent < 0).any()) else Row(Kind.RATIO, positive_power, slots=(0,))
+
+
+def positive_power(node: Any, _: torch.Tensor | None) -> Ratio:
+    """X ** p / x, and 1 absorbed where p is 0."""
+    x = node._saved_self
+    exponent = torch.as_tensor(node._saved_exponent, device=x.device)
+    start = (exponent == 0).to(x.dtype)
+    return quotient(torch.pow(x, exponent.to(x.dtype)) - start, x, (exponent == 1).to(x.dtype)), start
+
+
+def _through(function: Function, slope: float, start: float = 0.0, role: Role = Role.SIGNAL) -> Row:
+    """The row of a function of `node._saved_self` with slope `slope` and value `start` at 0."""
+
+    def ratio(node: Any, _: torch.Tensor | None) -> Ratio:
+        x = node._saved_self
+        return quotient(function(x) - start, x, slope), start
+
+    return Row(Kind.RATIO, ratio, role=role)
+
+
+ELEMENTWISE: dict[str, Row] = {
+    "Gelu": Row(Kind.RATIO, gelu),
+    "Silu": Row(Kind.RATIO, silu),
+    "Mish": Row(Kind.RATIO, mish),
+    "Hardswish": Row(Kind.RATIO, hardswish),
+    "Elu": Row(Kind.RATIO, elu),
+    "Celu": Row(Kind.RATIO, celu),
+    "Softplus": Row(Kind.RATIO, softplus, role=Role.GATE),
+    "Hardsigmoid": Row(Kind.RATIO, hardsigmoid, role=Role.GATE),
+    "Hardtanh": Row(Kind.FUSED, hardtanh, label="ratio f(x) / x"),
+    "Clamp": Row(Kind.RATIO, clamp, role=Role.SAME),
+    "ClampMin": Row(Kind.RATIO, clamp, role=Role.SAME),
+    "ClampMax": Row(Kind.RATIO, clamp, role=Role.SAME),
+    "Softshrink": Row(Kind.RATIO, softshrink),
+    "LogSigmoid": Row(Kind.RATIO, log_sigmoid),
+    "Tanh": Row(Kind.RATIO, tanh, role=Role.SQUASH),
+    "Sigmoid": Row(Kind.RATIO, sigmoid, role=Role.GATE),
+    "Exp": Row(Kind.RATIO, exp, role=Role.GATE),
+    "Pow": Row(Kind.RATIO, refine=power),
+    "Erf": _through(torch.erf, 2 / math.sqrt(math.pi), role=Role.SQUASH),
+    "Sin": _through(torch.sin, 1.0),
+    "Cos": _through(torch.cos, 0.0, 1.0),
+    "Tan": _through(torch.tan, 1.0),
+    "Atan": _through(torch.atan, 1.0),
+    "Asin": _through(torch.asin, 1.0),
+    "Sinh": _through(torch.sinh, 1.0),
+    "Asinh": _through(torch.asinh, 1.0),
+    "Log1P": _through(torch.log1p, 1.0),
+    "Sinc": _through(torch.sinc, 0.0, 1.0),
+}

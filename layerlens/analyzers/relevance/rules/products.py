@@ -1,0 +1,55 @@
+"""Products: linear in each factor. One factor that carries relevance takes all; two share by rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..rulebook import Rulebook
+from .elementwise import quotient
+from .row import Fused, Gradients, Kind, Role, Row
+
+
+def glu(node: Any, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
+    """Two halves, a sigmoid(b), in one node: all to a, or half to each, b by the ratio (sigmoid(b) - 1/2) / b."""
+    signal, gate = node._saved_self.chunk(2, dim=node._saved_dim)
+    weight = torch.sigmoid(gate)
+    if book.product == "gate":
+        return (torch.cat([gradient * weight, torch.zeros_like(gate)], dim=node._saved_dim),), ()
+    half = gradient / 2
+    ratio = quotient(torch.tanh(gate / 2) / 2, gate, 0.25)
+    return (torch.cat([half * weight, half * signal * ratio], dim=node._saved_dim),), (half * signal / 2,)
+
+
+# Factors by slot; every other slot adds. Relevance of added constants is the ledger's business.
+PRODUCTS: dict[str, Row] = {
+    "Mul": Row(Kind.PRODUCT, slots=(0, 1), role=Role.SAME),
+    "Mm": Row(Kind.PRODUCT, slots=(0, 1)),
+    "Bmm": Row(Kind.PRODUCT, slots=(0, 1)),
+    "Dot": Row(Kind.PRODUCT, slots=(0, 1)),
+    "Vdot": Row(Kind.PRODUCT, slots=(0, 1)),
+    "Mv": Row(Kind.PRODUCT, slots=(0, 1)),
+    "Linear": Row(Kind.PRODUCT, slots=(0, 1)),
+    "GroupedMm": Row(Kind.PRODUCT, slots=(0, 1)),
+    "Addmm": Row(Kind.PRODUCT, slots=(0, 1, 2)),
+    "Addmv": Row(Kind.PRODUCT, slots=(0, 1, 2)),
+    "Baddbmm": Row(Kind.PRODUCT, slots=(0, 1, 2)),
+    "Addbmm": Row(Kind.PRODUCT, slots=(0, 1, 2)),
+    "Addcmul": Row(Kind.PRODUCT, slots=(0, 1, 2)),
+    "Convolution": Row(Kind.PRODUCT, slots=(0, 1)),
+    "ConvolutionOverrideable": Row(Kind.PRODUCT, slots=(0, 1)),
+    "Trilinear": Row(Kind.PRODUCT, slots=(0, 1, 2)),
+    "Div": Row(Kind.LINEAR, slots=(0,), role=Role.SAME),
+    "Addcdiv": Row(Kind.LINEAR, slots=(0, 1)),
+    "Glu": Row(Kind.FUSED, glu, slots=(0,), label="product, {product}"),
+}
+
+ADDING_SLOTS: dict[str, tuple[int, ...]] = {
+    "Addmm": (0,),
+    "Addmv": (0,),
+    "Baddbmm": (0,),
+    "Addbmm": (0,),
+    "Addcmul": (0,),
+}
+"""Slots of a product row that add instead of multiply."""

@@ -1,0 +1,54 @@
+"""Operations that need no rule, because the gradient is one, and operations that stop relevance."""
+
+from __future__ import annotations
+
+from .row import Kind, Role, Row
+
+# Linear in all differentiable inputs together: moving, adding, averaging. Selection (max pooling, sorting) is linear
+# for the elements that it selects; ReLU and its kin have the gradient y / x wherever x is not 0.
+_SHAPE = """
+Alias AliasBackward AsStrided Clone Contiguous Detach Diag DiagEmbed Diagonal Expand Flip Movedim Narrow Permute
+Repeat Reshape ReshapeAlias Roll Rot90 Select Slice Split SplitWithSizes Squeeze Swapaxes T ToCopy Transpose Tril Triu
+Unbind Unflatten Unfold UnsafeSplit UnsafeSplitWithSizes UnsafeView Unsqueeze View ViewAsReal Cat Stack Gather Index
+IndexSelect Take TakeAlongDim Upsample PixelShuffle PixelUnshuffle ChannelShuffle Im2Col Col2Im
+ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D ConstantPadNd
+UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact1D UpsampleNearestExact2D
+UpsampleNearestExact3D UpsampleLinear1D UpsampleBilinear2D UpsampleTrilinear3D UpsampleBicubic2D UpsampleBilinear2DAa
+UpsampleBicubic2DAa MaskedFill Where NativeDropout Copy PermuteCopy PackPaddedSequence Neg
+""".split()
+
+_SUMS = """
+Add Sub Rsub Sum Mean Nansum Nanmean Cumsum AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool1D AdaptiveAvgPool2D
+AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D CopySlices CopyBackwards IndexAdd IndexPut IndexPutImpl IndexCopy IndexFill
+Scatter ScatterAdd ScatterReduce SelectScatter SliceScatter DiagonalScatter MaskedScatter MaskedSelect SegmentReduce
+Trace Embedding EmbeddingBag FftR2C FftC2R FftC2C Real Imag ViewAsComplex Relu LeakyRelu RreluWithNoise Threshold Abs
+Hardshrink NanToNum Lift Masked
+""".split()
+
+_CHOICES = """
+MaxPool2DWithIndices MaxPool3DWithIndices AdaptiveMaxPool2D AdaptiveMaxPool3D FractionalMaxPool2D FractionalMaxPool3D
+MaxUnpool2D MaxUnpool3D MkldnnMaxPool2D Max Min Amax Amin Aminmax Topk Sort Kthvalue Median Nanmedian Mode Maximum
+Minimum Fmax Fmin Cummax Cummin
+""".split()
+
+LINEAR: dict[str, Row] = {
+    **{name: Row(Kind.LINEAR, role=Role.SAME) for name in _SHAPE},
+    **{name: Row(Kind.LINEAR) for name in _SUMS + _CHOICES},
+    "Add": Row(Kind.LINEAR, role=Role.SAME),
+    "Sub": Row(Kind.LINEAR, role=Role.SAME),
+    "Rsub": Row(Kind.LINEAR, role=Role.SAME),
+    "Lerp": Row(Kind.LINEAR, slots=(0, 1)),
+    "PreluKernel": Row(Kind.LINEAR, slots=(0,)),
+    "GridSampler2D": Row(Kind.LINEAR, slots=(0,)),
+    "GridSampler3D": Row(Kind.LINEAR, slots=(0,)),
+}
+
+# What measures the size of a signal in order to divide by it, and what has no useful slope.
+STOPS: dict[str, Row] = {
+    name: Row(Kind.STOP)
+    for name in """
+    WeightNormInterface Sqrt Rsqrt Reciprocal LinalgVectorNorm Norm Var VarMean Std StdMean
+    Sign Sgn Floor Ceil Round Trunc Heaviside
+    FakeQuantizePerTensorAffineCachemask Argmax Angle Bernoulli Frac Fmod Remainder
+    """.split()
+}
