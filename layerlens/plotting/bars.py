@@ -1,0 +1,95 @@
+"""Horizontal bars with names: tokens, features, layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from . import style, text
+from .style import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PITCH: Final = 0.125
+"""Height of one row, in inches: a line of the smallest text and a little air."""
+DENSE: Final = 0.105
+"""Height of one of very many rows."""
+PAGE_FULL: Final = 8.2
+"""Inches that rows may take: a page of a paper."""
+
+
+def room_for_names(names: Sequence[str], figure_width: float) -> float:
+    """The width that the names get, in inches: at most just over half of the figure."""
+    return min(max(text.width(name, style.SMALL) for name in names), 0.55 * figure_width)
+
+
+def name_rows(axes: Axes, names: Sequence[str], figure_width: float) -> float:
+    """Name the rows 0, 1, ... of a panel, from the top; returns the height that they need, in inches.
+
+    Names that are too long are broken into lines. When not all rows fit on a page, every second (third, ...) is
+    named.
+
+    Args:
+        axes: where.
+        names: one per row.
+        figure_width: in inches.
+    """
+    limit = room_for_names(names, figure_width)
+    wrapped = [text.wrap(name, style.SMALL, limit + 0.01) for name in names]
+    lines = max(name.count("\n") + 1 for name in wrapped)
+    pitch = (PITCH if len(names) <= 40 else DENSE) + (lines - 1) * style.SMALL * 1.2 / 72
+    every = -(-len(names) // int(PAGE_FULL / pitch))
+    height = len(names) * pitch / every
+    shown = range(0, len(names), every)
+    axes.set_yticks(list(shown), [wrapped[row] for row in shown], fontsize=style.SMALL)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0, pad=3)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    return height
+
+
+def value_axis(axes: Axes, label: str, *, log: bool = False) -> None:
+    """A value axis with few numbers, faint guide lines, and a line at zero."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    axes.set_xlabel(label)
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axes.axvline(0, color=style.FAINT, linewidth=0.6, zorder=1.5)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", color="#E6E6E6", linewidth=0.5)
+
+
+def draw(axes: Axes, values: Array, *, colours: Any, **options: Any) -> Any:
+    """Bars from zero, row by row from the top; `options` go to matplotlib's `barh`."""
+    return axes.barh(np.arange(len(values)), values, height=0.72, color=colours, linewidth=0, **options)
+
+
+def draw_upright(axes: Axes, values: Array) -> None:
+    """Upright bars from zero, red for positive and blue for negative."""
+    axes.bar(np.arange(len(values)), values, width=0.5, color=style.signed_colours(values), linewidth=0)
+    axes.axhline(0, color=style.FAINT, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def strongest(sizes: Array, count: int) -> tuple[list[int], list[int]]:
+    """Split rows into the `count` largest, in their order, and the others; a single other row is kept instead.
+
+    Example:
+        >>> strongest(np.array([5.0, 1.0, 4.0, 2.0]), 2)
+        ([0, 2], [1, 3])
+    """
+    if len(sizes) <= count + 1:
+        return list(range(len(sizes))), []
+    kept = set(np.argsort(-sizes, kind="stable")[:count].tolist())
+    return sorted(kept), [row for row in range(len(sizes)) if row not in kept]

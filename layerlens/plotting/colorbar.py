@@ -1,0 +1,62 @@
+"""A colorbar of constant thickness at the edge of one panel or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from . import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Side = Literal["right", "bottom"]
+THICK: Final = 0.08
+PAD: Final = 0.06
+LONGEST: Final = 2.4
+"""Inches; a bar along many rows of panels would be all colour and no numbers."""
+
+
+def attach(panels: Sequence[Axes], mappable: Any, limits: style.Limits, side: Side) -> Any:
+    """Draw a colorbar along the right or bottom edge of panels; it follows them wherever they are placed.
+
+    Args:
+        panels: one column (right) or row (bottom) of panels.
+        mappable: colours and range.
+        limits: its numbers.
+        side: where.
+    """
+    last = panels[-1]
+    fig = last.figure
+    axes = last.inset_axes((1, 0, 0.1, 1))
+
+    def locate(_axes: Any, _renderer: Any) -> Any:
+        from matplotlib.transforms import Bbox
+
+        dpi = fig.figure.dpi
+        box = Bbox.union([panel.bbox for panel in panels])
+        if side == "right":
+            cut = max(0, box.height - LONGEST * dpi) / 2
+            edges = (box.x1 + PAD * dpi, box.y0 + cut, box.x1 + (PAD + THICK) * dpi, box.y1 - cut)
+        else:
+            cut = max(0, box.width - LONGEST * dpi) / 2
+            edges = (box.x0 + cut, box.y0 - (PAD + THICK) * dpi, box.x1 - cut, box.y0 - PAD * dpi)
+        return Bbox.from_extents(*edges).transformed(fig.transSubfigure.inverted())
+
+    axes.set_axes_locator(locate)  # before the colorbar, which makes room for its clip marks inside this box
+    orientation = "vertical" if side == "right" else "horizontal"
+    bar = fig.colorbar(mappable, cax=axes, orientation=orientation, ticks=limits.ticks, extend=_extend(limits))
+    axis = axes.yaxis if side == "right" else axes.xaxis
+    axis.set_ticks(limits.ticks, [style.number(tick) for tick in limits.ticks], fontsize=style.SMALL)
+    axes.minorticks_off()
+    axes.tick_params(length=1.5, pad=1.5)
+    axis.label.set_fontsize(style.SMALL)
+    bar.outline.set_linewidth(0.4)
+    bar.outline.set_edgecolor(style.FAINT)
+    return bar
+
+
+def _extend(limits: style.Limits) -> str:
+    if not limits.clipped:
+        return "neither"
+    return "both" if limits.low < 0 else "max"

@@ -1,0 +1,194 @@
+"""What all figures share: sizes, colours, text, limits of colour scales."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from ..errors import OptionError, PlotError, choose
+
+Array = np.ndarray[Any, Any]
+Width = Literal["column", "page"] | float
+"""Width of a figure: one column of a paper (3.25 in), its page (6.75 in), or a number of inches."""
+
+WIDTHS: Final = {"column": 3.25, "page": 6.75}
+TEXT: Final = 7.0
+"""Size of titles and labels, in points."""
+SMALL: Final = 6.0
+"""Size of numbers and notes, in points; nothing is smaller."""
+
+INK: Final = "#262626"
+FAINT: Final = "#8C8C8C"
+POSITIVE: Final = "#B2182B"
+NEGATIVE: Final = "#2166AC"
+
+# Okabe and Ito 2008, without the yellow that vanishes on white paper; each with its own line, for print in grey
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES: Final[tuple[Any, ...]] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2)))
+
+RC: Final[dict[str, Any]] = {
+    "font.family": ["DejaVu Sans"],  # ships with matplotlib: the same figure on every machine
+    "font.size": TEXT,
+    "text.color": INK,
+    "text.parse_math": False,  # a token such as "$5 or $6" is text, not mathematics
+    "text.usetex": False,
+    "axes.titlesize": TEXT,
+    "axes.labelsize": TEXT,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.5,
+    "axes.facecolor": "white",
+    "axes.grid": False,
+    "axes.titlepad": 3.0,
+    "axes.labelpad": 2.5,
+    "axes.spines.top": True,
+    "axes.spines.right": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.size": 2.0,
+    "ytick.major.size": 2.0,
+    "xtick.minor.size": 1.0,
+    "xtick.major.width": 0.5,
+    "ytick.major.width": 0.5,
+    "xtick.major.pad": 2.0,
+    "ytick.major.pad": 2.0,
+    "legend.fontsize": SMALL,
+    "lines.linewidth": 1.0,
+    "hatch.linewidth": 0.6,
+    "image.origin": "upper",
+    "figure.facecolor": "white",
+    "figure.dpi": 200.0,
+    "savefig.bbox": None,  # "tight" would change the width that was asked for
+    "savefig.facecolor": "auto",
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "layerlens",
+}
+"""Settings under which every figure is drawn and saved; those of the user come back after."""
+
+
+def inches(width: Width) -> float:
+    """The width of a figure in inches.
+
+    Raises:
+        OptionError: for an unknown name or a width that no figure can have.
+
+    Example:
+        >>> inches("column"), inches(5)
+        (3.25, 5.0)
+    """
+    if isinstance(width, str):
+        return WIDTHS[choose("width", width, WIDTHS)]
+    if not 1 <= width <= 40:
+        raise OptionError(f"width={width!r} inches; give 1 to 40, or one of: {', '.join(WIDTHS)}.")
+    return float(width)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number as text for a figure, with a true minus sign.
+
+    Example:
+        >>> number(-0.01234), number(12345678.0)
+        ('−0.0123', '1.23e7')
+    """
+    text = f"{value:.{digits}g}"
+    if 0 < abs(value) < 1e-3:  # 1.6e-4 rather than 0.00016, whose zeros nobody counts
+        text = f"{value:.{digits - 1}e}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        text = f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+    return text.replace("-", "−")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """The range of a colour scale.
+
+    Attributes:
+        low: value of the first colour.
+        high: value of the last colour.
+        clipped: whether some values lie outside.
+        note: how the range was chosen, for the label of a colorbar.
+    """
+
+    low: float
+    high: float
+    clipped: bool
+    note: str
+
+    @property
+    def ticks(self) -> list[float]:
+        """The ends and the middle."""
+        return [self.low, (self.low + self.high) / 2, self.high]
+
+
+def limits(arrays: Iterable[Array], *, signed: bool, clip: float, vmax: float | None, what: str) -> Limits:
+    """One range for several arrays: symmetric about 0 when signed, else from 0.
+
+    Args:
+        arrays: finite values.
+        signed: whether negative values have a meaning.
+        clip: percentile of |value| at which colours saturate, in (0, 100].
+        vmax: the largest value; None takes it from `clip`.
+        what: the name of the data, for errors.
+
+    Raises:
+        OptionError: when `clip` or `vmax` is out of range.
+        PlotError: when all values are zero, or unsigned data is negative.
+
+    Example:
+        >>> limits([np.array([-2.0, 1.0])], signed=True, clip=100, vmax=None, what="map")
+        Limits(low=-2.0, high=2.0, clipped=False, note='')
+    """
+    if not 0 < clip <= 100:
+        raise OptionError(f"clip={clip!r} is a percentile; give a number above 0 and at most 100.")
+    if vmax is not None and not (math.isfinite(vmax) and vmax > 0):
+        raise OptionError(f"vmax={vmax!r} is the largest value of the colour scale; give a positive number.")
+    values = np.concatenate([np.ravel(array) for array in arrays]).astype(np.float64)
+    sizes = np.abs(values)
+    largest = float(sizes.max())
+    if not signed and values.min() < -1e-6 * largest:
+        raise PlotError(
+            f"{what} says signed=False but holds negative values (smallest {values.min():.3g}), which would be drawn "
+            "as zero. Build the result with signed=True, or take its absolute values."
+        )
+    if vmax is None:
+        if largest == 0:
+            raise PlotError(
+                f"{what} is zero everywhere: there is nothing to draw. Check that the target depends on this input "
+                "(a saturated or constant output has no gradient), or give vmax= to draw the zeros."
+            )
+        high = float(np.percentile(sizes, clip)) or largest  # a sparse map: the percentile itself may be zero
+        note = f"clipped at {clip:g}%" if high < largest else ""
+    else:
+        high, note = float(vmax), ""
+    return Limits(-high if signed else 0.0, high, largest > high, note)
+
+
+def colormap(cmap: str | None, *, signed: bool, unsigned: str = "magma") -> Any:
+    """The colormap asked for, or RdBu_r for signed data and `unsigned` for magnitudes.
+
+    Raises:
+        OptionError: when matplotlib knows no map of that name.
+    """
+    import matplotlib
+
+    if cmap is not None and not isinstance(cmap, str):
+        return cmap
+    return matplotlib.colormaps[choose("colormap", cmap or ("RdBu_r" if signed else unsigned), matplotlib.colormaps)]
+
+
+def signed_colours(values: Sequence[float] | Array) -> list[str]:
+    """Red for positive and blue for negative bars, as in the signed colormap."""
+    return [POSITIVE if value >= 0 else NEGATIVE for value in values]

@@ -1,0 +1,75 @@
+"""Text that is measured before it is drawn, so that it can be broken to fit."""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from typing import Any, Final
+
+DPI: Final = 200
+
+
+@functools.cache
+def renderer(dpi: float) -> Any:
+    """What measures text, without a figure."""
+    from matplotlib.backends.backend_agg import RendererAgg
+
+    return RendererAgg(8, 8, dpi)
+
+
+@functools.cache
+def _font(size: float) -> Any:
+    from matplotlib.font_manager import FontProperties
+
+    return FontProperties(family=["DejaVu Sans"], size=size)
+
+
+@functools.lru_cache(4096)
+def width(text: str, size: float) -> float:
+    """The width of one line of text at `size` points, in inches."""
+    across: float = renderer(DPI).get_text_width_height_descent(text, _font(size), False)[0]
+    return across / DPI
+
+
+def wrap(text: str, size: float, limit: float) -> str:
+    """Break a text into lines of at most `limit` inches, at spaces, else after `. _ / - ,`, else anywhere.
+
+    Example:
+        >>> print(wrap("encoder.layer.3.attention.output.LayerNorm", 6, 1.2))
+        encoder.layer.3.attention.
+        output.LayerNorm
+    """
+    return "\n".join(line for part in text.split("\n") for line in _lines(part, size, limit))
+
+
+def _lines(text: str, size: float, limit: float) -> list[str]:
+    lines = [""]
+    for piece in re.findall(r"\S+\s*|\s+", text):
+        if width((lines[-1] + piece).rstrip(), size) <= limit:
+            lines[-1] += piece
+            continue
+        if lines[-1].strip():
+            lines.append("")
+        if width(piece.rstrip(), size) <= limit:
+            lines[-1] = piece
+            continue
+        for bit in re.findall(r"[^._/,-]*[._/,-]\s*|[^._/,-]+", piece):
+            if lines[-1] and width((lines[-1] + bit).rstrip(), size) > limit:
+                lines.append("")
+            for letter in bit:
+                if lines[-1] and width((lines[-1] + letter).rstrip(), size) > limit:
+                    lines.append("")
+                lines[-1] += letter
+    return [line.rstrip() for line in lines]
+
+
+def visible(token: str) -> str:
+    r"""A token with white space and control characters made visible.
+
+    Example:
+        >>> visible("\n"), visible(" the")
+        ('↵', '␣the')
+    """
+    shown = token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")
+    return "".join(f"\\x{ord(c):02x}" if unicodedata.category(c).startswith("C") else c for c in shown) or "∅"

@@ -1,0 +1,94 @@
+"""Results to draw, and what must hold of every figure."""
+
+import dataclasses
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+
+from layerlens.results import ActivationMaps, Attribution, Entry, LayerProfile, Ledger, Relevance
+
+LONG = "integrated gradients with 50 steps from a blurred baseline and 25 noisy copies of each, " * 2
+PATHS = tuple(
+    f"encoder.layer.{index // 3}.{('attention.self.query', 'attention.output.LayerNorm', 'output.dense')[index % 3]}"
+    for index in range(66)
+)
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def attribution(*shape, method="gradient", signed=True, inputs=None, seed=0, **fields):
+    values = random(*shape, seed=seed)
+    score = torch.arange(1, shape[0] + 1) / 2
+    base = Attribution(values if signed else values.abs(), None, signed, "score", "class 7", method, {}, score)
+    return dataclasses.replace(base, inputs=inputs, **fields)
+
+
+def images(batch=2, size=12, **options):
+    return attribution(batch, 3, size, size, **{"inputs": random(batch, 3, size, size, seed=9), **options})
+
+
+def profile(layers=10, series=(), error=True, null=True, signed=False):
+    values = random(layers, len(series)) if series else random(layers)
+    values = values if signed else values.abs() + 0.1
+    return LayerProfile(
+        "Jacobian norm", PATHS[:layers], values, "score", signed, "exact", {}, series,
+        torch.full_like(values, 0.1) if error else None, torch.full_like(values, 0.3) if null else None,
+    )  # fmt: skip
+
+
+def ledger(layers=10, batch=1):
+    entries = [Entry("input", "", "pixels", torch.full((batch,), -10.0))]
+    for index, path in enumerate(PATHS[:layers]):
+        entries.append(Entry("additive", path, "bias", random(batch, seed=index) * (9 if index % 7 == 0 else 1)))
+        if index % 3 == 0:
+            entries.append(Entry("absorbed", path, "offset", random(batch, seed=index + 500)))
+    score = torch.stack([entry.amount for entry in entries]).sum(dim=0) + 1e-3
+    return Ledger(score, tuple(entries))
+
+
+def relevance(layers=10, batch=1):
+    book = ledger(layers, batch)
+    flow = LayerProfile("relevance", PATHS[:layers:2], random(len(PATHS[:layers:2])), "score", True, "x", {})
+    maps = images(batch)
+    fields = {field.name: getattr(maps, field.name) for field in dataclasses.fields(Attribution)}
+    return Relevance(**{**fields, "score": book.score}, ledger=book, profile=flow)
+
+
+def maps(*shape, layer="blocks.0", inputs=None, axes=("batch", "channel", "height", "width")):
+    return ActivationMaps(layer, 0, random(*shape), tuple(range(shape[1])), axes[: len(shape)], inputs)
+
+
+def text_outside(plot, slack=0.5):
+    """The texts of a figure that reach over its edge by more than `slack` pixels, drawn at its own size."""
+    fig = plot.fig
+    renderer = FigureCanvasAgg(fig).get_renderer()
+    fig.draw_without_rendering()
+    wide, high = fig.bbox.width, fig.bbox.height
+    outside = []
+    hidden = hidden_labels(fig)
+    for artist in fig.findobj(Text):
+        if artist in hidden or not artist.get_visible() or not artist.get_text().strip():
+            continue
+        box = artist.get_window_extent(renderer)
+        if box.x0 < -slack or box.y0 < -slack or box.x1 > wide + slack or box.y1 > high + slack:
+            outside.append((artist.get_text(), box.extents.tolist(), (wide, high)))
+    return outside
+
+
+def hidden_labels(fig):
+    """Labels of ticks outside of the range of their axis: they exist, but are not drawn."""
+    hidden = set()
+    for axes in fig.findobj(Axes):
+        for axis in (axes.xaxis, axes.yaxis):
+            drawn = set(axis._update_ticks())
+            ticks = {*axis.get_major_ticks(), *axis.get_minor_ticks()} - drawn
+            hidden |= {label for tick in ticks for label in (tick.label1, tick.label2)}
+    return hidden
+
+
+def texts(plot):
+    return [artist.get_text() for artist in plot.fig.findobj(Text) if artist.get_text()]

@@ -1,0 +1,195 @@
+"""What holds of every figure, whatever it draws."""
+
+import functools
+import itertools
+import subprocess
+import sys
+
+import matplotlib
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from layerlens.errors import PlotError
+from layerlens.plotting import (
+    activation_mosaic,
+    compare_methods,
+    heatmap,
+    layer_profile,
+    overlay_grid,
+    relevance_flow,
+)
+
+from .helpers import LONG, PATHS, attribution, images, ledger, maps, profile, random, relevance, text_outside, texts
+
+TOKENS = [["[CLS]", "a", "$5 and $6", "extraordinarily", "\n", "", "end"]]
+
+FIGURES = {
+    "image": lambda **o: heatmap(images(), **o),
+    "image, long names": lambda **o: heatmap(images(method=LONG, units="score per unit of input of the model"), **o),
+    "image, narrow": lambda **o: heatmap(images(method=LONG), **{"width": 1.6, **o}),
+    "map": lambda **o: heatmap(attribution(2, 12, 30, signed=False, inputs=random(2, 3, 12, 30)), **o),
+    "series": lambda **o: heatmap(attribution(2, 50, 4, inputs=random(2, 50, 4)), **o),
+    "series, named": lambda **o: heatmap(attribution(2, 50, 3, inputs=random(2, 50, 3)), labels=PATHS[:3], **o),
+    "tokens": lambda **o: heatmap(attribution(1, 7, tokens=TOKENS), **o),
+    "many tokens": lambda **o: heatmap(attribution(1, 200, tokens=[[f"word{i}" for i in range(200)]]), **o),
+    "vector": lambda **o: heatmap(attribution(2, 9), labels=PATHS[:9], **o),
+    "long vector": lambda **o: heatmap(attribution(2, 300), **o),
+    "grid of 1": lambda **o: overlay_grid(images(1), **o),
+    "grid of 12": lambda **o: overlay_grid(images(12), labels=[LONG[:60]] * 12, **o),
+    "1 method": lambda **o: compare_methods([images()], **o),
+    "2 methods": lambda **o: compare_methods([images(), images(method="B", signed=False)], **o),
+    "12 methods": lambda **o: compare_methods([images(method=LONG)] * 12, **o),
+    "mosaic": lambda **o: activation_mosaic(maps(1, 8, 6, 6, inputs=random(1, 3, 24, 24)), **o),
+    "mosaic of 4": lambda **o: activation_mosaic(
+        [
+            maps(1, 8, 6, 9, layer=LONG),
+            maps(1, 8, 20, axes=("batch", "unit", "token")),
+            maps(1, 8),
+            maps(1, 3, 5, 5),
+        ],
+        **o,
+    ),
+    "profile": lambda **o: layer_profile(profile(), **o),
+    "profile, narrow": lambda **o: layer_profile(profile(signed=True), **{"width": "column", **o}),
+    "profile, log": lambda **o: layer_profile(profile(), scale="log", **o),
+    "profile of 60": lambda **o: layer_profile(profile(60), **o),
+    "series of profiles": lambda **o: layer_profile(profile(20, ("before", "after training")), **o),
+    "flow": lambda **o: relevance_flow(relevance(), **o),
+    "flow of 66": lambda **o: relevance_flow(relevance(66), **o),
+    "flow, narrow": lambda **o: relevance_flow(ledger(5, 3), None, **{"width": "column", **o}),
+}
+EACH = pytest.mark.parametrize("kind", FIGURES)
+KINDS = ("image", "tokens", "grid of 1", "2 methods", "mosaic", "profile", "flow")
+
+
+@functools.cache
+def drawn(kind):
+    return FIGURES[kind]()
+
+
+@EACH
+def test_all_text_lies_inside_and_none_is_tiny(kind):
+    plot = drawn(kind)
+    assert text_outside(plot) == []
+    assert min(artist.get_fontsize() for artist in plot.fig.findobj(Text) if artist.get_text()) >= 6
+
+
+@pytest.mark.parametrize("kind", ["image", "grid of 1", "1 method", "mosaic", "profile", "flow", "tokens"])
+def test_a_long_title_is_broken_into_lines_inside(kind):
+    plot = FIGURES[kind](title=LONG)
+    assert text_outside(plot) == []
+    (title,) = (text for text in texts(plot) if text.replace("\n", " ").startswith(LONG[:30]))
+    assert "".join(title.split()) == "".join(LONG.split())
+
+
+def test_the_check_of_text_finds_text_outside():
+    plot = FIGURES["image"]()
+    plot.fig.text(0.9, 0.5, "far too long for this place")
+    assert [text for text, *_ in text_outside(plot)] == ["far too long for this place"]
+
+
+@EACH
+def test_texts_over_panels_do_not_overlap_each_other(kind):
+    plot = drawn(kind)
+    titles = [(axes.title, axes) for axes in plot.axes] + [(artist, None) for artist in plot.fig.texts]
+    boxes = [(one.get_text(), one.get_window_extent()) for one, _ in titles if one.get_text()]
+    for (first, a), (second, b) in itertools.combinations(boxes, 2):
+        apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
+        assert apart, (first, second)
+    for text, box in boxes:
+        for axes in plot.axes:
+            inner = axes.bbox
+            apart = box.x1 <= inner.x0 + 1 or inner.x1 <= box.x0 + 1 or box.y1 <= inner.y0 + 1 or inner.y1 <= box.y0 + 1
+            assert apart, (text, "lies over a panel")
+
+
+@pytest.mark.parametrize("width, inches", [("column", 3.25), (5, 5.0)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_width_is_the_one_asked_for(kind, width, inches):
+    assert FIGURES[kind](width=width).fig.get_size_inches()[0] == pytest.approx(inches)
+
+
+@pytest.mark.parametrize("kind", ["image", "grid of 1", "profile", "flow"])
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_the_same_figure_gives_the_same_bytes(kind, suffix, tmp_path):
+    first = FIGURES[kind]().save(tmp_path / f"a.{suffix}")
+    second = drawn(kind).save(tmp_path / f"b.{suffix}")  # after other tests have drawn and saved it
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_settings_of_the_user_neither_change_a_figure_nor_are_changed(tmp_path):
+    plain = FIGURES["profile"]().save(tmp_path / "plain.png").read_bytes()
+    mine = {"font.size": 20, "axes.titlesize": 30, "xtick.labelsize": 25, "font.family": ["serif"], "pdf.fonttype": 3}
+    with matplotlib.rc_context(mine):
+        before = dict(matplotlib.rcParams)
+        assert FIGURES["profile"]().save(tmp_path / "styled.png").read_bytes() == plain
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_settings_come_back_after_an_error():
+    before = dict(matplotlib.rcParams)
+    with pytest.raises(PlotError):
+        compare_methods([images()] * 3, columns=4, width=1)
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_pyplot_figure_is_opened_or_drawn_into(kind):
+    from matplotlib import pyplot
+
+    mine, axes = pyplot.subplots()
+    try:
+        FIGURES[kind]()
+        assert pyplot.get_fignums() == [mine.number]
+        assert mine.axes == [axes] and not axes.has_data() and not mine.texts
+    finally:
+        pyplot.close(mine)
+
+
+@pytest.mark.parametrize(
+    "kind", ["image", "series", "tokens", "vector", "long vector", "profile", "profile, log", "flow"]
+)
+def test_given_axes_are_drawn_into_and_stay_in_place(kind):
+    fig = Figure(figsize=(9, 4))
+    left, right = fig.subplots(1, 2)
+    place = right.get_position().bounds
+    plot = FIGURES[kind](ax=right, title="mine")
+    assert plot.axes == (right,) and plot.fig is fig
+    assert right.has_data() and not left.has_data()
+    assert right.get_title(loc="left").split("\n")[0] == "mine"
+    assert right.get_position(original=True).bounds == place
+    assert fig.get_size_inches().tolist() == [9, 4]
+    sizes = {label.get_fontsize() for label in (*right.get_xticklabels(), *right.get_yticklabels())}
+    assert sizes <= {6.0} and right.get_axisbelow() is not False
+    assert plot._repr_png_() is None and plot._ipython_display_() is None
+
+
+@pytest.mark.parametrize("kind", ["grid of 1", "2 methods", "mosaic of 4"])
+def test_a_given_subfigure_is_drawn_into_and_keeps_its_size(kind):
+    fig = Figure(figsize=(16, 8))
+    left, right = fig.subfigures(1, 2)
+    plot = FIGURES[kind](fig=right)
+    assert plot.fig is fig and fig.get_size_inches().tolist() == [16, 8]
+    assert not left.axes and set(plot.axes) <= set(right.axes)
+    assert all(axes.get_window_extent().x0 >= 0.5 * fig.bbox.width for axes in plot.axes)
+    assert text_outside(plot) == []
+
+
+def test_a_given_figure_that_is_too_small_is_refused():
+    with pytest.raises(PlotError, match=r"the figure given is 6.00 x 1.00 inches; .* need about"):
+        FIGURES["mosaic of 4"](fig=Figure(figsize=(6, 1)))
+
+
+@pytest.mark.parametrize(
+    "option, value, expected", [("ax", "here", "Axes, not a str"), ("fig", 3, "SubFigure, not a int")]
+)
+def test_other_things_than_axes_and_figures_are_refused(option, value, expected):
+    kind = "image" if option == "ax" else "mosaic"
+    with pytest.raises(ValueError, match=expected):
+        FIGURES[kind](**{option: value})
+
+
+def test_importing_plotting_does_not_load_matplotlib():
+    code = "import layerlens.plotting, sys; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0

@@ -1,0 +1,124 @@
+import os
+
+import pytest
+
+from layerlens.errors import OptionError, PlotError
+from layerlens.plotting import Plot, heatmap, layer_profile, plot
+
+from .helpers import images, ledger, maps, profile, relevance
+
+
+def test_pdf_embeds_truetype_fonts_also_under_other_settings(tmp_path):
+    import matplotlib
+
+    drawn = layer_profile(profile())
+    with matplotlib.rc_context({"pdf.fonttype": 3}):
+        content = drawn.save(tmp_path / "figure.pdf").read_bytes()
+    assert b"/Subtype /Type0" in content or b"/Type0" in content
+    assert b"/CIDFontType2" in content and b"/FontFile2" in content
+    assert b"/Type3" not in content
+
+
+def test_no_file_names_a_date_or_a_version(tmp_path):
+    drawn = heatmap(images())
+    for suffix, words in {
+        "pdf": (b"CreationDate", b"Producer"),
+        "svg": (b"dc:date", b"Matplotlib"),
+        "png": (b"tEXt",),
+    }.items():
+        content = drawn.save(tmp_path / f"figure.{suffix}").read_bytes()
+        assert not [word for word in words if word in content]
+
+
+def test_dpi_sets_the_pixels_of_a_png(tmp_path):
+    from PIL import Image
+
+    drawn = heatmap(images())
+    with Image.open(drawn.save(tmp_path / "a.png", dpi=400)) as image:
+        assert image.size[0] == 1300
+
+
+def test_a_file_keeps_the_rights_of_the_folder_and_leaves_nothing_beside_it(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        path = heatmap(images()).save(tmp_path / "figure.PNG")
+    finally:
+        os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert os.listdir(tmp_path) == ["figure.PNG"]
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "figure.png"
+    path.write_bytes(b"old")
+    drawn = heatmap(images())
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match=r"disk full"):
+        drawn.save(path)
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["figure.png"]
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("figure.jpg", r"the suffix '\.jpg'\. Use \.png, \.pdf or \.svg"),
+        ("figure", r"no suffix\. Use"),
+        ("nowhere/figure.png", "the folder .*nowhere does not exist. Make it first"),
+    ],
+)
+def test_paths_that_cannot_be_written_are_refused(name, expected, tmp_path):
+    with pytest.raises(PlotError, match=expected):
+        heatmap(images()).save(tmp_path / name)
+
+
+def test_a_notebook_shows_one_picture():
+    drawn = heatmap(images())
+    assert drawn._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(NotImplementedError):  # tells IPython to go on to the picture
+        drawn._ipython_display_()
+    assert repr(drawn).startswith("Plot(1 panel, 3.25 x ") and repr(drawn).endswith("Keep it: .save('figure.pdf')")
+
+
+@pytest.mark.parametrize(
+    "result, kind, panels",
+    [
+        (images(), None, 1),
+        (images(), "heatmap", 1),
+        (images(), "grid", 4),
+        (relevance(), None, 1),
+        (relevance(), "flow", 1),
+        (relevance(), "profile", 1),
+        (relevance(), "grid", 2),
+        (ledger(), None, 1),
+        (profile(), None, 1),
+        (profile(), "profile", 1),
+        (maps(1, 9, 4, 4), None, 6),
+        (maps(1, 9, 4, 4), "mosaic", 6),
+    ],
+)
+def test_results_draw_themselves(result, kind, panels):
+    drawn = result.plot(kind)
+    assert isinstance(drawn, Plot) and len(drawn.axes) == panels
+
+
+def test_options_go_to_the_figure():
+    assert images().plot(width="page", sample=1).fig.get_size_inches()[0] == pytest.approx(6.75)
+
+
+def test_an_unknown_kind_names_those_that_exist():
+    with pytest.raises(
+        OptionError, match=r"unknown figure of a Relevance 'flows'. Closest: flow.* Known: heatmap, grid, flow, profile"
+    ):
+        relevance().plot("flows")
+
+
+def test_a_result_without_a_figure_is_refused():
+    with pytest.raises(PlotError, match=r"no figure of a Entry. These have one: Relevance, Attribution"):
+        plot(ledger().entries[0])
+
+
+def test_relevance_without_layers_says_how_to_get_a_profile():
+    import dataclasses
+
+    with pytest.raises(PlotError, match=r"no layers were asked for"):
+        dataclasses.replace(relevance(), profile=None).plot("profile")
