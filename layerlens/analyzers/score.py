@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import TargetError
 from ..inputs import Inputs, as_inputs
 from ..probe import Probe
 from ..results import Attribution
@@ -65,9 +66,16 @@ class Scorer:
                 output = inputs.run(self.model, self.forward)
         else:
             output = inputs.run(self.model, self.forward)
-        if not self._resolved:
-            self.target, self._resolved = self.target.resolve(output), True
-        return self.target(output, self.rows if rows is None else rows)
+        first, self._resolved = not self._resolved, True
+        if first:
+            self.target = self.target.resolve(output)
+        scores = self.target(output, self.rows if rows is None else rows)
+        if first and not bool(torch.isfinite(scores).all()):
+            raise TargetError(
+                f"the score of target {self.target.label!r} is not finite: {scores.detach().tolist()[:8]}. "
+                "Look at the model's output for this input."
+            )
+        return scores
 
     def attribution(self, values: Mapping[str, torch.Tensor], **fields: Any) -> Attribution:
         """An `Attribution` of the values by leaf; see `fields`."""

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def write(path: str | os.PathLike[str], value: Any) -> Path:
     try:
         with os.fdopen(handle, "wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner reads
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -49,7 +51,7 @@ def read(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -> Any:
         ResultFileError: when the file is missing, damaged, or of another kind.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         description = json.loads(bytes(arrays["description"]).decode())
         if description["format"] != FORMAT:
@@ -57,10 +59,19 @@ def read(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -> Any:
         return _decode(description["value"], arrays, classes)
     except FileNotFoundError as error:
         raise ResultFileError(f"there is no file {path}.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (
+        *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError),
+        *(zipfile.BadZipFile, zlib.error),
+    ) as error:
         if isinstance(error, ResultFileError):
             raise
         raise ResultFileError(f"{path} is no result of layerlens, or is damaged ({error}).") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _encode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
@@ -72,7 +83,7 @@ def _encode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
         arrays[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         return {"tensor": name, "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, (tuple, list)):
-        return {type(value).__name__: [_encode(part, arrays) for part in value]}
+        return {"tuple" if isinstance(value, tuple) else "list": [_encode(part, arrays) for part in value]}
     if isinstance(value, Mapping):
         return {"dict": [[_encode(key, arrays), _encode(part, arrays)] for key, part in value.items()]}
     if dataclasses.is_dataclass(value):

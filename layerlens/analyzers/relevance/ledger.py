@@ -28,21 +28,23 @@ class Bookkeeper:
 
     def add(self, kind: str, number: int, source: str, *terms: torch.Tensor) -> None:
         """Book the sum of `terms`, tensors of relevance with a batch axis, at the node of this number."""
+        constant = kind == "additive"
         for term in terms:
-            amount = self.by_sample(term, number)
+            time_major = constant and any(number in span for span in self.time_major)
+            amount = self.by_sample(term, time_major=time_major)
             key = (number, kind, source)
             self._amounts[key] = self._amounts[key] + amount if key in self._amounts else amount
 
-    def by_sample(self, term: torch.Tensor, number: int) -> torch.Tensor:
+    def by_sample(self, term: torch.Tensor, *, time_major: bool = False) -> torch.Tensor:
         """The sum of a term for each sample, `(batch,)`, in float64.
 
-        The batch is axis 0, alone or with places folded into it (batch first); inside recurrent layers and multi-head
-        attention time comes first. Where neither fits, the sum is spread evenly and the ledger says so.
+        The batch is axis 0, alone or with places folded into it (batch first). What linear layers add inside recurrent
+        layers and multi-head attention has time first. Where neither fits, the sum is spread evenly and the ledger
+        says so.
         """
         term = term.detach()
         if self.batch == 1 or term.ndim == 0:
             return term.sum(dtype=torch.float64).expand(self.batch) / self.batch
-        time_major = any(number in span for span in self.time_major)
         if time_major and term.ndim >= 3 and term.shape[1] == self.batch:
             term = term.transpose(0, 1)
         elif time_major and term.shape[0] % self.batch == 0 and term.shape[0] != self.batch:

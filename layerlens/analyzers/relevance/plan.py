@@ -65,9 +65,9 @@ class Plan:
         shifted = edge.role is Role.SQUASH and any(
             not isinstance(constant.value, torch.Tensor) or constant.value.numel() == 1
             for constant in self.notes.constants.get(edge.shift, [])
-        )  # one number added, as in (1 + tanh(x)) / 2; a tensor added is a signal
-        gate = (edge.role is Role.GATE or shifted) and self.book.product == "gate"
-        return gate or (edge.role is Role.WEIGHT and self.book.attention == "cp")
+        )  # one number added, as in the hand-written GELU, x (1 + tanh(u)) / 2; a tensor added is a signal
+        gate = edge.role is Role.GATE and self.book.product == "gate"
+        return shifted or gate or (edge.role is Role.WEIGHT and self.book.attention == "cp")
 
     def _name(self, info: NodeInfo, shares: dict[int, float] | None) -> str:
         if info.row is None:

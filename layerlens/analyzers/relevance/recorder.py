@@ -19,8 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...probe import nodes_made
-from .constants import ATEN, FUNCTIONS, Constant
+from .constants import Constant
 from .graph import Graph
+from .sources import ATEN, FUNCTIONS, Note, note_input
 
 RECURRENT: set[Any] = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
 CELLS: set[Any] = {torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell}
@@ -68,7 +69,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         note = FUNCTIONS.get(function)
         if note is not None:
-            seen = _before_overwriting(self.graph, function, args)
+            seen = _before_overwriting(self.graph, note, function, args)
             result = function(*args, **kwargs)
             tensor = result[0] if isinstance(result, tuple) else result
             if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
@@ -113,7 +114,7 @@ class _Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         note = ATEN.get(function.overloadpacket)
-        seen = args if note is None else _before_overwriting(self.graph, function.overloadpacket, args)
+        seen = args if note is None else _before_overwriting(self.graph, note, function.overloadpacket, args)
         number = nodes_made() - 1  # autograd made the node just before it called this operation
         result = function(*args, **kwargs)
         if note is not None and any(isinstance(part, torch.Tensor) and part.requires_grad for part in _flat(args)):
@@ -122,12 +123,14 @@ class _Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _before_overwriting(graph: Graph, function: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments, with a copy of the first where it is a constant that `function` is about to write into."""
+def _before_overwriting(graph: Graph, note: Note, function: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments, with a copy of the first where `function` is about to write into what will be noted."""
     name = getattr(function, "__name__", "")
     in_place = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
-    if not (in_place and isinstance(args[0], torch.Tensor)) or graph.carries(args[0]):
+    if not (in_place and args and isinstance(args[0], torch.Tensor)):
         return args
+    if note is not note_input and graph.carries(args[0]):
+        return args  # a signal, not a constant
     return (args[0].detach().clone(), *args[1:])
 
 

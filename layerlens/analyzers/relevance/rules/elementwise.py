@@ -21,6 +21,8 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 def quotient(numerator: torch.Tensor, x: torch.Tensor, limit: float | torch.Tensor) -> torch.Tensor:
     """`numerator / x`, with `limit` where x is 0."""
+    if isinstance(limit, torch.Tensor) and limit.ndim:
+        return torch.where(x == 0, limit, numerator / x)
     return (numerator / x).masked_fill_(x == 0, limit)
 
 

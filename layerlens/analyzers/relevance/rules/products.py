@@ -13,13 +13,15 @@ from .row import Fused, Gradients, Kind, Role, Row
 
 def glu(node: Any, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
     """Two halves, a sigmoid(b), in one node: all to a, or half to each, b by the ratio (sigmoid(b) - 1/2) / b."""
-    signal, gate = node._saved_self.chunk(2, dim=node._saved_dim)
+    axis = int(node._saved_dim)
+    axis = axis - (1 << 64) if axis >= 1 << 63 else axis  # saved without its sign
+    signal, gate = node._saved_self.chunk(2, dim=axis)
     weight = torch.sigmoid(gate)
     if book.product == "gate":
-        return (torch.cat([gradient * weight, torch.zeros_like(gate)], dim=node._saved_dim),), ()
+        return (torch.cat([gradient * weight, torch.zeros_like(gate)], dim=axis),), ()
     half = gradient / 2
     ratio = quotient(torch.tanh(gate / 2) / 2, gate, 0.25)
-    return (torch.cat([half * weight, half * signal * ratio], dim=node._saved_dim),), (half * signal / 2,)
+    return (torch.cat([half * weight, half * signal * ratio], dim=axis),), (half * signal / 2,)
 
 
 # Factors by slot; every other slot adds. Relevance of added constants is the ledger's business.
