@@ -80,10 +80,16 @@ class Ledger(Result):
     def relative(self) -> torch.Tensor:
         """|residual| over the largest amount at stake (the score or an entry), `(batch,)`.
 
-        Large opposite entries make rounding visible; dividing by the score alone would blame the rules for it.
+        Large opposite entries make rounding visible; dividing by the score alone would blame the rules for it. When
+        amounts are not known sample by sample, it is that of the totals over the batch.
         """
-        sizes = torch.stack([self.score.double().abs(), *(entry.amount.double().abs() for entry in self.entries)])
-        return self.residual.abs() / sizes.max(dim=0).values.clamp_min(torch.finfo(torch.float64).tiny)
+        amounts = [self.score.double(), *(entry.amount.double() for entry in self.entries)]
+        residual = self.residual
+        if not self.by_sample:
+            amounts = [amount.sum().expand(len(self.score)) for amount in amounts]
+            residual = residual.sum().expand(len(self.score))
+        sizes = torch.stack([amount.abs() for amount in amounts]).max(dim=0).values
+        return residual.abs() / sizes.clamp_min(torch.finfo(torch.float64).tiny)
 
     @property
     def gap(self) -> torch.Tensor:

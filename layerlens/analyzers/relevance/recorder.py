@@ -1,7 +1,7 @@
 """What autograd's graph does not keep: constants that were added, and inputs of functions that save their result only.
 
 A torch function mode sees every torch call of the forward pass at about a microsecond each. Calls that run many
-operations in one step of C++ or of torch's own Python (recurrent layers, multi-head attention) are watched from inside
+operations in one step of C++ or of torch's own Python (recurrent layers, attention) are watched from inside
 by a dispatch mode, which costs more, so it is on during those only. The model is not touched.
 """
 
@@ -24,7 +24,13 @@ from .graph import Graph
 from .sources import ATEN, FUNCTIONS, Note, note_input
 
 RECURRENT: set[Any] = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
-CELLS: set[Any] = {torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell}
+WATCHED: set[Any] = {
+    F.scaled_dot_product_attention,
+    torch.lstm_cell,
+    torch.gru_cell,
+    torch.rnn_tanh_cell,
+    torch.rnn_relu_cell,
+}
 
 # Functions of torch that are written in Python and add nothing: called as they are.
 _PLAIN: set[Any] = {
@@ -75,7 +81,7 @@ class Recorder(TorchFunctionMode):
             if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
                 note(self.notes, tensor.grad_fn._sequence_nr(), self.graph, tensor, *seen, **kwargs)
             return result
-        if function in RECURRENT or function in CELLS:
+        if function in RECURRENT or function in WATCHED:
             return self._inside(function, args, kwargs)
         if isinstance(function, types.FunctionType) and function not in _PLAIN:
             return self._inside(function, args, kwargs)
