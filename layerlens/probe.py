@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from .axes import axes_of
@@ -43,7 +44,6 @@ class Probe:
         graph: keep the tensors themselves, in the autograd graph; with `keep="clone"` the rest of the model goes on
             with a copy, so that gradients with respect to what was recorded exist and nothing overwrites it.
         timing: record the seconds of each call.
-        spans: record which autograd nodes were made during each call.
         reduce: applied to each output inside the hook; only what it returns is kept.
         edits: layer selection -> function of the layer's output that returns what the layer shall return instead.
 
@@ -69,7 +69,6 @@ class Probe:
         inputs: bool = False,
         graph: bool = False,
         timing: bool = False,
-        spans: bool = False,
         reduce: Callable[[Any], Any] | None = None,
         edits: Mapping[Any, Edit] | None = None,
     ) -> None:
@@ -86,7 +85,6 @@ class Probe:
                     raise OptionError(f"two edits name layer {path!r}; merge them into one function.")
                 self._edits[path] = edit
         self._keep, self._inputs, self._graph, self._timing, self._reduce = keep, inputs, graph, timing, reduce
-        self._spans = spans
         self._handles: list[RemovableHandle] = []
         self._stack = contextlib.ExitStack()
         self.record = Record(self._selected, self._layers.aliases)
@@ -123,7 +121,7 @@ class Probe:
         keep = self._keep.get(path, "reference") if isinstance(self._keep, Mapping) else self._keep
         kind = type(module).__name__
         record, reduce, graph = self.record, self._reduce, self._graph
-        entered: list[tuple[Any, Stored, float, int]] = []
+        entered: list[tuple[Any, Stored, float]] = []
         counter = itertools.count(len(record.calls(path)))
 
         def versions(value: Any) -> Stored:
@@ -132,24 +130,72 @@ class Probe:
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             if not _recomputing():
                 arguments = _stored((args, kwargs), keep, graph) if self._inputs else None
-                entered.append((arguments, versions(arguments), time.perf_counter(), nodes_made()))
+                entered.append((arguments, versions(arguments), time.perf_counter()))
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:
             if _recomputing():
                 return None
-            arguments, held_arguments, start, first = entered.pop() if entered else (None, (), None, None)
+            arguments, held_arguments, start = entered.pop() if entered else (None, (), None)
             seconds = None if start is None else time.perf_counter() - start
-            span = None if first is None else range(first, nodes_made())
             main = first_tensor(output) if reduce is None else None
             axes = None if main is None else axes_of(module, main)
             value = _stored(output if reduce is None else reduce(output), keep, graph)
             place = (path, next(counter), record.count, kind, axes)
-            record.add(Call(*place, value, arguments, seconds, versions(value), held_arguments, span))
+            record.add(Call(*place, value, arguments, seconds, versions(value), held_arguments))
             return map_tensors(output, torch.clone) if graph and keep == "clone" else None
 
-        if self._inputs or self._timing or self._spans:
+        if self._inputs or self._timing:
             self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(module.register_forward_hook(after))
+
+
+class Spans:
+    """Note, while a `with` block runs a model, which autograd nodes are made during which call of which layer.
+
+    Two hooks for all modules of the process, not two for each of the model's: modules of other models pass unnoticed.
+
+    Args:
+        model: any module.
+
+    Attributes:
+        found: (first number, number after the last, path) of each call, in the order in which the calls ended.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+        >>> with Spans(net) as spans:
+        ...     _ = net(torch.ones(1, 2))
+        >>> [path for _, _, path in spans.found]
+        ['0', '1', '']
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.found: list[tuple[int, int, LayerPath]] = []
+        self._paths = {id(module): path for path, module in Layers(model).items()}
+        self._starts: list[int] = []
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Spans:
+        self._handles.append(register_module_forward_pre_hook(self._enter))
+        self._handles.append(register_module_forward_hook(self._leave))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if id(module) in self._paths:
+            self._starts.append(nodes_made())
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if id(module) in self._paths:
+            self.found.append((self._starts.pop(), nodes_made(), self._paths[id(module)]))
+
+
+def nodes_made() -> int:
+    """The sequence number that the next autograd node of this thread will get."""
+    return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
 
 
 def capture(
@@ -220,11 +266,6 @@ def _edit_hook(path: LayerPath, edit: Edit) -> Callable[[nn.Module, Any, Any], A
         return edited
 
     return hook
-
-
-def nodes_made() -> int:
-    """The sequence number that the next autograd node of this thread will get."""
-    return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
 
 
 def _recomputing() -> bool:

@@ -29,7 +29,6 @@ class Call:
         output: what the layer returned, nested as it was (tuples, dicts, None kept in place).
         inputs: positional and keyword arguments as `(args, kwargs)` when they were asked for, else None.
         seconds: time from entry to exit of the call, children included, when timing was asked for, else None.
-        span: sequence numbers of the autograd nodes made during the call, when spans were asked for, else None.
     """
 
     layer: LayerPath
@@ -42,7 +41,6 @@ class Call:
     seconds: float | None = None
     stored: Stored = dataclasses.field(default=(), repr=False)
     stored_inputs: Stored = dataclasses.field(default=(), repr=False)
-    span: range | None = None
 
     @property
     def output(self) -> Any:

@@ -26,12 +26,14 @@ class Constant:
         source: what it is, for the ledger.
         kind: `"additive"`, or `"absorbed"` for a value that comes from the input by way of a stop.
         place: the part of the result's multiplier that belongs to it; None for all of it.
+        mask: whether the value may be infinite, as those of attention masks are.
     """
 
     value: float | torch.Tensor
     source: str
     kind: str = "additive"
     place: Place | None = None
+    mask: bool = True
 
     def relevance(self, gradient: torch.Tensor, sums: dict[tuple[int, ...], torch.Tensor]) -> torch.Tensor:
         """Value times multiplier, `(batch, ...)`, with the axes along which the value is constant summed already.
@@ -54,7 +56,7 @@ class Constant:
                     sums[axes] = part.sum(dim=axes, keepdim=True)
                 part = sums[axes]
         product = part * self.value
-        if bool(torch.isfinite(self.value).all()):
+        if not self.mask:
             return product
         return torch.where(part == 0, torch.zeros((), dtype=product.dtype, device=product.device), product)
 
@@ -75,7 +77,9 @@ def put(
         value = float(value) * factor
         if value == 0:
             return
-    notes.constants.setdefault(number, []).append(Constant(value, source, kind, place))
+    notes.constants.setdefault(number, []).append(
+        Constant(value, source, kind, place, mask=source.startswith("constant") or kind == "absorbed")
+    )
 
 
 def channels(value: torch.Tensor | None, places: int) -> torch.Tensor | None:

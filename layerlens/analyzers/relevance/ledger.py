@@ -6,12 +6,15 @@ import dataclasses
 
 import torch
 
-from ...record import Call
+from ...layers import LayerPath
 from ...results import Entry, Ledger
-
 
 FOLDED = 1e-4
 """A relative residual by sample above this, while that of the totals is below, shows a batch axis out of place."""
+
+
+Span = tuple[int, int, LayerPath]
+"""First number, number after the last, and layer of the autograd nodes made during one call."""
 
 
 @dataclasses.dataclass
@@ -20,24 +23,23 @@ class Bookkeeper:
 
     Attributes:
         batch: number of samples.
-        calls: calls of the layers with their spans of autograd nodes.
+        spans: which autograd nodes were made during which call of which layer.
         time_major: spans inside of which axis 0 is time and axis 1 the batch.
     """
 
     batch: int
-    calls: tuple[Call, ...]
+    spans: list[Span]
     time_major: list[range]
     mixed: bool = False
-    _amounts: dict[tuple[int, str, str], torch.Tensor] = dataclasses.field(default_factory=dict)
+    _booked: list[tuple[int, str, str]] = dataclasses.field(default_factory=list)
+    _amounts: list[torch.Tensor] = dataclasses.field(default_factory=list)
 
     def add(self, kind: str, number: int, source: str, *terms: torch.Tensor) -> None:
         """Book the sum of `terms`, tensors of relevance with a batch axis, at the node of this number."""
-        constant = kind == "additive"
         for term in terms:
-            time_major = constant and any(number in span for span in self.time_major)
-            amount = self.by_sample(term, time_major=time_major)
-            key = (number, kind, source)
-            self._amounts[key] = self._amounts[key] + amount if key in self._amounts else amount
+            time_major = kind == "additive" and any(number in span for span in self.time_major)
+            self._booked.append((number, kind, source))
+            self._amounts.append(self.by_sample(term, time_major=time_major))
 
     def by_sample(self, term: torch.Tensor, *, time_major: bool = False) -> torch.Tensor:
         """The sum of a term for each sample, `(batch,)`, in float64.
@@ -47,8 +49,8 @@ class Bookkeeper:
         says so.
         """
         term = term.detach()
-        if self.batch == 1 or term.ndim == 0:
-            return term.sum(dtype=torch.float64).expand(self.batch) / self.batch
+        if self.batch == 1:
+            return term.sum(dtype=torch.float64).reshape(1)
         if time_major and term.ndim >= 3 and term.shape[1] == self.batch:
             term = term.transpose(0, 1)
         elif time_major and term.shape[0] % self.batch == 0 and term.shape[0] != self.batch:
@@ -60,12 +62,17 @@ class Bookkeeper:
 
     def close(self, score: torch.Tensor) -> Ledger:
         """The ledger of everything booked; amounts of one source in one layer are added up."""
-        layers = innermost(self.calls, sorted({number for number, _, _ in self._amounts}))
-        sums: dict[tuple[str, str, str], torch.Tensor] = {}
-        for (number, kind, source), amount in sorted(self._amounts.items(), key=lambda item: item[0][0]):
-            place = (kind, layers[number], source)
-            sums[place] = sums[place] + amount if place in sums else amount
-        entries = tuple(Entry(*place, amount.cpu()) for place, amount in sums.items() if bool(amount.any()))
+        layers = innermost(self.spans, sorted({number for number, _, _ in self._booked}))
+        order = sorted(range(len(self._booked)), key=lambda entry: self._booked[entry][0])
+        rows: dict[tuple[str, str, str], int] = {}
+        row_of = [0] * len(order)
+        for entry in order:
+            number, kind, source = self._booked[entry]
+            row_of[entry] = rows.setdefault((kind, layers[number], source), len(rows))
+        sums = torch.zeros(len(rows), self.batch, dtype=torch.float64)
+        sums.index_add_(0, torch.tensor(row_of), torch.stack(self._amounts).cpu())
+        kept = sums.any(dim=1).tolist()
+        entries = tuple(Entry(*place, sums[row]) for place, row in rows.items() if kept[row])
         ledger = Ledger(score.detach().double().cpu(), entries, by_sample=not self.mixed)
         whole = dataclasses.replace(ledger, by_sample=False)
         # exact in total and not by sample: the model folds the batch in an order of its own
@@ -73,22 +80,18 @@ class Bookkeeper:
         return whole if folded else ledger
 
 
-def innermost(calls: tuple[Call, ...], numbers: list[int]) -> dict[int, str]:
+def innermost(spans: list[Span], numbers: list[int]) -> dict[int, LayerPath]:
     """The path of the innermost layer during whose call the node of each (sorted) number was made; `""` for none."""
-    spans = sorted(
-        ((call.span.start, -call.span.stop, call.layer) for call in calls if call.span), key=lambda span: span[:2]
-    )
-    found: dict[int, str] = {}
-    open_spans: list[tuple[int, str]] = []
-    following = 0
+    pending = sorted(spans, key=lambda span: (span[0], -span[1]), reverse=True)
+    found: dict[int, LayerPath] = {}
+    running: list[Span] = []
     for number in numbers:
-        while following < len(spans) and spans[following][0] <= number:
-            start, minus_stop, layer = spans[following]
-            while open_spans and open_spans[-1][0] <= start:
-                open_spans.pop()
-            open_spans.append((-minus_stop, layer))
-            following += 1
-        while open_spans and open_spans[-1][0] <= number:
-            open_spans.pop()
-        found[number] = open_spans[-1][1] if open_spans else ""
+        while pending and pending[-1][0] <= number:
+            span = pending.pop()
+            while running and running[-1][1] <= span[0]:
+                running.pop()
+            running.append(span)
+        while running and running[-1][1] <= number:
+            running.pop()
+        found[number] = running[-1][2] if running else ""
     return found

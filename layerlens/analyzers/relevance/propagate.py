@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge
 from ...borrow import borrowed
 from ...errors import RelevanceError
 from ...layers import Selection
-from ...probe import Probe
+from ...probe import Spans
 from ...results import Relevance
 from ...target import Spec
 from ..score import Scorer
@@ -74,9 +74,9 @@ def relevance(
         graph = Graph(leaves.values())
         recorder = Recorder(graph)
         taps = Taps(model, layers)
-        with Probe(model, spans=True, reduce=lambda _: None) as record, taps, recorder:
+        with Spans(model) as spans, taps, recorder:
             score = scorer(leaves)
-        keeper = Bookkeeper(len(score), record.order, recorder.notes.time_major)
+        keeper = Bookkeeper(len(score), spans.found, recorder.notes.time_major)
         plan = Plan(book, recorder.notes, keeper)
         gradients, multipliers, used = _backward(score, list(leaves.values()), taps.edges(), graph, plan, strict)
         values = {

@@ -90,7 +90,7 @@ def hardsigmoid(node: Any, _: torch.Tensor | None) -> Ratio:
 def hardtanh(node: Any, gradients: Gradients, gradient: torch.Tensor, _: Any) -> Fused:
     """ReLU6 and hardtanh keep their relevance where they saturate: the ratio there is bound / x, not 0.
 
-    Elsewhere the ratio is the gradient, which is made already, so only the saturated places are visited.
+    Elsewhere the ratio is the gradient, which is made already.
     """
     x, low, high = node._saved_self, float(node._saved_min_val), float(node._saved_max_val)
     if low > 0 or high <= 0:
@@ -99,13 +99,9 @@ def hardtanh(node: Any, gradients: Gradients, gradient: torch.Tensor, _: Any) ->
     (passed,) = gradients
     if passed is None:
         return gradients, ()
-    saturated = x >= high if low == 0 else (x >= high) | (x <= low)
-    places = saturated.flatten().nonzero().squeeze(1)
-    if len(places):
-        there = x.flatten()[places]
-        ratio = torch.where(there >= high, high, low) / there
-        kept = gradient.flatten()[places] * ratio
-        passed = passed.flatten().index_put((places,), kept).reshape(passed.shape)
+    for bound, inside in ((high, x < high), (low, x > low)):
+        if bound:
+            passed = torch.addcdiv(passed, gradient, x.masked_fill(inside, math.inf), value=bound)
     return (passed,), ()
 
 
