@@ -60,11 +60,13 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             if mode != "keep":
                 for module in modules:
-                    module.training = mode == "train"
+                    if module.training != (mode == "train"):
+                        module.training = mode == "train"
             yield model
     finally:
         for module, training in flags:
-            module.training = training
+            if module.training != training:
+                module.training = training
         for parameter, requires_grad, gradient in parameters:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)

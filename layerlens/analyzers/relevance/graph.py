@@ -12,7 +12,11 @@ from .rules import Kind, Role, Row, lookup, operation
 from .rules.products import ADDING_SLOTS
 
 
-@dataclasses.dataclass(frozen=True)
+ACCUMULATE = "torch::autograd::AccumulateGrad"
+"""The name of the nodes at which leaves and parameters end."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
 class NodeInfo:
     """What is known of one node of the graph.
 
@@ -103,19 +107,18 @@ class Graph:
         return list(found.values())
 
     def _describe(self, node: Any) -> NodeInfo:
-        variable = getattr(node, "variable", None)
-        if variable is not None:  # AccumulateGrad: a leaf of ours, or a parameter
-            ours = id(variable) in self._leaves
+        name = node.name()
+        if name == ACCUMULATE:  # a leaf of ours, or a parameter
+            ours = id(node.variable) in self._leaves
             return NodeInfo(node, "leaf", None, (), ours, ours)
         edges = tuple(None if child is None else self._known[child] for child, _ in node.next_functions)
-        op = operation(node)
-        if not any(edge.depends for edge in edges if edge):
-            return NodeInfo(node, op, None, edges, False, False)
-        row = lookup(node)
-        sketch = NodeInfo(node, op, row, edges, True, False)
-        carries = bool(sketch.carrying()) and (row is None or row.kind is not Kind.STOP)
-        role, shift = _role(sketch) if row and carries else (Role.SIGNAL, -1)
-        return dataclasses.replace(sketch, carries=carries, role=role, shift=shift)
+        info = NodeInfo(node, operation(name), None, edges, any(edge.depends for edge in edges if edge), False)
+        if info.depends:
+            info.row = lookup(node)
+            info.carries = bool(info.carrying()) and (info.row is None or info.row.kind is not Kind.STOP)
+            if info.carries:
+                info.role, info.shift = _role(info)
+        return info
 
 
 def _role(info: NodeInfo) -> tuple[Role, int]:

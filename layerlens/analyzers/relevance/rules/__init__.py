@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -24,15 +25,16 @@ TABLE: dict[str, Row] = {
 _NAME = re.compile(r"^(?:.*::)?(\w+?)(?:Backward\d*)?$")
 
 
-def operation(node: Any) -> str:
-    """The name of a node's operation, without `Backward0`: `Addmm`, `Gelu`, `CopySlices`."""
-    match = _NAME.match(node.name())
-    return match.group(1) if match else str(node.name())
+@functools.cache
+def operation(name: str) -> str:
+    """The operation of a node by the node's name, without `Backward0`: `Addmm`, `Gelu`, `CopySlices`."""
+    match = _NAME.match(name)
+    return match.group(1) if match else name
 
 
 def lookup(node: Any) -> Row | None:
     """The row of a node's operation; None when the table has none."""
-    row = TABLE.get(operation(node))
+    row = TABLE.get(operation(node.name()))
     return row.refine(node) if row is not None and row.refine is not None else row
 
 
