@@ -1,6 +1,6 @@
 """Relevance propagation over gradient x input, its floor: one forward and one backward pass.
 
-    python -m benchmarks.relevance
+python -m benchmarks.relevance
 """
 
 import platform
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from layerlens import relevance
-from layerlens.demo.efficientnet import load_efficientnet
+
 from layerlens.target import as_target
 
 from .timing import medians
@@ -30,6 +30,7 @@ class LastStep(nn.Module):
 
 def rows() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     """Models and inputs: real weights where they ship, random ones elsewhere."""
+    from layerlens.demo.efficientnet import load_efficientnet
     from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ identity rule of activations: R_x = R_y). For f(0) = 0 it is f(x) / x.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from .row import Fused, Gradients, Kind, Role, Row
 
 Ratio = tuple[torch.Tensor, "float | torch.Tensor"]
+BLOCK = 1 << 16
+"""Elements in one part of a large tensor."""
+
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -90,7 +93,7 @@ def hardsigmoid(node: Any, _: torch.Tensor | None) -> Ratio:
 def hardtanh(node: Any, gradients: Gradients, gradient: torch.Tensor, _: Any) -> Fused:
     """ReLU6 and hardtanh keep their relevance where they saturate: the ratio there is bound / x, not 0.
 
-    Elsewhere the ratio is the gradient, which is made already.
+    Elsewhere the ratio is the gradient, which autograd has just made: the saturated places are added to it.
     """
     x, low, high = node._saved_self, float(node._saved_min_val), float(node._saved_max_val)
     if low > 0 or high <= 0:
@@ -99,10 +102,19 @@ def hardtanh(node: Any, gradients: Gradients, gradient: torch.Tensor, _: Any) ->
     (passed,) = gradients
     if passed is None:
         return gradients, ()
-    for bound, inside in ((high, x < high), (low, x > low)):
-        if bound:
-            passed = torch.addcdiv(passed, gradient, x.masked_fill(inside, math.inf), value=bound)
+    for x_part, g_part, out in blocks(x, gradient, passed):
+        for bound, inside in ((high, x_part < high), (low, x_part > low)):
+            if bound:
+                out.addcdiv_(g_part, x_part.masked_fill(inside, math.inf), value=bound)
     return (passed,), ()
+
+
+def blocks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The tensors in parts that stay in a processor's cache while several operations pass over them; views of them."""
+    if tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
+        yield tensors
+        return
+    yield from zip(*(tensor.view(-1).split(BLOCK) for tensor in tensors), strict=True)
 
 
 def clamp(node: Any, _: torch.Tensor | None) -> Ratio:
