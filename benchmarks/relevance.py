@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from layerlens import relevance
-
 from layerlens.target import as_target
 
 from .timing import medians

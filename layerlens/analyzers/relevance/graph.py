@@ -11,7 +11,6 @@ import torch
 from .rules import Kind, Role, Row, lookup, operation
 from .rules.products import ADDING_SLOTS
 
-
 ACCUMULATE = "torch::autograd::AccumulateGrad"
 """The name of the nodes at which leaves and parameters end."""
 

@@ -155,9 +155,12 @@ def sigmoid(node: Any, x: torch.Tensor | None) -> Ratio:
 
 
 def exp(node: Any, x: torch.Tensor | None) -> Ratio:
-    """(exp(x) - 1) / x."""
+    """(exp(x) - 1) / x; a masked place, x = -inf, neither passes nor absorbs anything."""
     x = torch.log(node._saved_result) if x is None else x
-    return quotient(torch.expm1(x), x, 1.0), 1.0
+    masked = x == -math.inf
+    if not bool(masked.any()):
+        return quotient(torch.expm1(x), x, 1.0), 1.0
+    return quotient(torch.expm1(x), x, 1.0).masked_fill_(masked, 0.0), (~masked).to(x.dtype)
 
 
 def power(node: Any) -> Row:

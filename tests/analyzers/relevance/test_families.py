@@ -1,0 +1,56 @@
+"""The engine on architecture families and real weights that it has never been told about."""
+
+import copy
+
+import pytest
+import torch
+
+from layerlens import errors, relevance
+from tests.cases import normal, zero_additive
+from tests.families import FAMILIES, family
+
+
+@pytest.mark.parametrize("rules", ["epsilon", "attn"])
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_the_ledger_accounts_for_the_whole_score(name, rules):
+    model, x, target = family(name)
+    result = relevance(model, x, target=target, rules=rules, strict=True)
+    assert float(result.ledger.relative.max()) < 1e-5, result.ledger.table()[:10]
+    assert result.ledger.by_sample or name == "timesformer"  # which folds time into the batch, time first
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit", "bert", "gpt2", "llama"])
+def test_relevance_is_conserved_when_nothing_is_added(name):
+    model, x, target = family(name)
+    result = relevance(zero_additive(model), x, target=target)
+    assert float(result.ledger.gap.max()) < 1e-4
+
+
+def test_a_function_of_the_users_own_is_named():
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)
+    model, x = transformers.BloomForCausalLM(config).eval(), {"input_ids": torch.randint(3, 60, (2, 8))}
+    with pytest.raises(errors.UnknownOperation, match="no relevance rule is known for GeLUFunction"):
+        relevance(model, x, target=(-1, 5), strict=True)
+
+
+@pytest.fixture(scope="module")
+def efficientnet():
+    from layerlens.demo.efficientnet import load_efficientnet
+
+    return load_efficientnet()
+
+
+@pytest.mark.slow
+def test_efficientnet_with_its_trained_weights(efficientnet):
+    result = relevance(efficientnet, normal(2, 3, 224, 224), strict=True)
+    assert float(result.ledger.relative.max()) < 1e-5
+    assert float(result.ledger.gap.max()) > 0.01  # its biases matter, and the ledger says so
+
+
+@pytest.mark.slow
+def test_efficientnet_conserves_the_score_once_its_biases_are_zero(efficientnet):
+    result = relevance(zero_additive(copy.deepcopy(efficientnet)), normal(2, 3, 224, 224), strict=True)
+    assert float(result.ledger.gap.max()) < 1e-4
