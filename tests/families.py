@@ -29,6 +29,9 @@ DEBERTA = {
     "pos_att_type": ["p2c", "c2p"],
     "max_relative_positions": 16,
 }
+MOBILE = {"depth_multiplier": 0.25, "num_labels": 3}
+GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+FOCAL = {"embed_dim": 16, "depths": [1, 1], "hidden_sizes": [16, 32], "focal_levels": [2, 2], "focal_windows": [3, 3]}
 MAMBA = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
 LEVIT = {"hidden_sizes": [16, 32, 48], "num_attention_heads": [2, 4, 4], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}
 
