@@ -26,6 +26,7 @@ class NodeInfo:
         edges: the nodes that made its inputs, None for those that need no gradient.
         depends: whether it is computed from a leaf.
         carries: whether relevance can pass through it to a leaf.
+        carrying: the slots whose inputs carry relevance and may be given some.
         role: what its output is as a factor of a product.
         shift: sequence number of the operation that added a constant to a squashing function; -1 when none did.
     """
@@ -36,12 +37,9 @@ class NodeInfo:
     edges: tuple[NodeInfo | None, ...]
     depends: bool
     carries: bool
+    carrying: tuple[int, ...] = ()
     role: Role = Role.SIGNAL
     shift: int = -1
-
-    def carrying(self) -> tuple[int, ...]:
-        """The slots whose inputs carry relevance and may be given some."""
-        return tuple(slot for slot, edge in enumerate(self.edges) if edge and edge.carries and self.open(slot))
 
     def open(self, slot: int) -> bool:
         """Whether relevance may enter the input in `slot` at all."""
@@ -50,7 +48,7 @@ class NodeInfo:
     def factors(self) -> tuple[int, ...]:
         """The carrying slots that multiply each other."""
         adding = ADDING_SLOTS.get(self.op, ())
-        return tuple(slot for slot in self.carrying() if slot not in adding)
+        return tuple(slot for slot in self.carrying if slot not in adding)
 
 
 class Graph:
@@ -114,7 +112,12 @@ class Graph:
         info = NodeInfo(node, operation(name), None, edges, any(edge.depends for edge in edges if edge), False)
         if info.depends:
             info.row = lookup(node)
-            info.carries = bool(info.carrying()) and (info.row is None or info.row.kind is not Kind.STOP)
+            if info.row is None or info.row.kind is not Kind.STOP:
+                open_slots = range(len(edges)) if info.row is None or info.row.slots is None else info.row.slots
+                info.carrying = tuple(
+                    slot for slot in open_slots if slot < len(edges) and (edge := edges[slot]) and edge.carries
+                )
+                info.carries = bool(info.carrying)
             if info.carries:
                 info.role, info.shift = _role(info)
         return info
@@ -125,10 +128,10 @@ def _role(info: NodeInfo) -> tuple[Role, int]:
     row = info.row
     if row is None or row.role is not Role.SAME:
         return (Role.SIGNAL if row is None else row.role), -1
-    found = {(edge.role, edge.shift) for slot in info.carrying() if (edge := info.edges[slot]) is not None}
+    found = {(edge.role, edge.shift) for slot in info.carrying if (edge := info.edges[slot]) is not None}
     if len(found) != 1:
         return Role.SIGNAL, -1
     role, shift = next(iter(found))
-    if role is Role.SQUASH and info.op in ("Add", "Sub", "Rsub") and len(info.carrying()) == 1:
+    if role is Role.SQUASH and info.op in ("Add", "Sub", "Rsub") and len(info.carrying) == 1:
         return role, int(info.node._sequence_nr())
     return role, shift
