@@ -1,1 +1,113 @@
-"""Look inside any PyTorch model: what each layer holds, what mattered in the input, and how the score flows."""
+"""Look inside any PyTorch model: what each layer holds, what mattered in the input, and how the score flows.
+
+    from layerlens import Lens
+    lens = Lens(model, class_names=names)
+    lens.relevance(x, target="Egyptian cat").plot()
+
+Start with `Lens`. Every analyzer is also a plain function of a model: `layerlens.saliency(model, x, target=...)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# name -> module: nothing is imported before it is used, so that `import layerlens` costs next to nothing
+_HOMES = {
+    # the lens, and what it is made of
+    "Lens": "lens",
+    "Probe": "probe",
+    "capture": "capture",
+    "Record": "record",
+    "Call": "record",
+    "Layers": "layers",
+    "select": "layers",
+    "Target": "target",
+    "as_target": "target",
+    "contrast": "target",
+    "borrowed": "borrow",
+    # analyzers
+    "layer_table": "analyzers",
+    "activation_maps": "analyzers.activation",
+    "grad_cam": "analyzers.activation",
+    "saliency": "analyzers.saliency",
+    "sensitivity": "analyzers.sensitivity",
+    "relevance": "analyzers.relevance",
+    "Rulebook": "analyzers.relevance",
+    # results
+    "ActivationMaps": "results",
+    "Attribution": "results",
+    "LayerProfile": "results",
+    "LayerTable": "results",
+    "Ledger": "results",
+    "Relevance": "results",
+    "load": "results",
+    # modules
+    "errors": "",
+    "plotting": "",
+    "results": "",
+}
+
+if TYPE_CHECKING:
+    from . import errors, plotting, results
+    from .analyzers.activation import activation_maps
+    from .analyzers.activation.grad_cam import grad_cam
+    from .analyzers.layer_table import layer_table
+    from .analyzers.relevance import Rulebook, relevance
+    from .analyzers.saliency import saliency
+    from .analyzers.sensitivity import sensitivity
+    from .borrow import borrowed
+    from .capture import capture
+    from .layers import Layers, select
+    from .lens import Lens
+    from .probe import Probe
+    from .record import Call, Record
+    from .results import ActivationMaps, Attribution, LayerProfile, LayerTable, Ledger, Relevance, load
+    from .target import Target, as_target, contrast
+
+__all__ = [
+    "ActivationMaps",
+    "Attribution",
+    "Call",
+    "LayerProfile",
+    "LayerTable",
+    "Layers",
+    "Ledger",
+    "Lens",
+    "Probe",
+    "Record",
+    "Relevance",
+    "Rulebook",
+    "Target",
+    "activation_maps",
+    "as_target",
+    "borrowed",
+    "capture",
+    "contrast",
+    "errors",
+    "grad_cam",
+    "layer_table",
+    "load",
+    "plotting",
+    "relevance",
+    "results",
+    "saliency",
+    "select",
+    "sensitivity",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'layerlens' has no attribute {name!r}")
+    module = importlib.import_module(f".{home or name}", __name__)
+    value = getattr(module, name) if home else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

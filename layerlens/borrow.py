@@ -81,6 +81,18 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
         _restore_generators(generators)
 
 
+@contextlib.contextmanager
+def primitive_kernels() -> Iterator[None]:
+    """Run recurrent layers step by step for the length of a block, not in one fused kernel that hides the steps."""
+    mkldnn, cudnn = torch.backends.mkldnn, torch.backends.cudnn
+    before = mkldnn.set_flags(False, None, None, None)[0]  # type: ignore[no-untyped-call]
+    try:
+        with cudnn.flags(enabled=False):
+            yield
+    finally:
+        mkldnn.set_flags(before, None, None, None)  # type: ignore[no-untyped-call]
+
+
 class _BufferState:
     """One buffer of one module, with its bits, and the way back."""
 

@@ -107,6 +107,13 @@ def normal(*shape: int, seed: int = 7) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def double(x: Any) -> Any:
+    """An example input with its floating-point tensors in float64."""
+    if isinstance(x, dict):
+        return {name: double(part) for name, part in x.items()}
+    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+
 def tokens(batch: int, length: int, count: int, seed: int = 7) -> torch.Tensor:
     """Token ids, always the same; 0 is left for padding."""
     return torch.randint(1, count, (batch, length), generator=torch.Generator().manual_seed(seed))

@@ -8,7 +8,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "layerlens"
 MOST_LINES = 260
-FOUNDATION = {"errors", "nested", "borrow", "layers", "axes", "record", "probe", "inputs", "target", "results"}
+FOUNDATION = {
+    "errors",
+    "nested",
+    "borrow",
+    "layers",
+    "axes",
+    "record",
+    "probe",
+    "capture",
+    "inputs",
+    "target",
+    "results",
+}
 HOME = {  # package -> the only folder that may import it
     "matplotlib": "plotting",
     "mpl_toolkits": "plotting",
@@ -27,7 +39,7 @@ LATE = {
 }  # imported inside functions only, so that `import layerlens` stays light
 FORBIDDEN = {  # folder -> parts of layerlens that it must not know
     "analyzers": {"plotting", "lens", "scale", "demo", "__main__"},
-    "plotting": {"probe", "borrow", "inputs", "target", "analyzers", "lens", "scale", "demo", "__main__"},
+    "plotting": {"probe", "capture", "borrow", "inputs", "target", "analyzers", "lens", "scale", "demo", "__main__"},
     "scale": {"demo", "__main__"},
 }
 MODULE_HOOKS = {f"register_{kind}" for kind in ("forward_hook", "forward_pre_hook", "full_backward_hook")}

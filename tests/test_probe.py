@@ -11,11 +11,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
+from layerlens.capture import capture
 from layerlens.errors import InputError, LayerNotFound, OptionError, OverwrittenError, RecordError
 from layerlens.inputs import as_inputs
 from layerlens.layers import Layers
 from layerlens.nested import named_tensors
-from layerlens.probe import Probe, capture
+from layerlens.probe import Probe
 from tests.cases import CASES, normal
 
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from layerlens.capture import capture
 from layerlens.errors import OverwrittenError, RecordError
-from layerlens.probe import Probe, capture
+from layerlens.probe import Probe
 from layerlens.record import Call, Record
 from tests.cases import CASES, normal
 

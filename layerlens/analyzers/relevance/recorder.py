@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ...borrow import primitive_kernels
 from ...probe import nodes_made
 from .constants import Constant
 from .graph import Graph
@@ -90,24 +91,12 @@ class Recorder(TorchFunctionMode):
     def _inside(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call `function` watched operation by operation, and in primitives where a fused kernel would hide them."""
         start = nodes_made()
-        primitive = _primitive() if function in RECURRENT else contextlib.nullcontext()
+        primitive = primitive_kernels() if function in RECURRENT else contextlib.nullcontext()
         with primitive, _Inside(self.graph, self.notes):
             result = function(*args, **kwargs)
         if function in RECURRENT or function is F.multi_head_attention_forward:
             self.notes.time_major.append(range(start, nodes_made()))
         return result
-
-
-@contextlib.contextmanager
-def _primitive() -> Iterator[None]:
-    """Recurrent layers run step by step, not in one fused kernel."""
-    mkldnn, cudnn = torch.backends.mkldnn, torch.backends.cudnn
-    before = mkldnn.set_flags(False, None, None, None)[0]  # type: ignore[no-untyped-call]
-    try:
-        with cudnn.flags(enabled=False):
-            yield
-    finally:
-        mkldnn.set_flags(before, None, None, None)  # type: ignore[no-untyped-call]
 
 
 class _Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from layerlens import relevance
-from tests.analyzers.relevance.test_oracles import double
-from tests.cases import CASES, normal, zero_additive
+from tests.cases import CASES, double, normal, zero_additive
 
 NOISE = {"vae"}  # adds random noise on purpose: an additive constant that zero_additive cannot remove
 

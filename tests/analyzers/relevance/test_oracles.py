@@ -9,13 +9,7 @@ from torch import nn
 from layerlens import relevance
 from layerlens.target import as_target
 from tests import oracles
-from tests.cases import CASES, normal
-
-
-def double(x):
-    if isinstance(x, dict):
-        return {name: double(part) for name, part in x.items()}
-    return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+from tests.cases import CASES, double, normal
 
 
 def test_dense_lrp_zero_unit_by_unit():

@@ -1,0 +1,6 @@
+"""Activations: what a layer returned, by itself or weighted by what it did for the score."""
+
+from .grad_cam import grad_cam
+from .maps import activation_maps
+
+__all__ = ["activation_maps", "grad_cam"]

@@ -1,0 +1,98 @@
+"""Activation maps: the output of one layer, unit by unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...axes import Axes
+from ...borrow import borrowed
+from ...errors import OptionError, RecordError
+from ...inputs import as_inputs
+from ...layers import Selection
+from ...nested import describe, first_tensor
+from ...probe import Probe
+from ...results import ActivationMaps
+from .survey import call_index, one_layer, seen, watch
+
+
+def activation_maps(
+    model: nn.Module,
+    x: Any,
+    layer: Selection,
+    *,
+    units: int | Sequence[int] | None = None,
+    call: int = 0,
+    forward: Callable[..., Any] | None = None,
+) -> ActivationMaps:
+    """The output of one layer with its units on the second axis.
+
+    Units are the channels of a convolution, the features of a dense, transformer or recurrent layer; the places that
+    follow are (height, width), tokens or time steps. Of a tuple (a recurrent layer) or a dict the first tensor counts.
+
+    Args:
+        model: any module.
+        x: its input, as in `layerlens.capture`.
+        layer: a path, or any selection that matches one layer.
+        units: which to keep, one or several; None for all. Negative ones count from the end.
+        call: which call of a layer that runs several times.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        `ActivationMaps` with values `(batch, unit, *places)`, in the units of the activation.
+
+    Raises:
+        LayerNotFound: when the selection matches no layer.
+        SelectionError: when it matches several.
+        RecordError: when the layer did not run, has no such call, or returned no tensor with units.
+        OptionError: when there is no such unit.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+        >>> maps = activation_maps(net, torch.zeros(2, 1, 8, 8), "1", units=[0, 3])
+        >>> maps.values.shape, maps.axes
+        (torch.Size([2, 2, 6, 6]), ('batch', 'channel', 'height', 'width'))
+    """
+    path, given = one_layer(model, layer), as_inputs(x)
+    with borrowed(model, grad=False), watch(model) as shapes, Probe(model, path) as record:
+        given.run(model, forward)
+    calls = record.calls(path)
+    chosen = calls[call_index(path, len(calls), call)]
+    output = first_tensor(chosen.output)
+    axes = next(one.axes for one in seen(model, shapes) if (one.path, one.index) == (path, chosen.index))
+    if output is None or axes is None or not output.ndim:
+        raise RecordError(f"layer {path!r} returned {describe(chosen.output)}, in which units cannot be told.")
+    values, axes = units_second(output, axes)
+    kept = _units(path, values.shape[1], units)
+    if units is not None:
+        values = values[:, list(kept)]
+    tensors = given.tensors()
+    only = next(iter(tensors.values()))
+    shown = only.detach().clone() if len(tensors) == 1 and only.is_floating_point() else None
+    return ActivationMaps(path, chosen.index, values.contiguous(), kept, axes, shown)
+
+
+def units_second(output: torch.Tensor, axes: Axes) -> tuple[torch.Tensor, Axes]:
+    """Move the batch to axis 0 and the units (channel or feature) to axis 1; a missing one gets length 1."""
+    if "batch" not in axes:
+        output, axes = output.unsqueeze(0), ("batch", *axes)
+    if not {"channel", "feature"} & set(axes):
+        output, axes = output.unsqueeze(-1), (*axes, "feature")
+    unit = "channel" if "channel" in axes else "feature"
+    order = ("batch", unit, *(name for name in axes if name not in ("batch", unit)))
+    return output.permute([axes.index(name) for name in order]), order
+
+
+def _units(path: str, count: int, units: int | Sequence[int] | None) -> tuple[int, ...]:
+    if units is None:
+        return tuple(range(count))
+    asked = [units] if isinstance(units, int) else list(units)
+    if not asked:
+        raise OptionError("units=[] keeps none; give one or more, or None for all.")
+    for unit in asked:
+        if isinstance(unit, bool) or not isinstance(unit, int) or not -count <= unit < count:
+            raise OptionError(f"there is no unit {unit!r}: layer {path!r} has {count} (0 to {count - 1}).")
+    return tuple(unit % count for unit in asked)

@@ -1,0 +1,131 @@
+"""The layer table: what a model is made of, and with an input what each layer returns and how long it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..borrow import borrowed
+from ..inputs import as_inputs
+from ..layers import LayerPath, Layers, parameter_count
+from ..nested import first_tensor
+from ..probe import Probe
+from ..record import Record
+from ..results import LayerRow, LayerTable
+
+
+def layer_table(model: nn.Module, x: Any = None, *, forward: Callable[..., Any] | None = None) -> LayerTable:
+    """List the layers of a model; with an input also their calls, output shapes and shares of time.
+
+    The time of a layer is its own: what passes between the start and end of its calls, less the calls inside. The model
+    runs twice in eval mode without gradients, and the second run is timed; the price of the hooks (a few microseconds
+    per call) is part of the layers around.
+
+    Args:
+        model: any module.
+        x: its input, as in `layerlens.capture`; None to leave the model alone.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        A `LayerTable`: the model itself, then every module once, in definition order.
+
+    Example:
+        >>> table = layer_table(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(4, 2))
+        >>> [(row.path, row.type, row.calls, row.output, row.parameters) for row in table.rows]
+        [('', 'Sequential', 1, '(4, 3)', 9), ('0', 'Linear', 1, '(4, 3)', 9), ('1', 'ReLU', 1, '(4, 3)', 0)]
+    """
+    layers = Layers(model)
+    device = _device(model)
+    if x is None:
+        return LayerTable(
+            type(model).__name__, tuple(_row(path, module) for path, module in layers.items()), None, device
+        )
+    given = as_inputs(x)
+    with borrowed(model, grad=False):
+        given.run(model, forward)
+        _wait(device)
+        with Probe(model, lambda path, module: True, timing=True, reduce=_stamp(device)) as record:
+            given.run(model, forward)
+    own, total = _own_seconds(record)
+    rows = tuple(
+        _row(path, module, record, own.get(path, 0.0) / total if total else 0.0) for path, module in layers.items()
+    )
+    return LayerTable(type(model).__name__, rows, 1000 * total, device)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stamp:
+    """What is kept of an output.
+
+    Attributes:
+        shape: of its first tensor, as text; `""` when there is none.
+        before: clock when the call had ended.
+        after: clock when the device had done its work.
+    """
+
+    shape: str
+    before: float
+    after: float
+
+
+def _stamp(device: str) -> Callable[[Any], _Stamp]:
+    def reduce(output: Any) -> _Stamp:
+        before = time.perf_counter()
+        _wait(device)
+        after = time.perf_counter()
+        tensor = first_tensor(output)
+        return _Stamp("" if tensor is None else str(tuple(tensor.shape)), before, after)
+
+    return reduce
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def _own_seconds(record: Record) -> tuple[dict[LayerPath, float], float]:
+    """Seconds of each layer, summed over its calls and less those of the calls inside them; and of the whole run.
+
+    Calls come in the order of their ends, so those inside a call are the ones just before it that ended after it began.
+    """
+    own: dict[LayerPath, float] = {}
+    finished: list[tuple[float, float]] = []  # (end, seconds) of calls whose parent is still running
+    for call in record.order:
+        stamp: _Stamp = call.output
+        start = stamp.before - (call.seconds or 0.0)
+        seconds = inside = stamp.after - start
+        while finished and finished[-1][0] > start:
+            inside -= finished.pop()[1]
+        own[call.layer] = own.get(call.layer, 0.0) + max(inside, 0.0)
+        finished.append((stamp.after, seconds))
+    return own, sum(own.values())
+
+
+def _row(path: LayerPath, module: nn.Module, record: Record | None = None, share: float | None = None) -> LayerRow:
+    runs = record is not None and type(module).forward is not nn.Module.forward  # ModuleList and the like never run
+    calls = record.calls(path) if record is not None and runs else None
+    return LayerRow(
+        path=path,
+        type=type(module).__name__,
+        calls=None if calls is None else len(calls),
+        output="" if calls is None else _shapes([call.output.shape for call in calls]),
+        parameters=parameter_count(module),
+        own=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
+        share=share if runs else None,
+    )
+
+
+def _shapes(shapes: list[str]) -> str:
+    different = list(dict.fromkeys(shape for shape in shapes if shape))
+    return ", ".join(different[:2]) + (", ..." if len(different) > 2 else "")
+
+
+def _device(model: nn.Module) -> str:
+    tensor = next(iter(model.parameters()), None)
+    return "cpu" if tensor is None else str(tensor.device)

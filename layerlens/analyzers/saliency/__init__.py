@@ -1,0 +1,15 @@
+"""Saliency: how much each input value contributed to a score, from gradients."""
+
+from .gradients import gradient, input_x_gradient
+from .integrated import integrated_gradients
+from .methods import METHODS, saliency
+from .smooth import smooth_grad
+
+__all__ = [
+    "METHODS",
+    "gradient",
+    "input_x_gradient",
+    "integrated_gradients",
+    "saliency",
+    "smooth_grad",
+]

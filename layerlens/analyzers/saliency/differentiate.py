@@ -1,0 +1,132 @@
+"""What the gradient methods share: gradients of the scores, and how many samples to run at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ...errors import OptionError, TargetError
+from ..score import Scorer
+
+Leaves = dict[str, torch.Tensor]
+BatchSize = int | Literal["auto"]
+
+MEMORY = 2**30
+"""Bytes of saved activations that one pass may hold when the batch size is chosen automatically."""
+
+SMALL = 2**24
+"""Bytes of saved activations that are never worth splitting."""
+
+AT_ONCE = {"cpu": 8}
+"""Samples in one pass by kind of device: beyond 8 a processor is bound by memory and gains nothing; others run 64."""
+
+
+def freeze(model: nn.Module) -> None:
+    """Switch off parameter gradients of a borrowed model: backward to the input then keeps fewer activations."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.requires_grad_(False)
+
+
+def gradients(
+    scorer: Scorer, values: Mapping[str, torch.Tensor], rows: torch.Tensor | None = None
+) -> tuple[torch.Tensor, Leaves]:
+    """The scores `(n,)` at `values` and their gradients, one per leaf and shaped like it; zero where it is unused.
+
+    Args:
+        scorer: scores a borrowed model.
+        values: one tensor `(n, ...)` per leaf.
+        rows: which sample of the batch each row belongs to, `(n,)`; None when they are the batch.
+
+    Raises:
+        TargetError: when no gradient reaches any leaf.
+    """
+    start = {name: value.detach().requires_grad_() for name, value in values.items()}
+    score = scorer(start, rows)
+    found: tuple[torch.Tensor | None, ...] = (None,)
+    if score.requires_grad:
+        found = torch.autograd.grad(score.sum(), list(start.values()), allow_unused=True)
+    if all(gradient is None for gradient in found):
+        raise TargetError(
+            f"no gradient flows from the score {scorer.target.label!r} to the input: something on the way cannot be "
+            "differentiated (argmax, round, .detach(), .item(), an integer), or the score does not depend on the "
+            "input. Score a logit or probability instead."
+        )
+    pairs = zip(start.items(), found, strict=True)
+    return score.detach(), {
+        name: torch.zeros_like(value) if gradient is None else gradient for (name, value), gradient in pairs
+    }
+
+
+def first_score(scorer: Scorer, values: Leaves, batch_size: BatchSize) -> tuple[torch.Tensor, int]:
+    """The scores of the batch as it is, and how many samples to run at once.
+
+    `"auto"` reads what autograd saves for a sample: as many samples as fit `MEMORY`, at most `AT_ONCE` of the device
+    unless they are small.
+
+    Raises:
+        OptionError: when the batch size is neither `"auto"` nor a positive number.
+    """
+    if batch_size != "auto":
+        check_count("batch_size", batch_size, also="'auto'")
+        with torch.no_grad():
+            return scorer(values), int(batch_size)
+    limit = AT_ONCE.get(scorer.rows.device.type, 64)
+    count = len(scorer.rows)
+    if count <= limit:  # the one forward pass that is needed anyway
+        score, saved = _measured(scorer, values, None)
+        each = saved / count
+    else:
+        with torch.no_grad():
+            score = scorer(values)
+        _, each = _measured(scorer, {name: value[:1] for name, value in values.items()}, scorer.rows[:1])
+    each = max(each, 1.0)
+    return score, max(1, min(int(MEMORY / each), max(limit, int(SMALL / each)), 1024))
+
+
+def _measured(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tuple[torch.Tensor, float]:
+    """The scores, and the bytes of the activations that autograd would save; parameters and buffers not counted."""
+    held = [*scorer.model.parameters(), *scorer.model.buffers()]
+    own = {tensor.untyped_storage().data_ptr() for tensor in held if tensor.layout is torch.strided}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> None:
+        if tensor.layout is torch.strided:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                saved[storage.data_ptr()] = storage  # held, so that no later tensor gets the same address
+
+    def unpack(nothing: object) -> torch.Tensor:
+        raise RuntimeError("no backward pass runs through a measured graph")
+
+    start = {name: value.detach().requires_grad_() for name, value in values.items()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        score = scorer(start, rows).detach()
+    return score, float(sum(storage.nbytes() for storage in saved.values()))
+
+
+def check_count(name: str, value: object, *, also: str = "") -> None:
+    """Check that an option is a whole number, at least 1.
+
+    Raises:
+        OptionError: when it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        other = f" or {also}" if also else ""
+        raise OptionError(f"{name} must be a whole number of at least 1{other}, got {value!r}.")
+
+
+def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str) -> None:
+    """Warn when the values of some sample are zero everywhere: an empty map means a dead path, not 'unimportant'."""
+    empty = torch.stack([value.reshape(len(value), -1).eq(0).all(dim=1) for value in values.values()]).all(dim=0)
+    if bool(empty.any()):
+        listed = ", ".join(map(str, empty.nonzero().flatten().tolist()[:8]))
+        warnings.warn(
+            f"{method}: the values of sample(s) {listed} are zero everywhere, so they explain nothing: the score does "
+            "not change with the input there (units that are off or saturated, or a step that is flat).",
+            stacklevel=4,
+        )

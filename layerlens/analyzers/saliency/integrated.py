@@ -1,0 +1,165 @@
+"""Integrated gradients: gradients gathered on the straight way from a baseline to the input."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...borrow import borrowed
+from ...errors import OptionError
+from ...results import Attribution
+from ...target import Spec
+from ..score import Scorer
+from .baselines import baselines
+from .differentiate import BatchSize, Leaves, check_count, first_score, freeze, gradients, warn_of_zeros
+
+
+def integrated_gradients(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    baseline: Any = "zero",
+    steps: int = 50,
+    tolerance: float = 0.05,
+    max_steps: int = 200,
+    batch_size: BatchSize = "auto",
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """Integrate the gradient of the score from a baseline x' to the input x; the values sum to S(x) - S(x').
+
+    IG_i = (x_i - x'_i) * integral over a in 0..1 of dS/dx_i at x' + a (x - x') (Sundararajan, Taly & Yan 2017, eq. 1),
+    by `captum.attr.IntegratedGradients` with Gauss-Legendre quadrature. How far the sum is from S(x) - S(x') is
+    reported; samples where it is too far get twice the steps until it is not.
+
+    Args:
+        model: any module.
+        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. For token ids the
+            way leads through the embeddings, and values are summed over their features.
+        target: what to score, as in `layerlens.target.as_target`; None is the class predicted at x.
+        baseline: `"zero"`, `"mean"` or `"blur"` (images), a number, a tensor, or a dict by input name. For token ids
+            zero is the zero embedding, and a whole number is the id of a reference token.
+        steps: gradients along the way, at first.
+        tolerance: largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any.
+        max_steps: where doubling ends.
+        batch_size: points in one pass; `"auto"` bounds it by memory.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score; its checks are
+        the relative `"completeness gap"` and the `"steps"` of each sample.
+
+    Raises:
+        InputError: when the input holds nothing to differentiate.
+        OptionError: when an option is out of range, or the baseline does not fit the input.
+        TargetError: when the target does not fit the output, or no gradient reaches the input.
+
+    Warns:
+        UserWarning: when the tolerance is not reached, or the values of a sample are zero everywhere.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> result = integrated_gradients(net, torch.ones(1, 2))
+        >>> bool(torch.isclose(result.tensor.sum(), net.weight.sum()))
+        True
+    """
+    check_count("steps", steps)
+    check_count("max_steps", max_steps)
+    if not tolerance > 0:
+        raise OptionError(f"tolerance must be above 0, got {tolerance!r}; math.inf accepts any gap.")
+    with borrowed(model):
+        freeze(model)
+        scorer = Scorer(model, x, target, forward=forward)
+        ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
+        score, batch = first_score(scorer, ends, batch_size)
+        starts, label = baselines(scorer, baseline)
+        with torch.no_grad():
+            chunks = torch.split(scorer.rows, batch)
+            bottom = torch.cat([scorer({name: start[rows] for name, start in starts.items()}, rows) for rows in chunks])
+        values = {name: torch.zeros_like(end, dtype=_wide(end)) for name, end in ends.items()}
+        used = torch.full_like(scorer.rows, steps)
+        todo = scorer.rows
+        while True:
+            count = int(used[todo[0]])
+            for rows in torch.split(todo, batch):
+                for name, part in _integrate(scorer, ends, starts, rows, count, batch).items():
+                    values[name][rows] = part.to(values[name].dtype)
+            gap = _gap(values, score, bottom)
+            todo = (gap > tolerance).nonzero().flatten()
+            if not len(todo) or 2 * count > max_steps:
+                break
+            used[todo] = 2 * count
+        if len(todo):
+            _warn_of_gap(gap, todo, count, tolerance)
+        warn_of_zeros(values, "integrated_gradients")
+        return scorer.attribution(
+            {name: value.to(ends[name].dtype) for name, value in values.items()},
+            method="integrated_gradients",
+            settings={
+                "baseline": label,
+                "steps": steps,
+                "tolerance": tolerance,
+                "max_steps": max_steps,
+                "batch_size": batch,
+            },
+            score=score,
+            checks={"completeness gap": gap, "steps": used},
+        )
+
+
+def _wide(value: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)
+
+
+def _integrate(
+    scorer: Scorer, ends: Leaves, starts: Leaves, rows: torch.Tensor, steps: int, batch: int
+) -> dict[str, torch.Tensor]:
+    """Captum's integrated gradients of the samples `rows`, at most `batch` points in one pass."""
+    from captum.attr import IntegratedGradients
+
+    names = list(ends)
+
+    def score_of(*leaves_and_rows: torch.Tensor) -> torch.Tensor:
+        *leaves, places = leaves_and_rows
+        return scorer(dict(zip(names, leaves, strict=True)), places)
+
+    def gradient_of(
+        forward_fn: Any, inputs: tuple[torch.Tensor, ...], target_ind: Any = None, additional_forward_args: Any = None
+    ) -> tuple[torch.Tensor, ...]:
+        (places,) = additional_forward_args  # captum repeats them as it repeats the samples
+        _, slopes = gradients(scorer, dict(zip(names, inputs, strict=True)), places)
+        return tuple(slopes.values())
+
+    method = IntegratedGradients(score_of)
+    method.gradient_func = gradient_of  # captum's own raises on an input that the score does not use
+    parts = method.attribute(
+        tuple(end[rows] for end in ends.values()),
+        baselines=tuple(starts[name][rows] for name in names),
+        additional_forward_args=(rows,),
+        n_steps=steps,
+        internal_batch_size=max(batch, len(rows)),
+    )
+    return dict(zip(names, parts, strict=True))
+
+
+def _gap(values: Leaves, score: torch.Tensor, bottom: torch.Tensor) -> torch.Tensor:
+    """|sum - (S(x) - S(x'))| over |S(x) - S(x')|, `(batch,)`; a difference within rounding of S counts as that."""
+    total = torch.stack([value.double().reshape(len(value), -1).sum(dim=1) for value in values.values()]).sum(dim=0)
+    change = score.double() - bottom.double()
+    rounding = 100 * torch.finfo(score.dtype).eps * torch.maximum(score.double().abs(), bottom.double().abs())
+    tiny = torch.finfo(torch.float64).tiny
+    return (total - change).abs() / torch.maximum(change.abs(), rounding).clamp_min(tiny)
+
+
+def _warn_of_gap(gap: torch.Tensor, missed: torch.Tensor, steps: int, tolerance: float) -> None:
+    listed = ", ".join(f"{row} ({float(gap[row]):.3g})" for row in missed.tolist()[:8])
+    warnings.warn(
+        f"integrated_gradients: after {steps} steps the values of sample(s) {listed} miss S(x) - S(baseline) by more "
+        f"than the tolerance {tolerance:g} of it. Raise max_steps or take another baseline; a model that jumps or "
+        "draws random numbers on the way has no such sum.",
+        stacklevel=3,
+    )

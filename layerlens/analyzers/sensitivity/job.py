@@ -1,0 +1,128 @@
+"""Steps of the input and the layers' answers to them, whatever the route."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...inputs import Inputs
+from ...probe import Probe
+from ...progress import track
+from ..leaves import Leaf, substitute
+from .sites import Site, by_row, copied_rows, taps
+
+Values = dict[str, torch.Tensor]
+"""One tensor per leaf."""
+
+
+class Unavailable(Exception):
+    """A route cannot run on this model."""
+
+
+@dataclasses.dataclass
+class Answers:
+    """What the layers answered, by site; each list holds a tensor `(copies, batch)` per chunk of probes.
+
+    Attributes:
+        norms: ||J u||.
+        sizes: ||h||.
+        doubtful: sites whose answers are close to rounding.
+        left_out: name of a site that ran and cannot be read -> why.
+    """
+
+    norms: dict[Site, list[torch.Tensor]] = dataclasses.field(default_factory=dict)
+    sizes: dict[Site, list[torch.Tensor]] = dataclasses.field(default_factory=dict)
+    doubtful: set[Site] = dataclasses.field(default_factory=set)
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def add(self, site: Site, value: torch.Tensor, norm: torch.Tensor, batch: int) -> None:
+        """Note one chunk: what the layer returned, and the norms of its answer, `(copies * batch,)`."""
+        axis = site.axes[site.main]
+        if axis is None and bool((norm != 0).any()):
+            self.left_out[site.name] = "its output has no batch axis, so it has no value per sample"
+        self.norms.setdefault(site, []).append(norm.reshape(-1, batch))
+        self.sizes.setdefault(site, []).append(row_norms(value, axis, len(norm)).reshape(-1, batch))
+
+
+def row_norms(tensor: torch.Tensor, axis: int | None, rows: int) -> torch.Tensor:
+    """The Euclidean length of each row of the batch, `(rows,)`, float64 on the main processor."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    if axis is None:
+        norms: torch.Tensor = torch.linalg.vector_norm(tensor, dtype=wide).expand(rows)
+    else:
+        norms = torch.linalg.vector_norm(by_row(tensor, axis, rows), dim=1, dtype=wide)
+    return norms.double().cpu()
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Directions to step in, and where to read the answer.
+
+    Attributes:
+        model: a borrowed model.
+        inputs: its input.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        leaves: what is stepped, each `(batch, ...)`.
+        directions: by leaf, `(probes, ...)`: the same directions u for all samples.
+        sites: where to read.
+        copies: probes run at once.
+        seed: for models that draw numbers.
+        progress: as in `track`.
+        label: of the progress bar.
+    """
+
+    model: nn.Module
+    inputs: Inputs
+    forward: Callable[..., Any] | None
+    leaves: Mapping[str, Leaf]
+    directions: Values
+    sites: list[Site]
+    copies: int
+    seed: int
+    progress: bool | None
+    label: str
+
+    @property
+    def name(self) -> str:
+        """The class of the model."""
+        return type(self.model).__name__
+
+    @property
+    def start(self) -> Values:
+        """Copies of the leaves, `(batch, ...)`; ordinary tensors also when the caller is in inference mode."""
+        return {name: leaf.value.clone() for name, leaf in self.leaves.items()}
+
+    def chunks(self) -> Iterator[tuple[Values, Values]]:
+        """Leaves and directions of some probes at a time, each `(copies * batch, ...)`."""
+        probes = torch.arange(len(next(iter(self.directions.values()))))
+        batch, start = self.inputs.batch, self.start
+        for part in track(torch.split(probes, self.copies), self.label, enabled=self.progress):
+            values = {name: value.repeat(len(part), *[1] * (value.ndim - 1)) for name, value in start.items()}
+            steps = {name: self.directions[name][part].repeat_interleave(batch, dim=0) for name in start}
+            yield values, steps
+
+    def run(self, values: Values, read: Callable[[Site, Any], None], sites: list[Site] | None = None) -> None:
+        """Run on `values`, `(rows, ...)` per leaf, and call `read(site, output)` at each site."""
+        rows = copied_rows(self.inputs.batch, len(next(iter(values.values()))) // self.inputs.batch)
+
+        def tap(site: Site, output: Any) -> Any:
+            read(site, output)
+            return output
+
+        inputs = self.inputs.rows(rows)
+        inputs = inputs.replace({name: values[name] for name, leaf in self.leaves.items() if leaf.layer is None})
+        torch.manual_seed(self.seed)
+        with (
+            Probe(self.model, (), edits=substitute(self.leaves, values)),  # first, so that the sites see what it does
+            Probe(self.model, (), edits=taps(self.sites if sites is None else sites, tap)),
+        ):
+            inputs.run(self.model, self.forward)
+
+
+def lengths(values: Values) -> torch.Tensor:
+    """The Euclidean length of each row over all leaves together, `(rows,)`, float64."""
+    return torch.stack([row_norms(value, 0, len(value)).square() for value in values.values()]).sum(dim=0).sqrt()

@@ -1,0 +1,35 @@
+"""Checks of options, and the warnings that measures of sensitivity share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+from ...errors import OptionError
+
+
+def check_count(name: str, value: object) -> None:
+    """Check that an option is a whole number, at least 1.
+
+    Raises:
+        OptionError: when it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+def listed(names: Sequence[str], count: int = 4) -> str:
+    """The first names as text: `layer a, b, ... (7 layers)`."""
+    shown = ", ".join(names[:count])
+    if len(names) > count:
+        return f"layers {shown}, ... ({len(names)})"
+    return f"layer{'s' * (len(names) > 1)} {shown}"
+
+
+def warn_left_out(method: str, left_out: Mapping[str, str], explicit: bool) -> None:
+    """Warn of layers without a value; of those that did not run only when they were asked for by name."""
+    told = {name: why for name, why in left_out.items() if explicit or why != "did not run"}
+    if told:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(told.items())[:4])
+        more = f"; and {len(told) - 4} more, see settings['left_out']" if len(told) > 4 else ""
+        warnings.warn(f"{method}: {len(told)} layer(s) left out. {reasons}{more}.", stacklevel=4)

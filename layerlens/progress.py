@@ -1,0 +1,73 @@
+"""A progress bar for work that takes long: one line on stderr, none when nobody watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+WIDTH = 20
+"""Characters of the bar."""
+
+WAIT = 0.5
+"""Seconds before the bar appears, so that short work writes nothing."""
+
+INTERVAL = 0.1
+"""Seconds between two updates."""
+
+
+def track(
+    iterable: Iterable[Item], label: str, total: int | None = None, enabled: bool | None = None
+) -> Iterator[Item]:
+    """Yield the items, and show on stderr how many of them are done.
+
+    The line is wiped at the end, also after an error or Ctrl-C in the loop.
+
+    Args:
+        iterable: what to go through.
+        label: what is being done.
+        total: how many items there are; None asks `len(iterable)`, and without one only the count is shown.
+        enabled: True shows the bar at once and wherever stderr leads, False never; None (default) shows it when stderr
+            is a terminal and the work takes longer than half a second.
+
+    Yields:
+        The items.
+
+    Example:
+        >>> sum(track([1, 2, 3], "adding"))
+        6
+    """
+    stream = sys.stderr
+    if enabled is None and (stream is None or not stream.isatty()):
+        enabled = False
+    if enabled is False or stream is None:
+        yield from iterable
+        return
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
+    start = time.monotonic()
+    shown, after = 0, start if enabled else start + WAIT
+    try:
+        for done, item in enumerate(iterable):
+            now = time.monotonic()
+            if now >= after:
+                line = _line(label, done, total, now - start)
+                stream.write("\r" + line.ljust(shown))
+                stream.flush()
+                shown, after = len(line), now + INTERVAL
+            yield item
+    finally:
+        if shown:
+            stream.write("\r" + " " * shown + "\r")
+            stream.flush()
+
+
+def _line(label: str, done: int, total: int | None, seconds: float) -> str:
+    if not total:
+        return f"{label}  {done}  {seconds:.0f} s"
+    filled = min(WIDTH, WIDTH * done // total)
+    left = f", {seconds / done * (total - done):.0f} s left" if done else ""
+    return f"{label}  [{'#' * filled}{'.' * (WIDTH - filled)}] {done}/{total}  {seconds:.0f} s{left}"

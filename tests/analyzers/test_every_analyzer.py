@@ -1,0 +1,160 @@
+"""The promise that every analyzer keeps on every model: it works, and the model is given back as it was."""
+
+import contextlib
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import layerlens
+from layerlens.errors import LayerLensError
+from tests.cases import CASES, normal
+from tests.snapshot import Snapshot
+
+SMALL = {"steps": 4, "tolerance": 10.0}
+
+
+ANALYZERS = {
+    "layer_table": lambda model, x, target: layerlens.layer_table(model, x),
+    "capture": lambda model, x, target: layerlens.capture(model, x),
+    "activation_maps": lambda model, x, target: layerlens.activation_maps(model, x, ran_once(model, x)),
+    "gradient": lambda model, x, target: layerlens.saliency(model, x, target=target, method="gradient"),
+    "input_x_gradient": lambda model, x, target: layerlens.saliency(model, x, target=target, method="input_x_gradient"),
+    "integrated_gradients": lambda model, x, target: layerlens.saliency(model, x, target=target, **SMALL),
+    "smooth_grad": lambda model, x, target: layerlens.saliency(
+        model, x, target=target, method="smooth_grad", samples=3
+    ),
+    "jacobian": lambda model, x, target: layerlens.sensitivity(model, x, probes=2),
+    "noise_response": lambda model, x, target: layerlens.sensitivity(
+        model, x, method="noise_response", levels=(0.5,), draws=2
+    ),
+    "relevance": lambda model, x, target: layerlens.relevance(model, x, target=target, layers=None),
+    "relevance attn": lambda model, x, target: layerlens.relevance(model, x, target=target, rules="attn"),
+}
+
+
+def ran_once(model, x):
+    """A layer with a tensor output of at least two axes that ran exactly once."""
+    record = layerlens.capture(model, x, reduce=lambda out: out if isinstance(out, torch.Tensor) else None)
+    return next(
+        layer
+        for layer in record
+        if len(record.calls(layer)) == 1 and record[layer] is not None and record[layer].ndim >= 2
+    )
+
+
+@contextlib.contextmanager
+def quiet():
+    """Numbers that would mislead are warned of; here only the promise matters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def messy(case):
+    """The case's model as users hand it in: half in train mode, part frozen, gradients lying around, a hook."""
+    model = case.build()
+    modules = list(model.modules())
+    for index, module in enumerate(modules):
+        module.training = index % 2 == 0
+    for index, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(index % 3 != 0)
+        if index % 2:
+            parameter.grad = torch.full_like(parameter, 0.5)
+    modules[-1].register_forward_hook(lambda module, args, output: None)
+    return model
+
+
+@pytest.mark.parametrize("name", list(ANALYZERS))
+def test_it_works_and_gives_the_model_back(case, name):
+    model, x = messy(case), case.example()
+    before = Snapshot(model, x)
+    with quiet():
+        ANALYZERS[name](model, x, case.target)
+    before.check()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
+@pytest.mark.parametrize("name", list(ANALYZERS))
+def test_it_works_under_any_grad_mode(name, mode):
+    for case in (CASES["cnn"], CASES["lstm"], CASES["hf_bert"]):
+        model, x = case.build(), case.example()
+        with quiet():
+            expected = ANALYZERS[name](model, x, case.target)
+            with mode():
+                found = ANALYZERS[name](model, x, case.target)
+        if hasattr(expected, "values") and isinstance(expected, layerlens.Attribution):
+            torch.testing.assert_close(found.values, expected.values)
+
+
+class Interrupted(nn.Module):
+    """Runs well a number of times; then the user presses Ctrl-C, or the model fails."""
+
+    def __init__(self, inner, error):
+        super().__init__()
+        self.inner, self.error, self.left = inner, error, 0
+
+    def forward(self, *args, **kwargs):
+        out = self.inner(*args, **kwargs)
+        if self.__dict__["left"] <= 0:
+            raise self.error
+        self.__dict__["left"] -= 1
+        return out
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the model failed"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+@pytest.mark.parametrize("name", list(ANALYZERS))
+def test_the_model_is_given_back_after_an_error(name, error):
+    for case_name in ("cnn", "lstm", "hf_bert"):
+        case = CASES[case_name]
+        for runs in (0, 1, 2):
+            model, x = Interrupted(messy(case), error), case.example()
+            layer = ran_once(model.inner, x) if name == "activation_maps" else None
+            model.__dict__["left"] = runs
+            before = Snapshot(model, x)
+            with quiet(), contextlib.suppress(type(error), LayerLensError):
+                if layer is None:
+                    ANALYZERS[name](model, x, case.target)
+                else:
+                    layerlens.activation_maps(model, x, f"inner.{layer}")
+            before.check()
+
+
+def test_the_error_reaches_the_caller():
+    model = Interrupted(CASES["mlp"].build(), RuntimeError("the model failed"))
+    for name, analyzer in ANALYZERS.items():
+        if name != "activation_maps":
+            with pytest.raises(RuntimeError, match="the model failed"), quiet():
+                analyzer(model, CASES["mlp"].example(), 0)
+
+
+def test_the_callers_input_is_safe_from_a_model_that_writes_into_it():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):
+            x += 1
+            return self.fc(x.relu_())
+
+    torch.manual_seed(0)
+    model, x = Writes(), normal(2, 4)
+    for analyzer in ANALYZERS.values():
+        before = Snapshot(model, x)
+        with quiet():
+            analyzer(model, x, 1)
+        before.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["gradient", "input_x_gradient", "integrated_gradients", "smooth_grad", "relevance"])
+def test_the_dtype_is_kept(name, dtype):
+    case = CASES["cnn"]
+    model, x = case.build().to(dtype), case.example().to(dtype)
+    with quiet():
+        result = ANALYZERS[name](model, x, case.target)
+    assert result.values.dtype == dtype
+    assert result.values.shape == x.shape
+    assert torch.isfinite(result.values).all()

@@ -1,0 +1,116 @@
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from layerlens.analyzers.layer_table import layer_table
+from layerlens.capture import capture
+from layerlens.inputs import as_inputs
+from layerlens.layers import Layers
+from tests.cases import normal
+
+
+class Sleep(nn.Module):
+    """Takes a known time and nothing else."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x):
+        time.sleep(self.seconds)
+        return x + 1
+
+
+class Block(nn.Module):
+    """Own time, one child called twice, and a child shared with others."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.twice, self.shared = Sleep(0.02), shared
+
+    def forward(self, x):
+        time.sleep(0.04)
+        return self.shared(self.twice(self.twice(x)))
+
+
+def rows_of(table):
+    return {row.path: row for row in table.rows}
+
+
+def test_static_table():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 2, bias=False), nn.ReLU()))
+    table = layer_table(net)
+    assert [(row.path, row.type, row.parameters, row.own) for row in table.rows] == [
+        ("", "Sequential", 24, 0),
+        ("0", "Linear", 16, 16),
+        ("1", "Sequential", 8, 0),
+        ("1.0", "Linear", 8, 8),
+        ("1.1", "ReLU", 0, 0),
+    ]
+    assert all(row.calls is None and row.share is None and row.output == "" for row in table.rows)
+    assert table.milliseconds is None and table.device == "cpu" and table.model == "Sequential"
+
+
+def test_tied_parameters_count_once():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[1].weight = net[0].weight
+    assert rows_of(layer_table(net))[""].parameters == 9 + 3 + 3
+
+
+def test_every_case_has_its_calls_shapes_and_shares(case):
+    model, x = case.build(), case.example()
+    table, record = layer_table(model, x), capture(case.build(), x, lambda path, module: True)
+    assert [row.path for row in table.rows] == list(Layers(model))
+    assert sum(row.share or 0 for row in table.rows) == pytest.approx(1.0)
+    assert table.milliseconds > 0
+    for row in table.rows:
+        if row.type in ("ModuleList", "ModuleDict"):  # has no forward, so it cannot run
+            assert row.calls is None and row.share is None
+        else:
+            assert row.calls == len(record.calls(row.path)) and 0 <= row.share <= 1
+    assert "Tensor" not in repr(table)
+
+
+def test_own_time_is_time_without_the_children():
+    shared = Sleep(0.02)
+    net = nn.Sequential(Block(shared), shared, Sleep(0.06))
+    table = layer_table(net, normal(1, 1))
+    rows = rows_of(table)
+    total = table.milliseconds / 1000
+    assert total == pytest.approx(0.04 + 2 * 0.02 + 2 * 0.02 + 0.06, rel=0.35)
+    expected = {"0": 0.04, "0.twice": 0.04, "0.shared": 0.04, "2": 0.06}
+    for path, seconds in expected.items():
+        assert rows[path].share * total == pytest.approx(seconds, abs=0.012), path
+    assert rows[""].share < 0.1
+    assert (rows["0.twice"].calls, rows["0.shared"].calls) == (2, 2)
+
+
+def test_a_layer_that_returns_different_shapes_shows_them():
+    class Reuses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu = nn.ReLU()
+
+        def forward(self, x):
+            first, *_ = [self.relu(x[:, :n]) for n in (4, 3, 3, 2)]
+            return first
+
+    assert rows_of(layer_table(Reuses(), normal(2, 5)))["relu"].output == "(2, 4), (2, 3), ..."
+
+
+def test_forward_may_call_parts_of_the_model():
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    rows = rows_of(layer_table(net, normal(1, 2), forward=lambda model, x: model[0](x)))
+    assert (rows["0"].calls, rows["1"].calls, rows[""].calls) == (1, 0, 0)
+    assert rows["0"].share == 1.0 and rows["1"].output == ""
+
+
+def test_the_model_is_given_back(hooks_of):
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout()).train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    x = as_inputs(normal(4, 3))
+    layer_table(net, x)
+    assert net.training and hooks_of(net) == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

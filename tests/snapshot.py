@@ -1,0 +1,66 @@
+"""What an analyzer must give back as it was."""
+
+import copy
+import random
+
+import numpy as np
+import torch
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs")
+
+
+class Snapshot:
+    """Everything of a model, its input and the process that a borrower could leave changed."""
+
+    def __init__(self, model, x):
+        self.model, self.x = model, x
+        self.bits = {name: tensor.detach().clone() for name, tensor in self._tensors()}
+        self.identity = [id(tensor) for _, tensor in self._tensors()]
+        self.flags = [(module.training, len(module._buffers)) for module in model.modules()]
+        self.requires = [parameter.requires_grad for parameter in model.parameters()]
+        self.grads = [(id(p.grad), None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+        self.hooks = self._hooks()
+        self.input = copy.deepcopy(x)
+        self.generators = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+        self.modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.backends.mkldnn.enabled
+
+    def _tensors(self):
+        yield from self.model.named_parameters(remove_duplicate=False)
+        yield from self.model.named_buffers(remove_duplicate=False)
+
+    def _hooks(self):
+        return [len(getattr(module, kind)) for module in self.model.modules() for kind in HOOKS]
+
+    def check(self):
+        """Assert that nothing has changed."""
+        for name, tensor in self._tensors():
+            assert torch.equal(tensor, self.bits[name]), f"{name} has other bits"
+        assert self.identity == [id(tensor) for _, tensor in self._tensors()]
+        assert self.flags == [(module.training, len(module._buffers)) for module in self.model.modules()]
+        assert self.requires == [parameter.requires_grad for parameter in self.model.parameters()]
+        for (identity, value), parameter in zip(self.grads, self.model.parameters(), strict=True):
+            assert identity == id(parameter.grad)
+            assert value is None or torch.equal(value, parameter.grad)
+        assert self.hooks == self._hooks()
+        assert_same(self.x, self.input)
+        torch_state, numpy_state, python_state = self.generators
+        assert torch.equal(torch_state, torch.get_rng_state())
+        assert (numpy_state == np.random.get_state()[1]).all()
+        assert python_state == random.getstate()
+        assert self.modes == (
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.backends.mkldnn.enabled,
+        )
+
+
+def assert_same(one, other):
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_same(one[name], other[name])
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+        assert one.requires_grad == other.requires_grad
+    else:
+        assert one == other

@@ -1,0 +1,86 @@
+"""Lens binds: names, text, forward and inputs reach the analyzers; the functions are the same."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import layerlens
+from layerlens import Lens, errors
+from tests.cases import CASES, normal
+
+
+class Tokenizer:
+    """What a Lens needs of a tokenizer: letters are tokens."""
+
+    def __call__(self, texts, return_tensors, padding=False):
+        assert return_tensors == "pt"
+        length = max(map(len, texts))
+        assert padding or len({len(text) for text in texts}) == 1
+        rows = [[ord(c) - 96 for c in text] + [0] * (length - len(text)) for text in texts]
+        return {"input_ids": torch.tensor(rows), "attention_mask": (torch.tensor(rows) > 0).long()}
+
+    def convert_ids_to_tokens(self, ids):
+        return [chr(index + 96) if index else "[PAD]" for index in ids]
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def test_class_names_are_targets_and_labels():
+    lens = Lens(small(), class_names=["cat", "dog", "Egyptian cat"])
+    x = normal(2, 4)
+    by_name = lens.saliency(x, target="egyptian CAT", method="gradient")
+    by_index = lens.saliency(x, target=2, method="gradient")
+    assert torch.equal(by_name.values, by_index.values)
+    assert by_index.target == "Egyptian cat"
+    assert lens.relevance(x).target.endswith("(predicted)")
+    with pytest.raises(errors.TargetError, match=r"no class is named 'dgo' among 3\. Closest: dog"):
+        lens.saliency(x, target="dgo")
+
+
+def test_text_goes_through_the_tokenizer_and_tokens_come_back():
+    lens = Lens(CASES["hf_bert"].build(), tokenizer=Tokenizer())
+    result = lens.relevance(["abc", "de"], target=1)
+    assert result.values.shape == (2, 3)
+    assert result.axes == ("batch", "token")
+    assert result.tokens == [["a", "b", "c"], ["d", "e", "[PAD]"]]
+    assert float(result.ledger.relative.max()) < 1e-5
+    assert lens.saliency("abc", target=1, method="gradient").tokens == [["a", "b", "c"]]
+    with pytest.raises(errors.InputError, match="no tokenizer"):
+        Lens(small()).saliency("abc")
+
+
+def test_forward_is_used_by_every_analyzer():
+    model = nn.ModuleDict({"a": nn.Linear(4, 3), "b": nn.Conv2d(1, 2, 3)})
+    lens = Lens(model, forward=lambda model, x: model["a"](x))
+    x = normal(2, 4)
+    assert lens.relevance(x, target=0).values.shape == (2, 4)
+    assert lens.saliency(x, target=0, method="gradient").values.shape == (2, 4)
+    assert lens.capture(x)["a"].shape == (2, 3)
+    assert lens.capture(x).unrun == ("b",)
+    assert [row.calls for row in lens.layers(x).rows if row.path == "b"] == [0]
+    assert lens.sensitivity(x, "a").layers == ("a",)
+    assert lens.activation_maps(x, "a").values.shape == (2, 3)
+
+
+def test_repr_tells_what_it_holds():
+    assert repr(Lens(small(), class_names={0: "a"})) == "Lens(Sequential: 3 layers, 43 parameters, 1 class names)"
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(errors.InputError, match=r"a model must be a torch.nn.Module, got function"):
+        Lens(torch.relu if inspect.isfunction(torch.relu) else (lambda x: x))
+    with pytest.raises(errors.TargetError, match="class_names must be a sequence"):
+        Lens(small(), class_names="cat")
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in layerlens.__all__:
+        assert getattr(layerlens, name).__doc__, name
+    assert set(layerlens.__all__) <= set(dir(layerlens))
+    with pytest.raises(AttributeError, match="no attribute 'lense'"):
+        layerlens.lense  # noqa: B018
