@@ -19,7 +19,7 @@ _HOMES = {
     # the lens, and what it is made of
     "Lens": "lens",
     "Probe": "probe",
-    "capture": "capture",
+    "capture": "capturing",
     "Record": "record",
     "Call": "record",
     "Layers": "layers",
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from .analyzers.saliency import saliency
     from .analyzers.sensitivity import sensitivity
     from .borrow import borrowed
-    from .capture import capture
+    from .capturing import capture
     from .layers import Layers, select
     from .lens import Lens
     from .probe import Probe

@@ -10,7 +10,7 @@ from torch import nn
 
 from .analyzers import activation, layer_table, relevance, saliency, sensitivity
 from .borrow import borrowed
-from .capture import capture
+from .capturing import capture
 from .errors import InputError, TargetError
 from .inputs import Inputs, as_inputs
 from .layers import LayerPath, Layers, Selection, parameter_count

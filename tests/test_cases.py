@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens.capture import capture
+from layerlens.capturing import capture
 from layerlens.inputs import as_inputs
 from layerlens.target import as_target
 from tests.cases import ADDITIVE, CASES, case_ids, perturb, zero_additive

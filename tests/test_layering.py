@@ -16,7 +16,7 @@ FOUNDATION = {
     "axes",
     "record",
     "probe",
-    "capture",
+    "capturing",
     "inputs",
     "target",
     "results",
@@ -39,7 +39,7 @@ LATE = {
 }  # imported inside functions only, so that `import layerlens` stays light
 FORBIDDEN = {  # folder -> parts of layerlens that it must not know
     "analyzers": {"plotting", "lens", "scale", "demo", "__main__"},
-    "plotting": {"probe", "capture", "borrow", "inputs", "target", "analyzers", "lens", "scale", "demo", "__main__"},
+    "plotting": {"probe", "capturing", "borrow", "inputs", "target", "analyzers", "lens", "scale", "demo", "__main__"},
     "scale": {"demo", "__main__"},
 }
 MODULE_HOOKS = {f"register_{kind}" for kind in ("forward_hook", "forward_pre_hook", "full_backward_hook")}

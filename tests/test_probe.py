@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from layerlens.capture import capture
+from layerlens.capturing import capture
 from layerlens.errors import InputError, LayerNotFound, OptionError, OverwrittenError, RecordError
 from layerlens.inputs import as_inputs
 from layerlens.layers import Layers

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens.capture import capture
+from layerlens.capturing import capture
 from layerlens.errors import OverwrittenError, RecordError
 from layerlens.probe import Probe
 from layerlens.record import Call, Record

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.layer_table import layer_table
-from layerlens.capture import capture
+from layerlens.capturing import capture
 from layerlens.inputs import as_inputs
 from layerlens.layers import Layers
 from tests.cases import normal

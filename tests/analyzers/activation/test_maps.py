@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.activation import activation_maps
-from layerlens.capture import capture
+from layerlens.capturing import capture
 from layerlens.errors import InputError, LayerNotFound, OptionError, RecordError, SelectionError
 from tests.cases import CASES, normal
 

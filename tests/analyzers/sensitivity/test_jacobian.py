@@ -6,7 +6,7 @@ from torch import nn
 
 from layerlens import errors
 from layerlens.analyzers.sensitivity import jacobian
-from layerlens.capture import capture
+from layerlens.capturing import capture
 from tests.cases import CASES, normal
 
 

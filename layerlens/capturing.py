@@ -44,6 +44,7 @@ def capture(
         LayerNotFound: when the selection matches no layer.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(inplace=True))
         >>> record = capture(net, -torch.ones(1, 2))
         >>> bool((record["0"] < 0).any() or (record["0"] > 0).any())
