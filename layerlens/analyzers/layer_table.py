@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -58,9 +57,8 @@ def layer_table(model: nn.Module, x: Any = None, *, forward: Callable[..., Any] 
     return LayerTable(type(model).__name__, rows, 1000 * total, device)
 
 
-@dataclasses.dataclass(frozen=True)
 class _Stamp:
-    """What is kept of an output.
+    """What is kept of an output; no tuple, so that a record does not walk through it.
 
     Attributes:
         shape: of its first tensor, as text; `""` when there is none.
@@ -68,9 +66,10 @@ class _Stamp:
         after: clock when the device had done its work.
     """
 
-    shape: str
-    before: float
-    after: float
+    __slots__ = ("after", "before", "shape")
+
+    def __init__(self, shape: str, before: float, after: float) -> None:
+        self.shape, self.before, self.after = shape, before, after
 
 
 def _stamp(device: str) -> Callable[[Any], _Stamp]:

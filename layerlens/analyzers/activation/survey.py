@@ -46,12 +46,21 @@ class Seen:
 
 def watch(model: nn.Module) -> Probe:
     """A probe that notes the shape of what every layer, and the model, returns, in the order of the calls' ends."""
-    return Probe(model, lambda path, module: True, reduce=_shape_and_kind)
+    return Probe(model, lambda path, module: True, reduce=_form)
 
 
-def _shape_and_kind(output: Any) -> tuple[tuple[int, ...], bool] | None:
+class _Form:
+    """Shape and kind of an output; no tuple, so that a record does not walk through it."""
+
+    __slots__ = ("floating", "shape")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.shape, self.floating = tuple(tensor.shape), tensor.is_floating_point()
+
+
+def _form(output: Any) -> _Form | None:
     tensor = first_tensor(output)
-    return None if tensor is None else (tuple(tensor.shape), tensor.is_floating_point())
+    return None if tensor is None else _Form(tensor)
 
 
 def seen(model: nn.Module, record: Record) -> list[Seen]:
@@ -63,10 +72,11 @@ def seen(model: nn.Module, record: Record) -> list[Seen]:
     layers, by_shape = Layers(model), dict[tuple[int, ...], Axes]()
     calls: list[Seen] = []
     for call in record.order:
-        if call.output is None:
+        form: _Form | None = call.output
+        if form is None:
             calls.append(Seen(call.layer, call.index, None, None))
             continue
-        shape, floating = call.output
+        shape, floating = form.shape, form.floating
         axes = _own_axes(layers[call.layer], shape)
         if axes is not None:
             by_shape[shape] = axes

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...borrow import borrowed
 from ...errors import OptionError
+from ...progress import track
 from ...results import Attribution
 from ...target import Spec
 from ..score import Scorer
@@ -85,7 +86,7 @@ def integrated_gradients(
         todo = scorer.rows
         while True:
             count = int(used[todo[0]])
-            for rows in torch.split(todo, batch):
+            for rows in track(torch.split(todo, batch), f"integrated gradients, {count} steps"):
                 for name, part in _integrate(scorer, ends, starts, rows, count, batch).items():
                     values[name][rows] = part.to(values[name].dtype)
             gap = _gap(values, score, bottom)

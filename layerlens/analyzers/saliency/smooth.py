@@ -11,6 +11,7 @@ from torch import nn
 
 from ...borrow import borrowed
 from ...errors import OptionError
+from ...progress import track
 from ...results import Attribution
 from ...target import Spec
 from ..score import Scorer
@@ -124,8 +125,8 @@ def _average(
     shape = {name: (len(rows), *value.shape[1:]) for name, value in values.items()}
     total = {name: torch.zeros(shape[name], dtype=wide[name], device=rows.device) for name in values}
     squares = {name: torch.zeros_like(part) for name, part in total.items()}
-    done, at_once = 0, max(1, batch // len(rows))
-    while done < samples:
+    at_once = max(1, batch // len(rows))
+    for done in track(range(0, samples, at_once), "smooth_grad"):
         copies = min(at_once, samples - done)
         drawn = [
             {
@@ -142,7 +143,6 @@ def _average(
             slopes = slope.to(wide[name]).reshape(copies, *shape[name])
             total[name] += (slopes.abs() if magnitude else slopes).sum(dim=0)
             squares[name] += slopes.square().sum(dim=0)
-        done += copies
     means = {name: part / samples for name, part in total.items()}
     return means, _relative_error(means, squares, samples)
 

@@ -143,6 +143,10 @@ def test_the_automatic_batch_is_bounded_by_what_autograd_saves(monkeypatch):
     assert batch(4) == 1024
     assert batch(2**20) == 8  # 4 MiB each: more than `SMALL` for eight
     assert batch(2**20, samples=9) == 8
+    monkeypatch.setattr(differentiate, "REUSED", 5 * 2**20)
+    monkeypatch.setattr(differentiate, "SMALL", 0)
+    assert batch(2**20) == 1  # none above 5 MiB
+    monkeypatch.undo()
     monkeypatch.setattr(differentiate, "MEMORY", 2**24)
     assert batch(2**20) == 3  # 4 MiB and a little each
     monkeypatch.setattr(differentiate, "MEMORY", 2**20)
