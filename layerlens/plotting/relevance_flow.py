@@ -117,11 +117,12 @@ def _rows(relevance: Relevance | Ledger, ledger: Ledger, sample: int | None, mos
     score = Row("score", whole=amount(ledger.score, "the score"), end=True)
     ends: dict[str, Row] = {}
     layers: list[Row] = []
-    for entry in ledger.entries:
-        if entry.kind == "input":
-            name = f"input {entry.source}".strip()
-            row = ends.setdefault(name, Row(name, end=True))
-            row.whole += amount(entry.amount, f"the amount of {name}")
+    inputs = [entry for entry in ledger.entries if entry.kind == "input"]
+    alone = len({entry.source for entry in inputs}) == 1 and inputs[0].source.isdigit()  # its position says nothing
+    for entry in inputs:
+        name = "input" if alone else f"input {entry.source}".strip()
+        row = ends.setdefault(name, Row(name, end=True))
+        row.whole += amount(entry.amount, f"the amount of {name}")
     for name, amounts in ledger.by_layer().items():
         parts = {kind: amount(values, f"the {kind} amount of {name}") for kind, values in amounts.items()}
         if any(parts.get(kind) for kind in ("additive", "absorbed")):
