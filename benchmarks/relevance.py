@@ -29,8 +29,9 @@ class LastStep(nn.Module):
 
 def rows() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     """Models and inputs: real weights where they ship, random ones elsewhere."""
-    from layerlens.demo.efficientnet import load_efficientnet
     from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+
+    from layerlens.demo.efficientnet import load_efficientnet
 
     torch.manual_seed(0)
     efficientnet = load_efficientnet()

@@ -1,0 +1,133 @@
+"""The gallery of the embedded model: every file is there, readable, and says what was computed."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+from layerlens.demo import gallery
+from layerlens.demo.subject import subject
+
+KINDS = ("saliency", "relevance", "ledger")
+
+
+@pytest.fixture(scope="module")
+def made():
+    chosen = subject("embedded")
+    return gallery.make(chosen, dict(list(chosen.pictures.items())[:2]))
+
+
+@pytest.fixture(scope="module")
+def out(made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gallery") / "out"
+    made_files = gallery.write(made, folder)
+    assert sorted(made_files) == sorted(folder.iterdir())
+    assert made_files[0].name == "index.html"
+    return folder
+
+
+class Reader(HTMLParser):
+    """Notes tags with their attributes, and the text of table cells."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.cells, self.inside = [], [], False
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag == "td"
+
+    def handle_endtag(self, tag):
+        self.inside = False
+
+    def handle_data(self, data):
+        if self.inside:
+            self.cells.append(data)
+
+
+@pytest.fixture(scope="module")
+def read(out):
+    reader = Reader()
+    reader.feed((out / "index.html").read_text(encoding="utf-8"))
+    return reader
+
+
+def test_each_figure_is_a_png_and_a_pdf(made, out):
+    names = {f.name for f in made.figures}
+    expected = {"activations", "grad_cam", "sensitivity"}
+    expected |= {f"{digit}_in_clutter_{kind}" for digit in ("seven", "three") for kind in KINDS}
+    assert names == expected
+    for name in names:
+        with Image.open(out / f"{name}.png") as picture:
+            picture.load()
+            assert min(picture.size) > 100
+            assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 10  # not empty
+        assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_page_is_whole_and_needs_nothing_from_outside(made, out, read):
+    text = (out / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|<script|<link|@import|url\(", text)
+    (policy,) = [a["content"] for tag, a in read.tags if tag == "meta" and "Content-Security-Policy" in a.values()]
+    assert "default-src 'none'" in policy
+    images = [attributes for tag, attributes in read.tags if tag == "img"]
+    assert len(images) == len(made.figures)
+    for attributes, figure in zip(images, made.figures, strict=True):
+        data = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
+        assert data == (out / f"{figure.name}.png").read_bytes()
+        assert Image.open(io.BytesIO(data)).size == (int(attributes["width"]), int(attributes["height"]))
+        assert attributes["alt"]
+
+
+def test_the_numbers_on_the_page_are_those_that_were_computed(made, read):
+    for found in made.findings:
+        ledger = found.relevance.ledger
+        at = read.cells.index(found.title)
+        assert read.cells[at + 1] == found.top
+        score, inputs, additive = (float(cell) for cell in read.cells[at + 3 : at + 6])
+        assert score == pytest.approx(float(ledger.score[0]), rel=1e-3)
+        assert inputs + additive == pytest.approx(score, rel=1e-2)
+        assert float(ledger.relative[0]) < 1e-5
+        assert found.completeness < 0.05
+    paths = {row.path for row in made.table.rows}
+    assert paths - {""} <= set(read.cells)
+
+
+def test_what_is_explained_is_what_is_seen(made):
+    """The relevance of the prediction lies on the digit, not on the clutter."""
+    assert [found.top for found in made.findings] == ["seven", "three"]
+    assert all(found.probability > 0.8 for found in made.findings)
+    assert all(found.target.label == f"{found.top}" for found in made.findings)
+
+
+def test_the_map_in_the_middle_sums_to_the_layers_relevance(made):
+    from layerlens.demo.measure import at_depth
+
+    found, layer = made.findings[0], made.subject.depth
+    spread = at_depth(found.relevance, layer)
+    assert spread.tensor.shape == (1, *found.x.shape[-2:])
+    torch.testing.assert_close(
+        spread.tensor.double().sum(), found.relevance.layers[layer][0].double().sum(), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_summary_has_a_column_per_picture_with_the_numbers_that_matter(made):
+    lines = gallery.summary(made).splitlines()
+    heads = [line[:30].split("  ")[0] for line in lines]
+    wanted = ["picture", "top class", "prob.", "conservation gap", "ledger residual", "completeness gap"]
+    assert heads[:6] == wanted
+    assert [head for head in heads if head.endswith(", x fwd")] == [f"{name}, x fwd" for name in made.findings[0].times]
+    assert all(value > 0 for found in made.findings for value in found.times.values())
+
+
+def test_a_second_run_replaces_its_files_and_leaves_others(made, out):
+    (out / "notes.txt").write_text("mine")
+    before = {path.name for path in out.iterdir()}
+    gallery.write(made, out)
+    assert {path.name for path in out.iterdir()} == before
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
