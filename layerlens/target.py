@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from .errors import TargetError, suggestion
-from .nested import describe, named_tensors
+from .nested import describe
+from .outputs import by_class, by_place, class_scores, main_output
 
 Spec: TypeAlias = Union[
     int, str, torch.Tensor, Sequence[int], tuple[Any, ...], Callable[[Any], torch.Tensor], "Target", None
@@ -19,8 +20,6 @@ Spec: TypeAlias = Union[
 
 Names: TypeAlias = Sequence[str] | Mapping[int, str] | None
 """Class names by index."""
-
-MAIN_OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "reconstruction", "sample")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +33,13 @@ class Target:
             caller's batch: a method that repeats samples passes the same place several times.
         label: shown in titles and tables.
         chooser: `output -> Target` for a target that depends on the output itself, such as the predicted class.
+        reader: `names -> Target` for a target that holds class names, or indices, and can be read with others.
     """
 
     function: Callable[[Any, torch.Tensor], torch.Tensor] = dataclasses.field(repr=False)
     label: str
     chooser: Callable[[Any], Target] | None = dataclasses.field(default=None, repr=False)
+    reader: Callable[[Names], Target] | None = dataclasses.field(default=None, repr=False)
 
     def resolve(self, output: Any) -> Target:
         """The same target with its choice made on `output`, so that it stays the same while the input is changed."""
@@ -72,21 +73,31 @@ class Target:
         return self._combine(other, lambda a, b: a + b, "+")
 
     def __mul__(self, factor: float) -> Target:
+        label = f"{factor:g} * ({self.label})"
         chooser = None if self.chooser is None else (lambda output: self.resolve(output) * factor)
-        return Target(lambda output, rows: self(output, rows) * factor, f"{factor:g} * ({self.label})", chooser)
+        reader = None if self.reader is None else (lambda names: as_target(self, names=names) * factor)
+        return Target(lambda output, rows: self(output, rows) * factor, label, chooser, reader)
 
     def _combine(self, other: Target, join: Callable[[Any, Any], Any], sign: str) -> Target:
         chooser: Callable[[Any], Target] | None = None
+        reader: Callable[[Names], Target] | None = None
         if self.chooser is not None or other.chooser is not None:
 
             def chooser(output: Any) -> Target:
                 joined: Target = join(self.resolve(output), other.resolve(output))
                 return joined
 
+        if self.reader is not None or other.reader is not None:
+
+            def reader(names: Names) -> Target:
+                joined: Target = join(as_target(self, names=names), as_target(other, names=names))
+                return joined
+
         return Target(
             lambda output, rows: join(self(output, rows), other(output, rows)),
             f"{self.label} {sign} {other.label}",
             chooser,
+            reader,
         )
 
     __rmul__ = __mul__
@@ -116,14 +127,14 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
         tensor([2.])
     """
     if isinstance(spec, Target):
-        return spec
+        return spec if spec.reader is None or names is None else spec.reader(names)
     if spec is None:
         return Target(lambda output, rows: _predicted(output), "predicted class", lambda output: _chosen(output, names))
     if isinstance(spec, bool):
         raise TargetError("a target cannot be True or False; give a class index, a name or a function.")
     if isinstance(spec, str):
         index = _class_index(spec, names)
-        return Target(lambda output, rows: _by_class(output, rows, index), spec)
+        return Target(lambda output, rows: by_class(output, rows, index), spec)
     if isinstance(spec, np.ndarray) or (isinstance(spec, list) and spec and all(hasattr(k, "__index__") for k in spec)):
         spec = torch.as_tensor(spec)
     if isinstance(spec, torch.Tensor):
@@ -131,13 +142,13 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
             raise TargetError(f"a tensor target must hold one class index per sample, got {describe(spec)}.")
         if spec.ndim == 1:
             classes = spec
-            return Target(lambda output, rows: _by_class(output, rows, classes), _label_of(classes, names))
+            return Target(lambda output, rows: by_class(output, rows, classes), _label_of(classes, names))
     if hasattr(spec, "__index__"):
         index = int(spec)
-        return Target(lambda output, rows: _by_class(output, rows, index), _name_of(index, names))
+        return Target(lambda output, rows: by_class(output, rows, index), _name_of(index, names))
     if isinstance(spec, tuple):
         place = tuple(_class_index(part, names) if isinstance(part, str) else part for part in spec)
-        return Target(lambda output, rows: _by_place(output, place), str(spec))
+        return Target(lambda output, rows: by_place(output, place), str(spec))
     if callable(spec):
         function = spec
         return Target(lambda output, rows: function(output), getattr(spec, "__name__", type(spec).__name__))
@@ -150,83 +161,44 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
 def contrast(positive: Spec, negative: Spec, *, names: Names = None) -> Target:
     """The score of `positive` minus that of `negative`: why this and not that.
 
+    Args:
+        positive: as in `as_target`.
+        negative: likewise.
+        names: class names by index; None leaves names to be read by the `Lens` that the contrast is given to.
+
+    Raises:
+        TargetError: when one cannot be read; for a name that no class has, at the latest when it is used.
+
     Example:
         >>> contrast(0, 1)(torch.tensor([[3.0, 1.0]]))
         tensor([2.])
+        >>> as_target(contrast("dog", "cat"), names=["cat", "dog"])(torch.tensor([[3.0, 1.0]]))
+        tensor([-2.])
     """
-    return as_target(positive, names=names) - as_target(negative, names=names)
+    return _read_later(positive, names) - _read_later(negative, names)
 
 
-def main_output(output: Any) -> torch.Tensor:
-    """The tensor of a nested output that scores are read from.
+def _read_later(spec: Spec, names: Names) -> Target:
+    """The target, to be read again when class names are known."""
+    if names is not None or spec is None or isinstance(spec, Target):
+        return as_target(spec, names=names)
 
-    A field named as in `MAIN_OUTPUTS` comes first, then the first floating-point tensor.
+    def reader(names: Names) -> Target:
+        return as_target(spec, names=names)
 
-    Raises:
-        TargetError: when there is none.
-    """
-    if isinstance(output, torch.Tensor):
-        return output
-    tensors = dict(named_tensors(output))
-    for name in MAIN_OUTPUTS:
-        if name in tensors:
-            return tensors[name]
-    for tensor in tensors.values():
-        if tensor.is_floating_point():
-            return tensor
-    raise TargetError(f"the model returned {describe(output)}, which holds no floating-point tensor to score.")
-
-
-def _logits(output: Any) -> torch.Tensor:
-    scores = main_output(output)
-    if scores.ndim == 1:
-        scores = scores.unsqueeze(1)
-    if scores.ndim != 2:
-        raise TargetError(
-            f"the output has shape {tuple(scores.shape)}, so a class alone does not name one score per sample. Give a "
-            "tuple that indexes the axes after the batch, such as (position, class) = (-1, 5), or a function of the "
-            "output that returns shape (batch,), such as lambda out: out.mean(dim=(1, 2, 3))."
-        )
-    return scores
+    if isinstance(spec, str):  # no names yet
+        return Target(lambda output, rows: reader(None)(output, rows), spec, None, reader)
+    return dataclasses.replace(reader(None), reader=reader)
 
 
 def _predicted(output: Any) -> torch.Tensor:
-    logits = _logits(output)
+    logits = class_scores(output)
     return logits.gather(1, logits.detach().argmax(dim=1, keepdim=True)).squeeze(1)
 
 
 def _chosen(output: Any, names: Names) -> Target:
-    classes = _logits(output).detach().argmax(dim=1)
-    return Target(lambda other, rows: _by_class(other, rows, classes), f"{_label_of(classes, names)} (predicted)")
-
-
-def _by_class(output: Any, rows: torch.Tensor, classes: int | torch.Tensor) -> torch.Tensor:
-    logits = _logits(output)
-    if isinstance(classes, int):
-        chosen = torch.full((len(logits),), classes, device=logits.device)
-    else:
-        if int(rows.max()) >= len(classes):
-            raise TargetError(f"the target holds {len(classes)} class(es) for a batch of {int(rows.max()) + 1}.")
-        chosen = classes.to(logits.device)[rows.to(logits.device)]
-    count = logits.shape[1]
-    if bool(((chosen < -count) | (chosen >= count)).any()):
-        bad = int(chosen[(chosen < -count) | (chosen >= count)][0])
-        raise TargetError(f"class {bad} is out of range: the output has {count} classes (0 to {count - 1}).")
-    return logits.gather(1, (chosen % count).unsqueeze(1)).squeeze(1)
-
-
-def _by_place(output: Any, place: tuple[Any, ...]) -> torch.Tensor:
-    scores = main_output(output)
-    if len(place) != scores.ndim - 1:
-        raise TargetError(
-            f"target {place} has {len(place)} entries; the output {tuple(scores.shape)} needs {scores.ndim - 1}, "
-            "one for each axis after the batch."
-        )
-    try:
-        index = (slice(None),) + place  # noqa: RUF005 - a star inside an index needs Python 3.11 for type checkers
-        return scores[index]
-    except IndexError as error:
-        raise TargetError(f"target {place} is out of range for an output of shape {tuple(scores.shape)}.") from error
+    classes = class_scores(output).detach().argmax(dim=1)
+    return Target(lambda other, rows: by_class(other, rows, classes), f"{_label_of(classes, names)} (predicted)")
 
 
 def _class_index(name: str, names: Names) -> int:

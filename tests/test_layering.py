@@ -18,6 +18,7 @@ FOUNDATION = {
     "probe",
     "capturing",
     "inputs",
+    "outputs",
     "target",
     "results",
 }
@@ -39,7 +40,19 @@ LATE = {
 }  # imported inside functions only, so that `import layerlens` stays light
 FORBIDDEN = {  # folder -> parts of layerlens that it must not know
     "analyzers": {"plotting", "lens", "scale", "demo", "__main__"},
-    "plotting": {"probe", "capturing", "borrow", "inputs", "target", "analyzers", "lens", "scale", "demo", "__main__"},
+    "plotting": {
+        "probe",
+        "capturing",
+        "borrow",
+        "inputs",
+        "outputs",
+        "target",
+        "analyzers",
+        "lens",
+        "scale",
+        "demo",
+        "__main__",
+    },
     "scale": {"demo", "__main__"},
 }
 MODULE_HOOKS = {f"register_{kind}" for kind in ("forward_hook", "forward_pre_hook", "full_backward_hook")}

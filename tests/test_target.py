@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from layerlens.errors import TargetError
-from layerlens.target import Target, as_target, contrast, main_output
+from layerlens.outputs import main_output
+from layerlens.target import Target, as_target, contrast
 
 OUT = torch.tensor([[1.0, 5.0, 3.0], [7.0, 2.0, 4.0]])
 NAMES = ["cat", "dog", "tabby cat"]
@@ -222,3 +223,18 @@ def test_a_function_must_return_one_score_per_sample(function, text):
 
 def test_a_scalar_will_do_for_one_sample():
     assert as_target(everything)(OUT[:1]).tolist() == [9]
+
+
+def test_a_contrast_is_read_with_the_names_of_the_lens_that_gets_it():
+    names = ["cat", "dog", "cow"]
+    output = torch.tensor([[3.0, 1.0, 5.0]])
+    bare = contrast("cow", "cat")
+    with pytest.raises(TargetError, match="no class names are known"):
+        bare(output)
+    read = as_target(bare, names=names)
+    assert read(output).tolist() == [2.0] and read.label == "cow - cat"
+    assert as_target(2 * contrast("cow", 1) + contrast("dog", "cat"), names=names)(output).tolist() == [6.0]
+    assert as_target(contrast(None, "cat"), names=names).resolve(output)(output).tolist() == [2.0]
+    assert as_target(contrast(2, 0), names=names).label == "cow - cat"
+    with pytest.raises(TargetError, match="Closest: cow"):
+        as_target(contrast("cwo", "cat"), names=names)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 
 from ...errors import OptionError, TargetError, choose
-from ...target import Spec, Target, as_target, main_output
+from ...outputs import main_output
+from ...target import Spec, Target, as_target
 from .sites import by_row
 
 Metric = Literal["auto", "kl", "flip", "relative_change", "change"]
@@ -72,15 +73,16 @@ class Readout:
             terms = torch.where(before.isneginf(), 0.0, before.exp() * (before - after))  # 0 log 0 = 0
             return terms.sum(dim=1).clamp_min(0)  # rounding can leave it a little below
         rows = len(clean)
-        difference = by_row(noisy - clean, 0, rows).norm(dim=1)
+        difference: torch.Tensor = by_row(noisy - clean, 0, rows).norm(dim=1)
         if self.metric == "change":
             return difference
-        return torch.where(difference == 0, 0.0, difference / by_row(clean, 0, rows).norm(dim=1))
+        relative: torch.Tensor = difference / by_row(clean, 0, rows).norm(dim=1)
+        return relative.masked_fill(difference == 0, 0.0)
 
     def _log(self, output: torch.Tensor) -> torch.Tensor:
         if self.probabilities:
             return output.log()
-        return output - output.logsumexp(dim=1, keepdim=True)
+        return output.log_softmax(dim=1)
 
 
 def readout(metric: Metric, target: Spec, output: Any, batch: int) -> Readout:

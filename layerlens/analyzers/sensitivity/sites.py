@@ -14,8 +14,8 @@ from ...errors import LayerNotFound
 from ...inputs import Inputs
 from ...layers import LayerPath, Layers, Selection
 from ...nested import describe, named_tensors, version
+from ...outputs import MAIN_OUTPUTS
 from ...probe import Edit, Probe
-from ...target import MAIN_OUTPUTS
 
 Shape = tuple[int, ...]
 
