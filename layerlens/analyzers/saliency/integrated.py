@@ -120,7 +120,9 @@ def _integrate(
     scorer: Scorer, ends: Leaves, starts: Leaves, rows: torch.Tensor, steps: int, batch: int
 ) -> dict[str, torch.Tensor]:
     """Captum's integrated gradients of the samples `rows`, at most `batch` points in one pass."""
-    from captum.attr import IntegratedGradients
+    with warnings.catch_warnings():  # captum's progress bars ask for ipywidgets in a notebook; none are used here
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from captum.attr import IntegratedGradients
 
     names = list(ends)
 
