@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...borrow import primitive_kernels
 from ...probe import nodes_made
-from .constants import Constant
+from .constants import Constant, put
 from .graph import Graph
+from .inplace import out_of_place
 from .sources import ATEN, FUNCTIONS, Note, note_input
 
 RECURRENT: set[Any] = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
@@ -74,6 +75,19 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Call `function` and note what it adds."""
         kwargs = kwargs or {}
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        if hooks is not None and "checkpoint" in getattr(hooks[0], "__qualname__", ""):
+            # a checkpointed block keeps nothing and can be read once: keep what is needed, as without checkpoints
+            with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+                return self._call(function, args, kwargs)
+        return self._call(function, args, kwargs)
+
+    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        rewritten = out_of_place(function, args, kwargs)
+        if rewritten is not None:
+            return args[0].copy_(self._call(*rewritten))
+        if function is torch.Tensor.__setitem__:
+            return self._write(*args)
         note = FUNCTIONS.get(function)
         if note is not None:
             seen = _before_overwriting(self.graph, note, function, args)
@@ -87,6 +101,24 @@ class Recorder(TorchFunctionMode):
         if isinstance(function, types.FunctionType) and function not in _PLAIN:
             return self._inside(function, args, kwargs)
         return function(*args, **kwargs)
+
+    def _write(self, tensor: torch.Tensor, index: Any, value: Any) -> None:
+        """`tensor[index] = value`, where one side may be a constant."""
+        gradient = tensor.requires_grad or (isinstance(value, torch.Tensor) and value.requires_grad)
+        if tensor._is_view() and gradient and torch.is_grad_enabled():
+            whole = tensor.clone()
+            self._write(whole, index, value)
+            tensor.copy_(whole)
+            return
+        before = tensor.detach().clone() if tensor.grad_fn is None and tensor.is_floating_point() else None
+        tensor[index] = value
+        if tensor.grad_fn is None:
+            return
+        number = tensor.grad_fn._sequence_nr()
+        put(self.notes, number, self.graph, value, 1, "constant written", lambda gradient: gradient[index])
+        if before is not None and bool(before.any()):  # what a constant tensor held elsewhere
+            before[index] = 0
+            put(self.notes, number, self.graph, before, 1, "constant kept")
 
     def _inside(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call `function` watched operation by operation, and in primitives where a fused kernel would hide them."""
@@ -127,6 +159,10 @@ def _before_overwriting(graph: Graph, note: Note, function: Any, args: tuple[Any
     if note is not note_input and graph.carries(args[0]):
         return args  # a signal, not a constant
     return (args[0].detach().clone(), *args[1:])
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _flat(args: tuple[Any, ...]) -> list[Any]:

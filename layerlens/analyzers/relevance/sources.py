@@ -37,7 +37,10 @@ def _rsub(notes: Notes, number: int, graph: Graph, result: Any, input: Any, othe
 
 
 def _linear(notes: Notes, number: int, graph: Graph, result: Any, input: Any, weight: Any, bias: Any = None) -> None:
-    put(notes, number, graph, bias, 1, "bias")
+    node = result.grad_fn  # of many rows it is a view of the product, made with the bias
+    while node is not None and "View" in node.name():
+        node = node.next_functions[0][0]
+    put(notes, number if node is None else int(node._sequence_nr()), graph, bias, 1, "bias")
 
 
 def _bilinear(

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from layerlens import relevance
 from tests.cases import CASES, double, normal, zero_additive
@@ -129,3 +131,77 @@ def test_a_time_major_batch_is_split_by_sample():
         result = relevance(TimeMajor(), normal(2, time, 3), target=1)
         assert result.ledger.by_sample
         assert float(result.ledger.relative.max()) < 1e-5
+
+
+def halves(w, x):
+    h = w[0](x)
+    h[:, 0] = 0.7
+    h[:, :, 1] += 0.3
+    h[:, 2].clamp_(min=0.1)
+    return w[1](h).mean(1)
+
+
+def into_a_constant(w, x):
+    out = torch.ones(2, 4, 6, dtype=x.dtype)
+    for step in range(3):
+        out[:, step] = w[step](x[:, step]).tanh()
+    return w[3](out).mean(1)
+
+
+def activations_of_parts(w, x):
+    h = w[0](x)
+    F.elu(h[:, 1:], 1.0, True)
+    F.hardtanh(h[:, :1], -0.2, 0.2, inplace=True)
+    h[..., :2] -= 1
+    return w[1](h).mean(1)
+
+
+def filled(w, x):
+    h = w[0](x)
+    h[:, 0].fill_(0.5)
+    h[:, 1].zero_()
+    h[:, 2].masked_fill_(h[:, 2] < 0, -0.1)
+    h.view(2, -1).mul_(0.5)
+    h.transpose(1, 2).add_(2.0)
+    return w[1](h).mean(1)
+
+
+def checkpointed(w, x):
+    return w[1](checkpoint(lambda x: F.gelu(w[0](x)), x, use_reentrant=False)).mean(1)
+
+
+@pytest.mark.parametrize("rules", ["epsilon", "attn", "epsilon_plus"])
+@pytest.mark.parametrize("body", [halves, into_a_constant, activations_of_parts, filled, checkpointed])
+def test_writes_into_views_and_checkpoints_are_followed(body, rules):
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.w = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+
+        def forward(self, x):
+            return body(self.w, x)
+
+    result = relevance(Writing().double(), normal(2, 4, 6).double(), target=1, rules=rules)
+    assert float(result.ledger.relative.max()) < 1e-12
+    assert float(result.values.abs().max()) > 0
+
+
+@pytest.mark.parametrize("act", [F.relu, F.elu, F.silu, F.hardtanh, F.mish, F.leaky_relu, F.relu6, F.hardswish])
+def test_an_activation_in_place_on_tokens_is_that_out_of_place(act):
+    """A linear layer on many rows returns a view: writing into it hides the activation from autograd's graph."""
+
+    class Net(nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            torch.manual_seed(1)
+            self.a, self.b, self.inplace = nn.Linear(5, 4), nn.Linear(4, 2), inplace
+
+        def forward(self, x):
+            return self.b(act(self.a(x), inplace=self.inplace)).mean(1)
+
+    x = normal(2, 3, 5)
+    for rules in ("epsilon", "epsilon_plus"):
+        plain, inside = (relevance(Net(inplace), x, target=0, rules=rules) for inplace in (False, True))
+        torch.testing.assert_close(inside.values, plain.values)
+        assert float(inside.ledger.relative.max()) < 1e-6
