@@ -162,3 +162,43 @@ def dense_lrp_zero(layers, x, index):
                 lower[j] += a[j] * weight[k, j] / z[k] * relevance[k]
         relevance = lower
     return relevance
+
+
+def dense_rule(rule, w, b, x, relevance):
+    """R_i of one linear operation z_j = sum_i w_ji x_i + b_j, contribution by contribution, as the papers write it.
+
+    `rule` is (name, *parameters); w is (out, in), b and relevance (out,), x (in,). Nothing is vectorised by sign of x.
+    """
+    name, *parameters = rule
+    z = w @ x + b
+    contributions = w * x  # (out, in)
+    lower = torch.zeros_like(x)
+    for j in range(len(z)):
+        c, bias = contributions[j], b[j]
+        if name == "epsilon":
+            lower += c / (z[j] + parameters[0] * z[j].sign()) * relevance[j]
+        elif name == "gamma":
+            chosen = (lambda v: v.clamp(min=0)) if z[j] > 0 else (lambda v: v.clamp(max=0))
+            parts, total = c + parameters[0] * chosen(c), bias + parameters[0] * chosen(bias)
+            lower += parts / (parts.sum() + total) * relevance[j]
+        elif name == "alpha_beta":
+            alpha, beta = parameters
+            for factor, sign in ((alpha, 1), (-beta, -1)):
+                parts, total = (sign * c).clamp(min=0), (sign * bias).clamp(min=0)
+                if parts.sum() + total > 0:
+                    lower += factor * parts / (parts.sum() + total) * relevance[j]
+        else:
+            parts = {
+                "flat": lambda j=j: (w[j] != 0).to(w.dtype),
+                "w_square": lambda j=j: w[j] ** 2,
+                "z_box": lambda j=j, c=c: c - parameters[0] * w[j].clamp(min=0) - parameters[1] * w[j].clamp(max=0),
+            }[name]()
+            lower += parts / parts.sum() * relevance[j] if parts.any() else 0  # an output may have no inputs
+    return lower
+
+
+def dense_map(function, x):
+    """(weight (out, in), bias (out,)) of an affine function of one sample, by its Jacobian."""
+    weight = torch.autograd.functional.jacobian(function, x)
+    weight = weight.reshape(-1, x.numel())
+    return weight, function(torch.zeros_like(x)).reshape(-1)

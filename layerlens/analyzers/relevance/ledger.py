@@ -34,10 +34,18 @@ class Bookkeeper:
     _booked: list[tuple[int, str, str]] = dataclasses.field(default_factory=list)
     _amounts: list[torch.Tensor] = dataclasses.field(default_factory=list)
 
-    def add(self, kind: str, number: int, source: str, *terms: torch.Tensor) -> None:
-        """Book the sum of `terms`, tensors of relevance with a batch axis, at the node of this number."""
+    def add(self, kind: str, number: int, source: str, *terms: torch.Tensor, linear: bool = False) -> None:
+        """Book the sum of `terms`, tensors of relevance with a batch axis, at the node of this number.
+
+        Args:
+            kind: as in `Entry`.
+            number: sequence number of the node.
+            source: what adds or absorbs it.
+            terms: amounts, elementwise.
+            linear: whether a linear layer absorbs it; inside recurrent layers its rows are of all time steps.
+        """
         for term in terms:
-            time_major = kind == "additive" and any(number in span for span in self.time_major)
+            time_major = (linear or kind == "additive") and any(number in span for span in self.time_major)
             self._booked.append((number, kind, source))
             self._amounts.append(self.by_sample(term, time_major=time_major))
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from ...errors import RelevanceError, UnknownOperation
+from .assign import Assigned
 from .graph import NodeInfo
 from .ledger import Bookkeeper
+from .linear import Epsilon
+from .linear.hooks import EpsilonHook, SiteHooks
+from .linear.sites import Site
 from .recorder import Notes
 from .rulebook import Rulebook
 from .rules import Kind, Role
@@ -28,18 +32,35 @@ class Plan:
         book: the rules.
         notes: what the recorder saw.
         keeper: keeps the ledger.
+        direct: relevance that first-layer rules made, with the sites at whose input it is.
+        outputs: nodes at which relevance is read; set to the output with batch norm where one was folded into a rule.
     """
 
     book: Rulebook
     notes: Notes
     keeper: Bookkeeper
+    direct: list[tuple[Site, torch.Tensor]] = dataclasses.field(default_factory=list)
+    outputs: dict[Any, torch.Tensor | None] = dataclasses.field(default_factory=dict)
 
-    def attach(self, nodes: list[NodeInfo]) -> tuple[list[Any], dict[str, str]]:
-        """Register the hooks; returns their handles, and operation -> rule."""
-        handles = []
+    def attach(self, nodes: list[NodeInfo], assigned: Sequence[Assigned] = ()) -> tuple[list[Any], dict[str, str]]:
+        """Register the hooks; returns their handles, and operation -> rule.
+
+        Args:
+            nodes: of the graph.
+            assigned: linear sites with the rules that they get.
+        """
+        handles: list[Any] = []
         rules: dict[str, set[str]] = {}
+        done: set[int] = set()
+        for site, rule, path in assigned:
+            rules.setdefault(site.info.op, set()).add(str(rule) + (" with batch norm" if site.norm is not None else ""))
+            if isinstance(rule, Epsilon):
+                handles += EpsilonHook(site, rule, self.keeper).attach()
+                continue
+            handles += SiteHooks(site, rule, self, path).attach()
+            done.update(id(info) for info in (site.info, site.end))
         for info in nodes:
-            if not info.carries or info.op == "leaf":
+            if not info.carries or info.op == "leaf" or id(info) in done:
                 continue
             shares = self._shares(info)
             rules.setdefault(info.op, set()).add(self._name(info, shares))
@@ -157,5 +178,5 @@ def check(nodes: list[NodeInfo], root: NodeInfo, *, strict: bool) -> None:
         f"no relevance rule is known for {listed}: the gradient stands in, so relevance may not be conserved there; "
         "the ledger's residual shows by how much. strict=True refuses instead.",
         UserWarning,
-        stacklevel=4,
+        stacklevel=3,
     )

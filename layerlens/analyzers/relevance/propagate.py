@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.graph import GradientEdge
 
 from ...borrow import borrowed
 from ...errors import RelevanceError
@@ -17,8 +15,12 @@ from ...probe import Spans
 from ...results import Relevance
 from ...target import Spec
 from ..score import Scorer
-from .graph import Graph
+from .assign import assign
+from .graph import Graph, NodeInfo
 from .ledger import Bookkeeper
+from .linear.direct import deliver
+from .linear.rules import DIRECT
+from .linear.sites import find_sites
 from .plan import Plan, check
 from .recorder import Recorder
 from .rulebook import Rulebook, as_rulebook
@@ -69,6 +71,8 @@ def relevance(
     """
     book = as_rulebook(rules)
     with borrowed(model):
+        if book.linear:
+            _keep_inputs(model)
         scorer = Scorer(model, x, target, forward=forward)
         leaves = scorer.start()
         graph = Graph(leaves.values())
@@ -78,15 +82,29 @@ def relevance(
             score = scorer(leaves)
         keeper = Bookkeeper(len(score), spans.found, recorder.notes.time_major)
         plan = Plan(book, recorder.notes, keeper)
-        gradients, multipliers, used = _backward(score, list(leaves.values()), taps.edges(), graph, plan, strict)
+        root = _root(score, graph)
+        nodes = graph.reached(root)
+        check(nodes, root, strict=strict)
+        sites = find_sites(nodes, recorder.notes.constants) if book.linear else []
+        handles, used = plan.attach(nodes, assign(book, sites, model, spans.found))
+        edges = taps.edges()
+        ends: list[Any] = [*leaves.values(), *edges]
+        plan.outputs.update((edge.node, None) for edge in edges)
+        try:
+            keep = any(isinstance(rule, DIRECT) for _, rule in book.linear)
+            multipliers = torch.autograd.grad(score, ends, torch.ones_like(score), allow_unused=True, retain_graph=keep)
+        finally:
+            for handle in handles:
+                handle.remove()
+        direct = deliver(plan.direct, ends, keeper)
         values = {
-            name: torch.zeros_like(leaf) if gradient is None else leaf.detach() * gradient
-            for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
+            name: _relevance_of(leaf.detach(), multipliers[place], direct[place])
+            for place, (name, leaf) in enumerate(leaves.items())
         }
         for name, value in values.items():
             keeper.add("input", -1, name, value)
         ledger = keeper.close(score)
-        settings: dict[str, Any] = {"rules": dataclasses.asdict(book), "strict": strict}
+        settings: dict[str, Any] = {"rules": book.settings(), "strict": strict}
         fields = scorer.fields(
             values,
             method=f"relevance, {book.name}",
@@ -94,30 +112,25 @@ def relevance(
             score=score,
             checks={"conservation gap": ledger.gap, "ledger residual": ledger.relative},
         )
-        at_layers = taps.relevance(dict(enumerate(multipliers)))
+        first = len(leaves)
+        at_layers = taps.relevance(multipliers[first:], direct[first:], plan.outputs)
         by_layer = profile(at_layers, settings) if at_layers else None
         return Relevance(**fields, ledger=ledger, layers=at_layers, profile=by_layer, rules_used=used)
 
 
-def _backward(
-    score: torch.Tensor,
-    leaves: list[torch.Tensor],
-    edges: list[GradientEdge],
-    graph: Graph,
-    plan: Plan,
-    strict: bool,
-) -> tuple[Sequence[torch.Tensor | None], Sequence[torch.Tensor | None], dict[str, str]]:
-    """One backward pass with the rules attached: multipliers of the leaves, of the edges, and operation -> rule."""
+def _root(score: torch.Tensor, graph: Graph) -> NodeInfo:
     if score.grad_fn is None:
         raise RelevanceError("the score does not depend on the input by operations that have a gradient.")
-    root = graph.visit(score.grad_fn)
-    nodes = graph.reached(root)
-    check(nodes, root, strict=strict)
-    handles, used = plan.attach(nodes)
-    try:
-        ends: list[Any] = [*leaves, *edges]
-        found = torch.autograd.grad(score, ends, torch.ones_like(score), allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[: len(leaves)], found[len(leaves) :], used
+    return graph.visit(score.grad_fn)
+
+
+def _relevance_of(value: torch.Tensor, multiplier: torch.Tensor | None, direct: torch.Tensor | None) -> torch.Tensor:
+    relevance = torch.zeros_like(value) if multiplier is None else value * multiplier
+    return relevance if direct is None else relevance + direct
+
+
+def _keep_inputs(model: nn.Module) -> None:
+    """Have autograd save the input of every linear operation, which it does for a weight that needs a gradient."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.is_floating_point() and not parameter.is_inference():
+            parameter.requires_grad_(True)

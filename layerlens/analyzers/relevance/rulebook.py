@@ -1,10 +1,31 @@
-"""Rulebooks: which published choices the propagation makes where the graph leaves one."""
+"""Rulebooks: which published rule each part of a network gets."""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
-from ...errors import choose
+from torch import nn
+
+from ...errors import OptionError, choose
+from ...layers import Selection
+from .linear.rules import AlphaBeta, Epsilon, Flat, Gamma, LinearRule, WSquare, ZBox, ZPlus
+
+
+class Part(enum.Enum):
+    """Linear operations by what they are and where they stand, whatever the layers are called."""
+
+    FIRST = "first"  # no other linear operation lies between it and the input
+    LAST = "last"  # none lies between it and the score
+    CONVOLUTION = "convolution"
+    DENSE = "dense"
+    ANY = "any"
+
+
+Where: TypeAlias = Part | Selection
+"""A part, or layers as in `Selection`: everything inside of a selected layer is meant."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,28 +40,125 @@ class Rulebook:
         product: how two factors that both carry relevance share it: `"gate"` gives all to the signal when the other
             is a gate, a sigmoid or a softmax (Arras et al. 2017), and half to each otherwise; `"uniform"` always
             gives half to each.
+        linear: (where, rule) for linear operations with constant weights; the first that fits counts, and where none
+            does the gradient is the rule, which is epsilon -> 0. A batch norm right after one belongs to it.
         citation: where it is from.
+
+    Raises:
+        OptionError: for an unknown choice, or a rule that is none.
 
     Example:
         >>> as_rulebook("attn").product
         'uniform'
+        >>> print(Rulebook("mine", linear=[(Part.FIRST, Flat()), (nn.Conv2d, Gamma(0.1))]))
+        mine: attention cp, products gate
+          first: Flat()
+          Conv2d: Gamma(gamma=0.1)
+          else: epsilon -> 0
     """
 
     name: str
     attention: str = "cp"
     product: str = "gate"
+    linear: Sequence[tuple[Where, LinearRule]] = ()
     citation: str = ""
 
     def __post_init__(self) -> None:
         choose("attention rule", self.attention, ("cp", "attn"))
         choose("product rule", self.product, ("gate", "uniform"))
+        pairs = tuple(tuple(pair) if isinstance(pair, (list, tuple)) else (pair,) for pair in self.linear)
+        for pair in pairs:
+            if len(pair) != 2 or not isinstance(pair[1], LinearRule):
+                raise OptionError(
+                    f"linear= takes pairs (where, rule), such as (Part.FIRST, Flat()) or ('features.*', ZPlus()); got "
+                    f"{pair if len(pair) != 1 else pair[0]!r}."
+                )
+        object.__setattr__(self, "linear", pairs)
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: attention {self.attention}, products {self.product}"]
+        lines += [f"  {_shown(where)}: {rule}" for where, rule in self.linear]
+        return "\n".join([*lines, "  else: epsilon -> 0"] if self.linear else lines)
+
+    def settings(self) -> dict[str, Any]:
+        """The choices as plain data, to be stored with a result."""
+        return {
+            "name": self.name,
+            "attention": self.attention,
+            "product": self.product,
+            "linear": [f"{_shown(where)}: {rule}" for where, rule in self.linear],
+        }
+
+
+def _shown(where: Where) -> str:
+    if isinstance(where, Part):
+        return where.value
+    if isinstance(where, tuple) and where and all(isinstance(kind, type) for kind in where):
+        return ", ".join(kind.__name__ for kind in where)
+    if isinstance(where, type):
+        return where.__name__
+    if isinstance(where, nn.Module):
+        return f"this {type(where).__name__}"
+    if isinstance(where, Callable):  # type: ignore[arg-type]
+        return getattr(where, "__name__", type(where).__name__)
+    return str(getattr(where, "pattern", where))
+
+
+SMALL = Epsilon(1e-6)
+
+
+def _composite(name: str, *rules: tuple[Where, LinearRule], citation: str) -> Rulebook:
+    return Rulebook(name, "cp", "gate", rules, citation)
 
 
 RULEBOOKS = {
     book.name: book
     for book in (
-        Rulebook("epsilon", "cp", "gate", "Bach et al. 2015, eq. 58, epsilon -> 0; Ali et al. 2022; Arras et al. 2017"),
-        Rulebook("attn", "attn", "uniform", "Achtibat et al. 2024, AttnLRP"),
+        Rulebook(
+            "epsilon",
+            citation="Bach et al. 2015, eq. 58, epsilon -> 0; attention Ali et al. 2022; gates Arras et al. 2017",
+        ),
+        Rulebook("attn", "attn", "uniform", citation="Achtibat et al. 2024, AttnLRP"),
+        _composite(
+            "epsilon_plus",
+            (Part.CONVOLUTION, ZPlus()),
+            (Part.DENSE, SMALL),
+            citation="Montavon et al. 2019; Kohlbrenner et al. 2020",
+        ),
+        _composite(
+            "epsilon_plus_flat",
+            (Part.FIRST, Flat()),
+            (Part.CONVOLUTION, ZPlus()),
+            (Part.DENSE, SMALL),
+            citation="Kohlbrenner et al. 2020",
+        ),
+        _composite(
+            "epsilon_gamma_box",
+            (Part.FIRST, ZBox()),
+            (Part.CONVOLUTION, Gamma(0.25)),
+            (Part.DENSE, SMALL),
+            citation="Montavon et al. 2019",
+        ),
+        _composite(
+            "epsilon_alpha2_beta1",
+            (Part.CONVOLUTION, AlphaBeta(2, 1)),
+            (Part.DENSE, SMALL),
+            citation="Kohlbrenner et al. 2020",
+        ),
+        _composite(
+            "epsilon_alpha2_beta1_flat",
+            (Part.FIRST, Flat()),
+            (Part.CONVOLUTION, AlphaBeta(2, 1)),
+            (Part.DENSE, SMALL),
+            citation="Kohlbrenner et al. 2020; Lapuschkin et al. 2019",
+        ),
+        _composite(
+            "epsilon_plus_w2",
+            (Part.FIRST, WSquare()),
+            (Part.CONVOLUTION, ZPlus()),
+            (Part.DENSE, SMALL),
+            citation="Montavon et al. 2017",
+        ),
     )
 }
 

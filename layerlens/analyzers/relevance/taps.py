@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,20 +54,30 @@ class Taps:
         """The edges, in order of execution, as further inputs of `torch.autograd.grad`."""
         return [tap.edge for _, tap in self if tap.edge is not None]
 
-    def relevance(self, multipliers: Mapping[int, torch.Tensor | None]) -> dict[LayerPath, tuple[torch.Tensor, ...]]:
+    def relevance(
+        self,
+        multipliers: Sequence[torch.Tensor | None],
+        direct: Sequence[torch.Tensor | None],
+        outputs: Mapping[Any, torch.Tensor | None],
+    ) -> dict[LayerPath, tuple[torch.Tensor, ...]]:
         """R = h g by layer, one tensor per call; 0 where no relevance came by.
 
         Args:
-            multipliers: position in `edges()` -> multiplier.
+            multipliers: one per entry of `edges()`.
+            direct: relevance that came by without a multiplier, likewise.
+            outputs: node -> h with batch norm, where a rule treats both as one; the multiplier is that of the norm.
         """
         found: dict[LayerPath, tuple[torch.Tensor, ...]] = {}
         position = 0
         for call, tap in self:
-            multiplier = None
+            relevance = torch.zeros_like(tap.value)
             if tap.edge is not None:
-                multiplier = multipliers[position]
+                multiplier, more = multipliers[position], direct[position]
                 position += 1
-            relevance = torch.zeros_like(tap.value) if multiplier is None else tap.value * multiplier
+                if multiplier is not None:
+                    folded = outputs.get(tap.edge.node)
+                    relevance = (tap.value if folded is None else folded) * multiplier
+                relevance = relevance if more is None else relevance + more
             found[call.layer] = (*found.get(call.layer, ()), relevance)
         return found
 

@@ -1,0 +1,220 @@
+"""The rules for linear operations, as published; each says how relevance is split among the contributions x_i w_ij."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import torch
+
+from ....errors import OptionError
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One part of a rule: relevance in proportion to x_i v_ij, where v depends on the sign of x_i.
+
+    Attributes:
+        positive: weight on positive w, for x above 0 (below 0 it is used on negative w).
+        negative: weight on negative w, for x above 0.
+        share: how much of the relevance this part takes, a factor.
+        where: the sign of z for whose outputs it is used; 0 for all.
+    """
+
+    positive: float
+    negative: float
+    share: float = 1.0
+    where: int = 0
+
+    def weight(self, w: torch.Tensor, sign: int = 1) -> torch.Tensor:
+        """V for x of this sign, shaped like w."""
+        above, below = (self.positive, self.negative) if sign > 0 else (self.negative, self.positive)
+        if below == 0:
+            return w.clamp(min=0) if above == 1 else w.clamp(min=0) * above
+        if above == 0:
+            return w.clamp(max=0) if below == 1 else w.clamp(max=0) * below
+        return torch.where(w > 0, w * above, w * below)
+
+    def bias(self, b: torch.Tensor) -> torch.Tensor:
+        """The bias's contribution: its x is 1."""
+        return self.weight(b)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearRule:
+    """How relevance passes a linear operation z_j = sum_i x_i w_ij + b_j."""
+
+    citation: ClassVar[str] = ""
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self))
+        return f"{type(self).__name__}({values})"
+
+    def terms(self) -> tuple[Term, ...]:
+        """The parts of a rule that splits by sign; none for other rules."""
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Epsilon(LinearRule):
+    """R_i = sum_j x_i w_ij / (z_j + epsilon sign(z_j)) R_j; what epsilon takes is absorbed.
+
+    Args:
+        epsilon: at least 0; 0 is the limit in which the gradient is the rule (LRP-0).
+        relative: whether epsilon is in units of the standard deviation of the sample's z.
+
+    Source: Bach et al. 2015, eq. 58.
+    """
+
+    citation: ClassVar[str] = "Bach et al. 2015, eq. 58"
+    epsilon: float = 1e-6
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        _check("epsilon", self.epsilon, self.epsilon >= 0, "at least 0")
+
+    def damped(self, z: torch.Tensor) -> torch.Tensor:
+        """Z / (z + epsilon sign(z)), elementwise."""
+        epsilon: float | torch.Tensor = self.epsilon
+        if self.relative:
+            rows = z.reshape(len(z), -1)
+            epsilon = epsilon * rows.std(dim=1, unbiased=False).reshape(-1, *[1] * (z.ndim - 1))
+        size = z.abs()
+        return torch.where(size == 0, 0.0 if self.epsilon else 1.0, size / (size + epsilon))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gamma(LinearRule):
+    """R_i = sum_j (z_ij + gamma z_ij^+) / (sum) R_j for z_j > 0, with z_ij^- in its place for z_j < 0, z_ij = x_i w_ij.
+
+    Args:
+        gamma: at least 0; 0 is LRP-0, infinity is z+ (for outputs above 0).
+
+    Source: Montavon et al. 2019, section 10.2.1; for signed inputs and outputs Andeol et al. 2022.
+    """
+
+    citation: ClassVar[str] = "Montavon et al. 2019; signed form Andeol et al. 2022"
+    gamma: float = 0.25
+
+    def __post_init__(self) -> None:
+        _check("gamma", self.gamma, self.gamma >= 0, "at least 0")
+
+    def terms(self) -> tuple[Term, ...]:
+        """One for outputs above 0, one for those below."""
+        return Term(1 + self.gamma, 1, where=1), Term(1, 1 + self.gamma, where=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaBeta(LinearRule):
+    """R_i = sum_j (alpha z_ij^+ / sum z_ij^+ - beta z_ij^- / sum z_ij^-) R_j, with z_ij = x_i w_ij.
+
+    Args:
+        alpha: of the contributions that support the output, at least 1.
+        beta: of those that oppose it, alpha - 1.
+
+    Source: Bach et al. 2015, eq. 60.
+    """
+
+    citation: ClassVar[str] = "Bach et al. 2015, eq. 60"
+    alpha: float = 2.0
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check("alpha", self.alpha, self.alpha >= 1, "at least 1")
+        _check("beta", self.beta, abs(self.alpha - self.beta - 1) < 1e-9, "alpha - 1, so that relevance is conserved")
+
+    def terms(self) -> tuple[Term, ...]:
+        """Supporting and opposing contributions."""
+        supporting = Term(1, 0, self.alpha)
+        return (supporting, Term(0, 1, -self.beta)) if self.beta else (supporting,)
+
+
+@dataclasses.dataclass(frozen=True)
+class ZPlus(LinearRule):
+    """R_i = sum_j z_ij^+ / sum z_ij^+ R_j with z_ij = x_i w_ij: alpha 1, beta 0.
+
+    Source: Montavon et al. 2017, eq. 14; signed inputs as in Bach et al. 2015.
+    """
+
+    citation: ClassVar[str] = "Montavon et al. 2017, z+"
+
+    def terms(self) -> tuple[Term, ...]:
+        """Supporting contributions."""
+        return (Term(1, 0),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat(LinearRule):
+    """R_i = sum_j 1 / (number of inputs of j) R_j: for the first layer, whatever the input is.
+
+    Source: Lapuschkin et al. 2019; Bach et al. 2016.
+    """
+
+    citation: ClassVar[str] = "Bach et al. 2016; Lapuschkin et al. 2019"
+
+
+@dataclasses.dataclass(frozen=True)
+class WSquare(LinearRule):
+    """R_i = sum_j w_ij^2 / sum w_ij^2 R_j: for the first layer, whatever the input is.
+
+    Source: Montavon et al. 2017, eq. 12.
+    """
+
+    citation: ClassVar[str] = "Montavon et al. 2017, w2"
+
+
+@dataclasses.dataclass(frozen=True)
+class ZBox(LinearRule):
+    """R_i = sum_j (x_i w_ij - l w_ij^+ - h w_ij^-) / (sum) R_j: for the first layer on inputs in a box [l, h].
+
+    Args:
+        low: smallest value that an input can have, in its units; None takes the smallest of the batch, by channel.
+        high: largest; None takes the largest of the batch, by channel.
+
+    Source: Montavon et al. 2017, eq. 13.
+    """
+
+    citation: ClassVar[str] = "Montavon et al. 2017, zB"
+    low: float | tuple[float, ...] | None = None
+    high: float | tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("low", self.low), ("high", self.high)):
+            numbers = value if isinstance(value, tuple) else (0.0 if value is None else value,)
+            _check(name, value, all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers), "finite")
+
+    def bounds(self, x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(low, high), shaped like x.
+
+        Raises:
+            OptionError: when x leaves the box, or the bounds are not one per channel.
+        """
+        axes = tuple(a for a in range(x.ndim) if a != axis % x.ndim)
+        shape = [1] * x.ndim
+        shape[axis] = -1
+
+        def bound(value: Any, of_data: torch.Tensor) -> torch.Tensor:
+            if value is None:
+                return of_data.reshape(shape).expand_as(x)
+            given = torch.as_tensor(value, dtype=x.dtype, device=x.device)
+            if given.ndim and given.numel() != x.shape[axis]:
+                raise OptionError(f"z-box has {given.numel()} bounds, but the input has {x.shape[axis]} channels.")
+            return given.reshape(shape if given.ndim else ()).expand_as(x)
+
+        low, high = bound(self.low, x.amin(axes)), bound(self.high, x.amax(axes))
+        if bool(((x < low) | (x > high)).any()):
+            raise OptionError(
+                f"the input leaves the box of the z-box rule: it lies in [{float(x.min()):.4g}, {float(x.max()):.4g}]. "
+                "Give bounds that every input keeps, in the units in which the model gets it, or None."
+            )
+        return low, high
+
+
+DIRECT = (Flat, WSquare, ZBox)
+"""Rules that give relevance to inputs that are 0: they make relevance itself, not a multiplier."""
+
+
+def _check(name: str, value: object, good: bool, wanted: str) -> None:
+    if not good:
+        raise OptionError(f"{name} must be {wanted}, got {value!r}.")
