@@ -86,12 +86,13 @@ def relevance(
         nodes = graph.reached(root)
         check(nodes, root, strict=strict)
         sites = find_sites(nodes, recorder.notes.constants) if book.linear else []
-        handles, used = plan.attach(nodes, assign(book, sites, model, spans.found))
+        assigned = assign(book, sites, model, spans.found)
+        handles, used = plan.attach(nodes, assigned)
         edges = taps.edges()
         ends: list[Any] = [*leaves.values(), *edges]
         plan.outputs.update((edge.node, None) for edge in edges)
         try:
-            keep = any(isinstance(rule, DIRECT) for _, rule in book.linear)
+            keep = any(isinstance(rule, DIRECT) and not site.at_leaf for site, rule, _ in assigned)
             multipliers = torch.autograd.grad(score, ends, torch.ones_like(score), allow_unused=True, retain_graph=keep)
         finally:
             for handle in handles:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 class LinearMap:
     """A node that computes z = weight applied to x, plus a bias that the rules treat by itself.
 
+    Z = x weight, or weight x.
+
     Attributes:
         node: of autograd's graph.
         slot: position of x in `next_functions`.
@@ -46,12 +48,12 @@ class LinearMap:
 
     def apply(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Z without bias."""
-        return x @ weight if self.slot_of_weight_is_right else weight @ x
+        return x @ weight if self.axis == -1 else weight @ x
 
     def pull(self, s: torch.Tensor, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The transposed map on s, shaped like x."""
         transposed = weight.transpose(-1, -2)
-        return s @ transposed if self.slot_of_weight_is_right else transposed @ s
+        return s @ transposed if self.axis == -1 else transposed @ s
 
     def scaled(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """The weight whose outputs are `scale`, one number per channel, times as large."""
@@ -60,11 +62,6 @@ class LinearMap:
     def per_channel(self, value: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """A value per channel, shaped to fit z."""
         return value.reshape(-1) if self.axis == -1 else value.reshape(-1, *[1] * (z.ndim - 2))
-
-    @property
-    def slot_of_weight_is_right(self) -> bool:
-        """Whether z = x weight, and not weight x."""
-        return self.x_name in ("self", "mat1", "batch1", "input")
 
 
 class DenseMap(LinearMap):
@@ -120,6 +117,9 @@ def _signed(sizes: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes)
 
 
+_LEFT = {"self", "mat1", "batch1"}
+"""Saved tensors that are the left factor."""
+
 _FORMS: dict[str, tuple[tuple[int, str, str], ...]] = {  # operation -> (slot of x, x, weight), for either factor
     "Mm": ((0, "self", "mat2"), (1, "mat2", "self")),
     "Bmm": ((0, "self", "mat2"), (1, "mat2", "self")),
@@ -138,6 +138,7 @@ def linear_map(op: str, node: Any, slot: int) -> LinearMap | None:
         if place == slot:
             if op == "Convolution":
                 return ConvolutionMap(node, slot, x_name, weight_name, axis=1)
-            kind = DenseMap if op == "Linear" else LinearMap
-            return kind(node, slot, x_name, weight_name)
+            if op == "Linear":
+                return DenseMap(node, slot, x_name, weight_name)
+            return LinearMap(node, slot, x_name, weight_name, axis=-1 if x_name in _LEFT else -2)
     return None

@@ -28,16 +28,16 @@ class Term:
     where: int = 0
 
     def weight(self, w: torch.Tensor, sign: int = 1) -> torch.Tensor:
-        """V for x of this sign, shaped like w."""
+        """V for x of this sign, without the share: a new tensor shaped like w."""
         above, below = (self.positive, self.negative) if sign > 0 else (self.negative, self.positive)
-        if below == 0:
-            return w.clamp(min=0) if above == 1 else w.clamp(min=0) * above
-        if above == 0:
-            return w.clamp(max=0) if below == 1 else w.clamp(max=0) * below
-        return torch.where(w > 0, w * above, w * below)
+        if below == 0 or above == 0:
+            part = w.clamp(min=0) if below == 0 else w.clamp(max=0)
+            factor = above or below
+            return part if factor == 1 else part.mul_(factor)
+        return torch.add(w if below == 1 else w * below, w.clamp(min=0), alpha=above - below)
 
     def bias(self, b: torch.Tensor) -> torch.Tensor:
-        """The bias's contribution: its x is 1."""
+        """The bias's contribution, without the share: its x is 1."""
         return self.weight(b)
 
 

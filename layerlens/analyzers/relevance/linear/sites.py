@@ -15,6 +15,8 @@ from .maps import ConvolutionMap, LinearMap, linear_map
 
 CONVOLUTION, DENSE = "convolution", "dense"
 
+_KEEPS_NOTHING = {"Clone", "View", "Alias", "Permute", "Transpose", "Squeeze", "Unsqueeze", "ConstantPadNd", "ToCopy"}
+
 VIEWS = {"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Alias"}
 """Operations that leave every number in its place."""
 
@@ -34,6 +36,7 @@ class Site:
         constants: what is added on the way, as noted.
         first: whether no other site lies between it and the input.
         last: whether no other site lies between it and the score.
+        nonnegative: whether its input is known to be at least 0, being made by a ReLU or its kin.
     """
 
     info: NodeInfo
@@ -44,6 +47,7 @@ class Site:
     constants: tuple[tuple[int, Constant], ...]
     first: bool = False
     last: bool = False
+    nonnegative: bool = False
 
     @property
     def number(self) -> int:
@@ -54,6 +58,19 @@ class Site:
     def norm(self) -> Any:
         """The batch norm's node; None when there is none."""
         return self.end.node if self.end.op in BATCH_NORMS else None
+
+    @property
+    def at_leaf(self) -> bool:
+        """Whether its input is a leaf, moved at most by operations that save no tensor."""
+        below = self.info.edges[self.map.slot]
+        while below is not None and below.op in _KEEPS_NOTHING:
+            below = below.edges[0]
+        return below is not None and below.op == "leaf"
+
+    @property
+    def rectified(self) -> bool:
+        """Whether a ReLU follows and nothing else does: outputs below 0 have no relevance."""
+        return self.consumer is not None and self.consumer.op == "Relu"
 
     def scale_and_shift(self, z: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """What the norm multiplies z with, `(channel,)`, and the bias of all of it, broadcasting to z; or None."""
@@ -127,7 +144,22 @@ def _site(
     while after is not None and after.op in VIEWS and not noted(after):
         after = only_consumer(after)
     kind = CONVOLUTION if isinstance(found, ConvolutionMap) else DENSE
-    return Site(info, found, kind, end, after, tuple(kept))
+    return Site(info, found, kind, end, after, tuple(kept), nonnegative=_nonnegative(info.edges[found.slot]))
+
+
+_POSITIVE = {"Relu", "Sigmoid", "Softmax", "SafeSoftmax", "Softplus", "Exp", "Hardsigmoid"}
+_KEEPS_SIGN = VIEWS | {
+    "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveMaxPool2D", "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D",
+    "AdaptiveAvgPool3D", "Mean", "Sum", "Select", "Slice", "Expand", "Permute", "Transpose", "T", "Clone", "Split",
+}  # fmt: skip
+
+
+def _nonnegative(info: NodeInfo | None) -> bool:
+    while info is not None and info.op in _KEEPS_SIGN:
+        info = info.edges[0]
+    if info is None:
+        return False
+    return info.op in _POSITIVE or (info.op == "Hardtanh" and float(info.node._saved_min_val) >= 0)
 
 
 def _mark_ends(sites: list[Site], nodes: list[NodeInfo]) -> None:
