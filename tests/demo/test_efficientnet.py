@@ -88,12 +88,12 @@ def test_the_picture_of_the_readme_is_the_demos(tmp_path):
     from layerlens.demo.subject import subject
 
     chosen = subject("efficientnet")
-    made = gallery.make(chosen, {"chelsea": chosen.pictures["chelsea"]})
+    made = gallery.make(chosen, {"camera": chosen.pictures["camera"]})
     gallery.write(made, tmp_path)
-    fresh = Image.open(tmp_path / "chelsea_saliency.png").convert("RGB")
+    fresh = Image.open(tmp_path / "camera_relevance.png").convert("RGB")
     shown = Image.open(ROOT / "docs" / "demo.png").convert("RGB").resize(fresh.size)
     difference = np.abs(np.asarray(fresh, float) - np.asarray(shown, float)).mean()
-    assert difference < 5, "docs/demo.png is stale: copy gallery/chelsea_saliency.png"
+    assert difference < 5, "docs/demo.png is stale: copy gallery/camera_relevance.png"
 
 
 @pytest.mark.parametrize("viewport", ["1200,2400", "400,2400"])

@@ -16,6 +16,7 @@ from ...results import Relevance
 from ...target import Spec
 from ..score import Scorer
 from .assign import assign
+from .automatic import rulebook_for
 from .graph import Graph, NodeInfo
 from .ledger import Bookkeeper
 from .linear.direct import deliver
@@ -32,7 +33,7 @@ def relevance(
     x: Any,
     *,
     target: Spec = None,
-    rules: str | Rulebook = "epsilon",
+    rules: str | Rulebook = "auto",
     layers: Selection = (),
     strict: bool = False,
     forward: Callable[..., Any] | None = None,
@@ -48,7 +49,9 @@ def relevance(
         model: any module.
         x: its input: a tensor `(batch, ...)`, a tuple, or a dict; token ids are attributed at their embedding.
         target: what to explain, see `as_target`; None for the predicted class.
-        rules: a rulebook or its name: `"epsilon"` (default: attention by CP, gates by the gate rule) or `"attn"`.
+        rules: a rulebook or the name of one in `RULEBOOKS`; `"auto"` (default) takes what fits the graph: `"cp"` where
+            there is attention, `"epsilon_plus"` for other networks with convolutions, `"gate"` for those with gates
+            (LSTM, GRU), else `"epsilon"`. `settings["rules"]` says which it was, and why.
         layers: at which layers' outputs to keep the relevance (see `Selection`); none by default, None for all.
         strict: raise on an operation without a rule; otherwise warn and use its gradient.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
@@ -69,9 +72,9 @@ def relevance(
         >>> bool(result.ledger.relative.max() < 1e-5)
         True
     """
-    book = as_rulebook(rules)
+    book = None if rules == "auto" else as_rulebook(rules)
     with borrowed(model):
-        if book.linear:
+        if book is None or book.linear:
             _keep_inputs(model)
         scorer = Scorer(model, x, target, forward=forward)
         leaves = scorer.start()
@@ -81,11 +84,12 @@ def relevance(
         with Spans(model) as spans, taps, recorder:
             score = scorer(leaves)
         keeper = Bookkeeper(len(score), spans.found, recorder.notes.time_major)
-        plan = Plan(book, recorder.notes, keeper)
         root = _root(score, graph)
         nodes = graph.reached(root)
         check(nodes, root, strict=strict)
-        sites = find_sites(nodes, recorder.notes.constants) if book.linear else []
+        sites = find_sites(nodes, recorder.notes.constants) if book is None or book.linear else []
+        book, why = rulebook_for(nodes, sites) if book is None else (book, "")
+        plan = Plan(book, recorder.notes, keeper)
         assigned = assign(book, sites, model, spans.found)
         handles, used = plan.attach(nodes, assigned)
         edges = taps.edges()
@@ -105,7 +109,7 @@ def relevance(
         for name, value in values.items():
             keeper.add("input", -1, name, value)
         ledger = keeper.close(score)
-        settings: dict[str, Any] = {"rules": book.settings(), "strict": strict}
+        settings: dict[str, Any] = {"rules": book.settings() | ({"chosen": why} if why else {}), "strict": strict}
         fields = scorer.fields(
             values,
             method=f"relevance, {book.name}",

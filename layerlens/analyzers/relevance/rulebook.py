@@ -11,7 +11,7 @@ from torch import nn
 
 from ...errors import OptionError, choose
 from ...layers import Selection
-from .linear.rules import AlphaBeta, Epsilon, Flat, Gamma, LinearRule, WSquare, ZBox, ZPlus
+from .linear.rules import AlphaBeta, Flat, Gamma, LinearRule, WSquare, ZBox, ZPlus
 
 
 class Part(enum.Enum):
@@ -104,9 +104,6 @@ def _shown(where: Where) -> str:
     return str(getattr(where, "pattern", where))
 
 
-SMALL = Epsilon(1e-6)
-
-
 def _composite(name: str, *rules: tuple[Where, LinearRule], citation: str) -> Rulebook:
     return Rulebook(name, "cp", "gate", rules, citation)
 
@@ -118,45 +115,41 @@ RULEBOOKS = {
             "epsilon",
             citation="Bach et al. 2015, eq. 58, epsilon -> 0; attention Ali et al. 2022; gates Arras et al. 2017",
         ),
+        Rulebook("cp", citation="Ali et al. 2022, CP-LRP: attention weights are constants; epsilon -> 0"),
+        Rulebook("gate", citation="Arras et al. 2017: gates get nothing; epsilon -> 0"),
         Rulebook("attn", "attn", "uniform", citation="Achtibat et al. 2024, AttnLRP"),
         _composite(
             "epsilon_plus",
             (Part.CONVOLUTION, ZPlus()),
-            (Part.DENSE, SMALL),
             citation="Montavon et al. 2019; Kohlbrenner et al. 2020",
         ),
         _composite(
             "epsilon_plus_flat",
             (Part.FIRST, Flat()),
             (Part.CONVOLUTION, ZPlus()),
-            (Part.DENSE, SMALL),
             citation="Kohlbrenner et al. 2020",
         ),
         _composite(
             "epsilon_gamma_box",
             (Part.FIRST, ZBox()),
             (Part.CONVOLUTION, Gamma(0.25)),
-            (Part.DENSE, SMALL),
             citation="Montavon et al. 2019",
         ),
         _composite(
             "epsilon_alpha2_beta1",
             (Part.CONVOLUTION, AlphaBeta(2, 1)),
-            (Part.DENSE, SMALL),
             citation="Kohlbrenner et al. 2020",
         ),
         _composite(
             "epsilon_alpha2_beta1_flat",
             (Part.FIRST, Flat()),
             (Part.CONVOLUTION, AlphaBeta(2, 1)),
-            (Part.DENSE, SMALL),
             citation="Kohlbrenner et al. 2020; Lapuschkin et al. 2019",
         ),
         _composite(
             "epsilon_plus_w2",
             (Part.FIRST, WSquare()),
             (Part.CONVOLUTION, ZPlus()),
-            (Part.DENSE, SMALL),
             citation="Montavon et al. 2017",
         ),
     )
@@ -169,4 +162,4 @@ def as_rulebook(rules: str | Rulebook) -> Rulebook:
     Raises:
         OptionError: with the known names.
     """
-    return rules if isinstance(rules, Rulebook) else RULEBOOKS[choose("rulebook", rules, RULEBOOKS)]
+    return rules if isinstance(rules, Rulebook) else RULEBOOKS[choose("rulebook", rules, ("auto", *RULEBOOKS))]

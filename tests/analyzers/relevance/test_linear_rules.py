@@ -147,7 +147,7 @@ def test_a_gamma_without_end_is_z_plus():
 # -- the case rows ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rules", [name for name in RULEBOOKS if name not in ("epsilon", "attn")])
+@pytest.mark.parametrize("rules", [name for name in RULEBOOKS if name not in ("epsilon", "attn", "cp", "gate")])
 def test_the_ledger_accounts_for_the_whole_score(case, rules):
     try:
         result = relevance(case.build(), case.example(), target=case.target, rules=rules)
@@ -312,3 +312,29 @@ def test_a_rulebook_says_what_it_does_and_a_result_what_was_done():
     assert result.rules_used["Convolution"] == "ZPlus() with batch norm; gradient (epsilon -> 0)"
     assert result.settings["rules"]["linear"] == ["0: ZPlus()", "Linear: Gamma(gamma=0.1)"]
     assert layerlens.Rulebook is Rulebook
+
+
+# -- the default -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, book, why", [
+    ("cnn", "epsilon_plus", "convolutions and no attention"),
+    ("gan", "epsilon_plus", "convolutions"),
+    ("video", "epsilon_plus", "convolutions"),
+    ("hf_vit", "cp", "attention"),
+    ("hf_bert", "cp", "attention"),
+    ("encoder", "cp", "attention"),
+    ("lstm", "gate", "gates"),
+    ("gru", "gate", "gates"),
+    ("mlp", "epsilon", "neither"),
+])  # fmt: skip
+def test_the_default_looks_at_the_graph_and_says_what_it_took(name, book, why):
+    from tests.cases import CASES
+
+    case = CASES[name]
+    chosen = relevance(case.build(), case.example(), target=case.target)
+    assert chosen.settings["rules"]["name"] == book and why in chosen.settings["rules"]["chosen"]
+    assert chosen.method == f"relevance, {book}"
+    asked = relevance(case.build(), case.example(), target=case.target, rules=book)
+    assert torch.equal(asked.tensor, chosen.tensor)
+    assert "chosen" not in asked.settings["rules"]

@@ -220,6 +220,6 @@ def test_a_score_that_no_relevance_can_leave_is_refused():
 def test_an_unknown_rulebook_names_the_known():
     with pytest.raises(
         errors.OptionError,
-        match=r"unknown rulebook 'epsilonn'\. Closest: epsilon,.* Known: epsilon, attn, epsilon_plus",
+        match=r"unknown rulebook 'epsilonn'\. Closest: epsilon,.* Known: auto, epsilon, cp, gate, attn, epsilon_plus",
     ):
         relevance(Apply(F.relu), normal(2, 4), target=0, rules="epsilonn")
