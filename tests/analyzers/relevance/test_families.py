@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from layerlens import errors, relevance
+from layerlens.rules import Gamma, Part, Rulebook
 from tests.cases import normal, zero_additive
 from tests.families import FAMILIES, family
 
 
-@pytest.mark.parametrize("rules", ["epsilon", "attn"])
+GAMMA = Rulebook("gamma everywhere", linear=[(Part.ANY, Gamma(0.1))])
+
+
+@pytest.mark.parametrize("rules", ["epsilon", "attn", GAMMA], ids=str)
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_the_ledger_accounts_for_the_whole_score(name, rules):
     model, x, target = family(name)
