@@ -23,7 +23,8 @@ from ...probe import nodes_made
 from .constants import Constant, put
 from .graph import Graph
 from .inplace import out_of_place
-from .sources import ATEN, FUNCTIONS, Note, note_input
+from .selections import Note
+from .sources import ATEN, FUNCTIONS, note_input
 
 RECURRENT: set[Any] = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
 WATCHED: set[Any] = {

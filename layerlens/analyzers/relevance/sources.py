@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +9,18 @@ import torch.nn.functional as F
 
 from .constants import channels, put
 from .graph import Graph
+from .selections import (
+    Note,
+    cat,
+    chosen,
+    larger_or_smaller,
+    masked_fill,
+    method_where,
+    pad,
+    stack,
+    threshold,
+    written,
+)
 
 if TYPE_CHECKING:
     from .recorder import Notes
@@ -104,65 +114,18 @@ def _torch_batch_norm(
     _batch_norm(notes, number, graph, result, input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-def _cat(notes: Notes, number: int, graph: Graph, result: torch.Tensor, tensors: Any, dim: int = 0, **_: Any) -> None:
-    start = 0
-    for tensor in tensors:
-        length = tensor.shape[dim] if tensor.ndim == result.ndim else 0
-        place = functools.partial(torch.narrow, dim=dim, start=start, length=length)
-        put(notes, number, graph, tensor, 1, "constant joined", place)
-        start += length
-
-
-def _stack(notes: Notes, number: int, graph: Graph, result: torch.Tensor, tensors: Any, dim: int = 0, **_: Any) -> None:
-    for index, tensor in enumerate(tensors):
-        put(notes, number, graph, tensor, 1, "constant joined", functools.partial(torch.select, dim=dim, index=index))
-
-
-def _where(
-    notes: Notes, number: int, graph: Graph, result: Any, condition: Any, input: Any = None, other: Any = None
-) -> None:
-    put(notes, number, graph, input, 1, "constant chosen", lambda gradient: gradient * condition)
-    put(notes, number, graph, other, 1, "constant chosen", lambda gradient: gradient * ~condition)
-
-
-def _method_where(
-    notes: Notes, number: int, graph: Graph, result: Any, input: Any, condition: Any, other: Any = None
-) -> None:
-    _where(notes, number, graph, result, condition, input, other)
-
-
-def _masked_fill(notes: Notes, number: int, graph: Graph, result: Any, input: Any, mask: Any, value: Any) -> None:
-    put(notes, number, graph, value, 1, "constant chosen", lambda gradient: gradient * mask)
-
-
-def _pad(
-    notes: Notes,
-    number: int,
-    graph: Graph,
-    result: Any,
-    input: Any,
-    pad: Any,
-    mode: str = "constant",
-    value: Any = None,
-) -> None:
-    if value:
-        border = F.pad(torch.zeros_like(input.detach()), pad, value=1.0)
-        put(notes, number, graph, value, 1, "constant padded", lambda gradient: gradient * border)
-
-
-def _larger(notes: Notes, number: int, graph: Graph, result: torch.Tensor, input: Any, other: Any, **_: Any) -> None:
-    for one, two in ((input, other), (other, input)):  # the larger, or smaller, wins; a tie is shared
-        wins = (result == one).to(result.dtype) / (1 + (one == two).to(result.dtype))
-        put(notes, number, graph, one, 1, "constant chosen", functools.partial(torch.mul, wins))
-
-
 def note_input(notes: Notes, number: int, graph: Graph, result: Any, input: torch.Tensor, **_: Any) -> None:
     """Note the input of a function that saves its result only."""
     notes.inputs[number] = input.detach()
 
 
 _T = torch.Tensor
-Note = Callable[..., None]
+
+WRITING = """
+scatter scatter_add index_put index_copy index_fill index_add masked_scatter select_scatter slice_scatter
+diagonal_scatter
+""".split()
+"""Functions, with in-place forms, that put numbers of one tensor into another."""
 
 FUNCTIONS: dict[Any, Note] = {
     **dict.fromkeys([torch.add, _T.add, _T.add_, _T.__add__, _T.__radd__, _T.__iadd__], _add),
@@ -187,13 +150,21 @@ FUNCTIONS: dict[Any, Note] = {
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
     torch.batch_norm: _torch_batch_norm,
-    **dict.fromkeys([torch.cat, torch.concat, torch.concatenate], _cat),
-    torch.stack: _stack,
-    torch.where: _where,
-    _T.where: _method_where,
-    **dict.fromkeys([_T.masked_fill, _T.masked_fill_, torch.masked_fill], _masked_fill),
-    F.pad: _pad,
-    **dict.fromkeys([torch.maximum, torch.minimum, _T.maximum, _T.minimum], _larger),
+    **dict.fromkeys([torch.cat, torch.concat, torch.concatenate], cat),
+    torch.stack: stack,
+    torch.where: chosen,
+    _T.where: method_where,
+    **dict.fromkeys([_T.masked_fill, _T.masked_fill_, torch.masked_fill], masked_fill),
+    F.pad: pad,
+    **dict.fromkeys([F.threshold, torch.threshold], threshold),
+    **{
+        function: written(getattr(home, name))
+        for name in WRITING
+        for home in (torch, torch.Tensor)
+        for function in (getattr(home, name), getattr(torch.Tensor, f"{name}_", None))
+        if function is not None
+    },
+    **dict.fromkeys([torch.maximum, torch.minimum, _T.maximum, _T.minimum], larger_or_smaller),
     **dict.fromkeys([torch.tanh, _T.tanh, torch.sigmoid, _T.sigmoid, torch.exp, _T.exp, F.sigmoid, F.tanh], note_input),
     **dict.fromkeys([torch.tanh_, _T.tanh_, torch.sigmoid_, _T.sigmoid_, torch.exp_, _T.exp_], note_input),
 }
@@ -207,10 +178,10 @@ ATEN: dict[Any, Note] = {
     _A.linear: _linear,
     _A.convolution: _convolution,
     _A.native_layer_norm: _layer_norm,
-    _A.cat: _cat,
-    _A.stack: _stack,
-    _A.where: _where,
-    **dict.fromkeys([_A.masked_fill, _A.masked_fill_], _masked_fill),
-    **dict.fromkeys([_A.maximum, _A.minimum], _larger),
+    _A.cat: cat,
+    _A.stack: stack,
+    _A.where: chosen,
+    **dict.fromkeys([_A.masked_fill, _A.masked_fill_], masked_fill),
+    **dict.fromkeys([_A.maximum, _A.minimum], larger_or_smaller),
     **dict.fromkeys([_A.tanh, _A.sigmoid, _A.exp, _A.tanh_, _A.sigmoid_, _A.exp_], note_input),
 }

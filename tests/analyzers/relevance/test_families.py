@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from layerlens import errors, relevance
-from layerlens.rules import Gamma, Part, Rulebook
+from layerlens.rules import Gamma, Kind, Part, Row, Rulebook, register
 from tests.cases import normal, zero_additive
 from tests.families import FAMILIES, family
-
 
 GAMMA = Rulebook("gamma everywhere", linear=[(Part.ANY, Gamma(0.1))])
 
@@ -38,6 +37,28 @@ def test_a_function_of_the_users_own_is_named():
     model, x = transformers.BloomForCausalLM(config).eval(), {"input_ids": torch.randint(3, 60, (2, 8))}
     with pytest.raises(errors.UnknownOperation, match="no relevance rule is known for GeLUFunction"):
         relevance(model, x, target=(-1, 5), strict=True)
+
+
+def test_a_rule_for_it_can_be_registered():
+    import transformers
+
+    def ratio(ctx, _):
+        (x,) = ctx.saved_tensors
+        return (1 + torch.tanh(0.79788456 * x * (1 + 0.044715 * x * x))) / 2, 0.0
+
+    torch.manual_seed(0)
+    config = transformers.BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)
+    model, x = transformers.BloomForCausalLM(config).eval(), {"input_ids": torch.randint(3, 60, (2, 8))}
+    with register("GeLUFunction", Row(Kind.RATIO, ratio)):
+        result = relevance(model, x, target=(-1, 5), strict=True)
+        with pytest.raises(errors.OptionError, match="has a rule already"):
+            register("GeLUFunction", Row(Kind.LINEAR))
+    assert float(result.ledger.relative.max()) < 1e-5
+    assert result.rules_used["GeLUFunction"] == "ratio f(x) / x"
+    with pytest.raises(errors.UnknownOperation):
+        relevance(model, x, target=(-1, 5), strict=True)
+    with pytest.raises(errors.OptionError, match="must be a Row"):
+        register("GeLUFunction", ratio)
 
 
 @pytest.fixture(scope="module")

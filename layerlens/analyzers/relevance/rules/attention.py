@@ -39,6 +39,12 @@ def log_softmax(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return node._saved_result, node._saved_result
 
 
+def logarithm(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, x) of the Taylor rule: log has no value at 0 from which a ratio could start."""
+    x = node._saved_self
+    return torch.log(x), x
+
+
 def log_sum_exp(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, x) of the Taylor rule."""
     return node._saved_result, node._saved_self
@@ -56,4 +62,6 @@ ATTENTION: dict[str, Row] = {
     "SparseSoftmax": Row(Kind.TAYLOR, softmax, role=Role.WEIGHT),
     "LogSoftmax": Row(Kind.TAYLOR, log_softmax),
     "Logsumexp": Row(Kind.TAYLOR, log_sum_exp),
+    "Logcumsumexp": Row(Kind.TAYLOR, log_sum_exp),
+    "Log": Row(Kind.TAYLOR, logarithm),
 }

@@ -163,6 +163,12 @@ def exp(node: Any, x: torch.Tensor | None) -> Ratio:
     return quotient(torch.expm1(x), x, 1.0).masked_fill_(masked, 0.0), (~masked).to(x.dtype)
 
 
+def expm1(node: Any, _: torch.Tensor | None) -> Ratio:
+    """(exp(x) - 1) / x, from the result."""
+    y = node._saved_result
+    return quotient(y, torch.log1p(y.clamp_min(-1 + 1e-7)), 1.0), 0.0
+
+
 def power(node: Any) -> Row:
     """The power p of x: x ** (p - 1) for p > 0; a negative power divides, so it stops relevance."""
     exponent = torch.as_tensor(node._saved_exponent)
@@ -215,5 +221,10 @@ ELEMENTWISE: dict[str, Row] = {
     "Sinh": _through(torch.sinh, 1.0),
     "Asinh": _through(torch.asinh, 1.0),
     "Log1P": _through(torch.log1p, 1.0),
+    "Expm1": Row(Kind.RATIO, expm1),
+    "Erfc": _through(torch.erfc, -2 / math.sqrt(math.pi), 1.0),
+    "Acos": _through(torch.acos, -1.0, math.pi / 2),
+    "Cosh": _through(torch.cosh, 0.0, 1.0),
+    "I0": _through(torch.special.i0, 0.0, 1.0),
     "Sinc": _through(torch.sinc, 0.0, 1.0),
 }

@@ -24,6 +24,14 @@ def glu(node: Any, gradients: Gradients, gradient: torch.Tensor, book: Rulebook)
     return (torch.cat([half * weight, half * signal * ratio], dim=axis),), (half * signal / 2,)
 
 
+def product(node: Any, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
+    """A product of n numbers: x_i dy/dx_i = y for each, so each takes an n-th."""
+    (passed, *_) = gradients
+    x = node._saved_self
+    count = x.shape[node._saved_dim] if hasattr(node, "_saved_dim") else x.numel()
+    return (None if passed is None else passed / count,), ()
+
+
 # Factors by slot; every other slot adds. Relevance of added constants is the ledger's business.
 PRODUCTS: dict[str, Row] = {
     "Mul": Row(Kind.PRODUCT, slots=(0, 1), role=Role.SAME),
@@ -42,6 +50,9 @@ PRODUCTS: dict[str, Row] = {
     "Convolution": Row(Kind.PRODUCT, slots=(0, 1)),
     "ConvolutionOverrideable": Row(Kind.PRODUCT, slots=(0, 1)),
     "Trilinear": Row(Kind.PRODUCT, slots=(0, 1, 2)),
+    "LinalgCross": Row(Kind.PRODUCT, slots=(0, 1)),
+    "LinalgSolveEx": Row(Kind.LINEAR, slots=(1,)),
+    "Prod": Row(Kind.FUSED, product, slots=(0,), label="equal shares"),
     "Div": Row(Kind.LINEAR, slots=(0,), role=Role.SAME),
     "Addcdiv": Row(Kind.LINEAR, slots=(0, 1)),
     "Glu": Row(Kind.FUSED, glu, slots=(0,), label="product, {product}"),

@@ -47,7 +47,7 @@ LINEAR: dict[str, Row] = {
 STOPS: dict[str, Row] = {
     name: Row(Kind.STOP)
     for name in """
-    WeightNormInterface Sqrt Rsqrt Reciprocal LinalgVectorNorm Norm Var VarMean Std StdMean
+    WeightNormInterface Sqrt Rsqrt Reciprocal Hypot LinalgVectorNorm Norm Var VarMean Std StdMean
     Sign Sgn Floor Ceil Round Trunc Heaviside
     FakeQuantizePerTensorAffineCachemask Argmax Angle Bernoulli Frac Fmod Remainder
     """.split()
