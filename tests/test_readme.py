@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from layerlens.analyzers.relevance.rules import TABLE
+
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
@@ -35,6 +37,20 @@ def test_the_numbers_of_the_cat_are_those_of_today():
     x = efficientnet.preprocess(efficientnet.photographs()["chelsea"])
     ledger = relevance(efficientnet.load_efficientnet(), x, target=285, rules="epsilon").ledger
     assert [f"{float(part):.1f}" for part in (ledger.score, ledger.inputs, ledger.additive)] == ["10.5", "-0.2", "10.6"]
+
+
+@pytest.mark.parametrize("page", sorted((README.parent / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_every_block_of_the_docs_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
+    assert blocks
+    before = dict(TABLE)
+    try:
+        for block in blocks:
+            exec(compile(block, str(page), "exec"), {"__name__": "page"})
+    finally:
+        TABLE.clear()
+        TABLE.update(before)
 
 
 def test_every_file_that_is_named_exists():
