@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import InputError, LayerNotFound
+from ..errors import InputError
 from ..inputs import Inputs
 from ..layers import LayerPath
 from ..nested import describe
-from ..probe import Edit, Probe
-from ..record import Call
+from ..probe import Edit
+from .token_uses import Use, token_uses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,87 +22,90 @@ class Leaf:
     """A tensor from which a score is differentiated.
 
     Attributes:
-        value: the tensor, detached.
-        layer: the embedding layer whose output it is; None for an input itself.
-        call: which of that layer's calls.
+        value: the tensor, detached; for token ids their embeddings (batch, token, feature), those of several tables
+            side by side.
+        uses: the calls of embedding layers whose output it is; none for an input itself.
     """
 
     value: torch.Tensor
-    layer: LayerPath | None = None
-    call: int = 0
+    uses: tuple[Use, ...] = ()
+
+    @property
+    def layer(self) -> LayerPath | None:
+        """The (first) embedding layer; None for an input itself."""
+        return self.uses[0].layer if self.uses else None
 
 
 def find_leaves(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None) -> dict[str, Leaf]:
     """The leaves of a run of `model` on `inputs`, by input name.
 
-    Floating-point inputs are leaves, except those whose name ends in `mask`. Token ids cannot carry a gradient: their
-    leaf is the output of the embedding layer that they feed, for which the model is run once. When several integer
-    inputs feed embeddings of different sizes (words and token types), the largest vocabulary is the one meant.
+    Floating-point inputs are leaves, except those whose name ends in `mask` when there are others. Token ids cannot
+    carry a gradient: their leaf is what the embedding layers make of them, in every call that reads them, for which
+    the model is run once. See `token_uses` for which integer inputs count.
 
     Raises:
         InputError: when there is neither.
     """
-    leaves = {name: Leaf(x.detach()) for name, x in inputs.floating().items() if not name.endswith("mask")}
+    floating = inputs.floating()
+    leaves = {name: Leaf(x.detach()) for name, x in floating.items() if not name.endswith("mask")}
     ids = {name: x for name, x in inputs.tensors().items() if x.dtype in (torch.int64, torch.int32) and x.ndim}
-    if not ids:
-        if leaves:
-            return leaves
-        kinds = ", ".join(f"{name} {describe(x)}" for name, x in inputs.tensors().items())
-        raise InputError(f"gradients need a floating-point input or token ids; got {kinds}. Try x.float().")
-    embeddings = _embedding_calls(model, inputs, forward, ids)
-    if not embeddings and not leaves:
+    uses = token_uses(model, inputs, forward, ids) if ids else {}
+    if not (leaves or uses):
+        leaves = {name: Leaf(x.detach()) for name, x in floating.items()}
+    if leaves or uses:
+        return leaves | {name: Leaf(_embedded(ids[name], found), tuple(found)) for name, found in uses.items()}
+    kinds = ", ".join(f"{name} {describe(x)}" for name, x in inputs.tensors().items())
+    if any(isinstance(module, nn.Embedding) for module in model.modules()) and ids:
         raise InputError(
-            f"no nn.Embedding of {type(model).__name__} is fed by {', '.join(ids)}, so gradients have no place to "
-            "start. Pass floating-point inputs, for example inputs_embeds=..., instead of token ids."
+            f"gradients have no place to start: no nn.Embedding of {type(model).__name__} reads {', '.join(ids)} as "
+            "they are, transposed, flattened or step by step. Pass floating-point inputs, such as inputs_embeds=..."
         )
-    return leaves | embeddings
+    raise InputError(f"gradients need a floating-point input or token ids; got {kinds}. Try x.float().")
 
 
-def _embedding_calls(
-    model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None, ids: Mapping[str, torch.Tensor]
-) -> dict[str, Leaf]:
-    probe: Probe
-    try:
-        probe = Probe(model, nn.Embedding, inputs=True)
-    except LayerNotFound:
-        return {}
-    with torch.no_grad(), probe as record:
-        inputs.run(model, forward)
-    fed = [(name, call) for call in record.order if (name := _which_input(call, ids)) is not None]
-    if not fed:
-        return {}
-    sizes = {call.layer: len(model.get_submodule(call.layer).weight) for _, call in fed}  # type: ignore[arg-type]
-    largest = max(sizes.values())
-    leaves: dict[str, Leaf] = {}
-    for name, call in fed:
-        if sizes[call.layer] == largest and name not in leaves:
-            leaves[name] = Leaf(call.output, call.layer, call.index)
-    return leaves
+def _tables(uses: Sequence[Use]) -> dict[LayerPath, slice]:
+    """Where in the features of a leaf those of each table are."""
+    places: dict[LayerPath, slice] = {}
+    start = 0
+    for use in uses:
+        if use.layer not in places:
+            places[use.layer] = slice(start, start + use.output.shape[-1])
+            start += use.output.shape[-1]
+    return places
 
 
-def _which_input(call: Call, ids: Mapping[str, torch.Tensor]) -> str | None:
-    args, kwargs = call.inputs
-    given = [*args, *kwargs.values()]
-    for name, tensor in ids.items():
-        if given and given[0].numel() == tensor.numel() and torch.equal(given[0].flatten(), tensor.flatten()):
-            return name
-    return None
+def _embedded(ids: torch.Tensor, uses: Sequence[Use]) -> torch.Tensor:
+    """What the embeddings make of the ids, in the ids' own layout; 0 for ids that no call reads."""
+    tables = _tables(uses)
+    width = max(place.stop for place in tables.values())
+    value = uses[0].output.new_zeros(ids.numel(), width)
+    places = torch.arange(ids.numel(), device=value.device).reshape(ids.shape)
+    for use in uses:
+        table = tables[use.layer]
+        value[use.arrange(places).flatten(), table] = use.output.detach().reshape(-1, table.stop - table.start)
+    return value.reshape(*ids.shape, width)
 
 
 def substitute(leaves: Mapping[str, Leaf], values: Mapping[str, torch.Tensor]) -> dict[LayerPath, Edit]:
     """Edits for a `Probe` that put `values` in the place of embedding outputs."""
-    replaced: dict[LayerPath, dict[int, torch.Tensor]] = {}
+    replaced: dict[LayerPath, dict[int, Callable[[], torch.Tensor]]] = {}
     for name, leaf in leaves.items():
-        if leaf.layer is not None:
-            replaced.setdefault(leaf.layer, {})[leaf.call] = values[name]
+        tables = _tables(leaf.uses)
+        for use in leaf.uses:
+            replaced.setdefault(use.layer, {})[use.call] = _laid_out(use, values[name], tables[use.layer])
 
-    def edit(by_call: dict[int, torch.Tensor]) -> Edit:
+    def edit(by_call: dict[int, Callable[[], torch.Tensor]]) -> Edit:
         calls = iter(range(1 << 62))
 
         def exchange(output: Any) -> Any:
             value = by_call.get(next(calls))
-            return output if value is None else value.clone()  # a copy: the model may write into it
+            return output if value is None else value()
 
         return exchange
 
     return {layer: edit(by_call) for layer, by_call in replaced.items()}
+
+
+def _laid_out(use: Use, value: torch.Tensor, table: slice) -> Callable[[], torch.Tensor]:
+    """Makes the output of one call: a copy, for the model may write into it."""
+    return lambda: use.arrange(value[..., table]).clone()
