@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -46,6 +47,8 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"a model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a Module.")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise InputError("a TorchScript model shows neither its layers nor its graph; give the model it was made from.")
     choose("mode", mode, ("eval", "train", "keep"))
     modules = list(model.modules())
     flags = [(module, module.training) for module in modules]
@@ -58,6 +61,8 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
             stack.enter_context(torch.set_grad_enabled(grad))
             if is_compiled(model):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
+                stack.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", message=".*hooks will fire an extra time for `OptimizedModule`.*")
             if mode != "keep":
                 for module in modules:
                     if module.training != (mode == "train"):

@@ -83,3 +83,14 @@ def choose(what: str, value: object, options: Iterable[str]) -> str:
         return value
     near = suggestion(value, known) if isinstance(value, str) else ""
     raise OptionError(f"unknown {what} {value!r}.{near} Known: {', '.join(known)}.")
+
+
+def check_count(name: str, value: object, *, also: str = "") -> None:
+    """Check that an option is a whole number, at least 1.
+
+    Raises:
+        OptionError: when it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        other = f" or {also}" if also else ""
+        raise OptionError(f"{name} must be a whole number of at least 1{other}, got {value!r}.")

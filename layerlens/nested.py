@@ -75,8 +75,12 @@ def named_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Ten
 
 
 def first_tensor(value: Any) -> torch.Tensor | None:
-    """The first tensor met when walking `value`, or None."""
-    return next((tensor for _, tensor in named_tensors(value)), None)
+    """The first tensor met when walking `value`, or None; one of nested layout is padded with 0."""
+    tensor = next((tensor for _, tensor in named_tensors(value)), None)
+    if tensor is None or not tensor.is_nested:
+        return tensor
+    padded: torch.Tensor = torch.nested.to_padded_tensor(tensor, 0.0)
+    return padded
 
 
 def version(tensor: torch.Tensor) -> int:
@@ -87,7 +91,8 @@ def version(tensor: torch.Tensor) -> int:
 def describe(value: Any) -> str:
     """A short text of what `value` is: `float32 (1, 3, 224, 224)`, `tuple of 2`, `dict with a, b`."""
     if isinstance(value, torch.Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"{kind} nested, {len(value.unbind())} parts" if value.is_nested else f"{kind} {tuple(value.shape)}"
     if isinstance(value, Mapping):
         return f"{type(value).__name__} with {', '.join(map(str, value))}"
     if isinstance(value, (tuple, list)):

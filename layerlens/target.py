@@ -34,12 +34,14 @@ class Target:
         label: shown in titles and tables.
         chooser: `output -> Target` for a target that depends on the output itself, such as the predicted class.
         reader: `names -> Target` for a target that holds class names, or indices, and can be read with others.
+        each: the label of each sample, for a target that has one class per sample.
     """
 
     function: Callable[[Any, torch.Tensor], torch.Tensor] = dataclasses.field(repr=False)
     label: str
     chooser: Callable[[Any], Target] | None = dataclasses.field(default=None, repr=False)
     reader: Callable[[Names], Target] | None = dataclasses.field(default=None, repr=False)
+    each: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
 
     def resolve(self, output: Any) -> Target:
         """The same target with its choice made on `output`, so that it stays the same while the input is changed."""
@@ -54,6 +56,7 @@ class Target:
         if rows is None:
             main = main_output(output)
             rows = torch.arange(main.shape[0] if main.ndim else 1, device=main.device)
+            self.check(len(rows))
         scores = self.function(output, rows)
         if not isinstance(scores, torch.Tensor):
             raise TargetError(f"target {self.label!r} returned {describe(scores)}; it must return a tensor (batch,).")
@@ -65,6 +68,17 @@ class Target:
                 "one score per sample, shape (batch,). Reduce the other axes, for example with .mean(dim=(1, 2, 3))."
             )
         return scores
+
+    def check(self, batch: int) -> None:
+        """See that there is a class for each sample, where there are several.
+
+        Raises:
+            TargetError: when there are more or fewer.
+        """
+        if self.each is not None and len(self.each) != batch:
+            raise TargetError(
+                f"the target holds {len(self.each)} class(es) for a batch of {batch}; give one per sample."
+            )
 
     def __sub__(self, other: Target) -> Target:
         return self._combine(other, lambda a, b: a - b, "-")
@@ -142,7 +156,8 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
             raise TargetError(f"a tensor target must hold one class index per sample, got {describe(spec)}.")
         if spec.ndim == 1:
             classes = spec
-            return Target(lambda output, rows: by_class(output, rows, classes), _label_of(classes, names))
+            each = tuple(_name_of(index, names) for index in classes.tolist())
+            return Target(lambda output, rows: by_class(output, rows, classes), _label_of(classes, names), each=each)
     if hasattr(spec, "__index__"):
         index = int(spec)
         return Target(lambda output, rows: by_class(output, rows, index), _name_of(index, names))
@@ -198,7 +213,9 @@ def _predicted(output: Any) -> torch.Tensor:
 
 def _chosen(output: Any, names: Names) -> Target:
     classes = class_scores(output).detach().argmax(dim=1)
-    return Target(lambda other, rows: by_class(other, rows, classes), f"{_label_of(classes, names)} (predicted)")
+    each = tuple(f"{_name_of(index, names)} (predicted)" for index in classes.tolist())
+    label = f"{_label_of(classes, names)} (predicted)"
+    return Target(lambda other, rows: by_class(other, rows, classes), label, each=each)
 
 
 def _class_index(name: str, names: Names) -> int:

@@ -33,6 +33,12 @@ MOBILE = {"depth_multiplier": 0.25, "num_labels": 3}
 GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
 FOCAL = {"embed_dim": 16, "depths": [1, 1], "hidden_sizes": [16, 32], "focal_levels": [2, 2], "focal_windows": [3, 3]}
 MAMBA = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+XLNET = {"vocab_size": 64, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}
+DEEPSEEK = {
+    **WORDS, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2,
+    "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+    "first_k_dense_replace": 1,
+}  # fmt: skip
 LEVIT = {"hidden_sizes": [16, 32, 48], "num_attention_heads": [2, 4, 4], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}
 
 
@@ -50,6 +56,10 @@ def two_texts():
 
 def sound():
     return {"input_values": torch.randn(2, 600)}
+
+
+def text_embedding(output):
+    return output.text_embeds[:, 1]
 
 
 IMAGE, TEXT, NEXT = "ForImageClassification", "ForSequenceClassification", "ForCausalLM"
@@ -108,6 +118,20 @@ FAMILIES = {
     "t5": ("T5ForConditionalGeneration", "T5Config", SEQ2SEQ, two_texts, (-1, 5)),
     "t5_gated": (
         "T5ForConditionalGeneration", "T5Config", {**SEQ2SEQ, "feed_forward_proj": "gated-gelu"}, two_texts, (-1, 5),
+    ),
+    "xlnet": ("XLNet" + TEXT, "XLNetConfig", {**XLNET, "num_labels": 3}, words, 1),
+    "roformer": ("RoFormer" + TEXT, "RoFormerConfig", WORDS, words, 1),
+    "clip_text": ("CLIPTextModelWithProjection", "CLIPTextConfig", {**WORDS, "projection_dim": 3}, words, text_embedding),
+    "dinov2_registers": ("Dinov2WithRegisters" + IMAGE, "Dinov2WithRegistersConfig", PATCHES, picture, 1),
+    "siglip": ("Siglip" + IMAGE, "SiglipConfig", {"vision_config": PATCHES, "num_labels": 3}, picture, 1),
+    "gptj": ("GPTJ" + NEXT, "GPTJConfig", {**GPT2, "rotary_dim": 4}, words, (-1, 5)),
+    "olmo2": ("Olmo2" + NEXT, "Olmo2Config", GROUPED, words, (-1, 5)),
+    "stablelm": ("StableLm" + NEXT, "StableLmConfig", GROUPED, words, (-1, 5)),
+    "deepseek_v3": ("DeepseekV3" + NEXT, "DeepseekV3Config", DEEPSEEK, words, (-1, 5)),
+    "whisper": (
+        "WhisperForAudioClassification", "WhisperConfig",
+        {**BART, "num_mel_bins": 8, "max_source_positions": 16, "num_labels": 3},
+        lambda: {"input_features": torch.randn(2, 8, 32)}, 1,
     ),
     "bart": ("BartForConditionalGeneration", "BartConfig", BART, two_texts, (-1, 5)),
     "wav2vec2": ("Wav2Vec2" + TEXT, "Wav2Vec2Config", SOUND, sound, 1),

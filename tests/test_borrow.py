@@ -202,3 +202,13 @@ def test_an_unknown_mode_names_the_known(model):
     with pytest.raises(OptionError) as error, borrowed(model, mode="evil"):
         pass
     assert str(error.value) == "unknown mode 'evil'. Closest: eval. Known: eval, train, keep."
+
+
+def test_torchscript_is_refused_by_name():
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(nn.Sequential(nn.Linear(5, 3)), torch.randn(1, 5))
+    with pytest.raises(InputError, match="a TorchScript model"), borrowed(traced):
+        pass

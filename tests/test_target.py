@@ -180,7 +180,7 @@ def test_an_unknown_name_gives_the_nearest():
         (3, OUT, "class 3 is out of range: the output has 3 classes (0 to 2)."),
         (-4, OUT, "class -4 is out of range: the output has 3 classes (0 to 2)."),
         ([0, 9], OUT, "class 9 is out of range: the output has 3 classes (0 to 2)."),
-        ([0], OUT, "the target holds 1 class(es) for a batch of 2."),
+        ([0], OUT, "the target holds 1 class(es) for a batch of 2; give one per sample."),
         ((5,), OUT, "target (5,) is out of range for an output of shape (2, 3)."),
         ((0, 1), OUT, "target (0, 1) has 2 entries; the output (2, 3) needs 1, one for each axis after the batch."),
         (1, torch.ones(2), "class 1 is out of range: the output has 1 classes (0 to 0)."),

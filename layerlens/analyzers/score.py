@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import TargetError
+from ..errors import InputError, TargetError
 from ..inputs import Inputs, as_inputs
 from ..probe import Probe
 from ..results import Attribution
@@ -17,6 +18,28 @@ from ..target import Spec, Target, as_target
 from .leaves import Leaf, find_leaves, substitute
 
 IMAGE_AXES = ("batch", "channel", "height", "width")
+
+
+@contextlib.contextmanager
+def backward_pass(model: nn.Module) -> Iterator[None]:
+    """A backward pass through `model`: an error that its own code causes says so.
+
+    Raises:
+        InputError: when an operation of the model wrote into what autograd needs, or checkpoints by re-entering.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "modified by an inplace operation" in text:
+            why = "one of its operations writes into a tensor that the backward pass needs"
+        elif "use_reentrant" in text:
+            why = "it checkpoints with use_reentrant=True; use_reentrant=False works"
+        else:
+            raise
+        raise InputError(
+            f"{type(model).__name__} cannot be differentiated, by layerlens or by loss.backward(): {why} ({text[:200]})"
+        ) from error
 
 
 class Scorer:
@@ -69,6 +92,7 @@ class Scorer:
         first, self._resolved = not self._resolved, True
         if first:
             self.target = self.target.resolve(output)
+            self.target.check(len(self.rows))
         scores = self.target(output, self.rows if rows is None else rows)
         if first and not bool(torch.isfinite(scores).all()):
             raise TargetError(
@@ -124,6 +148,7 @@ class Scorer:
             "signed": signed,
             "units": units,
             "target": self.target.label,
+            "targets": self.target.each,
             "method": method,
             "settings": settings,
             "score": score.detach(),

@@ -80,7 +80,7 @@ def compare_methods(
     columns = _balanced(count) if columns is None else columns
     if columns < 1:
         raise OptionError(f"columns={columns!r}; give 1 or more.")
-    targets = {one.target for one in several}
+    targets = {one.target_of(sample) for one in several}
     aspect = shown[0].values.shape[0] / shown[0].values.shape[1]
     data: dict[str, Any] = {}
     with Board(width=width, fig=fig) as board:

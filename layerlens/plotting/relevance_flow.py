@@ -96,7 +96,10 @@ def relevance_flow(
     data = {
         field.name: np.array([getattr(row, field.name) for row in rows]) for field in dataclasses.fields(Row)
     }  # fmt: skip
-    automatic = f"{relevance.method}, {relevance.target}" if isinstance(relevance, Relevance) else "ledger of relevance"
+    automatic = "ledger of relevance"
+    if isinstance(relevance, Relevance):
+        shown = relevance.target if sample is None else relevance.target_of(sample)
+        automatic = f"{relevance.method}, {shown}"
     with Board(width=width, ax=ax) as board:
         board.title(title, automatic, _note(ledger, sample))
         axes = board.panel()

@@ -35,6 +35,7 @@ class Attribution(Result):
         checks: what the method can prove about itself, each `(batch,)`, for example `"completeness gap"`.
         inputs: the input, in the same form as `values` where it has the same axes; None where it is not kept.
         tokens: the text of each token, when known.
+        targets: what was scored, sample by sample, where that differs.
     """
 
     values: Values
@@ -48,6 +49,11 @@ class Attribution(Result):
     checks: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     inputs: Values | None = None
     tokens: list[list[str]] | None = None
+    targets: tuple[str, ...] | None = None
+
+    def target_of(self, sample: int) -> str:
+        """What was scored for one sample."""
+        return self.target if self.targets is None else self.targets[sample]
 
     @property
     def tensor(self) -> torch.Tensor:

@@ -50,6 +50,9 @@ def read(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -> Any:
     Raises:
         ResultFileError: when the file is missing, damaged, or of another kind.
     """
+    path = Path(path)
+    if path.suffix != ".npz" and not path.exists():
+        path = path.with_name(f"{path.name}.npz")  # as it was saved
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

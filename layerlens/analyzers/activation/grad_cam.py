@@ -17,8 +17,8 @@ from ...nested import describe, map_tensors
 from ...probe import Edit, Probe
 from ...results import Attribution
 from ...target import Spec
-from ..score import Scorer
-from .grid import Grid, grid_of
+from ..score import Scorer, backward_pass
+from .grid import Grid, grid_of, patch_grids
 from .survey import Seen, call_index, one_layer, seen, watch
 
 Place = tuple[LayerPath, int]
@@ -135,7 +135,8 @@ def _at(scorer: Scorer, path: LayerPath, call: int | None, image: tuple[int, int
     if call is None and len(calls) > 1:
         raise RecordError(f"layer {path!r} ran {len(calls)} times; say which: call=0 to {len(calls) - 1} (-1: last).")
     where = calls[call_index(path, len(calls), 0 if call is None else call)]
-    grid = None if where.shape is None or where.axes is None else grid_of(where.shape, where.axes, image)
+    known = patch_grids((one.shape, one.axes) for one in seen(scorer.model, shapes))
+    grid = None if where.shape is None or where.axes is None else grid_of(where.shape, where.axes, image, known)
     if grid is None or not where.floating:
         returned = "no tensor" if where.shape is None else f"shape {where.shape}"
         raise OptionError(
@@ -144,7 +145,7 @@ def _at(scorer: Scorer, path: LayerPath, call: int | None, image: tuple[int, int
             f"{image[0]} x {image[1]} image. layer=None finds one; lens.layers(x) lists the shapes."
         )
     place = (path, where.index)
-    (gradient,) = _gradients(score, [held[place]])
+    (gradient,) = _gradients(scorer.model, score, [held[place]])
     if gradient is None:
         raise OptionError(f"the score {scorer.target.label!r} does not depend on layer {path!r}, call {where.index}.")
     return score, (where, grid), held[place], gradient
@@ -165,7 +166,7 @@ def _choose(scorer: Scorer, image: tuple[int, int]) -> Found:
         group = candidates[max(0, start - GROUP) : start]
         places = [(where.path, where.index) for where, _ in group]
         score, held = _run(scorer, {path for path, _ in places}, set(places).__contains__)
-        found = _gradients(score, [held[place] for place in places])
+        found = _gradients(scorer.model, score, [held[place] for place in places])
         for candidate, place, gradient in reversed(list(zip(group, places, found, strict=True))):
             if gradient is None:
                 continue
@@ -185,6 +186,7 @@ def _candidates(scorer: Scorer, calls: list[Seen], image: tuple[int, int]) -> li
     layers = Layers(scorer.model)
     batch = len(scorer.rows)
     lengths = {one.shape[1] for one in calls if one.shape is not None and len(one.shape) == 3}
+    known = patch_grids((one.shape, one.axes) for one in calls)
     chosen: list[Candidate] = []
     for one in calls:
         if one.shape is None or one.axes is None or not one.floating or not one.path or one.shape[0] != batch:
@@ -193,7 +195,7 @@ def _candidates(scorer: Scorer, calls: list[Seen], image: tuple[int, int]) -> li
             continue  # (batch, head, token, token)
         if len(one.shape) == 3 and isinstance(layers[one.path], nn.Linear):
             continue
-        grid = grid_of(one.shape, one.axes, image)
+        grid = grid_of(one.shape, one.axes, image, known)
         if grid is not None:
             chosen.append((one, grid))
     return chosen
@@ -228,10 +230,11 @@ def _run(
     return score, held
 
 
-def _gradients(score: torch.Tensor, tensors: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+def _gradients(model: nn.Module, score: torch.Tensor, tensors: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
     if not score.requires_grad:
         return (None,) * len(tensors)
-    return torch.autograd.grad(score.sum(), tensors, allow_unused=True)
+    with backward_pass(model):
+        return torch.autograd.grad(score.sum(), tensors, allow_unused=True)
 
 
 def _warn_of_zeros(values: torch.Tensor, where: Seen, relu: bool) -> None:

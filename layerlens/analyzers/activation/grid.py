@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -37,15 +38,20 @@ class Grid:
         return moved[:, :, self.extra :].reshape(*moved.shape[:2], self.height, self.width)
 
 
-def grid_of(shape: tuple[int, ...], axes: Axes, image: tuple[int, int]) -> Grid | None:
+def grid_of(
+    shape: tuple[int, ...], axes: Axes, image: tuple[int, int], known: Mapping[tuple[int, int], bool] | None = None
+) -> Grid | None:
     """The grid of an output of this shape, or None when it has none with more than one place.
 
-    Tokens lie on a grid with the aspect of the image, after the fewest leading tokens that leave such a number.
+    Tokens lie on a grid with the aspect of the image, after the fewest leading tokens that leave such a number. Where
+    the grids of convolutions are known, it must be one of those, or without leading tokens one of them halved: other
+    tokens (object queries) are no patches.
 
     Args:
         shape: of the output.
         axes: their names.
         image: (height, width) of the input.
+        known: what `patch_grids` found in the same run.
     """
     unit = "channel" if "channel" in axes else "feature"
     if len(shape) == 4 and {"batch", unit, "height", "width"} == set(axes):
@@ -56,7 +62,7 @@ def grid_of(shape: tuple[int, ...], axes: Axes, image: tuple[int, int]) -> Grid 
         order = tuple(axes.index(name) for name in ("batch", "feature", "token"))
         for extra in range(min(MOST_EXTRA, shape[order[2]] - 1) + 1):
             sides = _sides(shape[order[2]] - extra, image)
-            if sides is not None:
+            if sides is not None and (not known or known.get(sides, False) or (sides in known and not extra)):
                 return Grid(*sides, order, extra)
     return None
 
@@ -68,3 +74,17 @@ def _sides(places: int, image: tuple[int, int]) -> tuple[int, int] | None:
         return None
     width = places // height
     return (height, width) if height * image[1] == width * image[0] else None
+
+
+def patch_grids(shapes: Iterable[tuple[tuple[int, ...] | None, Axes | None]]) -> dict[tuple[int, int], bool]:
+    """(height, width) of layers with places: True; and of those halved again and again, as in merging patches: False."""
+    exact: set[tuple[int, int]] = set()
+    for shape, axes in shapes:
+        if shape is not None and axes is not None and {"height", "width"} <= set(axes):
+            exact.add((shape[axes.index("height")], shape[axes.index("width")]))
+    found = dict.fromkeys(exact, True)
+    for height, width in exact:
+        while height * width > 1:
+            height, width = -(-height // 2), -(-width // 2)
+            found.setdefault((height, width), False)
+    return found

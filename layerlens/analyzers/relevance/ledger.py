@@ -9,8 +9,8 @@ import torch
 from ...layers import LayerPath
 from ...results import Entry, Ledger
 
-FOLDED = 1e-4
-"""A relative residual by sample above this, while that of the totals is below, shows a batch axis out of place."""
+FOLDED = 1e-5
+"""A relative residual by sample above this, and ten times that of the totals, shows a batch axis out of place."""
 
 
 RUN = 256
@@ -87,7 +87,7 @@ class Bookkeeper:
         ledger = Ledger(score.detach().double().cpu(), entries, by_sample=not self.mixed)
         whole = dataclasses.replace(ledger, by_sample=False)
         # exact in total and not by sample: the model folds the batch in an order of its own
-        folded = float(ledger.relative.max()) > FOLDED > float(whole.relative.max())
+        folded = float(ledger.relative.max()) > max(FOLDED, 10 * float(whole.relative.max()))
         return whole if folded else ledger
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,9 @@ from ...borrow import borrowed
 from ...errors import RelevanceError
 from ...layers import Selection
 from ...probe import Spans
-from ...results import Relevance
+from ...results import Ledger, Relevance
 from ...target import Spec
-from ..score import Scorer
+from ..score import Scorer, backward_pass
 from .assign import assign
 from .automatic import rulebook_for
 from .graph import Graph, NodeInfo
@@ -26,6 +27,9 @@ from .plan import Plan, check
 from .recorder import Recorder
 from .rulebook import Rulebook, as_rulebook
 from .taps import Taps, profile
+
+LOST = 1e-3
+"""A relative residual above this is no rounding error."""
 
 
 def relevance(
@@ -97,7 +101,10 @@ def relevance(
         plan.outputs.update((edge.node, None) for edge in edges)
         try:
             keep = any(isinstance(rule, DIRECT) and not site.at_leaf for site, rule, _ in assigned)
-            multipliers = torch.autograd.grad(score, ends, torch.ones_like(score), allow_unused=True, retain_graph=keep)
+            with backward_pass(model):
+                multipliers = torch.autograd.grad(
+                    score, ends, torch.ones_like(score), allow_unused=True, retain_graph=keep
+                )
         finally:
             for handle in handles:
                 handle.remove()
@@ -109,6 +116,7 @@ def relevance(
         for name, value in values.items():
             keeper.add("input", -1, name, value)
         ledger = keeper.close(score)
+        _warn_of_residual(ledger, score.dtype)
         settings: dict[str, Any] = {"rules": book.settings() | ({"chosen": why} if why else {}), "strict": strict}
         fields = scorer.fields(
             values,
@@ -132,6 +140,18 @@ def _root(score: torch.Tensor, graph: Graph) -> NodeInfo:
 def _relevance_of(value: torch.Tensor, multiplier: torch.Tensor | None, direct: torch.Tensor | None) -> torch.Tensor:
     relevance = torch.zeros_like(value) if multiplier is None else value * multiplier
     return relevance if direct is None else relevance + direct
+
+
+def _warn_of_residual(ledger: Ledger, dtype: torch.dtype) -> None:
+    """Say when relevance was lost or made that no rule accounts for."""
+    worst = float(ledger.relative.max())
+    if dtype in (torch.float32, torch.float64) and not worst < LOST:
+        warnings.warn(
+            f"relevance: the ledger does not close, its residual is {worst:.1e} of the largest amount and should be "
+            "below 1e-5. An operation adds something that is not accounted for, or numbers overflow; "
+            "relevance.ledger.table() shows where the rest went. Please report the model.",
+            stacklevel=3,
+        )
 
 
 def _keep_inputs(model: nn.Module) -> None:

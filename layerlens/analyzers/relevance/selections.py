@@ -65,8 +65,8 @@ def threshold(
     put(notes, number, graph, value, 1, "constant chosen", lambda gradient: gradient * below)
 
 
-def written(function: Callable[..., torch.Tensor]) -> Note:
-    """For a function that puts numbers of one tensor into another: linear in both, so it adds what it makes of 0."""
+def written(function: Callable[..., torch.Tensor], linear: int = 9) -> Note:
+    """For a function linear in its (first `linear`) tensors: it adds what it makes of 0 in place of signals."""
 
     def note(notes: Notes, number: int, graph: Graph, result: Any, *arguments: Any, **options: Any) -> None:
         def at_zero(value: Any) -> Any:
@@ -74,9 +74,29 @@ def written(function: Callable[..., torch.Tensor]) -> Note:
             return torch.zeros_like(value) if carries else value
 
         with torch.no_grad():
-            constant = function(*map(at_zero, arguments), **{name: at_zero(value) for name, value in options.items()})
+            zeroed = [at_zero(value) if place < linear else value for place, value in enumerate(arguments)]
+            constant = function(*zeroed, **{name: at_zero(value) for name, value in options.items()})
             if bool(constant.any()):
                 put(notes, number, graph, constant, 1, "constant written")
+
+    return note
+
+
+def larger_of_two(
+    notes: Notes, number: int, graph: Graph, result: Any, input: Any, other: Any = None, *_: Any, **__: Any
+) -> None:
+    """`torch.max` and `torch.min`, which compare two tensors when the second argument is one."""
+    if isinstance(other, torch.Tensor) and isinstance(result, torch.Tensor):
+        larger_or_smaller(notes, number, graph, result, input, other)
+
+
+def side_by_side(dim: int) -> Note:
+    """For hstack and its kin: as `cat` along an axis, of tensors with at least that axis."""
+
+    def note(notes: Notes, number: int, graph: Graph, result: torch.Tensor, tensors: Any, **_: Any) -> None:
+        parts = [tensor if tensor.ndim == result.ndim else tensor.unsqueeze(-1) for tensor in tensors]
+        if all(part.ndim == result.ndim for part in parts):
+            cat(notes, number, graph, result, parts, 0 if result.ndim == 1 else dim)
 
     return note
 

@@ -13,10 +13,12 @@ from .selections import (
     Note,
     cat,
     chosen,
+    larger_of_two,
     larger_or_smaller,
     masked_fill,
     method_where,
     pad,
+    side_by_side,
     stack,
     threshold,
     written,
@@ -114,6 +116,16 @@ def _torch_batch_norm(
     _batch_norm(notes, number, graph, result, input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
+def _diff(
+    notes: Notes, number: int, graph: Graph, result: Any, input: Any, n: int = 1, dim: int = -1, prepend: Any = None,
+    append: Any = None, **_: Any,
+) -> None:  # fmt: skip
+    ends = (None if end is None or graph.carries(end) else end for end in (prepend, append))
+    first, last = ends
+    if first is not None or last is not None:
+        put(notes, number, graph, torch.diff(torch.zeros_like(input), n, dim, first, last), 1, "constant joined")
+
+
 def note_input(notes: Notes, number: int, graph: Graph, result: Any, input: torch.Tensor, **_: Any) -> None:
     """Note the input of a function that saves its result only."""
     notes.inputs[number] = input.detach()
@@ -123,9 +135,9 @@ _T = torch.Tensor
 
 WRITING = """
 scatter scatter_add index_put index_copy index_fill index_add masked_scatter select_scatter slice_scatter
-diagonal_scatter
+diagonal_scatter lerp addcmul addcdiv
 """.split()
-"""Functions, with in-place forms, that put numbers of one tensor into another."""
+"""Functions, with in-place forms, linear in the numbers that they put into, or add to, others."""
 
 FUNCTIONS: dict[Any, Note] = {
     **dict.fromkeys([torch.add, _T.add, _T.add_, _T.__add__, _T.__radd__, _T.__iadd__], _add),
@@ -158,13 +170,20 @@ FUNCTIONS: dict[Any, Note] = {
     F.pad: pad,
     **dict.fromkeys([F.threshold, torch.threshold], threshold),
     **{
-        function: written(getattr(home, name))
+        function: written(getattr(home, name), 2 if name in ("lerp", "addcdiv") else 9)
         for name in WRITING
         for home in (torch, torch.Tensor)
         for function in (getattr(home, name), getattr(torch.Tensor, f"{name}_", None))
         if function is not None
     },
     **dict.fromkeys([torch.maximum, torch.minimum, _T.maximum, _T.minimum], larger_or_smaller),
+    **dict.fromkeys([torch.fmax, torch.fmin, _T.fmax, _T.fmin], larger_or_smaller),
+    **dict.fromkeys([torch.max, torch.min, _T.max, _T.min], larger_of_two),
+    **dict.fromkeys([torch.hstack, torch.column_stack], side_by_side(1)),
+    torch.vstack: side_by_side(0),
+    torch.dstack: side_by_side(2),
+    torch.diff: _diff,
+    _T.diff: _diff,
     **dict.fromkeys([torch.tanh, _T.tanh, torch.sigmoid, _T.sigmoid, torch.exp, _T.exp, F.sigmoid, F.tanh], note_input),
     **dict.fromkeys([torch.tanh_, _T.tanh_, torch.sigmoid_, _T.sigmoid_, torch.exp_, _T.exp_], note_input),
 }

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ...errors import OptionError, TargetError
-from ..score import Scorer
+from ...errors import TargetError, check_count
+from ..score import Scorer, backward_pass
 
 Leaves = dict[str, torch.Tensor]
 BatchSize = int | Literal["auto"]
@@ -56,7 +56,8 @@ def gradients(
     score = scorer(start, rows)
     found: tuple[torch.Tensor | None, ...] = (None,)
     if score.requires_grad:
-        found = torch.autograd.grad(score.sum(), list(start.values()), allow_unused=True)
+        with backward_pass(scorer.model):
+            found = torch.autograd.grad(score.sum(), list(start.values()), allow_unused=True)
     if all(gradient is None for gradient in found):
         raise TargetError(
             f"no gradient flows from the score {scorer.target.label!r} to the input: something on the way cannot be "
@@ -118,17 +119,6 @@ def _measured(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tupl
         score = scorer(start, rows).detach()
     sizes = [storage.nbytes() for storage in saved.values()]
     return score, float(sum(sizes)), float(max(sizes, default=0))
-
-
-def check_count(name: str, value: object, *, also: str = "") -> None:
-    """Check that an option is a whole number, at least 1.
-
-    Raises:
-        OptionError: when it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        other = f" or {also}" if also else ""
-        raise OptionError(f"{name} must be a whole number of at least 1{other}, got {value!r}.")
 
 
 def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str) -> None:

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import OptionError
+from ...errors import OptionError, check_count
 from ...progress import track
 from ...results import Attribution
 from ...target import Spec
 from ..score import Scorer
 from .baselines import baselines
-from .differentiate import BatchSize, Leaves, check_count, first_score, freeze, gradients, warn_of_zeros
+from .differentiate import BatchSize, Leaves, first_score, freeze, gradients, warn_of_zeros
 
 
 def integrated_gradients(

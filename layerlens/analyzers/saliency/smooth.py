@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import OptionError
+from ...errors import OptionError, check_count
 from ...progress import track
 from ...results import Attribution
 from ...target import Spec
 from ..score import Scorer
-from .differentiate import BatchSize, Leaves, check_count, first_score, freeze, gradients, warn_of_zeros
+from .differentiate import BatchSize, Leaves, first_score, freeze, gradients, warn_of_zeros
 
 
 def smooth_grad(
@@ -69,7 +69,9 @@ def smooth_grad(
         tensor([[ 3., -1.]])
     """
     check_count("samples", samples)
-    if not 0 <= noise < float("inf"):
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise OptionError(f"seed must be a whole number, got {seed!r}.")
+    if not isinstance(noise, (int, float)) or not 0 <= noise < float("inf"):
         raise OptionError(f"noise must be a part of the range of the input, 0 or above, got {noise!r}.")
     with borrowed(model):
         freeze(model)

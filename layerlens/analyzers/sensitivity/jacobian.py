@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import choose
+from ...errors import check_count, choose
 from ...inputs import as_inputs
 from ...layers import Selection
 from ...results import LayerProfile
 from .chance import shuffled
 from .estimate import Estimate, aligned, estimate, mean
-from .options import check_count, listed, warn_left_out
+from .options import listed, warn_left_out
 from .routes import ROUTES, Route
 from .sites import layers_called
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import LayerNotFound, OptionError
+from ...errors import LayerNotFound, OptionError, check_count
 from ...inputs import Inputs, as_inputs
 from ...layers import Selection
 from ...probe import Probe
@@ -19,7 +19,7 @@ from ...progress import track
 from ...results import LayerProfile
 from ...target import Spec
 from .metrics import QUANTITIES, Metric, Readout, readout
-from .options import check_count, listed, warn_left_out
+from .options import listed, warn_left_out
 from .perturb import Noise
 from .sites import Site, copied_rows, layers_called, survey, taps
 

@@ -5,18 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
-from ...errors import OptionError
-
-
-def check_count(name: str, value: object) -> None:
-    """Check that an option is a whole number, at least 1.
-
-    Raises:
-        OptionError: when it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(f"{name} must be a whole number of at least 1, got {value!r}.")
-
 
 def listed(names: Sequence[str], count: int = 4) -> str:
     """The first names as text: `layer a, b, ... (7 layers)`."""

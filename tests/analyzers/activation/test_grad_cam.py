@@ -251,3 +251,21 @@ def test_an_error_inside_gives_the_model_back(hooks_of):
     with pytest.raises(KeyboardInterrupt):
         grad_cam(model, normal(1, 1, 6, 6), "conv")
     assert hooks_of(model) == 0 and model.training and model.conv.weight.requires_grad
+
+
+def test_object_queries_are_no_patches():
+    class Queries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.b, self.q = nn.Conv2d(3, 16, 8, 8), nn.Parameter(torch.randn(9, 16))
+            self.d, self.c = nn.TransformerDecoderLayer(16, 2, 32, batch_first=True), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.c(self.d(self.q.expand(len(x), -1, -1), self.b(x).flatten(2).mT))
+
+    x = torch.randn(1, 3, 32, 32)
+    found = grad_cam(Queries(), x, target=(0, 1), relu=False).settings
+    assert (found["layer"], found["size"]) == ("b", (4, 4))
+    with pytest.raises(OptionError, match="no grid of places"):
+        grad_cam(Queries(), x, "d", target=(0, 1))

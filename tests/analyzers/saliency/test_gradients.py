@@ -108,3 +108,26 @@ def test_a_model_that_writes_into_its_input_leaves_the_callers_alone():
     x = normal(2, 3)
     result = gradient(Writes(), x, target=0)
     assert torch.equal(x, normal(2, 3)) and result.tensor[0].tolist() == [3.0, 0.0, 0.0]
+
+
+def test_a_model_that_spoils_its_own_backward_pass_is_named():
+    class Spoils(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(3, 2)
+
+        def forward(self, x):
+            y = self.f(x).exp()
+            return y + y.add_(1)
+
+    from layerlens import relevance
+
+    for analyzer in (gradient, relevance):
+        with pytest.raises(InputError, match=r"Spoils cannot be differentiated, by layerlens or by loss.backward"):
+            analyzer(Spoils(), torch.ones(1, 3), target=0)
+
+
+def test_a_list_of_classes_must_fit_the_batch():
+    for classes in ([0, 1, 2, 3], [0]):
+        with pytest.raises(TargetError, match=r"class\(es\) for a batch of 2"):
+            gradient(nn.Linear(3, 4), torch.ones(2, 3), target=classes)

@@ -171,8 +171,16 @@ def expm1(node: Any, _: torch.Tensor | None) -> Ratio:
 
 def power(node: Any) -> Row:
     """The power p of x: x ** (p - 1) for p > 0; a negative power divides, so it stops relevance."""
+    if node.name() == "PowBackward2":  # a number to the power x
+        return Row(Kind.RATIO, exponential)
     exponent = torch.as_tensor(node._saved_exponent)
     return Row(Kind.STOP) if bool((exponent < 0).any()) else Row(Kind.RATIO, positive_power, slots=(0,))
+
+
+def exponential(node: Any, _: torch.Tensor | None) -> Ratio:
+    """(b ** x - 1) / x for a number b."""
+    x, base = node._saved_exponent, torch.as_tensor(node._saved_self)
+    return quotient(torch.pow(base, x) - 1, x, float(torch.log(base))), 1.0
 
 
 def positive_power(node: Any, _: torch.Tensor | None) -> Ratio:

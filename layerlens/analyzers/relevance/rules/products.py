@@ -24,6 +24,13 @@ def glu(node: Any, gradients: Gradients, gradient: torch.Tensor, book: Rulebook)
     return (torch.cat([half * weight, half * signal * ratio], dim=axis),), (half * signal / 2,)
 
 
+def division(node: Any) -> Row:
+    """All to the numerator; one that rounds has no useful slope."""
+    if getattr(node, "_saved_rounding_mode", None):
+        return Row(Kind.STOP)
+    return Row(Kind.LINEAR, slots=(0,), role=Role.SAME)
+
+
 def product(node: Any, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
     """A product of n numbers: x_i dy/dx_i = y for each, so each takes an n-th."""
     (passed, *_) = gradients
@@ -53,7 +60,7 @@ PRODUCTS: dict[str, Row] = {
     "LinalgCross": Row(Kind.PRODUCT, slots=(0, 1)),
     "LinalgSolveEx": Row(Kind.LINEAR, slots=(1,)),
     "Prod": Row(Kind.FUSED, product, slots=(0,), label="equal shares"),
-    "Div": Row(Kind.LINEAR, slots=(0,), role=Role.SAME),
+    "Div": Row(Kind.LINEAR, slots=(0,), role=Role.SAME, refine=division),
     "Addcdiv": Row(Kind.LINEAR, slots=(0, 1)),
     "Glu": Row(Kind.FUSED, glu, slots=(0,), label="product, {product}"),
 }

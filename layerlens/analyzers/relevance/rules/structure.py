@@ -22,7 +22,7 @@ Add Sub Rsub Sum Mean Nansum Nanmean Cumsum AvgPool1D AvgPool2D AvgPool3D Adapti
 AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D CopySlices CopyBackwards IndexAdd IndexPut IndexPutImpl IndexCopy IndexFill
 Scatter ScatterAdd ScatterReduce SelectScatter SliceScatter DiagonalScatter MaskedScatter MaskedSelect SegmentReduce
 Trace Embedding EmbeddingBag FftR2C FftC2R FftC2C Real Imag ViewAsComplex Relu LeakyRelu RreluWithNoise Threshold Abs
-Hardshrink NanToNum Lift Masked
+Hardshrink NanToNum Lift Masked BackwardHookFunction
 """.split()
 
 _CHOICES = """
