@@ -121,7 +121,9 @@ FAMILIES = {
     ),
     "xlnet": ("XLNet" + TEXT, "XLNetConfig", {**XLNET, "num_labels": 3}, words, 1),
     "roformer": ("RoFormer" + TEXT, "RoFormerConfig", WORDS, words, 1),
-    "clip_text": ("CLIPTextModelWithProjection", "CLIPTextConfig", {**WORDS, "projection_dim": 3}, words, text_embedding),
+    "clip_text": (
+        "CLIPTextModelWithProjection", "CLIPTextConfig", {**WORDS, "projection_dim": 3}, words, text_embedding,
+    ),
     "dinov2_registers": ("Dinov2WithRegisters" + IMAGE, "Dinov2WithRegistersConfig", PATCHES, picture, 1),
     "siglip": ("Siglip" + IMAGE, "SiglipConfig", {"vision_config": PATCHES, "num_labels": 3}, picture, 1),
     "gptj": ("GPTJ" + NEXT, "GPTJConfig", {**GPT2, "rotary_dim": 4}, words, (-1, 5)),
