@@ -77,7 +77,7 @@ def _sides(places: int, image: tuple[int, int]) -> tuple[int, int] | None:
 
 
 def patch_grids(shapes: Iterable[tuple[tuple[int, ...] | None, Axes | None]]) -> dict[tuple[int, int], bool]:
-    """(height, width) of layers with places: True; and of those halved again and again, as in merging patches: False."""
+    """(height, width) of layers with places: True; and of those halved again, as by merging patches: False."""
     exact: set[tuple[int, int]] = set()
     for shape, axes in shapes:
         if shape is not None and axes is not None and {"height", "width"} <= set(axes):
