@@ -36,6 +36,8 @@ _HOMES = {
     "sensitivity": "analyzers.sensitivity",
     "relevance": "analyzers.relevance",
     "Rulebook": "analyzers.relevance",
+    "rank_concepts": "analyzers.relevance",
+    "concept_relevance": "analyzers.relevance",
     # results
     "ActivationMaps": "results",
     "Attribution": "results",
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     from .analyzers.activation import activation_maps
     from .analyzers.activation.grad_cam import grad_cam
     from .analyzers.layer_table import layer_table
-    from .analyzers.relevance import Rulebook, relevance
+    from .analyzers.relevance import Rulebook, concept_relevance, rank_concepts, relevance
     from .analyzers.saliency import saliency
     from .analyzers.sensitivity import sensitivity
     from .borrow import borrowed
@@ -85,12 +87,14 @@ __all__ = [
     "as_target",
     "borrowed",
     "capture",
+    "concept_relevance",
     "contrast",
     "errors",
     "grad_cam",
     "layer_table",
     "load",
     "plotting",
+    "rank_concepts",
     "relevance",
     "results",
     "saliency",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .analyzers import activation, layer_table, relevance, saliency, sensitivity
+from .analyzers.relevance import Concept
 from .borrow import borrowed
 from .capturing import capture
 from .errors import InputError, TargetError
@@ -116,6 +117,16 @@ class Lens:
     def relevance(self, x: Any, *, target: Spec = None, **options: Any) -> Relevance:
         """Layer-wise relevance propagation with its ledger; see `relevance`."""
         return self._attribute(relevance.relevance, x, target, **options)
+
+    def rank_concepts(self, x: Any, layer: Selection, *, target: Spec = None, **options: Any) -> list[Concept]:
+        """The units of a layer by the relevance that passes them; see `rank_concepts`."""
+        return relevance.rank_concepts(
+            self.model, self.inputs(x), layer, target=self.target(target), forward=self.forward, **options
+        )
+
+    def concept_relevance(self, x: Any, layer: Selection, *, target: Spec = None, **options: Any) -> Relevance:
+        """The relevance that passes single units of a layer; see `concept_relevance`."""
+        return self._attribute(relevance.concept_relevance, x, target, layer=layer, **options)
 
     def sensitivity(
         self, x: Any, layers: Selection = None, *, method: str = "jacobian", **options: Any

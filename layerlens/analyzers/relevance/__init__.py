@@ -1,6 +1,7 @@
 """Layer-wise relevance propagation: rules as hooks on autograd's own graph, and a ledger of all relevance."""
 
+from .concepts import Concept, concept_relevance, rank_concepts
 from .propagate import relevance
 from .rulebook import RULEBOOKS, Rulebook, as_rulebook
 
-__all__ = ["RULEBOOKS", "Rulebook", "as_rulebook", "relevance"]
+__all__ = ["RULEBOOKS", "Concept", "Rulebook", "as_rulebook", "concept_relevance", "rank_concepts", "relevance"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ...target import Spec
 from ..score import Scorer, backward_pass
 from .assign import assign
 from .automatic import rulebook_for
+from .conditions import Conditions, Units
 from .graph import Graph, NodeInfo
 from .ledger import Bookkeeper
 from .linear.direct import deliver
@@ -39,6 +40,7 @@ def relevance(
     target: Spec = None,
     rules: str | Rulebook = "auto",
     layers: Selection = (),
+    through: Mapping[str, Units] | None = None,
     strict: bool = False,
     forward: Callable[..., Any] | None = None,
 ) -> Relevance:
@@ -57,6 +59,9 @@ def relevance(
             there is attention, `"epsilon_plus"` for other networks with convolutions, `"gate"` for those with gates
             (LSTM, GRU), else `"epsilon"`. `settings["rules"]` says which it was, and why.
         layers: at which layers' outputs to keep the relevance (see `Selection`); none by default, None for all.
+        through: layer -> units: of the relevance that passes the layer's output only that of these units goes on, and
+            what is held back is absorbed (see `concepts`). An index, several, a list for each sample, or a boolean
+            mask. What goes around the layer, by a skip connection, is not held back: name the block instead.
         strict: raise on an operation without a rule; otherwise warn and use its gradient.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
@@ -85,7 +90,8 @@ def relevance(
         graph = Graph(leaves.values())
         recorder = Recorder(graph)
         taps = Taps(model, layers)
-        with Spans(model) as spans, taps, recorder:
+        conditions = Conditions(model, through)
+        with Spans(model) as spans, taps, conditions, recorder:
             score = scorer(leaves)
         keeper = Bookkeeper(len(score), spans.found, recorder.notes.time_major)
         root = _root(score, graph)
@@ -93,12 +99,12 @@ def relevance(
         check(nodes, root, strict=strict)
         sites = find_sites(nodes, recorder.notes.constants) if book is None or book.linear else []
         book, why = rulebook_for(nodes, sites) if book is None else (book, "")
-        plan = Plan(book, recorder.notes, keeper)
+        plan = conditions.plan = Plan(book, recorder.notes, keeper)
         assigned = assign(book, sites, model, spans.found)
         handles, used = plan.attach(nodes, assigned)
         edges = taps.edges()
         ends: list[Any] = [*leaves.values(), *edges]
-        plan.outputs.update((edge.node, None) for edge in edges)
+        plan.outputs.update(dict.fromkeys([*(edge.node for edge in edges), *conditions.nodes]))
         try:
             keep = any(isinstance(rule, DIRECT) and not site.at_leaf for site, rule, _ in assigned)
             with backward_pass(model):
