@@ -25,11 +25,15 @@ ANALYZERS = {
     "smooth_grad": lambda model, x, target: layerlens.saliency(
         model, x, target=target, method="smooth_grad", samples=3
     ),
+    "guided_backprop": lambda model, x, target: layerlens.saliency(model, x, target=target, method="guided_backprop"),
     "jacobian": lambda model, x, target: layerlens.sensitivity(model, x, probes=2),
     "noise_response": lambda model, x, target: layerlens.sensitivity(
         model, x, method="noise_response", levels=(0.5,), draws=2
     ),
     "relevance": lambda model, x, target: layerlens.relevance(model, x, target=target, layers=None),
+    "relevance epsilon_plus": lambda model, x, target: layerlens.relevance(
+        model, x, target=target, rules="epsilon_plus", layers=None
+    ),
     "relevance attn": lambda model, x, target: layerlens.relevance(model, x, target=target, rules="attn"),
 }
 

@@ -147,6 +147,11 @@ RULEBOOKS = {
             citation="Kohlbrenner et al. 2020; Lapuschkin et al. 2019",
         ),
         _composite(
+            "excitation",
+            (Part.ANY, ZPlus(bias=False)),
+            citation="Zhang et al. 2016, excitation backprop; divide by the score for its probabilities",
+        ),
+        _composite(
             "epsilon_plus_w2",
             (Part.FIRST, WSquare()),
             (Part.CONVOLUTION, ZPlus()),

@@ -3,11 +3,14 @@
 from .gradients import gradient, input_x_gradient
 from .integrated import integrated_gradients
 from .methods import METHODS, saliency
+from .rectified import deconvnet, guided_backprop
 from .smooth import smooth_grad
 
 __all__ = [
     "METHODS",
+    "deconvnet",
     "gradient",
+    "guided_backprop",
     "input_x_gradient",
     "integrated_gradients",
     "saliency",

@@ -13,6 +13,7 @@ from ...results import Attribution
 from ...target import Spec
 from .gradients import gradient, input_x_gradient
 from .integrated import integrated_gradients
+from .rectified import deconvnet, guided_backprop
 from .smooth import smooth_grad
 
 METHODS: dict[str, Callable[..., Attribution]] = {
@@ -20,6 +21,8 @@ METHODS: dict[str, Callable[..., Attribution]] = {
     "input_x_gradient": input_x_gradient,
     "integrated_gradients": integrated_gradients,
     "smooth_grad": smooth_grad,
+    "guided_backprop": guided_backprop,
+    "deconvnet": deconvnet,
 }
 """Name of a method -> its function, which takes `(model, x, *, target, forward, **options)`."""
 

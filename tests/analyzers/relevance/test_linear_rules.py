@@ -338,3 +338,17 @@ def test_the_default_looks_at_the_graph_and_says_what_it_took(name, book, why):
     asked = relevance(case.build(), case.example(), target=case.target, rules=book)
     assert torch.equal(asked.tensor, chosen.tensor)
     assert "chosen" not in asked.settings["rules"]
+
+
+def test_excitation_backprop_gives_probabilities():
+    """Zhang et al. 2016, eq. 3: P_i = sum_j x_i w_ij^+ / (sum of those) P_j, no bias; all of it reaches the input."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    x = normal(1, 6).double().abs()
+    result = relevance(model, x, target=1, rules="excitation")
+    hidden = model[1](model[0](x))[0].detach()
+    w1, w2 = (model[place].weight.detach().clamp(min=0) for place in (0, 2))
+    upper = hidden * w2[1] / (hidden * w2[1]).sum()
+    lower = sum(x[0] * w1[j] / (x[0] * w1[j]).sum() * upper[j] for j in range(8))
+    torch.testing.assert_close(result.values[0] / result.score[0], lower)
+    assert float(result.values.sum() / result.score[0]) == pytest.approx(1)

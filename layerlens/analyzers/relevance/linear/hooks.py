@@ -102,6 +102,7 @@ class SiteHooks:
                 "so nothing was kept. Give that layer an epsilon=0 rule."
             )
         (scale, shift), self.affine = self.affine or site.scale_and_shift(g), None
+        counted = shift if getattr(self.rule, "bias", True) else None
         weight = weight if scale is None else site.map.scaled(weight, scale)
         y = self._output(self.x, weight, shift, g)
         relevance = y * g.detach()
@@ -110,7 +111,7 @@ class SiteHooks:
             self.shares, absorbed = first_layer(site.map, self.rule, self.x, weight, relevance)
             keeper.add("absorbed", number, str(self.rule), absorbed, linear=True)
             return self._native(self.shares[0].weight, self.shares[0].s, outer)
-        self.pulls, biased, lost = split(site, self.rule.terms(), self.x, weight, shift, y, relevance)
+        self.pulls, biased, lost = split(site, self.rule.terms(), self.x, weight, counted, y, relevance)
         keeper.add("additive", number, "bias" if site.norm is None else "bias and norm", *biased)
         keeper.add("absorbed", number, str(self.rule), *lost, linear=True)
         return self._native(self.pulls[0].weight, self.pulls[0].s, outer) if self.pulls else None

@@ -48,8 +48,10 @@ class LinearRule:
     citation: ClassVar[str] = ""
 
     def __str__(self) -> str:
-        values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self))
-        return f"{type(self).__name__}({values})"
+        shown = [
+            f for f in dataclasses.fields(self) if not isinstance(f.default, bool) or getattr(self, f.name) != f.default
+        ]
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
     def terms(self) -> tuple[Term, ...]:
         """The parts of a rule that splits by sign; none for other rules."""
@@ -134,10 +136,14 @@ class AlphaBeta(LinearRule):
 class ZPlus(LinearRule):
     """R_i = sum_j z_ij^+ / sum z_ij^+ R_j with z_ij = x_i w_ij: alpha 1, beta 0.
 
+    Args:
+        bias: whether a positive bias takes its share; without it this is excitation backprop (Zhang et al. 2016).
+
     Source: Montavon et al. 2017, eq. 14; signed inputs as in Bach et al. 2015.
     """
 
-    citation: ClassVar[str] = "Montavon et al. 2017, z+"
+    citation: ClassVar[str] = "Montavon et al. 2017, z+; without bias Zhang et al. 2016, excitation backprop"
+    bias: bool = True
 
     def terms(self) -> tuple[Term, ...]:
         """Supporting contributions."""
