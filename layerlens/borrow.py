@@ -49,6 +49,11 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
         raise InputError(f"a model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a Module.")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise InputError("a TorchScript model shows neither its layers nor its graph; give the model it was made from.")
+    if grad and any(parameter.is_inference() for parameter in model.parameters()):
+        raise InputError(
+            "the model was made inside torch.inference_mode(), so autograd cannot use its parameters. Make or load it "
+            "outside, or take copy.deepcopy(model) outside."
+        )
     choose("mode", mode, ("eval", "train", "keep"))
     modules = list(model.modules())
     flags = [(module, module.training) for module in modules]
@@ -62,7 +67,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
             if is_compiled(model):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
                 stack.enter_context(warnings.catch_warnings())
-                warnings.filterwarnings("ignore", message=".*hooks will fire an extra time for `OptimizedModule`.*")
+                warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
             if mode != "keep":
                 for module in modules:
                     if module.training != (mode == "train"):

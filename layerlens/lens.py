@@ -53,7 +53,7 @@ class Lens:
         tokenizer: Callable[..., Any] | None = None,
         forward: Callable[..., Any] | None = None,
     ) -> None:
-        with borrowed(model):
+        with borrowed(model, grad=False):
             self.model = model
         if isinstance(class_names, str):
             raise TargetError(f"class_names must be a sequence or a mapping of names, got the text {class_names!r}.")

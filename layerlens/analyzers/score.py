@@ -11,7 +11,8 @@ from torch import nn
 
 from ..errors import InputError, TargetError
 from ..inputs import Inputs, as_inputs
-from ..probe import Probe
+from ..nested import named_tensors
+from ..probe import Edit, Probe
 from ..results import Attribution
 from ..results.attribution import Values
 from ..target import Spec, Target, as_target
@@ -97,9 +98,24 @@ class Scorer:
         if first and not bool(torch.isfinite(scores).all()):
             raise TargetError(
                 f"the score of target {self.target.label!r} is not finite: {scores.detach().tolist()[:8]}. "
-                "Look at the model's output for this input."
+                f"{self._first_not_finite(inputs, edits)}"
             )
         return scores
+
+    def _first_not_finite(self, inputs: Inputs, edits: dict[str, Edit]) -> str:
+        """Which layer made the first NaN or infinity, as a sentence."""
+
+        def finite(output: Any) -> bool:
+            tensors = (tensor for _, tensor in named_tensors(output) if tensor.is_floating_point())
+            return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+        with torch.no_grad(), Probe(self.model, lambda path, module: True, reduce=finite, edits=edits) as record:
+            inputs.run(self.model, self.forward)
+        for call in record.order:
+            if call.output is False:
+                layer = f"layer {call.layer!r}" if call.layer else "the model itself, outside of its layers,"
+                return f"The first output that is not finite is that of {layer} (call {call.index})."
+        return "Every layer's output is finite: the target makes it."
 
     def attribution(self, values: Mapping[str, torch.Tensor], **fields: Any) -> Attribution:
         """An `Attribution` of the values by leaf; see `fields`."""

@@ -71,6 +71,8 @@ def put(
     if isinstance(value, torch.Tensor):
         if value.numel() == 0 or graph.carries(value):
             return
+        if id(value) in notes.detached:
+            notes.cuts.append(number)
         kind, source = ("absorbed", "stop") if graph.depends(value) else ("additive", source)
         value = value.detach() if factor == 1 else value.detach() * factor
     else:

@@ -20,7 +20,7 @@ from .assign import assign
 from .automatic import rulebook_for
 from .conditions import Conditions, Units
 from .graph import Graph, NodeInfo
-from .ledger import Bookkeeper
+from .ledger import Bookkeeper, Span, innermost
 from .linear.direct import deliver
 from .linear.rules import DIRECT
 from .linear.sites import find_sites
@@ -122,6 +122,7 @@ def relevance(
         for name, value in values.items():
             keeper.add("input", -1, name, value)
         ledger = keeper.close(score)
+        _warn_of_cuts(recorder.notes.cuts, spans.found)
         _warn_of_residual(ledger, score.dtype)
         settings: dict[str, Any] = {"rules": book.settings() | ({"chosen": why} if why else {}), "strict": strict}
         fields = scorer.fields(
@@ -156,6 +157,18 @@ def _warn_of_residual(ledger: Ledger, dtype: torch.dtype) -> None:
             f"relevance: the ledger does not close, its residual is {worst:.1e} of the largest amount and should be "
             "below 1e-5. An operation adds something that is not accounted for, or numbers overflow; "
             "relevance.ledger.table() shows where the rest went. Please report the model.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_cuts(cuts: list[int], spans: list[Span]) -> None:
+    """Say where the model detaches a signal: what it adds from there on looks like a constant."""
+    if cuts:
+        places = innermost(spans, sorted(cuts))
+        where = ", ".join(dict.fromkeys(repr(path) if path else "the model itself" for path in places.values()))
+        warnings.warn(
+            f"relevance: the model detaches a signal in {where}, so relevance is cut there; what the detached signal "
+            "adds is booked with the additive constants.",
             stacklevel=3,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -53,11 +54,15 @@ class Notes:
         constants: constants that an operation added.
         inputs: the input of an operation that saves its result only.
         time_major: numbers of nodes inside calls whose axis order is (time, batch, ...).
+        detached: signals that were detached, and what was made of them, by identity.
+        cuts: numbers of the nodes that add one of them.
     """
 
     constants: dict[int, list[Constant]] = dataclasses.field(default_factory=dict)
     inputs: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
     time_major: list[range] = dataclasses.field(default_factory=list)
+    detached: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+    cuts: list[int] = dataclasses.field(default_factory=list)
 
 
 class Recorder(TorchFunctionMode):
@@ -81,7 +86,14 @@ class Recorder(TorchFunctionMode):
             # a checkpointed block keeps nothing and can be read once: keep what is needed, as without checkpoints
             with torch.autograd.graph.saved_tensors_hooks(_same, _same):
                 return self._call(function, args, kwargs)
-        return self._call(function, args, kwargs)
+        result = self._call(function, args, kwargs)
+        known = self.notes.detached
+        cut = function is torch.Tensor.detach and self.graph.carries(args[0])
+        if cut or (known and any(id(part) in known for part in _flat(args))):
+            own = sys._getframe(1).f_globals.get("__name__", "").startswith("layerlens.")  # probes detach as well
+            if isinstance(result, torch.Tensor) and not result.requires_grad and not own:
+                known[id(result)] = result
+        return result
 
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rewritten = out_of_place(function, args, kwargs)

@@ -51,6 +51,7 @@ def guided_backprop(
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> _ = [parameter.data.fill_(1.0) for parameter in net.parameters()]
         >>> guided_backprop(net, torch.ones(1, 2), target=0).values.shape
         torch.Size([1, 2])
     """
@@ -83,6 +84,7 @@ def deconvnet(
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> _ = [parameter.data.fill_(1.0) for parameter in net.parameters()]
         >>> deconvnet(net, torch.ones(1, 2), target=0).values.shape
         torch.Size([1, 2])
     """
