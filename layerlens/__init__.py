@@ -38,6 +38,7 @@ _HOMES = {
     "Rulebook": "analyzers.relevance",
     "rank_concepts": "analyzers.relevance",
     "concept_relevance": "analyzers.relevance",
+    "top_inputs": "analyzers.relevance",
     # results
     "ActivationMaps": "results",
     "Attribution": "results",
@@ -45,6 +46,7 @@ _HOMES = {
     "LayerTable": "results",
     "Ledger": "results",
     "Relevance": "results",
+    "TopInputs": "results",
     "load": "results",
     # modules
     "errors": "",
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from .analyzers.activation.grad_cam import grad_cam
     from .analyzers.layer_table import layer_table
     from .analyzers.relevance import Rulebook, concept_relevance, rank_concepts, relevance
+    from .analyzers.relevance.top_inputs import top_inputs
     from .analyzers.saliency import saliency
     from .analyzers.sensitivity import sensitivity
     from .borrow import borrowed
@@ -66,7 +69,7 @@ if TYPE_CHECKING:
     from .lens import Lens
     from .probe import Probe
     from .record import Call, Record
-    from .results import ActivationMaps, Attribution, LayerProfile, LayerTable, Ledger, Relevance, load
+    from .results import ActivationMaps, Attribution, LayerProfile, LayerTable, Ledger, Relevance, TopInputs, load
     from .target import Target, as_target, contrast
 
 __all__ = [
@@ -83,6 +86,7 @@ __all__ = [
     "Relevance",
     "Rulebook",
     "Target",
+    "TopInputs",
     "activation_maps",
     "as_target",
     "borrowed",
@@ -100,6 +104,7 @@ __all__ = [
     "saliency",
     "select",
     "sensitivity",
+    "top_inputs",
 ]
 
 

@@ -17,7 +17,7 @@ from .inputs import Inputs, as_inputs
 from .layers import LayerPath, Layers, Selection, parameter_count
 from .probe import Probe
 from .record import Record
-from .results import ActivationMaps, Attribution, LayerProfile, LayerTable, Relevance
+from .results import ActivationMaps, Attribution, LayerProfile, LayerTable, Relevance, TopInputs
 from .target import Names, Spec, Target, as_target
 
 AnyAttribution = TypeVar("AnyAttribution", bound=Attribution)
@@ -127,6 +127,13 @@ class Lens:
     def concept_relevance(self, x: Any, layer: Selection, *, target: Spec = None, **options: Any) -> Relevance:
         """The relevance that passes single units of a layer; see `concept_relevance`."""
         return self._attribute(relevance.concept_relevance, x, target, layer=layer, **options)
+
+    def top_inputs(self, data: Any, layer: Selection, *, target: Spec = None, **options: Any) -> TopInputs:
+        """The samples of a data set that units of a layer respond to most; see `top_inputs`."""
+        aim = target if isinstance(target, str) and target == "label" else self.target(target)
+        return relevance.top_inputs(
+            self.model, data, layer, target=aim, forward=self.forward, read=self.inputs, **options
+        )
 
     def sensitivity(
         self, x: Any, layers: Selection = None, *, method: str = "jacobian", **options: Any

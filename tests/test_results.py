@@ -19,6 +19,7 @@ from layerlens.results import (
     Ledger,
     Relevance,
     Result,
+    TopInputs,
     load,
 )
 from tests.cases import normal
@@ -91,6 +92,25 @@ def maps():
     return ActivationMaps("conv", 1, values, (0, 5, 9), ("batch", "channel", "length"), None)
 
 
+def top_inputs(**changes):
+    fields = {
+        "layer": "conv",
+        "call": 0,
+        "by": "relevance",
+        "units": (3, 8),
+        "index": torch.tensor([[4, 1], [1, 0]]),
+        "values": torch.tensor([[2.0, 0.5], [1.0, -1.0]], dtype=torch.float64),
+        "places": torch.tensor([[[0, 1], [2, 2]], [[1, 1], [0, 0]]]),
+        "regions": torch.tensor([[0, 3], [1, 4], [2, 6]]).repeat(2, 2, 1, 1),
+        "inputs": {0: normal(3, 6, 6), 1: normal(3, 6, 6, seed=1), 4: normal(3, 6, 6, seed=2)},
+        "count": 9,
+        "target": "class 1",
+        "method": "relevance (epsilon), sum over places",
+        "settings": SETTINGS,
+    }
+    return TopInputs(**{**fields, **changes})
+
+
 RESULTS = {
     "Attribution": attribution,
     "Relevance": relevance,
@@ -98,6 +118,7 @@ RESULTS = {
     "LayerTable": table,
     "LayerProfile": profile,
     "Ledger": ledger,
+    "TopInputs": top_inputs,
     "Entry": lambda: ledger().entries[0],
 }
 VARIANTS = {
@@ -111,6 +132,7 @@ VARIANTS = {
     "part of a graph": lambda: attribution(values=normal(2, 3).requires_grad_() * 2),
     "not contiguous": lambda: attribution(values=normal(3, 2).T),
     "not finite": lambda: attribution(values=torch.tensor([[float("nan"), float("inf"), -0.0]])),
+    "top inputs of several": lambda: top_inputs(regions=None, inputs={0: {"a": normal(2), "b": normal(3)}}),
     "several series": lambda: profile(values=normal(3, 2), series=("a", "b"), error=None, null=normal(3, 2)),
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import PlotError, choose
-from ..results import ActivationMaps, Attribution, LayerProfile, Ledger, Relevance
+from ..results import ActivationMaps, Attribution, LayerProfile, Ledger, Relevance, TopInputs
 from .activation_mosaic import activation_mosaic
 from .compare_methods import compare_methods
 from .heatmap import heatmap
@@ -14,6 +14,7 @@ from .layer_profile import layer_profile
 from .overlay_grid import overlay_grid
 from .plot import Plot
 from .relevance_flow import relevance_flow
+from .top_inputs import top_inputs
 
 __all__ = [
     "Plot",
@@ -24,6 +25,7 @@ __all__ = [
     "overlay_grid",
     "plot",
     "relevance_flow",
+    "top_inputs",
 ]
 
 
@@ -42,6 +44,7 @@ FIGURES: Final[dict[type[Any], dict[str, Callable[..., Plot]]]] = {
     ActivationMaps: {"mosaic": activation_mosaic},
     LayerProfile: {"profile": layer_profile},
     Ledger: {"flow": relevance_flow},
+    TopInputs: {"inputs": top_inputs},
 }
 """The figures of each result by kind, the usual one first."""
 
@@ -51,7 +54,7 @@ def plot(result: Any, kind: str | None = None, **options: Any) -> Plot:
 
     Args:
         result: an Attribution (kinds `"heatmap"`, `"grid"`), Relevance (also `"flow"`, `"profile"`), ActivationMaps
-            (`"mosaic"`), LayerProfile (`"profile"`) or Ledger (`"flow"`).
+            (`"mosaic"`), LayerProfile (`"profile"`), Ledger (`"flow"`) or TopInputs (`"inputs"`).
         kind: which figure; None takes the first.
         options: go to the function of that figure.
 

@@ -4,6 +4,7 @@ from .attribution import ActivationMaps, Attribution, Relevance
 from .base import Result, load
 from .layers import LayerProfile, LayerRow, LayerTable
 from .ledger import Entry, Ledger
+from .top_inputs import TopInputs
 
 __all__ = [
     "ActivationMaps",
@@ -15,5 +16,6 @@ __all__ = [
     "Ledger",
     "Relevance",
     "Result",
+    "TopInputs",
     "load",
 ]

@@ -34,6 +34,12 @@ ANALYZERS = {
     "relevance epsilon_plus": lambda model, x, target: layerlens.relevance(
         model, x, target=target, rules="epsilon_plus", layers=None
     ),
+    "top inputs by activation": lambda model, x, target: layerlens.top_inputs(
+        model, as_data(x), ran_once(model, x), by="activation", units=0, k=2, batched=True
+    ),
+    "top inputs by relevance": lambda model, x, target: layerlens.top_inputs(
+        model, as_data(x), ran_once(model, x), target=target, units=0, k=2, batched=True
+    ),
     "relevance attn": lambda model, x, target: layerlens.relevance(model, x, target=target, rules="attn"),
 }
 
@@ -46,6 +52,11 @@ def ran_once(model, x):
         for layer in record
         if len(record.calls(layer)) == 1 and record[layer] is not None and record[layer].ndim >= 2
     )
+
+
+def as_data(x):
+    """A data set of one batch."""
+    return [layerlens.inputs.as_inputs(x)]
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from layerlens.results import ActivationMaps, Attribution, Entry, LayerProfile, Ledger, Relevance
+from layerlens.results import ActivationMaps, Attribution, Entry, LayerProfile, Ledger, Relevance, TopInputs
 
 LONG = "integrated gradients with 50 steps from a blurred baseline and 25 noisy copies of each, " * 2
 PATHS = tuple(
@@ -60,6 +60,18 @@ def relevance(layers=10, batch=1):
 
 def maps(*shape, layer="blocks.0", inputs=None, axes=("batch", "channel", "height", "width")):
     return ActivationMaps(layer, 0, random(*shape), tuple(range(shape[1])), axes[: len(shape)], inputs)
+
+
+def top_inputs(units=3, ranks=4, size=12, channels=3, layer="blocks.0", regions=True, **fields):
+    index = torch.arange(units * ranks).reshape(units, ranks)
+    box = torch.tensor([[0, channels], [2, 7], [1, 9]]).repeat(units, ranks, 1, 1)
+    base = TopInputs(
+        layer, 0, "relevance", tuple(range(units)), index, random(units, ranks).double().sort(descending=True).values,
+        torch.zeros(units, ranks, 2, dtype=torch.int64), box if regions else None,
+        {int(one): random(channels, size, size, seed=int(one)) for one in index.flatten()}, 99, "class 7",
+        "relevance (epsilon), sum over places", {},
+    )  # fmt: skip
+    return dataclasses.replace(base, **fields)
 
 
 def text_outside(plot, slack=0.5):

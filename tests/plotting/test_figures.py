@@ -18,9 +18,11 @@ from layerlens.plotting import (
     layer_profile,
     overlay_grid,
     relevance_flow,
+    top_inputs,
 )
 
 from .helpers import LONG, PATHS, attribution, images, ledger, maps, profile, random, relevance, text_outside, texts
+from .helpers import top_inputs as tops
 
 TOKENS = [["[CLS]", "a", "$5 and $6", "extraordinarily", "\n", "", "end"]]
 
@@ -57,10 +59,12 @@ FIGURES = {
     "series of profiles": lambda **o: layer_profile(profile(20, ("before", "after training")), **o),
     "flow": lambda **o: relevance_flow(relevance(), **o),
     "flow of 66": lambda **o: relevance_flow(relevance(66), **o),
+    "top inputs": lambda **o: top_inputs(tops(), **o),
+    "top inputs, cropped": lambda **o: top_inputs(tops(6, 8, 30, 1, layer=LONG), show="crop", count=8, **o),
     "flow, narrow": lambda **o: relevance_flow(ledger(5, 3), None, **{"width": "column", **o}),
 }
 EACH = pytest.mark.parametrize("kind", FIGURES)
-KINDS = ("image", "tokens", "grid of 1", "2 methods", "mosaic", "profile", "flow")
+KINDS = ("image", "tokens", "grid of 1", "2 methods", "mosaic", "profile", "flow", "top inputs")
 
 
 @functools.cache
@@ -75,7 +79,9 @@ def test_all_text_lies_inside_and_none_is_tiny(kind):
     assert min(artist.get_fontsize() for artist in plot.fig.findobj(Text) if artist.get_text()) >= 6
 
 
-@pytest.mark.parametrize("kind", ["image", "grid of 1", "1 method", "mosaic", "profile", "flow", "tokens"])
+@pytest.mark.parametrize(
+    "kind", ["image", "grid of 1", "1 method", "mosaic", "profile", "flow", "tokens", "top inputs"]
+)
 def test_a_long_title_is_broken_into_lines_inside(kind):
     plot = FIGURES[kind](title=LONG)
     assert text_outside(plot) == []
@@ -165,7 +171,7 @@ def test_given_axes_are_drawn_into_and_stay_in_place(kind):
     assert plot._repr_png_() is None and plot._ipython_display_() is None
 
 
-@pytest.mark.parametrize("kind", ["grid of 1", "2 methods", "mosaic of 4"])
+@pytest.mark.parametrize("kind", ["grid of 1", "2 methods", "mosaic of 4", "top inputs"])
 def test_a_given_subfigure_is_drawn_into_and_keeps_its_size(kind):
     fig = Figure(figsize=(16, 8))
     left, right = fig.subfigures(1, 2)

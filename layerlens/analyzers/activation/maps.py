@@ -66,7 +66,7 @@ def activation_maps(
     if output is None or axes is None or not output.ndim:
         raise RecordError(f"layer {path!r} returned {describe(chosen.output)}, in which units cannot be told.")
     values, axes = units_second(output, axes)
-    kept = _units(path, values.shape[1], units)
+    kept = chosen_units(path, values.shape[1], units)
     if units is not None:
         values = values[:, list(kept)]
     tensors = given.tensors()
@@ -86,7 +86,12 @@ def units_second(output: torch.Tensor, axes: Axes) -> tuple[torch.Tensor, Axes]:
     return output.permute([axes.index(name) for name in order]), order
 
 
-def _units(path: str, count: int, units: int | Sequence[int] | None) -> tuple[int, ...]:
+def chosen_units(path: str, count: int, units: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The units asked for, counted from the start; all for None.
+
+    Raises:
+        OptionError: when one does not exist.
+    """
     if units is None:
         return tuple(range(count))
     asked = [units] if isinstance(units, int) else list(units)

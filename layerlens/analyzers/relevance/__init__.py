@@ -3,5 +3,15 @@
 from .concepts import Concept, concept_relevance, rank_concepts
 from .propagate import relevance
 from .rulebook import RULEBOOKS, Rulebook, as_rulebook
+from .top_inputs import top_inputs
 
-__all__ = ["RULEBOOKS", "Concept", "Rulebook", "as_rulebook", "concept_relevance", "rank_concepts", "relevance"]
+__all__ = [
+    "RULEBOOKS",
+    "Concept",
+    "Rulebook",
+    "as_rulebook",
+    "concept_relevance",
+    "rank_concepts",
+    "relevance",
+    "top_inputs",
+]
