@@ -59,7 +59,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     flags = [(module, module.training) for module in modules]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     buffers = [_BufferState(module, name) for module in modules for name in module._buffers]
-    generators = _generator_states()
+    generators = generator_states()
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
@@ -88,7 +88,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
         for module in modules:
             for name in [name for name in module._buffers if (id(module), name) not in known]:
                 delattr(module, name)
-        _restore_generators(generators)
+        restore_generators(generators)
 
 
 @contextlib.contextmanager
@@ -136,7 +136,8 @@ def is_compiled(model: nn.Module) -> bool:
     )
 
 
-def _generator_states() -> dict[str, Any]:
+def generator_states() -> dict[str, Any]:
+    """The states of the random generators of torch, numpy and Python."""
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state(),
@@ -147,7 +148,8 @@ def _generator_states() -> dict[str, Any]:
     return states
 
 
-def _restore_generators(states: dict[str, Any]) -> None:
+def restore_generators(states: dict[str, Any]) -> None:
+    """Set the random generators to `states`."""
     torch.set_rng_state(states["torch"])
     np.random.set_state(states["numpy"])
     random.setstate(states["python"])

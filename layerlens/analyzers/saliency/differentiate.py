@@ -121,6 +121,15 @@ def _measured(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tupl
     return score, float(sum(sizes)), float(max(sizes, default=0))
 
 
+def completeness_gap(values: Mapping[str, torch.Tensor], score: torch.Tensor, bottom: torch.Tensor) -> torch.Tensor:
+    """|sum - (S(x) - S(x'))| over |S(x) - S(x')|, `(batch,)`; a difference within rounding of S counts as that."""
+    total = torch.stack([value.double().reshape(len(value), -1).sum(dim=1) for value in values.values()]).sum(dim=0)
+    change = score.double() - bottom.double()
+    rounding = 100 * torch.finfo(score.dtype).eps * torch.maximum(score.double().abs(), bottom.double().abs())
+    tiny = torch.finfo(torch.float64).tiny
+    return (total - change).abs() / torch.maximum(change.abs(), rounding).clamp_min(tiny)
+
+
 def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str) -> None:
     """Warn when the values of some sample are zero everywhere: an empty map means a dead path, not 'unimportant'."""
     empty = torch.stack([value.reshape(len(value), -1).eq(0).all(dim=1) for value in values.values()]).all(dim=0)

@@ -16,7 +16,7 @@ from ...results import Attribution
 from ...target import Spec
 from ..score import Scorer
 from .baselines import baselines
-from .differentiate import BatchSize, Leaves, first_score, freeze, gradients, warn_of_zeros
+from .differentiate import BatchSize, Leaves, completeness_gap, first_score, freeze, gradients, warn_of_zeros
 
 
 def integrated_gradients(
@@ -89,7 +89,7 @@ def integrated_gradients(
             for rows in track(torch.split(todo, batch), f"integrated gradients, {count} steps"):
                 for name, part in _integrate(scorer, ends, starts, rows, count, batch).items():
                     values[name][rows] = part.to(values[name].dtype)
-            gap = _gap(values, score, bottom)
+            gap = completeness_gap(values, score, bottom)
             todo = (gap > tolerance).nonzero().flatten()
             if not len(todo) or 2 * count > max_steps:
                 break
@@ -147,15 +147,6 @@ def _integrate(
         internal_batch_size=max(batch, len(rows)),
     )
     return dict(zip(names, parts, strict=True))
-
-
-def _gap(values: Leaves, score: torch.Tensor, bottom: torch.Tensor) -> torch.Tensor:
-    """|sum - (S(x) - S(x'))| over |S(x) - S(x')|, `(batch,)`; a difference within rounding of S counts as that."""
-    total = torch.stack([value.double().reshape(len(value), -1).sum(dim=1) for value in values.values()]).sum(dim=0)
-    change = score.double() - bottom.double()
-    rounding = 100 * torch.finfo(score.dtype).eps * torch.maximum(score.double().abs(), bottom.double().abs())
-    tiny = torch.finfo(torch.float64).tiny
-    return (total - change).abs() / torch.maximum(change.abs(), rounding).clamp_min(tiny)
 
 
 def _warn_of_gap(gap: torch.Tensor, missed: torch.Tensor, steps: int, tolerance: float) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from ...errors import OptionError, choose, suggestion
 from ...results import Attribution
 from ...target import Spec
+from .deeplift import deep_lift
 from .gradients import gradient, input_x_gradient
 from .integrated import integrated_gradients
 from .rectified import deconvnet, guided_backprop
@@ -23,6 +24,7 @@ METHODS: dict[str, Callable[..., Attribution]] = {
     "smooth_grad": smooth_grad,
     "guided_backprop": guided_backprop,
     "deconvnet": deconvnet,
+    "deep_lift": deep_lift,
 }
 """Name of a method -> its function, which takes `(model, x, *, target, forward, **options)`."""
 

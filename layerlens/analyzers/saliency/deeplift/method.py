@@ -1,0 +1,174 @@
+"""DeepLIFT on autograd's own graph: the runs on the input and on a baseline compared operation by operation."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ....borrow import borrowed, generator_states, restore_generators
+from ....errors import TargetError
+from ....results import Attribution
+from ....target import Spec
+from ...relevance.graph import ACCUMULATE, Graph
+from ...relevance.recorder import Recorder
+from ...relevance.rules.row import Gradients
+from ...score import Scorer, backward_pass
+from ..baselines import baselines
+from ..differentiate import Leaves, completeness_gap, freeze, warn_of_zeros
+from .calls import Calls
+from .pairs import Pair, Run, pair_up
+from .table import WANTED, Rule, rule_of
+
+LOST = 1e-3
+"""A relative completeness gap above this is no rounding error."""
+
+
+def deep_lift(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    baseline: Any = "zero",
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """DeepLIFT: explain the difference of the score from that of a baseline, S(x) - S(x'), to which the values sum.
+
+    Every operation passes, in place of its gradient, multipliers m with m (x - x') = y - y' (Shrikumar, Greenside &
+    Kundaje 2017, ICML, eq. 2 and 3). Nonlinearities follow the rescale rule, m = (y - y') / (x - x') (sec. 3.5.2);
+    products of two signals, softmax, norms and attention are composed of such steps, so that nothing is lost in them.
+    The operations are the nodes of autograd's graph: functional calls, reused modules and residual additions count.
+
+    Args:
+        model: any module.
+        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. For token ids the
+            values are those of the embeddings, summed over their features.
+        target: what to score, as in `layerlens.target.as_target`; None is the class predicted at x.
+        baseline: x', as in `integrated_gradients`: `"zero"`, `"mean"` or `"blur"` (images), a number, a tensor, or a
+            dict by input name.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score; its check is
+        the relative `"completeness gap"` |sum - (S(x) - S(x'))| / |S(x) - S(x')| of each sample.
+
+    Raises:
+        InputError: when the input holds nothing to differentiate, or the model takes another route for the baseline.
+        OptionError: when the baseline does not fit the input.
+        TargetError: when the target does not fit the output, or no gradient reaches the input.
+
+    Warns:
+        UserWarning: when an operation has no rule, so that its gradient stands in; when the gap is above 0.001; when
+            the values of a sample are zero everywhere.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> result = deep_lift(net, torch.ones(1, 3), target=1)
+        >>> bool(result.checks["completeness gap"] < 1e-3)
+        True
+    """
+    with borrowed(model):
+        freeze(model)
+        scorer = Scorer(model, x, target, forward=forward)
+        leaves = scorer.start()
+        states = generator_states()
+        one = _run(scorer, leaves)
+        if one.score.grad_fn is None or not one.graph.visit(one.score.grad_fn).depends:
+            raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")
+        starts, label = baselines(scorer, baseline)
+        restore_generators(states)  # a model that draws random numbers draws the same ones
+        other = _run(scorer, {name: start.clone().requires_grad_() for name, start in starts.items()})
+        multipliers = _multipliers(model, one, leaves, pair_up(one, other))
+        values = {
+            name: torch.zeros_like(leaf) if found is None else (leaf.detach() - starts[name]) * found
+            for (name, leaf), found in zip(leaves.items(), multipliers, strict=True)
+        }
+        gap = completeness_gap(values, one.score.detach(), other.score.detach())
+        _warn_of_gap(gap, one.score.dtype)
+        warn_of_zeros(values, "deep_lift")
+        return scorer.attribution(
+            values,
+            method="deep_lift",
+            settings={"baseline": label},
+            score=one.score,
+            checks={"completeness gap": gap},
+        )
+
+
+def _run(scorer: Scorer, leaves: Leaves) -> Run:
+    """The model's forward pass on `leaves`, with fused attention in primitives."""
+    graph, calls = Graph(leaves.values()), Calls(WANTED)
+    with sdpa_kernel(SDPBackend.MATH), Recorder(graph), calls:
+        score = scorer(leaves)
+    return Run(score, graph, calls)
+
+
+def _multipliers(model: nn.Module, one: Run, leaves: Leaves, pairs: list[Pair]) -> Gradients:
+    """The multiplier of each leaf: one backward pass with the rules in the place of the gradients."""
+    handles: list[Any] = []
+    unknown: set[str] = set()
+    try:
+        for pair in pairs:
+            try:
+                rule = rule_of(pair)
+            except KeyError:
+                unknown.add(pair.info.op)
+                continue
+            if rule is not None:
+                handles.append(pair.info.node.register_hook(_hook(pair, rule)))
+        if unknown:
+            warnings.warn(
+                f"deep_lift: no rule is known for {', '.join(sorted(unknown))}: the gradient stands in, so the values "
+                "need not sum to the difference of the scores; the completeness gap shows by how much.",
+                stacklevel=4,
+            )
+        # .backward, as .grad would keep nodes that rules call on the way from computing anything outside of its graph
+        with backward_pass(model), _own_gradients(one.score.grad_fn):
+            one.score.sum().backward()  # type: ignore[no-untyped-call]
+            return tuple(leaf.grad for leaf in leaves.values())
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _own_gradients(root: Any) -> Iterator[None]:
+    """Give every tensor at which the graph of `root` ends its `.grad` back as it was."""
+    seen, stack, before = {root}, [root], []
+    while stack:
+        node = stack.pop()
+        if node.name() == ACCUMULATE:
+            before.append((node.variable, node.variable.grad))
+            node.variable.grad = None
+        new = {child for child, _ in node.next_functions if child is not None} - seen
+        seen |= new
+        stack.extend(new)
+    try:
+        yield
+    finally:
+        for tensor, gradient in before:
+            tensor.grad = gradient
+
+
+def _hook(pair: Pair, rule: Rule) -> Callable[[Gradients, Gradients], Gradients | None]:
+    def hook(gradients: Gradients, outer: Gradients) -> Gradients | None:
+        return rule(pair, gradients, outer)
+
+    return hook
+
+
+def _warn_of_gap(gap: torch.Tensor, dtype: torch.dtype) -> None:
+    missed = (~(gap <= LOST)).nonzero().flatten().tolist()
+    if missed and dtype in (torch.float32, torch.float64):
+        listed = ", ".join(f"{row} ({float(gap[row]):.3g})" for row in missed[:8])
+        warnings.warn(
+            f"deep_lift: the values of sample(s) {listed} miss S(x) - S(baseline) by more than {LOST:g} of it: an "
+            "operation without a rule, a signal that the model detaches, a choice between constants, or samples that "
+            "depend on each other.",
+            stacklevel=3,
+        )

@@ -1,0 +1,113 @@
+"""Two runs of a model side by side: each node of the one's graph with the same node of the other's."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from ....errors import InputError
+from ...relevance.graph import Graph, NodeInfo
+from .calls import Call, Calls
+
+_OTHER_ROUTE = (
+    "the model took another route for the baseline than for the input ({what}), and DeepLIFT compares the two runs "
+    "operation by operation. Give a baseline that takes the same route, or a method that needs none, such as "
+    "input_x_gradient or relevance."
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pair:
+    """One operation of the run on the input, with that of the run on the baseline.
+
+    Attributes:
+        info: the node of the run on the input.
+        reference: the node of the run on the baseline.
+        call: values of the run on the input, None when they were not kept.
+        reference_call: values of the run on the baseline, None likewise.
+    """
+
+    info: NodeInfo
+    reference: Any
+    call: Call | None
+    reference_call: Call | None
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The inputs of the node that depend on the model's input."""
+        return tuple(slot for slot, edge in enumerate(self.info.edges) if edge is not None and edge.depends)
+
+    @property
+    def calls(self) -> tuple[Call, Call] | None:
+        """The values of both runs; None when they were not kept, or when other tensors need gradients as well."""
+        if self.call is None or self.reference_call is None:
+            return None
+        fits = len(self.call.varied) == len(self.reference_call.varied) == len(self.slots)
+        return (self.call, self.reference_call) if fits else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What one forward pass left.
+
+    Attributes:
+        score: of each sample.
+        graph: knows what depends on the leaves.
+        calls: the values of the operations.
+    """
+
+    score: torch.Tensor
+    graph: Graph
+    calls: Calls
+
+
+def pair_up(one: Run, other: Run) -> list[Pair]:
+    """The operations of two runs in pairs.
+
+    Args:
+        one: the run on the input.
+        other: the run on the baseline.
+
+    Raises:
+        InputError: when the two runs are not made of the same operations.
+    """
+    if other.score.grad_fn is None:
+        raise InputError(_OTHER_ROUTE.format(what="the score of the baseline does not depend on it"))
+    root, other_root = one.graph.visit(one.score.grad_fn), other.graph.visit(other.score.grad_fn)
+    partner: dict[int, NodeInfo] = {id(root): other_root}
+    stack = [root]
+    pairs: list[Pair] = []
+    while stack:
+        info = stack.pop()
+        reference = partner[id(info)]
+        _check(info, reference)
+        if info.op == "leaf":
+            continue
+        calls = one.calls.of(info.node, info.op), other.calls.of(reference.node, reference.op)
+        pairs.append(Pair(info, reference.node, *calls))
+        for edge, other_edge in zip(info.edges, reference.edges, strict=True):
+            if edge is None or other_edge is None or not edge.depends:
+                continue
+            if id(edge) not in partner:
+                partner[id(edge)] = other_edge
+                stack.append(edge)
+            elif partner[id(edge)] is not other_edge:
+                raise InputError(_OTHER_ROUTE.format(what=f"it uses the result of {edge.op} elsewhere"))
+    return pairs
+
+
+def _check(info: NodeInfo, reference: NodeInfo) -> None:
+    """Refuse two nodes that are not the same operation of the same inputs, in the same shapes."""
+    if info.op != reference.op or info.node.name() != reference.node.name():
+        raise InputError(_OTHER_ROUTE.format(what=f"{reference.op} in place of {info.op}"))
+    depends, other = ([edge is not None and edge.depends for edge in node.edges] for node in (info, reference))
+    if depends != other:
+        raise InputError(_OTHER_ROUTE.format(what=f"{info.op} has other inputs"))
+    if info.op != "leaf" and _shapes(info) != _shapes(reference):
+        raise InputError(_OTHER_ROUTE.format(what=f"{info.op} gives another shape"))
+
+
+def _shapes(info: NodeInfo) -> list[tuple[int, ...]]:
+    return [tuple(part.shape) for part in info.node._input_metadata]
