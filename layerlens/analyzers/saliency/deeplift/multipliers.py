@@ -7,6 +7,7 @@ the multiplier of the result, and returns the multipliers of the inputs, one per
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def changes(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def too_small(x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Where two values differ by rounding only, so that the derivative takes the place of a quotient."""
-    rounding = float(torch.finfo(x.dtype).eps) ** 0.75
+    rounding = math.pow(torch.finfo(x.dtype).eps, 0.75)
     return (x - reference).abs() <= rounding * torch.maximum(x.abs(), reference.abs())
 
 
