@@ -26,7 +26,7 @@ _HOMES = {
     "select": "layers",
     "Target": "target",
     "as_target": "target",
-    "contrast": "target",
+    "contrast": "contrasting",
     "borrowed": "borrow",
     # analyzers
     "layer_table": "analyzers",
@@ -35,6 +35,7 @@ _HOMES = {
     "saliency": "analyzers.saliency",
     "sensitivity": "analyzers.sensitivity",
     "relevance": "analyzers.relevance",
+    "relevance_by_target": "analyzers.relevance",
     "Rulebook": "analyzers.relevance",
     "rank_concepts": "analyzers.relevance",
     "concept_relevance": "analyzers.relevance",
@@ -65,12 +66,13 @@ if TYPE_CHECKING:
     from .analyzers.sensitivity import sensitivity
     from .borrow import borrowed
     from .capturing import capture
+    from .contrasting import contrast
     from .layers import Layers, select
     from .lens import Lens
     from .probe import Probe
     from .record import Call, Record
     from .results import ActivationMaps, Attribution, LayerProfile, LayerTable, Ledger, Relevance, TopInputs, load
-    from .target import Target, as_target, contrast
+    from .target import Target, as_target
 
 __all__ = [
     "ActivationMaps",

@@ -138,6 +138,26 @@ def select(model: nn.Module, selection: Selection = None) -> list[LayerPath]:
     return Layers(model).select(selection)
 
 
+def matching_names(patterns: Iterable[str], names: Iterable[str], kind: str, owner: str) -> list[str]:
+    """The names that match any of some globs, in their order; `*` crosses dots.
+
+    Raises:
+        LayerNotFound: when a pattern matches none; with the nearest names.
+    """
+    known = list(names)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        # names of parameters end in a part of their own: `*.weight` is meant to cross dots
+        glob = re.compile(_glob_to_regex(re.sub(r"\*+", "**", pattern)))
+        found = [name for name in known if name == pattern or glob.fullmatch(name)]
+        if not found:
+            raise LayerNotFound(
+                f"{pattern!r} matches no {kind} of {owner} ({len(known)} there).{suggestion(pattern, known)}"
+            )
+        chosen.update(found)
+    return [name for name in known if name in chosen]
+
+
 def _is_types(selection: Any) -> bool:
     return isinstance(selection, tuple) and bool(selection) and all(isinstance(entry, type) for entry in selection)
 

@@ -118,6 +118,12 @@ class Lens:
         """Layer-wise relevance propagation with its ledger; see `relevance`."""
         return self._attribute(relevance.relevance, x, target, **options)
 
+    def relevance_by_target(self, x: Any, *, targets: Sequence[Spec], **options: Any) -> list[Relevance]:
+        """The relevance of several targets from one forward pass; see `relevance_by_target`."""
+        inputs, specs = self.inputs(x), [self.target(spec) for spec in targets]
+        found = relevance.relevance_by_target(self.model, inputs, targets=specs, forward=self.forward, **options)
+        return [self._with_tokens(result, inputs) for result in found]
+
     def rank_concepts(self, x: Any, layer: Selection, *, target: Spec = None, **options: Any) -> list[Concept]:
         """The units of a layer by the relevance that passes them; see `rank_concepts`."""
         return relevance.rank_concepts(
@@ -151,6 +157,9 @@ class Lens:
     ) -> AnyAttribution:
         inputs = self.inputs(x)
         result = analyzer(self.model, inputs, target=self.target(target), forward=self.forward, **options)
+        return self._with_tokens(result, inputs)
+
+    def _with_tokens(self, result: AnyAttribution, inputs: Inputs) -> AnyAttribution:
         if self.tokenizer is None or result.axes != ("batch", "token") or result.tokens is not None:
             return result
         return dataclasses.replace(result, tokens=self._tokens(inputs))

@@ -173,39 +173,6 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
     )
 
 
-def contrast(positive: Spec, negative: Spec, *, names: Names = None) -> Target:
-    """The score of `positive` minus that of `negative`: why this and not that.
-
-    Args:
-        positive: as in `as_target`.
-        negative: likewise.
-        names: class names by index; None leaves names to be read by the `Lens` that the contrast is given to.
-
-    Raises:
-        TargetError: when one cannot be read; for a name that no class has, at the latest when it is used.
-
-    Example:
-        >>> contrast(0, 1)(torch.tensor([[3.0, 1.0]]))
-        tensor([2.])
-        >>> as_target(contrast("dog", "cat"), names=["cat", "dog"])(torch.tensor([[3.0, 1.0]]))
-        tensor([-2.])
-    """
-    return _read_later(positive, names) - _read_later(negative, names)
-
-
-def _read_later(spec: Spec, names: Names) -> Target:
-    """The target, to be read again when class names are known."""
-    if names is not None or spec is None or isinstance(spec, Target):
-        return as_target(spec, names=names)
-
-    def reader(names: Names) -> Target:
-        return as_target(spec, names=names)
-
-    if isinstance(spec, str):  # no names yet
-        return Target(lambda output, rows: reader(None)(output, rows), spec, None, reader)
-    return dataclasses.replace(reader(None), reader=reader)
-
-
 def _predicted(output: Any) -> torch.Tensor:
     logits = class_scores(output)
     return logits.gather(1, logits.detach().argmax(dim=1, keepdim=True)).squeeze(1)

@@ -20,6 +20,7 @@ FOUNDATION = {
     "inputs",
     "outputs",
     "target",
+    "contrasting",
     "results",
 }
 HOME = {  # package -> the only folder that may import it
@@ -47,6 +48,7 @@ FORBIDDEN = {  # folder -> parts of layerlens that it must not know
         "inputs",
         "outputs",
         "target",
+        "contrasting",
         "analyzers",
         "lens",
         "scale",

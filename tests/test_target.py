@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from layerlens.contrasting import contrast
 from layerlens.errors import TargetError
 from layerlens.outputs import main_output
-from layerlens.target import Target, as_target, contrast
+from layerlens.target import Target, as_target
 
 OUT = torch.tensor([[1.0, 5.0, 3.0], [7.0, 2.0, 4.0]])
 NAMES = ["cat", "dog", "tabby cat"]

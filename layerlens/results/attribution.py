@@ -92,12 +92,14 @@ class Relevance(Attribution):
         layers: relevance at layer outputs, by layer; the tuple holds one tensor per call.
         profile: sum and absolute sum of relevance by layer, in order of execution.
         rules_used: operation -> the rule that it got.
+        parameters: relevance that passes each parameter that was asked for, shaped like it, summed over the batch.
     """
 
     ledger: Ledger = dataclasses.field(kw_only=True)
     layers: dict[str, tuple[torch.Tensor, ...]] = dataclasses.field(kw_only=True, default_factory=dict)
     profile: LayerProfile | None = dataclasses.field(kw_only=True, default=None)
     rules_used: dict[str, str] = dataclasses.field(kw_only=True, default_factory=dict)
+    parameters: dict[str, torch.Tensor] = dataclasses.field(kw_only=True, default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

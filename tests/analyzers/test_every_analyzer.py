@@ -35,6 +35,10 @@ ANALYZERS = {
     "relevance epsilon_plus": lambda model, x, target: layerlens.relevance(
         model, x, target=target, rules="epsilon_plus", layers=None
     ),
+    "relevance by target": lambda model, x, target: layerlens.relevance_by_target(model, x, targets=[target])[0],
+    "relevance of parameters": lambda model, x, target: layerlens.relevance(
+        model, x, target=target, rules="epsilon", parameters="*"
+    ),
     "top inputs by activation": lambda model, x, target: layerlens.top_inputs(
         model, as_data(x), ran_once(model, x), by="activation", units=0, k=2, batched=True
     ),

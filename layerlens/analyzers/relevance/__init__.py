@@ -1,7 +1,7 @@
 """Layer-wise relevance propagation: rules as hooks on autograd's own graph, and a ledger of all relevance."""
 
 from .concepts import Concept, concept_relevance, rank_concepts
-from .propagate import relevance
+from .propagate import relevance, relevance_by_target
 from .rulebook import RULEBOOKS, Rulebook, as_rulebook
 from .top_inputs import top_inputs
 
@@ -13,5 +13,6 @@ __all__ = [
     "concept_relevance",
     "rank_concepts",
     "relevance",
+    "relevance_by_target",
     "top_inputs",
 ]

@@ -21,6 +21,21 @@ Span = tuple[int, int, LayerPath]
 
 
 @dataclasses.dataclass
+class Page:
+    """What one backward pass booked: (number, kind, source) with an amount `(batch,)` for each.
+
+    Attributes:
+        booked: where.
+        amounts: how much.
+        mixed: whether an amount could not be told apart by sample.
+    """
+
+    booked: list[tuple[int, str, str]] = dataclasses.field(default_factory=list)
+    amounts: list[torch.Tensor] = dataclasses.field(default_factory=list)
+    mixed: bool = False
+
+
+@dataclasses.dataclass
 class Bookkeeper:
     """Collects amounts during the backward pass and makes the ledger of them.
 
@@ -28,14 +43,13 @@ class Bookkeeper:
         batch: number of samples.
         spans: which autograd nodes were made during which call of which layer.
         time_major: spans inside of which axis 0 is time and axis 1 the batch.
+        page: what is being written; a new one for every backward pass.
     """
 
     batch: int
     spans: list[Span]
     time_major: list[range]
-    mixed: bool = False
-    _booked: list[tuple[int, str, str]] = dataclasses.field(default_factory=list)
-    _amounts: list[torch.Tensor] = dataclasses.field(default_factory=list)
+    page: Page = dataclasses.field(default_factory=Page)
 
     def add(self, kind: str, number: int, source: str, *terms: torch.Tensor, linear: bool = False) -> None:
         """Book the sum of `terms`, tensors of relevance with a batch axis, at the node of this number.
@@ -49,8 +63,8 @@ class Bookkeeper:
         """
         for term in terms:
             time_major = (linear or kind == "additive") and any(number in span for span in self.time_major)
-            self._booked.append((number, kind, source))
-            self._amounts.append(self.by_sample(term, time_major=time_major))
+            self.page.booked.append((number, kind, source))
+            self.page.amounts.append(self.by_sample(term, time_major=time_major))
 
     def by_sample(self, term: torch.Tensor, *, time_major: bool = False) -> torch.Tensor:
         """The sum of a term for each sample, `(batch,)`, in float64.
@@ -67,24 +81,24 @@ class Bookkeeper:
         elif time_major and term.shape[0] % self.batch == 0 and term.shape[0] != self.batch:
             term = term.reshape(-1, self.batch, term[0].numel()).transpose(0, 1)
         if term.shape[0] % self.batch:
-            self.mixed = True
+            self.page.mixed = True
             return term.sum(dtype=torch.float64).expand(self.batch) / self.batch
         return _row_sums(term.reshape(self.batch, -1))
 
     def close(self, score: torch.Tensor) -> Ledger:
-        """The ledger of everything booked; amounts of one source in one layer are added up."""
-        layers = innermost(self.spans, sorted({number for number, _, _ in self._booked}))
-        order = sorted(range(len(self._booked)), key=lambda entry: self._booked[entry][0])
+        """The ledger of the page; amounts of one source in one layer are added up."""
+        layers = innermost(self.spans, sorted({number for number, _, _ in self.page.booked}))
+        order = sorted(range(len(self.page.booked)), key=lambda entry: self.page.booked[entry][0])
         rows: dict[tuple[str, str, str], int] = {}
         row_of = [0] * len(order)
         for entry in order:
-            number, kind, source = self._booked[entry]
+            number, kind, source = self.page.booked[entry]
             row_of[entry] = rows.setdefault((kind, layers[number], source), len(rows))
         sums = torch.zeros(len(rows), self.batch, dtype=torch.float64)
-        sums.index_add_(0, torch.tensor(row_of), torch.stack(self._amounts).cpu())
+        sums.index_add_(0, torch.tensor(row_of), torch.stack(self.page.amounts).cpu())
         kept = sums.any(dim=1).tolist()
         entries = tuple(Entry(*place, sums[row]) for place, row in rows.items() if kept[row])
-        ledger = Ledger(score.detach().double().cpu(), entries, by_sample=not self.mixed)
+        ledger = Ledger(score.detach().double().cpu(), entries, by_sample=not self.page.mixed)
         whole = dataclasses.replace(ledger, by_sample=False)
         # exact in total and not by sample: the model folds the batch in an order of its own
         folded = float(ledger.relative.max()) > max(FOLDED, 10 * float(whole.relative.max()))

@@ -151,18 +151,18 @@ class Plan:
         return hook
 
 
-def check(nodes: list[NodeInfo], root: NodeInfo, *, strict: bool) -> None:
+def check(nodes: list[NodeInfo], roots: list[NodeInfo], *, strict: bool) -> None:
     """Refuse a score that no relevance can leave, and name the operations that have no rule.
 
     Raises:
         RelevanceError: when the score does not depend on the input, or only by way of stops.
         UnknownOperation: under `strict`, when an operation has no row in the table.
     """
-    if not root.depends:
+    if not all(root.depends for root in roots):
         raise RelevanceError(
             "the score does not depend on the input: it was detached on the way, or the target ignores the input."
         )
-    if not root.carries:
+    if not all(root.carries for root in roots):
         stops = sorted({info.op for info in nodes if info.row and info.row.kind is Kind.STOP and info.depends})
         raise RelevanceError(
             f"no relevance can leave the score: every way to the input leads through {', '.join(stops)}, which "
@@ -178,5 +178,5 @@ def check(nodes: list[NodeInfo], root: NodeInfo, *, strict: bool) -> None:
         f"no relevance rule is known for {listed}: the gradient stands in, so relevance may not be conserved there; "
         "the ledger's residual shows by how much. strict=True refuses instead.",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

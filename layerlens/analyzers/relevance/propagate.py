@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import RelevanceError
+from ...errors import OptionError
 from ...layers import Selection
-from ...probe import Spans
-from ...results import Ledger, Relevance
+from ...results import Relevance
 from ...target import Spec
-from ..score import Scorer, backward_pass
-from .assign import assign
-from .automatic import rulebook_for
-from .conditions import Conditions, Units
-from .graph import Graph, NodeInfo
-from .ledger import Bookkeeper, Span, innermost
-from .linear.direct import deliver
-from .linear.rules import DIRECT
-from .linear.sites import find_sites
-from .plan import Plan, check
-from .recorder import Recorder
-from .rulebook import Rulebook, as_rulebook
-from .taps import Taps, profile
-
-LOST = 1e-3
-"""A relative residual above this is no rounding error."""
+from .conditions import Units
+from .rulebook import Rulebook
+from .sweep import Propagation
 
 
 def relevance(
@@ -41,6 +25,7 @@ def relevance(
     rules: str | Rulebook = "auto",
     layers: Selection = (),
     through: Mapping[str, Units] | None = None,
+    parameters: str | Sequence[str] = (),
     strict: bool = False,
     forward: Callable[..., Any] | None = None,
 ) -> Relevance:
@@ -62,6 +47,9 @@ def relevance(
         through: layer -> units: of the relevance that passes the layer's output only that of these units goes on, and
             what is held back is absorbed (see `concepts`). An index, several, a list for each sample, or a boolean
             mask. What goes around the layer, by a skip connection, is not held back: name the block instead.
+        parameters: names of parameters, or globs over them (`"*.weight"`, `"*"`), whose relevance w g is wanted: what
+            of the score passes each weight, summed over the batch (the relevance of weights of Becking et al. 2022).
+            For biases it is what the ledger books. Rules that split by sign give it for weights only.
         strict: raise on an operation without a rule; otherwise warn and use its gradient.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
@@ -76,105 +64,64 @@ def relevance(
         UnknownOperation: under `strict`.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> result = relevance(net, torch.ones(1, 3), target=1)
         >>> bool(result.ledger.relative.max() < 1e-5)
         True
     """
-    book = None if rules == "auto" else as_rulebook(rules)
     with borrowed(model):
-        if book is None or book.linear:
-            _keep_inputs(model)
-        scorer = Scorer(model, x, target, forward=forward)
-        leaves = scorer.start()
-        graph = Graph(leaves.values())
-        recorder = Recorder(graph)
-        taps = Taps(model, layers)
-        conditions = Conditions(model, through)
-        with Spans(model) as spans, taps, conditions, recorder:
-            score = scorer(leaves)
-        keeper = Bookkeeper(len(score), spans.found, recorder.notes.time_major)
-        root = _root(score, graph)
-        nodes = graph.reached(root)
-        check(nodes, root, strict=strict)
-        sites = find_sites(nodes, recorder.notes.constants) if book is None or book.linear else []
-        book, why = rulebook_for(nodes, sites) if book is None else (book, "")
-        plan = conditions.plan = Plan(book, recorder.notes, keeper)
-        assigned = assign(book, sites, model, spans.found)
-        handles, used = plan.attach(nodes, assigned)
-        edges = taps.edges()
-        ends: list[Any] = [*leaves.values(), *edges]
-        plan.outputs.update(dict.fromkeys([*(edge.node for edge in edges), *conditions.nodes]))
-        try:
-            keep = any(isinstance(rule, DIRECT) and not site.at_leaf for site, rule, _ in assigned)
-            with backward_pass(model):
-                multipliers = torch.autograd.grad(
-                    score, ends, torch.ones_like(score), allow_unused=True, retain_graph=keep
-                )
-        finally:
-            for handle in handles:
-                handle.remove()
-        direct = deliver(plan.direct, ends, keeper)
-        values = {
-            name: _relevance_of(leaf.detach(), multipliers[place], direct[place])
-            for place, (name, leaf) in enumerate(leaves.items())
-        }
-        for name, value in values.items():
-            keeper.add("input", -1, name, value)
-        ledger = keeper.close(score)
-        _warn_of_cuts(recorder.notes.cuts, spans.found)
-        _warn_of_residual(ledger, score.dtype)
-        settings: dict[str, Any] = {"rules": book.settings() | ({"chosen": why} if why else {}), "strict": strict}
-        fields = scorer.fields(
-            values,
-            method=f"relevance, {book.name}",
-            settings=settings,
-            score=score,
-            checks={"conservation gap": ledger.gap, "ledger residual": ledger.relative},
-        )
-        first = len(leaves)
-        at_layers = taps.relevance(multipliers[first:], direct[first:], plan.outputs)
-        by_layer = profile(at_layers, settings) if at_layers else None
-        return Relevance(**fields, ledger=ledger, layers=at_layers, profile=by_layer, rules_used=used)
+        propagation = Propagation(
+            model, x, [target], rules=rules, layers=layers, through=through, parameters=parameters, strict=strict,
+            forward=forward,
+        )  # fmt: skip
+        (result,) = propagation.results()
+    return result
 
 
-def _root(score: torch.Tensor, graph: Graph) -> NodeInfo:
-    if score.grad_fn is None:
-        raise RelevanceError("the score does not depend on the input by operations that have a gradient.")
-    return graph.visit(score.grad_fn)
+def relevance_by_target(
+    model: nn.Module,
+    x: Any,
+    *,
+    targets: Sequence[Spec],
+    rules: str | Rulebook = "auto",
+    layers: Selection = (),
+    through: Mapping[str, Units] | None = None,
+    parameters: str | Sequence[str] = (),
+    strict: bool = False,
+    forward: Callable[..., Any] | None = None,
+) -> list[Relevance]:
+    """The relevance of several targets from one forward pass: a backward sweep each.
 
+    Args:
+        model: any module.
+        x: its input, `(batch, ...)`.
+        targets: what to explain, each as in `as_target`; contrasts among them.
+        rules: as in `relevance`, as all that follow.
+        layers: where to keep the relevance.
+        through: conditions.
+        parameters: whose relevance is wanted.
+        strict: whether an operation without a rule is an error.
+        forward: in place of calling the model.
 
-def _relevance_of(value: torch.Tensor, multiplier: torch.Tensor | None, direct: torch.Tensor | None) -> torch.Tensor:
-    relevance = torch.zeros_like(value) if multiplier is None else value * multiplier
-    return relevance if direct is None else relevance + direct
+    Returns:
+        One `Relevance` for each target, in their order.
 
+    Raises:
+        OptionError: when there is no target.
+        InputError, TargetError, RelevanceError, UnknownOperation: as `relevance` does.
 
-def _warn_of_residual(ledger: Ledger, dtype: torch.dtype) -> None:
-    """Say when relevance was lost or made that no rule accounts for."""
-    worst = float(ledger.relative.max())
-    if dtype in (torch.float32, torch.float64) and not worst < LOST:
-        warnings.warn(
-            f"relevance: the ledger does not close, its residual is {worst:.1e} of the largest amount and should be "
-            "below 1e-5. An operation adds something that is not accounted for, or numbers overflow; "
-            "relevance.ledger.table() shows where the rest went. Please report the model.",
-            stacklevel=3,
-        )
-
-
-def _warn_of_cuts(cuts: list[int], spans: list[Span]) -> None:
-    """Say where the model detaches a signal: what it adds from there on looks like a constant."""
-    if cuts:
-        places = innermost(spans, sorted(cuts))
-        where = ", ".join(dict.fromkeys(repr(path) if path else "the model itself" for path in places.values()))
-        warnings.warn(
-            f"relevance: the model detaches a signal in {where}, so relevance is cut there; what the detached signal "
-            "adds is booked with the additive constants.",
-            stacklevel=3,
-        )
-
-
-def _keep_inputs(model: nn.Module) -> None:
-    """Have autograd save the input of every linear operation, which it does for a weight that needs a gradient."""
-    for parameter in model.parameters():
-        if not parameter.requires_grad and parameter.is_floating_point() and not parameter.is_inference():
-            parameter.requires_grad_(True)
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> [result.target for result in relevance_by_target(net, torch.ones(1, 3), targets=[0, 1])]
+        ['class 0', 'class 1']
+    """
+    if isinstance(targets, str) or not isinstance(targets, Sequence) or not targets:
+        raise OptionError(f"targets must be a list of one or more targets, got {targets!r}.")
+    with borrowed(model):
+        propagation = Propagation(
+            model, x, targets, rules=rules, layers=layers, through=through, parameters=parameters, strict=strict,
+            forward=forward,
+        )  # fmt: skip
+        return propagation.results()

@@ -82,6 +82,7 @@ class SiteHooks:
         """The norm belongs to the rule: the multiplier passes as it is; what the norm holds is freed after it."""
         z = self.site.norm._saved_input.detach()
         self.affine = self.site.scale_and_shift(z)
+        self._refuse(gradients, kept=(0,))
         tapped = self.site.info.node in self.books.outputs
         if self.output is None or tapped:
             self.output = normed(self.site)
@@ -140,6 +141,10 @@ class SiteHooks:
         native = gradients[slot]
         if x is None or native is None:
             return tuple(passed)
+        weight_slot = self.site.map.weight_slot
+        self._refuse(gradients, kept=(slot,) if shares else (slot, weight_slot))
+        if gradients[weight_slot] is not None:
+            passed[weight_slot] = self._of_weight(pulls, x)
 
         def pull(index: int, weight: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
             return native if index == 0 and self.native else self.site.map.pull(s, weight, x)
@@ -160,6 +165,24 @@ class SiteHooks:
         elif pulled:
             passed[slot] = next(iter(pulled.values()))
         return tuple(passed)
+
+    def _of_weight(self, pulls: list[Pull], x: torch.Tensor) -> torch.Tensor:
+        """What, times the weight, is the relevance that passes it: of every contribution the rule's weight counts."""
+        one_sign = len({pull.sign for pull in pulls}) < 2
+        raw = self.site.map.weight
+        total = torch.zeros_like(raw)
+        for sign, weight, s in pulls:
+            part = x if one_sign else x.clamp(min=0) if sign > 0 else x.clamp(max=0)
+            total += weight * self.site.map.pull_weight(s, weight, part)
+        return torch.where(raw == 0, 0, total / raw)
+
+    def _refuse(self, gradients: Gradients, *, kept: tuple[int, ...]) -> None:
+        if any(gradient is not None for slot, gradient in enumerate(gradients) if slot not in kept):
+            raise RelevanceError(
+                f"the rule {self.rule} in {self.layer!r} does not tell the relevance of this parameter. Rules that "
+                "split by sign tell that of the weight alone (the ledger has what bias and batch norm get), those of a "
+                "first layer none. Name other parameters, or take the epsilon rule."
+            )
 
 
 class EpsilonHook:

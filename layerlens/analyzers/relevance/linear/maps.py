@@ -42,6 +42,11 @@ class LinearMap:
         return weight.detach()
 
     @property
+    def weight_slot(self) -> int:
+        """Position of the weight in `next_functions`."""
+        return {0: 1, 1: 0}[self.slot] if len(self.node.next_functions) == 2 else {0: 1, 1: 2, 2: 1}[self.slot]
+
+    @property
     def raw_weight(self) -> Any:
         """The place where the node saved its weight; hooks on it let the native backward use another one."""
         return getattr(self.node, f"_raw_saved_{self.weight_name}")
@@ -54,6 +59,13 @@ class LinearMap:
         """The transposed map on s, shaped like x."""
         transposed = weight.transpose(-1, -2)
         return s @ transposed if self.axis == -1 else transposed @ s
+
+    def pull_weight(self, s: torch.Tensor, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The derivative of <s, z> by the weight, shaped like it."""
+        with torch.enable_grad():
+            start = weight.detach().requires_grad_()
+            (pulled,) = torch.autograd.grad(self.apply(x, start), start, s)
+        return pulled
 
     def scaled(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """The weight whose outputs are `scale`, one number per channel, times as large."""
