@@ -366,3 +366,94 @@ def test_it_is_a_method_by_name():
     result = layerlens.saliency(case.build(), case.example(), target=1, method="deep_lift")
     torch.testing.assert_close(result.values, deep_lift(case.build(), case.example(), target=1).values)
     assert result.method == "deep_lift"
+
+
+# -- reveal-cancel ---------------------------------------------------------------------------------------------------
+
+
+class Smaller(nn.Module):
+    """o = min(i1, i2) = i1 - relu(i1 - i2), with a linear layer or without."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.layer = nn.Linear(2, 1, bias=False) if linear else None
+        if linear:
+            with torch.no_grad():
+                self.layer.weight.copy_(torch.tensor([[1.0, -1.0]]))
+
+    def forward(self, x):
+        apart = x[:, :1] - x[:, 1:] if self.layer is None else self.layer(x)
+        return x[:, :1] - F.relu(apart)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_the_smaller_of_two_is_due_to_both(linear):
+    """The example of Shrikumar et al. 2017 (fig. 2, sec. 3.5.3): rescale gives all to the smaller input."""
+    x = torch.tensor([[3.0, 1.0], [2.0, 5.0]])
+    half = deep_lift(Smaller(linear), x, target=0, rule="reveal_cancel")
+    torch.testing.assert_close(half.values, torch.tensor([[0.5, 0.5], [1.0, 1.0]]))
+    assert half.settings["rule"] == "reveal_cancel"
+    whole = deep_lift(Smaller(linear), x, target=0)
+    torch.testing.assert_close(whole.values, torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
+
+
+def revealed(layers, x, start, index):
+    """Reveal-cancel unit by unit for (weight, bias, function or None); one sample."""
+    runs = []
+    for value in (x, start):
+        values = [value]
+        for weight, bias, function in layers:
+            z = weight @ values[-1] + bias
+            values.append(z if function is None else function(z))
+        runs.append(values)
+    m = torch.zeros_like(runs[0][-1])
+    m[index] = 1
+    for place in reversed(range(len(layers))):
+        (weight, bias, function), h, h0 = layers[place], runs[0][place], runs[1][place]
+        lower = torch.zeros_like(h)
+        for k in range(len(m)):
+            parts = weight[k] * (h - h0)
+            up, down = parts.clamp(min=0).sum(), parts.clamp(max=0).sum()
+            z0 = weight[k] @ h0 + bias[k]
+            m_up = m_down = m[k]
+            if function is not None:
+                f = function
+                dy_up = ((f(z0 + up) - f(z0)) + (f(z0 + down + up) - f(z0 + down))) / 2
+                dy_down = ((f(z0 + down) - f(z0)) + (f(z0 + up + down) - f(z0 + up))) / 2
+                m_up, m_down = m[k] * dy_up / up, m[k] * dy_down / down
+            for i in range(len(h)):
+                lower[i] += weight[k, i] * (m_up if parts[i] > 0 else m_down if parts[i] < 0 else (m_up + m_down) / 2)
+        m = lower
+    return m * (x - start)
+
+
+def test_reveal_cancel_unit_by_unit():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2)
+    ).double().eval()  # fmt: skip
+    norm = net[1]
+    with torch.no_grad():
+        norm.weight.copy_(normal(6))  # some below 0
+        norm.running_mean.copy_(normal(6, seed=1))
+        norm.running_var.fill_(2.0)
+    scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
+    folded = scale[:, None] * net[0].weight, scale * (net[0].bias - norm.running_mean) + norm.bias
+    layers = [(*folded, F.relu), (net[3].weight, net[3].bias, torch.tanh), (net[5].weight, net[5].bias, None)]
+    x, start = normal(3, 5).double(), normal(3, 5, seed=4).double()
+    with torch.no_grad():
+        expected = torch.stack([revealed(layers, row, row0, 1) for row, row0 in zip(x, start, strict=True)])
+    result = deep_lift(net, x, target=1, baseline=start, rule="reveal_cancel")
+    torch.testing.assert_close(result.values, expected)
+    assert not torch.allclose(result.values, deep_lift(net, x, target=1, baseline=start).values)
+
+
+def test_reveal_cancel_is_complete_on_every_row(case):
+    if case.name not in OTHER_ROUTE:
+        result = deep_lift(case.build().double(), double(case.example()), target=case.target, rule="reveal_cancel")
+        assert completes(result, 1e-5 if case.name in SINGLE else 1e-9)
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(OptionError, match="reveal_cancel"):
+        deep_lift(CASES["mlp"].build(), CASES["mlp"].example(), rule="reveal")

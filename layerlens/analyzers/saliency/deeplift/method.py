@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ....borrow import borrowed, generator_states, restore_generators
-from ....errors import TargetError
+from ....errors import TargetError, choose
 from ....results import Attribution
 from ....target import Spec
 from ...relevance.graph import ACCUMULATE, Graph
@@ -21,9 +21,12 @@ from ...relevance.rules.row import Gradients
 from ...score import Scorer, backward_pass
 from ..baselines import baselines
 from ..differentiate import Leaves, completeness_gap, freeze, warn_of_zeros
+from . import reveal_cancel
 from .calls import Calls
 from .pairs import Pair, Run, pair_up
 from .table import WANTED, Rule, rule_of
+
+RULES = ("rescale", "reveal_cancel")
 
 LOST = 1e-3
 """A relative completeness gap above this is no rounding error."""
@@ -35,13 +38,15 @@ def deep_lift(
     *,
     target: Spec = None,
     baseline: Any = "zero",
+    rule: Literal["rescale", "reveal_cancel"] = "rescale",
     forward: Callable[..., Any] | None = None,
 ) -> Attribution:
     """DeepLIFT: explain the difference of the score from that of a baseline, S(x) - S(x'), to which the values sum.
 
     Every operation passes, in place of its gradient, multipliers m with m (x - x') = y - y' (Shrikumar, Greenside &
-    Kundaje 2017, ICML, eq. 2 and 3). Nonlinearities follow the rescale rule, m = (y - y') / (x - x') (sec. 3.5.2);
-    products of two signals, softmax, norms and attention are composed of such steps, so that nothing is lost in them.
+    Kundaje 2017, ICML, eq. 2 and 3). Nonlinearities follow the rescale rule, m = (y - y') / (x - x') (sec. 3.5.2), or
+    reveal-cancel (sec. 3.5.3); products of two signals, softmax, norms and attention are composed of such steps, so
+    that nothing is lost in them.
     The operations are the nodes of autograd's graph: functional calls, reused modules and residual additions count.
 
     Args:
@@ -51,6 +56,9 @@ def deep_lift(
         target: what to score, as in `layerlens.target.as_target`; None is the class predicted at x.
         baseline: x', as in `integrated_gradients`: `"zero"`, `"mean"` or `"blur"` (images), a number, a tensor, or a
             dict by input name.
+        rule: of nonlinearities: `"rescale"`, or `"reveal_cancel"`, which explains apart what raises and what lowers
+            their input, so that two causes that hide each other show (sec. 3.5.3). It holds for nonlinearities whose
+            input is made by a linear operation, a batch norm of one or an addition; others are rescaled.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
@@ -59,7 +67,7 @@ def deep_lift(
 
     Raises:
         InputError: when the input holds nothing to differentiate, or the model takes another route for the baseline.
-        OptionError: when the baseline does not fit the input.
+        OptionError: when the baseline does not fit the input, or the rule is unknown.
         TargetError: when the target does not fit the output, or no gradient reaches the input.
 
     Warns:
@@ -72,18 +80,21 @@ def deep_lift(
         >>> bool(result.checks["completeness gap"] < 1e-3)
         True
     """
+    wanted = WANTED | reveal_cancel.WANTED if choose("rule", rule, RULES) == "reveal_cancel" else WANTED
     with borrowed(model):
         freeze(model)
         scorer = Scorer(model, x, target, forward=forward)
         leaves = scorer.start()
         states = generator_states()
-        one = _run(scorer, leaves)
+        one = _run(scorer, leaves, wanted)
         if one.score.grad_fn is None or not one.graph.visit(one.score.grad_fn).depends:
             raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")
         starts, label = baselines(scorer, baseline)
         restore_generators(states)  # a model that draws random numbers draws the same ones
-        other = _run(scorer, {name: start.clone().requires_grad_() for name, start in starts.items()})
-        multipliers = _multipliers(model, one, leaves, pair_up(one, other))
+        other = _run(scorer, {name: start.clone().requires_grad_() for name, start in starts.items()}, wanted)
+        pairs = pair_up(one, other)
+        special = reveal_cancel.reveal_cancel(pairs) if rule == "reveal_cancel" else {}
+        multipliers = _multipliers(model, one, leaves, pairs, special)
         values = {
             name: torch.zeros_like(leaf) if found is None else (leaf.detach() - starts[name]) * found
             for (name, leaf), found in zip(leaves.items(), multipliers, strict=True)
@@ -94,28 +105,28 @@ def deep_lift(
         return scorer.attribution(
             values,
             method="deep_lift",
-            settings={"baseline": label},
+            settings={"baseline": label, "rule": rule},
             score=one.score,
             checks={"completeness gap": gap},
         )
 
 
-def _run(scorer: Scorer, leaves: Leaves) -> Run:
+def _run(scorer: Scorer, leaves: Leaves, wanted: frozenset[str]) -> Run:
     """The model's forward pass on `leaves`, with fused attention in primitives."""
-    graph, calls = Graph(leaves.values()), Calls(WANTED)
+    graph, calls = Graph(leaves.values()), Calls(wanted)
     with sdpa_kernel(SDPBackend.MATH), Recorder(graph), calls:
         score = scorer(leaves)
     return Run(score, graph, calls)
 
 
-def _multipliers(model: nn.Module, one: Run, leaves: Leaves, pairs: list[Pair]) -> Gradients:
+def _multipliers(model: nn.Module, one: Run, leaves: Leaves, pairs: list[Pair], special: dict[int, Rule]) -> Gradients:
     """The multiplier of each leaf: one backward pass with the rules in the place of the gradients."""
     handles: list[Any] = []
     unknown: set[str] = set()
     try:
         for pair in pairs:
             try:
-                rule = rule_of(pair)
+                rule = special.get(id(pair.info)) or rule_of(pair)
             except KeyError:
                 unknown.add(pair.info.op)
                 continue
