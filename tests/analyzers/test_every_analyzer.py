@@ -179,7 +179,9 @@ def test_the_callers_input_is_safe_from_a_model_that_writes_into_it():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["gradient", "input_x_gradient", "integrated_gradients", "smooth_grad", "relevance"])
+@pytest.mark.parametrize(
+    "name", ["gradient", "input_x_gradient", "integrated_gradients", "smooth_grad", "deep_lift", "relevance"]
+)
 def test_the_dtype_is_kept(name, dtype):
     case = CASES["cnn"]
     model, x = case.build().to(dtype), case.example().to(dtype)

@@ -306,8 +306,14 @@ def test_an_operation_without_a_rule_is_named_once():
 
 def test_what_the_model_detaches_shows_in_the_gap():
     model = Function(lambda x: x + x.detach() ** 2)
-    with pytest.warns(UserWarning, match="a signal that the model detaches"):
+    with pytest.warns(UserWarning, match="the model detaches a signal"):
         deep_lift(model, normal(2, 3).double(), target=0)
+
+
+def test_a_choice_that_explains_nothing_is_named():
+    model = Function(lambda x: torch.where(x > 0.5, 0.0 * x + 2, 0.0 * x) + x)
+    with pytest.warns(UserWarning, match="Where chose otherwise for the baseline"):
+        deep_lift(model, torch.ones(2, 3), target=0)
 
 
 def test_a_score_without_a_gradient_is_refused():
@@ -452,6 +458,26 @@ def test_reveal_cancel_is_complete_on_every_row(case):
     if case.name not in OTHER_ROUTE:
         result = deep_lift(case.build().double(), double(case.example()), target=case.target, rule="reveal_cancel")
         assert completes(result, 1e-5 if case.name in SINGLE else 1e-9)
+
+
+@pytest.mark.parametrize("name", ["levit", "bert", "convnext"])
+def test_reveal_cancel_is_complete_on_families(name):
+    """LeViT has batch norms that flatten batch and tokens."""
+    model, x, target = family(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the scores of LeViT hardly change
+        result = deep_lift(copy.deepcopy(model).double(), double(x), target=target, rule="reveal_cancel")
+    assert completes(result, 1e-4 if name == "levit" else 1e-9)
+
+
+def test_reveal_cancel_leaves_a_function_where_a_part_is_outside_of_it_to_rescale():
+    model = Function(lambda x: torch.log(x[:, :1] + x[:, 1:]))
+    x, start = torch.tensor([[9.0, -5.0]]).double(), torch.tensor([[1.0, 4.5]]).double()
+    result = deep_lift(model, x, target=0, baseline=start, rule="reveal_cancel")
+    assert completes(result)
+    torch.testing.assert_close(result.values, deep_lift(model, x, target=0, baseline=start).values)
+    start = torch.tensor([[8.0, -4.5]]).double()  # each part leads to a number
+    assert completes(deep_lift(model, x, target=0, baseline=start, rule="reveal_cancel"))
 
 
 def test_an_unknown_rule_is_refused():

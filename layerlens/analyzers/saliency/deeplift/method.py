@@ -24,7 +24,7 @@ from ..differentiate import Leaves, completeness_gap, freeze, warn_of_zeros
 from . import reveal_cancel
 from .calls import Calls
 from .pairs import Pair, Run, pair_up
-from .table import WANTED, Rule, rule_of
+from .table import WANTED, Rule, rule_of, told_otherwise
 
 RULES = ("rescale", "reveal_cancel")
 
@@ -100,7 +100,7 @@ def deep_lift(
             for (name, leaf), found in zip(leaves.items(), multipliers, strict=True)
         }
         gap = completeness_gap(values, one.score.detach(), other.score.detach())
-        _warn_of_gap(gap, one.score.dtype)
+        _warn_of_gap(gap, one.score.dtype, pairs)
         warn_of_zeros(values, "deep_lift")
         return scorer.attribution(
             values,
@@ -136,7 +136,7 @@ def _multipliers(model: nn.Module, one: Run, leaves: Leaves, pairs: list[Pair], 
             warnings.warn(
                 f"deep_lift: no rule is known for {', '.join(sorted(unknown))}: the gradient stands in, so the values "
                 "need not sum to the difference of the scores; the completeness gap shows by how much.",
-                stacklevel=4,
+                stacklevel=3,
             )
         # .backward, as .grad would keep nodes that rules call on the way from computing anything outside of its graph
         with backward_pass(model), _own_gradients(one.score.grad_fn):
@@ -173,13 +173,14 @@ def _hook(pair: Pair, rule: Rule) -> Callable[[Gradients, Gradients], Gradients 
     return hook
 
 
-def _warn_of_gap(gap: torch.Tensor, dtype: torch.dtype) -> None:
+def _warn_of_gap(gap: torch.Tensor, dtype: torch.dtype, pairs: list[Pair]) -> None:
     missed = (~(gap <= LOST)).nonzero().flatten().tolist()
     if missed and dtype in (torch.float32, torch.float64):
         listed = ", ".join(f"{row} ({float(gap[row]):.3g})" for row in missed[:8])
+        moved = told_otherwise(pairs)
+        why = f"{', '.join(moved)} chose otherwise for the baseline, or an" if moved else "an"
         warnings.warn(
-            f"deep_lift: the values of sample(s) {listed} miss S(x) - S(baseline) by more than {LOST:g} of it: an "
-            "operation without a rule, a signal that the model detaches, a choice between constants, or samples that "
-            "depend on each other.",
+            f"deep_lift: the values of sample(s) {listed} miss S(x) - S(baseline) by more than {LOST:g} of it: {why} "
+            "operation has no rule, the model detaches a signal, or samples depend on each other.",
             stacklevel=3,
         )

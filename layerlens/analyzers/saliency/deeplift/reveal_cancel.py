@@ -40,12 +40,14 @@ class Source:
     Attributes:
         pair: the operation.
         positive: the part of its change that positive contributions make.
+        negative: the rest of its change.
         raise_more: what is to be added to its multiplier for positive contributions; gathered in the backward pass.
         lower_more: likewise for negative contributions.
     """
 
     pair: Pair
     positive: torch.Tensor
+    negative: torch.Tensor
     raise_more: torch.Tensor | None = None
     lower_more: torch.Tensor | None = None
 
@@ -78,9 +80,10 @@ def reveal_cancel(pairs: Sequence[Pair]) -> dict[int, Rule]:
         made, norm = found
         if id(made.info) not in sources:
             positive = _positive_part(made)
-            if positive is None:
+            if positive is None or made.calls is None:
                 continue
-            sources[id(made.info)] = Source(made, positive)
+            change = changes(made.calls[0].y, made.calls[1].y)
+            sources[id(made.info)] = Source(made, positive, change - positive)
         source = sources[id(made.info)]
         rules[id(pair.info)] = _nonlinear(source, norm)
         rules[id(made.info)] = _linear(source)
@@ -154,19 +157,25 @@ def _nonlinear(source: Source, norm: NodeInfo | None) -> Rule:
         if pair.calls is None or g is None or native is None:
             return None
         call, other = pair.calls
-        scale = None if norm is None else _scale(norm, source.positive)
         positive, dx = source.positive, changes(call.x, other.x)
-        if scale is not None:
-            dz = dx.reshape(positive.shape) / scale
-            positive = scale * torch.where(scale > 0, positive, dz - positive)
+        scale = None if norm is None else _scale(norm)
+        if norm is not None and scale is not None:
+            shape = norm.node._input_metadata[0].shape
+            positive = scale * torch.where(scale > 0, positive.reshape(shape), source.negative.reshape(shape))
         up = positive.reshape(dx.shape).clamp(min=0)
         down = dx - up
         raised, lowered = call.repeat(other.x + up), call.repeat(other.x + down)
-        dy_up = (raised - other.y + call.y - lowered) / 2
-        dy_down = (lowered - other.y + call.y - raised) / 2
-        by_up, by_down = (_over(g * dy, change, call, other, native) for dy, change in ((dy_up, up), (dy_down, down)))
-        more = (by_down - by_up).reshape(positive.shape)
-        source.add(more if scale is None else scale * more, None if scale is None else (scale < 0).expand_as(more))
+        dy, dy_up = changes(call.y, other.y), (raised - other.y + call.y - lowered) / 2
+        whole = _over(g * dy, dx, call, other, native)  # the rescale rule, where a part alone leads to no number
+        defined = torch.isfinite(raised) & torch.isfinite(lowered)
+        by_up, by_down = (
+            torch.where(defined, _over(g * part, change, call, other, native), whole)
+            for part, change in ((dy_up, up), (dy - dy_up, down))
+        )
+        more, flipped = (by_down - by_up).reshape(positive.shape), None
+        if scale is not None:
+            more, flipped = scale * more, (scale < 0).expand_as(more).reshape(source.positive.shape)
+        source.add(more.reshape(source.positive.shape), flipped)
         return tuple(by_up.to(native.dtype) if place == slot else gradient for place, gradient in enumerate(gradients))
 
     return rule
@@ -179,12 +188,12 @@ def _over(amount: torch.Tensor, change: torch.Tensor, call: Call, other: Call, l
     return torch.where(none, limit, amount / torch.where(none, torch.ones_like(change), change))
 
 
-def _scale(norm: NodeInfo, z: torch.Tensor) -> torch.Tensor:
-    """What a batch norm multiplies z with, shaped to fit it."""
-    node = norm.node
+def _scale(norm: NodeInfo) -> torch.Tensor:
+    """What a batch norm multiplies its input with, shaped to fit it."""
+    node, metadata = norm.node, norm.node._input_metadata[0]
     scale = torch.rsqrt(node._saved_running_var + node._saved_eps)
     scale = scale if node._saved_weight is None else scale * node._saved_weight
-    return scale.detach().reshape(1, -1, *[1] * (z.ndim - 2)).to(z.dtype)
+    return scale.detach().reshape(1, -1, *[1] * (len(metadata.shape) - 2)).to(metadata.dtype)
 
 
 def _linear(source: Source) -> Rule:

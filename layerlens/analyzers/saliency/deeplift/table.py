@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ...relevance.rules.elementwise import ELEMENTWISE
 from ...relevance.rules.row import Gradients
 from ...relevance.rules.structure import LINEAR
 from .calls import key
-from .multipliers import division, elementwise, gated, glu, larger, midpoint, product, smaller
+from .multipliers import division, elementwise, gated, glu, larger, midpoint, product, same_constants, smaller
 from .normalizers import (
     batch_norm,
     deviation,
@@ -72,8 +72,22 @@ RULES: dict[str, Rule] = {
 }
 """Operation -> its rule. Operations of `LINEAR` that are not listed keep their gradient."""
 
-WANTED = frozenset(key(op) for op, rule in RULES.items() if rule is not midpoint)
-"""Keys of the operations whose values the rules read."""
+MOVES = frozenset(
+    """
+    IndexPut IndexPutImpl IndexAdd IndexCopy IndexFill Scatter ScatterAdd MaskedScatter MaskedSelect GroupedMm Mul Div
+    Where MaskedFill
+    """.split()
+)
+"""Operations that are linear in signals and are told by a constant what to do with them: where to put them, say."""
+
+WANTED = frozenset(map(key, MOVES | {op for op, rule in RULES.items() if rule is not midpoint}))
+"""Keys of the operations whose values are read."""
+
+
+def told_otherwise(pairs: Sequence[Pair]) -> list[str]:
+    """The operations of `MOVES` whose constants are others for the baseline, so that their gradient is not all."""
+    chosen_by = (pair for pair in pairs if pair.info.op in MOVES)
+    return sorted({pair.info.op for pair in chosen_by if pair.calls is not None and not same_constants(*pair.calls)})
 
 
 def rule_of(pair: Pair) -> Rule | None:
