@@ -83,6 +83,10 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._cloned = -1  # number of the last node that copied a tensor
         self._held: dict[int, list[tuple[list[Any], int]]] = {}  # storage -> where its tensors are kept
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # borrowed models are never traced, and the guard would import the whole compiler, for seconds
+
     def of(self, node: Any, op: str) -> Call | None:
         """The call that made `node`, whose operation is `op`; None when it was not kept."""
         call = self._found.get(int(node._sequence_nr()))
