@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -71,12 +72,12 @@ class Ledger(Result):
         """Relevance that rules absorbed, `(batch,)`."""
         return self.total("absorbed")
 
-    @property
+    @functools.cached_property
     def residual(self) -> torch.Tensor:
         """Score minus all entries, `(batch,)`; rounding error when every rule is accounted for."""
         return self.score.double() - self.inputs - self.additive - self.absorbed
 
-    @property
+    @functools.cached_property
     def relative(self) -> torch.Tensor:
         """|residual| over the largest amount at stake (the score or an entry), `(batch,)`.
 

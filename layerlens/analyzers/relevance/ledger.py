@@ -99,10 +99,12 @@ class Bookkeeper:
         kept = sums.any(dim=1).tolist()
         entries = tuple(Entry(*place, sums[row]) for place, row in rows.items() if kept[row])
         ledger = Ledger(score.detach().double().cpu(), entries, by_sample=not self.page.mixed)
-        whole = dataclasses.replace(ledger, by_sample=False)
+        worst = float(ledger.relative.max())
+        if not worst > FOLDED:
+            return ledger
         # exact in total and not by sample: the model folds the batch in an order of its own
-        folded = float(ledger.relative.max()) > max(FOLDED, 10 * float(whole.relative.max()))
-        return whole if folded else ledger
+        whole = dataclasses.replace(ledger, by_sample=False)
+        return whole if worst > 10 * float(whole.relative.max()) else ledger
 
 
 def _row_sums(rows: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from .row import Fused, Gradients, Kind, Role, Row
 
 Ratio = tuple[torch.Tensor, "float | torch.Tensor"]
-BLOCK = 1 << 16
+BLOCK = 1 << 15
 """Elements in one part of a large tensor."""
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -102,10 +102,15 @@ def hardtanh(node: Any, gradients: Gradients, gradient: torch.Tensor, _: Any) ->
     (passed,) = gradients
     if passed is None:
         return gradients, ()
+    zero = x.new_zeros(())
     for x_part, g_part, out in blocks(x, gradient, passed):
+        if low == 0:  # g high / max(x, high) above 0
+            ratio = torch.clamp(x_part, min=high)
+            torch.addcdiv(zero, g_part, ratio, value=high, out=ratio)
+            torch.ops.aten.threshold_backward(ratio, x_part, 0.0, grad_input=out)
+            continue
         for bound, inside in ((high, x_part < high), (low, x_part > low)):
-            if bound:
-                out.addcdiv_(g_part, x_part.masked_fill(inside, math.inf), value=bound)
+            out.addcdiv_(g_part, x_part.masked_fill(inside, math.inf), value=bound)
     return (passed,), ()
 
 
