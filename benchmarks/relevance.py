@@ -151,25 +151,26 @@ def captum_lrp(model: nn.Module, x: torch.Tensor, rules: str) -> Callable[[], ob
     return lambda: LRP(twin).attribute(x.clone().requires_grad_(), target=0)
 
 
-def zennit_composite(model: nn.Module, x: torch.Tensor, rules: str) -> Callable[[], object] | None:
+def zennit_composite(model: nn.Module, x: torch.Tensor, book: str) -> Callable[[], object] | None:
     """The composite of zennit of the same name; None where it has none."""
     if "torchvision" not in sys.modules:
         try:
             import torchvision  # noqa: F401
         except ImportError:
             _stand_in_for_torchvision()
-    from zennit import composites
+    from zennit import composites, rules, types
     from zennit.attribution import Gradient
 
-    names = {
-        "epsilon_plus": "EpsilonPlus",
-        "epsilon_plus_flat": "EpsilonPlusFlat",
-        "epsilon_alpha2_beta1_flat": "EpsilonAlpha2Beta1Flat",
-        "epsilon": "EpsilonPlus",
+    linear = [(types.Convolution, rules.Epsilon()), (types.Linear, rules.Epsilon())]
+    table = {
+        "epsilon": lambda: composites.LayerMapComposite(composites.layer_map_base() + linear),
+        "epsilon_plus": composites.EpsilonPlus,
+        "epsilon_plus_flat": composites.EpsilonPlusFlat,
+        "epsilon_alpha2_beta1_flat": composites.EpsilonAlpha2Beta1Flat,
     }
-    if rules not in names or rules == "epsilon":
+    if book not in table:
         return None
-    composite = getattr(composites, names[rules])()
+    composite = table[book]()
     twin = copy.deepcopy(model)
     with torch.no_grad():
         one = torch.zeros_like(twin(x[:1])).repeat(len(x), 1)
