@@ -23,7 +23,8 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     """Lend `model` for the length of a `with` block and give it back as it was.
 
     Returned in their old state: train/eval flags of every module, `requires_grad` and `.grad` of every parameter, the
-    buffers (which there are, their identity and their bits), and the random generators of torch, numpy and Python.
+    buffers (which there are, their identity and their bits), tensors that modules keep as plain attributes or in a dict
+    (a cache, a state), and the random generators of torch, numpy and Python.
     Hooks are the business of `Probe`, which removes its own.
 
     Args:
@@ -59,6 +60,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     flags = [(module, module.training) for module in modules]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     buffers = [_BufferState(module, name) for module in modules for name in module._buffers]
+    attributes = [_Attributes(module) for module in modules]
     generators = generator_states()
     try:
         with contextlib.ExitStack() as stack:
@@ -88,6 +90,8 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
         for module in modules:
             for name in [name for name in module._buffers if (id(module), name) not in known]:
                 delattr(module, name)
+        for held in attributes:
+            held.restore()
         restore_generators(generators)
 
 
@@ -126,6 +130,40 @@ class _BufferState:
         if version(tensor) != self.version or tensor.is_meta or tensor.layout is not torch.strided:
             return version(tensor) != self.version
         return not torch.equal(tensor, bits)
+
+
+class _Attributes:
+    """The tensors that a module keeps as plain attributes, or in a dict: caches, a state, what it saw last.
+
+    Those made while the model is lent would hold its graph, or hinder a copy of the model; they are taken back.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.before = {
+            name: (value, value.copy() if type(value) is dict else None)
+            for name, value in vars(module).items()
+            if name[0] != "_" and (value is None or isinstance(value, (torch.Tensor, dict)))
+        }
+
+    def restore(self) -> None:
+        own = vars(self.module)
+        for name, value in list(own.items()):
+            if name[0] == "_":
+                continue
+            before, copied = self.before.get(name, (None, None))
+            if isinstance(value, torch.Tensor) and value is not before:
+                if name in self.before:
+                    own[name] = before
+                else:
+                    del own[name]
+            elif type(value) is dict and value is before and copied is not None:
+                made = [key for key, part in value.items() if isinstance(part, torch.Tensor)]
+                for key in made:
+                    if key not in copied:
+                        del value[key]
+                    elif value[key] is not copied[key]:
+                        value[key] = copied[key]
 
 
 def is_compiled(model: nn.Module) -> bool:

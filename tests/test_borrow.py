@@ -1,3 +1,5 @@
+import contextlib
+import copy
 import random
 
 import numpy as np
@@ -212,3 +214,31 @@ def test_torchscript_is_refused_by_name():
         traced = torch.jit.trace(nn.Sequential(nn.Linear(5, 3)), torch.randn(1, 5))
     with pytest.raises(InputError, match="a TorchScript model"), borrowed(traced):
         pass
+
+
+class Caching(nn.Module):
+    """Keeps tensors of its runs in the ways that models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.cache, self.state, self.runs = nn.Linear(2, 2), {"kept": torch.ones(1)}, None, 0
+
+    def forward(self, x):
+        self.runs += 1
+        self.state = self.linear(x)
+        self.seen = x
+        self.cache["bias"] = self.cache["kept"] = self.linear.bias * 2
+        return self.state
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_tensors_that_a_model_keeps_as_attributes_are_taken_back(error):
+    model = Caching()
+    kept = model.cache["kept"]
+    with contextlib.suppress(ValueError, KeyboardInterrupt), borrowed(model):
+        model(torch.ones(1, 2))
+        if error is not None:
+            raise error
+    assert model.state is None and not hasattr(model, "seen") and model.runs == 1
+    assert list(model.cache) == ["kept"] and model.cache["kept"] is kept
+    copy.deepcopy(model)
