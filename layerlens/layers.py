@@ -9,15 +9,17 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from .errors import LayerNotFound, SelectionError, suggestion
+from .matches import Calls, Matches, join, name_of
 
 LayerPath: TypeAlias = str
 """The dotted name of a module inside its model, as in `model.named_modules()`; `""` is the model itself."""
 
 Selection: TypeAlias = Any
 """What selects layers: a path, a glob, a compiled regular expression, a module type, a module, a predicate
-`(path, module) -> bool`, None for every layer, or a list of those."""
+`(path, module) -> bool`, None for every layer, what `select` returned, or a list of those."""
 
 _GLOB = re.compile(r"[*?\[]")
+_CALL = re.compile(r"(.*)#(\d+(?:,\d+)*)")
 
 
 class Layers(Mapping[LayerPath, nn.Module]):
@@ -68,42 +70,69 @@ class Layers(Mapping[LayerPath, nn.Module]):
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
         return f"Layers({len(names)} in {type(self.model).__name__}: {shown})"
 
-    def select(self, selection: Selection = None) -> list[LayerPath]:
+    def select(self, selection: Selection = None, *, calls: bool = False) -> Matches:
         """The paths that `selection` matches, each once, in definition order.
 
         In a glob `*` and `?` stay within one part of the dotted path and `**` crosses dots: `blocks.*` are the blocks,
         `blocks.**` everything below them. A regular expression matches anywhere in the path (`re.search`). Neither
-        matches the model itself, which is `""`.
+        matches the model itself, which is `""`. `"rnn#2"` is the third call of a layer, `"rnn#0,2"` are two.
 
         Args:
             selection: see `Selection`; None selects every layer but the model itself.
+            calls: whether calls of a layer may be named.
+
+        Returns:
+            `Matches`: a list of paths that prints what matched, and can be combined by `|`, `&` and `-`.
 
         Raises:
             LayerNotFound: when it, or one entry of a list, matches nothing; names the nearest paths.
-            SelectionError: when it is of a kind that cannot select layers.
+            SelectionError: when it is of a kind that cannot select layers, or names calls where layers are wanted.
 
         Example:
             >>> Layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).select(nn.Linear)
-            ['0']
+            1 of 2 layers
+              0  Linear  type Linear
         """
+        matches = Matches(
+            {path: type(module).__name__ for path, module in self._modules.items()}, self._find(selection)
+        )
+        named = [name_of(path, chosen) for path, chosen in matches.calls.items() if chosen is not None]
+        if named and not calls:
+            raise SelectionError(
+                f"{named[0]!r} names a call, but a layer is wanted here; calls can be selected in probes and captures."
+            )
+        return matches
+
+    def _find(self, selection: Selection) -> dict[LayerPath, tuple[Calls, str]]:
+        """Path -> (calls, why) of what `selection` matches."""
         if selection is None:
-            return [path for path in self._modules if path] or [""]
+            return dict.fromkeys([path for path in self._modules if path] or [""], (None, "every layer"))
+        if isinstance(selection, Matches):
+            return {self.canonical(path): found for path, found in selection.found().items()}
         if isinstance(selection, (list, tuple, set, frozenset)) and not _is_types(selection):
             if not selection:
                 raise LayerNotFound("an empty list selects no layer; pass None for every layer.")
-            chosen = {path for entry in selection for path in self.select(entry)}
-            return [path for path in self._modules if path in chosen]
+            merged: dict[LayerPath, tuple[Calls, str]] = {}
+            for entry in selection:
+                for path, found in self._find(entry).items():
+                    merged[path] = join(merged[path], found) if path in merged else found
+            return merged
+        call = _CALL.fullmatch(selection) if isinstance(selection, str) and selection not in self else None
+        if call is not None:
+            chosen = frozenset(int(number) for number in call[2].split(","))
+            return {path: (chosen, why) for path, (_, why) in self._find(call[1]).items()}
         if isinstance(selection, str) and (selection in self or not _GLOB.search(selection)):
-            return [self.canonical(selection)]
+            path = self.canonical(selection)
+            return {path: (None, "its path" if path == selection else f"another name, {selection}")}
         matches = self._matcher(selection)
-        found = {path for path, module in self._modules.items() if matches(path, module)}
+        matched = {path for path, module in self._modules.items() if matches(path, module)}
         if isinstance(selection, (str, re.Pattern)):
-            found.discard("")  # a pattern matches names, and the model itself has none
-        found |= {first for alias, first in self.aliases.items() if matches(alias, self._modules[first])}
-        if not found:
+            matched.discard("")  # a pattern matches names, and the model itself has none
+        matched |= {first for alias, first in self.aliases.items() if matches(alias, self._modules[first])}
+        if not matched:
             wanted = selection.pattern if isinstance(selection, re.Pattern) else _show(selection)
             raise LayerNotFound(self._missing(f"{_show(selection)} matches no layer", str(wanted)))
-        return [path for path in self._modules if path in found]
+        return {path: (None, _reason(selection)) for path in matched}
 
     def _matcher(self, selection: Selection) -> Callable[[LayerPath, nn.Module], bool]:
         if isinstance(selection, str):
@@ -133,9 +162,9 @@ class Layers(Mapping[LayerPath, nn.Module]):
         return f"{what} in {kind} ({len(names)} layers).{suggestion(wanted, names)} List all: lens.layers()"
 
 
-def select(model: nn.Module, selection: Selection = None) -> list[LayerPath]:
-    """The paths of the layers of `model` that `selection` matches; see `Layers.select`."""
-    return Layers(model).select(selection)
+def select(model: nn.Module, selection: Selection = None) -> Matches:
+    """The layers of `model`, and calls of them, that `selection` matches; see `Layers.select`."""
+    return Layers(model).select(selection, calls=True)
 
 
 def matching_names(patterns: Iterable[str], names: Iterable[str], kind: str, owner: str) -> list[str]:
@@ -160,6 +189,15 @@ def matching_names(patterns: Iterable[str], names: Iterable[str], kind: str, own
 
 def _is_types(selection: Any) -> bool:
     return isinstance(selection, tuple) and bool(selection) and all(isinstance(entry, type) for entry in selection)
+
+
+def _reason(selection: Selection) -> str:
+    if isinstance(selection, str):
+        return f"glob {selection!r}"
+    if isinstance(selection, type) or _is_types(selection):
+        kinds = selection if isinstance(selection, tuple) else (selection,)
+        return f"type {', '.join(kind.__name__ for kind in kinds)}"
+    return _show(selection) if isinstance(selection, (re.Pattern, nn.Module)) else f"predicate {_show(selection)}"
 
 
 def _show(selection: Selection) -> str:

@@ -14,7 +14,8 @@ from .borrow import borrowed
 from .capturing import capture
 from .errors import InputError, TargetError
 from .inputs import Inputs, as_inputs
-from .layers import LayerPath, Layers, Selection, parameter_count
+from .layers import Layers, Selection, parameter_count
+from .matches import Matches
 from .probe import Probe
 from .record import Record
 from .results import ActivationMaps, Attribution, LayerProfile, LayerTable, Relevance, TopInputs
@@ -88,9 +89,9 @@ class Lens:
         """The layers of the model; see `layer_table`."""
         return layer_table(self.model, self._optional(x), forward=self.forward)
 
-    def select(self, layers: Selection = None) -> list[LayerPath]:
-        """The paths that a selection matches; see `Selection`."""
-        return Layers(self.model).select(layers)
+    def select(self, layers: Selection = None) -> Matches:
+        """What a selection matches and why, to look at and to combine; see `Selection`."""
+        return Layers(self.model).select(layers, calls=True)
 
     def probe(self, layers: Selection = None, **options: Any) -> Probe:
         """A `Probe` to run the model under yourself: `with lens.probe("blocks.*") as record: model(x)`."""

@@ -13,6 +13,7 @@ FOUNDATION = {
     "nested",
     "borrow",
     "layers",
+    "matches",
     "axes",
     "record",
     "probe",
