@@ -20,6 +20,7 @@ _HOMES = {
     "Lens": "lens",
     "Probe": "probe",
     "capture": "capturing",
+    "run": "capturing",
     "Record": "record",
     "Call": "record",
     "Layers": "layers",
@@ -50,22 +51,23 @@ _HOMES = {
     "TopInputs": "results",
     "load": "results",
     # modules
+    "edits": "",
     "errors": "",
     "plotting": "",
     "results": "",
 }
 
 if TYPE_CHECKING:
-    from . import errors, plotting, results
+    from . import edits, errors, plotting, results
     from .analyzers.activation import activation_maps
     from .analyzers.activation.grad_cam import grad_cam
     from .analyzers.layer_table import layer_table
-    from .analyzers.relevance import Rulebook, concept_relevance, rank_concepts, relevance
+    from .analyzers.relevance import Rulebook, concept_relevance, rank_concepts, relevance, relevance_by_target
     from .analyzers.relevance.top_inputs import top_inputs
     from .analyzers.saliency import saliency
     from .analyzers.sensitivity import sensitivity
     from .borrow import borrowed
-    from .capturing import capture
+    from .capturing import capture, run
     from .contrasting import contrast
     from .layers import Layers, select
     from .lens import Lens
@@ -95,6 +97,7 @@ __all__ = [
     "capture",
     "concept_relevance",
     "contrast",
+    "edits",
     "errors",
     "grad_cam",
     "layer_table",
@@ -102,6 +105,8 @@ __all__ = [
     "plotting",
     "rank_concepts",
     "relevance",
+    "relevance_by_target",
+    "run",
     "results",
     "saliency",
     "select",

@@ -38,3 +38,24 @@ def axes_of(module: nn.Module, output: torch.Tensor) -> Axes | None:
         if rank in _SPACE and output.ndim == rank + 2:
             return ("batch", "channel", *_SPACE[rank])
     return None
+
+
+def unit_axis(module: nn.Module, output: torch.Tensor) -> int:
+    """The axis along which the units of a layer's output lie."""
+    axes = axes_of(module, output)
+    known = None if axes is None else next((axes.index(name) for name in ("channel", "feature") if name in axes), None)
+    return (1 if output.ndim == 4 else output.ndim - 1) if known is None else known
+
+
+def place_axis(module: nn.Module, output: torch.Tensor) -> int | None:
+    """The axis of tokens or time steps; the middle one of three where names are not known, None where there is none."""
+    axes = axes_of(module, output)
+    if axes is None:
+        return 1 if output.ndim == 3 else None
+    return next((axes.index(name) for name in ("token", "time", "length") if name in axes), None)
+
+
+def batch_axis(module: nn.Module, output: torch.Tensor) -> int:
+    """The axis of samples: the first unless the layer is known to put another one there."""
+    axes = axes_of(module, output)
+    return axes.index("batch") if axes is not None and "batch" in axes else 0

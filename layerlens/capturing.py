@@ -1,18 +1,20 @@
-"""Capture: run a model once and keep what every selected layer returned."""
+"""Run a model once: to keep what every selected layer returned, or to see what comes out when layers are edited."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from .borrow import borrowed
-from .errors import choose
+from .errors import OptionError, TargetError, choose
 from .inputs import Inputs, as_inputs
 from .layers import LayerPath, Selection
-from .probe import Keep, Probe
+from .probe import Edits, Keep, Probe
 from .record import Record
+from .target import Spec, Target, as_target
 
 
 def capture(
@@ -23,9 +25,13 @@ def capture(
     keep: Literal["auto", "reference", "clone", "cpu"] = "auto",
     inputs: bool = False,
     reduce: Callable[[Any], Any] | None = None,
+    gradients: bool = False,
+    target: Spec = None,
+    stop: bool = False,
+    edits: Edits | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> Record:
-    """Run `model` once on `x`, without gradients and in eval mode, and record every call of the selected layers.
+    """Run `model` once on `x`, in eval mode, and record every call of the selected layers.
 
     Args:
         model: any module.
@@ -35,6 +41,10 @@ def capture(
             in place it runs the model once more and copies just those.
         inputs: record the arguments of each call as well.
         reduce: applied to each output inside the hook; only what it returns is kept.
+        gradients: record the gradient of the score with respect to each output as well, see `Call.gradient`.
+        target: the score to differentiate, as in `as_target`; used with `gradients` only.
+        stop: end the run when every selected layer (or call, as in `"rnn#2"`) has returned once.
+        edits: as in `Probe`; what they return is recorded.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
@@ -42,6 +52,8 @@ def capture(
 
     Raises:
         LayerNotFound: when the selection matches no layer.
+        OptionError: when an option is unknown, or when the run would stop before there is a score to differentiate.
+        TargetError: when the target does not fit the output, or no gradient leads from it to any of the layers.
 
     Example:
         >>> import torch
@@ -51,26 +63,74 @@ def capture(
         True
     """
     choose("keep policy", keep, ("auto", "reference", "clone", "cpu"))
+    if gradients and stop:
+        raise OptionError("gradients need the whole run, for the score is at its end; stop=True ends it before.")
+    if target is not None and not gradients:
+        raise OptionError("a target is what gradients are taken of: gradients=True, or no target.")
     given: Inputs = as_inputs(x)
     policy: Keep | dict[LayerPath, Keep] = "reference" if keep == "auto" else keep
-    with borrowed(model, grad=False):
-        record = _run(model, given, layers, policy, inputs, reduce, forward)
-        lost: dict[LayerPath, Keep] = {call.layer: "clone" for call in record.order if call.overwritten}
+
+    def run() -> Record:
+        with borrowed(model, grad=gradients):
+            options: dict[str, Any] = {"inputs": inputs, "reduce": reduce, "gradients": gradients, "stop": stop}
+            with Probe(model, layers, keep=policy, edits=edits, **options) as record:
+                if not gradients:
+                    given.run(model, forward)
+                    return record
+                _differentiate(model, given, forward, as_target(target), record)
+        return record
+
+    record = run()
+    lost: dict[LayerPath, Keep] = {call.layer: "clone" for call in record.order if call.overwritten}
     if keep == "auto" and lost:
-        with borrowed(model, grad=False):
-            record = _run(model, given, layers, lost, inputs, reduce, forward)
+        policy = lost
+        record = run()
     return record
 
 
-def _run(
-    model: nn.Module,
-    given: Inputs,
-    layers: Selection,
-    keep: Keep | Mapping[LayerPath, Keep],
-    inputs: bool,
-    reduce: Callable[[Any], Any] | None,
-    forward: Callable[..., Any] | None,
-) -> Record:
-    with Probe(model, layers, keep=keep, inputs=inputs, reduce=reduce) as record:
-        given.run(model, forward)
-    return record
+def run(model: nn.Module, x: Any, *, edits: Edits | None = None, forward: Callable[..., Any] | None = None) -> Any:
+    """What `model` returns for `x`, in eval mode and without gradients, when some of its layers are edited.
+
+    Args:
+        model: any module.
+        x: its input: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        edits: as in `Probe`: layer selection -> a function of its output, or one of `layerlens.edits`.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Raises:
+        LayerNotFound: when a selection matches no layer.
+        OptionError: when an edit does not fit what the layer returns, or its layer (or call) never ran.
+
+    Example:
+        >>> import torch
+        >>> from layerlens.edits import zero
+        >>> net = nn.Sequential(nn.Flatten(), nn.Identity())
+        >>> run(net, torch.ones(1, 3), edits={"0": zero(units=1)})
+        tensor([[1., 0., 1.]])
+    """
+    with borrowed(model, grad=False), Probe(model, (), edits=edits) as record:
+        output = as_inputs(x).run(model, forward)
+    if record.unedited:
+        raise OptionError(
+            f"these edits were never made, for their layers or calls did not run: {', '.join(record.unedited)}."
+        )
+    return output
+
+
+def _differentiate(
+    model: nn.Module, given: Inputs, forward: Callable[..., Any] | None, target: Target, record: Record
+) -> None:
+    """Run the model and differentiate the score by the outputs of the recorded calls."""
+    for parameter in model.parameters():  # so that what is computed from token ids has a gradient as well
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+    output = given.map(lambda x: x.detach().clone().requires_grad_() if x.is_floating_point() else x).run(
+        model, forward
+    )
+    score = target.resolve(output)(output)
+    edges = [edge for call in record.order if call.gradients is not None for edge in call.gradients.edges]
+    found: tuple[torch.Tensor | None, ...] = ()
+    if edges and score.requires_grad:
+        found = torch.autograd.grad(score.sum(), edges, allow_unused=True)
+    if all(gradient is None for gradient in found):
+        raise TargetError(f"no gradient leads from the score {target.label!r} to any of the recorded layers.")

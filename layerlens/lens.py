@@ -11,12 +11,12 @@ from torch import nn
 from .analyzers import activation, layer_table, relevance, saliency, sensitivity
 from .analyzers.relevance import Concept
 from .borrow import borrowed
-from .capturing import capture
+from .capturing import capture, run
 from .errors import InputError, TargetError
 from .inputs import Inputs, as_inputs
 from .layers import Layers, Selection, parameter_count
 from .matches import Matches
-from .probe import Probe
+from .probe import Edits, Probe
 from .record import Record
 from .results import ActivationMaps, Attribution, LayerProfile, LayerTable, Relevance, TopInputs
 from .target import Names, Spec, Target, as_target
@@ -99,7 +99,13 @@ class Lens:
 
     def capture(self, x: Any, layers: Selection = None, **options: Any) -> Record:
         """Run once and record every call of the selected layers; see `capture`."""
+        if options.get("target") is not None:
+            options["target"] = self.target(options["target"])
         return capture(self.model, self.inputs(x), layers, forward=self.forward, **options)
+
+    def run(self, x: Any, *, edits: Edits | None = None) -> Any:
+        """What the model returns when layers are edited; see `run`."""
+        return run(self.model, self.inputs(x), edits=edits, forward=self.forward)
 
     def activation_maps(self, x: Any, layer: Selection, **options: Any) -> ActivationMaps:
         """One layer's output, unit by unit; see `activation_maps`."""

@@ -1,28 +1,33 @@
-"""Probes: hooks that read, and edit, what layers return. The only file that registers hooks on modules."""
+"""Probes: hooks that read, and edit, what layers return. Only this file and `spans` register hooks on modules."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from .axes import axes_of
 from .borrow import is_compiled
+from .edits import Change, Site
 from .errors import OptionError, choose
 from .layers import LayerPath, Layers, Selection
+from .matches import Calls
 from .nested import first_tensor, map_tensors, named_tensors, version
-from .record import Call, Record, Stored
+from .record import Call, Gradients, Record, Stored
 
 Keep = Literal["reference", "clone", "cpu"]
-Edit = Callable[[Any], Any]
+Edit: TypeAlias = Callable[[Any], Any] | Change
+"""A function of a layer's output that returns what the layer shall return instead, or a `Change`."""
+
+Edits: TypeAlias = Mapping[Any, Edit | Sequence[Edit]]
+"""Layer selection, which may name calls -> an edit, or several that follow each other."""
 
 
 class Probe:
@@ -44,12 +49,16 @@ class Probe:
             with a copy, so that gradients with respect to what was recorded exist and nothing overwrites it.
         timing: record the seconds of each call.
         reduce: applied to each output inside the hook; only what it returns is kept.
-        edits: layer selection -> function of the layer's output that returns what the layer shall return instead.
+        gradients: keep the gradient of each output once the user calls backward: `call.gradient`.
+        stop: end the model's run, and the `with` block, when every selected layer (or call, as in `"rnn#2"`) has
+            returned once. `record.stopped` tells; later calls of those layers are then not made.
+        edits: layer selection -> a function of the layer's output that returns what the layer shall return instead,
+            a `Change` (see `layerlens.edits`), or a list of them that follow each other.
 
     Raises:
         LayerNotFound: when a selection matches no layer.
-        OptionError: when `keep` is unknown or `"cpu"` under `graph`, when two edits name one layer, or when an edit
-            returns None for an output that is not None.
+        OptionError: when `keep` is unknown or `"cpu"` under `graph`, when two edits name one layer and call, when an
+            edit returns None for an output that is not None, or when there is nothing to stop after.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
@@ -69,24 +78,32 @@ class Probe:
         graph: bool = False,
         timing: bool = False,
         reduce: Callable[[Any], Any] | None = None,
-        edits: Mapping[Any, Edit] | None = None,
+        gradients: bool = False,
+        stop: bool = False,
+        edits: Edits | None = None,
     ) -> None:
         for policy in keep.values() if isinstance(keep, Mapping) else (keep,):
             choose("keep policy", policy, ("reference", "clone", "cpu"))
             if graph and policy == "cpu":
                 raise OptionError("keep='cpu' takes tensors out of the graph; with graph=True keep 'clone'.")
         self._model, self._layers = model, Layers(model)
-        self._selected = [] if isinstance(layers, tuple) and not layers else self._layers.select(layers)
-        self._edits: dict[LayerPath, Edit] = {}
-        for selection, edit in (edits or {}).items():
-            for path in self._layers.select(selection):
-                if path in self._edits:
-                    raise OptionError(f"two edits name layer {path!r}; merge them into one function.")
-                self._edits[path] = edit
+        nothing = isinstance(layers, tuple) and not layers
+        self._calls: dict[LayerPath, Calls] = {} if nothing else self._layers.select(layers, calls=True).calls
+        self._edits = _by_layer(self._layers, edits or {})
+        if stop and not self._calls:
+            raise OptionError("stop=True ends the run after the last selected layer; no layer is selected.")
+        self._pending = {(path, n) for path, calls in self._calls.items() for n in calls or {0}} if stop else set()
+        self._gradients = gradients
+        self._unmade: dict[tuple[LayerPath, int | None], None] = {
+            (path, call): None
+            for path, series in self._edits.items()
+            for calls, _ in series
+            for call in ([None] if calls is None else sorted(calls))
+        }
         self._keep, self._inputs, self._graph, self._timing, self._reduce = keep, inputs, graph, timing, reduce
         self._handles: list[RemovableHandle] = []
         self._stack = contextlib.ExitStack()
-        self.record = Record(self._selected, self._layers.aliases)
+        self.record = Record(list(self._calls), self._layers.aliases)
 
     def __enter__(self) -> Record:
         if self._handles:
@@ -94,9 +111,9 @@ class Probe:
         try:
             if is_compiled(self._model):
                 self._stack.enter_context(torch.compiler.set_stance("force_eager"))
-            for path, edit in self._edits.items():
-                self._handles.append(self._layers[path].register_forward_hook(_edit_hook(path, edit)))
-            for path in self._selected:
+            for path, edits in self._edits.items():
+                self._handles.append(self._layers[path].register_forward_hook(self._edit_hook(path, edits)))
+            for path in self._calls:
                 self._attach(path, self._layers[path])
         except BaseException:
             self._detach()
@@ -105,10 +122,15 @@ class Probe:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    ) -> Any:
         self._detach()
+        self.record.unedited = tuple(path if call is None else f"{path}#{call}" for path, call in self._unmade)
+        if isinstance(error, _Stop) and error.args == (id(self),):
+            self.record.stopped = True
+            return True
         if kind is not None:
             self.record.partial = True
+        return False
 
     def _detach(self) -> None:
         for handle in self._handles:
@@ -116,12 +138,32 @@ class Probe:
         self._handles.clear()
         self._stack.close()
 
+    def _edit_hook(self, path: LayerPath, edits: list[tuple[Calls, Edit]]) -> Callable[[nn.Module, Any, Any], Any]:
+        counter = itertools.count()
+
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            if _recomputing():
+                return None
+            call = next(counter)
+            for calls, edit in edits:
+                if calls is not None and call not in calls:
+                    continue
+                edited = edit.apply(output, Site(path, call, module)) if isinstance(edit, Change) else edit(output)
+                if edited is None and output is not None:
+                    raise OptionError(f"the edit of layer {path!r} returned None; it must return the new output.")
+                output = edited
+                self._unmade.pop((path, call), None)
+                self._unmade.pop((path, None), None)
+            return output
+
+        return hook
+
     def _attach(self, path: LayerPath, module: nn.Module) -> None:
         keep = self._keep.get(path, "reference") if isinstance(self._keep, Mapping) else self._keep
         kind = type(module).__name__
         record, reduce, graph = self.record, self._reduce, self._graph
         entered: list[tuple[Any, Stored, float]] = []
-        counter = itertools.count(len(record.calls(path)))
+        counter, wanted = itertools.count(len(record.calls(path))), self._calls[path]
 
         def versions(value: Any) -> Stored:
             return _versions(value) if graph or keep == "reference" else ()
@@ -135,12 +177,20 @@ class Probe:
             if _recomputing():
                 return None
             arguments, held_arguments, start = entered.pop() if entered else (None, (), None)
+            index = next(counter)
+            if wanted is not None and index not in wanted:
+                return None
             seconds = None if start is None else time.perf_counter() - start
             main = first_tensor(output) if reduce is None else None
             axes = None if main is None else axes_of(module, main)
             value = _stored(output if reduce is None else reduce(output), keep, graph)
-            place = (path, next(counter), record.count, kind, axes)
-            record.add(Call(*place, value, arguments, seconds, versions(value), held_arguments))
+            place = (path, index, record.count, kind, axes)
+            found = Gradients(output) if self._gradients else None
+            record.add(Call(*place, value, arguments, seconds, versions(value), held_arguments, found))
+            if self._pending:
+                self._pending.discard((path, index))
+                if not self._pending:
+                    raise _Stop(id(self))
             return map_tensors(output, torch.clone) if graph and keep == "clone" else None
 
         if self._inputs or self._timing:
@@ -148,63 +198,21 @@ class Probe:
         self._handles.append(module.register_forward_hook(after))
 
 
-class Spans:
-    """Note, while a `with` block runs a model, which autograd nodes are made during which call of which layer.
-
-    Two hooks for all modules of the process, not two for each of the model's: modules of other models pass unnoticed.
-
-    Args:
-        model: any module.
-
-    Attributes:
-        found: (first number, number after the last, path) of each call, in the order in which the calls ended.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
-        >>> with Spans(net) as spans:
-        ...     _ = net(torch.ones(1, 2))
-        >>> [path for _, _, path in spans.found]
-        ['0', '1', '']
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.found: list[tuple[int, int, LayerPath]] = []
-        self._paths = {id(module): path for path, module in Layers(model).items()}
-        self._starts: list[int] = []
-        self._handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> Spans:
-        self._handles.append(register_module_forward_pre_hook(self._enter))
-        self._handles.append(register_module_forward_hook(self._leave))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        if id(module) in self._paths:
-            self._starts.append(nodes_made())
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if id(module) in self._paths:
-            self.found.append((self._starts.pop(), nodes_made(), self._paths[id(module)]))
+class _Stop(BaseException):
+    """Ends a forward pass from inside a hook; an `except Exception` of the model does not hold it back."""
 
 
-def nodes_made() -> int:
-    """The sequence number that the next autograd node of this thread will get."""
-    return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
-
-
-def _edit_hook(path: LayerPath, edit: Edit) -> Callable[[nn.Module, Any, Any], Any]:
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        edited = edit(output)
-        if edited is None and output is not None:
-            raise OptionError(f"the edit of layer {path!r} returned None; it must return the layer's new output.")
-        return edited
-
-    return hook
+def _by_layer(layers: Layers, edits: Edits) -> dict[LayerPath, list[tuple[Calls, Edit]]]:
+    """Path -> (calls, edit) in the order in which they are made."""
+    found: dict[LayerPath, list[tuple[Calls, Edit]]] = {}
+    for selection, given in edits.items():
+        series: list[Edit] = list(given) if isinstance(given, (list, tuple)) else [given]  # type: ignore[list-item]
+        for path, calls in layers.select(selection, calls=True).calls.items():
+            for other, _ in found.get(path, ()):
+                if calls is None or other is None or calls & other:
+                    raise OptionError(f"two edits name layer {path!r}; merge them into one list or function.")
+            found[path] = [*found.get(path, ()), *((calls, edit) for edit in series)]
+    return found
 
 
 def _recomputing() -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.autograd.graph import get_gradient_edge
 
 from .errors import OverwrittenError, RecordError, suggestion
 from .layers import LayerPath
@@ -14,6 +16,27 @@ from .nested import describe, named_tensors, version
 
 Stored = tuple[tuple[torch.Tensor, int], ...]
 """Tensors kept by reference, each with the version that it had when it was recorded."""
+
+
+class Gradients:
+    """Gradients of the tensors that one call returned, added up over backward passes as in `.grad`.
+
+    Args:
+        output: of the call, nested as it may be.
+    """
+
+    def __init__(self, output: Any) -> None:
+        self.found: dict[str, torch.Tensor | None] = {}
+        self.edges: list[Any] = []
+        for name, tensor in named_tensors(output):
+            if tensor.requires_grad:
+                self.found[name] = None
+                self.edges.append(get_gradient_edge(tensor))
+                tensor.register_hook(functools.partial(self._add, name))  # type: ignore[no-untyped-call]
+
+    def _add(self, name: str, gradient: torch.Tensor) -> None:
+        before = self.found[name]
+        self.found[name] = gradient.detach().clone() if before is None else before + gradient.detach()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +64,7 @@ class Call:
     seconds: float | None = None
     stored: Stored = dataclasses.field(default=(), repr=False)
     stored_inputs: Stored = dataclasses.field(default=(), repr=False)
+    gradients: Gradients | None = dataclasses.field(default=None, repr=False)
 
     @property
     def output(self) -> Any:
@@ -61,6 +85,21 @@ class Call:
         """
         self._check(self.stored_inputs, "input")
         return self.arguments
+
+    @property
+    def gradient(self) -> Any:
+        """The gradient of the output: a tensor like it, or a dict by dotted name where it is nested.
+
+        Raises:
+            RecordError: when none was asked for, no backward pass has come by, or the output requires no gradient.
+        """
+        if self.gradients is None:
+            raise RecordError("gradients were not recorded: Probe(gradients=True), or capture(gradients=True).")
+        found = {name: gradient for name, gradient in self.gradients.found.items() if gradient is not None}
+        if not found:
+            why = "no backward pass has come by" if self.gradients.found else "it was made without gradients"
+            raise RecordError(f"layer {self.layer!r}, call {self.index}, has no gradient: {why}.")
+        return found[""] if list(found) == [""] else found
 
     @property
     def overwritten(self) -> bool:
@@ -91,11 +130,14 @@ class Record(Mapping[LayerPath, Any]):
     Attributes:
         selected: the layers that were asked for, in definition order.
         partial: True when the run ended by an error, so that later calls are missing.
+        stopped: True when the run was ended on purpose after the last layer that was wanted.
+        unedited: the layers, or calls, whose edit was never made because they did not run.
     """
 
     def __init__(self, selected: list[LayerPath], aliases: Mapping[LayerPath, LayerPath] | None = None) -> None:
         self.selected = tuple(selected)
-        self.partial = False
+        self.partial = self.stopped = False
+        self.unedited: tuple[str, ...] = ()
         self._aliases = dict(aliases or {})
         self._calls: dict[LayerPath, list[Call]] = {path: [] for path in selected}
         self._order: list[Call] = []
@@ -167,7 +209,7 @@ class Record(Mapping[LayerPath, Any]):
     def __repr__(self) -> str:
         head = f"Record({len(self)} layers, {len(self._order)} calls, {self.nbytes / 2**20:.1f} MiB"
         head += f", {len(self.unrun)} did not run" if self.unrun else ""
-        head += ", partial)" if self.partial else ")"
+        head += ", partial)" if self.partial else ", stopped)" if self.stopped else ")"
         lines = [
             f"  {call.layer or '(model)'} #{call.index}: {call.type} {describe(call.value)}" for call in self._order
         ]

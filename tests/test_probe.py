@@ -397,7 +397,7 @@ def test_an_empty_selection_is_for_edits_only():
 
 
 def test_two_edits_of_one_layer_are_refused():
-    with pytest.raises(OptionError, match="two edits name layer '0'; merge them into one function"):
+    with pytest.raises(OptionError, match="two edits name layer '0'; merge them into one list or function"):
         Probe(net(nn.ReLU()), edits={"0": torch.neg, nn.ReLU: torch.neg})
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...axes import unit_axis
 from ...borrow import borrowed
 from ...errors import InputError, check_count
 from ...inputs import as_inputs
@@ -16,7 +17,6 @@ from ...layers import Layers, Selection
 from ...results import Relevance
 from ...target import Spec, Target, as_target
 from ..activation.survey import one_layer
-from .conditions import unit_axis
 from .propagate import relevance
 from .rulebook import Rulebook
 

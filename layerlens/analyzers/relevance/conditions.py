@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from ...axes import axes_of
+from ...axes import unit_axis
 from ...errors import OptionError, RelevanceError
 from ...layers import LayerPath, Layers
 from ...nested import first_tensor
@@ -104,10 +104,3 @@ def unit_mask(path: LayerPath, module: nn.Module, output: torch.Tensor, units: U
     shape = [1] * output.ndim
     shape[0], shape[axis] = len(by_sample), count
     return mask.reshape(shape)
-
-
-def unit_axis(module: nn.Module, output: torch.Tensor) -> int:
-    """The axis along which the units of a layer's output lie."""
-    axes = axes_of(module, output)
-    known = None if axes is None else next((axes.index(name) for name in ("channel", "feature") if name in axes), None)
-    return (1 if output.ndim == 4 else output.ndim - 1) if known is None else known

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...borrow import primitive_kernels
-from ...probe import nodes_made
+from ...spans import nodes_made
 from .constants import Constant, put
 from .graph import Graph
 from .inplace import out_of_place

@@ -12,8 +12,8 @@ from torch import nn
 
 from ...errors import RelevanceError
 from ...layers import Selection
-from ...probe import Spans
 from ...results import Ledger, Relevance
+from ...spans import Spans
 from ...target import Spec
 from ..score import Scorer, backward_pass
 from .assign import Assigned, assign

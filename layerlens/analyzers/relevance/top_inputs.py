@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ...axes import axes_of
+from ...axes import axes_of, unit_axis
 from ...borrow import borrowed
 from ...errors import RecordError, TargetError, check_count, choose
 from ...inputs import Inputs, as_inputs
@@ -22,7 +22,6 @@ from ...target import Spec, Target, as_target
 from ..activation.maps import chosen_units
 from ..activation.regions import input_regions
 from ..activation.survey import call_index, one_layer
-from .conditions import unit_axis
 from .propagate import relevance
 from .ranking import Ranking
 from .rulebook import Rulebook

@@ -14,7 +14,7 @@ from ...borrow import borrowed
 from ...errors import LayerNotFound, OptionError, check_count
 from ...inputs import Inputs, as_inputs
 from ...layers import Selection
-from ...probe import Probe
+from ...probe import Edit, Probe
 from ...progress import track
 from ...results import LayerProfile
 from ...target import Spec
@@ -168,7 +168,7 @@ class _Trial:
                 answer[place, draw] = values
         return answer, constant
 
-    def _output(self, copies: int, edits: dict[str, Callable[[Any], Any]]) -> torch.Tensor:
+    def _output(self, copies: int, edits: dict[str, Edit]) -> torch.Tensor:
         rows = copied_rows(self.inputs.batch, copies)
         inputs = self.inputs.rows(rows)
         torch.manual_seed(self.seed)

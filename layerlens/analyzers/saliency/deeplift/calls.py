@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ....probe import nodes_made
+from ....spans import nodes_made
 
 
 @dataclasses.dataclass(eq=False)
