@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
@@ -31,11 +33,17 @@ def axes_of(module: nn.Module, output: torch.Tensor) -> Axes | None:
         if output.ndim != 3:
             return None
         return ("batch", "token", "feature") if module.batch_first else ("token", "batch", "feature")
+    return _by_name(kind, output.ndim)
+
+
+@functools.cache
+def _by_name(kind: str, ndim: int) -> Axes | None:
+    """The axes of the output of a layer whose class name says what it is."""
     if any(kind.startswith(name) or kind.endswith(name) for name in _FEATURE_NAMES):
-        return {2: ("batch", "feature"), 3: ("batch", "token", "feature")}.get(output.ndim)
+        return {2: ("batch", "feature"), 3: ("batch", "token", "feature")}.get(ndim)
     if any(name in kind for name in _SPATIAL_NAMES):
-        rank = next((int(digit) for digit in kind if digit in "123"), output.ndim - 2)
-        if rank in _SPACE and output.ndim == rank + 2:
+        rank = next((int(digit) for digit in kind if digit in "123"), ndim - 2)
+        if rank in _SPACE and ndim == rank + 2:
             return ("batch", "channel", *_SPACE[rank])
     return None
 

@@ -60,7 +60,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     flags = [(module, module.training) for module in modules]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     buffers = [_BufferState(module, name) for module in modules for name in module._buffers]
-    attributes = [_Attributes(module) for module in modules]
+    attributes = [_Attributes(module) for module in modules if not _of_torch(type(module))]
     generators = generator_states()
     try:
         with contextlib.ExitStack() as stack:
@@ -130,6 +130,11 @@ class _BufferState:
         if version(tensor) != self.version or tensor.is_meta or tensor.layout is not torch.strided:
             return version(tensor) != self.version
         return not torch.equal(tensor, bits)
+
+
+def _of_torch(kind: type) -> bool:
+    """Whether a class is one of torch's own layers, which keep no tensors but parameters and buffers."""
+    return kind.__module__.startswith("torch.nn.modules.")
 
 
 class _Attributes:

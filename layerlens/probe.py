@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
@@ -17,9 +17,10 @@ from .axes import axes_of
 from .borrow import is_compiled
 from .edits import Change, Site
 from .errors import OptionError, choose
+from .hooks import Note, Stop, recomputing, stored, versions
 from .layers import LayerPath, Layers, Selection
 from .matches import Calls
-from .nested import first_tensor, map_tensors, named_tensors, version
+from .nested import first_tensor, map_tensors
 from .record import Call, Gradients, Record, Stored
 
 Keep = Literal["reference", "clone", "cpu"]
@@ -125,7 +126,7 @@ class Probe:
     ) -> Any:
         self._detach()
         self.record.unedited = tuple(path if call is None else f"{path}#{call}" for path, call in self._unmade)
-        if isinstance(error, _Stop) and error.args == (id(self),):
+        if isinstance(error, Stop) and error.args == (id(self),):
             self.record.stopped = True
             return True
         if kind is not None:
@@ -142,7 +143,7 @@ class Probe:
         counter = itertools.count()
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if _recomputing():
+            if recomputing():
                 return None
             call = next(counter)
             for calls, edit in edits:
@@ -159,22 +160,42 @@ class Probe:
         return hook
 
     def _attach(self, path: LayerPath, module: nn.Module) -> None:
-        keep = self._keep.get(path, "reference") if isinstance(self._keep, Mapping) else self._keep
-        kind = type(module).__name__
+        if self._plain(path):
+            self._handles.append(
+                module.register_forward_hook(
+                    Note(path, self.record, lambda counter: self._hooks(path, module, counter)[1])
+                )
+            )
+            return
+        before, after = self._hooks(path, module, itertools.count(len(self.record.calls(path))))
+        if self._inputs or self._timing:
+            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(after))
+
+    def _policy(self, path: LayerPath) -> str:
+        return self._keep.get(path, "reference") if isinstance(self._keep, Mapping) else self._keep
+
+    def _plain(self, path: LayerPath) -> bool:
+        """Whether nothing but references to the outputs of all calls is wanted of a layer."""
+        more = self._inputs or self._timing or self._gradients or self._pending or self._graph or self._reduce
+        return not more and self._calls[path] is None and self._policy(path) == "reference"
+
+    def _hooks(self, path: LayerPath, module: nn.Module, counter: Iterator[int]) -> tuple[Any, Any]:
+        """The hooks before and after the calls of a layer; `counter` numbers the calls."""
+        keep, kind, wanted = self._policy(path), type(module).__name__, self._calls[path]
         record, reduce, graph = self.record, self._reduce, self._graph
         entered: list[tuple[Any, Stored, float]] = []
-        counter, wanted = itertools.count(len(record.calls(path))), self._calls[path]
 
-        def versions(value: Any) -> Stored:
-            return _versions(value) if graph or keep == "reference" else ()
+        def held(value: Any) -> Stored:
+            return versions(value) if graph or keep == "reference" else ()
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if not _recomputing():
-                arguments = _stored((args, kwargs), keep, graph) if self._inputs else None
-                entered.append((arguments, versions(arguments), time.perf_counter()))
+            if not recomputing():
+                arguments = stored((args, kwargs), keep, graph) if self._inputs else None
+                entered.append((arguments, held(arguments), time.perf_counter()))
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:
-            if _recomputing():
+            if recomputing():
                 return None
             arguments, held_arguments, start = entered.pop() if entered else (None, (), None)
             index = next(counter)
@@ -183,23 +204,17 @@ class Probe:
             seconds = None if start is None else time.perf_counter() - start
             main = first_tensor(output) if reduce is None else None
             axes = None if main is None else axes_of(module, main)
-            value = _stored(output if reduce is None else reduce(output), keep, graph)
+            value = stored(output if reduce is None else reduce(output), keep, graph)
             place = (path, index, record.count, kind, axes)
             found = Gradients(output) if self._gradients else None
-            record.add(Call(*place, value, arguments, seconds, versions(value), held_arguments, found))
+            record.add(Call(*place, value, arguments, seconds, held(value), held_arguments, found))
             if self._pending:
                 self._pending.discard((path, index))
                 if not self._pending:
-                    raise _Stop(id(self))
+                    raise Stop(id(self))
             return map_tensors(output, torch.clone) if graph and keep == "clone" else None
 
-        if self._inputs or self._timing:
-            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        self._handles.append(module.register_forward_hook(after))
-
-
-class _Stop(BaseException):
-    """Ends a forward pass from inside a hook; an `except Exception` of the model does not hold it back."""
+        return before, after
 
 
 def _by_layer(layers: Layers, edits: Edits) -> dict[LayerPath, list[tuple[Calls, Edit]]]:
@@ -213,23 +228,3 @@ def _by_layer(layers: Layers, edits: Edits) -> dict[LayerPath, list[tuple[Calls,
                     raise OptionError(f"two edits name layer {path!r}; merge them into one list or function.")
             found[path] = [*found.get(path, ()), *((calls, edit) for edit in series)]
     return found
-
-
-def _recomputing() -> bool:
-    """Whether autograd is running a backward pass: a checkpointed block calls its layers again then."""
-    return bool(torch._C._current_graph_task_id() != -1)
-
-
-def _stored(value: Any, keep: str, graph: bool) -> Any:
-    if graph:
-        return value
-    if keep == "reference":
-        # inference tensors do not count writes, so an overwritten one could not be told: copy those
-        return map_tensors(value, lambda tensor: tensor.detach().clone() if tensor.is_inference() else tensor.detach())
-    if keep == "cpu":
-        return map_tensors(value, lambda tensor: tensor.detach().to("cpu", copy=True))
-    return map_tensors(value, lambda tensor: tensor.detach().clone())
-
-
-def _versions(value: Any) -> Stored:
-    return tuple((tensor, version(tensor)) for _, tensor in named_tensors(value))

@@ -8,14 +8,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
+from .axes import axes_of
 from .errors import OverwrittenError, RecordError, suggestion
 from .layers import LayerPath
 from .nested import describe, named_tensors, version
 
 Stored = tuple[tuple[torch.Tensor, int], ...]
 """Tensors kept by reference, each with the version that it had when it was recorded."""
+
+
+Noted = tuple[LayerPath, int, nn.Module, torch.Tensor, int]
+"""Layer, index of the call, module, output and its version."""
 
 
 class Gradients:
@@ -139,13 +145,37 @@ class Record(Mapping[LayerPath, Any]):
         self.partial = self.stopped = False
         self.unedited: tuple[str, ...] = ()
         self._aliases = dict(aliases or {})
-        self._calls: dict[LayerPath, list[Call]] = {path: [] for path in selected}
-        self._order: list[Call] = []
+        self._by_layer: dict[LayerPath, list[Call]] = {path: [] for path in selected}
+        self._sequence: list[Call] = []
+        self.noted: list[Noted] = []
+        """Calls that a probe has seen, to be told apart when they are asked for; used by probes."""
 
     def add(self, call: Call) -> None:
         """Append a call (used by probes)."""
-        self._calls[call.layer].append(call)
-        self._order.append(call)
+        self._settle()
+        self._by_layer[call.layer].append(call)
+        self._sequence.append(call)
+
+    def _settle(self) -> None:
+        """Make calls of what was noted; in a hook there is no time for it."""
+        noted, self.noted[:] = self.noted.copy(), []
+        for path, index, module, tensor, written in noted:
+            place = (path, index, len(self._sequence), type(module).__name__, axes_of(module, tensor))
+            call = Call(*place, tensor.detach(), stored=((tensor, written),))
+            self._by_layer[path].append(call)
+            self._sequence.append(call)
+
+    @property
+    def _calls(self) -> dict[LayerPath, list[Call]]:
+        if self.noted:
+            self._settle()
+        return self._by_layer
+
+    @property
+    def _order(self) -> list[Call]:
+        if self.noted:
+            self._settle()
+        return self._sequence
 
     def calls(self, layer: LayerPath) -> list[Call]:
         """Every call of `layer`, in order; empty when it was selected and did not run.

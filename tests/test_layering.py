@@ -15,6 +15,7 @@ FOUNDATION = {
     "layers",
     "matches",
     "edits",
+    "hooks",
     "spans",
     "axes",
     "record",

@@ -149,6 +149,10 @@ class _Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph, self.notes = graph, notes
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # borrowed models are never traced, and the guard would import the whole compiler, for seconds
+
     def __torch_dispatch__(
         self, function: Any, kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
