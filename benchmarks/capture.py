@@ -99,12 +99,12 @@ def nnsight_trace(model: nn.Module, x: torch.Tensor, layers: list[str]) -> Calla
 
 
 def torchlens_log(model: nn.Module, x: torch.Tensor, layers: list[str]) -> Callable[[], object]:
-    """A log of torchlens."""
+    """A trace of torchlens, which keeps every operation."""
     import torchlens
 
     def run() -> object:
         with torch.no_grad():
-            return torchlens.log_forward_pass(model, x, layers_to_save=layers)
+            return torchlens.trace(model, x)
 
     return run
 

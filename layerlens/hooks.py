@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -16,6 +17,16 @@ from .record import Record, Stored
 _graph_task = torch._C._current_graph_task_id  # -1 outside of backward passes
 
 
+PROBING: dict[int, int] = {}
+"""Thread -> how many probes are open in it."""
+
+
+def foreign(owner: int) -> bool:
+    """Whether this call belongs to another thread's probe. A thread without one may be the model's own."""
+    thread = get_ident()
+    return thread != owner and thread in PROBING
+
+
 class Note:
     """A hook that notes an output in the least of time: the record makes a call of it when it is asked for.
 
@@ -25,17 +36,18 @@ class Note:
         in_full: makes the hook that records what is no plain tensor, given the counter of calls.
     """
 
-    __slots__ = ("_after", "_counter", "_in_full", "_noted", "_path")
+    __slots__ = ("_after", "_counter", "_in_full", "_noted", "_owner", "_path")
 
     def __init__(self, path: LayerPath, record: Record, in_full: Callable[[Iterator[int]], Any]) -> None:
         self._path, self._noted, self._in_full = path, record.noted, in_full
         self._counter = itertools.count(len(record.calls(path)))
+        self._owner = get_ident()
         self._after: Any = None
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The forward hook."""
         if type(output) is torch.Tensor and not output.requires_grad and not output.is_inference():
-            if _graph_task() == -1:
+            if _graph_task() == -1 and not foreign(self._owner):
                 self._noted.append((self._path, next(self._counter), module, output, output._version))
             return None
         if self._after is None:  # nested, of a subclass, or with a graph

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +18,7 @@ from .axes import axes_of
 from .borrow import is_compiled
 from .edits import Change, Site
 from .errors import OptionError, choose
-from .hooks import Note, Stop, recomputing, stored, versions
+from .hooks import PROBING, Note, Stop, foreign, recomputing, stored, versions
 from .layers import LayerPath, Layers, Selection
 from .matches import Calls
 from .nested import first_tensor, map_tensors
@@ -104,11 +105,15 @@ class Probe:
         self._keep, self._inputs, self._graph, self._timing, self._reduce = keep, inputs, graph, timing, reduce
         self._handles: list[RemovableHandle] = []
         self._stack = contextlib.ExitStack()
+        self._owner = get_ident()
         self.record = Record(list(self._calls), self._layers.aliases)
 
     def __enter__(self) -> Record:
         if self._handles:
             raise OptionError("this probe is already attached; make a second Probe to nest them.")
+        self._owner = get_ident()
+        PROBING[self._owner] = PROBING.get(self._owner, 0) + 1
+        self._stack.callback(_leave, self._owner)
         try:
             if is_compiled(self._model):
                 self._stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -143,7 +148,7 @@ class Probe:
         counter = itertools.count()
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if recomputing():
+            if recomputing() or foreign(self._owner):
                 return None
             call = next(counter)
             for calls, edit in edits:
@@ -190,12 +195,12 @@ class Probe:
             return versions(value) if graph or keep == "reference" else ()
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if not recomputing():
+            if not (recomputing() or foreign(self._owner)):
                 arguments = stored((args, kwargs), keep, graph) if self._inputs else None
                 entered.append((arguments, held(arguments), time.perf_counter()))
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:
-            if recomputing():
+            if recomputing() or foreign(self._owner):
                 return None
             arguments, held_arguments, start = entered.pop() if entered else (None, (), None)
             index = next(counter)
@@ -215,6 +220,12 @@ class Probe:
             return map_tensors(output, torch.clone) if graph and keep == "clone" else None
 
         return before, after
+
+
+def _leave(thread: int) -> None:
+    PROBING[thread] -= 1
+    if not PROBING[thread]:
+        del PROBING[thread]
 
 
 def _by_layer(layers: Layers, edits: Edits) -> dict[LayerPath, list[tuple[Calls, Edit]]]:
