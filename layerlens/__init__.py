@@ -22,7 +22,7 @@ _HOMES = {
     "capture": "capturing",
     "run": "capturing",
     "Record": "record",
-    "Call": "record",
+    "Call": "call",
     "Layers": "layers",
     "select": "layers",
     "Target": "target",
@@ -67,12 +67,13 @@ if TYPE_CHECKING:
     from .analyzers.saliency import saliency
     from .analyzers.sensitivity import sensitivity
     from .borrow import borrowed
+    from .call import Call
     from .capturing import capture, run
     from .contrasting import contrast
     from .layers import Layers, select
     from .lens import Lens
     from .probe import Probe
-    from .record import Call, Record
+    from .record import Record
     from .results import ActivationMaps, Attribution, LayerProfile, LayerTable, Ledger, Relevance, TopInputs, load
     from .target import Target, as_target
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .call import Stored
 from .layers import LayerPath
 from .nested import map_tensors, named_tensors, version
-from .record import Record, Stored
+from .record import Record
 
 _graph_task = torch._C._current_graph_task_id  # -1 outside of backward passes
 

@@ -43,6 +43,12 @@ def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     return value
 
 
+def replace_tensors(value: Any, function: Callable[[str, torch.Tensor], Any]) -> Any:
+    """As `map_tensors`, with the dotted path of each tensor as the first argument."""
+    names = (name for name, _ in named_tensors(value))
+    return map_tensors(value, lambda tensor: function(next(names), tensor))
+
+
 def _same_type(value: Any, parts: list[Any]) -> Any:
     """The parts in a sequence of the type of `value`, or in the plain base type when that type takes no list."""
     base = tuple if isinstance(value, tuple) else list

@@ -16,13 +16,14 @@ from torch.utils.hooks import RemovableHandle
 
 from .axes import axes_of
 from .borrow import is_compiled
+from .call import Call, Gradients, Stored
 from .edits import Change, Site
 from .errors import OptionError, choose
 from .hooks import PROBING, Note, Stop, foreign, recomputing, stored, versions
 from .layers import LayerPath, Layers, Selection
 from .matches import Calls
 from .nested import first_tensor, map_tensors
-from .record import Call, Gradients, Record, Stored
+from .record import Record
 
 Keep = Literal["reference", "clone", "cpu"]
 Edit: TypeAlias = Callable[[Any], Any] | Change

@@ -2,129 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from torch.autograd.graph import get_gradient_edge
-
 from .axes import axes_of
-from .errors import OverwrittenError, RecordError, suggestion
+from .call import Call, Noted
+from .errors import RecordError, suggestion
 from .layers import LayerPath
-from .nested import describe, named_tensors, version
-
-Stored = tuple[tuple[torch.Tensor, int], ...]
-"""Tensors kept by reference, each with the version that it had when it was recorded."""
-
-
-Noted = tuple[LayerPath, int, nn.Module, torch.Tensor, int]
-"""Layer, index of the call, module, output and its version."""
-
-
-class Gradients:
-    """Gradients of the tensors that one call returned, added up over backward passes as in `.grad`.
-
-    Args:
-        output: of the call, nested as it may be.
-    """
-
-    def __init__(self, output: Any) -> None:
-        self.found: dict[str, torch.Tensor | None] = {}
-        self.edges: list[Any] = []
-        for name, tensor in named_tensors(output):
-            if tensor.requires_grad:
-                self.found[name] = None
-                self.edges.append(get_gradient_edge(tensor))
-                tensor.register_hook(functools.partial(self._add, name))  # type: ignore[no-untyped-call]
-
-    def _add(self, name: str, gradient: torch.Tensor) -> None:
-        before = self.found[name]
-        self.found[name] = gradient.detach().clone() if before is None else before + gradient.detach()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Call:
-    """One call of one layer.
-
-    Attributes:
-        layer: path of the layer.
-        index: 0 for the layer's first call in the run, 1 for the second, ...
-        order: position of the call's end among all recorded calls of the run.
-        type: name of the module's class.
-        axes: names of the output's axes, for example `("batch", "channel", "height", "width")`; None where unknown.
-        output: what the layer returned, nested as it was (tuples, dicts, None kept in place).
-        inputs: positional and keyword arguments as `(args, kwargs)` when they were asked for, else None.
-        seconds: time from entry to exit of the call, children included, when timing was asked for, else None.
-    """
-
-    layer: LayerPath
-    index: int
-    order: int
-    type: str
-    axes: tuple[str, ...] | None
-    value: Any = dataclasses.field(repr=False)
-    arguments: Any = dataclasses.field(default=None, repr=False)
-    seconds: float | None = None
-    stored: Stored = dataclasses.field(default=(), repr=False)
-    stored_inputs: Stored = dataclasses.field(default=(), repr=False)
-    gradients: Gradients | None = dataclasses.field(default=None, repr=False)
-
-    @property
-    def output(self) -> Any:
-        """What the layer returned.
-
-        Raises:
-            OverwrittenError: when it was kept by reference and an operation has written into it since.
-        """
-        self._check(self.stored, "output")
-        return self.value
-
-    @property
-    def inputs(self) -> Any:
-        """The layer's `(args, kwargs)` as they were on entry, or None when inputs were not asked for.
-
-        Raises:
-            OverwrittenError: when they were kept by reference and an operation, perhaps the layer, wrote into them.
-        """
-        self._check(self.stored_inputs, "input")
-        return self.arguments
-
-    @property
-    def gradient(self) -> Any:
-        """The gradient of the output: a tensor like it, or a dict by dotted name where it is nested.
-
-        Raises:
-            RecordError: when none was asked for, no backward pass has come by, or the output requires no gradient.
-        """
-        if self.gradients is None:
-            raise RecordError("gradients were not recorded: Probe(gradients=True), or capture(gradients=True).")
-        found = {name: gradient for name, gradient in self.gradients.found.items() if gradient is not None}
-        if not found:
-            why = "no backward pass has come by" if self.gradients.found else "it was made without gradients"
-            raise RecordError(f"layer {self.layer!r}, call {self.index}, has no gradient: {why}.")
-        return found[""] if list(found) == [""] else found
-
-    @property
-    def overwritten(self) -> bool:
-        """Whether a tensor kept by reference has been written in place since the call."""
-        return _written((*self.stored, *self.stored_inputs))
-
-    def _check(self, stored: Stored, what: str) -> None:
-        if _written(stored):
-            raise OverwrittenError(
-                f"layer {self.layer!r}, call {self.index}: a later operation wrote into this {what} in place, so its "
-                "value is gone. Capture with keep='clone' (or keep='auto' of lens.capture)."
-            )
-
-    def __repr__(self) -> str:
-        return f"Call({self.layer!r} #{self.index}, {self.type}: {describe(self.value)})"
-
-
-def _written(stored: Stored) -> bool:
-    return any(version(tensor) != written for tensor, written in stored)
+from .nested import describe, named_tensors
 
 
 class Record(Mapping[LayerPath, Any]):
@@ -144,7 +31,7 @@ class Record(Mapping[LayerPath, Any]):
         self.selected = tuple(selected)
         self.partial = self.stopped = False
         self.unedited: tuple[str, ...] = ()
-        self._aliases = dict(aliases or {})
+        self.aliases = dict(aliases or {})
         self._by_layer: dict[LayerPath, list[Call]] = {path: [] for path in selected}
         self._sequence: list[Call] = []
         self.noted: list[Noted] = []
@@ -183,7 +70,7 @@ class Record(Mapping[LayerPath, Any]):
         Raises:
             RecordError: when the layer was not selected.
         """
-        layer = self._aliases.get(layer, layer)
+        layer = self.aliases.get(layer, layer)
         if layer not in self._calls:
             near = suggestion(layer, self._calls)
             raise RecordError(f"layer {layer!r} is not in this record of {len(self._calls)} layers.{near}")
@@ -205,7 +92,85 @@ class Record(Mapping[LayerPath, Any]):
         return sum(bool(calls) for calls in self._calls.values())
 
     def __contains__(self, layer: object) -> bool:
-        return bool(self._calls.get(self._aliases.get(layer, layer)))  # type: ignore[call-overload]
+        return bool(self._calls.get(self.aliases.get(layer, layer)))  # type: ignore[call-overload]
+
+    def samples(self, index: int | slice | Sequence[int]) -> Record:
+        """The record of some samples of the batch: `record.samples(2)`, `record.samples(slice(0, 8))`.
+
+        The batch axis is that of the layer's kind, such as 1 for the states of an LSTM, and the first one that has as
+        many entries as the batch where that is not known. Arguments and gradients are left out.
+
+        Raises:
+            OptionError: when there is no such sample.
+            RecordError: when a tensor has no axis of the samples; names the layer.
+        """
+        from .record_batches import samples
+
+        return samples(self, index)
+
+    @classmethod
+    def stack(cls, records: Sequence[Record]) -> Record:
+        """The records of several batches as one, along the batch axis.
+
+        Raises:
+            RecordError: when they hold different calls, or outputs of different shapes.
+        """
+        from .record_batches import stack
+
+        return stack(records)
+
+    def numpy(self) -> dict[str, Any]:
+        """Every tensor as an array: `layer`, `layer#1` for its second call, `layer:0` inside a nested output."""
+        from .record_views import to_numpy
+
+        return to_numpy(self)
+
+    def to_xarray(self) -> Any:
+        """A `Dataset` of all tensors with named axes; needs xarray."""
+        from .record_views import to_xarray
+
+        return to_xarray(self)
+
+    def to_pandas(self) -> Any:
+        """Statistics of every tensor: mean, std, min, max, share of zeros, number of values that are not finite."""
+        from .record_views import to_pandas
+
+        return to_pandas(self)
+
+    def difference(self, other: Record, *, rtol: float = 0.0, atol: float = 0.0) -> str | None:
+        """Where two records differ first, as a sentence; None where calls, shapes and values are equal.
+
+        Args:
+            other: the other record.
+            rtol: relative tolerance of values.
+            atol: absolute tolerance of values.
+        """
+        from .record_views import difference
+
+        return difference(self, other, rtol=rtol, atol=atol)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the outputs to one safetensors file, in one step; returns its path.
+
+        Named tuples, model outputs and dataclasses are read back as dicts. Arguments and gradients are left out.
+
+        Raises:
+            ResultFileError: when the folder does not exist.
+        """
+        from .record_files import save
+
+        return save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Record:
+        """Read what `save` wrote.
+
+        Raises:
+            ResultFileError: when the file is missing, damaged, or of another kind.
+        """
+        from .record_files import load
+
+        return load(path)
 
     __hash__ = object.__hash__
 

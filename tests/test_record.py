@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
+from layerlens.call import Call
 from layerlens.capturing import capture
 from layerlens.errors import OverwrittenError, RecordError
 from layerlens.probe import Probe
-from layerlens.record import Call, Record
+from layerlens.record import Record
 from tests.cases import CASES, normal
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..call import Call
 from ..errors import LayerNotFound
 from ..inputs import Inputs
 from ..layers import LayerPath
 from ..probe import Probe
-from ..record import Call
 
 Arrange = Callable[[torch.Tensor], torch.Tensor]
 """From the ids' own layout, (batch, token, ...) with any axes behind, to that of a call's input."""
