@@ -31,6 +31,8 @@ _HOMES = {
     "borrowed": "borrow",
     # analyzers
     "layer_table": "analyzers",
+    "route": "analyzers",
+    "compare_routes": "analyzers",
     "activation_maps": "analyzers.activation",
     "grad_cam": "analyzers.activation",
     "saliency": "analyzers.saliency",
@@ -48,6 +50,7 @@ _HOMES = {
     "LayerTable": "results",
     "Ledger": "results",
     "Relevance": "results",
+    "Routes": "results",
     "TopInputs": "results",
     "load": "results",
     # modules
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from .analyzers.layer_table import layer_table
     from .analyzers.relevance import Rulebook, concept_relevance, rank_concepts, relevance, relevance_by_target
     from .analyzers.relevance.top_inputs import top_inputs
+    from .analyzers.routes import compare_routes, route
     from .analyzers.saliency import saliency
     from .analyzers.sensitivity import sensitivity
     from .borrow import borrowed
@@ -74,7 +78,17 @@ if TYPE_CHECKING:
     from .lens import Lens
     from .probe import Probe
     from .record import Record
-    from .results import ActivationMaps, Attribution, LayerProfile, LayerTable, Ledger, Relevance, TopInputs, load
+    from .results import (
+        ActivationMaps,
+        Attribution,
+        LayerProfile,
+        LayerTable,
+        Ledger,
+        Relevance,
+        Routes,
+        TopInputs,
+        load,
+    )
     from .target import Target, as_target
 
 __all__ = [
@@ -89,6 +103,7 @@ __all__ = [
     "Probe",
     "Record",
     "Relevance",
+    "Routes",
     "Rulebook",
     "Target",
     "TopInputs",
@@ -96,6 +111,7 @@ __all__ = [
     "as_target",
     "borrowed",
     "capture",
+    "compare_routes",
     "concept_relevance",
     "contrast",
     "edits",
@@ -107,6 +123,7 @@ __all__ = [
     "rank_concepts",
     "relevance",
     "relevance_by_target",
+    "route",
     "run",
     "results",
     "saliency",

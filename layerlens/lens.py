@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from .analyzers import activation, layer_table, relevance, saliency, sensitivity
+from .analyzers import activation, compare_routes, layer_table, relevance, route, saliency, sensitivity
 from .analyzers.relevance import Concept
 from .borrow import borrowed
 from .capturing import capture, run
@@ -18,7 +18,16 @@ from .layers import Layers, Selection, parameter_count
 from .matches import Matches
 from .probe import Edits, Probe
 from .record import Record
-from .results import ActivationMaps, Attribution, LayerProfile, LayerTable, Relevance, TopInputs
+from .results import (
+    ActivationMaps,
+    Attribution,
+    LayerProfile,
+    LayerTable,
+    Relevance,
+    RouteComparison,
+    Routes,
+    TopInputs,
+)
 from .target import Names, Spec, Target, as_target
 
 AnyAttribution = TypeVar("AnyAttribution", bound=Attribution)
@@ -88,6 +97,15 @@ class Lens:
     def layers(self, x: Any = None) -> LayerTable:
         """The layers of the model; see `layer_table`."""
         return layer_table(self.model, self._optional(x), forward=self.forward)
+
+    def route(self, x: Any, layers: Selection = None) -> Routes:
+        """Which layers ran for each sample; see `route`."""
+        return route(self.model, self.inputs(x), layers, forward=self.forward)
+
+    def compare_routes(self, first: Any, second: Any) -> RouteComparison:
+        """Where the routes of two inputs, or of two results of `route`, differ; see `compare_routes`."""
+        taken = (given if isinstance(given, Routes) else self.route(given) for given in (first, second))
+        return compare_routes(*taken)
 
     def select(self, layers: Selection = None) -> Matches:
         """What a selection matches and why, to look at and to combine; see `Selection`."""

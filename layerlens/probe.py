@@ -47,7 +47,7 @@ class Probe:
         keep: `"clone"` (default) copies, so that later in-place operations cannot change what was recorded;
             `"reference"` keeps the tensors themselves, and reading one that was overwritten raises; `"cpu"` copies
             to main memory. A mapping from path to one of these sets it by layer, others being `"reference"`.
-        inputs: record the arguments of each call as well.
+        inputs: record the arguments of each call as well, or what a function of `(args, kwargs)` makes of them.
         graph: keep the tensors themselves, in the autograd graph; with `keep="clone"` the rest of the model goes on
             with a copy, so that gradients with respect to what was recorded exist and nothing overwrites it.
         timing: record the seconds of each call.
@@ -77,7 +77,7 @@ class Probe:
         layers: Selection = None,
         *,
         keep: Keep | Mapping[LayerPath, Keep] = "clone",
-        inputs: bool = False,
+        inputs: bool | Callable[[Any], Any] = False,
         graph: bool = False,
         timing: bool = False,
         reduce: Callable[[Any], Any] | None = None,
@@ -178,6 +178,11 @@ class Probe:
             self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(module.register_forward_hook(after))
 
+    def _arguments(self, given: Any, keep: str) -> Any:
+        if callable(self._inputs):
+            return self._inputs(given)
+        return stored(given, keep, self._graph) if self._inputs else None
+
     def _policy(self, path: LayerPath) -> str:
         return self._keep.get(path, "reference") if isinstance(self._keep, Mapping) else self._keep
 
@@ -197,7 +202,7 @@ class Probe:
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             if not (recomputing() or foreign(self._owner)):
-                arguments = stored((args, kwargs), keep, graph) if self._inputs else None
+                arguments = self._arguments((args, kwargs), keep)
                 entered.append((arguments, held(arguments), time.perf_counter()))
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:

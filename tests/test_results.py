@@ -19,6 +19,8 @@ from layerlens.results import (
     Ledger,
     Relevance,
     Result,
+    RouteComparison,
+    Routes,
     TopInputs,
     load,
 )
@@ -119,6 +121,8 @@ RESULTS = {
     "LayerProfile": profile,
     "Ledger": ledger,
     "TopInputs": top_inputs,
+    "Routes": lambda: Routes("Net", (("a", "b", "b"), ("a",))),
+    "RouteComparison": lambda: RouteComparison(("b",), (), {"a": (1.0, 2.0)}, 1, "a"),
     "Entry": lambda: ledger().entries[0],
 }
 VARIANTS = {

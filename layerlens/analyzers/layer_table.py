@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from ..borrow import borrowed
+from ..call import Call
 from ..inputs import as_inputs
 from ..layers import LayerPath, Layers, parameter_count
-from ..nested import first_tensor
+from ..nested import first_tensor, named_tensors
 from ..probe import Probe
 from ..record import Record
 from ..results import LayerRow, LayerTable
@@ -48,7 +49,7 @@ def layer_table(model: nn.Module, x: Any = None, *, forward: Callable[..., Any] 
     with borrowed(model, grad=False):
         given.run(model, forward)
         _wait(device)
-        with Probe(model, lambda path, module: True, timing=True, reduce=_stamp(device)) as record:
+        with Probe(model, lambda path, module: True, timing=True, inputs=_given, reduce=_stamp(device)) as record:
             given.run(model, forward)
     own, total = _own_seconds(record)
     rows = tuple(
@@ -62,14 +63,20 @@ class _Stamp:
 
     Attributes:
         shape: of its first tensor, as text; `""` when there is none.
+        dtype: of that tensor.
+        storages: address -> bytes of what its tensors are kept in.
         before: clock when the call had ended.
         after: clock when the device had done its work.
     """
 
-    __slots__ = ("after", "before", "shape")
+    __slots__ = ("after", "before", "dtype", "shape", "storages")
 
-    def __init__(self, shape: str, before: float, after: float) -> None:
-        self.shape, self.before, self.after = shape, before, after
+    def __init__(self, output: Any, before: float, after: float) -> None:
+        tensor = first_tensor(output)
+        self.shape = "" if tensor is None else str(tuple(tensor.shape))
+        self.dtype = "" if tensor is None else str(tensor.dtype).removeprefix("torch.")
+        self.storages = _storages(output)
+        self.before, self.after = before, after
 
 
 def _stamp(device: str) -> Callable[[Any], _Stamp]:
@@ -77,8 +84,7 @@ def _stamp(device: str) -> Callable[[Any], _Stamp]:
         before = time.perf_counter()
         _wait(device)
         after = time.perf_counter()
-        tensor = first_tensor(output)
-        return _Stamp("" if tensor is None else str(tuple(tensor.shape)), before, after)
+        return _Stamp(output, before, after)
 
     return reduce
 
@@ -106,18 +112,42 @@ def _own_seconds(record: Record) -> tuple[dict[LayerPath, float], float]:
     return own, sum(own.values())
 
 
+def _given(arguments: Any) -> tuple[str, frozenset[int]]:
+    """The shape of the first tensor among the arguments, as text, and the addresses of all of them."""
+    tensor = first_tensor(arguments)
+    return "" if tensor is None else str(tuple(tensor.shape)), frozenset(_storages(arguments))
+
+
+def _storages(value: Any) -> dict[int, int]:
+    """Address -> bytes of what the tensors inside are kept in."""
+    parts = [part for _, part in named_tensors(value) if part.layout is torch.strided and not part.is_nested]
+    return {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
+
+
 def _row(path: LayerPath, module: nn.Module, record: Record | None = None, share: float | None = None) -> LayerRow:
     runs = record is not None and type(module).forward is not nn.Module.forward  # ModuleList and the like never run
     calls = record.calls(path) if record is not None and runs else None
+    stamps: list[_Stamp] = [call.output for call in calls or ()]
+    leaf = next(module.children(), None) is None
     return LayerRow(
         path=path,
         type=type(module).__name__,
         calls=None if calls is None else len(calls),
-        output="" if calls is None else _shapes([call.output.shape for call in calls]),
+        output=_shapes([stamp.shape for stamp in stamps]),
         parameters=parameter_count(module),
         own=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
         share=share if runs else None,
+        input=_shapes([call.inputs[0] for call in calls or ()]),
+        dtype=", ".join(dict.fromkeys(stamp.dtype for stamp in stamps if stamp.dtype)),
+        order=calls[0].order if calls else None,
+        activation=sum(map(_made, calls)) if calls and leaf else None,
     )
+
+
+def _made(call: Call) -> int:
+    """Bytes that a call returned and was not given: views and operations in place make none."""
+    stamp: _Stamp = call.output
+    return sum(size for address, size in stamp.storages.items() if address not in call.inputs[1])
 
 
 def _shapes(shapes: list[str]) -> str:

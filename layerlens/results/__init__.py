@@ -4,6 +4,7 @@ from .attribution import ActivationMaps, Attribution, Relevance
 from .base import Result, load
 from .layers import LayerProfile, LayerRow, LayerTable
 from .ledger import Entry, Ledger
+from .routes import RouteComparison, Routes
 from .top_inputs import TopInputs
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "Ledger",
     "Relevance",
     "Result",
+    "RouteComparison",
+    "Routes",
     "TopInputs",
     "load",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,11 @@ class LayerRow:
         parameters: how many it holds, all below it included.
         own: how many it holds itself.
         share: share of the model's time spent in it and not in its children, 0..1; None when the model was not run.
+        input: shape of its (first) input tensor, as text.
+        dtype: of its (first) output tensor.
+        order: place of its first call's end in the run; None when it did not run.
+        activation: bytes of what its calls returned, views of what they were given left out; None for a layer that
+            holds others, or did not run.
     """
 
     path: str
@@ -33,6 +39,10 @@ class LayerRow:
     parameters: int
     own: int
     share: float | None
+    input: str = ""
+    dtype: str = ""
+    order: int | None = None
+    activation: int | None = None
 
 
 Result.classes["LayerRow"] = LayerRow
@@ -55,6 +65,7 @@ class LayerTable(Result):
     device: str = "cpu"
 
     HEADS = ("path", "type", "calls", "output", "parameters", "time")
+    MORE = ("input", "dtype", "order", "activation")
 
     def cells(self) -> list[tuple[str, ...]]:
         """The table as text, without its head."""
@@ -70,10 +81,46 @@ class LayerTable(Result):
             for row in self.rows
         ]
 
+    def more(self) -> list[tuple[str, ...]]:
+        """Input shape, data type, order of execution and memory of the output of each row, as text."""
+        return [
+            (
+                row.input,
+                row.dtype,
+                "" if row.order is None else str(row.order),
+                "" if row.activation is None else _bytes(row.activation),
+            )
+            for row in self.rows
+        ]
+
+    @property
+    def activation(self) -> int | None:
+        """Bytes of all that layers without others inside returned; None when the model was not run."""
+        sizes = [row.activation for row in self.rows if row.activation is not None]
+        return sum(sizes) if sizes else None
+
+    def tree(self, *, depth: int | None = None) -> str:
+        """The layers as an indented tree with all columns.
+
+        Args:
+            depth: how deep to go; None for all.
+        """
+        cells: list[tuple[str, ...]] = [(*self.HEADS, *self.MORE)]
+        for row, text in zip(self.rows, self._whole(), strict=True):
+            level = row.path.count(".") + 1 if row.path else 0
+            if depth is None or level <= depth:
+                cells.append(("  " * level + (row.path.rpartition(".")[2] or "(model)"), *text[1:]))
+        return _columns(cells)
+
+    def _whole(self) -> list[tuple[str, ...]]:
+        return [one + two for one, two in zip(self.cells(), self.more(), strict=True)]
+
     def summary(self) -> list[tuple[str, str]]:
         """Model, number of layers and of parameters, time."""
         rows = [("model", self.model), ("layers", str(len(self.rows) - 1))]
         rows.append(("parameters", f"{self.rows[0].parameters:,}"))
+        if self.activation is not None:
+            rows.append(("outputs", _bytes(self.activation)))
         return rows if self.milliseconds is None else [*rows, ("one forward", f"{self.milliseconds:.1f} ms")]
 
     def to_pandas(self) -> Any:
@@ -95,21 +142,36 @@ class LayerTable(Result):
         cells = [self.HEADS, *self.cells()]
         if len(cells) > 44:
             cells = [*cells[:30], ("...", f"{len(cells) - 40} more", "", "", "", ""), *cells[-10:]]
-        widths = [max(len(row[column]) for row in cells) for column in range(len(self.HEADS))]
-        lines = []
-        for row in cells:
-            left = [row[column].ljust(widths[column]) for column in (0, 1)]
-            right = [row[column].rjust(widths[column]) for column in (2, 3, 4, 5)]
-            lines.append("  ".join(left + right).rstrip())
         head = ", ".join(f"{name} {text}" for name, text in self.summary()[1:])
-        return "\n".join([f"{self.model}: {head}", *lines])
+        return f"{self.model}: {head}\n{_columns(cells)}"
 
     def _repr_html_(self) -> str:
-        def row(cells: tuple[str, ...], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        def line(cells: tuple[str, ...], tag: str, level: int = 0) -> str:
+            first, *rest = map(html.escape, cells)
+            start = f"<{tag} style='text-align:left;padding-left:{level + 0.5}em'>{first}</{tag}>"
+            return "<tr>" + start + "".join(f"<{tag}>{cell}</{tag}>" for cell in rest) + "</tr>"
 
-        body = "".join(row(cells, "td") for cells in self.cells())
-        return f"<table><thead>{row(self.HEADS, 'th')}</thead><tbody>{body}</tbody></table>"
+        levels = [row.path.count(".") + 1 if row.path else 0 for row in self.rows]
+        body = "".join(line(cells, "td", level) for cells, level in zip(self._whole(), levels, strict=True))
+        return f"<table><thead>{line((*self.HEADS, *self.MORE), 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+def _columns(cells: Sequence[tuple[str, ...]]) -> str:
+    """Rows of text in columns: the first two to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = []
+    for row in cells:
+        left = [row[column].ljust(widths[column]) for column in (0, 1)]
+        right = [row[column].rjust(widths[column]) for column in range(2, len(row))]
+        lines.append("  ".join(left + right).rstrip())
+    return "\n".join(lines)
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -114,3 +114,23 @@ def test_the_model_is_given_back(hooks_of):
     layer_table(net, x)
     assert net.training and hooks_of(net) == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_inputs_types_order_and_memory():
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True)), nn.Flatten(), nn.Linear(288, 5)
+    ).double()
+    table = layer_table(net, torch.zeros(2, 3, 8, 8, dtype=torch.float64))
+    rows = {row.path: row for row in table.rows}
+    assert [rows[path].input for path in ("", "0.0", "0.1", "2")] == [
+        "(2, 3, 8, 8)", "(2, 3, 8, 8)", "(2, 8, 6, 6)", "(2, 288)",
+    ]  # fmt: skip
+    assert [rows[path].order for path in ("0.0", "0.1", "0", "1", "2", "")] == list(range(6))
+    assert rows["2"].dtype == "float64"
+    # the ReLU writes into its input and Flatten is a view: neither makes anything
+    assert [rows[path].activation for path in ("0.0", "0.1", "1", "2")] == [2 * 8 * 36 * 8, 0, 0, 2 * 5 * 8]
+    assert rows["0"].activation is None and table.activation == 2 * 8 * 36 * 8 + 80
+    lines = table.tree(depth=1).splitlines()
+    assert [line.split()[0] for line in lines] == ["path", "(model)", "0", "1", "2"]
+    assert table.tree().splitlines()[3].startswith("    0 ") and "padding-left:2.5em" in table._repr_html_()
+    assert set(table.to_pandas()) >= {"input", "dtype", "order", "activation"}
