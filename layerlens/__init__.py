@@ -34,6 +34,8 @@ _HOMES = {
     "route": "analyzers",
     "compare_routes": "analyzers",
     "activation_maps": "analyzers.activation",
+    "attention_weights": "analyzers.activation",
+    "attention_rollout": "analyzers.activation",
     "grad_cam": "analyzers.activation",
     "saliency": "analyzers.saliency",
     "sensitivity": "analyzers.sensitivity",
@@ -62,7 +64,7 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from . import edits, errors, plotting, results
-    from .analyzers.activation import activation_maps
+    from .analyzers.activation import activation_maps, attention_rollout, attention_weights
     from .analyzers.activation.grad_cam import grad_cam
     from .analyzers.layer_table import layer_table
     from .analyzers.relevance import Rulebook, concept_relevance, rank_concepts, relevance, relevance_by_target
@@ -108,6 +110,8 @@ __all__ = [
     "Target",
     "TopInputs",
     "activation_maps",
+    "attention_rollout",
+    "attention_weights",
     "as_target",
     "borrowed",
     "capture",

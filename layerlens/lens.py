@@ -13,6 +13,7 @@ from .analyzers.relevance import Concept
 from .borrow import borrowed
 from .capturing import capture, run
 from .errors import InputError, TargetError
+from .functions import functions
 from .inputs import Inputs, as_inputs
 from .layers import Layers, Selection, parameter_count
 from .matches import Matches
@@ -20,6 +21,7 @@ from .probe import Edits, Probe
 from .record import Record
 from .results import (
     ActivationMaps,
+    AttentionWeights,
     Attribution,
     LayerProfile,
     LayerTable,
@@ -121,6 +123,10 @@ class Lens:
             options["target"] = self.target(options["target"])
         return capture(self.model, self.inputs(x), layers, forward=self.forward, **options)
 
+    def functions(self, x: Any, layers: Selection = None, names: Any = None, **options: Any) -> Record:
+        """What torch functions return inside of layers; see `functions`."""
+        return functions(self.model, self.inputs(x), layers, names, forward=self.forward, **options)
+
     def run(self, x: Any, *, edits: Edits | None = None) -> Any:
         """What the model returns when layers are edited; see `run`."""
         return run(self.model, self.inputs(x), edits=edits, forward=self.forward)
@@ -128,6 +134,10 @@ class Lens:
     def activation_maps(self, x: Any, layer: Selection, **options: Any) -> ActivationMaps:
         """One layer's output, unit by unit; see `activation_maps`."""
         return activation.activation_maps(self.model, self.inputs(x), layer, forward=self.forward, **options)
+
+    def attention(self, x: Any, layers: Selection = None) -> AttentionWeights:
+        """The weights of every attention; see `attention_weights`."""
+        return activation.attention_weights(self.model, self.inputs(x), layers, forward=self.forward)
 
     def grad_cam(self, x: Any, layer: Selection = None, *, target: Spec = None, **options: Any) -> Attribution:
         """A class activation map; see `grad_cam`."""

@@ -37,6 +37,12 @@ class Record(Mapping[LayerPath, Any]):
         self.noted: list[Noted] = []
         """Calls that a probe has seen, to be told apart when they are asked for; used by probes."""
 
+    def declare(self, layer: LayerPath) -> None:
+        """Add a name to those that were selected (used where names are found as the model runs)."""
+        if layer not in self._by_layer:
+            self._by_layer[layer] = []
+            self.selected = (*self.selected, layer)
+
     def add(self, call: Call) -> None:
         """Append a call (used by probes)."""
         self._settle()

@@ -59,3 +59,45 @@ class Spans:
 def nodes_made() -> int:
     """The sequence number that the next autograd node of this thread will get."""
     return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
+
+
+class Running:
+    """Know, while a `with` block runs a model, which of its layers is running: the innermost one.
+
+    Args:
+        model: any module.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._paths = {id(module): path for path, module in Layers(model).items()}
+        self._stack: list[LayerPath] = []
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def layer(self) -> LayerPath:
+        """The path of the innermost layer that is running; `""` for the model itself."""
+        return self._stack[-1] if self._stack else ""
+
+    @property
+    def now(self) -> bool:
+        """Whether the model is running at all: what is done before and after is not its own."""
+        return bool(self._stack)
+
+    def __enter__(self) -> Running:
+        self._handles.append(register_module_forward_pre_hook(self._start))
+        self._handles.append(register_module_forward_hook(self._end, always_call=True))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._stack.clear()
+
+    def _start(self, module: nn.Module, args: Any) -> None:
+        if id(module) in self._paths:
+            self._stack.append(self._paths[id(module)])
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        if id(module) in self._paths and self._stack:
+            self._stack.pop()

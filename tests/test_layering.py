@@ -16,6 +16,7 @@ FOUNDATION = {
     "matches",
     "edits",
     "hooks",
+    "functions",
     "spans",
     "axes",
     "call",

@@ -11,6 +11,7 @@ import torch
 from layerlens.errors import InputError, MissingPackage, ResultFileError
 from layerlens.results import (
     ActivationMaps,
+    AttentionWeights,
     Attribution,
     Entry,
     LayerProfile,
@@ -121,6 +122,7 @@ RESULTS = {
     "LayerProfile": profile,
     "Ledger": ledger,
     "TopInputs": top_inputs,
+    "AttentionWeights": lambda: AttentionWeights("Net", {"a": normal(1, 2, 3, 3)}, {"a": "softmax and product"}),
     "Routes": lambda: Routes("Net", (("a", "b", "b"), ("a",))),
     "RouteComparison": lambda: RouteComparison(("b",), (), {"a": (1.0, 2.0)}, 1, "a"),
     "Entry": lambda: ledger().entries[0],

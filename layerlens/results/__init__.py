@@ -1,5 +1,6 @@
 """Results are data: values with their meaning, what the method can prove about itself, ways to show and keep them."""
 
+from .attention import AttentionWeights
 from .attribution import ActivationMaps, Attribution, Relevance
 from .base import Result, load
 from .layers import LayerProfile, LayerRow, LayerTable
@@ -9,6 +10,7 @@ from .top_inputs import TopInputs
 
 __all__ = [
     "ActivationMaps",
+    "AttentionWeights",
     "Attribution",
     "Entry",
     "LayerProfile",
