@@ -103,8 +103,12 @@ class Record(Mapping[LayerPath, Any]):
     def samples(self, index: int | slice | Sequence[int]) -> Record:
         """The record of some samples of the batch: `record.samples(2)`, `record.samples(slice(0, 8))`.
 
-        The batch axis is that of the layer's kind, such as 1 for the states of an LSTM, and the first one that has as
-        many entries as the batch where that is not known. Arguments and gradients are left out.
+        The batch axis is that of the layer's kind, such as 1 for the states of an LSTM, and the first or second one
+        that has as many entries as the batch where that is not known. A tensor with one entry there is what all samples
+        share, such as position embeddings, and stays. Arguments and gradients are left out.
+
+        A linear layer inside a model that puts time first is not told from one that puts the batch first: there,
+        run the samples by themselves.
 
         Raises:
             OptionError: when there is no such sample.
@@ -116,17 +120,24 @@ class Record(Mapping[LayerPath, Any]):
 
     @classmethod
     def stack(cls, records: Sequence[Record]) -> Record:
-        """The records of several batches as one, along the batch axis.
+        """The records of several batches as one, along the batch axis; what is no tensor is that of the first.
 
         Raises:
-            RecordError: when they hold different calls, or outputs of different shapes.
+            OptionError: when there are none.
+            RecordError: when they hold different calls, or outputs of different nesting, shapes or types.
         """
         from .record_batches import stack
 
         return stack(records)
 
     def numpy(self) -> dict[str, Any]:
-        """Every tensor as an array: `layer`, `layer#1` for its second call, `layer:0` inside a nested output."""
+        """Every tensor as an array: `layer`, `layer#1` for its second call, `layer:0` inside a nested output.
+
+        Sparse and quantized tensors become dense; bfloat16 and float8 become float32.
+
+        Raises:
+            RecordError: when two tensors have the same name, or one has no data.
+        """
         from .record_views import to_numpy
 
         return to_numpy(self)
@@ -144,7 +155,9 @@ class Record(Mapping[LayerPath, Any]):
         return to_pandas(self)
 
     def difference(self, other: Record, *, rtol: float = 0.0, atol: float = 0.0) -> str | None:
-        """Where two records differ first, as a sentence; None where calls, shapes and values are equal.
+        """Where two records differ first, as a sentence; None where calls, nesting, shapes and values are equal.
+
+        Numbers and texts beside the tensors count as well; other objects do not.
 
         Args:
             other: the other record.
@@ -161,7 +174,7 @@ class Record(Mapping[LayerPath, Any]):
         Named tuples, model outputs and dataclasses are read back as dicts. Arguments and gradients are left out.
 
         Raises:
-            ResultFileError: when the folder does not exist.
+            ResultFileError: when the folder does not exist, or a tensor is sparse, nested or quantized.
         """
         from .record_files import save
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import torch
 
 from .call import Call
 from .errors import ResultFileError
-from .nested import named_tensors
+from .nested import describe
 from .record import Record
+from .results.files import umask
 
 FORMAT = "layerlens-record/1"
 
@@ -31,20 +34,28 @@ def save(record: Record, path: str | os.PathLike[str]) -> Path:
     tensors: dict[str, torch.Tensor] = {}
     calls = []
     for number, call in enumerate(record.order):
-        for name, tensor in named_tensors(call.output):
-            tensors[f"{number}:{name}"] = tensor.detach().cpu().clone().contiguous()
+        parts: list[torch.Tensor] = []
         fields = {"layer": call.layer, "index": call.index, "type": call.type, "seconds": call.seconds}
-        fields |= {"axes": call.axes, "shape of value": _outline(call.output, f"{number}:")}
+        fields |= {"axes": call.axes, "shape of value": outline(call.output, parts, f"{number}:")}
+        for place, tensor in enumerate(parts):
+            if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+                raise ResultFileError(
+                    f"layer {call.layer!r}, call {call.index}: {describe(tensor)} is sparse, nested, quantized or "
+                    "without data, which a file cannot hold; make it a plain tensor with capture(reduce=...)."
+                )
+            tensors[f"{number}:{place}"] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         calls.append(fields)
     whole: dict[str, Any] = {"selected": record.selected, "aliases": dict(record.aliases), "unedited": record.unedited}
     whole |= {"partial": record.partial, "stopped": record.stopped, "calls": calls}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
     try:
-        save_file(tensors, str(temporary), metadata={"format": FORMAT, "record": json.dumps(whole)})
+        save_file(tensors, temporary, metadata={"format": FORMAT, "record": json.dumps(whole)})
+        os.chmod(temporary, 0o666 & ~umask())  # as any new file, not for the owner alone
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+            os.unlink(temporary)
         raise
     return path
 
@@ -72,40 +83,51 @@ def load(path: str | os.PathLike[str]) -> Record:
             axes = None if call["axes"] is None else tuple(call["axes"])
             place = (call["layer"], call["index"], order, call["type"], axes)
             record.add(Call(*place, _filled(call["shape of value"], tensors), seconds=call["seconds"]))
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
         if isinstance(error, ResultFileError):
             raise
         raise ResultFileError(f"{path} is no record of layerlens, or is damaged ({error}).") from error
     return record
 
 
-def _outline(value: Any, name: str, first: bool = True) -> Any:
-    """A value as JSON, its tensors by name; named tuples, model outputs and dataclasses become dicts."""
+def outline(value: Any, parts: list[torch.Tensor], prefix: str = "") -> Any:
+    """A value as JSON: how it is nested, and what in it is no tensor.
+
+    Named tuples, model outputs and dataclasses become dicts.
+
+    Args:
+        value: nested as it may be.
+        parts: its tensors are appended here; the outline holds their places.
+        prefix: put before the number of each place.
+    """
     if isinstance(value, torch.Tensor):
-        return {"tensor": name}
-    dot = "" if first else "."
+        parts.append(value)
+        return {"tensor": f"{prefix}{len(parts) - 1}"}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         value = dict(zip(value._fields, value, strict=True))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, (type, Mapping)):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {"dict": [[str(key), _outline(part, f"{name}{dot}{key}", False)] for key, part in value.items()]}
+        return {"dict": [[_key(key), outline(part, parts, prefix)] for key, part in value.items()]}
     if isinstance(value, (tuple, list)):
         kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [_outline(part, f"{name}{dot}{key}", False) for key, part in enumerate(value)]}
-    fields = getattr(value, "__dataclass_fields__", None)
-    if fields is not None and not isinstance(value, type):
-        return {"dict": [[key, _outline(getattr(value, key), f"{name}{dot}{key}", False)] for key in fields]}
+        return {kind: [outline(part, parts, prefix) for part in value]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"plain": value}
     return {"text": repr(value)[:200]}  # what is neither a number nor a text is kept as what it looks like
 
 
-def _filled(outline: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    ((kind, content),) = outline.items()
+def _key(key: Any) -> Any:
+    return key if key is None or isinstance(key, (bool, int, float, str)) else str(key)
+
+
+def _filled(described: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    ((kind, content),) = described.items()
     if kind == "tensor":
         return tensors[content]
     if kind in ("plain", "text"):
         return content
     if kind == "dict":
         return {key: _filled(part, tensors) for key, part in content}
-    parts = [_filled(part, tensors) for part in content]
-    return tuple(parts) if kind == "tuple" else parts
+    made = {"tuple": tuple, "list": list}[kind]
+    return made(_filled(part, tensors) for part in content)

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from .call import Call
-from .errors import MissingPackage
+from .errors import MissingPackage, RecordError
 from .nested import describe, named_tensors
 from .record import Record
+from .record_batches import batch_size, part_axes
+from .record_files import outline
 
 
 def named_outputs(record: Record) -> Iterator[tuple[str, Call, torch.Tensor]]:
@@ -22,9 +24,26 @@ def named_outputs(record: Record) -> Iterator[tuple[str, Call, torch.Tensor]]:
             yield (f"{place}:{name}" if name else place), call, tensor
 
 
+def _distinct(record: Record) -> Iterator[tuple[str, Call, torch.Tensor]]:
+    """As `named_outputs`, where no name may stand for two tensors.
+
+    Raises:
+        RecordError: when one does, as in `{"a.b": x, "a": {"b": y}}`.
+    """
+    seen = set()
+    for name, call, tensor in named_outputs(record):
+        if name in seen:
+            raise RecordError(
+                f"layer {call.layer!r}, call {call.index}: two tensors of its output have the name {name!r}. Read them "
+                "from record.calls, or capture without this layer."
+            )
+        seen.add(name)
+        yield name, call, tensor
+
+
 def to_numpy(record: Record) -> dict[str, np.ndarray[Any, Any]]:
-    """Every tensor as an array, by name; bfloat16 becomes float32."""
-    return {name: _array(tensor) for name, _, tensor in named_outputs(record)}
+    """Every tensor as an array, by name; what numpy does not know (bfloat16, float8) becomes float32."""
+    return {name: _array(call, tensor) for name, call, tensor in _distinct(record)}
 
 
 def to_xarray(record: Record) -> Any:
@@ -34,12 +53,17 @@ def to_xarray(record: Record) -> Any:
     except ImportError as error:
         raise MissingPackage("to_xarray needs xarray: pip install 'layerlens[xarray]'.") from error
     arrays = {}
-    for name, call, tensor in named_outputs(record):
-        known = call.axes if call.axes is not None and len(call.axes) == tensor.ndim else None
-        axes = [f"{name}_{axis}" for axis in range(tensor.ndim)]
-        if known is not None:  # batch is the same everywhere; other axes have a size of each layer's own
-            axes = [axis if axis == "batch" else f"{name}_{axis}" for axis in known]
-        arrays[name] = xarray.DataArray(_array(tensor), dims=axes, attrs={"type": call.type, "order": call.order})
+    named = list(_distinct(record))
+    known = {name: part_axes(call, name.partition(":")[2], tensor) for name, call, tensor in named}
+    samples = batch_size(record) if any(tensor.ndim for _, _, tensor in named) else 0
+    for name, call, tensor in named:
+        array, axes = _array(call, tensor), known[name] or range(tensor.ndim)
+        # the batch is the same everywhere; other axes, and those of one entry for all samples, are each layer's own
+        dims = [
+            str(axis) if axis == "batch" and size == samples else f"{name}_{axis}"
+            for axis, size in zip(axes, array.shape, strict=True)
+        ]
+        arrays[name] = xarray.DataArray(array, dims=dims, attrs={"type": call.type, "order": call.order})
     return xarray.Dataset(arrays)
 
 
@@ -58,9 +82,10 @@ _NUMBERS = ("mean", "std", "min", "max", "zeros", "not finite")
 
 
 def _statistics(call: Call, tensor: torch.Tensor) -> dict[str, Any]:
-    row: dict[str, Any] = {"layer": call.layer, "call": call.index, "type": call.type, "shape": tuple(tensor.shape)}
-    row["dtype"] = str(tensor.dtype).removeprefix("torch.")
-    values = tensor.detach().double() if not tensor.is_complex() else tensor.detach().abs().double()
+    kind, tensor = str(tensor.dtype).removeprefix("torch."), _plain(call, tensor)
+    row: dict[str, Any] = {"layer": call.layer, "call": call.index, "type": call.type}
+    row |= {"shape": tuple(tensor.shape), "dtype": kind}
+    values = tensor.abs().double() if tensor.is_complex() else tensor.double()
     finite = values[torch.isfinite(values)]
     some = bool(finite.numel())
     numbers = (
@@ -84,19 +109,72 @@ def difference(one: Record, other: Record, *, rtol: float = 0.0, atol: float = 0
         return f"one holds {len(places[0])} calls, the other {len(places[1])}"
     for mine, theirs in zip(one.order, other.order, strict=True):
         place = f"layer {mine.layer!r}, call {mine.index}"
-        a, b = dict(named_tensors(mine.output)), dict(named_tensors(theirs.output))
-        if list(a) != list(b):
-            return f"{place}: {describe(mine.output)} in one, {describe(theirs.output)} in the other"
-        for name, tensor in a.items():
-            if (tensor.shape, tensor.dtype) != (b[name].shape, b[name].dtype):
-                return f"{place}: {describe(tensor)} in one, {describe(b[name])} in the other"
-            if not torch.allclose(tensor, b[name].to(tensor.device), rtol=rtol, atol=atol, equal_nan=True):
-                gap = (tensor.double() - b[name].to(tensor.device).double()).abs()
-                return f"{place}: values differ by up to {float(gap.nan_to_num(nan=float('inf')).max()):.3g}"
+        parts: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+        outlines = [outline(call.output, found) for call, found in zip((mine, theirs), parts, strict=True)]
+        if apart := _apart(outlines[0], outlines[1], rtol, atol):
+            return f"{place}: {apart}"
+        for a, b in zip(*parts, strict=True):
+            if (a.shape, a.dtype) != (b.shape, b.dtype):
+                return f"{place}: {describe(a)} in one, {describe(b)} in the other"
+            a, b = _plain(mine, a), _plain(theirs, b).to(a.device)
+            if not torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True):
+                return f"{place}: values differ by up to {_gap(a, b)}"
     return None
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    tensor = tensor.detach().cpu()
+def _apart(one: Any, other: Any, rtol: float, atol: float) -> str | None:
+    """Where two outlines differ in nesting, or in what is no tensor; objects without a text of their own are equal."""
+    ((kind, a),), ((other_kind, b),) = one.items(), other.items()
+    if "text" in (kind, other_kind):  # what such an object looks like may hold its address
+        return None if {kind, other_kind} <= {"text", "plain"} else f"{_told(one)} in one, {_told(other)} in the other"
+    if kind == other_kind == "plain":
+        numbers = all(isinstance(value, (int, float)) for value in (a, b))
+        same = bool(np.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True)) if numbers else a == b
+        return None if same else f"{a!r} in one, {b!r} in the other"
+    if kind != other_kind or (kind != "tensor" and len(a) != len(b)):
+        return f"{_told(one)} in one, {_told(other)} in the other"
+    if kind == "tensor":
+        return None
+    if kind == "dict":
+        if [key for key, _ in a] != [key for key, _ in b]:
+            return f"{_told(one)} in one, {_told(other)} in the other"
+        a, b = [part for _, part in a], [part for _, part in b]
+    return next((found for x, y in zip(a, b, strict=True) if (found := _apart(x, y, rtol, atol))), None)
+
+
+def _told(described: Any) -> str:
+    ((kind, content),) = described.items()
+    if kind == "dict":
+        return f"dict with {', '.join(str(key) for key, _ in content)}"
+    return {"tensor": "a tensor", "plain": repr(content), "text": str(content)}.get(kind) or f"{kind} of {len(content)}"
+
+
+def _gap(a: torch.Tensor, b: torch.Tensor) -> str:
+    """The largest difference of two tensors of one shape, as text."""
+    wide = torch.complex128 if a.is_complex() else torch.float64 if a.is_floating_point() else torch.int64
+    gap = (a.to(wide) - b.to(wide)).abs()
+    return f"{float(gap.double().nan_to_num(nan=float('inf'), posinf=float('inf')).max()):.3g}"
+
+
+def _plain(call: Call, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as one of dense layout that torch can compute with.
+
+    Raises:
+        RecordError: when it is nested or has no data.
+    """
+    tensor = tensor.detach()
+    if tensor.is_nested or tensor.is_meta:
+        why = "parts of different length" if tensor.is_nested else "no data"
+        raise RecordError(f"layer {call.layer!r}, call {call.index}: {describe(tensor)} has {why}, so it is no array.")
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    tensor = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    return (
+        tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+    )  # float8 has few operations
+
+
+def _array(call: Call, tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    tensor = _plain(call, tensor).cpu().resolve_conj().resolve_neg()
     array: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array

@@ -35,7 +35,7 @@ def write(path: str | os.PathLike[str], value: Any) -> Path:
     try:
         with os.fdopen(handle, "wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner reads
+        os.chmod(temporary, 0o666 & ~umask())  # mkstemp makes files that only their owner reads
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -71,7 +71,8 @@ def read(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -> Any:
         raise ResultFileError(f"{path} is no result of layerlens, or is damaged ({error}).") from error
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that new files of this process do not get."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
