@@ -67,7 +67,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(grad))
             if is_compiled(model):
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+                stack.enter_context(as_written(model))
                 stack.enter_context(warnings.catch_warnings())
                 warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
             if mode != "keep":
@@ -93,6 +93,17 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
         for held in attributes:
             held.restore()
         restore_generators(generators)
+
+
+def as_written(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Run a compiled model eagerly for the length of a block; says so, once with Python's usual filters."""
+    warnings.warn(
+        f"{type(model).__name__} is compiled; layerlens runs it as it was written, for compiled code shows neither its "
+        "layers nor its operations. The compiled code stays as it is.",
+        stacklevel=4,
+    )
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .axes import axes_of
-from .borrow import is_compiled
+from .borrow import as_written, is_compiled
 from .call import Call, Gradients, Stored
 from .edits import Change, Site
 from .errors import OptionError, choose
@@ -117,7 +117,7 @@ class Probe:
         self._stack.callback(_leave, self._owner)
         try:
             if is_compiled(self._model):
-                self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+                self._stack.enter_context(as_written(self._model))
             for path, edits in self._edits.items():
                 self._handles.append(self._layers[path].register_forward_hook(self._edit_hook(path, edits)))
             for path in self._calls:

@@ -571,6 +571,7 @@ def test_a_checkpointed_block_is_not_recorded_twice(reentrant, graph):
 
 
 @pytest.mark.parametrize("compiled", ["wrapped", "in place", "inner"])
+@pytest.mark.filterwarnings("ignore:.*is compiled")
 @pytest.mark.parametrize("use", ["capture", "probe"])
 def test_a_compiled_model_is_captured_as_the_eager_one(compiled, use):
     eager = net(nn.Linear(3, 4), nn.ReLU(inplace=True), net(nn.Linear(4, 2), nn.Tanh()))

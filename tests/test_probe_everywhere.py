@@ -89,6 +89,13 @@ def test_autocast():
     assert all(torch.equal(record[path], value) for path, value in expected.items())
 
 
+def test_a_compiled_model_is_run_as_written_and_says_so():
+    model = torch.compile(net(), backend="eager")
+    with pytest.warns(UserWarning, match="is compiled; layerlens runs it as it was written"):
+        record = capture(model, X)
+    assert torch.equal(record["_orig_mod.2"], plain_outputs(net(), X)["2"])
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_part_of_a_model_and_compile_in_place():
     model = net()

@@ -64,7 +64,8 @@ class _Stamp:
     Attributes:
         shape: of its first tensor, as text; `""` when there is none.
         dtype: of that tensor.
-        storages: address -> bytes of what its tensors are kept in.
+        storages: what its tensors are kept in -> bytes; weak references, which hold no memory, and tell a storage from
+            a later one at the same address.
         before: clock when the call had ended.
         after: clock when the device had done its work.
     """
@@ -112,16 +113,40 @@ def _own_seconds(record: Record) -> tuple[dict[LayerPath, float], float]:
     return own, sum(own.values())
 
 
-def _given(arguments: Any) -> tuple[str, frozenset[int]]:
-    """The shape of the first tensor among the arguments, as text, and the addresses of all of them."""
-    tensor = first_tensor(arguments)
-    return "" if tensor is None else str(tuple(tensor.shape)), frozenset(_storages(arguments))
+def _given(arguments: Any) -> tuple[str, str]:
+    """The shapes of the first two tensors among the arguments, as text, and the dtype of the first."""
+    tensors = [tensor for _, tensor in named_tensors(arguments)]
+    shapes = ["nested" if tensor.is_nested else str(tuple(tensor.shape)) for tensor in tensors[:2]]
+    kind = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
+    return " + ".join([*shapes, "..."] if len(tensors) > 2 else shapes), kind
 
 
-def _storages(value: Any) -> dict[int, int]:
-    """Address -> bytes of what the tensors inside are kept in."""
+def _storages(value: Any) -> dict[StorageWeakRef, int]:
+    """What the tensors inside are kept in -> bytes."""
     parts = [part for _, part in named_tensors(value) if part.layout is torch.strided and not part.is_nested]
-    return {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
+    storages = [part.untyped_storage() for part in parts]
+    return {StorageWeakRef(storage): storage.nbytes() for storage in storages}
+
+
+def _made(model: nn.Module, record: Record) -> dict[LayerPath, int]:
+    """Bytes that the calls without others inside returned, by layer; each storage where it is returned first.
+
+    What is inside a call ended just before it, and after it began.
+    """
+    seen = set(_storages([*model.parameters(), *model.buffers()]))
+    made: dict[LayerPath, int] = {}
+    ended: list[float] = []  # of calls whose parent is still running
+    for call in record.order:
+        stamp: _Stamp = call.output
+        start, inside = stamp.before - (call.seconds or 0.0), len(ended)
+        while ended and ended[-1] > start:
+            ended.pop()
+        if len(ended) == inside:
+            new = {storage: size for storage, size in stamp.storages.items() if storage not in seen}
+            seen.update(new)
+            made[call.layer] = made.get(call.layer, 0) + sum(new.values())
+        ended.append(stamp.after)
+    return made
 
 
 def _row(path: LayerPath, module: nn.Module, record: Record | None = None, share: float | None = None) -> LayerRow:
@@ -142,12 +167,6 @@ def _row(path: LayerPath, module: nn.Module, record: Record | None = None, share
         order=calls[0].order if calls else None,
         activation=sum(map(_made, calls)) if calls and leaf else None,
     )
-
-
-def _made(call: Call) -> int:
-    """Bytes that a call returned and was not given: views and operations in place make none."""
-    stamp: _Stamp = call.output
-    return sum(size for address, size in stamp.storages.items() if address not in call.inputs[1])
 
 
 def _shapes(shapes: list[str]) -> str:

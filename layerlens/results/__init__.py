@@ -3,7 +3,8 @@
 from .attention import AttentionWeights
 from .attribution import ActivationMaps, Attribution, Relevance
 from .base import Result, load
-from .layers import LayerProfile, LayerRow, LayerTable
+from .layer_table import LayerRow, LayerTable
+from .layers import LayerProfile
 from .ledger import Entry, Ledger
 from .routes import RouteComparison, Routes
 from .top_inputs import TopInputs

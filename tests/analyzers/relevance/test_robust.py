@@ -41,6 +41,7 @@ def test_autocast():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*is compiled")
 def test_a_compiled_model_is_run_as_written():
     compiled = relevance(torch.compile(net()), X, target=0)
     torch.testing.assert_close(compiled.values, relevance(net(), X, target=0).values)
