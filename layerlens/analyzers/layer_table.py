@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..borrow import borrowed
-from ..call import Call
 from ..inputs import as_inputs
 from ..layers import LayerPath, Layers, parameter_count
 from ..nested import first_tensor, named_tensors
@@ -52,8 +52,10 @@ def layer_table(model: nn.Module, x: Any = None, *, forward: Callable[..., Any] 
         with Probe(model, lambda path, module: True, timing=True, inputs=_given, reduce=_stamp(device)) as record:
             given.run(model, forward)
     own, total = _own_seconds(record)
+    made = _made(model, record)
     rows = tuple(
-        _row(path, module, record, own.get(path, 0.0) / total if total else 0.0) for path, module in layers.items()
+        _row(path, module, record, own.get(path, 0.0) / total if total else 0.0, made.get(path))
+        for path, module in layers.items()
     )
     return LayerTable(type(model).__name__, rows, 1000 * total, device)
 
@@ -125,7 +127,7 @@ def _storages(value: Any) -> dict[StorageWeakRef, int]:
     """What the tensors inside are kept in -> bytes."""
     parts = [part for _, part in named_tensors(value) if part.layout is torch.strided and not part.is_nested]
     storages = [part.untyped_storage() for part in parts]
-    return {StorageWeakRef(storage): storage.nbytes() for storage in storages}
+    return {StorageWeakRef(storage): storage.nbytes() for storage in storages}  # type: ignore[no-untyped-call]
 
 
 def _made(model: nn.Module, record: Record) -> dict[LayerPath, int]:
@@ -149,11 +151,16 @@ def _made(model: nn.Module, record: Record) -> dict[LayerPath, int]:
     return made
 
 
-def _row(path: LayerPath, module: nn.Module, record: Record | None = None, share: float | None = None) -> LayerRow:
+def _row(
+    path: LayerPath,
+    module: nn.Module,
+    record: Record | None = None,
+    share: float | None = None,
+    made: int | None = None,
+) -> LayerRow:
     runs = record is not None and type(module).forward is not nn.Module.forward  # ModuleList and the like never run
     calls = record.calls(path) if record is not None and runs else None
     stamps: list[_Stamp] = [call.output for call in calls or ()]
-    leaf = next(module.children(), None) is None
     return LayerRow(
         path=path,
         type=type(module).__name__,
@@ -165,7 +172,8 @@ def _row(path: LayerPath, module: nn.Module, record: Record | None = None, share
         input=_shapes([call.inputs[0] for call in calls or ()]),
         dtype=", ".join(dict.fromkeys(stamp.dtype for stamp in stamps if stamp.dtype)),
         order=calls[0].order if calls else None,
-        activation=sum(map(_made, calls)) if calls and leaf else None,
+        activation=made,
+        input_dtype=", ".join(dict.fromkeys(call.inputs[1] for call in calls or () if call.inputs[1])),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def compare_routes(first: Routes, second: Routes) -> RouteComparison:
     one, two = _mean_counts(first), _mean_counts(second)
     every = [*first.calls, *second.calls]
     shared = _shared(every)
-    same = len(set(every)) == 1
+    same = _shares(first) == _shares(second)
     return RouteComparison(
         only_first=tuple(path for path in one if path not in two),
         only_second=tuple(path for path in two if path not in one),
@@ -78,6 +79,11 @@ def compare_routes(first: Routes, second: Routes) -> RouteComparison:
         parting=None if same else shared,
         after="" if same or not shared else every[0][shared - 1],
     )
+
+
+def _shares(routes: Routes) -> dict[tuple[str, ...], Fraction]:
+    """Route -> the share of the samples that took it."""
+    return {calls: Fraction(len(samples), len(routes)) for calls, samples in routes.groups.items()}
 
 
 def _mean_counts(routes: Routes) -> dict[str, float]:

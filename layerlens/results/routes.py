@@ -68,8 +68,8 @@ class RouteComparison(Result):
         only_first: layers that ran in the first alone.
         only_second: layers that ran in the second alone.
         counts: layer -> (mean number of calls in the first, in the second), where these differ and neither is 0.
-        parting: number of calls that all routes of both have in common before they part; None when they never do.
-        after: the last of those calls; `""` when they part at once or never.
+        parting: number of calls that all routes of both have in common before they part; None where `same`.
+        after: the last of those calls; `""` when they part at once or are the same.
     """
 
     only_first: tuple[str, ...]
@@ -80,7 +80,7 @@ class RouteComparison(Result):
 
     @property
     def same(self) -> bool:
-        """Whether all routes are the same."""
+        """Whether the samples of both took the same routes, each the same share of them."""
         return self.parting is None
 
     def summary(self) -> list[tuple[str, str]]:

@@ -8,7 +8,8 @@ from layerlens.analyzers.layer_table import layer_table
 from layerlens.capturing import capture
 from layerlens.inputs import as_inputs
 from layerlens.layers import Layers
-from tests.cases import normal
+from layerlens.nested import named_tensors
+from tests.cases import CASES, normal
 
 
 class Sleep(nn.Module):
@@ -134,3 +135,83 @@ def test_inputs_types_order_and_memory():
     assert [line.split()[0] for line in lines] == ["path", "(model)", "0", "1", "2"]
     assert table.tree().splitlines()[3].startswith("    0 ") and "padding-left:2.5em" in table._repr_html_()
     assert set(table.to_pandas()) >= {"input", "dtype", "order", "activation"}
+
+
+def made_by_hand(model, x):
+    """Bytes that calls without calls inside return, each storage once and those of parameters left out; all kept."""
+    inside, kept, handles = [], {}, []
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+
+    def before(module, args):
+        if inside:
+            inside[-1] = True
+        inside.append(False)
+
+    def after(module, args, output):
+        if not inside.pop():
+            for _, tensor in named_tensors(output):
+                storage = tensor.untyped_storage()
+                kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+
+    for module in model.modules():
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    with torch.no_grad():
+        as_inputs(x).run(model)
+    for handle in handles:
+        handle.remove()
+    return sum(size for address, (size, _) in kept.items() if address not in own)
+
+
+def test_memory_is_that_of_all_storages_together(case):
+    table = layer_table(case.build(), case.example())
+    assert table.activation == made_by_hand(case.build(), case.example())
+    assert sum(row.activation for row in table.rows if row.activation is not None) == table.activation
+
+
+def test_attention_without_calls_inside_makes_what_it_returns():
+    case = CASES["encoder"]
+    rows = rows_of(layer_table(case.build(), case.example()))
+    assert rows["encoder.layers.0.self_attn"].activation == 2 * 6 * 8 * 4
+    assert rows["encoder.layers.0"].activation is None
+
+
+def test_a_cache_that_is_returned_twice_counts_once_and_parameters_not_at_all():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.seen = nn.Parameter(torch.ones(4)), None
+
+        def forward(self, x):
+            if self.seen is None or len(self.seen) != len(x):
+                self.seen = x + 1
+            return self.seen, self.table
+
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cache = Keeps()
+
+        def forward(self, x):
+            return self.cache(x)[0] + self.cache(x)[0]
+
+    assert rows_of(layer_table(Asks(), normal(3, 5)))["cache"].activation == 3 * 5 * 4
+
+
+def test_storages_that_follow_each_other_at_one_address_count_each():
+    net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(8)))  # each output is freed before the next but one is made
+    assert layer_table(net, normal(4, 64)).activation == 8 * 4 * 64 * 4
+
+
+def test_all_inputs_and_their_types():
+    case = CASES["two_inputs"]
+    rows = rows_of(layer_table(case.build(), case.example()))
+    assert rows[""].input == "(2, 1, 6, 6) + (2, 5)" and rows["fc"].input == "(2, 4) + (2, 6)"
+    case = CASES["hf_bert"]
+    table = layer_table(case.build(), case.example())
+    row = rows_of(table)["bert.embeddings.word_embeddings"]
+    assert (row.input, row.input_dtype, row.dtype) == ("(2, 6)", "int64", "float32")
+    assert "int64 -> float32" in table.tree() and "int64 -&gt; float32" in table._repr_html_()
+
+
+def test_the_flat_table_is_not_over_wide(case):
+    assert max(map(len, repr(layer_table(case.build(), case.example())).splitlines())) <= 123

@@ -76,7 +76,10 @@ def test_where_routes_part():
     assert lens.compare_routes(short, lens.route(short)).same
     nothing = lens.compare_routes(torch.zeros(1, 2), long)
     assert nothing.only_second == ("step",) and nothing.parting == 0 and "at the start" in repr(nothing)
-    mixed = lens.compare_routes(torch.cat([short, long]), short)
+    both = torch.cat([short, long])
+    assert lens.compare_routes(both, both.flip(0)).same  # groups of the same routes do not part
+    assert lens.compare_routes(both, both.repeat(3, 1)).same
+    mixed = lens.compare_routes(both, short)
     assert mixed.counts == {"step": (2.0, 1.0)}
 
 
