@@ -23,7 +23,8 @@ def route(model: nn.Module, x: Any, layers: Selection = None, *, forward: Callab
     """Which layers ran for each sample, in order: the exit that it took, the experts that it met, the steps it needed.
 
     A batch takes one route, so the samples are run one by one: as many forward passes as samples, without gradients
-    and in eval mode. An expert counts as run when the model calls it, also on no token.
+    and in eval mode. An expert counts as run when the model calls it, also on no token; experts whose weights are
+    stacked in one module, as in recent versions of transformers, are one layer and are not told apart.
 
     Args:
         model: any module.

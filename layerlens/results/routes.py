@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
-from ..errors import MissingPackage
+from ..errors import MissingPackage, OptionError
 from .base import Result
 
 
@@ -31,7 +31,13 @@ class Routes(Result):
         return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
 
     def layers(self, sample: int) -> dict[str, int]:
-        """Layer -> number of calls, in order of execution, of one sample."""
+        """Layer -> number of calls, in order of execution, of one sample.
+
+        Raises:
+            OptionError: when there is no such sample.
+        """
+        if not -len(self) <= sample < len(self):
+            raise OptionError(f"there is no sample {sample} among {len(self)} (0 to {len(self) - 1}).")
         return dict(Counter(self.calls[sample]))
 
     def to_pandas(self) -> Any:

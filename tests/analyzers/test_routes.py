@@ -47,6 +47,8 @@ def test_each_sample_has_its_own_route_though_the_batch_has_one():
     assert routes.calls == (("step", "out"), ("step",) * 3 + ("out",), ("out",), ("step", "out"))
     assert routes.layers(1) == {"step": 3, "out": 1}
     assert list(routes.groups.values()) == [[0, 3], [1], [2]]
+    with pytest.raises(errors.OptionError, match=r"no sample 4 among 4 \(0 to 3\)"):
+        routes.layers(4)
     assert "samples: 4, routes: 3" in repr(routes)
     assert routes.to_pandas()["step"].tolist() == [1, 3, 0, 1]
 
