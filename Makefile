@@ -54,6 +54,7 @@ notebooks: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.relevance
+	$(BIN)/python -m benchmarks.capture
 
 clean:
 	rm -rf $(VENV) gallery .pytest_cache .mypy_cache .ruff_cache
