@@ -10,13 +10,14 @@ from torch import nn
 
 from ...axes import Axes
 from ...borrow import borrowed
+from ...call import Call
 from ...errors import OptionError, RecordError
-from ...inputs import as_inputs
-from ...layers import Selection
+from ...inputs import Inputs, as_inputs
+from ...layers import Layers, Selection
 from ...nested import describe, first_tensor
 from ...probe import Probe
 from ...results import ActivationMaps
-from .survey import call_index, one_layer, seen, watch
+from .survey import Seen, call_index, one_layer, seen, watch
 
 
 def activation_maps(
@@ -60,19 +61,71 @@ def activation_maps(
     with borrowed(model, grad=False), watch(model) as shapes, Probe(model, path) as record:
         given.run(model, forward)
     calls = record.calls(path)
-    chosen = calls[call_index(path, len(calls), call)]
-    output = first_tensor(chosen.output)
-    axes = next(one.axes for one in seen(model, shapes) if (one.path, one.index) == (path, chosen.index))
+    return _maps(calls[call_index(path, len(calls), call)], seen(model, shapes), units, shown_input(given))
+
+
+def layer_maps(
+    model: nn.Module,
+    x: Any,
+    layers: Selection,
+    *,
+    units: int | Sequence[int] | None = None,
+    forward: Callable[..., Any] | None = None,
+) -> list[ActivationMaps]:
+    """The outputs of several layers with their units on the second axis, from one run, in order of execution.
+
+    What a generator makes of one latent, layer by layer: `activation_mosaic(layer_maps(model, z, nn.ConvTranspose2d))`.
+
+    Args:
+        model: any module.
+        x: its input.
+        layers: which layers; every call of each counts.
+        units: which to keep of each layer; None for all.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        One `ActivationMaps` for each call.
+
+    Raises:
+        LayerNotFound: when the selection matches no layer.
+        RecordError: when none of the layers ran, or one returned no tensor with units.
+        OptionError: when a layer has no such unit.
+
+    Example:
+        >>> generator = nn.Sequential(nn.ConvTranspose2d(4, 8, 4), nn.ReLU(), nn.ConvTranspose2d(8, 1, 4, 2))
+        >>> [tuple(maps.values.shape) for maps in layer_maps(generator, torch.zeros(1, 4, 1, 1), nn.ConvTranspose2d)]
+        [(1, 8, 4, 4), (1, 1, 10, 10)]
+    """
+    given = as_inputs(x)
+    paths = list(Layers(model).select(layers))
+    with borrowed(model, grad=False), watch(model) as shapes, Probe(model, paths) as record:
+        given.run(model, forward)
+    if not record.order:
+        raise RecordError(f"none of the {len(paths)} layers ran: the run took another route.")
+    known, shown = seen(model, shapes), shown_input(given)
+    return [_maps(call, known, units, shown) for call in record.order]
+
+
+def _maps(
+    chosen: Call, known: Sequence[Seen], units: int | Sequence[int] | None, shown: torch.Tensor | None
+) -> ActivationMaps:
+    """The maps of one recorded call."""
+    path, output = chosen.layer, first_tensor(chosen.output)
+    axes = next(one.axes for one in known if (one.path, one.index) == (path, chosen.index))
     if output is None or axes is None or not output.ndim:
         raise RecordError(f"layer {path!r} returned {describe(chosen.output)}, in which units cannot be told.")
     values, axes = units_second(output, axes)
     kept = chosen_units(path, values.shape[1], units)
     if units is not None:
         values = values[:, list(kept)]
+    return ActivationMaps(path, chosen.index, values.contiguous(), kept, axes, shown)
+
+
+def shown_input(given: Inputs) -> torch.Tensor | None:
+    """A copy of the input where it is one floating-point tensor."""
     tensors = given.tensors()
     only = next(iter(tensors.values()))
-    shown = only.detach().clone() if len(tensors) == 1 and only.is_floating_point() else None
-    return ActivationMaps(path, chosen.index, values.contiguous(), kept, axes, shown)
+    return only.detach().clone() if len(tensors) == 1 and only.is_floating_point() else None
 
 
 def units_second(output: torch.Tensor, axes: Axes) -> tuple[torch.Tensor, Axes]:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.activation import grad_cam
-from layerlens.analyzers.activation.grid import grid_of
+from layerlens.analyzers.activation.cam.grid import grid_of
 from layerlens.errors import InputError, OptionError, RecordError, SelectionError
 from tests.cases import CASES, normal
 
@@ -149,10 +149,10 @@ AXES = ("batch", "token", "feature")
 )
 def test_the_grid_of_tokens(tokens, image, expected):
     grid = grid_of((2, tokens, 5), AXES, image)
-    assert (None if grid is None else (grid.height, grid.width, grid.extra)) == expected
+    assert (None if grid is None else (*grid.places, grid.extra)) == expected
     if grid is not None:
         values = torch.arange(2 * tokens * 5).reshape(2, tokens, 5)
-        assert torch.equal(grid.view(values)[1, 3, 1, 2], values[1, grid.extra + grid.width + 2, 3])
+        assert torch.equal(grid.view(values)[1, 3, 1, 2], values[1, grid.extra + grid.places[1] + 2, 3])
 
 
 def test_channels_last_grids():
@@ -229,7 +229,8 @@ def test_a_batch_is_its_samples_and_the_model_is_given_back(case, hooks_of):
             result = None
         if result is not None and case.name != "vae" and isinstance(x, torch.Tensor):
             for k in range(2):
-                alone = grad_cam(model, x[k : k + 1], target=case.target, layer=result.settings["layer"])
+                target = case.target[k : k + 1] if isinstance(case.target, list) else case.target
+                alone = grad_cam(model, x[k : k + 1], target=target, layer=result.settings["layer"])
                 torch.testing.assert_close(alone.tensor[0], result.tensor[k], rtol=1e-4, atol=1e-5)
     assert hooks_of(model) == 0 and all(module.training for module in model.modules())
     assert [parameter.requires_grad for parameter in model.parameters()] == grads

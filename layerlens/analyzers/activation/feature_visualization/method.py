@@ -1,0 +1,203 @@
+"""Feature visualization: gradient ascent on the input, robust to transformations."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ....borrow import borrowed
+from ....errors import OptionError, TargetError, check_count
+from ....results import FeatureVisualization
+from ....target import Target, as_target
+from .ascent import Plan, ascend
+from .canvas import Canvas, Parametrization
+from .objectives import Objectives
+from .transforms import Transforms
+
+BatchSize = int | Literal["auto"]
+
+ON_PROCESSOR = 2**17
+"""Numbers of the inputs in one pass on a processor: one image of 224 x 224 took half the time of each of eight."""
+
+
+def feature_visualization(
+    model: nn.Module,
+    target: Any,
+    shape: Sequence[int],
+    *,
+    axes: Sequence[str] | None = None,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    count: int = 1,
+    steps: int = 320,
+    learning_rate: float = 0.2,
+    parametrization: Parametrization = "auto",
+    decay: float = 1.5,
+    decorrelate: bool = True,
+    spread: float = 0.02,
+    shift: float = 0.1,
+    rotate: float = 20.0,
+    zoom: tuple[float, float] = (0.6, 1.2),
+    noise: float = 0.1,
+    total_variation: float = 0.0,
+    l2: float = 0.0,
+    diversity: float = 0.0,
+    diversity_layer: str | None = None,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    forward: Callable[..., Any] | None = None,
+    progress: bool | None = None,
+) -> FeatureVisualization:
+    """Make inputs that raise the score of a class, a unit, a direction or a whole layer.
+
+    Adam climbs the score from noise. Images are parametrized by their frequencies, each scaled by 1/f^decay, and by
+    decorrelated colours; before each pass they are shifted, turned, zoomed and made noisy at random, so that what is
+    found is no pattern of single pixels (Olah, Mordvintsev & Schubert 2017, Feature visualization, Distill). The size
+    of the steps falls along a half cosine. A copy of a target starts from, and is moved by, the same random numbers
+    whatever else is in the batch.
+
+    Args:
+        model: any module with one floating-point input.
+        target: what to raise: a class, `neuron(layer, unit)` (a channel; with `place=` a neuron), `direction(layer,
+            vector)`, `deep_dream(layer)`, a function of the output; or a list of such targets.
+        shape: of one input, without the batch: `(3, 224, 224)`.
+        axes: names of its axes; None is `(feature,)`, `(channel, length)`, `(channel, height, width)` or `(channel,
+            depth, height, width)` by their number. Give `("time", "feature")` for a recurrent model.
+        bounds: range of the values of the input, kept by a sigmoid: `(-1, 1)` for EfficientNet-Lite; None for free
+            values, such as latents.
+        count: inputs per target.
+        steps: of Adam.
+        learning_rate: of Adam, in standard deviations of the values before the sigmoid.
+        parametrization: `"fourier"`, `"plain"` (the values themselves), or `"auto"`: Fourier wherever there are places.
+        decay: exponent of the spectrum; larger is smoother.
+        decorrelate: whether three channels are colours.
+        spread: standard deviation of the values before the sigmoid, at the start; 1 for latents of a generator.
+        shift: largest shift, as a part of each axis of places.
+        rotate: largest turn of an image, in degrees.
+        zoom: smallest and largest magnification.
+        noise: standard deviation of the noise, as a part of the range of values.
+        total_variation: penalty on the mean difference of neighbours, in score per range.
+        l2: penalty on half the mean square of the values, for bounded ones of their distance from the middle.
+        diversity: penalty on the likeness of the copies of a target: the mean cosine of their Gram matrices.
+        diversity_layer: whose activations the Gram matrices are of; None is the layer of the target.
+        seed: of all random numbers.
+        batch_size: inputs in one pass; `"auto"` takes as many as hold 2^17 values on a processor, which gains nothing
+            from more, and 64 elsewhere. The copies of a target stay together where they have to differ.
+        preprocess: from the input within `bounds` to what the model takes, such as a standardisation.
+        forward: `forward(model, x)` to use in place of calling the model.
+        progress: whether to show a bar, as in `track`.
+
+    Returns:
+        A `FeatureVisualization`, with the score of each input as it is and under fresh transformations.
+
+    Raises:
+        OptionError: when an option is out of range.
+        TargetError: when a target does not fit, depends on the prediction, or no gradient of it reaches the input.
+
+    Warns:
+        UserWarning: when the score of an input ended no higher than that of noise.
+
+    Source: Erhan et al. 2009; Olah, Mordvintsev & Schubert 2017.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+        >>> made = feature_visualization(net, [1, 3], (1, 8, 8), steps=20)
+        >>> made.images.shape, made.targets
+        (torch.Size([2, 1, 8, 8]), ('class 1', 'class 3'))
+    """
+    for name, value in (("count", count), ("steps", steps)):
+        check_count(name, value)
+    targets = _targets(target)
+    transforms = Transforms(shift, rotate, (zoom[0], zoom[1]), noise)
+    if bounds is not None and not bounds[0] < bounds[1]:
+        raise OptionError(f"bounds={bounds!r}; give the smallest and the largest value of the input, or None.")
+    plan = Plan(steps, learning_rate, transforms, total_variation, l2, diversity, progress)
+    floating = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
+    wide = torch.float64 if floating.dtype == torch.float64 else torch.float32
+    canvas = Canvas(
+        shape, axes, parametrization, decay=decay, decorrelate=decorrelate, bounds=bounds, spread=spread, dtype=wide,
+        device=floating.device,
+    )  # fmt: skip
+    also = _diverse_at(targets, count, diversity, diversity_layer)
+
+    def run(held: nn.Module, x: torch.Tensor) -> Any:
+        given = (x if preprocess is None else preprocess(x)).to(floating.dtype)
+        return held(given) if forward is None else forward(held, given)
+
+    parts: list[tuple[torch.Tensor, ...]] = []
+    most = _at_once(batch_size, math.prod(shape), floating.device)
+    rows = [(index, copy) for index in range(len(targets)) for copy in range(count)]
+    size = max(1, most // count) * count if diversity else most
+    with borrowed(model):
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        objectives = Objectives(model, targets, run, also)
+        for first in range(0, len(rows), size):
+            parts.append(ascend(canvas, objectives, plan, rows[first : first + size], seed))
+    images, curve, score, found, before = (torch.cat(column) for column in zip(*parts, strict=True))
+    if bool((found <= before).any()):
+        failed = [targets[rows[k][0]].label for k in (found <= before).nonzero().flatten().tolist()]
+        warnings.warn(
+            f"feature_visualization: {', '.join(dict.fromkeys(failed))} ended no higher than noise does. The unit may "
+            "be off for every input, the steps too few, or the penalties too strong.",
+            stacklevel=2,
+        )
+    settings = {
+        "count": count, "steps": steps, "learning_rate": learning_rate, "parametrization": canvas.kind, "decay": decay,
+        "decorrelate": decorrelate, "spread": spread, **dataclasses.asdict(transforms), "l2": l2,
+        "total_variation": total_variation, "diversity": diversity, "diversity_layer": diversity_layer, "seed": seed,
+    }  # fmt: skip
+    labels = tuple(targets[index].label for index, _ in rows)
+    return FeatureVisualization(
+        images, ("batch", *canvas.axes), bounds, labels, curve, score, "score", settings,
+        {"transformed": found, "noise": before},
+    )  # fmt: skip
+
+
+def _at_once(batch_size: BatchSize, values: int, device: torch.device) -> int:
+    """How many inputs of `values` numbers run together."""
+    if batch_size != "auto":
+        check_count("batch_size", batch_size, also="'auto'")
+        return int(batch_size)
+    return max(1, min(64, ON_PROCESSOR // values)) if device.type == "cpu" else 64
+
+
+def _targets(target: Any) -> list[Target]:
+    """Read one target, or a list of them.
+
+    Raises:
+        OptionError: when there is none.
+        TargetError: when one depends on the output.
+    """
+    found = [as_target(spec) for spec in (target if isinstance(target, list) else [target])]
+    if not found:
+        raise OptionError("target=[] asks for nothing; give one target or more.")
+    for one in found:
+        if one.chooser is not None:
+            raise TargetError(f"{one.label!r} depends on the input that is to be made; give a class or a unit.")
+    return found
+
+
+def _diverse_at(targets: list[Target], count: int, diversity: float, layer: str | None) -> tuple[Any, int] | None:
+    """The layer whose activations tell how alike copies are; None where they need not differ.
+
+    Raises:
+        OptionError: when there is one copy only, or the layer cannot be told.
+    """
+    if not diversity:
+        return None
+    if count < 2:
+        raise OptionError("diversity= makes the copies of a target differ; ask for several: count=4.")
+    places = {target.at for target in targets}
+    if layer is not None:
+        return layer, 0
+    (place, *others) = places
+    if others or place is None:
+        raise OptionError("diversity= compares the copies at a layer: name it with diversity_layer=...")
+    return place

@@ -1,0 +1,95 @@
+"""The scores that are raised: several targets at once, each on its own inputs, from one pass."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ....inputs import Inputs
+from ....nested import map_tensors
+from ....neurons import read_units
+from ....probe import Probe
+from ....record import Record
+from ....target import Target
+
+At = tuple[Any, int]
+
+
+class Objectives:
+    """Scores inputs of a borrowed model by targets.
+
+    Args:
+        model: the model.
+        targets: one for each group of inputs.
+        forward: as in `feature_visualization`.
+        also: a layer and its call whose output is wanted beside the scores.
+    """
+
+    def __init__(
+        self, model: nn.Module, targets: Sequence[Target], forward: Callable[..., Any] | None, also: At | None = None
+    ) -> None:
+        self.model, self.targets, self.forward, self.also = model, list(targets), forward, also
+        wanted = [target.at for target in targets] + ([also] if also is not None else [])
+        self.places: list[At] = []
+        for at in wanted:
+            if at is not None and at not in self.places:
+                self.places.append(at)
+        # what follows the only layer that is read need not run
+        self.stop = len(self.places) == 1 and self.places[0][1] == 0 and all(at is not None for at in wanted)
+
+    def __call__(self, x: torch.Tensor, groups: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The scores of `x`, `(n,)`, and the output of the layer `also`, `(n, unit, *places)`.
+
+        Args:
+            x: inputs, `(n, ...)`.
+            groups: which target each of them belongs to.
+
+        Raises:
+            TargetError: when a target does not fit.
+        """
+        inputs, output = Inputs((x,), {}), None
+        records: list[tuple[At, Record]] = []
+        with contextlib.ExitStack() as stack:
+            for at in self.places:
+                records.append((at, stack.enter_context(Probe(self.model, at[0], graph=True, stop=self.stop))))
+            output = inputs.run(self.model, self.forward)
+        read = [(at, read_units(self.model, record, at[1])) for at, record in records]
+
+        def of(at: At | None) -> Any:
+            return output if at is None else next(value for place, value in read if place == at)
+
+        scores = x.new_zeros(len(x))
+        for index in sorted(set(groups)):
+            rows = torch.tensor([row for row, group in enumerate(groups) if group == index], device=x.device)
+            target = self.targets[index]
+            part = map_tensors(of(target.at), functools.partial(_rows, rows=rows, size=len(x)))
+            own = target(part, torch.arange(len(rows), device=x.device), at=target.at)
+            scores = scores.index_put((rows,), own.to(scores.dtype))
+        return scores, None if self.also is None else of(self.also)
+
+
+def _rows(tensor: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
+    return tensor[rows] if tensor.ndim and len(tensor) == size else tensor
+
+
+def likeness(activations: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:
+    """How alike the styles of inputs of one group are: mean cosine of their Gram matrices over pairs, a scalar.
+
+    G = A A^T with A the activations of a layer, `(unit, place)` (Olah et al. 2017, section "Diversity").
+
+    Args:
+        activations: `(n, unit, *places)`.
+        groups: which belong together.
+    """
+    flat = activations.flatten(2) if activations.ndim > 2 else activations.unsqueeze(-1)  # (n, unit, place)
+    gram = torch.nn.functional.normalize((flat @ flat.transpose(1, 2)).flatten(1), dim=1)
+    alike = gram @ gram.T  # (n, n)
+    numbers = torch.tensor(list(groups), device=alike.device)
+    pairs = (numbers[:, None] == numbers[None]).triu(1)
+    total: torch.Tensor = (alike * pairs).sum() / pairs.sum().clamp_min(1)
+    return total

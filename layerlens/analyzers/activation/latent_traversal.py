@@ -1,0 +1,120 @@
+"""Latent traversal: change one latent at a time and look at what a generator makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ...borrow import borrowed
+from ...errors import InputError, OptionError, check_count, choose
+from ...inputs import Inputs, as_inputs
+from ...nested import describe
+from ...outputs import main_output
+from ...progress import track
+from ...results import LatentTraversal
+
+
+def latent_traversal(
+    model: nn.Module,
+    z: Any,
+    dimensions: int | Sequence[int] | torch.Tensor | None = None,
+    *,
+    steps: Sequence[float] = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0),
+    move: Literal["set", "add"] = "set",
+    batch_size: int = 16,
+    forward: Callable[..., Any] | None = None,
+    progress: bool | None = None,
+) -> LatentTraversal:
+    """Run a generator or decoder on copies of a latent with one of its values changed.
+
+    Args:
+        model: the generator of a GAN, or the decoder of a VAE; with `forward=lambda vae, z: vae.decode(z)` a whole VAE.
+        z: one latent, `(1, ...)`; a latent of several axes is counted flat.
+        dimensions: which latents, by number; all for None. A floating-point tensor `(direction, latent)` holds
+            directions to move along instead (with `move="add"`).
+        steps: the values; with `move="set"` the latent gets each of them, with `"add"` they are added to it.
+        move: see `steps`. The prior of most generators has standard deviation 1.
+        batch_size: latents in one pass.
+        forward: `forward(model, z)` to use in place of calling the model.
+        progress: whether to show a bar, as in `track`.
+
+    Returns:
+        A `LatentTraversal` with the outputs `(direction, step, *output)` and the effect of each direction.
+
+    Raises:
+        InputError: when z is not one floating-point latent, or the model returns no batch of tensors.
+        TargetError: when it returns no tensor of floating-point numbers.
+        OptionError: when there is no such latent, or an option is out of range.
+
+    Example:
+        >>> decoder = nn.Linear(2, 3, bias=False)
+        >>> _ = decoder.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 5.0]]))
+        >>> latent_traversal(decoder, torch.zeros(1, 2), steps=(-1, 0, 1)).strongest(1)[0][0]
+        'latent 1'
+    """
+    choose("move", move, ("set", "add"))
+    check_count("batch_size", batch_size)
+    if not steps:
+        raise OptionError("steps=() changes nothing; give the values to set or to add.")
+    given = as_inputs(z)
+    tensors = given.tensors()
+    name, latent = next(iter(tensors.items()))
+    if len(tensors) > 1 or not latent.is_floating_point() or len(latent) != 1:
+        raise InputError(
+            f"z must be one floating-point latent (1, ...), got {describe(latent)}; others go by forward=."
+        )
+    base = latent.detach().flatten()
+    values = torch.tensor([float(step) for step in steps], dtype=base.dtype, device=base.device)
+    names, changed = _changed(base, dimensions, values, move)
+    flat = torch.cat([base[None], changed.flatten(0, 1)])
+    parts: list[torch.Tensor] = []
+    with borrowed(model, grad=False):
+        for first in track(range(0, len(flat), batch_size), "latent_traversal", enabled=progress):
+            rows = flat[first : first + batch_size]
+            parts.append(_output(model, given.replace({name: rows.reshape(-1, *latent.shape[1:])}), forward, len(rows)))
+    outputs = torch.cat(parts)
+    by_step = outputs[1:].reshape(*changed.shape[:2], *outputs.shape[1:])
+    wide = by_step.to(torch.promote_types(by_step.dtype, torch.float32))
+    spread = wide.var(dim=1, unbiased=False).flatten(1).mean(dim=1).sqrt()
+    settings = {"move": move, "steps": [float(step) for step in steps]}
+    return LatentTraversal(names, values, move, by_step, outputs[0], spread, settings)
+
+
+def _changed(
+    base: torch.Tensor, dimensions: Any, values: torch.Tensor, move: str
+) -> tuple[tuple[str, ...], torch.Tensor]:
+    """Names of the directions, and the latents `(direction, step, latent)`.
+
+    Raises:
+        OptionError: when a latent does not exist, or directions do not fit.
+    """
+    count = len(base)
+    if isinstance(dimensions, torch.Tensor) and dimensions.is_floating_point():
+        if dimensions.ndim != 2 or dimensions.shape[1] != count or move != "add":
+            raise OptionError(
+                f"directions must be (direction, {count}) and be moved along with move='add'; got "
+                f"{describe(dimensions)} and move={move!r}."
+            )
+        moves = dimensions.to(base)
+        names = tuple(f"direction {index}" for index in range(len(moves)))
+        return names, base + values[None, :, None] * moves[:, None]
+    listed = range(count) if dimensions is None else [dimensions] if isinstance(dimensions, int) else list(dimensions)
+    numbers = [int(index) for index in listed]
+    if not numbers or any(not -count <= index < count for index in numbers):
+        raise OptionError(f"dimensions={dimensions!r} of a latent with {count} values (0 to {count - 1}).")
+    numbers = [index % count for index in numbers]
+    changed = base.repeat(len(numbers), len(values), 1)
+    for row, index in enumerate(numbers):
+        changed[row, :, index] = values if move == "set" else base[index] + values
+    return tuple(f"latent {index}" for index in numbers), changed
+
+
+def _output(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None, size: int) -> torch.Tensor:
+    """What the model makes of a batch of latents."""
+    made = main_output(inputs.run(model, forward))
+    if not made.is_floating_point() or not made.ndim or len(made) != size:
+        raise InputError(f"the model made {describe(made)} of {size} latents; a tensor (batch, ...) is needed.")
+    return made.detach().clone()

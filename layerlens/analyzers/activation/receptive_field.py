@@ -1,0 +1,229 @@
+"""Receptive fields: what a layer can see of the input, and what it does see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ...borrow import borrowed
+from ...errors import InputError, OptionError, RecordError, TargetError, check_count, choose
+from ...inputs import as_inputs
+from ...layers import Selection
+from ...neurons import at_place, read_units
+from ...probe import Probe
+from ...progress import track
+from ...results import ReceptiveField
+from ..score import backward_pass
+from .survey import one_layer
+
+By = Literal["nan", "change"]
+AT_ONCE = 8
+
+
+def receptive_field(
+    model: nn.Module,
+    x: Any,
+    layer: Selection,
+    *,
+    unit: int | None = None,
+    place: tuple[int, ...] | None = None,
+    axes: tuple[int, ...] | None = None,
+    by: By = "nan",
+    probes: int = 8,
+    call: int = 0,
+    seed: int = 0,
+    batch_size: int = AT_ONCE,
+    forward: Callable[..., Any] | None = None,
+    progress: bool | None = None,
+) -> ReceptiveField:
+    """The receptive field of every place of a layer, and how it is used at one of them.
+
+    In theory: line by line (each row, each column) of the first sample is replaced, and the places of the layer that
+    notice are noted: exact for any architecture, without arithmetic on kernels and strides. In effect: the gradient of
+    the units at `place`, over all samples: sqrt(mean over units of (dy/dx)^2), by random signs for many units
+    (Luo et al. 2016, Understanding the effective receptive field in deep convolutional neural networks, NeurIPS).
+
+    Args:
+        model: any module with one floating-point input.
+        x: its input; the effective field depends on it, the theoretical one only on its size.
+        layer: a path, or any selection that matches one layer.
+        unit: one unit whose effective field is wanted; None for all together.
+        place: where the effective field is measured; None for the middle of the layer's map.
+        axes: the axes of the input that are places, such as `(1,)` of (batch, time, feature); None for all after the
+            second.
+        by: how a replaced line is noticed. `"nan"`: it is filled with NaN, which passes through every operation but
+            also through a product with 0, such as masked attention; `"change"`: it gets other random numbers, and an
+            output notices that is no longer the same. Lines that only dead units read are then missed.
+        probes: random sign vectors for the effective field of all units; 0 leaves it to the sum of the units.
+        call: which call of a layer that runs several times.
+        seed: of the random numbers.
+        batch_size: lines in one pass.
+        forward: `forward(model, x)` to use in place of calling the model.
+        progress: whether to show a bar, as in `track`.
+
+    Returns:
+        A `ReceptiveField`; costs one forward pass per line of the input and `probes` gradients.
+
+    Raises:
+        InputError: when there is not one floating-point input with places.
+        LayerNotFound: when the selection matches no layer; SelectionError when it matches several.
+        RecordError: when the layer did not run, or returned no tensor with units.
+        OptionError: when there is no such unit, place or axis.
+        TargetError: when no gradient of the layer reaches the input.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Conv1d(2, 2, 3, stride=2))
+        >>> field = receptive_field(net, torch.ones(1, 1, 12), "1")
+        >>> field.size, field.stride, field.boxes[1].tolist()
+        ((5,), (2,), [[2, 7]])
+    """
+    choose("by", by, ("nan", "change"))
+    check_count("batch_size", batch_size)
+    given = as_inputs(x)
+    tensors = given.tensors()
+    name, values = next(iter(tensors.items()))
+    if len(tensors) > 1 or not values.is_floating_point():
+        raise InputError("a receptive field is in one floating-point input; others go in by forward=.")
+    spatial = _axes(values, axes)
+    path = one_layer(model, layer)
+
+    def units(sample: torch.Tensor, graph: bool) -> torch.Tensor:
+        """The layer's output `(batch, unit, *places)`."""
+        with Probe(model, path, graph=graph, stop=call == 0) as record:
+            given.replace({name: sample}).run(model, forward)
+        if not record.calls(path):
+            raise RecordError(f"layer {path!r} did not run, so it has no receptive field.")
+        return read_units(model, record, call)
+
+    with borrowed(model):
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        with torch.no_grad():
+            boxes = _boxes(units, values[:1].detach(), spatial, by, seed, batch_size, progress)
+        at = _place(place, boxes.shape[:-2], path)
+        effective = _effective(model, units, values.detach(), at, unit, probes, seed, path)
+    others = [axis for axis in range(1, values.ndim) if axis not in spatial]
+    effective = effective.mean(dim=others).sqrt() if others else effective.sqrt()
+    settings = {"unit": unit, "axes": spatial, "by": by, "probes": probes, "seed": seed}
+    size = tuple(values.shape[axis] for axis in spatial)
+    return ReceptiveField(path, call, boxes, size, at, effective, settings, values.detach().clone())
+
+
+def _axes(values: torch.Tensor, axes: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The axes of places, counted from the start, in order.
+
+    Raises:
+        InputError: when there is none.
+        OptionError: when one does not exist.
+    """
+    if axes is None:
+        found = tuple(range(2, values.ndim))
+        if not found:
+            raise InputError(f"the input {tuple(values.shape)} has no places after (batch, channel); name them: axes=.")
+        return found
+    if any(not -values.ndim < axis < values.ndim or axis % values.ndim == 0 for axis in axes):
+        raise OptionError(f"axes={axes!r} of an input {tuple(values.shape)}; give axes after the batch.")
+    return tuple(sorted(axis % values.ndim for axis in axes))
+
+
+def _lines(sample: torch.Tensor, axis: int, by: By, seed: int) -> Iterator[torch.Tensor]:
+    """The sample with one line along `axis` after the other replaced."""
+    generator = torch.Generator().manual_seed(seed)
+    for line in range(sample.shape[axis]):
+        changed = sample.clone()
+        part = changed.select(axis, line)
+        if by == "nan":
+            part.fill_(torch.nan)
+        else:
+            spread = sample.std().item() or 1.0
+            part.add_(3 * spread * torch.randn(part.shape, generator=generator).to(part))
+        yield changed
+
+
+def _boxes(
+    units: Callable[[torch.Tensor, bool], torch.Tensor],
+    sample: torch.Tensor,
+    axes: tuple[int, ...],
+    by: By,
+    seed: int,
+    batch_size: int,
+    progress: bool | None,
+) -> torch.Tensor:
+    """The box of each place, `(*places, axis, 2)`."""
+    base = units(sample.repeat(batch_size, *[1] * (sample.ndim - 1)), False)  # as many rows as in the passes below
+    total = sum(sample.shape[axis] for axis in axes)
+    steps = iter(track(range(total), "receptive_field", enabled=progress))
+    columns = []
+    for axis in axes:
+        noticed = []
+        lines = list(range(sample.shape[axis]))
+        changed = _lines(sample, axis, by, seed)
+        for first in range(0, len(lines), batch_size):
+            part = [next(changed) for _ in lines[first : first + batch_size]]
+            filled = torch.cat(part + [sample] * (batch_size - len(part)))
+            output = units(filled, False)
+            differs = output.isnan() if by == "nan" else output != base
+            noticed.append(differs[: len(part)].any(dim=1))  # (line, *places)
+            for _ in part:
+                next(steps)
+        seen = torch.cat(noticed).cpu()
+        count = len(seen)
+        start = seen.int().argmax(dim=0)  # the first line that is noticed
+        stop = count - seen.flip(0).int().argmax(dim=0)
+        some = seen.any(dim=0)
+        columns.append(torch.stack([start.where(some, 0), stop.where(some, 0)], dim=-1))
+    next(steps, None)
+    return torch.stack(columns, dim=-2)
+
+
+def _place(place: tuple[int, ...] | None, sizes: torch.Size, path: str) -> tuple[int, ...]:
+    """The place asked for, counted from the start; the middle for None.
+
+    Raises:
+        OptionError: when there is none.
+    """
+    if place is None:
+        return tuple(size // 2 for size in sizes)
+    if len(place) != len(sizes) or any(not -n <= i < n for i, n in zip(place, sizes, strict=True)):
+        raise OptionError(f"layer {path!r} has places {tuple(sizes)}; there is no place {place!r}.")
+    return tuple(i % n for i, n in zip(place, sizes, strict=True))
+
+
+def _effective(
+    model: nn.Module,
+    units: Callable[[torch.Tensor, bool], torch.Tensor],
+    values: torch.Tensor,
+    place: tuple[int, ...],
+    unit: int | None,
+    probes: int,
+    seed: int,
+    path: str,
+) -> torch.Tensor:
+    """Mean over units of the squared gradient at a place, shaped like the input."""
+    leaf = values.clone().requires_grad_()
+    output = units(leaf, True)
+    at = at_place(output, place)  # (batch, unit)
+    count = at.shape[1]
+    if unit is not None and not -count <= unit < count:
+        raise OptionError(f"layer {path!r} has {count} units; there is no unit {unit}.")
+    if not at.requires_grad:
+        raise TargetError(f"no gradient of layer {path!r} reaches the input: it does not depend on it.")
+    if unit is not None:
+        weights = [torch.nn.functional.one_hot(torch.tensor(unit % count), count)]
+    elif count <= probes:
+        weights = list(torch.eye(count))  # exact
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        weights = [2 * torch.randint(2, (count,), generator=generator) - 1 for _ in range(max(probes, 1))]
+        weights = weights if probes else [torch.ones(count)]
+    total = torch.zeros_like(values)
+    for index, one in enumerate(weights):
+        with backward_pass(model):
+            score = (at * one.to(at)).sum()
+            (gradient,) = torch.autograd.grad(score, leaf, retain_graph=index + 1 < len(weights))
+        total += gradient.square()
+    # random signs: E (sum of s_u g_u)^2 is the sum over units, so one vector estimates all of them
+    return total / (1 if unit is not None else count if count <= probes else len(weights) * count)

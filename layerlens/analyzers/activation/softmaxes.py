@@ -1,0 +1,103 @@
+"""Attention that is written out: a softmax over the last axis, and the product with values that it comes to."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+_SAME = {"dropout", "contiguous", "clone"}
+"""Functions that leave attention weights as they are; dropout does in eval mode."""
+_CHANGED = {"to", "type", "type_as", "half", "float", "double", "bfloat16", "masked_fill", "nan_to_num"}
+"""Functions whose result is the weights from there on."""
+_SHAPED = {"view", "reshape", "expand", "flatten", "unflatten", "squeeze", "unsqueeze"}
+_TURNED = {"transpose", "permute", "swapaxes", "swapdims"}
+_PRODUCTS = {"matmul", "bmm", "einsum"}
+_MOST = 16
+"""How many softmaxes wait for a product at a time; older ones are no attention."""
+
+
+@dataclasses.dataclass(eq=False)
+class _Candidate:
+    weights: torch.Tensor
+    aliases: list[torch.Tensor]  # held, so that none of their identities is given to another tensor
+
+
+class Softmaxes:
+    """Follow the results of softmax functions, step by step, to a product with values."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, _Candidate] = {}  # by identity of the tensor that holds the weights
+        self._candidates: list[_Candidate] = []
+
+    def follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> torch.Tensor | None:
+        """Take note of one call; returns the weights when it is the product of attention with values.
+
+        Args:
+            name: plain name of the function.
+            args: its arguments.
+            kwargs: its keyword arguments.
+            result: what it returned.
+        """
+        if name == "softmax" and isinstance(result, torch.Tensor) and result.ndim >= 3:
+            if _sums_to_one(result):
+                candidate = _Candidate(result.detach().clone(), [])
+                self._candidates.append(candidate)
+                self._alias(result, candidate)
+                if len(self._candidates) > _MOST:
+                    self._drop(self._candidates[0])
+            return None
+        if not self._waiting or not isinstance(result, torch.Tensor):
+            return None
+        if name in _PRODUCTS:
+            given = (*args, *kwargs.values())
+            parts = [part for one in given for part in (one if isinstance(one, (list, tuple)) else [one])]
+            for part in parts:
+                found = self._waiting.get(id(part))
+                if found is not None:
+                    self._drop(found)
+                    return found.weights
+            return None
+        source = args[0] if args else kwargs.get("input")
+        candidate_of = self._waiting.get(id(source))
+        if candidate_of is not None:
+            self._step(name, args, source, result, candidate_of)
+        return None
+
+    def _step(self, name: str, args: tuple[Any, ...], source: Any, result: torch.Tensor, found: _Candidate) -> None:
+        """What one function makes of attention weights, when they are that still."""
+        same = result.shape == source.shape
+        if name in _CHANGED or (name == "mul" and same and _is_mask(args, source)):  # such as a mask of heads
+            found.weights = result.detach().clone()
+        elif name == "getitem" and result.shape[:-1] == source.shape[:-1]:
+            found.weights = result.detach().clone()  # without the column of an attention sink
+        elif name in _SHAPED and result.shape[-2:] == source.shape[-2:]:
+            if found.weights.ndim != 4 and found.weights.numel() == result.numel():
+                found.weights = found.weights.reshape(result.shape)
+        elif not (name in _SAME or (name in _TURNED and result.shape[:-2] == source.shape[:-2])):
+            return
+        self._alias(result, found)
+
+    def _alias(self, tensor: torch.Tensor, candidate: _Candidate) -> None:
+        candidate.aliases.append(tensor)
+        self._waiting[id(tensor)] = candidate
+
+    def _drop(self, candidate: _Candidate) -> None:
+        self._candidates.remove(candidate)
+        for tensor in candidate.aliases:  # the same one several times, where a function returned its argument
+            if self._waiting.get(id(tensor)) is candidate:
+                del self._waiting[id(tensor)]
+
+
+def _is_mask(args: tuple[Any, ...], source: torch.Tensor) -> bool:
+    """Whether the other factor is the same for all queries and keys, or for all keys."""
+    other = args[1] if len(args) > 1 else None
+    return isinstance(other, torch.Tensor) and other.ndim == source.ndim and other.shape[-1] == 1
+
+
+def _sums_to_one(result: torch.Tensor) -> bool:
+    """Whether it is a softmax over the last axis; rows of which every key is masked may be 0 or NaN."""
+    rows = result.detach().float().sum(dim=-1)
+    rows = rows[(rows != 0) & ~rows.isnan()]
+    return bool((rows - 1).abs().max() < 0.02) if rows.numel() else False
