@@ -14,6 +14,7 @@ from ..inputs import Inputs
 from ..layers import LayerPath
 from ..nested import describe
 from ..probe import Edit
+from .places import Place
 from .token_uses import Use, token_uses
 
 
@@ -23,17 +24,24 @@ class Leaf:
 
     Attributes:
         value: the tensor, detached; for token ids their embeddings (batch, token, feature), those of several tables
-            side by side.
-        uses: the calls of embedding layers whose output it is; none for an input itself.
+            side by side; for a layer its output with the batch first.
+        uses: the calls of embedding layers whose output it is; none for other leaves.
+        place: the call of the layer whose output it is, where one was asked for.
     """
 
     value: torch.Tensor
     uses: tuple[Use, ...] = ()
+    place: Place | None = None
 
     @property
     def layer(self) -> LayerPath | None:
-        """The (first) embedding layer; None for an input itself."""
+        """The (first) embedding layer; None where the leaf is no embedding of token ids."""
         return self.uses[0].layer if self.uses else None
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it is an input of the model itself."""
+        return not self.uses and self.place is None
 
 
 def find_leaves(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None) -> dict[str, Leaf]:
@@ -87,25 +95,27 @@ def _embedded(ids: torch.Tensor, uses: Sequence[Use]) -> torch.Tensor:
 
 
 def substitute(leaves: Mapping[str, Leaf], values: Mapping[str, torch.Tensor]) -> dict[LayerPath, Edit]:
-    """Edits for a `Probe` that put `values` in the place of embedding outputs."""
-    replaced: dict[LayerPath, dict[int, Callable[[], torch.Tensor]]] = {}
+    """Edits for a `Probe` that put `values` in the place of what layers returned."""
+    replaced: dict[LayerPath, dict[int, Callable[[Any], Any]]] = {}
     for name, leaf in leaves.items():
+        if leaf.place is not None:
+            replaced.setdefault(leaf.place.layer, {})[leaf.place.call] = leaf.place.exchange(values[name])
         tables = _tables(leaf.uses)
         for use in leaf.uses:
             replaced.setdefault(use.layer, {})[use.call] = _laid_out(use, values[name], tables[use.layer])
 
-    def edit(by_call: dict[int, Callable[[], torch.Tensor]]) -> Edit:
+    def edit(by_call: dict[int, Callable[[Any], Any]]) -> Edit:
         calls = iter(range(1 << 62))
 
         def exchange(output: Any) -> Any:
-            value = by_call.get(next(calls))
-            return output if value is None else value()
+            change = by_call.get(next(calls))
+            return output if change is None else change(output)
 
         return exchange
 
     return {layer: edit(by_call) for layer, by_call in replaced.items()}
 
 
-def _laid_out(use: Use, value: torch.Tensor, table: slice) -> Callable[[], torch.Tensor]:
+def _laid_out(use: Use, value: torch.Tensor, table: slice) -> Callable[[Any], Any]:
     """Makes the output of one call: a copy, for the model may write into it."""
-    return lambda: use.arrange(value[..., table]).clone()
+    return lambda output: use.arrange(value[..., table]).clone()

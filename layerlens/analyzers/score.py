@@ -11,12 +11,15 @@ from torch import nn
 
 from ..errors import InputError, TargetError
 from ..inputs import Inputs, as_inputs
+from ..layers import LayerPath, Selection
 from ..nested import named_tensors
+from ..neurons import read_units
 from ..probe import Edit, Probe
 from ..results import Attribution
 from ..results.attribution import Values
 from ..target import Spec, Target, as_target
 from .leaves import Leaf, find_leaves, substitute
+from .places import find_place
 
 IMAGE_AXES = ("batch", "channel", "height", "width")
 
@@ -53,17 +56,33 @@ class Scorer:
         model: a borrowed model.
         x: its input, as in `as_inputs`.
         target: what to score, as in `as_target`.
+        where: None or `"input"` for the inputs; else a layer, or a call of one, whose output is the leaf.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Raises:
         InputError: when there is nothing to differentiate.
+        LayerNotFound: when `where` matches no layer; SelectionError when it matches several layers or calls.
+        RecordError: when that layer did not run.
     """
 
-    def __init__(self, model: nn.Module, x: Any, target: Spec, *, forward: Callable[..., Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Any,
+        target: Spec,
+        *,
+        where: Selection = None,
+        forward: Callable[..., Any] | None = None,
+    ) -> None:
         self.model, self.forward = model, forward
         self.inputs: Inputs = as_inputs(x)
         self.target: Target = as_target(target)
-        self.leaves: dict[str, Leaf] = find_leaves(model, self.inputs, forward)
+        self.leaves: dict[str, Leaf]
+        if where is None or (isinstance(where, str) and where == "input"):
+            self.leaves = find_leaves(model, self.inputs, forward)
+        else:
+            place, value = find_place(model, self.inputs, where, forward)
+            self.leaves = {place.name: Leaf(value.detach(), place=place)}
         device = next(iter(self.leaves.values())).value.device
         self.rows = torch.arange(self.inputs.batch, device=device)
         self._resolved = False
@@ -72,29 +91,35 @@ class Scorer:
         """Fresh copies of the leaves that require gradients, by name."""
         return {name: leaf.value.clone().requires_grad_() for name, leaf in self.leaves.items()}
 
-    def __call__(self, values: Mapping[str, torch.Tensor], rows: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(
+        self,
+        values: Mapping[str, torch.Tensor],
+        rows: torch.Tensor | None = None,
+        *,
+        then: Mapping[LayerPath, Edit] | None = None,
+    ) -> torch.Tensor:
         """The scores `(n,)` with `values`, each `(n, ...)`, in the place of the leaves.
 
         Args:
-            values: one tensor per leaf.
+            values: one tensor per leaf; a leaf that is left out stays as it is.
             rows: which sample of the batch each row of `values` belongs to, `(n,)`; None when they are the batch.
+            then: further edits of layers, after the leaves are in their place.
 
         Raises:
             TargetError: when the target does not fit the output.
         """
         inputs = self.inputs if rows is None else self.inputs.rows(rows)
-        edits = substitute(self.leaves, values)
-        inputs = inputs.replace({name: values[name] for name, leaf in self.leaves.items() if leaf.layer is None})
-        if edits:
-            with Probe(self.model, (), edits=edits):
-                output = inputs.run(self.model, self.forward)
-        else:
-            output = inputs.run(self.model, self.forward)
+        leaves = {name: leaf for name, leaf in self.leaves.items() if name in values}
+        edits: dict[LayerPath, list[Edit]] = {path: [edit] for path, edit in substitute(leaves, values).items()}
+        for path, edit in (then or {}).items():
+            edits.setdefault(path, []).append(edit)
+        inputs = inputs.replace({name: values[name] for name, leaf in leaves.items() if leaf.is_input})
+        output = self._run(inputs, edits)
         first, self._resolved = not self._resolved, True
         if first:
             self.target = self.target.resolve(output)
             self.target.check(len(self.rows))
-        scores = self.target(output, self.rows if rows is None else rows)
+        scores = self.target(output, self.rows if rows is None else rows, at=self.target.at)
         if first and not bool(torch.isfinite(scores).all()):
             raise TargetError(
                 f"the score of target {self.target.label!r} is not finite: {scores.detach().tolist()[:8]}. "
@@ -102,7 +127,19 @@ class Scorer:
             )
         return scores
 
-    def _first_not_finite(self, inputs: Inputs, edits: dict[str, Edit]) -> str:
+    def _run(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> Any:
+        """What the target reads: the model's output, or that of the layer whose unit it is."""
+        with contextlib.ExitStack() as stack:
+            if edits:
+                stack.enter_context(Probe(self.model, (), edits=edits))
+            if self.target.at is None:
+                return inputs.run(self.model, self.forward)
+            layer, call = self.target.at
+            with Probe(self.model, layer, graph=True) as record:
+                inputs.run(self.model, self.forward)
+            return read_units(self.model, record, call)
+
+    def _first_not_finite(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> str:
         """Which layer made the first NaN or infinity, as a sentence."""
 
         def finite(output: Any) -> bool:
@@ -131,6 +168,7 @@ class Scorer:
         signed: bool = True,
         units: str = "score",
         checks: Mapping[str, torch.Tensor] | None = None,
+        standard_error: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, Any]:
         """The fields of an `Attribution`, or of a subclass of it.
 
@@ -142,6 +180,8 @@ class Scorer:
             signed: whether negative values have a meaning.
             units: what a value is.
             checks: what the method can prove about itself, each `(batch,)`.
+            standard_error: of the values, where the method draws random numbers: by leaf, shaped as the values are
+                returned (one number per token).
         """
         tensors = self.inputs.tensors()
         folded = {
@@ -151,13 +191,16 @@ class Scorer:
         axes: tuple[str, ...] | None = None
         if len(folded) == 1:
             (name,) = folded
-            if self.leaves[name].layer is not None:
+            place = self.leaves[name].place
+            if place is not None:
+                axes, settings = place.axes, {"where": place.name, **settings}
+            elif self.leaves[name].layer is not None:
                 axes = ("batch", "token") if folded[name].ndim == 2 else None
             elif folded[name].ndim == 4:
                 axes = IMAGE_AXES
             elif folded[name].ndim == 2:
                 axes = ("batch", "feature")
-        shown = {name: tensors[name].detach().clone() for name in folded}
+        shown = {name: tensors[name].detach().clone() for name in folded if self.leaves[name].place is None}
         return {
             "values": _single(folded),
             "axes": axes,
@@ -169,7 +212,10 @@ class Scorer:
             "settings": settings,
             "score": score.detach(),
             "checks": {name: check.detach() for name, check in (checks or {}).items()},
-            "inputs": _single(shown),
+            "inputs": _single(shown) if shown else None,
+            "standard_error": None
+            if standard_error is None
+            else _single({name: error.detach() for name, error in standard_error.items()}),
         }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,13 @@ import torch
 
 from ...errors import OptionError, choose
 from ...nested import describe
+from ..layout import spread_axes
 from ..leaves import Leaf
 from ..score import Scorer
 from .differentiate import Leaves
+from .gaussian import gaussian_blur
 
-NAMES = ("zero", "mean", "blur")
+NAMES = ("zero", "mean", "blur", "black", "white", "noise")
 
 BLUR = 0.1
 """Standard deviation of the blur, as a part of the side of the image."""
@@ -25,10 +27,13 @@ def baselines(scorer: Scorer, spec: Any) -> tuple[Leaves, str]:
 
     Args:
         scorer: scores a borrowed model.
-        spec: `"zero"`; `"mean"`, the mean colour of each image; `"blur"`, a Gaussian blur of each image with a standard
-            deviation of a tenth of its sides; a number; a tensor that broadcasts to the input; or a dict of those by
-            input name (zero where a name is missing). For token ids zero is the zero embedding, a whole number or
-            an integer tensor are ids of reference tokens (padding, mask), a floating-point tensor is an embedding.
+        spec: `"zero"`; `"noise"`, normal with the mean and the deviation of each sample (seed 0); for images, volumes,
+            video and series `"mean"`, the mean of each channel over places, `"blur"`, a Gaussian blur with a standard
+            deviation of a tenth of each side, `"black"` and `"white"`, the smallest and the largest value of each
+            channel of the sample, which are black and white however pictures were normalised, if both occur; a number;
+            a tensor that broadcasts to the input; or a dict of those by input name (zero where a name is missing). For
+            token ids zero is the zero embedding, a whole number or an integer tensor are ids of reference tokens
+            (padding, mask), a floating-point tensor is an embedding.
 
     Raises:
         OptionError: when it cannot be used with the input.
@@ -54,13 +59,21 @@ def _baseline(scorer: Scorer, name: str, leaf: Leaf, spec: Any) -> torch.Tensor:
         choose("baseline", spec, NAMES)
         if spec == "zero":
             return torch.zeros_like(value)
-        if leaf.layer is not None or value.ndim != 4:
+        if spec == "noise":
+            return noise(value, torch.Generator().manual_seed(0))
+        axes = spread_axes(leaf)
+        if not axes:
             kind = "token ids" if leaf.layer is not None else describe(value)
             raise OptionError(
-                f"baseline {spec!r} is for images (batch, channel, height, width), but input {name!r} is {kind}. "
-                "Use 'zero', a number or a tensor."
+                f"baseline {spec!r} is for images, volumes, video and series (batch, channel, ...), but input {name!r} "
+                f"is {kind}. Use 'zero', 'noise', a number or a tensor."
             )
-        return value.mean(dim=(-2, -1), keepdim=True).expand_as(value).clone() if spec == "mean" else blur(value)
+        if spec == "blur":
+            return blur(value, axes)
+        if spec == "mean":
+            return value.mean(dim=axes, keepdim=True).expand_as(value).clone()
+        extreme = value.amin(dim=axes, keepdim=True) if spec == "black" else value.amax(dim=axes, keepdim=True)
+        return extreme.expand_as(value).clone()
     if isinstance(spec, bool) or not isinstance(spec, (int, float, torch.Tensor, np.ndarray)):
         raise OptionError(
             f"cannot read a baseline from {describe(spec)}. Give {', '.join(map(repr, NAMES))}, a number, a tensor "
@@ -91,19 +104,15 @@ def _broadcast(given: torch.Tensor, value: torch.Tensor, name: str) -> torch.Ten
         ) from error
 
 
-def blur(images: torch.Tensor) -> torch.Tensor:
-    """Images `(batch, channel, height, width)` under a Gaussian with a standard deviation of a tenth of each side."""
-    channels = images.shape[1]
-    blurred = images.to(torch.promote_types(images.dtype, torch.float32))
-    for axis in (-2, -1):
-        sigma = BLUR * images.shape[axis]
-        radius = max(1, round(3 * sigma))
-        places = torch.arange(-radius, radius + 1, device=images.device, dtype=blurred.dtype)
-        kernel = torch.exp(-0.5 * (places / sigma) ** 2)
-        shape, padding = (
-            ((1, 1, -1, 1), (0, 0, radius, radius)) if axis == -2 else ((1, 1, 1, -1), (radius, radius, 0, 0))
-        )
-        weight = (kernel / kernel.sum()).reshape(shape).repeat(channels, 1, 1, 1)
-        blurred = torch.nn.functional.pad(blurred, padding, mode="replicate")
-        blurred = torch.nn.functional.conv2d(blurred, weight, groups=channels)
-    return blurred.to(images.dtype)
+def blur(value: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
+    """Under a Gaussian with a standard deviation of a tenth of each of the axes."""
+    return gaussian_blur(value, {axis: BLUR * value.shape[axis] for axis in axes})
+
+
+def noise(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Normal noise with the mean and the deviation of each sample, the same draws for all samples of the batch."""
+    flat = value.double().reshape(len(value), -1)
+    shape = [-1] + [1] * (value.ndim - 1)
+    mean, spread = flat.mean(dim=1).reshape(shape), flat.std(dim=1, unbiased=False).reshape(shape)
+    normal = torch.randn(value.shape[1:], generator=generator, dtype=torch.float64).to(value.device)
+    return (mean + spread * normal).to(value.dtype)

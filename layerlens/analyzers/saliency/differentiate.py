@@ -59,6 +59,12 @@ def gradients(
         with backward_pass(scorer.model):
             found = torch.autograd.grad(score.sum(), list(start.values()), allow_unused=True)
     if all(gradient is None for gradient in found):
+        place = next(iter(scorer.leaves.values())).place
+        if place is not None:
+            raise TargetError(
+                f"the score {scorer.target.label!r} does not depend on what layer {place.name!r} returned (its first "
+                "floating-point tensor), or not in a way that can be differentiated. Choose another layer."
+            )
         raise TargetError(
             f"no gradient flows from the score {scorer.target.label!r} to the input: something on the way cannot be "
             "differentiated (argmax, round, .detach(), .item(), an integer), or the score does not depend on the "

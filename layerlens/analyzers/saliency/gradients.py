@@ -8,17 +8,21 @@ from typing import Any
 from torch import nn
 
 from ...borrow import borrowed
+from ...layers import Selection
 from ...results import Attribution
 from ...target import Spec
+from ..methods import method
 from ..score import Scorer
 from .differentiate import freeze, gradients, warn_of_zeros
 
 
+@method(family="gradient", passes="1 gradient", source="Simonyan, Vedaldi & Zisserman 2014")
 def gradient(
     model: nn.Module,
     x: Any,
     *,
     target: Spec = None,
+    where: Selection = None,
     magnitude: bool = False,
     forward: Callable[..., Any] | None = None,
 ) -> Attribution:
@@ -31,6 +35,7 @@ def gradient(
         x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. Token ids get the
             gradient of their embedding, summed over its features.
         target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         magnitude: whether to take absolute values, |w|.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
@@ -53,7 +58,7 @@ def gradient(
     """
     with borrowed(model):
         freeze(model)
-        scorer = Scorer(model, x, target, forward=forward)
+        scorer = Scorer(model, x, target, where=where, forward=forward)
         score, values = gradients(scorer, scorer.start())
         warn_of_zeros(values, "gradient")
         if magnitude:
@@ -68,8 +73,9 @@ def gradient(
         )
 
 
+@method(family="gradient", passes="1 gradient", source="Shrikumar, Greenside & Kundaje 2017")
 def input_x_gradient(
-    model: nn.Module, x: Any, *, target: Spec = None, forward: Callable[..., Any] | None = None
+    model: nn.Module, x: Any, *, target: Spec = None, where: Selection = None, forward: Callable[..., Any] | None = None
 ) -> Attribution:
     """The input times the gradient of the score: the first-order Taylor term of each value.
 
@@ -81,6 +87,7 @@ def input_x_gradient(
         x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. Token ids get the
             product of their embedding and its gradient, summed over its features.
         target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
@@ -102,7 +109,7 @@ def input_x_gradient(
     """
     with borrowed(model):
         freeze(model)
-        scorer = Scorer(model, x, target, forward=forward)
+        scorer = Scorer(model, x, target, where=where, forward=forward)
         score, slopes = gradients(scorer, scorer.start())
         values = {name: slope * scorer.leaves[name].value for name, slope in slopes.items()}
         warn_of_zeros(values, "input_x_gradient")

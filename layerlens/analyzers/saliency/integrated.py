@@ -10,20 +10,28 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import OptionError, check_count
-from ...progress import track
+from ...layers import Selection
 from ...results import Attribution
 from ...target import Spec
+from ..methods import method
 from ..score import Scorer
 from .baselines import baselines
-from .differentiate import BatchSize, Leaves, completeness_gap, first_score, freeze, gradients, warn_of_zeros
+from .complete import check_path_options, scores_at, until_complete
+from .differentiate import BatchSize, Leaves, first_score, freeze, gradients, warn_of_zeros
 
 
+@method(
+    family="path",
+    passes="32 gradients or more (steps, until it is complete)",
+    needs="a baseline",
+    source="Sundararajan, Taly & Yan 2017",
+)
 def integrated_gradients(
     model: nn.Module,
     x: Any,
     *,
     target: Spec = None,
+    where: Selection = None,
     baseline: Any = "zero",
     steps: int = 50,
     tolerance: float = 0.05,
@@ -42,7 +50,9 @@ def integrated_gradients(
         x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. For token ids the
             way leads through the embeddings, and values are summed over their features.
         target: what to score, as in `layerlens.target.as_target`; None is the class predicted at x.
-        baseline: `"zero"`, `"mean"` or `"blur"` (images), a number, a tensor, or a dict by input name. For token ids
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
+        baseline: `"zero"`, `"noise"`, of images and series `"mean"`, `"blur"`, `"black"` or `"white"`, a number, a
+            tensor, or a dict by input name. For token ids
             zero is the zero embedding, and a whole number is the id of a reference token.
         steps: gradients along the way, at first.
         tolerance: largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any.
@@ -68,34 +78,30 @@ def integrated_gradients(
         >>> bool(torch.isclose(result.tensor.sum(), net.weight.sum()))
         True
     """
-    check_count("steps", steps)
-    check_count("max_steps", max_steps)
-    if not tolerance > 0:
-        raise OptionError(f"tolerance must be above 0, got {tolerance!r}; math.inf accepts any gap.")
+    check_path_options(steps, tolerance, max_steps)
     with borrowed(model):
         freeze(model)
-        scorer = Scorer(model, x, target, forward=forward)
+        scorer = Scorer(model, x, target, where=where, forward=forward)
         ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
         score, batch = first_score(scorer, ends, batch_size)
         starts, label = baselines(scorer, baseline)
-        with torch.no_grad():
-            chunks = torch.split(scorer.rows, batch)
-            bottom = torch.cat([scorer({name: start[rows] for name, start in starts.items()}, rows) for rows in chunks])
-        values = {name: torch.zeros_like(end, dtype=_wide(end)) for name, end in ends.items()}
-        used = torch.full_like(scorer.rows, steps)
-        todo = scorer.rows
-        while True:
-            count = int(used[todo[0]])
-            for rows in track(torch.split(todo, batch), f"integrated gradients, {count} steps"):
-                for name, part in _integrate(scorer, ends, starts, rows, count, batch).items():
-                    values[name][rows] = part.to(values[name].dtype)
-            gap = completeness_gap(values, score, bottom)
-            todo = (gap > tolerance).nonzero().flatten()
-            if not len(todo) or 2 * count > max_steps:
-                break
-            used[todo] = 2 * count
-        if len(todo):
-            _warn_of_gap(gap, todo, count, tolerance)
+        bottom = scores_at(scorer, starts, batch)
+
+        def integrate(rows: torch.Tensor, count: int) -> Leaves:
+            return _integrate(scorer, ends, starts, rows, count, batch)
+
+        values, checks = until_complete(
+            "integrated_gradients",
+            scorer.rows,
+            integrate,
+            ends,
+            score,
+            bottom,
+            steps=steps,
+            tolerance=tolerance,
+            max_steps=max_steps,
+            batch=batch,
+        )
         warn_of_zeros(values, "integrated_gradients")
         return scorer.attribution(
             {name: value.to(ends[name].dtype) for name, value in values.items()},
@@ -108,12 +114,8 @@ def integrated_gradients(
                 "batch_size": batch,
             },
             score=score,
-            checks={"completeness gap": gap, "steps": used},
+            checks=checks,
         )
-
-
-def _wide(value: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(value.dtype, torch.float32)
 
 
 def _integrate(
@@ -147,13 +149,3 @@ def _integrate(
         internal_batch_size=max(batch, len(rows)),
     )
     return dict(zip(names, parts, strict=True))
-
-
-def _warn_of_gap(gap: torch.Tensor, missed: torch.Tensor, steps: int, tolerance: float) -> None:
-    listed = ", ".join(f"{row} ({float(gap[row]):.3g})" for row in missed.tolist()[:8])
-    warnings.warn(
-        f"integrated_gradients: after {steps} steps the values of sample(s) {listed} miss S(x) - S(baseline) by more "
-        f"than the tolerance {tolerance:g} of it. Raise max_steps or take another baseline; a model that jumps or "
-        "draws random numbers on the way has no such sum.",
-        stacklevel=3,
-    )

@@ -9,24 +9,10 @@ from typing import Any
 from torch import nn
 
 from ...errors import OptionError, choose, suggestion
-from ...results import Attribution
+from ...layers import Selection
+from ...results import Attribution, MethodTable
 from ...target import Spec
-from .deeplift import deep_lift
-from .gradients import gradient, input_x_gradient
-from .integrated import integrated_gradients
-from .rectified import deconvnet, guided_backprop
-from .smooth import smooth_grad
-
-METHODS: dict[str, Callable[..., Attribution]] = {
-    "gradient": gradient,
-    "input_x_gradient": input_x_gradient,
-    "integrated_gradients": integrated_gradients,
-    "smooth_grad": smooth_grad,
-    "guided_backprop": guided_backprop,
-    "deconvnet": deconvnet,
-    "deep_lift": deep_lift,
-}
-"""Name of a method -> its function, which takes `(model, x, *, target, forward, **options)`."""
+from ..methods import known_methods
 
 _COMMON = ("model", "x", "target", "forward")
 
@@ -37,6 +23,7 @@ def saliency(
     *,
     target: Spec = None,
     method: str = "integrated_gradients",
+    where: Selection = None,
     forward: Callable[..., Any] | None = None,
     **options: Any,
 ) -> Attribution:
@@ -46,12 +33,16 @@ def saliency(
         model: any module.
         x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
         target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
-        method: a key of `METHODS`; the function of that name says what it computes.
+        method: its name; the function of that name says what it computes. `saliency.methods()` lists all with their
+            cost, what they need and where they were published.
+        where: None or `"input"` for the input; or a layer, or a call of one (`"rnn#1"`), whose output the score is
+            attributed to. Methods of the CAM family read their layer from it.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
         **options: those of the method's function.
 
     Returns:
-        An `Attribution` shaped like the input, `(batch, token)` for token ids.
+        An `Attribution` shaped like the input, `(batch, token)` for token ids; shaped like the layer's output where a
+        layer was asked for.
 
     Raises:
         OptionError: when the method is unknown or has no such option.
@@ -63,12 +54,32 @@ def saliency(
         >>> saliency(nn.Linear(3, 2), torch.ones(1, 3), target=0, method="gradient").tensor.shape
         torch.Size([1, 3])
     """
-    function = METHODS[choose("saliency method", method, METHODS)]
-    known = [name for name in inspect.signature(function).parameters if name not in _COMMON]
+    table = known_methods()
+    function = table[choose("saliency method", method, table)].function
+    parameters = inspect.signature(function).parameters
+    known = [name for name in parameters if name not in _COMMON]
     for name in options:
         if name not in known:
             raise OptionError(
                 f"method {method!r} has no option {name!r}.{suggestion(name, known)} "
                 f"Known: {', '.join(known) or 'none'}."
             )
+    if where is not None and not (isinstance(where, str) and where == "input"):
+        place = "where" if "where" in parameters else "layer"
+        if place not in parameters:
+            raise OptionError(f"method {method!r} attributes to the input only; where={where!r} needs another method.")
+        options[place] = where
     return function(model, x, target=target, forward=forward, **options)
+
+
+def methods() -> MethodTable:
+    """Every method of attribution: its family, its cost in passes, what it needs, where it was published.
+
+    Example:
+        >>> print(methods()["gradient"])
+        ('gradient', '1 gradient', '', 'Simonyan, Vedaldi & Zisserman 2014')
+    """
+    return MethodTable({row.name: (row.family, row.passes, row.needs, row.source) for row in known_methods().values()})
+
+
+saliency.methods = methods  # type: ignore[attr-defined]

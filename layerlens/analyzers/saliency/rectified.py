@@ -15,8 +15,10 @@ from torch import nn
 
 from ...borrow import borrowed
 from ...errors import TargetError
+from ...layers import Selection
 from ...results import Attribution
 from ...target import Spec
+from ..methods import method
 from ..relevance.graph import Graph, NodeInfo
 from ..relevance.recorder import Recorder
 from ..score import Scorer, backward_pass
@@ -25,8 +27,9 @@ from .differentiate import freeze, warn_of_zeros
 Gradients = tuple[torch.Tensor | None, ...]
 
 
+@method(family="gradient", passes="1 gradient", needs="ReLU or ReLU6", source="Springenberg et al. 2015")
 def guided_backprop(
-    model: nn.Module, x: Any, *, target: Spec = None, forward: Callable[..., Any] | None = None
+    model: nn.Module, x: Any, *, target: Spec = None, where: Selection = None, forward: Callable[..., Any] | None = None
 ) -> Attribution:
     """Guided backpropagation: rectifiers pass a gradient where their input and the gradient are above 0.
 
@@ -37,6 +40,7 @@ def guided_backprop(
         model: any module with ReLU or ReLU6.
         x: its input, `(batch, ...)`.
         target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
@@ -55,11 +59,12 @@ def guided_backprop(
         >>> guided_backprop(net, torch.ones(1, 2), target=0).values.shape
         torch.Size([1, 2])
     """
-    return _rectified(model, x, target, forward, "guided_backprop", lambda native, outer: native.clamp(min=0))
+    return _rectified(model, x, target, where, forward, "guided_backprop", lambda native, outer: native.clamp(min=0))
 
 
+@method(family="gradient", passes="1 gradient", needs="ReLU or ReLU6", source="Zeiler & Fergus 2014")
 def deconvnet(
-    model: nn.Module, x: Any, *, target: Spec = None, forward: Callable[..., Any] | None = None
+    model: nn.Module, x: Any, *, target: Spec = None, where: Selection = None, forward: Callable[..., Any] | None = None
 ) -> Attribution:
     """Deconvnet: rectifiers pass a gradient where the gradient is above 0, whatever their input was.
 
@@ -70,6 +75,7 @@ def deconvnet(
         model: any module with ReLU or ReLU6.
         x: its input, `(batch, ...)`.
         target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
@@ -88,20 +94,21 @@ def deconvnet(
         >>> deconvnet(net, torch.ones(1, 2), target=0).values.shape
         torch.Size([1, 2])
     """
-    return _rectified(model, x, target, forward, "deconvnet", lambda native, outer: outer.clamp(min=0))
+    return _rectified(model, x, target, where, forward, "deconvnet", lambda native, outer: outer.clamp(min=0))
 
 
 def _rectified(
     model: nn.Module,
     x: Any,
     target: Spec,
+    where: Selection,
     forward: Callable[..., Any] | None,
-    method: str,
+    name: str,
     rule: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> Attribution:
     with borrowed(model):
         freeze(model)
-        scorer = Scorer(model, x, target, forward=forward)
+        scorer = Scorer(model, x, target, where=where, forward=forward)
         leaves = scorer.start()
         graph = Graph(leaves.values())
         with Recorder(graph):  # which gives rectifiers that write into a view a node of their own
@@ -110,7 +117,7 @@ def _rectified(
             raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")
         rectifiers = [info for info in graph.reached(graph.visit(score.grad_fn)) if _rectifies(info)]
         if not rectifiers:
-            warnings.warn(f"{method}: the model has no ReLU and no ReLU6, so this is its gradient.", stacklevel=3)
+            warnings.warn(f"{name}: the model has no ReLU and no ReLU6, so this is its gradient.", stacklevel=3)
 
         def hook(gradients: Gradients, outer: Gradients) -> Gradients | None:
             native, above = gradients[0], outer[0]
@@ -129,10 +136,10 @@ def _rectified(
             name: torch.zeros_like(leaf) if gradient is None else gradient
             for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
         }
-        warn_of_zeros(values, method)
+        warn_of_zeros(values, name)
         return scorer.attribution(
             values,
-            method=method,
+            method=name,
             settings={"rectifiers": len(rectifiers)},
             score=score,
             units="score per unit of input",

@@ -22,19 +22,42 @@ def test_named_baselines_of_an_image():
     assert mean.shape == x.shape and torch.allclose(mean[1, 2], x[1, 2].mean())
     blurred = of("cnn", "blur")[1]["0"]
     assert blurred.shape == x.shape and blurred.std() < x.std()
+    black, white = of("cnn", "black")[1]["0"], of("cnn", "white")[1]["0"]
+    assert torch.equal(black[1, 2], x[1, 2].min().expand(8, 8)) and torch.equal(white[0, 0], x[0, 0].max().expand(8, 8))
+
+
+def test_named_baselines_of_series_volumes_and_tables():
+    series = torch.randn(2, 50, 3)  # (batch, time, feature)
+    scorer = Scorer(nn.Flatten(), series, lambda output: output.sum(dim=1))
+    mean = baselines(scorer, "mean")[0]["0"]
+    torch.testing.assert_close(mean, series.mean(dim=1, keepdim=True).expand(2, 50, 3))
+    blurred = baselines(scorer, "blur")[0]["0"]
+    torch.testing.assert_close(blurred, blur(series.mT[..., None], (2,))[..., 0].mT)
+    volume = torch.randn(1, 2, 5, 6, 7)
+    black = baselines(Scorer(nn.Flatten(), volume, lambda output: output.sum(dim=1)), "black")[0]["0"]
+    assert torch.equal(black, volume.amin(dim=(2, 3, 4), keepdim=True).expand_as(volume))
+
+
+def test_noise_is_like_the_sample_and_the_same_again():
+    x = torch.stack([torch.randn(3, 40, 40), 5 + 3 * torch.randn(3, 40, 40)])
+    scorer = Scorer(nn.Flatten(), x, lambda output: output.sum(dim=1))
+    drawn = baselines(scorer, "noise")[0]["0"]
+    torch.testing.assert_close(drawn.std(dim=(1, 2, 3)), x.std(dim=(1, 2, 3)), rtol=0.05, atol=0)
+    assert (drawn.mean(dim=(1, 2, 3)) - x.mean(dim=(1, 2, 3))).abs().max() < 0.2
+    assert torch.equal(drawn, baselines(scorer, "noise")[0]["0"]) and not torch.allclose(drawn, x)
 
 
 def test_blur_is_a_gaussian_in_both_directions():
     image = torch.zeros(1, 2, 41, 21, dtype=torch.float64)
     image[0, 1, 20, 10] = 1.0
-    seen = blur(image)[0]
+    seen = blur(image, (2, 3))[0]
     assert not seen[0].any() and seen[1].sum() == pytest.approx(1.0)
     rows, columns = torch.meshgrid(torch.arange(-20.0, 21), torch.arange(-10.0, 11), indexing="ij")
     expected = torch.exp(-0.5 * ((rows / 4.1) ** 2 + (columns / 2.1) ** 2))
     inside = (rows.abs() <= 12) & (columns.abs() <= 6)
     torch.testing.assert_close((seen[1] / seen[1].max())[inside], expected[inside].double(), rtol=1e-5, atol=1e-7)
     constant = torch.full((1, 1, 3, 50), 2.0, dtype=torch.bfloat16)
-    assert torch.equal(blur(constant), constant)
+    assert torch.equal(blur(constant, (2, 3)), constant)
 
 
 def test_numbers_tensors_and_dicts():

@@ -126,7 +126,7 @@ def test_no_difference_to_the_baseline_is_no_gap():
         ({"tolerance": 0}, "tolerance must be above 0"),
         ({"batch_size": "all"}, "batch_size must be a whole number of at least 1 or 'auto'"),
         ({"baseline": "gray"}, "unknown baseline 'gray'.*Known: zero, mean, blur"),
-        ({"baseline": "blur"}, r"baseline 'blur' is for images .* input '0' is float32 \(2, 6\)"),
+        ({"baseline": "blur"}, r"baseline 'blur' is for images, .* input '0' is float32 \(2, 6\)"),
         ({"baseline": torch.ones(5)}, r"shape \(5,\) does not broadcast to input '0' of shape \(2, 6\)"),
         ({"baseline": {"y": 0}}, "unknown input name in the baseline 'y'"),
         ({"baseline": None}, "cannot read a baseline from NoneType"),

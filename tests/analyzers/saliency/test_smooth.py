@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens.analyzers.saliency import gradient, smooth_grad
+from layerlens.analyzers.saliency import gradient, smooth_grad, smooth_grad_squared, var_grad
 from layerlens.errors import OptionError
 from layerlens.inputs import as_inputs
 from tests.cases import CASES, normal
@@ -101,3 +101,30 @@ def test_a_constant_sample_gets_no_noise_and_says_so():
 def test_bad_options_are_errors(options, text):
     with pytest.raises(OptionError, match=text):
         smooth_grad(CASES["mlp"].build(), CASES["mlp"].example(), **options)
+
+
+def test_squares_and_variances_of_a_square_in_closed_form():
+    """S = sum x^2 has the gradient 2 (x + e): its mean square is 4 (x^2 + s^2), its variance 4 s^2."""
+
+    class Squares(nn.Module):
+        def forward(self, x):
+            return x.square().sum(dim=1, keepdim=True)
+
+    x = torch.tensor([[1.0, 3.0]]).double()
+    options = {"samples": 20000, "noise": 0.25}  # of a range of 2
+    squared, varied = smooth_grad_squared(Squares(), x, **options), var_grad(Squares(), x, **options)
+    torch.testing.assert_close(squared.tensor, 4 * (x.square() + 0.25), rtol=0.03, atol=0)
+    torch.testing.assert_close(varied.tensor, torch.full_like(x, 1.0), rtol=0.03, atol=0)
+    assert not squared.signed and not varied.signed and squared.units == "squared score per unit of input"
+    plain = smooth_grad(Squares(), x, **options)
+    torch.testing.assert_close(squared.tensor - plain.tensor.square(), varied.tensor, rtol=1e-4, atol=0)
+
+
+def test_the_standard_error_is_that_of_many_runs():
+    model, x = CASES["mlp"].build(), CASES["mlp"].example()
+    runs = [smooth_grad(model, x, target=1, samples=8, seed=seed) for seed in range(400)]
+    spread = torch.stack([run.tensor for run in runs]).std(dim=0)
+    told = torch.stack([run.standard_error.square() for run in runs]).mean(dim=0).sqrt()
+    torch.testing.assert_close(told, spread, rtol=0.2, atol=1e-4)
+    with pytest.raises(OptionError, match="samples=2"):
+        var_grad(model, x, target=1, samples=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -13,8 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ....borrow import borrowed, generator_states, restore_generators
 from ....errors import TargetError, choose
+from ....layers import Selection
 from ....results import Attribution
 from ....target import Spec
+from ...methods import method
 from ...relevance.graph import ACCUMULATE, Graph
 from ...relevance.recorder import Recorder
 from ...relevance.rules.row import Gradients
@@ -31,12 +34,22 @@ RULES = ("rescale", "reveal_cancel")
 LOST = 1e-3
 """A relative completeness gap above this is no rounding error."""
 
+ROUNDING = 16
+"""How many times the last digit of the scores a sum may be off by rounding."""
 
+
+@method(
+    family="path",
+    passes="1 gradient and 1 forward pass",
+    needs="a baseline",
+    source="Shrikumar, Greenside & Kundaje 2017",
+)
 def deep_lift(
     model: nn.Module,
     x: Any,
     *,
     target: Spec = None,
+    where: Selection = None,
     baseline: Any = "zero",
     rule: Literal["rescale", "reveal_cancel"] = "rescale",
     forward: Callable[..., Any] | None = None,
@@ -54,7 +67,8 @@ def deep_lift(
         x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. For token ids the
             values are those of the embeddings, summed over their features.
         target: what to score, as in `layerlens.target.as_target`; None is the class predicted at x.
-        baseline: x', as in `integrated_gradients`: `"zero"`, `"mean"` or `"blur"` (images), a number, a tensor, or a
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
+        baseline: x', as in `integrated_gradients`: a name such as `"zero"` or `"blur"`, a number, a tensor, or a
             dict by input name.
         rule: of nonlinearities: `"rescale"`, or `"reveal_cancel"`, which explains apart what raises and what lowers
             their input, so that two causes that hide each other show (sec. 3.5.3). It holds for nonlinearities whose
@@ -80,35 +94,59 @@ def deep_lift(
         >>> bool(result.checks["completeness gap"] < 1e-3)
         True
     """
-    wanted = WANTED | reveal_cancel.WANTED if choose("rule", rule, RULES) == "reveal_cancel" else WANTED
+    choose("rule", rule, RULES)
     with borrowed(model):
         freeze(model)
-        scorer = Scorer(model, x, target, forward=forward)
-        leaves = scorer.start()
-        states = generator_states()
-        one = _run(scorer, leaves, wanted)
-        if one.score.grad_fn is None or not one.graph.visit(one.score.grad_fn).depends:
-            raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")
+        scorer = Scorer(model, x, target, where=where, forward=forward)
         starts, label = baselines(scorer, baseline)
-        restore_generators(states)  # a model that draws random numbers draws the same ones
-        other = _run(scorer, {name: start.clone().requires_grad_() for name, start in starts.items()}, wanted)
-        pairs = pair_up(one, other)
-        special = reveal_cancel.reveal_cancel(pairs) if rule == "reveal_cancel" else {}
-        multipliers = _multipliers(model, one, leaves, pairs, special)
-        values = {
-            name: torch.zeros_like(leaf) if found is None else (leaf.detach() - starts[name]) * found
-            for (name, leaf), found in zip(leaves.items(), multipliers, strict=True)
-        }
-        gap = completeness_gap(values, one.score.detach(), other.score.detach())
-        _warn_of_gap(gap, one.score.dtype, pairs)
-        warn_of_zeros(values, "deep_lift")
+        found = compare(scorer, starts, rule)
+        gap = completeness_gap(found.values, found.score, found.bottom)
+        warn_of_gap("deep_lift", gap, found)
+        warn_of_zeros(found.values, "deep_lift")
         return scorer.attribution(
-            values,
+            found.values,
             method="deep_lift",
             settings={"baseline": label, "rule": rule},
-            score=one.score,
+            score=found.score,
             checks={"completeness gap": gap},
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What every value did for the difference of the scores of the input and of one baseline.
+
+    Attributes:
+        values: by leaf, shaped like it.
+        score: of the input, `(batch,)`.
+        bottom: of the baseline, `(batch,)`.
+        moved: operations that chose otherwise for the baseline.
+    """
+
+    values: Leaves
+    score: torch.Tensor
+    bottom: torch.Tensor
+    moved: list[str]
+
+
+def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
+    """DeepLIFT of a borrowed, frozen model against one baseline per leaf, shaped like it."""
+    wanted = WANTED | reveal_cancel.WANTED if rule == "reveal_cancel" else WANTED
+    leaves = scorer.start()
+    states = generator_states()
+    one = _run(scorer, leaves, wanted)
+    if one.score.grad_fn is None or not one.graph.visit(one.score.grad_fn).depends:
+        raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")
+    restore_generators(states)  # a model that draws random numbers draws the same ones
+    other = _run(scorer, {name: start.clone().requires_grad_() for name, start in starts.items()}, wanted)
+    pairs = pair_up(one, other)
+    special = reveal_cancel.reveal_cancel(pairs) if rule == "reveal_cancel" else {}
+    multipliers = _multipliers(scorer.model, one, leaves, pairs, special)
+    values = {
+        name: torch.zeros_like(leaf) if found is None else (leaf.detach() - starts[name]) * found
+        for (name, leaf), found in zip(leaves.items(), multipliers, strict=True)
+    }
+    return Comparison(values, one.score.detach(), other.score.detach(), told_otherwise(pairs))
 
 
 def _run(scorer: Scorer, leaves: Leaves, wanted: frozenset[str]) -> Run:
@@ -173,14 +211,17 @@ def _hook(pair: Pair, rule: Rule) -> Callable[[Gradients, Gradients], Gradients 
     return hook
 
 
-def _warn_of_gap(gap: torch.Tensor, dtype: torch.dtype, pairs: list[Pair]) -> None:
-    missed = (~(gap <= LOST)).nonzero().flatten().tolist()
-    if missed and dtype in (torch.float32, torch.float64):
+def warn_of_gap(method: str, gap: torch.Tensor, found: Comparison) -> None:
+    """Warn of samples whose values do not sum to the difference of the scores."""
+    score, bottom = found.score.double(), found.bottom.double()
+    rounding = ROUNDING * torch.finfo(found.score.dtype).eps * torch.maximum(score.abs(), bottom.abs())
+    allowed = LOST + rounding / (score - bottom).abs().clamp_min(torch.finfo(torch.float64).tiny)
+    missed = (~(gap <= allowed)).nonzero().flatten().tolist()
+    if missed and found.score.dtype in (torch.float32, torch.float64):
         listed = ", ".join(f"{row} ({float(gap[row]):.3g})" for row in missed[:8])
-        moved = told_otherwise(pairs)
-        why = f"{', '.join(moved)} chose otherwise for the baseline, or an" if moved else "an"
+        why = f"{', '.join(found.moved)} chose otherwise for the baseline, or an" if found.moved else "an"
         warnings.warn(
-            f"deep_lift: the values of sample(s) {listed} miss S(x) - S(baseline) by more than {LOST:g} of it: {why} "
+            f"{method}: the values of sample(s) {listed} miss S(x) - S(baseline) by more than {LOST:g} of it: {why} "
             "operation has no rule, the model detaches a signal, or samples depend on each other.",
             stacklevel=3,
         )

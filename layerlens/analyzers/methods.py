@@ -1,0 +1,69 @@
+"""The methods that put a number on every place of an input, by name, with what each costs and needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+from ..results import Attribution
+
+Family = Literal["gradient", "path", "perturbation", "cam", "relevance", "automatic"]
+AnyMethod = TypeVar("AnyMethod", bound=Callable[..., Attribution])
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One method of attribution.
+
+    Attributes:
+        name: the field's name for it, in snake case.
+        function: takes `(model, x, *, target, forward, **options)`.
+        family: what it is made of.
+        passes: its cost per sample, in forward passes or gradients (a forward and a backward pass).
+        needs: what it asks of model and input; empty for any that can be differentiated.
+        source: where it was published.
+    """
+
+    name: str
+    function: Callable[..., Attribution]
+    family: Family
+    passes: str
+    needs: str
+    source: str
+
+
+METHODS: dict[str, Method] = {}
+"""Name -> method, filled by the decorator `method` when the file of a method is imported; see `known_methods`."""
+
+HOMES = ("saliency", "activation")
+"""The folders of analyzers that hold methods."""
+
+
+def known_methods() -> dict[str, Method]:
+    """Every method by name, its home imported."""
+    for home in HOMES:
+        importlib.import_module(f"{__package__}.{home}")
+    return METHODS
+
+
+def method(
+    *, family: Family, passes: str, source: str, needs: str = "", name: str | None = None
+) -> Callable[[AnyMethod], AnyMethod]:
+    """Make a function known as a method of attribution; see `Method`.
+
+    Args:
+        family: what it is made of.
+        passes: its cost per sample.
+        source: where it was published.
+        needs: what it asks of model and input.
+        name: its name; that of the function when None.
+    """
+
+    def known(function: AnyMethod) -> AnyMethod:
+        called = name or function.__name__
+        METHODS[called] = Method(called, function, family, passes, needs, source)
+        return function
+
+    return known

@@ -1,0 +1,129 @@
+"""The method that fits an input, by what the benchmarks found faithful on inputs of its kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from ...borrow import borrowed
+from ...inputs import Inputs, as_inputs
+from ...layers import Selection
+from ...results import Attribution
+from ...target import Spec
+from ..leaves import Leaf, find_leaves
+from ..methods import method
+from ..relevance.centred import centred_relevance
+from ..relevance.propagate import relevance
+from .integrated import integrated_gradients
+from .leave_one_out import leave_one_out
+
+Choice = tuple[str, dict[str, Any], str]
+"""Name of a method, its options, and why."""
+
+PASSES = 200
+"""Forward passes that leave-one-out may take for a text: what integrated gradients cost with 50 steps and more."""
+
+MEASURED = "epsilon_plus"
+"""The rulebook of relevance that was measured on images."""
+
+
+@method(
+    name="auto",
+    family="automatic",
+    passes="those of the method it chooses",
+    source="benchmarks/tokens.md, benchmarks/faithfulness.md",
+)
+def auto(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """Attribute by the method that is most faithful on inputs of this kind; the result says which, and why.
+
+    Token ids: `leave_one_out` with 4 draws up to 50 tokens, fewer up to 200; `centred_relevance` beyond
+    (docs/language-models.md). Images, by a model with convolutions and no attention: `relevance` by the z+ rule
+    (docs/faithfulness.md). All else, and layers: `integrated_gradients`.
+
+    Args:
+        model: any module.
+        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        The `Attribution` of the chosen method; `settings["chosen"]` says why it was chosen.
+
+    Raises:
+        InputError: when the input holds nothing to attribute to.
+        TargetError: when the target does not fit the output.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))
+        >>> auto(net, torch.tensor([[3, 1, 4]]), target=0).method
+        'leave_one_out'
+    """
+    inputs = as_inputs(x)
+    at_input = where is None or (isinstance(where, str) and where == "input")
+    name, options, why = _choice(model, inputs, forward) if at_input else _other(where)
+    result = CHOSEN[name](model, inputs, target=target, forward=forward, **options)
+    if name == "relevance" and result.settings["rules"]["name"] != MEASURED:
+        name, options, why = _other(where)
+        result = CHOSEN[name](model, inputs, target=target, forward=forward, **options)
+    return dataclasses.replace(result, settings={**result.settings, "chosen": why})
+
+
+def _choice(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None) -> Choice:
+    with borrowed(model):
+        leaves = find_leaves(model, inputs, forward)
+    for fits, chosen in KINDS:
+        if fits(leaves):
+            return chosen(leaves)
+    return _other(None)
+
+
+def _is_image(leaves: Mapping[str, Leaf]) -> bool:
+    return all(leaf.is_input and leaf.value.ndim == 4 and leaf.value.shape[1] in (1, 3) for leaf in leaves.values())
+
+
+def _for_image(leaves: Mapping[str, Leaf]) -> Choice:
+    return "relevance", {}, "an image and a convolutional network: docs/faithfulness.md"
+
+
+def _is_text(leaves: Mapping[str, Leaf]) -> bool:
+    return all(leaf.layer is not None and leaf.value.ndim == 3 for leaf in leaves.values())
+
+
+def _for_text(leaves: Mapping[str, Leaf]) -> Choice:
+    lengths = [leaf.value.shape[1] for leaf in leaves.values()]
+    count = sum(lengths)
+    why = f"a text of {count} token(s): docs/language-models.md"
+    if count > PASSES:
+        return "centred_relevance", {}, why
+    if min(lengths) < 2:  # no other token to draw
+        return "leave_one_out", {"fill": "zero"}, why
+    return "leave_one_out", {"draws": max(1, min(4, PASSES // count))}, why
+
+
+def _other(where: Selection) -> Choice:
+    if where is None:
+        return "integrated_gradients", {}, "an input of a kind for which no method was measured"
+    return "integrated_gradients", {"where": where}, "a layer, for which no method was measured"
+
+
+CHOSEN: dict[str, Callable[..., Attribution]] = {
+    function.__name__: function for function in (centred_relevance, integrated_gradients, leave_one_out, relevance)
+}
+
+KINDS: tuple[tuple[Callable[[Mapping[str, Leaf]], bool], Callable[[Mapping[str, Leaf]], Choice]], ...] = (
+    (_is_text, _for_text),
+    (_is_image, _for_image),
+)
+"""Which leaves, and what is chosen for them; the first that fits counts."""

@@ -1,0 +1,32 @@
+"""A Gaussian blur along any axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+REACH = 3
+"""Standard deviations that the kernel reaches to each side."""
+
+
+def gaussian_blur(value: torch.Tensor, sigmas: Mapping[int, float]) -> torch.Tensor:
+    """`value` under a Gaussian along some of its axes; beyond an end its last value goes on.
+
+    Args:
+        value: of any shape.
+        sigmas: the standard deviation along each axis, in steps of that axis; 0 leaves it as it is.
+    """
+    blurred = value.to(torch.promote_types(value.dtype, torch.float32))
+    for axis, sigma in sigmas.items():
+        size = value.shape[axis]
+        if sigma <= 0 or size < 2:
+            continue
+        radius = max(1, round(REACH * sigma))
+        places = torch.arange(-radius, radius + 1, device=value.device, dtype=torch.float64)
+        kernel = torch.exp(-0.5 * (places / sigma) ** 2)
+        kernel = (kernel / kernel.sum()).to(blurred.dtype)
+        lines = blurred.movedim(axis, -1)
+        flat = torch.nn.functional.pad(lines.reshape(-1, 1, size), (radius, radius), mode="replicate")
+        blurred = torch.nn.functional.conv1d(flat, kernel.reshape(1, 1, -1)).reshape(lines.shape).movedim(-1, axis)
+    return blurred.to(value.dtype)

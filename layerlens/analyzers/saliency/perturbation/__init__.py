@@ -1,0 +1,22 @@
+"""Perturbation: what happens to the score when parts of the input are removed."""
+
+from .ablation import feature_ablation, permutation
+from .extremal_mask import extremal_mask
+from .kernel_shap import kernel_shap
+from .lime import lime
+from .occlusion import occlusion
+from .rise import rise
+from .shapley import shapley_sampling
+from .sobol import sobol
+
+__all__ = [
+    "extremal_mask",
+    "feature_ablation",
+    "kernel_shap",
+    "lime",
+    "occlusion",
+    "permutation",
+    "rise",
+    "shapley_sampling",
+    "sobol",
+]

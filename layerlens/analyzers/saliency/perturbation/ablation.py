@@ -1,0 +1,144 @@
+"""Feature ablation and feature permutation: what the score loses when one feature is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ....borrow import borrowed
+from ....errors import InputError, check_count
+from ....layers import Selection
+from ....progress import track
+from ....results import Attribution
+from ....target import Spec
+from ...methods import method
+from ...score import Scorer
+from ..differentiate import BatchSize, warn_of_zeros
+from .coalitions import Coalitions
+from .features import Spec as FeatureSpec
+from .features import features_of
+from .settle import Game, game, mean_and_error
+
+
+@method(family="perturbation", passes="1 forward pass a feature", needs="a baseline", source="Zeiler & Fergus 2014")
+def feature_ablation(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    features: FeatureSpec = None,
+    baseline: Any = "zero",
+    batch_size: BatchSize = "auto",
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """What the score loses when one feature is replaced by the baseline: S(x) - S(x without it).
+
+    Every value of a feature gets the feature's number. The model needs no gradient.
+
+    Args:
+        model: any module.
+        x: its input, `(batch, ...)`.
+        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
+        features: what is removed together: None for columns of a table, tokens, about 64 cells of an image, a volume or
+            a series; `"values"`, `"places"`, `"channels"`, `"cells"`, `"superpixels"`, a number of cells; or labels
+            (whole numbers) that broadcast to the input, -1 for what is never removed; or a dict of those by input.
+        baseline: what replaces it, as in `integrated_gradients`.
+        batch_size: rows in one forward pass; `"auto"` reads the memory of the layers in a first pass.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score.
+
+    Raises:
+        InputError: when the input holds nothing to remove.
+        OptionError: when features or baseline do not fit the input.
+        TargetError: when the target does not fit the output.
+
+    Warns:
+        UserWarning: when the values of a sample are zero everywhere.
+
+    Example:
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> _ = net.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+        >>> feature_ablation(net, torch.tensor([[2.0, 5.0]])).tensor
+        tensor([[ 6., -5.]])
+    """
+    with game(model, x, target, where, features, baseline, batch_size, forward) as own:
+        values = own.coalitions.score - own.scores(1 - torch.eye(own.count), "feature ablation")  # (features, batch)
+        warn_of_zeros({"": values.T}, "feature_ablation")
+        return own.attribution(values.T, method="feature_ablation", settings={})
+
+
+@method(
+    family="perturbation", passes="10 forward passes a feature (draws)", needs="several samples", source="Breiman 2001"
+)
+def permutation(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    features: FeatureSpec = None,
+    draws: int = 10,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """What the score loses when one feature comes from another sample of the batch, mean over draws.
+
+    S(x) - S(x with feature j of x'), x' another sample drawn without regard to the others (Breiman 2001, sec. 10, by
+    sample and not by data set). Values stay among those that occur, but not their combinations.
+
+    Args:
+        model: any module.
+        x: its input, `(batch, ...)`, of two samples or more.
+        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
+        features: as in `feature_ablation`.
+        draws: of the other sample.
+        seed: of the draws.
+        batch_size: rows in one forward pass.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` shaped like the input, in units of the score, with its standard error over draws.
+
+    Raises:
+        InputError: when there is one sample only.
+        OptionError: when features do not fit the input.
+        TargetError: when the target does not fit the output.
+
+    Example:
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 0.0]]))
+        >>> permutation(net, torch.tensor([[0.0, 1.0], [2.0, 3.0]])).tensor
+        tensor([[-2.,  0.],
+                [ 2.,  0.]])
+    """
+    check_count("draws", draws)
+    with borrowed(model, grad=False):
+        scorer = Scorer(model, x, target, where=where, forward=forward)
+        batch = len(scorer.rows)
+        if batch < 2:
+            raise InputError("permutation takes features from other samples; give a batch of two or more.")
+        own = Game(scorer, Coalitions(scorer, "zero", batch_size), features_of(scorer, features))
+        generator = torch.Generator().manual_seed(seed)
+        shifts = torch.randint(1, batch, (draws, batch), generator=generator)
+        keep, found = 1 - torch.eye(own.count), []
+        for shift in track(shifts, "permutation"):
+            others = ((torch.arange(batch) + shift) % batch).to(scorer.rows.device)
+            own.coalitions.starts = {name: leaf.value[others] for name, leaf in scorer.leaves.items()}
+            found.append(own.coalitions.score - own.coalitions.features(own.features, keep, "", progress=False))
+        values, error = mean_and_error(torch.stack(found))  # (features, batch)
+        own.coalitions.label = "other samples"
+        return own.attribution(
+            values.T,
+            method="permutation",
+            settings={"draws": draws, "seed": seed},
+            error=None if error is None else error.T,
+        )

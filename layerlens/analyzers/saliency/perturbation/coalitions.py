@@ -1,0 +1,127 @@
+"""Scores of an input of which parts are removed, many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from ....errors import check_count
+from ....nested import named_tensors
+from ....probe import Probe
+from ....progress import track
+from ...score import Scorer
+from ..baselines import baselines
+from ..differentiate import AT_ONCE, MEMORY, REUSED, SMALL, BatchSize, Leaves
+from .features import Features
+
+Masks = dict[str, torch.Tensor]
+"""By leaf, `(n, ...)` broadcasting to the leaf: 1 keeps, 0 removes, in between mixes."""
+
+
+class Coalitions:
+    """The score as a function of what is kept of the input; what is removed becomes the baseline.
+
+    Use it inside of `borrowed(model, grad=False)`.
+
+    Args:
+        scorer: of a borrowed model.
+        baseline: as in `layerlens.analyzers.saliency.baselines`.
+        batch_size: rows in one forward pass; `"auto"` reads the memory of the layers in a first pass.
+
+    Attributes:
+        score: of the input as it is, `(batch,)`.
+        batch_size: as used.
+        label: of the baseline.
+    """
+
+    def __init__(self, scorer: Scorer, baseline: Any, batch_size: BatchSize = "auto") -> None:
+        self.scorer = scorer
+        self.ends: Leaves = {name: leaf.value for name, leaf in scorer.leaves.items()}
+        with torch.no_grad():
+            self.score, self.batch_size = _first(scorer, self.ends, batch_size)
+        self.starts, self.label = baselines(scorer, baseline)
+
+    @property
+    def batch(self) -> int:
+        """The number of samples."""
+        return len(self.scorer.rows)
+
+    def __call__(self, masks: Masks, rows: torch.Tensor) -> torch.Tensor:
+        """The scores `(n,)` of samples `rows` with masks `(n, ...)`, `batch_size` in a pass."""
+        found = []
+        with torch.no_grad():
+            for places in torch.split(torch.arange(len(rows), device=rows.device), self.batch_size):
+                chosen = rows[places]
+                values = {}
+                for name, end in self.ends.items():
+                    mask = masks[name][places].to(end)
+                    start = self.starts[name][chosen]
+                    values[name] = torch.lerp(start, end[chosen], mask.expand_as(start)).to(end.dtype)
+                found.append(self.scorer(values, chosen).detach())
+        return torch.cat(found)
+
+    def bottom(self) -> torch.Tensor:
+        """The score of the baseline, `(batch,)`."""
+        return self({name: torch.zeros_like(end[..., :1]) for name, end in self.ends.items()}, self.scorer.rows)
+
+    def every(
+        self, count: int, masks: Callable[[torch.Tensor], Masks], label: str, *, progress: bool | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The scores of every sample with each of `count` masks, some masks at a time.
+
+        Args:
+            count: of masks.
+            masks: from their indices `(m,)` to the masks of all samples: `(m, ...)` when all samples share them.
+            label: of the progress bar.
+            progress: as in `track`.
+
+        Yields:
+            The indices `(m,)` and the scores `(m, batch)`.
+        """
+        step = max(1, self.batch_size // self.batch)
+        rows = self.scorer.rows
+        for places in track(torch.split(torch.arange(count), step), label, enabled=progress):
+            found = masks(places)
+            repeated = {name: mask.repeat_interleave(self.batch, dim=0) for name, mask in found.items()}
+            yield places, self(repeated, rows.repeat(len(places))).reshape(len(places), self.batch)
+
+    def features(
+        self, features: Features, keep: torch.Tensor, label: str, *, progress: bool | None = None
+    ) -> torch.Tensor:
+        """The scores `(m, batch)` of every sample with each coalition of features.
+
+        Args:
+            features: of the input.
+            keep: `(m, features)`, 1 keeps.
+            label: of the progress bar.
+            progress: as in `track`.
+        """
+        found = []
+        step = max(1, self.batch_size // self.batch)
+        for places in track(torch.split(torch.arange(len(keep)), step), label, enabled=progress):
+            rows = self.scorer.rows.repeat(len(places))
+            chosen = keep[places].to(rows.device).repeat_interleave(self.batch, dim=0)
+            found.append(self(features.masks(chosen, rows), rows).reshape(len(places), self.batch))
+        return torch.cat(found)
+
+
+def _first(scorer: Scorer, values: Leaves, batch_size: BatchSize) -> tuple[torch.Tensor, int]:
+    """The scores of the batch as it is, and how many rows to run at once."""
+    if batch_size != "auto":
+        check_count("batch_size", batch_size, also="'auto'")
+        return scorer(values), int(batch_size)
+    sizes: list[int] = []
+
+    def size(output: Any) -> None:
+        sizes.extend(tensor.nbytes for _, tensor in named_tensors(output))
+
+    with Probe(scorer.model, lambda path, module: not next(module.children(), None), reduce=size):
+        score = scorer(values)
+    count = len(scorer.rows)
+    largest, total = max(sizes, default=1) / count, max(1, sum(sizes)) / count
+    limit = AT_ONCE.get(scorer.rows.device.type, 64) if scorer.rows.device.type == "cpu" else 64
+    if scorer.rows.device.type == "cpu":
+        limit = min(limit, int(REUSED / largest))
+    return score, max(1, min(int(MEMORY / (4 * largest)), max(limit, int(SMALL / total)), 1024))

@@ -1,0 +1,107 @@
+"""LIME: the linear model that fits the scores near the input best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ....errors import OptionError, check_count
+from ....layers import Selection
+from ....results import Attribution
+from ....target import Spec
+from ...methods import method
+from ..differentiate import BatchSize, warn_of_zeros
+from .features import Spec as FeatureSpec
+from .settle import game
+
+
+@method(
+    family="perturbation", passes="512 forward passes (samples)", needs="a baseline",
+    source="Ribeiro, Singh & Guestrin 2016",
+)  # fmt: skip
+def lime(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    features: FeatureSpec = None,
+    baseline: Any = "zero",
+    samples: int = 512,
+    width: float = 0.25,
+    ridge: float = 1.0,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """The coefficients of a linear model of which features are there, fitted near the input.
+
+    min over b of sum over z of exp(-d(z)^2 / width^2) (S(z) - b_0 - z . b)^2 + ridge |b|^2 (Ribeiro et al. 2016, eq. 1
+    and alg. 1), z with each feature kept by a fair coin and d(z) = 1 - sqrt(share of features kept), the cosine
+    distance to the input, as in the authors' package. Coefficients are no shares of the score: they do not sum to it.
+
+    Args:
+        model: any module.
+        x: its input, `(batch, ...)`.
+        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
+        features: as in `feature_ablation`; for images `"superpixels"` are what was published.
+        baseline: what replaces a feature, as in `integrated_gradients`.
+        samples: drawn around the input, the same for all samples of the batch.
+        width: of the kernel.
+        ridge: strength of the penalty.
+        seed: of the samples.
+        batch_size: rows in one forward pass.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` shaped like the input, in units of the score per feature, with the standard error of the
+        coefficients; its check `"fit"` is the weighted R^2 of the linear model, `(batch,)`: a low one says that the
+        score is not linear in these features, and the coefficients tell little.
+
+    Raises:
+        OptionError: when an option is out of range, or features or baseline do not fit the input.
+        TargetError: when the target does not fit the output.
+
+    Warns:
+        UserWarning: when the values of a sample are zero everywhere.
+
+    Example:
+        >>> net = nn.Linear(3, 1)
+        >>> found = lime(net, torch.ones(1, 3), target=0, ridge=1e-9)
+        >>> bool(torch.allclose(found.tensor, net.weight, atol=1e-4))
+        True
+    """
+    check_count("samples", samples)
+    if not width > 0 or not ridge >= 0:
+        raise OptionError(f"width must be above 0 and ridge at least 0, got {width!r} and {ridge!r}.")
+    with game(model, x, target, where, features, baseline, batch_size, forward) as own:
+        generator = torch.Generator().manual_seed(seed)
+        keep = (torch.rand(samples, own.count, generator=generator) < 0.5).double()
+        keep[0] = 1  # the input itself
+        scores = own.scores(keep.float(), "LIME").double()  # (samples, batch)
+        keep = keep.to(scores.device)
+        weight = torch.exp(-((1 - keep.mean(dim=1).sqrt()) ** 2) / width**2)[:, None]
+        centre = (weight * keep).sum(dim=0) / weight.sum()
+        middle = (weight * scores).sum(dim=0) / weight.sum()
+        design, answer = keep - centre, scores - middle
+        gram = design.T @ (weight * design)
+        inverse = torch.linalg.inv(gram + ridge * torch.eye(own.count).to(gram))
+        values = inverse @ (design.T @ (weight * answer))  # (features, batch)
+        residual = answer - design @ values
+        fit = 1 - (weight * residual**2).sum(dim=0) / (weight * answer**2).sum(dim=0).clamp_min(1e-300)
+        meat = torch.einsum("sf,sb,sg->bfg", design, (weight * residual) ** 2, design)
+        freedom = max(1, samples - own.count - 1)
+        error = torch.stack([(inverse @ one @ inverse).diagonal() for one in meat]).clamp_min(0).sqrt()
+        warn_of_zeros({"": values.T}, "lime")
+        return own.attribution(
+            values.T,
+            method="lime",
+            settings={"samples": samples, "width": width, "ridge": ridge, "seed": seed},
+            error=error * (samples / freedom) ** 0.5,
+            checks={"fit": fit},
+            units="score per feature",
+        )

@@ -1,0 +1,164 @@
+"""Occlusion: what the score loses under a window that slides over the input."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from ....borrow import borrowed
+from ....errors import OptionError, check_count
+from ....layers import Selection
+from ....results import Attribution
+from ....target import Spec
+from ...layout import place_axes
+from ...leaves import Leaf
+from ...methods import method
+from ...score import Scorer
+from ..differentiate import BatchSize, warn_of_zeros
+from .coalitions import Coalitions
+
+Sizes: TypeAlias = int | Sequence[int] | None
+
+
+@method(
+    family="perturbation",
+    passes="1 forward pass a window (225 on an image)",
+    needs="a baseline",
+    source="Zeiler & Fergus 2014",
+)
+def occlusion(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    window: Sizes = None,
+    stride: Sizes = None,
+    baseline: Any = "zero",
+    batch_size: BatchSize = "auto",
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """What the score loses when a window of the input is covered, mean over the windows that cover a place.
+
+    S(x) - S(x with the window replaced by the baseline) (Zeiler & Fergus 2014, sec. 4.2). All channels or features of
+    a place are covered together. Windows start every `stride` places; the last ones end with the input, so that sizes
+    that do not divide are covered whole.
+
+    Args:
+        model: any module.
+        x: its input, `(batch, ...)`; with several inputs each is covered in turn.
+        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
+        window: its size in places, one number or one for each axis of places; None for an eighth of each side of an
+            image, a volume or a series, one token, one column of a table.
+        stride: likewise; None for half a window.
+        baseline: what covers, as in `integrated_gradients`.
+        batch_size: rows in one forward pass; `"auto"` reads the memory of the layers in a first pass.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` shaped like the input, in units of the score.
+
+    Raises:
+        OptionError: when window or stride do not fit the input, or the baseline does not.
+        TargetError: when the target does not fit the output.
+
+    Warns:
+        UserWarning: when the values of a sample are zero everywhere.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
+        >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+        >>> occlusion(net, torch.ones(1, 1, 2, 2), target=0, window=1, stride=1).tensor
+        tensor([[[[1., 2.],
+                  [3., 4.]]]])
+    """
+    with borrowed(model, grad=False):
+        scorer = Scorer(model, x, target, where=where, forward=forward)
+        coalitions = Coalitions(scorer, baseline, batch_size)
+        values, used = {}, {}
+        for name, leaf in scorer.leaves.items():
+            axes, sizes, steps = _windows(name, leaf, window, stride)
+            used[name] = (sizes, steps)
+            values[name] = _slide(coalitions, name, leaf, axes, sizes, steps)
+        warn_of_zeros(values, "occlusion")
+        only = next(iter(used.values())) if len(used) == 1 else None
+        return scorer.attribution(
+            values,
+            method="occlusion",
+            settings={
+                "window": only[0] if only else {name: pair[0] for name, pair in used.items()},
+                "stride": only[1] if only else {name: pair[1] for name, pair in used.items()},
+                "baseline": coalitions.label,
+                "batch_size": coalitions.batch_size,
+            },
+            score=coalitions.score,
+        )
+
+
+def _windows(name: str, leaf: Leaf, window: Sizes, stride: Sizes) -> tuple[list[int], tuple[int, ...], tuple[int, ...]]:
+    """The axes of places (of a sample), and size and stride of the window along them."""
+    axes = place_axes(leaf)
+    places = [leaf.value.shape[1 + axis] for axis in axes]
+    single = leaf.layer is not None or leaf.value.ndim <= 2
+    default = [1 if single else max(1, round(size / 8)) for size in places]
+    sizes = _each(name, "window", window, default, len(axes))
+    steps = _each(name, "stride", stride, [max(1, size // 2) for size in sizes], len(axes))
+    for size, step, place in zip(sizes, steps, places, strict=True):
+        if size > place or step > size:
+            raise OptionError(
+                f"a window of {sizes} with stride {steps} does not fit the places {tuple(places)} of input {name!r}: a "
+                "window is at most as long as its side, a stride as its window."
+            )
+    return axes, sizes, steps
+
+
+def _each(name: str, what: str, given: Sizes, default: list[int], count: int) -> tuple[int, ...]:
+    if given is None:
+        return tuple(default)
+    sizes = [given] * count if isinstance(given, int) else list(given)
+    if len(sizes) != count:
+        raise OptionError(f"{what}={given!r} has {len(sizes)} numbers; input {name!r} has {count} axes of places.")
+    for size in sizes:
+        check_count(what, size)
+    return tuple(sizes)
+
+
+def _slide(
+    coalitions: Coalitions, name: str, leaf: Leaf, axes: list[int], sizes: tuple[int, ...], steps: tuple[int, ...]
+) -> torch.Tensor:
+    places = [leaf.value.shape[1 + axis] for axis in axes]
+    starts = [
+        sorted({*range(0, place - size, step), place - size})
+        for place, size, step in zip(places, sizes, steps, strict=True)
+    ]
+    corners = list(itertools.product(*starts))
+    shape = [size if axis in axes else 1 for axis, size in enumerate(leaf.value.shape[1:])]
+    total = torch.zeros(coalitions.batch, *shape, dtype=torch.float64)
+    cover = torch.zeros(1, *shape, dtype=torch.float64)
+    others = {other: torch.ones(1, *[1] * (one.value.ndim - 1)) for other, one in coalitions.scorer.leaves.items()}
+
+    def box(corner: tuple[int, ...]) -> tuple[slice, ...]:
+        index = [slice(None)] * len(shape)
+        for axis, start, size in zip(axes, corner, sizes, strict=True):
+            index[axis] = slice(start, start + size)
+        return tuple(index)
+
+    def masks(chosen: torch.Tensor) -> dict[str, torch.Tensor]:
+        mask = torch.ones(len(chosen), *shape)
+        for row, place in enumerate(chosen.tolist()):
+            mask[row][box(corners[place])] = 0
+        return {other: ones.expand(len(chosen), *ones.shape[1:]) for other, ones in others.items()} | {name: mask}
+
+    for chosen, scores in coalitions.every(len(corners), masks, f"occlusion of {name}"):
+        drops = (coalitions.score - scores).double().cpu()  # (m, batch)
+        for place, drop in zip(chosen.tolist(), drops, strict=True):
+            where = (slice(None), *box(corners[place]))
+            total[where] += drop.reshape(-1, *[1] * len(shape))
+            cover[where] += 1
+    values = (total / cover).to(leaf.value).expand(leaf.value.shape)
+    return values / leaf.value.shape[-1] if leaf.layer is not None else values.clone()

@@ -1,0 +1,97 @@
+"""Sobol indices of places: the share of the score's variance under random masks that each takes part in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ....errors import check_count
+from ....layers import Selection
+from ....results import Attribution
+from ....target import Spec
+from ...methods import method
+from ..differentiate import BatchSize, warn_of_zeros
+from .features import Spec as FeatureSpec
+from .settle import game
+
+
+@method(
+    family="perturbation",
+    passes="32 forward passes a feature (draws x (features + 2))",
+    needs="a baseline",
+    source="Fel et al. 2021; Jansen 1999",
+)
+def sobol(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    features: FeatureSpec = None,
+    baseline: Any = "zero",
+    draws: int = 32,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """The total Sobol index of each feature: how much of the score's variance under random masks it takes part in.
+
+    Masks have a number from 0 (baseline) to 1 (input) for each feature, uniform and independent, from a scrambled Sobol
+    sequence; S_T(j) = E[(S(A) - S(A with j of B))^2] / (2 Var S) (Jansen 1999; for images Fel et al. 2021, eq. 5).
+    Interactions count, so the indices sum to 1 or more. They have no sign.
+
+    Args:
+        model: any module; no gradient is needed.
+        x: its input, `(batch, ...)`.
+        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
+        features: as in `feature_ablation`.
+        baseline: what a mask of 0 leaves, as in `integrated_gradients`.
+        draws: rows of the designs A and B; a power of 2 keeps the sequence balanced.
+        seed: of the sequence.
+        batch_size: rows in one forward pass.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` shaped like the input, shares of the variance, with standard errors over draws.
+
+    Raises:
+        OptionError: when an option is out of range, or features or baseline do not fit the input.
+        TargetError: when the target does not fit the output.
+
+    Warns:
+        UserWarning: when the values of a sample are zero everywhere.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 0.0]]))
+        >>> sobol(net, torch.ones(1, 2), target=0, draws=64).tensor.round(decimals=1)
+        tensor([[1., 0.]])
+    """
+    check_count("draws", draws)
+    with game(model, x, target, where, features, baseline, batch_size, forward) as own:
+        count = own.count
+        engine = torch.quasirandom.SobolEngine(2 * count, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+        one, other = engine.draw(draws).tensor_split(2, dim=1)
+        mixed = one.repeat(count, 1, 1)  # (features, draws, features)
+        index = torch.arange(count)
+        mixed[index, :, index] = other.T
+        every = torch.cat([one, other, mixed.flatten(0, 1)])
+        scores = own.scores(every, "Sobol indices").double()
+        a, b, rest = scores[:draws], scores[draws : 2 * draws], scores[2 * draws :].reshape(count, draws, -1)
+        variance = torch.cat([a, b]).var(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+        squares = (a - rest).square() / 2  # (features, draws, batch)
+        values = squares.mean(dim=1) / variance
+        error = squares.std(dim=1) / draws**0.5 / variance if draws > 1 else None
+        warn_of_zeros({"": values.T}, "sobol")
+        return own.attribution(
+            values.T,
+            method="sobol",
+            settings={"draws": draws, "seed": seed},
+            error=None if error is None else error.T,
+            signed=False,
+            units="share of the variance",
+        )
