@@ -1,0 +1,64 @@
+"""Controls: maps that look at the input, or at nothing, and never at the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..layout import place_axes
+from ..leaves import Leaf
+
+SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
+
+
+def random(leaf: Leaf, seed: int) -> torch.Tensor:
+    """A random order of the places, another for each sample."""
+    return torch.rand(_places(leaf), generator=torch.Generator().manual_seed(seed)).to(leaf.value.device)
+
+
+def sobel(leaf: Leaf, seed: int) -> torch.Tensor:
+    """The strength of edges of each image: the norm of the Sobel gradient of its mean over channels."""
+    image = leaf.value.float().mean(dim=1, keepdim=True)
+    kernel = torch.tensor(SOBEL, device=image.device)
+    padded = nn.functional.pad(image, (1, 1, 1, 1), mode="replicate")
+    across, down = nn.functional.conv2d(padded, torch.stack([kernel, kernel.T]).unsqueeze(1)).unbind(dim=1)
+    return torch.hypot(across, down)
+
+
+def centre(leaf: Leaf, seed: int) -> torch.Tensor:
+    """A Gaussian in the middle of each image, a quarter of its sides wide."""
+    height, width = leaf.value.shape[2:]
+    down, across = (torch.linspace(-2, 2, size, device=leaf.value.device) for size in (height, width))
+    bell = torch.outer((-0.5 * down**2).exp(), (-0.5 * across**2).exp())
+    return bell.expand(len(leaf.value), height, width)
+
+
+def magnitude(leaf: Leaf, seed: int) -> torch.Tensor:
+    """The size of what stands at each place."""
+    if leaf.layer is not None:
+        return leaf.value.float().square().sum(dim=-1).sqrt()
+    return leaf.value.float().abs()
+
+
+def later(leaf: Leaf, seed: int) -> torch.Tensor:
+    """Later places are worth more."""
+    shape = _places(leaf)
+    return torch.arange(shape[1], device=leaf.value.device).float().expand(shape)
+
+
+def controls_for(leaf: Leaf) -> dict[str, Callable[[Leaf, int], torch.Tensor]]:
+    """The controls that fit a leaf, by name."""
+    if leaf.layer is not None:
+        return {"random": random, "later": later}
+    if leaf.value.ndim == 4 and min(leaf.value.shape[2:]) > 2:
+        return {"random": random, "sobel": sobel, "centre": centre}
+    return {"random": random, "magnitude": magnitude}
+
+
+def _places(leaf: Leaf) -> list[int]:
+    shape = leaf.value.shape
+    if leaf.layer is not None:
+        return list(shape[:-1])
+    return [shape[0], *(shape[axis + 1] for axis in place_axes(leaf))]

@@ -1,0 +1,24 @@
+"""Rank correlation."""
+
+from __future__ import annotations
+
+import torch
+
+
+def spearman(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Spearman's rank correlation of each row, `(batch,)`, ties at their mean rank; 0 where a row is constant.
+
+    Args:
+        first: `(batch, n)`.
+        second: likewise.
+    """
+    ranks = [torch.stack([_ranks(row) for row in rows]) for rows in (first, second)]
+    a, b = (rank - rank.mean(dim=1, keepdim=True) for rank in ranks)
+    norm = (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
+    return torch.where(norm > 0, (a * b).sum(dim=1) / norm.where(norm > 0, torch.ones_like(norm)), 0.0)
+
+
+def _ranks(row: torch.Tensor) -> torch.Tensor:
+    _, index, counts = torch.unique(row.detach().double(), return_inverse=True, return_counts=True)
+    mean: torch.Tensor = counts.cumsum(0).double() - (counts.double() - 1) / 2
+    return mean[index]

@@ -1,0 +1,71 @@
+"""A task whose truth is known: a model, inputs, and what a right map must say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ....errors import InputError
+from ....results import Attribution
+from ...saliency import saliency
+from ..localization import pointing_game, relevance_mass
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A model that is known from the inside, with the map that is right by construction.
+
+    Attributes:
+        name: of the task.
+        model: to explain, in eval mode.
+        x: its inputs, `(batch, ...)`.
+        target: the class to explain, one per sample, `(batch,)`.
+        values: the right values, shaped like x, where there are such; None for tasks of localization.
+        masks: where all evidence lies, bool `(batch, *places)`; None for tasks of values.
+        why: why that is the truth.
+    """
+
+    name: str
+    model: nn.Module
+    x: torch.Tensor
+    target: torch.Tensor
+    values: torch.Tensor | None
+    masks: torch.Tensor | None
+    why: str
+
+    def score(self, method: str | Callable[..., Attribution], **options: Any) -> dict[str, torch.Tensor]:
+        """What a method gets, each `(batch,)`.
+
+        For tasks of values `"error"`, the largest deviation as a part of the largest right value; for those of
+        localization `"pointing_game"` and `"relevance_mass"`.
+
+        Args:
+            method: name of a saliency method, or a function `(model, x, target=...) -> Attribution`.
+            **options: of the method.
+
+        Raises:
+            InputError: when the method's map is not shaped like x.
+            OptionError: when the method or an option of it is unknown.
+        """
+        if isinstance(method, str):
+            found = saliency(self.model, self.x, target=self.target, method=method, **options)
+        else:
+            found = method(self.model, self.x, target=self.target, **options)
+        if self.values is None:
+            if self.masks is None:
+                raise InputError(f"the task {self.name!r} has neither values nor masks to hold a map against.")
+            return {
+                "pointing_game": pointing_game(found, self.masks),
+                "relevance_mass": relevance_mass(found, self.masks),
+            }
+        if found.tensor.shape != self.values.shape:
+            raise InputError(
+                f"the task {self.name!r} needs one number per value, {tuple(self.values.shape)}; the map is "
+                f"{tuple(found.tensor.shape)}."
+            )
+        gap = (found.tensor.double() - self.values.double()).abs().flatten(1).amax(dim=1)
+        return {"error": gap / self.values.double().abs().flatten(1).amax(dim=1)}

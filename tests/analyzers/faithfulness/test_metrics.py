@@ -1,0 +1,242 @@
+"""The other metrics, the leaderboard, and the tasks, each against its definition."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import layerlens
+from layerlens import Lens
+from layerlens.analyzers.faithfulness.controls import centre, random, sobel
+from layerlens.analyzers.faithfulness.correlation import spearman
+from layerlens.analyzers.leaves import Leaf
+from layerlens.analyzers.saliency import gradient
+from layerlens.errors import InputError, OptionError
+from layerlens.faithfulness import (
+    METRICS,
+    additive_model,
+    cascading_randomization,
+    evaluate,
+    infidelity,
+    known_shapley,
+    masked_objects,
+    max_sensitivity,
+    planted_watermark,
+    pointing_game,
+    relevance_mass,
+    relevance_rank,
+    sparsity,
+)
+from tests.cases import normal
+from tests.snapshot import Snapshot
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 3)).double()
+
+
+PICTURES = normal(4, 1, 8, 8).double()
+
+
+def test_localization_by_hand():
+    values = torch.tensor([[[4.0, 1.0], [3.0, -9.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    masks = torch.tensor([[[True, False], [False, True]], [[False, True], [True, True]]])
+    assert pointing_game(values, masks).tolist() == [1, 0]
+    assert relevance_mass(values, masks).tolist() == [0.5, 0]
+    assert relevance_rank(values, masks).tolist() == [0.5, pytest.approx(2 / 3)]
+    assert relevance_mass(values.unsqueeze(1).expand(2, 3, 2, 2), masks).tolist() == [0.5, 0]
+    with pytest.raises(InputError, match="empty"):
+        pointing_game(values, torch.zeros(2, 2, 2, dtype=torch.bool))
+    with pytest.raises(InputError, match="do not fit"):
+        pointing_game(values, masks[:1])
+
+
+def test_sparsity_is_the_gini_index():
+    values = normal(3, 2, 5).abs().double()
+    for row in range(3):
+        own = values[row].flatten()
+        pairs = sum(abs(a - b) for a, b in itertools.product(own.tolist(), repeat=2))
+        assert float(sparsity(-values)[row]) == pytest.approx(pairs / (2 * 10 * float(own.sum())))
+    assert sparsity(torch.zeros(1, 4)).tolist() == [0]
+
+
+def test_rank_correlation_is_that_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    first, second = normal(3, 20).round(decimals=1), normal(3, 20, seed=1).round(decimals=1)
+    for row, value in enumerate(spearman(first, second).tolist()):
+        assert value == pytest.approx(stats.spearmanr(first[row], second[row]).statistic)
+    assert spearman(torch.ones(1, 4), normal(1, 4)).tolist() == [0]
+
+
+def test_infidelity_is_zero_for_the_gradient_of_a_linear_model_only():
+    model, x = nn.Linear(6, 1).double(), normal(3, 6).double()
+    right = model.weight.detach().expand(3, 6)
+    assert float(infidelity(model, x, right, target=0, normalize=False).max()) < 1e-24
+    wrong = infidelity(model, x, right * 2, target=0, normalize=False, samples=4000, batch_size=500)
+    variance = (0.1 * float(x.std())) ** 2 * float(model.weight.detach().square().sum())  # E[(I.w)^2]
+    assert wrong.tolist() == pytest.approx([variance] * 3, rel=0.1)
+    with pytest.raises(InputError, match="one number per value"):
+        infidelity(model, x, torch.rand(3, 2), target=0)
+
+
+def test_sensitivity_of_a_gradient_that_grows_with_the_input():
+    class Square(nn.Module):
+        def forward(self, x):
+            return x.square().sum(dim=1, keepdim=True)
+
+    x = torch.tensor([[1.0, 0.0], [3.0, 4.0]]).double()
+    found = max_sensitivity(Square(), x, gradient, target=0, radius=0.01, samples=50)
+    bound = 0.01 * 4 * math.sqrt(2)  # the range of x is 4; the gradient is 2x
+    assert 0.5 * bound < float(found[0]) <= bound and 0.1 * bound < float(found[1]) <= bound / 5
+    assert max_sensitivity(nn.Linear(2, 3).double(), x, gradient).tolist() == [0, 0]
+
+
+def test_randomization_gives_every_bit_back_and_sees_who_looks_at_the_model():
+    model = net()
+    before = Snapshot(model, PICTURES)
+    looked = cascading_randomization(model, PICTURES, "gradient", target=1)
+    before.check()
+    assert looked.layers == ("3", "0") and looked.values.shape == (2, 2)
+    assert abs(float(looked.values[-1, 0])) < 0.6
+
+    def edges(model, x, *, target, forward):
+        found = layerlens.saliency(model, x, target=target, method="gradient")
+        return type(found)(**{**vars(found), "values": x.first if hasattr(x, "first") else PICTURES})
+
+    assert cascading_randomization(model, PICTURES, edges, target=1).values.tolist() == [[1, 1], [1, 1]]
+
+    calls = []
+
+    def failing(model, x, *, target, forward):
+        calls.append(0)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return layerlens.saliency(model, x, target=target, method="gradient")
+
+    with pytest.raises(KeyboardInterrupt):
+        cascading_randomization(model, PICTURES, failing, target=1)
+    before.check()
+    with pytest.raises(InputError, match="parameters"):
+        cascading_randomization(nn.Sequential(nn.Tanh(), nn.Flatten()), normal(2, 3), target=0)
+
+
+def test_controls_know_nothing_of_the_model():
+    leaf = Leaf(torch.zeros(2, 3, 9, 9).index_fill(3, torch.tensor([5, 6, 7, 8]), 1.0))
+    edges = sobel(leaf, 0)
+    assert edges.shape == (2, 9, 9) and bool((edges[:, :, 4:6] == 4).all()) and float(edges[:, :, :4].sum()) == 0
+    assert int(centre(leaf, 0)[0].argmax()) == 40
+    assert torch.equal(random(leaf, 1), random(leaf, 1)) and not torch.equal(random(leaf, 1), random(leaf, 2))
+
+
+def test_a_leaderboard_of_maps_methods_and_functions():
+    model = net()
+    given = layerlens.saliency(model, PICTURES, target=1, method="input_x_gradient")
+    board = evaluate(
+        model, PICTURES, {"ig": "integrated_gradients", "given": given, "function": gradient}, target=1,
+        fills=("zero", "blur"), steps=8,
+    )  # fmt: skip
+    assert set(board.methods) == {"ig", "given", "function", "random", "sobel", "centre"}
+    assert board.controls == ("random", "sobel", "centre") and board.best() == "ig"
+    assert board.metrics[0] == "insertion - deletion" and len(board.metrics) == 5
+    put, taken = (
+        torch.stack([board.of("ig", f"{part} ({fill})") for fill in ("zero", "blur")]).mean(dim=0)
+        for part in ("insertion", "deletion")
+    )
+    torch.testing.assert_close(board.of("ig"), put - taken)
+    one = layerlens.faithfulness.insertion(model, PICTURES, given, target=1, steps=8)
+    torch.testing.assert_close(board.of("given", "insertion (zero)"), one.area)
+    means = [board.mean(name) for name in board.methods]
+    assert means == sorted(means, reverse=True)
+    change, low, high = board.difference("random", "ig")
+    assert low <= change <= high < 0 and board.difference("ig", "ig") == (0, 0, 0)
+    assert "random (control)" in repr(board) and "less ig" in repr(board)
+
+
+def test_every_metric_by_name():
+    model, masks = net(), torch.ones(4, 8, 8, dtype=torch.bool)
+    methods = {"gradient": "gradient"}
+    board = evaluate(model, PICTURES, methods, target=1, metrics=tuple(METRICS), masks=masks, controls=False, steps=4)
+    assert board.values.shape == (1, 13 + 3, 4) and bool(board.values.isfinite().all())
+    with pytest.raises(OptionError, match="needs masks"):
+        evaluate(model, PICTURES, methods, target=1, metrics=("pointing_game",))
+    with pytest.raises(OptionError, match="as a method"):
+        evaluate(model, PICTURES, {"map": PICTURES}, target=1, metrics=("max_sensitivity",))
+    with pytest.raises(OptionError, match="insertion"):
+        evaluate(model, PICTURES, methods, target=1, metrics=("insertions",))
+
+
+def test_warnings_where_numbers_would_mislead():
+    model = net()
+    other = layerlens.saliency(model, PICTURES, target=2, method="gradient")
+    with pytest.warns(UserWarning, match="explains 'class 2'"):
+        evaluate(model, PICTURES, {"other": other}, target=1, steps=2)
+    with pytest.warns(UserWarning, match="one sample"):
+        evaluate(model, PICTURES[:1], ["gradient"], target=1, steps=2)
+    with pytest.raises(InputError, match="nothing to evaluate"):
+        evaluate(model, PICTURES, {})
+    with pytest.raises(OptionError, match="as a control is"):
+        evaluate(model, PICTURES, {"random": "gradient"}, target=1)
+
+
+def test_a_lens_reads_names_and_the_model_is_as_before():
+    model = net()
+    lens = Lens(model, class_names=["a", "b", "c"])
+    before = Snapshot(model, PICTURES)
+    board = lens.evaluate(PICTURES, ["gradient", "grad_cam"], target="b", steps=4)
+    before.check()
+    assert board.target == "b"
+
+
+@pytest.mark.parametrize(
+    ("task", "right", "wrong"),
+    [
+        (additive_model, ["feature_ablation", "shapley_sampling", "kernel_shap", "integrated_gradients"], "gradient"),
+        (known_shapley, ["shapley_sampling", "kernel_shap", "integrated_gradients"], "feature_ablation"),
+    ],
+)
+def test_tasks_of_values(task, right, wrong):
+    made = task()
+    options = {"integrated_gradients": {"tolerance": 1e-5}, "shapley_sampling": {"permutations": 200}}
+    for method in right:
+        error = float(made.score(method, **options.get(method, {}))["error"].max())
+        assert error < (0.25 if method == "shapley_sampling" and task is known_shapley else 1e-3), (method, error)
+    assert float(made.score(wrong)["error"].mean()) > 0.1
+
+
+def test_known_shapley_values_by_all_orders():
+    made = known_shapley(batch=2, columns=4, products=5)
+    for row in range(2):
+        total = torch.zeros(4).double()
+        for order in itertools.permutations(range(4)):
+            kept, last = torch.zeros(4).double(), torch.tensor(0.0).double()
+            for column in order:
+                kept[column] = 1
+                score = made.model((made.x[row] * kept)[None])[0, made.target[row]].detach()
+                total[column] += score - last
+                last = score
+        torch.testing.assert_close(made.values[row], total / 24)
+
+
+@pytest.mark.parametrize("task", [masked_objects, planted_watermark])
+def test_tasks_of_localization(task):
+    made = task(batch=8)
+    found = made.score("integrated_gradients")
+    assert float(found["pointing_game"].mean()) > 0.8 and float(found["relevance_mass"].mean()) > 0.4
+
+    def blind(model, x, *, target):
+        own = layerlens.saliency(model, x, target=target, method="gradient")
+        edges = sobel(Leaf(made.x), 0).unsqueeze(1)
+        return type(own)(**{**vars(own), "values": edges})
+
+    assert float(made.score(blind)["relevance_mass"].mean()) < 0.5 * float(found["relevance_mass"].mean())
+
+
+def test_the_watermark_decides_and_the_model_knows_it():
+    made = planted_watermark(batch=32)
+    assert bool((made.model(made.x).argmax(dim=1) == made.target).all())
+    moved = made.x.clone()
+    moved[:, :, :7, :7] = made.x[torch.arange(31, -1, -1), :, :7, :7]
+    assert torch.equal(made.model(moved).argmax(dim=1), made.target.flip(0))
