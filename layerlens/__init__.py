@@ -21,6 +21,8 @@ _HOMES = {
     "Probe": "probe",
     "capture": "capturing",
     "run": "capturing",
+    "capture_functions": "functions",
+    "FunctionProbe": "functions",
     "Record": "record",
     "Call": "call",
     "Layers": "layers",
@@ -28,6 +30,11 @@ _HOMES = {
     "Target": "target",
     "as_target": "target",
     "contrast": "contrasting",
+    "neuron": "neurons",
+    "direction": "neurons",
+    "deep_dream": "neurons",
+    "area": "areas",
+    "continuation": "language",
     "borrowed": "borrow",
     # analyzers
     "layer_table": "analyzers",
@@ -36,7 +43,13 @@ _HOMES = {
     "activation_maps": "analyzers.activation",
     "attention_weights": "analyzers.activation",
     "attention_rollout": "analyzers.activation",
+    "attention_rollout_map": "analyzers.activation",
     "grad_cam": "analyzers.activation",
+    "feature_visualization": "analyzers.activation",
+    "recurrent_states": "analyzers.activation",
+    "latent_traversal": "analyzers.activation",
+    "layer_maps": "analyzers.activation",
+    "receptive_field": "analyzers.activation",
     "saliency": "analyzers.saliency",
     "sensitivity": "analyzers.sensitivity",
     "relevance": "analyzers.relevance",
@@ -45,12 +58,23 @@ _HOMES = {
     "rank_concepts": "analyzers.relevance",
     "concept_relevance": "analyzers.relevance",
     "top_inputs": "analyzers.relevance",
+    "evaluate": "analyzers.faithfulness",
+    "cascading_randomization": "analyzers.faithfulness",
+    "probability": "softmaxed",
     # results
     "ActivationMaps": "results",
+    "AttentionWeights": "results",
     "Attribution": "results",
+    "FaithfulnessCurve": "results",
+    "FeatureVisualization": "results",
+    "LatentTraversal": "results",
     "LayerProfile": "results",
     "LayerTable": "results",
+    "Leaderboard": "results",
+    "MethodTable": "results",
     "Ledger": "results",
+    "ReceptiveField": "results",
+    "RecurrentStates": "results",
     "Relevance": "results",
     "Routes": "results",
     "TopInputs": "results",
@@ -58,78 +82,129 @@ _HOMES = {
     # modules
     "edits": "",
     "errors": "",
+    "faithfulness": "",
     "plotting": "",
     "results": "",
 }
 
 if TYPE_CHECKING:
-    from . import edits, errors, plotting, results
-    from .analyzers.activation import activation_maps, attention_rollout, attention_weights
-    from .analyzers.activation.grad_cam import grad_cam
+    from . import edits, errors, faithfulness, plotting, results
+    from .analyzers.activation import (
+        activation_maps,
+        attention_rollout,
+        attention_rollout_map,
+        attention_weights,
+        layer_maps,
+        recurrent_states,
+    )
+    from .analyzers.activation.cam.grad_cam import grad_cam
+    from .analyzers.activation.feature_visualization import feature_visualization
+    from .analyzers.activation.latent_traversal import latent_traversal
+    from .analyzers.activation.receptive_field import receptive_field
+    from .analyzers.faithfulness import cascading_randomization
+    from .analyzers.faithfulness.evaluate import evaluate
     from .analyzers.layer_table import layer_table
     from .analyzers.relevance import Rulebook, concept_relevance, rank_concepts, relevance, relevance_by_target
     from .analyzers.relevance.top_inputs import top_inputs
     from .analyzers.routes import compare_routes, route
     from .analyzers.saliency import saliency
     from .analyzers.sensitivity import sensitivity
+    from .areas import area
     from .borrow import borrowed
     from .call import Call
     from .capturing import capture, run
     from .contrasting import contrast
+    from .functions import FunctionProbe, capture_functions
+    from .language import continuation
     from .layers import Layers, select
     from .lens import Lens
+    from .neurons import deep_dream, direction, neuron
     from .probe import Probe
     from .record import Record
     from .results import (
         ActivationMaps,
+        AttentionWeights,
         Attribution,
+        FaithfulnessCurve,
+        FeatureVisualization,
+        LatentTraversal,
         LayerProfile,
         LayerTable,
+        Leaderboard,
         Ledger,
+        MethodTable,
+        ReceptiveField,
+        RecurrentStates,
         Relevance,
         Routes,
         TopInputs,
         load,
     )
+    from .softmaxed import probability
     from .target import Target, as_target
 
 __all__ = [
     "ActivationMaps",
+    "AttentionWeights",
     "Attribution",
     "Call",
+    "FaithfulnessCurve",
+    "FeatureVisualization",
+    "FunctionProbe",
+    "LatentTraversal",
     "LayerProfile",
     "LayerTable",
     "Layers",
+    "Leaderboard",
     "Ledger",
     "Lens",
+    "MethodTable",
     "Probe",
+    "ReceptiveField",
     "Record",
+    "RecurrentStates",
     "Relevance",
     "Routes",
     "Rulebook",
     "Target",
     "TopInputs",
     "activation_maps",
-    "attention_rollout",
-    "attention_weights",
+    "area",
     "as_target",
+    "attention_rollout",
+    "attention_rollout_map",
+    "attention_weights",
     "borrowed",
     "capture",
+    "capture_functions",
+    "cascading_randomization",
     "compare_routes",
     "concept_relevance",
+    "continuation",
     "contrast",
+    "deep_dream",
+    "direction",
     "edits",
     "errors",
+    "evaluate",
+    "faithfulness",
+    "feature_visualization",
     "grad_cam",
+    "latent_traversal",
+    "layer_maps",
     "layer_table",
     "load",
+    "neuron",
     "plotting",
+    "probability",
     "rank_concepts",
+    "receptive_field",
+    "recurrent_states",
     "relevance",
     "relevance_by_target",
+    "results",
     "route",
     "run",
-    "results",
     "saliency",
     "select",
     "sensitivity",

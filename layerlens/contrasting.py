@@ -34,8 +34,8 @@ def contrast(positive: Spec, negative: Spec = None, *, names: Names = None) -> T
     """
     if negative is None:
         place = positive[:-1] if isinstance(positive, tuple) else ()
-        return _against_others(_read_later(positive, names), place)
-    return _read_later(positive, names) - _read_later(negative, names)
+        return _against_others(read_later(positive, names), place)
+    return read_later(positive, names) - read_later(negative, names)
 
 
 def _against_others(chosen: Target, place: tuple[Any, ...]) -> Target:
@@ -60,7 +60,7 @@ def _against_others(chosen: Target, place: tuple[Any, ...]) -> Target:
     )
 
 
-def _read_later(spec: Spec, names: Names) -> Target:
+def read_later(spec: Spec, names: Names) -> Target:
     """The target, to be read again when class names are known."""
     if names is not None or spec is None or isinstance(spec, Target):
         return as_target(spec, names=names)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class LayerLensError(Exception):
@@ -94,3 +96,15 @@ def check_count(name: str, value: object, *, also: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         other = f" or {also}" if also else ""
         raise OptionError(f"{name} must be a whole number of at least 1{other}, got {value!r}.")
+
+
+def need(package: str, what: str) -> Any:
+    """Import an optional package, whose extra is named as it is.
+
+    Raises:
+        MissingPackage: when it is not installed; says that `what` needs it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingPackage(f"{what} needs {package}: pip install 'layerlens[{package}]'.") from error

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
-from torch import nn
-
-from .analyzers import activation, compare_routes, layer_table, relevance, route, saliency, sensitivity
+from .analyzers import activation, compare_routes, faithfulness, layer_table, relevance, route, saliency, sensitivity
+from .analyzers.activation.attention import Part
 from .analyzers.relevance import Concept
-from .borrow import borrowed
 from .capturing import capture, run
-from .errors import InputError, TargetError
-from .functions import functions
-from .inputs import Inputs, as_inputs
-from .layers import Layers, Selection, parameter_count
+from .functions import Functions, Keep, capture_functions
+from .language import token_texts
+from .layers import Layers, Selection
 from .matches import Matches
 from .probe import Edits, Probe
 from .record import Record
@@ -23,19 +20,23 @@ from .results import (
     ActivationMaps,
     AttentionWeights,
     Attribution,
+    FeatureVisualization,
+    LatentTraversal,
     LayerProfile,
     LayerTable,
+    Leaderboard,
+    ReceptiveField,
+    RecurrentStates,
     Relevance,
     RouteComparison,
     Routes,
     TopInputs,
 )
-from .target import Names, Spec, Target, as_target
+from .target import Spec
+from .wrapped import WrappedModel
 
-AnyAttribution = TypeVar("AnyAttribution", bound=Attribution)
 
-
-class Lens:
+class Lens(WrappedModel):
     """Look inside a model: what each layer holds, what in the input mattered, how the score flows back.
 
     The model is never changed; it is run in eval mode and given back as it was. A Lens holds no state about past runs.
@@ -52,53 +53,15 @@ class Lens:
 
     Example:
         >>> import torch
-        >>> lens = Lens(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), class_names=["cat", "dog"])
+        >>> from torch import nn
+        >>> lens = Lens(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)), class_names=["cat", "dog"])
         >>> lens.saliency(torch.ones(1, 2), target="dog", method="gradient").values.shape
         torch.Size([1, 2])
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        class_names: Names = None,
-        tokenizer: Callable[..., Any] | None = None,
-        forward: Callable[..., Any] | None = None,
-    ) -> None:
-        with borrowed(model, grad=False):
-            self.model = model
-        if isinstance(class_names, str):
-            raise TargetError(f"class_names must be a sequence or a mapping of names, got the text {class_names!r}.")
-        self.class_names = class_names
-        self.tokenizer = tokenizer
-        self.forward = forward
-
-    def target(self, spec: Spec) -> Target:
-        """Read a target with this model's class names; see `as_target`.
-
-        Raises:
-            TargetError: when it cannot be read.
-        """
-        return as_target(spec, names=self.class_names)
-
-    def inputs(self, x: Any) -> Inputs:
-        """Read an input; text goes through the tokenizer, padded to the longest.
-
-        Raises:
-            InputError: when it cannot be read, or is text and there is no tokenizer.
-        """
-        texts = [x] if isinstance(x, str) else x
-        is_text = isinstance(texts, (list, tuple)) and bool(texts) and all(isinstance(text, str) for text in texts)
-        if not is_text:
-            return as_inputs(x)
-        if self.tokenizer is None:
-            raise InputError("a text was given, but no tokenizer: Lens(model, tokenizer=...).")
-        padded = {"padding": True} if len(texts) > 1 else {}
-        return as_inputs(dict(self.tokenizer(list(texts), return_tensors="pt", **padded)))
-
     def layers(self, x: Any = None) -> LayerTable:
         """The layers of the model; see `layer_table`."""
-        return layer_table(self.model, self._optional(x), forward=self.forward)
+        return layer_table(self.model, None if x is None else self.inputs(x), forward=self.forward)
 
     def route(self, x: Any, layers: Selection = None) -> Routes:
         """Which layers ran for each sample; see `route`."""
@@ -119,13 +82,24 @@ class Lens:
 
     def capture(self, x: Any, layers: Selection = None, **options: Any) -> Record:
         """Run once and record every call of the selected layers; see `capture`."""
+        inputs = self.inputs(x)
         if options.get("target") is not None:
-            options["target"] = self.target(options["target"])
-        return capture(self.model, self.inputs(x), layers, forward=self.forward, **options)
+            options["target"] = self.target(options["target"], inputs)
+        return capture(self.model, inputs, layers, forward=self.forward, **options)
 
-    def functions(self, x: Any, layers: Selection = None, names: Any = None, **options: Any) -> Record:
-        """What torch functions return inside of layers; see `functions`."""
-        return functions(self.model, self.inputs(x), layers, names, forward=self.forward, **options)
+    def functions(
+        self,
+        x: Any,
+        layers: Selection = None,
+        functions: Functions = None,
+        *,
+        keep: Keep = "shapes",
+        reduce: Callable[[Any], Any] | None = None,
+    ) -> Record:
+        """What torch functions return inside of layers; see `capture_functions`."""
+        return capture_functions(
+            self.model, self.inputs(x), layers, functions, keep=keep, reduce=reduce, forward=self.forward
+        )
 
     def run(self, x: Any, *, edits: Edits | None = None) -> Any:
         """What the model returns when layers are edited; see `run`."""
@@ -135,9 +109,44 @@ class Lens:
         """One layer's output, unit by unit; see `activation_maps`."""
         return activation.activation_maps(self.model, self.inputs(x), layer, forward=self.forward, **options)
 
-    def attention(self, x: Any, layers: Selection = None) -> AttentionWeights:
+    def feature_visualization(self, target: Any, shape: Sequence[int], **options: Any) -> FeatureVisualization:
+        """Inputs made to raise the score of a class, a unit or a layer; see `feature_visualization`."""
+        aims = [self.target(spec) for spec in target] if isinstance(target, list) else self.target(target)
+        return activation.feature_visualization(self.model, aims, shape, forward=self.forward, **options)
+
+    def latent_traversal(self, z: Any, dimensions: Any = None, **options: Any) -> LatentTraversal:
+        """What a generator makes when single latents change; see `latent_traversal`."""
+        return activation.latent_traversal(self.model, self.inputs(z), dimensions, forward=self.forward, **options)
+
+    def receptive_field(self, x: Any, layer: Selection, **options: Any) -> ReceptiveField:
+        """What the places of a layer can see of the input, and do see; see `receptive_field`."""
+        return activation.receptive_field(self.model, self.inputs(x), layer, forward=self.forward, **options)
+
+    def recurrent_states(self, x: Any, layer: Selection = None, **options: Any) -> RecurrentStates:
+        """States and gates of a recurrent layer over time; see `recurrent_states`."""
+        return activation.recurrent_states(self.model, self.inputs(x), layer, forward=self.forward, **options)
+
+    def layer_maps(self, x: Any, layers: Selection, **options: Any) -> list[ActivationMaps]:
+        """The outputs of several layers, unit by unit; see `layer_maps`."""
+        return activation.layer_maps(self.model, self.inputs(x), layers, forward=self.forward, **options)
+
+    def attention(
+        self,
+        x: Any,
+        layers: Selection = None,
+        *,
+        heads: Literal["each", "mean"] = "each",
+        queries: Part = None,
+        keys: Part = None,
+    ) -> AttentionWeights:
         """The weights of every attention; see `attention_weights`."""
-        return activation.attention_weights(self.model, self.inputs(x), layers, forward=self.forward)
+        inputs = self.inputs(x)
+        found = activation.attention_weights(
+            self.model, inputs, layers, heads=heads, queries=queries, keys=keys, forward=self.forward
+        )
+        return (
+            found if self.tokenizer is None else dataclasses.replace(found, tokens=token_texts(self.tokenizer, inputs))
+        )
 
     def grad_cam(self, x: Any, layer: Selection = None, *, target: Spec = None, **options: Any) -> Attribution:
         """A class activation map; see `grad_cam`."""
@@ -149,20 +158,29 @@ class Lens:
         """What in the input the score depends on; see `saliency`."""
         return self._attribute(saliency.saliency, x, target, method=method, **options)
 
+    def evaluate(self, x: Any, attributions: Any, *, target: Spec = None, **options: Any) -> Leaderboard:
+        """Which map is faithful to the model; see `evaluate`."""
+        inputs = self.inputs(x)
+        return faithfulness.evaluate(
+            self.model, inputs, attributions, target=self.target(target, inputs), forward=self.forward, **options
+        )
+
     def relevance(self, x: Any, *, target: Spec = None, **options: Any) -> Relevance:
         """Layer-wise relevance propagation with its ledger; see `relevance`."""
         return self._attribute(relevance.relevance, x, target, **options)
 
     def relevance_by_target(self, x: Any, *, targets: Sequence[Spec], **options: Any) -> list[Relevance]:
         """The relevance of several targets from one forward pass; see `relevance_by_target`."""
-        inputs, specs = self.inputs(x), [self.target(spec) for spec in targets]
+        inputs = self.inputs(x)
+        specs = [self.target(spec, inputs) for spec in targets]
         found = relevance.relevance_by_target(self.model, inputs, targets=specs, forward=self.forward, **options)
         return [self._with_tokens(result, inputs) for result in found]
 
     def rank_concepts(self, x: Any, layer: Selection, *, target: Spec = None, **options: Any) -> list[Concept]:
         """The units of a layer by the relevance that passes them; see `rank_concepts`."""
+        inputs = self.inputs(x)
         return relevance.rank_concepts(
-            self.model, self.inputs(x), layer, target=self.target(target), forward=self.forward, **options
+            self.model, inputs, layer, target=self.target(target, inputs), forward=self.forward, **options
         )
 
     def concept_relevance(self, x: Any, layer: Selection, *, target: Spec = None, **options: Any) -> Relevance:
@@ -184,32 +202,5 @@ class Lens:
             self.model, self.inputs(x), layers, method=method, forward=self.forward, **options
         )
 
-    def _optional(self, x: Any) -> Inputs | None:
-        return None if x is None else self.inputs(x)
 
-    def _attribute(
-        self, analyzer: Callable[..., AnyAttribution], x: Any, target: Spec, **options: Any
-    ) -> AnyAttribution:
-        inputs = self.inputs(x)
-        result = analyzer(self.model, inputs, target=self.target(target), forward=self.forward, **options)
-        return self._with_tokens(result, inputs)
-
-    def _with_tokens(self, result: AnyAttribution, inputs: Inputs) -> AnyAttribution:
-        if self.tokenizer is None or result.axes != ("batch", "token") or result.tokens is not None:
-            return result
-        return dataclasses.replace(result, tokens=self._tokens(inputs))
-
-    def _tokens(self, inputs: Inputs) -> list[list[str]] | None:
-        """The text of each token id, when the tokenizer can tell."""
-        convert = getattr(self.tokenizer, "convert_ids_to_tokens", None)
-        ids = inputs.tensors().get("input_ids")
-        if convert is None or ids is None:
-            return None
-        rows: Sequence[Sequence[int]] = ids.tolist()
-        return [[str(token) for token in convert(list(row))] for row in rows]
-
-    def __repr__(self) -> str:
-        parts = [f"{len(Layers(self.model)) - 1} layers", f"{parameter_count(self.model):,} parameters"]
-        if isinstance(self.class_names, (Sequence, Mapping)):
-            parts.append(f"{len(self.class_names)} class names")
-        return f"Lens({type(self.model).__name__}: {', '.join(parts)})"
+Lens.saliency.methods = saliency.methods  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -92,6 +93,13 @@ def first_tensor(value: Any) -> torch.Tensor | None:
 def version(tensor: torch.Tensor) -> int:
     """How often `tensor` has been written in place; 0 for inference tensors, which do not count."""
     return 0 if tensor.is_inference() else int(tensor._version)
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A tensor as a numpy array in main memory, without its graph; bfloat16, which numpy does not know, is float32."""
+    tensor = tensor.detach().cpu()
+    array: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
 
 
 def describe(value: Any) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from .call import Call
-from .errors import MissingPackage, RecordError
-from .nested import describe, named_tensors
+from .errors import RecordError, need
+from .nested import as_array, describe, named_tensors
 from .record import Record
 from .record_batches import batch_size, part_axes
 from .record_files import outline
@@ -48,10 +48,7 @@ def to_numpy(record: Record) -> dict[str, np.ndarray[Any, Any]]:
 
 def to_xarray(record: Record) -> Any:
     """A `Dataset` with named axes; those that are not known are called `<name>_<axis>`."""
-    try:
-        import xarray
-    except ImportError as error:
-        raise MissingPackage("to_xarray needs xarray: pip install 'layerlens[xarray]'.") from error
+    xarray = need("xarray", "to_xarray")
     arrays = {}
     named = list(_distinct(record))
     known = {name: part_axes(call, name.partition(":")[2], tensor) for name, call, tensor in named}
@@ -69,10 +66,7 @@ def to_xarray(record: Record) -> Any:
 
 def to_pandas(record: Record) -> Any:
     """Statistics of every tensor, one row each."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise MissingPackage("to_pandas needs pandas: pip install 'layerlens[pandas]'.") from error
+    pandas = need("pandas", "to_pandas")
     rows = [{"name": name, **_statistics(call, tensor)} for name, call, tensor in named_outputs(record)]
     columns = ["name", "layer", "call", "type", "shape", "dtype", *_NUMBERS]
     return pandas.DataFrame(rows, columns=columns).set_index("name")
@@ -175,6 +169,4 @@ def _plain(call: Call, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _array(call: Call, tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    tensor = _plain(call, tensor).cpu().resolve_conj().resolve_neg()
-    array: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return array
+    return as_array(_plain(call, tensor).resolve_conj().resolve_neg())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -61,8 +65,23 @@ def nodes_made() -> int:
     return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
 
 
+@dataclasses.dataclass
+class Frame:
+    """One call of one layer that is running.
+
+    Attributes:
+        layer: its path; `""` is the model itself.
+        counts: how often each function was called in it so far.
+    """
+
+    layer: LayerPath
+    counts: Counter[str] = dataclasses.field(default_factory=Counter)
+
+
 class Running:
-    """Know, while a `with` block runs a model, which of its layers is running: the innermost one.
+    """Know, while a `with` block runs a model, which call of which of its layers is running: the innermost one.
+
+    Calls that other threads make are not seen.
 
     Args:
         model: any module.
@@ -70,20 +89,34 @@ class Running:
 
     def __init__(self, model: nn.Module) -> None:
         self._paths = {id(module): path for path, module in Layers(model).items()}
-        self._stack: list[LayerPath] = []
+        self._stack: list[Frame] = []
         self._handles: list[RemovableHandle] = []
+        self._owner = get_ident()
+        self.ran = False
+        """Whether a layer has been called at all, or the model's own code."""
 
     @property
-    def layer(self) -> LayerPath:
-        """The path of the innermost layer that is running; `""` for the model itself."""
-        return self._stack[-1] if self._stack else ""
+    def frame(self) -> Frame | None:
+        """The innermost call; None while the model is not running."""
+        return self._stack[-1] if self._stack else None
 
-    @property
-    def now(self) -> bool:
-        """Whether the model is running at all: what is done before and after is not its own."""
-        return bool(self._stack)
+    def around(self, forward: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        """`forward`, with what it computes outside of every layer counted as the model's own."""
+        if forward is None:
+            return None
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self._stack.append(Frame(""))
+            self.ran = True
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self._stack.pop()
+
+        return counted
 
     def __enter__(self) -> Running:
+        self._owner = get_ident()
         self._handles.append(register_module_forward_pre_hook(self._start))
         self._handles.append(register_module_forward_hook(self._end, always_call=True))
         return self
@@ -95,9 +128,10 @@ class Running:
         self._stack.clear()
 
     def _start(self, module: nn.Module, args: Any) -> None:
-        if id(module) in self._paths:
-            self._stack.append(self._paths[id(module)])
+        if id(module) in self._paths and get_ident() == self._owner:
+            self._stack.append(Frame(self._paths[id(module)]))
+            self.ran = True
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        if id(module) in self._paths and self._stack:
+        if id(module) in self._paths and get_ident() == self._owner and self._stack:
             self._stack.pop()

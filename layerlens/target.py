@@ -35,6 +35,8 @@ class Target:
         chooser: `output -> Target` for a target that depends on the output itself, such as the predicted class.
         reader: `names -> Target` for a target that holds class names, or indices, and can be read with others.
         each: the label of each sample, for a target that has one class per sample.
+        at: the layer and the call of it that the target reads in place of the model's output, as `neuron` makes it;
+            `output` is then what that layer returned, `(batch, unit, *places)`.
     """
 
     function: Callable[[Any, torch.Tensor], torch.Tensor] = dataclasses.field(repr=False)
@@ -42,17 +44,25 @@ class Target:
     chooser: Callable[[Any], Target] | None = dataclasses.field(default=None, repr=False)
     reader: Callable[[Names], Target] | None = dataclasses.field(default=None, repr=False)
     each: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
+    at: tuple[Any, int] | None = dataclasses.field(default=None, repr=False)
 
     def resolve(self, output: Any) -> Target:
         """The same target with its choice made on `output`, so that it stays the same while the input is changed."""
         return self if self.chooser is None else self.chooser(output)
 
-    def __call__(self, output: Any, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """The scores of `output`, shape (batch,).
+    def __call__(
+        self, output: Any, rows: torch.Tensor | None = None, *, at: tuple[Any, int] | None = None
+    ) -> torch.Tensor:
+        """The scores of `output`, shape (batch,); `at` is where it was read, None for the model's own.
 
         Raises:
             TargetError: when the target does not fit the output.
         """
+        if at != self.at:
+            raise TargetError(
+                f"target {self.label!r} reads {'the output' if self.at is None else f'layer {self.at[0]!r}'}, and this "
+                "analyzer scores something else; saliency and relevance know targets inside of a model."
+            )
         if rows is None:
             main = main_output(output)
             rows = torch.arange(main.shape[0] if main.ndim else 1, device=main.device)
@@ -90,9 +100,11 @@ class Target:
         label = f"{factor:g} * ({self.label})"
         chooser = None if self.chooser is None else (lambda output: self.resolve(output) * factor)
         reader = None if self.reader is None else (lambda names: as_target(self, names=names) * factor)
-        return Target(lambda output, rows: self(output, rows) * factor, label, chooser, reader)
+        return Target(lambda output, rows: self(output, rows, at=self.at) * factor, label, chooser, reader, at=self.at)
 
     def _combine(self, other: Target, join: Callable[[Any, Any], Any], sign: str) -> Target:
+        if self.at != other.at:
+            raise TargetError(f"{self.label!r} and {other.label!r} read different layers, and cannot be combined.")
         chooser: Callable[[Any], Target] | None = None
         reader: Callable[[Names], Target] | None = None
         if self.chooser is not None or other.chooser is not None:
@@ -108,13 +120,30 @@ class Target:
                 return joined
 
         return Target(
-            lambda output, rows: join(self(output, rows), other(output, rows)),
+            lambda output, rows: join(self(output, rows, at=self.at), other(output, rows, at=self.at)),
             f"{self.label} {sign} {other.label}",
             chooser,
             reader,
+            at=self.at,
         )
 
     __rmul__ = __mul__
+
+
+class TokenNames(Mapping[int, str]):
+    """Class names that are the tokens of a language model; see `layerlens.language.Vocabulary`."""
+
+    def index(self, text: str) -> int:
+        """The class of a text."""
+        raise NotImplementedError
+
+    def target(self, text: str) -> Target:
+        """A text as the next token."""
+        raise NotImplementedError
+
+    def predicted(self) -> Target:
+        """The most likely next token."""
+        raise NotImplementedError
 
 
 def as_target(spec: Spec, *, names: Names = None) -> Target:
@@ -122,7 +151,7 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
 
     - None: the class with the highest score, sample by sample (for an output (batch,) or (batch, 1): the value).
     - int: this class for every sample; a tensor, array or list of ints: a class for each sample.
-    - str: a class by its name in `names`.
+    - str: a class by its name in `names`; the text of the next token where `names` is the vocabulary of a tokenizer.
     - tuple: an index into the axes after the batch, for example `(position, class)` of a language model.
     - callable: `output -> scores`, shape (batch,).
     - Target: itself. `contrast(a, b)` makes one from two.
@@ -142,6 +171,8 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
     """
     if isinstance(spec, Target):
         return spec if spec.reader is None or names is None else spec.reader(names)
+    if isinstance(names, TokenNames) and (spec is None or isinstance(spec, str)):
+        return names.predicted() if spec is None else names.target(spec)
     if spec is None:
         return Target(lambda output, rows: _predicted(output), "predicted class", lambda output: _chosen(output, names))
     if isinstance(spec, bool):
@@ -186,6 +217,8 @@ def _chosen(output: Any, names: Names) -> Target:
 
 
 def _class_index(name: str, names: Names) -> int:
+    if isinstance(names, TokenNames):
+        return names.index(name)
     if names is None:
         raise TargetError(f"target {name!r} is a name, but no class names are known: Lens(model, class_names=...).")
     pairs = names.items() if isinstance(names, Mapping) else enumerate(names)

@@ -30,6 +30,11 @@ FOUNDATION = {
     "outputs",
     "target",
     "contrasting",
+    "neurons",
+    "areas",
+    "language",
+    "wrapped",
+    "softmaxed",
     "results",
 }
 HOME = {  # package -> the only folder that may import it

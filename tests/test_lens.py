@@ -84,3 +84,7 @@ def test_every_public_name_is_there_and_documented():
     assert set(layerlens.__all__) <= set(dir(layerlens))
     with pytest.raises(AttributeError, match="no attribute 'lense'"):
         layerlens.lense  # noqa: B018
+
+
+def test_methods_are_listed_where_they_are_called():
+    assert "grad_cam" in Lens(nn.Linear(2, 2)).saliency.methods()

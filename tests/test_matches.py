@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens import Lens, errors, grad_cam, select
+from layerlens import Lens, activation_maps, errors, select
 from layerlens.layers import Layers
 
 
@@ -81,7 +81,7 @@ def test_a_call_is_refused_where_a_layer_is_wanted():
     with pytest.raises(errors.SelectionError, match=r"'1#0' names a call, but a layer is wanted"):
         Layers(net).select("1#0")
     with pytest.raises(errors.SelectionError, match="names a call"):
-        grad_cam(net, torch.ones(1, 1, 4, 4), "0#0", target=0)
+        activation_maps(net, torch.ones(1, 1, 4, 4), "0#0")
     with pytest.raises(errors.LayerNotFound, match=r"no layer '7'"):
         select(net, "7#0")
 

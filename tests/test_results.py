@@ -14,10 +14,16 @@ from layerlens.results import (
     AttentionWeights,
     Attribution,
     Entry,
+    FaithfulnessCurve,
+    FeatureVisualization,
+    LatentTraversal,
     LayerProfile,
     LayerRow,
     LayerTable,
+    Leaderboard,
     Ledger,
+    ReceptiveField,
+    RecurrentStates,
     Relevance,
     Result,
     RouteComparison,
@@ -114,6 +120,51 @@ def top_inputs(**changes):
     return TopInputs(**{**fields, **changes})
 
 
+def made(**changes):
+    fields = {
+        "images": normal(3, 3, 4, 4),
+        "axes": ("batch", "channel", "height", "width"),
+        "bounds": (-1.0, 1.0),
+        "targets": ("class 1", "class 1", "unit 3 of conv"),
+        "curve": normal(3, 5),
+        "score": normal(3),
+        "units": "score",
+        "settings": SETTINGS,
+        "checks": {"transformed": normal(3)},
+    }
+    return FeatureVisualization(**{**fields, **changes})
+
+
+def recurrent(**changes):
+    run = {name: normal(2, 4, 3, seed=seed) for seed, name in enumerate(("hidden", "update_gate"))}
+    states = {"layer 0": run, "layer 0 reverse": run}
+    fields = {"layer": "rnn", "kind": "GRU", "states": states, "lengths": torch.tensor([4, 4]), "settings": SETTINGS}
+    return RecurrentStates(**{**fields, "checks": {"difference": normal(2)}, **changes})
+
+
+def field(**changes):
+    boxes = torch.tensor([[0, 3], [1, 4]]).expand(3, 3, 2, 2).clone()
+    fields = {"layer": "conv", "call": 0, "boxes": boxes, "input_size": (5, 6), "place": (1, 1)}
+    fields |= {"effective": normal(2, 5, 6).abs(), "settings": SETTINGS, "inputs": normal(2, 3, 5, 6)}
+    return ReceptiveField(**{**fields, **changes})
+
+
+def traversal():
+    steps = torch.tensor([-1.0, 0.0, 1.0])
+    outputs, effect = normal(2, 3, 1, 4, 4), torch.tensor([0.5, 0.25])
+    return LatentTraversal(("latent 0", "latent 7"), steps, "set", outputs, outputs[0, 1], effect, SETTINGS)
+
+
+def faithfulness_curve():
+    shares = torch.linspace(0, 1, 5).double()
+    return FaithfulnessCurve("insertion", shares, normal(2, 5).double(), "blur", "probability", "cat", SETTINGS)
+
+
+def leaderboard():
+    values = normal(3, 2, 4).double()
+    return Leaderboard(("a", "b", "c"), ("one", "two"), values, (True, False), ("c",), "cat", SETTINGS)
+
+
 RESULTS = {
     "Attribution": attribution,
     "Relevance": relevance,
@@ -125,6 +176,12 @@ RESULTS = {
     "AttentionWeights": lambda: AttentionWeights("Net", {"a": normal(1, 2, 3, 3)}, {"a": "softmax and product"}),
     "Routes": lambda: Routes("Net", (("a", "b", "b"), ("a",))),
     "RouteComparison": lambda: RouteComparison(("b",), (), {"a": (1.0, 2.0)}, 1, "a"),
+    "FeatureVisualization": lambda: made(),
+    "RecurrentStates": lambda: recurrent(),
+    "ReceptiveField": lambda: field(),
+    "LatentTraversal": lambda: traversal(),
+    "FaithfulnessCurve": lambda: faithfulness_curve(),
+    "Leaderboard": lambda: leaderboard(),
     "Entry": lambda: ledger().entries[0],
 }
 VARIANTS = {
@@ -139,6 +196,9 @@ VARIANTS = {
     "not contiguous": lambda: attribution(values=normal(3, 2).T),
     "not finite": lambda: attribution(values=torch.tensor([[float("nan"), float("inf"), -0.0]])),
     "top inputs of several": lambda: top_inputs(regions=None, inputs={0: {"a": normal(2), "b": normal(3)}}),
+    "attention in part": lambda: AttentionWeights(
+        "Net", {"a": normal(1, 1, 1, 2)}, {"a": "by hand"}, {"a": (2,)}, {"a": (0, 1)}, "mean", [["x", "y", "z"]]
+    ),
     "several series": lambda: profile(values=normal(3, 2), series=("a", "b"), error=None, null=normal(3, 2)),
 }
 

@@ -6,24 +6,52 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import PlotError, choose
-from ..results import ActivationMaps, Attribution, LayerProfile, Ledger, Relevance, TopInputs
+from ..results import (
+    ActivationMaps,
+    AttentionWeights,
+    Attribution,
+    FaithfulnessCurve,
+    FeatureVisualization,
+    LatentTraversal,
+    LayerProfile,
+    Leaderboard,
+    Ledger,
+    ReceptiveField,
+    RecurrentStates,
+    Relevance,
+    TopInputs,
+)
 from .activation_mosaic import activation_mosaic
+from .attention import attention
 from .compare_methods import compare_methods
+from .faithfulness_curve import faithfulness_curve
+from .feature_visualization import feature_visualization
 from .heatmap import heatmap
+from .latent_traversal import latent_traversal
 from .layer_profile import layer_profile
+from .leaderboard import leaderboard
 from .overlay_grid import overlay_grid
 from .plot import Plot
+from .receptive_field import receptive_field
+from .recurrent_states import recurrent_states
 from .relevance_flow import relevance_flow
 from .top_inputs import top_inputs
 
 __all__ = [
     "Plot",
     "activation_mosaic",
+    "attention",
     "compare_methods",
+    "faithfulness_curve",
+    "feature_visualization",
     "heatmap",
+    "latent_traversal",
     "layer_profile",
+    "leaderboard",
     "overlay_grid",
     "plot",
+    "receptive_field",
+    "recurrent_states",
     "relevance_flow",
     "top_inputs",
 ]
@@ -45,6 +73,13 @@ FIGURES: Final[dict[type[Any], dict[str, Callable[..., Plot]]]] = {
     LayerProfile: {"profile": layer_profile},
     Ledger: {"flow": relevance_flow},
     TopInputs: {"inputs": top_inputs},
+    RecurrentStates: {"states": recurrent_states},
+    AttentionWeights: {"maps": attention},
+    LatentTraversal: {"rows": latent_traversal},
+    ReceptiveField: {"field": receptive_field},
+    FeatureVisualization: {"images": feature_visualization},
+    FaithfulnessCurve: {"curve": faithfulness_curve},
+    Leaderboard: {"means": leaderboard},
 }
 """The figures of each result by kind, the usual one first."""
 
@@ -54,7 +89,10 @@ def plot(result: Any, kind: str | None = None, **options: Any) -> Plot:
 
     Args:
         result: an Attribution (kinds `"heatmap"`, `"grid"`), Relevance (also `"flow"`, `"profile"`), ActivationMaps
-            (`"mosaic"`), LayerProfile (`"profile"`), Ledger (`"flow"`) or TopInputs (`"inputs"`).
+            (`"mosaic"`), LayerProfile (`"profile"`), Ledger (`"flow"`), TopInputs (`"inputs"`),
+            RecurrentStates (`"states"`), ReceptiveField (`"field"`), FeatureVisualization
+            (`"images"`), AttentionWeights (`"maps"`), LatentTraversal (`"rows"`), FaithfulnessCurve (`"curve"`) or
+            Leaderboard (`"means"`).
         kind: which figure; None takes the first.
         options: go to the function of that figure.
 

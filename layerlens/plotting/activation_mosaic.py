@@ -72,6 +72,9 @@ def activation_mosaic(
     if labels is not None and len(labels) != len(several):
         raise PlotError(f"{len(labels)} labels for {len(several)} layers; give one per layer.")
     chosen = [_strongest(one, sample, count) for one in several]
+    columns = max((len(tiles) for tiles, _ in chosen if tiles.ndim == 3), default=1) + (
+        picture and any(_picture(one, sample) is not None for one in several)
+    )
     data: dict[str, Any] = {}
     with Board(width=width, fig=fig) as board:
         board.title(title)
@@ -95,6 +98,7 @@ def activation_mosaic(
             else:
                 axes, image = _steps(board, row, one, tiles, units, options)
             if colorbar:
+                axes = _bar_place(board, row, columns, axes) if tiles.ndim == 3 else axes
                 board.colorbar([axes], image, limits, "activation", "right")
         return board.finish(data)
 
@@ -123,7 +127,7 @@ def _label(one: ActivationMaps, shown: int) -> str:
 
 def _picture(one: ActivationMaps, sample: int) -> Array | None:
     inputs = one.inputs
-    if inputs is None or inputs.ndim != 4:
+    if inputs is None or inputs.ndim != 4 or inputs.shape[2] * inputs.shape[3] == 1:  # such as a latent
         return None
     return images.picture(inputs[sample], "the input", channels_first=True)
 
@@ -142,15 +146,28 @@ def _tiles(
     return axes, image
 
 
+def _bar_place(board: Board, row: int, columns: int, last: Any) -> Any:
+    """The panel that a colorbar stands beside: the last column's, so that those of all rows stand below each other."""
+    if board.panels[-1].column == columns - 1:
+        return last
+    axes = board.panel(row, columns - 1, aspect=0.1)
+    panels.frame(axes)
+    axes.set_axis_off()
+    return axes
+
+
 def _steps(
     board: Board, row: int, one: ActivationMaps, tiles: Array, units: list[int], options: dict[str, Any]
 ) -> tuple[Any, Any]:
     """Units as rows over tokens or time steps."""
+    from matplotlib.ticker import MaxNLocator
+
     axes = board.panel(row, 0, height=max(0.13 * len(units), 0.5), span=True)
     image = axes.imshow(tiles, aspect="auto", **options)
     axes.set_yticks(range(len(units)), [str(unit) for unit in units])
     axes.set_ylabel("unit")
     axes.set_xlabel(one.axes[2] if len(one.axes) > 2 else "place")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     return axes, image
 
 

@@ -23,6 +23,8 @@ FORMS: dict[tuple[str, ...], Form] = {
     ("token", "feature"): "series",
     ("channel", "length"): "series",
     ("token",): "tokens",
+    ("word",): "tokens",
+    ("span",): "tokens",
     ("feature",): "vector",
 }
 
@@ -87,6 +89,9 @@ def read(attribution: Attribution, sample: int, *, channel: Channel = "sum", nam
         shown = _picture(inputs, sample, array.shape, what)
     elif form == "tokens":
         tokens = _tokens(attribution, inputs, sample, len(array), what)
+        if axes != ("token",):  # after the last word of a sample come empty ones
+            count = max((place for place, word in enumerate(tokens, 1) if word), default=len(tokens))
+            array, tokens = array[:count], tokens[:count]
     elif form == "series" and axes[-1] == "feature":
         array, axes = array.T, axes[::-1]
     return Sample(
@@ -95,7 +100,7 @@ def read(attribution: Attribution, sample: int, *, channel: Channel = "sum", nam
         signed=signed,
         units=units,
         what=what,
-        title=f"{attribution.method}, {attribution.target_of(sample)}" if attribution.target else attribution.method,
+        title=", ".join(part for part in (attribution.how, attribution.target_of(sample)) if part),
         score=float(attribution.score[sample]),
         picture=shown,
         tokens=tokens,

@@ -3,21 +3,35 @@
 from .attention import AttentionWeights
 from .attribution import ActivationMaps, Attribution, Relevance
 from .base import Result, load
+from .faithfulness import FaithfulnessCurve
+from .feature_visualization import FeatureVisualization
 from .layer_table import LayerRow, LayerTable
 from .layers import LayerProfile
+from .leaderboard import Leaderboard
 from .ledger import Entry, Ledger
+from .method_table import MethodTable
+from .receptive_field import ReceptiveField
+from .recurrent import RecurrentStates
 from .routes import RouteComparison, Routes
 from .top_inputs import TopInputs
+from .traversal import LatentTraversal
 
 __all__ = [
     "ActivationMaps",
     "AttentionWeights",
     "Attribution",
     "Entry",
+    "FaithfulnessCurve",
+    "FeatureVisualization",
+    "LatentTraversal",
     "LayerProfile",
     "LayerRow",
     "LayerTable",
+    "Leaderboard",
     "Ledger",
+    "MethodTable",
+    "ReceptiveField",
+    "RecurrentStates",
     "Relevance",
     "Result",
     "RouteComparison",

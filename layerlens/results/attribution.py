@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import InputError
-from ..nested import describe
+from ..nested import as_array, describe
 from .base import Result, numbers
 from .layers import LayerProfile
 from .ledger import Ledger
+from .words import Group, Span, join, span_groups, sums, word_groups
 
 Values = torch.Tensor | dict[str, torch.Tensor]
 """One tensor, or one by name for a model with several inputs."""
@@ -36,6 +38,7 @@ class Attribution(Result):
         inputs: the input, in the same form as `values` where it has the same axes; None where it is not kept.
         tokens: the text of each token, when known.
         targets: what was scored, sample by sample, where that differs.
+        standard_error: of the values, in the same form, where they are a mean over random draws.
     """
 
     values: Values
@@ -50,10 +53,17 @@ class Attribution(Result):
     inputs: Values | None = None
     tokens: list[list[str]] | None = None
     targets: tuple[str, ...] | None = None
+    standard_error: Values | None = None
 
     def target_of(self, sample: int) -> str:
         """What was scored for one sample."""
         return self.target if self.targets is None else self.targets[sample]
+
+    @property
+    def how(self) -> str:
+        """The method, and the layer that it attributes to where that is not the input."""
+        where = self.settings.get("where")
+        return self.method if where is None else f"{self.method} at {where}"
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -69,8 +79,78 @@ class Attribution(Result):
     def numpy(self) -> Any:
         """The values as a numpy array, or as a dict of arrays; bfloat16 becomes float32."""
         if isinstance(self.values, torch.Tensor):
-            return _array(self.values)
-        return {name: _array(values) for name, values in self.values.items()}
+            return as_array(self.values)
+        return {name: as_array(values) for name, values in self.values.items()}
+
+    def by_word(self) -> Attribution:
+        """The sums over the tokens of each word, `(batch, word)`, with the words as `tokens`.
+
+        A word begins where the tokenizer says so (a leading `Ġ`, `▁`, space, or no `##`); punctuation and special
+        tokens stand alone. Texts of fewer words than the longest of a batch get zeros and empty words at their end.
+
+        Raises:
+            InputError: when the values are not one number per token, or the texts of the tokens are not known.
+
+        Warns:
+            UserWarning: when no token says where a word begins, so that each counts as one.
+
+        Example:
+            >>> values = torch.tensor([[1.0, 2.0, 3.0]])
+            >>> a = Attribution(values, ("batch", "token"), True, "score", "", "", {}, torch.ones(1),
+            ...                 tokens=[["The", "Ġcap", "ital"]])
+            >>> a.by_word().tokens, a.by_word().tensor
+            ([['The', 'capital']], tensor([[1., 5.]]))
+        """
+        values = self._per_token()
+        if self.tokens is None:
+            raise InputError("the texts of the tokens are not known: Lens(model, tokenizer=...), or .by_span(spans).")
+        return self._summed("word", values, [word_groups(row) for row in self.tokens])
+
+    def by_span(self, spans: Sequence[Span]) -> Attribution:
+        """The sums over the tokens of each span, `(batch, span)`, with their texts as `tokens`.
+
+        Args:
+            spans: each `(start, stop)`, from the first token to before the second, or a part of the text; the same for
+                every sample.
+
+        Raises:
+            InputError: when the values are not one number per token, or a sample has no such span or several.
+
+        Example:
+            >>> a = Attribution(torch.tensor([[1.0, 2.0, 3.0]]), None, True, "score", "", "", {}, torch.ones(1))
+            >>> a.by_span([(0, 2), (2, 3)]).tensor
+            tensor([[3., 3.]])
+        """
+        values = self._per_token()
+        rows = self.tokens if self.tokens is not None else [None] * len(values)
+        return self._summed("span", values, [span_groups(row, spans, values.shape[1]) for row in rows])
+
+    def _per_token(self) -> torch.Tensor:
+        values = self.tensor
+        if values.ndim != 2 or (self.tokens is not None and any(len(row) != values.shape[1] for row in self.tokens)):
+            raise InputError(f"words and spans need one number per token, (batch, token); got {describe(values)}.")
+        return values
+
+    def _summed(self, axis: str, values: torch.Tensor, groups: list[list[Group]]) -> Attribution:
+        texts = self.tokens if self.tokens is not None else [[str(k) for k in range(values.shape[1])]] * len(values)
+        named = [
+            [
+                join(row[start:stop]).strip(" ") if self.tokens is not None else f"{start}-{stop - 1}"
+                for start, stop in parts
+            ]
+            for row, parts in zip(texts, groups, strict=True)
+        ]
+        most = max(len(row) for row in named)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Attribution)}
+        fields |= {
+            "values": sums(values, groups),
+            "axes": ("batch", axis),
+            "settings": {**self.settings, "summed over": f"{axis}s"},
+            "inputs": None,
+            "tokens": [row + [""] * (most - len(row)) for row in named],
+            "standard_error": None,  # the errors of a sample's tokens are not independent
+        }
+        return Attribution(**fields)
 
     def summary(self) -> list[tuple[str, str]]:
         """Method, target, shape, score and checks."""
@@ -78,7 +158,7 @@ class Attribution(Result):
             shape = describe(self.values)
         else:
             shape = "; ".join(f"{name} {describe(values)}" for name, values in self.values.items())
-        rows = [("method", self.method), ("target", self.target), ("values", f"{shape}, in {self.units}")]
+        rows = [("method", self.how), ("target", self.target), ("values", f"{shape}, in {self.units}")]
         rows.append(("score", numbers(self.score)))
         return rows + [(name, numbers(check)) for name, check in self.checks.items()]
 
@@ -135,16 +215,10 @@ class ActivationMaps(Result):
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The values as a numpy array."""
-        return _array(self.values)
+        return as_array(self.values)
 
     def summary(self) -> list[tuple[str, str]]:
         """Layer, shape and the units that respond most."""
         best = ", ".join(f"{unit} ({mean:.3g})" for unit, mean in self.strongest(3))
         name = f"{self.layer} #{self.call}" if self.call else self.layer
         return [("layer", name), ("values", describe(self.values)), ("strongest units", best)]
-
-
-def _array(values: torch.Tensor) -> np.ndarray[Any, Any]:
-    values = values.detach().cpu()
-    array: np.ndarray[Any, Any] = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    return array

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..errors import ResultFileError
+from ..nested import as_array
 
 FORMAT = "layerlens-result/1"
 
@@ -83,8 +84,7 @@ def _encode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
         return value
     if isinstance(value, torch.Tensor):
         name = f"array{len(arrays)}"
-        tensor = value.detach().cpu()
-        arrays[name] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        arrays[name] = as_array(value)
         return {"tensor": name, "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, (tuple, list)):
         return {"tuple" if isinstance(value, tuple) else "list": [_encode(part, arrays) for part in value]}

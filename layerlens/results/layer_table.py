@@ -7,7 +7,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import MissingPackage
+from ..errors import need
 from .base import Result
 
 
@@ -129,10 +129,7 @@ class LayerTable(Result):
         Raises:
             MissingPackage: when pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingPackage("to_pandas needs pandas: pip install 'layerlens[pandas]'.") from error
+        pandas = need("pandas", "to_pandas")
         return pandas.DataFrame([dataclasses.asdict(row) for row in self.rows])
 
     def __len__(self) -> int:

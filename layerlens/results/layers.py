@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import MissingPackage
+from ..errors import need
 from .base import Result
 
 
@@ -57,10 +57,7 @@ class LayerProfile(Result):
         Raises:
             MissingPackage: when pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingPackage("to_pandas needs pandas: pip install 'layerlens[pandas]'.") from error
+        pandas = need("pandas", "to_pandas")
         columns = list(self.series) or [self.quantity]
         return pandas.DataFrame(self.values.reshape(len(self.layers), -1).numpy(), list(self.layers), columns)
 

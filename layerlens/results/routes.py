@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
-from ..errors import MissingPackage, OptionError
+from ..errors import OptionError, need
 from .base import Result
 
 
@@ -46,10 +46,7 @@ class Routes(Result):
         Raises:
             MissingPackage: when pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingPackage("to_pandas needs pandas: pip install 'layerlens[pandas]'.") from error
+        pandas = need("pandas", "to_pandas")
         names = list(dict.fromkeys(path for calls in self.calls for path in calls))
         counts = [Counter(calls) for calls in self.calls]
         return pandas.DataFrame([[count[name] for name in names] for count in counts], columns=names)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import MissingPackage, OptionError
+from ..errors import OptionError, need
 from .attribution import Values
 from .base import Result
 
@@ -75,10 +75,7 @@ class TopInputs(Result):
         Raises:
             MissingPackage: when pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingPackage("to_pandas needs pandas: pip install 'layerlens[pandas]'.") from error
+        pandas = need("pandas", "to_pandas")
         lists = (self.index.tolist(), self.values.tolist(), self.places.tolist())
         rows = [
             {"unit": unit, "rank": rank, "index": index, "value": value, "place": tuple(place)}

@@ -20,14 +20,23 @@ ANALYZERS = {
     "capture": lambda model, x, target: layerlens.capture(model, x),
     "route": lambda model, x, target: layerlens.route(model, x),
     "activation_maps": lambda model, x, target: layerlens.activation_maps(model, x, ran_once(model, x)),
+    "feature_visualization": lambda model, x, target: dreamed(model, x),
+    "layer_maps": lambda model, x, target: layerlens.layer_maps(model, x, ran_once(model, x)),
+    "receptive_field": lambda model, x, target: seen_by(model, x),
+    "recurrent_states": lambda model, x, target: over_time(model, x),
     "gradient": lambda model, x, target: layerlens.saliency(model, x, target=target, method="gradient"),
     "input_x_gradient": lambda model, x, target: layerlens.saliency(model, x, target=target, method="input_x_gradient"),
     "integrated_gradients": lambda model, x, target: layerlens.saliency(model, x, target=target, **SMALL),
     "smooth_grad": lambda model, x, target: layerlens.saliency(
         model, x, target=target, method="smooth_grad", samples=3
     ),
+    "auto": lambda model, x, target: layerlens.saliency(model, x, target=target, method="auto"),
+    "centred_relevance": lambda model, x, target: of_text(model, x, target),
     "guided_backprop": lambda model, x, target: layerlens.saliency(model, x, target=target, method="guided_backprop"),
     "deep_lift": lambda model, x, target: compared(model, x, target),
+    "grad_cam": lambda model, x, target: mapped(model, x, target, "grad_cam"),
+    "score_cam": lambda model, x, target: mapped(model, x, target, "score_cam", units=2),
+    "ablation_cam": lambda model, x, target: mapped(model, x, target, "ablation_cam", units=2),
     "jacobian": lambda model, x, target: layerlens.sensitivity(model, x, probes=2),
     "noise_response": lambda model, x, target: layerlens.sensitivity(
         model, x, method="noise_response", levels=(0.5,), draws=2
@@ -60,12 +69,61 @@ def ran_once(model, x):
     )
 
 
+def dreamed(model, x):
+    """A feature visualization of the first layer that can be one; of a model with one floating-point input."""
+    if not (isinstance(x, torch.Tensor) and x.is_floating_point()):
+        layerlens.capture(model, x)  # the promise still has something to hold
+        return None
+    target = layerlens.deep_dream(ran_once(model, x))
+    return layerlens.feature_visualization(model, target, x.shape[1:], axes=(*"abcdef"[: x.ndim - 1],), steps=2)
+
+
+def seen_by(model, x):
+    """The receptive field of the first layer; of a model with one floating-point input that has places."""
+    if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim > 2):
+        return layerlens.capture(model, x)
+    try:
+        return layerlens.receptive_field(model, x, ran_once(model, x), by="change", probes=1)
+    except LayerLensError as error:
+        if "no gradient of layer" not in str(error):
+            raise
+        return None
+
+
+def over_time(model, x):
+    """The states of the first recurrent layer; a model without one is refused, which is well."""
+    layers = [path for path, module in model.named_modules() if isinstance(module, nn.RNNBase)]
+    if not layers:
+        return layerlens.capture(model, x)
+    return layerlens.recurrent_states(model, x, layers[0])
+
+
 def compared(model, x, target):
     """DeepLIFT; a model that takes another route for the baseline is refused, which is well."""
     try:
         return layerlens.saliency(model, x, target=target, method="deep_lift")
     except LayerLensError as error:
         if "another route" not in str(error):
+            raise
+        return None
+
+
+def of_text(model, x, target):
+    """Centred relevance; what is no text is refused."""
+    try:
+        return layerlens.saliency(model, x, target=target, method="centred_relevance")
+    except LayerLensError as error:
+        if "takes token ids" not in str(error):
+            raise
+        return None
+
+
+def mapped(model, x, target, method, **options):
+    """A class activation map; a model without places is refused, which is well."""
+    try:
+        return layerlens.saliency(model, x, target=target, method=method, **options)
+    except LayerLensError as error:
+        if "needs an image input" not in str(error) and "which " + method + " needs" not in str(error):
             raise
         return None
 

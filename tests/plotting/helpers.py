@@ -7,7 +7,20 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from layerlens.results import ActivationMaps, Attribution, Entry, LayerProfile, Ledger, Relevance, TopInputs
+from layerlens.results import (
+    ActivationMaps,
+    AttentionWeights,
+    Attribution,
+    Entry,
+    FeatureVisualization,
+    LatentTraversal,
+    LayerProfile,
+    Ledger,
+    ReceptiveField,
+    RecurrentStates,
+    Relevance,
+    TopInputs,
+)
 
 LONG = "integrated gradients with 50 steps from a blurred baseline and 25 noisy copies of each, " * 2
 PATHS = tuple(
@@ -72,6 +85,42 @@ def top_inputs(units=3, ranks=4, size=12, channels=3, layer="blocks.0", regions=
         "relevance (epsilon), sum over places", {},
     )  # fmt: skip
     return dataclasses.replace(base, **fields)
+
+
+def made(*shape, axes=("batch", "channel", "height", "width"), bounds=(-1.0, 1.0), targets=None):
+    values = random(*shape).tanh() if bounds else random(*shape)
+    targets = tuple(f"class {index}" for index in range(shape[0])) if targets is None else targets
+    curve = random(shape[0], 20).cumsum(dim=1)
+    return FeatureVisualization(values, axes, bounds, targets, curve, curve[:, -1], "score", {"steps": 20})
+
+
+def recurrent(steps=24, units=50, batch=2):
+    names = ("hidden", "cell", "input_gate", "forget_gate", "cell_gate", "output_gate")
+    run = {name: random(batch, steps, units, seed=seed) for seed, name in enumerate(names)}
+    run = {
+        name: values.sigmoid() if name in names[2::1] and name != "cell_gate" else values
+        for name, values in run.items()
+    }
+    return RecurrentStates(
+        "rnn", "LSTM", {"layer 0": run, "layer 0 reverse": run}, torch.tensor([steps, steps - 5]), {}
+    )
+
+
+def field(*size, layer="blocks.0"):
+    place = tuple(4 for _ in size)
+    boxes = torch.tensor([[3, 8]] * len(size)).expand(*(6 for _ in size), len(size), 2).clone()
+    return ReceptiveField(layer, 0, boxes, size, place, random(2, *size).abs(), {}, random(2, 3, *size))
+
+
+def traversal(*shape, rows=8, steps=5, move="set"):
+    outputs, values = random(rows, steps, *shape), torch.linspace(-2, 2, steps)
+    names = tuple(f"latent {row}" for row in range(rows))
+    return LatentTraversal(names, values, move, outputs, outputs[0, 0], random(rows).abs(), {})
+
+
+def attention(layers=2, heads=3, size=6, batch=2, **fields):
+    weights = {PATHS[3 * row]: random(batch, heads, size, size, seed=row).softmax(-1) for row in range(layers)}
+    return AttentionWeights("Net", weights, dict.fromkeys(weights, "softmax"), **fields)
 
 
 def text_outside(plot, slack=0.5):

@@ -13,15 +13,37 @@ from matplotlib.text import Text
 from layerlens.errors import PlotError
 from layerlens.plotting import (
     activation_mosaic,
+    attention,
     compare_methods,
+    feature_visualization,
     heatmap,
+    latent_traversal,
     layer_profile,
     overlay_grid,
+    receptive_field,
+    recurrent_states,
     relevance_flow,
     top_inputs,
 )
 
-from .helpers import LONG, PATHS, attribution, images, ledger, maps, profile, random, relevance, text_outside, texts
+from .helpers import (
+    LONG,
+    PATHS,
+    attribution,
+    field,
+    images,
+    ledger,
+    made,
+    maps,
+    profile,
+    random,
+    recurrent,
+    relevance,
+    text_outside,
+    texts,
+    traversal,
+)
+from .helpers import attention as looks
 from .helpers import top_inputs as tops
 
 TOKENS = [["[CLS]", "a", "$5 and $6", "extraordinarily", "\n", "", "end"]]
@@ -61,10 +83,27 @@ FIGURES = {
     "flow of 66": lambda **o: relevance_flow(relevance(66), **o),
     "top inputs": lambda **o: top_inputs(tops(), **o),
     "top inputs, cropped": lambda **o: top_inputs(tops(6, 8, 30, 1, layer=LONG), show="crop", count=8, **o),
+    "made": lambda **o: feature_visualization(made(3, 3, 9, 9), **o),
+    "made, copies and curve": lambda **o: feature_visualization(
+        made(6, 3, 9, 7, targets=(LONG,) * 3 + ("unit 3",) * 3), curve=True, **o
+    ),
+    "made series": lambda **o: feature_visualization(made(2, 30, 5, axes=("batch", "time", "feature")), columns=2, **o),
+    "made latents": lambda **o: feature_visualization(made(1, 12, 1, 1, bounds=None), **o),
+    "states": lambda **o: recurrent_states(recurrent(), **o),
+    "states, hidden": lambda **o: recurrent_states(recurrent(), quantities=["hidden"], reverse=True, **o),
+    "field": lambda **o: receptive_field(field(12, 9), **o),
+    "field of a series": lambda **o: receptive_field(field(30), **o),
+    "attention": lambda **o: attention(looks(), **o),
+    "attention of 12 heads": lambda **o: attention(looks(3, 12, 20), **o),
+    "attention, named": lambda **o: attention(looks(1, 4, 7), heads="mean", labels=TOKENS[0], **o),
+    "attention, many tokens": lambda **o: attention(looks(1, 1, 90, tokens=[["x"] * 90] * 2), **o),
+    "traversal": lambda **o: latent_traversal(traversal(3, 8, 8), **o),
+    "traversal of series": lambda **o: latent_traversal(traversal(30, move="add"), count=2, labels=[LONG, "b"], **o),
     "flow, narrow": lambda **o: relevance_flow(ledger(5, 3), None, **{"width": "column", **o}),
 }
 EACH = pytest.mark.parametrize("kind", FIGURES)
 KINDS = ("image", "tokens", "grid of 1", "2 methods", "mosaic", "profile", "flow", "top inputs")
+KINDS += ("made", "states", "field", "attention", "traversal")
 
 
 @functools.cache

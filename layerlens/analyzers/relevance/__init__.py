@@ -1,5 +1,6 @@
 """Layer-wise relevance propagation: rules as hooks on autograd's own graph, and a ledger of all relevance."""
 
+from .centred import centred_relevance
 from .concepts import Concept, concept_relevance, rank_concepts
 from .propagate import relevance, relevance_by_target
 from .rulebook import RULEBOOKS, Rulebook, as_rulebook
@@ -10,6 +11,7 @@ __all__ = [
     "Concept",
     "Rulebook",
     "as_rulebook",
+    "centred_relevance",
     "concept_relevance",
     "rank_concepts",
     "relevance",

@@ -12,11 +12,17 @@ from ...errors import OptionError
 from ...layers import Selection
 from ...results import Relevance
 from ...target import Spec
+from ..methods import method
 from .conditions import Units
 from .rulebook import Rulebook
 from .sweep import Propagation
 
 
+@method(
+    family="relevance",
+    passes="about 3 gradients",
+    source="Bach et al. 2015; Montavon et al. 2017; Achtibat et al. 2024",
+)
 def relevance(
     model: nn.Module,
     x: Any,

@@ -105,6 +105,7 @@ class Propagation:
         self.edges = self.taps.edges()
         self.plan.outputs.update(dict.fromkeys([*(edge.node for edge in self.edges), *conditions.nodes]))
         self.nodes = nodes
+        self.multipliers: list[dict[str, torch.Tensor | None]] = []  # of the leaves, one per target once propagated
 
     def results(self) -> list[Relevance]:
         """Propagate each score in turn."""
@@ -136,6 +137,7 @@ class Propagation:
         keeper.page = sweep.page
         multipliers = sweep.found[: len(ends)]
         direct = deliver(sweep.direct, ends, keeper)
+        self.multipliers.append(dict(zip(self.leaves, multipliers, strict=False)))
         values = {
             name: _relevance_of(leaf.detach(), multipliers[place], direct[place])
             for place, (name, leaf) in enumerate(self.leaves.items())

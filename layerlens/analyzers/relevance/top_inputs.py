@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -11,17 +10,18 @@ from torch import nn
 
 from ...axes import axes_of, unit_axis
 from ...borrow import borrowed
-from ...errors import RecordError, TargetError, check_count, choose
+from ...errors import RecordError, check_count, choose
 from ...inputs import Inputs, as_inputs
 from ...layers import LayerPath, Layers, Selection
 from ...nested import describe, first_tensor
 from ...probe import Probe
 from ...results import TopInputs
-from ...stream import Batch, batches, grouped
-from ...target import Spec, Target, as_target
+from ...stream import batches, grouped
+from ...target import Spec, as_target
 from ..activation.maps import chosen_units
 from ..activation.regions import input_regions
 from ..activation.survey import call_index, one_layer
+from .batch_targets import check_length, class_lists, of_batch
 from .propagate import relevance
 from .ranking import Ranking
 from .rulebook import Rulebook
@@ -112,6 +112,7 @@ def top_inputs(
     check_count("k", k)
     path, module = one_layer(model, layer), Layers(model)[one_layer(model, layer)]
     aim = None if isinstance(target, str) and target == "label" else as_target(target)
+    lists = class_lists(aim)
     first = next(model.parameters(), None)
     settings: dict[str, Any] = {"k": k, "reduce": how, "call": call, "level": level if regions else None}
     ranking = Ranking(k, how)
@@ -122,7 +123,7 @@ def top_inputs(
         if by == "activation":
             output = _output(model, here, path, call, forward)
         else:
-            found = relevance(model, here, target=_of(aim, batch), rules=rules, layers=path, forward=forward)
+            found = relevance(model, here, target=of_batch(aim, batch), rules=rules, layers=path, forward=forward)
             calls = found.layers.get(path, ())
             output = calls[call_index(path, len(calls), call)]
             settings |= {"rules": found.settings["rules"]}
@@ -130,7 +131,7 @@ def top_inputs(
         chosen = chosen or chosen_units(path, maps.shape[1], units)
         with torch.inference_mode(False), torch.no_grad():
             ranking.add(batch.start, batch.inputs, maps[:, list(chosen)], chosen)
-    _check_length(aim, ranking.count)
+    check_length(lists, ranking.count)
     boxes = None
     if regions:
         boxes = _regions(model, ranking, path, module, chosen, call, level, batch_size, forward)
@@ -179,29 +180,6 @@ def _output(
     if output is None:
         raise RecordError(f"layer {path!r} returned no tensor, in which units could be told.")
     return output
-
-
-def _of(aim: Target | None, batch: Batch) -> Target:
-    """The target of one batch: its rows are places in the whole data set."""
-    if aim is None:
-        labels = batch.labels
-        if labels is None:
-            raise TargetError(
-                f"target='label', but sample {batch.start} or one after it has none; give (x, label) pairs."
-            )
-        if not all(isinstance(label, int) for label in labels):
-            raise TargetError(f"target='label' needs class indices, got {labels[0]!r}.")
-        return as_target(torch.tensor(labels))
-    if aim.chooser is not None:
-        return aim
-    start, stop = batch.start, batch.start + batch.inputs.batch
-    each = None if aim.each is None else aim.each[start:stop]
-    return dataclasses.replace(aim, function=lambda output, rows: aim.function(output, rows + start), each=each)
-
-
-def _check_length(aim: Target | None, count: int) -> None:
-    if aim is not None and aim.each is not None and aim.chooser is None and len(aim.each) != count:
-        raise TargetError(f"the target holds {len(aim.each)} classes for {count} samples; give one per sample.")
 
 
 def _regions(

@@ -114,7 +114,7 @@ class Job:
             return output
 
         inputs = self.inputs.rows(rows)
-        inputs = inputs.replace({name: values[name] for name, leaf in self.leaves.items() if leaf.layer is None})
+        inputs = inputs.replace({name: values[name] for name, leaf in self.leaves.items() if leaf.is_input})
         torch.manual_seed(self.seed)
         with (
             Probe(self.model, (), edits=substitute(self.leaves, values)),  # first, so that the sites see what it does

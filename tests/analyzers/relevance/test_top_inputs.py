@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from layerlens import Lens, activation_maps, errors, relevance, top_inputs
+from layerlens import Lens, activation_maps, as_target, contrast, errors, relevance, top_inputs
 from tests.cases import CASES, double, normal
 from tests.snapshot import Snapshot
 
@@ -133,7 +133,7 @@ def test_two_passes_are_equal_and_k_may_exceed_the_data(net, data):
 
 def test_labels_and_one_class_per_sample_are_targets(net, data):
     labels = torch.arange(len(data)) % 4
-    options = {"k": 3, "batch_size": 4, "regions": False}
+    options = {"k": 3, "batch_size": 5, "regions": False}
     expected = relevance(net, data, target=labels, layers="conv3").layers["conv3"][0]
     for top in (
         top_inputs(net, TensorDataset(data, labels), "conv3", target="label", **options),
@@ -148,6 +148,32 @@ def test_labels_and_one_class_per_sample_are_targets(net, data):
     for wrong in (labels[:-1], torch.cat([labels, labels])):
         with pytest.raises(errors.TargetError, match=r"one per sample"):
             top_inputs(net, data, "conv3", target=wrong, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        lambda labels: contrast(labels, (labels + 1) % 4),
+        lambda labels: contrast(labels),
+        lambda labels: contrast(1, labels),
+        lambda labels: 2 * contrast(labels, 0),
+        lambda labels: contrast(None, 2),
+    ],
+    ids=["two lists", "others", "a class and a list", "a multiple", "predicted"],
+)
+def test_contrasts_with_one_class_per_sample_are_read_batch_by_batch(net, data, target):
+    aim = target(torch.arange(len(data)) % 4)
+    expected = relevance(net, data, target=aim, layers="conv3").layers["conv3"][0]
+    check(top_inputs(net, data, "conv3", target=aim, k=3, batch_size=5, regions=False), expected, "sum", 3)
+
+
+def test_contrasts_whose_classes_cannot_be_followed_are_refused(net, data):
+    labels = torch.arange(len(data)) % 4
+    for aim in (contrast(None, labels), contrast(labels, None) - as_target(None), 2 * contrast(None, labels)):
+        with pytest.raises(errors.TargetError, match="Give the predicted classes as a list as well"):
+            top_inputs(net, data, "conv3", target=aim, batch_size=5)
+    with pytest.raises(errors.TargetError, match="46 classes for 23 samples"):
+        top_inputs(net, data, "conv3", target=contrast(torch.cat([labels, labels]), 0), regions=False)
 
 
 def test_the_region_is_the_receptive_field(net):

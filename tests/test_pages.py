@@ -1,4 +1,4 @@
-"""docs/relevance.md runs as it stands, and prints what it says."""
+"""The pages of trained models run as they stand, and print what they say."""
 
 import pathlib
 import re
@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "relevance.md"
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
 NUMBER = re.compile(r"[-+]?\d+\.\d+")
 MOST_BYTES = 200_000
 
@@ -19,18 +19,20 @@ def same(printed, told):
     assert found == pytest.approx(expected, rel=0.02, abs=0.002)
 
 
-def test_every_block_prints_what_stands_below_it(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("name", "least"), [("relevance", 8), ("language-models", 2)])
+def test_every_block_prints_what_stands_below_it(name, least, tmp_path, monkeypatch, capsys):
+    page = DOCS / f"{name}.md"
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```\n\n(?:```text\n(.*?)```)?", PAGE.read_text(), flags=re.S)
-    assert len(blocks) == PAGE.read_text().count("```python") >= 8
+    blocks = re.findall(r"```python\n(.*?)```\n\n(?:```text\n(.*?)```)?", page.read_text(), flags=re.S)
+    assert len(blocks) == page.read_text().count("```python") >= least
     names = {"__name__": "page"}
     for code, told in blocks:
-        exec(compile(code, str(PAGE), "exec"), names)
+        exec(compile(code, str(page), "exec"), names)
         same(capsys.readouterr().out, told)
     pictures = sorted(path.name for path in tmp_path.iterdir())
-    assert pictures == sorted(re.findall(r"\]\((relevance-[\w-]+\.png)\)", PAGE.read_text()))
+    assert pictures == sorted(re.findall(rf"\]\(({name}-[\w-]+\.png)\)", page.read_text()))
     for picture in pictures:
-        assert 0 < (PAGE.parent / picture).stat().st_size < MOST_BYTES
+        assert 0 < (DOCS / picture).stat().st_size < MOST_BYTES
 
 
 def test_the_comparison_finds_what_differs():
