@@ -179,11 +179,11 @@ def test_internal_influence_is_that_of_captum(layer):
 
 @pytest.mark.parametrize("method", [layer_conductance, internal_influence])
 def test_layers_are_read_in_every_kind_of_model(method):
-    for name, layer in (("cnn", "0"), ("encoder", "embedding"), ("lstm", "rnn"), ("hf_bert", "encoder.layer.0")):
+    for name, kind in (("cnn", nn.Conv2d), ("encoder", nn.Embedding), ("lstm", nn.LSTM), ("hf_bert", nn.Linear)):
         case = CASES[name]
-        model, before = case.build(), {key: value.clone() for key, value in case.build().state_dict().items()}
-        layers = [path for path, _ in model.named_modules()]
-        layer = layer if layer in layers else next(path for path in layers if path.endswith(("0", "rnn", "lstm")))
+        model = case.build()
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        layer = next(path for path, module in model.named_modules() if isinstance(module, kind))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             found = method(model, case.example(), target=1, where=layer, steps=4)
