@@ -60,13 +60,18 @@ _HOMES = {
     "top_inputs": "analyzers.relevance",
     "evaluate": "analyzers.faithfulness",
     "cascading_randomization": "analyzers.faithfulness",
+    "compare_groups": "analyzers.groups",
+    "explain_errors": "analyzers.groups",
     "probability": "softmaxed",
     # results
     "ActivationMaps": "results",
     "AttentionWeights": "results",
     "Attribution": "results",
+    "ErrorExplanation": "results",
     "FaithfulnessCurve": "results",
     "FeatureVisualization": "results",
+    "GroupComparison": "results",
+    "GroupEffects": "results",
     "LatentTraversal": "results",
     "LayerProfile": "results",
     "LayerTable": "results",
@@ -103,6 +108,8 @@ if TYPE_CHECKING:
     from .analyzers.activation.receptive_field import receptive_field
     from .analyzers.faithfulness import cascading_randomization
     from .analyzers.faithfulness.evaluate import evaluate
+    from .analyzers.groups.compare_groups import compare_groups
+    from .analyzers.groups.explain_errors import explain_errors
     from .analyzers.layer_table import layer_table
     from .analyzers.relevance import Rulebook, concept_relevance, rank_concepts, relevance, relevance_by_target
     from .analyzers.relevance.top_inputs import top_inputs
@@ -125,8 +132,11 @@ if TYPE_CHECKING:
         ActivationMaps,
         AttentionWeights,
         Attribution,
+        ErrorExplanation,
         FaithfulnessCurve,
         FeatureVisualization,
+        GroupComparison,
+        GroupEffects,
         LatentTraversal,
         LayerProfile,
         LayerTable,
@@ -148,9 +158,12 @@ __all__ = [
     "AttentionWeights",
     "Attribution",
     "Call",
+    "ErrorExplanation",
     "FaithfulnessCurve",
     "FeatureVisualization",
     "FunctionProbe",
+    "GroupComparison",
+    "GroupEffects",
     "LatentTraversal",
     "LayerProfile",
     "LayerTable",
@@ -178,6 +191,7 @@ __all__ = [
     "capture",
     "capture_functions",
     "cascading_randomization",
+    "compare_groups",
     "compare_routes",
     "concept_relevance",
     "continuation",
@@ -187,6 +201,7 @@ __all__ = [
     "edits",
     "errors",
     "evaluate",
+    "explain_errors",
     "faithfulness",
     "feature_visualization",
     "grad_cam",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from .analyzers import activation, compare_routes, faithfulness, layer_table, relevance, route, saliency, sensitivity
+from .analyzers import groups as group_analyzers
 from .analyzers.activation.attention import Part
 from .analyzers.relevance import Concept
 from .capturing import capture, run
@@ -20,7 +21,9 @@ from .results import (
     ActivationMaps,
     AttentionWeights,
     Attribution,
+    ErrorExplanation,
     FeatureVisualization,
+    GroupComparison,
     LatentTraversal,
     LayerProfile,
     LayerTable,
@@ -189,9 +192,38 @@ class Lens(WrappedModel):
 
     def top_inputs(self, data: Any, layer: Selection, *, target: Spec = None, **options: Any) -> TopInputs:
         """The samples of a data set that units of a layer respond to most; see `top_inputs`."""
-        aim = target if isinstance(target, str) and target == "label" else self.target(target)
         return relevance.top_inputs(
-            self.model, data, layer, target=aim, forward=self.forward, read=self.inputs, **options
+            self.model, data, layer, target=self._aim(target), forward=self.forward, read=self.inputs, **options
+        )
+
+    def compare_groups(
+        self, data: Any, groups: Any = None, layers: Selection = None, *, target: Spec = None, **options: Any
+    ) -> GroupComparison:
+        """What sets groups of samples apart, in every layer and over the input; see `compare_groups`."""
+        return group_analyzers.compare_groups(
+            self.model,
+            data,
+            groups,
+            layers,
+            target=self._aim(target),
+            forward=self.forward,
+            read=self.inputs,
+            **options,
+        )
+
+    def explain_errors(
+        self, data: Any, labels: Any = None, layers: Selection = None, *, target: Spec = None, **options: Any
+    ) -> ErrorExplanation:
+        """What tells the model's errors from its hits; see `explain_errors`."""
+        return group_analyzers.explain_errors(
+            self.model,
+            data,
+            labels,
+            layers,
+            target=self._aim(target),
+            forward=self.forward,
+            read=self.inputs,
+            **options,
         )
 
     def sensitivity(

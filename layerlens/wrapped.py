@@ -63,6 +63,10 @@ class WrappedModel:
         padded = {"padding": True} if len(texts) > 1 else {}
         return as_inputs(dict(self.tokenizer(list(texts), return_tensors="pt", **padded)))
 
+    def _aim(self, spec: Spec) -> Spec:
+        """A target for a data set: `"label"` is kept, for it is read sample by sample."""
+        return spec if isinstance(spec, str) and spec == "label" else self.target(spec)
+
     def _attribute(
         self, analyzer: Callable[..., AnyAttribution], x: Any, target: Spec, **options: Any
     ) -> AnyAttribution:

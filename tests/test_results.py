@@ -14,8 +14,11 @@ from layerlens.results import (
     AttentionWeights,
     Attribution,
     Entry,
+    ErrorExplanation,
     FaithfulnessCurve,
     FeatureVisualization,
+    GroupComparison,
+    GroupEffects,
     LatentTraversal,
     LayerProfile,
     LayerRow,
@@ -165,6 +168,18 @@ def leaderboard():
     return Leaderboard(("a", "b", "c"), ("one", "two"), values, (True, False), ("c",), "cat", SETTINGS)
 
 
+def group_effects():
+    means, p = normal(2, 2, 4).double(), torch.rand(2, 4, dtype=torch.float64)
+    parts = [normal(2, 4, seed=k).double() for k in range(3)]
+    return GroupEffects("layer 0", ("unit",), ("a - b", "a - b (label 1)"), means, *parts, p, normal(2).double(), "1")
+
+
+def comparison(kind=GroupComparison, **more):
+    effects = {"0": group_effects(), "1": group_effects()}
+    shared = (("a", "b"), (4, 5), effects, {"input": group_effects()}, profile(), {"2": "it did not run"})
+    return kind(*shared, "cat", "mean activations", SETTINGS, **more)
+
+
 RESULTS = {
     "Attribution": attribution,
     "Relevance": relevance,
@@ -182,6 +197,11 @@ RESULTS = {
     "LatentTraversal": lambda: traversal(),
     "FaithfulnessCurve": lambda: faithfulness_curve(),
     "Leaderboard": lambda: leaderboard(),
+    "GroupEffects": lambda: group_effects(),
+    "GroupComparison": lambda: comparison(),
+    "ErrorExplanation": lambda: comparison(
+        ErrorExplanation, labels=torch.tensor([0, 1]), predicted=torch.tensor([0, 0]), used=torch.tensor([True, False])
+    ),
     "Entry": lambda: ledger().entries[0],
 }
 VARIANTS = {

@@ -12,6 +12,8 @@ from ..results import (
     Attribution,
     FaithfulnessCurve,
     FeatureVisualization,
+    GroupComparison,
+    GroupEffects,
     LatentTraversal,
     LayerProfile,
     Leaderboard,
@@ -26,6 +28,7 @@ from .attention import attention
 from .compare_methods import compare_methods
 from .faithfulness_curve import faithfulness_curve
 from .feature_visualization import feature_visualization
+from .group_effects import group_effects
 from .heatmap import heatmap
 from .latent_traversal import latent_traversal
 from .layer_profile import layer_profile
@@ -44,6 +47,7 @@ __all__ = [
     "compare_methods",
     "faithfulness_curve",
     "feature_visualization",
+    "group_effects",
     "heatmap",
     "latent_traversal",
     "layer_profile",
@@ -65,6 +69,14 @@ def _relevance_profile(relevance: Relevance, **options: Any) -> Plot:
     return layer_profile(relevance.profile, **options)
 
 
+def _group_layers(found: GroupComparison, contrast: int = 0, **options: Any) -> Plot:
+    return layer_profile(found.profile(contrast), **options)
+
+
+def _separation(found: GroupComparison, **options: Any) -> Plot:
+    return layer_profile(found.separation, **options)
+
+
 _OF_ATTRIBUTION: Final[dict[str, Callable[..., Plot]]] = {"heatmap": heatmap, "grid": overlay_grid}
 FIGURES: Final[dict[type[Any], dict[str, Callable[..., Plot]]]] = {
     Relevance: {**_OF_ATTRIBUTION, "flow": relevance_flow, "profile": _relevance_profile},
@@ -80,6 +92,8 @@ FIGURES: Final[dict[type[Any], dict[str, Callable[..., Plot]]]] = {
     FeatureVisualization: {"images": feature_visualization},
     FaithfulnessCurve: {"curve": faithfulness_curve},
     Leaderboard: {"means": leaderboard},
+    GroupComparison: {"places": group_effects, "layers": _group_layers, "separation": _separation},
+    GroupEffects: {"effects": group_effects},
 }
 """The figures of each result by kind, the usual one first."""
 
@@ -91,8 +105,9 @@ def plot(result: Any, kind: str | None = None, **options: Any) -> Plot:
         result: an Attribution (kinds `"heatmap"`, `"grid"`), Relevance (also `"flow"`, `"profile"`), ActivationMaps
             (`"mosaic"`), LayerProfile (`"profile"`), Ledger (`"flow"`), TopInputs (`"inputs"`),
             RecurrentStates (`"states"`), ReceptiveField (`"field"`), FeatureVisualization
-            (`"images"`), AttentionWeights (`"maps"`), LatentTraversal (`"rows"`), FaithfulnessCurve (`"curve"`) or
-            Leaderboard (`"means"`).
+            (`"images"`), AttentionWeights (`"maps"`), LatentTraversal (`"rows"`), FaithfulnessCurve (`"curve"`),
+            Leaderboard (`"means"`), GroupComparison or ErrorExplanation (`"places"`, `"layers"`, `"separation"`) or
+            GroupEffects (`"effects"`).
         kind: which figure; None takes the first.
         options: go to the function of that figure.
 

@@ -5,6 +5,7 @@ from .attribution import ActivationMaps, Attribution, Relevance
 from .base import Result, load
 from .faithfulness import FaithfulnessCurve
 from .feature_visualization import FeatureVisualization
+from .groups import ErrorExplanation, GroupComparison, GroupEffects
 from .layer_table import LayerRow, LayerTable
 from .layers import LayerProfile
 from .leaderboard import Leaderboard
@@ -21,8 +22,11 @@ __all__ = [
     "AttentionWeights",
     "Attribution",
     "Entry",
+    "ErrorExplanation",
     "FaithfulnessCurve",
     "FeatureVisualization",
+    "GroupComparison",
+    "GroupEffects",
     "LatentTraversal",
     "LayerProfile",
     "LayerRow",

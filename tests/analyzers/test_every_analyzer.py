@@ -55,6 +55,14 @@ ANALYZERS = {
     "top inputs by relevance": lambda model, x, target: layerlens.top_inputs(
         model, as_data(x), ran_once(model, x), target=target, units=0, k=2, batched=True
     ),
+    "compare_groups": lambda model, x, target: layerlens.compare_groups(
+        model,
+        as_data(x) * 4,
+        [0, 1] * (2 * as_data(x)[0].batch),
+        target=one_class(target),
+        batched=True,
+        permutations=3,
+    ),
     "relevance attn": lambda model, x, target: layerlens.relevance(model, x, target=target, rules="attn"),
 }
 
@@ -126,6 +134,11 @@ def mapped(model, x, target, method, **options):
         if "needs an image input" not in str(error) and "which " + method + " needs" not in str(error):
             raise
         return None
+
+
+def one_class(target):
+    """The first of several classes."""
+    return target[0] if isinstance(target, list) else int(target[0]) if isinstance(target, torch.Tensor) else target
 
 
 def as_data(x):

@@ -42,7 +42,7 @@ def of_batch(aim: Target | None, batch: Batch) -> Target:
     """The target of one batch: its rows are places in the whole data set. None is the label of each sample.
 
     Raises:
-        TargetError: when a label is missing, or is no class index.
+        TargetError: when a label is missing, or is no class index; when a list of classes is too short.
     """
     if aim is None:
         labels = batch.labels
@@ -56,6 +56,10 @@ def of_batch(aim: Target | None, batch: Batch) -> Target:
     if aim.chooser is not None:
         return aim
     start, stop = batch.start, batch.start + batch.inputs.batch
+    if aim.each is not None and len(aim.each) < stop:
+        raise TargetError(
+            f"the target holds {len(aim.each)} classes, and the data at least {stop} samples; give one per sample."
+        )
     each = None if aim.each is None else aim.each[start:stop]
     return dataclasses.replace(aim, function=lambda output, rows: aim.function(output, rows + start), each=each)
 

@@ -1,0 +1,212 @@
+"""What is compared between groups: for each sample the mean activation of every unit, and the shares of its map."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...axes import Axes
+from ...borrow import borrowed
+from ...capturing import capture
+from ...errors import InputError, TargetError
+from ...inputs import Inputs
+from ...layers import Selection
+from ...nested import describe, first_tensor
+from ...outputs import class_scores
+from ...results import Attribution
+from ...stream import Batch, batches
+from ...target import Target
+from ..activation.survey import Seen, seen, watch
+from ..relevance.batch_targets import check_length, class_lists, of_batch
+from ..saliency import saliency
+
+CELLS = {2: 16, 3: 8}
+"""Cells along each axis of a map with so many axes of places; other maps keep their places."""
+
+
+@dataclasses.dataclass
+class Gathered:
+    """Numbers of every sample of a data set.
+
+    Attributes:
+        layers: call of a layer -> `(samples, units)`.
+        left_out: call of a layer -> why it has none.
+        maps: input -> shares `(samples, *places)`.
+        axes: input -> names of the places' axes.
+        labels: of the samples, where the data has them.
+        predicted: the class of each sample, where it was asked for.
+        target: what was attributed.
+        how: the method of attribution.
+        count: how many samples there were.
+    """
+
+    layers: dict[str, torch.Tensor]
+    left_out: dict[str, str]
+    maps: dict[str, torch.Tensor]
+    axes: dict[str, Axes]
+    labels: list[Any] | None
+    predicted: torch.Tensor | None
+    target: str
+    how: str
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Gatherer:
+    """Reads a data set batch by batch; arguments as in `compare_groups`."""
+
+    model: nn.Module
+    layers: Selection
+    method: str | None
+    options: dict[str, Any]
+    aim: Target | None
+    forward: Callable[..., Any] | None
+    classes: bool
+
+    def read(self, data: Any, **stream: Any) -> Gathered:
+        """Go through the data once.
+
+        Raises:
+            InputError: when samples cannot be laid over each other, or no layer can be compared.
+        """
+        units: dict[str, list[torch.Tensor]] = {}
+        left_out: dict[str, str] = {}
+        maps: dict[str, list[torch.Tensor]] = {}
+        axes: dict[str, Axes] = {}
+        labels: list[Any] = []
+        predicted: list[torch.Tensor] = []
+        labelled, count, first, how, target = True, 0, next(self.model.parameters(), None), "", ""
+        lists = class_lists(self.aim) if self.method is not None else []
+        for batch in batches(data, doing="comparing groups", **stream):
+            here = batch.inputs if first is None else batch.inputs.map(lambda x: x.to(first.device))
+            self._activations(here, units, left_out, count)
+            if self.classes:
+                predicted.append(self._classes(here))
+            if self.method is not None:
+                found = self._attribution(here, batch)
+                how, target = found.how, "label of each sample" if self.aim is None else self.aim.label
+                for name, (shares, named) in _shares(found, here.batch).items():
+                    if name in maps and maps[name][0].shape[1:] != shares.shape[1:]:
+                        raise InputError(
+                            f"the maps of input {name!r} are {tuple(maps[name][0].shape[1:])} and, from sample "
+                            f"{batch.start} on, {tuple(shares.shape[1:])}: places of samples of different sizes cannot "
+                            "be compared. Bring them to one size, or give method=None to compare activations alone."
+                        )
+                    maps.setdefault(name, []).append(shares)
+                    axes[name] = named
+            labelled = labelled and batch.labels is not None
+            labels += batch.labels or []
+            count += here.batch
+        check_length(lists, count)
+        whole = {name: torch.cat(parts) for name, parts in units.items() if name not in left_out}
+        if not whole:
+            why = "; ".join(f"{name}: {text}" for name, text in list(left_out.items())[:5])
+            raise InputError(f"no layer can be compared between samples. {why}")
+        joined = {name: torch.cat(parts) for name, parts in maps.items()}
+        classes = torch.cat(predicted) if predicted else None
+        return Gathered(whole, left_out, joined, axes, labels if labelled else None, classes, target, how, count)
+
+    def _activations(
+        self, inputs: Inputs, units: dict[str, list[torch.Tensor]], left_out: dict[str, str], count: int
+    ) -> None:
+        with borrowed(self.model, grad=False), watch(self.model) as watched:
+            inputs.run(self.model, self.forward)
+        forms = {(one.path, one.index): one for one in seen(self.model, watched)}
+        record = capture(self.model, inputs, self.layers, forward=self.forward)
+        met = set()
+        for call in record.order:
+            several = len(record.calls(call.layer)) > 1
+            name = f"{call.layer} #{call.index}" if several and call.index else call.layer
+            met.add(name)
+            means, why = _means(first_tensor(call.output), forms.get((call.layer, call.index)), inputs.batch)
+            if means is None:
+                left_out[name] = why
+            elif name not in left_out:
+                known = units.setdefault(name, [])
+                if sum(map(len, known)) != count:
+                    left_out[name] = "it did not run for every sample"
+                elif known and known[0].shape[1] != means.shape[1]:
+                    left_out[name] = "its number of units changes between samples"
+                else:
+                    known.append(means)
+        for name in units.keys() - met:
+            left_out.setdefault(name, "it did not run for every sample")
+
+    def _classes(self, inputs: Inputs) -> torch.Tensor:
+        with borrowed(self.model, grad=False):
+            scores = class_scores(inputs.run(self.model, self.forward))
+        if scores.shape[1] < 2:
+            raise TargetError(
+                "the model returns one number per sample, which names no class; give forward=, which returns a score "
+                "for each class: lambda model, x: torch.cat([-model(x), model(x)], dim=1)."
+            )
+        return scores.argmax(dim=1).cpu()
+
+    def _attribution(self, inputs: Inputs, batch: Batch) -> Attribution:
+        method = self.method
+        assert method is not None
+        aim = of_batch(self.aim, batch)
+        return saliency(self.model, inputs, target=aim, method=method, forward=self.forward, **self.options)
+
+
+def _means(output: torch.Tensor | None, form: Seen | None, batch: int) -> tuple[torch.Tensor | None, str]:
+    """The mean over places of every unit, `(batch, units)`, or why there is none."""
+    if output is None or not output.is_floating_point() or form is None or form.axes is None:
+        return None, "it returns no floating-point tensor whose axes are known"
+    if output.ndim != len(form.axes) or "batch" not in form.axes:
+        return None, "no axis of it tells samples apart"
+    rows = form.axes.index("batch")
+    if output.shape[rows] != batch:
+        return None, f"it returns {describe(output)} for {batch} sample(s)"
+    unit = next((form.axes.index(name) for name in ("channel", "feature") if name in form.axes), None)
+    values = output.detach().double().movedim(rows, 0)
+    if unit is None:
+        return values.flatten(1).mean(dim=1, keepdim=True).cpu(), ""
+    place = unit if unit > rows else unit + 1
+    values = values.movedim(place, 1)
+    means = values.flatten(2).mean(dim=2) if values.ndim > 2 else values
+    return (means.cpu(), "") if bool(means.isfinite().all()) else (None, "it holds NaN or infinity")
+
+
+def _shares(found: Attribution, batch: int) -> dict[str, tuple[torch.Tensor, Axes]]:
+    """Each map as shares of its sample's |values|, over places and summed over channels, `(batch, *places)`."""
+    given = found.values if isinstance(found.values, dict) else {"input": found.values}
+    whole = sum(values.detach().double().abs().reshape(batch, -1).sum(dim=1) for values in given.values())
+    assert isinstance(whole, torch.Tensor)
+    shares: dict[str, tuple[torch.Tensor, Axes]] = {}
+    for name, values in given.items():
+        axes = found.axes if len(given) == 1 and found.axes is not None else None
+        if axes is None or len(axes) != values.ndim:
+            axes = _guess(values, found)
+        part = values.detach().double() / whole.clamp_min(1e-300).reshape(-1, *[1] * (values.ndim - 1))
+        unit = next((axes.index(one) for one in ("channel", "feature") if one in axes), None)
+        if unit is not None and values.ndim > 2:
+            part, axes = part.sum(dim=unit), (*axes[:unit], *axes[unit + 1 :])
+        shares[name] = (_cells(part).cpu(), axes[1:])
+    return shares
+
+
+def _guess(values: torch.Tensor, found: Attribution) -> Axes:
+    if values.ndim == 3 and (not isinstance(found.inputs, torch.Tensor) or found.inputs.ndim == 3):
+        return ("batch", "channel", "time") if values.shape[1] < values.shape[2] else ("batch", "time", "feature")
+    places = ("height", "width") if values.ndim < 5 else ("depth", "height", "width")
+    known: dict[int, Axes] = {1: (), 2: ("feature",), 3: places, 4: ("channel", *places), 5: ("channel", *places)}
+    return ("batch", *known.get(values.ndim, tuple(f"axis {k}" for k in range(1, values.ndim))))
+
+
+def _cells(shares: torch.Tensor) -> torch.Tensor:
+    """Sums over cells of pictures and volumes, which hold too many places to be tested one by one."""
+    places = shares.ndim - 1
+    if places not in CELLS:
+        return shares
+    grid = [min(size, CELLS[places]) for size in shares.shape[1:]]
+    for axis, count in enumerate(grid, start=1):
+        size = shares.shape[axis]
+        cell = torch.arange(size) * count // size
+        sums = torch.zeros(*shares.shape[:axis], count, *shares.shape[axis + 1 :], dtype=shares.dtype)
+        shares = sums.to(shares.device).index_add_(axis, cell.to(shares.device), shares)
+    return shares

@@ -1,0 +1,123 @@
+"""Differences between groups, with the chance that shuffled groups differ as much anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import torch
+
+CHUNK = 2**22
+"""Numbers of shuffled groups x samples x units at work at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """What one table `(samples, quantities)` says of the contrasts: each `(contrasts, quantities)`.
+
+    Attributes:
+        difference: of the means within strata.
+        size: Hedges' g.
+        error: its standard error.
+        correlation: of membership and quantity within strata, in [-1, 1].
+        peaks: the largest |correlation| of each permutation, `(permutations, contrasts)`.
+    """
+
+    difference: torch.Tensor
+    size: torch.Tensor
+    error: torch.Tensor
+    correlation: torch.Tensor
+    peaks: torch.Tensor
+
+
+class Shuffles:
+    """Group memberships as they are and shuffled within strata.
+
+    Shuffling within strata keeps what belongs to a stratum (its class, its site) out of the difference. The statistic
+    is the partial correlation of membership and quantity given the stratum, a monotone function of the t of that
+    regression, so that one product of matrices serves all quantities.
+
+    Args:
+        member: bool `(samples, contrasts)`, the samples of the contrast's group.
+        strata: `(samples,)` whole numbers. A contrast is about the samples of those strata that hold both its sides.
+        permutations: how many.
+        seed: of the shuffles.
+    """
+
+    def __init__(self, member: torch.Tensor, strata: torch.Tensor, permutations: int, seed: int) -> None:
+        self.strata = torch.unique(strata, return_inverse=True)[1]
+        sizes = self.strata.bincount()
+        centred = self.within(member.double())
+        mixed = torch.zeros(len(sizes), member.shape[1]).index_add_(0, self.strata, centred.abs().float()) > 1e-6
+        self.support = mixed[self.strata]
+        """Which samples a contrast is about, bool `(samples, contrasts)`."""
+        self.freedom = (self.support.sum(dim=0) - mixed.sum(dim=0) - 1).double()
+        self.norm = centred.norm(dim=0)
+        self.member = centred / self.norm.clamp_min(1e-300)
+        generator = torch.Generator().manual_seed(seed)
+        base = self.strata.argsort(stable=True)
+        self.orders = torch.empty(permutations, len(member), dtype=torch.int64)
+        for row in range(permutations):
+            drawn = torch.randperm(len(member), generator=generator)
+            drawn = drawn[self.strata[drawn].argsort(stable=True)]
+            self.orders[row, base] = drawn
+
+    def within(self, values: torch.Tensor) -> torch.Tensor:
+        """The values less the means of their strata."""
+        count = self.strata.bincount().to(values)
+        sums = torch.zeros(len(count), *values.shape[1:], dtype=values.dtype).index_add_(0, self.strata, values)
+        means: torch.Tensor = (sums / count.reshape(-1, *[1] * (values.ndim - 1)))[self.strata]
+        return values - means
+
+    def effect(self, table: torch.Tensor) -> Effect:
+        """What `table` `(samples, quantities)` says."""
+        floor = 1e-9 * table.abs().amax(dim=0) * math.sqrt(len(table))
+        centred = self.within(table)
+        norm = (self.support.double().T @ centred.square()).sqrt()  # (contrasts, quantities)
+        weight = torch.where(
+            norm > floor, 1 / norm.clamp_min(1e-300), torch.zeros_like(norm)
+        )  # constants differ nowhere
+        r = (self.member.T @ centred * weight).clamp(-1, 1)
+        peaks = torch.empty(len(self.orders), r.shape[0], dtype=torch.float64)
+        step = max(1, CHUNK // max(1, r.shape[0] * max(table.shape)))
+        for start in range(0, len(self.orders), step):
+            shuffled = self.member[self.orders[start : start + step]]  # (step, samples, contrasts)
+            found = torch.einsum("psc,sq->pcq", shuffled, centred)
+            peaks[start : start + step] = (found * weight).abs().amax(dim=2)
+        difference = r * norm / self.norm[:, None].clamp_min(1e-300)
+        size = self.size(r)
+        count = self.support.sum(dim=0)[:, None]
+        variance = 1 / self.norm[:, None].square().clamp_min(1e-300) + size.square() / (2 * count)
+        return Effect(difference, size, variance.sqrt(), r, peaks)
+
+    def size(self, correlation: torch.Tensor) -> torch.Tensor:
+        """Hedges' g of correlations `(contrasts, ...)`."""
+        shape = (-1, *[1] * (correlation.ndim - 1))
+        norm, freedom = self.norm.reshape(shape).clamp_min(1e-300), self.freedom.reshape(shape)
+        small = torch.where(freedom > 1, 1 - 3 / (4 * freedom - 1), torch.ones_like(freedom))
+        spread = (1 - correlation.square()).clamp_min(1e-6).sqrt()
+        size: torch.Tensor = small * correlation * freedom.sqrt() / (norm * spread)
+        return size
+
+    def smallest(self) -> float:
+        """The smallest p that these groups can reach, by the number of ways to shuffle them."""
+        ways = 0.0
+        for stratum in range(int(self.strata.max()) + 1):
+            rows = self.member[self.strata == stratum].round(decimals=9)
+            counts = torch.unique(rows, dim=0, return_counts=True)[1].tolist()
+            ways += math.lgamma(sum(counts) + 1) - sum(math.lgamma(count + 1) for count in counts)
+        return max(1 / (len(self.orders) + 1), math.exp(-min(ways, 700)))
+
+
+def corrected(effects: Mapping[str, Effect]) -> dict[str, torch.Tensor]:
+    """P of every quantity, `(contrasts, quantities)`, corrected for all of them by the largest of each permutation.
+
+    Source: Westfall & Young 1993, "Resampling-based multiple testing": single-step max-T.
+    """
+    peaks = torch.stack([effect.peaks.amax(dim=1) for effect in effects.values()]).amax(dim=0).sort().values
+    found = {}
+    for name, effect in effects.items():
+        below = torch.searchsorted(peaks, effect.correlation.abs() - 1e-9)
+        found[name] = (1 + len(peaks) - below).double() / (len(peaks) + 1)
+    return found
