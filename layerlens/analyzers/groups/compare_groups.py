@@ -159,7 +159,7 @@ def compared(
         raise InputError(f"{len(group)} samples in {len(mixed)} strata are too few to compare groups.")
     if (least := shuffles.smallest()) > 0.05:
         sizes = ", ".join(f"{count} of {name!r}" for count, name in zip(counts.tolist(), names, strict=True))
-        more = "samples" if permutations >= 20 else "permutations"
+        more = "permutations" if permutations < 20 * len(contrasts) else "samples"
         warnings.warn(
             f"with {sizes} and {permutations} permutations no p can fall below {least:.2g}; give more {more}.",
             stacklevel=3,

@@ -107,17 +107,25 @@ class Shuffles:
             rows = self.member[self.strata == stratum].round(decimals=9)
             counts = torch.unique(rows, dim=0, return_counts=True)[1].tolist()
             ways += math.lgamma(sum(counts) + 1) - sum(math.lgamma(count + 1) for count in counts)
-        return max(1 / (len(self.orders) + 1), math.exp(-min(ways, 700)))
+        drawn: float = self.member.shape[1] / (len(self.orders) + 1)
+        return max(drawn, math.exp(-min(ways, 700)))
 
 
 def corrected(effects: Mapping[str, Effect]) -> dict[str, torch.Tensor]:
-    """P of every quantity, `(contrasts, quantities)`, corrected for all of them by the largest of each permutation.
+    """P of every quantity, `(contrasts, quantities)`, corrected for all quantities and contrasts together.
 
-    Source: Westfall & Young 1993, "Resampling-based multiple testing": single-step max-T.
+    Within a contrast a quantity is held against the largest of each permutation (max-T). Contrasts of few samples have
+    a wider null than those of many, so they are joined by their p, and the smallest of each permutation (min-P).
+
+    Source: Westfall & Young 1993, "Resampling-based multiple testing", single-step max-T and min-P.
     """
-    peaks = torch.stack([effect.peaks.amax(dim=1) for effect in effects.values()]).amax(dim=0).sort().values
+    peaks = torch.stack([effect.peaks for effect in effects.values()]).amax(dim=0).T.contiguous()
+    ordered = peaks.sort(dim=1).values
+    whole = peaks.shape[1]
+    smallest = (whole - torch.searchsorted(ordered, peaks - 1e-9)).amin(dim=0).sort().values
     found = {}
     for name, effect in effects.items():
-        below = torch.searchsorted(peaks, effect.correlation.abs() - 1e-9)
-        found[name] = (1 + len(peaks) - below).double() / (len(peaks) + 1)
+        reached = 1 + whole - torch.searchsorted(ordered, effect.correlation.abs() - 1e-9)
+        joint = torch.searchsorted(smallest, reached.contiguous(), right=True)
+        found[name] = (reached if len(peaks) == 1 else 1 + joint).double() / (whole + 1)
     return found

@@ -148,7 +148,7 @@ def test_the_model_and_the_data_are_left_as_they_were(planted):
     model, x = shortcut(), x[:40].clone()
     model.train()
     before = Snapshot(model, x)
-    explain_errors(model, x, labels[:40], permutations=20)
+    explain_errors(model, x, labels[:40], permutations=100)
     before.check()
     with pytest.raises(OptionError):
         compare_groups(model, x, labels[:40], method="no such method")
@@ -225,12 +225,12 @@ def test_places_of_different_sizes_are_refused():
 def test_results_are_kept_and_drawn(tmp_path, planted):
     x, labels, _ = planted
     lens = Lens(shortcut(), class_names=["level", "upright"])
-    found = lens.explain_errors(x[:60], labels[:60], target="upright", permutations=50)
+    found = lens.explain_errors(x[:60], labels[:60], target="upright", permutations=100)
     back = load(found.save(tmp_path / "errors"))
     assert isinstance(back, ErrorExplanation) and repr(back) == repr(found) and "error - hit" in repr(found)
     for kind in (None, "layers", "separation"):
         assert found.plot(kind).save(tmp_path / f"{kind}.png").stat().st_size > 3000
     units = found.activations["7"].plot()
     assert units.data["effect"].shape == (2,)
-    compared = lens.compare_groups(x[:60], words(planted[2][:60]), target="upright", permutations=50)
+    compared = lens.compare_groups(x[:60], words(planted[2][:60]), target="upright", permutations=100)
     assert compared.target == "upright" and compared.plot().data["means"].shape == (2, 16, 16)

@@ -77,6 +77,23 @@ def test_false_findings_anywhere_are_as_rare_as_promised():
     assert 2 <= wrong <= 20  # 10 expected, standard deviation 3.1
 
 
+def test_small_contrasts_do_not_hide_what_large_ones_find():
+    strata = torch.tensor([0] * 100 + [1] * 12)
+    group = torch.arange(112) % 2 == 0
+    table = normal(112, 300).double()
+    table[group, 7] += 1.2
+    shuffles = Shuffles(torch.stack([group, group & (strata == 1)], dim=1), strata, 999, 0)
+    p = corrected({"": shuffles.effect(table)})[""]
+    alone = corrected({"": Shuffles(group[:, None], strata, 999, 0).effect(table)})[""]
+    assert float(alone[0, 7]) <= 0.01 and float(p[0, 7]) <= 0.01 and (p[0] >= alone[0] - 1e-12).all()
+    wrong = 0
+    for seed in range(150):
+        table = normal(112, 10, seed=seed).double()
+        shuffles = Shuffles(torch.stack([group, group & (strata == 1)], dim=1), strata, 99, seed)
+        wrong += float(corrected({"": shuffles.effect(table)})[""].min()) <= 0.05
+    assert 1 <= wrong <= 16  # 7.5 expected, standard deviation 2.7
+
+
 def test_constant_quantities_differ_nowhere_and_separated_ones_without_end():
     table = torch.stack([torch.full((10,), 0.1), torch.tensor([1.0] * 4 + [0.0] * 6)], dim=1).double()
     _, found = effects(table, [1] * 4 + [0] * 6)
