@@ -54,6 +54,8 @@ _HOMES = {
     "sensitivity": "analyzers.sensitivity",
     "jacobian": "analyzers.sensitivity",
     "noise_response": "analyzers.sensitivity",
+    "ablate": "analyzers.sensitivity",
+    "patch": "analyzers.sensitivity",
     "relevance": "analyzers.relevance",
     "relevance_by_target": "analyzers.relevance",
     "Rulebook": "analyzers.relevance",
@@ -121,6 +123,8 @@ if TYPE_CHECKING:
     from .analyzers.routes import compare_routes, route
     from .analyzers.saliency import saliency
     from .analyzers.sensitivity import noise_response, sensitivity
+    from .analyzers.sensitivity.interventions.ablate import ablate
+    from .analyzers.sensitivity.interventions.patch import patch
     from .analyzers.sensitivity.jacobian import jacobian
     from .areas import area
     from .borrow import borrowed
@@ -193,6 +197,7 @@ __all__ = [
     "Rulebook",
     "Target",
     "TopInputs",
+    "ablate",
     "activation_maps",
     "area",
     "as_target",
@@ -224,6 +229,7 @@ __all__ = [
     "load",
     "neuron",
     "noise_response",
+    "patch",
     "plotting",
     "probability",
     "rank_concepts",

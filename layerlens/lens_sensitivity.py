@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from .analyzers import sensitivity
+from .language import token_pairs
 from .layers import Selection
-from .results import Explained, LayerProfile
+from .results import Explained, LayerProfile, Matrix
 from .target import Spec
 from .wrapped import WrappedModel
 
@@ -27,6 +29,26 @@ class SensitivityLens(WrappedModel):
         inputs = self.inputs(x)
         aim = None if target is None else self.target(target, inputs)
         return sensitivity.noise_response(self.model, inputs, layers, target=aim, forward=self.forward, **options)
+
+    def ablate(
+        self, x: Any, layers: Selection = None, *, target: Spec = None, reference: Any = None, **options: Any
+    ) -> Explained:
+        """What the output loses without a layer, channel, head or position; see `ablate`."""
+        inputs = self.inputs(x)
+        aim = None if target is None else self.target(target, inputs)
+        texts = isinstance(reference, (list, tuple)) and all(isinstance(text, str) for text in reference)
+        options["reference"] = self.inputs(reference) if texts else reference
+        return sensitivity.ablate(self.model, inputs, layers, target=aim, forward=self.forward, **options)
+
+    def patch(self, x: Any, other: Any, layers: Selection = None, *, target: Spec = None, **options: Any) -> Explained:
+        """Where the difference between two inputs is carried; see `patch`. Positions are named by their tokens."""
+        inputs, clean = self.inputs(x), self.inputs(other)
+        aim = self.target(target, clean)
+        found = sensitivity.patch(self.model, inputs, clean, layers, target=aim, forward=self.forward, **options)
+        names = None if self.tokenizer is None else token_pairs(self.tokenizer, inputs, clean)
+        if names is None or not isinstance(found, Matrix) or len(names) != len(found.columns):
+            return found
+        return dataclasses.replace(found, columns=names)
 
 
 SensitivityLens.sensitivity.methods = sensitivity.methods  # type: ignore[attr-defined]
