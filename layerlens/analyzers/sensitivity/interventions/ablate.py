@@ -17,7 +17,7 @@ from ....results import Explained, Ranking
 from ....target import Spec
 from ...faithfulness.correlation import spearman
 from ...fastpath import layers_called
-from ..metrics import Metric, Readout, readout
+from ..metrics import Metric, readout
 from ..registry import measure
 from .batching import Part, Runner, Trial
 from .find import find
@@ -25,7 +25,7 @@ from .grid import KINDS, By
 from .reference import VALUES, Value, source_of
 from .screen import screened
 from .values import RandomDirection, Source
-from .words import PARTS, named, quantity, result, warn
+from .words import PARTS, ablation_explained, named, quantity, result, warn
 
 NULL_DRAWS = 4
 """Random directions for each part, when the null is asked for."""
@@ -113,7 +113,8 @@ def ablate(
         TargetError: when the target does not fit the output, or a screen finds no gradient.
 
     Warns:
-        UserWarning: when there is one draw only, when layers had to be left out, when a recurrent layer returns states
+        UserWarning: when there is one draw only, when signed changes cancel because samples of x take each other's
+            values, when layers had to be left out, when a recurrent layer returns states
             besides what is changed, or when values are not finite.
 
     Example:
@@ -167,6 +168,13 @@ def ablate(
     checks = {"per sample": responses.mean(dim=1)}
     if first is not None:
         checks |= _agreement(first[made], values, runner.signed())
+    each = None if read.target is None else read.target.each
+    if reference is None and value != "zero" and runner.signed() and len(set(each or ())) < 2:
+        warnings.warn(
+            "ablate: what samples of one batch gain by each other's values others lose, so that signed changes cancel "
+            "in their mean. See checks['per sample'], or give reference= or metric='relative_change'.",
+            stacklevel=2,
+        )
     if several and count == 1:
         warnings.warn(
             "ablate: one draw shows which sample was drawn rather than what the part does. Use draws=8, and a "
@@ -199,7 +207,7 @@ def ablate(
             "left_out": left_out,
         },
         "checks": checks,
-        "explanation": _explanation(by, value, read, len(parts), len(groups) if best is not None else None),
+        "explanation": ablation_explained(by, value, read, len(parts), len(groups) if best is not None else None),
     }
     if together is not None:
         return Ranking(items=tuple(names), **columns, **shared)
@@ -232,19 +240,3 @@ def _size(by_draw: torch.Tensor, signed: bool) -> torch.Tensor:
 def _agreement(first: torch.Tensor, exact: torch.Tensor, signed: bool) -> dict[str, torch.Tensor]:
     pair = (first, exact) if signed else (first.abs(), exact)
     return {"first order": first, "rank correlation": spearman(pair[0].unsqueeze(0), pair[1].unsqueeze(0)).reshape(())}
-
-
-def _explanation(by: By, value: Value, read: Readout, count: int, measured: int | None) -> tuple[str, str]:
-    words = {"zero": "zeros", "mean": "its mean over other samples", "resample": "the values of other samples"}[value]
-    signed = read.target is not None and read.metric == "change"
-    sense = "negative where it supported the score" if signed else "larger where the output depends on it more"
-    some = "" if measured is None else f" (of {count}, the {measured} with the largest first-order effects)"
-    means = (
-        f"Each value is how much {quantity(read)[0].removeprefix('change of ').removeprefix('the ')} changes when one "
-        f"{PARTS[by]}{some} is replaced by {words} and all else is computed as ever: {sense}."
-    )
-    odd = ", and zeros may be unlike anything that the layer ever returns" if value == "zero" else ""
-    return means, (
-        f"It does not say what a part does in company: parts that stand in for each other show nothing one by one, "
-        f"effects do not add up{odd}."
-    )

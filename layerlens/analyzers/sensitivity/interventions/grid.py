@@ -83,7 +83,7 @@ def grid(by: str, shape: Sequence[int], names: Axes, heads: tuple[int, int] = (0
         features = shape[-1] if unit is None else shape[unit]
         count, width = count or features // width, width or features // count
         if not count or count * width != features:
-            return f"{features} features are not {heads[0] or 'heads'} of {width} each"
+            return f"has {features} features before its projection, which are not {heads[0] or ''} heads of one size"
         return Grid((len(shape) - 1 if unit is None else unit,), (count,), (width,))
     if by == "channel":
         axes = [] if unit is None else [unit]

@@ -206,8 +206,7 @@ def _check_gap(start: torch.Tensor, goal: torch.Tensor, aim: Target) -> None:
             "other: there is no difference to recover. Give a target in which they differ, such as contrast(a, b), or "
             "recovery=False."
         )
-    error = float(gap.std()) / len(gap) ** 0.5 if len(gap) > 1 else 5e-4 * size
-    if float(gap.mean().abs()) < 2 * error:
+    if float(gap.mean().abs()) < max(1e-3 * size, 0.1 * float(gap.square().mean().sqrt())):
         warnings.warn(
             f"patch: the scores of both inputs are hardly apart ({float(gap.mean()):.3g}), so shares of that "
             "difference are mostly noise. Give a target in which they differ more, or recovery=False.",

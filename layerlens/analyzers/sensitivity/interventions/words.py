@@ -80,6 +80,23 @@ def result(by: str, parts: Sequence[Part], columns: dict[str, Any], shared: dict
     return Matrix(rows=rows, columns=names, axes=("layer", "position"), **tables, **shared)
 
 
+def ablation_explained(by: str, value: str, read: Readout, count: int, measured: int | None) -> tuple[str, str]:
+    """What the numbers of `ablate` mean and what they do not; `measured` of `count` parts after a screen."""
+    words = {"zero": "zeros", "mean": "its mean over other samples", "resample": "the values of other samples"}[value]
+    signed = read.target is not None and read.metric == "change"
+    sense = "negative where it supported the score" if signed else "larger where the output depends on it more"
+    some = "" if measured is None else f" (of {count}, the {measured} with the largest first-order effects)"
+    means = (
+        f"Each value is how much {quantity(read)[0].removeprefix('change of ').removeprefix('the ')} changes when one "
+        f"{PARTS[by]}{some} is replaced by {words} and all else is computed as ever: {sense}."
+    )
+    odd = ", and zeros may be unlike anything that the layer ever returns" if value == "zero" else ""
+    return means, (
+        f"It does not say what a part does in company: parts that stand in for each other show nothing one by one, "
+        f"effects do not add up{odd}."
+    )
+
+
 def warn(method: str, found: Found, left_out: dict[str, str], explicit: bool, values: torch.Tensor, names: Any) -> None:
     """Say what would mislead."""
     expected = () if explicit else (NO_POSITIONS, OTHER_POSITIONS)
