@@ -122,9 +122,7 @@ if TYPE_CHECKING:
     from .analyzers.relevance.top_inputs import top_inputs
     from .analyzers.routes import compare_routes, route
     from .analyzers.saliency import saliency
-    from .analyzers.sensitivity import noise_response, sensitivity
-    from .analyzers.sensitivity.interventions.ablate import ablate
-    from .analyzers.sensitivity.interventions.patch import patch
+    from .analyzers.sensitivity import ablate, noise_response, patch, sensitivity
     from .analyzers.sensitivity.jacobian import jacobian
     from .areas import area
     from .borrow import borrowed

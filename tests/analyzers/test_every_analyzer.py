@@ -41,6 +41,14 @@ ANALYZERS = {
     "noise_response": lambda model, x, target: layerlens.sensitivity(
         model, x, method="noise_response", levels=(0.5,), draws=2
     ),
+    "ablate": lambda model, x, target: layerlens.ablate(model, x, by="channel", target=target, best=3, null=True),
+    "resample": lambda model, x, target: layerlens.ablate(
+        model, x, value="resample", draws=1, metric="relative_change"
+    ),
+    "ablate heads": lambda model, x, target: of_heads(model, x, target),
+    "patch": lambda model, x, target: layerlens.patch(
+        model, x, other_than(x), target=target, recovery=False, direction="noise"
+    ),
     "relevance": lambda model, x, target: layerlens.relevance(model, x, target=target, layers=None),
     "relevance epsilon_plus": lambda model, x, target: layerlens.relevance(
         model, x, target=target, rules="epsilon_plus", layers=None
@@ -134,6 +142,22 @@ def mapped(model, x, target, method, **options):
         if "needs an image input" not in str(error) and "which " + method + " needs" not in str(error):
             raise
         return None
+
+
+def of_heads(model, x, target):
+    """The worth of every head; a model without any is refused, which is well."""
+    try:
+        return layerlens.ablate(model, x, by="head", target=target)
+    except LayerLensError as error:
+        if "no attention with a number of heads" not in str(error):
+            raise
+        return layerlens.capture(model, x)
+
+
+def other_than(x):
+    """Another input of the same shapes: the samples in the other order, padded as they were."""
+    inputs = layerlens.inputs.as_inputs(x)
+    return inputs.replace({name: part.flip(0) for name, part in inputs.tensors().items() if "mask" not in name})
 
 
 def one_class(target):

@@ -184,7 +184,7 @@ def _check_alike(x: Inputs, other: Inputs) -> None:
                 "x and other must have the same shape, for values to be put from one run into the other. Input "
                 f"{name!r} is {describe(tensor)} and {describe(twin)}{counts}."
             )
-        if name.endswith("mask") and not torch.equal(tensor, twin):
+        if name.endswith(("attention_mask", "padding_mask")) and not torch.equal(tensor, twin):
             lengths = [part.long().flatten(1).sum(dim=1).tolist() if part.ndim > 1 else part for part in (tensor, twin)]
             raise InputError(
                 f"x and other must be padded alike, for positions to stand for the same places: {name!r} holds "

@@ -97,6 +97,7 @@ def other_input(x):
     return x % 17 + 1
 
 
+@pytest.mark.filterwarnings("ignore:patch. the scores of both inputs are hardly apart")
 @pytest.mark.parametrize(
     "name", ["mlp", "cnn", "lstm", "encoder", "hf_bert", "hf_llama", "gan", "two_inputs", "nested"]
 )
