@@ -19,7 +19,8 @@ from ...faithfulness.correlation import spearman
 from ...fastpath import layers_called
 from ..metrics import Metric, readout
 from ..registry import measure
-from .batching import Part, Runner, Trial
+from .batching import Runner
+from .exchange import Part, Trial
 from .find import find
 from .grid import KINDS, By
 from .reference import VALUES, Value, source_of
@@ -33,7 +34,7 @@ NULL_DRAWS = 4
 
 @measure(
     question="matters_to_output",
-    cost="F for each part (and draw), many of them in one run; with best= 1 F + 1 B, and F for each of the best",
+    cost="F for each part (and draw), many in one run, and some 10 F; with best= 1 F + 1 B more, and F for the best only",
     needs="floating-point layer outputs",
     source="Morcos et al. 2018; Michel et al. 2019 (heads); screen: Molchanov et al. 2017",
 )
@@ -71,7 +72,8 @@ def ablate(
     The new values v (`value`) are zeros; means over samples, place by place; or the values of other samples at the same
     place, averaged over draws (resampling ablation; a single draw mostly shows which sample was drawn).
 
-    Parts are measured exactly, one run each, many in one pass on copies of the batch. With `best`, all are first ranked
+    Parts are measured exactly, many in one pass, each on its own copy of the batch: n parts (times draws) cost
+    n + 2 sqrt(n) + 6 forward passes, less where a pass over many rows is cheaper than many passes. With `best`, all are first ranked
     by sum of g (v - a), g the gradient of the score, from one forward and one backward pass, and the best are measured;
     the result then says how well the order of the first agrees with that of the second.
 

@@ -3,48 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ....inputs import Inputs
-from ....nested import map_tensors
 from ....outputs import main_output
 from ....progress import track
 from ..metrics import Readout
 from ..sites import MEMORY, copied_rows
+from .exchange import Exchange, Part, Trial
 from .find import Found, Seam, tolerant
-from .grid import Cut, narrow
 from .taps import Key, tapped
-from .values import Misfit, Source
+from .values import Source
 
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One part of one seam.
-
-    Attributes:
-        seam: where.
-        number: of the part in the seam's grids.
-    """
-
-    seam: Seam
-    number: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """What is changed in one copy of the batch.
-
-    Attributes:
-        parts: all at once.
-        draw: of the new values.
-    """
-
-    parts: tuple[Part, ...]
-    draw: int = 0
+LEAST = 8
+"""Trials that share a run where memory allows."""
 
 
 class Interacting(Exception):
@@ -80,7 +57,8 @@ class Runner:
     """Name of a seam -> why a trial at it has no value."""
 
     def __post_init__(self) -> None:
-        self._places = list(dict.fromkeys(seam.key[:2] for seam in self.found.seams))
+        # the projection of these is made in another way once they are tapped, so they are in every run
+        self._always = {seam.key[:2] for seam in self.found.seams if seam.key[0] == "attention"}
         self._clean: dict[int, torch.Tensor] = {}
         main = main_output(self.found.output)
         self._dtype = main.dtype if main.is_floating_point() else torch.float32
@@ -88,10 +66,6 @@ class Runner:
     def signed(self) -> bool:
         """Whether changes are differences of a score."""
         return self.read.target is not None and self.read.metric == "change"
-
-    def score(self) -> torch.Tensor:
-        """What is read of the model as it is, `(batch, ...)`."""
-        return self._unchanged(1)
 
     def __call__(self, trials: Sequence[Trial], source: Source) -> torch.Tensor:
         """What each trial changes, `(trials, batch)`, float64; NaN where it could not be made.
@@ -104,51 +78,48 @@ class Runner:
                     return self._all(trials, source)
                 except Interacting:
                     self.copies = 1
+                    self.failed.clear()
             return self._all(trials, source)
 
     def _all(self, trials: Sequence[Trial], source: Source) -> torch.Tensor:
         answers = torch.full((len(trials), self.inputs.batch), float("nan"), dtype=torch.float64)
         plan = list(self._plan(trials))
         loaded: list[Seam] | None = None
-        for seams, chunk in track(plan, self.label, enabled=self.progress):
+        for seams, chunk, shared in track(plan, self.label, enabled=self.progress):
             if loaded is not seams:
                 source.load(seams)
                 loaded = seams
-            answers[chunk] = self._run([trials[index] for index in chunk], source)
+            answers[chunk] = self._run([trials[index] for index in chunk], source, shared)
         return answers
 
-    def _plan(self, trials: Sequence[Trial]) -> Iterator[tuple[list[Seam], list[int]]]:
-        """Which trials run together, and the seams whose new values are held meanwhile."""
-        seams: dict[int, Seam] = {}
-        group: list[int] = []
-        groups: list[tuple[list[Seam], list[int]]] = []
-        for index, trial in enumerate(trials):
-            more = {id(part.seam): part.seam for part in trial.parts}
-            if group and sum(seam.nbytes for seam in {**seams, **more}.values()) > MEMORY:
-                groups.append((list(seams.values()), group))
-                seams, group = {}, []
-            seams.update(more)
-            group.append(index)
-        for held, members in [*groups, (list(seams.values()), group)]:
-            single = [index for index in members if self.copies < 2 or any(p.seam.alone for p in trials[index].parts)]
-            shared = [index for index in members if index not in set(single)]
-            for start in range(0, len(shared), self.copies):
-                yield held, shared[start : start + self.copies]
-            for index in single:
-                yield held, [index]
+    def _plan(self, trials: Sequence[Trial]) -> Iterator[tuple[list[Seam], list[int], int | None]]:
+        """The seams whose new values are held, the trials that run together, and how many copies a shared run has.
 
-    def _run(self, trials: list[Trial], source: Source) -> torch.Tensor:
-        """The answers of trials that share a run, `(trials, batch)`."""
+        All shared runs have one size, so that one run without changes serves them all, and about as many trials each
+        as there are runs: then that one, and the copies that are left alone, weigh least.
+        """
+        at_once = min(self.copies, max(LEAST, math.ceil(len(trials) ** 0.5)), len(trials))
+        for held, members in _groups(trials):
+            shared = [k for k in members if at_once > 1 and not any(part.seam.alone for part in trials[k].parts)]
+            for start in range(0, len(shared), at_once):
+                yield held, shared[start : start + at_once], at_once
+            together = set(shared)
+            for index in members:
+                if index not in together:
+                    yield held, [index], None
+
+    def _run(self, trials: list[Trial], source: Source, shared: int | None) -> torch.Tensor:
+        """The answers of trials that share a run, `(trials, batch)`; None for one by itself."""
         batch, count = self.inputs.batch, len(trials)
-        copies = count + (count > 1)
+        copies = 1 if shared is None else shared + 1
         clean = self._unchanged(copies)
         changes: dict[Key, list[tuple[int, Part, int]]] = {}
         for copy, trial in enumerate(trials):
             for part in trial.parts:
                 changes.setdefault(part.seam.key, []).append((copy, part, trial.draw))
-        exchange = _Exchange(changes, source, copies)
-        changed = self._output(copies, exchange)
-        if count > 1:
+        exchange = Exchange(changes, source, copies)
+        changed = self._output(copies, exchange, changes)
+        if shared is not None:
             untouched = slice(count * batch, None)
             if not tolerant(clean[untouched], changed[untouched]):
                 raise Interacting
@@ -168,7 +139,7 @@ class Runner:
     def _unchanged(self, copies: int) -> torch.Tensor:
         """The output of copies of the batch as they are, made in the same company as those that are changed."""
         if copies not in self._clean:
-            self._clean[copies] = self._output(copies, lambda key, value: value)
+            self._clean[copies] = self._output(copies, lambda key, value: value, ())
             if copies > 1:
                 single = self._unchanged(1)
                 repeated = single.repeat(copies, *[1] * (single.ndim - 1))
@@ -176,73 +147,29 @@ class Runner:
                     raise Interacting
         return self._clean[copies]
 
-    def _output(self, copies: int, exchange: Callable[[Key, Any], Any]) -> torch.Tensor:
+    def _output(self, copies: int, exchange: Callable[[Key, Any], Any], keys: Iterable[Key]) -> torch.Tensor:
         rows = copied_rows(self.inputs.batch, copies)
         inputs = self.inputs.rows(rows) if copies > 1 else self.inputs
         torch.manual_seed(self.seed)
-        with torch.no_grad(), tapped(self.model, self._places, exchange) as running:
+        places = self._always | {key[:2] for key in keys}
+        with torch.no_grad(), tapped(self.model, places, exchange) as running:
             output = inputs.run(self.model, self.forward if running is None else running.around(self.forward))
         return self.read(output, rows)
 
 
-class _Exchange:
-    """Puts new values in the place of parts, copy by copy, in new tensors: what a layer keeps is not written to."""
-
-    def __init__(self, changes: dict[Key, list[tuple[int, Part, int]]], source: Source, copies: int) -> None:
-        self._changes, self._source, self._copies = changes, source, copies
-        self.fired: set[Key] = set()
-        self.misfits: dict[tuple[int, Key], str] = {}
-
-    def __call__(self, key: Key, value: Any) -> Any:
-        """The value with its parts exchanged."""
-        if key not in self._changes:
-            return value
-        self.fired.add(key)
-        places = iter(range(1 << 62))
-        done: dict[int, torch.Tensor] = {}
-
-        def change(tensor: torch.Tensor) -> torch.Tensor:
-            if not tensor.is_floating_point():
-                return tensor
-            place = next(places)
-            if id(tensor) not in done:
-                done[id(tensor)] = self._changed(key, tensor, place)
-            return done[id(tensor)]
-
-        return map_tensors(value, change)
-
-    def _changed(self, key: Key, tensor: torch.Tensor, place: int) -> torch.Tensor:
-        new = tensor.clone()
-        for copy, part, draw in self._changes[key]:
-            seam = part.seam
-            if place >= len(seam.grids):
-                self.misfits[copy, key] = "returned other tensors than in a clean run"
-                continue
-            axis, parts = seam.axes[place], seam.grids[place]
-            if parts is None:
-                continue
-            cut = parts.cut(part.number)
-            if not _fits(new, axis, self._copies, cut):
-                self.misfits[copy, key] = f"returned another shape than in a clean run: {tuple(tensor.shape)}"
-                continue
-            old = narrow(new if self._copies == 1 else _copy(new, axis, self._copies, copy), cut)
-            try:
-                old.copy_(self._source(seam, place, cut, old, draw).expand_as(old))
-            except Misfit as error:
-                self.misfits[copy, key] = str(error)
-        return new
-
-
-def _fits(tensor: torch.Tensor, axis: int | None, copies: int, cut: Cut) -> bool:
-    """Whether the tensor has the rows of all copies, and the part."""
-    if any(place >= tensor.ndim or start + length > tensor.shape[place] for place, start, length in cut):
-        return False
-    return axis is None or (axis < tensor.ndim and tensor.shape[axis] % copies == 0)
-
-
-def _copy(tensor: torch.Tensor, axis: int | None, copies: int, copy: int) -> torch.Tensor:
-    """A view of the rows of one copy of the batch."""
-    if axis is None:
-        return tensor
-    width = tensor.shape[axis] // copies
-    return tensor.narrow(axis, copy * width, width)
+def _groups(trials: Sequence[Trial]) -> Iterator[tuple[list[Seam], list[int]]]:
+    """Trials that follow each other, with the seams they need, whose values fit into memory."""
+    seams: dict[int, Seam] = {}
+    members: list[int] = []
+    nbytes = 0
+    for index, trial in enumerate(trials):
+        more = {id(part.seam): part.seam for part in trial.parts if id(part.seam) not in seams}
+        added = sum(seam.nbytes for seam in more.values())
+        if members and nbytes + added > MEMORY:
+            yield list(seams.values()), members
+            more = {id(part.seam): part.seam for part in trial.parts}
+            seams, members, nbytes, added = {}, [], 0, sum(seam.nbytes for seam in more.values())
+        seams.update(more)
+        nbytes += added
+        members.append(index)
+    yield list(seams.values()), members

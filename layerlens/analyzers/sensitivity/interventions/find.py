@@ -229,15 +229,10 @@ def _values(
         output = once(1, first)
     calls = seen(model, record)
     once(2, second)
-    size = output_size(output)
-    nbytes = size + sum(4 * torch.Size(call.shape).numel() for call in calls if call.shape is not None)
+    nbytes = sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(output))
+    nbytes += sum(4 * torch.Size(call.shape).numel() for call in calls if call.shape is not None)
     names = {(call.path, call.index): call.axes for call in calls}
     return _Outline(Layers(model), inputs.batch, first, second, equal, names, output, nbytes)
-
-
-def output_size(output: Any) -> int:
-    """Bytes of the tensors in an output."""
-    return sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(output))
 
 
 def _halves_equal(tensor: torch.Tensor, axis: int | None) -> bool:

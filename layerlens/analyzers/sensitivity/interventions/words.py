@@ -11,7 +11,7 @@ import torch
 from ....results import Explained, LayerProfile, Matrix, Ranking
 from ..metrics import Readout
 from ..options import listed, warn_left_out
-from .batching import Part
+from .exchange import Part
 from .find import OTHER_POSITIONS, Found
 from .grid import NO_POSITIONS
 
