@@ -58,15 +58,20 @@ def rows(runs: int = 9) -> list[tuple[str, float, float, str]]:
         )
     small, large = seconds["net"], seconds["model"]
     layers = len(found["layers"])
-    every = "all channels of the net, 10 measured"
+    net16 = "digit net, 16 pictures"
     return [
-        ("hooks by hand, one run a channel", channels, seconds["hooks"] / small, "digit net, 16 pictures; no result"),
-        ("ablate by channel, one layer", channels, seconds["channels"] / small, "the same channels, on copies"),
-        ("ablate by layer", layers, seconds["layers"] / small, "digit net, every distinct activation"),
-        ("ablate by channel, best=10", 13, seconds["best"] / small, every),
-        ("ablate by head", 64, seconds["heads"] / large, "Llama of 8 x 8 heads, 8 tokens"),
-        ("patch by layer and position", 64, seconds["patch"] / large, "the same, 8 layers x 8 positions"),
+        ("hooks by hand, a run each", channels, seconds["hooks"] / small, f"{net16}, 24 channels: no more than runs"),
+        ("ablate, channels", _passes(channels), seconds["channels"] / small, f"{net16}, the same 24"),
+        ("ablate, layers", _passes(layers), seconds["layers"] / small, f"{net16}, every distinct activation"),
+        ("ablate, channels, best=10", _passes(10) + 3, seconds["best"] / small, f"{net16}, all channels screened"),
+        ("ablate, heads", _passes(64), seconds["heads"] / large, "Llama, 8 layers of 8 heads, 8 tokens"),
+        ("patch, layers x positions", _passes(64) + 2, seconds["patch"] / large, "the same, 8 layers x 8 positions"),
     ]
+
+
+def _passes(parts: int) -> float:
+    """What `ablate` states for so many parts."""
+    return float(parts + 2 * parts**0.5 + 6)
 
 
 def main() -> None:

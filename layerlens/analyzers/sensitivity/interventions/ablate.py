@@ -34,7 +34,7 @@ NULL_DRAWS = 4
 
 @measure(
     question="matters_to_output",
-    cost="F for each part (and draw), many in one run, and some 10 F; with best= 1 F + 1 B more, and F for the best only",
+    cost="F for each part (and draw), many in one run, and some 10 F; with best= F for the best only, and 1 F + 1 B",
     needs="floating-point layer outputs",
     source="Morcos et al. 2018; Michel et al. 2019 (heads); screen: Molchanov et al. 2017",
 )
@@ -73,9 +73,9 @@ def ablate(
     place, averaged over draws (resampling ablation; a single draw mostly shows which sample was drawn).
 
     Parts are measured exactly, many in one pass, each on its own copy of the batch: n parts (times draws) cost
-    n + 2 sqrt(n) + 6 forward passes, less where a pass over many rows is cheaper than many passes. With `best`, all are first ranked
-    by sum of g (v - a), g the gradient of the score, from one forward and one backward pass, and the best are measured;
-    the result then says how well the order of the first agrees with that of the second.
+    n + 2 sqrt(n) + 6 forward passes, less where a pass over many rows is cheaper than many passes. With `best`, all are
+    first ranked by sum of g (v - a), g the gradient of the score, from one forward and one backward pass, and the best
+    are measured; the result then says how well the order of the first agrees with that of the second.
 
     Args:
         model: any module; it is run in eval mode.
