@@ -82,6 +82,26 @@ def draw_upright(axes: Axes, values: Array) -> None:
         axes.spines[side].set_visible(False)
 
 
+def write_hidden(axes: Axes, values: Array, shows: Array) -> None:
+    """Write values that have no place on the axis at its left edge.
+
+    Args:
+        axes: where.
+        values: `(rows, series)`.
+        shows: which of them have a place, shaped like `values`.
+    """
+    for row in np.flatnonzero(~shows.all(axis=1)):
+        hidden = ", ".join(dict.fromkeys(_spelled(value) for value in values[row][~shows[row]]))
+        axes.annotate(
+            hidden, (0, row), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points",
+            va="center", ha="left", fontsize=style.SMALL, color=style.COLOURS[1],
+        )  # fmt: skip
+
+
+def _spelled(value: float) -> str:
+    return "NaN" if np.isnan(value) else style.number(float(value)).replace("inf", "infinite")
+
+
 def strongest(sizes: Array, count: int) -> tuple[list[int], list[int]]:
     """Split rows into the `count` largest, in their order, and the others; a single other row is kept instead.
 

@@ -88,7 +88,7 @@ def layer_profile(
             axes.set_xlim(right=vmax)
         shown = {name: np.where(shows, part, np.nan) if name == "values" else part for name, part in data.items()}
         handles = _lines(axes, shown, series, scale) if lines else _bars(axes, shown)
-        _write_hidden(axes, values, shows)
+        bars.write_hidden(axes, values, shows)
         if handles:
             board.legend(axes, handles)
         return board.finish(data)
@@ -166,17 +166,3 @@ def _keys(data: dict[str, Array], colour: str, null: str) -> list[Any]:
             Line2D([], [], color=null, linestyle="none", marker="|", markersize=6, markeredgewidth=1.2, label="null")
         )
     return keys
-
-
-def _write_hidden(axes: Axes, values: Array, shows: Array) -> None:
-    """Write values that have no place on the axis at its left edge."""
-    for row in np.flatnonzero(~shows.all(axis=1)):
-        hidden = ", ".join(dict.fromkeys(_spelled(value) for value in values[row][~shows[row]]))
-        axes.annotate(
-            hidden, (0, row), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points",
-            va="center", ha="left", fontsize=style.SMALL, color=style.COLOURS[1],
-        )  # fmt: skip
-
-
-def _spelled(value: float) -> str:
-    return "NaN" if np.isnan(value) else style.number(float(value)).replace("inf", "infinite")

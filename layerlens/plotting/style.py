@@ -120,12 +120,14 @@ class Limits:
         high: value of the last colour.
         clipped: whether some values lie outside.
         note: how the range was chosen, for the label of a colorbar.
+        below: whether values lie below a scale that starts at 0.
     """
 
     low: float
     high: float
     clipped: bool
     note: str
+    below: bool = dataclasses.field(default=False, repr=False)
 
     @property
     def ticks(self) -> list[float]:

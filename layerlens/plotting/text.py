@@ -73,3 +73,32 @@ def visible(token: str) -> str:
     """
     shown = token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")
     return "".join(f"\\x{ord(c):02x}" if unicodedata.category(c).startswith("C") else c for c in shown) or "∅"
+
+
+def plain(name: str) -> str:
+    r"""A name with white space made visible where it would be lost: at its ends, and all that is no space.
+
+    Example:
+        >>> plain(" Paris"), plain("blocks.2 head 3"), plain("\n")
+        ('␣Paris', 'blocks.2 head 3', '↵')
+    """
+    core = name.strip(" ")
+    start = len(name) - len(name.lstrip(" "))
+    shown = re.sub(r"[^ ]+", lambda found: visible(found[0]), core)
+    return "␣" * start + shown + "␣" * (len(name) - len(core) - start) or "∅"
+
+
+def shorten(name: str, size: float, limit: float) -> str:
+    """A name of at most `limit` inches: letters in its middle give way to `…`.
+
+    Example:
+        >>> shorten("encoder.layer.3.attention.output.LayerNorm", 6, 1.2)
+        'encoder.layer…ut.LayerNorm'
+    """
+    if width(name, size) <= limit:
+        return name
+    for kept in range(len(name) - 1, 1, -1):
+        short = f"{name[: kept // 2]}…{name[-(kept - kept // 2) :]}"
+        if width(short, size) <= limit:
+            return short
+    return "…"
