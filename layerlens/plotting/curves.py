@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 LINES: Final[tuple[Any, ...]] = ("-", "-.", (0, (7, 2)), (0, (5, 1, 1, 1, 1, 1)), ":", (0, (1, 2, 4, 2)), "-")
 """Of the curves; fine dashes are left to chance."""
-MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 CHANCE: Final = (0, (2.5, 1.8))
 MOST_MARKED: Final = 25
 """Points of a curve that are marked one by one."""
@@ -86,7 +85,7 @@ def curves(
         notes += [f"{name}: {count} point(s) without a number." for name, count in list(missing.items())[:5] if count]
         board.title(title, automatic, " ".join(notes))
         axes = board.panel(height=min(max(0.52 * board.width, 1.3), 2.6))
-        _scale(axes, points, scale)
+        _scale(axes, points, scale, board.width)
         handles = [_line(axes, index, name, line, len(data)) for index, (name, line) in enumerate(data.items())]
         if many:
             handles = [handles[index] for index in np.unique(np.linspace(0, len(handles) - 1, 5).round().astype(int))]
@@ -157,7 +156,7 @@ def _lines(one: Curve) -> list[dict[str, Array]]:
     ]
 
 
-def _scale(axes: Axes, points: Array, scale: str) -> None:
+def _scale(axes: Axes, points: Array, scale: str, across: float) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     if scale == "log":
@@ -168,7 +167,7 @@ def _scale(axes: Axes, points: Array, scale: str) -> None:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     if scale != "linear" and len(np.unique(points)) <= FEW_POINTS:
-        _ticks(axes, np.unique(points))
+        _ticks(axes, np.unique(points), across)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     for axis in (axes.xaxis, axes.yaxis):
@@ -178,11 +177,11 @@ def _scale(axes: Axes, points: Array, scale: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _ticks(axes: Axes, points: Array) -> None:
+def _ticks(axes: Axes, points: Array, across: float) -> None:
     """Ticks at the points themselves, left out where their numbers would touch."""
     scaled = axes.xaxis.get_transform().transform(points)
     span = float(np.ptp(scaled)) or 1.0
-    room = 0.75 * axes.figure.get_figwidth() / span
+    room = 0.8 * across / span
     kept, end = [], -np.inf
     for point, place in zip(points, scaled * room, strict=True):
         half = text.width(style.number(float(point)), style.SMALL) / 2
@@ -209,7 +208,7 @@ def _line(axes: Axes, index: int, name: str, line: dict[str, Array], count: int)
         axes.fill_between(line["points"], low, high, color=colour, alpha=0.2 if few else 0.1, linewidth=0)
     (handle,) = axes.plot(
         line["points"], line["values"], color=colour, linestyle=dashes, label=name, linewidth=1.0,
-        marker=MARKERS[index] if few or len(line["points"]) == 1 else None, markersize=3, markeredgewidth=0.8,
+        marker=style.MARKERS[index] if few or len(line["points"]) == 1 else None, markersize=3, markeredgewidth=0.8,
         markerfacecolor="white" if index % 2 else colour,
     )  # fmt: skip
     return handle

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import OptionError, PlotError, choose
 from ..results import Matrix
-from . import bars, style, text
+from . import bars, cells, style, text
 from .board import Board
 from .images import finite_array
 from .plot import Plot
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 PER_INCH: Final = 80
 """Cells that an inch of figure shows; of more, neighbours are shown together."""
 FEWEST_TOGETHER: Final = 200
-LONGEST_NAME: Final = 1.1
-"""Inches of a column's name; its middle gives way to an ellipsis."""
-EMPTY: Final = "#D0D0D0"
 
 
 def matrix(
@@ -85,9 +82,9 @@ def matrix(
         across, height = _size(board, found, values.shape, rows)
         board.panels[-1].height = height
         image = _show(axes, drawn, values.shape, limits, style.colormap(cmap, signed=found.signed, unsigned="viridis"))
-        _name(axes, rows, columns, (height, across), found.axes)
+        cells.name(axes, rows, columns, (height, across), found.axes)
         if annotate is not False:
-            _write(axes, image, values, (height, across), forced=annotate is True)
+            cells.write(axes, image, values, (height, across), forced=annotate is True)
         units = f" ({found.units})" if found.units not in ("", "1") else ""
         board.colorbar([axes], image, limits, f"{found.quantity}{units}", "right")
         if np.isnan(values).any():
@@ -176,7 +173,7 @@ def _size(board: Board, found: Matrix, shape: tuple[int, ...], rows: list[str]) 
     """About how wide the panel will be, and how high it is to be, in inches."""
     if board.given is not None:
         return board.given.bbox.width / board.dpi, board.given.bbox.height / board.dpi
-    names = min(max(text.width(name, style.SMALL) for name in rows), 0.35 * board.width)
+    names = min(text.widest(rows, style.SMALL), 0.35 * board.width)
     across = max(board.width - names - 0.8, 0.3)
     if found.axes[0] == found.axes[1]:
         return across, min(across * shape[0] / shape[1], bars.PAGE_FULL)
@@ -202,57 +199,3 @@ def _hatched(**options: Any) -> Any:
 
     kind = Rectangle if "xy" in options else Patch
     return kind(facecolor="white", edgecolor=style.FAINT, hatch="//////", linewidth=0, **options)
-
-
-def _name(
-    axes: Axes, rows: list[str], columns: list[str], size: tuple[float, float], kinds: tuple[str, str]
-) -> None:  # fmt: skip
-    """Name rows and columns, as many as fit."""
-    line = style.SMALL * 1.25 / 72
-    height, across = size
-    every = max(1, int(np.ceil(line * len(rows) / height)))
-    limit = max(0.35 * across / 0.5, 0.4) if axes.figure is None else 0.35 * (across + 2)
-    shown = range(0, len(rows), every)
-    axes.set_yticks(list(shown), [text.shorten(rows[row], style.SMALL, limit) for row in shown], fontsize=style.SMALL)
-    pitch = across / len(columns)
-    lying = max(text.width(name, style.SMALL) for name in columns) + 0.05
-    upright = lying > pitch and lying > 3 * line
-    every = max(1, int(np.ceil((line if upright else lying) / pitch)))
-    shown = range(0, len(columns), every)
-    written = [text.shorten(columns[column], style.SMALL, LONGEST_NAME) for column in shown]
-    axes.set_xticks(list(shown), written, fontsize=style.SMALL)
-    axes.tick_params(axis="x", labelrotation=90 if upright else 0)
-    axes.set_ylabel(kinds[0])
-    axes.set_xlabel(kinds[1])
-
-
-def _write(axes: Axes, image: Any, values: Array, size: tuple[float, float], *, forced: bool) -> None:
-    """Write the numbers into the cells, dark on light and light on dark."""
-    height, across = size
-    cell = across / values.shape[1], height / values.shape[0]
-    fits = cell[1] >= style.SMALL * 1.2 / 72 and values.size <= 5000
-    written = _alike(values) if fits else []
-    widest = max((text.width(one, style.SMALL) for row in written for one in row), default=0.0)
-    if not fits or widest + 0.03 > cell[0]:
-        if forced:
-            raise PlotError(
-                f"numbers do not fit into cells of {cell[0]:.2f} x {cell[1]:.2f} inches. Give a larger width= "
-                "('page' is 6.75), fewer rows or columns, or annotate=False."
-            )
-        return
-    shades = image.cmap(image.norm(values))[..., :3] @ np.array([0.2126, 0.7152, 0.0722])
-    for (row, column), value in np.ndenumerate(values):
-        if not np.isnan(value):
-            axes.text(
-                column, row, written[row][column], ha="center", va="center", fontsize=style.SMALL,
-                color="white" if shades[row, column] < 0.45 else style.INK,
-            )  # fmt: skip
-
-
-def _alike(values: Array) -> list[list[str]]:
-    """All numbers with as many decimals, so that they compare at a glance; powers of ten where that takes too many."""
-    sizes = np.abs(values[~np.isnan(values)])
-    decimals = max(0, min(2, 2 - int(np.floor(np.log10(sizes.max() or 1.0)))))
-    if not 0.1 <= (sizes.max() or 1.0) < 1e4:
-        return [[style.number(float(value), 2) for value in row] for row in values]
-    return [[f"{value:.{decimals}f}".replace("-", "−") for value in row] for row in values]

@@ -17,8 +17,7 @@ from .style import Array
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MARKERS: Final = ("o", "s", "^", "D", "v", "P")
-"""One for each series; every second one is hollow, for print in grey."""
+MOST_SERIES: Final = 6
 CHANCE: Final = style.INK
 
 
@@ -111,9 +110,9 @@ def _series(ranking: Ranking, series: Any) -> tuple[list[int], list[str]]:
     for one in asked:
         ranking.column(one)  # says when there is none
     chosen = [names.index(one) if isinstance(one, str) else one % count for one in asked]
-    if not 1 <= len(chosen) <= len(MARKERS) or len(set(chosen)) < len(chosen):
+    if not 1 <= len(chosen) <= MOST_SERIES or len(set(chosen)) < len(chosen):
         raise PlotError(
-            f"{len(chosen)} series of {ranking.quantity!r} to draw; give series= up to {len(MARKERS)} different ones "
+            f"{len(chosen)} series of {ranking.quantity!r} to draw; give series= up to {MOST_SERIES} different ones "
             f"of: {', '.join(names[:12])}."
         )
     return chosen, [names[index] for index in chosen]
@@ -163,27 +162,31 @@ def _range(data: dict[str, Any], signed: bool, vmax: float | None) -> tuple[floa
 def _draw(axes: Axes, data: dict[str, Any], names: list[str], signed: bool) -> list[Any]:
     values = data["values"]
     count, rows = len(names), np.arange(len(values), dtype=np.float64)
+    many = len(rows) > bars.MOST_WIDE
     low, high = axes.get_xlim()
     shows = np.isfinite(values)
     bars.write_hidden(axes, values, shows)
     handles: list[Any] = []
+    if count > 1:
+        for row in rows[1::2]:
+            axes.axhspan(row - 0.5, row + 0.5, color="#F5F5F5", linewidth=0, zorder=0)
     for index, name in enumerate(names):
         at = rows + (index - (count - 1) / 2) * 0.72 / count * (count > 1)
         column = np.where(shows[:, index], values[:, index], np.nan)
         colour = style.COLOURS[(0, 4, 2, 3, 5, 6)[index]] if count > 1 else style.COLOURS[0]
         shades = style.signed_colours(np.nan_to_num(column)) if count == 1 and signed else [colour] * len(rows)
         if count == 1:
-            axes.hlines(at, 0, column, colors=shades, linewidth=2.6, alpha=0.3)
+            axes.hlines(at, 0, column, colors=shades, linewidth=1.2 if many else 2.6, alpha=0.3)
         for spread in _spreads(data, index):
             ends = np.clip(spread, low - (high - low), high + (high - low))
             axes.hlines(at, ends[:, 0], ends[:, 1], colors=shades, linewidth=0.9)
         axes.scatter(
-            column, at, marker=MARKERS[index], s=11, linewidths=0.8, zorder=3, edgecolors=shades,
+            column, at, marker=style.MARKERS[index], s=4 if many else 11, linewidths=0.8, zorder=3, edgecolors=shades,
             facecolors=shades if index % 2 == 0 else "white",
         )  # fmt: skip
         if count > 1:
-            handles.append(_key(name, color=colour, marker=MARKERS[index], hollow=bool(index % 2)))
-    _beyond(axes, values, shows)
+            handles.append(_key(name, color=colour, marker=style.MARKERS[index], hollow=bool(index % 2)))
+    bars.write_beyond(axes, values)
     return handles + _keys(axes, data, count, rows, signed)
 
 
@@ -200,7 +203,9 @@ def _key(label: str, *, hollow: bool = False, **options: Any) -> Any:
     from matplotlib.lines import Line2D
 
     line = {"linestyle": "none", "markersize": 3.4, "markeredgewidth": 0.8, **options}
-    return Line2D([], [], label=label, **line, **({"markerfacecolor": "white"} if hollow else {}))
+    if hollow:
+        line["markerfacecolor"] = "white"
+    return Line2D([], [], label=label, **line)
 
 
 def _keys(axes: Axes, data: dict[str, Any], count: int, rows: Array, signed: bool) -> list[Any]:
@@ -219,21 +224,16 @@ def _keys(axes: Axes, data: dict[str, Any], count: int, rows: Array, signed: boo
         return [*handles, _key("chance", color=CHANCE, linestyle=(0, (4, 2)), linewidth=0.9)]
     for index in range(count):
         at = rows + (index - (count - 1) / 2) * 0.72 / count * (count > 1)
-        axes.scatter(null[:, index], at, marker="|", s=36 / count, linewidths=1.1, color=CHANCE, zorder=2.8)
+        axes.scatter(
+            null[:, index],
+            at,
+            marker="|",
+            s=(12 if len(rows) > bars.MOST_WIDE else 36) / count,
+            linewidths=1.1,
+            color=CHANCE,
+            zorder=2.8,
+        )
     return [*handles, _key("chance", color=CHANCE, marker="|", markersize=6, markeredgewidth=1.1)]
-
-
-def _beyond(axes: Axes, values: Array, shows: Array) -> None:
-    """Write values that lie beyond the ends of the axis at its edges."""
-    low, high = axes.get_xlim()
-    for edge, out, mark in ((0, shows & (values < low), "← {}"), (1, shows & (values > high), "{} →")):
-        for row in np.flatnonzero(out.any(axis=1)):
-            written = mark.format(", ".join(style.number(float(value)) for value in values[row][out[row]]))
-            axes.annotate(
-                written, (edge, row), xycoords=("axes fraction", "data"), xytext=(-2 if edge else 2, 0),
-                textcoords="offset points", va="center", ha="right" if edge else "left", fontsize=style.SMALL,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}, zorder=4,
-            )  # fmt: skip
 
 
 def _tell(axes: Axes, row: int, values: Array, signed: bool) -> None:
