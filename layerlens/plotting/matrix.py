@@ -176,7 +176,7 @@ def _size(board: Board, found: Matrix, shape: tuple[int, ...], rows: list[str]) 
     names = min(text.widest(rows, style.SMALL), 0.35 * board.width)
     across = max(board.width - names - 0.8, 0.3)
     if found.axes[0] == found.axes[1]:
-        return across, min(across * shape[0] / shape[1], bars.PAGE_FULL)
+        return across, min(max(across * shape[0] / shape[1], 0.15), bars.PAGE_FULL)
     pitch = min(max(0.5 * across / shape[1], bars.PITCH), 0.25) if shape[0] <= 40 else bars.DENSE
     return across, min(max(shape[0] * pitch, 0.3), max(0.65 * board.width, 4.0))
 

@@ -245,6 +245,6 @@ def _tell(axes: Axes, row: int, values: Array, signed: bool) -> None:
     missing = int((~np.isfinite(values)).any(axis=1).sum())
     line += f", {missing} without a number" if missing else ""
     axes.annotate(
-        line, (0, row), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points", va="center",
-        ha="left", fontsize=style.SMALL, color="#595959", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        line, (1, row), xycoords=("axes fraction", "data"), xytext=(-2, 0), textcoords="offset points", va="center",
+        ha="right", fontsize=style.SMALL, color="#595959", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
     )  # fmt: skip
