@@ -26,7 +26,7 @@ from .grid import KINDS, By
 from .reference import VALUES, Value, source_of
 from .screen import screened
 from .values import RandomDirection, Source
-from .words import PARTS, ablation_explained, named, quantity, result, warn
+from .words import PARTS, ablation_explained, named, quantity, result, size_of, warn
 
 NULL_DRAWS = 4
 """Random directions for each part, when the null is asked for."""
@@ -96,7 +96,7 @@ def ablate(
         heads: how many heads each attention has; None for what the modules say. Layers that are selected and are no
             known attention are taken for output projections.
         null: also move each part as far as its replacement does in a random direction (4 draws), for what a change of
-            that size does by itself; for a signed change the root of the mean square over draws.
+            that size does by itself; for a signed change the root of the mean square over draws, on the value's side.
         seed: of draws and directions, and for models that draw numbers.
         progress: whether to show a bar; None when stderr is a terminal and it takes long.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
@@ -189,7 +189,7 @@ def ablate(
     columns: dict[str, Any] = {
         "values": values,
         "error": by_draw.std(dim=1) / count**0.5 if several and count > 1 else None,
-        "null": None if chance is None else _size(chance[made], runner.signed()),
+        "null": None if chance is None else size_of(chance[made], values, runner.signed()),
     }
     shared: dict[str, Any] = {
         "quantity": f"{what} without the {PARTS[by] if together is None else 'parts'}",
@@ -209,7 +209,13 @@ def ablate(
             "left_out": left_out,
         },
         "checks": checks,
-        "explanation": ablation_explained(by, value, read, len(parts), len(groups) if best is not None else None),
+        "explanation": ablation_explained(
+            PARTS[by] if together is None else "group of parts",
+            value,
+            read,
+            len(parts),
+            None if best is None else len(groups),
+        ),
     }
     if together is not None:
         return Ranking(items=tuple(names), **columns, **shared)
@@ -232,11 +238,6 @@ def _measured(runner: Runner, groups: Sequence[tuple[Part, ...]], source: Source
     """The changes, `(groups, draws, batch)`."""
     trials = [Trial(group, draw) for group in groups for draw in range(draws)]
     return runner(trials, source).reshape(len(groups), draws, -1)
-
-
-def _size(by_draw: torch.Tensor, signed: bool) -> torch.Tensor:
-    """What random directions do, `(groups,)`: their mean, or the root of the mean square of signed changes."""
-    return by_draw.square().mean(dim=1).sqrt() if signed else by_draw.mean(dim=1)
 
 
 def _agreement(first: torch.Tensor, exact: torch.Tensor, signed: bool) -> dict[str, torch.Tensor]:

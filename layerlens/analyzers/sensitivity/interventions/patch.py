@@ -25,7 +25,7 @@ from .exchange import Part, Trial
 from .find import find
 from .grid import KINDS, By
 from .values import RandomDirection, Recorded
-from .words import PARTS, named, result, warn
+from .words import PARTS, named, result, size_of, warn
 
 
 @measure(
@@ -75,7 +75,7 @@ def patch(
         recovery: False for the plain change of the score in place of shares.
         heads: as in `ablate`.
         null: also move each part as far as its replacement does in a random direction (4 draws): the root of the mean
-            square of what that does.
+            square of what that does, on the value's side of zero.
         seed: of the directions, and for models that draw numbers.
         progress: whether to show a bar; None when stderr is a terminal and it takes long.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
@@ -127,7 +127,7 @@ def patch(
         if null:
             wild = RandomDirection(source, into.batch, seed)
             trials = [Trial((part,), draw) for part in parts for draw in range(NULL_DRAWS)]
-            chance = runner(trials, wild).reshape(len(parts), NULL_DRAWS, -1).mean(dim=2).square().mean(dim=1).sqrt()
+            chance = runner(trials, wild).reshape(len(parts), NULL_DRAWS, -1).mean(dim=2)
     left_out = {**found.left_out, **runner.failed}
     made = [index for index, part in enumerate(parts) if part.seam.name not in runner.failed]
     if not made:
@@ -142,7 +142,7 @@ def patch(
     columns: dict[str, Any] = {
         "values": values,
         "error": error,
-        "null": None if chance is None else chance[made] / whole.mean().abs(),
+        "null": None if chance is None else size_of(chance[made] / whole.mean(), values, signed=True),
     }
     denoise = direction == "denoise"
     verb = "recovered" if denoise else "lost"

@@ -22,6 +22,12 @@ QUANTITIES = {
     "relative_change": "relative change of the output",
     "change": "change of the output",
 }
+CHANGES = {
+    "kl": "how far the distribution of the output moves (KL divergence)",
+    "flip": "for which share of samples the largest output becomes another one",
+    "relative_change": "how much the output changes, relative to its size",
+    "change": "how much the output changes",
+}
 PARTS = {
     "layer": "layer",
     "channel": "channel",
@@ -80,21 +86,34 @@ def result(by: str, parts: Sequence[Part], columns: dict[str, Any], shared: dict
     return Matrix(rows=rows, columns=names, axes=("layer", "position"), **tables, **shared)
 
 
-def ablation_explained(by: str, value: str, read: Readout, count: int, measured: int | None) -> tuple[str, str]:
+def ablation_explained(part: str, value: str, read: Readout, count: int, measured: int | None) -> tuple[str, str]:
     """What the numbers of `ablate` mean and what they do not; `measured` of `count` parts after a screen."""
     words = {"zero": "zeros", "mean": "its mean over other samples", "resample": "the values of other samples"}[value]
     signed = read.target is not None and read.metric == "change"
     sense = "negative where it supported the score" if signed else "larger where the output depends on it more"
     some = "" if measured is None else f" (of {count}, the {measured} with the largest first-order effects)"
+    says = CHANGES[read.metric].replace("output", "output" if read.target is None else "score")
     means = (
-        f"Each value is how much {quantity(read)[0].removeprefix('change of ').removeprefix('the ')} changes when one "
-        f"{PARTS[by]}{some} is replaced by {words} and all else is computed as ever: {sense}."
+        f"Each value is {says} when one {part}{some} is replaced by {words} and all else is computed as ever: {sense}."
     )
     odd = ", and zeros may be unlike anything that the layer ever returns" if value == "zero" else ""
     return means, (
         f"It does not say what a part does in company: parts that stand in for each other show nothing one by one, "
         f"effects do not add up{odd}."
     )
+
+
+def size_of(by_draw: torch.Tensor, values: torch.Tensor, signed: bool) -> torch.Tensor:
+    """What random directions do, `(parts,)`: their mean; of signed changes the root mean square, with the value's sign.
+
+    Args:
+        by_draw: `(parts, draws)`.
+        values: `(parts,)`, what is compared with it.
+        signed: whether changes have a sign.
+    """
+    if not signed:
+        return by_draw.mean(dim=1)
+    return by_draw.square().mean(dim=1).sqrt() * torch.where(values < 0, -1.0, 1.0)
 
 
 def warn(method: str, found: Found, left_out: dict[str, str], explicit: bool, values: torch.Tensor, names: Any) -> None:

@@ -273,6 +273,8 @@ def test_the_null_moves_as_far_in_a_random_direction():
     assert float(nulls.square().mean().sqrt()) == pytest.approx(float(expected), rel=0.15)
     found = ablate(CASES["cnn"].build(), CASES["cnn"].example(), by="channel", null=True)
     assert found.null.shape == found.values.shape and bool((found.null >= 0).all())
+    signed = ablate(CASES["cnn"].build(), CASES["cnn"].example(), by="channel", null=True, target=2)
+    assert bool((signed.null * signed.values >= 0).all()) and float(signed.null.min()) < 0
 
 
 # -- results and errors ------------------------------------------------------------------------------------------------

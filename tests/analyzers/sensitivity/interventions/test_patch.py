@@ -134,7 +134,7 @@ def test_the_plain_change_and_the_null():
     plain = patch(model, x, other, "conv2", by="channel", target=2, recovery=False, null=True)
     gap = float(shares.checks["scores"][1] - shares.checks["scores"][0])
     torch.testing.assert_close(plain.values, shares.values * gap, rtol=1e-5, atol=1e-6)
-    assert plain.units == "score" and plain.null.shape == (8,) and bool((plain.null > 0).all())
+    assert plain.units == "score" and plain.null.shape == (8,) and bool((plain.null * plain.values > 0).all())
 
 
 def test_a_layer_that_ran_otherwise_is_told():
