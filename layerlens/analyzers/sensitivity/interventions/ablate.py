@@ -116,8 +116,8 @@ def ablate(
 
     Warns:
         UserWarning: when there is one draw only, when signed changes cancel because samples of x take each other's
-            values, when layers had to be left out, when a recurrent layer returns states
-            besides what is changed, or when values are not finite.
+            values, when samples influence each other or the first axis is none of samples, when layers had to be left
+            out, when a recurrent layer returns states besides what is changed, or when values are not finite.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1, bias=False))

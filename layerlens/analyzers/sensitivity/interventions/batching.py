@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -75,11 +76,26 @@ class Runner:
         with torch.no_grad():
             if self.copies > 1:
                 try:
+                    if len(trials) == 1:
+                        self._unchanged(2)  # nothing else would show that rows are no samples
                     return self._all(trials, source)
                 except Interacting:
                     self.copies = 1
                     self.failed.clear()
+                    self._warn()
             return self._all(trials, source)
+
+    def _warn(self) -> None:
+        """Say that rows are no samples, unless the model just draws other numbers for each copy."""
+        torch.manual_seed(self.seed + 1)
+        again = self.read(self.inputs.run(self.model, self.forward), copied_rows(self.inputs.batch, 1))
+        if tolerant(again.to(self._dtype), self._unchanged(1).to(self._dtype)):
+            warnings.warn(
+                f"{self.label}: entries along the first axis of the input influence each other, so parts are replaced "
+                "one run at a time. If that axis is not the batch, give x with the batch first and forward=, such as "
+                "lambda model, x: model(x.transpose(0, 1)); else positions and samples are mistaken for each other.",
+                stacklevel=5,
+            )
 
     def _all(self, trials: Sequence[Trial], source: Source) -> torch.Tensor:
         answers = torch.full((len(trials), self.inputs.batch), float("nan"), dtype=torch.float64)

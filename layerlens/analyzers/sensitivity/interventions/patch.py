@@ -93,8 +93,7 @@ def patch(
         TargetError: when the target does not fit the output, or has the same score on both inputs.
 
     Warns:
-        UserWarning: when layers had to be left out, when the scores of both inputs are hardly apart, or when values are
-            not finite.
+        UserWarning: as `ablate`, and when the scores of both inputs are hardly apart.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))

@@ -140,11 +140,31 @@ def test_samples_that_influence_each_other_are_run_one_at_a_time():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.ReLU(), nn.Linear(5, 2))
     model, x = model.double(), normal(6, 4).double()
-    zero = ablate(model, x, ["0", "2"], target=0)
+    with pytest.warns(UserWarning, match="entries along the first axis of the input influence each other"):
+        zero = ablate(model, x, ["0", "2"], target=0)
     assert zero.settings["at_once"] == 1
     clean = run(model, x)[:, 0]
     for layer, value in zip(zero.layers, zero.values.tolist(), strict=True):
         assert value == pytest.approx(float((edited(model, x, layer, torch.zeros_like)[:, 0] - clean).mean()), rel=1e-9)
+
+
+def test_time_where_the_batch_should_be_is_told():
+    torch.manual_seed(0)
+    model, x = (
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 1, enable_nested_tensor=False),
+        normal(5, 2, 8),
+    )
+    with pytest.warns(UserWarning, match="If that axis is not the batch, give x with the batch first and forward="):
+        ablate(model, x, "layers.0.linear1", target=lambda output: output[:, :, 0].mean(1))
+    found = ablate(
+        model,
+        x.transpose(0, 1),
+        "layers.0.linear1",
+        by="position",
+        target=lambda output: output[:, :, 0].mean(0),
+        forward=lambda model, x: model(x.transpose(0, 1)),
+    )
+    assert len(found) == 5 and found.settings["at_once"] > 1
 
 
 def test_rows_that_are_ordered_by_frame_and_not_by_sample():
