@@ -54,6 +54,9 @@ _HOMES = {
     "sensitivity": "analyzers.sensitivity",
     "jacobian": "analyzers.sensitivity",
     "noise_response": "analyzers.sensitivity",
+    "sobol": "analyzers.sensitivity",
+    "morris": "analyzers.sensitivity",
+    "weight_sensitivity": "analyzers.sensitivity",
     "relevance": "analyzers.relevance",
     "relevance_by_target": "analyzers.relevance",
     "Rulebook": "analyzers.relevance",
@@ -121,7 +124,9 @@ if TYPE_CHECKING:
     from .analyzers.routes import compare_routes, route
     from .analyzers.saliency import saliency
     from .analyzers.sensitivity import noise_response, sensitivity
+    from .analyzers.sensitivity.inputs import morris, sobol
     from .analyzers.sensitivity.jacobian import jacobian
+    from .analyzers.sensitivity.weights import weight_sensitivity
     from .areas import area
     from .borrow import borrowed
     from .call import Call
@@ -222,6 +227,7 @@ __all__ = [
     "layer_maps",
     "layer_table",
     "load",
+    "morris",
     "neuron",
     "noise_response",
     "plotting",
@@ -237,7 +243,9 @@ __all__ = [
     "saliency",
     "select",
     "sensitivity",
+    "sobol",
     "top_inputs",
+    "weight_sensitivity",
 ]
 
 

@@ -5,5 +5,16 @@ from .jacobian import jacobian
 from .methods import methods, sensitivity
 from .noise import noise_response
 from .registry import MEASURES, QUESTIONS
+from .weights import weight_sensitivity
 
-__all__ = ["MEASURES", "QUESTIONS", "jacobian", "methods", "morris", "noise_response", "sensitivity", "sobol"]
+__all__ = [
+    "MEASURES",
+    "QUESTIONS",
+    "jacobian",
+    "methods",
+    "morris",
+    "noise_response",
+    "sensitivity",
+    "sobol",
+    "weight_sensitivity",
+]
