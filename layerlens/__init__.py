@@ -51,11 +51,7 @@ _HOMES = {
     "layer_maps": "analyzers.activation",
     "receptive_field": "analyzers.activation",
     "saliency": "analyzers.saliency",
-    "sensitivity": "analyzers.sensitivity",
-    "jacobian": "analyzers.sensitivity",
-    "noise_response": "analyzers.sensitivity",
-    "sobol": "analyzers.sensitivity",
-    "morris": "analyzers.sensitivity",
+    **dict.fromkeys(("sensitivity", "jacobian", "noise_response", "sobol", "morris"), "analyzers.sensitivity"),
     "weight_sensitivity": "analyzers.sensitivity",
     "relevance": "analyzers.relevance",
     "relevance_by_target": "analyzers.relevance",
@@ -124,9 +120,10 @@ if TYPE_CHECKING:
     from .analyzers.routes import compare_routes, route
     from .analyzers.saliency import saliency
     from .analyzers.sensitivity import noise_response, sensitivity
-    from .analyzers.sensitivity.inputs import morris, sobol
+    from .analyzers.sensitivity.inputs.morris import morris
+    from .analyzers.sensitivity.inputs.sobol import sobol
     from .analyzers.sensitivity.jacobian import jacobian
-    from .analyzers.sensitivity.weights import weight_sensitivity
+    from .analyzers.sensitivity.weights.weight_sensitivity import weight_sensitivity
     from .areas import area
     from .borrow import borrowed
     from .call import Call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +23,13 @@ Loss = Callable[[Any, "torch.Tensor | None"], torch.Tensor]
 Block = list[torch.Tensor]
 """One tensor for each parameter of a row."""
 
+_MISSING = re.compile(r"derivative for (?:aten::)?(\w+) is not implemented")
+
 
 class Curvature:
     """Products of the Hessian of the mean loss with vectors, over a data set that is read once for each call.
+
+    By double backward; by differences of gradients where an operation has no second derivative, named in `missing`.
 
     Args:
         model: a borrowed model.
@@ -57,6 +62,7 @@ class Curvature:
         self.rows: list[Block] = [[own[name] for name in names] for names in owners.rows.values()]
         self.run = with_parameters(model, forward, own)
         self.used = "given loss" if loss is not None else ""
+        self.missing = ""
 
     @property
     def sizes(self) -> list[int]:
@@ -73,17 +79,55 @@ class Curvature:
         """
         sums = [torch.zeros_like(columns) for columns in vectors]
         count = 0
-        with _twice_differentiable(self.model):
+        with _plain_kernels(self.model), backward_pass(self.model):
             for piece in self.samples("Hessian", self.progress):
-                flat = [tensor for block in self.rows for tensor in block]
-                gradients = torch.autograd.grad(
-                    self._loss(piece), flat, create_graph=True, allow_unused=True, materialize_grads=True
-                )
-                found = self._jointly(gradients, flat, vectors) if jointly else self._apart(gradients, vectors)
-                for total, part in zip(sums, found, strict=True):
+                for total, part in zip(sums, self._of_piece(piece, vectors, jointly), strict=True):
                     total += part
                 count += piece.inputs.batch
         return [total / count for total in sums]
+
+    def _of_piece(self, piece: Piece, vectors: Sequence[torch.Tensor], jointly: bool) -> list[torch.Tensor]:
+        flat = [tensor for block in self.rows for tensor in block]
+        if not self.missing:
+            try:
+                gradients = torch.autograd.grad(
+                    self._loss(piece), flat, create_graph=True, allow_unused=True, materialize_grads=True
+                )
+                return self._jointly(gradients, flat, vectors) if jointly else self._apart(gradients, vectors)
+            except RuntimeError as error:
+                found = _MISSING.search(str(error))
+                if found is None:
+                    raise
+                self.missing = found[1]
+        if jointly:
+            whole = self._differences(piece, flat, torch.cat(list(vectors)))
+            return list(torch.split(whole, [len(columns) for columns in vectors]))
+        return [self._differences(piece, block, columns) for block, columns in zip(self.rows, vectors, strict=True)]
+
+    def _differences(self, piece: Piece, block: Block, columns: torch.Tensor) -> torch.Tensor:
+        """Central differences of the gradient along each vector: two backward passes a product.
+
+        The step is the cube root of the rounding unit times the length of the weights, where truncation and rounding
+        balance (Nocedal & Wright 2006, sec. 8.1).
+        """
+        start = [tensor.detach().clone() for tensor in block]
+        size = max(1e-3, float(torch.cat([tensor.double().flatten() for tensor in start]).norm()))
+        products = []
+        try:
+            for column in columns.T:
+                length = float(column.norm())
+                step = torch.finfo(block[0].dtype).eps ** (1 / 3) * size / max(length, 1e-300)
+                ends = []
+                for sign in (1, -1):
+                    for tensor, old, part in zip(block, start, _split(column, block), strict=True):
+                        tensor.data = old + sign * step * part  # ours: new memory, never the model's
+                    parts = torch.autograd.grad(self._loss(piece), block, allow_unused=True, materialize_grads=True)
+                    ends.append(torch.cat([part.double().flatten() for part in parts]))
+                products.append((ends[0] - ends[1]).to(columns) / (2 * step))
+        finally:
+            for tensor, old in zip(block, start, strict=True):
+                tensor.data = old
+        return torch.stack(products, dim=1) if products else torch.zeros_like(columns)
 
     def _apart(self, gradients: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         found, start = [], 0
@@ -149,19 +193,10 @@ def _split(vector: torch.Tensor, block: Block) -> Block:
 
 
 @contextlib.contextmanager
-def _twice_differentiable(model: nn.Module) -> Iterator[None]:
+def _plain_kernels(model: nn.Module) -> Iterator[None]:
     """Kernels that can be differentiated twice: attention from matrix products, recurrent layers step by step."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(primitive_kernels())
-        stack.enter_context(backward_pass(model))
-        try:
-            yield
-        except RuntimeError as error:
-            if "is not implemented" not in str(error):
-                raise
-            raise InputError(
-                f"{type(model).__name__} cannot be differentiated twice: {str(error)[:200]}. measure='fisher' needs "
-                "one derivative, measure='pruning' none."
-            ) from error
+        yield

@@ -104,10 +104,10 @@ def by_curvature(job: Job, *, loss: Loss | None, probes: int, estimator: str) ->
     plus = estimator == "hutch++"
     if plus or job.null:
         job.samples.check_again("Hutch++" if plus else "null=True")
-    used = ""
+    used = route = ""
 
     def run(parameters: dict[str, torch.Tensor]) -> Traces:
-        nonlocal used
+        nonlocal used, route
         curvature = Curvature(
             job.model,
             job.samples,
@@ -121,11 +121,12 @@ def by_curvature(job: Job, *, loss: Loss | None, probes: int, estimator: str) ->
         )
         found = (hutch_plus_plus if plus else hutchinson)(curvature, probes, job.seed)
         used = curvature.used
+        route = f"differences of gradients ({curvature.missing})" if curvature.missing else "double backward"
         return found
 
     values, error = run(job.parameters)
     name = "Hutch++ for each layer" if plus else "Hutchinson for all layers at once"
-    method = f"trace of the Hessian, {used}, {name}, {probes} products"
+    method = f"trace of the Hessian, {used}, {name}, {probes} products, {route}"
     chance = run(shuffled_parameters(job.model, job.seed))[0] if job.null else None
     return LayerProfile(
         quantity="trace of the Hessian of the loss",
@@ -134,7 +135,7 @@ def by_curvature(job: Job, *, loss: Loss | None, probes: int, estimator: str) ->
         units="loss per squared unit of weight",
         signed=True,
         method=method + job.told,
-        settings=job.settings(measure="hessian_trace", loss=used, probes=probes, estimator=estimator),
+        settings=job.settings(measure="hessian_trace", loss=used, probes=probes, estimator=estimator, route=route),
         error=error,
         null=chance,
         checks={"parameters": job.counts, "per parameter": values / job.counts},

@@ -144,6 +144,7 @@ def weight_sensitivity(
         UserWarning: for the empirical Fisher, when values are not finite or all zero, or layers had to be left out.
 
     Example:
+        >>> import torch
         >>> net = nn.Linear(2, 1, bias=False).double()
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 0.0]]).double()
         >>> weight_sensitivity(net, x).values.tolist()  # of a linear model: trace of x'x / n = (5 + 9) / 2
