@@ -52,7 +52,7 @@ class Likelihood:
         if self.kind == "categorical" and mask is not None and mask.shape == counted.shape and y.shape[1] > 1:
             counted &= mask.bool()
         if self.kind == "categorical" and labels is not None:
-            counted &= labels.to(y.device).reshape(counted.shape) != IGNORED
+            counted &= labels.to(y.device).reshape(self._fitting(y, labels)) != IGNORED
         return counted.to(y.dtype) / counted.sum(dim=1, keepdim=True).clamp_min(1)
 
     def factors(self, y: torch.Tensor) -> list[torch.Tensor] | None:
@@ -105,12 +105,7 @@ class Likelihood:
         Raises:
             InputError: when the labels do not fit.
         """
-        wanted = tuple(y.shape[:2]) if self.kind == "categorical" else tuple(y.shape)
-        if labels.numel() != torch.Size(wanted).numel() or len(labels) != len(y):
-            raise InputError(
-                f"labels {describe(labels)} do not fit an output that is {self.kind}: {wanted} numbers are needed for "
-                "(samples, places), or for (samples, places, outputs)."
-            )
+        wanted = self._fitting(y, labels)
         labels = labels.to(y.device).reshape(wanted)
         if self.kind == "categorical":
             if labels.is_floating_point() or labels.dtype == torch.bool:
@@ -124,6 +119,16 @@ class Likelihood:
         if self.kind == "gaussian":
             return (y - labels).square().sum(dim=(1, 2)) / 2
         return torch.nn.functional.binary_cross_entropy_with_logits(y, labels, reduction="none").sum(dim=(1, 2))
+
+    def _fitting(self, y: torch.Tensor, labels: torch.Tensor) -> tuple[int, ...]:
+        """The shape that labels must have."""
+        wanted = tuple(y.shape[:2]) if self.kind == "categorical" else tuple(y.shape)
+        if labels.numel() != torch.Size(wanted).numel() or len(labels) != len(y):
+            raise InputError(
+                f"labels {describe(labels)} do not fit an output that is {self.kind}: {wanted} numbers are needed for "
+                "(samples, places), or for (samples, places, outputs)."
+            )
+        return wanted
 
     def hits(self, y: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The share of right places of each sample, `(batch,)`.
