@@ -131,7 +131,7 @@ def morris(
         values=values,
         units="units of the score over the range of the feature",
         signed=False,
-        method=f"elementary effects, {trajectories} trajectories, {passes} forward passes of a row, {own.how}",
+        method=f"elementary effects, {trajectories} trajectories, {passes} rows run, {own.how}",
         settings={
             "trajectories": trajectories,
             "levels": levels,

@@ -164,7 +164,7 @@ def sobol(
         values=convergence[-1],
         units="share of the variance",
         signed=False,
-        method=f"Sobol indices, Jansen, {samples} samples, {passes} forward passes of a row, {own.how}",
+        method=f"Sobol indices (Jansen), {samples} samples, {passes} rows run, {own.how}",
         settings={
             "samples": samples,
             "forwards": passes,
