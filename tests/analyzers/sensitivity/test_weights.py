@@ -457,6 +457,33 @@ def as_double(x):
     return layerlens.inputs.as_inputs(x).map(lambda tensor: tensor.double())
 
 
+def test_weights_that_are_computed_from_others_are_not_spoiled():
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.Linear(3, 3)).double()
+    x = normal(5, 4).double()
+    found = weight_sensitivity(net, x, measure="pruning")
+    assert found.layers == ("1",)
+    assert "remove_parametrizations" in found.settings["left_out"]["0.parametrizations.weight"]
+    with pytest.raises(errors.LayerNotFound, match=r"can be spoiled. 0: its weight is computed from other parameters"):
+        weight_sensitivity(net, x, "0", measure="pruning")
+    assert len(weight_sensitivity(net, x).layers) == 3
+
+
+def test_a_language_model_is_read_as_text():
+    case = CASES["hf_gpt2"]
+    texts = {"one": [1, 5, 7], "two": [2, 6, 9]}
+
+    def tokenizer(words, **options):
+        return {"input_ids": torch.tensor([texts[word] for word in words])}
+
+    lens, ids = layerlens.Lens(case.build(), tokenizer=tokenizer), torch.tensor([[1, 5, 7], [2, 6, 9]])
+    by_ids = lens.weight_sensitivity({"input_ids": ids}, measure="pruning", sparsities=(0.5,), labels=ids)
+    for given in (["one", "two"], iter(["one", "two"])):
+        found = lens.weight_sensitivity(given, measure="pruning", sparsities=(0.5,), labels=ids)
+        torch.testing.assert_close(found.values, by_ids.values)
+    alone = lens.weight_sensitivity("one", measure="pruning", sparsities=(0.5,), labels=ids[:1])
+    assert alone.settings["samples"] == 1 and alone.error is None
+
+
 def test_an_iterator_is_read_once():
     net, x = mlp(4, 6, 3), normal(6, 4).double()
     pairs = [(row, k % 3) for k, row in enumerate(x)]

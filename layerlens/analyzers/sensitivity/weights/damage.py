@@ -34,7 +34,7 @@ class Damage:
     words: str
 
 
-def weight_names(model: nn.Module, names: list[str], parameters: Mapping[str, torch.Tensor]) -> list[str]:
+def weight_names(names: list[str], parameters: Mapping[str, torch.Tensor]) -> list[str]:
     """The parameters that are weights: matrices and kernels, no biases and no scales of norms."""
     return [name for name in names if parameters[name].ndim >= 2]
 

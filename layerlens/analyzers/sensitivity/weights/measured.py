@@ -76,7 +76,7 @@ def measured(
     if target is not None and metric in ("loss", "accuracy"):
         raise OptionError(f"metric {metric!r} reads the whole output; a target is one score: metric='change'.")
     parameters = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    blocks, left_out = _blocks(model, owners, parameters)
+    blocks, left_out = _blocks(owners, parameters)
     levels = len(damage.series)
     sums, squares = torch.zeros(2, len(blocks), levels, dtype=torch.float64)
     chance = torch.zeros(len(blocks), levels, dtype=torch.float64)
@@ -115,19 +115,25 @@ def measured(
     )
 
 
-def _blocks(
-    model: nn.Module, owners: Owners, parameters: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, Block], dict[str, str]]:
+def _blocks(owners: Owners, parameters: Mapping[str, torch.Tensor]) -> tuple[dict[str, Block], dict[str, str]]:
     blocks, left_out = {}, {}
     for row, names in owners.rows.items():
-        weights = weight_names(model, names, parameters)
-        if weights:
+        weights = weight_names(names, parameters)
+        if any(_is_reparametrized(name, parameters) for name in weights):
+            left_out[row] = "its weight is computed from other parameters; fix it first: remove_parametrizations"
+        elif weights:
             blocks[row] = {name: parameters[name] for name in weights}
         else:
             left_out[row] = "it holds no weights, only biases or scales with one axis"
     if not blocks:
-        raise LayerNotFound("none of the selected layers holds weights with two axes or more.")
+        reasons = "; ".join(f"{row}: {why}" for row, why in list(left_out.items())[:3])
+        raise LayerNotFound(f"none of the selected layers holds weights that can be spoiled. {reasons}")
     return blocks, left_out
+
+
+def _is_reparametrized(name: str, parameters: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a parameter is what `torch.nn.utils.parametrize`, or the older weight norm, computes a weight from."""
+    return ".parametrizations." in f".{name}" or {f"{name[:-2]}_g", f"{name[:-2]}_v"} <= parameters.keys()
 
 
 @dataclasses.dataclass(frozen=True)

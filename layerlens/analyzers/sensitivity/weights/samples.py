@@ -39,7 +39,7 @@ class Samples:
     """Model inputs or a data set, with or without labels, that can be gone through.
 
     Attributes:
-        x: a tensor, a tuple of arguments, a dict or `Inputs`; else a data set, see `layerlens.stream.batches`.
+        x: a tensor, a tuple of arguments, a dict, `Inputs`, a text; else a data set, see `layerlens.stream.batches`.
         labels: one for each sample; None for those in the data; `"last"` when they are the last entry of each item.
         size: samples in a piece.
         batched: whether the items of a data set are batches; None: those of a DataLoader are.
@@ -77,7 +77,7 @@ class Samples:
                 raise InputError(f"labels must be one for each sample, None or 'last', got {self.labels!r}.")
             whole = isinstance(data, DataLoader) and data.batch_sampler is not None if batched is None else batched
             data, batched = _Parted(data, whole, self.read), whole
-        elif isinstance(data, (torch.Tensor, np.ndarray, tuple, Mapping, Inputs)):
+        elif isinstance(data, (str, torch.Tensor, np.ndarray, tuple, Mapping, Inputs)):
             data, batched = [data if isinstance(data, Inputs) else self.read(data)], True
         given = None if self.labels is None or isinstance(self.labels, str) else _tensor(self.labels)
         count = 0
