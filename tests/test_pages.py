@@ -20,7 +20,14 @@ def same(printed, told):
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("relevance", 8), ("language-models", 2), ("groups-and-errors", 3), ("interventions", 5)]
+    ("name", "least"),
+    [
+        ("relevance", 8),
+        ("language-models", 2),
+        ("groups-and-errors", 3),
+        ("interventions", 5),
+        ("weights-and-inputs", 6),
+    ],
 )
 def test_every_block_prints_what_stands_below_it(name, least, tmp_path, monkeypatch, capsys):
     page = DOCS / f"{name}.md"

@@ -1,9 +1,23 @@
 """Sensitivity: which layer responds to the input, which one the output depends on, and which weights."""
 
+from .inputs import morris, sobol
 from .interventions import ablate, patch
 from .jacobian import jacobian
 from .methods import methods, sensitivity
 from .noise import noise_response
 from .registry import MEASURES, QUESTIONS
+from .weights import weight_sensitivity
 
-__all__ = ["MEASURES", "QUESTIONS", "ablate", "jacobian", "methods", "noise_response", "patch", "sensitivity"]
+__all__ = [
+    "MEASURES",
+    "QUESTIONS",
+    "ablate",
+    "jacobian",
+    "methods",
+    "morris",
+    "noise_response",
+    "patch",
+    "sensitivity",
+    "sobol",
+    "weight_sensitivity",
+]
