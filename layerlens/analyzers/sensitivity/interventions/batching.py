@@ -76,8 +76,6 @@ class Runner:
         with torch.no_grad():
             if self.copies > 1:
                 try:
-                    if len(trials) == 1:
-                        self._unchanged(2)  # nothing else would show that rows are no samples
                     return self._all(trials, source)
                 except Interacting:
                     self.copies = 1

@@ -151,11 +151,11 @@ def test_samples_that_influence_each_other_are_run_one_at_a_time():
 def test_time_where_the_batch_should_be_is_told():
     torch.manual_seed(0)
     model, x = (
-        nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 1, enable_nested_tensor=False),
+        nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False),
         normal(5, 2, 8),
     )
     with pytest.warns(UserWarning, match="If that axis is not the batch, give x with the batch first and forward="):
-        ablate(model, x, "layers.0.linear1", target=lambda output: output[:, :, 0].mean(1))
+        ablate(model, x, "layers.0", by="channel", target=lambda output: output[:, :, 0].mean(1))
     found = ablate(
         model,
         x.transpose(0, 1),
