@@ -64,6 +64,7 @@ _HOMES = {
     "cascading_randomization": "analyzers.faithfulness",
     "compare_groups": "analyzers.groups",
     "explain_errors": "analyzers.groups",
+    "watch": "analyzers.dynamics",
     "probability": "softmaxed",
     # results
     "ActivationMaps": "results",
@@ -88,6 +89,7 @@ _HOMES = {
     "Relevance": "results",
     "Routes": "results",
     "TopInputs": "results",
+    "TrainingHistory": "results",
     "load": "results",
     # modules
     "edits": "",
@@ -111,6 +113,7 @@ if TYPE_CHECKING:
     from .analyzers.activation.feature_visualization import feature_visualization
     from .analyzers.activation.latent_traversal import latent_traversal
     from .analyzers.activation.receptive_field import receptive_field
+    from .analyzers.dynamics.watch import watch
     from .analyzers.faithfulness import cascading_randomization
     from .analyzers.faithfulness.evaluate import evaluate
     from .analyzers.groups.compare_groups import compare_groups
@@ -157,6 +160,7 @@ if TYPE_CHECKING:
         Relevance,
         Routes,
         TopInputs,
+        TrainingHistory,
         load,
     )
     from .softmaxed import probability
@@ -193,6 +197,7 @@ __all__ = [
     "Rulebook",
     "Target",
     "TopInputs",
+    "TrainingHistory",
     "activation_maps",
     "area",
     "as_target",
@@ -238,6 +243,7 @@ __all__ = [
     "select",
     "sensitivity",
     "top_inputs",
+    "watch",
 ]
 
 
