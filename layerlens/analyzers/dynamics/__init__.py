@@ -1,5 +1,6 @@
 """Dynamics: what the layers of a model make of a data set."""
 
+from .geometry import geometry
 from .similarity import similarity
 
-__all__ = ["similarity"]
+__all__ = ["geometry", "similarity"]
