@@ -9,7 +9,7 @@ import torch
 from ...errors import InputError
 from ...inputs import as_inputs
 from ..features import FeatureReader
-from .cka import centred_gram, gram_cka
+from .alike import gram, unbiased
 
 FEWEST = 8
 """Samples below which the debiased CKA says nothing."""
@@ -34,12 +34,17 @@ class Drift:
 
     def begin(self) -> None:
         """Remember the layers as they are."""
-        self._start = self._grams()
+        self._start = self._vectors()
 
     def now(self) -> dict[str, float]:
         """1 - debiased linear CKA of each layer with the start; NaN where the layer is constant over the samples."""
-        grams = self._grams()
-        return {name: 1 - gram_cka(gram, self._start[name]) for name, gram in grams.items() if name in self._start}
+        found = {}
+        for name, now in self._vectors().items():
+            start = self._start.get(name)
+            if start is not None:
+                size = float(now.norm() * start.norm())
+                found[name] = 1 - float(now @ start) / size if size > 0 else float("nan")
+        return found
 
-    def _grams(self) -> dict[str, torch.Tensor]:
-        return {name: centred_gram(rows) for name, rows in self.reader.read(self.inputs).layers.items()}
+    def _vectors(self) -> dict[str, torch.Tensor]:
+        return {name: unbiased(gram(rows)) for name, rows in self.reader.read(self.inputs).layers.items()}
