@@ -156,7 +156,7 @@ def test_drift_is_zero_without_training_and_grows_with_it():
     with watch(model, optimizer, every=1, data=x) as watching:
         loop(model, optimizer, 30)
     drift = watching.history.curve("drift", "2")
-    both = similarity(began, x, "2", other=model, pool="mean", batch_size=64, permutations=0)
+    both = similarity(began, x, "2", other=model, other_layers="2", pool="mean", batch_size=64, permutations=0)
     assert float(drift[-1]) == pytest.approx(1 - float(both.values[0, 0]), abs=1e-9)
     assert float(drift[-1]) > float(drift[0]) > 0
 
