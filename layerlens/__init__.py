@@ -42,13 +42,14 @@ _NAMES = {
     """,
     "analyzers.faithfulness": "evaluate cascading_randomization",
     "analyzers.groups": "compare_groups explain_errors",
+    "analyzers.dynamics": "watch compare generalization_gap linear_probe",
     "softmaxed": "probability",
     # results
     "results": """
         ActivationMaps AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
         FeatureVisualization GroupComparison GroupEffects LatentTraversal LayerProfile LayerTable
         Leaderboard Matrix MethodTable Ranking Ledger ReceptiveField RecurrentStates Relevance
-        Routes TopInputs load
+        Routes TopInputs load TrainingHistory
     """,
 }
 """Module -> its public names. Nothing is imported before it is used, so that `import layerlens` costs next to nothing.

@@ -19,6 +19,10 @@ from .analyzers.activation.cam.grad_cam import grad_cam as grad_cam
 from .analyzers.activation.feature_visualization import feature_visualization as feature_visualization
 from .analyzers.activation.latent_traversal import latent_traversal as latent_traversal
 from .analyzers.activation.receptive_field import receptive_field as receptive_field
+from .analyzers.dynamics.compare import compare as compare
+from .analyzers.dynamics.generalization_gap import generalization_gap as generalization_gap
+from .analyzers.dynamics.linear_probe import linear_probe as linear_probe
+from .analyzers.dynamics.watch import watch as watch
 from .analyzers.faithfulness import cascading_randomization as cascading_randomization
 from .analyzers.faithfulness.evaluate import evaluate as evaluate
 from .analyzers.groups.compare_groups import compare_groups as compare_groups
@@ -95,6 +99,7 @@ from .results import (
     Relevance as Relevance,
     Routes as Routes,
     TopInputs as TopInputs,
+    TrainingHistory as TrainingHistory,
     load as load,
 )
 from .softmaxed import probability as probability
