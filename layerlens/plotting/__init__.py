@@ -47,6 +47,7 @@ from .receptive_field import receptive_field
 from .recurrent_states import recurrent_states
 from .relevance_flow import relevance_flow
 from .sensitivity import sensitivity
+from .thumbnail import thumbnail
 from .timeseries import timeseries
 from .tokens import tokens
 from .tokens_html import tokens_html
@@ -74,6 +75,7 @@ __all__ = [
     "recurrent_states",
     "relevance_flow",
     "sensitivity",
+    "thumbnail",
     "timeseries",
     "tokens",
     "tokens_html",
