@@ -78,7 +78,7 @@ def model_map(
     numbers, label, how = read(table, profile, quantity, series)
     inches = style.inches(width)
     columns = max(1, int(inches / NARROWEST))
-    full = int(bars.PAGE_FULL / bars.DENSE)
+    full = int(bars.PAGE_FULL / bars.pitch_of(99))
     deepest = max((row.path.count(".") + 1 for row in table.rows if row.path), default=1)
     for level in [depth] if depth is not None else range(deepest, 0, -1):
         rows = tree(table, numbers, level)
@@ -102,8 +102,7 @@ def model_map(
         for column, part in enumerate(parts):
             parent = part[0].path.rpartition(".")[0]
             axes = board.panel(0, column, title=f"… in {parent}" if column and parent else "")
-            pitch = bars.PITCH if len(rows) <= bars.MOST_WIDE else bars.DENSE
-            board.panels[-1].height = pitch * max(every, 4)
+            board.panels[-1].height = bars.pitch_of(len(rows)) * max(every, 4)
             _draw(axes, part, every, board.width / len(parts), scale, low, high)
             bars.value_axis(axes, label, log=scale == "log")
             axes.set_xlim(low, high)
@@ -163,4 +162,6 @@ def _fitted(row: Row, room: float) -> str:
     for name in (_named(row), _named(dataclasses.replace(row, kind=""))):
         if text.width(INDENT * row.level + name, style.SMALL) <= room:
             return INDENT * row.level + name
-    return INDENT * row.level + text.shorten(name, style.SMALL, max(room - text.width(INDENT * row.level, 6), 0.2))
+    return INDENT * row.level + text.shorten(
+        name, style.SMALL, max(room - text.width(INDENT * row.level, style.SMALL), 0.2)
+    )

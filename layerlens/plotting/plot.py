@@ -43,6 +43,7 @@ class Plot:
         self.axes = axes
         self.data = data
         self._own = own
+        self._settings = dict(style.RC)
 
     def save(self, path: str | os.PathLike[str], dpi: float = 200) -> Path:
         """Write the figure as PNG, PDF or SVG, by the suffix of the path; fonts are embedded as TrueType.
@@ -98,7 +99,7 @@ class Plot:
         import matplotlib
 
         buffer = io.BytesIO()
-        with matplotlib.rc_context(style.RC):  # fonts are chosen while saving, so the settings must hold here too
+        with matplotlib.rc_context(self._settings):  # fonts are chosen while saving too
             self.fig.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
         return buffer.getvalue()
 

@@ -165,7 +165,10 @@ def _rows(values: Array, channels: Sequence[int] | None, count: int) -> list[int
     if channels is not None:
         if not len(channels):
             raise OptionError("channels=[] draws nothing; give some, or None for the strongest.")
-        return [samples.place(one, len(values), "the series, by channel,") for one in channels]
+        strange = [one for one in channels if isinstance(one, bool) or not -len(values) <= one < len(values)]
+        if strange:
+            raise OptionError(f"channels={strange}, but the series has {len(values)} (0 to {len(values) - 1}).")
+        return [one % len(values) for one in channels]
     if count < 1:
         raise OptionError(f"count={count!r} channels; give 1 or more.")
     return sorted(np.argsort(-np.abs(values).sum(axis=1), kind="stable")[:count].tolist())

@@ -154,6 +154,8 @@ def _draw(axes: Axes, cells: Sequence[_Cell], pitch: float, limits: style.Limits
     from matplotlib.collections import LineCollection, PatchCollection
     from matplotlib.patches import Rectangle
 
+    axes.set_xticks([])
+    axes.set_yticks([])
     axes.set_axis_off()
     high = 1.35 * style.TEXT / 72
     values = np.array([cell.piece.value for cell in cells])

@@ -46,10 +46,11 @@ def read(attribution: Attribution, sample: int, name: str | None, labels: Sequen
     """
     shown = samples.read(attribution, sample, name=name)
     if shown.form != "tokens":
+        change = "" if shown.form == "vector" else "values=result.values.sum(-1), inputs=None, "
         raise PlotError(
-            f"a text shows one number per token, (batch, token); {shown.what} of one sample has shape "
-            f"{shown.values.shape}, axes {attribution.axes}. Add up features first: dataclasses.replace(result, "
-            "values=result.values.sum(-1), inputs=None, axes=('batch', 'token')), or draw it with heatmap."
+            f"a text shows one number per token, (batch, token); {shown.what} of one sample is {shown.form} of shape "
+            f"{shown.values.shape}. Draw it with heatmap, or where these are tokens: dataclasses.replace(result, "
+            f"{change}axes=('batch', 'token'))."
         )
     if labels is None:
         return shown
@@ -86,7 +87,7 @@ def pieces(tokens: Sequence[str], values: Array, most: int | None) -> list[Piece
         token, after_run = tokens[start], bool(found) and found[-1].count > 0
         begins = token.startswith(SPACES) if marked else not token.startswith("##")
         text = join([token])
-        apart = bool(start) and (begins or after_run)
+        apart = bool(start) and ((begins and bool(text.strip())) or after_run)
         found.append(Piece(text.strip(" ") or text, float(values[start]), apart, "\n" in text))
         start += 1
     return found
