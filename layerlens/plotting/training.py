@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from ..errors import OptionError, PlotError, choose
+from ..errors import PlotError, choose
 from ..results import TrainingHistory
-from . import bars, cells, style, text
+from . import bars, cells, decades, style, text
 from .board import Board
 from .plot import Plot
 from .style import Array, Limits
@@ -19,11 +17,9 @@ from .style import Array, Limits
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LOGARITHMIC: Final = ("gradient norm", "update ratio", "weight norm", "activation std")
-"""Quantities of which only positive values are expected; drawn on a log scale from one decade on."""
-DECADES: Final = 8
-"""Of a log scale, counted from its end, unless asked for more."""
 MOST_LOGGED: Final = 3
+LOGGED: Final = 0.5
+"""Inches of height of a logged value."""
 SPREAD: Final = 100.0
 """Largest over smallest logged value from which its axis is logarithmic."""
 MARKS: Final = {
@@ -99,18 +95,18 @@ def training(
     names = [text.plain(name) for name in (found.rows if labels is None else labels)]
     if len(names) != len(values) or not names:
         raise PlotError(f"{len(names)} labels for the {len(values)} layers of {quantity!r}; give one for each.")
-    limits = _limits(values, quantity, found.signed, log, vmax, clip)
+    limits = decades.limits(values, quantity, signed=found.signed, log=log, vmax=vmax, clip=clip)
     curves = {} if ax is not None else _logged(history, logged)
     steps = history.steps.numpy()
     if width is None:
         width = "column" if len(steps) <= 40 else "page"
     with Board(width=width, ax=ax) as board:
         drawn, note = cells.together(values, board.width)
-        uneven = "Columns are the measured steps, at uneven distances." if np.ptp(np.diff(steps, prepend=0)[1:]) else ""
+        uneven = "Columns are the measured steps, at uneven distances." if len(set(np.diff(steps))) > 1 else ""
         lost = [f"{name}: {count} not finite." for name, line in curves.items() if (count := _lost(line))]
         board.title(title, f"{quantity} of each layer, {found.method}", " ".join(filter(None, (uneven, note, *lost))))
         for row, (name, line) in enumerate(curves.items()):
-            _curve(board.panel(row, height=0.5), name, line, steps)
+            _curve(board.panel(row, height=LOGGED), name, line, steps)
         axes = board.panel(len(curves))
         across, high = _size(board, names)
         board.panels[-1].height = high
@@ -123,53 +119,6 @@ def training(
         if masks:
             board.legend(axes, masks)
         return board.finish({"values": values, "drawn": drawn, "steps": steps, **curves})
-
-
-def _limits(
-    values: Array, quantity: str, signed: bool, log: bool | None, vmax: float | None, clip: float | None
-) -> Limits | None:
-    """The range of the colours; None where no value has a colour."""
-    percentile = 100.0 if clip is None else clip
-    if not 0 < percentile <= 100:
-        raise OptionError(f"clip={clip!r} is a percentile; give a number above 0 and at most 100.")
-    if vmax is not None and not (math.isfinite(vmax) and vmax > 0):
-        raise OptionError(f"vmax={vmax!r} is the largest value of the colour scale; give a positive number.")
-    known = values[np.isfinite(values)]
-    positive = known[known > 0]
-    if log and (known < 0).any():
-        raise PlotError(
-            f"{quantity!r} has values below zero (smallest {known.min():.3g}): no log scale. Use log=False."
-        )
-    if log is None:
-        spans = bool(positive.size) and positive.max() >= 10 * positive.min()
-        log = quantity in LOGARITHMIC and (spans or not positive.size)
-    if log:
-        return _decades(positive, vmax, percentile)
-    if not known.size:
-        return None
-    if not known.any() and vmax is None:  # such as no constant unit anywhere: one colour, and it is zero
-        return Limits(-1.0 if signed else 0.0, 1.0, False, "zero everywhere")
-    low = float(known.min())
-    limits = style.limits(
-        [known if signed else known.clip(0)], signed=signed, clip=percentile, vmax=vmax, what=quantity
-    )
-    if signed or low >= 0:
-        return limits
-    note = "; ".join(part for part in (limits.note, f"lowest {style.number(low)}") if part)
-    return dataclasses.replace(limits, note=note, below=True)
-
-
-def _decades(positive: Array, vmax: float | None, percentile: float) -> Limits | None:
-    if not positive.size:
-        return None
-    largest, smallest = float(positive.max()), float(positive.min())
-    high = float(np.percentile(positive, percentile)) if vmax is None else float(vmax)
-    low = max(smallest, high * 10.0**-DECADES)
-    if not low < high:
-        low = high / 10
-    notes = [f"clipped at {percentile:g}%"] if vmax is None and high < largest else []
-    notes += [f"lowest {style.number(smallest)}"] if smallest < low else []
-    return Limits(low, high, largest > high, "; ".join(notes), below=smallest < low, log=True)
 
 
 def _logged(history: TrainingHistory, names: Sequence[str] | None) -> dict[str, Array]:
@@ -204,7 +153,7 @@ def _curve(axes: Axes, name: str, line: Array, steps: Array) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
     axes.tick_params(axis="x", bottom=False, labelbottom=False)
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.5)
-    axes.set_ylabel(text.plain(name))
+    axes.set_ylabel(text.shorten(text.plain(name), style.TEXT, 2 * LOGGED))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
