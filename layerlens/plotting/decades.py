@@ -53,9 +53,11 @@ def limits(
         return _decades(positive, vmax, percentile)
     if not known.size:
         return None
-    if not known.any() and vmax is None:  # such as no constant unit anywhere: one colour, and it is zero
-        return Limits(-1.0 if signed else 0.0, 1.0, False, "zero everywhere")
     low = float(known.min())
+    if vmax is None and not (known.any() if signed else positive.size):  # one colour: no constant unit anywhere
+        return Limits(
+            -1.0 if signed else 0.0, 1.0, False, "nothing above zero" if low < 0 else "zero everywhere", low < 0
+        )
     shown = style.limits([known if signed else known.clip(0)], signed=signed, clip=percentile, vmax=vmax, what=quantity)
     if signed or low >= 0:
         return shown

@@ -8,7 +8,7 @@ from matplotlib.colors import LogNorm
 from layerlens.errors import OptionError, PlotError
 from layerlens.plotting import gradient_flow, plot, training
 
-from .helpers import history, profile, texts
+from .helpers import PATHS, history, profile, texts
 
 
 def planted():
@@ -98,6 +98,8 @@ def test_a_training_without_any_gradient_is_drawn_as_that(value, key):
     assert (
         any("zero everywhere" in one.replace("\n", " ") for one in texts(drawn)) and not layers_of(drawn).get_legend()
     )
+    below = dataclasses.replace(healthy, values={"drift": zeros["constant units"] - 1e-9}, layers={"drift": PATHS[:9]})
+    assert any("nothing above zero" in one.replace("\n", " ") for one in texts(training(below)))
 
 
 def test_logged_values_stand_above_at_their_steps():
