@@ -64,6 +64,9 @@ _HOMES = {
     "cascading_randomization": "analyzers.faithfulness",
     "compare_groups": "analyzers.groups",
     "explain_errors": "analyzers.groups",
+    "compare": "analyzers.dynamics",
+    "generalization_gap": "analyzers.dynamics",
+    "linear_probe": "analyzers.dynamics",
     "watch": "analyzers.dynamics",
     "probability": "softmaxed",
     # results
@@ -113,6 +116,9 @@ if TYPE_CHECKING:
     from .analyzers.activation.feature_visualization import feature_visualization
     from .analyzers.activation.latent_traversal import latent_traversal
     from .analyzers.activation.receptive_field import receptive_field
+    from .analyzers.dynamics.compare import compare
+    from .analyzers.dynamics.generalization_gap import generalization_gap
+    from .analyzers.dynamics.linear_probe import linear_probe
     from .analyzers.dynamics.watch import watch
     from .analyzers.faithfulness import cascading_randomization
     from .analyzers.faithfulness.evaluate import evaluate
@@ -208,6 +214,7 @@ __all__ = [
     "capture",
     "capture_functions",
     "cascading_randomization",
+    "compare",
     "compare_groups",
     "compare_routes",
     "concept_relevance",
@@ -221,11 +228,13 @@ __all__ = [
     "explain_errors",
     "faithfulness",
     "feature_visualization",
+    "generalization_gap",
     "grad_cam",
     "jacobian",
     "latent_traversal",
     "layer_maps",
     "layer_table",
+    "linear_probe",
     "load",
     "neuron",
     "noise_response",

@@ -8,6 +8,7 @@ import torch
 
 from .analyzers import dynamics
 from .layers import Selection
+from .results import LayerProfile
 from .wrapped import WrappedModel
 
 
@@ -21,3 +22,24 @@ class DynamicsLens(WrappedModel):
         if options.get("data") is not None:
             options["data"] = self.inputs(options["data"])
         return dynamics.watch(self.model, optimizer, layers, forward=self.forward, **options)
+
+    def linear_probe(self, data: Any, labels: Any = None, layers: Selection = None, **options: Any) -> LayerProfile:
+        """What a linear readout can tell of a label from each layer; see `linear_probe`."""
+        return dynamics.linear_probe(
+            self.model, data, labels, layers, forward=self.forward, read=self.inputs, **options
+        )
+
+    def generalization_gap(self, train: Any, test: Any, layers: Selection = None, **options: Any) -> LayerProfile:
+        """Where training and test samples part; see `generalization_gap`."""
+        return dynamics.generalization_gap(
+            self.model, train, test, layers, forward=self.forward, read=self.inputs, **options
+        )
+
+    def compare(
+        self, other: Any, data: Any, labels: Any = None, layers: Selection = None, **options: Any
+    ) -> LayerProfile:
+        """What separates this model from another with the same layers, or from other weights; see `compare`."""
+        second = other.model if isinstance(other, WrappedModel) else other
+        return dynamics.compare(
+            self.model, second, data, labels, layers, forward=self.forward, read=self.inputs, **options
+        )

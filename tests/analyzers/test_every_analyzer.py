@@ -63,6 +63,19 @@ ANALYZERS = {
         batched=True,
         permutations=3,
     ),
+    "linear_probe": lambda model, x, target: layerlens.linear_probe(
+        model, as_data(x) * 4, [0, 1] * (2 * as_data(x)[0].batch), batched=True, shuffles=1
+    ),
+    "generalization_gap": lambda model, x, target: layerlens.generalization_gap(
+        model,
+        as_data(x) * 2,
+        as_data(x),
+        train_labels=[0, 1] * as_data(x)[0].batch,
+        test_labels=[0] * (as_data(x)[0].batch - 1) + [1],
+        batched=True,
+        permutations=3,
+    ),
+    "compare": lambda model, x, target: layerlens.compare(model, model, as_data(x) * 8, batched=True, permutations=1),
     "relevance attn": lambda model, x, target: layerlens.relevance(model, x, target=target, rules="attn"),
 }
 

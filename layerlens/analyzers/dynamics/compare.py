@@ -21,7 +21,7 @@ from ..sensitivity.chance import shuffled
 from ..sensitivity.options import warn_left_out
 from .alike import LEAST, Sums, gram, unbiased
 from .linear_probe import INPUT, known_labels, rows_of
-from .reading import Source, Table
+from .reading import Source, Table, read_again
 from .readout import FOLDS, Labels, Readout, folds_of, mean_and_error
 
 SERIES = ("CKA", "CKA with an untrained twin", "change of the output", "change of the weights")
@@ -103,6 +103,7 @@ def compare(
     """
     check_count("permutations", permutations)
     check_count("most", most)
+    read_again(data, 3, "compare")
     second = _second(model, other)
     source = Source(data, batch_size, batched, read, progress, "comparing models")
     own = rows_of(model, source, layers, pool, forward, most, seed)

@@ -18,7 +18,7 @@ from ...stream import Batch
 from ..features import FeatureReader, Pool, Rows
 from ..sensitivity.chance import shuffled
 from ..sensitivity.options import listed, warn_left_out
-from .reading import Source, Table, gather
+from .reading import Source, Table, gather, read_again
 from .readout import FEWEST, FOLDS, Labels, Readout, as_labels, folds_of, inputs_as_rows, mean_and_error
 
 INPUT = "(input)"
@@ -60,8 +60,7 @@ def linear_probe(
 
     Args:
         model: any module; it is run in eval mode.
-        data: samples, see `layerlens.stream.batches`. They are kept, so give a list, tensor or data set that can be
-            read twice when there is an untrained twin.
+        data: samples, see `layerlens.stream.batches`; with an untrained twin they are read twice.
         labels: one per sample: whole numbers, names or booleans are classes, floating-point numbers are numbers. None
             takes those in the data.
         layers: which layers, see `Selection`; None for every distinct activation.
@@ -106,6 +105,8 @@ def linear_probe(
         raise OptionError(f"shuffles must be a whole number of at least 0, got {shuffles!r}.")
     if not isinstance(penalty, (int, float)) or not penalty > 0:
         raise OptionError(f"penalty must be a number above 0, got {penalty!r}.")
+    if untrained is not False:
+        read_again(data, 2, "linear_probe")
     readout = Readout(penalty, seed)
     source = Source(data, batch_size, batched, read, progress, "reading layers")
     table = rows_of(model, source, layers, pool, forward, most, seed)
@@ -117,10 +118,7 @@ def linear_probe(
         else:
             other = rows_of(untrained, source, layers, pool, forward, most, seed)
         if other.count != table.count:
-            raise InputError(
-                f"linear_probe: the data had {table.count} samples for the model and {other.count} for its untrained "
-                "twin; give data that can be read twice, or untrained=False."
-            )
+            raise InputError(f"linear_probe: the data had {table.count} samples, and {other.count} when read again.")
         twins["untrained"] = other.layers
     folds = folds_of(truth, min(FOLDS, _smallest(truth)), seed)
     generator = torch.Generator().manual_seed(seed)
@@ -147,7 +145,7 @@ def linear_probe(
         values=values if several else values[:, 0],
         units="share of samples" if truth.kind == "classes" else "1",
         signed=False,
-        method=f"linear probe of {what}, {len(folds)} samples, {len(folds.unique())} folds",
+        method=f"linear probe of {what}, {len(folds)} samples, {len(set(folds.tolist()))} folds",
         settings={
             "pool": pool if isinstance(pool, str) else getattr(pool, "__name__", type(pool).__name__),
             "penalty": penalty,

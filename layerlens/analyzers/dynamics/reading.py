@@ -39,6 +39,19 @@ class Source:
             yield dataclasses.replace(batch, inputs=moved(batch.inputs, model))
 
 
+def read_again(data: Any, times: int, what: str) -> None:
+    """Refuse data that is used up by the first reading.
+
+    Raises:
+        InputError: for an iterator.
+    """
+    if isinstance(data, Iterator):
+        raise InputError(
+            f"{what}: the data is {describe(data)}, which is used up by the first reading; give data that can be read "
+            f"{times} times: a tensor, a list, a Dataset or a DataLoader."
+        )
+
+
 def moved(inputs: Inputs, model: nn.Module) -> Inputs:
     """The same inputs on the device of a model."""
     first = next(model.parameters(), None)

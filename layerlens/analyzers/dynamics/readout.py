@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import warnings
 from typing import Any, Literal
 
 import torch
 
+from ...borrow import generator_states, restore_generators
 from ...errors import InputError, need
 
 Kind = Literal["classes", "numbers"]
@@ -101,7 +103,11 @@ class Readout:
     """
 
     def __init__(self, penalty: float, seed: int) -> None:
+        before = generator_states()  # the first import of scikit-learn draws random numbers
         need("sklearn", "a linear readout")
+        for part in ("linear_model", "pipeline", "preprocessing"):
+            importlib.import_module(f"sklearn.{part}")
+        restore_generators(before)
         self.penalty, self.seed = penalty, seed
         self.unfinished = 0
 
@@ -111,7 +117,8 @@ class Readout:
             return rows
         generator = torch.Generator().manual_seed(self.seed)
         directions = torch.randn(rows.shape[1], MOST_FEATURES, generator=generator, dtype=torch.float32)
-        return rows @ directions.to(rows.dtype) / MOST_FEATURES**0.5
+        projected: torch.Tensor = rows @ directions.to(rows.dtype) / MOST_FEATURES**0.5
+        return projected
 
     def scores(
         self, rows: torch.Tensor, labels: Labels, fitted: torch.Tensor, tested: torch.Tensor, truth: Labels
@@ -132,7 +139,7 @@ class Readout:
         from sklearn.preprocessing import StandardScaler
 
         known = labels.values[fitted]
-        if labels.kind == "classes" and len(known.unique()) < 2:  # nothing to tell apart: one answer for all
+        if labels.kind == "classes" and len(set(known.tolist())) < 2:  # nothing to tell apart: one answer for all
             return (truth.values[tested] == known[0]).double()
         estimator = (
             LogisticRegression(C=self.penalty, max_iter=2000, tol=1e-3)
@@ -152,12 +159,13 @@ class Readout:
         right = truth.values[tested]
         if labels.kind == "classes":
             return (found == right).double()
-        return 1 - (found - right).square() / right.var(correction=0).clamp_min(1e-300)
+        scores: torch.Tensor = 1 - (found - right).square() / right.var(correction=0).clamp_min(1e-300)
+        return scores
 
     def held_out(self, rows: torch.Tensor, labels: Labels, folds: torch.Tensor) -> torch.Tensor:
         """How well each sample is read by a readout fitted to the other folds, `(samples,)`."""
         found = torch.empty(len(rows), dtype=torch.float64)
-        for fold in folds.unique().tolist():
+        for fold in sorted(set(folds.tolist())):
             tested, fitted = (folds == fold).nonzero().squeeze(1), (folds != fold).nonzero().squeeze(1)
             found[tested] = self.scores(rows, labels, fitted, tested, labels)
         return found
