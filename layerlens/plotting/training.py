@@ -22,7 +22,7 @@ LOGGED: Final = 0.5
 """Inches of height of a logged value."""
 SPREAD: Final = 100.0
 """Largest over smallest logged value from which its axis is logarithmic."""
-MARKS: Final = {
+MARKS: Final[dict[str, dict[str, Any]]] = {
     "zero": {"facecolor": "#D55E00", "edgecolor": "white", "hatch": "....."},
     "infinite": {"facecolor": "black", "edgecolor": "white", "hatch": "xxxxx"},
     "NaN": {"facecolor": "white", "edgecolor": style.FAINT, "hatch": "//////"},
@@ -193,10 +193,11 @@ def _show(axes: Axes, drawn: Array, values: Array, limits: Limits | None, colour
 
 
 def _is(name: str, values: Array) -> Array:
-    return {"zero": values == 0, "infinite": np.isinf(values)}.get(name, np.isnan(values))
+    found: Array = {"zero": values == 0, "infinite": np.isinf(values)}.get(name, np.isnan(values))
+    return found
 
 
-def _mark(axes: Axes, where: Array, shape: tuple[int, ...], look: dict[str, str]) -> None:
+def _mark(axes: Axes, where: Array, shape: tuple[int, ...], look: dict[str, Any]) -> None:
     """Cover cells by one patch, in the same look all over."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
