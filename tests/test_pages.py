@@ -27,6 +27,7 @@ def same(printed, told):
         ("groups-and-errors", 3),
         ("interventions", 5),
         ("weights-and-inputs", 6),
+        ("training-and-transfer", 5),
     ],
 )
 def test_every_block_prints_what_stands_below_it(name, least, tmp_path, monkeypatch, capsys):

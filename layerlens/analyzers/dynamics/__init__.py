@@ -5,6 +5,7 @@ from .generalization_gap import generalization_gap
 from .geometry import geometry
 from .linear_probe import linear_probe
 from .similarity import similarity
-from .watch import Watch, watch
+from .watch import watch
+from .watching import Watch
 
 __all__ = ["Watch", "compare", "generalization_gap", "geometry", "linear_probe", "similarity", "watch"]
