@@ -8,6 +8,7 @@ from .explained import Explained
 from .faithfulness import FaithfulnessCurve
 from .feature_visualization import FeatureVisualization
 from .groups import ErrorExplanation, GroupComparison, GroupEffects
+from .health import LayerHealth
 from .layer_table import LayerRow, LayerTable
 from .layers import LayerProfile
 from .leaderboard import Leaderboard
@@ -34,6 +35,7 @@ __all__ = [
     "GroupComparison",
     "GroupEffects",
     "LatentTraversal",
+    "LayerHealth",
     "LayerProfile",
     "LayerRow",
     "LayerTable",

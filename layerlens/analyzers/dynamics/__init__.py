@@ -1,6 +1,7 @@
 """Dynamics: what the layers of a model make of a data set."""
 
 from .geometry import geometry
+from .health import health
 from .similarity import similarity
 
-__all__ = ["geometry", "similarity"]
+__all__ = ["geometry", "health", "similarity"]
