@@ -2,6 +2,7 @@
 
 from .geometry import geometry
 from .health import health
+from .nonlinearity import nonlinearity
 from .similarity import similarity
 
-__all__ = ["geometry", "health", "similarity"]
+__all__ = ["geometry", "health", "nonlinearity", "similarity"]

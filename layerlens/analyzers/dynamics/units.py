@@ -67,8 +67,8 @@ class Units:
 
     def add(self, values: torch.Tensor) -> str:
         """One batch, `(batch, units, *places)`; why it does not fit, or the empty text."""
-        wide = values.detach().to("cpu", torch.float64).flatten(2) if values.ndim > 2 else None
-        table = values.detach().to("cpu", torch.float64).unsqueeze(2) if wide is None else wide  # (batch, units, places)
+        table = values.detach().to("cpu", torch.float64)
+        table = table.flatten(2) if table.ndim > 2 else table.unsqueeze(2)  # (batch, units, places)
         batch, units, places = table.shape
         if not self.samples:
             empty = torch.zeros(units, dtype=torch.float64)
@@ -92,13 +92,13 @@ class Units:
         if self.products is not None:
             flat = centred.transpose(0, 1).reshape(units, -1)
             self.products = self.products + flat @ flat.T if every else None
-        size = units * places
+        size = float(units * places)
         ended = torch.zeros(batch, dtype=torch.float64)
         if self.spans is not None:
             ended = self._ended(table, good).sum(dim=(1, 2)) / size
-        zero = ((table == 0) & good).sum(dim=(1, 2)) / size
+        zero = ((table == 0) & good).sum(dim=(1, 2)).double() / size
         mean = known.sum(dim=(1, 2)) / good.sum(dim=(1, 2)).clamp_min(1)
-        self.per_sample.append(torch.stack([ended, zero, 1 - good.sum(dim=(1, 2)) / size, mean], dim=1))
+        self.per_sample.append(torch.stack([ended, zero, 1 - good.sum(dim=(1, 2)).double() / size, mean], dim=1))
         self.samples += batch
         self.rows += batch * places
         return ""
