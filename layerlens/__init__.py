@@ -54,6 +54,7 @@ _HOMES = {
     "sensitivity": "analyzers.sensitivity",
     "jacobian": "analyzers.sensitivity",
     "noise_response": "analyzers.sensitivity",
+    **dict.fromkeys(("geometry", "health", "logit_lens", "nonlinearity", "similarity"), "analyzers.dynamics"),
     "relevance": "analyzers.relevance",
     "relevance_by_target": "analyzers.relevance",
     "Rulebook": "analyzers.relevance",
@@ -76,9 +77,11 @@ _HOMES = {
     "GroupComparison": "results",
     "GroupEffects": "results",
     "LatentTraversal": "results",
+    "LayerHealth": "results",
     "LayerProfile": "results",
     "LayerTable": "results",
     "Leaderboard": "results",
+    "LogitLens": "results",
     "Matrix": "results",
     "MethodTable": "results",
     "Ranking": "results",
@@ -111,6 +114,11 @@ if TYPE_CHECKING:
     from .analyzers.activation.feature_visualization import feature_visualization
     from .analyzers.activation.latent_traversal import latent_traversal
     from .analyzers.activation.receptive_field import receptive_field
+    from .analyzers.dynamics.geometry import geometry
+    from .analyzers.dynamics.health import health
+    from .analyzers.dynamics.logit_lens import logit_lens
+    from .analyzers.dynamics.nonlinearity import nonlinearity
+    from .analyzers.dynamics.similarity import similarity
     from .analyzers.faithfulness import cascading_randomization
     from .analyzers.faithfulness.evaluate import evaluate
     from .analyzers.groups.compare_groups import compare_groups
@@ -145,10 +153,12 @@ if TYPE_CHECKING:
         GroupComparison,
         GroupEffects,
         LatentTraversal,
+        LayerHealth,
         LayerProfile,
         LayerTable,
         Leaderboard,
         Ledger,
+        LogitLens,
         Matrix,
         MethodTable,
         Ranking,
@@ -175,12 +185,14 @@ __all__ = [
     "GroupComparison",
     "GroupEffects",
     "LatentTraversal",
+    "LayerHealth",
     "LayerProfile",
     "LayerTable",
     "Layers",
     "Leaderboard",
     "Ledger",
     "Lens",
+    "LogitLens",
     "Matrix",
     "MethodTable",
     "Probe",
@@ -216,14 +228,18 @@ __all__ = [
     "explain_errors",
     "faithfulness",
     "feature_visualization",
+    "geometry",
     "grad_cam",
+    "health",
     "jacobian",
     "latent_traversal",
     "layer_maps",
     "layer_table",
     "load",
+    "logit_lens",
     "neuron",
     "noise_response",
+    "nonlinearity",
     "plotting",
     "probability",
     "rank_concepts",
@@ -237,6 +253,7 @@ __all__ = [
     "saliency",
     "select",
     "sensitivity",
+    "similarity",
     "top_inputs",
 ]
 

@@ -13,6 +13,7 @@ from .layer_table import LayerRow, LayerTable
 from .layers import LayerProfile
 from .leaderboard import Leaderboard
 from .ledger import Entry, Ledger
+from .logit_lens import LogitLens
 from .matrix import Matrix
 from .method_table import MethodTable
 from .ranking import Ranking
@@ -41,6 +42,7 @@ __all__ = [
     "LayerTable",
     "Leaderboard",
     "Ledger",
+    "LogitLens",
     "Matrix",
     "MethodTable",
     "Ranking",

@@ -2,7 +2,8 @@
 
 from .geometry import geometry
 from .health import health
+from .logit_lens import logit_lens
 from .nonlinearity import nonlinearity
 from .similarity import similarity
 
-__all__ = ["geometry", "health", "nonlinearity", "similarity"]
+__all__ = ["geometry", "health", "logit_lens", "nonlinearity", "similarity"]

@@ -9,22 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...axes import batch_axis
-from ...borrow import borrowed
-from ...capturing import capture
 from ...errors import InputError, OptionError, check_count
 from ...inputs import Inputs, as_inputs
-from ...layers import LayerPath, Selection
-from ...outputs import class_scores
+from ...layers import Selection
 from ...results import LayerHealth
-from ...stream import Batch
-from ...target import Spec, Target, as_target
-from ..fastpath import layers_called
+from ...target import Spec, as_target
 from ..relevance.batch_targets import check_length, class_lists, of_batch
 from ..sensitivity.chance import shuffled
-from ..sensitivity.job import row_norms
 from ..sensitivity.options import listed, warn_left_out
-from .reading import Source, distinct, run_once
+from .gradient_norms import gradient_norms, loss
+from .reading import Source, distinct, run_once, worth_telling
 from .units import UnitReader, Units
 
 SERIES = ("dead", "doubled", "saturated", "zero", "not finite")
@@ -48,7 +42,7 @@ def health(
     progress: bool | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> LayerHealth:
-    """Which units of every layer are dead, doubled or saturated over a data set, and how large values and gradients are.
+    """Which units of every layer are dead, doubled or saturated over a data set; how large values and gradients are.
 
     Of each layer's values h, unit by unit (channel, feature) over all samples and places:
 
@@ -122,8 +116,8 @@ def health(
             if one is not None:
                 one.left_out.update(run_once(one, batch.inputs, seed).left_out)
         if target is not None:
-            score = _loss(batch) if isinstance(target, str) and target == "loss" else of_batch(aim, batch)
-            for name, norms in _gradients(model, batch.inputs, reader.layers, score, forward, seed).items():
+            score = loss(batch) if isinstance(target, str) and target == "loss" else of_batch(aim, batch)
+            for name, norms in gradient_norms(model, batch.inputs, reader.layers, score, forward, seed).items():
                 gradients.setdefault(name, []).append(norms)
         count += batch.inputs.batch
     check_length(lists, count)
@@ -159,8 +153,8 @@ def health(
         error=error,
         null=None if twin is None else _aligned(twin, names, double),
         explanation=(
-            "Dead units gave the same answer to every sample, doubled ones repeat an earlier unit, saturated values lie "
-            "at an end of their range, where no gradient passes.",
+            "Dead units gave the same answer to every sample, doubled ones repeat an earlier unit, saturated values "
+            "lie at an end of their range, where no gradient passes.",
             f"Dead is what {count} samples did not wake (one in {1 / (1 - 0.05 ** (1 / count)):.0f} others may): it "
             "depends on the samples seen, and a unit that lives may still not matter to the output.",
         ),
@@ -170,7 +164,9 @@ def health(
         std=moments[:, 1],
         gradient=None
         if target is None
-        else torch.stack([torch.cat(gradients[n]).mean() if n in gradients else torch.tensor(torch.nan) for n in names]),
+        else torch.stack(
+            [torch.cat(gradients[n]).mean() if n in gradients else torch.tensor(torch.nan) for n in names]
+        ),
         samples=samples,
         bound=1 - 0.05 ** (1 / samples.double()),
     )
@@ -203,49 +199,9 @@ def _aligned(twin: UnitReader, names: tuple[str, ...], double: float) -> torch.T
     return null
 
 
-def _loss(batch: Batch) -> Target:
-    """The cross-entropy of the label of each sample."""
-    chosen = of_batch(None, batch)
-
-    def loss(output: Any, rows: torch.Tensor) -> torch.Tensor:
-        return class_scores(output).logsumexp(dim=1) - chosen(output, rows)
-
-    return Target(loss, "cross-entropy")
-
-
-def _gradients(
-    model: nn.Module,
-    inputs: Inputs,
-    layers: list[LayerPath],
-    score: Target,
-    forward: Callable[..., Any] | None,
-    seed: int,
-) -> dict[str, torch.Tensor]:
-    """Call of a layer -> norm of the gradient of each sample's score, `(batch,)`."""
-    found: dict[str, torch.Tensor] = {}
-    with borrowed(model), layers_called():
-        torch.manual_seed(seed)
-        record = capture(
-            model, inputs, layers, keep="reference", reduce=lambda output: None, gradients=True, target=score,
-            forward=forward,
-        )  # fmt: skip
-        for call in record.order:
-            parts = {} if call.gradients is None else call.gradients.found
-            gradient = next((part for part in parts.values() if part is not None), None)
-            if gradient is None or not gradient.ndim:
-                continue
-            axis = batch_axis(model.get_submodule(call.layer), gradient)
-            if gradient.shape[axis] == inputs.batch:
-                name = f"{call.layer} #{call.index}" if call.index else call.layer
-                found[name] = row_norms(gradient, axis, inputs.batch)
-    return found
-
-
-def _warn(
-    names: tuple[str, ...], values: torch.Tensor, count: int, left_out: dict[str, str], explicit: bool
-) -> None:
+def _warn(names: tuple[str, ...], values: torch.Tensor, count: int, left_out: dict[str, str], explicit: bool) -> None:
     """Say what would mislead."""
-    warn_left_out("health", left_out, explicit)
+    warn_left_out("health", worth_telling(left_out, explicit), explicit)
     if count < ENOUGH:
         bound = 1 - 0.05 ** (1 / count)
         warnings.warn(

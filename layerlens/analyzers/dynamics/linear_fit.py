@@ -12,7 +12,7 @@ FOLDS = 5
 
 def folds_of(samples: torch.Tensor, seed: int) -> torch.Tensor:
     """The fold of each row; rows of one sample share one. At most `FOLDS`, at least two."""
-    names, place = samples.unique(return_inverse=True)
+    names, place = torch.unique(samples, return_inverse=True)
     count = min(FOLDS, len(names))
     fold = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)) % count
     return fold[place]

@@ -17,7 +17,7 @@ from ...results import LayerProfile
 from ..sensitivity.options import listed, warn_left_out
 from .linear_fit import folds_of, unexplained
 from .pairs import Options, PairReader
-from .reading import Source
+from .reading import Source, worth_telling
 from .residual import residual_calls
 
 SERIES = ("nonlinearity", "block influence")
@@ -42,7 +42,7 @@ def nonlinearity(
     progress: bool | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> LayerProfile:
-    r"""How much of what each layer returns is no linear map of what it is given, and which blocks change next to nothing.
+    r"""How much of what each layer returns is no linear map of what it is given; which blocks change next to nothing.
 
     - nonlinearity: 1 - R^2 of the best linear map (with an offset) from a layer's first floating-point input x to its
       output y, on samples held out: 0 for a linear layer, 1 where x says nothing linearly. The map is a ridge
@@ -184,7 +184,7 @@ def _warn(
     names: tuple[str, ...], values: torch.Tensor, null: torch.Tensor, left_out: dict[str, str], explicit: bool
 ) -> None:
     """Say what would mislead."""
-    warn_left_out("nonlinearity", left_out, explicit)
+    warn_left_out("nonlinearity", worth_telling(left_out, explicit), explicit)
     if blurred := [name for name, floor in zip(names, null[:, 0].tolist(), strict=True) if floor > 0.05]:
         worst = float(null[:, 0].nan_to_num().max())
         warnings.warn(

@@ -23,7 +23,7 @@ from .residual import first_floating
 from .windows import window_of
 
 OUTPUTS = 256
-"""Numbers of an output that are kept as they are; of more, random sums are taken, which have the same R^2 on average."""
+"""Numbers of an output that are kept as they are; of more, random sums are taken, whose R^2 is the same on average."""
 
 TWIN = 8
 """Outputs of the linear twin, a random linear map of the same input."""
@@ -81,7 +81,9 @@ class Pairs:
         x, y = x.reshape(batch * rows, -1).double(), y.reshape(batch * rows, -1).double()
         twin = x @ self._map("twin", features, TWIN)
         self.samples += batch
-        self.parts.append((self._summed("x", x, self.options.widest), self._summed("y", y, OUTPUTS), twin, samples, keys))
+        self.parts.append(
+            (self._summed("x", x, self.options.widest), self._summed("y", y, OUTPUTS), twin, samples, keys)
+        )
         if sum(len(part[-1]) for part in self.parts) > 2 * self.options.most:
             self.parts = [self.rows()]
         return ""

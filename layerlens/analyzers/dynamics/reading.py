@@ -171,3 +171,13 @@ def labels_of(given: Any, table: Table, what: str) -> torch.Tensor:
         raise InputError(f"{what}: labels must hold one name or number per sample; got {listed[0]!r} for the first.")
     names = sorted({str(one) for one in listed})
     return torch.tensor([names.index(str(listed[k])) for k in table.index.tolist()])
+
+
+def worth_telling(left_out: dict[str, str], explicit: bool) -> dict[str, str]:
+    """Of the layers without numbers, those that the caller should hear of.
+
+    Where every layer was asked for, it goes without saying that some return no floating-point tensor, or one that all
+    samples share; not so that values are not finite, or that a layer has them for some samples only.
+    """
+    telling = ("NaN", "every sample", "between samples", "some samples")
+    return {name: why for name, why in left_out.items() if explicit or any(part in why for part in telling)}

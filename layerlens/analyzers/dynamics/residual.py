@@ -15,7 +15,14 @@ from ...nested import first_tensor, named_tensors
 from ...probe import Probe
 from ..fastpath import layers_called
 
-PASSING = ("AddBackward0", "CloneBackward0", "AliasBackward0", "ToCopyBackward0", "ViewBackward0", "UnsafeViewBackward0")
+PASSING = (
+    "AddBackward0",
+    "CloneBackward0",
+    "AliasBackward0",
+    "ToCopyBackward0",
+    "ViewBackward0",
+    "UnsafeViewBackward0",
+)
 """Nodes of autograd's graph that hand on what came in, alone or as a part of a sum."""
 
 
@@ -72,7 +79,7 @@ def _adds(output: tuple[Any, int] | None, given: tuple[Any, int] | None) -> bool
         added |= node.name() == "AddBackward0"
         scaled = getattr(node, "_saved_alpha", 1) != 1
         for place, (source, slot) in enumerate(node.next_functions):
-            if source is None or scaled and place:
+            if source is None or (scaled and place):
                 continue
             if source is given[0] and slot == given[1]:
                 if added:

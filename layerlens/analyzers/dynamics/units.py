@@ -161,9 +161,7 @@ class UnitReader(FeatureReader):
         widest: units above which no doubles are looked for.
     """
 
-    def __init__(
-        self, model: nn.Module, layers: Selection, forward: Callable[..., Any] | None, widest: int
-    ) -> None:
+    def __init__(self, model: nn.Module, layers: Selection, forward: Callable[..., Any] | None, widest: int) -> None:
         super().__init__(model, layers, forward=forward)
         self.widest = widest
         self.units: dict[str, Units] = {}

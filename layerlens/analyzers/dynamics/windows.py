@@ -1,4 +1,4 @@
-"""Which part of a layer's input makes one place of its output: windows of convolutions and poolings, places, samples."""
+"""Which part of a layer's input makes one place of its output: the windows of convolutions, poolings and blocks."""
 
 from __future__ import annotations
 
@@ -41,10 +41,8 @@ class Window:
         return flat.masked_fill(~inside, int(sizes.prod()))
 
 
-def window_of(
-    module: nn.Module, axes: Axes, given: Sequence[int], made: Sequence[int], widest: int
-) -> Window | None:
-    """The window of a layer, whose input has the places `given` and whose output those `made`; None where there is none.
+def window_of(module: nn.Module, axes: Axes, given: Sequence[int], made: Sequence[int], widest: int) -> Window | None:
+    """The window of a layer whose input has the places `given`, and its output those `made`; None where there is none.
 
     Exact for convolutions. Other layers without children work place by place, poolings in their kernel, and blocks in
     the reach of the convolutions in them, at most `widest` places in each direction.
@@ -60,7 +58,7 @@ def window_of(
     stride = []
     for here, there in zip(given, made, strict=True):
         step = -(-here // there)
-        if there > here or -(-here // step) != there and here // step != there:
+        if there > here or there not in (here // step, -(-here // step)):
             return None
         stride.append(step)
     size = 1
@@ -94,8 +92,9 @@ def _kernel(module: nn.Module) -> int:
     apart = dilation if isinstance(dilation, (tuple, list)) else (dilation,)
     if not all(isinstance(one, int) for one in (*sizes, *apart)):
         return 1
-    return (max(sizes) - 1) * max(apart) + 1
+    return int((max(sizes) - 1) * max(apart) + 1)
 
 
 def _reach(module: nn.Module) -> int:
-    return 1 + sum(_kernel(part) - 1 for part in module.modules() if not any(part.children()))
+    reach: int = 1 + sum(_kernel(part) - 1 for part in module.modules() if not any(part.children()))
+    return reach
