@@ -63,6 +63,15 @@ ANALYZERS = {
         batched=True,
         permutations=3,
     ),
+    "similarity": lambda model, x, target: layerlens.similarity(
+        model, as_data(x) * 2, pool="mean", permutations=1, batched=True, batch_size=2
+    ),
+    "geometry": lambda model, x, target: layerlens.geometry(model, as_data(x) * 4, shuffles=1, batched=True),
+    "health": lambda model, x, target: layerlens.health(model, as_data(x) * 2, target=one_class(target), batched=True),
+    "nonlinearity": lambda model, x, target: layerlens.nonlinearity(
+        model, as_data(x) * 2, places=2, most=8, widest=8, batched=True
+    ),
+    "logit_lens": lambda model, x, target: unembedded(model, x),
     "relevance attn": lambda model, x, target: layerlens.relevance(model, x, target=target, rules="attn"),
 }
 
@@ -132,6 +141,16 @@ def mapped(model, x, target, method, **options):
         return layerlens.saliency(model, x, target=target, method=method, **options)
     except LayerLensError as error:
         if "needs an image input" not in str(error) and "which " + method + " needs" not in str(error):
+            raise
+        return None
+
+
+def unembedded(model, x):
+    """A logit lens; models without a list of blocks or without classes are refused, which is well."""
+    try:
+        return layerlens.logit_lens(model, x)
+    except LayerLensError as error:
+        if not any(text in str(error) for text in ("Give the layers", "give head=", "has one class")):
             raise
         return None
 

@@ -41,6 +41,7 @@ class Side:
 
     def __init__(self, reader: FeatureReader, seed: int) -> None:
         self.reader, self.seed = reader, seed
+        self.count = 0
         self.names: list[str] | None = None
         self.left_out: dict[str, str] = {}
         self.widths: dict[str, int] = {}
@@ -49,7 +50,8 @@ class Side:
 
     def read(self, inputs: Inputs) -> Rows:
         """The rows, or Gram matrices, of one batch."""
-        rows = run_once(self.reader, inputs, self.seed)
+        rows = run_once(self.reader, inputs, self.seed + self.count)
+        self.count += inputs.batch
         self.left_out.update(rows.left_out)
         return rows
 

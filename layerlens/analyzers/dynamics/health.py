@@ -114,10 +114,10 @@ def health(
             twin = UnitReader(model, chosen, shuffled(model, forward, seed), widest) if null else None
         for one in (reader, twin):
             if one is not None:
-                one.left_out.update(run_once(one, batch.inputs, seed).left_out)
+                one.left_out.update(run_once(one, batch.inputs, seed + count).left_out)
         if target is not None:
             score = loss(batch) if isinstance(target, str) and target == "loss" else of_batch(aim, batch)
-            for name, norms in gradient_norms(model, batch.inputs, reader.layers, score, forward, seed).items():
+            for name, norms in gradient_norms(model, batch.inputs, reader.layers, score, forward, seed + count).items():
                 gradients.setdefault(name, []).append(norms)
         count += batch.inputs.batch
     check_length(lists, count)

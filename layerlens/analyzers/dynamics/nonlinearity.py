@@ -114,7 +114,7 @@ def nonlinearity(
         if reader is None:
             blocks = residual_calls(model, batch.inputs, forward, seed) if residual is None else set[str]()
             reader = PairReader(model, selected, blocks, forward, options, always=bool(residual))
-        reader.read(batch.inputs, seed)
+        reader.read(batch.inputs, seed + count)
         count += batch.inputs.batch
     if count < 2:
         raise InputError("nonlinearity: one sample leaves none to hold out; give two or more.")

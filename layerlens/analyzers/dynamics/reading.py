@@ -102,7 +102,7 @@ def distinct(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | Non
 
 
 def run_once(reader: FeatureReader, inputs: Inputs, seed: int) -> Rows:
-    """Run a reader on one batch; a model that draws numbers draws the same ones for every batch."""
+    """Run a reader on one batch; the seed is that of the numbers that the model draws."""
     with borrowed(reader.model, grad=False):
         torch.manual_seed(seed)
         return reader.read(inputs)
@@ -132,7 +132,7 @@ def gather(make: Callable[[Any], FeatureReader], layers: Any, source: Source, mo
         if not looked:
             reader, looked = make(distinct(model, batch.inputs, reader.forward)), True
         size = batch.inputs.batch
-        features.add(run_once(reader, batch.inputs, seed))
+        features.add(run_once(reader, batch.inputs, seed + count))
         keys = torch.cat([keys, torch.rand(size, generator=generator, dtype=torch.float64)])
         index = torch.cat([index, torch.arange(count, count + size)])
         labels = None if labels is None or batch.labels is None else labels + batch.labels

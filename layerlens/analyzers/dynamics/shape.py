@@ -11,6 +11,8 @@ GROUPS = 10
 
 def spread(rows: torch.Tensor) -> torch.Tensor:
     """The eigenvalues of the covariance times samples, those that are not zero, of `(n, features)`; smallest first."""
+    if not rows.shape[1]:
+        return rows.new_empty(0)
     rows = rows - rows.mean(dim=0)
     square = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
     values = torch.linalg.eigvalsh(square)

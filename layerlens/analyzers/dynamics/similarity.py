@@ -70,8 +70,8 @@ def similarity(
         other_layers: of that model.
         other_data: the same samples in the same order, as the second model takes them; None gives both the same.
         measure: see above.
-        debiased: whether CKA uses the unbiased HSIC. The biased one is .67 to .89 for independent tables with up to
-            twice as many features as samples.
+        debiased: whether CKA uses the unbiased HSIC. The biased one is about d / (n + d) for independent tables of n
+            samples and d features: .67 for d = 2 n, .89 for d = 8 n.
         pool: how a layer becomes a row: `"flatten"` takes all its numbers, `"mean"` each unit's mean over places,
             `"last"` its last place, or a function from `(batch, units, *places)` to `(batch, features)`. Samples of
             different shapes need one that does not depend on the number of places.
