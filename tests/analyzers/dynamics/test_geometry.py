@@ -8,8 +8,8 @@ from torch import nn
 
 from layerlens import Lens, errors
 from layerlens.analyzers.dynamics import geometry
-from layerlens.inputs import as_inputs
 from layerlens.analyzers.dynamics.shape import compact, effective_rank, gaussian, spread, two_nearest, two_nn
+from layerlens.inputs import as_inputs
 from tests.cases import CASES, normal
 
 PR, ALIKE, RANK, TWO = range(4)
@@ -33,7 +33,7 @@ def plane(count, dimensions, features, seed=0):
 
 @pytest.mark.parametrize("dimensions", [5, 10])
 def test_a_plane_has_its_dimensions_by_every_measure(dimensions):
-    found = shaped(plane(1000, dimensions, 40))
+    found = shaped(plane(800, dimensions, 20))
     values = found.values[0]
     assert float(values[PR]) == pytest.approx(dimensions, rel=0.03)
     assert float(values[RANK]) == pytest.approx(dimensions, rel=0.01)
@@ -74,7 +74,7 @@ def test_two_nn_is_the_fit_of_facco():
 
 
 def test_errors_are_the_spread_of_repeat_draws():
-    draws = [shaped(plane(300, 5, 20, seed)) for seed in range(30)]
+    draws = [shaped(plane(200, 5, 8, seed)) for seed in range(24)]
     values = torch.stack([one.values[0] for one in draws])
     said = torch.stack([one.error[0] for one in draws]).mean(dim=0)
     ratio = said / values.std(dim=0)
@@ -131,7 +131,7 @@ def test_class_separation_is_the_share_between_classes_and_its_null_what_shuffli
     expected = 1 - within / ((x - x.mean(dim=0)) ** 2).sum()
     assert float(found.values[0, -1]) == pytest.approx(float(expected), rel=1e-10)
     assert float(found.null[0, -1]) == pytest.approx(2 / 299, rel=0.15)  # (classes - 1) / (n - 1)
-    assert float(found.error[0, -1]) < 0.02
+    assert 0.005 < float(found.error[0, -1]) < 0.05
     named = shaped(list(zip(x, [f"class {k}" for k in y.tolist()], strict=True)))
     assert float(named.values[0, -1]) == pytest.approx(float(expected), rel=1e-10)
     assert len(shaped(x).series) == 4

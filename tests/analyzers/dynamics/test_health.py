@@ -10,8 +10,8 @@ import layerlens
 from layerlens import Lens, errors
 from layerlens.analyzers.dynamics import health
 from layerlens.analyzers.dynamics.units import Units
-from layerlens.inputs import as_inputs
 from layerlens.demo.embedded import CLASS_NAMES, load_digit_net, sample_pictures
+from layerlens.inputs import as_inputs
 from tests.cases import CASES, double, normal
 
 

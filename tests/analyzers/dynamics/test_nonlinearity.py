@@ -1,6 +1,8 @@
 """How linear layers are, of layers that are known to be linear or not."""
 
+import contextlib
 import math
+import warnings
 
 import pytest
 import torch
@@ -29,6 +31,14 @@ class Residual(nn.Module):
         return x + self.inner(x)
 
 
+@contextlib.contextmanager
+def quiet():
+    """So few samples of so many features are warned of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
 def values(found):
     return dict(zip(found.layers, found.values[:, 0].tolist(), strict=True))
 
@@ -38,7 +48,6 @@ def values(found):
     [
         (nn.Linear(5, 3), (200, 5)),
         (nn.Linear(5, 3), (60, 4, 5)),
-        (nn.LayerNorm(5, elementwise_affine=False), None),
         (nn.Conv1d(3, 4, 3), (60, 3, 12)),
         (nn.Conv1d(3, 4, 4, stride=2, padding=1), (60, 3, 12)),
         (nn.Conv2d(3, 4, 3, padding=1), (60, 3, 8, 8)),
@@ -55,8 +64,6 @@ def values(found):
     ids=lambda part: str(part).replace("\n", ""),
 )
 def test_linear_layers_are_at_zero(layer, shape):
-    if shape is None:
-        return
     x = normal(*shape).double()
     found = nonlinearity(nn.Sequential(layer).double().requires_grad_(False), x, "0")
     assert 0 <= float(found.values[0, 0]) < 1e-9
@@ -103,7 +110,11 @@ def test_blocks_that_add_to_their_stream_are_found_in_the_graph(name):
     case = CASES[name]
     model = case.build().requires_grad_(False)
     calls = residual_calls(model, as_inputs(case.example()), None, 0)
-    blocks = {path for path, module in model.named_modules() if type(module).__name__ in ("ViTLayer", "GPT2Block", "LlamaDecoderLayer")}
+    blocks = {
+        path
+        for path, module in model.named_modules()
+        if type(module).__name__ in ("ViTLayer", "GPT2Block", "LlamaDecoderLayer")
+    }
     assert blocks and {name for name in calls if not name.endswith("embeddings")} == blocks
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
@@ -137,7 +148,11 @@ def test_block_influence_is_one_less_the_cosine_and_slight_blocks_are_named():
     slight = nn.Linear(16, 16)
     with torch.no_grad():
         slight.weight.mul_(0.01), slight.bias.mul_(0.01)
-    net = nn.Sequential(Residual(nn.Sequential(nn.Linear(16, 16), Square())), Residual(slight)).double()
+    net = (
+        nn.Sequential(Residual(nn.Sequential(nn.Linear(16, 16), Square())), Residual(slight))
+        .double()
+        .requires_grad_(False)
+    )
     x = normal(200, 7, 16).double()
     found = nonlinearity(net, x, ["0", "1"])
     h = net[0](x)
@@ -152,7 +167,9 @@ def test_block_influence_is_one_less_the_cosine_and_slight_blocks_are_named():
 def test_few_rows_for_many_features_are_warned_of_and_shown_by_the_null():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(300, 20)).double()
-    with pytest.warns(UserWarning, match=r"too few rows for the features of layer 0: a linear layer would get up to 0\.\d\d"):
+    with pytest.warns(
+        UserWarning, match=r"too few rows for the features of layer 0: a linear layer would get up to 0\.\d\d"
+    ):
         found = nonlinearity(net, normal(100, 300).double())
     value, null = float(found.values[0, 0]), float(found.null[0, 0])
     assert value > 0.5 and null == pytest.approx(value, abs=0.1)  # it is linear, and that cannot be told
@@ -170,7 +187,9 @@ def test_wide_inputs_are_summed_at_random_and_the_null_tells_the_price():
     with pytest.warns(UserWarning, match="the null"):
         found = nonlinearity(net, normal(900, 300).double(), widest=100)
     assert int(found.checks["features"][0]) == 300
-    assert float(found.values[0, 0]) == pytest.approx(float(found.null[0, 0]), abs=0.1) and float(found.null[0, 0]) > 0.3
+    assert (
+        float(found.values[0, 0]) == pytest.approx(float(found.null[0, 0]), abs=0.1) and float(found.null[0, 0]) > 0.3
+    )
 
 
 def test_the_fit_against_lstsq():
@@ -196,12 +215,12 @@ def test_samples_are_held_out_as_a_whole():
 
 def test_noise_is_not_learned():
     """Held out: of an output that has nothing to do with the input nothing is explained, however many features."""
+
     class Noise(nn.Module):
         def forward(self, x):
             return (1e6 * x.sum(dim=1, keepdim=True)).sin() * torch.ones(1, 3)
 
-    with pytest.warns(UserWarning, match="too few rows"):
-        found = nonlinearity(nn.Sequential(Noise()), normal(100, 80).double())
+    found = nonlinearity(nn.Sequential(Noise()), normal(100, 60).double())
     assert float(found.values[0, 0]) == pytest.approx(1, abs=0.1)
 
 
@@ -228,12 +247,13 @@ def test_attention_reaches_farther_than_a_place_and_counts_as_nonlinear():
 
 def test_every_case(case):
     model, x = case.build().double(), double(case.example())
-    with pytest.warns(UserWarning):
+    with quiet():
         found = nonlinearity(model, [as_inputs(x)] * 3, batched=True, places=4, most=40)
     known = found.values[:, 0][found.values[:, 0].isfinite()]
     assert len(known) and float(known.min()) >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mamba", "mixtral", "t5", "swin"])
 def test_families_unseen(name):
     import transformers
@@ -241,7 +261,7 @@ def test_families_unseen(name):
     kind, configuration, options, data, _ = FAMILIES[name]
     torch.manual_seed(0)
     model = getattr(transformers, kind)(getattr(transformers, configuration)(**options)).eval()
-    with pytest.warns(UserWarning):
+    with quiet():
         found = nonlinearity(model, [as_inputs(data())] * 4, batched=True, places=4, most=40, widest=32)
     assert len(found) > 5
 

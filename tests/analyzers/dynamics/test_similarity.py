@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from layerlens import Lens, errors
 from layerlens.analyzers.dynamics import similarity
 from layerlens.analyzers.dynamics.alike import biased, gram, unbiased
-from layerlens.inputs import as_inputs
 from layerlens.demo.embedded import DigitNet, load_digit_net
 from layerlens.demo.train_digits import make_scenes, split_digits
+from layerlens.inputs import as_inputs
 from tests.cases import CASES, double, normal
 
 
@@ -41,25 +41,25 @@ def pair(a, b, **options):
     return similarity(model, torch.cat([a, b], dim=1), ["parts.0", "parts.1"], **options)
 
 
-def slow_hsic(k, l):
+def slow_hsic(k, m):
     """Song et al. 2012, eq. 3: the sum over all different quadruples of samples."""
     n, total = len(k), 0.0
     for i, j, q, r in itertools.permutations(range(n), 4):
-        total += k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q])
+        total += k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q])
     return total / (n * (n - 1) * (n - 2) * (n - 3))
 
 
 def test_the_unbiased_hsic_is_the_mean_over_quadruples():
     a, b = normal(7, 3).double(), normal(7, 2, seed=8).double()
-    k, l = a @ a.T, b @ b.T
+    k, m = a @ a.T, b @ b.T
     found = (unbiased(gram(a)[None]) * unbiased(gram(b)[None])).sum()
-    assert float(found) == pytest.approx(float(slow_hsic(k, l)), rel=1e-10)
+    assert float(found) == pytest.approx(float(slow_hsic(k, m)), rel=1e-10)
 
 
 def test_a_value_is_the_ratio_of_slow_sums():
     a, b = normal(6, 3).double(), normal(6, 3).double() * 0.5 + normal(6, 3, seed=8).double()
-    k, l = a @ a.T, b @ b.T
-    expected = slow_hsic(k, l) / (slow_hsic(k, k) * slow_hsic(l, l)) ** 0.5
+    k, m = a @ a.T, b @ b.T
+    expected = slow_hsic(k, m) / (slow_hsic(k, k) * slow_hsic(m, m)) ** 0.5
     with pytest.warns(UserWarning, match="6 samples are few"):
         found = pair(a, b)
     assert found.at("parts.0", "parts.1") == pytest.approx(float(expected), rel=1e-10)
@@ -77,13 +77,13 @@ def test_rotation_and_scale_are_the_same(measure):
 def test_independent_tables_are_at_zero_and_the_biased_ones_are_not():
     """Why debiased is the default: n = 64 samples of 512 features that have nothing to do with each other."""
     values, high = [], []
-    for seed in range(20):
+    for seed in range(12):
         a, b = normal(64, 512, seed=seed).double(), normal(64, 512, seed=100 + seed).double()
         values.append(pair(a, b).at("parts.0", "parts.1"))
         with pytest.warns(UserWarning, match="biased CKA of layers parts.0, parts.1 is high for anything"):
             high.append(pair(a, b, debiased=False).at("parts.0", "parts.1"))
-    assert abs(sum(values) / 20) < 0.02
-    assert 0.85 < min(high) and max(high) < 0.92
+    assert abs(sum(values) / 12) < 0.02
+    assert min(high) > 0.85 and max(high) < 0.92
 
 
 @pytest.mark.parametrize("features", [512, 128, 64, 32])
@@ -117,13 +117,13 @@ def test_canonical_correlation_says_one_of_anything():
 def test_minibatches_have_the_expectation_of_the_whole():
     shared = 0.7
     whole, parts = [], []
-    for seed in range(30):
+    for seed in range(20):
         a = normal(96, 10, seed=seed).double()
         b = shared * a + normal(96, 10, seed=100 + seed).double()
         whole.append(pair(a, b).at("parts.0", "parts.1"))
         parts.append(pair(a, b, batch_size=8).at("parts.0", "parts.1"))
     whole, parts = torch.tensor(whole), torch.tensor(parts)
-    spread = float((whole - parts).std()) / 30**0.5
+    spread = float((whole - parts).std()) / 20**0.5
     assert abs(float((whole - parts).mean())) < 3 * spread + 0.005
     exact = (shared**2 / (shared**2 + 1)) * 1.0  # cov^2 sums: 10 s^2 / sqrt(10 (10 (s^2 + 1)^2))
     assert float(whole.mean()) == pytest.approx(exact, abs=0.02)
@@ -172,13 +172,13 @@ def test_rows_do_not_depend_on_the_batches_that_they_came_in():
 
 def test_the_error_is_the_spread_of_repeat_draws():
     values, said = [], []
-    for seed in range(60):
-        a = normal(150, 8, seed=seed).double()
-        found = pair(a, a + normal(150, 8, seed=500 + seed).double())
+    for seed in range(40):
+        a = normal(100, 8, seed=seed).double()
+        found = pair(a, a + normal(100, 8, seed=500 + seed).double())
         values.append(found.at("parts.0", "parts.1"))
         said.append(float(found.error[0, 1]))
     spread = float(torch.tensor(values).std())
-    assert 0.7 * spread < sum(said) / 60 < 1.4 * spread
+    assert 0.7 * spread < sum(said) / 40 < 1.4 * spread
 
 
 def test_the_null_is_what_permuted_rows_give():
@@ -196,7 +196,9 @@ def test_distances_and_neighbors_against_slow_ones():
     above = torch.triu_indices(64, 64, 1)
     expected = torch.corrcoef(torch.stack([d[above[0], above[1]] for d in far]))[0, 1]
     assert pair(a, b, measure="rsa").at("parts.0", "parts.1") == pytest.approx(float(expected), rel=1e-9)
-    near = [set(map(tuple, (d + torch.diag(torch.full((64,), 9e9))).topk(5, largest=False).indices.tolist())) for d in far]
+    near = [
+        set(map(tuple, (d + torch.diag(torch.full((64,), 9e9))).topk(5, largest=False).indices.tolist())) for d in far
+    ]
     assert all(len(one) == 64 for one in near)
     lists = [(d + torch.diag(torch.full((64,), 9e9))).topk(5, largest=False).indices.tolist() for d in far]
     share = sum(len(set(p) & set(q)) for p, q in zip(*lists, strict=True)) / (64 * 5)
@@ -232,7 +234,7 @@ def test_two_models_that_take_the_same_samples_in_other_layouts():
 def test_first_layers_are_alike_with_an_untrained_twin():
     """A trap that needs the second model: likeness of first layers says nothing of training."""
     _, test = split_digits(0)
-    images, _, _ = make_scenes(test, range(96), seed=5)
+    images, _, _ = make_scenes(test, range(64), seed=5)
     torch.manual_seed(0)
     found = similarity(load_digit_net(), images.float() / 255, other=DigitNet(), pool="flatten", permutations=2)
     first, last = found.at("stem.conv", "stem.conv"), found.at("head", "head")
@@ -301,9 +303,9 @@ def test_what_is_refused_and_warned_of():
     ):
         with pytest.raises(errors.OptionError, match=text):
             similarity(net, x, **options)
-    with pytest.raises(errors.InputError, match="3 sample.* are too few"):
+    with pytest.raises(errors.InputError, match=r"3 sample.* are too few"):
         similarity(net, x[:3])
-    with pytest.raises(errors.InputError, match="3 sample.* are too few"):
+    with pytest.raises(errors.InputError, match=r"3 sample.* are too few"):
         similarity(net, x[:3], pool="mean")
     with pytest.raises(errors.LayerNotFound):
         similarity(net, x, "7")
