@@ -161,7 +161,7 @@ def test_gradient_norms_are_those_of_autograd_for_each_sample():
     assert score.of("0")["gradient norm"] == pytest.approx(float(gradient.norm(dim=1).mean()), rel=1e-9)
     by_label = health(net, x, target=[1] * 40)
     torch.testing.assert_close(by_label.gradient, score.gradient)
-    with pytest.raises(errors.TargetError, match="3 classes for 40 samples|at least 16 samples"):
+    with pytest.raises(errors.TargetError, match=r"3 classes for 40 samples|at least 16 samples"):
         health(net, x, target=[1] * 3)
     with pytest.raises(errors.TargetError, match="target='label'"):
         health(net, x, target="loss")
@@ -176,7 +176,7 @@ def test_vanishing_gradients_show():
 
 def test_the_null_is_the_net_with_its_weights_shuffled():
     net = load_digit_net()
-    x, labels, _ = sample_pictures()
+    x, _labels, _ = sample_pictures()
     with pytest.warns(UserWarning, match="16 samples"):
         found = Lens(net, class_names=CLASS_NAMES).health(x, nn.ReLU, target="three", null=True)
     assert found.null.shape == found.values.shape and found.dead["stem.relu"] == (1,)
