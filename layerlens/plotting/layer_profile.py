@@ -90,7 +90,9 @@ def layer_profile(
             axes.set_xlim(right=vmax)
         shown = {name: np.where(shows, part, np.nan) if name == "values" else part for name, part in data.items()}
         handles = _lines(axes, shown, series, scale) if lines else _bars(axes, shown)
-        bars.write_hidden(axes, values, shows)
+        # of several series, one that has no number at a row is a gap in its line
+        gaps = np.isnan(values) & shows.any(axis=1, keepdims=True) & (len(series) > 1)
+        bars.write_hidden(axes, values, shows | gaps)
         if handles:
             board.legend(axes, handles)
         return board.finish(data)

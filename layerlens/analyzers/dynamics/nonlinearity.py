@@ -20,8 +20,6 @@ from .pairs import Options, PairReader
 from .reading import Source, worth_telling
 from .residual import residual_calls
 
-SERIES = ("nonlinearity", "block influence")
-
 
 def nonlinearity(
     model: nn.Module,
@@ -82,8 +80,10 @@ def nonlinearity(
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
-        A `LayerProfile` with both series; NaN where a layer has none. Errors are over the five folds, and over samples.
-        `settings` names the `"residual"` calls, the `"redundant"` blocks, and what a row is in each layer, `"rows"`.
+        A `LayerProfile` of the nonlinearity, with the standard error over the five folds. Its checks are
+        `"block influence"` and `"block influence error"`, over samples, `(layers,)`, NaN for layers that are no such
+        block, and `"features"` of a row. `settings` names the `"redundant"` blocks, the `"residual"` calls, and what a
+        row is in each layer, `"rows"`.
 
     Raises:
         InputError: when there are fewer than two samples, or no layer has pairs.
@@ -97,7 +97,7 @@ def nonlinearity(
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
         >>> found = nonlinearity(net, torch.randn(200, 3))
-        >>> [round(value, 2) for value in found.values[:, 0].tolist()]
+        >>> [round(value, 2) for value in found.values.tolist()]
         [0.0, ...]
     """
     choose("rows", rows, ("auto", "sample"))
@@ -124,21 +124,21 @@ def nonlinearity(
         raise InputError(
             f"no layer has an input and an output. {'; '.join(f'{k}: {v}' for k, v in list(left_out.items())[:5])}"
         )
-    values, errors, nulls = [], [], []
+    values, errors, nulls, influences = [], [], [], []
     for pairs in track(found.values(), "fitting lines", enabled=progress):
         x, y, twin, samples, _ = pairs.rows()
         own, chance = unexplained(x, [y, twin], folds_of(samples, seed))
         influence = torch.cat(pairs.influence) if pairs.influence else torch.full((2,), torch.nan, dtype=torch.float64)
-        values.append([float(own.mean()), float(influence.mean())])
-        errors.append([_error(own), _error(influence)])
-        nulls.append([float(chance.mean()), torch.nan])
+        values.append(float(own.mean()))
+        errors.append(_error(own))
+        nulls.append(float(chance.mean()))
+        influences.append([float(influence.mean()), _error(influence)])
     names = tuple(found)
-    table = torch.tensor(values, dtype=torch.float64)
-    null = torch.tensor(nulls, dtype=torch.float64)
-    slight = [name for name, row in zip(names, values, strict=True) if row[1] < redundant]
+    table, null, turned = (torch.tensor(part, dtype=torch.float64) for part in (values, nulls, influences))
+    slight = [name for name, (influence, _) in zip(names, influences, strict=True) if influence < redundant]
     _warn(names, table, null, left_out, layers is not None)
     return LayerProfile(
-        quantity="share",
+        quantity="nonlinearity",
         layers=names,
         values=table,
         units="1",
@@ -155,15 +155,18 @@ def nonlinearity(
             "rows": {name: pairs.how for name, pairs in found.items()},
             "left_out": left_out,
         },
-        series=SERIES,
         error=torch.tensor(errors, dtype=torch.float64),
         null=null,
-        checks={"features": torch.tensor([pairs.features for pairs in found.values()])},
+        checks={
+            "block influence": turned[:, 0],
+            "block influence error": turned[:, 1],
+            "features": torch.tensor([pairs.features for pairs in found.values()]),
+        },
         explanation=(
-            "The nonlinearity is the share of what a layer adds that no linear map of its input explains on samples "
-            "held out; the block influence is by how much a block turns what passes it"
-            + (f", least in {', '.join(slight[:3])}." if slight else "."),
-            "A nonlinearity at its null is what a linear layer gets with these rows, and what a layer takes from other "
+            "Each value is the share of what a layer returns, or adds to its stream, that no linear map of its input "
+            "explains on samples held out"
+            + (f"; next to nothing is changed by {', '.join(slight[:3])}." if slight else "."),
+            "A value at its null is what a linear layer gets with these rows, and what a layer takes from other "
             "places counts as nonlinear; a block that changes little may still matter to the output.",
         ),
     )
@@ -185,12 +188,12 @@ def _warn(
 ) -> None:
     """Say what would mislead."""
     warn_left_out("nonlinearity", worth_telling(left_out, explicit), explicit)
-    if blurred := [name for name, floor in zip(names, null[:, 0].tolist(), strict=True) if floor > 0.05]:
-        worst = float(null[:, 0].nan_to_num().max())
+    if blurred := [name for name, floor in zip(names, null.tolist(), strict=True) if floor > 0.05]:
+        worst = float(null.nan_to_num().max())
         warnings.warn(
             f"nonlinearity: too few rows for the features of {listed(blurred)}: a linear layer would get up to "
             f"{worst:.2f} (the null). Give more samples, or raise most=.",
             stacklevel=3,
         )
-    if flat := [name for name, value in zip(names, values[:, 0].tolist(), strict=True) if value != value]:
+    if flat := [name for name, value in zip(names, values.tolist(), strict=True) if value != value]:
         warnings.warn(f"nonlinearity: what {listed(flat)} adds is constant: NaN.", stacklevel=3)

@@ -40,7 +40,7 @@ def quiet():
 
 
 def values(found):
-    return dict(zip(found.layers, found.values[:, 0].tolist(), strict=True))
+    return dict(zip(found.layers, found.values.tolist(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -66,25 +66,25 @@ def values(found):
 def test_linear_layers_are_at_zero(layer, shape):
     x = normal(*shape).double()
     found = nonlinearity(nn.Sequential(layer).double().requires_grad_(False), x, "0")
-    assert 0 <= float(found.values[0, 0]) < 1e-9
-    assert float(found.null[0, 0]) < 1e-9
+    assert 0 <= float(found.values[0]) < 1e-9
+    assert float(found.null[0]) < 1e-9
 
 
 def test_a_square_of_symmetric_input_is_at_one():
     found = nonlinearity(nn.Sequential(Square()), normal(1000, 4).double())
-    assert float(found.values[0, 0]) == pytest.approx(1, abs=0.02)
-    assert float(found.error[0, 0]) < 0.02
+    assert float(found.values[0]) == pytest.approx(1, abs=0.02)
+    assert float(found.error[0]) < 0.02
 
 
 def test_a_relu_of_a_normal_number_has_its_closed_form():
     """Best linear map of max(x, 0): slope 1/2, so R^2 = (1/4) / Var = .25 / (1/2 - 1/(2 pi))."""
     found = nonlinearity(nn.Sequential(nn.ReLU()), normal(4000, 3).double(), most=4000)
-    assert float(found.values[0, 0]) == pytest.approx(1 - 0.25 / (0.5 - 0.5 / math.pi), abs=0.02)
+    assert float(found.values[0]) == pytest.approx(1 - 0.25 / (0.5 - 0.5 / math.pi), abs=0.02)
 
 
 def test_in_place_layers_are_read_before_they_write():
     x = normal(500, 3).double()
-    by = [nonlinearity(nn.Sequential(nn.ReLU(inplace=flag)), x).values[0, 0] for flag in (False, True)]
+    by = [nonlinearity(nn.Sequential(nn.ReLU(inplace=flag)), x).values[0] for flag in (False, True)]
     assert float(by[0]) == float(by[1]) > 0.2
 
 
@@ -158,10 +158,10 @@ def test_block_influence_is_one_less_the_cosine_and_slight_blocks_are_named():
     h = net[0](x)
     for row, (before, after) in enumerate(((x, h), (h, net[1](h)))):
         each = (1 - torch.cosine_similarity(before, after, dim=2)).mean(dim=1)
-        assert float(found.values[row, 1]) == pytest.approx(float(each.mean()), rel=1e-9)
-        assert float(found.error[row, 1]) == pytest.approx(float(each.std()) / 200**0.5, rel=1e-9)
-    assert found.settings["redundant"] == ["1"] and "least in 1" in found.explain()
-    assert math.isnan(float(nonlinearity(net, x, "1.inner").values[0, 1]))  # no block
+        assert float(found.checks["block influence"][row]) == pytest.approx(float(each.mean()), rel=1e-9)
+        assert float(found.checks["block influence error"][row]) == pytest.approx(float(each.std()) / 200**0.5, rel=1e-9)
+    assert found.settings["redundant"] == ["1"] and "changed by 1." in found.explain()
+    assert math.isnan(float(nonlinearity(net, x, "1.inner").checks["block influence"][0]))  # no block
 
 
 def test_few_rows_for_many_features_are_warned_of_and_shown_by_the_null():
@@ -171,15 +171,15 @@ def test_few_rows_for_many_features_are_warned_of_and_shown_by_the_null():
         UserWarning, match=r"too few rows for the features of layer 0: a linear layer would get up to 0\.\d\d"
     ):
         found = nonlinearity(net, normal(100, 300).double())
-    value, null = float(found.values[0, 0]), float(found.null[0, 0])
+    value, null = float(found.values[0]), float(found.null[0])
     assert value > 0.5 and null == pytest.approx(value, abs=0.1)  # it is linear, and that cannot be told
-    assert float(nonlinearity(net, normal(900, 300).double()).values[0, 0]) < 1e-9
+    assert float(nonlinearity(net, normal(900, 300).double()).values[0]) < 1e-9
 
 
 def test_input_of_few_directions_needs_few_rows():
     net = nn.Sequential(nn.Linear(300, 20)).double()
     found = nonlinearity(net, normal(100, 10).double() @ normal(10, 300, seed=3).double())
-    assert float(found.values[0, 0]) < 1e-9
+    assert float(found.values[0]) < 1e-9
 
 
 def test_wide_inputs_are_summed_at_random_and_the_null_tells_the_price():
@@ -188,7 +188,7 @@ def test_wide_inputs_are_summed_at_random_and_the_null_tells_the_price():
         found = nonlinearity(net, normal(900, 300).double(), widest=100)
     assert int(found.checks["features"][0]) == 300
     assert (
-        float(found.values[0, 0]) == pytest.approx(float(found.null[0, 0]), abs=0.1) and float(found.null[0, 0]) > 0.3
+        float(found.values[0]) == pytest.approx(float(found.null[0]), abs=0.1) and float(found.null[0]) > 0.3
     )
 
 
@@ -221,7 +221,7 @@ def test_noise_is_not_learned():
             return (1e6 * x.sum(dim=1, keepdim=True)).sin() * torch.ones(1, 3)
 
     found = nonlinearity(nn.Sequential(Noise()), normal(100, 60).double())
-    assert float(found.values[0, 0]) == pytest.approx(1, abs=0.1)
+    assert float(found.values[0]) == pytest.approx(1, abs=0.1)
 
 
 def test_batches_do_not_matter():
@@ -240,8 +240,8 @@ def test_attention_reaches_farther_than_a_place_and_counts_as_nonlinear():
 
     x = normal(200, 5, 4).double()
     net = nn.Sequential(Mean())
-    by_place = float(nonlinearity(net, x).values[0, 0])
-    whole = float(nonlinearity(net, x, rows="sample").values[0, 0])
+    by_place = float(nonlinearity(net, x).values[0])
+    whole = float(nonlinearity(net, x, rows="sample").values[0])
     assert by_place > 0.7 and whole < 1e-9
 
 
@@ -249,7 +249,7 @@ def test_every_case(case):
     model, x = case.build().double(), double(case.example())
     with quiet():
         found = nonlinearity(model, [as_inputs(x)] * 3, batched=True, places=4, most=40)
-    known = found.values[:, 0][found.values[:, 0].isfinite()]
+    known = found.values[found.values.isfinite()]
     assert len(known) and float(known.min()) >= 0
 
 
@@ -282,7 +282,7 @@ def test_what_is_refused_and_warned_of(tmp_path):
     with pytest.raises(errors.InputError, match="no layer has an input and an output"):
         nonlinearity(CASES["hf_llama"].build(), {"input_ids": torch.randint(1, 39, (8, 6))}, "model.embed_tokens")
     with pytest.warns(UserWarning, match="what layer 0 adds is constant"):
-        assert math.isnan(float(nonlinearity(nn.Sequential(Residual(Zero())), x.double(), "0").values[0, 0]))
+        assert math.isnan(float(nonlinearity(nn.Sequential(Residual(Zero())), x.double(), "0").values[0]))
     found = Lens(net).nonlinearity(x)
     assert type(found).load(found.save(tmp_path / "n")).layers == ("0", "1") and "its null" in found.explain()
 
