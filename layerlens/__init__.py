@@ -42,14 +42,17 @@ _NAMES = {
     """,
     "analyzers.faithfulness": "evaluate cascading_randomization",
     "analyzers.groups": "compare_groups explain_errors",
-    "analyzers.dynamics": "watch compare generalization_gap linear_probe",
+    "analyzers.dynamics": """
+        watch compare generalization_gap linear_probe geometry health logit_lens nonlinearity
+        similarity
+    """,
     "softmaxed": "probability",
     # results
     "results": """
         ActivationMaps AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
         FeatureVisualization GroupComparison GroupEffects LatentTraversal LayerProfile LayerTable
         Leaderboard Matrix MethodTable Ranking Ledger ReceptiveField RecurrentStates Relevance
-        Routes TopInputs load TrainingHistory
+        Routes TopInputs load TrainingHistory LayerHealth LogitLens
     """,
 }
 """Module -> its public names. Nothing is imported before it is used, so that `import layerlens` costs next to nothing.

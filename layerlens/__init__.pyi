@@ -21,7 +21,12 @@ from .analyzers.activation.latent_traversal import latent_traversal as latent_tr
 from .analyzers.activation.receptive_field import receptive_field as receptive_field
 from .analyzers.dynamics.compare import compare as compare
 from .analyzers.dynamics.generalization_gap import generalization_gap as generalization_gap
+from .analyzers.dynamics.geometry import geometry as geometry
+from .analyzers.dynamics.health import health as health
 from .analyzers.dynamics.linear_probe import linear_probe as linear_probe
+from .analyzers.dynamics.logit_lens import logit_lens as logit_lens
+from .analyzers.dynamics.nonlinearity import nonlinearity as nonlinearity
+from .analyzers.dynamics.similarity import similarity as similarity
 from .analyzers.dynamics.watch import watch as watch
 from .analyzers.faithfulness import cascading_randomization as cascading_randomization
 from .analyzers.faithfulness.evaluate import evaluate as evaluate
@@ -87,10 +92,12 @@ from .results import (
     GroupComparison as GroupComparison,
     GroupEffects as GroupEffects,
     LatentTraversal as LatentTraversal,
+    LayerHealth as LayerHealth,
     LayerProfile as LayerProfile,
     LayerTable as LayerTable,
     Leaderboard as Leaderboard,
     Ledger as Ledger,
+    LogitLens as LogitLens,
     Matrix as Matrix,
     MethodTable as MethodTable,
     Ranking as Ranking,

@@ -95,6 +95,15 @@ ANALYZERS = {
         permutations=3,
     ),
     "compare": lambda model, x, target: layerlens.compare(model, model, as_data(x) * 8, batched=True, permutations=1),
+    "similarity": lambda model, x, target: layerlens.similarity(
+        model, as_data(x) * 2, pool="mean", permutations=1, batched=True, batch_size=2
+    ),
+    "geometry": lambda model, x, target: layerlens.geometry(model, as_data(x) * 4, shuffles=1, batched=True),
+    "health": lambda model, x, target: layerlens.health(model, as_data(x) * 2, target=one_class(target), batched=True),
+    "nonlinearity": lambda model, x, target: layerlens.nonlinearity(
+        model, as_data(x) * 2, places=2, most=8, widest=8, batched=True
+    ),
+    "logit_lens": lambda model, x, target: unembedded(model, x),
     "relevance attn": lambda model, x, target: layerlens.relevance(model, x, target=target, rules="attn"),
 }
 
@@ -182,6 +191,16 @@ def other_than(x):
     """Another input of the same shapes: the samples in the other order, padded as they were."""
     inputs = layerlens.inputs.as_inputs(x)
     return inputs.replace({name: part.flip(0) for name, part in inputs.tensors().items() if "mask" not in name})
+
+
+def unembedded(model, x):
+    """A logit lens; models without a list of blocks or without classes are refused, which is well."""
+    try:
+        return layerlens.logit_lens(model, x)
+    except LayerLensError as error:
+        if not any(text in str(error) for text in ("Give the layers", "give head=", "has one class")):
+            raise
+        return None
 
 
 def one_class(target):
