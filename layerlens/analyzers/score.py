@@ -196,6 +196,8 @@ class Scorer:
                 axes, settings = place.axes, {"where": place.name, **settings}
             elif self.leaves[name].layer is not None:
                 axes = ("batch", "token") if folded[name].ndim == 2 else None
+            elif self.leaves[name].axes is not None:
+                axes = self.leaves[name].axes
             elif folded[name].ndim == 4:
                 axes = IMAGE_AXES
             elif folded[name].ndim == 2:

@@ -50,7 +50,7 @@ def later(leaf: Leaf, seed: int) -> torch.Tensor:
 
 def controls_for(leaf: Leaf) -> dict[str, Callable[[Leaf, int], torch.Tensor]]:
     """The controls that fit a leaf, by name."""
-    if leaf.layer is not None:
+    if leaf.layer is not None and leaf.value.ndim == 3:
         return {"random": random, "later": later}
     if leaf.value.ndim == 4 and min(leaf.value.shape[2:]) > 2:
         return {"random": random, "sobel": sobel, "centre": centre}

@@ -100,7 +100,7 @@ def rise(
         coalitions = Coalitions(scorer, baseline, batch_size)
         ((name, leaf),) = scorer.leaves.items()
         axes = place_axes(leaf)
-        places = [leaf.value.shape[1 + axis] for axis in axes]
+        places = [leaf.value.shape[1 + axis] for axis in axes] or [1]  # a single id for each sample
         separate = leaf.layer is not None or leaf.value.ndim <= 2
         masks = SmoothMasks(places, 0 if separate else cells, samples, probability, sampling, seed)
         shape = [leaf.value.shape[1 + axis] if axis in axes else 1 for axis in range(leaf.value.ndim - 1)]
