@@ -8,8 +8,8 @@ from .leaves import Leaf
 def unit_and_places(leaf: Leaf) -> tuple[int | None, list[int]]:
     """The axis of channels or features of a sample (None where there is none), and the axes that are places.
 
-    Of a series `(batch, channel, time)` or `(batch, time, feature)` time is what no layer reads as channels or features,
-    and where none tells, the longer one.
+    Of a series `(batch, channel, time)` or `(batch, time, feature)` time is what no layer reads as channels or
+    features, and where none tells, the longer one.
     """
     sizes = leaf.value.shape[1:]
     axes = leaf.axes if leaf.place is None else leaf.place.axes
