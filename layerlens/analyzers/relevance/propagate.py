@@ -13,6 +13,7 @@ from ...layers import Selection
 from ...results import Relevance
 from ...target import Spec
 from ..methods import method
+from ..warn import warn_of_zeros
 from .conditions import Units
 from .rulebook import Rulebook
 from .sweep import Propagation
@@ -69,6 +70,10 @@ def relevance(
         RelevanceError: when no relevance can reach the input.
         UnknownOperation: under `strict`.
 
+    Warns:
+        UserWarning: when the ledger does not close, the model detaches a signal, or the values of a sample are zero
+            everywhere.
+
     Example:
         >>> import torch
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -82,6 +87,9 @@ def relevance(
             forward=forward,
         )  # fmt: skip
         (result,) = propagation.results()
+    if through is None:
+        values = result.values if isinstance(result.values, dict) else {"": result.values}
+        warn_of_zeros(values, "relevance")
     return result
 
 

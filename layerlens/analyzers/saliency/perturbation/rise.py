@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ....borrow import borrowed
-from ....errors import OptionError, check_count, choose
+from ....errors import OptionError, check_count, check_seed, choose
 from ....layers import Selection
 from ....results import Attribution
 from ....target import Spec
@@ -87,6 +87,7 @@ def rise(
         True
     """
     check_count("samples", samples)
+    check_seed(seed)
     check_count("cells", cells)
     choose("estimate", estimate, ("regression", "mean"))
     if not 0 < probability < 1 or (sampling == "balanced" and probability != 0.5):

@@ -1,0 +1,32 @@
+"""Warnings of values that explain nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+
+
+def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str) -> None:
+    """Warn when the values of some sample are zero everywhere: an empty map means a dead path, not 'unimportant'."""
+    empty = torch.stack([value.reshape(len(value), -1).eq(0).all(dim=1) for value in values.values()]).all(dim=0)
+    if bool(empty.any()):
+        listed = ", ".join(map(str, empty.nonzero().flatten().tolist()[:8]))
+        warnings.warn(
+            f"{method}: the values of sample(s) {listed} are zero everywhere, so they explain nothing: the score does "
+            "not change with the input there (units that are off or saturated, or a step that is flat).",
+            stacklevel=4,
+        )
+
+
+def warn_of_not_finite(values: Mapping[str, torch.Tensor], method: str) -> None:
+    """Warn when some value of a sample is NaN or infinite."""
+    bad = torch.stack([~value.isfinite().reshape(len(value), -1).all(dim=1) for value in values.values()]).any(dim=0)
+    if bool(bad.any()):
+        listed = ", ".join(map(str, bad.nonzero().flatten().tolist()[:8]))
+        warnings.warn(
+            f"{method}: the values of sample(s) {listed} hold NaN or infinity: a gradient or a score on the way is "
+            "not finite (a root or logarithm of 0, a division by 0, an overflow); another baseline keeps away from it.",
+            stacklevel=4,
+        )
