@@ -8,14 +8,16 @@ from collections.abc import Mapping
 import torch
 
 
-def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str) -> None:
+FLAT = "the score does not change with the input there (units that are off or saturated, or a step that is flat)"
+
+
+def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str, why: str = FLAT) -> None:
     """Warn when the values of some sample are zero everywhere: an empty map means a dead path, not 'unimportant'."""
     empty = torch.stack([value.reshape(len(value), -1).eq(0).all(dim=1) for value in values.values()]).all(dim=0)
     if bool(empty.any()):
         listed = ", ".join(map(str, empty.nonzero().flatten().tolist()[:8]))
         warnings.warn(
-            f"{method}: the values of sample(s) {listed} are zero everywhere, so they explain nothing: the score does "
-            "not change with the input there (units that are off or saturated, or a step that is flat).",
+            f"{method}: the values of sample(s) {listed} are zero everywhere, so they explain nothing: {why}.",
             stacklevel=4,
         )
 

@@ -19,6 +19,9 @@ from .rulebook import Rulebook
 from .sweep import Propagation
 
 
+CONSTANT = "all of the score is booked with the additive constants (units that are off, or an input of zeros)"
+
+
 @method(
     family="relevance",
     passes="about 3 gradients",
@@ -89,7 +92,7 @@ def relevance(
         (result,) = propagation.results()
     if through is None:
         values = result.values if isinstance(result.values, dict) else {"": result.values}
-        warn_of_zeros(values, "relevance")
+        warn_of_zeros(values, "relevance", CONSTANT)
     return result
 
 
