@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import torch
 
-
 FLAT = "the score does not change with the input there (units that are off or saturated, or a step that is flat)"
 
 

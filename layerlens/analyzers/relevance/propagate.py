@@ -18,7 +18,6 @@ from .conditions import Units
 from .rulebook import Rulebook
 from .sweep import Propagation
 
-
 CONSTANT = "all of the score is booked with the additive constants (units that are off, or an input of zeros)"
 
 
