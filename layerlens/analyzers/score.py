@@ -20,7 +20,7 @@ from ..results.attribution import Values
 from ..target import Spec, Target, as_target
 from .leaves import Leaf, find_leaves, substitute
 from .places import find_place
-from .warn import warn_of_not_finite
+from .warn import warn_of_cancelling, warn_of_not_finite
 
 IMAGE_AXES = ("batch", "channel", "height", "width")
 
@@ -208,6 +208,8 @@ class Scorer:
             for name, leaf in self.leaves.items()
         }
         warn_of_not_finite(folded, method)
+        if signed:
+            warn_of_cancelling({name: values[name] for name, leaf in self.leaves.items() if leaf.uses}, method)
         axes: tuple[str, ...] | None = None
         if len(folded) == 1:
             (name,) = folded

@@ -31,3 +31,21 @@ def warn_of_not_finite(values: Mapping[str, torch.Tensor], method: str) -> None:
             "not finite (a root or logarithm of 0, a division by 0, an overflow); another baseline keeps away from it.",
             stacklevel=4,
         )
+
+
+def warn_of_cancelling(values: Mapping[str, torch.Tensor], method: str) -> None:
+    """Warn when the values of embeddings, `(..., feature)`, sum to nothing but rounding error for every token.
+
+    A LayerNorm behind the embedding sees neither its mean over features nor its size, so the gradient sums to zero over
+    them, and so does its product with the embedding where nothing is added in between.
+    """
+    for name, value in values.items():
+        size, total = value.float().norm(dim=-1), value.float().sum(dim=-1).abs()
+        rounding = max(16 * torch.finfo(value.dtype).eps, 1e-4)
+        if bool((size > 0).any()) and bool((total <= rounding * size).all()):
+            warnings.warn(
+                f"{method}: the values of each token of {name!r} cancel over the features of its embedding, as they do "
+                "where a LayerNorm follows it; their sum is rounding error and says nothing. Take gradient or "
+                "smooth_grad with magnitude=True, or leave_one_out.",
+                stacklevel=4,
+            )

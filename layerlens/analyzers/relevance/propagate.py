@@ -78,6 +78,7 @@ def relevance(
 
     Example:
         >>> import torch
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> result = relevance(net, torch.ones(1, 3), target=1)
         >>> bool(result.ledger.relative.max() < 1e-5)
@@ -129,6 +130,7 @@ def relevance_by_target(
 
     Example:
         >>> import torch
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> [result.target for result in relevance_by_target(net, torch.ones(1, 3), targets=[0, 1])]
         ['class 0', 'class 1']

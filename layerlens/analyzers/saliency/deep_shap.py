@@ -64,6 +64,7 @@ def deep_shap(
         UserWarning: as `deep_lift`.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> deep_shap(net, torch.ones(1, 3), target=1, baselines=torch.zeros(2, 3)).tensor.shape
         torch.Size([1, 3])

@@ -200,3 +200,31 @@ def test_attention_within_windows_has_no_rollout():
     weights = {"a": torch.rand(8, 2, 4, 4), "b": torch.rand(2, 2, 4, 4)}
     with pytest.raises(LayerLensError, match=r"\(4, 4\) for 2 and 8 rows: attention within windows"):
         layerlens.attention_rollout(layerlens.AttentionWeights("Net", weights, dict.fromkeys(weights, "by hand")))
+
+
+class Normed(nn.Module):
+    """A text whose embeddings go through a LayerNorm, which takes their mean away, or not."""
+
+    def __init__(self, norm):
+        super().__init__()
+        torch.manual_seed(0)
+        self.word, self.norm = nn.Embedding(9, 8), nn.LayerNorm(8) if norm else nn.Identity()
+        self.mix, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, ids):
+        return self.head(torch.relu(self.mix(self.norm(self.word(ids)))).mean(dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("method", ["gradient", "smooth_grad", "guided_backprop", "deconvnet"])
+def test_gradients_that_cancel_over_the_features_of_a_token_are_told(method, dtype):
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    with pytest.warns(UserWarning, match=rf"{method}: the values of each token of '0' cancel over the features"):
+        found = layerlens.saliency(Normed(True).to(dtype), ids, target=1, method=method)
+    layerlens.saliency(Normed(False).to(dtype), ids, target=1, method=method)
+    with pytest.warns(UserWarning, match="input_x_gradient: the values of each token"):  # nor the size of it counts
+        layerlens.saliency(Normed(True).to(dtype), ids, target=1, method="input_x_gradient")
+    layerlens.saliency(Normed(False).to(dtype), ids, target=1, method="input_x_gradient")
+    if method in ("gradient", "smooth_grad"):
+        sure = layerlens.saliency(Normed(True).to(dtype), ids, target=1, method=method, magnitude=True)
+        assert (sure.tensor > 20 * found.tensor.abs()).all()

@@ -89,6 +89,7 @@ def deep_lift(
             the values of a sample are zero everywhere.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> result = deep_lift(net, torch.ones(1, 3), target=1)
         >>> bool(result.checks["completeness gap"] < 1e-3)
