@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Literal
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from ...errors import TargetError, check_count
 from ..score import Scorer, backward_pass
+from ..warn import warn_of_zeros as warn_of_zeros
 
 Leaves = dict[str, torch.Tensor]
 BatchSize = int | Literal["auto"]
@@ -134,15 +134,3 @@ def completeness_gap(values: Mapping[str, torch.Tensor], score: torch.Tensor, bo
     rounding = 100 * torch.finfo(score.dtype).eps * torch.maximum(score.double().abs(), bottom.double().abs())
     tiny = torch.finfo(torch.float64).tiny
     return (total - change).abs() / torch.maximum(change.abs(), rounding).clamp_min(tiny)
-
-
-def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str) -> None:
-    """Warn when the values of some sample are zero everywhere: an empty map means a dead path, not 'unimportant'."""
-    empty = torch.stack([value.reshape(len(value), -1).eq(0).all(dim=1) for value in values.values()]).all(dim=0)
-    if bool(empty.any()):
-        listed = ", ".join(map(str, empty.nonzero().flatten().tolist()[:8]))
-        warnings.warn(
-            f"{method}: the values of sample(s) {listed} are zero everywhere, so they explain nothing: the score does "
-            "not change with the input there (units that are off or saturated, or a step that is flat).",
-            stacklevel=4,
-        )

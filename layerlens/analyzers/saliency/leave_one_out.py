@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import InputError, OptionError, check_count
+from ...errors import InputError, OptionError, check_count, check_seed
 from ...progress import track
 from ...results import Attribution
 from ...target import Spec
@@ -76,8 +76,7 @@ def leave_one_out(
         torch.Size([1, 3])
     """
     check_count("draws", draws)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise OptionError(f"seed must be a whole number, got {seed!r}.")
+    check_seed(seed)
     if isinstance(fill, str) and fill not in ("drawn", "zero"):
         raise OptionError(f"unknown fill {fill!r}. Known: 'drawn', 'zero', a token id, an embedding.")
     with borrowed(model):

@@ -20,6 +20,7 @@ from ..survey import Seen, call_index, seen, watch
 from .candidates import Candidate, Options, candidates_over, grid_at, no_places, places_of
 from .extent import Extent
 from .grid import Grid
+from .owners import belongs, sources
 
 Place = tuple[LayerPath, int]
 
@@ -87,7 +88,8 @@ def seat_at(
         raise RecordError(f"layer {path!r} ran {len(calls)} times; say which: call=0 to {len(calls) - 1} (-1: last).")
     where = calls[call_index(path, len(calls), 0 if call is None else call)]
     over = places_of(scorer, every, name)
-    place = (path, where.index)
+    place, origins = (path, where.index), sources(scorer, over)
+    over = [extent for extent in over if belongs(where, extent, over, origins)] or over
     for extent in over:
         grid = grid_at(where, extent, every, scorer, options, held.get(place))
         if grid is None or place not in held:
@@ -125,9 +127,10 @@ def choose_seat(scorer: Scorer, name: str, options: Options, *, gradient: bool =
         scorer({})
     every = seen(scorer.model, shapes)
     over = places_of(scorer, every, name)
-    extent, candidates = over[0], list[Candidate]()
+    extent, candidates, origins = over[0], list[Candidate](), sources(scorer, over)
     for extent in over:
-        candidates = candidates_over(scorer, every, extent, options)
+        own = [one for one in every if belongs(one, extent, over, origins)]
+        candidates = candidates_over(scorer, own, every, extent, options)
         if candidates:
             break
     if not candidates:
@@ -143,7 +146,7 @@ def choose_seat(scorer: Scorer, name: str, options: Options, *, gradient: bool =
         group = candidates[max(0, start - GROUP) : start]
         places = [(where.path, where.index) for where, _ in group]
         score, held = _run(scorer, {path for path, _ in places}, set(places).__contains__)
-        if not (gradient or score.requires_grad):
+        if not (gradient or score.requires_grad or _differentiable(scorer)):
             where, grid = group[-1]
             return Seat(scorer, score, where, grid, extent, held[places[-1]].detach(), None)
         found = _gradients(scorer.model, score, [held[place] for place in places])
@@ -191,6 +194,12 @@ def _run(
     with Probe(scorer.model, (), edits={path: tap(path) for path in paths}):
         score = scorer({})
     return score, held
+
+
+def _differentiable(scorer: Scorer) -> bool:
+    """Whether the score can be differentiated by the input: a layer without gradient then has nothing to do with it."""
+    with torch.enable_grad():
+        return scorer(scorer.start()).requires_grad
 
 
 def _gradients(model: nn.Module, score: torch.Tensor, tensors: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:

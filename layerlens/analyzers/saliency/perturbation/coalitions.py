@@ -64,7 +64,8 @@ class Coalitions:
 
     def bottom(self) -> torch.Tensor:
         """The score of the baseline, `(batch,)`."""
-        return self({name: torch.zeros_like(end[..., :1]) for name, end in self.ends.items()}, self.scorer.rows)
+        nothing = {name: torch.zeros_like(end[..., :1]) for name, end in self.ends.items()}
+        return self.scorer.check_bottom(self(nothing, self.scorer.rows))
 
     def every(
         self, count: int, masks: Callable[[torch.Tensor], Masks], label: str, *, progress: bool | None = None
