@@ -105,8 +105,26 @@ class Job:
             steps = {name: self.directions[name][part].repeat_interleave(batch, dim=0) for name in start}
             yield values, steps
 
-    def run(self, values: Values, read: Callable[[Site, Any], None], sites: list[Site] | None = None) -> None:
-        """Run on `values`, `(rows, ...)` per leaf, and call `read(site, output)` at each site."""
+    def run(
+        self,
+        values: Values,
+        read: Callable[[Site, Any], None],
+        sites: list[Site] | None = None,
+        *,
+        stop: bool = False,
+    ) -> Any:
+        """Run on `values`, `(rows, ...)` per leaf, and call `read(site, output)` at each site.
+
+        Args:
+            values: what to put in the place of the leaves.
+            read: what to do at the sites.
+            sites: which ones; None for those of the job.
+            stop: end the run once each of the sites has returned.
+
+        Returns:
+            What the model returned; None where the run was ended.
+        """
+        sites = self.sites if sites is None else sites
         rows = copied_rows(self.inputs.batch, len(next(iter(values.values()))) // self.inputs.batch)
 
         def tap(site: Site, output: Any) -> Any:
@@ -115,12 +133,16 @@ class Job:
 
         inputs = self.inputs.rows(rows)
         inputs = inputs.replace({name: values[name] for name, leaf in self.leaves.items() if leaf.is_input})
+        last = [f"{site.path}#{site.index}" for site in sites] if stop and all(site.path for site in sites) else ()
         torch.manual_seed(self.seed)
+        output = None
         with (
             Probe(self.model, (), edits=substitute(self.leaves, values)),  # first, so that the sites see what it does
-            Probe(self.model, (), edits=taps(self.sites if sites is None else sites, tap)),
+            Probe(self.model, (), edits=taps(sites, tap)),
+            Probe(self.model, last, stop=bool(last), reduce=lambda output: None),
         ):
-            inputs.run(self.model, self.forward)
+            output = inputs.run(self.model, self.forward)
+        return output
 
 
 def lengths(values: Values) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from .sites import Site, floating
 
 Route = Literal["auto", "forward_ad", "finite_differences"]
 ROUTES = ("auto", "forward_ad", "finite_differences")
+Kind = Literal["dual", "plain dual", "differences"]
 
 STEP = 1e-5
 """Length of a finite-difference step relative to that of the sample's input: truncation and rounding in float32
@@ -28,14 +30,14 @@ SMOOTH = 0.05
 """Share of an output's numbers that a small step must change if the output depends on it by more than a threshold."""
 
 
-def answer(job: Job, route: Route) -> tuple[Answers, str]:
-    """The layers' answers, and the route in words.
+def answer(job: Job, route: Route) -> tuple[Answers, str, Kind]:
+    """The layers' answers, the route in words, and which of the three ways it was.
 
     Raises:
         OptionError: when the route, or with `"auto"` every route, is impossible.
     """
     reasons = {}
-    for name, words, function in _ROUTES:
+    for name, kind, words, function in _ROUTES:
         if route in ("auto", name):
             try:
                 answers = function(job)
@@ -43,7 +45,7 @@ def answer(job: Job, route: Route) -> tuple[Answers, str]:
                 reasons[name] = str(error)
             else:
                 forced = name == "finite_differences" and route == "auto"
-                return answers, f"{words}; no dual numbers: {reasons['forward_ad']}" if forced else words
+                return answers, f"{words}; no dual numbers: {reasons['forward_ad']}" if forced else words, kind
     listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     other = "" if route == "auto" else " Use route='auto'."
     raise OptionError(f"route={route!r} is impossible for {job.name}. {listed}.{other}")
@@ -67,7 +69,7 @@ def dual_numbers(job: Job) -> Answers:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # NotImplementedError is one; a run without dual numbers has passed before
-            raise Unavailable(_short(error)) from error
+            raise Unavailable(sentence(error)) from error
     for name in _depending(job, list(silent)):
         raise Unavailable(f"the tangent is cut before layer {name!r} (by detach, numpy or inference mode)")
     return answers
@@ -92,8 +94,15 @@ def _dual(value: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
 
 def plain_dual_numbers(job: Job) -> Answers:
     """The same with the plain kernels of attention and recurrent layers: the fused ones have no dual numbers."""
-    with sdpa_kernel(SDPBackend.MATH), primitive_kernels():
+    with plain_kernels():
         return dual_numbers(job)
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """The plain kernels of attention and recurrent layers for the length of a block."""
+    with sdpa_kernel(SDPBackend.MATH), primitive_kernels():
+        yield
 
 
 def finite_differences(job: Job) -> Answers:
@@ -108,9 +117,9 @@ def finite_differences(job: Job) -> Answers:
             raise Unavailable(f"differences in {dtype} are rounding noise, use model.float() and x.float()")
     answers = Answers()
     for values, steps in job.chunks():
-        length = _step_length(values, STEP)  # (rows,)
-        above = _outputs(job, _moved(values, steps, length), job.sites)
-        job.run(_moved(values, steps, -length), _difference_reader(answers, above, length, job.inputs.batch))
+        length = step_length(values, STEP)  # (rows,)
+        above = _outputs(job, moved(values, steps, length), job.sites)
+        job.run(moved(values, steps, -length), _difference_reader(answers, above, length, job.inputs.batch))
     return answers
 
 
@@ -141,13 +150,13 @@ def _outputs(job: Job, values: Values, sites: list[Site]) -> dict[Site, torch.Te
     return found
 
 
-def _step_length(values: Values, step: float) -> torch.Tensor:
+def step_length(values: Values, step: float) -> torch.Tensor:
     """`step` times the length of each row's input, `(rows,)`; `step` itself where the input is zero."""
     length = step * lengths(values)
     return torch.where(length > 0, length, step)
 
 
-def _moved(values: Values, steps: Values, length: torch.Tensor) -> Values:
+def moved(values: Values, steps: Values, length: torch.Tensor) -> Values:
     return {
         name: value + steps[name] * length.to(value).reshape(-1, *[1] * (value.ndim - 1))
         for name, value in values.items()
@@ -166,7 +175,7 @@ def _depending(job: Job, sites: list[Site]) -> list[str]:
     steps = {name: job.directions[name][:1].expand_as(value) for name, value in start.items()}
     rough = max(torch.finfo(value.dtype).eps for value in start.values()) > 1e-6
     before = _outputs(job, start, sites)
-    after = _outputs(job, _moved(start, steps, _step_length(start, 0.1 if rough else 1e-4)), sites)
+    after = _outputs(job, moved(start, steps, step_length(start, 0.1 if rough else 1e-4)), sites)
     changed = {
         site: float((before[site] != after[site]).double().mean())
         for site in sites
@@ -175,14 +184,14 @@ def _depending(job: Job, sites: list[Site]) -> list[str]:
     return [site.name for site, share in changed.items() if share > SMOOTH]
 
 
-def _short(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
     """The first sentence of an error, on one line."""
     text = " ".join(str(error).split())
     return text.split(" because it has not been")[0].split(". ")[0].rstrip(".") or type(error).__name__
 
 
-_ROUTES: tuple[tuple[str, str, Callable[[Job], Answers]], ...] = (
-    ("forward_ad", "dual numbers", dual_numbers),
-    ("forward_ad", "dual numbers with plain attention and recurrent kernels", plain_dual_numbers),
-    ("finite_differences", f"central finite differences (relative step {STEP:g})", finite_differences),
+_ROUTES: tuple[tuple[str, Kind, str, Callable[[Job], Answers]], ...] = (
+    ("forward_ad", "dual", "dual numbers", dual_numbers),
+    ("forward_ad", "plain dual", "dual numbers with plain attention and recurrent kernels", plain_dual_numbers),
+    ("finite_differences", "differences", f"central finite differences (relative step {STEP:g})", finite_differences),
 )
