@@ -54,6 +54,10 @@ _HOMES = {
     "sensitivity": "analyzers.sensitivity",
     "jacobian": "analyzers.sensitivity",
     "noise_response": "analyzers.sensitivity",
+    "lipschitz": "analyzers.sensitivity",
+    "attack_curve": "analyzers.sensitivity",
+    "attack_drift": "analyzers.sensitivity",
+    "corruption_curve": "analyzers.sensitivity",
     "relevance": "analyzers.relevance",
     "relevance_by_target": "analyzers.relevance",
     "Rulebook": "analyzers.relevance",
@@ -120,8 +124,9 @@ if TYPE_CHECKING:
     from .analyzers.relevance.top_inputs import top_inputs
     from .analyzers.routes import compare_routes, route
     from .analyzers.saliency import saliency
-    from .analyzers.sensitivity import noise_response, sensitivity
+    from .analyzers.sensitivity import attack_curve, attack_drift, corruption_curve, noise_response, sensitivity
     from .analyzers.sensitivity.jacobian import jacobian
+    from .analyzers.sensitivity.lipschitz import lipschitz
     from .areas import area
     from .borrow import borrowed
     from .call import Call
@@ -196,6 +201,8 @@ __all__ = [
     "activation_maps",
     "area",
     "as_target",
+    "attack_curve",
+    "attack_drift",
     "attention_rollout",
     "attention_rollout_map",
     "attention_weights",
@@ -208,6 +215,7 @@ __all__ = [
     "concept_relevance",
     "continuation",
     "contrast",
+    "corruption_curve",
     "deep_dream",
     "direction",
     "edits",
@@ -221,6 +229,7 @@ __all__ = [
     "latent_traversal",
     "layer_maps",
     "layer_table",
+    "lipschitz",
     "load",
     "neuron",
     "noise_response",

@@ -157,6 +157,7 @@ def step_length(values: Values, step: float) -> torch.Tensor:
 
 
 def moved(values: Values, steps: Values, length: torch.Tensor) -> Values:
+    """`values` plus `length`, `(rows,)`, times `steps`."""
     return {
         name: value + steps[name] * length.to(value).reshape(-1, *[1] * (value.ndim - 1))
         for name, value in values.items()
