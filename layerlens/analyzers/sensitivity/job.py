@@ -41,11 +41,15 @@ class Answers:
 
     def add(self, site: Site, value: torch.Tensor, norm: torch.Tensor, batch: int) -> None:
         """Note one chunk: what the layer returned, and the norms of its answer, `(copies * batch,)`."""
-        axis = site.axes[site.main]
-        if axis is None and bool((norm != 0).any()):
+        size = row_norms(value, site.axes[site.main], len(norm))
+        self.note(site, norm.reshape(-1, batch), size.reshape(-1, batch))
+
+    def note(self, site: Site, norms: torch.Tensor, sizes: torch.Tensor) -> None:
+        """Note one chunk, `(copies, batch)` each."""
+        if site.axes[site.main] is None and bool((norms != 0).any()):
             self.left_out[site.name] = "its output has no batch axis, so it has no value per sample"
-        self.norms.setdefault(site, []).append(norm.reshape(-1, batch))
-        self.sizes.setdefault(site, []).append(row_norms(value, axis, len(norm)).reshape(-1, batch))
+        self.norms.setdefault(site, []).append(norms)
+        self.sizes.setdefault(site, []).append(sizes)
 
 
 def row_norms(tensor: torch.Tensor, axis: int | None, rows: int) -> torch.Tensor:
@@ -98,12 +102,18 @@ class Job:
 
     def chunks(self) -> Iterator[tuple[Values, Values]]:
         """Leaves and directions of some probes at a time, each `(copies * batch, ...)`."""
-        probes = torch.arange(len(next(iter(self.directions.values()))))
         batch, start = self.inputs.batch, self.start
-        for part in track(torch.split(probes, self.copies), self.label, enabled=self.progress):
-            values = {name: value.repeat(len(part), *[1] * (value.ndim - 1)) for name, value in start.items()}
-            steps = {name: self.directions[name][part].repeat_interleave(batch, dim=0) for name in start}
+        for part in self.parts():
+            copies = len(next(iter(part.values())))
+            values = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in start.items()}
+            steps = {name: part[name].repeat_interleave(batch, dim=0) for name in start}
             yield values, steps
+
+    def parts(self) -> Iterator[Values]:
+        """The directions of some probes at a time, `(copies, ...)`."""
+        probes = torch.arange(len(next(iter(self.directions.values()))))
+        for part in track(torch.split(probes, self.copies), self.label, enabled=self.progress):
+            yield {name: steps[part] for name, steps in self.directions.items()}
 
     def run(
         self,

@@ -9,8 +9,9 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 
 from ..score import backward_pass
+from .differences import STEP, moved, step_length
 from .job import Job, Unavailable, Values
-from .routes import STEP, Kind, moved, plain_kernels, sentence, step_length
+from .routes import Kind, plain_kernels, sentence
 from .sites import Site, by_row, floating
 
 

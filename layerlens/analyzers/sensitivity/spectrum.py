@@ -85,7 +85,7 @@ def spectrum(
         steps, count = directions(leaves, starts, seed)
         first = {name: step[:1] for name, step in steps.items()}
         job = Job(model, inputs, forward, leaves, first, found.sites, 1, seed, False, "lipschitz")
-        answers, words, kind = answer(job, route)
+        answers, words, kind = answer(job, route, shared=False)
     left_out = {**found.left_out, **answers.left_out}
     for site in found.sites:
         if site.axes[site.main] is None:
