@@ -38,16 +38,17 @@ def answer(job: Job, route: Route, *, shared: bool = True) -> tuple[Answers, str
         OptionError: when the route, or with `"auto"` every route, is impossible.
     """
     reasons = {}
-    shared = shared and not any(isinstance(module, nn.RNNBase) for module in job.model.modules())
+    bears = shared and not any(isinstance(module, nn.RNNBase) for module in job.model.modules())
     for name, kind, words, function in _ROUTES:
-        if route in ("auto", name) and (shared or function not in _SHARED):
+        if route in ("auto", name) and (bears or function not in _SHARED):
             try:
                 answers = function(job)
             except Unavailable as error:
                 reasons[name] = str(error)
             else:
-                forced = name == "finite_differences" and route == "auto"
-                return answers, f"{words}; no dual numbers: {reasons['forward_ad']}" if forced else words, kind
+                if kind == "differences":
+                    return answers, words + (f"; no dual numbers: {reasons['forward_ad']}" if reasons else ""), kind
+                return answers, words + ", on copies of the batch" * (shared and function not in _SHARED), kind
     listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     other = "" if route == "auto" else " Use route='auto'."
     raise OptionError(f"route={route!r} is impossible for {job.name}. {listed}.{other}")
@@ -108,8 +109,9 @@ def shared_dual_numbers(job: Job) -> Answers:
             return next(iter(values.values())), found  # what is wanted was read on the way
 
         tangents = {name: steps[name].expand_as(value) for name, value in start.items()}
-        aside: list[torch.Tensor] = torch.func.jvp(run, (start,), (tangents,), has_aux=True)[2]
-        return aside
+        jvp: Any = torch.func.jvp
+        _, _, aside = jvp(run, (start,), (tangents,), has_aux=True)
+        return list(aside)
 
     for part in job.parts():
         order.clear()
@@ -194,7 +196,7 @@ _PLAIN = "dual numbers with plain attention and recurrent kernels"
 _ROUTES: tuple[tuple[str, Kind, str, Callable[[Job], Answers]], ...] = (
     ("forward_ad", "dual", "dual numbers", shared_dual_numbers),
     ("forward_ad", "plain dual", _PLAIN, plain_shared),
-    ("forward_ad", "dual", "dual numbers on copies of the batch", dual_numbers),
-    ("forward_ad", "plain dual", f"{_PLAIN}, on copies of the batch", _plainly(dual_numbers)),
+    ("forward_ad", "dual", "dual numbers", dual_numbers),
+    ("forward_ad", "plain dual", _PLAIN, _plainly(dual_numbers)),
     ("finite_differences", "differences", f"central finite differences (relative step {STEP:g})", finite_differences),
 )
