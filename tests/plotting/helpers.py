@@ -11,11 +11,14 @@ from layerlens.results import (
     ActivationMaps,
     AttentionWeights,
     Attribution,
+    Curve,
     Entry,
     FeatureVisualization,
     LatentTraversal,
     LayerProfile,
     Ledger,
+    Matrix,
+    Ranking,
     ReceptiveField,
     RecurrentStates,
     Relevance,
@@ -50,6 +53,32 @@ def profile(layers=10, series=(), error=True, null=True, signed=False):
     return LayerProfile(
         "Jacobian norm", PATHS[:layers], values, "score", signed, "exact", {}, series,
         torch.full_like(values, 0.1) if error else None, torch.full_like(values, 0.3) if null else None,
+    )  # fmt: skip
+
+
+def ranking(items=10, series=(), error=True, null=True, interval=False, signed=False):
+    values = random(items, len(series)) if series else random(items)
+    values = values if signed else values.abs() + 0.1
+    return Ranking(
+        "drop of the score", tuple(f"blocks.{index // 9} head {index % 9}" for index in range(items)), values, "nat",
+        signed, "mean ablation", {}, series, torch.full_like(values, 0.1) if error else None,
+        torch.stack([values - 0.3, values + 0.2], dim=-1) if interval else None,
+        0.05 * random(*values.shape, seed=1) if null else None,
+    )  # fmt: skip
+
+
+def grid(rows, columns, axes=("layer", "position"), signed=True, names=()):
+    values = random(rows, columns)
+    named = [tuple(f"{names[index % len(names)]}" if names else f"l{index}" for index in range(count))
+             for count in (rows, columns)]  # fmt: skip
+    return Matrix("effect", *named, values if signed else values.abs(), axes, "nat", signed, "patching", {})
+
+
+def curve(series=("PGD",), points=5, error=True, null=True, seed=0):
+    values = random(len(series), points, seed=seed)
+    return Curve(
+        "accuracy", "eps", torch.linspace(0, 1, points) ** 2, tuple(series), values, "1", "attack", {},
+        torch.full_like(values, 0.1) if error else None, random(len(series), points, seed=1) if null else None,
     )  # fmt: skip
 
 

@@ -15,14 +15,17 @@ from layerlens.plotting import (
     activation_mosaic,
     attention,
     compare_methods,
+    curves,
     feature_visualization,
     heatmap,
     latent_traversal,
     layer_profile,
+    matrix,
     overlay_grid,
     receptive_field,
     recurrent_states,
     relevance_flow,
+    sensitivity,
     top_inputs,
 )
 
@@ -30,13 +33,16 @@ from .helpers import (
     LONG,
     PATHS,
     attribution,
+    curve,
     field,
+    grid,
     images,
     ledger,
     made,
     maps,
     profile,
     random,
+    ranking,
     recurrent,
     relevance,
     text_outside,
@@ -100,10 +106,23 @@ FIGURES = {
     "traversal": lambda **o: latent_traversal(traversal(3, 8, 8), **o),
     "traversal of series": lambda **o: latent_traversal(traversal(30, move="add"), count=2, labels=[LONG, "b"], **o),
     "flow, narrow": lambda **o: relevance_flow(ledger(5, 3), None, **{"width": "column", **o}),
+    "ranking": lambda **o: sensitivity(ranking(270, signed=True), **o),
+    "ranking of all": lambda **o: sensitivity(ranking(270, interval=True), most=None, **o),
+    "ranking, series": lambda **o: sensitivity(ranking(12, ("first order", "total order"), interval=True), **o),
+    "ranking, long names": lambda **o: sensitivity(ranking(10), labels=PATHS[:10], **{"width": "column", **o}),
+    "matrix": lambda **o: matrix(grid(30, 30, ("layer", "layer"), signed=False, names=PATHS), **o),
+    "matrix of positions": lambda **o: matrix(grid(30, 7), labels=(PATHS[:30], TOKENS[0]), **o),
+    "matrix of 200": lambda **o: matrix(grid(200, 200, ("layer", "layer"), names=PATHS), **o),
+    "matrix of 4096": lambda **o: matrix(grid(12, 4096), clip=99, **o),
+    "matrix of 4": lambda **o: matrix(grid(2, 2), **o),
+    "curves": lambda **o: curves(curve(("PGD", "FGSM")), **o),
+    "curves of 30": lambda **o: curves(curve(PATHS[:30]), **o),
+    "curves, symlog": lambda **o: curves(curve(), scale="symlog", **o),
 }
 EACH = pytest.mark.parametrize("kind", FIGURES)
 KINDS = ("image", "tokens", "grid of 1", "2 methods", "mosaic", "profile", "flow", "top inputs")
-KINDS += ("made", "states", "field", "attention", "traversal")
+ONE_PANEL = ("ranking", "matrix", "curves")
+KINDS += ("made", "states", "field", "attention", "traversal", *ONE_PANEL)
 
 
 @functools.cache
@@ -119,7 +138,8 @@ def test_all_text_lies_inside_and_none_is_tiny(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["image", "grid of 1", "1 method", "mosaic", "profile", "flow", "tokens", "top inputs"]
+    "kind",
+    ["image", "grid of 1", "1 method", "mosaic", "profile", "flow", "tokens", "top inputs", *ONE_PANEL],
 )
 def test_a_long_title_is_broken_into_lines_inside(kind):
     plot = FIGURES[kind](title=LONG)
@@ -155,7 +175,7 @@ def test_the_width_is_the_one_asked_for(kind, width, inches):
     assert FIGURES[kind](width=width).fig.get_size_inches()[0] == pytest.approx(inches)
 
 
-@pytest.mark.parametrize("kind", ["image", "grid of 1", "profile", "flow"])
+@pytest.mark.parametrize("kind", ["image", "grid of 1", "profile", "flow", *ONE_PANEL])
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_the_same_figure_gives_the_same_bytes(kind, suffix, tmp_path):
     first = FIGURES[kind]().save(tmp_path / f"a.{suffix}")
@@ -193,7 +213,8 @@ def test_no_pyplot_figure_is_opened_or_drawn_into(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["image", "series", "tokens", "vector", "long vector", "profile", "profile, log", "flow"]
+    "kind",
+    ["image", "series", "tokens", "vector", "long vector", "profile", "profile, log", "flow", *ONE_PANEL],
 )
 def test_given_axes_are_drawn_into_and_stay_in_place(kind):
     fig = Figure(figsize=(9, 4))
