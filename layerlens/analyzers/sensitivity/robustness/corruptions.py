@@ -103,15 +103,15 @@ def pixelate(sample: torch.Tensor, strength: float, generator: torch.Generator) 
     high, wide = sample.shape[-2:]
     planes = sample.reshape(-1, 1, high, wide)
     small = F.adaptive_avg_pool2d(planes, (max(1, round(high * strength)), max(1, round(wide * strength))))
-    return F.interpolate(small, (high, wide), mode="nearest").reshape(sample.shape)
+    return F.interpolate(small, (high, wide), mode="nearest-exact").reshape(sample.shape)
 
 
 def occlusion(sample: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
     """A grey square at a random place that covers this share of the picture."""
     high, wide = sample.shape[-2:]
     tall, broad = max(1, round(high * strength**0.5)), max(1, round(wide * strength**0.5))
-    top = int(torch.randint(0, high - tall + 1, (), generator=generator))
-    left = int(torch.randint(0, wide - broad + 1, (), generator=generator))
+    down, right = torch.rand(2, generator=generator).tolist()  # a larger square holds the smaller ones
+    top, left = int(down * (high - tall + 1)), int(right * (wide - broad + 1))
     changed = sample.clone()
     changed[..., top : top + tall, left : left + broad] = 0.5
     return changed
