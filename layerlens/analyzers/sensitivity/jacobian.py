@@ -69,10 +69,9 @@ def jacobian(
         probes: directions. The standard error is at most 1 / sqrt(2 probes) of the value, far less where J has many
             singular values of like size.
         route: `"forward_ad"` is exact in each direction. Where torch has no dual numbers for a fused kernel of
-            attention or recurrent layers, the plain kernel is used; where probes cannot share the values, for
-            recurrent layers and where torch has no rule for it, they run on copies of the batch.
-            `"finite_differences"`: central, with a step of
-            1e-5 ||x||, for whatever else. `"auto"` takes the first that works; `method` of the result names it.
+            attention or recurrent layers, the plain kernel is used; where it has no rule for probes that share the
+            values, they run on copies of the batch. `"finite_differences"`: central, with a step of 1e-5 ||x||, for
+            whatever else. `"auto"` takes the first that works; `method` of the result names it.
         null: also measure the model with the entries of each parameter tensor in random order (buffers stay), as a
             mark for what the architecture alone gives.
         seed: of the directions, of the null, and for models that draw numbers.

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 import torch.autograd.forward_ad as forward_ad
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...borrow import primitive_kernels
@@ -32,15 +31,14 @@ def answer(job: Job, route: Route, *, shared: bool = True) -> tuple[Answers, str
     Args:
         job: what to measure.
         route: which way, or `"auto"` for the first that works.
-        shared: whether probes may share what they have in common. Recurrent layers are faster on copies of the batch.
+        shared: whether probes may share what they have in common.
 
     Raises:
         OptionError: when the route, or with `"auto"` every route, is impossible.
     """
     reasons = {}
-    bears = shared and not any(isinstance(module, nn.RNNBase) for module in job.model.modules())
     for name, kind, words, function in _ROUTES:
-        if route in ("auto", name) and (bears or function not in _SHARED):
+        if route in ("auto", name) and (shared or function not in _SHARED):
             try:
                 answers = function(job)
             except Unavailable as error:
