@@ -144,8 +144,8 @@ def lipschitz(
             "history": own.history.amax(dim=(1, 2)),
         },
         explanation=(
-            "Each value is the largest factor by which a small change of one of these inputs can grow on its way to the "
-            "layer, over all directions"
+            "Each value is the largest factor by which a small change of one of these inputs can grow on its way to "
+            "the layer, over all directions"
             + (", both changes being relative." if relative else ": no Lipschitz constant of the layer is smaller."),
             "It is a lower bound, found at these inputs: elsewhere, and for larger changes, the layer may react more, "
             "and a random change will grow far less (see jacobian).",

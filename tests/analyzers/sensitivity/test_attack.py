@@ -144,12 +144,12 @@ def test_a_data_set_is_read_batch_by_batch():
     net, x = linear(), normal(10, 12).double()
     labels = net(x).argmax(dim=1)
     labels[0] = 1 - labels[0]
-    whole = attack_curve(net, x, labels, eps=(0.1, 0.3))
+    whole = attack_curve(net, x, labels, eps=(0.1, 0.3), method="fgsm")
     for data in (TensorDataset(x, labels), DataLoader(TensorDataset(x, labels), batch_size=3)):
-        streamed = attack_curve(net, data, eps=(0.1, 0.3))
+        streamed = attack_curve(net, data, eps=(0.1, 0.3), method="fgsm")
         torch.testing.assert_close(streamed.values, whole.values)
         torch.testing.assert_close(streamed.null, whole.null)
-    torch.testing.assert_close(Lens(net).attack_curve(DataLoader(TensorDataset(x, labels)), eps=(0.1, 0.3)).values,
+    torch.testing.assert_close(Lens(net).attack_curve(DataLoader(TensorDataset(x, labels), batch_size=5), eps=(0.1, 0.3), method="fgsm").values,
                                whole.values)  # fmt: skip
 
 
