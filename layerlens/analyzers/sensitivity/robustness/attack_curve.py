@@ -160,7 +160,7 @@ def attack_curve(
             "clean": torch.cat(clean).mean(),
             **({} if named is not None else {"flip eps": _flips(answers_held, sizes)}),
         },
-        explanation=_explanation(verdict.quantity, norm, null),
+        explanation=_explanation(verdict.words, norm, null),
     )
 
 
@@ -198,16 +198,12 @@ def _flips(held: torch.Tensor, sizes: list[float]) -> torch.Tensor:
     return torch.where(held == 0, eps, float("inf")).amin(dim=1)
 
 
-def _explanation(quantity: str, norm: str, null: bool) -> tuple[str, str]:
+def _explanation(words: str, norm: str, null: bool) -> tuple[str, str]:
     size = "no value of the input" if norm == "linf" else "no input as a whole"
-    means = (
-        f"Each value is the mean {quantity}" if quantity == "score" else f"Each value is the {quantity}, as a share of "
-        "samples,"
-    )  # fmt: skip
     beside = "; the null is what random changes of the same size leave" if null else ""
     return (
-        f"{means} that is left when {size} is changed by more than eps, in the way that the attack found to be "
-        f"worst{beside}.",
+        f"Each value is the {words} that is left when {size} is changed by more than eps, in the way that the attack "
+        f"found to be worst{beside}.",
         "It is an upper bound: a stronger attack may leave less, and it says nothing of changes that are larger, of "
         "another kind, or natural (see corruption_curve).",
     )

@@ -153,7 +153,7 @@ def corruption_curve(
         null=_shuffled(torch.cat(chance, dim=3), verdicts),
         checks={"per sample": values.mean(dim=2), "clean": torch.cat(clean).mean()},
         explanation=(
-            f"Each value is the mean {verdict.quantity} that is left when the inputs are corrupted"
+            f"Each value is the {verdict.words} that is left when the inputs are corrupted"
             + ("." if verdict.labels is None else "; the null is what is left when the answers go to other samples."),
             "Severities of different corruptions are no common measure, and the samples given stand for themselves: "
             "compare models on the same samples, not corruptions with each other.",

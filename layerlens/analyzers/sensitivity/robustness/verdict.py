@@ -42,6 +42,11 @@ class Verdict:
         return "accuracy" if self.given else "decisions that hold"
 
     @property
+    def words(self) -> str:
+        """The same in a sentence."""
+        return {"score": "mean score", "accuracy": "accuracy"}.get(self.quantity, "share of the model's own decisions")
+
+    @property
     def units(self) -> str:
         """Of it."""
         return "score" if self.target is not None else "share of samples"
