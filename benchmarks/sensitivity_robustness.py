@@ -64,14 +64,19 @@ def _digits() -> list[tuple[str, float, float, str]]:
     return [
         (
             "lipschitz, one layer, 2 starts",
-            4 + 2 * used * (3 + 2),
+            4 + 2 * used * (4 + 2),
             _ratio(model, x, lipschitz),
             f"{used:.0f} iterations",
         ),
         ("noise_response, one layer", 4 + 3 * 8, _ratio(model, x, noise), "3 levels, 8 draws"),
         ("attack_curve, FGSM", 1 + 6 + 3, _ratio(model, x, fgsm), "7 sizes, one of them 0"),
         ("attack_curve, PGD", 1 + 2 * (10 * 3 + 1), _ratio(model, x, pgd), "1 size, 2 starts, 10 steps"),
-        ("attack_drift, FGSM, all layers", 4 + 10 + 1 + 7 * 9, _ratio(model, x, drift), "7 sizes, 8 draws of noise"),
+        (
+            "attack_drift, FGSM, all layers",
+            4 + 10 + 2 * (1 + 7 * 9),
+            _ratio(model, x, drift),
+            "7 sizes, 8 draws of noise",
+        ),
         (
             "corruption_curve, images",
             1 + 5 * (random * 4 + 9 - random),

@@ -24,7 +24,7 @@ from .routes import ROUTES, Route
 
 @measure(
     question="responds_to_input",
-    cost="3 F for each probe (8), all layers at once",
+    cost="3 F (2 to 4) for each probe (8), all layers at once",
     needs="a floating-point input, or token ids",
     source="Novak et al. 2018, sec. 3.1; Hutchinson 1990",
 )
@@ -46,7 +46,7 @@ def jacobian(
     For a layer h(x) with Jacobian J = dh/dx at x, of n input values, the norm is estimated from random directions:
     ||J||_F^2 = E ||J v||^2, v ~ N(0, I) (Hutchinson 1990; as a measure of sensitivity Novak et al. 2018, sec. 3.1). A
     pass over dual numbers gives J v at all layers at once. Probes share the values and differ in tangents, so that a
-    probe costs two to three plain passes; four to five on a model that does not bear it. Two scales:
+    probe costs two to four plain passes; four to five on a model that does not bear it. Two scales:
 
     - relative (default): ||J||_F ||x|| / (sqrt(n) ||h||), the relative change of the layer, root mean square over
       directions, per relative change of the input. 1 is a layer that passes noise on as it is, less damps, more

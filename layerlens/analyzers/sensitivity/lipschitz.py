@@ -27,7 +27,7 @@ LOOSE = 0.1
 
 @measure(
     question="responds_to_input",
-    cost="dual F (3 F) + B for each layer, start (2) and iteration (at most 20)",
+    cost="dual F (4 F) + B for each layer, start (2) and iteration (at most 20)",
     needs="a floating-point input, or token ids",
     source="Szegedy et al. 2014, sec. 4.3; Lanczos 1950",
 )

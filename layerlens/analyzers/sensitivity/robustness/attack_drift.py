@@ -29,7 +29,7 @@ from .verdict import Loss
 
 @measure(
     question="responds_to_input",
-    cost="as attack_curve, and (1 + draws (8)) F for each eps (7), all layers at once",
+    cost="as attack_curve, and 1 + draws (8) passes of 2 F for each eps (7), all layers at once",
     needs="a floating-point input, or token ids; a gradient",
     source="Liao et al. 2018, fig. 2 (error amplification)",
 )
