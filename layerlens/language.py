@@ -166,3 +166,16 @@ def token_texts(tokenizer: Any, inputs: Inputs) -> list[list[str]] | None:
     if convert is None or ids is None:
         return None
     return [[str(token) for token in convert(list(row))] for row in ids.tolist()]
+
+
+def token_pairs(tokenizer: Any, x: Inputs, other: Inputs) -> tuple[str, ...] | None:
+    """Names of the positions of two texts that differ in some tokens: `3 of`, `4 Italy / France`.
+
+    Of a batch of several, and where the tokenizer cannot tell, None.
+    """
+    decode = getattr(tokenizer, "decode", None)
+    pair = [inputs.tensors().get("input_ids") for inputs in (x, other)]
+    if decode is None or any(ids is None or ids.ndim != 2 or len(ids) != 1 for ids in pair):
+        return None
+    texts = [[str(decode([token])).strip() for token in ids[0].tolist()] for ids in pair if ids is not None]
+    return tuple(f"{k} {a if a == b else f'{a} / {b}'}" for k, (a, b) in enumerate(zip(*texts, strict=False)))

@@ -57,6 +57,7 @@ class Probe:
             returned once. `record.stopped` tells; later calls of those layers are then not made.
         edits: layer selection -> a function of the layer's output that returns what the layer shall return instead,
             a `Change` (see `layerlens.edits`), or a list of them that follow each other.
+        arguments: the same for what layers are given, `(args, kwargs)`, of which a `Change` changes the first tensor.
 
     Raises:
         LayerNotFound: when a selection matches no layer.
@@ -84,6 +85,7 @@ class Probe:
         gradients: bool = False,
         stop: bool = False,
         edits: Edits | None = None,
+        arguments: Edits | None = None,
     ) -> None:
         for policy in keep.values() if isinstance(keep, Mapping) else (keep,):
             choose("keep policy", policy, ("reference", "clone", "cpu"))
@@ -93,13 +95,14 @@ class Probe:
         nothing = isinstance(layers, tuple) and not layers
         self._calls: dict[LayerPath, Calls] = {} if nothing else self._layers.select(layers, calls=True).calls
         self._edits = _by_layer(self._layers, edits or {})
+        self._argument_edits = _by_layer(self._layers, arguments or {})
         if stop and not self._calls:
             raise OptionError("stop=True ends the run after the last selected layer; no layer is selected.")
         self._pending = {(path, n) for path, calls in self._calls.items() for n in calls or {0}} if stop else set()
         self._gradients = gradients
         self._unmade: dict[tuple[LayerPath, int | None], None] = {
             (path, call): None
-            for path, series in self._edits.items()
+            for path, series in (*self._edits.items(), *self._argument_edits.items())
             for calls, _ in series
             for call in ([None] if calls is None else sorted(calls))
         }
@@ -120,6 +123,9 @@ class Probe:
                 self._stack.enter_context(as_written(self._model))
             for path, edits in self._edits.items():
                 self._handles.append(self._layers[path].register_forward_hook(self._edit_hook(path, edits)))
+            for path, edits in self._argument_edits.items():
+                before = self._before_hook(self._edit_hook(path, edits))
+                self._handles.append(self._layers[path].register_forward_pre_hook(before, with_kwargs=True))
             for path in self._calls:
                 self._attach(path, self._layers[path])
         except BaseException:
@@ -164,6 +170,10 @@ class Probe:
             return output
 
         return hook
+
+    @staticmethod
+    def _before_hook(hook: Callable[[nn.Module, Any, Any], Any]) -> Callable[[nn.Module, Any, Any], Any]:
+        return lambda module, args, kwargs: hook(module, None, (args, kwargs))
 
     def _attach(self, path: LayerPath, module: nn.Module) -> None:
         if self._plain(path):

@@ -19,10 +19,18 @@ def same(printed, told):
     assert found == pytest.approx(expected, rel=0.02, abs=0.002)
 
 
-PAGES = [("relevance", 8), ("language-models", 2), ("groups-and-errors", 3), ("robustness", 7)]
-
-
-@pytest.mark.parametrize(("name", "least"), PAGES)
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("relevance", 8),
+        ("language-models", 2),
+        ("groups-and-errors", 3),
+        ("interventions", 5),
+        ("weights-and-inputs", 6),
+        ("robustness", 7),
+        ("training-and-transfer", 5),
+    ],
+)
 def test_every_block_prints_what_stands_below_it(name, least, tmp_path, monkeypatch, capsys):
     page = DOCS / f"{name}.md"
     monkeypatch.chdir(tmp_path)

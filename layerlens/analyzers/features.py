@@ -13,7 +13,7 @@ from torch import nn
 from ..borrow import borrowed
 from ..errors import InputError, OptionError
 from ..inputs import Inputs
-from ..layers import Layers, Selection
+from ..layers import LayerPath, Layers, Selection
 from ..nested import describe, first_tensor
 from ..probe import Probe
 from .activation.survey import Seen, seen, watch
@@ -93,6 +93,17 @@ class FeatureReader:
                 run.do(inputs)
         return Rows(run.layers, run.left_out, run.output, inputs.batch)
 
+    def reduced(self, name: str, path: LayerPath, values: torch.Tensor) -> tuple[torch.Tensor | None, str]:
+        """What is kept of one call, or None and why; a reader that keeps something else overrides this.
+
+        Args:
+            name: of the call.
+            path: of the layer.
+            values: what it returned, `(batch, units, *places)`, not copied.
+        """
+        rows = _pooled(values, self.pool, path)
+        return (rows.cpu(), "") if bool(rows.isfinite().all()) else (None, "it holds NaN or infinity")
+
     def _look(self, inputs: Inputs) -> None:
         with watch(self.model) as watched:
             inputs.run(self.model, self.forward)
@@ -122,7 +133,7 @@ class _Run:
             name = f"{path} #{index}" if index else path
             tensor, form = first_tensor(output), self.reader._forms.get((path, index))
             self.stale |= tensor is not None and (form is None or form.axes is None or len(form.axes) != tensor.ndim)
-            rows, why = self._rows(tensor, form, path)
+            rows, why = self._rows(tensor, form, name, path)
             if rows is None:
                 self.left_out[name] = why
             else:
@@ -131,7 +142,9 @@ class _Run:
 
         return tap
 
-    def _rows(self, tensor: torch.Tensor | None, form: Seen | None, path: str) -> tuple[torch.Tensor | None, str]:
+    def _rows(
+        self, tensor: torch.Tensor | None, form: Seen | None, name: str, path: LayerPath
+    ) -> tuple[torch.Tensor | None, str]:
         """`(batch, features)`, or why there is none."""
         if tensor is None or not tensor.is_floating_point() or form is None or form.axes is None:
             return None, "it returns no floating-point tensor whose axes are known"
@@ -140,9 +153,7 @@ class _Run:
         axis = form.axes.index("batch")
         if tensor.shape[axis] != self.batch:
             return None, f"it returns {describe(tensor)} for {self.batch} sample(s)"
-        values = _units_first(tensor.detach(), form.axes)
-        rows = _pooled(values, self.reader.pool, path)
-        return (rows.cpu(), "") if bool(rows.isfinite().all()) else (None, "it holds NaN or infinity")
+        return self.reader.reduced(name, path, _units_first(tensor.detach(), form.axes))
 
 
 def _units_first(tensor: torch.Tensor, axes: Sequence[str]) -> torch.Tensor:
@@ -199,6 +210,13 @@ class Features:
         for name in self._parts.keys() - rows.layers.keys():
             self.left_out.setdefault(name, "it did not run for every sample")
         self.count += rows.batch
+
+    def keep(self, index: torch.Tensor) -> None:
+        """Go on with these samples alone."""
+        for name, parts in self._parts.items():
+            if name not in self.left_out:
+                parts[:] = [torch.cat(parts)[index]]
+        self.count = len(index)
 
     def joined(self, doing: str) -> dict[str, torch.Tensor]:
         """Call of a layer -> `(samples, features)`, of the layers that have them for every sample.

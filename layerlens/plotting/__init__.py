@@ -25,6 +25,7 @@ from ..results import (
     RecurrentStates,
     Relevance,
     TopInputs,
+    TrainingHistory,
 )
 from .activation_mosaic import activation_mosaic
 from .attention import attention
@@ -32,6 +33,7 @@ from .compare_methods import compare_methods
 from .curves import curves
 from .faithfulness_curve import faithfulness_curve
 from .feature_visualization import feature_visualization
+from .gradient_flow import gradient_flow
 from .group_effects import group_effects
 from .heatmap import heatmap
 from .latent_traversal import latent_traversal
@@ -45,6 +47,7 @@ from .recurrent_states import recurrent_states
 from .relevance_flow import relevance_flow
 from .sensitivity import sensitivity
 from .top_inputs import top_inputs
+from .training import training
 
 __all__ = [
     "Plot",
@@ -54,6 +57,7 @@ __all__ = [
     "curves",
     "faithfulness_curve",
     "feature_visualization",
+    "gradient_flow",
     "group_effects",
     "heatmap",
     "latent_traversal",
@@ -67,6 +71,7 @@ __all__ = [
     "relevance_flow",
     "sensitivity",
     "top_inputs",
+    "training",
 ]
 
 
@@ -106,6 +111,7 @@ FIGURES: Final[dict[type[Any], dict[str, Callable[..., Plot]]]] = {
     Ranking: {"sensitivity": sensitivity},
     Matrix: {"matrix": matrix},
     Curve: {"curves": curves},
+    TrainingHistory: {"training": training, "gradient_flow": gradient_flow},
 }
 """The figures of each result by kind, the usual one first."""
 
@@ -119,7 +125,8 @@ def plot(result: Any, kind: str | None = None, **options: Any) -> Plot:
             RecurrentStates (`"states"`), ReceptiveField (`"field"`), FeatureVisualization
             (`"images"`), AttentionWeights (`"maps"`), LatentTraversal (`"rows"`), FaithfulnessCurve (`"curve"`),
             Leaderboard (`"means"`), GroupComparison or ErrorExplanation (`"places"`, `"layers"`, `"separation"`),
-            GroupEffects (`"effects"`), Ranking (`"sensitivity"`), Matrix (`"matrix"`) or Curve (`"curves"`).
+            GroupEffects (`"effects"`), Ranking (`"sensitivity"`), Matrix (`"matrix"`), Curve (`"curves"`) or
+            TrainingHistory (`"training"`, `"gradient_flow"`).
         kind: which figure; None takes the first.
         options: go to the function of that figure.
 

@@ -90,7 +90,8 @@ def layer_profile(
             axes.set_xlim(right=vmax)
         shown = {name: np.where(shows, part, np.nan) if name == "values" else part for name, part in data.items()}
         handles = _lines(axes, shown, series, scale) if lines else _bars(axes, shown)
-        bars.write_hidden(axes, values, shows)
+        across = board.width - bars.room_for_names(names, board.width) - 0.2
+        bars.write_hidden(axes, values, shows, profile.series, across if lines else None)
         if handles:
             board.legend(axes, handles)
         return board.finish(data)

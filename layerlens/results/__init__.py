@@ -19,6 +19,7 @@ from .receptive_field import ReceptiveField
 from .recurrent import RecurrentStates
 from .routes import RouteComparison, Routes
 from .top_inputs import TopInputs
+from .training import TrainingHistory
 from .traversal import LatentTraversal
 
 __all__ = [
@@ -49,5 +50,6 @@ __all__ = [
     "RouteComparison",
     "Routes",
     "TopInputs",
+    "TrainingHistory",
     "load",
 ]

@@ -44,14 +44,14 @@ class LayerProfile(Explained):
     explanation: tuple[str, str] = ("", "")
 
     def ranked(self, series: int = 0) -> list[tuple[str, float]]:
-        """(layer, value), largest first.
+        """(layer, value), largest first; by size where values are signed.
 
         Args:
             series: which column, when there are several.
         """
         column = self.values if self.values.ndim == 1 else self.values[:, series]
         pairs = list(zip(self.layers, column.tolist(), strict=True))
-        return sorted(pairs, key=lambda pair: -pair[1])
+        return sorted(pairs, key=lambda pair: -abs(pair[1]) if self.signed else -pair[1])
 
     def to_pandas(self) -> Any:
         """The rows as a pandas DataFrame indexed by layer.

@@ -47,6 +47,25 @@ ANALYZERS = {
     "corruption_curve": lambda model, x, target: layerlens.corruption_curve(
         model, x, target=mean_output, severities=(3,), draws=1
     ),
+    "ablate": lambda model, x, target: layerlens.ablate(model, x, by="channel", target=target, best=3, null=True),
+    "resample": lambda model, x, target: layerlens.ablate(
+        model, x, value="resample", draws=1, metric="relative_change"
+    ),
+    "ablate heads": lambda model, x, target: of_heads(model, x, target),
+    "patch": lambda model, x, target: layerlens.patch(
+        model, x, other_than(x), target=target, recovery=False, direction="noise"
+    ),
+    "sobol": lambda model, x, target: layerlens.sobol(
+        model, x, baseline="zero", features=one_or_two(x), target=target, samples=4, bootstrap=0
+    ),
+    "morris": lambda model, x, target: layerlens.morris(
+        model, x, baseline="zero", features=one_or_two(x), target=target, trajectories=2
+    ),
+    "fisher": lambda model, x, target: layerlens.weight_sensitivity(model, x, draws=2),
+    "hessian_trace": lambda model, x, target: layerlens.weight_sensitivity(
+        model, x, measure="hessian_trace", loss=squared, estimator="hutchinson", probes=3
+    ),
+    "pruning": lambda model, x, target: layerlens.weight_sensitivity(model, x, measure="pruning", sparsities=(0.5,)),
     "relevance": lambda model, x, target: layerlens.relevance(model, x, target=target, layers=None),
     "relevance epsilon_plus": lambda model, x, target: layerlens.relevance(
         model, x, target=target, rules="epsilon_plus", layers=None
@@ -69,6 +88,19 @@ ANALYZERS = {
         batched=True,
         permutations=3,
     ),
+    "linear_probe": lambda model, x, target: layerlens.linear_probe(
+        model, as_data(x) * 4, [0, 1] * (2 * as_data(x)[0].batch), batched=True, shuffles=1
+    ),
+    "generalization_gap": lambda model, x, target: layerlens.generalization_gap(
+        model,
+        as_data(x) * 2,
+        as_data(x),
+        train_labels=[0, 1] * as_data(x)[0].batch,
+        test_labels=[0] * (as_data(x)[0].batch - 1) + [1],
+        batched=True,
+        permutations=3,
+    ),
+    "compare": lambda model, x, target: layerlens.compare(model, model, as_data(x) * 8, batched=True, permutations=1),
     "relevance attn": lambda model, x, target: layerlens.relevance(model, x, target=target, rules="attn"),
 }
 
@@ -153,9 +185,36 @@ def mapped(model, x, target, method, **options):
         return None
 
 
+def of_heads(model, x, target):
+    """The worth of every head; a model without any is refused, which is well."""
+    try:
+        return layerlens.ablate(model, x, by="head", target=target)
+    except LayerLensError as error:
+        if "no attention with a number of heads" not in str(error):
+            raise
+        return layerlens.capture(model, x)
+
+
+def other_than(x):
+    """Another input of the same shapes: the samples in the other order, padded as they were."""
+    inputs = layerlens.inputs.as_inputs(x)
+    return inputs.replace({name: part.flip(0) for name, part in inputs.tensors().items() if "mask" not in name})
+
+
 def one_class(target):
     """The first of several classes."""
     return target[0] if isinstance(target, list) else int(target[0]) if isinstance(target, torch.Tensor) else target
+
+
+def one_or_two(x):
+    """Features that are few: token ids as they are, of others two cells for each input."""
+    tensors = layerlens.inputs.as_inputs(x).floating()
+    return 2 if tensors and all(tensor.ndim > 2 for tensor in tensors.values()) else None
+
+
+def squared(output, labels):
+    """The mean square of the output, a loss for any model."""
+    return layerlens.outputs.main_output(output).square().mean()
 
 
 def as_data(x):

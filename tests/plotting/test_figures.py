@@ -17,6 +17,7 @@ from layerlens.plotting import (
     compare_methods,
     curves,
     feature_visualization,
+    gradient_flow,
     heatmap,
     latent_traversal,
     layer_profile,
@@ -27,15 +28,18 @@ from layerlens.plotting import (
     relevance_flow,
     sensitivity,
     top_inputs,
+    training,
 )
 
 from .helpers import (
     LONG,
     PATHS,
+    attention as looks,
     attribution,
     curve,
     field,
     grid,
+    history,
     images,
     ledger,
     made,
@@ -47,10 +51,9 @@ from .helpers import (
     relevance,
     text_outside,
     texts,
+    top_inputs as tops,
     traversal,
 )
-from .helpers import attention as looks
-from .helpers import top_inputs as tops
 
 TOKENS = [["[CLS]", "a", "$5 and $6", "extraordinarily", "\n", "", "end"]]
 
@@ -118,10 +121,14 @@ FIGURES = {
     "curves": lambda **o: curves(curve(("PGD", "FGSM")), **o),
     "curves of 30": lambda **o: curves(curve(PATHS[:30]), **o),
     "curves, symlog": lambda **o: curves(curve(), scale="symlog", **o),
+    "training": lambda **o: training(history(), **o),
+    "training of 66 layers, 900 steps": lambda **o: training(history(900, 66, logged=("loss", "accuracy", LONG)), **o),
+    "training, 1 step": lambda **o: training(history(1, 2, logged=()), "activation mean", **o),
+    "gradient flow": lambda **o: gradient_flow(history(), **o),
 }
 EACH = pytest.mark.parametrize("kind", FIGURES)
 KINDS = ("image", "tokens", "grid of 1", "2 methods", "mosaic", "profile", "flow", "top inputs")
-ONE_PANEL = ("ranking", "matrix", "curves")
+ONE_PANEL = ("ranking", "matrix", "curves", "training", "gradient flow")
 KINDS += ("made", "states", "field", "attention", "traversal", *ONE_PANEL)
 
 

@@ -116,7 +116,7 @@ def survey(
             left_out[site.name] = "did not run again when the batch was doubled: the route of this model changes"
         else:
             now = wider[call.layer, call.index]
-            axes = tuple(_grown(was, is_) for was, is_ in zip(seen.shapes, now, strict=True))
+            axes = tuple(grown(was, is_) for was, is_ in zip(seen.shapes, now, strict=True))
             single = all(_count(shape) <= (1 if axis is None else inputs.batch)
                          for shape, axis in zip(seen.shapes, axes, strict=True))  # fmt: skip
             sites.append(dataclasses.replace(site, axes=axes, single=single))
@@ -140,8 +140,8 @@ def _has_forward(model: nn.Module, path: LayerPath) -> bool:
     return type(model.get_submodule(path)).forward is not nn.Module.forward
 
 
-def _grown(was: Shape, now: Shape) -> int | None:
-    """The axis that doubled with the batch."""
+def grown(was: Shape, now: Shape) -> int | None:
+    """The axis that doubled with the batch; None where none did."""
     if len(was) != len(now):
         return None
     return next((axis for axis in range(len(was)) if now[axis] == 2 * was[axis] > 0), None)

@@ -1,0 +1,102 @@
+"""The shape of a cloud of points: how many directions it fills, and how apart its classes are."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+GROUPS = 10
+"""Groups of samples that the jackknife leaves out in turn."""
+
+
+def spread(rows: torch.Tensor) -> torch.Tensor:
+    """The eigenvalues of the covariance times samples, those that are not zero, of `(n, features)`; smallest first."""
+    rows = rows - rows.mean(dim=0)
+    square = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+    values = torch.linalg.eigvalsh(square)
+    return values[values > values.amax() * len(square) * torch.finfo(values.dtype).eps]
+
+
+def participation_ratio(values: torch.Tensor) -> torch.Tensor:
+    """(sum of l)^2 / sum of l^2 over the eigenvalues l of the covariance (Gao et al. 2017); NaN for none."""
+    return values.sum().square() / values.square().sum()
+
+
+def effective_rank(values: torch.Tensor) -> torch.Tensor:
+    """exp of the entropy of the singular values, scaled to sum to 1 (Roy & Vetterli 2007, def. 1); NaN for none."""
+    p = values.sqrt() / values.sqrt().sum()
+    return torch.special.entr(p).sum().exp() if len(values) else values.new_tensor(torch.nan)
+
+
+def compact(rows: torch.Tensor) -> torch.Tensor:
+    """The same points, turned into as few features as there are samples; distances stay."""
+    n, features = rows.shape
+    return rows if features <= n else torch.linalg.qr(rows.T, mode="r").R.T
+
+
+def gaussian(n: int, features: int, seed: int) -> torch.Tensor:
+    """Points of a Gaussian cloud, alike in all directions, turned as in `compact` (Bartlett 1933)."""
+    generator = torch.Generator().manual_seed(seed)
+    if features <= n:
+        return torch.randn(n, features, generator=generator, dtype=torch.float64)
+    lower = torch.randn(n, n, generator=generator, dtype=torch.float64).tril(-1)
+    lengths = np.random.default_rng(seed).chisquare(features - np.arange(n)) ** 0.5
+    return lower + torch.diag(torch.from_numpy(lengths))
+
+
+def two_nearest(points: torch.Tensor, chunk: int = 256) -> torch.Tensor:
+    """The distances of each point to its nearest and second nearest other, `(n, 2)`."""
+    parts = []
+    for start in range(0, len(points), chunk):
+        part = points[start : start + chunk]
+        # differences, not inner products: near points are told apart to the last digit
+        d = torch.cdist(part, points, compute_mode="donot_use_mm_for_euclid_dist")
+        d[torch.arange(len(part)), torch.arange(start, start + len(part))] = float("inf")
+        parts.append(d.topk(2, dim=1, largest=False).values)
+    return torch.cat(parts)
+
+
+def two_nn(nearest: torch.Tensor, kept: float = 0.9) -> tuple[torch.Tensor, torch.Tensor]:
+    """The intrinsic dimension by the ratio of the two nearest distances, and its standard error (Facco et al. 2017).
+
+    With mu = r2 / r1, of which F is the share below, -log(1 - F(mu)) = d log(mu): the slope of a line through the
+    origin, over the smallest ratios. The largest tenth, which is least local, is left out. Twins (r1 = 0) have no
+    ratio. The error is that of the d of the Pareto law, d / sqrt(ratios).
+
+    Args:
+        nearest: distances, `(n, 2)`.
+        kept: share of the ratios used.
+    """
+    ratios = (nearest[:, 1] / nearest[:, 0])[nearest[:, 0] > 0]
+    logs = ratios.log().sort().values
+    n = len(logs)
+    used = int(n * kept)
+    if used < 2 or not float(logs[:used].sum()):
+        return nearest.new_tensor(torch.nan), nearest.new_tensor(torch.nan)
+    heights = -torch.log1p(-torch.arange(1, used + 1, dtype=logs.dtype) / n)
+    slope = (logs[:used] * heights).sum() / logs[:used].square().sum()
+    return slope, slope / used**0.5
+
+
+def separation(points: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """The share of the spread that lies between classes: tr S_B / (tr S_B + tr S_W), 0 to 1.
+
+    Args:
+        points: `(n, features)`.
+        classes: by number, `(n,)`, or `(times, n)` for several labellings of the same points.
+    """
+    rows = points - points.mean(dim=0)
+    total = rows.square().sum()
+    several = classes.reshape(-1, len(points))
+    shares = []
+    for labels in several:
+        member = torch.nn.functional.one_hot(labels).to(points.dtype)  # (n, classes)
+        member = member[:, member.any(dim=0)]
+        sums = member.T @ rows
+        shares.append((sums.square().sum(dim=1) / member.sum(dim=0)).sum() / total.masked_fill(total == 0, torch.nan))
+    return torch.stack(shares).reshape(classes.shape[:-1])
+
+
+def jackknife(parts: torch.Tensor) -> torch.Tensor:
+    """The standard error from values without each group of samples, along the first axis (Efron & Tibshirani 1993)."""
+    return ((parts - parts.mean(dim=0)).square().sum(dim=0) * (len(parts) - 1) / len(parts)).sqrt()

@@ -1,0 +1,112 @@
+"""Heads against models whose output projection has no weights for them."""
+
+import pytest
+import torch
+from torch import nn
+
+from layerlens import ablate, errors, patch
+from layerlens.analyzers.sensitivity.interventions.heads import find_heads
+from layerlens.target import as_target
+from tests.analyzers.sensitivity.interventions.oracles import as_double, run, without_head
+from tests.cases import CASES, normal
+
+PROJECTIONS = {
+    "hf_bert": ("bert.encoder.layer.{}.attention.self", "bert.encoder.layer.{}.attention.output.dense", 4),
+    "hf_vit": ("vit.layers.{}.attention", "vit.layers.{}.attention.o_proj", 4),
+    "hf_gpt2": ("transformer.h.{}.attn", "transformer.h.{}.attn.c_proj", 4),
+    "hf_llama": ("model.layers.{}.self_attn", "model.layers.{}.self_attn.o_proj", 4),
+    "encoder": ("encoder.layers.{}.self_attn", "encoder.layers.{}.self_attn.out_proj", 2),
+}
+
+
+@pytest.mark.parametrize("name", list(PROJECTIONS))
+def test_a_head_is_what_its_columns_of_the_projection_carry(name):
+    case, (label, projection, count) = CASES[name], PROJECTIONS[name]
+    model, x = case.build().double(), as_double(case.example())
+    target = as_target(case.target)
+    clean = target(run(model, x))
+    found = ablate(model, x, by="head", target=case.target)
+    assert len(found) == 2 * count
+    for item, value in zip(found.items, found.values.tolist(), strict=True):
+        path, _, head = item.rpartition(" head ")
+        block = next(k for k in range(2) if path == label.format(k))
+        changed = target(run(without_head(model, projection.format(block), int(head), count), x))
+        assert value == pytest.approx(float((changed - clean).mean()), rel=1e-8, abs=1e-12), item
+
+
+class Inside(nn.Module):
+    """An attention with time before the batch, in eager arithmetic of its own."""
+
+    def __init__(self, heads=3):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.to_out = nn.Linear(6, 18), nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.1))
+
+    def forward(self, x):  # (time, batch, feature)
+        time, batch, _ = x.shape
+        q, k, v = self.qkv(x).reshape(time, batch, 3, self.heads, 2).permute(2, 1, 3, 0, 4)
+        mixed = torch.softmax(q @ k.transpose(-1, -2), -1) @ v  # (batch, heads, time, 2)
+        return self.to_out(mixed.permute(2, 0, 1, 3).reshape(time, batch, 6))
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.fc = Inside(), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.fc(self.attention(x.transpose(0, 1)).sum(0))
+
+
+def test_an_attention_of_ones_own_with_time_first():
+    torch.manual_seed(0)
+    model, x = Own().double().eval(), normal(2, 4, 6).double()
+    found = ablate(model, x, by="head", target=0)
+    assert found.items == tuple(f"attention head {k}" for k in range(3)) and found.settings["at_once"] > 1
+    for head, value in enumerate(found.values.tolist()):
+        changed = run(without_head(model, "attention.to_out.0", head, 3), x) - run(model, x)
+        assert value == pytest.approx(float(changed[:, 0].mean()), rel=1e-9)
+    named = ablate(model, x, "attention.to_out.0", by="head", target=0)
+    assert torch.equal(named.values, found.values)
+    six = ablate(model, x, "attention", by="head", heads=6, target=0)
+    assert len(six) == 6
+    assert ablate(model, x, "fc", by="head", heads=2, target=0).items == ("fc head 0", "fc head 1")
+
+
+def test_means_and_other_samples_of_heads():
+    case = CASES["encoder"]
+    model, x = case.build().double(), case.example()
+    reference = {"ids": torch.randint(1, 20, (6, 6), generator=torch.Generator().manual_seed(1))}
+    mean = ablate(model, x, by="head", value="mean", reference=reference, target=1, screen="first_order")
+    drawn = ablate(model, x, by="head", value="resample", reference=reference, target=1, draws=6)
+    assert mean.values.shape == drawn.values.shape == (4,)
+    assert float(mean.checks["rank correlation"]) > 0.5
+    assert float((mean.values - drawn.values).abs().max()) < 5 * float(drawn.error.max())
+    with pytest.warns(UserWarning, match="one draw"):
+        same = ablate(model, x, by="head", value="resample", reference={"ids": x["ids"][:1]}, target=1)
+    assert float(same.checks["per sample"][:, 0].abs().max()) < 1e-12  # its own values in its place
+
+
+def test_patched_heads_of_one_layer_add_up_where_the_rest_is_linear():
+    torch.manual_seed(0)
+    model = Own().double().eval()
+    x, other = normal(1, 4, 6).double(), normal(1, 4, 6, seed=3).double()
+    found = patch(model, x, other, by="head", target=0)
+    assert float(found.values.sum()) == pytest.approx(1, abs=1e-12)  # three heads carry all there is
+    assert float(found.values.abs().min()) > 0.01
+
+
+def test_where_heads_are_found():
+    for name, (label, projection, count) in PROJECTIONS.items():
+        found = find_heads(CASES[name].build(), None, None)
+        where = [projection if name != "encoder" else label]
+        assert [(one.label, one.path, one.count) for one in found] == [
+            (label.format(k), where[0].format(k), count) for k in range(2)
+        ]
+    assert len(find_heads(CASES["hf_gpt2"].build(), "transformer.h.1", None)) == 1  # the attention inside of a block
+    with pytest.raises(errors.LayerNotFound, match="among the selected layers"):
+        find_heads(CASES["hf_gpt2"].build(), "transformer.h.1.mlp", None)
+    with pytest.raises(errors.OptionError, match="heads must be a whole number"):
+        find_heads(CASES["mlp"].build(), "0", 0)
+    with pytest.raises(errors.LayerNotFound, match="12 features before its projection, which are not 5 heads"):
+        ablate(CASES["mlp"].build(), CASES["mlp"].example(), "2", by="head", heads=5)
