@@ -36,7 +36,10 @@ _NAMES = {
         feature_visualization recurrent_states latent_traversal layer_maps receptive_field
     """,
     "analyzers.saliency": "saliency",
-    "analyzers.sensitivity": "sensitivity jacobian noise_response ablate patch sobol morris weight_sensitivity",
+    "analyzers.sensitivity": """
+        sensitivity jacobian lipschitz noise_response ablate patch sobol morris weight_sensitivity
+        attack_curve attack_drift corruption_curve
+    """,
     "analyzers.relevance": """
         relevance relevance_by_target Rulebook rank_concepts concept_relevance top_inputs
     """,

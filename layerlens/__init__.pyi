@@ -48,6 +48,9 @@ from .analyzers.routes import (
 from .analyzers.saliency import saliency as saliency
 from .analyzers.sensitivity import (
     ablate as ablate,
+    attack_curve as attack_curve,
+    attack_drift as attack_drift,
+    corruption_curve as corruption_curve,
     noise_response as noise_response,
     patch as patch,
     sensitivity as sensitivity,
@@ -55,6 +58,7 @@ from .analyzers.sensitivity import (
 from .analyzers.sensitivity.inputs.morris import morris as morris
 from .analyzers.sensitivity.inputs.sobol import sobol as sobol
 from .analyzers.sensitivity.jacobian import jacobian as jacobian
+from .analyzers.sensitivity.lipschitz import lipschitz as lipschitz
 from .analyzers.sensitivity.weights.weight_sensitivity import weight_sensitivity as weight_sensitivity
 from .areas import area as area
 from .borrow import borrowed as borrowed

@@ -27,6 +27,7 @@ def same(printed, told):
         ("groups-and-errors", 3),
         ("interventions", 5),
         ("weights-and-inputs", 6),
+        ("robustness", 7),
         ("training-and-transfer", 5),
     ],
 )

@@ -41,6 +41,12 @@ ANALYZERS = {
     "noise_response": lambda model, x, target: layerlens.sensitivity(
         model, x, method="noise_response", levels=(0.5,), draws=2
     ),
+    "lipschitz": lambda model, x, target: layerlens.lipschitz(model, x, ran_once(model, x), iterations=2, starts=1),
+    "attack_curve": lambda model, x, target: attacked(model, x, layerlens.attack_curve, method=("fgsm", "pgd")),
+    "attack_drift": lambda model, x, target: attacked(model, x, layerlens.attack_drift, layers=ran_once(model, x)),
+    "corruption_curve": lambda model, x, target: layerlens.corruption_curve(
+        model, x, target=mean_output, severities=(3,), draws=1
+    ),
     "ablate": lambda model, x, target: layerlens.ablate(model, x, by="channel", target=target, best=3, null=True),
     "resample": lambda model, x, target: layerlens.ablate(
         model, x, value="resample", draws=1, metric="relative_change"
@@ -106,6 +112,17 @@ ANALYZERS = {
     "logit_lens": lambda model, x, target: unembedded(model, x),
     "relevance attn": lambda model, x, target: layerlens.relevance(model, x, target=target, rules="attn"),
 }
+
+
+def mean_output(output):
+    """The mean of the main output, (batch,)."""
+    main = layerlens.outputs.main_output(output)
+    return main.flatten(1).mean(dim=1)
+
+
+def attacked(model, x, analyzer, **options):
+    """A short attack on the mean of the output."""
+    return analyzer(model, x, target=mean_output, eps=(0.05,), steps=1, restarts=1, draws=1, **options)
 
 
 def ran_once(model, x):
