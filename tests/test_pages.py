@@ -19,7 +19,9 @@ def same(printed, told):
     assert found == pytest.approx(expected, rel=0.02, abs=0.002)
 
 
-@pytest.mark.parametrize(("name", "least"), [("relevance", 8), ("language-models", 2), ("groups-and-errors", 3)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("relevance", 8), ("language-models", 2), ("groups-and-errors", 3), ("layer-dynamics", 6)]
+)
 def test_every_block_prints_what_stands_below_it(name, least, tmp_path, monkeypatch, capsys):
     page = DOCS / f"{name}.md"
     monkeypatch.chdir(tmp_path)

@@ -159,7 +159,9 @@ def test_block_influence_is_one_less_the_cosine_and_slight_blocks_are_named():
     for row, (before, after) in enumerate(((x, h), (h, net[1](h)))):
         each = (1 - torch.cosine_similarity(before, after, dim=2)).mean(dim=1)
         assert float(found.checks["block influence"][row]) == pytest.approx(float(each.mean()), rel=1e-9)
-        assert float(found.checks["block influence error"][row]) == pytest.approx(float(each.std()) / 200**0.5, rel=1e-9)
+        assert float(found.checks["block influence error"][row]) == pytest.approx(
+            float(each.std()) / 200**0.5, rel=1e-9
+        )
     assert found.settings["redundant"] == ["1"] and "changed by 1." in found.explain()
     assert math.isnan(float(nonlinearity(net, x, "1.inner").checks["block influence"][0]))  # no block
 
@@ -187,9 +189,7 @@ def test_wide_inputs_are_summed_at_random_and_the_null_tells_the_price():
     with pytest.warns(UserWarning, match="the null"):
         found = nonlinearity(net, normal(900, 300).double(), widest=100)
     assert int(found.checks["features"][0]) == 300
-    assert (
-        float(found.values[0]) == pytest.approx(float(found.null[0]), abs=0.1) and float(found.null[0]) > 0.3
-    )
+    assert float(found.values[0]) == pytest.approx(float(found.null[0]), abs=0.1) and float(found.null[0]) > 0.3
 
 
 def test_the_fit_against_lstsq():
