@@ -20,6 +20,7 @@ PAGES = {
     "training-and-transfer": 5,
     "robustness": 7,
     "sensitivity": 3,
+    "layer-dynamics": 6,
 }
 """Pages whose blocks follow each other -> how many there are at least; `tests/test_readme.py` runs the others."""
 
