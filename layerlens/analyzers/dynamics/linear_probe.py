@@ -235,7 +235,7 @@ def _warn(table: Table, samples: int, readout: Readout, explicit: bool) -> None:
     if wide:
         warnings.warn(
             f"linear_probe: {listed(wide)} has more features than the {samples} samples: the penalty, and not the "
-            "layer, may decide; give more samples or pool='mean'.",
+            "layer, may decide; give more samples, or fewer features by pool=.",
             stacklevel=3,
         )
     if readout.unfinished:
