@@ -101,4 +101,3 @@ class Coalitions:
             chosen = keep[places].to(rows.device).repeat_interleave(self.batch, dim=0)
             found.append(self(features.masks(chosen, rows), rows).reshape(len(places), self.batch))
         return torch.cat(found)
-
