@@ -26,6 +26,7 @@ from ..results import (
     RecurrentStates,
     Relevance,
     TopInputs,
+    TrainingHistory,
 )
 from .activation_mosaic import activation_mosaic
 from .attention import attention
@@ -34,6 +35,7 @@ from .compare_methods import compare_methods
 from .curves import curves
 from .faithfulness_curve import faithfulness_curve
 from .feature_visualization import feature_visualization
+from .gradient_flow import gradient_flow
 from .group_effects import group_effects
 from .heatmap import heatmap
 from .latent_traversal import latent_traversal
@@ -52,6 +54,7 @@ from .timeseries import timeseries
 from .tokens import tokens
 from .tokens_html import tokens_html
 from .top_inputs import top_inputs
+from .training import training
 
 __all__ = [
     "Plot",
@@ -62,6 +65,7 @@ __all__ = [
     "curves",
     "faithfulness_curve",
     "feature_visualization",
+    "gradient_flow",
     "group_effects",
     "heatmap",
     "latent_traversal",
@@ -80,6 +84,7 @@ __all__ = [
     "tokens",
     "tokens_html",
     "top_inputs",
+    "training",
 ]
 
 
@@ -125,6 +130,7 @@ FIGURES: Final[dict[type[Any], dict[str, Callable[..., Plot]]]] = {
     Ranking: {"sensitivity": sensitivity},
     Matrix: {"matrix": matrix},
     Curve: {"curves": curves},
+    TrainingHistory: {"training": training, "gradient_flow": gradient_flow},
 }
 """The figures of each result by kind, the usual one first."""
 
@@ -139,7 +145,8 @@ def plot(result: Any, kind: str | None = None, **options: Any) -> Plot:
             RecurrentStates (`"states"`), ReceptiveField (`"field"`), FeatureVisualization
             (`"images"`), AttentionWeights (`"maps"`), LatentTraversal (`"rows"`), FaithfulnessCurve (`"curve"`),
             Leaderboard (`"means"`), GroupComparison or ErrorExplanation (`"places"`, `"layers"`, `"separation"`),
-            GroupEffects (`"effects"`), Ranking (`"sensitivity"`), Matrix (`"matrix"`) or Curve (`"curves"`).
+            GroupEffects (`"effects"`), Ranking (`"sensitivity"`), Matrix (`"matrix"`), Curve (`"curves"`) or
+            TrainingHistory (`"training"`, `"gradient_flow"`).
         kind: which figure; None takes the first.
         options: go to the function of that figure.
 

@@ -89,7 +89,10 @@ def layer_profile(
             axes.set_xlim(right=vmax)
         shown = {name: np.where(shows, part, np.nan) if name == "values" else part for name, part in data.items()}
         handles = _lines(axes, shown, series, scale) if lines else _bars(axes, shown)
-        bars.write_hidden(axes, values, shows)
+        # of several series, one that has no number at a row is a gap in its line; a log axis names all it cannot show
+        gaps = np.isnan(values) & shows.any(axis=1, keepdims=True) & (len(series) > 1 and scale == "linear")
+        across = board.width - bars.room_for_names(names, board.width) - 0.2
+        bars.write_hidden(axes, values, shows | gaps, profile.series, across if lines else None)
         if handles:
             board.legend(axes, handles)
         return board.finish(data)

@@ -128,6 +128,7 @@ class Limits:
         clipped: whether some values lie outside.
         note: how the range was chosen, for the label of a colorbar.
         below: whether values lie below a scale that starts at 0.
+        log: whether the scale is logarithmic.
     """
 
     low: float
@@ -135,11 +136,12 @@ class Limits:
     clipped: bool
     note: str
     below: bool = dataclasses.field(default=False, repr=False)
+    log: bool = dataclasses.field(default=False, repr=False)
 
     @property
     def ticks(self) -> list[float]:
         """The ends and the middle."""
-        return [self.low, (self.low + self.high) / 2, self.high]
+        return [self.low, (self.low * self.high) ** 0.5 if self.log else (self.low + self.high) / 2, self.high]
 
 
 def limits(arrays: Iterable[Array], *, signed: bool, clip: float, vmax: float | None, what: str) -> Limits:

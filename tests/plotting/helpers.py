@@ -29,6 +29,7 @@ from layerlens.results import (
     RecurrentStates,
     Relevance,
     TopInputs,
+    TrainingHistory,
 )
 
 LONG = "integrated gradients with 50 steps from a blurred baseline and 25 noisy copies of each, " * 2
@@ -85,6 +86,17 @@ def curve(series=("PGD",), points=5, error=True, null=True, seed=0):
     return Curve(
         "accuracy", "eps", torch.linspace(0, 1, points) ** 2, tuple(series), values, "1", "attack", {},
         torch.full_like(values, 0.1) if error else None, random(len(series), points, seed=1) if null else None,
+    )  # fmt: skip
+
+
+def history(steps=12, layers=9, quantity="gradient norm", every=5, logged=("loss",), names=PATHS):
+    values = (3 * random(steps, layers)).exp().double()
+    at = torch.arange(steps * every).double()
+    told = {name: torch.stack([at, (-at / 40).exp() + row], dim=1) for row, name in enumerate(logged)}
+    means = random(steps, layers, seed=1).double()
+    return TrainingHistory(
+        torch.arange(steps) * every, dict.fromkeys((quantity, "activation mean"), names[:layers]),
+        {quantity: values, "activation mean": means}, told, torch.full((steps,), 16), "hooks on SGD.step", {},
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from .helpers import (
     field,
     grid,
     groups,
+    history,
     images,
     leaderboard,
     ledger,
@@ -79,6 +80,8 @@ EXAMPLES = {
     ("Ranking", "sensitivity"): lambda: ranking(4),
     ("Matrix", "matrix"): lambda: grid(3, 4),
     ("Curve", "curves"): lambda: curve(("PGD", "FGSM")),
+    ("TrainingHistory", "training"): lambda: history(6, 4),
+    ("TrainingHistory", "gradient_flow"): lambda: history(6, 4),
 }
 EACH = pytest.mark.parametrize("name, kind", EXAMPLES, ids=lambda part: part)
 

@@ -18,6 +18,7 @@ from layerlens.plotting import (
     compare_methods,
     curves,
     feature_visualization,
+    gradient_flow,
     heatmap,
     latent_traversal,
     layer_profile,
@@ -31,6 +32,7 @@ from layerlens.plotting import (
     timeseries,
     tokens,
     top_inputs,
+    training,
 )
 
 from .helpers import (
@@ -41,6 +43,7 @@ from .helpers import (
     curve,
     field,
     grid,
+    history,
     images,
     ledger,
     made,
@@ -139,10 +142,14 @@ FIGURES = {
     "curves": lambda **o: curves(curve(("PGD", "FGSM")), **o),
     "curves of 30": lambda **o: curves(curve(PATHS[:30]), **o),
     "curves, symlog": lambda **o: curves(curve(), scale="symlog", **o),
+    "training": lambda **o: training(history(), **o),
+    "training of 66 layers, 900 steps": lambda **o: training(history(900, 66, logged=("loss", "accuracy", LONG)), **o),
+    "training, 1 step": lambda **o: training(history(1, 2, logged=()), "activation mean", **o),
+    "gradient flow": lambda **o: gradient_flow(history(), **o),
 }
 EACH = pytest.mark.parametrize("kind", FIGURES)
 KINDS = ("image", "tokens", "grid of 1", "2 methods", "mosaic", "profile", "flow", "top inputs")
-ONE_PANEL = ("ranking", "matrix", "curves")
+ONE_PANEL = ("ranking", "matrix", "curves", "training", "gradient flow")
 KINDS += ("made", "states", "field", "attention", "traversal", "channels", "text", "time", "map of layers", *ONE_PANEL)
 
 

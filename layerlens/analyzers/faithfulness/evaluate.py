@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import InputError, OptionError, choose
+from ...errors import InputError, OptionError, check_seed, choose
 from ...inputs import as_inputs
 from ...progress import track
 from ...results import Attribution, Leaderboard
@@ -18,7 +18,7 @@ from ...target import Spec, as_target
 from ..saliency import saliency
 from ..saliency.differentiate import BatchSize
 from ..score import Scorer
-from .controls import controls_for
+from .controls import control_maps
 from .metrics import METRICS, Trial
 from .places import Given
 
@@ -60,7 +60,8 @@ def evaluate(
         masks: where the object is, bool `(batch, *places)`, for the metrics of localization.
         steps: of the curves.
         measure: as in `insertion`.
-        controls: whether random, edge and centre maps take part (random and size, or place, where x is no image).
+        controls: whether random, edge and centre maps take part (random and size, or place, where x is no image;
+            random alone where it is several inputs).
         seed: of everything random.
         batch_size: rows in one forward pass.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
@@ -82,6 +83,7 @@ def evaluate(
         >>> board.metrics
         ('insertion - deletion', 'insertion (zero)', 'deletion (zero)')
     """
+    check_seed(seed)
     names = tuple(metrics) if metrics is not None else DEFAULT
     if metrics is None and masks is not None:
         names += ("pointing_game", "relevance_mass", "relevance_rank")
@@ -93,17 +95,18 @@ def evaluate(
         scorer = Scorer(model, inputs, as_target(target), forward=forward)
         with torch.no_grad():
             scorer({name: leaf.value for name, leaf in scorer.leaves.items()})
-    aim, leaf = scorer.target, next(iter(scorer.leaves.values()))
+    aim = scorer.target
     if len(scorer.rows) == 1:
         warnings.warn("one sample gives no interval: a difference between methods may be chance.", stacklevel=2)
     given, functions = _maps(model, inputs, attributions, aim, forward)
-    own = controls_for(leaf) if controls and len(scorer.leaves) == 1 else {}
+    own = control_maps(scorer.leaves, seed) if controls else {}
     for name, control in own.items():
         if name in given:
             raise OptionError(f"a method is called {name!r}, as a control is: rename it, or give controls=False.")
-        given[name] = control(leaf, seed)
+        given[name] = control
     if fills is None:
-        fills = ("mean", "blur") if leaf.is_input and leaf.value.ndim == 4 else ("zero",)
+        images = all(leaf.is_input and leaf.value.ndim == 4 for leaf in scorer.leaves.values())
+        fills = ("mean", "blur") if images else ("zero",)
     trial = Trial(model, inputs, aim, tuple(fills), masks, steps, measure, seed, batch_size, forward, functions)
     columns = [column for metric in names for column in METRICS[metric].columns(metric, trial)]
     rows = []

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import InputError, OptionError, check_count
+from ...errors import InputError, OptionError, check_count, check_seed
 from ...inputs import as_inputs
 from ...results import Attribution
 from ...target import Spec, as_target
@@ -63,6 +63,7 @@ def infidelity(
         tensor(True)
     """
     check_count("samples", samples)
+    check_seed(seed)
     if not noise > 0:
         raise OptionError(f"noise must be above 0, got {noise!r}.")
     from captum.metrics import infidelity as captum_infidelity
@@ -129,6 +130,7 @@ def max_sensitivity(
         tensor([0., 0.], dtype=torch.float64)
     """
     check_count("samples", samples)
+    check_seed(seed)
     if not radius > 0:
         raise OptionError(f"radius must be above 0, got {radius!r}.")
     from captum.metrics import sensitivity_max

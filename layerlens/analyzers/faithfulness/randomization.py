@@ -11,7 +11,7 @@ from torch import nn
 
 from ...borrow import borrowed
 from ...capturing import capture
-from ...errors import InputError, OptionError
+from ...errors import InputError, OptionError, check_seed
 from ...inputs import as_inputs
 from ...layers import Selection
 from ...progress import track
@@ -72,6 +72,7 @@ def cascading_randomization(
             found = method(model, inputs, target=aim, forward=forward, **options)
         return found.tensor.flatten(1)
 
+    check_seed(seed)
     aim = as_target(target)
     with borrowed(model, grad=False), torch.no_grad():
         aim = aim.resolve(inputs.run(model, forward))

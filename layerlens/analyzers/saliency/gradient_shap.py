@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import OptionError, check_count
+from ...errors import check_count, check_seed
 from ...layers import Selection
 from ...progress import track
 from ...results import Attribution
@@ -78,8 +78,7 @@ def gradient_shap(
         tensor([[ 3., -3.]])
     """
     check_count("samples", samples)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise OptionError(f"seed must be a whole number, got {seed!r}.")
+    check_seed(seed)
     with borrowed(model):
         freeze(model)
         scorer = Scorer(model, x, target, where=where, forward=forward)

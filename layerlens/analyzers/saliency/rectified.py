@@ -54,6 +54,7 @@ def guided_backprop(
         UserWarning: when the model has no rectifier, or the values of a sample are zero everywhere.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> _ = [parameter.data.fill_(1.0) for parameter in net.parameters()]
         >>> guided_backprop(net, torch.ones(1, 2), target=0).values.shape
@@ -89,6 +90,7 @@ def deconvnet(
         UserWarning: when the model has no rectifier, or the values of a sample are zero everywhere.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> _ = [parameter.data.fill_(1.0) for parameter in net.parameters()]
         >>> deconvnet(net, torch.ones(1, 2), target=0).values.shape
