@@ -33,6 +33,7 @@ from .heatmap import heatmap
 from .latent_traversal import latent_traversal
 from .layer_profile import layer_profile
 from .leaderboard import leaderboard
+from .method_grid import method_grid
 from .overlay_grid import overlay_grid
 from .plot import Plot
 from .receptive_field import receptive_field
@@ -52,6 +53,7 @@ __all__ = [
     "latent_traversal",
     "layer_profile",
     "leaderboard",
+    "method_grid",
     "overlay_grid",
     "plot",
     "receptive_field",

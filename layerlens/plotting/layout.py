@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import PlotError
 from . import style, text
-from .colorbar import Side
+from .colorbar import LONGEST, Side
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,13 +106,23 @@ def _break_text(board: Board) -> None:
             line = board.labels.setdefault(label, label.get_text())
             label.set_text(text.wrap(line, style.TEXT, max(room, 0.4)))
     for one in board.bars:
-        room = _extent(board, one.panels[0])[one.side == "right"]
+        room = _along(board, one)
         line = f"{one.units} {one.note}".strip()
         if text.width(line, style.SMALL) > room:
             line = f"{one.units}\n{one.note}".strip()
         one.label.set_text(text.wrap(line, style.SMALL, max(room, 0.7)))
     for axes, handles in board.legends:
         _draw_legend(board, axes, handles)
+
+
+def _along(board: Board, one: Bar) -> float:
+    """The length of the panels that a colorbar runs along, in inches; beyond that of the bar, text stays short."""
+    if one.side == "right":
+        return (
+            min(max(p.bbox.y1 for p in one.panels) - min(p.bbox.y0 for p in one.panels), LONGEST * board.dpi)
+            / board.dpi
+        )
+    return _extent(board, one.panels[0])[0]
 
 
 def _draw_legend(board: Board, axes: Axes, handles: Sequence[Any]) -> None:

@@ -12,9 +12,11 @@ from layerlens.results import (
     AttentionWeights,
     Attribution,
     Entry,
+    FaithfulnessCurve,
     FeatureVisualization,
     LatentTraversal,
     LayerProfile,
+    Leaderboard,
     Ledger,
     ReceptiveField,
     RecurrentStates,
@@ -121,6 +123,19 @@ def traversal(*shape, rows=8, steps=5, move="set"):
 def attention(layers=2, heads=3, size=6, batch=2, **fields):
     weights = {PATHS[3 * row]: random(batch, heads, size, size, seed=row).softmax(-1) for row in range(layers)}
     return AttentionWeights("Net", weights, dict.fromkeys(weights, "softmax"), **fields)
+
+
+def curve(name="insertion", samples=3, seed=0, **fields):
+    shares = torch.linspace(0, 1, 9).double()
+    scores = torch.rand(samples, 9, generator=torch.Generator().manual_seed(seed)).double().sort(dim=1).values
+    base = FaithfulnessCurve(name, shares, scores, "blur", "probability", "class 7", {})
+    return dataclasses.replace(base, **fields)
+
+
+def board(methods=5, samples=8, metrics=("insertion",), higher=(True,), seed=0, names=None, target="class 7"):
+    values = random(methods, len(metrics), samples, seed=seed).double() + torch.arange(methods, 0, -1)[:, None, None]
+    names = tuple(f"method {row}" for row in range(methods)) if names is None else names
+    return Leaderboard(names, metrics, values, higher, (names[1], names[-1]), target, {})
 
 
 def text_outside(plot, slack=0.5):

@@ -15,10 +15,13 @@ from layerlens.plotting import (
     activation_mosaic,
     attention,
     compare_methods,
+    faithfulness_curve,
     feature_visualization,
     heatmap,
     latent_traversal,
     layer_profile,
+    leaderboard,
+    method_grid,
     overlay_grid,
     receptive_field,
     recurrent_states,
@@ -30,6 +33,8 @@ from .helpers import (
     LONG,
     PATHS,
     attribution,
+    board,
+    curve,
     field,
     images,
     ledger,
@@ -99,11 +104,35 @@ FIGURES = {
     "attention, many tokens": lambda **o: attention(looks(1, 1, 90, tokens=[["x"] * 90] * 2), **o),
     "traversal": lambda **o: latent_traversal(traversal(3, 8, 8), **o),
     "traversal of series": lambda **o: latent_traversal(traversal(30, move="add"), count=2, labels=[LONG, "b"], **o),
+    "curve": lambda **o: faithfulness_curve(curve(), **o),
+    "12 curves": lambda **o: faithfulness_curve(
+        [curve(seed=seed) for seed in range(12)], labels=[f"{LONG[: 20 + seed]}" for seed in range(12)], **o
+    ),
+    "curves in panels": lambda **o: faithfulness_curve(
+        [curve(name, seed=seed) for name in ("insertion", "deletion") for seed in range(4)],
+        labels=[LONG[: 30 + seed] for seed in range(4)] * 2,
+        panels=["insertion"] * 4 + ["deletion"] * 4,
+        controls=[LONG[:33]],
+        **o,
+    ),
+    "board": lambda **o: leaderboard(board(), **o),
+    "board, long names": lambda **o: leaderboard(board(names=PATHS[:5]), **o),
+    "board of 40": lambda **o: leaderboard(board(40), **o),
+    "boards": lambda **o: leaderboard([board(), board(samples=5, target="class 8")], **o),
+    "board of 3 metrics": lambda **o: leaderboard(
+        board(metrics=("insertion", "deletion", "road"), higher=(True, False, False)),
+        metric=("insertion", "deletion", "road"),
+        **o,
+    ),
+    "methods by pictures": lambda **o: method_grid([images(6), images(6, method=LONG[:40], signed=False)], **o),
+    "8 methods by 2 pictures": lambda **o: method_grid(
+        {name: images(2, 120, method=name) for name in PATHS[:8]}, board=board(8, 2, names=PATHS[:8]), **o
+    ),
     "flow, narrow": lambda **o: relevance_flow(ledger(5, 3), None, **{"width": "column", **o}),
 }
 EACH = pytest.mark.parametrize("kind", FIGURES)
 KINDS = ("image", "tokens", "grid of 1", "2 methods", "mosaic", "profile", "flow", "top inputs")
-KINDS += ("made", "states", "field", "attention", "traversal")
+KINDS += ("made", "states", "field", "attention", "traversal", "curve", "board", "methods by pictures")
 
 
 @functools.cache
@@ -155,7 +184,7 @@ def test_the_width_is_the_one_asked_for(kind, width, inches):
     assert FIGURES[kind](width=width).fig.get_size_inches()[0] == pytest.approx(inches)
 
 
-@pytest.mark.parametrize("kind", ["image", "grid of 1", "profile", "flow"])
+@pytest.mark.parametrize("kind", ["image", "grid of 1", "profile", "flow", "boards", "8 methods by 2 pictures"])
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_the_same_figure_gives_the_same_bytes(kind, suffix, tmp_path):
     first = FIGURES[kind]().save(tmp_path / f"a.{suffix}")
@@ -193,7 +222,7 @@ def test_no_pyplot_figure_is_opened_or_drawn_into(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["image", "series", "tokens", "vector", "long vector", "profile", "profile, log", "flow"]
+    "kind", ["image", "series", "tokens", "vector", "long vector", "profile", "profile, log", "flow", "curve", "board"]
 )
 def test_given_axes_are_drawn_into_and_stay_in_place(kind):
     fig = Figure(figsize=(9, 4))
@@ -210,7 +239,7 @@ def test_given_axes_are_drawn_into_and_stay_in_place(kind):
     assert plot._repr_png_() is None and plot._ipython_display_() is None
 
 
-@pytest.mark.parametrize("kind", ["grid of 1", "2 methods", "mosaic of 4", "top inputs"])
+@pytest.mark.parametrize("kind", ["grid of 1", "2 methods", "mosaic of 4", "top inputs", "methods by pictures"])
 def test_a_given_subfigure_is_drawn_into_and_keeps_its_size(kind):
     fig = Figure(figsize=(16, 8))
     left, right = fig.subfigures(1, 2)
