@@ -116,13 +116,12 @@ def _break_text(board: Board) -> None:
 
 
 def _along(board: Board, one: Bar) -> float:
-    """The length of the panels that a colorbar runs along, in inches; beyond that of the bar, text stays short."""
-    if one.side == "right":
-        return (
-            min(max(p.bbox.y1 for p in one.panels) - min(p.bbox.y0 for p in one.panels), LONGEST * board.dpi)
-            / board.dpi
-        )
-    return _extent(board, one.panels[0])[0]
+    """The length of the panels that a colorbar runs along, in inches; no more than a bar can have."""
+    if one.side != "right":
+        return _extent(board, one.panels[0])[0]
+    edges = [(panel.bbox.y0, panel.bbox.y1) for panel in one.panels]
+    high: float = (max(top for _, top in edges) - min(low for low, _ in edges)) / board.dpi
+    return min(high, LONGEST)
 
 
 def _draw_legend(board: Board, axes: Axes, handles: Sequence[Any]) -> None:

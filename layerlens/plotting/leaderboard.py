@@ -56,7 +56,7 @@ def leaderboard(
         >>> sorted(leaderboard(board).data["methods"])
         ['edges', 'gradient']
     """
-    shown = list(board) if isinstance(board, (list, tuple)) else [board]
+    shown: list[Any] = list(board) if isinstance(board, (list, tuple)) else [board]
     wrong = [type(one).__name__ for one in shown if not isinstance(one, Leaderboard)]
     if wrong or not shown:
         raise PlotError(f"leaderboard draws one Leaderboard or more, not {f'a {wrong[0]}' if wrong else 'none'}.")

@@ -174,8 +174,9 @@ def _parts(one: Sample, signed: bool, clip: float, places: int) -> tuple[Array, 
     """The map as parts of its largest value, and the range that all share."""
     values = one.values
     if max(values.shape) > places:
-        size = [max(1, round(side * places / max(values.shape))) for side in values.shape]
-        blocks = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(values[None].astype(np.float64)), size)
+        high, wide = (max(1, round(side * places / max(values.shape))) for side in values.shape)
+        given = torch.from_numpy(values[None].astype(np.float64))
+        blocks = torch.nn.functional.adaptive_avg_pool2d(given, (high, wide))
         values = blocks[0].numpy()
     own = style.limits([values], signed=one.signed, clip=clip, vmax=None, what=one.what)
     return values / own.high, Limits(-1.0 if signed else 0.0, 1.0, clip < 100, own.note)
@@ -185,6 +186,6 @@ def _average_what_shrinks(plot: Plot) -> None:
     """Let panels of fewer pixels than their picture show means, where nearest pixels would leave out lines."""
     for axes in plot.axes:
         for image in axes.images:
-            if image.get_array().shape[1] > axes.get_window_extent().width:
+            if image.get_size()[1] > axes.get_window_extent().width:
                 image.set_interpolation("antialiased")
                 image.set_interpolation_stage("data")  # +1 and -1 make 0, where red and blue would make purple
