@@ -52,6 +52,8 @@ _HOMES = {
     "receptive_field": "analyzers.activation",
     "saliency": "analyzers.saliency",
     "sensitivity": "analyzers.sensitivity",
+    "jacobian": "analyzers.sensitivity",
+    "noise_response": "analyzers.sensitivity",
     "relevance": "analyzers.relevance",
     "relevance_by_target": "analyzers.relevance",
     "Rulebook": "analyzers.relevance",
@@ -67,6 +69,7 @@ _HOMES = {
     "ActivationMaps": "results",
     "AttentionWeights": "results",
     "Attribution": "results",
+    "Curve": "results",
     "ErrorExplanation": "results",
     "FaithfulnessCurve": "results",
     "FeatureVisualization": "results",
@@ -76,7 +79,9 @@ _HOMES = {
     "LayerProfile": "results",
     "LayerTable": "results",
     "Leaderboard": "results",
+    "Matrix": "results",
     "MethodTable": "results",
+    "Ranking": "results",
     "Ledger": "results",
     "ReceptiveField": "results",
     "RecurrentStates": "results",
@@ -115,7 +120,8 @@ if TYPE_CHECKING:
     from .analyzers.relevance.top_inputs import top_inputs
     from .analyzers.routes import compare_routes, route
     from .analyzers.saliency import saliency
-    from .analyzers.sensitivity import sensitivity
+    from .analyzers.sensitivity import noise_response, sensitivity
+    from .analyzers.sensitivity.jacobian import jacobian
     from .areas import area
     from .borrow import borrowed
     from .call import Call
@@ -132,6 +138,7 @@ if TYPE_CHECKING:
         ActivationMaps,
         AttentionWeights,
         Attribution,
+        Curve,
         ErrorExplanation,
         FaithfulnessCurve,
         FeatureVisualization,
@@ -142,7 +149,9 @@ if TYPE_CHECKING:
         LayerTable,
         Leaderboard,
         Ledger,
+        Matrix,
         MethodTable,
+        Ranking,
         ReceptiveField,
         RecurrentStates,
         Relevance,
@@ -158,6 +167,7 @@ __all__ = [
     "AttentionWeights",
     "Attribution",
     "Call",
+    "Curve",
     "ErrorExplanation",
     "FaithfulnessCurve",
     "FeatureVisualization",
@@ -171,8 +181,10 @@ __all__ = [
     "Leaderboard",
     "Ledger",
     "Lens",
+    "Matrix",
     "MethodTable",
     "Probe",
+    "Ranking",
     "ReceptiveField",
     "Record",
     "RecurrentStates",
@@ -205,11 +217,13 @@ __all__ = [
     "faithfulness",
     "feature_visualization",
     "grad_cam",
+    "jacobian",
     "latent_traversal",
     "layer_maps",
     "layer_table",
     "load",
     "neuron",
+    "noise_response",
     "plotting",
     "probability",
     "rank_concepts",

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from .analyzers import activation, compare_routes, faithfulness, layer_table, relevance, route, saliency, sensitivity
+from .analyzers import activation, compare_routes, faithfulness, layer_table, relevance, route, saliency
 from .analyzers import groups as group_analyzers
 from .analyzers.activation.attention import Part
 from .analyzers.relevance import Concept
@@ -14,6 +14,8 @@ from .capturing import capture, run
 from .functions import Functions, Keep, capture_functions
 from .language import token_texts
 from .layers import Layers, Selection
+from .lens_dynamics import DynamicsLens
+from .lens_sensitivity import SensitivityLens
 from .matches import Matches
 from .probe import Edits, Probe
 from .record import Record
@@ -25,7 +27,6 @@ from .results import (
     FeatureVisualization,
     GroupComparison,
     LatentTraversal,
-    LayerProfile,
     LayerTable,
     Leaderboard,
     ReceptiveField,
@@ -36,10 +37,9 @@ from .results import (
     TopInputs,
 )
 from .target import Spec
-from .wrapped import WrappedModel
 
 
-class Lens(WrappedModel):
+class Lens(SensitivityLens, DynamicsLens):
     """Look inside a model: what each layer holds, what in the input mattered, how the score flows back.
 
     The model is never changed; it is run in eval mode and given back as it was. A Lens holds no state about past runs.
@@ -224,14 +224,6 @@ class Lens(WrappedModel):
             forward=self.forward,
             read=self.inputs,
             **options,
-        )
-
-    def sensitivity(
-        self, x: Any, layers: Selection = None, *, method: str = "jacobian", **options: Any
-    ) -> LayerProfile:
-        """Which layers respond most to the input; see `sensitivity`."""
-        return sensitivity.sensitivity(
-            self.model, self.inputs(x), layers, method=method, forward=self.forward, **options
         )
 
 

@@ -54,7 +54,7 @@ LATE = {
     "captum",
 }  # imported inside functions only, so that `import layerlens` stays light
 FORBIDDEN = {  # folder -> parts of layerlens that it must not know
-    "analyzers": {"plotting", "lens", "scale", "demo", "__main__"},
+    "analyzers": {"plotting", "lens", "lens_sensitivity", "lens_dynamics", "scale", "demo", "__main__"},
     "plotting": {
         "probe",
         "capturing",
@@ -65,6 +65,8 @@ FORBIDDEN = {  # folder -> parts of layerlens that it must not know
         "contrasting",
         "analyzers",
         "lens",
+        "lens_sensitivity",
+        "lens_dynamics",
         "scale",
         "demo",
         "__main__",

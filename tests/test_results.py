@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from layerlens.errors import InputError, MissingPackage, ResultFileError
+from layerlens.errors import InputError, MissingPackage, OptionError, ResultFileError
 from layerlens.results import (
     ActivationMaps,
     AttentionWeights,
     Attribution,
+    Curve,
     Entry,
     ErrorExplanation,
     FaithfulnessCurve,
@@ -25,6 +26,8 @@ from layerlens.results import (
     LayerTable,
     Leaderboard,
     Ledger,
+    Matrix,
+    Ranking,
     ReceptiveField,
     RecurrentStates,
     Relevance,
@@ -181,6 +184,27 @@ def comparison(kind=GroupComparison, **more):
     return kind(*shared, "cat", "mean activations", SETTINGS, **more)
 
 
+SAID = ("What it means.", "What it does not.")
+
+
+def ranking(**changes):
+    fields = {"quantity": "drop", "items": ("a", "b", "c"), "values": normal(3, 2), "units": "score", "signed": True}
+    fields |= {"method": "zero", "settings": SETTINGS, "series": ("one", "two"), "interval": normal(3, 2, 2)}
+    return Ranking(**{**fields, "error": normal(3, 2).abs(), "null": normal(3, 2), "explanation": SAID, **changes})
+
+
+def matrix(**changes):
+    fields = {"quantity": "CKA", "rows": ("a", "b"), "columns": ("x", "y", "z"), "values": normal(2, 3).double()}
+    fields |= {"axes": ("layer", "layer"), "units": "1", "signed": False, "method": "linear", "settings": SETTINGS}
+    return Matrix(**{**fields, "null": normal(2, 3), "explanation": SAID, **changes})
+
+
+def curve(**changes):
+    fields = {"quantity": "accuracy", "along": "eps", "points": torch.tensor([0.0, 0.1]), "series": ("fgsm", "pgd")}
+    fields |= {"values": normal(2, 2), "units": "1", "method": "FGSM", "settings": SETTINGS, "error": normal(2, 2)}
+    return Curve(**{**fields, "explanation": SAID, **changes})
+
+
 RESULTS = {
     "Attribution": attribution,
     "Relevance": relevance,
@@ -198,6 +222,9 @@ RESULTS = {
     "LatentTraversal": lambda: traversal(),
     "FaithfulnessCurve": lambda: faithfulness_curve(),
     "Leaderboard": lambda: leaderboard(),
+    "Ranking": ranking,
+    "Matrix": matrix,
+    "Curve": curve,
     "GroupEffects": lambda: group_effects(),
     "GroupComparison": lambda: comparison(),
     "ErrorExplanation": lambda: comparison(
@@ -251,7 +278,7 @@ def assert_same(left, right):
 def test_every_result_type_is_in_this_file():
     ours = {
         name for name, kind in Result.classes.items() if kind.__module__.startswith("layerlens.results")
-    } - {"LayerRow"}  # fmt: skip
+    } - {"LayerRow", "Explained"}  # fmt: skip
     assert ours == set(RESULTS)
 
 
@@ -484,3 +511,31 @@ def test_the_table_as_a_data_frame_and_without_pandas(monkeypatch):
 def test_results_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         attribution().method = "other"
+
+
+def test_measurements_are_ordered_looked_up_and_explained():
+    found = ranking(values=torch.tensor([[1.0, 0.0], [-3.0, 2.0], [2.0, 1.0]]))
+    assert [name for name, _ in found.ranked()] == ["b", "c", "a"]
+    assert [name for name, _ in found.ranked("two")] == ["b", "c", "a"]
+    assert ranking(signed=False, values=found.values).ranked()[0] == ("c", 2.0)
+    assert found.explain() == "What it means. What it does not."
+    with pytest.raises(OptionError, match=r"unknown series 'tow'\. Closest: two"):
+        found.column("tow")
+    grid = matrix(values=torch.tensor([[1.0, float("nan"), 3.0], [2.0, 0.0, 5.0]]))
+    assert grid.at("b", "z") == 5 and grid.ranked()[0] == ("b", "z", 5.0) and len(grid.ranked()) == 5
+    with pytest.raises(OptionError, match="there is no layer 'c'"):
+        grid.at("c", "x")
+    assert curve().of("pgd").shape == (2,)
+    with pytest.raises(OptionError, match=r"unknown series 'pdg'\. Closest: pgd"):
+        curve().of("pdg")
+    assert "Nothing is said of limits" in profile(explanation=("", "")).explain()
+
+
+@pytest.mark.parametrize("make", [ranking, matrix, curve])
+def test_measurements_become_tables(make):
+    pytest.importorskip("pandas")
+    found = make()
+    table = found.to_pandas()
+    values = found.values.T if make is curve else found.values
+    assert np.array_equal(table.to_numpy(), values.numpy())
+    assert np.array_equal(found.numpy(), found.values.numpy())

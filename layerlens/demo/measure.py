@@ -109,7 +109,7 @@ def activations(lens: Lens, subject: Subject, x: Tensor) -> list[ActivationMaps]
 def profile(lens: Lens, subject: Subject, x: Tensor) -> LayerProfile:
     """The sensitivity of the model's blocks, with its chance mark."""
     blocks = sorted({path.rsplit(".", 1)[0] for path in subject.mosaic if path.rsplit(".", 1)[-1].isdigit()})
-    return lens.sensitivity(x, [subject.mosaic[0], *(f"{block}.*" for block in blocks)], null=True)
+    return lens.jacobian(x, [subject.mosaic[0], *(f"{block}.*" for block in blocks)], null=True)
 
 
 def at_depth(relevance: Relevance, layer: str) -> Attribution:

@@ -10,6 +10,7 @@ from ..results import (
     ActivationMaps,
     AttentionWeights,
     Attribution,
+    Curve,
     FaithfulnessCurve,
     FeatureVisualization,
     GroupComparison,
@@ -18,6 +19,8 @@ from ..results import (
     LayerProfile,
     Leaderboard,
     Ledger,
+    Matrix,
+    Ranking,
     ReceptiveField,
     RecurrentStates,
     Relevance,
@@ -26,6 +29,7 @@ from ..results import (
 from .activation_mosaic import activation_mosaic
 from .attention import attention
 from .compare_methods import compare_methods
+from .curves import curves
 from .faithfulness_curve import faithfulness_curve
 from .feature_visualization import feature_visualization
 from .group_effects import group_effects
@@ -33,12 +37,14 @@ from .heatmap import heatmap
 from .latent_traversal import latent_traversal
 from .layer_profile import layer_profile
 from .leaderboard import leaderboard
+from .matrix import matrix
 from .method_grid import method_grid
 from .overlay_grid import overlay_grid
 from .plot import Plot
 from .receptive_field import receptive_field
 from .recurrent_states import recurrent_states
 from .relevance_flow import relevance_flow
+from .sensitivity import sensitivity
 from .top_inputs import top_inputs
 
 __all__ = [
@@ -46,6 +52,7 @@ __all__ = [
     "activation_mosaic",
     "attention",
     "compare_methods",
+    "curves",
     "faithfulness_curve",
     "feature_visualization",
     "group_effects",
@@ -53,12 +60,14 @@ __all__ = [
     "latent_traversal",
     "layer_profile",
     "leaderboard",
+    "matrix",
     "method_grid",
     "overlay_grid",
     "plot",
     "receptive_field",
     "recurrent_states",
     "relevance_flow",
+    "sensitivity",
     "top_inputs",
 ]
 
@@ -96,6 +105,9 @@ FIGURES: Final[dict[type[Any], dict[str, Callable[..., Plot]]]] = {
     Leaderboard: {"means": leaderboard},
     GroupComparison: {"places": group_effects, "layers": _group_layers, "separation": _separation},
     GroupEffects: {"effects": group_effects},
+    Ranking: {"sensitivity": sensitivity},
+    Matrix: {"matrix": matrix},
+    Curve: {"curves": curves},
 }
 """The figures of each result by kind, the usual one first."""
 
@@ -108,8 +120,8 @@ def plot(result: Any, kind: str | None = None, **options: Any) -> Plot:
             (`"mosaic"`), LayerProfile (`"profile"`), Ledger (`"flow"`), TopInputs (`"inputs"`),
             RecurrentStates (`"states"`), ReceptiveField (`"field"`), FeatureVisualization
             (`"images"`), AttentionWeights (`"maps"`), LatentTraversal (`"rows"`), FaithfulnessCurve (`"curve"`),
-            Leaderboard (`"means"`), GroupComparison or ErrorExplanation (`"places"`, `"layers"`, `"separation"`) or
-            GroupEffects (`"effects"`).
+            Leaderboard (`"means"`), GroupComparison or ErrorExplanation (`"places"`, `"layers"`, `"separation"`),
+            GroupEffects (`"effects"`), Ranking (`"sensitivity"`), Matrix (`"matrix"`) or Curve (`"curves"`).
         kind: which figure; None takes the first.
         options: go to the function of that figure.
 

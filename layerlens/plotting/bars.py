@@ -17,6 +17,8 @@ PITCH: Final = 0.125
 """Height of one row, in inches: a line of the smallest text and a little air."""
 DENSE: Final = 0.105
 """Height of one of very many rows."""
+MOST_WIDE: Final = 40
+"""Rows that are as high as `PITCH`."""
 PAGE_FULL: Final = 8.2
 """Inches that rows may take: a page of a paper."""
 
@@ -40,7 +42,7 @@ def name_rows(axes: Axes, names: Sequence[str], figure_width: float) -> float:
     limit = room_for_names(names, figure_width)
     wrapped = [text.wrap(name, style.SMALL, limit + 0.01) for name in names]
     lines = max(name.count("\n") + 1 for name in wrapped)
-    pitch = (PITCH if len(names) <= 40 else DENSE) + (lines - 1) * style.SMALL * 1.2 / 72
+    pitch = (PITCH if len(names) <= MOST_WIDE else DENSE) + (lines - 1) * style.SMALL * 1.2 / 72
     every = -(-len(names) // int(PAGE_FULL / pitch))
     height = len(names) * pitch / every
     shown = range(0, len(names), every)
@@ -80,6 +82,45 @@ def draw_upright(axes: Axes, values: Array) -> None:
     axes.axhline(0, color=style.FAINT, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def write_hidden(axes: Axes, values: Array, shows: Array) -> None:
+    """Write values that have no place on the axis at its left edge; where not all rows are named, several at once.
+
+    Args:
+        axes: where.
+        values: `(rows, series)`.
+        shows: which of them have a place, shaped like `values`.
+    """
+    named = axes.get_yticks()
+    every = round(named[1] - named[0]) if len(named) > 1 else 1
+    rows = np.flatnonzero(~shows.all(axis=1))
+    for row in dict.fromkeys((rows // every * every).tolist()):
+        near = slice(row, row + every)
+        hidden = ", ".join(dict.fromkeys(_spelled(value) for value in values[near][~shows[near]]))
+        axes.annotate(
+            hidden, (0, row), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points",
+            va="center", ha="left", fontsize=style.SMALL, color=style.COLOURS[1],
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        )  # fmt: skip
+
+
+def _spelled(value: float) -> str:
+    return "NaN" if np.isnan(value) else style.number(float(value)).replace("inf", "infinite")
+
+
+def write_beyond(axes: Axes, values: Array) -> None:
+    """Write values that lie beyond the ends of the axis at its edges; `values` is `(rows, series)`."""
+    low, high = axes.get_xlim()
+    finite = np.isfinite(values)
+    for edge, out, mark in ((0, finite & (values < low), "← {}"), (1, finite & (values > high), "{} →")):
+        for row in np.flatnonzero(out.any(axis=1)):
+            written = mark.format(", ".join(style.number(float(value)) for value in values[row][out[row]]))
+            axes.annotate(
+                written, (edge, row), xycoords=("axes fraction", "data"), xytext=(-2 if edge else 2, 0),
+                textcoords="offset points", va="center", ha="right" if edge else "left", fontsize=style.SMALL,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}, zorder=4,
+            )  # fmt: skip
 
 
 def strongest(sizes: Array, count: int) -> tuple[list[int], list[int]]:

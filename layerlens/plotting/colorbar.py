@@ -57,6 +57,7 @@ def attach(panels: Sequence[Axes], mappable: Any, limits: style.Limits, side: Si
 
 
 def _extend(limits: style.Limits) -> str:
-    if not limits.clipped:
-        return "neither"
-    return "both" if limits.low < 0 else "max"
+    below = limits.below or (limits.clipped and limits.low < 0)
+    if limits.clipped:
+        return "both" if below else "max"
+    return "min" if below else "neither"

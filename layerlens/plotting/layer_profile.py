@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MOST_BARS: Final = 40
 NULL: Final = style.COLOURS[4]
+NULL_LINE: Final = (0, (1, 1.5))
+"""Joins the marks of the null of one series, where there are several."""
 
 
 def layer_profile(
@@ -88,7 +90,7 @@ def layer_profile(
             axes.set_xlim(right=vmax)
         shown = {name: np.where(shows, part, np.nan) if name == "values" else part for name, part in data.items()}
         handles = _lines(axes, shown, series, scale) if lines else _bars(axes, shown)
-        _write_hidden(axes, values, shows)
+        bars.write_hidden(axes, values, shows)
         if handles:
             board.legend(axes, handles)
         return board.finish(data)
@@ -132,16 +134,18 @@ def _lines(axes: Axes, data: dict[str, Array], series: Sequence[str], scale: str
     for index, name in enumerate(series):
         colour, line = style.COLOURS[index % len(style.COLOURS)], style.LINES[index % len(style.LINES)]
         handles += axes.plot(
-            data["values"][:, index], rows, color=colour, linestyle=line, marker="o",
-            markersize=3 if len(rows) <= MOST_BARS else 1.8, label=name,
+            data["values"][:, index], rows, color=colour, linestyle=line, label=name,
+            marker=style.MARKERS[index % len(style.MARKERS)], markersize=3 if len(rows) <= MOST_BARS else 1.8,
+            markerfacecolor="white" if index % 2 else colour, markeredgewidth=0.8,
         )  # fmt: skip
-        _marks(axes, data, index, colour, colour if len(series) > 1 else NULL)
+        several = len(series) > 1
+        _marks(axes, data, index, colour, colour if several else NULL, line=NULL_LINE if several else "none")
     if len(series) > 1:
-        return handles + _keys(data, style.FAINT, style.FAINT)
+        return handles + _keys(data, style.FAINT, style.FAINT, NULL_LINE)
     return _keys(data, style.COLOURS[0], NULL)
 
 
-def _marks(axes: Axes, data: dict[str, Array], index: int, colour: str, null: str) -> None:
+def _marks(axes: Axes, data: dict[str, Array], index: int, colour: str, null: str, line: Any = "none") -> None:
     """Whiskers of the standard error and marks of the null."""
     rows = np.arange(len(data["values"]))
     if "error" in data:
@@ -151,11 +155,12 @@ def _marks(axes: Axes, data: dict[str, Array], index: int, colour: str, null: st
         )  # fmt: skip
     if "null" in data:
         axes.plot(
-            data["null"][:, index], rows, color=null, linestyle="none", marker="|", markersize=6, markeredgewidth=1.2
-        )
+            data["null"][:, index], rows, color=null, linestyle=line, linewidth=0.6, marker="|",
+            markersize=6 if line == "none" else 4, markeredgewidth=1.2 if line == "none" else 0.9,
+        )  # fmt: skip
 
 
-def _keys(data: dict[str, Array], colour: str, null: str) -> list[Any]:
+def _keys(data: dict[str, Array], colour: str, null: str, line: Any = "none") -> list[Any]:
     from matplotlib.lines import Line2D
 
     keys = []
@@ -163,20 +168,16 @@ def _keys(data: dict[str, Array], colour: str, null: str) -> list[Any]:
         keys.append(Line2D([], [], color=colour, linewidth=0.7, marker="|", markersize=3, label="±1 standard error"))
     if "null" in data:
         keys.append(
-            Line2D([], [], color=null, linestyle="none", marker="|", markersize=6, markeredgewidth=1.2, label="null")
+            Line2D(
+                [],
+                [],
+                color=null,
+                linestyle=line,
+                linewidth=0.6,
+                marker="|",
+                markersize=6,
+                markeredgewidth=1.2,
+                label="null",
+            )
         )
     return keys
-
-
-def _write_hidden(axes: Axes, values: Array, shows: Array) -> None:
-    """Write values that have no place on the axis at its left edge."""
-    for row in np.flatnonzero(~shows.all(axis=1)):
-        hidden = ", ".join(dict.fromkeys(_spelled(value) for value in values[row][~shows[row]]))
-        axes.annotate(
-            hidden, (0, row), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points",
-            va="center", ha="left", fontsize=style.SMALL, color=style.COLOURS[1],
-        )  # fmt: skip
-
-
-def _spelled(value: float) -> str:
-    return "NaN" if np.isnan(value) else style.number(float(value)).replace("inf", "infinite")

@@ -29,6 +29,8 @@ NEGATIVE: Final = "#2166AC"
 # Okabe and Ito 2008, without the yellow that vanishes on white paper; each with its own line, for print in grey
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES: Final[tuple[Any, ...]] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2)))
+MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
+"""Marks of the categories; every second one is drawn hollow."""
 
 RC: Final[dict[str, Any]] = {
     "font.family": ["DejaVu Sans"],  # ships with matplotlib: the same figure on every machine
@@ -120,12 +122,14 @@ class Limits:
         high: value of the last colour.
         clipped: whether some values lie outside.
         note: how the range was chosen, for the label of a colorbar.
+        below: whether values lie below a scale that starts at 0.
     """
 
     low: float
     high: float
     clipped: bool
     note: str
+    below: bool = dataclasses.field(default=False, repr=False)
 
     @property
     def ticks(self) -> list[float]:

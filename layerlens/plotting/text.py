@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any, Final
 
 DPI: Final = 200
@@ -64,12 +65,81 @@ def _lines(text: str, size: float, limit: float) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+@functools.lru_cache(4096)
+def _drawn(letter: str) -> str:
+    """A letter, or its number where it is no sign or the font has none for it."""
+    if unicodedata.category(letter).startswith("C"):
+        return f"\\x{ord(letter):02x}"
+    from matplotlib.font_manager import findfont, get_font
+
+    known = get_font(findfont(_font(6))).get_char_index(ord(letter))
+    return letter if known else f"\\u{ord(letter):04x}"
+
+
 def visible(token: str) -> str:
-    r"""A token with white space and control characters made visible.
+    r"""A token with white space, control characters and letters that the font lacks made visible.
 
     Example:
-        >>> visible("\n"), visible(" the")
-        ('↵', '␣the')
+        >>> visible("\n"), visible(" the"), visible("巴")
+        ('↵', '␣the', '\\u5df4')
     """
     shown = token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")
-    return "".join(f"\\x{ord(c):02x}" if unicodedata.category(c).startswith("C") else c for c in shown) or "∅"
+    return "".join(map(_drawn, shown)) or "∅"
+
+
+def plain(name: str) -> str:
+    r"""A name with white space made visible where it would be lost: at its ends, and all that is no space.
+
+    Example:
+        >>> plain(" Paris"), plain("blocks.2 head 3"), plain("\n")
+        ('␣Paris', 'blocks.2 head 3', '↵')
+    """
+    core = name.strip(" ")
+    start = len(name) - len(name.lstrip(" "))
+    shown = re.sub(r"[^ ]+", lambda found: visible(found[0]), core)
+    return "␣" * start + shown + "␣" * (len(name) - len(core) - start) or "∅"
+
+
+def widest(names: Sequence[str], size: float) -> float:
+    """The width of the widest of many names, in inches.
+
+    Example:
+        >>> widest(["iiiii", "WWWW"], 6) == width("WWWW", 6)
+        True
+    """
+    letters = {letter: width(letter, size) for letter in set("".join(names))}
+    ordered = sorted(names, key=lambda name: -sum(letters[letter] for letter in name))
+    return max((width(name, size) for name in ordered[:5]), default=0.0)
+
+
+def unprefixed(names: Sequence[str], size: float, limit: float) -> list[str]:
+    """The names; where one is longer than `limit` inches, without what all of them begin with.
+
+    Example:
+        >>> unprefixed(["encoder.layer.3.attention.output", "encoder.layer.11.attention"], 6, 0.9)
+        ['…3.attention.output', '…11.attention']
+    """
+    first, last = min(names), max(names)  # in their order, so what these two share is shared by all
+    shared = next(
+        (at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
+    )
+    start = max(first.rfind(separator, 0, shared) for separator in "./_ ") + 1
+    if first == last or start < 2 or widest(names, size) <= limit:
+        return list(names)
+    return [f"…{name[start:]}" for name in names]
+
+
+def shorten(name: str, size: float, limit: float) -> str:
+    """A name of at most `limit` inches: letters in its middle give way to `…`.
+
+    Example:
+        >>> shorten("encoder.layer.3.attention.output.LayerNorm", 6, 1.2)
+        'encoder.laye…ut.LayerNorm'
+    """
+    if width(name, size) <= limit:
+        return name
+    for kept in range(len(name) - 1, 1, -1):
+        short = f"{name[: kept // 2]}…{name[-(kept - kept // 2) :]}"
+        if width(short, size) <= limit:
+            return short
+    return "…"

@@ -3,6 +3,8 @@
 from .attention import AttentionWeights
 from .attribution import ActivationMaps, Attribution, Relevance
 from .base import Result, load
+from .curve import Curve
+from .explained import Explained
 from .faithfulness import FaithfulnessCurve
 from .feature_visualization import FeatureVisualization
 from .groups import ErrorExplanation, GroupComparison, GroupEffects
@@ -10,7 +12,9 @@ from .layer_table import LayerRow, LayerTable
 from .layers import LayerProfile
 from .leaderboard import Leaderboard
 from .ledger import Entry, Ledger
+from .matrix import Matrix
 from .method_table import MethodTable
+from .ranking import Ranking
 from .receptive_field import ReceptiveField
 from .recurrent import RecurrentStates
 from .routes import RouteComparison, Routes
@@ -21,8 +25,10 @@ __all__ = [
     "ActivationMaps",
     "AttentionWeights",
     "Attribution",
+    "Curve",
     "Entry",
     "ErrorExplanation",
+    "Explained",
     "FaithfulnessCurve",
     "FeatureVisualization",
     "GroupComparison",
@@ -33,7 +39,9 @@ __all__ = [
     "LayerTable",
     "Leaderboard",
     "Ledger",
+    "Matrix",
     "MethodTable",
+    "Ranking",
     "ReceptiveField",
     "RecurrentStates",
     "Relevance",

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from ..errors import need
-from .base import Result
+from .explained import Explained
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class LayerProfile(Result):
+class LayerProfile(Explained):
     """One number, or one per series, for every layer.
 
     Attributes:
@@ -27,6 +27,7 @@ class LayerProfile(Result):
         error: standard error of each value, shaped like `values`; None when there is none.
         null: the same measure on a model or an input without the effect, shaped like `values`; None when not asked for.
         checks: what the method can prove about itself.
+        explanation: what the numbers mean and what they do not, a sentence each.
     """
 
     quantity: str
@@ -40,6 +41,7 @@ class LayerProfile(Result):
     error: torch.Tensor | None = None
     null: torch.Tensor | None = None
     checks: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    explanation: tuple[str, str] = ("", "")
 
     def ranked(self, series: int = 0) -> list[tuple[str, float]]:
         """(layer, value), largest first.

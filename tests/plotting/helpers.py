@@ -11,6 +11,7 @@ from layerlens.results import (
     ActivationMaps,
     AttentionWeights,
     Attribution,
+    Curve,
     Entry,
     FaithfulnessCurve,
     FeatureVisualization,
@@ -18,6 +19,8 @@ from layerlens.results import (
     LayerProfile,
     Leaderboard,
     Ledger,
+    Matrix,
+    Ranking,
     ReceptiveField,
     RecurrentStates,
     Relevance,
@@ -52,6 +55,32 @@ def profile(layers=10, series=(), error=True, null=True, signed=False):
     return LayerProfile(
         "Jacobian norm", PATHS[:layers], values, "score", signed, "exact", {}, series,
         torch.full_like(values, 0.1) if error else None, torch.full_like(values, 0.3) if null else None,
+    )  # fmt: skip
+
+
+def ranking(items=10, series=(), error=True, null=True, interval=False, signed=False):
+    values = random(items, len(series)) if series else random(items)
+    values = values if signed else values.abs() + 0.1
+    return Ranking(
+        "drop of the score", tuple(f"blocks.{index // 9} head {index % 9}" for index in range(items)), values, "nat",
+        signed, "mean ablation", {}, series, torch.full_like(values, 0.1) if error else None,
+        torch.stack([values - 0.3, values + 0.2], dim=-1) if interval else None,
+        0.05 * random(*values.shape, seed=1) if null else None,
+    )  # fmt: skip
+
+
+def grid(rows, columns, axes=("layer", "position"), signed=True, names=()):
+    values = random(rows, columns)
+    named = [tuple(f"{names[index % len(names)]}" if names else f"l{index}" for index in range(count))
+             for count in (rows, columns)]  # fmt: skip
+    return Matrix("effect", *named, values if signed else values.abs(), axes, "nat", signed, "patching", {})
+
+
+def curve(series=("PGD",), points=5, error=True, null=True, seed=0):
+    values = random(len(series), points, seed=seed)
+    return Curve(
+        "accuracy", "eps", torch.linspace(0, 1, points) ** 2, tuple(series), values, "1", "attack", {},
+        torch.full_like(values, 0.1) if error else None, random(len(series), points, seed=1) if null else None,
     )  # fmt: skip
 
 
@@ -125,7 +154,7 @@ def attention(layers=2, heads=3, size=6, batch=2, **fields):
     return AttentionWeights("Net", weights, dict.fromkeys(weights, "softmax"), **fields)
 
 
-def curve(name="insertion", samples=3, seed=0, **fields):
+def scored(name="insertion", samples=3, seed=0, **fields):
     shares = torch.linspace(0, 1, 9).double()
     scores = torch.rand(samples, 9, generator=torch.Generator().manual_seed(seed)).double().sort(dim=1).values
     base = FaithfulnessCurve(name, shares, scores, "blur", "probability", "class 7", {})

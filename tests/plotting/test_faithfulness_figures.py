@@ -10,7 +10,7 @@ import torch
 from layerlens.errors import OptionError, PlotError
 from layerlens.plotting import faithfulness_curve, leaderboard, style
 
-from .helpers import board, curve, texts
+from .helpers import board, scored, texts
 
 
 def dots(axes):
@@ -87,7 +87,7 @@ def test_what_is_no_leaderboard_is_refused(given, options, error, expected):
 
 
 def test_curves_of_one_name_have_one_line_in_every_panel_and_one_place_in_the_legend():
-    curves = [curve(name, seed=seed) for name in ("insertion", "deletion") for seed in range(2)]
+    curves = [scored(name, seed=seed) for name in ("insertion", "deletion") for seed in range(2)]
     plot = faithfulness_curve(curves, labels=["a", "b"] * 2, panels=[one.name for one in curves], controls=["b"])
     left, right = plot.axes
     assert [axes.get_title() for axes in plot.axes] == ["insertion", "deletion"]
@@ -100,24 +100,24 @@ def test_curves_of_one_name_have_one_line_in_every_panel_and_one_place_in_the_le
 
 
 def test_bands_are_one_standard_error():
-    one = curve(samples=6)
+    one = scored(samples=6)
     plot = faithfulness_curve(one)
     (band,) = plot.axes[0].collections
     heights = band.get_paths()[0].vertices[:, 1]
     error = one.scores.std(dim=0) / 6**0.5
     assert heights.max() == pytest.approx(float((one.scores.mean(dim=0) + error).max()))
     assert matplotlib.colors.same_color(band.get_facecolor()[0][:3], plot.axes[0].lines[0].get_color())
-    assert not faithfulness_curve(curve(samples=1)).axes[0].collections
+    assert not faithfulness_curve(scored(samples=1)).axes[0].collections
 
 
 @pytest.mark.parametrize(
     "given, options, error, expected",
     [
         ([], {}, PlotError, "one FaithfulnessCurve or more"),
-        ([curve(), curve(units="score")], {}, PlotError, "different units: (probability|score)"),
-        ([curve()], {"labels": ["a", "b"]}, PlotError, "2 label"),
-        ([curve()], {"panels": ["a", "b"]}, PlotError, "2 panel"),
-        ([curve()], {"labels": ["edges"], "controls": ["edge"]}, OptionError, "control 'edge'.*edges"),
+        ([scored(), scored(units="score")], {}, PlotError, "different units: (probability|score)"),
+        ([scored()], {"labels": ["a", "b"]}, PlotError, "2 label"),
+        ([scored()], {"panels": ["a", "b"]}, PlotError, "2 panel"),
+        ([scored()], {"labels": ["edges"], "controls": ["edge"]}, OptionError, "control 'edge'.*edges"),
     ],
 )
 def test_what_are_no_curves_of_one_kind_is_refused(given, options, error, expected):
@@ -130,7 +130,7 @@ def test_one_axes_holds_one_panel():
 
     axes = Figure().subplots()
     with pytest.raises(OptionError, match="one panel, and there are 2"):
-        faithfulness_curve([curve(), curve("deletion")], panels=["a", "b"], ax=axes)
+        faithfulness_curve([scored(), scored("deletion")], panels=["a", "b"], ax=axes)
     with pytest.raises(OptionError, match="one panel, and there are 2"):
         leaderboard([board(), board()], ax=axes)
 

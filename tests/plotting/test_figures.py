@@ -15,17 +15,20 @@ from layerlens.plotting import (
     activation_mosaic,
     attention,
     compare_methods,
+    curves,
     faithfulness_curve,
     feature_visualization,
     heatmap,
     latent_traversal,
     layer_profile,
     leaderboard,
+    matrix,
     method_grid,
     overlay_grid,
     receptive_field,
     recurrent_states,
     relevance_flow,
+    sensitivity,
     top_inputs,
 )
 
@@ -36,14 +39,17 @@ from .helpers import (
     board,
     curve,
     field,
+    grid,
     images,
     ledger,
     made,
     maps,
     profile,
     random,
+    ranking,
     recurrent,
     relevance,
+    scored,
     text_outside,
     texts,
     traversal,
@@ -104,12 +110,12 @@ FIGURES = {
     "attention, many tokens": lambda **o: attention(looks(1, 1, 90, tokens=[["x"] * 90] * 2), **o),
     "traversal": lambda **o: latent_traversal(traversal(3, 8, 8), **o),
     "traversal of series": lambda **o: latent_traversal(traversal(30, move="add"), count=2, labels=[LONG, "b"], **o),
-    "curve": lambda **o: faithfulness_curve(curve(), **o),
+    "curve": lambda **o: faithfulness_curve(scored(), **o),
     "12 curves": lambda **o: faithfulness_curve(
-        [curve(seed=seed) for seed in range(12)], labels=[f"{LONG[: 20 + seed]}" for seed in range(12)], **o
+        [scored(seed=seed) for seed in range(12)], labels=[f"{LONG[: 20 + seed]}" for seed in range(12)], **o
     ),
     "curves in panels": lambda **o: faithfulness_curve(
-        [curve(name, seed=seed) for name in ("insertion", "deletion") for seed in range(4)],
+        [scored(name, seed=seed) for name in ("insertion", "deletion") for seed in range(4)],
         labels=[LONG[: 30 + seed] for seed in range(4)] * 2,
         panels=["insertion"] * 4 + ["deletion"] * 4,
         controls=[LONG[:33]],
@@ -129,10 +135,23 @@ FIGURES = {
         {name: images(2, 120, method=name) for name in PATHS[:8]}, board=board(8, 2, names=PATHS[:8]), **o
     ),
     "flow, narrow": lambda **o: relevance_flow(ledger(5, 3), None, **{"width": "column", **o}),
+    "ranking": lambda **o: sensitivity(ranking(270, signed=True), **o),
+    "ranking of all": lambda **o: sensitivity(ranking(270, interval=True), most=None, **o),
+    "ranking, series": lambda **o: sensitivity(ranking(12, ("first order", "total order"), interval=True), **o),
+    "ranking, long names": lambda **o: sensitivity(ranking(10), labels=PATHS[:10], **{"width": "column", **o}),
+    "matrix": lambda **o: matrix(grid(30, 30, ("layer", "layer"), signed=False, names=PATHS), **o),
+    "matrix of positions": lambda **o: matrix(grid(30, 7), labels=(PATHS[:30], TOKENS[0]), **o),
+    "matrix of 200": lambda **o: matrix(grid(200, 200, ("layer", "layer"), names=PATHS), **o),
+    "matrix of 4096": lambda **o: matrix(grid(12, 4096), clip=99, **o),
+    "matrix of 4": lambda **o: matrix(grid(2, 2), **o),
+    "curves": lambda **o: curves(curve(("PGD", "FGSM")), **o),
+    "curves of 30": lambda **o: curves(curve(PATHS[:30]), **o),
+    "curves, symlog": lambda **o: curves(curve(), scale="symlog", **o),
 }
 EACH = pytest.mark.parametrize("kind", FIGURES)
 KINDS = ("image", "tokens", "grid of 1", "2 methods", "mosaic", "profile", "flow", "top inputs")
-KINDS += ("made", "states", "field", "attention", "traversal", "curve", "board", "methods by pictures")
+ONE_PANEL = ("ranking", "matrix", "curves", "curve", "board")
+KINDS += ("made", "states", "field", "attention", "traversal", *ONE_PANEL, "methods by pictures")
 
 
 @functools.cache
@@ -148,7 +167,8 @@ def test_all_text_lies_inside_and_none_is_tiny(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["image", "grid of 1", "1 method", "mosaic", "profile", "flow", "tokens", "top inputs"]
+    "kind",
+    ["image", "grid of 1", "1 method", "mosaic", "profile", "flow", "tokens", "top inputs", *ONE_PANEL],
 )
 def test_a_long_title_is_broken_into_lines_inside(kind):
     plot = FIGURES[kind](title=LONG)
@@ -184,7 +204,7 @@ def test_the_width_is_the_one_asked_for(kind, width, inches):
     assert FIGURES[kind](width=width).fig.get_size_inches()[0] == pytest.approx(inches)
 
 
-@pytest.mark.parametrize("kind", ["image", "grid of 1", "profile", "flow", "boards", "8 methods by 2 pictures"])
+@pytest.mark.parametrize("kind", ["image", "grid of 1", "profile", "flow", *ONE_PANEL, "8 methods by 2 pictures"])
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_the_same_figure_gives_the_same_bytes(kind, suffix, tmp_path):
     first = FIGURES[kind]().save(tmp_path / f"a.{suffix}")
@@ -222,7 +242,8 @@ def test_no_pyplot_figure_is_opened_or_drawn_into(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["image", "series", "tokens", "vector", "long vector", "profile", "profile, log", "flow", "curve", "board"]
+    "kind",
+    ["image", "series", "tokens", "vector", "long vector", "profile", "profile, log", "flow", *ONE_PANEL],
 )
 def test_given_axes_are_drawn_into_and_stay_in_place(kind):
     fig = Figure(figsize=(9, 4))

@@ -7,7 +7,7 @@ import torch
 from layerlens.errors import OptionError, PlotError
 from layerlens.plotting import layer_profile
 
-from .helpers import PATHS, maps, profile, texts
+from .helpers import PATHS, maps, profile, random, texts
 
 
 def test_bars_run_from_the_first_layer_down_with_error_and_null():
@@ -55,6 +55,29 @@ def test_values_without_a_place_are_written_out():
     log = [artist.get_text() for artist in layer_profile(given, scale="log").axes[0].texts]
     assert log == ["0", "NaN", "−2", "infinite"]
     assert [artist.get_text() for artist in layer_profile(given).axes[0].texts] == ["NaN", "infinite"]
+
+
+def test_of_rows_that_are_too_many_to_name_hidden_values_are_written_once_in_a_while():
+    values = torch.rand(300)
+    values[100:140] = torch.nan
+    names = tuple(map(str, range(300)))
+    given = dataclasses.replace(profile(), layers=names, values=values, error=None, null=None)
+    axes = layer_profile(given).axes[0]
+    places = [artist.xy[1] for artist in axes.texts]
+    assert {artist.get_text() for artist in axes.texts} == {"NaN"}
+    assert min(np.diff(places)) == np.diff(axes.get_yticks())[0] and 96 <= places[0] <= 100 and 136 <= places[-1] < 140
+
+
+def test_each_series_has_its_own_null():
+    given = profile(8, ("a", "b"))
+    given = dataclasses.replace(given, null=random(8, 2).abs())
+    axes = layer_profile(given).axes[0]
+    for index in range(2):
+        found = [line for line in axes.lines if np.array_equal(line.get_xdata(), given.null[:, index].double())]
+        (value,) = [line for line in axes.lines if np.array_equal(line.get_xdata(), given.values[:, index].double())]
+        assert len(found) == 1 and found[0].get_color() == value.get_color()
+    marks = [line.get_marker() for line in axes.lines if line.get_label() in ("a", "b")]
+    assert len(set(marks)) == 2
 
 
 def test_the_width_follows_the_names_unless_given():

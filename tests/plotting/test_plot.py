@@ -5,7 +5,7 @@ import pytest
 from layerlens.errors import OptionError, PlotError
 from layerlens.plotting import Plot, heatmap, layer_profile, plot
 
-from .helpers import images, ledger, maps, profile, relevance
+from .helpers import curve, grid, images, ledger, maps, profile, ranking, relevance
 
 
 def test_pdf_embeds_truetype_fonts_also_under_other_settings(tmp_path):
@@ -113,6 +113,9 @@ def test_a_notebook_shows_one_picture():
         (profile(), "profile", 1),
         (maps(1, 9, 4, 4), None, 6),
         (maps(1, 9, 4, 4), "mosaic", 6),
+        (ranking(), "sensitivity", 1),
+        (grid(3, 4), "matrix", 1),
+        (curve(), "curves", 1),
     ],
 )
 def test_results_draw_themselves(result, kind, panels):

@@ -78,3 +78,33 @@ def test_wrapped_lines_fit_and_lose_nothing(words):
     lines = text.wrap(words, 7, 0.8).split("\n")
     assert len(lines) > 1 and all(text.width(line, 7) <= 0.8 for line in lines)
     assert "".join(lines).replace(" ", "") == words.replace(" ", "")
+
+
+def test_letters_that_the_font_lacks_are_written_as_their_numbers():
+    from layerlens.plotting import heatmap
+
+    from .helpers import attribution, texts
+
+    assert text.visible("caf\u00e9 \u5df4\U0001f917\x07") == "caf\u00e9\u2423\\u5df4\\u1f917\\x07"
+    plot = heatmap(attribution(1, 2, tokens=[["\u5df4", "a"]]))  # a warning about a missing glyph would be an error
+    plot._repr_png_()
+    assert "\\u5df4" in texts(plot)
+
+
+def test_names_lose_what_all_begin_with_only_where_they_are_too_long():
+    names = ["encoder.layer.3.output", "encoder.layer.12.attention"]
+    assert text.unprefixed(names, 6, 5) == names
+    assert text.unprefixed(names, 6, 0.5) == ["\u20263.output", "\u202612.attention"]
+    assert text.unprefixed(["a" * 50] * 2, 6, 0.5) == ["a" * 50] * 2
+    assert text.unprefixed(["a.b", "a.b.c" * 9], 6, 0.5) == ["\u2026b", "\u2026" + ("a.b.c" * 9)[2:]]
+
+
+@pytest.mark.parametrize("limit", [0.3, 0.8, 2.0])
+def test_a_shortened_name_fits_and_keeps_both_ends(limit):
+    short = text.shorten("encoder.layer.3.attention.output.LayerNorm.weight.original", 6, limit)
+    assert text.width(short, 6) <= limit and short[0] == "e" and short[-1] == "l" and short.count("\u2026") == 1
+
+
+def test_the_widest_name_is_found_among_many():
+    names = ["i" * 40, "W" * 20, "m" * 15, "."] * 500
+    assert text.widest(names, 6) == max(text.width(name, 6) for name in set(names))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,6 +21,7 @@ from ...inputs import Inputs, as_inputs
 from ...layers import Layers, Selection
 from ...results import AttentionWeights
 from ...spans import Running
+from ..fastpath import layers_called
 from .softmaxes import Softmaxes
 
 Part = int | slice | Sequence[int] | None
@@ -79,7 +79,7 @@ def attention_weights(
     result = AttentionWeights(type(model).__name__, {}, {}, heads=heads)
     running = Running(model)
     watch = _Watch(running, inside, result, queries, keys, _batch(given))
-    with borrowed(model, grad=False), _slow_path(), running, watch:
+    with borrowed(model, grad=False), layers_called(), running, watch:
         given.run(model, running.around(forward))
     if watch.hidden:
         calls = ", ".join(f"{layer or 'the model'} calls {name}" for layer, name in watch.hidden.items())
@@ -94,17 +94,6 @@ def attention_weights(
             "nn.MultiheadAttention, nor a softmax over the last axis that is multiplied with values."
         )
     return result
-
-
-@contextlib.contextmanager
-def _slow_path() -> Iterator[None]:
-    """Without the fast path of `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _batch(given: Inputs) -> int | None:

@@ -11,16 +11,14 @@ from torch import nn
 
 from ...axes import Axes
 from ...borrow import borrowed
-from ...capturing import capture
 from ...errors import InputError, TargetError
 from ...inputs import Inputs
 from ...layers import Selection
-from ...nested import describe, first_tensor
 from ...outputs import class_scores
 from ...results import Attribution
 from ...stream import Batch, batches
 from ...target import Target
-from ..activation.survey import Seen, seen, watch
+from ..features import FeatureReader, Features
 from ..relevance.batch_targets import check_length, class_lists, of_batch
 from ..saliency import saliency
 
@@ -73,8 +71,7 @@ class Gatherer:
         Raises:
             InputError: when samples cannot be laid over each other, or no layer can be compared.
         """
-        units: dict[str, list[torch.Tensor]] = {}
-        left_out: dict[str, str] = {}
+        reader, units = FeatureReader(self.model, self.layers, forward=self.forward), Features()
         maps: dict[str, list[torch.Tensor]] = {}
         axes: dict[str, Axes] = {}
         labels: list[Any] = []
@@ -83,7 +80,7 @@ class Gatherer:
         lists = class_lists(self.aim) if self.method is not None else []
         for batch in batches(data, doing="comparing groups", **stream):
             here = batch.inputs if first is None else batch.inputs.map(lambda x: x.to(first.device))
-            self._activations(here, units, left_out, count)
+            units.add(reader.read(here))
             if self.classes:
                 predicted.append(self._classes(here))
             if self.method is not None:
@@ -102,39 +99,10 @@ class Gatherer:
             labels += batch.labels or []
             count += here.batch
         check_length(lists, count)
-        whole = {name: torch.cat(parts) for name, parts in units.items() if name not in left_out}
-        if not whole:
-            why = "; ".join(f"{name}: {text}" for name, text in list(left_out.items())[:5])
-            raise InputError(f"no layer can be compared between samples. {why}")
+        whole = units.joined("compared between samples")
         joined = {name: torch.cat(parts) for name, parts in maps.items()}
         classes = torch.cat(predicted) if predicted else None
-        return Gathered(whole, left_out, joined, axes, labels if labelled else None, classes, target, how, count)
-
-    def _activations(
-        self, inputs: Inputs, units: dict[str, list[torch.Tensor]], left_out: dict[str, str], count: int
-    ) -> None:
-        with borrowed(self.model, grad=False), watch(self.model) as watched:
-            inputs.run(self.model, self.forward)
-        forms = {(one.path, one.index): one for one in seen(self.model, watched)}
-        record = capture(self.model, inputs, self.layers, forward=self.forward)
-        met = set()
-        for call in record.order:
-            several = len(record.calls(call.layer)) > 1
-            name = f"{call.layer} #{call.index}" if several and call.index else call.layer
-            met.add(name)
-            means, why = _means(first_tensor(call.output), forms.get((call.layer, call.index)), inputs.batch)
-            if means is None:
-                left_out[name] = why
-            elif name not in left_out:
-                known = units.setdefault(name, [])
-                if sum(map(len, known)) != count:
-                    left_out[name] = "it did not run for every sample"
-                elif known and known[0].shape[1] != means.shape[1]:
-                    left_out[name] = "its number of units changes between samples"
-                else:
-                    known.append(means)
-        for name in units.keys() - met:
-            left_out.setdefault(name, "it did not run for every sample")
+        return Gathered(whole, units.left_out, joined, axes, labels if labelled else None, classes, target, how, count)
 
     def _classes(self, inputs: Inputs) -> torch.Tensor:
         with borrowed(self.model, grad=False):
@@ -151,25 +119,6 @@ class Gatherer:
         assert method is not None
         aim = of_batch(self.aim, batch)
         return saliency(self.model, inputs, target=aim, method=method, forward=self.forward, **self.options)
-
-
-def _means(output: torch.Tensor | None, form: Seen | None, batch: int) -> tuple[torch.Tensor | None, str]:
-    """The mean over places of every unit, `(batch, units)`, or why there is none."""
-    if output is None or not output.is_floating_point() or form is None or form.axes is None:
-        return None, "it returns no floating-point tensor whose axes are known"
-    if output.ndim != len(form.axes) or "batch" not in form.axes:
-        return None, "no axis of it tells samples apart"
-    rows = form.axes.index("batch")
-    if output.shape[rows] != batch:
-        return None, f"it returns {describe(output)} for {batch} sample(s)"
-    unit = next((form.axes.index(name) for name in ("channel", "feature") if name in form.axes), None)
-    values = output.detach().double().movedim(rows, 0)
-    if unit is None:
-        return values.flatten(1).mean(dim=1, keepdim=True).cpu(), ""
-    place = unit if unit > rows else unit + 1
-    values = values.movedim(place, 1)
-    means = values.flatten(2).mean(dim=2) if values.ndim > 2 else values
-    return (means.cpu(), "") if bool(means.isfinite().all()) else (None, "it holds NaN or infinity")
 
 
 def _shares(found: Attribution, batch: int) -> dict[str, tuple[torch.Tensor, Axes]]:

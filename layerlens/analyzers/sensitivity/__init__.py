@@ -1,7 +1,8 @@
-"""Sensitivity: which layer responds to the input, and which layer the output depends on."""
+"""Sensitivity: which layer responds to the input, which one the output depends on, and which weights."""
 
 from .jacobian import jacobian
-from .methods import METHODS, sensitivity
+from .methods import methods, sensitivity
 from .noise import noise_response
+from .registry import MEASURES, QUESTIONS
 
-__all__ = ["METHODS", "jacobian", "noise_response", "sensitivity"]
+__all__ = ["MEASURES", "QUESTIONS", "jacobian", "methods", "noise_response", "sensitivity"]

@@ -14,13 +14,20 @@ from ...errors import check_count, choose
 from ...inputs import as_inputs
 from ...layers import Selection
 from ...results import LayerProfile
+from ..fastpath import layers_called
 from .chance import shuffled
 from .estimate import Estimate, aligned, estimate, mean
 from .options import listed, warn_left_out
+from .registry import measure
 from .routes import ROUTES, Route
-from .sites import layers_called
 
 
+@measure(
+    question="responds_to_input",
+    cost="3 F for each probe (8), all layers at once",
+    needs="a floating-point input, or token ids",
+    source="Novak et al. 2018, sec. 3.1; Hutchinson 1990",
+)
 def jacobian(
     model: nn.Module,
     x: Any,
@@ -131,6 +138,21 @@ def jacobian(
             "absolute": mean(own.absolute)[0],
             "per sample": own.scale(relative).mean(dim=1).sqrt(),
         },
+        explanation=_explanation(relative),
+    )
+
+
+def _explanation(relative: bool) -> tuple[str, str]:
+    means = (
+        "Each value is the relative change of a layer's output for a small relative change of the input, in a random "
+        "direction: above 1 the layer amplifies, below 1 it damps."
+        if relative
+        else "Each value is the norm of the layer's Jacobian, in the layer's units per unit of input: how far the "
+        "layer moves for a small change of the input; it grows with the number of values in the layer."
+    )
+    return means, (
+        "It is local to these inputs and says nothing of whether the model's output depends on the layer: ask "
+        "question='matters_to_output' for that."
     )
 
 

@@ -1,4 +1,4 @@
-"""One door to all measures of sensitivity, by name."""
+"""One door to all measures of sensitivity, by question or by name."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from torch import nn
 
 from ...errors import OptionError, choose, suggestion
 from ...layers import Selection
-from ...results import LayerProfile
-from .jacobian import jacobian
-from .noise import noise_response
-
-METHODS: dict[str, Callable[..., LayerProfile]] = {"jacobian": jacobian, "noise_response": noise_response}
-"""Name of a method -> its function, which takes `(model, x, layers, *, forward, **options)`."""
+from ...results import Explained, MethodTable
+from .registry import MEASURES, QUESTIONS, Measure, Question
 
 _COMMON = ("model", "x", "layers", "forward")
+FIRST: dict[Question, str] = {
+    "responds_to_input": "jacobian",
+    "matters_to_output": "ablate",
+    "weights": "weight_sensitivity",
+}
+"""Question -> the measure that answers it when no other is named."""
 
 
 def sensitivity(
@@ -25,42 +27,78 @@ def sensitivity(
     x: Any,
     layers: Selection = None,
     *,
-    method: str = "jacobian",
+    question: Question | None = None,
+    method: str | None = None,
     forward: Callable[..., Any] | None = None,
     **options: Any,
-) -> LayerProfile:
-    """One number per layer, by the question asked.
+) -> Explained:
+    """How sensitive the model is, by the question asked.
 
-    - `"jacobian"`: which layer responds to the input (cheap: all layers at once).
-    - `"noise_response"`: which layer the output depends on (one run per layer, level and draw).
+    - `"responds_to_input"`: which layer answers to the input (first measure: `jacobian`, all layers at once).
+    - `"matters_to_output"`: which layer the output depends on (`ablate`: a run for each layer).
+    - `"weights"`: which layer's parameters the output depends on (`weight_sensitivity`).
 
-    The two answer different questions and rank the layers of one model differently.
+    The three rank the layers of one model differently, and none stands for another. `sensitivity.methods()` lists
+    every measure with its question, cost and source.
 
     Args:
         model: any module.
         x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
         layers: which layers (see `layerlens.layers.Selection`); None for every distinct activation, see `jacobian`.
-        method: a key of `METHODS`; the function of that name says what it computes.
+        question: what is asked; None takes that of the method, and `"responds_to_input"` when no method is named.
+        method: name of a measure; its function of that name says what it computes. None takes the question's first.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-        **options: those of the method's function.
+        **options: those of the measure's function.
 
     Returns:
-        A `LayerProfile` in order of execution.
+        What the measure's function returns: a `LayerProfile` in order of execution for the first of each question.
 
     Raises:
-        OptionError: when the method is unknown or has no such option.
+        OptionError: when question or method is unknown, the method answers another question, or has no such option.
         LayerNotFound: when the selection matches no layer that ran.
 
     Example:
         >>> import torch
-        >>> sensitivity(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.ones(1, 2)).layers
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+        >>> sensitivity(net, torch.ones(1, 2), question="responds_to_input").layers
         ('0', '1')
     """
-    function = METHODS[choose("sensitivity method", method, METHODS)]
-    known = [name for name in inspect.signature(function).parameters if name not in _COMMON]
-    for name in options:
-        if name not in known:
+    function = _measure(question, method).function
+    parameters = inspect.signature(function).parameters
+    known = [name for name in parameters if name not in _COMMON]
+    name = function.__name__
+    for option in options:
+        if option not in known:
             raise OptionError(
-                f"method {method!r} has no option {name!r}.{suggestion(name, known)} Known: {', '.join(known)}."
+                f"method {name!r} has no option {option!r}.{suggestion(option, known)} Known: {', '.join(known)}."
             )
-    return function(model, x, layers, forward=forward, **options)
+    if "layers" in parameters:
+        return function(model, x, layers, forward=forward, **options)
+    if layers is not None:
+        raise OptionError(f"method {name!r} measures no single layers; leave layers={layers!r} out.")
+    return function(model, x, forward=forward, **options)
+
+
+def methods() -> MethodTable:
+    """Every measure: the question that it answers, its cost in passes, what it needs, where it was published.
+
+    Example:
+        >>> methods()["jacobian"][0]
+        'responds_to_input'
+    """
+    return MethodTable({row.name: (row.question, row.cost, row.needs, row.source) for row in MEASURES.values()})
+
+
+def _measure(question: Question | None, method: str | None) -> Measure:
+    if question is not None:
+        choose("question", question, QUESTIONS)
+    if method is None:
+        return MEASURES[FIRST[question or "responds_to_input"]]
+    measure = MEASURES[choose("sensitivity method", method, MEASURES)]
+    if question not in (None, measure.question):
+        fitting = ", ".join(row.name for row in MEASURES.values() if row.question == question)
+        raise OptionError(f"method {method!r} answers {measure.question!r}, not {question!r}. For that: {fitting}.")
+    return measure
+
+
+sensitivity.methods = methods  # type: ignore[attr-defined]

@@ -18,12 +18,20 @@ from ...probe import Edit, Probe
 from ...progress import track
 from ...results import LayerProfile
 from ...target import Spec
+from ..fastpath import layers_called
 from .metrics import QUANTITIES, Metric, Readout, readout
 from .options import listed, warn_left_out
 from .perturb import Noise
-from .sites import Site, copied_rows, layers_called, survey, taps
+from .registry import measure
+from .sites import Site, copied_rows, survey, taps
 
 
+@measure(
+    question="matters_to_output",
+    cost="F for each layer, level (3) and draw (8)",
+    needs="floating-point layer outputs",
+    source="as in Arora et al. 2018, sec. 4 (noise stability)",
+)
 def noise_response(
     model: nn.Module,
     x: Any,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -189,14 +188,3 @@ def taps(sites: Sequence[Site], function: Callable[[Site, Any], Any]) -> dict[La
         return tap
 
     return {path: edit(by_index) for path, by_index in by_path.items()}
-
-
-@contextlib.contextmanager
-def layers_called() -> Iterator[None]:
-    """Switch off torch's fused transformer path, which computes a block without calling its layers."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from layerlens import errors
-from layerlens.analyzers.sensitivity import METHODS, noise_response, sensitivity
+from layerlens.analyzers.sensitivity import methods, noise_response, sensitivity
 from tests.cases import CASES, normal
 
 
@@ -92,7 +92,12 @@ def test_metrics_fit_the_output():
 
 def test_one_door_knows_the_methods_and_their_options():
     mlp = CASES["mlp"]
-    assert set(METHODS) == {"jacobian", "noise_response"}
+    assert {"jacobian", "noise_response"} <= set(methods())
+    assert methods()["noise_response"][0] == "matters_to_output"
+    with pytest.raises(errors.OptionError, match=r"'jacobian' answers 'responds_to_input', not 'weights'"):
+        sensitivity(mlp.build(), mlp.example(), question="weights", method="jacobian")
+    with pytest.raises(errors.OptionError, match=r"unknown question 'wieghts'\. Closest: weights"):
+        sensitivity(mlp.build(), mlp.example(), question="wieghts")
     with pytest.raises(errors.OptionError, match=r"unknown sensitivity method 'jacobi'\. Closest: jacobian"):
         sensitivity(mlp.build(), mlp.example(), method="jacobi")
     with pytest.raises(errors.OptionError, match=r"method 'jacobian' has no option 'draws'\. Known: relative, probes"):
