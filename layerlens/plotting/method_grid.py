@@ -108,7 +108,7 @@ def method_grid(
         edge = []
         for place, (row, line, picture, label) in enumerate(zip(rows, shown, pictures, labels, strict=True)):
             aspect = line[0].values.shape[0] / line[0].values.shape[1]
-            known = {} if board is None else {method: float(numbers[method][row]) for method in named}
+            known = {method: float(values[row]) for method, values in numbers.items()}
             ahead = _ahead(known, board, metric)
             if picture is not None:
                 left = canvas.panel(place, 0, aspect=aspect, title="" if place else "input")
@@ -121,14 +121,14 @@ def method_grid(
                 for image in axes.images:  # the picture below may have more places
                     image.set_extent((-0.5, part.shape[1] - 0.5, part.shape[0] - 0.5, -0.5))
                 if method in known:
-                    weight = "bold" if known[method] == ahead else "normal"
-                    axes.set_xlabel(_two_digits(known[method]), fontweight=weight)
+                    text = _two_digits(known[method])
+                    axes.set_xlabel(text, fontweight="bold" if text == ahead else "normal")
                 if column == 0:
                     left = axes
             left.set_ylabel(label)
             edge.append(axes)
         if colorbar:
-            canvas.colorbar(edge, mappable, limits, "part of the largest value of each map", "right")
+            canvas.colorbar(edge, mappable, limits, "part of each map's largest", "right")
         plot = canvas.finish({"maps": np.stack(drawn).reshape(len(rows), len(named), *drawn[0].shape)})
     _average_what_shrinks(plot)
     return plot
@@ -158,12 +158,12 @@ def _numbers(board: Leaderboard | None, metric: str | None, named: Mapping[str, 
     return numbers
 
 
-def _ahead(known: dict[str, float], board: Leaderboard | None, metric: str | None) -> float | None:
-    """The best number of a row, when there are several to choose from."""
+def _ahead(known: dict[str, float], board: Leaderboard | None, metric: str | None) -> str | None:
+    """The best number of a row as it is written, when there are several to choose from."""
     if board is None or len(known) < 2:
         return None
     up = board.higher[board.metrics.index(metric or board.metrics[0])]
-    return max(known.values()) if up else min(known.values())
+    return _two_digits(max(known.values()) if up else min(known.values()))
 
 
 def _two_digits(value: float) -> str:
