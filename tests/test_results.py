@@ -171,7 +171,8 @@ def faithfulness_curve():
 
 def leaderboard():
     values = normal(3, 2, 4).double()
-    return Leaderboard(("a", "b", "c"), ("one", "two"), values, (True, False), ("c",), "cat", SETTINGS)
+    groups = ("x", "x", "y", "z")
+    return Leaderboard(("a", "b", "c"), ("one", "two"), values, (True, False), ("c",), "cat", SETTINGS, groups)
 
 
 def group_effects():

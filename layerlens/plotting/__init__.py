@@ -42,6 +42,7 @@ from .latent_traversal import latent_traversal
 from .layer_profile import layer_profile
 from .leaderboard import leaderboard
 from .matrix import matrix
+from .method_grid import method_grid
 from .model_map import model_map
 from .overlay_grid import overlay_grid
 from .plot import Plot
@@ -72,6 +73,7 @@ __all__ = [
     "layer_profile",
     "leaderboard",
     "matrix",
+    "method_grid",
     "model_map",
     "overlay_grid",
     "plot",

@@ -208,6 +208,19 @@ def groups():
     return GroupComparison(("a", "b"), (4, 5), found, {"input": effects()}, profile(2), {}, "cat", "means", {})
 
 
+def scored(name="insertion", samples=3, seed=0, **fields):
+    shares = torch.linspace(0, 1, 9).double()
+    scores = torch.rand(samples, 9, generator=torch.Generator().manual_seed(seed)).double().sort(dim=1).values
+    base = FaithfulnessCurve(name, shares, scores, "blur", "probability", "class 7", {})
+    return dataclasses.replace(base, **fields)
+
+
+def board(methods=5, samples=8, metrics=("insertion",), higher=(True,), seed=0, names=None, target="class 7"):
+    values = random(methods, len(metrics), samples, seed=seed).double() + torch.arange(methods, 0, -1)[:, None, None]
+    names = tuple(f"method {row}" for row in range(methods)) if names is None else names
+    return Leaderboard(names, metrics, values, higher, (names[1], names[-1]), target, {})
+
+
 def text_outside(plot, slack=0.5):
     """The texts of a figure that reach over its edge by more than `slack` pixels, drawn at its own size."""
     fig = plot.fig

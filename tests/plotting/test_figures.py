@@ -17,12 +17,15 @@ from layerlens.plotting import (
     channels,
     compare_methods,
     curves,
+    faithfulness_curve,
     feature_visualization,
     gradient_flow,
     heatmap,
     latent_traversal,
     layer_profile,
+    leaderboard,
     matrix,
+    method_grid,
     model_map,
     overlay_grid,
     receptive_field,
@@ -40,6 +43,7 @@ from .helpers import (
     PATHS,
     attention as looks,
     attribution,
+    board,
     curve,
     field,
     grid,
@@ -53,6 +57,7 @@ from .helpers import (
     ranking,
     recurrent,
     relevance,
+    scored,
     table,
     text_outside,
     texts,
@@ -113,6 +118,30 @@ FIGURES = {
     "attention, many tokens": lambda **o: attention(looks(1, 1, 90, tokens=[["x"] * 90] * 2), **o),
     "traversal": lambda **o: latent_traversal(traversal(3, 8, 8), **o),
     "traversal of series": lambda **o: latent_traversal(traversal(30, move="add"), count=2, labels=[LONG, "b"], **o),
+    "curve": lambda **o: faithfulness_curve(scored(), **o),
+    "12 curves": lambda **o: faithfulness_curve(
+        [scored(seed=seed) for seed in range(12)], labels=[f"{LONG[: 20 + seed]}" for seed in range(12)], **o
+    ),
+    "curves in panels": lambda **o: faithfulness_curve(
+        [scored(name, seed=seed) for name in ("insertion", "deletion") for seed in range(4)],
+        labels=[LONG[: 30 + seed] for seed in range(4)] * 2,
+        panels=["insertion"] * 4 + ["deletion"] * 4,
+        controls=[LONG[:33]],
+        **o,
+    ),
+    "board": lambda **o: leaderboard(board(), **o),
+    "board, long names": lambda **o: leaderboard(board(names=PATHS[:5]), **o),
+    "board of 40": lambda **o: leaderboard(board(40), **o),
+    "boards": lambda **o: leaderboard([board(), board(samples=5, target="class 8")], **o),
+    "board of 3 metrics": lambda **o: leaderboard(
+        board(metrics=("insertion", "deletion", "road"), higher=(True, False, False)),
+        metric=("insertion", "deletion", "road"),
+        **o,
+    ),
+    "methods by pictures": lambda **o: method_grid([images(6), images(6, method=LONG[:40], signed=False)], **o),
+    "8 methods by 2 pictures": lambda **o: method_grid(
+        {name: images(2, 120, method=name) for name in PATHS[:8]}, board=board(8, 2, names=PATHS[:8]), **o
+    ),
     "flow, narrow": lambda **o: relevance_flow(ledger(5, 3), None, **{"width": "column", **o}),
     "ranking": lambda **o: sensitivity(ranking(270, signed=True), **o),
     "ranking of all": lambda **o: sensitivity(ranking(270, interval=True), most=None, **o),
@@ -149,8 +178,9 @@ FIGURES = {
 }
 EACH = pytest.mark.parametrize("kind", FIGURES)
 KINDS = ("image", "tokens", "grid of 1", "2 methods", "mosaic", "profile", "flow", "top inputs")
-ONE_PANEL = ("ranking", "matrix", "curves", "training", "gradient flow")
+ONE_PANEL = ("ranking", "matrix", "curves", "training", "gradient flow", "curve", "board")
 KINDS += ("made", "states", "field", "attention", "traversal", "channels", "text", "time", "map of layers", *ONE_PANEL)
+KINDS += ("methods by pictures",)
 
 
 @functools.cache
@@ -204,7 +234,7 @@ def test_the_width_is_the_one_asked_for(kind, width, inches):
     assert FIGURES[kind](width=width).fig.get_size_inches()[0] == pytest.approx(inches)
 
 
-@pytest.mark.parametrize("kind", ["image", "grid of 1", "profile", "flow", *ONE_PANEL])
+@pytest.mark.parametrize("kind", ["image", "grid of 1", "profile", "flow", *ONE_PANEL, "8 methods by 2 pictures"])
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_the_same_figure_gives_the_same_bytes(kind, suffix, tmp_path):
     first = FIGURES[kind]().save(tmp_path / f"a.{suffix}")
@@ -261,7 +291,10 @@ def test_given_axes_are_drawn_into_and_stay_in_place(kind):
     assert plot._repr_png_() is None and plot._ipython_display_() is None
 
 
-@pytest.mark.parametrize("kind", ["grid of 1", "2 methods", "mosaic of 4", "top inputs", "time", "map of layers"])
+@pytest.mark.parametrize(
+    "kind",
+    ["grid of 1", "2 methods", "mosaic of 4", "top inputs", "time", "map of layers", "methods by pictures"],
+)
 def test_a_given_subfigure_is_drawn_into_and_keeps_its_size(kind):
     fig = Figure(figsize=(16, 8))
     left, right = fig.subfigures(1, 2)

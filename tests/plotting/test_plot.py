@@ -38,6 +38,25 @@ def test_dpi_sets_the_pixels_of_a_png(tmp_path):
         assert image.size[0] == 1300
 
 
+def test_fewer_colours_make_a_smaller_png_that_looks_alike(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    drawn = heatmap(images(size=96))
+    whole, few, again = (drawn.save(tmp_path / f"{k}.png", colours=k and 64).stat().st_size for k in (None, 64, 64))
+    assert few == again < whole / 2
+    first, second = (np.asarray(Image.open(tmp_path / f"{k}.png").convert("RGB"), float) for k in (None, 64))
+    assert len(np.unique(second.reshape(-1, 3), axis=0)) <= 64
+    assert np.abs(first - second).mean() < 4
+
+
+@pytest.mark.parametrize("suffix, colours", [("png", 1), ("png", 257), ("pdf", 64)])
+def test_colours_that_no_file_can_have_are_refused(tmp_path, suffix, colours):
+    with pytest.raises(OptionError, match=f"colours={colours} for a {suffix.upper()}"):
+        heatmap(images()).save(tmp_path / f"a.{suffix}", colours=colours)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_keeps_the_rights_of_the_folder_and_leaves_nothing_beside_it(tmp_path):
     mask = os.umask(0o022)
     try:

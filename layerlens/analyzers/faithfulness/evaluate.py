@@ -35,6 +35,7 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     fills: Sequence[Any] | None = None,
     masks: torch.Tensor | None = None,
+    groups: Sequence[Any] | None = None,
     steps: int = 32,
     measure: str = "auto",
     controls: bool = True,
@@ -58,6 +59,8 @@ def evaluate(
         fills: what stands in removed places, each as `baseline` in `integrated_gradients`; None for the mean colour and
             a blur of images, zero for anything else.
         masks: where the object is, bool `(batch, *places)`, for the metrics of localization.
+        groups: which samples are alike (crops of a picture, frames of a film), a name or number for each; intervals are
+            then over groups. None where each sample stands for itself.
         steps: of the curves.
         measure: as in `insertion`.
         controls: whether random, edge and centre maps take part (random and size, or place, where x is no image;
@@ -70,12 +73,12 @@ def evaluate(
         A `Leaderboard`, methods sorted by its first metric.
 
     Raises:
-        InputError: when a map does not fit the input.
+        InputError: when a map does not fit the input, or there is not one group for each sample.
         OptionError: when a metric is unknown, or lacks what it needs.
         TargetError: when the target does not fit the output.
 
     Warns:
-        UserWarning: when an attribution is of another target, or there is one sample and so no interval.
+        UserWarning: when an attribution is of another target, or there is one sample, or one group, and so no interval.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
@@ -96,8 +99,10 @@ def evaluate(
         with torch.no_grad():
             scorer({name: leaf.value for name, leaf in scorer.leaves.items()})
     aim = scorer.target
-    if len(scorer.rows) == 1:
-        warnings.warn("one sample gives no interval: a difference between methods may be chance.", stacklevel=2)
+    alike = _groups(groups, len(scorer.rows))
+    if len(scorer.rows) == 1 or (alike is not None and len(set(alike)) == 1):
+        what = "sample" if len(scorer.rows) == 1 else "group"
+        warnings.warn(f"one {what} gives no interval: a difference between methods may be chance.", stacklevel=2)
     given, functions = _maps(model, inputs, attributions, aim, forward)
     own = control_maps(scorer.leaves, seed) if controls else {}
     for name, control in own.items():
@@ -131,7 +136,18 @@ def evaluate(
         controls=tuple(own),
         target=aim.label,
         settings={"fills": [str(fill) for fill in fills], "steps": steps, "measure": measure, "seed": seed},
+        groups=alike,
     )
+
+
+def _groups(groups: Sequence[Any] | None, count: int) -> tuple[str, ...] | None:
+    """The group of each sample by name."""
+    if groups is None:
+        return None
+    given = groups.tolist() if isinstance(groups, torch.Tensor) else list(groups)
+    if len(given) != count:
+        raise InputError(f"groups= names {len(given)} group(s) for {count} sample(s): give one for each.")
+    return tuple(map(str, given))
 
 
 def _maps(

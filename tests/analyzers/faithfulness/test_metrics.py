@@ -29,6 +29,7 @@ from layerlens.faithfulness import (
     relevance_rank,
     sparsity,
 )
+from layerlens.results import Leaderboard
 from tests.cases import normal
 from tests.snapshot import Snapshot
 
@@ -175,10 +176,45 @@ def test_warnings_where_numbers_would_mislead():
         evaluate(model, PICTURES, {"other": other}, target=1, steps=2)
     with pytest.warns(UserWarning, match="one sample"):
         evaluate(model, PICTURES[:1], ["gradient"], target=1, steps=2)
+    with pytest.warns(UserWarning, match="one group"):
+        evaluate(model, PICTURES, ["gradient"], target=1, steps=2, groups=["a"] * len(PICTURES))
+    with pytest.raises(InputError, match=r"2 group\(s\) for 4 sample"):
+        evaluate(model, PICTURES, ["gradient"], target=1, steps=2, groups=["a", "b"])
     with pytest.raises(InputError, match="nothing to evaluate"):
         evaluate(model, PICTURES, {})
     with pytest.raises(OptionError, match="as a control is"):
         evaluate(model, PICTURES, {"random": "gradient"}, target=1)
+
+
+def test_intervals_are_over_groups_of_samples_that_are_alike():
+    board = evaluate(net(), PICTURES, ["gradient"], target=1, steps=4, groups=torch.tensor([7, 3, 7, 7]))
+    assert board.groups == ("7", "3", "7", "7") and board.samples == "4 samples of 2 groups"
+    values = board.of("gradient")
+    both, seven, three = values.mean(), values[[0, 2, 3]].mean(), values[1]
+    low, high = board.interval("gradient")  # of 2 groups, the same is drawn twice in half of the draws
+    assert (low, high) == pytest.approx(sorted([float(seven), float(three)]))
+    assert board.mean("gradient") == pytest.approx(float(both))
+    assert "4 samples of 2 groups" in repr(board)
+
+
+def test_intervals_over_groups_are_those_of_a_slow_bootstrap():
+    values = normal(2, 1, 30).double() + torch.arange(30).div(10, rounding_mode="floor").double()
+    groups = tuple("abc"[k // 10] for k in range(30))
+    fields = (("one", "other"), ("insertion",), values, (True,), (), "cat", {})
+    board, plain = Leaderboard(*fields, groups), Leaderboard(*fields)
+    generator = torch.Generator().manual_seed(1)
+    means = []
+    for _ in range(4000):
+        drawn = ["abc"[k] for k in torch.randint(3, (3,), generator=generator).tolist()]
+        rows = [row for name in drawn for row in range(30) if groups[row] == name]
+        means.append(float(values[0, 0, rows].mean()))
+    expected = torch.tensor(means).quantile(torch.tensor([0.025, 0.975])).tolist()
+    assert board.interval("one") == pytest.approx(expected, abs=0.02)
+    narrow = plain.interval("one")
+    assert narrow[1] - narrow[0] < 0.6 * (expected[1] - expected[0])
+    own = Leaderboard(*fields, tuple(str(k) for k in range(30)))  # each for itself
+    assert own.interval("one") == pytest.approx(narrow, abs=0.05)
+    assert board.difference("one", "other")[0] == pytest.approx(float((values[0] - values[1]).mean()))
 
 
 def test_a_lens_reads_names_and_the_model_is_as_before():
