@@ -455,10 +455,13 @@ def test_every_result_shows_itself(make):
     result = make()
     assert len(repr(result)) < 1000 and "tensor(" not in repr(result)
     page = result._repr_html_()
-    whole = isinstance(result, (LayerTable, Leaderboard))  # these show all their rows, and are their own summary
-    rows = len(result.table() if isinstance(result, Leaderboard) else result) + isinstance(result, LayerTable)
+    if isinstance(result, LayerTable):
+        rows = len(result) + 1
+    elif isinstance(result, Leaderboard):
+        rows = len(result.table())
+    else:
+        rows = len(result.summary()) + len(getattr(result, "settings", ()))
     assert page.count("<tr>") == page.count("</tr>")
-    rows = rows if whole else len(result.summary()) + len(getattr(result, "settings", ()))
     assert page.count("<tr>") == rows
 
 

@@ -5,7 +5,7 @@ import pytest
 from layerlens.errors import OptionError, PlotError
 from layerlens.plotting import Plot, heatmap, layer_profile, plot
 
-from .helpers import curve, grid, images, ledger, maps, profile, ranking, relevance
+from .helpers import attribution, curve, grid, images, ledger, maps, profile, random, ranking, relevance, table
 
 
 def test_pdf_embeds_truetype_fonts_also_under_other_settings(tmp_path):
@@ -113,6 +113,10 @@ def test_a_notebook_shows_one_picture():
         (profile(), "profile", 1),
         (maps(1, 9, 4, 4), None, 6),
         (maps(1, 9, 4, 4), "mosaic", 6),
+        (maps(1, 9, 4, 4), "channels", 1),
+        (attribution(1, 3, tokens=[["a", "b", "c"]]), "tokens", 1),
+        (attribution(1, 9, 3, inputs=random(1, 9, 3)), "timeseries", 3),
+        (table(), None, 1),
         (ranking(), "sensitivity", 1),
         (grid(3, 4), "matrix", 1),
         (curve(), "curves", 1),
@@ -129,7 +133,8 @@ def test_options_go_to_the_figure():
 
 def test_an_unknown_kind_names_those_that_exist():
     with pytest.raises(
-        OptionError, match=r"unknown figure of a Relevance 'flows'. Closest: flow.* Known: heatmap, grid, flow, profile"
+        OptionError,
+        match=r"unknown figure of a Relevance 'flows'. Closest: flow.* Known: heatmap, grid, tokens, .*flow, profile",
     ):
         relevance().plot("flows")
 
