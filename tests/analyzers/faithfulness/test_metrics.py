@@ -168,6 +168,15 @@ def test_every_metric_by_name():
         evaluate(model, PICTURES, methods, target=1, metrics=("insertions",))
 
 
+def test_controls_take_part_in_localization():
+    masks = torch.zeros(4, 8, 8, dtype=torch.bool)
+    masks[:, 2:6, 2:6] = True
+    board = evaluate(net(), PICTURES, ["gradient"], target=1, metrics=("relevance_mass", "sparsity"), masks=masks)
+    leaf = Leaf(PICTURES)
+    torch.testing.assert_close(board.of("centre", "relevance_mass"), relevance_mass(centre(leaf, 0), masks))
+    torch.testing.assert_close(board.of("random", "sparsity"), sparsity(random(leaf, 0)))
+
+
 def test_warnings_where_numbers_would_mislead():
     model = net()
     other = layerlens.saliency(model, PICTURES, target=2, method="gradient")
