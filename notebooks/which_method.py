@@ -14,9 +14,9 @@
 # There are some forty methods that say what in an input mattered, and their maps do not agree. Which one should you
 # believe?
 #
-# This page holds methods against answers that are known: first models whose right map is known by construction, then
-# a trained network over pictures in which the place of the digit is known, then photographs, where nothing is known
-# and the model itself has to be asked. Each time, controls take part that never saw the model.
+# This page holds methods against answers that are known: first models whose right map is known by construction, then a
+# trained network over pictures in which the place of the digit is known, then photographs, where nothing is known and
+# the model itself has to be asked. Each time, controls take part that never saw the model.
 
 # %%
 import torch
@@ -28,8 +28,8 @@ from layerlens.demo import efficientnet, embedded
 # ## Where the right values are known
 #
 # In an additive model each column of a table adds its own part to the score. In a sum of products the columns of each
-# product share it equally: those are its Shapley values. The error is the largest deviation from the right value, as
-# a part of the largest right value; 0 is right, 1 is as bad as a map of zeros.
+# product share it equally: those are its Shapley values. The error is the largest deviation from the right value, as a
+# part of the largest right value; 0 is right, 1 is as bad as a map of zeros.
 
 # %%
 methods = ["gradient", "input_x_gradient", "integrated_gradients", "feature_ablation", "kernel_shap"]
@@ -41,8 +41,8 @@ for name, (additive, shared) in errors.items():
 
 # %% [markdown]
 # A gradient is a slope and no part of a score; times the input it would be right for a straight line, and these are
-# curved. Leaving a column out is right where nothing interacts; with products it hands the whole product to each of
-# the columns. Integrated gradients and KernelSHAP share it out and are right in both.
+# curved. Leaving a column out is right where nothing interacts; with products it hands the whole product to each of the
+# columns. Integrated gradients and KernelSHAP share it out and are right in both.
 #
 # ## Where the right place is known
 #
@@ -80,8 +80,8 @@ plotting.compare_methods(
 # %% [markdown]
 # ## A trained network, and pictures with masks
 #
-# The small network that comes with layerlens names the bright digit in a cluttered picture. Sixteen pictures show
-# where its ink is. Here are some maps for one of them:
+# The small network that comes with layerlens names the bright digit in a cluttered picture. Sixteen pictures show where
+# its ink is. Here are some maps for one of them:
 
 # %%
 images, labels, masks = embedded.sample_pictures()
@@ -104,9 +104,9 @@ plotting.compare_methods(list(maps.values()), sample=7)
 
 # %% [markdown]
 # Which of them knows what the network does? Put the pixels in, the most important ones first: the probability of the
-# digit should rise early. Take them out: it should fall early. The first less the second is one number per picture,
-# and the mean comes with a 95 % interval. The grey rows are controls: a random order, the edges of the picture, and
-# a spot in its middle.
+# digit should rise early. Take them out: it should fall early. The first less the second is one number per picture, and
+# the mean comes with a 95 % interval. The grey rows are controls: a random order, the edges of the picture, and a spot
+# in its middle.
 
 # %%
 board = digits.evaluate(images, maps, target=labels, masks=masks, steps=16)
@@ -124,8 +124,8 @@ print(f"{best} less relevance, picture by picture: {change:+.3f} [{low:+.3f}, {h
 # All methods are far above their controls, and sixteen pictures do not tell them apart: an interval of the difference
 # that holds 0 is a draw. On these easy pictures even a plain gradient will do.
 #
-# The same maps, asked whether they lie on the digit. This is another question: a network may well use what is not
-# ink, and a map that says so would be right and lose here.
+# The same maps, asked whether they lie on the digit. This is another question: a network may well use what is not ink,
+# and a map that says so would be right and lose here.
 
 # %%
 board.plot(metric="relevance_mass")
