@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .analyzers import dynamics
-from .language import Vocabulary, token_texts
+from .language import Vocabulary
 from .layers import Selection
 from .results import LayerHealth, LayerProfile, LogitLens, Matrix
 from .target import Spec, class_index
@@ -83,9 +83,11 @@ class DynamicsLens(WrappedModel):
         found = dynamics.logit_lens(
             self.model, inputs, layers, target=target, names=names, forward=self.forward, **options
         )
-        texts = None if self.tokenizer is None else token_texts(self.tokenizer, inputs)
-        words = [word for text in texts or () for word in text]
-        if found.axes[1] != "position" or len(words) != len(found.columns):
+        ids = inputs.tensors().get("input_ids")
+        if self.tokenizer is None or ids is None or found.axes[1] != "position" or ids.numel() != len(found.columns):
             return found
-        named = tuple(f"{place} {word}" for place, word in zip(found.columns, words, strict=True))
+        known = Vocabulary(self.tokenizer)
+        named = tuple(
+            f"{place} {known[index]}" for place, index in zip(found.columns, ids.flatten().tolist(), strict=True)
+        )
         return dataclasses.replace(found, columns=named)

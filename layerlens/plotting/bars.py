@@ -28,6 +28,11 @@ def room_for_names(names: Sequence[str], figure_width: float) -> float:
     return min(max(text.width(name, style.SMALL) for name in names), 0.55 * figure_width)
 
 
+def pitch_of(rows: int) -> float:
+    """The height of each of so many rows, in inches, at the size that text has."""
+    return (PITCH if rows <= MOST_WIDE else DENSE) * style.SMALL / 6
+
+
 def name_rows(axes: Axes, names: Sequence[str], figure_width: float) -> float:
     """Name the rows 0, 1, ... of a panel, from the top; returns the height that they need, in inches.
 
@@ -42,7 +47,7 @@ def name_rows(axes: Axes, names: Sequence[str], figure_width: float) -> float:
     limit = room_for_names(names, figure_width)
     wrapped = [text.wrap(name, style.SMALL, limit + 0.01) for name in names]
     lines = max(name.count("\n") + 1 for name in wrapped)
-    pitch = (PITCH if len(names) <= MOST_WIDE else DENSE) + (lines - 1) * style.SMALL * 1.2 / 72
+    pitch = pitch_of(len(names)) + (lines - 1) * style.SMALL * 1.2 / 72
     every = -(-len(names) // int(PAGE_FULL / pitch))
     height = len(names) * pitch / every
     shown = range(0, len(names), every)

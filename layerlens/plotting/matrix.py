@@ -154,7 +154,7 @@ def _size(board: Board, found: Matrix, shape: tuple[int, ...], rows: list[str]) 
     across = max(board.width - names - 0.8, 0.3)
     if found.axes[0] == found.axes[1]:
         return across, min(max(across * shape[0] / shape[1], 0.15), bars.PAGE_FULL)
-    pitch = min(max(0.5 * across / shape[1], bars.PITCH), 0.25) if shape[0] <= 40 else bars.DENSE
+    pitch = min(max(0.5 * across / shape[1], bars.pitch_of(1)), 0.25) if shape[0] <= 40 else bars.pitch_of(shape[0])
     return across, min(max(shape[0] * pitch, 0.3), max(0.65 * board.width, 4.0))
 
 

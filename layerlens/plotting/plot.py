@@ -43,6 +43,7 @@ class Plot:
         self.axes = axes
         self.data = data
         self._own = own
+        self._settings = dict(style.RC)
 
     def save(self, path: str | os.PathLike[str], dpi: float = 200) -> Path:
         """Write the figure as PNG, PDF or SVG, by the suffix of the path; fonts are embedded as TrueType.
@@ -86,11 +87,19 @@ class Plot:
             raise
         return path
 
+    def png(self, dpi: float = 200) -> bytes:
+        """The figure as the bytes of a PNG, on white paper also where a notebook is dark.
+
+        Args:
+            dpi: dots per inch.
+        """
+        return self._render("png", dpi)
+
     def _render(self, kind: str, dpi: float) -> bytes:
         import matplotlib
 
         buffer = io.BytesIO()
-        with matplotlib.rc_context(style.RC):  # fonts are chosen while saving, so the settings must hold here too
+        with matplotlib.rc_context(self._settings):  # fonts are chosen while saving too
             self.fig.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
         return buffer.getvalue()
 

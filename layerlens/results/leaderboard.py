@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import choose, need
+from ..nested import as_array
 from .base import Result
 
 RESAMPLES = 4000
@@ -96,6 +97,10 @@ class Leaderboard(Result):
             rows.append((f"{method} (control)" if method in self.controls else method, *cells, paired))
         return [head, *rows]
 
+    def numpy(self) -> Any:
+        """The values, `(methods, metrics, batch)`, as a numpy array."""
+        return as_array(self.values)
+
     def summary(self) -> list[tuple[str, str]]:
         """What was compared."""
         return [
@@ -115,7 +120,8 @@ class Leaderboard(Result):
     def _repr_html_(self) -> str:
         head, *rows = self.table()
         cells = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-        return f"<table><tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>{cells}</table>"
+        table = f"<table><tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>{cells}</table>"
+        return f"<div>{self._picture()}{table}</div>"
 
 
 def _interval(values: torch.Tensor) -> tuple[float, float]:

@@ -13,9 +13,15 @@ from layerlens.results import (
     Attribution,
     Curve,
     Entry,
+    FaithfulnessCurve,
     FeatureVisualization,
+    GroupComparison,
+    GroupEffects,
     LatentTraversal,
     LayerProfile,
+    LayerRow,
+    LayerTable,
+    Leaderboard,
     Ledger,
     Matrix,
     Ranking,
@@ -162,6 +168,44 @@ def traversal(*shape, rows=8, steps=5, move="set"):
 def attention(layers=2, heads=3, size=6, batch=2, **fields):
     weights = {PATHS[3 * row]: random(batch, heads, size, size, seed=row).softmax(-1) for row in range(layers)}
     return AttentionWeights("Net", weights, dict.fromkeys(weights, "softmax"), **fields)
+
+
+def table(layers=6, run=True):
+    rows = [LayerRow("", "Net", 1, "(1, 4)", 900, 0, 0.1)]
+    seen = {""}
+    for index, path in enumerate(PATHS[:layers]):
+        parts = path.split(".")
+        for depth in range(1, len(parts)):
+            parent = ".".join(parts[:depth])
+            if parent not in seen:
+                seen.add(parent)
+                rows.append(LayerRow(parent, "ModuleList", None, "", 100, 0, None))
+        size = 1000 * (index + 1)
+        rows.append(
+            LayerRow(path, "Linear", 1 if run else None, "", size, size, 0.01 if run else None, activation=2**20)
+        )
+    return LayerTable("Net", tuple(rows), 1.0 if run else None)
+
+
+def faithfulness():
+    shares = torch.linspace(0, 1, 5).double()
+    return FaithfulnessCurve("insertion", shares, random(3, 5).double().sigmoid(), "blur", "probability", "cat", {})
+
+
+def leaderboard():
+    values = random(3, 2, 4).double()
+    return Leaderboard(("a", "b", "random"), ("deletion", "ROAD"), values, (True, False), ("random",), "cat", {})
+
+
+def effects():
+    means, p = random(1, 2, 9).double(), torch.rand(1, 9, generator=torch.Generator().manual_seed(0)).double()
+    parts = random(1, 9).double(), random(1, 9, seed=1).double(), random(1, 9, seed=2).abs().double()
+    return GroupEffects("layer 0", ("unit",), ("a - b",), means, *parts, p, torch.ones(1).double(), "1")
+
+
+def groups():
+    found = {"stem": effects(), "head": effects()}
+    return GroupComparison(("a", "b"), (4, 5), found, {"input": effects()}, profile(2), {}, "cat", "means", {})
 
 
 def text_outside(plot, slack=0.5):

@@ -14,6 +14,7 @@ from layerlens.errors import PlotError
 from layerlens.plotting import (
     activation_mosaic,
     attention,
+    channels,
     compare_methods,
     curves,
     feature_visualization,
@@ -22,11 +23,14 @@ from layerlens.plotting import (
     latent_traversal,
     layer_profile,
     matrix,
+    model_map,
     overlay_grid,
     receptive_field,
     recurrent_states,
     relevance_flow,
     sensitivity,
+    timeseries,
+    tokens,
     top_inputs,
     training,
 )
@@ -49,6 +53,7 @@ from .helpers import (
     ranking,
     recurrent,
     relevance,
+    table,
     text_outside,
     texts,
     top_inputs as tops,
@@ -118,6 +123,22 @@ FIGURES = {
     "matrix of 200": lambda **o: matrix(grid(200, 200, ("layer", "layer"), names=PATHS), **o),
     "matrix of 4096": lambda **o: matrix(grid(12, 4096), clip=99, **o),
     "matrix of 4": lambda **o: matrix(grid(2, 2), **o),
+    "channels": lambda **o: channels(maps(1, 32, 6, 6), **o),
+    "channels, strongest": lambda **o: channels(maps(1, 2000, 7, 5, layer=LONG), count=40, order="strength", **o),
+    "channels of 1280": lambda **o: channels(maps(1, 1280, 4, 4), **o),
+    "channels of tokens": lambda **o: channels(maps(1, 60, 30, axes=("batch", "unit", "token")), **o),
+    "channels of dense": lambda **o: channels(maps(1, 90), labels=PATHS[:45] * 2, **o),
+    "text": lambda **o: tokens(attribution(1, 7, tokens=TOKENS), **o),
+    "text, narrow": lambda **o: tokens(attribution(1, 60, tokens=[["Ġword", LONG] * 30]), **{"width": 1.6, **o}),
+    "text of 4096": lambda **o: tokens(attribution(1, 4096, tokens=[["Ġx"] * 4096], signed=False), most=90, **o),
+    "time": lambda **o: timeseries(attribution(2, 50, 12, inputs=random(2, 50, 12)), **o),
+    "time, one": lambda **o: timeseries(
+        attribution(2, 5000, 1, inputs=random(2, 5000, 1)), rate=50, labels=[LONG], **o
+    ),
+    "map of layers": lambda **o: model_map(table(), profile(6, signed=True), **o),
+    "map of 120 layers": lambda **o: model_map(table(66), quantity="time", **o),
+    "map, cut": lambda **o: model_map(table(30), depth=3, **{"width": "column", **o}),
+    "map, log": lambda **o: model_map(table(20), profile(20, ("a", "b")), series="b", scale="log", **o),
     "curves": lambda **o: curves(curve(("PGD", "FGSM")), **o),
     "curves of 30": lambda **o: curves(curve(PATHS[:30]), **o),
     "curves, symlog": lambda **o: curves(curve(), scale="symlog", **o),
@@ -129,7 +150,7 @@ FIGURES = {
 EACH = pytest.mark.parametrize("kind", FIGURES)
 KINDS = ("image", "tokens", "grid of 1", "2 methods", "mosaic", "profile", "flow", "top inputs")
 ONE_PANEL = ("ranking", "matrix", "curves", "training", "gradient flow")
-KINDS += ("made", "states", "field", "attention", "traversal", *ONE_PANEL)
+KINDS += ("made", "states", "field", "attention", "traversal", "channels", "text", "time", "map of layers", *ONE_PANEL)
 
 
 @functools.cache
@@ -146,8 +167,9 @@ def test_all_text_lies_inside_and_none_is_tiny(kind):
 
 @pytest.mark.parametrize(
     "kind",
-    ["image", "grid of 1", "1 method", "mosaic", "profile", "flow", "tokens", "top inputs", *ONE_PANEL],
-)
+    ["image", "grid of 1", "1 method", "mosaic", "profile", "flow", "tokens", "top inputs", "channels", "text", "time",
+     "map of layers", *ONE_PANEL],
+)  # fmt: skip
 def test_a_long_title_is_broken_into_lines_inside(kind):
     plot = FIGURES[kind](title=LONG)
     assert text_outside(plot) == []
@@ -221,8 +243,9 @@ def test_no_pyplot_figure_is_opened_or_drawn_into(kind):
 
 @pytest.mark.parametrize(
     "kind",
-    ["image", "series", "tokens", "vector", "long vector", "profile", "profile, log", "flow", *ONE_PANEL],
-)
+    ["image", "series", "tokens", "vector", "long vector", "profile", "profile, log", "flow", "channels", "text",
+     *ONE_PANEL],
+)  # fmt: skip
 def test_given_axes_are_drawn_into_and_stay_in_place(kind):
     fig = Figure(figsize=(9, 4))
     left, right = fig.subplots(1, 2)
@@ -238,7 +261,7 @@ def test_given_axes_are_drawn_into_and_stay_in_place(kind):
     assert plot._repr_png_() is None and plot._ipython_display_() is None
 
 
-@pytest.mark.parametrize("kind", ["grid of 1", "2 methods", "mosaic of 4", "top inputs"])
+@pytest.mark.parametrize("kind", ["grid of 1", "2 methods", "mosaic of 4", "top inputs", "time", "map of layers"])
 def test_a_given_subfigure_is_drawn_into_and_keeps_its_size(kind):
     fig = Figure(figsize=(16, 8))
     left, right = fig.subfigures(1, 2)

@@ -19,7 +19,7 @@ NEAR = 0.02
 """How near to an end of its range a value is saturated, as a share of that range."""
 
 FEW = 10
-"""Rows below which correlations are high by chance."""
+"""Rows below which correlations are high by chance; as many must a unit stand out at."""
 
 
 def rectifies(module: nn.Module) -> bool:
@@ -61,7 +61,7 @@ class Units:
         self.spans = ends(self.module)
         self.eps = 0.0
         self.per_sample: list[torch.Tensor] = []
-        self.low = self.high = self.count = self.total = self.squares = torch.empty(0)
+        self.low = self.high = self.count = self.total = self.squares = self.fourths = torch.empty(0)
         self.shift = torch.empty(0)
         self.products: torch.Tensor | None = None
 
@@ -87,7 +87,7 @@ class Units:
         if not self.samples:
             empty = torch.zeros(units, dtype=torch.float64)
             self.low, self.high = empty + float("inf"), empty - float("inf")
-            self.count, self.total, self.squares = empty, empty, empty
+            self.count, self.total, self.squares, self.fourths = empty, empty, empty, empty
             self.eps = torch.finfo(values.dtype).eps
             self.shift = (known @ ones).double().sum(dim=0) / counts.sum(dim=0).clamp_min(1)
             self.products = torch.zeros(units, units, dtype=torch.float64) if units <= self.widest else None
@@ -102,6 +102,7 @@ class Units:
             products = (centred @ centred.mT).sum(dim=0).double()
             self.products = self.products + products
             self.squares = self.squares + products.diagonal()
+            self.fourths = self.fourths + (centred.square().square_() @ ones).double().sum(dim=0)
         self.count = self.count + counts.sum(dim=0)
         sums = (centred @ ones).double()  # (batch, units)
         self.total = self.total + sums.sum(dim=0)
@@ -136,14 +137,20 @@ class Units:
         return constant | (self.high <= 0) & (self.count > 0) if rectifies(self.module) else constant
 
     def doubles(self, least: float) -> list[tuple[int, int, float]] | None:
-        """`(unit, earlier unit, correlation)` of units that repeat an earlier one; None where it cannot be told."""
+        """`(unit, earlier unit, correlation)` of units that repeat an earlier one; None where it cannot be told.
+
+        A unit that stands out at a few places alone, by (sum c^2)^2 / sum c^4, has no correlation to speak of: two that
+        answer to the same single place would have one of 1.
+        """
         if self.products is None or self.rows < FEW:
             return None
         n = float(self.rows)
         covariance = self.products / n - torch.outer(self.total / n, self.total / n)
         spread = self.variance.sqrt()
-        alive = ~self.dead() & (spread > 0)
+        rows = self.squares.square() / self.fourths.masked_fill(self.fourths == 0, float("inf"))
+        alive = ~self.dead() & (spread > 0) & (rows >= FEW)
         r = covariance / torch.outer(spread, spread).masked_fill(~torch.outer(alive, alive), float("inf"))
+        r = r.clamp(-1, 1)
         found: list[tuple[int, int, float]] = []
         high = (r.abs() >= least).tril(-1)
         for unit in high.any(dim=1).nonzero().squeeze(1).tolist():

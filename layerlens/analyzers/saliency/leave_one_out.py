@@ -84,7 +84,7 @@ def leave_one_out(
         scorer = Scorer(model, x, target, forward=forward)
         token_leaves(scorer, "leave_one_out")
         whole = {name: leaf.value for name, leaf in scorer.leaves.items()}
-        score, batch = first_score(scorer, whole, batch_size)
+        score, batch = first_score(scorer, whole, batch_size, gradient=False)
         drawn = isinstance(fill, str) and fill == "drawn"
         fills, label = ({}, "drawn") if drawn else baselines(scorer, fill)
         found, errors = {}, {}

@@ -113,7 +113,7 @@ def _rectified(
         scorer = Scorer(model, x, target, where=where, forward=forward)
         leaves = scorer.start()
         graph = Graph(leaves.values())
-        with Recorder(graph):  # which gives rectifiers that write into a view a node of their own
+        with Recorder(graph, noting=False):  # which gives rectifiers that write into a view a node of their own
             score = scorer(leaves)
         if score.grad_fn is None or not graph.visit(score.grad_fn).depends:
             raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")

@@ -13,6 +13,7 @@ from ...inputs import Inputs
 from ...probe import Probe
 from ...progress import track
 from ..leaves import Leaf, substitute
+from .options import NO_BATCH
 from .sites import Site, by_row, copied_rows, taps
 
 Values = dict[str, torch.Tensor]
@@ -47,7 +48,7 @@ class Answers:
     def note(self, site: Site, norms: torch.Tensor, sizes: torch.Tensor) -> None:
         """Note one chunk, `(copies, batch)` each."""
         if site.axes[site.main] is None and bool((norms != 0).any()):
-            self.left_out[site.name] = "its output has no batch axis, so it has no value per sample"
+            self.left_out[site.name] = NO_BATCH
         self.norms.setdefault(site, []).append(norms)
         self.sizes.setdefault(site, []).append(sizes)
 

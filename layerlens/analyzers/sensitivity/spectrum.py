@@ -18,6 +18,7 @@ from ..leaves import find_leaves
 from .estimate import directions
 from .job import Job, Unavailable, lengths
 from .lanczos import Largest, largest
+from .options import NO_BATCH
 from .products import Products
 from .routes import Kind, Route, answer
 from .sites import MEMORY, Site, survey
@@ -89,7 +90,7 @@ def spectrum(
     left_out = {**found.left_out, **answers.left_out}
     for site in found.sites:
         if site.axes[site.main] is None:
-            left_out.setdefault(site.name, "its output has no batch axis, so it has no value per sample")
+            left_out.setdefault(site.name, NO_BATCH)
     sites = [site for site in found.sites if site in answers.norms and site.name not in left_out]
     wide = torch.promote_types(next(iter(leaves.values())).value.dtype, torch.float32)
     begin = torch.cat([step.reshape(starts, -1).to(wide) for step in steps.values()], dim=1)  # (starts, n)

@@ -102,6 +102,20 @@ def test_few_rows_make_no_doubles():
     assert wide.settings["no doubles sought"] == ["0", "1"] and wide.of("2")["doubled"] == 0
 
 
+def test_units_that_answer_to_one_place_are_no_doubles():
+    """Two units that are silent but for the same sample correlate by 1, and that says nothing."""
+    values = torch.zeros(200, 3).double()
+    values[17, :2] = 5.0
+    values[:, 2] = normal(200).double()
+    units = Units(nn.ReLU(), 10)
+    units.add(values)
+    assert units.doubles(0.99) == []
+    values[::2, :2] = 1.0  # now they go together all the time
+    again = Units(nn.ReLU(), 10)
+    again.add(values)
+    assert [pair[:2] for pair in again.doubles(0.99)] == [(1, 0)]
+
+
 @pytest.mark.parametrize(
     ("kind", "low", "high"),
     [(nn.Sigmoid, 0.02, 0.98), (nn.Tanh, -0.96, 0.96), (nn.ReLU6, None, 5.88), (nn.Hardsigmoid, 0.02, 0.98)],

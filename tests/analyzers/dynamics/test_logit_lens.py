@@ -197,7 +197,7 @@ def test_the_lens_names_tokens_and_classes():
 
     lens = Lens(CASES["hf_llama"].build(), tokenizer=Words())
     found = lens.logit_lens("3 4 5", target="7")
-    assert found.columns == ("0 t3", "1 t4", "2 t5") and found.targets == (7, 7, 7)
+    assert found.columns == ("0 '<3>'", "1 '<4>'", "2 '<5>'") and found.targets == (7, 7, 7)
     assert found.name(7) == "'<7>'" and found.says("model.layers.1")[0][0].startswith("'<")
     vit = Lens(CASES["hf_vit"].build(), class_names=["ant", "bee", "cat"])
     named = vit.logit_lens(CASES["hf_vit"].example(), target="bee")
@@ -282,7 +282,7 @@ def test_paris_appears_in_the_last_layers_of_a_language_model():
     model, tokenizer = smollm2()
     lens = Lens(model, tokenizer=tokenizer)
     found = lens.logit_lens("The capital of France is", target=" Paris")
-    assert len(found.rows) == 31 and found.columns[-1].endswith("is")
+    assert len(found.rows) == 31 and found.columns[-1] == "4 ' is'"
     with torch.no_grad():
         own = model(**tokenizer("The capital of France is", return_tensors="pt")).logits[0, -1]
     assert found.says(-1)[0][0] == "' Paris'"

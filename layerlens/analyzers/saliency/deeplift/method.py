@@ -159,7 +159,7 @@ def _laid_like(leaf: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
 def _run(scorer: Scorer, leaves: Leaves, wanted: frozenset[str]) -> Run:
     """The model's forward pass on `leaves`, with fused attention in primitives."""
     graph, calls = Graph(leaves.values()), Calls(wanted)
-    with sdpa_kernel(SDPBackend.MATH), Recorder(graph), calls:
+    with sdpa_kernel(SDPBackend.MATH), Recorder(graph, noting=False), calls:
         score = scorer(leaves)
     return Run(score, graph, calls)
 
