@@ -108,7 +108,7 @@ def evaluate(
     for name, control in own.items():
         if name in given:
             raise OptionError(f"a method is called {name!r}, as a control is: rename it, or give controls=False.")
-        given[name] = control
+        given[name] = control if len(control) > 1 else next(iter(control.values()))
     if fills is None:
         images = all(leaf.is_input and leaf.value.ndim == 4 for leaf in scorer.leaves.values())
         fills = ("mean", "blur") if images else ("zero",)

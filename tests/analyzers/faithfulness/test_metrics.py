@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -95,6 +96,23 @@ def test_sensitivity_of_a_gradient_that_grows_with_the_input():
     assert max_sensitivity(nn.Linear(2, 3).double(), x, gradient).tolist() == [0, 0]
 
 
+def test_steadiness_of_methods_that_copy_the_sample_with_a_target_for_each():
+    model, target = net(), torch.tensor([1, 0, 2, 1])
+    explain = partial(layerlens.saliency, method="smooth_grad", samples=3)
+    together = max_sensitivity(model, PICTURES, explain, target=target, radius=1e-9, samples=1)
+    assert together.shape == (4,) and float(together.max()) < 1e-5
+    seen = []
+
+    def spying(model, x, target, forward):
+        found = explain(model, x, target=target, forward=forward)
+        seen.append(float(found.score))
+        return found
+
+    max_sensitivity(model, PICTURES, spying, target=target, radius=1e-9, samples=1)
+    right = model(PICTURES).gather(1, target.unsqueeze(1)).flatten()
+    torch.testing.assert_close(torch.tensor(seen[:4], dtype=right.dtype), right.detach(), rtol=1e-4, atol=1e-4)
+
+
 def test_randomization_gives_every_bit_back_and_sees_who_looks_at_the_model():
     model = net()
     before = Snapshot(model, PICTURES)
@@ -108,6 +126,8 @@ def test_randomization_gives_every_bit_back_and_sees_who_looks_at_the_model():
         return type(found)(**{**vars(found), "values": x.first if hasattr(x, "first") else PICTURES})
 
     assert cascading_randomization(model, PICTURES, edges, target=1).values.tolist() == [[1, 1], [1, 1]]
+    again = cascading_randomization(model, PICTURES, partial(edges), target=1)
+    assert again.method == "cascading randomization of edges" and again.values.tolist() == [[1, 1], [1, 1]]
 
     calls = []
 
@@ -167,6 +187,15 @@ def test_every_metric_by_name():
         evaluate(model, PICTURES, {"map": PICTURES}, target=1, metrics=("max_sensitivity",))
     with pytest.raises(OptionError, match="insertion"):
         evaluate(model, PICTURES, methods, target=1, metrics=("insertions",))
+
+
+def test_controls_take_part_in_localization():
+    masks = torch.zeros(4, 8, 8, dtype=torch.bool)
+    masks[:, 2:6, 2:6] = True
+    board = evaluate(net(), PICTURES, ["gradient"], target=1, metrics=("relevance_mass", "sparsity"), masks=masks)
+    leaf = Leaf(PICTURES)
+    torch.testing.assert_close(board.of("centre", "relevance_mass"), relevance_mass(centre(leaf, 0), masks))
+    torch.testing.assert_close(board.of("random", "sparsity"), sparsity(random(leaf, 0)))
 
 
 def test_warnings_where_numbers_would_mislead():
