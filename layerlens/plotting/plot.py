@@ -86,6 +86,14 @@ class Plot:
             raise
         return path
 
+    def png(self, dpi: float = 200) -> bytes:
+        """The figure as the bytes of a PNG file, to be put into a page or a document.
+
+        Args:
+            dpi: dots per inch.
+        """
+        return self._render("png", dpi)
+
     def _render(self, kind: str, dpi: float) -> bytes:
         import matplotlib
 
