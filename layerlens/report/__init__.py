@@ -1,4 +1,4 @@
-"""The HTML report: what was run, checks, samples, profiles and layers of a model on one page that needs nothing else."""
+"""The HTML report: what was run, checks, samples, profiles and layers of a model on one page."""
 
 from .build import build, report
 from .page import write

@@ -65,7 +65,7 @@ def of_ledger(ledger: Ledger, names: list[str], totals: list[float]) -> str:
 def of_profile(profile: LayerProfile) -> str:
     """The ends, the largest and the smallest layers of a profile."""
     ranked = profile.ranked()
-    values = {name: value for name, value in ranked}
+    values = dict(ranked)
     first, last = profile.layers[0], profile.layers[-1]
     largest = ", ".join(f"{name} ({value:.3g})" for name, value in ranked[:3])
     null = ""

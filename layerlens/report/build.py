@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..analyzers import layer_table
 from ..analyzers.methods import known_methods
 from ..errors import OptionError, choose
@@ -53,8 +51,8 @@ def report(
 
     Args:
         lens: a `Lens`.
-        inputs: as the lens takes them, `(batch, ...)`: images, series, vectors, token ids, several inputs; or texts. Each
-            sample is run for itself.
+        inputs: as the lens takes them, `(batch, ...)`: images, series, vectors, token ids, several inputs; or texts.
+            Each sample is run for itself.
         targets: what is explained: a list holds one per sample, anything else is for all; None is the predicted class.
         path: the file; one that is there is replaced.
         methods: names of saliency methods shown beside relevance, or name -> options.
@@ -78,18 +76,18 @@ def report(
         and control (4 x 17 for images); for the profiles about 50 passes, and 8 for each layer.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from layerlens import Lens
         >>> lens = Lens(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     report(lens, torch.ones(1, 3), path=f"{folder}/report.html").name
         'report.html'
     """
-    options = {"methods": methods, "layers": layers, "labels": labels, "title": title}
+    options = {"methods": methods, "layers": layers, "labels": labels, "title": title, "profiles": profiles}
     made = build(
         lens, inputs, targets, methods=methods, layers=layers, labels=labels, title=title, profiles=profiles,
         controls=controls, progress=progress, path=path,
-        recipe=lambda samples: facts.recipe(lens, samples, path, {**options, "profiles": profiles, "controls": controls}),
+        recipe=lambda samples: facts.recipe(lens, samples, path, {"targets": targets, **options, "controls": controls}),
     )  # fmt: skip
     return write(made, path)
 

@@ -37,14 +37,24 @@ def of_attribution(sample: Sample, found: Attribution) -> list[Check]:
     if sample.score is not None:
         off = abs(float(found.score[0]) - sample.score) / max(abs(sample.score), 1e-12)
         checks.append(
-            Check(f"{found.how} explains the score of a plain run: relative difference", sample.label, f"{off:.1e}",
-                  f"at most {rounding(sample):.1e}", off <= rounding(sample))  # fmt: skip
+            Check(
+                f"{found.how} explains the score of a plain run: relative difference",
+                sample.label,
+                f"{off:.1e}",
+                f"at most {rounding(sample):.1e}",
+                off <= rounding(sample),
+            )
         )
     if "completeness gap" in found.checks:
         gap, limit = float(found.checks["completeness gap"][0]), float(found.settings.get("tolerance", GAP))
         checks.append(
-            Check(f"{found.how} is complete: gap of its sum to the difference of scores", sample.label, f"{gap:.2%}",
-                  f"at most {limit:.2%}", gap <= limit)  # fmt: skip
+            Check(
+                f"{found.how} is complete: gap of its sum to the difference of scores",
+                sample.label,
+                f"{gap:.2%}",
+                f"at most {limit:.2%}",
+                gap <= limit,
+            )
         )
     return checks
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,8 @@ def examine(
     steps: Iterator[int],
 ) -> tuple[Panel, list[Check]]:
     """Run relevance, the methods and the controls on one sample; each takes one of the `steps` of the progress bar."""
-    model, given = lens.model, {"target": sample.target, "forward": lens.forward}
+    model = lens.model
+    given: dict[str, Any] = {"target": sample.target, "forward": lens.forward}
     found: list[Attribution] = []
     missing: list[Block] = []
     made: list[Check] = []
@@ -59,7 +61,7 @@ def examine(
 
     attribute("relevance", lambda: relevance(model, sample.inputs, layers=layers or (), **given))
     for name, options in methods.items():
-        attribute(name, lambda name=name, options=options: saliency(model, sample.inputs, method=name, **given, **options))  # type: ignore[misc] # noqa: E501
+        attribute(name, functools.partial(saliency, model, sample.inputs, method=name, **given, **options))
     next(steps)
     if controls and found:
         maps = {one.how: one for one in found}
@@ -89,12 +91,12 @@ def _facts(sample: Sample, ledgers: Sequence[Relevance]) -> Iterator[tuple[str, 
     yield from facts.input_facts(sample)
 
 
-def measure(
-    lens: WrappedModel, name: str, samples: Sequence[Sample], layers: Selection, steps: Iterator[int]
-) -> Block:
+def measure(lens: WrappedModel, name: str, samples: Sequence[Sample], layers: Selection, steps: Iterator[int]) -> Block:
     """One measure by layer, over all samples where they can be joined."""
     next(steps)
     title, function, options = PROFILES[name]
+    if name == "noise_response" and lens.class_names is None:  # two columns and more need not be classes
+        options = {**options, "metric": "relative_change"}
     try:
         batch = together([sample.inputs for sample in samples])
         whole = batch is not None
@@ -102,8 +104,12 @@ def measure(
     except LayerLensError as error:
         return Note(title, f"Not possible here: {error}")
     over = f"mean over {len(samples)} samples" if whole else f"of {samples[0].label}, for the inputs differ in shape"
-    chance = " The mark is the same model with the entries of every weight tensor shuffled." if found.null is not None else ""  # noqa: E501
-    return figures.profile(found, title, f"{name} ({found.method}), {over}.{chance}")
+    chance = (
+        " The mark is the same model with the entries of every weight tensor shuffled."
+        if found.null is not None
+        else ""
+    )
+    return figures.profile(found, title, f"Measured by: {found.method}; {over}.{chance}")
 
 
 def together(several: Sequence[Inputs]) -> Inputs | None:

@@ -88,9 +88,7 @@ def input_facts(sample: Sample) -> list[Fact]:
     return rows
 
 
-def recipe(
-    lens: WrappedModel, samples: Sequence[Sample], path: str | os.PathLike[str], options: dict[str, Any]
-) -> str:
+def recipe(lens: WrappedModel, samples: Sequence[Sample], path: str | os.PathLike[str], options: dict[str, Any]) -> str:
     """Python code that makes the report again, given the model and the inputs."""
     known = ["model"]
     for name in ("class_names", "tokenizer", "forward"):
@@ -106,12 +104,18 @@ def recipe(
         "lens.report(",
         "    inputs," + ("" if given is not None else "  # the samples have the SHA-256 given below"),
         f"    # targets, sample by sample: {', '.join(repr(sample.target.label) for sample in samples)}",
-        "    targets,",
+        f"    {_literal(options.pop('targets'))},",
         f"    path={os.fspath(path)!r},",
         *(f"    {name}={value!r}," for name, value in options.items() if value is not None),
         ")",
     ]
     return "\n".join(lines)
+
+
+def _literal(targets: Any) -> str:
+    """Targets as code, where they are plain values."""
+    parts = targets if isinstance(targets, (list, tuple)) else [targets]
+    return repr(targets) if all(part is None or isinstance(part, (int, str)) for part in parts) else "targets"
 
 
 def settings_text(settings: dict[str, Any]) -> str:

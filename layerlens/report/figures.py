@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -57,11 +58,12 @@ def profile(found: LayerProfile, title: str, note: str) -> Block:
     """A measure by layer."""
 
     def draw() -> Picture:
-        column = found.values.reshape(len(found), -1)
-        finite = column[column.isfinite()]
+        parts = [part.double().flatten() for part in (found.values, found.null) if part is not None]
+        finite = torch.cat(parts)[torch.cat(parts).isfinite()]
         spread = len(finite) > 1 and bool((finite > 0).all()) and float(finite.max() / finite.min()) > 30
         plot = plotting.layer_profile(found, scale="log" if spread else "linear", width="page", title="")
-        return Picture(title, alt.of_profile(found), f"{found.explain()} {note}".strip(), plot.png())
+        told = found.explain() if any(found.explanation) else f"{_title(found.quantity)}, in units of {found.units}."
+        return Picture(title, alt.of_profile(found), f"{told} {note}".strip(), plot.png())
 
     return _drawn(title, draw)
 
@@ -88,7 +90,7 @@ def _input(attribution: Attribution, name: str | None) -> Picture:
         raise PlotError("the result keeps no input of the form of its values.")
     values = inputs.float()
     signed = bool((values < 0).any())
-    settings = {"units": "input", "method": "input", "target": "", "targets": None, "tokens": None, "checks": {}}
+    settings: dict[str, Any] = {"units": "input", "method": "input", "target": "", "targets": None, "tokens": None, "checks": {}}
     fields = {field.name: getattr(attribution, field.name) for field in dataclasses.fields(Attribution)}
     given = Attribution(**{**fields, **settings, "values": values, "inputs": None, "signed": signed})
     if given.axes is None and _form(attribution) == "series":

@@ -29,7 +29,10 @@ def largest(lens: WrappedModel, sample: Sample) -> tuple[tuple[str, str, str], .
         shares = row  # the model returns shares itself
     best = row.topk(min(MOST, len(row)))
     return tuple(
-        (lens.target(index, sample.inputs).label, f"{value:.4g}", "" if shares is None else f"{float(shares[index]):.1%}")
+        (
+            lens.target(index, sample.inputs).label,
+            f"{value:.4g}",
+            "" if shares is None else f"{float(shares[index]):.1%}",
+        )
         for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     )
-
