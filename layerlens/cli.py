@@ -60,7 +60,7 @@ def _report_options(commands: Any) -> None:
         "keyword arguments), or texts (.txt)")  # fmt: skip
     add("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     add("--target", nargs="+",
-        help="what to explain, one for all or one per sample: a class name or index, a place such as -1,5, the next "
+        help="what to explain, one for all or one per sample: a class name or index, a place (=-1,5), the next "
         "token of a text, or module:function of the output (default: the predicted class)")  # fmt: skip
     add("--class-names", type=Path, metavar="FILE", help="names of the classes, one a line")
     add("--method", nargs="+", help="saliency methods beside relevance (default: auto integrated_gradients)")

@@ -9,6 +9,9 @@ import numpy as np
 from ..plotting.samples import Sample as Shown
 from ..results import LayerProfile, Ledger
 
+PRESENT = str.maketrans({"Ġ": "␣", "▁": "␣", "Ċ": "↵", "\n": "↵", "\t": "⇥", " ": "␣"})
+"""White space of tokens, as tokenizers mark it, made visible."""
+
 
 def of_map(shown: Shown, how: str) -> str:
     """A map of one sample: its sums, its strongest places, and how much it is spread.
@@ -19,7 +22,7 @@ def of_map(shown: Shown, how: str) -> str:
     """
     values = np.asarray(shown.values, dtype=np.float64)
     if shown.signed:
-        sums = f"values add up to {values.sum():.4g} ({values[values > 0].sum():.4g} for, {-values[values < 0].sum():.4g} against)"  # noqa: E501
+        sums = f"values add up to {values.sum():.4g} ({values[values > 0].sum():.4g} for, {abs(values[values < 0].sum()):.4g} against)"  # noqa: E501
     else:
         sums = f"magnitudes add up to {values.sum():.4g}"
     sizes = np.sort(np.abs(values).ravel())[::-1]
@@ -41,7 +44,7 @@ def _place(shown: Shown, index: tuple[int, ...]) -> str:
     if shown.form == "series":
         return f"{shown.axes[0]} {index[0]}, {shown.axes[1]} {index[1]}"
     if shown.form == "tokens" and shown.tokens is not None:
-        return f"token {index[0]} {shown.tokens[index[0]]!r}"
+        return f"token {index[0]} '{shown.tokens[index[0]].translate(PRESENT)}'"
     return f"feature {index[0]}"
 
 

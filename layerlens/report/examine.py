@@ -103,7 +103,11 @@ def measure(lens: WrappedModel, name: str, samples: Sequence[Sample], layers: Se
         found = function(lens.model, batch if whole else samples[0].inputs, layers, forward=lens.forward, **options)
     except LayerLensError as error:
         return Note(title, f"Not possible here: {error}")
-    over = f"mean over {len(samples)} samples" if whole else f"of {samples[0].label}, for the inputs differ in shape"
+    over = (
+        f"mean over {len(samples)} samples"
+        if whole and len(samples) > 1
+        else f"of {samples[0].label}{'' if whole else ', for the inputs differ in shape'}"
+    )
     chance = (
         " The mark is the same model with the entries of every weight tensor shuffled."
         if found.null is not None

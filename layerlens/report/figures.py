@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import plotting
@@ -14,9 +15,6 @@ from ..plotting import samples as shown_samples, style
 from ..results import Attribution, LayerProfile, Relevance
 from . import alt
 from .content import Block, Note, Picture, Strip, Token
-
-PRESENT = str.maketrans({"Ġ": "␣", "▁": "␣", "Ċ": "↵", "\n": "↵", "\t": "⇥", " ": "␣"})
-"""White space of tokens, as tokenizers mark it, made visible."""
 
 
 def maps(attributions: Sequence[Attribution]) -> list[Block]:
@@ -29,7 +27,11 @@ def maps(attributions: Sequence[Attribution]) -> list[Block]:
     for name in _names(attributions[0]):
         called = "" if name is None else f" for {name}"
         if _form(attributions[0], name) not in ("tokens", None):
-            blocks.append(_drawn(f"Input{called}", lambda name=name: _input(attributions[0], name)))  # type: ignore[misc]
+            blocks.append(
+                _drawn(
+                    f"Input{called}", lambda name=name, called=called: _input(attributions[0], name, f"Input{called}")
+                )
+            )  # type: ignore[misc]
         for one in attributions:
             title = f"{_title(one.how)}{called}"
             blocks.append(_drawn(title, lambda one=one, name=name, title=title: _single(one, name, title)))  # type: ignore[misc]
@@ -41,13 +43,14 @@ def flow(relevance: Relevance) -> Block:
 
     def draw() -> Picture:
         plot = plotting.relevance_flow(relevance, title="")
+        flows = bool(np.isfinite(plot.data["flow"]).any())
+        line = " The line is what still flows on at the outputs of layers." if flows else ""
         rows = (plot.data["additive"] + plot.data["absorbed"] + plot.data["whole"]).tolist()
         return Picture(
             "Where the score went",
             alt.of_ledger(relevance.ledger, plot.data["name"].tolist(), rows),
             "The ledger of relevance: what each layer's additive constants (biases, shifts, running means) took of the "
-            "score on its way back to the input, and what rules absorbed. All rows add up to the score. The line is "
-            "what still flows on at the outputs of the layers that were asked for.",
+            f"score on its way back to the input, and what rules absorbed. All rows add up to the score.{line}",
             plot.png(),
         )
 
@@ -84,20 +87,27 @@ def _images(attributions: Sequence[Attribution]) -> Picture:
     return Picture("Maps of the input", f"The input and {len(shown)} map(s) of it. {told}", caption, plot.png())
 
 
-def _input(attribution: Attribution, name: str | None) -> Picture:
+def _input(attribution: Attribution, name: str | None, title: str) -> Picture:
     inputs = attribution.inputs if name is None else (attribution.inputs or {}).get(name)  # type: ignore[union-attr]
     if not isinstance(inputs, torch.Tensor):
         raise PlotError("the result keeps no input of the form of its values.")
     values = inputs.float()
     signed = bool((values < 0).any())
-    settings: dict[str, Any] = {"units": "input", "method": "input", "target": "", "targets": None, "tokens": None, "checks": {}}
+    settings: dict[str, Any] = {
+        "units": "input",
+        "method": "input",
+        "target": "",
+        "targets": None,
+        "tokens": None,
+        "checks": {},
+    }
     fields = {field.name: getattr(attribution, field.name) for field in dataclasses.fields(Attribution)}
     given = Attribution(**{**fields, **settings, "values": values, "inputs": None, "signed": signed})
     if given.axes is None and _form(attribution) == "series":
         given = dataclasses.replace(given, axes=("batch", "time", "feature"))
     plot = plotting.heatmap(given, width=_width(given, None), title="", cmap=None if signed else "viridis")
     told = alt.of_map(shown_samples.read(given, 0), "Input")
-    return Picture("Input", told, "The input as the model gets it.", plot.png())
+    return Picture(title, told, "The input as the model gets it.", plot.png())
 
 
 def _single(one: Attribution, name: str | None, title: str) -> Block:
@@ -106,7 +116,7 @@ def _single(one: Attribution, name: str | None, title: str) -> Block:
     if shown.form == "tokens" and shown.tokens is not None:
         limits = style.limits([shown.values], signed=shown.signed, clip=100, vmax=None, what=shown.what)
         tokens = tuple(
-            Token(text.translate(PRESENT) or "∅", style.number(float(value), 2), colour(float(value) / limits.high))
+            Token(text.translate(alt.PRESENT) or "∅", style.number(float(value), 2), colour(float(value) / limits.high))
             for text, value in zip(shown.tokens, shown.values, strict=True)
         )
         signs = "red speaks for the target, blue against it" if shown.signed else "the redder, the larger"

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import re
 import warnings
 from html.parser import HTMLParser
@@ -18,7 +19,7 @@ from layerlens.report import build, examine
 from layerlens.report.alt import of_map
 from layerlens.report.build import main_layers
 from layerlens.report.facts import digest, weights_digest
-from tests.snapshot import snapshot
+from tests.snapshot import Snapshot
 
 from .conftest import HOSTILE
 
@@ -86,7 +87,7 @@ def test_pictures_are_whole_and_told_in_numbers(digits, page):
 def test_headings_are_in_order_and_ids_are_unique(page):
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     wanted = [a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a]
@@ -104,15 +105,14 @@ def test_the_numbers_are_those_of_the_analyzers(digits, page):
     assert digest([("0", images[:1])]) in page.text
     assert "integrated_gradients is complete" in page.text and f"torch {torch.__version__}" in page.text
     assert all(row.path in page.text for row in lens.layers().rows)
-    assert "\"integrated_gradients\": {\"steps\": 20}" in page.text.replace("'", '"')
+    assert '"integrated_gradients": {"steps": 20}' in page.text.replace("'", '"')
 
 
 def test_the_model_and_the_inputs_are_given_back(digits, tmp_path):
     lens, images = digits
-    before, kept = snapshot(lens.model), images.clone()
+    before = Snapshot(lens.model, images)
     lens.report(images[:1], path=tmp_path / "a.html", **QUICK)
-    assert snapshot(lens.model) == before
-    assert torch.equal(images, kept)
+    before.check()
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------
@@ -127,7 +127,10 @@ def test_a_check_can_fail():
     for layer in (net[0], net[2]):
         layer.weight.data.mul_(20)
     made = built(
-        Lens(net), torch.randn(1, 4), 0, methods={"integrated_gradients": {"steps": 1, "max_steps": 1, "tolerance": 1e-6}}
+        Lens(net),
+        torch.randn(1, 4),
+        0,
+        methods={"integrated_gradients": {"steps": 1, "max_steps": 1, "tolerance": 1e-6}},
     )
     (check,) = [check for check in made.checks if "is complete" in check.name]
     assert check.verdict == "failed" and check is made.checks[0] and "1 failed" in made.tally
@@ -176,7 +179,7 @@ def test_a_changed_weight_would_be_seen():
 class Words:
     """A tokenizer of words, for the tests."""
 
-    vocabulary = ["<pad>", "good", "bad", "film", "<b>not</b>"]
+    vocabulary = ("<pad>", "good", "bad", "film", "<b>not</b>")
 
     def __call__(self, texts, return_tensors=None, padding=None, add_special_tokens=True):
         texts = [texts] if isinstance(texts, str) else texts
