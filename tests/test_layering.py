@@ -56,7 +56,17 @@ LATE = {
     "jinja2",
 }  # imported inside functions only, so that `import layerlens` stays light
 FORBIDDEN = {  # folder -> parts of layerlens that it must not know
-    "analyzers": {"plotting", "lens", "lens_sensitivity", "lens_dynamics", "scale", "demo", "report", "cli", "__main__"},
+    "analyzers": {
+        "plotting",
+        "lens",
+        "lens_sensitivity",
+        "lens_dynamics",
+        "scale",
+        "demo",
+        "report",
+        "cli",
+        "__main__",
+    },
     "plotting": {
         "probe",
         "capturing",

@@ -22,7 +22,7 @@ ready = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
 number = 3
 
 def picture():
-    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 2))
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 2))
 
 def vector():
     return ready
@@ -74,8 +74,21 @@ def run(*words):
 
 
 def test_pictures(folder, capsys):
-    assert run("--model", "usermodels:picture", "--input", "a.png", "b.jpg", "--size", "32", "--mean", "0.5", "--std", "0.2",
-               "--class-names", "names.txt", "--target", "dog", "cat", "--title", "<mine>", *FAST) == 0  # fmt: skip
+    words = [
+        "--model",
+        "usermodels:picture",
+        "--input",
+        "a.png",
+        "b.jpg",
+        "--size",
+        "32",
+        "--mean",
+        "0.5",
+        "--std",
+        "0.2",
+    ]
+    words += ["--class-names", "names.txt", "--target", "dog", "cat", "--title", "<mine>"]
+    assert run(*words, *FAST) == 0
     assert "report.html: 2 sample(s); checks: " in capsys.readouterr().out
     text = (folder / "report.html").read_text()
     assert "&lt;mine&gt;" in text and "a.png" in text and "float32 (1, 3, 32, 32)" in text
@@ -96,8 +109,8 @@ def test_arrays(folder, words, holds):
 
 
 def test_texts(folder):
-    assert run("--model", "usermodels:Reader", "--tokenizer", "usermodels:Words", "--class-names", "names.txt", "--input",
-               "a.txt", "--target", "cat", *FAST) == 0  # fmt: skip
+    words = ["--model", "usermodels:Reader", "--tokenizer", "usermodels:Words", "--class-names", "names.txt"]
+    assert run(*words, "--input", "a.txt", "--target", "cat", *FAST) == 0
     text = (folder / "report.html").read_text()
     assert "it is &lt;b&gt;good&lt;/b&gt;" in text and "of␣11␣letters" in text
 
@@ -135,7 +148,7 @@ def test_a_cancelled_run_says_so_and_leaves_nothing(folder, capsys, monkeypatch)
     def cancel(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("layerlens.report.build.examine", cancel)
+    monkeypatch.setattr("layerlens.report.make.examine", cancel)
     assert run("--model", "usermodels:ready", "--input", "rows.npy") == 130
     assert "cancelled; nothing was written" in capsys.readouterr().err
     assert not (folder / "report.html").exists()
@@ -165,6 +178,6 @@ def test_targets_and_objects(folder):
     )
     assert target("usermodels:total", None, False).__name__ == "total"
     assert imported("torch:nn.Linear", "the model") is torch.nn.Linear
-    with pytest.raises(InputError, match="has no 'nn.Liner'. Closest: Linear"):
+    with pytest.raises(InputError, match=r"has no 'nn.Liner'\. Closest: Linear"):
         imported("torch:nn.Liner", "the model")
     assert made("usermodels:ready", "the model", torch.nn.Module) is imported("usermodels:ready", "the model")
