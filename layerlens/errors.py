@@ -108,8 +108,8 @@ def check_seed(seed: object) -> None:
         raise OptionError(f"seed must be a whole number, got {seed!r}.")
 
 
-def need(package: str, what: str) -> Any:
-    """Import an optional package, whose extra is named as it is.
+def need(package: str, what: str, extra: str | None = None) -> Any:
+    """Import an optional package, whose extra is named as it is, or `extra`.
 
     Raises:
         MissingPackage: when it is not installed; says that `what` needs it.
@@ -117,4 +117,4 @@ def need(package: str, what: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise MissingPackage(f"{what} needs {package}: pip install 'layerlens[{package}]'.") from error
+        raise MissingPackage(f"{what} needs {package}: pip install 'layerlens[{extra or package}]'.") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from .analyzers import (
@@ -185,7 +187,7 @@ class Lens(SensitivityLens, DynamicsLens):
         inputs = self.inputs(x)
         specs = [self.target(spec, inputs) for spec in targets]
         found = relevance.relevance_by_target(self.model, inputs, targets=specs, forward=self.forward, **options)
-        return [self._with_tokens(result, inputs) for result in found]
+        return [self.with_tokens(result, inputs) for result in found]
 
     def rank_concepts(self, x: Any, layer: Selection, *, target: Spec = None, **options: Any) -> list[Concept]:
         """The units of a layer by the relevance that passes them; see `rank_concepts`."""
@@ -233,6 +235,14 @@ class Lens(SensitivityLens, DynamicsLens):
             read=self.inputs,
             **options,
         )
+
+    def report(
+        self, inputs: Any, targets: Any = None, path: str | os.PathLike[str] = "report.html", **options: Any
+    ) -> Path:
+        """Write one self-contained HTML page on the model and these inputs; see `layerlens.report.report`."""
+        from .report import report
+
+        return report(self, inputs, targets, path, **options)
 
 
 Lens.saliency.methods = saliency.methods  # type: ignore[attr-defined]

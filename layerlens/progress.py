@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Sized
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -21,7 +21,7 @@ INTERVAL = 0.1
 
 def track(
     iterable: Iterable[Item], label: str, total: int | None = None, enabled: bool | None = None
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Yield the items, and show on stderr how many of them are done.
 
     The line is wiped at the end, also after an error or Ctrl-C in the loop.

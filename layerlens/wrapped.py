@@ -72,9 +72,10 @@ class WrappedModel:
     ) -> AnyAttribution:
         inputs = self.inputs(x)
         result = analyzer(self.model, inputs, target=self.target(target, inputs), forward=self.forward, **options)
-        return self._with_tokens(result, inputs)
+        return self.with_tokens(result, inputs)
 
-    def _with_tokens(self, result: AnyAttribution, inputs: Inputs) -> AnyAttribution:
+    def with_tokens(self, result: AnyAttribution, inputs: Inputs) -> AnyAttribution:
+        """The same result with the texts of its tokens, where it has one value per token and they are known."""
         if self.tokenizer is None or result.axes != ("batch", "token") or result.tokens is not None:
             return result
         return dataclasses.replace(result, tokens=token_texts(self.tokenizer, inputs))

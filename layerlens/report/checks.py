@@ -1,0 +1,93 @@
+"""The checks of a report: numbers that say whether its other numbers can be believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ..outputs import main_output
+from ..results import Attribution, Leaderboard, Relevance
+from .content import Check
+from .samples import Sample
+
+GAP = 0.05
+"""The largest completeness gap of a method that names no tolerance of its own."""
+
+
+def rounding(sample: Sample) -> float:
+    """What rounding may make of a number: the root of the step size of the output's data type."""
+    kind = main_output(sample.output).dtype
+    return math.sqrt(torch.finfo(kind).eps) if kind.is_floating_point else math.sqrt(torch.finfo(torch.float32).eps)
+
+
+def of_ledger(sample: Sample, relevance: Relevance) -> Check:
+    """Whether the ledger accounts for the score."""
+    residual, limit = float(relevance.ledger.relative[0]), rounding(sample)
+    return Check(
+        "The ledger accounts for the score: relative residual", sample.label, f"{residual:.1e}", f"at most {limit:.1e}",
+        residual <= limit,
+    )  # fmt: skip
+
+
+def of_attribution(sample: Sample, found: Attribution) -> list[Check]:
+    """Whether a method scored what the model says, and whether its values are complete."""
+    checks = []
+    if sample.score is not None:
+        off = abs(float(found.score[0]) - sample.score) / max(abs(sample.score), 1e-12)
+        checks.append(
+            Check(
+                f"{found.how} explains the score of a plain run: relative difference",
+                sample.label,
+                f"{off:.1e}",
+                f"at most {rounding(sample):.1e}",
+                off <= rounding(sample),
+            )
+        )
+    if "completeness gap" in found.checks:
+        gap, limit = float(found.checks["completeness gap"][0]), float(found.settings.get("tolerance", GAP))
+        checks.append(
+            Check(
+                f"{found.how} is complete: gap of its sum to the difference of scores",
+                sample.label,
+                f"{gap:.2%}",
+                f"at most {limit:.2%}",
+                gap <= limit,
+            )
+        )
+    return checks
+
+
+def of_controls(sample: Sample, board: Leaderboard) -> list[Check]:
+    """Whether each map says more of the model than maps that never look at it."""
+    name = "{} beats its controls: insertion less deletion"
+    methods = [method for method in board.methods if method not in board.controls]
+    if not board.controls:
+        why = "there are no controls for several inputs"
+        return [Check(name.format(method), sample.label, why, "", None) for method in methods]
+    best = max(board.controls, key=lambda control: float(board.of(control)[0]))
+    limit = float(board.of(best)[0])
+    return [
+        Check(name.format(method), sample.label, f"{value:.3f}", f"above {limit:.3f} ({best})", value > limit)
+        for method, value in ((method, float(board.of(method)[0])) for method in methods)
+    ]
+
+
+def of_weights(before: str, after: str) -> Check:
+    """Whether the model is as it was."""
+    return Check(
+        "The weights are the same after the run: SHA-256", "model", after[:12], f"equal to {before[:12]}",
+        before == after,
+    )  # fmt: skip
+
+
+def missing(name: str, where: str, reason: Exception) -> Check:
+    """A check that could not be made."""
+    return Check(name, where, " ".join(str(reason).split()), "", None)
+
+
+def ordered(checks: Sequence[Check]) -> tuple[Check, ...]:
+    """Failed checks first, then those that could not be made, then the passed ones."""
+    rank = {False: 0, None: 1, True: 2}
+    return tuple(sorted(checks, key=lambda check: rank[check.passed]))

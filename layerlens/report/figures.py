@@ -1,0 +1,165 @@
+"""The figures of a report, each with its alternative text and its caption; what cannot be drawn says why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import plotting
+from ..errors import PlotError
+from ..plotting import samples as shown_samples, style
+from ..results import Attribution, LayerProfile, Relevance
+from . import alt
+from .content import Block, Note, Picture, Strip, Token
+
+
+def maps(attributions: Sequence[Attribution]) -> list[Block]:
+    """All maps of one sample: images side by side with the input, texts as strips, all else one below the other."""
+    if not attributions:
+        return []
+    if isinstance(attributions[0].values, torch.Tensor) and _form(attributions[0]) == "image":
+        return [_drawn("Maps of the input", lambda: _images(attributions))]
+    blocks: list[Block] = []
+    for name in _names(attributions[0]):
+        called = "" if name is None else f" for {name}"
+        if _form(attributions[0], name) not in ("tokens", None):
+            blocks.append(_drawn(f"Input{called}", partial(_input, attributions[0], name, f"Input{called}")))
+        for one in attributions:
+            title = f"{_title(one.how)}{called}"
+            blocks.append(_drawn(title, partial(_single, one, name, title)))
+    return blocks
+
+
+def flow(relevance: Relevance) -> Block:
+    """The ledger of one sample."""
+
+    def draw() -> Picture:
+        plot = plotting.relevance_flow(relevance, title="")
+        flows = bool(np.isfinite(plot.data["flow"]).any())
+        line = " The line is what still flows on at the outputs of layers." if flows else ""
+        rows = (plot.data["additive"] + plot.data["absorbed"] + plot.data["whole"]).tolist()
+        return Picture(
+            "Where the score went",
+            alt.of_ledger(relevance.ledger, plot.data["name"].tolist(), rows),
+            "The ledger of relevance: what each layer's additive constants (biases, shifts, running means) took of the "
+            f"score on its way back to the input, and what rules absorbed. All rows add up to the score.{line}",
+            plot.png(),
+        )
+
+    return _drawn("Where the score went", draw)
+
+
+def profile(found: LayerProfile, title: str, note: str) -> Block:
+    """A measure by layer."""
+
+    def draw() -> Picture:
+        parts = [part.double().flatten() for part in (found.values, found.null) if part is not None]
+        finite = torch.cat(parts)[torch.cat(parts).isfinite()]
+        spread = len(finite) > 1 and bool((finite > 0).all()) and float(finite.max() / finite.min()) > 30
+        plot = plotting.layer_profile(found, scale="log" if spread else "linear", width="page", title="")
+        told = found.explain() if any(found.explanation) else f"{_title(found.quantity)}, in units of {found.units}."
+        return Picture(title, alt.of_profile(found), f"{told} {note}".strip(), plot.png())
+
+    return _drawn(title, draw)
+
+
+def _drawn(title: str, draw: Callable[[], Block]) -> Block:
+    try:
+        return draw()
+    except PlotError as error:
+        return Note(title, f"Not drawn: {error}")
+
+
+def _images(attributions: Sequence[Attribution]) -> Picture:
+    plot = plotting.compare_methods(attributions, labels=[one.how for one in attributions], title="")
+    shown = [shown_samples.read(one, 0) for one in attributions]
+    told = " ".join(alt.of_map(one, other.how) for one, other in zip(shown, attributions, strict=True))
+    signs = "Red speaks for the target, blue against it; " if any(one.signed for one in attributions) else ""
+    caption = f"{signs}each map has its own scale, at its bar. {_hows(attributions)}"
+    return Picture("Maps of the input", f"The input and {len(shown)} map(s) of it. {told}", caption, plot.png())
+
+
+def _input(attribution: Attribution, name: str | None, title: str) -> Picture:
+    inputs = attribution.inputs if name is None else (attribution.inputs or {}).get(name)  # type: ignore[union-attr]
+    if not isinstance(inputs, torch.Tensor):
+        raise PlotError("the result keeps no input of the form of its values.")
+    values = inputs.float()
+    signed = bool((values < 0).any())
+    settings: dict[str, Any] = {
+        "units": "input",
+        "method": "input",
+        "target": "",
+        "targets": None,
+        "tokens": None,
+        "checks": {},
+    }
+    fields = {field.name: getattr(attribution, field.name) for field in dataclasses.fields(Attribution)}
+    given = Attribution(**{**fields, **settings, "values": values, "inputs": None, "signed": signed})
+    if given.axes is None and _form(attribution) == "series":
+        given = dataclasses.replace(given, axes=("batch", "time", "feature"))
+    plot = plotting.heatmap(given, width=_width(given, None), title="", cmap=None if signed else "viridis")
+    told = alt.of_map(shown_samples.read(given, 0), "Input")
+    return Picture(title, told, "The input as the model gets it.", plot.png())
+
+
+def _single(one: Attribution, name: str | None, title: str) -> Block:
+    shown = shown_samples.read(one, 0, name=name)
+    caption = _hows([one])
+    if shown.form == "tokens" and shown.tokens is not None:
+        limits = style.limits([shown.values], signed=shown.signed, clip=100, vmax=None, what=shown.what)
+        tokens = tuple(
+            Token(text.translate(alt.PRESENT) or "∅", style.number(float(value), 2), colour(float(value) / limits.high))
+            for text, value in zip(shown.tokens, shown.values, strict=True)
+        )
+        signs = "red speaks for the target, blue against it" if shown.signed else "the redder, the larger"
+        return Strip(title, f"The number below each token is its value in units of {shown.units}; {signs}, full at "
+                     f"{style.number(limits.high)}. {alt.of_map(shown, one.how)} {caption}", tokens)  # fmt: skip
+    plot = plotting.heatmap(one, name=name, width=_width(one, name), title="")
+    return Picture(title, alt.of_map(shown, one.how), caption, plot.png())
+
+
+def colour(share: float) -> str:
+    """White to red, or to blue for a negative share, never so dark that dark text could not be read on it.
+
+    Example:
+        >>> colour(0.0), colour(1.0)
+        ('rgb(255 255 255)', 'rgb(213 128 138)')
+    """
+    end = style.POSITIVE if share >= 0 else style.NEGATIVE
+    weight = 0.55 * min(abs(share), 1.0)
+    parts = (int(end[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgb({' '.join(str(round(255 + weight * (part - 255))) for part in parts)})"
+
+
+def _hows(attributions: Sequence[Attribution]) -> str:
+    told = []
+    for one in attributions:
+        checks = "; ".join(f"{name} {float(value.reshape(-1)[0]):.3g}" for name, value in one.checks.items())
+        chosen = one.settings.get("chosen")
+        why = f" (chosen by auto: {chosen})" if isinstance(chosen, str) else ""
+        told.append(f"{_title(one.how)}{why}, in units of {one.units}{': ' + checks if checks else ''}.")
+    return " ".join(told)
+
+
+def _title(how: str) -> str:
+    return (how[:1].upper() + how[1:]).replace("_", " ")
+
+
+def _names(attribution: Attribution) -> list[str | None]:
+    return [None] if isinstance(attribution.values, torch.Tensor) else list(attribution.values)
+
+
+def _form(attribution: Attribution, name: str | None = None) -> str | None:
+    try:
+        return shown_samples.read(attribution, 0, name=name).form
+    except PlotError:
+        return None
+
+
+def _width(attribution: Attribution, name: str | None) -> style.Width:
+    return "column" if _form(attribution, name) == "image" else "page"

@@ -1,0 +1,162 @@
+"""Inputs from files: pictures, arrays, texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ..errors import InputError, OptionError
+from ..inputs import Inputs, as_inputs
+
+PICTURES: Final = (".png", ".jpg", ".jpeg")
+ARRAYS: Final = (".npy", ".npz", ".safetensors")
+TEXTS: Final = (".txt",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """How pictures become the input of a model: brightness 0..1, less `mean`, over `std`, channels first.
+
+    Attributes:
+        size: height and width in pixels, cut from the middle after scaling; None keeps that of the picture.
+        mean: one number per channel, or one for all.
+        std: likewise.
+        channels: 1 for grey, 3 for colours.
+    """
+
+    size: tuple[int, int] | None = None
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+    channels: int = 3
+
+    def check(self) -> None:
+        """See whether the numbers can be used.
+
+        Raises:
+            OptionError: when they cannot.
+        """
+        if self.size is not None and min(self.size) < 1:
+            raise OptionError(f"size must be 1 or more pixels, got {self.size}.")
+        for name, given in (("mean", self.mean), ("std", self.std)):
+            if len(given) not in (1, self.channels):
+                raise OptionError(
+                    f"{name} has {len(given)} numbers for {self.channels} channel(s); give 1 or {self.channels}."
+                )
+        if any(not number > 0 for number in self.std):
+            raise OptionError(f"std must be above 0, got {tuple(self.std)}.")
+
+    def __call__(self, picture: Image.Image) -> torch.Tensor:
+        """The input `(1, channels, height, width)`, float32; transparent pixels are white."""
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode.endswith(("A", "a")) or "transparency" in upright.info:
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+        plain = upright.convert("L" if self.channels == 1 else "RGB")
+        if self.size is not None:
+            plain = ImageOps.fit(plain, (self.size[1], self.size[0]), Image.Resampling.BICUBIC)
+        values = torch.from_numpy(np.array(plain, dtype=np.float32) / 255).reshape(plain.height, plain.width, -1)
+        mean, std = (torch.tensor(list(given), dtype=torch.float32) for given in (self.mean, self.std))
+        return ((values - mean) / std).permute(2, 0, 1).unsqueeze(0).contiguous()
+
+
+def read_inputs(
+    paths: Sequence[Path], prepare: Preparation, tokenizer: Callable[..., Any] | None, *, single: bool = False
+) -> tuple[list[Any], list[str]]:
+    """The inputs in some files of one kind, and a label for each sample.
+
+    Args:
+        paths: pictures, arrays or texts. An array file holds a batch; several arrays in it are keyword arguments.
+        prepare: for pictures.
+        tokenizer: for texts.
+        single: whether an array file holds one sample, without the batch axis.
+
+    Returns:
+        Texts, or `Inputs`; and labels.
+
+    Raises:
+        InputError: when a file cannot be read, is of an unknown kind, or kinds are mixed.
+    """
+    kinds = {_kind(path) for path in paths}
+    if len(kinds) > 1:
+        raise InputError(f"the inputs are of several kinds ({', '.join(sorted(kinds))}); give files of one kind.")
+    (kind,) = kinds
+    given: list[Any] = []
+    labels: list[str] = []
+    for path in paths:
+        count = 1
+        if kind == "pictures":
+            given.append(as_inputs(prepare(read_picture(path))))
+        elif kind == "texts":
+            if tokenizer is None:
+                raise InputError(f"{str(path)!r} is a text, which needs a tokenizer: --tokenizer module:factory.")
+            given.append(_read_text(path))
+        else:
+            given.append(_read_arrays(path, single))
+            count = given[-1].batch
+        name = path.name if path.name not in labels else str(path)
+        labels += [name] if count == 1 else [f"{name} [{row}]" for row in range(count)]
+    return given, labels
+
+
+def _kind(path: Path) -> str:
+    for kind, suffixes in (("pictures", PICTURES), ("arrays", ARRAYS), ("texts", TEXTS)):
+        if path.suffix.lower() in suffixes:
+            return kind
+    known = " ".join((*PICTURES, *ARRAYS, *TEXTS))
+    raise InputError(f"{str(path)!r} has a suffix that is not known; give one of: {known}.")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{str(path)!r} cannot be read as a text ({error}).") from None
+    if not text:
+        raise InputError(f"{str(path)!r} is empty.")
+    return text
+
+
+def _read_arrays(path: Path, single: bool) -> Inputs:
+    try:
+        if path.suffix.lower() == ".safetensors":
+            tensors = load_file(path)
+        else:
+            with open(path, "rb") as file:
+                loaded = np.load(file, allow_pickle=False)
+                arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else {"": loaded}
+            tensors = {name: as_inputs(array).args[0] for name, array in arrays.items()}
+    except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{str(path)!r} cannot be read as arrays ({error}).") from None
+    if not tensors:
+        raise InputError(f"{str(path)!r} holds no array.")
+    if single:
+        tensors = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
+    return as_inputs(dict(tensors) if len(tensors) > 1 else next(iter(tensors.values())))
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """Open a picture file.
+
+    Raises:
+        InputError: when there is no such file, or it is no picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            picture: Image.Image = opened.copy()
+            return picture
+    except FileNotFoundError:
+        raise InputError(f"there is no file {str(path)!r}.") from None
+    except IsADirectoryError:
+        raise InputError(f"{str(path)!r} is a folder, not a picture.") from None
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{str(path)!r} cannot be read as a picture ({error}).") from None

@@ -1,0 +1,81 @@
+"""Pages as one HTML file each: no script, nothing from outside."""
+
+from __future__ import annotations
+
+import base64
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+from ..errors import ResultFileError, need
+from ..results.files import whole
+from .content import Note, Picture, Report, Strip
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+SHARE = 0.71
+"""Pixels of the page for one of a picture, so that all figures have text of one size."""
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """See, before the work, whether a page can be written to `path`.
+
+    Raises:
+        ResultFileError: when it cannot.
+        MissingPackage: when jinja2 is not installed.
+    """
+    place = Path(path)
+    if place.is_dir():
+        raise ResultFileError(f"cannot write a page to {place}: it is a folder. Give the name of a file in it.")
+    if not place.parent.is_dir():
+        raise ResultFileError(
+            f"cannot write a page to {place}: the folder {place.parent} does not exist. Make it first."
+        )
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise ResultFileError(f"cannot write a page to {place}: no permission in {place.parent}.")
+    need("jinja2", "a report", "report")
+
+
+def write(report: Report, path: str | os.PathLike[str]) -> Path:
+    """Write the page of a report, whole or not at all.
+
+    Raises:
+        ResultFileError: when the file cannot be written there.
+        MissingPackage: when jinja2 is not installed.
+    """
+    check_place(path)
+    content = render("report.html", report=report).encode()
+    try:
+        with whole(Path(path)) as file:
+            file.write(content)
+    except OSError as error:
+        raise ResultFileError(f"cannot write a page to {path} ({error.strerror or error}).") from None
+    return Path(path)
+
+
+def render(template: str, **values: Any) -> str:
+    """A page of a template; every value is escaped, and what a template lacks is an error.
+
+    Raises:
+        MissingPackage: when jinja2 is not installed.
+    """
+    jinja2 = need("jinja2", "a report", "report")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__, "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    tests = {"picture": Picture, "strip": Strip, "note": Note}
+    environment.tests.update({name: lambda block, kind=kind: isinstance(block, kind) for name, kind in tests.items()})
+    environment.filters["image"] = image
+    text: str = environment.get_template(template).render(policy=POLICY, **values)
+    return text
+
+
+def image(png: bytes) -> dict[str, Any]:
+    """A PNG as the attributes of an `img`: its source, its size, and its width on the page, in pixels."""
+    width, height = struct.unpack(">II", png[16:24])
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return {"src": source, "width": width, "height": height, "shown": round(SHARE * width)}

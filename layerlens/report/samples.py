@@ -1,0 +1,116 @@
+"""The samples of a report: one input each, with its name and its target."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..borrow import borrowed
+from ..errors import InputError, LayerLensError, OptionError, TargetError
+from ..inputs import Inputs
+from ..nested import describe
+from ..target import Spec, Target
+from ..wrapped import WrappedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One input.
+
+    Attributes:
+        label: its name.
+        inputs: a batch of one.
+        target: what is explained, chosen on the output where it depends on it.
+        output: what the model returned.
+        score: of the target; None where it is read inside of the model.
+        text: the input, where it was given as text.
+    """
+
+    label: str
+    inputs: Inputs
+    target: Target
+    output: Any
+    score: float | None
+    text: str | None
+
+
+def read(lens: WrappedModel, inputs: Any, targets: Any, labels: Sequence[str] | None) -> list[Sample]:
+    """The samples with their targets, each run once through the model.
+
+    Args:
+        lens: the model.
+        inputs: as a lens takes them, `(batch, ...)`; texts and `Inputs` in a list are read one by one, so that they
+            need not be of one length.
+        targets: a list holds one per sample, anything else is for all of them.
+        labels: one name per sample.
+
+    Raises:
+        InputError: when they cannot be read, or the model does not take them.
+        TargetError: when there are more or fewer targets than samples, or one does not fit the output.
+        OptionError: when there are more or fewer labels than samples, or two are the same.
+    """
+    singles, texts = _singles(lens, inputs)
+    names = _labels(labels, len(singles))
+    wanted = _targets(targets, len(singles))
+    return [
+        _run(lens, name, single, spec, text)
+        for name, single, spec, text in zip(names, singles, wanted, texts, strict=True)
+    ]
+
+
+def _singles(lens: WrappedModel, inputs: Any) -> tuple[list[Inputs], list[str | None]]:
+    given = [inputs] if isinstance(inputs, str) else inputs
+    if isinstance(given, (list, tuple)) and given and all(isinstance(one, str) for one in given):
+        return [lens.inputs(text) for text in given], list(given)
+    if isinstance(given, (list, tuple)) and given and all(isinstance(one, Inputs) for one in given):
+        parts = list(given)
+    else:
+        parts = [lens.inputs(given)]
+    singles = [part.rows(torch.tensor([row])) for part in parts for row in range(part.batch)]
+    return singles, [None] * len(singles)
+
+
+def _labels(labels: Sequence[str] | None, count: int) -> list[str]:
+    if labels is None:
+        return [f"sample {index}" for index in range(count)]
+    if isinstance(labels, str):
+        raise OptionError(f"labels must be a list with a name for each sample, got the text {labels!r}.")
+    names = [str(label) for label in labels]
+    if len(names) != count:
+        raise OptionError(f"{len(names)} label(s) for {count} sample(s); give one per sample.")
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise OptionError(f"two samples have the label {doubled[0]!r}; give each its own.")
+    return names
+
+
+def _targets(targets: Any, count: int) -> list[Spec]:
+    if isinstance(targets, (torch.Tensor, np.ndarray)) and targets.ndim == 1:
+        targets = targets.tolist()
+    if not isinstance(targets, list):
+        return [targets] * count
+    if len(targets) != count:
+        raise TargetError(f"{len(targets)} target(s) for {count} sample(s); give one per sample, or one for all.")
+    return targets
+
+
+def _run(lens: WrappedModel, label: str, inputs: Inputs, spec: Spec, text: str | None) -> Sample:
+    target = lens.target(spec, inputs)
+    with borrowed(lens.model, grad=False), torch.no_grad():
+        try:
+            output = inputs.run(lens.model, lens.forward)
+        except LayerLensError:
+            raise
+        except Exception as error:
+            given = ", ".join(f"{name}: {describe(tensor)}" for name, tensor in inputs.tensors().items())
+            raise InputError(
+                f"the model does not take {label} ({given}; the first axis is the batch): "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        target = target.resolve(output)
+        score = float(target(output)[0]) if target.at is None else None
+    return Sample(label, inputs, target, output, score, text)
