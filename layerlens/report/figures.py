@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,10 @@ def maps(attributions: Sequence[Attribution]) -> list[Block]:
     for name in _names(attributions[0]):
         called = "" if name is None else f" for {name}"
         if _form(attributions[0], name) not in ("tokens", None):
-            blocks.append(
-                _drawn(
-                    f"Input{called}", lambda name=name, called=called: _input(attributions[0], name, f"Input{called}")
-                )
-            )  # type: ignore[misc]
+            blocks.append(_drawn(f"Input{called}", partial(_input, attributions[0], name, f"Input{called}")))
         for one in attributions:
             title = f"{_title(one.how)}{called}"
-            blocks.append(_drawn(title, lambda one=one, name=name, title=title: _single(one, name, title)))  # type: ignore[misc]
+            blocks.append(_drawn(title, partial(_single, one, name, title)))
     return blocks
 
 
