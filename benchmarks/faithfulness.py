@@ -2,6 +2,7 @@
 
 python -m benchmarks.faithfulness measure FOLDER [PART PARTS]    (a minute a picture on one core; can be taken up again)
 python -m benchmarks.faithfulness report FOLDER > benchmarks/faithfulness.md
+python -m benchmarks.faithfulness pictures                       (docs/faithfulness-*.png, some minutes on one core)
 
 The models are EfficientNet-Lite0, on photographs of installed packages and crops of them that keep its top class, and
 the embedded digit net on its sixteen pictures.
@@ -55,10 +56,16 @@ def measure(folder: Path, part: int = 0, parts: int = 1) -> None:
 
 
 if __name__ == "__main__":
-    task, where, *rest = sys.argv[1:]
+    task, *rest = sys.argv[1:]
     if task == "measure":
-        measure(Path(where), *map(int, rest))
-    else:
+        measure(Path(rest[0]), *map(int, rest[1:]))
+    elif task == "report":
         from .image_report import report
 
-        report(Path(where))
+        report(Path(rest[0]))
+    else:
+        from .image_figures import write
+
+        torch.set_num_threads(1)
+        warnings.simplefilter("ignore")
+        write()

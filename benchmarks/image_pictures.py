@@ -35,26 +35,38 @@ def originals() -> dict[str, Image.Image]:
     return found | {"grace_hopper": Image.open(hopper).convert("RGB")}
 
 
+def wholes() -> Iterator[tuple[str, Case]]:
+    """Each picture whose top class has a probability of .2 or more, by name."""
+    model = load_model()
+    for name, picture in originals().items():
+        x = efficientnet.preprocess(picture)
+        top, sure = _top(model, x)
+        if sure >= 0.2:
+            yield name, (name, model, x, top, None)
+
+
 def photographs() -> Iterator[Case]:
-    """Each picture whose top class has a probability of .2 or more, and crops of it that keep that class."""
-    model = efficientnet.load_efficientnet()
-    for number, (name, picture) in enumerate(originals().items()):
-        whole = efficientnet.preprocess(picture)
-        top, sure = _top(model, whole)
-        if sure < 0.2:
-            continue
-        yield name, model, whole, top, None
-        generator = torch.Generator().manual_seed(number)
+    """Each of `wholes`, followed by crops of it that keep its class with a probability of .2 or more."""
+    pictures = originals()
+    for name, case in wholes():
+        _, model, _, top, _ = case
+        yield case
+        generator = torch.Generator().manual_seed(list(pictures).index(name))
         kept = 0
         for _ in range(40):
-            crop = _crop(picture, generator)
-            x = efficientnet.preprocess(crop)
+            x = efficientnet.preprocess(_crop(pictures[name], generator))
             own, sure = _top(model, x)
             if own == top and sure >= 0.2:
                 kept += 1
                 yield name, model, x, top, None
             if kept == CROPS:
                 break
+
+
+@functools.cache
+def load_model() -> torch.nn.Module:
+    """EfficientNet-Lite0, one for all pictures."""
+    return efficientnet.load_efficientnet()
 
 
 def _top(model: torch.nn.Module, x: torch.Tensor) -> tuple[int, float]:

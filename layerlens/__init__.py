@@ -36,20 +36,26 @@ _NAMES = {
         feature_visualization recurrent_states latent_traversal layer_maps receptive_field
     """,
     "analyzers.saliency": "saliency",
-    "analyzers.sensitivity": "sensitivity jacobian noise_response ablate patch sobol morris weight_sensitivity",
+    "analyzers.sensitivity": """
+        sensitivity jacobian lipschitz noise_response ablate patch sobol morris weight_sensitivity
+        attack_curve attack_drift corruption_curve
+    """,
     "analyzers.relevance": """
         relevance relevance_by_target Rulebook rank_concepts concept_relevance top_inputs
     """,
     "analyzers.faithfulness": "evaluate cascading_randomization",
     "analyzers.groups": "compare_groups explain_errors",
-    "analyzers.dynamics": "watch compare generalization_gap linear_probe",
+    "analyzers.dynamics": """
+        watch compare generalization_gap linear_probe geometry health logit_lens nonlinearity
+        similarity
+    """,
     "softmaxed": "probability",
     # results
     "results": """
         ActivationMaps AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
         FeatureVisualization GroupComparison GroupEffects LatentTraversal LayerProfile LayerTable
         Leaderboard Matrix MethodTable Ranking Ledger ReceptiveField RecurrentStates Relevance
-        Routes TopInputs load TrainingHistory
+        Routes TopInputs load TrainingHistory LayerHealth LogitLens
     """,
 }
 """Module -> its public names. Nothing is imported before it is used, so that `import layerlens` costs next to nothing.

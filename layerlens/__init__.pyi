@@ -21,7 +21,12 @@ from .analyzers.activation.latent_traversal import latent_traversal as latent_tr
 from .analyzers.activation.receptive_field import receptive_field as receptive_field
 from .analyzers.dynamics.compare import compare as compare
 from .analyzers.dynamics.generalization_gap import generalization_gap as generalization_gap
+from .analyzers.dynamics.geometry import geometry as geometry
+from .analyzers.dynamics.health import health as health
 from .analyzers.dynamics.linear_probe import linear_probe as linear_probe
+from .analyzers.dynamics.logit_lens import logit_lens as logit_lens
+from .analyzers.dynamics.nonlinearity import nonlinearity as nonlinearity
+from .analyzers.dynamics.similarity import similarity as similarity
 from .analyzers.dynamics.watch import watch as watch
 from .analyzers.faithfulness import cascading_randomization as cascading_randomization
 from .analyzers.faithfulness.evaluate import evaluate as evaluate
@@ -43,6 +48,9 @@ from .analyzers.routes import (
 from .analyzers.saliency import saliency as saliency
 from .analyzers.sensitivity import (
     ablate as ablate,
+    attack_curve as attack_curve,
+    attack_drift as attack_drift,
+    corruption_curve as corruption_curve,
     noise_response as noise_response,
     patch as patch,
     sensitivity as sensitivity,
@@ -50,6 +58,7 @@ from .analyzers.sensitivity import (
 from .analyzers.sensitivity.inputs.morris import morris as morris
 from .analyzers.sensitivity.inputs.sobol import sobol as sobol
 from .analyzers.sensitivity.jacobian import jacobian as jacobian
+from .analyzers.sensitivity.lipschitz import lipschitz as lipschitz
 from .analyzers.sensitivity.weights.weight_sensitivity import weight_sensitivity as weight_sensitivity
 from .areas import area as area
 from .borrow import borrowed as borrowed
@@ -87,10 +96,12 @@ from .results import (
     GroupComparison as GroupComparison,
     GroupEffects as GroupEffects,
     LatentTraversal as LatentTraversal,
+    LayerHealth as LayerHealth,
     LayerProfile as LayerProfile,
     LayerTable as LayerTable,
     Leaderboard as Leaderboard,
     Ledger as Ledger,
+    LogitLens as LogitLens,
     Matrix as Matrix,
     MethodTable as MethodTable,
     Ranking as Ranking,

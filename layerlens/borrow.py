@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -48,17 +48,18 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"a model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a Module.")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+    modules = modules_of(model)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
         raise InputError("a TorchScript model shows neither its layers nor its graph; give the model it was made from.")
-    if grad and any(parameter.is_inference() for parameter in model.parameters()):
+    own = parameters_of(modules)
+    if grad and any(parameter.is_inference() for parameter in own):
         raise InputError(
             "the model was made inside torch.inference_mode(), so autograd cannot use its parameters. Make or load it "
             "outside, or take copy.deepcopy(model) outside."
         )
     choose("mode", mode, ("eval", "train", "keep"))
-    modules = list(model.modules())
     flags = [(module, module.training) for module in modules]
-    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in own]
     buffers = [_BufferState(module, name) for module in modules for name in module._buffers]
     attributes = [_Attributes(module) for module in modules if not _of_torch(type(module))]
     generators = generator_states()
@@ -93,6 +94,33 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
         for held in attributes:
             held.restore()
         restore_generators(generators)
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """`model` and all modules in it, in no order, by a loop: the generators of torch take several times as long."""
+    seen, found, stack = {id(model)}, list[nn.Module](), [model]
+    while stack:
+        module = stack.pop()
+        found.append(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                stack.append(child)
+    return found
+
+
+def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of some modules themselves, each once."""
+    found = {
+        id(parameter): parameter
+        for module in modules
+        if not isinstance(module, torch.jit.ScriptModule)
+        for parameter in module._parameters.values()
+        if parameter is not None
+    }
+    return list(found.values())
 
 
 def as_written(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -186,7 +214,7 @@ def is_compiled(model: nn.Module) -> bool:
     """Whether some module runs through torch.compile: hooks added after its first call would be skipped silently."""
     return any(
         module.__dict__.get("_compiled_call_impl") is not None or "_orig_mod" in module._modules
-        for module in model.modules()
+        for module in modules_of(model)
     )
 
 

@@ -98,6 +98,16 @@ def check_count(name: str, value: object, *, also: str = "") -> None:
         raise OptionError(f"{name} must be a whole number of at least 1{other}, got {value!r}.")
 
 
+def check_seed(seed: object) -> None:
+    """Check that a seed is a whole number.
+
+    Raises:
+        OptionError: when it is not.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise OptionError(f"seed must be a whole number, got {seed!r}.")
+
+
 def need(package: str, what: str, extra: str | None = None) -> Any:
     """Import an optional package, whose extra is named as it is, or `extra`.
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
+from torch import nn
 
 from .analyzers import dynamics
+from .language import Vocabulary
 from .layers import Selection
-from .results import LayerProfile
+from .results import LayerHealth, LayerProfile, LogitLens, Matrix
+from .target import Spec, class_index
 from .wrapped import WrappedModel
 
 
@@ -43,3 +47,47 @@ class DynamicsLens(WrappedModel):
         return dynamics.compare(
             self.model, second, data, labels, layers, forward=self.forward, read=self.inputs, **options
         )
+
+    def similarity(
+        self, data: Any, layers: Selection = None, *, other: nn.Module | WrappedModel | None = None, **options: Any
+    ) -> Matrix:
+        """How alike the layers of this model, or of this and another, see a data set; see `similarity`."""
+        if isinstance(other, WrappedModel):
+            options = {"other_forward": other.forward, **options}
+            other = other.model
+        return dynamics.similarity(
+            self.model, data, layers, other=other, forward=self.forward, read=self.inputs, **options
+        )
+
+    def geometry(self, data: Any, layers: Selection = None, labels: Any = None, **options: Any) -> LayerProfile:
+        """In how many directions each layer spreads a data set, and how apart its classes lie; see `geometry`."""
+        return dynamics.geometry(self.model, data, layers, labels, forward=self.forward, read=self.inputs, **options)
+
+    def health(self, data: Any, layers: Selection = None, *, target: Spec = None, **options: Any) -> LayerHealth:
+        """Dead, doubled and saturated units of each layer, zeros, spread, gradients; see `health`."""
+        aim = target if target is None or target == "loss" else self._aim(target)
+        return dynamics.health(self.model, data, layers, target=aim, forward=self.forward, read=self.inputs, **options)
+
+    def nonlinearity(self, data: Any, layers: Selection = None, **options: Any) -> LayerProfile:
+        """How far each layer is from a linear map, and which blocks change next to nothing; see `nonlinearity`."""
+        return dynamics.nonlinearity(self.model, data, layers, forward=self.forward, read=self.inputs, **options)
+
+    def logit_lens(self, x: Any, layers: Selection = None, *, target: Any = None, **options: Any) -> LogitLens:
+        """What the model would say if each layer were its last; a target may be a name or a token; see `logit_lens`."""
+        inputs = self.inputs(x)
+        names = self.class_names
+        if names is None and self.tokenizer is not None:
+            names = Vocabulary(self.tokenizer, inputs)
+        if isinstance(target, str):
+            target = class_index(target, names)
+        found = dynamics.logit_lens(
+            self.model, inputs, layers, target=target, names=names, forward=self.forward, **options
+        )
+        ids = inputs.tensors().get("input_ids")
+        if self.tokenizer is None or ids is None or found.axes[1] != "position" or ids.numel() != len(found.columns):
+            return found
+        known = Vocabulary(self.tokenizer)
+        named = tuple(
+            f"{place} {known[index]}" for place, index in zip(found.columns, ids.flatten().tolist(), strict=True)
+        )
+        return dataclasses.replace(found, columns=named)

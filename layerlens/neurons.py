@@ -37,6 +37,7 @@ def neuron(
 
     Example:
         >>> import layerlens
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> unit = neuron("0", 2)
         >>> found = layerlens.saliency(net, torch.ones(1, 2), target=unit, method="gradient")

@@ -178,7 +178,7 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
     if isinstance(spec, bool):
         raise TargetError("a target cannot be True or False; give a class index, a name or a function.")
     if isinstance(spec, str):
-        index = _class_index(spec, names)
+        index = class_index(spec, names)
         return Target(lambda output, rows: by_class(output, rows, index), spec)
     if isinstance(spec, np.ndarray) or (isinstance(spec, list) and spec and all(hasattr(k, "__index__") for k in spec)):
         spec = torch.as_tensor(spec)
@@ -193,7 +193,7 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
         index = int(spec)
         return Target(lambda output, rows: by_class(output, rows, index), _name_of(index, names))
     if isinstance(spec, tuple):
-        place = tuple(_class_index(part, names) if isinstance(part, str) else part for part in spec)
+        place = tuple(class_index(part, names) if isinstance(part, str) else part for part in spec)
         return Target(lambda output, rows: by_place(output, place), str(spec))
     if callable(spec):
         function = spec
@@ -216,7 +216,12 @@ def _chosen(output: Any, names: Names) -> Target:
     return Target(lambda other, rows: by_class(other, rows, classes), label, each=each)
 
 
-def _class_index(name: str, names: Names) -> int:
+def class_index(name: str, names: Names) -> int:
+    """The index of a class by its name.
+
+    Raises:
+        TargetError: when there is none; names the nearest.
+    """
     if isinstance(names, TokenNames):
         return names.index(name)
     if names is None:

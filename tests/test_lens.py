@@ -51,7 +51,7 @@ def test_text_goes_through_the_tokenizer_and_tokens_come_back():
     assert result.axes == ("batch", "token")
     assert result.tokens == [["a", "b", "c"], ["d", "e", "[PAD]"]]
     assert float(result.ledger.relative.max()) < 1e-5
-    assert lens.saliency("abc", target=1, method="gradient").tokens == [["a", "b", "c"]]
+    assert lens.saliency("abc", target=1, method="gradient", magnitude=True).tokens == [["a", "b", "c"]]
     with pytest.raises(errors.InputError, match="no tokenizer"):
         Lens(small()).saliency("abc")
 

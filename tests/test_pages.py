@@ -11,6 +11,19 @@ DOCS = pathlib.Path(__file__).parents[1] / "docs"
 NUMBER = re.compile(r"[-+]?\d+\.\d+")
 MOST_BYTES = 200_000
 
+PAGES = {
+    "relevance": 8,
+    "language-models": 2,
+    "groups-and-errors": 3,
+    "interventions": 5,
+    "weights-and-inputs": 6,
+    "training-and-transfer": 5,
+    "robustness": 7,
+    "sensitivity": 3,
+    "layer-dynamics": 6,
+}
+"""Pages whose blocks follow each other -> how many there are at least; `tests/test_readme.py` runs the others."""
+
 
 def same(printed, told):
     """The same words, and numbers that differ by no more than another processor may make of them."""
@@ -19,21 +32,12 @@ def same(printed, told):
     assert found == pytest.approx(expected, rel=0.02, abs=0.002)
 
 
-@pytest.mark.parametrize(
-    ("name", "least"),
-    [
-        ("relevance", 8),
-        ("language-models", 2),
-        ("groups-and-errors", 3),
-        ("interventions", 5),
-        ("weights-and-inputs", 6),
-    ],
-)
-def test_every_block_prints_what_stands_below_it(name, least, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_prints_what_stands_below_it(name, tmp_path, monkeypatch, capsys):
     page = DOCS / f"{name}.md"
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```\n\n(?:```text\n(.*?)```)?", page.read_text(), flags=re.S)
-    assert len(blocks) == page.read_text().count("```python") >= least
+    assert len(blocks) == page.read_text().count("```python") >= PAGES[name]
     names = {"__name__": "page"}
     for code, told in blocks:
         exec(compile(code, str(page), "exec"), names)

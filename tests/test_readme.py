@@ -6,6 +6,7 @@ import re
 import pytest
 
 from layerlens.analyzers.relevance.rules import TABLE
+from tests.test_pages import PAGES
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
@@ -39,9 +40,8 @@ def test_the_numbers_of_the_cat_are_those_of_today():
     assert [f"{float(part):.1f}" for part in (ledger.score, ledger.inputs, ledger.additive)] == ["10.5", "-0.2", "10.6"]
 
 
-TRAINED = ("relevance", "language-models", "groups-and-errors", "interventions", "weights-and-inputs")
-LIGHT = sorted(page for page in (README.parent / "docs").glob("*.md") if page.stem not in TRAINED)
-"""Pages without trained models; tests/test_pages.py runs the others."""
+LIGHT = sorted(page for page in (README.parent / "docs").glob("*.md") if page.stem not in PAGES)
+"""Pages whose blocks stand alone; tests/test_pages.py runs the others."""
 
 
 @pytest.mark.parametrize("page", LIGHT, ids=lambda page: page.stem)

@@ -21,11 +21,13 @@ from layerlens.results import (
     GroupComparison,
     GroupEffects,
     LatentTraversal,
+    LayerHealth,
     LayerProfile,
     LayerRow,
     LayerTable,
     Leaderboard,
     Ledger,
+    LogitLens,
     Matrix,
     Ranking,
     ReceptiveField,
@@ -35,6 +37,7 @@ from layerlens.results import (
     RouteComparison,
     Routes,
     TopInputs,
+    TrainingHistory,
     load,
 )
 from tests.cases import normal
@@ -168,7 +171,8 @@ def faithfulness_curve():
 
 def leaderboard():
     values = normal(3, 2, 4).double()
-    return Leaderboard(("a", "b", "c"), ("one", "two"), values, (True, False), ("c",), "cat", SETTINGS)
+    groups = ("x", "x", "y", "z")
+    return Leaderboard(("a", "b", "c"), ("one", "two"), values, (True, False), ("c",), "cat", SETTINGS, groups)
 
 
 def group_effects():
@@ -198,10 +202,34 @@ def matrix(**changes):
     return Matrix(**{**fields, "null": normal(2, 3), "explanation": SAID, **changes})
 
 
+def health(**changes):
+    fields = {"quantity": "share", "layers": ("a", "b"), "values": normal(2, 2).abs(), "series": ("dead", "doubled")}
+    fields |= {"units": "1", "signed": False, "method": "40 samples", "settings": SETTINGS, "explanation": SAID}
+    fields |= {"dead": {"a": (1, 3)}, "doubles": {"b": ((2, 0, -0.999),)}, "mean": normal(2), "std": normal(2).abs()}
+    return LayerHealth(**{**fields, "samples": torch.tensor([40, 40]), "bound": normal(2).abs(), **changes})
+
+
+def lens(**changes):
+    fields = {"quantity": "probability", "rows": ("a", "b", "c"), "columns": ("x", "y"), "values": normal(3, 2).abs()}
+    fields |= {"axes": ("layer", "position"), "units": "1", "signed": False, "method": "lens", "settings": SETTINGS}
+    fields |= {"targets": (4, 7), "scores": torch.tensor([0.5, 0.25]).expand(3, 2, 2), "names": {7: "seven"}}
+    fields |= {"top": torch.tensor([[[4, 7], [1, 7]], [[2, 4], [7, 4]], [[4, 2], [7, 2]]]), "explanation": SAID}
+    return LogitLens(**{**fields, **changes})
+
+
 def curve(**changes):
     fields = {"quantity": "accuracy", "along": "eps", "points": torch.tensor([0.0, 0.1]), "series": ("fgsm", "pgd")}
     fields |= {"values": normal(2, 2), "units": "1", "method": "FGSM", "settings": SETTINGS, "error": normal(2, 2)}
     return Curve(**{**fields, "explanation": SAID, **changes})
+
+
+def training():
+    values = {"gradient norm": normal(3, 2).double().abs(), "drift": torch.tensor([[0.0, 0.1, float("nan")]] * 3)}
+    layers = {"gradient norm": ("a", "b"), "drift": ("a", "b", "c")}
+    logged = {"loss": torch.tensor([[0.0, 2.5], [4.0, 1.5]]).double()}
+    checks = {"share of time": torch.tensor(0.04), "steps seen": torch.tensor(9)}
+    steps, rows = torch.tensor([0, 4, 8]), torch.tensor([16, 16, 8])
+    return TrainingHistory(steps, layers, values, logged, rows, "hooks on SGD.step", SETTINGS, checks, SAID)
 
 
 RESULTS = {
@@ -221,9 +249,12 @@ RESULTS = {
     "LatentTraversal": lambda: traversal(),
     "FaithfulnessCurve": lambda: faithfulness_curve(),
     "Leaderboard": lambda: leaderboard(),
+    "LayerHealth": lambda: health(),
+    "LogitLens": lambda: lens(),
     "Ranking": ranking,
     "Matrix": matrix,
     "Curve": curve,
+    "TrainingHistory": training,
     "GroupEffects": lambda: group_effects(),
     "GroupComparison": lambda: comparison(),
     "ErrorExplanation": lambda: comparison(
@@ -424,9 +455,14 @@ def test_every_result_shows_itself(make):
     result = make()
     assert len(repr(result)) < 1000 and "tensor(" not in repr(result)
     page = result._repr_html_()
-    assert page.startswith("<table>") and page.endswith("</table>")
+    if isinstance(result, LayerTable):
+        rows = len(result) + 1
+    elif isinstance(result, Leaderboard):
+        rows = len(result.table())
+    else:
+        rows = len(result.summary()) + len(getattr(result, "settings", ()))
     assert page.count("<tr>") == page.count("</tr>")
-    assert page.count("<tr>") == len(result) + 1 if isinstance(result, LayerTable) else len(result.summary())
+    assert page.count("<tr>") == rows
 
 
 @pytest.mark.parametrize(
@@ -538,3 +574,27 @@ def test_measurements_become_tables(make):
     values = found.values.T if make is curve else found.values
     assert np.array_equal(table.to_numpy(), values.numpy())
     assert np.array_equal(found.numpy(), found.values.numpy())
+
+
+def test_a_lens_says_what_is_likeliest_and_from_where_on_it_is():
+    found = lens()
+    assert found.says("b", "y") == [("seven", 0.5), ("4", 0.25)]
+    assert found.settles("y") == "b"  # likeliest in b and c
+    assert found.settles("x") == "c"  # in a as well, but not in b between
+    assert lens(targets=(3, 7)).settles(0) is None
+    with pytest.raises(OptionError, match="there is no position 'z'"):
+        found.says("a", "z")
+    with pytest.raises(OptionError, match="there are 3 layers, and no number 3"):
+        found.says(3, 0)
+    assert ("target", "4, seven") in found.summary()
+
+
+def test_health_tells_every_number_of_a_layer():
+    found = health(values=torch.tensor([[0.5, 0.25], [0.0, 0.0]]))
+    told = found.of("a")
+    assert told["dead"] == 0.5 and told["samples"] == 40 and "gradient norm" not in told
+    assert list(found.to_pandas().columns) == ["dead", "doubled", "mean", "std", "samples", "bound of dead"]
+    assert dict(found.summary())["dead units"] == "a (2)"
+    assert dict(health(dead={}).summary())["dead units"] == "none"
+    with pytest.raises(OptionError, match=r"there is no layer 'c'"):
+        found.of("c")

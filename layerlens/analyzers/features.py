@@ -153,10 +153,10 @@ class _Run:
         axis = form.axes.index("batch")
         if tensor.shape[axis] != self.batch:
             return None, f"it returns {describe(tensor)} for {self.batch} sample(s)"
-        return self.reader.reduced(name, path, _units_first(tensor.detach(), form.axes))
+        return self.reader.reduced(name, path, units_first(tensor.detach(), form.axes))
 
 
-def _units_first(tensor: torch.Tensor, axes: Sequence[str]) -> torch.Tensor:
+def units_first(tensor: torch.Tensor, axes: Sequence[str]) -> torch.Tensor:
     """`(batch, units, *places)`; an output without units has one."""
     rows = axes.index("batch")
     unit = next((axes.index(name) for name in ("channel", "feature") if name in axes), None)

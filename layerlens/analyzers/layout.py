@@ -8,10 +8,11 @@ from .leaves import Leaf
 def unit_and_places(leaf: Leaf) -> tuple[int | None, list[int]]:
     """The axis of channels or features of a sample (None where there is none), and the axes that are places.
 
-    Of a series `(batch, channel, time)` or `(batch, time, feature)` the longer one is time.
+    Of a series `(batch, channel, time)` or `(batch, time, feature)` time is what no layer reads as channels or
+    features, and where none tells, the longer one.
     """
     sizes = leaf.value.shape[1:]
-    axes = None if leaf.place is None else leaf.place.axes
+    axes = leaf.axes if leaf.place is None else leaf.place.axes
     if axes is not None and len(axes) == leaf.value.ndim:
         unit = next((axes.index(one) - 1 for one in ("channel", "feature") if one in axes), None)
         return unit, [axis for axis in range(len(sizes)) if axis != unit] or [0]
@@ -23,8 +24,8 @@ def unit_and_places(leaf: Leaf) -> tuple[int | None, list[int]]:
 
 
 def place_axes(leaf: Leaf) -> list[int]:
-    """The axes of a sample that are places: tokens, steps, pixels, the columns of a table."""
-    return [0] if leaf.layer is not None else unit_and_places(leaf)[1]
+    """The axes of a sample that are places: tokens, steps, pixels, the columns of a table; none of a single id."""
+    return list(range(leaf.value.ndim - 2)) if leaf.layer is not None else unit_and_places(leaf)[1]
 
 
 def spread_axes(leaf: Leaf) -> list[int]:

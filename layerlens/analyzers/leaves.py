@@ -9,13 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..axes import Axes
 from ..errors import InputError
 from ..inputs import Inputs
 from ..layers import LayerPath
 from ..nested import describe
 from ..probe import Edit
 from .places import Place
+from .series import time_axis
 from .token_uses import Use, token_uses
+
+SERIES: dict[int, Axes] = {1: ("batch", "time", "feature"), 2: ("batch", "channel", "time")}
+"""The axes of a series by that of time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +32,13 @@ class Leaf:
             side by side; for a layer its output with the batch first.
         uses: the calls of embedding layers whose output it is; none for other leaves.
         place: the call of the layer whose output it is, where one was asked for.
+        axes: their names, of a series whose axes the layers of the model tell; else None.
     """
 
     value: torch.Tensor
     uses: tuple[Use, ...] = ()
     place: Place | None = None
+    axes: Axes | None = None
 
     @property
     def layer(self) -> LayerPath | None:
@@ -55,11 +62,11 @@ def find_leaves(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | 
         InputError: when there is neither.
     """
     floating = inputs.floating()
-    leaves = {name: Leaf(x.detach()) for name, x in floating.items() if not name.endswith("mask")}
+    leaves = {name: _plain(model, x) for name, x in floating.items() if not name.endswith("mask")}
     ids = {name: x for name, x in inputs.tensors().items() if x.dtype in (torch.int64, torch.int32) and x.ndim}
     uses = token_uses(model, inputs, forward, ids) if ids else {}
     if not (leaves or uses):
-        leaves = {name: Leaf(x.detach()) for name, x in floating.items()}
+        leaves = {name: _plain(model, x) for name, x in floating.items()}
     if leaves or uses:
         return leaves | {name: Leaf(_embedded(ids[name], found), tuple(found)) for name, found in uses.items()}
     kinds = ", ".join(f"{name} {describe(x)}" for name, x in inputs.tensors().items())
@@ -69,6 +76,12 @@ def find_leaves(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | 
             "they are, transposed, flattened or step by step. Pass floating-point inputs, such as inputs_embeds=..."
         )
     raise InputError(f"gradients need a floating-point input or token ids; got {kinds}. Try x.float().")
+
+
+def _plain(model: nn.Module, x: torch.Tensor) -> Leaf:
+    """The leaf of a floating-point input."""
+    time = time_axis(model.modules(), x.shape) if x.ndim == 3 else None
+    return Leaf(x.detach(), axes=None if time is None else SERIES[time])
 
 
 def _tables(uses: Sequence[Use]) -> dict[LayerPath, slice]:

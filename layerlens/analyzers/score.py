@@ -20,6 +20,7 @@ from ..results.attribution import Values
 from ..target import Spec, Target, as_target
 from .leaves import Leaf, find_leaves, substitute
 from .places import find_place
+from .warn import warn_of_cancelling, warn_of_not_finite
 
 IMAGE_AXES = ("batch", "channel", "height", "width")
 
@@ -127,6 +128,21 @@ class Scorer:
             )
         return scores
 
+    def check_bottom(self, scores: torch.Tensor) -> torch.Tensor:
+        """The scores of the baseline, `(batch,)`, as they are.
+
+        Raises:
+            TargetError: when one of them is NaN or infinite.
+        """
+        bad = (~scores.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            raise TargetError(
+                f"the score {self.target.label!r} of the baseline is not finite for sample(s) "
+                f"{', '.join(map(str, bad[:8]))} ({float(scores[bad[0]])}), so nothing can be compared with it. Give "
+                "another baseline, such as 'noise', 'mean' or 'blur'."
+            )
+        return scores
+
     def _run(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> Any:
         """What the target reads: the model's output, or that of the layer whose unit it is."""
         with contextlib.ExitStack() as stack:
@@ -148,6 +164,9 @@ class Scorer:
 
         with torch.no_grad(), Probe(self.model, lambda path, module: True, reduce=finite, edits=edits) as record:
             inputs.run(self.model, self.forward)
+        infinite = [name for name, x in inputs.floating().items() if not bool(torch.isfinite(x).all())]
+        if infinite:
+            return f"Input {infinite[0]!r} itself holds infinite values."
         for call in record.order:
             if call.output is False:
                 layer = f"layer {call.layer!r}" if call.layer else "the model itself, outside of its layers,"
@@ -188,6 +207,9 @@ class Scorer:
             name: (values[name] if leaf.layer is None else values[name].sum(dim=-1)).detach()
             for name, leaf in self.leaves.items()
         }
+        warn_of_not_finite(folded, method)
+        if signed:
+            warn_of_cancelling({name: values[name] for name, leaf in self.leaves.items() if leaf.uses}, method)
         axes: tuple[str, ...] | None = None
         if len(folded) == 1:
             (name,) = folded
@@ -196,6 +218,8 @@ class Scorer:
                 axes, settings = place.axes, {"where": place.name, **settings}
             elif self.leaves[name].layer is not None:
                 axes = ("batch", "token") if folded[name].ndim == 2 else None
+            elif self.leaves[name].axes is not None:
+                axes = self.leaves[name].axes
             elif folded[name].ndim == 4:
                 axes = IMAGE_AXES
             elif folded[name].ndim == 2:

@@ -17,6 +17,7 @@ from ..results import (
     GroupEffects,
     LatentTraversal,
     LayerProfile,
+    LayerTable,
     Leaderboard,
     Ledger,
     Matrix,
@@ -25,48 +26,67 @@ from ..results import (
     RecurrentStates,
     Relevance,
     TopInputs,
+    TrainingHistory,
 )
 from .activation_mosaic import activation_mosaic
 from .attention import attention
+from .channels import channels
 from .compare_methods import compare_methods
 from .curves import curves
 from .faithfulness_curve import faithfulness_curve
 from .feature_visualization import feature_visualization
+from .gradient_flow import gradient_flow
 from .group_effects import group_effects
 from .heatmap import heatmap
 from .latent_traversal import latent_traversal
 from .layer_profile import layer_profile
 from .leaderboard import leaderboard
 from .matrix import matrix
+from .method_grid import method_grid
+from .model_map import model_map
 from .overlay_grid import overlay_grid
 from .plot import Plot
 from .receptive_field import receptive_field
 from .recurrent_states import recurrent_states
 from .relevance_flow import relevance_flow
 from .sensitivity import sensitivity
+from .thumbnail import thumbnail
+from .timeseries import timeseries
+from .tokens import tokens
+from .tokens_html import tokens_html
 from .top_inputs import top_inputs
+from .training import training
 
 __all__ = [
     "Plot",
     "activation_mosaic",
     "attention",
+    "channels",
     "compare_methods",
     "curves",
     "faithfulness_curve",
     "feature_visualization",
+    "gradient_flow",
     "group_effects",
     "heatmap",
     "latent_traversal",
     "layer_profile",
     "leaderboard",
     "matrix",
+    "method_grid",
+    "model_map",
     "overlay_grid",
     "plot",
     "receptive_field",
     "recurrent_states",
     "relevance_flow",
     "sensitivity",
+    "thumbnail",
+    "timeseries",
+    "tokens",
+    "tokens_html",
     "top_inputs",
+    "training",
 ]
 
 
@@ -86,12 +106,18 @@ def _separation(found: GroupComparison, **options: Any) -> Plot:
     return layer_profile(found.separation, **options)
 
 
-_OF_ATTRIBUTION: Final[dict[str, Callable[..., Plot]]] = {"heatmap": heatmap, "grid": overlay_grid}
+_OF_ATTRIBUTION: Final[dict[str, Callable[..., Plot]]] = {
+    "heatmap": heatmap,
+    "grid": overlay_grid,
+    "tokens": tokens,
+    "timeseries": timeseries,
+}
 FIGURES: Final[dict[type[Any], dict[str, Callable[..., Plot]]]] = {
     Relevance: {**_OF_ATTRIBUTION, "flow": relevance_flow, "profile": _relevance_profile},
     Attribution: _OF_ATTRIBUTION,
-    ActivationMaps: {"mosaic": activation_mosaic},
+    ActivationMaps: {"mosaic": activation_mosaic, "channels": channels},
     LayerProfile: {"profile": layer_profile},
+    LayerTable: {"map": model_map},
     Ledger: {"flow": relevance_flow},
     TopInputs: {"inputs": top_inputs},
     RecurrentStates: {"states": recurrent_states},
@@ -106,6 +132,7 @@ FIGURES: Final[dict[type[Any], dict[str, Callable[..., Plot]]]] = {
     Ranking: {"sensitivity": sensitivity},
     Matrix: {"matrix": matrix},
     Curve: {"curves": curves},
+    TrainingHistory: {"training": training, "gradient_flow": gradient_flow},
 }
 """The figures of each result by kind, the usual one first."""
 
@@ -114,12 +141,14 @@ def plot(result: Any, kind: str | None = None, **options: Any) -> Plot:
     """Draw any result that has a figure; `result.plot(kind, ...)` is the same.
 
     Args:
-        result: an Attribution (kinds `"heatmap"`, `"grid"`), Relevance (also `"flow"`, `"profile"`), ActivationMaps
-            (`"mosaic"`), LayerProfile (`"profile"`), Ledger (`"flow"`), TopInputs (`"inputs"`),
+        result: an Attribution (kinds `"heatmap"`, `"grid"`, `"tokens"`, `"timeseries"`), Relevance (also `"flow"`,
+            `"profile"`), ActivationMaps (`"mosaic"`, `"channels"`), LayerProfile (`"profile"`), LayerTable (`"map"`),
+            Ledger (`"flow"`), TopInputs (`"inputs"`),
             RecurrentStates (`"states"`), ReceptiveField (`"field"`), FeatureVisualization
             (`"images"`), AttentionWeights (`"maps"`), LatentTraversal (`"rows"`), FaithfulnessCurve (`"curve"`),
             Leaderboard (`"means"`), GroupComparison or ErrorExplanation (`"places"`, `"layers"`, `"separation"`),
-            GroupEffects (`"effects"`), Ranking (`"sensitivity"`), Matrix (`"matrix"`) or Curve (`"curves"`).
+            GroupEffects (`"effects"`), Ranking (`"sensitivity"`), Matrix (`"matrix"`), Curve (`"curves"`) or
+            TrainingHistory (`"training"`, `"gradient_flow"`).
         kind: which figure; None takes the first.
         options: go to the function of that figure.
 

@@ -28,6 +28,11 @@ def room_for_names(names: Sequence[str], figure_width: float) -> float:
     return min(max(text.width(name, style.SMALL) for name in names), 0.55 * figure_width)
 
 
+def pitch_of(rows: int) -> float:
+    """The height of each of so many rows, in inches, at the size that text has."""
+    return (PITCH if rows <= MOST_WIDE else DENSE) * style.SMALL / 6
+
+
 def name_rows(axes: Axes, names: Sequence[str], figure_width: float) -> float:
     """Name the rows 0, 1, ... of a panel, from the top; returns the height that they need, in inches.
 
@@ -42,7 +47,7 @@ def name_rows(axes: Axes, names: Sequence[str], figure_width: float) -> float:
     limit = room_for_names(names, figure_width)
     wrapped = [text.wrap(name, style.SMALL, limit + 0.01) for name in names]
     lines = max(name.count("\n") + 1 for name in wrapped)
-    pitch = (PITCH if len(names) <= MOST_WIDE else DENSE) + (lines - 1) * style.SMALL * 1.2 / 72
+    pitch = pitch_of(len(names)) + (lines - 1) * style.SMALL * 1.2 / 72
     every = -(-len(names) // int(PAGE_FULL / pitch))
     height = len(names) * pitch / every
     shown = range(0, len(names), every)
@@ -84,25 +89,48 @@ def draw_upright(axes: Axes, values: Array) -> None:
         axes.spines[side].set_visible(False)
 
 
-def write_hidden(axes: Axes, values: Array, shows: Array) -> None:
+def write_hidden(
+    axes: Axes, values: Array, shows: Array, series: Sequence[str] = (), across: float | None = None
+) -> None:
     """Write values that have no place on the axis at its left edge; where not all rows are named, several at once.
 
     Args:
         axes: where.
         values: `(rows, series)`.
         shows: which of them have a place, shaped like `values`.
+        series: their names, written where a value is not that of all series.
+        across: about how wide the panel will be, in inches, for the axis to begin farther to the left where the rows
+            also hold values that have a place; None leaves the axis as it is.
     """
     named = axes.get_yticks()
     every = round(named[1] - named[0]) if len(named) > 1 else 1
     rows = np.flatnonzero(~shows.all(axis=1))
+    covers = 0.0
     for row in dict.fromkeys((rows // every * every).tolist()):
         near = slice(row, row + every)
-        hidden = ", ".join(dict.fromkeys(_spelled(value) for value in values[near][~shows[near]]))
+        found: dict[str, set[int]] = {}
+        for value, (_, column) in zip(values[near][~shows[near]], np.argwhere(~shows[near]), strict=True):
+            found.setdefault(_spelled(value), set()).add(int(column))
+        hidden = ", ".join(_whose(value, columns, series) for value, columns in found.items())
+        if shows[near].any():
+            covers = max(covers, text.width(hidden, style.SMALL) + 0.1)
         axes.annotate(
             hidden, (0, row), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points",
             va="center", ha="left", fontsize=style.SMALL, color=style.COLOURS[1],
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
+    if covers and across is not None:
+        share = min(covers / across, 0.6)
+        scale = axes.xaxis.get_transform()
+        low, high = scale.transform(np.array(axes.get_xlim()))
+        axes.set_xlim(left=float(scale.inverted().transform((low - share * high) / (1 - share))))
+
+
+def _whose(value: str, columns: set[int], series: Sequence[str]) -> str:
+    """A value that is written, with the series that have it unless all do."""
+    if len(columns) >= len(series):
+        return value
+    return f"{value} ({', '.join(series[column] for column in sorted(columns))})"
 
 
 def _spelled(value: float) -> str:

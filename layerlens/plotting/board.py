@@ -39,6 +39,7 @@ class Board:
         self.heading: list[tuple[Any, str, float]] = []
         self.labels: dict[Any, str] = {}
         self.legends: list[tuple[Any, Any]] = []
+        self.keys: list[Any] = []
 
     def __enter__(self) -> Board:
         import matplotlib
@@ -123,10 +124,22 @@ class Board:
         """Put a legend above a panel, in as many columns as fit."""
         self.legends.append((axes, handles))
 
+    def key(self, row: int, handles: Sequence[Any]) -> None:
+        """Put one legend for all panels into a row of its own."""
+        axes = self.panel(row, height=0.01, span=True)
+        axes.set_axis_off()
+        self.keys.append(axes)
+        self.legend(axes, handles)
+
     def finish(self, data: dict[str, Any]) -> Plot:
         """Lay everything out; the figure is complete."""
         if self.given is None:
             layout.lay_out(self)
         else:
             layout.finish_axes(self)
-        return Plot(self.fig.figure, tuple(panel.axes for panel in self.panels), data, own=self.own)
+        return Plot(
+            self.fig.figure,
+            tuple(panel.axes for panel in self.panels if panel.axes not in self.keys),
+            data,
+            own=self.own,
+        )

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 LONGEST_NAME: Final = 1.1
 """Inches of the name of a column."""
 MOST_NUMBERS: Final = 5000
+PER_INCH: Final = 80
+"""Cells that an inch of figure shows; of more, neighbours are shown together."""
+FEWEST_TOGETHER: Final = 200
 
 
 def name(
@@ -52,6 +55,29 @@ def _step(least: float) -> int:
     """The next of 1, 2, 5, 10, 20, 50, ... that is no less."""
     tens = next(power for power in range(20) if 10 ** (power + 1) > least)
     return next(digit * int(10**tens) for digit in (1, 2, 5, 10) if digit * 10**tens >= least)
+
+
+def together(values: Array, width: float) -> tuple[Array, str]:
+    """No more rows and columns than a figure shows: neighbours become the one farthest from zero; with a note of it.
+
+    Args:
+        values: `(rows, columns)`.
+        width: of the figure, in inches.
+    """
+    most, said = max(FEWEST_TOGETHER, int(PER_INCH * width)), []
+    for axis, name in ((0, "rows"), (1, "columns")):
+        count = values.shape[axis]
+        each = -(-count // most)
+        if each == 1:
+            continue
+        padding = [(0, 0), (0, 0)]
+        padding[axis] = (0, -count % each)
+        blocks = np.moveaxis(np.pad(values, padding, constant_values=np.nan), axis, -1)
+        blocks = blocks.reshape(*blocks.shape[:-1], -1, each)
+        place = np.where(np.isnan(blocks), -1, np.abs(blocks)).argmax(axis=-1)
+        values = np.moveaxis(np.take_along_axis(blocks, place[..., None], axis=-1)[..., 0], -1, axis)
+        said.append(f"{each} {name}")
+    return values, f"each cell: {' x '.join(said)}, the value farthest from 0." if said else ""
 
 
 def write(axes: Axes, image: Any, values: Array, size: tuple[float, float], *, forced: bool) -> None:

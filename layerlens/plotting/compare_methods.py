@@ -72,7 +72,7 @@ def compare_methods(
         raise PlotError("there is nothing to compare: the list of attributions is empty.")
     shown = [samples.read(one, sample, channel=channel, name=name) for one in several]
     panels.only_images(shown, "compare_methods")
-    picture = _common_picture(several, shown, sample)
+    picture = common_picture(several, shown, sample)
     labels = [one.method for one in several] if labels is None else list(labels)
     if len(labels) != len(several):
         raise PlotError(f"{len(labels)} labels for {len(several)} methods; give one per method.")
@@ -107,7 +107,7 @@ def _balanced(count: int) -> int:
     return -(-count // rows)
 
 
-def _common_picture(several: list[Attribution], shown: list[Sample], sample: int) -> Any:
+def common_picture(several: list[Attribution], shown: list[Sample], sample: int) -> Any:
     """The input picture that all share, or None when none keeps it."""
     first = shown[0]
     known = [(one, other.picture) for one, other in zip(several, shown, strict=True) if other.picture is not None]

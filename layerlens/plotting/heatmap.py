@@ -104,7 +104,7 @@ def heatmap(
 
 def _series(board: Board, shown: Sample, limits: style.Limits, colours: Any, labels: Sequence[str] | None) -> Any:
     rows = len(shown.values)
-    axes = board.panel(height=min(max(0.09 * rows, 0.8), 2.6) if labels is None else bars.PITCH * rows)
+    axes = board.panel(height=min(max(0.09 * rows, 0.8), 2.6) if labels is None else bars.pitch_of(1) * rows)
     image = axes.imshow(
         shown.values, cmap=colours, vmin=limits.low, vmax=limits.high, interpolation="nearest", aspect="auto"
     )

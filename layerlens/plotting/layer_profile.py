@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_BARS: Final = 40
-NULL: Final = style.COLOURS[4]
 NULL_LINE: Final = (0, (1, 1.5))
 """Joins the marks of the null of one series, where there are several."""
 
@@ -90,7 +89,10 @@ def layer_profile(
             axes.set_xlim(right=vmax)
         shown = {name: np.where(shows, part, np.nan) if name == "values" else part for name, part in data.items()}
         handles = _lines(axes, shown, series, scale) if lines else _bars(axes, shown)
-        bars.write_hidden(axes, values, shows)
+        # of several series, one that has no number at a row is a gap in its line; a log axis names all it cannot show
+        gaps = np.isnan(values) & shows.any(axis=1, keepdims=True) & (len(series) > 1 and scale == "linear")
+        across = board.width - bars.room_for_names(names, board.width) - 0.2
+        bars.write_hidden(axes, values, shows | gaps, profile.series, across if lines else None)
         if handles:
             board.legend(axes, handles)
         return board.finish(data)
@@ -120,8 +122,8 @@ def _bars(axes: Axes, data: dict[str, Array]) -> list[Any]:
     values = data["values"][:, 0]
     colour = style.signed_colours(np.nan_to_num(values)) if (values < 0).any() else style.COLOURS[0]
     bars.draw(axes, values, colours=colour)
-    _marks(axes, data, 0, style.INK, NULL)
-    return _keys(data, style.INK, NULL)
+    _marks(axes, data, 0, style.INK, style.COLOURS[4])
+    return _keys(data, style.INK, style.COLOURS[4])
 
 
 def _lines(axes: Axes, data: dict[str, Array], series: Sequence[str], scale: str) -> list[Any]:
@@ -139,10 +141,12 @@ def _lines(axes: Axes, data: dict[str, Array], series: Sequence[str], scale: str
             markerfacecolor="white" if index % 2 else colour, markeredgewidth=0.8,
         )  # fmt: skip
         several = len(series) > 1
-        _marks(axes, data, index, colour, colour if several else NULL, line=NULL_LINE if several else "none")
+        _marks(
+            axes, data, index, colour, colour if several else style.COLOURS[4], line=NULL_LINE if several else "none"
+        )
     if len(series) > 1:
         return handles + _keys(data, style.FAINT, style.FAINT, NULL_LINE)
-    return _keys(data, style.COLOURS[0], NULL)
+    return _keys(data, style.COLOURS[0], style.COLOURS[4])
 
 
 def _marks(axes: Axes, data: dict[str, Array], index: int, colour: str, null: str, line: Any = "none") -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import PlotError
 from . import style, text
-from .colorbar import Side
+from .colorbar import LONGEST, Side
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,6 +96,14 @@ def _extent(board: Board, axes: Axes) -> tuple[float, float]:
     return axes.bbox.width / board.dpi, axes.bbox.height / board.dpi
 
 
+def _union(board: Board, panels: Sequence[Axes]) -> tuple[float, float]:
+    """Width and height of what panels cover together, in inches."""
+    from matplotlib.transforms import Bbox
+
+    box = Bbox.union([axes.bbox for axes in panels])
+    return box.width / board.dpi, box.height / board.dpi
+
+
 def _break_text(board: Board) -> None:
     for panel in board.panels:
         wide, high = _extent(board, panel.axes)
@@ -106,7 +114,7 @@ def _break_text(board: Board) -> None:
             line = board.labels.setdefault(label, label.get_text())
             label.set_text(text.wrap(line, style.TEXT, max(room, 0.4)))
     for one in board.bars:
-        room = _extent(board, one.panels[0])[one.side == "right"]
+        room = min(_union(board, one.panels)[one.side == "right"], LONGEST)
         line = f"{one.units} {one.note}".strip()
         if text.width(line, style.SMALL) > room:
             line = f"{one.units}\n{one.note}".strip()

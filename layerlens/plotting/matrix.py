@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,10 +17,6 @@ from .style import Array, Limits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-PER_INCH: Final = 80
-"""Cells that an inch of figure shows; of more, neighbours are shown together."""
-FEWEST_TOGETHER: Final = 200
 
 
 def matrix(
@@ -75,8 +71,7 @@ def matrix(
     if width is None:
         width = "column" if values.shape[1] <= 40 else "page"
     with Board(width=width, ax=ax) as board:
-        most = max(FEWEST_TOGETHER, int(PER_INCH * board.width))
-        drawn, note = _together(values, most)
+        drawn, note = cells.together(values, board.width)
         board.title(title, found.method, " ".join(part for part in (_chance(found), note) if part))
         axes = board.panel()
         across, height = _size(board, found, values.shape, rows)
@@ -139,24 +134,6 @@ def _limits(values: Array, found: Matrix, clip: float | None, vmax: float | None
     return Limits(floor, high if high > floor else 0.0, False, note, below=floor > low)
 
 
-def _together(values: Array, most: int) -> tuple[Array, str]:
-    """At most `most` rows and columns: neighbours become the one farthest from zero; and the note about it."""
-    said = []
-    for axis, name in ((0, "rows"), (1, "columns")):
-        count = values.shape[axis]
-        each = -(-count // most)
-        if each == 1:
-            continue
-        padding = [(0, 0), (0, 0)]
-        padding[axis] = (0, -count % each)
-        blocks = np.moveaxis(np.pad(values, padding, constant_values=np.nan), axis, -1)
-        blocks = blocks.reshape(*blocks.shape[:-1], -1, each)
-        place = np.where(np.isnan(blocks), -1, np.abs(blocks)).argmax(axis=-1)
-        values = np.moveaxis(np.take_along_axis(blocks, place[..., None], axis=-1)[..., 0], -1, axis)
-        said.append(f"{each} {name}")
-    return values, f"each cell: {' x '.join(said)}, the value farthest from 0." if said else ""
-
-
 def _chance(found: Matrix) -> str:
     """What is known of chance and of the error, in words: a cell has one colour."""
     said = []
@@ -177,7 +154,7 @@ def _size(board: Board, found: Matrix, shape: tuple[int, ...], rows: list[str]) 
     across = max(board.width - names - 0.8, 0.3)
     if found.axes[0] == found.axes[1]:
         return across, min(max(across * shape[0] / shape[1], 0.15), bars.PAGE_FULL)
-    pitch = min(max(0.5 * across / shape[1], bars.PITCH), 0.25) if shape[0] <= 40 else bars.DENSE
+    pitch = min(max(0.5 * across / shape[1], bars.pitch_of(1)), 0.25) if shape[0] <= 40 else bars.pitch_of(shape[0])
     return across, min(max(shape[0] * pitch, 0.3), max(0.65 * board.width, 4.0))
 
 

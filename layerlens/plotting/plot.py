@@ -43,8 +43,9 @@ class Plot:
         self.axes = axes
         self.data = data
         self._own = own
+        self._settings = dict(style.RC)
 
-    def save(self, path: str | os.PathLike[str], dpi: float = 200) -> Path:
+    def save(self, path: str | os.PathLike[str], dpi: float = 200, *, colours: int | None = None) -> Path:
         """Write the figure as PNG, PDF or SVG, by the suffix of the path; fonts are embedded as TrueType.
 
         The file appears whole or not at all, and the same figure gives the same bytes.
@@ -52,6 +53,7 @@ class Plot:
         Args:
             path: where to; an existing file is replaced.
             dpi: dots per inch of a PNG, and of the images inside a PDF or SVG.
+            colours: of a PNG, 2 to 256 that fit the figure best, for a file of less than half the size; None keeps all.
 
         Returns:
             The path written.
@@ -75,7 +77,11 @@ class Plot:
             raise PlotError(f"cannot save a figure to {path}: the folder {path.parent} does not exist. Make it first.")
         if not 10 <= dpi <= 2400:
             raise OptionError(f"dpi={dpi!r}; give 10 to 2400 dots per inch.")
+        if colours is not None and (kind != "png" or not 2 <= colours <= 256):
+            raise OptionError(f"colours={colours!r} for a {kind.upper()}; give 2 to 256, and for a PNG only.")
         content = self._render(kind, dpi)
+        if colours is not None:
+            content = _fewer(content, colours)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             temporary.write_bytes(content)
@@ -87,7 +93,7 @@ class Plot:
         return path
 
     def png(self, dpi: float = 200) -> bytes:
-        """The figure as the bytes of a PNG file, to be put into a page or a document.
+        """The figure as the bytes of a PNG, on white paper also where a notebook is dark.
 
         Args:
             dpi: dots per inch.
@@ -98,7 +104,7 @@ class Plot:
         import matplotlib
 
         buffer = io.BytesIO()
-        with matplotlib.rc_context(style.RC):  # fonts are chosen while saving, so the settings must hold here too
+        with matplotlib.rc_context(self._settings):  # fonts are chosen while saving too
             self.fig.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
         return buffer.getvalue()
 
@@ -116,3 +122,14 @@ class Plot:
         wide, high = self.fig.get_size_inches()
         size = f"{count} panel{'' if count == 1 else 's'}, {wide:.2f} x {high:.2f} in"
         return f"Plot({size}). Keep it: .save('figure.pdf')"
+
+
+def _fewer(content: bytes, colours: int) -> bytes:
+    """A PNG with a palette."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    picture = Image.open(io.BytesIO(content)).convert("RGB")
+    few = picture.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+    few.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -17,10 +17,7 @@ from .style import Array
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ADDITIVE: Final = style.COLOURS[4]
-ABSORBED: Final = style.COLOURS[3]
 ENDS: Final = "#4D4D4D"
-FLOW: Final = style.COLOURS[0]
 
 
 @dataclasses.dataclass
@@ -163,8 +160,8 @@ def _draw(axes: Axes, data: dict[str, Array], rows: list[Row]) -> list[Any]:
     axes.barh(places, data["whole"], height=0.72, color=ENDS, linewidth=0)
     both = (data["additive"] != 0) & (data["absorbed"] != 0)
     for name, colour, hatch, shift, label in (
-        ("additive", ADDITIVE, "", -0.19, "to additive constants"),
-        ("absorbed", ABSORBED, "/////", 0.19, "absorbed by rules"),
+        ("additive", style.COLOURS[4], "", -0.19, "to additive constants"),
+        ("absorbed", style.COLOURS[3], "/////", 0.19, "absorbed by rules"),
     ):
         if data[name].any():
             # a layer with both kinds shows them one above the other: opposite amounts must not hide each other
@@ -176,7 +173,7 @@ def _draw(axes: Axes, data: dict[str, Array], rows: list[Row]) -> list[Any]:
     flow = np.isfinite(data["flow"])
     if flow.any():
         handles += axes.plot(
-            data["flow"][flow], places[flow], color=FLOW, linewidth=0.9, marker="o", markersize=2.6,
+            data["flow"][flow], places[flow], color=style.COLOURS[0], linewidth=0.9, marker="o", markersize=2.6,
             label="still flowing, at the layer's output",
         )  # fmt: skip
     for place, row in zip(places, rows, strict=True):

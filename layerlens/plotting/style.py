@@ -1,10 +1,13 @@
-"""What all figures share: sizes, colours, text, limits of colour scales."""
+"""What all figures share: sizes, colours, text, limits of colour scales. Called, it changes them for a while."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import sys
+import types
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -25,6 +28,8 @@ INK: Final = "#262626"
 FAINT: Final = "#8C8C8C"
 POSITIVE: Final = "#B2182B"
 NEGATIVE: Final = "#2166AC"
+SIGNED: Final = "RdBu_r"
+"""The colormap of signed values where none is asked for."""
 
 # Okabe and Ito 2008, without the yellow that vanishes on white paper; each with its own line, for print in grey
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -123,6 +128,7 @@ class Limits:
         clipped: whether some values lie outside.
         note: how the range was chosen, for the label of a colorbar.
         below: whether values lie below a scale that starts at 0.
+        log: whether the scale is logarithmic.
     """
 
     low: float
@@ -130,11 +136,12 @@ class Limits:
     clipped: bool
     note: str
     below: bool = dataclasses.field(default=False, repr=False)
+    log: bool = dataclasses.field(default=False, repr=False)
 
     @property
     def ticks(self) -> list[float]:
         """The ends and the middle."""
-        return [self.low, (self.low + self.high) / 2, self.high]
+        return [self.low, (self.low * self.high) ** 0.5 if self.log else (self.low + self.high) / 2, self.high]
 
 
 def limits(arrays: Iterable[Array], *, signed: bool, clip: float, vmax: float | None, what: str) -> Limits:
@@ -190,9 +197,21 @@ def colormap(cmap: str | None, *, signed: bool, unsigned: str = "magma") -> Any:
 
     if cmap is not None and not isinstance(cmap, str):
         return cmap
-    return matplotlib.colormaps[choose("colormap", cmap or ("RdBu_r" if signed else unsigned), matplotlib.colormaps)]
+    return matplotlib.colormaps[choose("colormap", cmap or (SIGNED if signed else unsigned), matplotlib.colormaps)]
 
 
 def signed_colours(values: Sequence[float] | Array) -> list[str]:
     """Red for positive and blue for negative bars, as in the signed colormap."""
     return [POSITIVE if value >= 0 else NEGATIVE for value in values]
+
+
+class _Style(types.ModuleType):
+    """This module, which can be called: `with plotting.style(size=9): ...`."""
+
+    def __call__(self, **options: Any) -> AbstractContextManager[None]:
+        from .styling import using
+
+        return using(**options)
+
+
+sys.modules[__name__].__class__ = _Style

@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Final
 
+from . import style
+
 DPI: Final = 200
 
 
@@ -19,17 +21,26 @@ def renderer(dpi: float) -> Any:
     return RendererAgg(8, 8, dpi)
 
 
+def _family() -> tuple[str, ...]:
+    """The fonts of figures at the moment: each has the letters that those before it lack."""
+    return tuple(style.RC["font.family"])
+
+
 @functools.cache
-def _font(size: float) -> Any:
+def _font(size: float, family: tuple[str, ...]) -> Any:
     from matplotlib.font_manager import FontProperties
 
-    return FontProperties(family=["DejaVu Sans"], size=size)
+    return FontProperties(family=list(family), size=size)
+
+
+def width(text: str, size: float) -> float:
+    """The width of one line of text at `size` points, in inches."""
+    return _width(text, size, _family())
 
 
 @functools.lru_cache(4096)
-def width(text: str, size: float) -> float:
-    """The width of one line of text at `size` points, in inches."""
-    across: float = renderer(DPI).get_text_width_height_descent(text, _font(size), False)[0]
+def _width(text: str, size: float, family: tuple[str, ...]) -> float:
+    across: float = renderer(DPI).get_text_width_height_descent(text, _font(size, family), False)[0]
     return across / DPI
 
 
@@ -66,14 +77,14 @@ def _lines(text: str, size: float, limit: float) -> list[str]:
 
 
 @functools.lru_cache(4096)
-def _drawn(letter: str) -> str:
+def _drawn(letter: str, family: tuple[str, ...]) -> str:
     """A letter, or its number where it is no sign or the font has none for it."""
     if unicodedata.category(letter).startswith("C"):
         return f"\\x{ord(letter):02x}"
     from matplotlib.font_manager import findfont, get_font
 
-    known = get_font(findfont(_font(6))).get_char_index(ord(letter))
-    return letter if known else f"\\u{ord(letter):04x}"
+    known = (get_font(findfont(_font(6, (name,)))).get_char_index(ord(letter)) for name in family)
+    return letter if any(known) else f"\\u{ord(letter):04x}"
 
 
 def visible(token: str) -> str:
@@ -84,7 +95,8 @@ def visible(token: str) -> str:
         ('↵', '␣the', '\\u5df4')
     """
     shown = token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")
-    return "".join(map(_drawn, shown)) or "∅"
+    family = _family()
+    return "".join(_drawn(letter, family) for letter in shown) or "∅"
 
 
 def plain(name: str) -> str:

@@ -8,10 +8,12 @@ from .explained import Explained
 from .faithfulness import FaithfulnessCurve
 from .feature_visualization import FeatureVisualization
 from .groups import ErrorExplanation, GroupComparison, GroupEffects
+from .health import LayerHealth
 from .layer_table import LayerRow, LayerTable
 from .layers import LayerProfile
 from .leaderboard import Leaderboard
 from .ledger import Entry, Ledger
+from .logit_lens import LogitLens
 from .matrix import Matrix
 from .method_table import MethodTable
 from .ranking import Ranking
@@ -35,11 +37,13 @@ __all__ = [
     "GroupComparison",
     "GroupEffects",
     "LatentTraversal",
+    "LayerHealth",
     "LayerProfile",
     "LayerRow",
     "LayerTable",
     "Leaderboard",
     "Ledger",
+    "LogitLens",
     "Matrix",
     "MethodTable",
     "Ranking",

@@ -12,6 +12,7 @@ import torch
 from ..errors import InputError
 from ..nested import as_array, describe
 from .base import Result, numbers
+from .combining import combined
 from .layers import LayerProfile
 from .ledger import Ledger
 from .words import Group, Span, join, span_groups, sums, word_groups
@@ -81,6 +82,24 @@ class Attribution(Result):
         if isinstance(self.values, torch.Tensor):
             return as_array(self.values)
         return {name: as_array(values) for name, values in self.values.items()}
+
+    def __add__(self, other: Any) -> Attribution:
+        """The sum with another attribution of the same inputs in the same units, as of the sum of both targets.
+
+        Checks, standard errors and what belongs to a method alone are left out.
+
+        Raises:
+            InputError: when inputs, shapes, units, layers or signs do not agree.
+        """
+        return combined(self, other, "+") if isinstance(other, Attribution) else NotImplemented
+
+    def __sub__(self, other: Any) -> Attribution:
+        """The difference from another attribution of the same inputs in the same units; see `+`.
+
+        Of two targets of a method that is linear in the score it is the attribution of their difference; of two
+        methods it shows where they part.
+        """
+        return combined(self, other, "-") if isinstance(other, Attribution) else NotImplemented
 
     def by_word(self) -> Attribution:
         """The sums over the tokens of each word, `(batch, word)`, with the words as `tokens`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -72,17 +73,38 @@ class Result:
         return f"{type(self).__name__}({', '.join(f'{name}: {text}' for name, text in self.summary())})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td style='text-align:left'>{html.escape(text)}"
-            "</td></tr>"
-            for name, text in self.summary()
-        )
-        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
+        name = type(self).__name__
+        settings = getattr(self, "settings", None)
+        parts = [f"<table><caption>{name}</caption>{_rows(self.summary())}</table>"]
+        said = " ".join(sentence for sentence in getattr(self, "explanation", ()) if sentence)
+        parts += [f"<p>{html.escape(said)}</p>"] if said else []
+        if settings:
+            shown = _rows([(key, _brief(repr(value))) for key, value in settings.items()])
+            parts.append(f"<details><summary>settings</summary><table>{shown}</table></details>")
+        return f"<div>{self._picture()}{''.join(parts)}</div>"
+
+    def _picture(self) -> str:
+        """A small figure as HTML; where it cannot be drawn, why: the numbers beside it must be seen all the same."""
+        try:
+            from .. import plotting
+
+            return plotting.thumbnail(self)
+        except Exception as error:
+            return f"<p>no picture: {html.escape(_brief(str(error), 400))}</p>"
 
 
 def load(path: str | os.PathLike[str]) -> Result:
     """Read a result of any kind that `.save` wrote; see `Result.load`."""
     return Result.load(path)
+
+
+def _rows(pairs: Iterable[tuple[str, str]]) -> str:
+    left = "style='text-align:left'"
+    return "".join(f"<tr><th {left}>{html.escape(a)}</th><td {left}>{html.escape(b)}</td></tr>" for a, b in pairs)
+
+
+def _brief(text: str, most: int = 120) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def numbers(values: torch.Tensor, count: int = 3) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..nested import as_array
 from .base import Result, numbers
 
 
@@ -38,6 +39,10 @@ class FaithfulnessCurve(Result):
         widths = self.shares.diff()
         heights = (self.scores[:, 1:] + self.scores[:, :-1]) / 2
         return (heights * widths.to(heights)).sum(dim=1) / widths.sum().to(heights)
+
+    def numpy(self) -> Any:
+        """The scores as a numpy array."""
+        return as_array(self.scores)
 
     def summary(self) -> list[tuple[str, str]]:
         """Metric, fill, target and the areas."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import OptionError, choose, need
+from ..nested import as_array
 from .base import Result
 from .layers import LayerProfile
 
@@ -58,6 +59,10 @@ class GroupEffects(Result):
         """
         sizes = self.effect[contrast].abs()
         return tuple(int(index) for index in torch.unravel_index(sizes.argmax(), sizes.shape))
+
+    def numpy(self) -> Any:
+        """The effects, `(contrasts, *shape)`, as a numpy array."""
+        return as_array(self.effect)
 
     def summary(self) -> list[tuple[str, str]]:
         """What was compared, how much of it differs, and the largest effect."""
@@ -172,6 +177,10 @@ class GroupComparison(Result):
             for unit in range(one.p.shape[1])
         ]  # fmt: skip
         return pandas.DataFrame(rows)
+
+    def numpy(self) -> Any:
+        """Layer -> the effects on its units, `(contrasts, unit)`, as a numpy array."""
+        return {layer: effects.numpy() for layer, effects in self.activations.items()}
 
     def summary(self) -> list[tuple[str, str]]:
         """Groups, what separates them most, and the places that differ."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from ..errors import need
+from ..nested import as_array
+from .combining import difference_of_profiles
 from .explained import Explained
 
 
@@ -62,6 +64,21 @@ class LayerProfile(Explained):
         pandas = need("pandas", "to_pandas")
         columns = list(self.series) or [self.quantity]
         return pandas.DataFrame(self.values.reshape(len(self.layers), -1).numpy(), list(self.layers), columns)
+
+    def numpy(self) -> Any:
+        """The values as a numpy array."""
+        return as_array(self.values)
+
+    def __sub__(self, other: Any) -> LayerProfile:
+        """How much larger each layer's value is here than in another profile of the same quantity and layers.
+
+        The standard error is that of independent measurements: too large where both saw the same samples. The null and
+        the checks of either say nothing of the difference, and are left out.
+
+        Raises:
+            InputError: when quantity, units, layers or series differ.
+        """
+        return difference_of_profiles(self, other) if isinstance(other, LayerProfile) else NotImplemented
 
     def __len__(self) -> int:
         return len(self.layers)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..nested import as_array
 from .base import Result, numbers
 
 KINDS = ("input", "additive", "absorbed")
@@ -29,6 +30,10 @@ class Entry(Result):
     layer: str
     source: str
     amount: torch.Tensor
+
+    def numpy(self) -> Any:
+        """The amount as a numpy array."""
+        return as_array(self.amount)
 
     def summary(self) -> list[tuple[str, str]]:
         """Kind, layer, source and amount."""
@@ -127,6 +132,11 @@ class Ledger(Result):
             row = sums.setdefault("input" if entry.kind == "input" else entry.layer or "(model)", {})
             row[entry.kind] = row.get(entry.kind, torch.zeros_like(entry.amount)) + entry.amount
         return sums
+
+    def numpy(self) -> Any:
+        """The amounts, `(entry, batch)`, as a numpy array."""
+        amounts = [entry.amount.double() for entry in self.entries]
+        return as_array(torch.stack(amounts) if amounts else self.score.new_zeros(0, *self.score.shape))
 
     def summary(self) -> list[tuple[str, str]]:
         """The four sums and the residual."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..nested import as_array
 from .base import Result
 
 EDGE = 0.0455
@@ -86,6 +87,10 @@ class ReceptiveField(Result):
         extents = (self.box[:, 1] - self.box[:, 0]).tolist()
         extent: float = max(math.prod(extents), 1) ** (1 / len(extents))
         return self.effective_size / extent
+
+    def numpy(self) -> Any:
+        """The effective field, `(batch, *input_size)`, as a numpy array."""
+        return as_array(self.effective)
 
     def summary(self) -> list[tuple[str, str]]:
         """Layer, theoretical and effective size."""

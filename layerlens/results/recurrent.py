@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import RecordError, suggestion
+from ..nested import as_array
 from .base import Result, numbers
 
 GATES = ("input_gate", "forget_gate", "output_gate", "reset_gate", "update_gate")
@@ -81,6 +82,10 @@ class RecurrentStates(Result):
                     float((values > 1 - margin).double().mean()),
                 )
         return found
+
+    def numpy(self) -> Any:
+        """Run -> quantity -> its numpy array."""
+        return {run: {name: as_array(values) for name, values in parts.items()} for run, parts in self.states.items()}
 
     def summary(self) -> list[tuple[str, str]]:
         """Layer, size, quantities and how well they agree with the module's own output."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import OptionError, need
+from ..nested import as_array
 from .attribution import Values
 from .base import Result
 
@@ -83,6 +84,10 @@ class TopInputs(Result):
             for rank, (index, value, place) in enumerate(zip(*ranks, strict=True))
         ]
         return pandas.DataFrame(rows)
+
+    def numpy(self) -> Any:
+        """The values, `(unit, rank)`, as a numpy array."""
+        return as_array(self.values)
 
     def summary(self) -> list[tuple[str, str]]:
         """Layer, what was ranked, size of the data, and the units with the largest value."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import OptionError, choose, need
+from ..nested import as_array
 from .explained import Explained
 from .matrix import Matrix
 
@@ -152,6 +153,10 @@ class TrainingHistory(Explained):
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def numpy(self) -> Any:
+        """Each quantity, `(steps, layers)`, as a numpy array."""
+        return {name: as_array(values) for name, values in self.values.items()}
 
     def summary(self) -> list[tuple[str, str]]:
         """Steps, what was recorded, the price, and what stands out."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import OptionError
-from ..nested import describe
+from ..nested import as_array, describe
 from .base import Result
 
 
@@ -54,6 +54,10 @@ class LatentTraversal(Result):
         if wanted not in self.names:
             raise OptionError(f"there is no direction {wanted!r}; there are {len(self.names)}: {self.names[0]!r}, ...")
         return self.names.index(wanted)
+
+    def numpy(self) -> Any:
+        """The outputs as a numpy array."""
+        return as_array(self.outputs)
 
     def summary(self) -> list[tuple[str, str]]:
         """Directions, steps, outputs and the strongest effects."""

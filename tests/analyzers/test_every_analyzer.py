@@ -41,6 +41,12 @@ ANALYZERS = {
     "noise_response": lambda model, x, target: layerlens.sensitivity(
         model, x, method="noise_response", levels=(0.5,), draws=2
     ),
+    "lipschitz": lambda model, x, target: layerlens.lipschitz(model, x, ran_once(model, x), iterations=2, starts=1),
+    "attack_curve": lambda model, x, target: attacked(model, x, layerlens.attack_curve, method=("fgsm", "pgd")),
+    "attack_drift": lambda model, x, target: attacked(model, x, layerlens.attack_drift, layers=ran_once(model, x)),
+    "corruption_curve": lambda model, x, target: layerlens.corruption_curve(
+        model, x, target=mean_output, severities=(3,), draws=1
+    ),
     "ablate": lambda model, x, target: layerlens.ablate(model, x, by="channel", target=target, best=3, null=True),
     "resample": lambda model, x, target: layerlens.ablate(
         model, x, value="resample", draws=1, metric="relative_change"
@@ -95,8 +101,28 @@ ANALYZERS = {
         permutations=3,
     ),
     "compare": lambda model, x, target: layerlens.compare(model, model, as_data(x) * 8, batched=True, permutations=1),
+    "similarity": lambda model, x, target: layerlens.similarity(
+        model, as_data(x) * 2, pool="mean", permutations=1, batched=True, batch_size=2
+    ),
+    "geometry": lambda model, x, target: layerlens.geometry(model, as_data(x) * 4, shuffles=1, batched=True),
+    "health": lambda model, x, target: layerlens.health(model, as_data(x) * 2, target=one_class(target), batched=True),
+    "nonlinearity": lambda model, x, target: layerlens.nonlinearity(
+        model, as_data(x) * 2, places=2, most=8, widest=8, batched=True
+    ),
+    "logit_lens": lambda model, x, target: unembedded(model, x),
     "relevance attn": lambda model, x, target: layerlens.relevance(model, x, target=target, rules="attn"),
 }
+
+
+def mean_output(output):
+    """The mean of the main output, (batch,)."""
+    main = layerlens.outputs.main_output(output)
+    return main.flatten(1).mean(dim=1)
+
+
+def attacked(model, x, analyzer, **options):
+    """A short attack on the mean of the output."""
+    return analyzer(model, x, target=mean_output, eps=(0.05,), steps=1, restarts=1, draws=1, **options)
 
 
 def ran_once(model, x):
@@ -182,6 +208,16 @@ def other_than(x):
     """Another input of the same shapes: the samples in the other order, padded as they were."""
     inputs = layerlens.inputs.as_inputs(x)
     return inputs.replace({name: part.flip(0) for name, part in inputs.tensors().items() if "mask" not in name})
+
+
+def unembedded(model, x):
+    """A logit lens; models without a list of blocks or without classes are refused, which is well."""
+    try:
+        return layerlens.logit_lens(model, x)
+    except LayerLensError as error:
+        if not any(text in str(error) for text in ("Give the layers", "give head=", "has one class")):
+            raise
+        return None
 
 
 def one_class(target):

@@ -13,9 +13,15 @@ from layerlens.results import (
     Attribution,
     Curve,
     Entry,
+    FaithfulnessCurve,
     FeatureVisualization,
+    GroupComparison,
+    GroupEffects,
     LatentTraversal,
     LayerProfile,
+    LayerRow,
+    LayerTable,
+    Leaderboard,
     Ledger,
     Matrix,
     Ranking,
@@ -23,6 +29,7 @@ from layerlens.results import (
     RecurrentStates,
     Relevance,
     TopInputs,
+    TrainingHistory,
 )
 
 LONG = "integrated gradients with 50 steps from a blurred baseline and 25 noisy copies of each, " * 2
@@ -79,6 +86,17 @@ def curve(series=("PGD",), points=5, error=True, null=True, seed=0):
     return Curve(
         "accuracy", "eps", torch.linspace(0, 1, points) ** 2, tuple(series), values, "1", "attack", {},
         torch.full_like(values, 0.1) if error else None, random(len(series), points, seed=1) if null else None,
+    )  # fmt: skip
+
+
+def history(steps=12, layers=9, quantity="gradient norm", every=5, logged=("loss",), names=PATHS):
+    values = (3 * random(steps, layers)).exp().double()
+    at = torch.arange(steps * every).double()
+    told = {name: torch.stack([at, (-at / 40).exp() + row], dim=1) for row, name in enumerate(logged)}
+    means = random(steps, layers, seed=1).double()
+    return TrainingHistory(
+        torch.arange(steps) * every, dict.fromkeys((quantity, "activation mean"), names[:layers]),
+        {quantity: values, "activation mean": means}, told, torch.full((steps,), 16), "hooks on SGD.step", {},
     )  # fmt: skip
 
 
@@ -150,6 +168,57 @@ def traversal(*shape, rows=8, steps=5, move="set"):
 def attention(layers=2, heads=3, size=6, batch=2, **fields):
     weights = {PATHS[3 * row]: random(batch, heads, size, size, seed=row).softmax(-1) for row in range(layers)}
     return AttentionWeights("Net", weights, dict.fromkeys(weights, "softmax"), **fields)
+
+
+def table(layers=6, run=True):
+    rows = [LayerRow("", "Net", 1, "(1, 4)", 900, 0, 0.1)]
+    seen = {""}
+    for index, path in enumerate(PATHS[:layers]):
+        parts = path.split(".")
+        for depth in range(1, len(parts)):
+            parent = ".".join(parts[:depth])
+            if parent not in seen:
+                seen.add(parent)
+                rows.append(LayerRow(parent, "ModuleList", None, "", 100, 0, None))
+        size = 1000 * (index + 1)
+        rows.append(
+            LayerRow(path, "Linear", 1 if run else None, "", size, size, 0.01 if run else None, activation=2**20)
+        )
+    return LayerTable("Net", tuple(rows), 1.0 if run else None)
+
+
+def faithfulness():
+    shares = torch.linspace(0, 1, 5).double()
+    return FaithfulnessCurve("insertion", shares, random(3, 5).double().sigmoid(), "blur", "probability", "cat", {})
+
+
+def leaderboard():
+    values = random(3, 2, 4).double()
+    return Leaderboard(("a", "b", "random"), ("deletion", "ROAD"), values, (True, False), ("random",), "cat", {})
+
+
+def effects():
+    means, p = random(1, 2, 9).double(), torch.rand(1, 9, generator=torch.Generator().manual_seed(0)).double()
+    parts = random(1, 9).double(), random(1, 9, seed=1).double(), random(1, 9, seed=2).abs().double()
+    return GroupEffects("layer 0", ("unit",), ("a - b",), means, *parts, p, torch.ones(1).double(), "1")
+
+
+def groups():
+    found = {"stem": effects(), "head": effects()}
+    return GroupComparison(("a", "b"), (4, 5), found, {"input": effects()}, profile(2), {}, "cat", "means", {})
+
+
+def scored(name="insertion", samples=3, seed=0, **fields):
+    shares = torch.linspace(0, 1, 9).double()
+    scores = torch.rand(samples, 9, generator=torch.Generator().manual_seed(seed)).double().sort(dim=1).values
+    base = FaithfulnessCurve(name, shares, scores, "blur", "probability", "class 7", {})
+    return dataclasses.replace(base, **fields)
+
+
+def board(methods=5, samples=8, metrics=("insertion",), higher=(True,), seed=0, names=None, target="class 7"):
+    values = random(methods, len(metrics), samples, seed=seed).double() + torch.arange(methods, 0, -1)[:, None, None]
+    names = tuple(f"method {row}" for row in range(methods)) if names is None else names
+    return Leaderboard(names, metrics, values, higher, (names[1], names[-1]), target, {})
 
 
 def text_outside(plot, slack=0.5):

@@ -14,19 +14,28 @@ from layerlens.errors import PlotError
 from layerlens.plotting import (
     activation_mosaic,
     attention,
+    channels,
     compare_methods,
     curves,
+    faithfulness_curve,
     feature_visualization,
+    gradient_flow,
     heatmap,
     latent_traversal,
     layer_profile,
+    leaderboard,
     matrix,
+    method_grid,
+    model_map,
     overlay_grid,
     receptive_field,
     recurrent_states,
     relevance_flow,
     sensitivity,
+    timeseries,
+    tokens,
     top_inputs,
+    training,
 )
 
 from .helpers import (
@@ -34,9 +43,11 @@ from .helpers import (
     PATHS,
     attention as looks,
     attribution,
+    board,
     curve,
     field,
     grid,
+    history,
     images,
     ledger,
     made,
@@ -46,6 +57,8 @@ from .helpers import (
     ranking,
     recurrent,
     relevance,
+    scored,
+    table,
     text_outside,
     texts,
     top_inputs as tops,
@@ -105,6 +118,30 @@ FIGURES = {
     "attention, many tokens": lambda **o: attention(looks(1, 1, 90, tokens=[["x"] * 90] * 2), **o),
     "traversal": lambda **o: latent_traversal(traversal(3, 8, 8), **o),
     "traversal of series": lambda **o: latent_traversal(traversal(30, move="add"), count=2, labels=[LONG, "b"], **o),
+    "curve": lambda **o: faithfulness_curve(scored(), **o),
+    "12 curves": lambda **o: faithfulness_curve(
+        [scored(seed=seed) for seed in range(12)], labels=[f"{LONG[: 20 + seed]}" for seed in range(12)], **o
+    ),
+    "curves in panels": lambda **o: faithfulness_curve(
+        [scored(name, seed=seed) for name in ("insertion", "deletion") for seed in range(4)],
+        labels=[LONG[: 30 + seed] for seed in range(4)] * 2,
+        panels=["insertion"] * 4 + ["deletion"] * 4,
+        controls=[LONG[:33]],
+        **o,
+    ),
+    "board": lambda **o: leaderboard(board(), **o),
+    "board, long names": lambda **o: leaderboard(board(names=PATHS[:5]), **o),
+    "board of 40": lambda **o: leaderboard(board(40), **o),
+    "boards": lambda **o: leaderboard([board(), board(samples=5, target="class 8")], **o),
+    "board of 3 metrics": lambda **o: leaderboard(
+        board(metrics=("insertion", "deletion", "road"), higher=(True, False, False)),
+        metric=("insertion", "deletion", "road"),
+        **o,
+    ),
+    "methods by pictures": lambda **o: method_grid([images(6), images(6, method=LONG[:40], signed=False)], **o),
+    "8 methods by 2 pictures": lambda **o: method_grid(
+        {name: images(2, 120, method=name) for name in PATHS[:8]}, board=board(8, 2, names=PATHS[:8]), **o
+    ),
     "flow, narrow": lambda **o: relevance_flow(ledger(5, 3), None, **{"width": "column", **o}),
     "ranking": lambda **o: sensitivity(ranking(270, signed=True), **o),
     "ranking of all": lambda **o: sensitivity(ranking(270, interval=True), most=None, **o),
@@ -115,14 +152,35 @@ FIGURES = {
     "matrix of 200": lambda **o: matrix(grid(200, 200, ("layer", "layer"), names=PATHS), **o),
     "matrix of 4096": lambda **o: matrix(grid(12, 4096), clip=99, **o),
     "matrix of 4": lambda **o: matrix(grid(2, 2), **o),
+    "channels": lambda **o: channels(maps(1, 32, 6, 6), **o),
+    "channels, strongest": lambda **o: channels(maps(1, 2000, 7, 5, layer=LONG), count=40, order="strength", **o),
+    "channels of 1280": lambda **o: channels(maps(1, 1280, 4, 4), **o),
+    "channels of tokens": lambda **o: channels(maps(1, 60, 30, axes=("batch", "unit", "token")), **o),
+    "channels of dense": lambda **o: channels(maps(1, 90), labels=PATHS[:45] * 2, **o),
+    "text": lambda **o: tokens(attribution(1, 7, tokens=TOKENS), **o),
+    "text, narrow": lambda **o: tokens(attribution(1, 60, tokens=[["Ġword", LONG] * 30]), **{"width": 1.6, **o}),
+    "text of 4096": lambda **o: tokens(attribution(1, 4096, tokens=[["Ġx"] * 4096], signed=False), most=90, **o),
+    "time": lambda **o: timeseries(attribution(2, 50, 12, inputs=random(2, 50, 12)), **o),
+    "time, one": lambda **o: timeseries(
+        attribution(2, 5000, 1, inputs=random(2, 5000, 1)), rate=50, labels=[LONG], **o
+    ),
+    "map of layers": lambda **o: model_map(table(), profile(6, signed=True), **o),
+    "map of 120 layers": lambda **o: model_map(table(66), quantity="time", **o),
+    "map, cut": lambda **o: model_map(table(30), depth=3, **{"width": "column", **o}),
+    "map, log": lambda **o: model_map(table(20), profile(20, ("a", "b")), series="b", scale="log", **o),
     "curves": lambda **o: curves(curve(("PGD", "FGSM")), **o),
     "curves of 30": lambda **o: curves(curve(PATHS[:30]), **o),
     "curves, symlog": lambda **o: curves(curve(), scale="symlog", **o),
+    "training": lambda **o: training(history(), **o),
+    "training of 66 layers, 900 steps": lambda **o: training(history(900, 66, logged=("loss", "accuracy", LONG)), **o),
+    "training, 1 step": lambda **o: training(history(1, 2, logged=()), "activation mean", **o),
+    "gradient flow": lambda **o: gradient_flow(history(), **o),
 }
 EACH = pytest.mark.parametrize("kind", FIGURES)
 KINDS = ("image", "tokens", "grid of 1", "2 methods", "mosaic", "profile", "flow", "top inputs")
-ONE_PANEL = ("ranking", "matrix", "curves")
-KINDS += ("made", "states", "field", "attention", "traversal", *ONE_PANEL)
+ONE_PANEL = ("ranking", "matrix", "curves", "training", "gradient flow", "curve", "board")
+KINDS += ("made", "states", "field", "attention", "traversal", "channels", "text", "time", "map of layers", *ONE_PANEL)
+KINDS += ("methods by pictures",)
 
 
 @functools.cache
@@ -139,8 +197,9 @@ def test_all_text_lies_inside_and_none_is_tiny(kind):
 
 @pytest.mark.parametrize(
     "kind",
-    ["image", "grid of 1", "1 method", "mosaic", "profile", "flow", "tokens", "top inputs", *ONE_PANEL],
-)
+    ["image", "grid of 1", "1 method", "mosaic", "profile", "flow", "tokens", "top inputs", "channels", "text", "time",
+     "map of layers", *ONE_PANEL],
+)  # fmt: skip
 def test_a_long_title_is_broken_into_lines_inside(kind):
     plot = FIGURES[kind](title=LONG)
     assert text_outside(plot) == []
@@ -175,7 +234,7 @@ def test_the_width_is_the_one_asked_for(kind, width, inches):
     assert FIGURES[kind](width=width).fig.get_size_inches()[0] == pytest.approx(inches)
 
 
-@pytest.mark.parametrize("kind", ["image", "grid of 1", "profile", "flow", *ONE_PANEL])
+@pytest.mark.parametrize("kind", ["image", "grid of 1", "profile", "flow", *ONE_PANEL, "8 methods by 2 pictures"])
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_the_same_figure_gives_the_same_bytes(kind, suffix, tmp_path):
     first = FIGURES[kind]().save(tmp_path / f"a.{suffix}")
@@ -214,8 +273,9 @@ def test_no_pyplot_figure_is_opened_or_drawn_into(kind):
 
 @pytest.mark.parametrize(
     "kind",
-    ["image", "series", "tokens", "vector", "long vector", "profile", "profile, log", "flow", *ONE_PANEL],
-)
+    ["image", "series", "tokens", "vector", "long vector", "profile", "profile, log", "flow", "channels", "text",
+     *ONE_PANEL],
+)  # fmt: skip
 def test_given_axes_are_drawn_into_and_stay_in_place(kind):
     fig = Figure(figsize=(9, 4))
     left, right = fig.subplots(1, 2)
@@ -231,7 +291,10 @@ def test_given_axes_are_drawn_into_and_stay_in_place(kind):
     assert plot._repr_png_() is None and plot._ipython_display_() is None
 
 
-@pytest.mark.parametrize("kind", ["grid of 1", "2 methods", "mosaic of 4", "top inputs"])
+@pytest.mark.parametrize(
+    "kind",
+    ["grid of 1", "2 methods", "mosaic of 4", "top inputs", "time", "map of layers", "methods by pictures"],
+)
 def test_a_given_subfigure_is_drawn_into_and_keeps_its_size(kind):
     fig = Figure(figsize=(16, 8))
     left, right = fig.subfigures(1, 2)

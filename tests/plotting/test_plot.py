@@ -5,7 +5,7 @@ import pytest
 from layerlens.errors import OptionError, PlotError
 from layerlens.plotting import Plot, heatmap, layer_profile, plot
 
-from .helpers import curve, grid, images, ledger, maps, profile, ranking, relevance
+from .helpers import attribution, curve, grid, images, ledger, maps, profile, random, ranking, relevance, table
 
 
 def test_pdf_embeds_truetype_fonts_also_under_other_settings(tmp_path):
@@ -36,6 +36,25 @@ def test_dpi_sets_the_pixels_of_a_png(tmp_path):
     drawn = heatmap(images())
     with Image.open(drawn.save(tmp_path / "a.png", dpi=400)) as image:
         assert image.size[0] == 1300
+
+
+def test_fewer_colours_make_a_smaller_png_that_looks_alike(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    drawn = heatmap(images(size=96))
+    whole, few, again = (drawn.save(tmp_path / f"{k}.png", colours=k and 64).stat().st_size for k in (None, 64, 64))
+    assert few == again < whole / 2
+    first, second = (np.asarray(Image.open(tmp_path / f"{k}.png").convert("RGB"), float) for k in (None, 64))
+    assert len(np.unique(second.reshape(-1, 3), axis=0)) <= 64
+    assert np.abs(first - second).mean() < 4
+
+
+@pytest.mark.parametrize("suffix, colours", [("png", 1), ("png", 257), ("pdf", 64)])
+def test_colours_that_no_file_can_have_are_refused(tmp_path, suffix, colours):
+    with pytest.raises(OptionError, match=f"colours={colours} for a {suffix.upper()}"):
+        heatmap(images()).save(tmp_path / f"a.{suffix}", colours=colours)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_keeps_the_rights_of_the_folder_and_leaves_nothing_beside_it(tmp_path):
@@ -94,6 +113,10 @@ def test_a_notebook_shows_one_picture():
         (profile(), "profile", 1),
         (maps(1, 9, 4, 4), None, 6),
         (maps(1, 9, 4, 4), "mosaic", 6),
+        (maps(1, 9, 4, 4), "channels", 1),
+        (attribution(1, 3, tokens=[["a", "b", "c"]]), "tokens", 1),
+        (attribution(1, 9, 3, inputs=random(1, 9, 3)), "timeseries", 3),
+        (table(), None, 1),
         (ranking(), "sensitivity", 1),
         (grid(3, 4), "matrix", 1),
         (curve(), "curves", 1),
@@ -110,7 +133,8 @@ def test_options_go_to_the_figure():
 
 def test_an_unknown_kind_names_those_that_exist():
     with pytest.raises(
-        OptionError, match=r"unknown figure of a Relevance 'flows'. Closest: flow.* Known: heatmap, grid, flow, profile"
+        OptionError,
+        match=r"unknown figure of a Relevance 'flows'. Closest: flow.* Known: heatmap, grid, tokens, .*flow, profile",
     ):
         relevance().plot("flows")
 

@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
 
+from layerlens import plotting
 from layerlens.errors import OptionError, PlotError
-from layerlens.plotting import style, text
+from layerlens.plotting import curves, heatmap, style, text
+
+from .helpers import attribution, curve, images, text_outside
+
+COLOURS = style.COLOURS
+WORDS = attribution(1, 4, tokens=[["a", "word", "\n", ""]])
 
 
 def bounds(*values, signed=True, clip=100.0, vmax=None):
@@ -108,3 +116,66 @@ def test_a_shortened_name_fits_and_keeps_both_ends(limit):
 def test_the_widest_name_is_found_among_many():
     names = ["i" * 40, "W" * 20, "m" * 15, "."] * 500
     assert text.widest(names, 6) == max(text.width(name, 6) for name in set(names))
+
+
+# -- for a while -------------------------------------------------------------------------------------------------------
+
+
+def settings():
+    return {name: getattr(style, name) for name in ("TEXT", "SMALL", "COLOURS", "POSITIVE", "NEGATIVE", "SIGNED", "RC")}
+
+
+def test_a_style_changes_figures_inside_of_its_context_alone(tmp_path):
+    before = settings()
+    plain = heatmap(WORDS).save(tmp_path / "plain.png").read_bytes()
+    with plotting.style(size=11, family="DejaVu Serif", positive="#009E73", negative="black"):
+        plot = heatmap(WORDS)
+        sizes = {artist.get_fontsize() for artist in plot.fig.findobj(Text) if artist.get_text()}
+        colours = {to_hex(patch.get_facecolor()) for patch in plot.axes[0].patches}
+        inside = plot.save(tmp_path / "inside.png").read_bytes()
+    assert sizes == {10, 11} and colours == {"#009e73", "#000000"}
+    assert text_outside(plot) == []
+    assert settings() == before and heatmap(WORDS).save(tmp_path / "after.png").read_bytes() == plain
+    # a figure keeps its style when it is saved later
+    assert plot.save(tmp_path / "later.png").read_bytes() == inside != plain
+
+
+def test_colours_of_categories_and_the_signed_map():
+    with plotting.style(colours=["#111111", "#222222"], signed="PuOr"):
+        assert [line.get_color() for line in curves(curve(("a", "b"), error=False, null=False)).axes[0].lines[:2]] == [
+            "#111111",
+            "#222222",
+        ]
+        assert heatmap(images()).axes[0].images[-1].get_cmap().name == "PuOr"
+        assert style.COLOURS[2:] == COLOURS[2:]
+    assert style.COLOURS == COLOURS
+
+
+def test_styles_lie_inside_of_each_other_and_end_after_an_error():
+    before = settings()
+    with plotting.style(size=9):
+        with pytest.raises(ZeroDivisionError), plotting.style(rc={"axes.linewidth": 2.0}):
+            assert (style.TEXT, style.SMALL, style.RC["axes.linewidth"], style.RC["font.size"]) == (9, 8, 2, 9)
+            raise ZeroDivisionError
+        assert (style.TEXT, style.RC["axes.linewidth"]) == (9, 0.5)
+    assert settings() == before
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"size": 3}, "size=3 points; give 6 to 24"),
+        ({"family": "DejaVu Sant"}, "unknown font 'DejaVu Sant'. Closest: DejaVu Sans"),
+        ({"colours": []}, r"colours=\[\]; give a list"),
+        ({"colours": ["red", "reddd"]}, "colours: 'reddd' is no colour"),
+        ({"positive": "nothing"}, "positive: 'nothing' is no colour"),
+        ({"signed": "RdBuu"}, "unknown colormap 'RdBuu'. Closest: RdBu"),
+        ({"rc": {"axes.linewith": 2}}, "unknown setting of matplotlib 'axes.linewith'. Closest: axes.linewidth"),
+        ({"rc": {"axes.linewidth": "thick"}}, "rc=: "),
+    ],
+)
+def test_what_is_no_style_is_refused_and_changes_nothing(options, expected):
+    before = settings()
+    with pytest.raises(OptionError, match=expected), plotting.style(**options):
+        pass
+    assert settings() == before

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import InputError, OptionError, RecordError, TargetError, check_count, choose
+from ...errors import InputError, OptionError, RecordError, TargetError, check_count, check_seed, choose
 from ...inputs import as_inputs
 from ...layers import Selection
 from ...neurons import at_place, read_units
@@ -82,6 +82,7 @@ def receptive_field(
     """
     choose("by", by, ("nan", "change"))
     check_count("batch_size", batch_size)
+    check_seed(seed)
     given = as_inputs(x)
     tensors = given.tensors()
     name, values = next(iter(tensors.items()))

@@ -35,9 +35,13 @@ def attention_rollout(weights: AttentionWeights, *, residual: float = 0.5) -> to
         raise InputError("attention rollout needs all queries and keys; these weights hold a part of them.")
     shapes = {(tensor.shape[0], *tensor.shape[-2:]) for tensor in weights.weights.values()}
     if len(shapes) != 1 or len({size for shape in shapes for size in shape[1:]}) != 1:
+        sizes = {shape[1:] for shape in shapes}
+        listed = ", ".join(map(str, sorted(sizes)))
+        if len(sizes) == 1 and len({*next(iter(sizes))}) == 1:
+            listed += f" for {' and '.join(str(shape[0]) for shape in sorted(shapes))} rows: attention within windows"
         raise InputError(
             "attention rollout needs a stack of self-attention layers over the same tokens; these are of sizes "
-            f"{', '.join(str(shape[1:]) for shape in sorted(shapes))}. Take a part: attention_weights(..., layers)."
+            f"{listed}. Take a part: attention_weights(..., layers)."
         )
     first = next(iter(weights.weights.values()))
     wide = torch.promote_types(first.dtype, torch.float32)

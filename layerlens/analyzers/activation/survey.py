@@ -12,7 +12,7 @@ from ...axes import Axes, axes_of
 from ...errors import RecordError, SelectionError
 from ...layers import LayerPath, Layers, Selection
 from ...nested import first_tensor
-from ...probe import Probe
+from ...probe import Edits, Probe
 from ...record import Record
 
 GUESSES: dict[int, Axes] = {
@@ -44,9 +44,9 @@ class Seen:
     floating: bool = False
 
 
-def watch(model: nn.Module) -> Probe:
+def watch(model: nn.Module, edits: Edits | None = None) -> Probe:
     """A probe that notes the shape of what every layer, and the model, returns, in the order of the calls' ends."""
-    return Probe(model, lambda path, module: True, reduce=_form)
+    return Probe(model, lambda path, module: True, reduce=_form, edits=edits)
 
 
 class _Form:
@@ -70,6 +70,7 @@ def seen(model: nn.Module, record: Record) -> list[Seen]:
     an output of the same shape that does.
     """
     layers, by_shape = Layers(model), dict[tuple[int, ...], Axes]()
+    meta: dict[tuple[int, ...], torch.Tensor] = {}
     calls: list[Seen] = []
     for call in record.order:
         form: _Form | None = call.output
@@ -77,7 +78,9 @@ def seen(model: nn.Module, record: Record) -> list[Seen]:
             calls.append(Seen(call.layer, call.index, None, None))
             continue
         shape, floating = form.shape, form.floating
-        axes = _own_axes(layers[call.layer], shape)
+        if shape not in meta:
+            meta[shape] = torch.empty(shape, device="meta")
+        axes = _own_axes(layers[call.layer], meta[shape])
         if axes is not None:
             by_shape[shape] = axes
         calls.append(
@@ -86,12 +89,12 @@ def seen(model: nn.Module, record: Record) -> list[Seen]:
     return calls
 
 
-def _own_axes(module: nn.Module, shape: tuple[int, ...]) -> Axes | None:
-    if len(shape) == 4 and isinstance(module, (nn.Linear, nn.LayerNorm)):
+def _own_axes(module: nn.Module, output: torch.Tensor) -> Axes | None:
+    if output.ndim == 4 and isinstance(module, (nn.Linear, nn.LayerNorm)):
         return ("batch", "height", "width", "feature")
     if isinstance(module, (nn.Dropout, nn.Identity)):  # no axes of their own: they follow any layer
         return None
-    return axes_of(module, torch.empty(shape, device="meta"))
+    return axes_of(module, output)
 
 
 def one_layer(model: nn.Module, layer: Selection) -> LayerPath:

@@ -3,8 +3,23 @@
 from .compare import compare
 from .generalization_gap import generalization_gap
 from .geometry import geometry
+from .health import health
 from .linear_probe import linear_probe
+from .logit_lens import logit_lens
+from .nonlinearity import nonlinearity
 from .similarity import similarity
-from .watch import Watch, watch
+from .watch import watch
+from .watching import Watch
 
-__all__ = ["Watch", "compare", "generalization_gap", "geometry", "linear_probe", "similarity", "watch"]
+__all__ = [
+    "Watch",
+    "compare",
+    "generalization_gap",
+    "geometry",
+    "health",
+    "linear_probe",
+    "logit_lens",
+    "nonlinearity",
+    "similarity",
+    "watch",
+]

@@ -21,7 +21,8 @@ def gram(rows: torch.Tensor) -> torch.Tensor:
     """`(n, n)` inner products of the samples, their mean taken off, float64 on the main processor."""
     wide = rows.double()
     wide = wide - wide.mean(dim=0)
-    return (wide @ wide.T).cpu()
+    products: torch.Tensor = (wide @ wide.T).cpu()
+    return products
 
 
 def unbiased(grams: torch.Tensor) -> torch.Tensor:
@@ -36,7 +37,8 @@ def unbiased(grams: torch.Tensor) -> torch.Tensor:
     rows = k.sum(dim=-1, keepdim=True)
     k = k - (rows + rows.mT) / (n - 2) + rows.sum(dim=-2, keepdim=True) / ((n - 1) * (n - 2))
     k.diagonal(dim1=-2, dim2=-1).zero_()
-    return k.flatten(-2) / (n * (n - 3)) ** 0.5
+    vectors: torch.Tensor = k.flatten(-2) / (n * (n - 3)) ** 0.5
+    return vectors
 
 
 def biased(grams: torch.Tensor) -> torch.Tensor:
@@ -53,7 +55,8 @@ def distances(grams: torch.Tensor) -> torch.Tensor:
     d = (squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * grams).clamp_min(0).sqrt()
     above = torch.triu_indices(n, n, 1)
     pairs = d[..., above[0], above[1]]
-    return (pairs - pairs.mean(dim=-1, keepdim=True)) / pairs.shape[-1] ** 0.5
+    vectors: torch.Tensor = (pairs - pairs.mean(dim=-1, keepdim=True)) / pairs.shape[-1] ** 0.5
+    return vectors
 
 
 def nearest(count: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -70,7 +73,8 @@ def nearest(count: int) -> Callable[[torch.Tensor], torch.Tensor]:
         d.diagonal(dim1=-2, dim2=-1).fill_(float("inf"))
         k = min(count, n - 2)
         near = d.topk(k, dim=-1, largest=False).indices
-        return torch.zeros_like(d).scatter_(-1, near, 1.0).flatten(-2) / (n * k) ** 0.5
+        found: torch.Tensor = torch.zeros_like(d).scatter_(-1, near, 1.0).flatten(-2) / (n * k) ** 0.5
+        return found
 
     return marks
 

@@ -41,6 +41,7 @@ class Side:
 
     def __init__(self, reader: FeatureReader, seed: int) -> None:
         self.reader, self.seed = reader, seed
+        self.count = 0
         self.names: list[str] | None = None
         self.left_out: dict[str, str] = {}
         self.widths: dict[str, int] = {}
@@ -49,7 +50,8 @@ class Side:
 
     def read(self, inputs: Inputs) -> Rows:
         """The rows, or Gram matrices, of one batch."""
-        rows = run_once(self.reader, inputs, self.seed)
+        rows = run_once(self.reader, inputs, self.seed + self.count)
+        self.count += inputs.batch
         self.left_out.update(rows.left_out)
         return rows
 
@@ -111,7 +113,9 @@ def of_whole(pairs: Iterable[tuple[Inputs, ...]], sides: list[Side]) -> Iterator
 
 def _enough(held: tuple[Inputs, ...], sides: list[Side], start: int) -> list[Grams]:
     if held[0].batch < LEAST:
-        alone = f"samples {start} to {start + held[0].batch - 1} differ in shape from those beside them: " if start else ""
+        alone = (
+            f"samples {start} to {start + held[0].batch - 1} differ in shape from those beside them: " if start else ""
+        )
         raise InputError(
             f"{alone}{held[0].batch} sample(s) are too few, for the unbiased estimator needs {LEAST} at a time. "
             "Give more, or read one number per unit, whatever the shape: pool='mean'."
@@ -121,9 +125,7 @@ def _enough(held: tuple[Inputs, ...], sides: list[Side], start: int) -> list[Gra
 
 def _joined(first: Inputs, second: Inputs) -> Inputs | None:
     """Both as one batch; None when their samples differ in shape."""
-    singles = [
-        (inputs.rows(torch.tensor([row])), None) for inputs in (first, second) for row in range(inputs.batch)
-    ]
+    singles = [(inputs.rows(torch.tensor([row])), None) for inputs in (first, second) for row in range(inputs.batch)]
     parts = list(grouped(singles, len(singles)))
     return parts[0][0] if len(parts) == 1 else None
 

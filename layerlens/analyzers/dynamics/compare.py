@@ -21,7 +21,7 @@ from ..sensitivity.chance import shuffled
 from ..sensitivity.options import warn_left_out
 from .alike import LEAST, Sums, gram, unbiased
 from .linear_probe import INPUT, known_labels, rows_of
-from .reading import Source, Table, read_again
+from .reading import Source, Table, read_again, worth_telling
 from .readout import FOLDS, Labels, Readout, folds_of, mean_and_error
 
 SERIES = ("CKA", "CKA with an untrained twin", "change of the output", "change of the weights")
@@ -134,7 +134,7 @@ def compare(
         _one(name, own, theirs, twin, (model, second), probe, permutations, seed)
         for name in track(names, "comparing models", enabled=progress)
     ]
-    warn_left_out("compare", left_out, layers is not None)
+    warn_left_out("compare", worth_telling(left_out, layers is not None), layers is not None)
     if len(own.index) < 64:
         warnings.warn(f"compare: {len(own.index)} samples are few; read the CKA with its error and null.", stacklevel=2)
     values, error, null = (torch.stack(parts) for parts in zip(*found, strict=True))

@@ -19,7 +19,7 @@ from ...stream import Batch
 from ..features import Pool, Rows
 from ..sensitivity.options import warn_left_out
 from .linear_probe import known_labels, rows_of
-from .reading import Source, Table
+from .reading import Source, Table, worth_telling
 from .readout import Labels, Readout, as_labels, folds_of
 
 ANSWER = "(answer)"
@@ -118,7 +118,7 @@ def generalization_gap(
         first, second = (readout.projected(side.layers[name]) for side in sides)
         found.append(_one(first, second, truth, asked, halves, orders, readout))
     left_out = own.left_out | other.left_out
-    warn_left_out("generalization_gap", left_out, layers is not None)
+    warn_left_out("generalization_gap", worth_telling(left_out, layers is not None), layers is not None)
     if readout.unfinished:
         warnings.warn(
             f"generalization_gap: {readout.unfinished} fit(s) did not converge; a smaller penalty= helps.", stacklevel=2

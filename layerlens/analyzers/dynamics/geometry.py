@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -17,19 +16,8 @@ from ...progress import track
 from ...results import LayerProfile
 from ..features import FeatureReader
 from ..sensitivity.options import listed, warn_left_out
-from .reading import Source, Table, gather, labels_of
-from .shape import (
-    GROUPS,
-    compact,
-    effective_rank,
-    gaussian,
-    jackknife,
-    participation_ratio,
-    separation,
-    spread,
-    two_nearest,
-    two_nn,
-)
+from .cloud import Measured, Shape
+from .reading import Source, Table, gather, labels_of, worth_telling
 
 SERIES = ("participation ratio", "participation ratio, units alike", "effective rank", "intrinsic dimension")
 LEAST = 8
@@ -112,12 +100,14 @@ def geometry(
     if len(table.index) < LEAST:
         raise InputError(f"geometry: {len(table.index)} samples have no shape; give at least {LEAST}, better hundreds.")
     given = table_labels(labels, table)
-    shape = _Shape(given, shuffles, seed)
+    shape = Shape(given, shuffles, seed)
     found = [shape(rows.double()) for rows in track(table.layers.values(), "geometry", enabled=progress)]
     names = tuple(table.layers)
     _warn(names, found, len(table.index), table.left_out, layers is not None)
     series = (*SERIES, *(["class separation"] if given is not None else []))
-    kept = f"{len(table.index)} of {table.count} samples" if table.count > len(table.index) else f"{table.count} samples"
+    kept = (
+        f"{len(table.index)} of {table.count} samples" if table.count > len(table.index) else f"{table.count} samples"
+    )
     return LayerProfile(
         quantity="dimensions",
         layers=names,
@@ -142,9 +132,13 @@ def geometry(
             "largest unit": torch.tensor([one.largest[1] for one in found], dtype=torch.float64),
         },
         explanation=(
-            "The first three series say over how many directions a layer spreads these samples as a whole, the intrinsic "
-            "dimension how many directions the samples around one of them have"
-            + ("; the class separation is the share of the spread that lies between classes." if given is not None else "."),
+            "The first three series say over how many directions a layer spreads these samples as a whole, the "
+            "intrinsic dimension how many directions the samples around one of them have"
+            + (
+                "; the class separation is the share of the spread that lies between classes."
+                if given is not None
+                else "."
+            ),
             "All of them depend on the number of samples: a value near its null is what any cloud of that many samples "
             "and features has, and says nothing of the layer.",
         ),
@@ -164,69 +158,14 @@ def table_labels(labels: Any, table: Table) -> torch.Tensor | None:
         found = torch.tensor([names.index(str(one)) for one in table.labels or ()])
     else:
         found = labels_of(labels, table, "geometry")
-    if len(found.unique()) < 2:
+    if len(set(found.tolist())) < 2:
         raise InputError("geometry: all samples have one label, and classes need two; leave the labels out.")
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Measured:
-    values: torch.Tensor
-    error: torch.Tensor
-    null: torch.Tensor
-    features: int
-    largest: tuple[int, float]
-    twins: float
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shape:
-    """Measures one layer; the labels are `(samples,)`, or None."""
-
-    labels: torch.Tensor | None
-    shuffles: int
-    seed: int
-
-    def __call__(self, rows: torch.Tensor) -> _Measured:
-        n, features = rows.shape
-        generator = torch.Generator().manual_seed(self.seed)
-        groups = torch.randperm(n, generator=generator) % GROUPS
-        values, near = _spectra(rows), two_nearest(compact(rows))
-        dimension, fit = two_nn(near)
-        without = torch.stack([_spectra(rows[groups != group]) for group in range(min(GROUPS, n))])
-        error = torch.cat([jackknife(without), fit.reshape(1)])
-        cloud = gaussian(n, features, self.seed)
-        values_of_cloud = spread(cloud)
-        ratio, rank = participation_ratio(values_of_cloud), effective_rank(values_of_cloud)
-        null = torch.stack([ratio, ratio, rank, two_nn(two_nearest(cloud))[0]])
-        values = torch.cat([values, dimension.reshape(1)])
-        if self.labels is not None:
-            classes = self.labels
-            chance = torch.stack([classes[torch.randperm(n, generator=generator)] for _ in range(self.shuffles)])
-            parts = [separation(rows[groups != group], classes[groups != group]) for group in range(min(GROUPS, n))]
-            values = torch.cat([values, separation(rows, classes).reshape(1)])
-            error = torch.cat([error, jackknife(torch.stack(parts)).reshape(1)])
-            null = torch.cat([null, separation(rows, chance).mean().reshape(1)])
-        variance = rows.var(dim=0)
-        total = float(variance.sum())
-        largest = (int(variance.argmax()), float(variance.max()) / total if total else float("nan"))
-        return _Measured(values, error, null, features, largest, float((near[:, 0] == 0).double().mean()))
-
-
-def _spectra(rows: torch.Tensor) -> torch.Tensor:
-    """Participation ratio, that with units alike, and effective rank, `(3,)`."""
-    rows = rows - rows.mean(dim=0)
-    scale = rows.square().mean(dim=0).sqrt()
-    moving = scale > torch.finfo(torch.float32).eps * scale.max()
-    values, alike = spread(rows), spread(rows[:, moving] / scale[moving])
-    return torch.stack([participation_ratio(values), participation_ratio(alike), effective_rank(values)])
-
-
-def _warn(
-    names: tuple[str, ...], found: list[_Measured], n: int, left_out: dict[str, str], explicit: bool
-) -> None:
+def _warn(names: tuple[str, ...], found: list[Measured], n: int, left_out: dict[str, str], explicit: bool) -> None:
     """Say what would mislead."""
-    warn_left_out("geometry", left_out, explicit)
+    warn_left_out("geometry", worth_telling(left_out, explicit), explicit)
     pairs = list(zip(names, found, strict=True))
     if wide := [name for name, one in pairs if one.features > n]:
         warnings.warn(
@@ -237,15 +176,16 @@ def _warn(
     if large := [(name, one.largest) for name, one in pairs if one.features > 2 and one.largest[1] > 0.5]:
         name, (unit, share) = max(large, key=lambda pair: pair[1][1])
         warnings.warn(
-            f"geometry: one unit holds more than half of the spread of {listed([name for name, _ in large])} (unit {unit} "
-            f"of {name}: {share:.0%}), and the participation ratio is low for that alone; read it with units alike.",
+            f"geometry: one unit holds more than half of the spread of {listed([name for name, _ in large])} "
+            f"(unit {unit} of {name}: {share:.0%}), and the participation ratio is low "
+            "for that alone; read it with units alike.",
             stacklevel=3,
         )
     if flat := [name for name, one in pairs if bool(one.values[0].isnan())]:
         warnings.warn(f"geometry: {listed(flat)} is constant over the samples: NaN.", stacklevel=3)
     if twins := [name for name, one in pairs if one.twins > 0.1 and not bool(one.values[0].isnan())]:
         warnings.warn(
-            f"geometry: more than a tenth of the samples have a twin in {listed(twins)}; the intrinsic dimension is that "
-            "of the others.",
+            f"geometry: more than a tenth of the samples have a twin in {listed(twins)}; the intrinsic dimension is "
+            "that of the others.",
             stacklevel=3,
         )

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from ...errors import MissingPackage
+from ...errors import MissingPackage, OptionError
 
 if TYPE_CHECKING:
-    from .watch import Watch
+    from .watching import Watch
 
 
-def lightning_callback(watch: Watch) -> Any:
-    """A callback that turns the watch on with the fit's first optimizer, and off when it ends, also by an error.
+def lightning_callback(watch: Watch, optimizer: int = 0) -> Any:
+    """A callback that turns the watch on when a fit begins, and off when it ends, also by an error.
+
+    Args:
+        watch: of the model that is fitted.
+        optimizer: which of the fit's.
 
     Raises:
         MissingPackage: when neither `lightning` nor `pytorch_lightning` is installed.
@@ -22,16 +27,32 @@ def lightning_callback(watch: Watch) -> Any:
     class WatchLayers(base):  # type: ignore[misc, valid-type]
         """Watches the layers while the trainer fits."""
 
+        def __init__(self) -> None:
+            super().__init__()
+            self._step = 0
+
+        @property
+        def state_key(self) -> str:
+            """Of its own for each optimizer: a trainer may have a watch on every one."""
+            return f"WatchLayers[{optimizer}]"
+
         def on_train_start(self, trainer: Any, module: Any) -> None:
             """The optimizers exist from here on."""
-            watch.optimizer = _plain(trainer.optimizers[0])
+            watch.optimizer = _chosen(trainer.optimizers, optimizer)
             watch.__enter__()
 
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+            """With gradient accumulation several batches belong to one step."""
+            self._step = watch.seen
+
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
-            """Keep the loss."""
+            """Keep the loss, as the training step returned it."""
             loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-            if loss is not None:
-                watch.log(loss=loss)
+            if loss is None:
+                return
+            if module.automatic_optimization:  # Lightning has divided it by the batches of a step
+                loss = loss * trainer.accumulate_grad_batches
+            watch.log_at(self._step, loss=loss)
 
         def on_train_end(self, trainer: Any, module: Any) -> None:
             """The fit is over."""
@@ -44,9 +65,21 @@ def lightning_callback(watch: Watch) -> Any:
     return WatchLayers()
 
 
-def _plain(optimizer: Any) -> Any:
-    """The torch optimizer inside of Lightning's wrapper."""
-    return getattr(optimizer, "_optimizer", optimizer)
+def _chosen(optimizers: list[Any], index: int) -> Any:
+    """One of a trainer's optimizers.
+
+    Raises:
+        OptionError: when there is none of that number.
+    """
+    if not 0 <= index < len(optimizers):
+        raise OptionError(f"callback({index}): the trainer has {len(optimizers)} optimizer(s), counted from 0.")
+    if len(optimizers) > 1 and index == 0:
+        warnings.warn(
+            f"watch: the trainer has {len(optimizers)} optimizers, and this watch sees the steps of the first; give a "
+            "second watch's .callback(1) as well.",
+            stacklevel=4,
+        )
+    return optimizers[index]
 
 
 def _base() -> type[Any]:

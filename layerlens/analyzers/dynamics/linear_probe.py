@@ -18,7 +18,7 @@ from ...stream import Batch
 from ..features import FeatureReader, Pool, Rows
 from ..sensitivity.chance import shuffled
 from ..sensitivity.options import listed, warn_left_out
-from .reading import Source, Table, gather, read_again
+from .reading import Source, Table, gather, read_again, worth_telling
 from .readout import FEWEST, FOLDS, Labels, Readout, as_labels, folds_of, inputs_as_rows, mean_and_error
 
 INPUT = "(input)"
@@ -226,7 +226,7 @@ def _paths(table: Table) -> dict[str, None]:
 
 def _warn(table: Table, samples: int, readout: Readout, explicit: bool) -> None:
     """Say what would mislead."""
-    warn_left_out("linear_probe", table.left_out, explicit)
+    warn_left_out("linear_probe", worth_telling(table.left_out, explicit), explicit)
     if samples < SMALL:
         warnings.warn(
             f"linear_probe: {samples} samples are few; read the values with their errors and the null.", stacklevel=3
@@ -235,7 +235,7 @@ def _warn(table: Table, samples: int, readout: Readout, explicit: bool) -> None:
     if wide:
         warnings.warn(
             f"linear_probe: {listed(wide)} has more features than the {samples} samples: the penalty, and not the "
-            "layer, may decide; give more samples or pool='mean'.",
+            "layer, may decide; give more samples, or fewer features by pool=.",
             stacklevel=3,
         )
     if readout.unfinished:

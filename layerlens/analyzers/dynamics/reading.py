@@ -115,7 +115,7 @@ def distinct(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | Non
 
 
 def run_once(reader: FeatureReader, inputs: Inputs, seed: int) -> Rows:
-    """Run a reader on one batch; a model that draws numbers draws the same ones for every batch."""
+    """Run a reader on one batch; the seed is that of the numbers that the model draws."""
     with borrowed(reader.model, grad=False):
         torch.manual_seed(seed)
         return reader.read(inputs)
@@ -154,7 +154,7 @@ def gather(
         if not looked:
             reader, looked = make(distinct(model, batch.inputs, reader.forward)), True
         size = batch.inputs.batch
-        rows = run_once(reader, batch.inputs, seed)
+        rows = run_once(reader, batch.inputs, seed + count)
         features.add(rows if more is None else dataclasses.replace(rows, layers=more(batch, rows) | rows.layers))
         keys = torch.cat([keys, torch.rand(size, generator=generator, dtype=torch.float64)])
         index = torch.cat([index, torch.arange(count, count + size)])
@@ -194,3 +194,13 @@ def labels_of(given: Any, table: Table, what: str) -> torch.Tensor:
         raise InputError(f"{what}: labels must hold one name or number per sample; got {listed[0]!r} for the first.")
     names = sorted({str(one) for one in listed})
     return torch.tensor([names.index(str(listed[k])) for k in table.index.tolist()])
+
+
+def worth_telling(left_out: dict[str, str], explicit: bool) -> dict[str, str]:
+    """Of the layers without numbers, those that the caller should hear of.
+
+    Where every layer was asked for, it goes without saying that some return no floating-point tensor, or one that all
+    samples share; not so that values are not finite, or that a layer has them for some samples only.
+    """
+    telling = ("NaN", "every sample", "between samples", "some samples")
+    return {name: why for name, why in left_out.items() if explicit or any(part in why for part in telling)}

@@ -11,10 +11,13 @@ GROUPS = 10
 
 def spread(rows: torch.Tensor) -> torch.Tensor:
     """The eigenvalues of the covariance times samples, those that are not zero, of `(n, features)`; smallest first."""
+    if not rows.shape[1]:
+        return rows.new_empty(0)
     rows = rows - rows.mean(dim=0)
     square = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
     values = torch.linalg.eigvalsh(square)
-    return values[values > values.amax() * len(square) * torch.finfo(values.dtype).eps]
+    kept: torch.Tensor = values[values > values.amax() * len(square) * torch.finfo(values.dtype).eps]
+    return kept
 
 
 def participation_ratio(values: torch.Tensor) -> torch.Tensor:
@@ -23,7 +26,7 @@ def participation_ratio(values: torch.Tensor) -> torch.Tensor:
 
 
 def effective_rank(values: torch.Tensor) -> torch.Tensor:
-    """exp of the entropy of the singular values, scaled to sum to 1 (Roy & Vetterli 2007, def. 1); NaN for none."""
+    """The exponential of the entropy of the singular values, scaled to sum to 1 (Roy & Vetterli 2007, def. 1)."""
     p = values.sqrt() / values.sqrt().sum()
     return torch.special.entr(p).sum().exp() if len(values) else values.new_tensor(torch.nan)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -15,14 +14,12 @@ from ...inputs import Inputs, as_inputs
 from ...layers import Selection
 from ...results import Matrix
 from ..features import FeatureReader
-from ..sensitivity.options import listed, warn_left_out
 from .alike import Measure, Sums, biased, distances, nearest, unbiased
-from .blocks import Grams, GramReader, Side, of_rows, of_whole, side_by_side
+from .blocks import GramReader, Grams, Side, of_rows, of_whole, side_by_side
 from .reading import Source, distinct, moved
+from .similarity_words import explained, warn_of
 
 QUANTITIES = {"cka": "CKA", "rsa": "correlation of distances", "neighbors": "shared nearest neighbors"}
-ENOUGH = 64
-"""Samples below which similarities are too uncertain to be read without their errors."""
 
 
 def similarity(
@@ -51,8 +48,8 @@ def similarity(
     Each layer is a table with a row per sample, and the tables are compared by how they place the samples to each
     other, so that layers of different widths, and of different models, can be compared.
 
-    - `"cka"`: debiased linear CKA, HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), K = X X', L = Y Y' (Kornblith et al. 2019),
-      with the unbiased HSIC of Song et al. 2012, eq. 5. Over minibatches the HSICs are averaged and then divided
+    - `"cka"`: debiased linear CKA, HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), K = X X', L = Y Y' (Kornblith et al.
+      2019), with the unbiased HSIC of Song et al. 2012, eq. 5. Over minibatches the HSICs are averaged and then divided
       (Nguyen et al. 2021, eq. 2 and 3), which has the expectation of the whole set. 1 for tables that are equal up to
       rotation and scale, 0 on average for independent ones; a single value may lie a little below 0.
     - `"rsa"`: the correlation of the Euclidean distances of all pairs of samples (Kriegeskorte et al. 2008).
@@ -73,8 +70,8 @@ def similarity(
         other_layers: of that model.
         other_data: the same samples in the same order, as the second model takes them; None gives both the same.
         measure: see above.
-        debiased: whether CKA uses the unbiased HSIC. The biased one is .67 to .89 for independent tables with up to
-            twice as many features as samples.
+        debiased: whether CKA uses the unbiased HSIC. The biased one is about d / (n + d) for independent tables of n
+            samples and d features: .67 for d = 2 n, .89 for d = 8 n.
         pool: how a layer becomes a row: `"flatten"` takes all its numbers, `"mean"` each unit's mean over places,
             `"last"` its last place, or a function from `(batch, units, *places)` to `(batch, features)`. Samples of
             different shapes need one that does not depend on the number of places.
@@ -156,7 +153,7 @@ def similarity(
     if other is not None:
         left_out |= {f"other {name}": why for name, why in sides[1].left_out.items()}
     widths = [side.widths for side in sides]
-    _warn(sums, values, (names[0], names[-1]), widths, debiased, left_out, layers is not None)
+    warn_of(sums, values, (names[0], names[-1]), widths, debiased, left_out, layers is not None)
     batches = f"{sums.samples} samples in {sums.batches} minibatch{'es' * (sums.batches > 1)}"
     kind = {"cka": f"{'debiased' if debiased else 'biased'} linear CKA"}.get(measure, QUANTITIES[measure])
     return Matrix(
@@ -185,7 +182,7 @@ def similarity(
             "samples": torch.tensor(sums.samples),
             "minibatches": torch.tensor(sums.batches),
         },
-        explanation=_explanation(measure, other is not None),
+        explanation=explained(measure, other is not None),
     )
 
 
@@ -202,51 +199,3 @@ def _stacked(side: Side, grams: Grams) -> torch.Tensor:
     n = next(len(one) for one in grams.values())
     empty = torch.zeros(n, n, dtype=torch.float64)
     return torch.stack([grams.get(name, empty) for name in side.names or ()])
-
-
-def _warn(
-    sums: Sums,
-    values: torch.Tensor,
-    names: tuple[list[str], list[str]],
-    widths: list[dict[str, int]],
-    debiased: bool,
-    left_out: dict[str, str],
-    explicit: bool,
-) -> None:
-    """Say what would mislead."""
-    warn_left_out("similarity", left_out, explicit)
-    n = sums.samples
-    if n < ENOUGH:
-        warnings.warn(f"similarity: {n} samples are few; read the errors and the null, or give 64 or more.", stacklevel=3)
-    if not debiased:
-        size = n // sums.batches
-        wide = [name for known in widths for name, width in known.items() if 2 * width >= size]
-        if wide:
-            warnings.warn(
-                f"similarity: with {size} samples in a minibatch the biased CKA of {listed(wide)} is high for anything "
-                "(see the null); use debiased=True.",
-                stacklevel=3,
-            )
-    flat = [name for name, row in zip(names[0], values.isnan().all(dim=1).tolist(), strict=True) if row]
-    flat += [name for name, column in zip(names[1], values.isnan().all(dim=0).tolist(), strict=True) if column]
-    if flat:
-        warnings.warn(
-            f"similarity: {listed(list(dict.fromkeys(flat)))} does not tell these samples apart (it is constant, or too "
-            "few samples differ), so it is like nothing: NaN.",
-            stacklevel=3,
-        )
-
-
-def _explanation(measure: str, two: bool) -> tuple[str, str]:
-    means = {
-        "cka": "Each value says how alike two layers place the samples to each other, up to rotation and scale: 1 is the "
-        "same arrangement, 0 is what unrelated layers have on average.",
-        "rsa": "Each value is the correlation, between two layers, of the distances of all pairs of samples.",
-        "neighbors": "Each value is the share of a sample's nearest samples in one layer that are nearest in the other "
-        "as well; unrelated layers share the null.",
-    }[measure]
-    return means, (
-        "Alike does not mean doing the same or being as good: a few directions of large spread set the value, and first "
-        "layers are alike even with an untrained twin"
-        + (", so compare with that too." if two else "; compare with one by other=.")
-    )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ...errors import OptionError
 from ...results import TrainingHistory
 
 EXPLANATION = (
@@ -40,9 +41,17 @@ class TrainingRecord:
         self.steps.append(step)
         self._rows.append(rows)
 
-    def log(self, name: str, step: int, value: float) -> None:
-        """Take a number of the training loop."""
-        self._logged.setdefault(name, []).append((step, value))
+    def log(self, name: str, step: int, value: Any) -> None:
+        """Take a number of the training loop.
+
+        Raises:
+            OptionError: when it is no single number.
+        """
+        try:
+            number = float(value.detach() if isinstance(value, torch.Tensor) else value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise OptionError(f"log({name}=...) takes one number, got {value!r}.") from error
+        self._logged.setdefault(name, []).append((step, number))
 
     def history(self, *, method: str, settings: dict[str, Any], checks: dict[str, torch.Tensor]) -> TrainingHistory:
         """All of it so far."""

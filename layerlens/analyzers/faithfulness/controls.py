@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -50,11 +50,19 @@ def later(leaf: Leaf, seed: int) -> torch.Tensor:
 
 def controls_for(leaf: Leaf) -> dict[str, Callable[[Leaf, int], torch.Tensor]]:
     """The controls that fit a leaf, by name."""
-    if leaf.layer is not None:
+    if leaf.layer is not None and leaf.value.ndim == 3:
         return {"random": random, "later": later}
     if leaf.value.ndim == 4 and min(leaf.value.shape[2:]) > 2:
         return {"random": random, "sobel": sobel, "centre": centre}
     return {"random": random, "magnitude": magnitude}
+
+
+def control_maps(leaves: Mapping[str, Leaf], seed: int) -> dict[str, dict[str, torch.Tensor]]:
+    """The controls of all leaves, by name, each a map by leaf: those of its kind for one leaf, random for several."""
+    if len(leaves) == 1:
+        ((name, leaf),) = leaves.items()
+        return {control: {name: make(leaf, seed)} for control, make in controls_for(leaf).items()}
+    return {"random": {name: random(leaf, seed + place) for place, (name, leaf) in enumerate(leaves.items())}}
 
 
 def _places(leaf: Leaf) -> list[int]:

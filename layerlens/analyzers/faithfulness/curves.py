@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import OptionError, TargetError, check_count
+from ...errors import OptionError, TargetError, check_count, check_seed
 from ...progress import track
 from ...results import FaithfulnessCurve
 from ...softmaxed import probability
@@ -123,6 +123,7 @@ def curve(
 ) -> FaithfulnessCurve:
     """The curve of one map with one fill."""
     check_count("steps", steps)
+    check_seed(seed)
     shares = torch.arange(steps + 1).double() / steps
     with removal(
         model, x, target, fill, features=features, measure=measure, batch_size=batch_size, forward=forward

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import InputError, OptionError, choose
+from ...errors import InputError, OptionError, check_seed, choose
 from ...inputs import as_inputs
 from ...progress import track
 from ...results import Attribution, Leaderboard
@@ -18,7 +18,7 @@ from ...target import Spec, as_target
 from ..saliency import saliency
 from ..saliency.differentiate import BatchSize
 from ..score import Scorer
-from .controls import controls_for
+from .controls import control_maps
 from .metrics import METRICS, Trial
 from .places import Given
 
@@ -35,6 +35,7 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     fills: Sequence[Any] | None = None,
     masks: torch.Tensor | None = None,
+    groups: Sequence[Any] | None = None,
     steps: int = 32,
     measure: str = "auto",
     controls: bool = True,
@@ -58,9 +59,12 @@ def evaluate(
         fills: what stands in removed places, each as `baseline` in `integrated_gradients`; None for the mean colour and
             a blur of images, zero for anything else.
         masks: where the object is, bool `(batch, *places)`, for the metrics of localization.
+        groups: which samples are alike (crops of a picture, frames of a film), a name or number for each; intervals are
+            then over groups. None where each sample stands for itself.
         steps: of the curves.
         measure: as in `insertion`.
-        controls: whether random, edge and centre maps take part (random and size, or place, where x is no image).
+        controls: whether random, edge and centre maps take part (random and size, or place, where x is no image;
+            random alone where it is several inputs).
         seed: of everything random.
         batch_size: rows in one forward pass.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
@@ -69,12 +73,12 @@ def evaluate(
         A `Leaderboard`, methods sorted by its first metric.
 
     Raises:
-        InputError: when a map does not fit the input.
+        InputError: when a map does not fit the input, or there is not one group for each sample.
         OptionError: when a metric is unknown, or lacks what it needs.
         TargetError: when the target does not fit the output.
 
     Warns:
-        UserWarning: when an attribution is of another target, or there is one sample and so no interval.
+        UserWarning: when an attribution is of another target, or there is one sample, or one group, and so no interval.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
@@ -82,6 +86,7 @@ def evaluate(
         >>> board.metrics
         ('insertion - deletion', 'insertion (zero)', 'deletion (zero)')
     """
+    check_seed(seed)
     names = tuple(metrics) if metrics is not None else DEFAULT
     if metrics is None and masks is not None:
         names += ("pointing_game", "relevance_mass", "relevance_rank")
@@ -93,17 +98,20 @@ def evaluate(
         scorer = Scorer(model, inputs, as_target(target), forward=forward)
         with torch.no_grad():
             scorer({name: leaf.value for name, leaf in scorer.leaves.items()})
-    aim, leaf = scorer.target, next(iter(scorer.leaves.values()))
-    if len(scorer.rows) == 1:
-        warnings.warn("one sample gives no interval: a difference between methods may be chance.", stacklevel=2)
+    aim = scorer.target
+    alike = _groups(groups, len(scorer.rows))
+    if len(scorer.rows) == 1 or (alike is not None and len(set(alike)) == 1):
+        what = "sample" if len(scorer.rows) == 1 else "group"
+        warnings.warn(f"one {what} gives no interval: a difference between methods may be chance.", stacklevel=2)
     given, functions = _maps(model, inputs, attributions, aim, forward)
-    own = controls_for(leaf) if controls and len(scorer.leaves) == 1 else {}
+    own = control_maps(scorer.leaves, seed) if controls else {}
     for name, control in own.items():
         if name in given:
             raise OptionError(f"a method is called {name!r}, as a control is: rename it, or give controls=False.")
-        given[name] = control(leaf, seed)
+        given[name] = control if len(control) > 1 else next(iter(control.values()))
     if fills is None:
-        fills = ("mean", "blur") if leaf.is_input and leaf.value.ndim == 4 else ("zero",)
+        images = all(leaf.is_input and leaf.value.ndim == 4 for leaf in scorer.leaves.values())
+        fills = ("mean", "blur") if images else ("zero",)
     trial = Trial(model, inputs, aim, tuple(fills), masks, steps, measure, seed, batch_size, forward, functions)
     columns = [column for metric in names for column in METRICS[metric].columns(metric, trial)]
     rows = []
@@ -128,7 +136,18 @@ def evaluate(
         controls=tuple(own),
         target=aim.label,
         settings={"fills": [str(fill) for fill in fills], "steps": steps, "measure": measure, "seed": seed},
+        groups=alike,
     )
+
+
+def _groups(groups: Sequence[Any] | None, count: int) -> tuple[str, ...] | None:
+    """The group of each sample by name."""
+    if groups is None:
+        return None
+    given = groups.tolist() if isinstance(groups, torch.Tensor) else list(groups)
+    if len(given) != count:
+        raise InputError(f"groups= names {len(given)} group(s) for {count} sample(s): give one for each.")
+    return tuple(map(str, given))
 
 
 def _maps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +12,10 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import InputError, OptionError, check_count
+from ...errors import InputError, OptionError, check_count, check_seed
 from ...inputs import as_inputs
 from ...results import Attribution
-from ...target import Spec, as_target
+from ...target import Spec, Target, as_target
 from ..saliency.differentiate import BatchSize
 from ..saliency.perturbation.coalitions import Coalitions
 from ..score import Scorer
@@ -63,6 +64,7 @@ def infidelity(
         tensor(True)
     """
     check_count("samples", samples)
+    check_seed(seed)
     if not noise > 0:
         raise OptionError(f"noise must be above 0, got {noise!r}.")
     from captum.metrics import infidelity as captum_infidelity
@@ -129,6 +131,7 @@ def max_sensitivity(
         tensor([0., 0.], dtype=torch.float64)
     """
     check_count("samples", samples)
+    check_seed(seed)
     if not radius > 0:
         raise OptionError(f"radius must be above 0, got {radius!r}.")
     from captum.metrics import sensitivity_max
@@ -162,14 +165,14 @@ def max_sensitivity(
     return torch.as_tensor(found).detach().double()
 
 
-def _for_row(scorer: Scorer, row: int) -> Callable[[Any], torch.Tensor]:
-    """The target of one sample of the batch, for a batch of that sample."""
+def _for_row(scorer: Scorer, row: int) -> Target:
+    """The target of one sample of the batch, for that sample and copies of it."""
     target = scorer.target
 
-    def own(output: Any) -> torch.Tensor:
-        return target.function(output, torch.tensor([row], device=scorer.rows.device))
+    def own(output: Any, rows: torch.Tensor) -> torch.Tensor:
+        return target.function(output, torch.full_like(rows, row))
 
-    return own
+    return dataclasses.replace(target, function=own, each=None)
 
 
 def _single(scorer: Scorer, what: str) -> tuple[str, torch.Tensor]:

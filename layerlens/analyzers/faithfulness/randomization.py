@@ -11,7 +11,7 @@ from torch import nn
 
 from ...borrow import borrowed
 from ...capturing import capture
-from ...errors import InputError, OptionError
+from ...errors import InputError, OptionError, check_seed
 from ...inputs import as_inputs
 from ...layers import Selection
 from ...progress import track
@@ -72,6 +72,7 @@ def cascading_randomization(
             found = method(model, inputs, target=aim, forward=forward, **options)
         return found.tensor.flatten(1)
 
+    check_seed(seed)
     aim = as_target(target)
     with borrowed(model, grad=False), torch.no_grad():
         aim = aim.resolve(inputs.run(model, forward))
@@ -101,7 +102,7 @@ def cascading_randomization(
         values=values.mean(dim=2),
         units="1",
         signed=True,
-        method=f"cascading randomization of {method if isinstance(method, str) else method.__name__}",
+        method=f"cascading randomization of {_name(method)}",
         settings={"seed": seed, "target": aim.label, **options},
         series=("values", "absolute values"),
         error=values.std(dim=2) / batch**0.5 if batch > 1 else None,
@@ -128,3 +129,9 @@ def _randomize(parameter: nn.Parameter, generator: torch.Generator, path: str) -
         spread = own.std() if own.numel() > 1 else own.abs().sum()
         drawn = torch.randn(own.shape, generator=generator, dtype=torch.float64).to(own.device)
         parameter.copy_((own.mean() + spread * drawn).to(parameter))
+
+
+def _name(method: str | Callable[..., Attribution]) -> str:
+    """A method's name, also that of a partial function."""
+    inner = getattr(method, "func", method)
+    return inner if isinstance(inner, str) else getattr(inner, "__name__", type(inner).__name__)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import InputError, check_count
+from ...errors import InputError, check_count, check_seed
 from ...inputs import Inputs, as_inputs
 from ...layers import Selection
 from ...results import GroupComparison, GroupEffects, LayerProfile
@@ -94,6 +94,7 @@ def compare_groups(
         (torch.Size([1, 4]), True)
     """
     check_count("permutations", permutations)
+    check_seed(seed)
     aim = None if isinstance(target, str) and target == "label" else as_target(target)
     gatherer = Gatherer(model, layers, method, dict(options or {}), aim, forward, classes=False)
     stream = {"size": batch_size, "batched": batched, "read": read, "progress": progress}

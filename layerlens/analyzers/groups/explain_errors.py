@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ...errors import InputError, check_count, choose
+from ...errors import InputError, check_count, check_seed, choose
 from ...inputs import Inputs, as_inputs
 from ...layers import Selection
 from ...results import ErrorExplanation
@@ -82,6 +82,7 @@ def explain_errors(
         [(0, 1, 26)]
     """
     check_count("permutations", permutations)
+    check_seed(seed)
     if within is not None:
         choose("stratum", within, ("label", "predicted"))
     aim = None if isinstance(target, str) and target == "label" else as_target(target)

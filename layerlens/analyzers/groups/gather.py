@@ -135,6 +135,8 @@ def _shares(found: Attribution, batch: int) -> dict[str, tuple[torch.Tensor, Axe
         unit = next((axes.index(one) for one in ("channel", "feature") if one in axes), None)
         if unit is not None and values.ndim > 2:
             part, axes = part.sum(dim=unit), (*axes[:unit], *axes[unit + 1 :])
+        if part.ndim == 1:  # one value for each sample
+            part, axes = part.unsqueeze(1), (*axes, "feature")
         shares[name] = (_cells(part).cpu(), axes[1:])
     return shares
 

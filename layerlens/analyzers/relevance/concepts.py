@@ -52,6 +52,7 @@ def rank_concepts(
     Source: Achtibat et al. 2023, Nature Machine Intelligence 5, eq. 4: the sum of the relevance of a channel.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> len(rank_concepts(net, torch.ones(1, 2), "1", target=0))
         3
@@ -96,6 +97,7 @@ def concept_relevance(
     Source: Achtibat et al. 2023, conditional relevance attributions.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> concept_relevance(net, torch.ones(1, 2), "1", units=[0, 2], target=0).values.shape
         torch.Size([2, 2])

@@ -13,9 +13,12 @@ from ...layers import Selection
 from ...results import Relevance
 from ...target import Spec
 from ..methods import method
+from ..warn import warn_of_zeros
 from .conditions import Units
 from .rulebook import Rulebook
 from .sweep import Propagation
+
+CONSTANT = "all of the score is booked with the additive constants (units that are off, or an input of zeros)"
 
 
 @method(
@@ -69,8 +72,13 @@ def relevance(
         RelevanceError: when no relevance can reach the input.
         UnknownOperation: under `strict`.
 
+    Warns:
+        UserWarning: when the ledger does not close, the model detaches a signal, or the values of a sample are zero
+            everywhere.
+
     Example:
         >>> import torch
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> result = relevance(net, torch.ones(1, 3), target=1)
         >>> bool(result.ledger.relative.max() < 1e-5)
@@ -82,6 +90,9 @@ def relevance(
             forward=forward,
         )  # fmt: skip
         (result,) = propagation.results()
+    if through is None:
+        values = result.values if isinstance(result.values, dict) else {"": result.values}
+        warn_of_zeros(values, "relevance", CONSTANT)
     return result
 
 
@@ -119,6 +130,7 @@ def relevance_by_target(
 
     Example:
         >>> import torch
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> [result.target for result in relevance_by_target(net, torch.ones(1, 3), targets=[0, 1])]
         ['class 0', 'class 1']

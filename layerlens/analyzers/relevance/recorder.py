@@ -70,11 +70,13 @@ class Recorder(TorchFunctionMode):
 
     Args:
         graph: knows which tensors carry relevance.
+        noting: whether to note what is seen; False only gives writes into views, and the steps of recurrent layers,
+            nodes of their own.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, noting: bool = True) -> None:
         super().__init__()
-        self.graph, self.notes = graph, Notes()
+        self.graph, self.notes, self._noting = graph, Notes(), noting
 
     def __torch_function__(
         self, function: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -87,6 +89,8 @@ class Recorder(TorchFunctionMode):
             with torch.autograd.graph.saved_tensors_hooks(_same, _same):
                 return self._call(function, args, kwargs)
         result = self._call(function, args, kwargs)
+        if not self._noting:
+            return result
         known = self.notes.detached
         cut = function is torch.Tensor.detach and self.graph.carries(args[0])
         if cut or (known and any(id(part) in known for part in _flat(args))):
@@ -101,7 +105,7 @@ class Recorder(TorchFunctionMode):
             return args[0].copy_(self._call(*rewritten))
         if function is torch.Tensor.__setitem__:
             return self._write(*args)
-        note = FUNCTIONS.get(function)
+        note = FUNCTIONS.get(function) if self._noting else None
         if note is not None:
             seen = _before_overwriting(self.graph, note, function, args)
             result = function(*args, **kwargs)
@@ -109,9 +113,9 @@ class Recorder(TorchFunctionMode):
             if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
                 note(self.notes, tensor.grad_fn._sequence_nr(), self.graph, tensor, *seen, **kwargs)
             return result
-        if function in RECURRENT or function in WATCHED:
+        if function in RECURRENT or (self._noting and function in WATCHED):
             return self._inside(function, args, kwargs)
-        if isinstance(function, types.FunctionType) and function not in _PLAIN:
+        if self._noting and isinstance(function, types.FunctionType) and function not in _PLAIN:
             return self._inside(function, args, kwargs)
         return function(*args, **kwargs)
 
@@ -125,7 +129,7 @@ class Recorder(TorchFunctionMode):
             return
         before = tensor.detach().clone() if tensor.grad_fn is None and tensor.is_floating_point() else None
         tensor[index] = value
-        if tensor.grad_fn is None:
+        if tensor.grad_fn is None or not self._noting:
             return
         number = tensor.grad_fn._sequence_nr()
         put(self.notes, number, self.graph, value, 1, "constant written", lambda gradient: gradient[index])
@@ -137,7 +141,7 @@ class Recorder(TorchFunctionMode):
         """Call `function` watched operation by operation, and in primitives where a fused kernel would hide them."""
         start = nodes_made()
         primitive = primitive_kernels() if function in RECURRENT else contextlib.nullcontext()
-        with primitive, _Inside(self.graph, self.notes):
+        with primitive, _Inside(self.graph, self.notes) if self._noting else contextlib.nullcontext():
             result = function(*args, **kwargs)
         if function in RECURRENT or function is F.multi_head_attention_forward:
             self.notes.time_major.append(range(start, nodes_made()))

@@ -80,6 +80,8 @@ def _baseline(scorer: Scorer, name: str, leaf: Leaf, spec: Any) -> torch.Tensor:
             "that broadcasts to the input, or a dict of those by input name."
         )
     given = torch.as_tensor(spec, device=value.device)
+    if given.is_floating_point() and not bool(given.isfinite().all()):
+        raise OptionError(f"the baseline of input {name!r} holds NaN or infinity; every number made from it would too.")
     if leaf.layer is None:
         return _broadcast(given.to(value.dtype), value, name)
     if given.is_floating_point():

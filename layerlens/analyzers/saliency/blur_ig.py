@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +72,8 @@ def blur_ig(
         TargetError: when the target does not fit the output, or no gradient reaches the input.
 
     Warns:
-        UserWarning: when the tolerance is not reached, or the values of a sample are zero everywhere.
+        UserWarning: when one of several inputs cannot be blurred, the tolerance is not reached, or the values of a
+            sample are zero everywhere.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2))
@@ -92,6 +94,13 @@ def blur_ig(
             raise InputError(
                 f"blur_ig needs an input with places next to each other: an image, a volume, video or a series; got "
                 f"{listed}. integrated_gradients takes any."
+            )
+        still = [name for name in ends if not axes[name]]
+        if still:
+            warnings.warn(
+                f"blur_ig: input {', '.join(map(repr, still))} has no places next to each other, so it is not blurred "
+                "and gets zeros: its part of the score is not explained. integrated_gradients explains all inputs.",
+                stacklevel=2,
             )
         score, batch = first_score(scorer, ends, batch_size)
 

@@ -25,10 +25,15 @@ def check_path_options(steps: int, tolerance: float, max_steps: int) -> None:
 
 
 def scores_at(scorer: Scorer, values: Leaves, batch: int) -> torch.Tensor:
-    """The scores `(batch,)` of the samples with `values` in the place of the leaves, `batch` at once."""
+    """The scores `(batch,)` of the samples with a baseline in the place of the leaves, `batch` at once.
+
+    Raises:
+        TargetError: when one is not finite.
+    """
     with torch.no_grad():
         chunks = torch.split(scorer.rows, batch)
-        return torch.cat([scorer({name: value[rows] for name, value in values.items()}, rows) for rows in chunks])
+        found = [scorer({name: value[rows] for name, value in values.items()}, rows) for rows in chunks]
+    return scorer.check_bottom(torch.cat(found))
 
 
 def until_complete(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import OptionError, choose
+from ...errors import check_seed, choose
 from ...layers import Selection
 from ...progress import track
 from ...results import Attribution
@@ -64,12 +64,12 @@ def deep_shap(
         UserWarning: as `deep_lift`.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> deep_shap(net, torch.ones(1, 3), target=1, baselines=torch.zeros(2, 3)).tensor.shape
         torch.Size([1, 3])
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise OptionError(f"seed must be a whole number, got {seed!r}.")
+    check_seed(seed)
     choose("rule", rule, RULES)
     with borrowed(model):
         freeze(model)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from ...borrow import modules_of, parameters_of
 from ...errors import TargetError, check_count
+from ...layers import LayerPath
+from ...nested import named_tensors
+from ...probe import Probe
 from ..score import Scorer, backward_pass
+from ..warn import warn_of_zeros as warn_of_zeros
 
 Leaves = dict[str, torch.Tensor]
 BatchSize = int | Literal["auto"]
@@ -21,12 +25,20 @@ MEMORY = 2**30
 SMALL = 2**24
 """Bytes of saved activations that are never worth splitting."""
 
-AT_ONCE = {"cpu": 8}
+AT_ONCE = {"cpu": 32}
 """Samples in one pass by kind of device: a processor gains nothing from more; others run 64."""
 
 REUSED = 2**25
-"""Bytes of the largest activation of a pass on a processor: larger blocks come fresh from the system each time, page by
+"""Bytes of most activations of a gradient on a processor: larger blocks come fresh from the system each time, page by
 page (32 MiB is the most that glibc's allocator keeps). EfficientNet-Lite0: 15 ms per gradient below, 18 to 25 above."""
+
+PASSING = 2**24
+"""The same for a forward pass alone. It frees each activation soon, and glibc gives back what lies free beyond 64 MiB,
+about four blocks: input and output of a layer, and its kernel's copies of both. EfficientNet-Lite0: 21 ms per sample
+with two at once, 35 with eight."""
+
+ROUND = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Batches that are taken: others are slower in some kernels."""
 
 
 def freeze(model: nn.Module) -> None:
@@ -34,7 +46,7 @@ def freeze(model: nn.Module) -> None:
 
     Linear layers then save no inputs: a ViT keeps 37 % fewer bytes; a convolution net keeps as many.
     """
-    for parameter in model.parameters():
+    for parameter in parameters_of(modules_of(model)):
         if parameter.requires_grad:
             parameter.requires_grad_(False)
 
@@ -76,11 +88,21 @@ def gradients(
     }
 
 
-def first_score(scorer: Scorer, values: Leaves, batch_size: BatchSize) -> tuple[torch.Tensor, int]:
+def first_score(
+    scorer: Scorer, values: Leaves, batch_size: BatchSize, *, gradient: bool = True
+) -> tuple[torch.Tensor, int]:
     """The scores of the batch as it is, and how many samples to run at once.
 
-    `"auto"` reads what autograd saves for a sample: as many samples as fit `MEMORY`, at most `AT_ONCE` of the device
-    and with no tensor above `REUSED`, unless all of it is small.
+    `"auto"` reads the bytes that this pass makes, so that the same call takes the same batches, and gives the same
+    bits, every time: as many samples as fit `MEMORY`, at most `AT_ONCE` of the device, and on a processor with most
+    activations below `REUSED` (`PASSING` without gradients), unless all of them are small. Those bounds are where the
+    measured time per sample of convolutional nets, transformers and recurrent nets stops falling, or rises.
+
+    Args:
+        scorer: scores a borrowed model.
+        values: the leaves as they are.
+        batch_size: samples in one pass, or `"auto"`.
+        gradient: whether the passes to come are gradients, whose activations are kept, or forward passes alone.
 
     Raises:
         OptionError: when the batch size is neither `"auto"` nor a positive number.
@@ -89,24 +111,46 @@ def first_score(scorer: Scorer, values: Leaves, batch_size: BatchSize) -> tuple[
         check_count("batch_size", batch_size, also="'auto'")
         with torch.no_grad():
             return scorer(values), int(batch_size)
+    count, measured = len(scorer.rows), _saved if gradient else _made
     limit = AT_ONCE.get(scorer.rows.device.type, 64)
-    count = len(scorer.rows)
+    _keep_what_is_freed()
     if count <= limit:  # the one forward pass that is needed anyway
-        score, saved, largest = _measured(scorer, values, None)
-        saved, largest = saved / count, largest / count
+        score, sizes = measured(scorer, values, None)
     else:
         with torch.no_grad():
             score = scorer(values)
-        one = {name: value[:1] for name, value in values.items()}
-        _, saved, largest = _measured(scorer, one, scorer.rows[:1])
-    saved, largest = max(saved, 1.0), max(largest, 1.0)
+        _, sizes = measured(scorer, {name: value[:1] for name, value in values.items()}, scorer.rows[:1])
+        count = 1
+    total, largest = max(1.0, sum(sizes) / count), max([1, *sizes]) / count
     if scorer.rows.device.type == "cpu":
-        limit = min(limit, int(REUSED / largest))
-    return score, max(1, min(int(MEMORY / saved), max(limit, int(SMALL / saved)), 1024))
+        room = (REUSED if gradient else PASSING) * count / _usual(sizes)
+        limit = max((size for size in ROUND if size <= min(limit, room)), default=1)
+    held = total if gradient else 4 * largest  # of a forward pass: a layer's input and output, and its kernel's copies
+    return score, max(1, min(int(MEMORY / held), max(limit, int(SMALL / total)), 1024))
 
 
-def _measured(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tuple[torch.Tensor, float, float]:
-    """The scores, the bytes of the activations that autograd would save, no parameters, and those of the largest."""
+def _keep_what_is_freed() -> None:
+    """Let glibc keep the blocks that a pass frees for the next one.
+
+    It hands blocks back to the system, to fetch them again page by page, from the size of the largest one on that it
+    has seen freed, 32 MiB at most. So one is freed here, which nothing was written to. In a process that had freed
+    none so large, EfficientNet-Lite0 took 41 ms for a forward pass before this and 30 ms after.
+    """
+    torch.empty(REUSED - 2**16, dtype=torch.uint8)
+
+
+def _usual(sizes: list[int]) -> int:
+    """The size that an eighth of all bytes exceed: one large activation, such as all logits of a text, is no matter."""
+    rest = sum(sizes) / 8
+    for size in sorted(sizes, reverse=True):
+        rest -= size
+        if rest < 0:
+            return size
+    return 1
+
+
+def _saved(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
+    """The scores, and the bytes of each activation that autograd would save; no parameters."""
     held = [*scorer.model.parameters(), *scorer.model.buffers()]
     own = {tensor.untyped_storage().data_ptr() for tensor in held if tensor.layout is torch.strided}
     saved: dict[int, torch.UntypedStorage] = {}
@@ -123,8 +167,23 @@ def _measured(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tupl
     start = {name: value.detach().requires_grad_() for name, value in values.items()}
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         score = scorer(start, rows).detach()
-    sizes = [storage.nbytes() for storage in saved.values()]
-    return score, float(sum(sizes)), float(max(sizes, default=0))
+    return score, [storage.nbytes() for storage in saved.values()]
+
+
+def _made(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
+    """The scores, and the bytes of the largest tensor that each call of an innermost layer takes or returns."""
+    taken: list[int] = []
+    returned: list[int] = []
+
+    def note(sizes: list[int]) -> Callable[[Any], None]:
+        return lambda given: sizes.append(max((tensor.nbytes for _, tensor in named_tensors(given)), default=0))
+
+    def innermost(path: LayerPath, module: nn.Module) -> bool:
+        return not next(module.children(), None)
+
+    with torch.no_grad(), Probe(scorer.model, innermost, inputs=note(taken), reduce=note(returned)):
+        score = scorer(values, rows)
+    return score, [max(pair) for pair in zip(taken, returned, strict=True)]
 
 
 def completeness_gap(values: Mapping[str, torch.Tensor], score: torch.Tensor, bottom: torch.Tensor) -> torch.Tensor:
@@ -134,15 +193,3 @@ def completeness_gap(values: Mapping[str, torch.Tensor], score: torch.Tensor, bo
     rounding = 100 * torch.finfo(score.dtype).eps * torch.maximum(score.double().abs(), bottom.double().abs())
     tiny = torch.finfo(torch.float64).tiny
     return (total - change).abs() / torch.maximum(change.abs(), rounding).clamp_min(tiny)
-
-
-def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str) -> None:
-    """Warn when the values of some sample are zero everywhere: an empty map means a dead path, not 'unimportant'."""
-    empty = torch.stack([value.reshape(len(value), -1).eq(0).all(dim=1) for value in values.values()]).all(dim=0)
-    if bool(empty.any()):
-        listed = ", ".join(map(str, empty.nonzero().flatten().tolist()[:8]))
-        warnings.warn(
-            f"{method}: the values of sample(s) {listed} are zero everywhere, so they explain nothing: the score does "
-            "not change with the input there (units that are off or saturated, or a step that is flat).",
-            stacklevel=4,
-        )

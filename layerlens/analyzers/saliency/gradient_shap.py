@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import OptionError, check_count
+from ...errors import check_count, check_seed
 from ...layers import Selection
 from ...progress import track
 from ...results import Attribution
@@ -78,8 +78,7 @@ def gradient_shap(
         tensor([[ 3., -3.]])
     """
     check_count("samples", samples)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise OptionError(f"seed must be a whole number, got {seed!r}.")
+    check_seed(seed)
     with borrowed(model):
         freeze(model)
         scorer = Scorer(model, x, target, where=where, forward=forward)
@@ -92,16 +91,17 @@ def gradient_shap(
         total = {name: torch.zeros_like(end, dtype=torch.float64) for name, end in ends.items()}
         squares = {name: torch.zeros_like(part) for name, part in total.items()}
         bottom = torch.zeros(len(scorer.rows), dtype=torch.float64, device=scorer.rows.device)
-        for start, ways in zip(track(starts, "gradient_shap"), points, strict=True):
-            with torch.no_grad():
-                for rows in torch.split(scorer.rows, batch):
-                    own = scorer({name: part[rows] for name, part in start.items()}, rows)
-                    bottom[rows] += own.double() / len(starts)
-            for rows in torch.split(scorer.rows, batch):
-                for own_ways in torch.split(ways, max(1, batch // len(rows))):
-                    for name, part in _parts(scorer, ends, start, rows, own_ways).items():
-                        total[name][rows] += part.sum(dim=0)
-                        squares[name][rows] += part.square().sum(dim=0)
+        for rows in torch.split(scorer.rows, batch):
+            together = max(1, batch // len(rows))
+            for own in torch.split(torch.arange(len(starts)), together):
+                values = {name: part.flatten(0, 1) for name, part in _stacked(starts, own, rows).items()}
+                with torch.no_grad():
+                    found = scorer(values, rows.repeat(len(own)))
+                bottom[rows] += found.double().reshape(len(own), len(rows)).sum(dim=0) / len(starts)
+            for own in track(torch.split(torch.arange(points.numel()), together), "gradient_shap"):
+                for name, part in _parts(scorer, ends, starts, rows, own // each, points.flatten()[own]).items():
+                    total[name][rows] += part.sum(dim=0)
+                    squares[name][rows] += part.square().sum(dim=0)
         count = each * len(starts)
         means = {name: part / count for name, part in total.items()}
         errors = {
@@ -119,15 +119,22 @@ def gradient_shap(
         )
 
 
-def _parts(scorer: Scorer, ends: Leaves, start: Leaves, rows: torch.Tensor, ways: torch.Tensor) -> Leaves:
-    """(x - x') dS/dx at each point of the way, `(points, rows, ...)` by leaf, in float64."""
-    count = len(ways)
+def _stacked(starts: list[Leaves], chosen: torch.Tensor, rows: torch.Tensor) -> Leaves:
+    """The samples `rows` of the chosen references, `(chosen, rows, ...)` by leaf."""
+    return {name: torch.stack([starts[place][name][rows] for place in chosen.tolist()]) for name in starts[0]}
+
+
+def _parts(
+    scorer: Scorer, ends: Leaves, starts: list[Leaves], rows: torch.Tensor, chosen: torch.Tensor, ways: torch.Tensor
+) -> Leaves:
+    """(x - x') dS/dx at points, each on the way from its reference, `(points, rows, ...)` by leaf, in float64."""
+    wide = {name: start.double() for name, start in _stacked(starts, chosen, rows).items()}
     mixed = {}
     for name, end in ends.items():
         own = ways.to(end.device).reshape(-1, *[1] * end.ndim)
-        mixed[name] = torch.lerp(start[name][rows].double(), end[rows].double(), own).flatten(0, 1).to(end.dtype)
-    slopes = gradients(scorer, mixed, rows.repeat(count))[1]
+        mixed[name] = torch.lerp(wide[name], end[rows].double(), own).flatten(0, 1).to(end.dtype)
+    slopes = gradients(scorer, mixed, rows.repeat(len(ways)))[1]
     return {
-        name: slope.double().reshape(count, len(rows), *slope.shape[1:]) * (ends[name] - start[name])[rows].double()
+        name: slope.double().reshape(wide[name].shape) * (ends[name][rows].double() - wide[name])
         for name, slope in slopes.items()
     }

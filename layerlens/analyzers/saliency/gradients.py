@@ -47,7 +47,8 @@ def gradient(
         TargetError: when the target does not fit the output, or no gradient reaches the input.
 
     Warns:
-        UserWarning: when the gradient of a sample is zero everywhere.
+        UserWarning: when the gradient of a sample is zero everywhere, or that of token ids cancels over the features
+            of the embedding, as before a LayerNorm.
 
     Example:
         >>> import torch

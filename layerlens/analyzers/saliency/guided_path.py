@@ -42,7 +42,7 @@ class GuidedPath:
         lowest, highest = self.start + low * self._delta, self.start + high * self._delta
         if high == 1.0:
             highest = self.end
-        goal, size = self._length * (1 - alpha), slope.abs()
+        goal, size = self._length * (1 - alpha), slope.nan_to_num(nan=torch.inf).abs()  # what has no slope moves last
         before = self.at
         share = torch.where(self._delta == 0, high, (before - self.start) / self._delta)
         now = torch.where(share < low, lowest, before)

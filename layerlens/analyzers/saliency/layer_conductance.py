@@ -74,6 +74,7 @@ def layer_conductance(
         UserWarning: when the tolerance is not reached, or the values of a sample are zero everywhere.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> result = layer_conductance(net, torch.ones(1, 3), target=1, where="1")
         >>> result.tensor.shape, bool(result.checks["completeness gap"] < 0.05)

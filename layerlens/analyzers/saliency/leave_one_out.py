@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import InputError, OptionError, check_count
+from ...errors import InputError, OptionError, check_count, check_seed
 from ...progress import track
 from ...results import Attribution
 from ...target import Spec
@@ -76,8 +76,7 @@ def leave_one_out(
         torch.Size([1, 3])
     """
     check_count("draws", draws)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise OptionError(f"seed must be a whole number, got {seed!r}.")
+    check_seed(seed)
     if isinstance(fill, str) and fill not in ("drawn", "zero"):
         raise OptionError(f"unknown fill {fill!r}. Known: 'drawn', 'zero', a token id, an embedding.")
     with borrowed(model):
@@ -85,7 +84,7 @@ def leave_one_out(
         scorer = Scorer(model, x, target, forward=forward)
         token_leaves(scorer, "leave_one_out")
         whole = {name: leaf.value for name, leaf in scorer.leaves.items()}
-        score, batch = first_score(scorer, whole, batch_size)
+        score, batch = first_score(scorer, whole, batch_size, gradient=False)
         drawn = isinstance(fill, str) and fill == "drawn"
         fills, label = ({}, "drawn") if drawn else baselines(scorer, fill)
         found, errors = {}, {}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...borrow import borrowed
-from ...errors import OptionError, check_count
+from ...errors import OptionError, check_count, check_seed
 from ...layers import Selection
 from ...progress import track
 from ...results import Attribution
@@ -41,8 +41,7 @@ def noisy_gradients(
     check_count("samples", samples)
     if statistic == "variance" and samples < 2:
         raise OptionError("a variance needs samples=2 or more.")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise OptionError(f"seed must be a whole number, got {seed!r}.")
+    check_seed(seed)
     if not isinstance(noise, (int, float)) or not 0 <= noise < float("inf"):
         raise OptionError(f"noise must be a part of the range of the input, 0 or above, got {noise!r}.")
     with borrowed(model):

@@ -54,6 +54,7 @@ def guided_backprop(
         UserWarning: when the model has no rectifier, or the values of a sample are zero everywhere.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> _ = [parameter.data.fill_(1.0) for parameter in net.parameters()]
         >>> guided_backprop(net, torch.ones(1, 2), target=0).values.shape
@@ -89,6 +90,7 @@ def deconvnet(
         UserWarning: when the model has no rectifier, or the values of a sample are zero everywhere.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> _ = [parameter.data.fill_(1.0) for parameter in net.parameters()]
         >>> deconvnet(net, torch.ones(1, 2), target=0).values.shape
@@ -111,7 +113,7 @@ def _rectified(
         scorer = Scorer(model, x, target, where=where, forward=forward)
         leaves = scorer.start()
         graph = Graph(leaves.values())
-        with Recorder(graph):  # which gives rectifiers that write into a view a node of their own
+        with Recorder(graph, noting=False):  # which gives rectifiers that write into a view a node of their own
             score = scorer(leaves)
         if score.grad_fn is None or not graph.visit(score.grad_fn).depends:
             raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")

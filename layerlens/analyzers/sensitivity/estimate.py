@@ -68,9 +68,9 @@ def estimate(
     if not leaves:
         raise InputError("the input holds single numbers only, and no floating-point tensor with a batch axis.")
     found = survey(model, inputs, layers, forward, seed=seed)
-    directions, count = _directions(leaves, probes, seed)
-    job = Job(model, inputs, forward, leaves, directions, found.sites, found.copies(probes), seed, progress, "jacobian")
-    answers, words = answer(job, route)
+    steps, count = directions(leaves, probes, seed)
+    job = Job(model, inputs, forward, leaves, steps, found.sites, found.copies(probes), seed, progress, "jacobian")
+    answers, words, _ = answer(job, route)
     left_out = {**found.left_out, **answers.left_out}
     sites = _complete(found.sites, answers, probes, left_out)
     norms = torch.stack([torch.cat(answers.norms[site]) for site in sites]).square()  # (layers, probes, batch)
@@ -80,7 +80,7 @@ def estimate(
     return Estimate(sites, count * norms, relative, words, list(leaves), left_out, doubtful)
 
 
-def _directions(leaves: dict[str, Leaf], probes: int, seed: int) -> tuple[Values, int]:
+def directions(leaves: dict[str, Leaf], probes: int, seed: int) -> tuple[Values, int]:
     """The directions u by leaf, `(probes, ...)`, and the number n of values they step.
 
     Drawn probe by probe on the main processor, so that they are the same whatever the batch, dtype and device.

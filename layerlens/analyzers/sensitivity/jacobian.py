@@ -24,7 +24,7 @@ from .routes import ROUTES, Route
 
 @measure(
     question="responds_to_input",
-    cost="3 F for each probe (8), all layers at once",
+    cost="3 F (2 to 4) for each probe (8), all layers at once",
     needs="a floating-point input, or token ids",
     source="Novak et al. 2018, sec. 3.1; Hutchinson 1990",
 )
@@ -45,7 +45,8 @@ def jacobian(
 
     For a layer h(x) with Jacobian J = dh/dx at x, of n input values, the norm is estimated from random directions:
     ||J||_F^2 = E ||J v||^2, v ~ N(0, I) (Hutchinson 1990; as a measure of sensitivity Novak et al. 2018, sec. 3.1). A
-    pass over dual numbers gives J v at all layers at once, at about three times the price of a plain pass. Two scales:
+    pass over dual numbers gives J v at all layers at once. Probes share the values and differ in tangents, so that a
+    probe costs two to four plain passes; four to five on a model that does not bear it. Two scales:
 
     - relative (default): ||J||_F ||x|| / (sqrt(n) ||h||), the relative change of the layer, root mean square over
       directions, per relative change of the input. 1 is a layer that passes noise on as it is, less damps, more
@@ -68,8 +69,9 @@ def jacobian(
         probes: directions. The standard error is at most 1 / sqrt(2 probes) of the value, far less where J has many
             singular values of like size.
         route: `"forward_ad"` is exact in each direction. Where torch has no dual numbers for a fused kernel of
-            attention or recurrent layers, the plain kernel is used. `"finite_differences"`: central, with a step of
-            1e-5 ||x||, for whatever else. `"auto"` takes the first that works; `method` of the result names it.
+            attention or recurrent layers, the plain kernel is used; where it has no rule for probes that share the
+            values, they run on copies of the batch. `"finite_differences"`: central, with a step of 1e-5 ||x||, for
+            whatever else. `"auto"` takes the first that works; `method` of the result names it.
         null: also measure the model with the entries of each parameter tensor in random order (buffers stay), as a
             mark for what the architecture alone gives.
         seed: of the directions, of the null, and for models that draw numbers.

@@ -13,6 +13,7 @@ from ...inputs import Inputs
 from ...probe import Probe
 from ...progress import track
 from ..leaves import Leaf, substitute
+from .options import NO_BATCH
 from .sites import Site, by_row, copied_rows, taps
 
 Values = dict[str, torch.Tensor]
@@ -41,11 +42,15 @@ class Answers:
 
     def add(self, site: Site, value: torch.Tensor, norm: torch.Tensor, batch: int) -> None:
         """Note one chunk: what the layer returned, and the norms of its answer, `(copies * batch,)`."""
-        axis = site.axes[site.main]
-        if axis is None and bool((norm != 0).any()):
-            self.left_out[site.name] = "its output has no batch axis, so it has no value per sample"
-        self.norms.setdefault(site, []).append(norm.reshape(-1, batch))
-        self.sizes.setdefault(site, []).append(row_norms(value, axis, len(norm)).reshape(-1, batch))
+        size = row_norms(value, site.axes[site.main], len(norm))
+        self.note(site, norm.reshape(-1, batch), size.reshape(-1, batch))
+
+    def note(self, site: Site, norms: torch.Tensor, sizes: torch.Tensor) -> None:
+        """Note one chunk, `(copies, batch)` each."""
+        if site.axes[site.main] is None and bool((norms != 0).any()):
+            self.left_out[site.name] = NO_BATCH
+        self.norms.setdefault(site, []).append(norms)
+        self.sizes.setdefault(site, []).append(sizes)
 
 
 def row_norms(tensor: torch.Tensor, axis: int | None, rows: int) -> torch.Tensor:
@@ -98,15 +103,39 @@ class Job:
 
     def chunks(self) -> Iterator[tuple[Values, Values]]:
         """Leaves and directions of some probes at a time, each `(copies * batch, ...)`."""
-        probes = torch.arange(len(next(iter(self.directions.values()))))
         batch, start = self.inputs.batch, self.start
-        for part in track(torch.split(probes, self.copies), self.label, enabled=self.progress):
-            values = {name: value.repeat(len(part), *[1] * (value.ndim - 1)) for name, value in start.items()}
-            steps = {name: self.directions[name][part].repeat_interleave(batch, dim=0) for name in start}
+        for part in self.parts():
+            copies = len(next(iter(part.values())))
+            values = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in start.items()}
+            steps = {name: part[name].repeat_interleave(batch, dim=0) for name in start}
             yield values, steps
 
-    def run(self, values: Values, read: Callable[[Site, Any], None], sites: list[Site] | None = None) -> None:
-        """Run on `values`, `(rows, ...)` per leaf, and call `read(site, output)` at each site."""
+    def parts(self) -> Iterator[Values]:
+        """The directions of some probes at a time, `(copies, ...)`."""
+        probes = torch.arange(len(next(iter(self.directions.values()))))
+        for part in track(torch.split(probes, self.copies), self.label, enabled=self.progress):
+            yield {name: steps[part] for name, steps in self.directions.items()}
+
+    def run(
+        self,
+        values: Values,
+        read: Callable[[Site, Any], None],
+        sites: list[Site] | None = None,
+        *,
+        stop: bool = False,
+    ) -> Any:
+        """Run on `values`, `(rows, ...)` per leaf, and call `read(site, output)` at each site.
+
+        Args:
+            values: what to put in the place of the leaves.
+            read: what to do at the sites.
+            sites: which ones; None for those of the job.
+            stop: end the run once each of the sites has returned.
+
+        Returns:
+            What the model returned; None where the run was ended.
+        """
+        sites = self.sites if sites is None else sites
         rows = copied_rows(self.inputs.batch, len(next(iter(values.values()))) // self.inputs.batch)
 
         def tap(site: Site, output: Any) -> Any:
@@ -115,12 +144,16 @@ class Job:
 
         inputs = self.inputs.rows(rows)
         inputs = inputs.replace({name: values[name] for name, leaf in self.leaves.items() if leaf.is_input})
+        last = [f"{site.path}#{site.index}" for site in sites] if stop and all(site.path for site in sites) else ()
         torch.manual_seed(self.seed)
+        output = None
         with (
             Probe(self.model, (), edits=substitute(self.leaves, values)),  # first, so that the sites see what it does
-            Probe(self.model, (), edits=taps(self.sites if sites is None else sites, tap)),
+            Probe(self.model, (), edits=taps(sites, tap)),
+            Probe(self.model, last, stop=bool(last), reduce=lambda output: None),
         ):
-            inputs.run(self.model, self.forward)
+            output = inputs.run(self.model, self.forward)
+        return output
 
 
 def lengths(values: Values) -> torch.Tensor:

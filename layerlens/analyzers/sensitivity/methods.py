@@ -73,7 +73,7 @@ def sensitivity(
                 f"method {name!r} has no option {option!r}.{suggestion(option, known)} Known: {', '.join(known)}."
             )
     if "layers" in parameters:
-        return function(model, x, layers, forward=forward, **options)
+        return function(model, x, layers=layers, forward=forward, **options)
     if layers is not None:
         raise OptionError(f"method {name!r} measures no single layers; leave layers={layers!r} out.")
     return function(model, x, forward=forward, **options)

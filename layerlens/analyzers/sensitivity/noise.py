@@ -19,6 +19,7 @@ from ...progress import track
 from ...results import LayerProfile
 from ...target import Spec
 from ..fastpath import layers_called
+from .chance import shuffled
 from .metrics import QUANTITIES, Metric, Readout, readout
 from .options import listed, warn_left_out
 from .perturb import Noise
@@ -41,6 +42,7 @@ def noise_response(
     draws: int = 8,
     metric: Metric = "auto",
     target: Spec = None,
+    null: bool = False,
     seed: int = 0,
     progress: bool | None = None,
     forward: Callable[..., Any] | None = None,
@@ -70,7 +72,9 @@ def noise_response(
         metric: `"auto"` is `"kl"` for an output `(batch, classes)`, `"change"` with a target, and `"relative_change"`
             for any other.
         target: a score to watch instead of the whole output, as in `layerlens.target.as_target`.
-        seed: of the noise, and for models that draw numbers.
+        null: also measure the model with the entries of each parameter tensor in random order (buffers stay), as a
+            mark for what the architecture alone gives.
+        seed: of the noise, of the null, and for models that draw numbers.
         progress: whether to show a bar; None when stderr is a terminal and it takes long.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
@@ -102,22 +106,21 @@ def noise_response(
         found = survey(model, inputs, layers, forward, seed=seed)
         read = readout(metric, target, found.output, inputs.batch)
         trial = _Trial(model, inputs, forward, read, seed, sizes, draws, found.copies(len(sizes) * draws))
-        left_out, constant = dict(found.left_out), []
-        sites: list[Site] = []
-        answers: list[torch.Tensor] = []
+        left_out, constant = dict(found.left_out), list[str]()
+        answers: dict[str, torch.Tensor] = {}
         for site in track(found.sites, "noise response", enabled=progress):
             answer, flat = trial(site)
             if answer is None:
                 left_out[site.name] = "did not run again in the same way: the route of this model changes"
                 continue
             constant += [site.name] * flat
-            sites.append(site)
-            answers.append(answer)
-    if not sites:
-        raise LayerNotFound(f"none of the {len(found.sites)} layer(s) ran again in the same way.")
-    responses = torch.stack(answers)  # (layers, levels, draws, batch)
+            answers[site.name] = answer
+        if not answers:
+            raise LayerNotFound(f"none of the {len(found.sites)} layer(s) ran again in the same way.")
+        chance = _chance(trial, [site for site in found.sites if site.name in answers], progress) if null else None
+    responses = torch.stack(list(answers.values()))  # (layers, levels, draws, batch)
     by_draw = responses.mean(dim=3)
-    names = tuple(site.name for site in sites)
+    names = tuple(answers)
     _warn(names, by_draw, left_out, constant, layers is not None)
     quantity, units = QUANTITIES[read.metric]
     return LayerProfile(
@@ -137,8 +140,24 @@ def noise_response(
         },
         series=tuple(f"noise {level:g} std" for level in sizes),
         error=by_draw.std(dim=2) / draws**0.5 if draws > 1 else None,
+        null=chance,
         checks={"per sample": responses.mean(dim=2)},
+        explanation=(
+            f"Each value is the mean {quantity} ({units if read.target is None else 'units of the score'}) when noise "
+            "of the given size, relative to the layer's own spread, is added at this layer alone: the larger, the more "
+            "the output depends on it.",
+            "It does not say what the layer does, nor that the model needs it: noise takes a layer where training "
+            "never did, and what follows can make up for it (see ablate).",
+        ),
     )
+
+
+def _chance(trial: _Trial, sites: list[Site], progress: bool | None) -> torch.Tensor:
+    """The same of the model with shuffled weights, `(layers, levels)`; NaN where it takes another route."""
+    twin = dataclasses.replace(trial, forward=shuffled(trial.model, trial.forward, trial.seed), clean={})
+    found = [twin(site)[0] for site in track(sites, "noise response, null", enabled=progress)]
+    other = torch.full((len(trial.levels),), float("nan"), dtype=torch.float64)
+    return torch.stack([other if answer is None else answer.mean(dim=(1, 2)) for answer in found])
 
 
 @dataclasses.dataclass

@@ -5,6 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
+NO_BATCH = "its output has no batch axis, so it has no value per sample"
+"""Why a layer such as one that returns position tables has no value."""
+
 
 def listed(names: Sequence[str], count: int = 4) -> str:
     """The first names as text: `layer a, b, ... (7 layers)`."""
@@ -15,8 +18,8 @@ def listed(names: Sequence[str], count: int = 4) -> str:
 
 
 def warn_left_out(method: str, left_out: Mapping[str, str], explicit: bool) -> None:
-    """Warn of layers without a value; of those that did not run only when they were asked for by name."""
-    told = {name: why for name, why in left_out.items() if explicit or why != "did not run"}
+    """Warn of layers without a value; of those that cannot have one only when they were asked for by name."""
+    told = {name: why for name, why in left_out.items() if explicit or why not in ("did not run", NO_BATCH)}
     if told:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(told.items())[:4])
         more = f"; and {len(told) - 4} more, see settings['left_out']" if len(told) > 4 else ""

@@ -230,3 +230,54 @@ def test_what_cannot_be_watched_is_refused():
             watching.log(loss=torch.ones(3))
     with pytest.raises(errors.OptionError, match="unknown quantity 'los'"):
         watching.history.of("los")
+
+
+@pytest.mark.parametrize("keyword", [True, False])
+def test_a_closure_that_runs_inside_of_the_step_is_seen(keyword):
+    model = small()
+    expected, closed = copy.deepcopy(model), copy.deepcopy(model)
+    own = torch.optim.SGD(expected.parameters(), lr=0.1)
+    with watch(expected, own, every=1) as plain:
+        losses = loop(expected, own, 4)
+    optimizer = torch.optim.SGD(closed.parameters(), lr=0.1)
+    with watch(closed, optimizer, every=1) as watching:
+        for step in range(4):
+            x, y = data(step)
+
+            def closure(x=x, y=y):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(closed(x), y)
+                loss.backward()
+                return loss
+
+            loss = optimizer.step(closure=closure) if keyword else optimizer.step(closure)
+            assert loss.item() == losses[step]
+    for quantity, values in plain.history.values.items():
+        assert torch.equal(watching.history.values[quantity], values)
+
+
+def test_lbfgs_is_measured_at_the_first_call_of_its_closure():
+    model = small()
+    start, (x, y) = copy.deepcopy(model), data()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=5)
+    calls = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        calls.append(loss.item())
+        return loss
+
+    with watch(model, optimizer, every=1) as watching:
+        optimizer.step(closure)
+    nn.functional.cross_entropy(start(x), y).backward()
+    gradient = torch.cat([one.grad.flatten() for one in start[0].parameters()]).norm()
+    moved = torch.cat(
+        [(a - b).detach().flatten() for a, b in zip(model[2].parameters(), start[2].parameters(), strict=True)]
+    )
+    weight = torch.cat([one.detach().flatten() for one in start[2].parameters()]).norm()
+    assert len(calls) > 1
+    assert watching.history.curve("gradient norm", "0").item() == pytest.approx(float(gradient), rel=1e-12)
+    assert watching.history.curve("update ratio", "2").item() == pytest.approx(float(moved.norm() / weight), rel=1e-9)
+    assert watching.history.rows.tolist() == [16]

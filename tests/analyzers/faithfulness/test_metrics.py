@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from layerlens.faithfulness import (
     relevance_rank,
     sparsity,
 )
+from layerlens.results import Leaderboard
 from tests.cases import normal
 from tests.snapshot import Snapshot
 
@@ -94,6 +96,23 @@ def test_sensitivity_of_a_gradient_that_grows_with_the_input():
     assert max_sensitivity(nn.Linear(2, 3).double(), x, gradient).tolist() == [0, 0]
 
 
+def test_steadiness_of_methods_that_copy_the_sample_with_a_target_for_each():
+    model, target = net(), torch.tensor([1, 0, 2, 1])
+    explain = partial(layerlens.saliency, method="smooth_grad", samples=3)
+    together = max_sensitivity(model, PICTURES, explain, target=target, radius=1e-9, samples=1)
+    assert together.shape == (4,) and float(together.max()) < 1e-5
+    seen = []
+
+    def spying(model, x, target, forward):
+        found = explain(model, x, target=target, forward=forward)
+        seen.append(float(found.score))
+        return found
+
+    max_sensitivity(model, PICTURES, spying, target=target, radius=1e-9, samples=1)
+    right = model(PICTURES).gather(1, target.unsqueeze(1)).flatten()
+    torch.testing.assert_close(torch.tensor(seen[:4], dtype=right.dtype), right.detach(), rtol=1e-4, atol=1e-4)
+
+
 def test_randomization_gives_every_bit_back_and_sees_who_looks_at_the_model():
     model = net()
     before = Snapshot(model, PICTURES)
@@ -107,6 +126,8 @@ def test_randomization_gives_every_bit_back_and_sees_who_looks_at_the_model():
         return type(found)(**{**vars(found), "values": x.first if hasattr(x, "first") else PICTURES})
 
     assert cascading_randomization(model, PICTURES, edges, target=1).values.tolist() == [[1, 1], [1, 1]]
+    again = cascading_randomization(model, PICTURES, partial(edges), target=1)
+    assert again.method == "cascading randomization of edges" and again.values.tolist() == [[1, 1], [1, 1]]
 
     calls = []
 
@@ -168,6 +189,15 @@ def test_every_metric_by_name():
         evaluate(model, PICTURES, methods, target=1, metrics=("insertions",))
 
 
+def test_controls_take_part_in_localization():
+    masks = torch.zeros(4, 8, 8, dtype=torch.bool)
+    masks[:, 2:6, 2:6] = True
+    board = evaluate(net(), PICTURES, ["gradient"], target=1, metrics=("relevance_mass", "sparsity"), masks=masks)
+    leaf = Leaf(PICTURES)
+    torch.testing.assert_close(board.of("centre", "relevance_mass"), relevance_mass(centre(leaf, 0), masks))
+    torch.testing.assert_close(board.of("random", "sparsity"), sparsity(random(leaf, 0)))
+
+
 def test_warnings_where_numbers_would_mislead():
     model = net()
     other = layerlens.saliency(model, PICTURES, target=2, method="gradient")
@@ -175,10 +205,45 @@ def test_warnings_where_numbers_would_mislead():
         evaluate(model, PICTURES, {"other": other}, target=1, steps=2)
     with pytest.warns(UserWarning, match="one sample"):
         evaluate(model, PICTURES[:1], ["gradient"], target=1, steps=2)
+    with pytest.warns(UserWarning, match="one group"):
+        evaluate(model, PICTURES, ["gradient"], target=1, steps=2, groups=["a"] * len(PICTURES))
+    with pytest.raises(InputError, match=r"2 group\(s\) for 4 sample"):
+        evaluate(model, PICTURES, ["gradient"], target=1, steps=2, groups=["a", "b"])
     with pytest.raises(InputError, match="nothing to evaluate"):
         evaluate(model, PICTURES, {})
     with pytest.raises(OptionError, match="as a control is"):
         evaluate(model, PICTURES, {"random": "gradient"}, target=1)
+
+
+def test_intervals_are_over_groups_of_samples_that_are_alike():
+    board = evaluate(net(), PICTURES, ["gradient"], target=1, steps=4, groups=torch.tensor([7, 3, 7, 7]))
+    assert board.groups == ("7", "3", "7", "7") and board.samples == "4 samples of 2 groups"
+    values = board.of("gradient")
+    both, seven, three = values.mean(), values[[0, 2, 3]].mean(), values[1]
+    low, high = board.interval("gradient")  # of 2 groups, the same is drawn twice in half of the draws
+    assert (low, high) == pytest.approx(sorted([float(seven), float(three)]))
+    assert board.mean("gradient") == pytest.approx(float(both))
+    assert "4 samples of 2 groups" in repr(board)
+
+
+def test_intervals_over_groups_are_those_of_a_slow_bootstrap():
+    values = normal(2, 1, 30).double() + torch.arange(30).div(10, rounding_mode="floor").double()
+    groups = tuple("abc"[k // 10] for k in range(30))
+    fields = (("one", "other"), ("insertion",), values, (True,), (), "cat", {})
+    board, plain = Leaderboard(*fields, groups), Leaderboard(*fields)
+    generator = torch.Generator().manual_seed(1)
+    means = []
+    for _ in range(4000):
+        drawn = ["abc"[k] for k in torch.randint(3, (3,), generator=generator).tolist()]
+        rows = [row for name in drawn for row in range(30) if groups[row] == name]
+        means.append(float(values[0, 0, rows].mean()))
+    expected = torch.tensor(means).quantile(torch.tensor([0.025, 0.975])).tolist()
+    assert board.interval("one") == pytest.approx(expected, abs=0.02)
+    narrow = plain.interval("one")
+    assert narrow[1] - narrow[0] < 0.6 * (expected[1] - expected[0])
+    own = Leaderboard(*fields, tuple(str(k) for k in range(30)))  # each for itself
+    assert own.interval("one") == pytest.approx(narrow, abs=0.05)
+    assert board.difference("one", "other")[0] == pytest.approx(float((values[0] - values[1]).mean()))
 
 
 def test_a_lens_reads_names_and_the_model_is_as_before():

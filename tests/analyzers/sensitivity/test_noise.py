@@ -102,3 +102,32 @@ def test_one_door_knows_the_methods_and_their_options():
         sensitivity(mlp.build(), mlp.example(), method="jacobi")
     with pytest.raises(errors.OptionError, match=r"method 'jacobian' has no option 'draws'\. Known: relative, probes"):
         sensitivity(mlp.build(), mlp.example(), draws=3)
+
+
+def test_the_score_of_a_linear_head_varies_as_its_weights_say():
+    """y = w . h: Var(y' - y) = s^2 ||w||^2, so E |y' - y| = s ||w|| sqrt(2 / pi); no noise is no change."""
+    torch.manual_seed(2)
+    net, x = Head().double(), normal(1, 4).double()
+    levels = (0.0, 0.2, 0.8)
+    profile = noise_response(net, x, "a", levels=levels, draws=4000, target=0)
+    net.requires_grad_(False)
+    for place, level in enumerate(levels):
+        spread = level * net.a(x).std(unbiased=False) * net.head.weight.norm()
+        expected = float(spread * (2 / torch.pi) ** 0.5)
+        assert abs(float(profile.values[0, place]) - expected) <= 4 * float(profile.error[0, place])
+    assert float(profile.values[0, 0]) == float(profile.error[0, 0]) == 0
+    assert float(profile.error[0, 2]) < 0.03 * float(profile.values[0, 2])
+
+
+def test_the_null_is_the_model_with_shuffled_weights_and_the_result_explains_itself():
+    case = CASES["cnn"]
+    model, x = case.build(), case.example()
+    bits = [parameter.clone() for parameter in model.parameters()]
+    profile = noise_response(model, x, levels=(0.0, 1.0), draws=2, null=True)
+    assert profile.null.shape == profile.values.shape
+    assert not torch.allclose(profile.null, profile.values)
+    assert profile.null[:, 0].tolist() == [0.0] * len(profile)
+    assert all(torch.equal(a, b) for a, b in zip(bits, model.parameters(), strict=True))
+    assert noise_response(model, x, draws=2).null is None
+    assert len(profile.explanation) == 2 and all(profile.explanation)
+    assert "depends on it" in profile.explain() and "does not say" in profile.explain()

@@ -83,10 +83,12 @@ def _reshaped(output: torch.Tensor, extent: Extent, reshape: Reshape, batch: int
     return Grid(tuple(laid.shape[2:]), tuple(range(laid.ndim)), reshape=reshape)
 
 
-def candidates_over(scorer: Scorer, calls: Sequence[Seen], extent: Extent, options: Options) -> list[Candidate]:
-    """The calls whose output is a grid, in the order of their ends; no attention matrices, no token projections."""
-    layers, known = Layers(scorer.model), patch_grids((one.shape, one.axes) for one in calls)
-    lengths = {one.shape[1] for one in calls if one.shape is not None and len(one.shape) == 3}
+def candidates_over(
+    scorer: Scorer, calls: Sequence[Seen], every: Sequence[Seen], extent: Extent, options: Options
+) -> list[Candidate]:
+    """Those of `calls` whose output is a grid, in the order of their ends; no attention matrices, no projections."""
+    layers, known = Layers(scorer.model), patch_grids((one.shape, one.axes) for one in every)
+    lengths = {one.shape[1] for one in every if one.shape is not None and len(one.shape) == 3}
     chosen: list[Candidate] = []
     linear: list[Candidate] = []
     for one in calls:

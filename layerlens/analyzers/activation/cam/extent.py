@@ -11,6 +11,7 @@ from torch import nn
 from ....axes import Axes
 from ....layers import Layers
 from ...score import Scorer
+from ...series import time_axis
 from ..survey import Seen
 
 MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
@@ -65,7 +66,8 @@ def extents(scorer: Scorer, calls: Sequence[Seen]) -> list[Extent]:
             if film:
                 found.append((5, Extent(name, shape[1:2], (1,), ("time",))))
         elif len(shape) == 3:
-            axis = _time_axis(scorer, calls, shape)
+            layers = Layers(scorer.model)
+            axis = time_axis((layers[one.path] for one in calls), shape) or 1
             found.append((3, Extent(name, (shape[axis],), (axis,), ("time",))))
         elif len(shape) == 2 and shape[1] > 1:
             found.append((4, Extent(name, (shape[1],), (1,), ("time",))))
@@ -80,25 +82,3 @@ def _is_film(scorer: Scorer, calls: Iterable[Seen], shape: tuple[int, ...]) -> b
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             return isinstance(module, nn.Conv2d) or (shape[1] != module.in_channels == shape[2])
     return shape[2] <= 4 < shape[1]
-
-
-def _time_axis(scorer: Scorer, calls: Iterable[Seen], shape: tuple[int, ...]) -> int:
-    """The axis of time of a series: the one that is not as wide as what the first layer that tells reads."""
-    layers = Layers(scorer.model)
-    for one in calls:
-        module = layers[one.path]
-        first = isinstance(module, (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d))
-        width = next(
-            (
-                getattr(module, name)
-                for name in ("in_channels", "input_size", "in_features", "num_features", "embed_dim")
-                if isinstance(getattr(module, name, None), int)
-            ),
-            None,
-        )
-        if width is None or width not in shape[1:]:
-            continue
-        if shape[1] == shape[2]:
-            return 2 if first else 1
-        return 1 if shape[2] == width else 2
-    return 1

@@ -67,6 +67,7 @@ def guided_grad_cam(
 
     Example:
         >>> import torch
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> x = torch.linspace(0, 1, 64).reshape(1, 1, 8, 8)
         >>> _ = [parameter.data.fill_(0.1) for parameter in net.parameters()]

@@ -77,7 +77,7 @@ def class_map(
                 for part in [_cam(_same(seat, variant, name, options, gradient), weigh, options, principal)[0]]
             ]
             values = torch.stack([values, *others]).mean(dim=0)
-    _warn_of_zeros(values, name, seat, options.relu)
+    _warn_of_zeros(values, cam, name, seat)
     used = {
         "layer": seat.where.path,
         "call": seat.where.index,
@@ -167,16 +167,14 @@ def _same(seat: Seat, inputs: Inputs, name: str, options: Options, gradient: boo
     return seat_at(scorer, name, seat.where.path, options, call=seat.where.index, gradient=gradient)
 
 
-def _warn_of_zeros(values: torch.Tensor, name: str, seat: Seat, relu: bool) -> None:
-    empty = values.flatten(1).eq(0).all(dim=1).nonzero().flatten().tolist()
-    if empty:
-        why = (
-            "the weighted channels are negative everywhere, so relu=True keeps nothing; relu=False shows them"
-            if relu
-            else "its gradient or its activation vanishes"
-        )
-        warnings.warn(
-            f"{name}: the map of sample(s) {', '.join(map(str, empty[:8]))} at layer {seat.where.path!r} is zero "
-            f"everywhere: {why}.",
-            stacklevel=4,
-        )
+def _warn_of_zeros(values: torch.Tensor, cam: torch.Tensor, name: str, seat: Seat) -> None:
+    """Warn of maps that are zero everywhere, apart where all was negative and where there was nothing."""
+    empty, some = values.flatten(1).eq(0).all(dim=1), cam.flatten(1).ne(0).any(dim=1)
+    negative = "the weighted channels are negative everywhere, so relu=True keeps nothing; relu=False shows them"
+    for rows, why in ((empty & some, negative), (empty & ~some, "its gradient or its activation vanishes")):
+        if listed := rows.nonzero().flatten().tolist():
+            warnings.warn(
+                f"{name}: the map of sample(s) {', '.join(map(str, listed[:8]))} at layer {seat.where.path!r} is zero "
+                f"everywhere: {why}.",
+                stacklevel=4,
+            )

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from ....edits import Change, Site
 from ....errors import OptionError, RecordError
-from ....layers import LayerPath
+from ....layers import LayerPath, Layers
 from ....nested import map_tensors
-from ....probe import Edit, Probe
+from ....probe import Probe
 from ...score import Scorer, backward_pass
 from ..survey import Seen, call_index, seen, watch
 from .candidates import Candidate, Options, candidates_over, grid_at, no_places, places_of
 from .extent import Extent
 from .grid import Grid
+from .owners import belongs, sources
 
 Place = tuple[LayerPath, int]
 
@@ -79,15 +80,17 @@ def seat_at(
         RecordError: when the layer did not run, has no such call, or ran several times and none was chosen.
         OptionError: when its output has no places, or the score does not depend on it.
     """
-    with contextlib.nullcontext() if gradient else torch.no_grad(), watch(scorer.model) as shapes:
-        score, held = _run(scorer, {path}, lambda place: True)
+    tap = _Tap("hold", _same)
+    with contextlib.nullcontext() if gradient else torch.no_grad(), watch(scorer.model, {path: tap}) as shapes:
+        score, held = scorer({}), tap.held
     every = seen(scorer.model, shapes)
     calls = [one for one in every if one.path == path]
     if call is None and len(calls) > 1:
         raise RecordError(f"layer {path!r} ran {len(calls)} times; say which: call=0 to {len(calls) - 1} (-1: last).")
     where = calls[call_index(path, len(calls), 0 if call is None else call)]
     over = places_of(scorer, every, name)
-    place = (path, where.index)
+    place, origins = (path, where.index), sources(scorer, over)
+    over = [extent for extent in over if belongs(where, extent, over, origins)] or over
     for extent in over:
         grid = grid_at(where, extent, every, scorer, options, held.get(place))
         if grid is None or place not in held:
@@ -121,13 +124,15 @@ def choose_seat(scorer: Scorer, name: str, options: Options, *, gradient: bool =
     """
     if options.reshape is not None:
         raise OptionError("reshape= lays out the output of one layer; say which: layer=...")
-    with torch.no_grad(), watch(scorer.model) as shapes:
-        scorer({})
+    tap = _Tap("hold", _same, wanted=_Late(scorer.model))
+    with watch(scorer.model, {_inner: tap}) as shapes:
+        score, held = scorer({}), tap.held
     every = seen(scorer.model, shapes)
     over = places_of(scorer, every, name)
-    extent, candidates = over[0], list[Candidate]()
+    extent, candidates, origins = over[0], list[Candidate](), sources(scorer, over)
     for extent in over:
-        candidates = candidates_over(scorer, every, extent, options)
+        own = [one for one in every if belongs(one, extent, over, origins)]
+        candidates = candidates_over(scorer, own, every, extent, options)
         if candidates:
             break
     if not candidates:
@@ -139,11 +144,13 @@ def choose_seat(scorer: Scorer, name: str, options: Options, *, gradient: bool =
             "family works on any model."
         )
     spare: dict[str, Seat] = {}  # the score depends on it at one place only, or with a gradient of zero
-    for start in range(len(candidates), 0, -GROUP):
-        group = candidates[max(0, start - GROUP) : start]
+    for group in _groups(candidates, held):
         places = [(where.path, where.index) for where, _ in group]
-        score, held = _run(scorer, {path for path, _ in places}, set(places).__contains__)
-        if not (gradient or score.requires_grad):
+        if not held.keys() >= set(places):
+            tap = _Tap("hold", _same, wanted=set(places).__contains__)
+            with Probe(scorer.model, (), edits={path: tap for path, _ in places}):
+                score, held = scorer({}), tap.held
+        if not (gradient or score.requires_grad or _differentiable(scorer)):
             where, grid = group[-1]
             return Seat(scorer, score, where, grid, extent, held[places[-1]].detach(), None)
         found = _gradients(scorer.model, score, [held[place] for place in places])
@@ -164,33 +171,70 @@ def choose_seat(scorer: Scorer, name: str, options: Options, *, gradient: bool =
     )
 
 
-def _run(
-    scorer: Scorer, paths: set[LayerPath], wanted: Callable[[Place], bool]
-) -> tuple[torch.Tensor, dict[Place, torch.Tensor]]:
-    """The scores, and the outputs of the wanted calls as the layers returned them, inside the graph.
+def _groups(candidates: list[Candidate], held: Mapping[Place, torch.Tensor]) -> Iterator[list[Candidate]]:
+    """The candidates from the last on: those that were held already, then `GROUP` at a time."""
+    start = len(candidates)
+    while start and (candidates[start - 1][0].path, candidates[start - 1][0].index) in held:
+        start -= 1
+    if start < len(candidates):
+        yield candidates[start:]
+    for end in range(start, 0, -GROUP):
+        yield candidates[max(0, end - GROUP) : end]
 
-    The model goes on with a copy of each, so that an in-place operation after the layer cannot change it.
+
+@dataclasses.dataclass(frozen=True)
+class _Tap(Change):
+    """Holds the first floating-point tensor of wanted calls as the layer returned it, inside the graph.
+
+    The model goes on with a copy, so that an in-place operation after the layer cannot change it.
     """
-    held: dict[Place, torch.Tensor] = {}
 
-    def tap(path: LayerPath) -> Edit:
-        count = itertools.count()
+    wanted: Callable[[Place], bool] = lambda place: True
+    held: dict[Place, torch.Tensor] = dataclasses.field(default_factory=dict)
 
-        def edit(output: Any) -> Any:
-            place = (path, next(count))
-            return map_tensors(output, lambda tensor: hold(place, tensor)) if wanted(place) else output
+    def apply(self, output: Any, site: Site) -> Any:
+        """What the model goes on with."""
+        place = (site.path, site.call)
+        return map_tensors(output, lambda tensor: self._hold(place, tensor)) if self.wanted(place) else output
 
-        return edit
-
-    def hold(place: Place, tensor: torch.Tensor) -> torch.Tensor:
-        if place in held or not tensor.is_floating_point():
+    def _hold(self, place: Place, tensor: torch.Tensor) -> torch.Tensor:
+        if place in self.held or not tensor.is_floating_point():
             return tensor
-        held[place] = tensor.clone() if tensor.requires_grad else tensor.detach().clone().requires_grad_()
-        return held[place].clone()
+        self.held[place] = tensor.clone() if tensor.requires_grad else tensor.detach().clone().requires_grad_()
+        return self.held[place].clone()
 
-    with Probe(scorer.model, (), edits={path: tap(path) for path in paths}):
-        score = scorer({})
-    return score, held
+
+class _Late:
+    """Whether a call is one of the last: told, as it returns, by how many innermost layers have not returned yet.
+
+    A guess, which spares a second run where it is right. A model that runs its layers again and again is not followed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        layers = Layers(model)
+        self._left = {path for path in layers if not next(layers[path].children(), None)}
+        self._few = max(GROUP, len(self._left) // 10)
+        self._told = 0
+
+    def __call__(self, place: Place) -> bool:
+        self._left.discard(place[0])
+        late = len(self._left) <= self._few and self._told < 2 * self._few
+        self._told += late
+        return late
+
+
+def _inner(path: LayerPath, module: nn.Module) -> bool:
+    return bool(path)
+
+
+def _same(tensor: torch.Tensor, site: Site) -> torch.Tensor:
+    return tensor
+
+
+def _differentiable(scorer: Scorer) -> bool:
+    """Whether the score can be differentiated by the input: a layer without gradient then has nothing to do with it."""
+    with torch.enable_grad():
+        return scorer(scorer.start()).requires_grad
 
 
 def _gradients(model: nn.Module, score: torch.Tensor, tensors: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:

@@ -52,7 +52,7 @@ class Trials:
         found = torch.zeros(worth.shape, dtype=seat.maps.dtype, device=worth.device)
         if not len(pairs):
             return found, worth
-        _, at_once = first_score(seat.scorer, leaf_values(seat.scorer), self.batch_size)
+        _, at_once = first_score(seat.scorer, leaf_values(seat.scorer), self.batch_size, gradient=False)
         with torch.no_grad():
             for start in track(range(0, len(pairs), at_once), self.name):
                 rows, units = pairs[start : start + at_once].unbind(dim=1)

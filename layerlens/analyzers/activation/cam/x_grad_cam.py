@@ -67,6 +67,7 @@ def x_grad_cam(
         UserWarning: when the map of a sample is zero everywhere.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
         >>> x_grad_cam(net, torch.rand(1, 1, 8, 8), target=0, relu=False).values.shape
         torch.Size([1, 8, 8])

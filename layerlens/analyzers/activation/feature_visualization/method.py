@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ....borrow import borrowed
-from ....errors import OptionError, TargetError, check_count
+from ....errors import InputError, OptionError, TargetError, check_count, check_seed
 from ....results import FeatureVisualization
 from ....target import Target, as_target
 from .ascent import Plan, ascend
@@ -97,6 +97,7 @@ def feature_visualization(
         A `FeatureVisualization`, with the score of each input as it is and under fresh transformations.
 
     Raises:
+        InputError: when the model takes more than one input.
         OptionError: when an option is out of range.
         TargetError: when a target does not fit, depends on the prediction, or no gradient of it reaches the input.
 
@@ -113,6 +114,7 @@ def feature_visualization(
     """
     for name, value in (("count", count), ("steps", steps)):
         check_count(name, value)
+    check_seed(seed)
     targets = _targets(target)
     transforms = Transforms(shift, rotate, (zoom[0], zoom[1]), noise)
     if bounds is not None and not bounds[0] < bounds[1]:
@@ -120,15 +122,26 @@ def feature_visualization(
     plan = Plan(steps, learning_rate, transforms, total_variation, l2, diversity, progress)
     floating = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
     wide = torch.float64 if floating.dtype == torch.float64 else torch.float32
-    canvas = Canvas(
-        shape, axes, parametrization, decay=decay, decorrelate=decorrelate, bounds=bounds, spread=spread, dtype=wide,
-        device=floating.device,
-    )  # fmt: skip
+    with torch.inference_mode(False):  # what it holds goes into graphs, whatever mode the caller is in
+        canvas = Canvas(
+            shape, axes, parametrization, decay=decay, decorrelate=decorrelate, bounds=bounds, spread=spread,
+            dtype=wide, device=floating.device,
+        )  # fmt: skip
     also = _diverse_at(targets, count, diversity, diversity_layer)
 
     def run(held: nn.Module, x: torch.Tensor) -> Any:
         given = (x if preprocess is None else preprocess(x)).to(floating.dtype)
-        return held(given) if forward is None else forward(held, given)
+        if forward is not None:
+            return forward(held, given)
+        try:
+            return held(given)
+        except TypeError as error:
+            if "required positional argument" not in str(error):
+                raise
+            raise InputError(
+                f"feature_visualization makes one input, and {type(held).__name__} takes more ({error}). Give the "
+                "others yourself: forward=lambda model, x: model(x, other)."
+            ) from error
 
     parts: list[tuple[torch.Tensor, ...]] = []
     most = _at_once(batch_size, math.prod(shape), floating.device)

@@ -7,6 +7,7 @@ whatever Python or C++ called the operation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Container
 from typing import Any
 
@@ -64,6 +65,7 @@ class Call:
         return first
 
 
+@functools.cache
 def key(name: str) -> str:
     """A name that an operator and its node share: `native_layer_norm` and `NativeLayerNorm`."""
     return name.replace("_", "").lower()
@@ -80,6 +82,7 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.wanted = wanted
         self._found: dict[int, Call] = {}
+        self._passing: dict[Any, bool] = {}
         self._cloned = -1  # number of the last node that copied a tensor
         self._held: dict[int, list[tuple[list[Any], int]]] = {}  # storage -> where its tensors are kept
 
@@ -97,6 +100,8 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Call `function` and keep what it was given and gave."""
         kwargs = kwargs or {}
+        if self._passed(function):
+            return function(*args, **kwargs)
         varied = tuple(place for place, value in enumerate(args) if _varies(value))
         number = nodes_made() - 1  # autograd made the node just before it called this operation
         if function is torch.ops.aten.clone.default and varied:
@@ -118,6 +123,15 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
             options = {name: _detached(value) for name, value in kwargs.items()}
             self._found[number] = Call(function, kept, options, varied, results)
         return result
+
+    def _passed(self, function: Any) -> bool:
+        """Whether nothing is kept of an operation, and it overwrites nothing that was."""
+        known = self._passing.get(function)
+        if known is None:
+            copies = function is torch.ops.aten.clone.default
+            wanted = key(function.overloadpacket.__name__) in self.wanted
+            known = self._passing[function] = not (wanted or copies or function._schema.is_mutable)
+        return known
 
     def _hold(self, values: list[Any]) -> None:
         for place, value in enumerate(values):

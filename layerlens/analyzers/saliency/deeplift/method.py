@@ -89,6 +89,7 @@ def deep_lift(
             the values of a sample are zero everywhere.
 
     Example:
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> result = deep_lift(net, torch.ones(1, 3), target=1)
         >>> bool(result.checks["completeness gap"] < 1e-3)
@@ -138,7 +139,8 @@ def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
     if one.score.grad_fn is None or not one.graph.visit(one.score.grad_fn).depends:
         raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")
     restore_generators(states)  # a model that draws random numbers draws the same ones
-    other = _run(scorer, {name: start.clone().requires_grad_() for name, start in starts.items()}, wanted)
+    other = _run(scorer, {name: _laid_like(leaves[name], start) for name, start in starts.items()}, wanted)
+    scorer.check_bottom(other.score.detach())
     pairs = pair_up(one, other)
     special = reveal_cancel.reveal_cancel(pairs) if rule == "reveal_cancel" else {}
     multipliers = _multipliers(scorer.model, one, leaves, pairs, special)
@@ -149,10 +151,15 @@ def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
     return Comparison(values, one.score.detach(), other.score.detach(), told_otherwise(pairs))
 
 
+def _laid_like(leaf: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """A baseline in the memory layout of its leaf: of another layout torch runs other operations."""
+    return torch.empty_like(leaf, requires_grad=False).copy_(start).requires_grad_()
+
+
 def _run(scorer: Scorer, leaves: Leaves, wanted: frozenset[str]) -> Run:
     """The model's forward pass on `leaves`, with fused attention in primitives."""
     graph, calls = Graph(leaves.values()), Calls(wanted)
-    with sdpa_kernel(SDPBackend.MATH), Recorder(graph), calls:
+    with sdpa_kernel(SDPBackend.MATH), Recorder(graph, noting=False), calls:
         score = scorer(leaves)
     return Run(score, graph, calls)
 

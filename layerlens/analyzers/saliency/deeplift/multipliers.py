@@ -24,20 +24,26 @@ _KEEPS = VIEWS | {"Expand", "ToCopy", "Clone"}
 
 def changes(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """The difference, 0 where both are the same infinity."""
-    return torch.where(one == other, torch.zeros_like(one), one - other)
+    found = one - other
+    return found if _finite(found) else found.masked_fill_(one == other, 0)
 
 
-def too_small(x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Where two values differ by rounding only, so that the derivative takes the place of a quotient."""
+def too_small(change: torch.Tensor, x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Where `x - reference` is rounding only, so that the derivative takes the place of a quotient."""
     rounding = math.pow(torch.finfo(x.dtype).eps, 0.75)
-    return (x - reference).abs() <= rounding * torch.maximum(x.abs(), reference.abs())
+    same = change.abs() <= torch.maximum(x.abs(), reference.abs()).mul_(rounding)
+    return same if _finite(change) else same.logical_or_(x == reference)
+
+
+def _finite(values: torch.Tensor) -> bool:
+    """Whether the sum of all is finite, and so each is: cheaper than to look at each."""
+    return bool(values.sum().isfinite())
 
 
 def quotient(dy: torch.Tensor, x: torch.Tensor, reference: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
     """`dy / (x - reference)`, and `limit` where x has not changed."""
-    same = (x == reference) | too_small(x, reference)
-    found = dy / torch.where(same, torch.ones_like(x), x - reference)
-    return torch.where(same, limit, found)
+    change = x - reference
+    return torch.where(too_small(change, x, reference), limit, dy / change)
 
 
 def pulled(node: Any, multipliers: Sequence[torch.Tensor | None]) -> Gradients:
@@ -115,7 +121,7 @@ def elementwise(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients
     native = gradients[slot]
     if native is None or call.x.shape != call.y.shape:
         return None
-    limit = torch.where(torch.isfinite(native), native, torch.zeros_like(native))
+    limit = native.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     return _put(gradients, slot, quotient(g * changes(call.y, other.y), call.x, other.x, limit).to(native.dtype))
 
 

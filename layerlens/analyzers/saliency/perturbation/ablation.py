@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ....borrow import borrowed
-from ....errors import InputError, check_count
+from ....errors import InputError, check_count, check_seed
 from ....layers import Selection
 from ....progress import track
 from ....results import Attribution
@@ -112,6 +112,9 @@ def permutation(
         OptionError: when features do not fit the input.
         TargetError: when the target does not fit the output.
 
+    Warns:
+        UserWarning: when the values of a sample are zero everywhere, as where all samples are the same.
+
     Example:
         >>> net = nn.Linear(2, 1, bias=False)
         >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 0.0]]))
@@ -120,6 +123,7 @@ def permutation(
                 [ 2.,  0.]])
     """
     check_count("draws", draws)
+    check_seed(seed)
     with borrowed(model, grad=False):
         scorer = Scorer(model, x, target, where=where, forward=forward)
         batch = len(scorer.rows)
@@ -134,6 +138,7 @@ def permutation(
             own.coalitions.starts = {name: leaf.value[others] for name, leaf in scorer.leaves.items()}
             found.append(own.coalitions.score - own.coalitions.features(own.features, keep, "", progress=False))
         values, error = mean_and_error(torch.stack(found))  # (features, batch)
+        warn_of_zeros({"": values.T}, "permutation")
         own.coalitions.label = "other samples"
         return own.attribution(
             values.T,

@@ -7,13 +7,10 @@ from typing import Any
 
 import torch
 
-from ....errors import check_count
-from ....nested import named_tensors
-from ....probe import Probe
 from ....progress import track
 from ...score import Scorer
 from ..baselines import baselines
-from ..differentiate import AT_ONCE, MEMORY, REUSED, SMALL, BatchSize, Leaves
+from ..differentiate import BatchSize, Leaves, first_score
 from .features import Features
 
 Masks = dict[str, torch.Tensor]
@@ -39,8 +36,7 @@ class Coalitions:
     def __init__(self, scorer: Scorer, baseline: Any, batch_size: BatchSize = "auto") -> None:
         self.scorer = scorer
         self.ends: Leaves = {name: leaf.value for name, leaf in scorer.leaves.items()}
-        with torch.no_grad():
-            self.score, self.batch_size = _first(scorer, self.ends, batch_size)
+        self.score, self.batch_size = first_score(scorer, self.ends, batch_size, gradient=False)
         self.starts, self.label = baselines(scorer, baseline)
 
     @property
@@ -64,7 +60,8 @@ class Coalitions:
 
     def bottom(self) -> torch.Tensor:
         """The score of the baseline, `(batch,)`."""
-        return self({name: torch.zeros_like(end[..., :1]) for name, end in self.ends.items()}, self.scorer.rows)
+        nothing = {name: torch.zeros_like(end[..., :1]) for name, end in self.ends.items()}
+        return self.scorer.check_bottom(self(nothing, self.scorer.rows))
 
     def every(
         self, count: int, masks: Callable[[torch.Tensor], Masks], label: str, *, progress: bool | None = None
@@ -105,23 +102,3 @@ class Coalitions:
             chosen = keep[places].to(rows.device).repeat_interleave(self.batch, dim=0)
             found.append(self(features.masks(chosen, rows), rows).reshape(len(places), self.batch))
         return torch.cat(found)
-
-
-def _first(scorer: Scorer, values: Leaves, batch_size: BatchSize) -> tuple[torch.Tensor, int]:
-    """The scores of the batch as it is, and how many rows to run at once."""
-    if batch_size != "auto":
-        check_count("batch_size", batch_size, also="'auto'")
-        return scorer(values), int(batch_size)
-    sizes: list[int] = []
-
-    def size(output: Any) -> None:
-        sizes.extend(tensor.nbytes for _, tensor in named_tensors(output))
-
-    with Probe(scorer.model, lambda path, module: not next(module.children(), None), reduce=size):
-        score = scorer(values)
-    count = len(scorer.rows)
-    largest, total = max(sizes, default=1) / count, max(1, sum(sizes)) / count
-    limit = AT_ONCE.get(scorer.rows.device.type, 64) if scorer.rows.device.type == "cpu" else 64
-    if scorer.rows.device.type == "cpu":
-        limit = min(limit, int(REUSED / largest))
-    return score, max(1, min(int(MEMORY / (4 * largest)), max(limit, int(SMALL / total)), 1024))

@@ -82,9 +82,10 @@ def extremal_mask(
         scorer = Scorer(model, x, target, where=where, forward=forward)
         ((name, leaf), *others) = scorer.leaves.items()
         if others or leaf.layer is not None or leaf.value.ndim != 4:
+            listed = ", ".join(f"{key} {describe(one.value)}" for key, one in scorer.leaves.items())
             raise InputError(
-                f"extremal_mask needs one image (batch, channel, height, width); got {name} {describe(leaf.value)}. "
-                "rise and shapley_sampling take any input."
+                f"extremal_mask needs one image (batch, channel, height, width); got {listed}. "
+                f"{'shapley_sampling takes several inputs' if others else 'rise and shapley_sampling take any input'}."
             )
         score, _ = gradients(scorer, scorer.start())
         starts, label = baselines(scorer, baseline)

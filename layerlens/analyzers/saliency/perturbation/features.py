@@ -107,7 +107,8 @@ def _labels(name: str, leaf: Leaf, spec: Spec) -> torch.Tensor:
     if leaf.layer is not None:
         if spec not in (None, "places"):
             raise OptionError(f"the features of token ids {name!r} are tokens, or labels (batch, token); got {spec!r}.")
-        return torch.arange(value.shape[1]).reshape(1, -1, 1)
+        sizes = value.shape[1:-1]  # none where each sample has one id
+        return torch.arange(sizes.numel()).reshape(1, *sizes, 1)
     sizes = value.shape[1:]
     if not sizes or (spec is None and len(sizes) == 1) or spec == "values":
         return torch.arange(max(1, value[0].numel())).reshape(1, *sizes)
@@ -147,8 +148,8 @@ def _boxes(shape: list[int], count: int) -> torch.Tensor:
 def _given(name: str, leaf: Leaf, labels: torch.Tensor) -> torch.Tensor:
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
         raise OptionError(f"labels of features are whole numbers, got {describe(labels)}.")
-    if leaf.layer is not None and labels.ndim <= 2:
-        labels = labels.reshape(-1, labels.shape[-1], 1)
+    if leaf.layer is not None and labels.ndim < leaf.value.ndim:
+        labels = labels.unsqueeze(-1)  # one label per token, for all features of its embedding
     try:
         labels.broadcast_to(leaf.value.shape)
     except RuntimeError as error:
@@ -162,8 +163,8 @@ def _given(name: str, leaf: Leaf, labels: torch.Tensor) -> torch.Tensor:
 def _without_padding(scorer: Scorer, name: str, labels: torch.Tensor) -> torch.Tensor:
     """Padding is no feature: nothing would change without it."""
     mask = scorer.inputs.tensors().get("attention_mask")
-    shape = scorer.leaves[name].value.shape[:2]
-    if mask is None or tuple(mask.shape) != tuple(shape) or bool(mask.all()):
+    shape = scorer.leaves[name].value.shape[:-1]
+    if mask is None or mask.shape != shape or bool(mask.all()):
         return labels
     spread = labels.expand(shape[0], *labels.shape[1:]).clone()
     spread[(mask == 0).to(spread.device)] = -1

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....errors import OptionError, check_count
+from ....errors import OptionError, check_count, check_seed
 from ....layers import Selection
 from ....results import Attribution
 from ....target import Spec
@@ -82,6 +82,7 @@ def kernel_shap(
         tensor([[2., 2., 2.]])
     """
     check_count("samples", samples)
+    check_seed(seed)
     if tolerance is not None and not tolerance > 0:
         raise OptionError(f"tolerance must be above 0 or None, got {tolerance!r}.")
     with game(model, x, target, where, features, baseline, batch_size, forward) as own:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....errors import OptionError, check_count
+from ....errors import OptionError, check_count, check_seed
 from ....layers import Selection
 from ....results import Attribution
 from ....target import Spec
@@ -76,6 +76,7 @@ def lime(
         True
     """
     check_count("samples", samples)
+    check_seed(seed)
     if not width > 0 or not ridge >= 0:
         raise OptionError(f"width must be above 0 and ridge at least 0, got {width!r} and {ridge!r}.")
     with game(model, x, target, where, features, baseline, batch_size, forward) as own:

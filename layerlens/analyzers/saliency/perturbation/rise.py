@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ....borrow import borrowed
-from ....errors import OptionError, check_count, choose
+from ....errors import OptionError, check_count, check_seed, choose
 from ....layers import Selection
 from ....results import Attribution
 from ....target import Spec
@@ -87,6 +87,7 @@ def rise(
         True
     """
     check_count("samples", samples)
+    check_seed(seed)
     check_count("cells", cells)
     choose("estimate", estimate, ("regression", "mean"))
     if not 0 < probability < 1 or (sampling == "balanced" and probability != 0.5):
@@ -100,7 +101,7 @@ def rise(
         coalitions = Coalitions(scorer, baseline, batch_size)
         ((name, leaf),) = scorer.leaves.items()
         axes = place_axes(leaf)
-        places = [leaf.value.shape[1 + axis] for axis in axes]
+        places = [leaf.value.shape[1 + axis] for axis in axes] or [1]  # a single id for each sample
         separate = leaf.layer is not None or leaf.value.ndim <= 2
         masks = SmoothMasks(places, 0 if separate else cells, samples, probability, sampling, seed)
         shape = [leaf.value.shape[1 + axis] if axis in axes else 1 for axis in range(leaf.value.ndim - 1)]

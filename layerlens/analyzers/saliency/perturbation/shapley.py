@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....errors import OptionError, check_count
+from ....errors import OptionError, check_count, check_seed
 from ....layers import Selection
 from ....progress import track
 from ....results import Attribution
@@ -77,6 +77,7 @@ def shapley_sampling(
         tensor([[3., 3.]])
     """
     check_count("permutations", permutations)
+    check_seed(seed)
     if tolerance is not None and not tolerance > 0:
         raise OptionError(f"tolerance must be above 0 or None, got {tolerance!r}.")
     with game(model, x, target, where, features, baseline, batch_size, forward) as own:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....errors import check_count
+from ....errors import check_count, check_seed
 from ....layers import Selection
 from ....results import Attribution
 from ....target import Spec
@@ -72,6 +72,7 @@ def sobol(
         tensor([[1., 0.]])
     """
     check_count("draws", draws)
+    check_seed(seed)
     with game(model, x, target, where, features, baseline, batch_size, forward) as own:
         count = own.count
         engine = torch.quasirandom.SobolEngine(2 * count, scramble=True, seed=seed)  # type: ignore[no-untyped-call]

@@ -1,0 +1,156 @@
+"""The pictures of docs/faithfulness.md: maps beside each other with what they score, the leaderboard, and two curves.
+
+python -m benchmarks.faithfulness pictures    (two or three minutes on one core)
+
+The leaderboard is drawn from benchmarks/faithfulness.md, what is measured on single pictures is measured anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from layerlens import plotting
+from layerlens.analyzers.faithfulness import deletion, insertion
+from layerlens.demo import efficientnet, embedded
+from layerlens.plotting import Plot
+from layerlens.results import Attribution, FaithfulnessCurve, Leaderboard, Ranking
+
+from .image_methods import CONTROLS, METHODS
+from .image_pictures import Case, digits, wholes
+
+TABLES = Path(__file__).with_name("faithfulness.md")
+DOCS = Path(__file__).parents[1] / "docs"
+FILLS = ("mean", "blur")
+PICTURES = {"photographs": ("chelsea", "coffee", "camera", "rocket"), "digits": ("digit 7", "digit 4")}
+CURVES = ("relevance z+", "rise, 200 masks", "grad_cam", *CONTROLS)
+"""The methods whose curves over one photograph are drawn."""
+
+SHOWN = {
+    "relevance z+": "relevance z+",
+    "relevance gamma .05, 8 noisy copies": "gamma .05, 8 noisy copies",
+    "rise, 200 masks": "RISE, 200 masks",
+    "integrated_gradients, blur": "integrated gradients, blur",
+    "grad_cam": "Grad-CAM",
+    "smooth_grad, absolute": "SmoothGrad, absolute",
+    "occlusion": "occlusion",
+    "control: Sobel edges": "control: Sobel edges",
+}
+"""The methods whose maps are shown, with the names of the columns."""
+
+Row = tuple[float, float, float]
+"""A mean and its 95 % interval."""
+
+
+def write() -> None:
+    """Write every picture, and print what each map scored, for the texts beside them."""
+    for name, plot, colours in (
+        ("leaderboard", leaderboard(), None),
+        ("curves", curves(), None),
+        ("photographs", grid("photographs"), 256),
+        ("digits", grid("digits"), 256),
+    ):
+        path = plot.save(DOCS / f"faithfulness-{name}.png", colours=colours)
+        print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB", file=sys.stderr, flush=True)
+
+
+def rows(title: str) -> dict[str, Row]:
+    """What benchmarks/faithfulness.md says of one suite, by method."""
+    text = TABLES.read_text()
+    table = text[text.index(f"## {title}") :].split("\n## ")[0]
+    found = re.findall(r"^\| ([^|]+) \| (-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]", table, flags=re.M)
+    return {name: (float(mean), float(low), float(high)) for name, mean, low, high in found}
+
+
+def leaderboard() -> Plot:
+    """All methods on photographs, from the table."""
+    found = rows("EfficientNet-Lite0")
+    numbers = torch.tensor(list(found.values()), dtype=torch.float64)
+    ranking = Ranking(
+        quantity="insertion - deletion",
+        items=tuple(found),
+        values=numbers[:, 0],
+        units="probability",
+        signed=False,
+        method="40 photographs, EfficientNet-Lite0",
+        settings={},
+        interval=numbers[:, 1:],
+        null=torch.full((len(found),), found["control: Sobel edges"][0], dtype=torch.float64),
+    )
+    return plotting.sensitivity(ranking, most=None, width="page", title="40 photographs; chance line: Sobel edges")
+
+
+def gain(case: Case, values: torch.Tensor) -> float:
+    """Insertion less deletion, each the mean of two fills."""
+    _, model, x, target, _ = case
+    areas = [
+        sum(float(curve(model, x, values, target=target, fill=fill, steps=32).area) for fill in FILLS) / len(FILLS)
+        for curve in (insertion, deletion)
+    ]
+    return areas[0] - areas[1]
+
+
+def cases_of(suite: str) -> list[Case]:
+    """The pictures whose maps are shown."""
+    known = dict(wholes()) if suite == "photographs" else {case[0]: case for case in digits()}
+    return [known[name] for name in PICTURES[suite]]
+
+
+def grid(suite: str) -> Plot:
+    """Maps of some pictures, with what each scored."""
+    cases = cases_of(suite)
+    x = torch.cat([case[2] for case in cases])
+    with torch.no_grad():
+        sure = cases[0][1](x).softmax(dim=1)[range(len(cases)), [case[3] for case in cases]]
+    maps, scores = {}, []
+    for method, name in SHOWN.items():
+        found = [{**METHODS, **CONTROLS}[method](case[1], case[2], case[3]).detach() for case in cases]
+        scores.append([gain(case, values) for case, values in zip(cases, found, strict=True)])
+        values = torch.cat(found)
+        signed = bool((values < 0).any())
+        maps[name] = Attribution(values, None, signed, "score", "top class", method, {}, sure, inputs=x)
+        print(suite, name, [round(score, 2) for score in scores[-1]], file=sys.stderr, flush=True)
+    board = Leaderboard(
+        methods=tuple(SHOWN.values()),
+        metrics=("insertion - deletion",),
+        values=torch.tensor(scores, dtype=torch.float64).unsqueeze(1),
+        higher=(True,),
+        controls=("control: Sobel edges",),
+        target="top class",
+        settings={"fills": list(FILLS), "steps": 32},
+    )
+    names = efficientnet.class_names() if suite == "photographs" else embedded.CLASS_NAMES
+    labels = [f"{names[case[3]]}\np = {value:.2f}" for case, value in zip(cases, sure.tolist(), strict=True)]
+    return plotting.method_grid(maps, board=board, labels=labels)
+
+
+def curves() -> Plot:
+    """Insertion and deletion of one photograph, each the mean of two fills, with insertion - deletion in the legend."""
+    case = cases_of("photographs")[0]
+    _, model, x, target, _ = case
+    found, panels, shown = [], [], {}
+    for name in CURVES:
+        values = {**METHODS, **CONTROLS}[name](model, x, target)
+        shown[name] = f"{name}: {gain(case, values):.2f}"
+        for curve in (insertion, deletion):
+            parts = [curve(model, x, values, target=target, fill=fill, steps=32) for fill in FILLS]
+            found.append(_mean(parts))
+            panels.append(curve.__name__)
+    print("curves", list(shown.values()), file=sys.stderr, flush=True)
+    title = f"{efficientnet.class_names()[target]}; each the mean of two fills, the mean colour and a blur"
+    return plotting.faithfulness_curve(
+        found,
+        labels=[label for label in shown.values() for _ in (insertion, deletion)],
+        panels=panels,
+        controls=[shown[name] for name in CONTROLS],
+        title=title,
+    )
+
+
+def _mean(curves: list[FaithfulnessCurve]) -> FaithfulnessCurve:
+    scores = torch.stack([one.scores for one in curves]).mean(dim=0)
+    return dataclasses.replace(curves[0], scores=scores, fill=" and ".join(one.fill for one in curves))

@@ -1,0 +1,171 @@
+"""How much of a model's accuracy is left under common corruptions of growing severity."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ....borrow import borrowed
+from ....errors import OptionError, check_count, choose
+from ....progress import track
+from ....results import Curve
+from ....target import Spec
+from ...fastpath import layers_called
+from ..registry import measure
+from .corrupting import Trial, as_limits, detected, fitting, is_picture
+from .corruptions import CORRUPTIONS
+from .options import rising
+from .parts import parts
+from .verdict import Verdict
+
+
+@measure(
+    question="responds_to_input",
+    cost="F for each corruption (9 of images), severity (5) and, of random kinds, draw (4)",
+    needs="a floating-point input, or token ids",
+    source="Hendrycks & Dietterich 2019",
+)
+def corruption_curve(
+    model: nn.Module,
+    x: Any,
+    labels: Any = None,
+    *,
+    corruptions: str | Sequence[str] | None = None,
+    severities: Sequence[float] = (0, 1, 2, 3, 4, 5),
+    draws: int = 4,
+    bounds: tuple[float, float] | None = None,
+    target: Spec = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool | None = None,
+    forward: Callable[..., Any] | None = None,
+) -> Curve:
+    """Accuracy against the severity of common corruptions, a curve for each (Hendrycks & Dietterich 2019).
+
+    Of images `(batch, channel, height, width)`, and of videos frame by frame: `"gaussian_noise"`, `"shot_noise"`,
+    `"impulse_noise"`, `"speckle_noise"`, `"gaussian_blur"`, `"contrast"`, `"brightness"`, `"pixelate"` and
+    `"occlusion"`, with the strengths of ImageNet-C at severities 1 to 5 and lengths scaled to the picture. Of series,
+    tables, latent vectors and the embeddings of token ids: `"noise"`, `"masking"` and `"scaling"`, relative to the
+    sample's own size. Of several inputs each gets what fits it.
+
+    Random kinds are drawn several times; all samples get the same draws, so that a batch gives what its samples give
+    alone, and a draw is the same at all severities.
+
+    Args:
+        model: any module; it is run in eval mode.
+        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments; or a Dataset or
+            DataLoader, which is read batch by batch and may hold the labels.
+        labels: the class index of each sample. None: its label in the data set, or else what the model says of the
+            clean sample; the curves are then the share of decisions that hold.
+        corruptions: which; None for all that fit the input.
+        severities: rising, from 0 (none) to 5; those between whole numbers are interpolated.
+        draws: of random kinds.
+        bounds: (low, high), the values of black and white as the model gets them. None takes 0..1, -1..1 or 0..255,
+            whichever is the first to hold the (first) batch, or else its own range, with a warning.
+        target: a score to watch in place of classes, as in `layerlens.target.as_target`. The curves are its mean.
+        batch_size: samples that run together.
+        seed: of the draws, and for models that draw numbers.
+        progress: whether to show a bar; None when stderr is a terminal and it takes long.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        A `Curve` along severity, with the standard error over draws (0 for kinds that draw nothing). Its null, where
+        there are labels, is what the same answers give when the labels are shuffled among the samples. Its checks are
+        `"per sample"`, `(corruptions, severities, batch)`, means over draws, and `"clean"`, `()`.
+
+    Raises:
+        InputError: when input or labels cannot be used, or values lie outside of the bounds.
+        OptionError: when an option is unknown or out of range, or a corruption does not fit the input.
+        TargetError: when the output is not `(batch, classes)` and no target is given, or the target does not fit it.
+
+    Warns:
+        UserWarning: when there is one draw only, or when the range of images had to be guessed.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False))  # class 1: brighter on the left
+        >>> weight = torch.where(torch.arange(64) % 8 < 4, 1.0, -1.0)
+        >>> _ = net[1].weight.data.copy_(torch.stack([-weight, weight]))
+        >>> x = torch.full((1, 1, 8, 8), 0.4)
+        >>> x[..., :4] = 0.6
+        >>> curve = corruption_curve(net, x, [1], corruptions=("contrast", "occlusion"), bounds=(0, 1), draws=2)
+        >>> curve.of("contrast")
+        tensor([1., 1., 1., 1., 1., 1.], dtype=torch.float64)
+    """
+    levels = rising("severities", severities)
+    if levels[-1] > 5:
+        raise OptionError(f"severities go from 0 to 5, got {levels[-1]:g}.")
+    check_count("draws", draws)
+    asked = (corruptions,) if isinstance(corruptions, str) else corruptions
+    if asked is not None:
+        asked = tuple(choose("corruption", name, CORRUPTIONS) for name in asked)
+        if not asked or len(set(asked)) < len(asked):
+            raise OptionError(f"corruptions must be one or more different names, got {corruptions!r}.")
+    chosen: tuple[str, ...] | None = None
+    limits: tuple[float, float] | None = None if bounds is None else as_limits(bounds)
+    held: list[torch.Tensor] = []
+    chance: list[torch.Tensor] = []
+    clean: list[torch.Tensor] = []
+    verdicts: list[Verdict] = []
+    with borrowed(model, grad=False), layers_called():
+        found = parts(
+            model, x, labels, target=target, loss="cross_entropy", batch_size=batch_size, seed=seed, forward=forward,
+            label="corruptions",
+        )  # fmt: skip
+        for part in track(found, "corruptions", enabled=progress):
+            pictures = [name for name, leaf in part.job.leaves.items() if is_picture(leaf)]
+            if chosen is None:
+                chosen = fitting(asked, part, pictures)
+            if limits is None and pictures and any(CORRUPTIONS[name].image for name in chosen):
+                limits = detected([part.job.leaves[name].value for name in pictures])
+            trial = Trial(part, pictures, limits, seed)
+            answers = [trial(CORRUPTIONS[name], levels, draws) for name in chosen]
+            held.append(torch.stack([one for one, _ in answers]))  # (corruptions, severities, draws, batch)
+            chance.append(torch.stack([other for _, other in answers]))
+            clean.append(part.held)
+            verdicts.append(part.verdict)
+    assert chosen is not None  # an empty data set is refused before
+    verdict, values = verdicts[0], torch.cat(held, dim=3)
+    by_draw = values.mean(dim=3)
+    random = torch.tensor([CORRUPTIONS[name].random for name in chosen])
+    if draws == 1 and bool(random.any()):
+        warnings.warn("corruption_curve: one draw gives no standard error. Use draws=4.", stacklevel=2)
+    return Curve(
+        quantity=verdict.quantity,
+        along="severity",
+        points=torch.tensor(levels, dtype=torch.float64),
+        series=chosen,
+        values=by_draw.mean(dim=2),
+        units=verdict.units,
+        method=f"common corruptions, {draws} draw{'s' * (draws > 1)}",
+        settings={
+            "corruptions": chosen,
+            "draws": draws,
+            "bounds": limits,
+            "target": None if verdict.target is None else verdict.target.label,
+            "seed": seed,
+            "samples": values.shape[3],
+        },
+        error=by_draw.std(dim=2) / draws**0.5 if draws > 1 else None,
+        null=_shuffled(torch.cat(chance, dim=3), verdicts),
+        checks={"per sample": values.mean(dim=2), "clean": torch.cat(clean).mean()},
+        explanation=(
+            f"Each value is the {verdict.words} that is left when the inputs are corrupted"
+            + ("." if verdict.labels is None else "; the null is what is left when the answers go to other samples."),
+            "Severities of different corruptions are no common measure, and the samples given stand for themselves: "
+            "compare models on the same samples, not corruptions with each other.",
+        ),
+    )
+
+
+def _shuffled(classes: torch.Tensor, verdicts: list[Verdict]) -> torch.Tensor | None:
+    """The share of pairs of an answer and any sample's label that agree, `(corruptions, severities)`."""
+    if any(verdict.labels is None for verdict in verdicts):
+        return None
+    labels = torch.cat([verdict.labels for verdict in verdicts if verdict.labels is not None])
+    count = int(max(labels.max(), classes.max())) + 1
+    right = torch.bincount(labels, minlength=count).double() / len(labels)
+    return right[classes].mean(dim=(2, 3))

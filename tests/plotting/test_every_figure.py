@@ -1,0 +1,126 @@
+"""What holds of each figure that a result can draw: a table with one example of every kind."""
+
+import dataclasses
+import functools
+import io
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.text import Text
+from PIL import Image
+
+from layerlens.plotting import FIGURES
+
+from .helpers import (
+    attention,
+    attribution,
+    curve,
+    effects,
+    faithfulness,
+    field,
+    grid,
+    groups,
+    history,
+    images,
+    leaderboard,
+    ledger,
+    made,
+    maps,
+    profile,
+    random,
+    ranking,
+    recurrent,
+    relevance,
+    table,
+    text_outside,
+    top_inputs,
+    traversal,
+)
+
+TOKENS = [["[CLS]", "a", "$5 and $6", "##ing", "\n", "", "end"]]
+
+
+def text():
+    return attribution(1, 7, tokens=TOKENS)
+
+
+def series():
+    return attribution(1, 30, 3, inputs=random(1, 30, 3))
+
+
+EXAMPLES = {
+    ("Attribution", "heatmap"): images,
+    ("Attribution", "grid"): images,
+    ("Attribution", "tokens"): text,
+    ("Attribution", "timeseries"): series,
+    ("Relevance", "heatmap"): relevance,
+    ("Relevance", "grid"): relevance,
+    ("Relevance", "tokens"): text,  # a Relevance is an Attribution, and drawn by the same functions
+    ("Relevance", "timeseries"): series,
+    ("Relevance", "flow"): relevance,
+    ("Relevance", "profile"): relevance,
+    ("ActivationMaps", "mosaic"): lambda: maps(1, 9, 4, 4),
+    ("ActivationMaps", "channels"): lambda: maps(1, 9, 4, 4),
+    ("LayerProfile", "profile"): lambda: profile(4),
+    ("LayerTable", "map"): table,
+    ("Ledger", "flow"): lambda: ledger(4),
+    ("TopInputs", "inputs"): lambda: top_inputs(2, 2),
+    ("RecurrentStates", "states"): lambda: recurrent(8, 5),
+    ("AttentionWeights", "maps"): lambda: attention(1, 2),
+    ("LatentTraversal", "rows"): lambda: traversal(1, 4, 4, rows=2, steps=3),
+    ("ReceptiveField", "field"): lambda: field(9, 9),
+    ("FeatureVisualization", "images"): lambda: made(2, 3, 6, 6),
+    ("FaithfulnessCurve", "curve"): faithfulness,
+    ("Leaderboard", "means"): leaderboard,
+    ("GroupComparison", "places"): groups,
+    ("GroupComparison", "layers"): groups,
+    ("GroupComparison", "separation"): groups,
+    ("GroupEffects", "effects"): effects,
+    ("Ranking", "sensitivity"): lambda: ranking(4),
+    ("Matrix", "matrix"): lambda: grid(3, 4),
+    ("Curve", "curves"): lambda: curve(("PGD", "FGSM")),
+    ("TrainingHistory", "training"): lambda: history(6, 4),
+    ("TrainingHistory", "gradient_flow"): lambda: history(6, 4),
+}
+EACH = pytest.mark.parametrize("name, kind", EXAMPLES, ids=lambda part: part)
+
+
+@functools.cache
+def drawn(name, kind):
+    return EXAMPLES[name, kind]().plot(kind)
+
+
+def tensors(result):
+    values = (getattr(result, field.name) for field in dataclasses.fields(result))
+    return [value.clone() for value in values if isinstance(value, torch.Tensor)]
+
+
+def test_every_figure_has_an_example():
+    assert set(EXAMPLES) == {(of.__name__, kind) for of, figures in FIGURES.items() for kind in figures}
+
+
+@EACH
+def test_text_lies_inside_and_is_no_smaller_than_6_points(name, kind):
+    plot = drawn(name, kind)
+    assert text_outside(plot) == []
+    assert min(artist.get_fontsize() for artist in plot.fig.findobj(Text) if artist.get_text()) >= 6
+
+
+@EACH
+def test_a_pdf_has_truetype_fonts_alone_and_the_same_bytes_each_time(name, kind, tmp_path):
+    result = EXAMPLES[name, kind]()
+    before = tensors(result)
+    content = result.plot(kind).save(tmp_path / "a.pdf").read_bytes()
+    assert all(torch.equal(one, two) for one, two in zip(before, tensors(result), strict=True))
+    assert b"/FontFile2" in content and b"/CIDFontType2" in content and b"/Type3" not in content
+    assert b"CreationDate" not in content and b"Producer" not in content
+    assert drawn(name, kind).save(tmp_path / "b.pdf").read_bytes() == content
+
+
+@EACH
+def test_a_notebook_that_is_dark_shows_white_paper(name, kind):
+    plot = drawn(name, kind)
+    pixels = np.array(Image.open(io.BytesIO(plot.png(60))).convert("RGBA"))
+    assert (pixels[..., 3] == 255).all()
+    assert (pixels[0] == 255).all() and (pixels[:, 0] == 255).all() and (pixels[-1] == 255).all()
