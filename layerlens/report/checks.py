@@ -64,7 +64,7 @@ def of_controls(sample: Sample, board: Leaderboard) -> list[Check]:
     name = "{} beats its controls: insertion less deletion"
     methods = [method for method in board.methods if method not in board.controls]
     if not board.controls:
-        why = "there are no controls for several inputs"
+        why = "there are no controls for inputs of this kind"
         return [Check(name.format(method), sample.label, why, "", None) for method in methods]
     best = max(board.controls, key=lambda control: float(board.of(control)[0]))
     limit = float(board.of(best)[0])

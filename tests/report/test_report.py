@@ -235,7 +235,7 @@ def test_several_inputs_each_have_their_maps(tmp_path):
 
     page = read(Lens(Two()).report({"a": torch.randn(2, 3), "b": torch.randn(2, 4)}, 0, tmp_path / "two.html",
                                    **{**QUICK, "controls": True}))  # fmt: skip
-    assert "Input for a" in page.text and "Input for b" in page.text and "not made" in page.text
+    assert "Input for a" in page.text and "Input for b" in page.text and "(random)" in page.text
 
 
 def test_all_of_it_runs_in_bfloat16_and_for_a_zero_map(tmp_path):
