@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,12 +70,16 @@ class Inputs:
             raise InputError(f"the inputs differ in their first axis, which must be the batch: {listed}.")
         return next(iter(sizes.values()))
 
-    def rows(self, index: torch.Tensor) -> Inputs:
-        """The samples `index`, shape (n,), of every tensor with a batch axis."""
-        size = self.batch
-        return self.map(
-            lambda tensor: tensor[index.to(tensor.device)] if tensor.ndim and tensor.shape[0] == size else tensor
-        )
+    def rows(self, index: torch.Tensor, *, but: Container[str] = ()) -> Inputs:
+        """The samples `index`, shape (n,), of every tensor with a batch axis; those named in `but` stay as they are."""
+        size, names = self.batch, iter(self.tensors())
+
+        def chosen(tensor: torch.Tensor) -> torch.Tensor:
+            if next(names) in but or not tensor.ndim or tensor.shape[0] != size:
+                return tensor
+            return tensor[index.to(tensor.device)]
+
+        return self.map(chosen)
 
 
 def as_inputs(x: Any) -> Inputs:

@@ -132,7 +132,8 @@ class Layers(Mapping[LayerPath, nn.Module]):
         if not matched:
             wanted = selection.pattern if isinstance(selection, re.Pattern) else _show(selection)
             raise LayerNotFound(self._missing(f"{_show(selection)} matches no layer", str(wanted)))
-        return {path: (None, _reason(selection)) for path in matched}
+        reason = _reason(selection)
+        return {path: (None, reason) for path in matched}
 
     def _matcher(self, selection: Selection) -> Callable[[LayerPath, nn.Module], bool]:
         if isinstance(selection, str):

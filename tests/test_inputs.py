@@ -103,6 +103,8 @@ def test_rows_take_samples_of_every_tensor_with_a_batch():
     rows = given.rows(torch.tensor([1, 1, 0]))
     assert torch.equal(rows.args[0], X[[1, 1, 0]]) and rows.args[1].item() == 3 and rows.args[2] == "text"
     assert rows.kwargs["mask"].shape == (3, 1) and rows.batch == 3
+    some = given.rows(torch.tensor([1, 1, 0]), but={"mask"})
+    assert some.kwargs["mask"] is given.kwargs["mask"] and torch.equal(some.args[0], X[[1, 1, 0]])
 
 
 def test_the_batch_must_be_agreed_on():

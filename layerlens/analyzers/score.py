@@ -109,12 +109,12 @@ class Scorer:
         Raises:
             TargetError: when the target does not fit the output.
         """
-        inputs = self.inputs if rows is None else self.inputs.rows(rows)
         leaves = {name: leaf for name, leaf in self.leaves.items() if name in values}
+        given = {name: values[name] for name, leaf in leaves.items() if leaf.is_input}
+        inputs = (self.inputs if rows is None else self.inputs.rows(rows, but=given)).replace(given)
         edits: dict[LayerPath, list[Edit]] = {path: [edit] for path, edit in substitute(leaves, values).items()}
         for path, edit in (then or {}).items():
             edits.setdefault(path, []).append(edit)
-        inputs = inputs.replace({name: values[name] for name, leaf in leaves.items() if leaf.is_input})
         output = self._run(inputs, edits)
         first, self._resolved = not self._resolved, True
         if first:

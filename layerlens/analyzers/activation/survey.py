@@ -59,7 +59,7 @@ class _Form:
 
 
 def _form(output: Any) -> _Form | None:
-    tensor = first_tensor(output)
+    tensor = output if isinstance(output, torch.Tensor) else first_tensor(output)
     return None if tensor is None else _Form(tensor)
 
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ...borrow import modules_of, parameters_of
 from ...errors import TargetError, check_count
 from ...layers import LayerPath
 from ...nested import named_tensors
@@ -46,7 +45,7 @@ def freeze(model: nn.Module) -> None:
 
     Linear layers then save no inputs: a ViT keeps 37 % fewer bytes; a convolution net keeps as many.
     """
-    for parameter in parameters_of(modules_of(model)):
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.requires_grad_(False)
 

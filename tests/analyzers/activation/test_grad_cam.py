@@ -89,6 +89,38 @@ def test_the_chosen_layer_of_the_cases(name, layer, size):
     assert result.tensor.any(dim=(1)).any(dim=1).all()
 
 
+class Tail(nn.Module):
+    """A convolution that runs several times, and many layers after the last places."""
+
+    def __init__(self, calls, tail):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.calls = nn.Conv2d(3, 3, 3, padding=1), calls
+        self.tail = nn.Sequential(*(nn.Linear(3, 3) for _ in range(tail)))
+
+    def forward(self, x):
+        for _ in range(self.calls):
+            x = self.conv(x).tanh()
+        return self.tail(x.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("calls", "tail", "runs"),
+    [(1, 3, 1), (3, 3, 1), (1, 40, 2), (3, 40, 2), (40, 3, 2)],  # a layer far from the end takes a second run
+)
+def test_the_layer_is_chosen_in_one_run_where_it_is_one_of_the_last(calls, tail, runs):
+    model, x, seen = Tail(calls, tail).double(), normal(2, 3, 8, 8).double(), []
+    handle = model.register_forward_pre_hook(lambda module, args: seen.append(1))
+    chosen = grad_cam(model, x, target=1, relu=False)
+    assert len(seen) == runs
+    handle.remove()
+    assert (chosen.settings["layer"], chosen.settings["call"]) == ("conv", calls - 1)
+    named = grad_cam(model, x, "conv", call=calls - 1, target=1, relu=False)
+    torch.testing.assert_close(chosen.tensor, named.tensor)
+    torch.testing.assert_close(chosen.score, named.score)
+    assert chosen.tensor.any()
+
+
 def test_a_reused_layer_needs_its_call():
     case = CASES["cnn"]
     model, x = case.build().double(), case.example().double()

@@ -20,6 +20,36 @@ from layerlens.errors import InputError, LayerNotFound, OptionError, TargetError
 from tests.cases import CASES, normal
 
 
+@pytest.mark.parametrize(
+    ("shape", "sigmas"),
+    [
+        ((2, 3, 24, 20), {2: 4.0, 3: 0.4}),  # wide, for many lines: a matrix
+        ((1, 2, 300), {2: 9.0}),  # few lines: a convolution
+        ((2, 5, 2), {1: 3.0, 2: 0.0}),
+        ((1, 40, 1), {1: 60.0, 2: 1.0}),
+    ],
+)
+def test_a_blur_is_the_mean_under_a_gaussian_whose_ends_go_on(shape, sigmas):
+    x = normal(*shape).double()
+    expected = x.clone()
+    for axis, sigma in sigmas.items():
+        size, radius = shape[axis], max(1, round(3 * sigma))
+        if sigma and size > 1:
+            steps = range(-radius, radius + 1)
+            weights = [math.exp(-0.5 * (step / sigma) ** 2) for step in steps]
+            lines = [
+                sum(
+                    weight * expected.select(axis, min(max(place + step, 0), size - 1))
+                    for step, weight in zip(steps, weights, strict=True)
+                )
+                / sum(weights)
+                for place in range(size)
+            ]
+            expected = torch.stack(lines, dim=axis)
+    torch.testing.assert_close(gaussian_blur(x, sigmas), expected)
+    torch.testing.assert_close(gaussian_blur(x.float(), sigmas), expected.float())
+
+
 class Squares(nn.Module):
     """sum of w x^2 + b x: its gradient is linear, so each straight piece has a closed form."""
 

@@ -60,6 +60,17 @@ def test_deep_shap_is_the_mean_of_deep_lift_and_of_captum():
     assert float(found.checks["completeness gap"].max()) < 1e-4
 
 
+def test_points_of_several_references_run_at_once():
+    model, x = CASES["mlp"].build().double(), CASES["mlp"].example().double()
+    starts = torch.stack([x[0] * 0, x[0] * 0 + 1, -x[1]])
+    one = gradient_shap(model, x, target=1, baselines=starts, samples=12, batch_size=1)
+    for size in (2, 5, 100):
+        found = gradient_shap(model, x, target=1, baselines=starts, samples=12, batch_size=size)
+        torch.testing.assert_close(found.tensor, one.tensor)
+        torch.testing.assert_close(found.standard_error, one.standard_error)
+        torch.testing.assert_close(found.checks["completeness gap"], one.checks["completeness gap"])
+
+
 @pytest.mark.parametrize("method", [gradient_shap, deep_shap])
 def test_a_batch_gives_what_its_samples_give_alone_and_a_seed_gives_it_again(method):
     model, x = CASES["mlp"].build().double(), as_inputs(CASES["mlp"].example().double())

@@ -53,8 +53,8 @@ class Coalitions:
                 values = {}
                 for name, end in self.ends.items():
                     mask = masks[name][places].to(end)
-                    start = self.starts[name][chosen]
-                    values[name] = torch.lerp(start, end[chosen], mask.expand_as(start)).to(end.dtype)
+                    start = _of(self.starts[name], chosen)
+                    values[name] = torch.lerp(start, _of(end, chosen), mask.expand_as(start)).to(end.dtype)
                 found.append(self.scorer(values, chosen).detach())
         return torch.cat(found)
 
@@ -102,3 +102,8 @@ class Coalitions:
             chosen = keep[places].to(rows.device).repeat_interleave(self.batch, dim=0)
             found.append(self(features.masks(chosen, rows), rows).reshape(len(places), self.batch))
         return torch.cat(found)
+
+
+def _of(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """`values[rows]`, without a copy where all are of one sample."""
+    return values[rows] if len(values) > 1 else values.expand(len(rows), *values.shape[1:])

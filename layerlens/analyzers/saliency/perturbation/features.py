@@ -43,9 +43,9 @@ class Features:
         padded = torch.cat([keep, torch.ones_like(keep[:, :1])], dim=1)  # the last is for -1
         found = {}
         for name, labels in self.labels.items():
-            chosen = labels[rows] if len(labels) > 1 else labels.expand(len(rows), *labels.shape[1:])
-            index = torch.where(chosen < 0, self.count, chosen)
-            found[name] = padded.gather(1, index.flatten(1)).reshape(index.shape)
+            index = torch.where(labels < 0, self.count, labels).flatten(1)
+            kept = padded.index_select(1, index[0]) if len(index) == 1 else padded.gather(1, index[rows])
+            found[name] = kept.reshape(len(kept), *labels.shape[1:])
         return found
 
     def spread(self, values: torch.Tensor, leaves: Mapping[str, Leaf]) -> dict[str, torch.Tensor]:
