@@ -18,11 +18,9 @@ def main(parts: tuple[str, ...] = PARTS) -> None:
     """Print a table for each part."""
     torch.set_num_threads(1)
     print("# Sensitivity and layer dynamics, measured\n")
-    print(
-        "Made by `python -m benchmarks.sensitivity`: medians of alternating runs in one process, in units of one forward"
-    )
-    print("pass of the same model on the same input (of one training step, where it says so). Stated is what the")
-    print(f"docstring says. torch {torch.__version__}, {platform.machine()}, one thread.")
+    print("Made by `python -m benchmarks.sensitivity`: medians of alternating runs in one process, in units of one")
+    print("forward pass of the same model on the same input (of one training step, where it says so). Stated is what")
+    print(f"the docstring says. torch {torch.__version__}, {platform.machine()}, one thread.")
     for part in parts:
         module = importlib.import_module(f"benchmarks.sensitivity_{part}")
         print(f"\n## {part}\n\n| what | stated | measured | |\n| --- | ---: | ---: | --- |")

@@ -16,7 +16,7 @@ from layerlens.demo.embedded import DigitNet
 
 from .timing import medians
 
-RUNS = 7
+RUNS = 5
 OPTIONS: dict[str, dict[str, Any]] = {
     "auto": {},
     "every 10": {"every": 10},

@@ -6,8 +6,16 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from .analyzers import activation, compare_routes, faithfulness, layer_table, relevance, route, saliency
-from .analyzers import groups as group_analyzers
+from .analyzers import (
+    activation,
+    compare_routes,
+    faithfulness,
+    groups as group_analyzers,
+    layer_table,
+    relevance,
+    route,
+    saliency,
+)
 from .analyzers.activation.attention import Part
 from .analyzers.relevance import Concept
 from .capturing import capture, run

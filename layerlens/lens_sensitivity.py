@@ -6,7 +6,7 @@ from typing import Any
 
 from .analyzers import sensitivity
 from .layers import Selection
-from .results import Explained, LayerProfile
+from .results import Explained, LayerProfile, Ranking
 from .target import Spec
 from .wrapped import WrappedModel
 
@@ -27,6 +27,27 @@ class SensitivityLens(WrappedModel):
         inputs = self.inputs(x)
         aim = None if target is None else self.target(target, inputs)
         return sensitivity.noise_response(self.model, inputs, layers, target=aim, forward=self.forward, **options)
+
+    def sobol(self, x: Any, *, target: Spec = None, **options: Any) -> Ranking:
+        """The share of the score's variance that each input feature makes; see `sobol`."""
+        inputs = self.inputs(x)
+        aim = None if target is None else self.target(target, inputs)
+        return sensitivity.sobol(self.model, inputs, target=aim, forward=self.forward, **options)
+
+    def morris(self, x: Any, *, target: Spec = None, **options: Any) -> Ranking:
+        """How far the score moves when one input feature steps, from many places; see `morris`."""
+        inputs = self.inputs(x)
+        aim = None if target is None else self.target(target, inputs)
+        return sensitivity.morris(self.model, inputs, target=aim, forward=self.forward, **options)
+
+    def weight_sensitivity(
+        self, x: Any, layers: Selection = None, *, target: Spec = None, **options: Any
+    ) -> LayerProfile:
+        """Which layers' weights output and loss depend on; `x` may be a data set. See `weight_sensitivity`."""
+        aim = None if target is None else self.target(target)
+        return sensitivity.weight_sensitivity(
+            self.model, x, layers, target=aim, read=self.inputs, forward=self.forward, **options
+        )
 
 
 SensitivityLens.sensitivity.methods = sensitivity.methods  # type: ignore[attr-defined]

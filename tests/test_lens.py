@@ -1,6 +1,8 @@
 """Lens binds: names, text, forward and inputs reach the analyzers; the functions are the same."""
 
+import ast
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,6 +86,12 @@ def test_every_public_name_is_there_and_documented():
     assert set(layerlens.__all__) <= set(dir(layerlens))
     with pytest.raises(AttributeError, match="no attribute 'lense'"):
         layerlens.lense  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names():
+    stub = ast.parse(Path(layerlens.__file__).with_suffix(".pyi").read_text())
+    told = [name.name for node in stub.body if isinstance(node, ast.ImportFrom) for name in node.names]
+    assert sorted(told) == layerlens.__all__
 
 
 def test_methods_are_listed_where_they_are_called():

@@ -21,7 +21,13 @@ def same(printed, told):
 
 @pytest.mark.parametrize(
     ("name", "least"),
-    [("relevance", 8), ("language-models", 2), ("groups-and-errors", 3), ("training-and-transfer", 5)],
+    [
+        ("relevance", 8),
+        ("language-models", 2),
+        ("groups-and-errors", 3),
+        ("weights-and-inputs", 6),
+        ("training-and-transfer", 5),
+    ],
 )
 def test_every_block_prints_what_stands_below_it(name, least, tmp_path, monkeypatch, capsys):
     page = DOCS / f"{name}.md"

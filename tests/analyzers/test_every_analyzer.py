@@ -41,6 +41,17 @@ ANALYZERS = {
     "noise_response": lambda model, x, target: layerlens.sensitivity(
         model, x, method="noise_response", levels=(0.5,), draws=2
     ),
+    "sobol": lambda model, x, target: layerlens.sobol(
+        model, x, baseline="zero", features=one_or_two(x), target=target, samples=4, bootstrap=0
+    ),
+    "morris": lambda model, x, target: layerlens.morris(
+        model, x, baseline="zero", features=one_or_two(x), target=target, trajectories=2
+    ),
+    "fisher": lambda model, x, target: layerlens.weight_sensitivity(model, x, draws=2),
+    "hessian_trace": lambda model, x, target: layerlens.weight_sensitivity(
+        model, x, measure="hessian_trace", loss=squared, estimator="hutchinson", probes=3
+    ),
+    "pruning": lambda model, x, target: layerlens.weight_sensitivity(model, x, measure="pruning", sparsities=(0.5,)),
     "relevance": lambda model, x, target: layerlens.relevance(model, x, target=target, layers=None),
     "relevance epsilon_plus": lambda model, x, target: layerlens.relevance(
         model, x, target=target, rules="epsilon_plus", layers=None
@@ -152,6 +163,17 @@ def mapped(model, x, target, method, **options):
 def one_class(target):
     """The first of several classes."""
     return target[0] if isinstance(target, list) else int(target[0]) if isinstance(target, torch.Tensor) else target
+
+
+def one_or_two(x):
+    """Features that are few: token ids as they are, of others two cells for each input."""
+    tensors = layerlens.inputs.as_inputs(x).floating()
+    return 2 if tensors and all(tensor.ndim > 2 for tensor in tensors.values()) else None
+
+
+def squared(output, labels):
+    """The mean square of the output, a loss for any model."""
+    return layerlens.outputs.main_output(output).square().mean()
 
 
 def as_data(x):

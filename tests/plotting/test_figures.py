@@ -34,6 +34,7 @@ from layerlens.plotting import (
 from .helpers import (
     LONG,
     PATHS,
+    attention as looks,
     attribution,
     curve,
     field,
@@ -50,10 +51,9 @@ from .helpers import (
     relevance,
     text_outside,
     texts,
+    top_inputs as tops,
     traversal,
 )
-from .helpers import attention as looks
-from .helpers import top_inputs as tops
 
 TOKENS = [["[CLS]", "a", "$5 and $6", "extraordinarily", "\n", "", "end"]]
 

@@ -8,8 +8,7 @@ from layerlens.errors import OptionError, PlotError
 from layerlens.plotting import top_inputs
 from layerlens.plotting.images import picture
 
-from .helpers import random, texts
-from .helpers import top_inputs as tops
+from .helpers import random, texts, top_inputs as tops
 
 
 def test_a_row_per_unit_strongest_first_with_value_and_index():

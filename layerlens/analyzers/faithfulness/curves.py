@@ -18,8 +18,7 @@ from ...softmaxed import probability
 from ...target import Spec
 from ..saliency.differentiate import BatchSize
 from ..saliency.perturbation.coalitions import Coalitions
-from ..saliency.perturbation.features import Features, features_of
-from ..saliency.perturbation.features import Spec as FeatureSpec
+from ..saliency.perturbation.features import Features, Spec as FeatureSpec, features_of
 from ..score import Scorer
 from .places import Given, by_place, ranks
 

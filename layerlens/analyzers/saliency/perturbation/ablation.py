@@ -18,8 +18,7 @@ from ...methods import method
 from ...score import Scorer
 from ..differentiate import BatchSize, warn_of_zeros
 from .coalitions import Coalitions
-from .features import Spec as FeatureSpec
-from .features import features_of
+from .features import Spec as FeatureSpec, features_of
 from .settle import Game, game, mean_and_error
 
 

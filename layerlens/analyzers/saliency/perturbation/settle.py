@@ -17,8 +17,7 @@ from ....target import Spec
 from ...score import Scorer
 from ..differentiate import BatchSize
 from .coalitions import Coalitions
-from .features import Features, features_of
-from .features import Spec as FeatureSpec
+from .features import Features, Spec as FeatureSpec, features_of
 
 
 @dataclasses.dataclass

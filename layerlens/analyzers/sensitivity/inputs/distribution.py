@@ -1,0 +1,180 @@
+"""The inputs over which a score is studied: ranges, the rows of a data set, or masks over a baseline."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ....errors import OptionError, TargetError
+from ....inputs import as_inputs
+from ....outputs import main_output
+from ....target import Spec, Target, as_target
+from ...saliency.perturbation.coalitions import Coalitions
+from ...saliency.perturbation.features import Features
+from ...score import Scorer
+from .factors import Names, named_features, read_ranges
+from .rows import Values, of_rows
+
+
+class Outputs:
+    """Reads every number of the main output, `(rows, outputs)`, where no single score was asked for."""
+
+    def __init__(self) -> None:
+        self.last = torch.empty(0)
+
+    @property
+    def target(self) -> Target:
+        """A target for a `Scorer`, which keeps all numbers in `last`."""
+        return Target(self._read, "all outputs")
+
+    def _read(self, output: Any, rows: torch.Tensor) -> torch.Tensor:
+        main = main_output(output)
+        if main.ndim == 0 or len(main) != len(rows):
+            raise TargetError(
+                f"the model's output {tuple(main.shape)} has no first axis of {len(rows)} samples. Give target=, a "
+                "function from the output to a score (batch,)."
+            )
+        self.last = main.detach().reshape(len(main), -1).double().cpu()
+        return self.last.sum(dim=1)
+
+
+@dataclasses.dataclass
+class Study:
+    """A borrowed model as a function of numbers from 0 to 1, one for each feature.
+
+    Attributes:
+        names: of the features.
+        features: which value of the input belongs to which.
+        bases: how many samples the study is made around; 1 where no value of x is kept.
+        how: the distribution, in words.
+        label: of the score.
+        batch_size: rows in one forward pass.
+    """
+
+    names: tuple[str, ...]
+    features: Features
+    bases: int
+    how: str
+    label: str
+    batch_size: int
+    _scorer: Scorer
+    _outputs: Outputs | None
+    _values: Callable[[torch.Tensor, torch.Tensor], Values]
+    _seed: int
+
+    def __call__(self, u: torch.Tensor, base: int, part: int) -> torch.Tensor:
+        """The outputs `(n, outputs)`, float64, at places u `(n, features)` of the unit cube, around one sample.
+
+        A model that draws numbers draws the same in every run of one `part`.
+        """
+        rows = torch.full((len(u),), base, device=self._scorer.rows.device)
+        values = self._values(u.to(rows.device), rows)
+        for name, labels in self.features.labels.items():
+            if bool((labels < 0).any()):
+                own = self._scorer.leaves[name].value[rows]
+                fixed = labels[rows] < 0 if len(labels) > 1 else labels < 0
+                values[name] = torch.where(fixed, own, values[name])
+        torch.manual_seed(self._seed + part)
+        score = self._scorer(values, rows)
+        return score.detach().double().cpu().unsqueeze(1) if self._outputs is None else self._outputs.last
+
+
+def study(
+    model: nn.Module,
+    x: Any,
+    *,
+    ranges: Any,
+    baseline: Any,
+    features: Any,
+    names: Names,
+    target: Spec,
+    batch_size: Any,
+    seed: int,
+    forward: Callable[..., Any] | None,
+    spread: bool = False,
+) -> Study:
+    """Settle features, distribution and score; use it inside of `borrowed(model, grad=False)`.
+
+    Args:
+        model: a borrowed model.
+        x: its input.
+        ranges: see `read_ranges`.
+        baseline: as in `layerlens.analyzers.saliency.baselines`; features then go from it to their values in x.
+        features: see `named_features`.
+        names: see `named_features`.
+        target: what to score; None for all outputs together.
+        batch_size: rows in one forward pass.
+        seed: for models that draw numbers.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        spread: whether, of rows, each value runs from its smallest to its largest; else values are drawn.
+
+    Raises:
+        InputError: when nothing in the input can vary.
+        OptionError: when options contradict each other or do not fit.
+        TargetError: when the target holds a class for each sample, and the samples are not kept apart.
+    """
+    if ranges is not None and baseline is not None:
+        raise OptionError("give ranges= (uniform values) or baseline= (masks over x), not both.")
+    inputs = as_inputs(x)
+    torch.manual_seed(seed)
+    outputs = Outputs() if target is None else None
+    aim = as_target(target) if outputs is None else outputs.target
+    whole = Scorer(model, inputs, aim, forward=forward)
+    found, titles = named_features(whole, features, names)
+    rows = torch.arange(inputs.batch)
+    if baseline is None and (ranges is None or _all_vary(whole, found)):
+        rows = rows[:1]
+    if len(rows) < inputs.batch and aim.each is not None:
+        raise TargetError(
+            "the target holds a class for each sample, but here x as a whole is one distribution: give one class."
+        )
+    scorer = whole if len(rows) == inputs.batch else Scorer(model, inputs.rows(rows), aim, forward=forward)
+    coalitions = Coalitions(scorer, "zero" if baseline is None else baseline, batch_size)
+    if baseline is not None:
+        how, values = f"masks from baseline {coalitions.label} to x", _masked(coalitions, found)
+    elif ranges is not None:
+        pairs = read_ranges(ranges, titles)
+        how, values = "uniform over the given ranges", _uniform(pairs, scorer, found)
+    else:
+        how, values = of_rows(whole, found, titles, spread)
+    own = found if len(rows) == inputs.batch else _first_row(found)
+    size = coalitions.batch_size
+    return Study(titles, own, len(rows), how, scorer.target.label, size, scorer, outputs, values, seed)
+
+
+def _all_vary(scorer: Scorer, features: Features) -> bool:
+    """Whether no value of the input stays as it is in x."""
+    batched = [name for name, tensor in scorer.inputs.tensors().items() if tensor.ndim]
+    return set(batched) <= set(scorer.leaves) and all(bool((one >= 0).all()) for one in features.labels.values())
+
+
+def _first_row(features: Features) -> Features:
+    return Features({name: labels[:1] for name, labels in features.labels.items()}, features.count)
+
+
+def _masked(coalitions: Coalitions, features: Features) -> Callable[[torch.Tensor, torch.Tensor], Values]:
+    def values(u: torch.Tensor, rows: torch.Tensor) -> Values:
+        found = {}
+        for name, mask in features.masks(u, rows).items():
+            start, end = coalitions.starts[name][rows], coalitions.ends[name][rows]
+            found[name] = torch.lerp(start, end, mask.to(end).expand_as(end))
+        return found
+
+    return values
+
+
+def _uniform(pairs: torch.Tensor, scorer: Scorer, features: Features) -> Callable[[torch.Tensor, torch.Tensor], Values]:
+    def values(u: torch.Tensor, rows: torch.Tensor) -> Values:
+        low, high = pairs.to(u).unbind(dim=1)
+        own = _first_row(features) if len(scorer.rows) == 1 else features
+        placed = own.masks(low + u * (high - low), rows)
+        return {
+            name: one.to(leaf.value).expand(len(rows), *leaf.value.shape[1:])
+            for (name, one), leaf in zip(placed.items(), (scorer.leaves[name] for name in placed), strict=True)
+        }
+
+    return values

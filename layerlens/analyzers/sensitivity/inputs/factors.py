@@ -1,0 +1,135 @@
+"""Names of features, groups of the columns of a table, and ranges, as users give them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ....errors import OptionError, choose
+from ....nested import describe
+from ...saliency.perturbation.features import Features, features_of
+from ...score import Scorer
+
+Names = Sequence[str] | None
+
+
+def named_features(scorer: Scorer, spec: Any, names: Names) -> tuple[Features, tuple[str, ...]]:
+    """The features of the input and a name for each.
+
+    Args:
+        scorer: of a borrowed model.
+        spec: as in `features_of`; or groups of the columns of a table, a dict from the name of a group to a list of
+            columns, by number or by name.
+        names: of the columns, where groups are given; of the features otherwise; None makes them up.
+
+    Raises:
+        OptionError: when features or names do not fit the input.
+    """
+    if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
+        raise OptionError(f"names must be a list of texts, got {names!r}.")
+    listed = None if names is None else list(names)
+    if listed is not None and len(set(listed)) != len(listed):
+        raise OptionError(f"names must differ from each other, got {listed!r}.")
+    if _is_groups(spec):
+        return features_of(scorer, _grouped(scorer, spec, listed)), tuple(map(str, spec))
+    features = features_of(scorer, spec)
+    if listed is None:
+        return features, _made_up(scorer, features, spec)
+    if len(listed) != features.count:
+        raise OptionError(f"{len(listed)} names were given for {features.count} features.")
+    return features, tuple(listed)
+
+
+def _is_groups(spec: Any) -> bool:
+    return isinstance(spec, Mapping) and any(isinstance(part, (list, tuple, range)) for part in spec.values())
+
+
+def _grouped(scorer: Scorer, groups: Mapping[str, Any], names: list[str] | None) -> torch.Tensor:
+    """Labels `(columns,)` of the one table that the model takes."""
+    leaves = list(scorer.leaves.items())
+    if len(leaves) != 1 or leaves[0][1].value.ndim != 2:
+        raise OptionError(
+            "groups of columns need one input (batch, columns); this model takes "
+            f"{', '.join(f'{name} {describe(leaf.value)}' for name, leaf in leaves)}. Give labels by input instead."
+        )
+    count = leaves[0][1].value.shape[1]
+    if names is not None and len(names) != count:
+        raise OptionError(f"{len(names)} names were given for {count} columns.")
+    labels = torch.full((count,), -1)
+    for number, (group, columns) in enumerate(groups.items()):
+        if not isinstance(columns, (list, tuple, range)) or not len(columns):
+            raise OptionError(f"group {group!r} must be a list of columns, got {columns!r}.")
+        for column in columns:
+            place = _column(column, count, names)
+            if labels[place] >= 0:
+                raise OptionError(f"column {column!r} is in two groups; each column can be in one.")
+            labels[place] = number
+    return labels
+
+
+def _column(column: Any, count: int, names: list[str] | None) -> int:
+    if isinstance(column, str):
+        if names is None:
+            raise OptionError(f"column {column!r} is given by its name; give names=, one for each column.")
+        return names.index(choose("column", column, names))
+    if isinstance(column, bool) or not isinstance(column, int) or not 0 <= column < count:
+        raise OptionError(f"column {column!r} is none of 0 to {count - 1}.")
+    return column
+
+
+def _made_up(scorer: Scorer, features: Features, spec: Any) -> tuple[str, ...]:
+    """`feature 3`, `token 0`, `cell 12`; behind the name of the input where there are several."""
+    found = []
+    words = {"places": "place", "channels": "channel", "superpixels": "superpixel", "cells": "cell"}
+    for name, labels in features.labels.items():
+        leaf, own = scorer.leaves[name], spec.get(name) if isinstance(spec, Mapping) else spec
+        if leaf.layer is not None:
+            word = "token"
+        elif isinstance(own, str):
+            word = words.get(own, "feature")
+        else:
+            cells = isinstance(own, int) or (own is None and leaf.value.ndim > 2)
+            word = "cell" if cells else "feature"
+        count = len(set(labels[labels >= 0].tolist()))
+        before = f"{name} " if len(features.labels) > 1 else ""
+        found += [f"{before}{word} {number}" for number in range(count)]
+    return tuple(found)
+
+
+def read_ranges(ranges: Any, names: tuple[str, ...]) -> torch.Tensor:
+    """The smallest and the largest value of each feature, `(features, 2)`, float64.
+
+    Args:
+        ranges: a pair (low, high) for all features, one pair for each in order, or a dict from name to pair.
+        names: of the features.
+
+    Raises:
+        OptionError: when it cannot be read, or a range is empty or endless.
+    """
+    if isinstance(ranges, Mapping):
+        for name in ranges:
+            choose("feature in the ranges", name, names)
+        missing = [name for name in names if name not in ranges]
+        if missing:
+            raise OptionError(f"ranges hold no pair for {', '.join(missing[:5])}; give (low, high) for each feature.")
+        ranges = [ranges[name] for name in names]
+    try:
+        given = ranges.detach().cpu() if isinstance(ranges, torch.Tensor) else np.asarray(ranges, dtype=np.float64)
+        pairs = torch.as_tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"cannot read ranges from {describe(ranges)}: {error}. Give pairs (low, high).") from error
+    if pairs.shape == (2,):
+        pairs = pairs.expand(len(names), 2)
+    if pairs.shape != (len(names), 2):
+        raise OptionError(
+            f"ranges of shape {tuple(pairs.shape)} do not fit {len(names)} features: give one pair (low, high), or one "
+            "for each feature."
+        )
+    bad = ~(pairs.isfinite().all(dim=1) & (pairs[:, 0] < pairs[:, 1]))
+    if bool(bad.any()):
+        place = int(bad.nonzero()[0])
+        raise OptionError(f"the range of {names[place]!r} is {tuple(pairs[place].tolist())}; low must be below high.")
+    return pairs

@@ -1,0 +1,216 @@
+"""Sobol indices: the share of a score's variance that each feature of the input makes, alone and with others."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ....borrow import borrowed
+from ....errors import OptionError, check_count
+from ....results import Ranking
+from ....target import Spec
+from ...fastpath import layers_called
+from ...saliency.differentiate import BatchSize
+from ...saliency.perturbation.features import Spec as FeatureSpec
+from ..registry import measure
+from .designs import run_designs
+from .distribution import study
+from .factors import Names
+from .jansen import resamples
+
+WIDE = 0.15
+"""Half a 95 % interval above this is told of."""
+
+SERIES = ("first order", "total order")
+
+
+@measure(
+    question="responds_to_input",
+    cost="N (D + 2) F for D features, N = 1024 samples",
+    needs="ranges, rows of data or a baseline",
+    source="Sobol 1993; Jansen 1999; Saltelli et al. 2010",
+)
+def sobol(
+    model: nn.Module,
+    x: Any,
+    *,
+    ranges: Any = None,
+    baseline: Any = None,
+    features: FeatureSpec = None,
+    names: Names = None,
+    target: Spec = None,
+    samples: int = 1024,
+    order: Literal[1, 2] = 1,
+    bootstrap: int = 200,
+    batch_size: BatchSize = "auto",
+    seed: int = 0,
+    progress: bool | None = None,
+    forward: Callable[..., Any] | None = None,
+) -> Ranking:
+    """The share of the score's variance that each feature of the input makes, over a distribution of inputs.
+
+    For a score y = f(X_1, ..., X_D) of independent features, with all others written X_~j (Sobol 1993):
+
+    - first order: S_j = Var(E[y | X_j]) / Var(y), what X_j explains by itself;
+    - total order: S_Tj = E[Var(y | X_~j)] / Var(y), what is left when all but X_j are known: X_j by itself and in
+      every interaction. Interactions are counted for each feature in them, so totals sum to 1 or more.
+
+    Both by Jansen's estimators over a scrambled Sobol sequence (Owen 1998), see `jansen.Squares`. Estimates scatter
+    around the truth, so that an index near zero can come out negative. Of several outputs (`target=None`) the
+    variances are added (Gamboa et al. 2014, eq. 3).
+
+    The features vary over one of three distributions:
+
+    - `ranges` given: uniform between low and high, independently. What no feature holds stays as in x, and the indices
+      are the mean over the samples of x (made once where all values vary, and x gives shape and dtype only);
+    - `baseline` given: a mask for each feature, uniform from 0 (baseline) to 1 (x): parts of pictures, series, texts;
+      the mean over the samples of x. `layerlens.saliency(method="sobol")` gives each sample its own map;
+    - neither: x is data `(rows, ...)`, and every feature takes values from random rows, independently of the others; a
+      group of columns takes them from one row together.
+
+    Args:
+        model: any module; it is run in eval mode.
+        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        ranges: a pair (low, high) for all features, one for each in order `(features, 2)`, or a dict by name; in the
+            units of the input.
+        baseline: what stands for "not there": `"zero"`, `"mean"`, `"blur"`, ..., a number or a tensor.
+        features: None for every column of a table, every token, or about 64 cells of a picture, volume or series;
+            `"superpixels"`, `"channels"`, `"places"`, `"values"`, a number of cells, or whole-number labels that
+            broadcast to the input, -1 for what stays; a dict of those by input. Or groups of the columns of a table:
+            `{"size": [0, 1], "age": [2]}`.
+        names: of the features; of the columns where groups are given.
+        target: what to score, as in `layerlens.target.as_target`; None for all outputs together.
+        samples: rows N of the designs A and B; a power of 2.
+        order: 2 adds the indices of pairs, for N (2 D + 2) forward passes.
+        bootstrap: resamples of rows for errors and intervals; 0 for none.
+        batch_size: rows in one forward pass.
+        seed: of the sequence and the resamples, and for models that draw numbers.
+        progress: whether to show a bar; None when stderr is a terminal and it takes long.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        A `Ranking` with values `(features, 2)`, first and total order, with standard errors and percentile intervals
+        (which are on the wide side, for the sequence is more even than the random rows they stand for). `null` is the
+        index of a feature that the model does not read. Checks: `"convergence"` `(points, features, 2)`, the indices
+        from the first N/4, N/2 and N rows; `"variance"`; `"first-order sum"`, below 1 by the share of interactions; and
+        `"second order"` `(features, features)` with its error, for order 2.
+
+    Raises:
+        InputError: when the input cannot be read or nothing in it can vary.
+        OptionError: when an option is out of range, or does not fit the input.
+        TargetError: when the target does not fit, or there are too many outputs to be held together.
+
+    Warns:
+        UserWarning: when intervals are wide, the score does not vary, the rows of x are few, or features that go
+            together in them are drawn apart.
+
+    Example:
+        >>> net = nn.Linear(3, 1).requires_grad_(False)
+        >>> _ = net.weight.copy_(torch.tensor([[2.0, 1.0, 0.0]]))
+        >>> indices = sobol(net, torch.zeros(1, 3), ranges=(0, 1), names=["a", "b", "c"])
+        >>> [round(value, 2) for value in indices.column("total order").tolist()]  # 4/5, 1/5, 0
+        [0.8, 0.2, 0.0]
+    """
+    check_count("samples", samples)
+    if samples < 4 or samples & (samples - 1):
+        near = 2 ** max(2, samples.bit_length())
+        raise OptionError(f"samples must be a power of 2, 4 or more, got {samples}; try {near}.")
+    if isinstance(bootstrap, bool) or not isinstance(bootstrap, int) or bootstrap < 0 or bootstrap == 1:
+        raise OptionError(f"bootstrap must be 0 or a whole number of at least 2, got {bootstrap!r}.")
+    if order not in (1, 2):
+        raise OptionError(f"order must be 1 or 2, got {order!r}.")
+    with borrowed(model, grad=False), layers_called():
+        own = study(
+            model,
+            x,
+            ranges=ranges,
+            baseline=baseline,
+            features=features,
+            names=names,
+            target=target,
+            batch_size=batch_size,
+            seed=seed,
+            forward=forward,
+        )
+        squares = run_designs(own, samples, order, seed, progress)
+    weights = resamples(samples, bootstrap, seed)
+    ends = [n for n in (samples // 4, samples // 2, samples) if n > 1]
+    prefixes = torch.stack([(torch.arange(samples) < n).double() / n for n in ends])
+    convergence = _mean([one.indices(prefixes) for one in squares])
+    draws = _mean([one.indices(weights) for one in squares]) if bootstrap else None
+    dummy = _mean([one.dummy().indices(prefixes[-1:]) for one in squares])[0]
+    interval = None if draws is None else _interval(draws)
+    checks = {
+        "convergence": convergence,
+        "convergence samples": torch.tensor(ends),
+        "variance": torch.stack([one.variance(prefixes[-1:])[0] for one in squares]).mean(),
+        "first-order sum": convergence[-1, :, 0].sum(),
+    }
+    if bootstrap:
+        checks["null interval"] = _interval(_mean([one.dummy().indices(weights) for one in squares]))[0]
+    if order == 2:
+        checks["second order"] = _mean([one.second(prefixes[-1:]) for one in squares])[0]
+        if bootstrap:
+            checks["second order error"] = _mean([one.second(weights) for one in squares]).std(dim=0)
+    _warn(convergence[-1], interval, samples)
+    passes = samples * (own.features.count * order + 2) * own.bases
+    return Ranking(
+        quantity="Sobol index",
+        items=own.names,
+        values=convergence[-1],
+        units="share of the variance",
+        signed=False,
+        method=f"Sobol indices (Jansen), {samples} samples, {passes} rows run, {own.how}",
+        settings={
+            "samples": samples,
+            "forwards": passes,
+            "features": own.features.count,
+            "distribution": own.how,
+            "order": order,
+            "bootstrap": bootstrap,
+            "target": own.label,
+            "batch_size": own.batch_size,
+            "seed": seed,
+        },
+        series=SERIES,
+        error=None if draws is None else draws.std(dim=0),
+        interval=interval,
+        null=dummy.expand(own.features.count, 2).clone(),
+        checks=checks,
+        explanation=(
+            "Each value is a share of the variance of the score over all of the distribution: first order what "
+            "a feature explains by itself, total order what it takes part in, so that their difference is interaction.",
+            "It holds for this distribution with features drawn independently and tells no direction of the effect; an "
+            "index no larger than the null's is chance, and those near zero can come out negative.",
+        ),
+    )
+
+
+def _mean(of_bases: list[torch.Tensor]) -> torch.Tensor:
+    """Over samples of x, leaving out those around which the score does not vary."""
+    return torch.stack(of_bases).nanmean(dim=0)
+
+
+def _interval(draws: torch.Tensor) -> torch.Tensor:
+    edges = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    return draws.quantile(edges, dim=0).movedim(0, -1)
+
+
+def _warn(values: torch.Tensor, interval: torch.Tensor | None, samples: int) -> None:
+    if bool(values.isnan().any()):
+        warnings.warn(
+            "sobol: the score does not vary over this distribution, so no share of its variance can be told.",
+            stacklevel=3,
+        )
+    elif interval is not None:
+        half = float((interval[..., 1] - interval[..., 0]).max()) / 2
+        if half > WIDE:
+            warnings.warn(
+                f"sobol: 95 % intervals reach {half:.2f} to either side with samples={samples}; more samples narrow "
+                "them with the square root of their number or faster.",
+                stacklevel=3,
+            )

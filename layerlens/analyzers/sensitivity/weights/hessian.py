@@ -1,0 +1,202 @@
+"""The trace of the Hessian of the loss, by layer, from products with vectors."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ....borrow import primitive_kernels
+from ....errors import InputError
+from ...score import backward_pass
+from ..chance import with_parameters
+from .likelihood import Kind, likelihood
+from .owners import Owners
+from .samples import Piece, Samples
+
+Loss = Callable[[Any, "torch.Tensor | None"], torch.Tensor]
+Block = list[torch.Tensor]
+"""One tensor for each parameter of a row."""
+
+_MISSING = re.compile(r"derivative for (?:aten::)?(\w+) is not implemented")
+
+
+class Curvature:
+    """Products of the Hessian of the mean loss with vectors, over a data set that is read once for each call.
+
+    By double backward; by differences of gradients where an operation has no second derivative, named in `missing`.
+
+    Args:
+        model: a borrowed model.
+        samples: with labels, unless the loss needs none.
+        owners: rows of the result.
+        parameters: by name, those to run with.
+        kind: of the likelihood whose loss is taken, where no loss is given.
+        loss: `loss(output, labels)`, the mean over samples; None for minus the log likelihood.
+        seed: for models that draw numbers.
+        progress: as in `track`.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        samples: Samples,
+        owners: Owners,
+        parameters: Mapping[str, torch.Tensor],
+        *,
+        kind: Kind,
+        loss: Loss | None,
+        seed: int,
+        progress: bool | None,
+        forward: Callable[..., Any] | None,
+    ) -> None:
+        self.model, self.samples, self.kind, self.loss = model, samples, kind, loss
+        self.seed, self.progress = seed, progress
+        own = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+        self.rows: list[Block] = [[own[name] for name in names] for names in owners.rows.values()]
+        self.run = with_parameters(model, forward, own)
+        self.used = "given loss" if loss is not None else ""
+        self.missing = ""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers in each row."""
+        return [sum(tensor.numel() for tensor in block) for block in self.rows]
+
+    def products(self, vectors: Sequence[torch.Tensor], *, jointly: bool = False) -> list[torch.Tensor]:
+        """H_ll v for the vectors of each row, `(numbers, k)` each.
+
+        Args:
+            vectors: for each row `(numbers, k)`, k may be 0.
+            jointly: whether to multiply by the whole H at once, for k of all rows alike: one double backward pass for
+                all rows, whose products then hold what the other rows' vectors add.
+        """
+        sums = [torch.zeros_like(columns) for columns in vectors]
+        count = 0
+        with _plain_kernels(self.model), backward_pass(self.model):
+            for piece in self.samples("Hessian", self.progress):
+                for total, part in zip(sums, self._of_piece(piece, vectors, jointly), strict=True):
+                    total += part
+                count += piece.inputs.batch
+        return [total / count for total in sums]
+
+    def _of_piece(self, piece: Piece, vectors: Sequence[torch.Tensor], jointly: bool) -> list[torch.Tensor]:
+        flat = [tensor for block in self.rows for tensor in block]
+        if not self.missing:
+            try:
+                gradients = torch.autograd.grad(
+                    self._loss(piece), flat, create_graph=True, allow_unused=True, materialize_grads=True
+                )
+                return self._jointly(gradients, flat, vectors) if jointly else self._apart(gradients, vectors)
+            except RuntimeError as error:
+                found = _MISSING.search(str(error))
+                if found is None:
+                    raise
+                self.missing = found[1]
+        if jointly:
+            whole = self._differences(piece, flat, torch.cat(list(vectors)))
+            return list(torch.split(whole, [len(columns) for columns in vectors]))
+        return [self._differences(piece, block, columns) for block, columns in zip(self.rows, vectors, strict=True)]
+
+    def _differences(self, piece: Piece, block: Block, columns: torch.Tensor) -> torch.Tensor:
+        """Central differences of the gradient along each vector: two backward passes a product.
+
+        The step is the cube root of the rounding unit times the length of the weights, where truncation and rounding
+        balance (Nocedal & Wright 2006, sec. 8.1).
+        """
+        start = [tensor.detach().clone() for tensor in block]
+        size = max(1e-3, float(torch.cat([tensor.double().flatten() for tensor in start]).norm()))
+        products = []
+        try:
+            for column in columns.T:
+                length = float(column.norm())
+                step = torch.finfo(block[0].dtype).eps ** (1 / 3) * size / max(length, 1e-300)
+                ends = []
+                for sign in (1, -1):
+                    for tensor, old, part in zip(block, start, _split(column, block), strict=True):
+                        tensor.data = old + sign * step * part  # ours: new memory, never the model's
+                    parts = torch.autograd.grad(self._loss(piece), block, allow_unused=True, materialize_grads=True)
+                    ends.append(torch.cat([part.double().flatten() for part in parts]))
+                products.append((ends[0] - ends[1]).to(columns) / (2 * step))
+        finally:
+            for tensor, old in zip(block, start, strict=True):
+                tensor.data = old
+        return torch.stack(products, dim=1) if products else torch.zeros_like(columns)
+
+    def _apart(self, gradients: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        found, start = [], 0
+        for block, columns in zip(self.rows, vectors, strict=True):
+            own = gradients[start : start + len(block)]
+            start += len(block)
+            found.append(_columns(own, block, [_split(column, block) for column in columns.T], columns))
+        return found
+
+    def _jointly(
+        self, gradients: Sequence[torch.Tensor], flat: Block, vectors: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        whole = torch.cat(list(vectors))
+        products = _columns(gradients, flat, [_split(column, flat) for column in whole.T], whole)
+        return list(torch.split(products, [len(columns) for columns in vectors]))
+
+    def _loss(self, piece: Piece) -> torch.Tensor:
+        """The sum over the samples of a piece."""
+        torch.manual_seed(self.seed)
+        output = piece.inputs.run(self.model, self.run)
+        if self.loss is not None:
+            value = self.loss(output, piece.labels)
+            if not isinstance(value, torch.Tensor) or value.numel() != 1:
+                raise InputError("loss must return one number, the mean over the samples it is given.")
+            total = value.reshape(()) * piece.inputs.batch
+        else:
+            if piece.labels is None:
+                raise InputError(
+                    "the Hessian of the loss needs labels=, one for each sample, or loss=, a function of the output "
+                    "and the labels. measure='fisher' needs no labels."
+                )
+            own = likelihood(self.kind, output, piece.inputs.batch)
+            y = own.read(output)
+            total = own.losses(y, piece.labels, own.weights(y, piece.inputs, piece.labels)).sum()
+            self.used = f"{own.kind} likelihood"
+        if not total.requires_grad:
+            raise InputError("no gradient flows from the loss to the parameters.")
+        return total
+
+
+def _columns(gradients: Sequence[torch.Tensor], block: Block, vectors: list[Block], like: torch.Tensor) -> torch.Tensor:
+    """Derivatives of gradients . v by the block, `(numbers, k)`."""
+    used = [place for place, gradient in enumerate(gradients) if gradient.requires_grad]
+    if not used or not vectors:  # the loss is linear in these parameters
+        return torch.zeros_like(like)
+    products = []
+    for vector in vectors:
+        parts = torch.autograd.grad(
+            [gradients[place] for place in used],
+            block,
+            [vector[place] for place in used],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        products.append(torch.cat([part.flatten() for part in parts]))
+    return torch.stack(products, dim=1).to(like)
+
+
+def _split(vector: torch.Tensor, block: Block) -> Block:
+    parts = torch.split(vector, [tensor.numel() for tensor in block])
+    return [part.reshape(tensor.shape).to(tensor) for part, tensor in zip(parts, block, strict=True)]
+
+
+@contextlib.contextmanager
+def _plain_kernels(model: nn.Module) -> Iterator[None]:
+    """Kernels that can be differentiated twice: attention from matrix products, recurrent layers step by step."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(primitive_kernels())
+        yield
