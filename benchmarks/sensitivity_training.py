@@ -16,7 +16,7 @@ from layerlens.demo.embedded import DigitNet
 
 from .timing import medians
 
-RUNS = 7
+RUNS = 5
 OPTIONS: dict[str, dict[str, Any]] = {
     "auto": {},
     "every 10": {"every": 10},
@@ -32,7 +32,7 @@ def rows() -> list[tuple[str, float, float, str]]:
     """(what, stated ratio to a plain step, measured ratio, remark); NaN where nothing is promised."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    return [*_measured("digit CNN", DigitNet(), *_digits(), steps=120), *_transformer()]
+    return [*_measured("digit CNN", DigitNet(), *_digits(), steps=80), *_transformer()]
 
 
 def _digits() -> tuple[Any, Any]:
@@ -48,7 +48,7 @@ def _transformer() -> list[tuple[str, float, float, str]]:
         max_position_embeddings=64, num_labels=2,
     )  # fmt: skip
     x, y = torch.randint(1000, (16, 48)), torch.arange(16) % 2
-    return _measured("transformer, 4 layers", BertForSequenceClassification(config), x, _loss(x, y), steps=60)
+    return _measured("transformer, 4 layers", BertForSequenceClassification(config), x, _loss(x, y), steps=40)
 
 
 def _loss(x: torch.Tensor, y: torch.Tensor) -> Callable[[nn.Module], torch.Tensor]:
