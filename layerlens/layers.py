@@ -133,7 +133,7 @@ class Layers(Mapping[LayerPath, nn.Module]):
             wanted = selection.pattern if isinstance(selection, re.Pattern) else _show(selection)
             raise LayerNotFound(self._missing(f"{_show(selection)} matches no layer", str(wanted)))
         reason = _reason(selection)
-        return {path: (None, reason) for path in matched}
+        return dict.fromkeys(matched, (None, reason))
 
     def _matcher(self, selection: Selection) -> Callable[[LayerPath, nn.Module], bool]:
         if isinstance(selection, str):
