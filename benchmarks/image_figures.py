@@ -18,7 +18,7 @@ from layerlens import plotting
 from layerlens.analyzers.faithfulness import deletion, insertion
 from layerlens.demo import efficientnet, embedded
 from layerlens.plotting import Plot
-from layerlens.results import Attribution, FaithfulnessCurve, Leaderboard, Ranking
+from layerlens.results import Attribution, FaithfulnessCurve, Leaderboard
 
 from .image_methods import CONTROLS, METHODS
 from .image_pictures import Case, digits, wholes
@@ -27,6 +27,8 @@ TABLES = Path(__file__).with_name("faithfulness.md")
 DOCS = Path(__file__).parents[1] / "docs"
 FILLS = ("mean", "blur")
 PICTURES = {"photographs": ("chelsea", "coffee", "camera", "rocket"), "digits": ("digit 7", "digit 4")}
+SUITES = {"photographs": "EfficientNet-Lite0", "digits": "the embedded digit net"}
+"""The beginning of the title of each table."""
 CURVES = ("relevance z+", "rise, 200 masks", "grad_cam", *CONTROLS)
 """The methods whose curves over one photograph are drawn."""
 
@@ -66,22 +68,47 @@ def rows(title: str) -> dict[str, Row]:
     return {name: (float(mean), float(low), float(high)) for name, mean, low, high in found}
 
 
-def leaderboard() -> Plot:
-    """All methods on photographs, from the table."""
-    found = rows("EfficientNet-Lite0")
-    numbers = torch.tensor(list(found.values()), dtype=torch.float64)
-    ranking = Ranking(
-        quantity="insertion - deletion",
-        items=tuple(found),
-        values=numbers[:, 0],
-        units="probability",
-        signed=False,
-        method="40 photographs, EfficientNet-Lite0",
-        settings={},
-        interval=numbers[:, 1:],
-        null=torch.full((len(found),), found["control: Sobel edges"][0], dtype=torch.float64),
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Published(Leaderboard):
+    """A leaderboard as its table tells it: means and intervals, and not the samples behind them."""
+
+    spans: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    counted: str = ""
+
+    def interval(self, method: str, metric: str | None = None) -> tuple[float, float]:
+        """The interval of the table."""
+        return self.spans[method]
+
+    @property
+    def samples(self) -> str:
+        """How many pictures there were."""
+        return self.counted
+
+
+def published(suite: str) -> Published:
+    """What benchmarks/faithfulness.md says of a suite."""
+    found = rows(SUITES[suite])
+    if suite == "photographs":
+        (total, each), *_ = re.findall(r"^(\d+) pictures: (.*)\.$", TABLES.read_text(), flags=re.M)
+        counted = f"{total} from {len(each.split(','))} pictures"
+    else:
+        counted = f"{len(list(digits()))} pictures"
+    return Published(
+        methods=tuple(found),
+        metrics=("insertion - deletion",),
+        values=torch.tensor([mean for mean, _, _ in found.values()], dtype=torch.float64).reshape(-1, 1, 1),
+        higher=(True,),
+        controls=tuple(name for name in found if name in CONTROLS),
+        target="top class",
+        settings={"fills": list(FILLS), "steps": 32},
+        spans={name: (low, high) for name, (_, low, high) in found.items()},
+        counted=counted,
     )
-    return plotting.sensitivity(ranking, most=None, width="page", title="40 photographs; chance line: Sobel edges")
+
+
+def leaderboard() -> Plot:
+    """All methods on photographs, and on digits in the same order."""
+    return plotting.leaderboard([published(suite) for suite in SUITES], labels=tuple(SUITES))
 
 
 def gain(case: Case, values: torch.Tensor) -> float:

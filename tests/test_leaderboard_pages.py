@@ -26,9 +26,15 @@ def test_the_table_of_maps_on_the_page_is_that_of_the_benchmark():
 
 def test_the_leaderboard_is_drawn_from_the_benchmark(tmp_path):
     plot = image_figures.leaderboard()
-    found = image_figures.rows("EfficientNet-Lite0")
-    assert len(found) == 33 and found["relevance z+"] == (0.296, 0.169, 0.440)
-    assert sorted(plot.data["values"].flatten().tolist()) == sorted(mean for mean, _, _ in found.values())
+    found, digits = (image_figures.rows(title) for title in image_figures.SUITES.values())
+    assert len(found) == len(digits) == 33 and found["relevance z+"] == (0.296, 0.169, 0.440)
+    names = plot.data["methods"]
+    assert [(mean, *span) for mean, span in zip(plot.data["values"], plot.data["interval"].tolist(), strict=True)] == [
+        found[name] for name in names
+    ]
+    assert plot.data["values"].tolist() == sorted((mean for mean, _, _ in found.values()), reverse=True)
+    assert plot.data["digits"].tolist() == [digits[name][0] for name in names]
+    assert [axes.get_title() for axes in plot.axes] == ["photographs, 40 from 11 pictures", "digits, 16 pictures"]
     first, second = (image_figures.leaderboard().save(tmp_path / f"{k}.png").read_bytes() for k in range(2))
     assert first == second
 
