@@ -28,6 +28,7 @@ class GuidedPath:
         self.total = torch.zeros_like(self.start)
         self._move: torch.Tensor | None = None
         self._delta = self.end - self.start
+        self._rises = self._delta > 0
         self._length = float(self._delta.abs().sum())
 
     def step(self, slope: torch.Tensor, alpha: float) -> None:
@@ -44,8 +45,7 @@ class GuidedPath:
             highest = self.end
         goal, size = self._length * (1 - alpha), slope.nan_to_num(nan=torch.inf).abs()  # what has no slope moves last
         before = self.at
-        share = torch.where(self._delta == 0, high, (before - self.start) / self._delta)
-        now = torch.where(share < low, lowest, before)
+        now = torch.where(self._rises, before.maximum(lowest), before.minimum(lowest))
         while True:
             left = float((now - self.end).abs().sum())
             free = now != highest
@@ -60,6 +60,7 @@ class GuidedPath:
                 now = torch.where(chosen, highest, now)
             else:
                 now = torch.where(chosen, torch.lerp(now, highest, gamma), now)
+                break
         self._move = now - before
         self.total += self._move * slope / 2
         self.at = now

@@ -22,7 +22,7 @@ from .differentiate import BatchSize, Leaves, first_score, freeze, gradients, wa
 
 @method(
     family="path",
-    passes="32 gradients or more (steps, until it is complete)",
+    passes="50 gradients or more (steps, until it is complete)",
     needs="a baseline",
     source="Sundararajan, Taly & Yan 2017",
 )
