@@ -89,7 +89,7 @@ ANALYZERS = {
         permutations=3,
     ),
     "linear_probe": lambda model, x, target: layerlens.linear_probe(
-        model, as_data(x) * 4, [0, 1] * (2 * as_data(x)[0].batch), batched=True, shuffles=1
+        model, as_data(x) * 4, [0, 1] * (2 * as_data(x)[0].batch), batched=True, shuffles=0, untrained=False
     ),
     "generalization_gap": lambda model, x, target: layerlens.generalization_gap(
         model,
