@@ -64,6 +64,8 @@ notebooks: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.relevance
 	$(BIN)/python -m benchmarks.capture
+	$(BIN)/python -m benchmarks.saliency
+	$(BIN)/python -m benchmarks.sensitivity
 
 clean:
 	rm -rf $(VENV) gallery .pytest_cache .mypy_cache .ruff_cache
