@@ -147,7 +147,8 @@ class Readout:
             else RidgeCV(alphas=PENALTIES)
         )
         model = make_pipeline(StandardScaler(), estimator)
-        with warnings.catch_warnings():
+        # numpy reports flags that other code left in the processor; what matters is checked below
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("error", ConvergenceWarning)
             try:
                 model.fit(rows[fitted].numpy(), known.numpy())
@@ -155,7 +156,9 @@ class Readout:
                 self.unfinished += 1
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 model.fit(rows[fitted].numpy(), known.numpy())
-        found = torch.from_numpy(np.asarray(model.predict(rows[tested].numpy())))
+            found = torch.from_numpy(np.asarray(model.predict(rows[tested].numpy())))
+        if not np.isfinite(estimator.coef_).all():
+            raise InputError("a linear readout came out as numbers that are not finite; a smaller penalty= helps.")
         right = truth.values[tested]
         if labels.kind == "classes":
             return (found == right).double()
