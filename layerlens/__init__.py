@@ -49,13 +49,14 @@ _NAMES = {
         watch compare generalization_gap linear_probe geometry health logit_lens nonlinearity
         similarity
     """,
+    "scale": "over open_store Store",
     "softmaxed": "probability",
     # results
     "results": """
         ActivationMaps AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
         FeatureVisualization GroupComparison GroupEffects LatentTraversal LayerProfile LayerTable
         Leaderboard Matrix MethodTable Ranking Ledger ReceptiveField RecurrentStates Relevance
-        Routes TopInputs load TrainingHistory LayerHealth LogitLens
+        Routes TopInputs load TrainingHistory LayerHealth LogitLens UnitStatistics
     """,
 }
 """Module -> its public names. Nothing is imported before it is used, so that `import layerlens` costs next to nothing.

@@ -111,8 +111,10 @@ from .results import (
     Routes as Routes,
     TopInputs as TopInputs,
     TrainingHistory as TrainingHistory,
+    UnitStatistics as UnitStatistics,
     load as load,
 )
+from .scale import Store as Store, open_store as open_store, over as over
 from .softmaxed import probability as probability
 from .target import (
     Target as Target,

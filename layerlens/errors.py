@@ -52,6 +52,14 @@ class ResultFileError(LayerLensError, ValueError):
     """A file does not hold a result of layerlens, or is damaged."""
 
 
+class StoreError(LayerLensError, ValueError):
+    """A store is missing, damaged, incomplete, foreign, or holds another run than the one asked for."""
+
+
+class SampleError(LayerLensError, RuntimeError):
+    """One sample of a data set could not be read, or the analyzer failed on it."""
+
+
 class PlotError(LayerLensError, ValueError):
     """The data cannot be drawn as asked."""
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .analyzers import (
     activation,
@@ -47,6 +47,9 @@ from .results import (
     TopInputs,
 )
 from .target import Spec
+
+if TYPE_CHECKING:
+    from .scale import Over
 
 
 class Lens(SensitivityLens, DynamicsLens):
@@ -235,6 +238,13 @@ class Lens(SensitivityLens, DynamicsLens):
             read=self.inputs,
             **options,
         )
+
+    def over(self, data: Any, **options: Any) -> Over:
+        """Analyses of a whole data set, larger than memory if need be; see `over`."""
+        from .scale import over
+
+        known = {"forward": self.forward, "read": self.inputs, "aim": self.target, "tokenizer": self.tokenizer}
+        return over(self.model, data, **{**known, **options})
 
     def report(
         self, inputs: Any, targets: Any = None, path: str | os.PathLike[str] = "report.html", **options: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator, Iterable, Sized
+from collections.abc import Callable, Generator, Iterable, Sized
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -20,7 +20,12 @@ INTERVAL = 0.1
 
 
 def track(
-    iterable: Iterable[Item], label: str, total: int | None = None, enabled: bool | None = None
+    iterable: Iterable[Item],
+    label: str,
+    total: int | None = None,
+    enabled: bool | None = None,
+    *,
+    weigh: Callable[[Item], int] | None = None,
 ) -> Generator[Item, None, None]:
     """Yield the items, and show on stderr how many of them are done.
 
@@ -32,6 +37,8 @@ def track(
         total: how many items there are; None asks `len(iterable)`, and without one only the count is shown.
         enabled: True shows the bar at once and wherever stderr leads, False never; None (default) shows it when stderr
             is a terminal and the work takes longer than half a second.
+        weigh: how much an item counts, for items that hold several samples, which `total` counts; the bar shows how
+            many are done in a second.
 
     Yields:
         The items.
@@ -49,25 +56,27 @@ def track(
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     start = time.monotonic()
-    shown, after = 0, start if enabled else start + WAIT
+    shown, after, done = 0, start if enabled else start + WAIT, 0
     try:
-        for done, item in enumerate(iterable):
+        for item in iterable:
             now = time.monotonic()
             if now >= after:
-                line = _line(label, done, total, now - start)
+                line = _line(label, done, total, now - start, rate=weigh is not None)
                 stream.write("\r" + line.ljust(shown))
                 stream.flush()
                 shown, after = len(line), now + INTERVAL
             yield item
+            done += 1 if weigh is None else weigh(item)
     finally:
         if shown:
             stream.write("\r" + " " * shown + "\r")
             stream.flush()
 
 
-def _line(label: str, done: int, total: int | None, seconds: float) -> str:
+def _line(label: str, done: int, total: int | None, seconds: float, rate: bool) -> str:
+    speed = f", {done / seconds:.3g}/s" if rate and done and seconds > 0 else ""
     if not total:
-        return f"{label}  {done}  {seconds:.0f} s"
+        return f"{label}  {done}  {seconds:.0f} s{speed}"
     filled = min(WIDTH, WIDTH * done // total)
-    left = f", {seconds / done * (total - done):.0f} s left" if done else ""
-    return f"{label}  [{'#' * filled}{'.' * (WIDTH - filled)}] {done}/{total}  {seconds:.0f} s{left}"
+    left = f", {seconds / done * max(total - done, 0):.0f} s left" if done else ""
+    return f"{label}  [{'#' * filled}{'.' * (WIDTH - filled)}] {done}/{total}  {seconds:.0f} s{speed}{left}"

@@ -53,7 +53,7 @@ def samples(record: Record, index: int | slice | Sequence[int]) -> Record:
     rows = torch.tensor(chosen, dtype=torch.int64)
 
     def cut(call: Call, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        axis = _axis(call, name, tensor, batch)
+        axis = sample_axis(call, name, tensor, batch)
         return tensor if axis is None else tensor.index_select(axis, rows.to(tensor.device))
 
     return _rebuilt(record, lambda call: replace_tensors(call.output, lambda name, t: cut(call, name, t)))
@@ -97,7 +97,7 @@ def _joined(group: Sequence[Call], batches: Sequence[int]) -> Any:
         column = next(columns)
         tensors: list[torch.Tensor] = [tensor for _, tensor in column]
         shown = [describe(tensor) for tensor in tensors]
-        axes = {_axis(call, column[0][0], t, batch) for t, batch in zip(tensors, batches, strict=True)}
+        axes = {sample_axis(call, column[0][0], t, batch) for t, batch in zip(tensors, batches, strict=True)}
         if len(axes) > 1 or len({tensor.dtype for tensor in tensors}) > 1:
             raise refused(shown)
         (axis,) = axes
@@ -137,7 +137,7 @@ def _known_axis(call: Call, name: str, tensor: torch.Tensor) -> int | None:
     return axes.index("batch") if axes is not None and "batch" in axes else None
 
 
-def _axis(call: Call, name: str, tensor: torch.Tensor, batch: int) -> int | None:
+def sample_axis(call: Call, name: str, tensor: torch.Tensor, batch: int) -> int | None:
     """The axis of samples; None for a tensor with one entry there that all samples share, as position embeddings."""
     known = _known_axis(call, name, tensor)
     first = 0 if known is None else known

@@ -102,29 +102,47 @@ def _split(items: Iterable[Any], size: int, read: Read) -> Iterator[tuple[Inputs
     """Batches of the data in parts of at most `size`."""
     start = 0
     for item in items:
-        x, label = _parted(item, whole=True)
-        inputs = _read(x, start, read)
-        labels = _labels(label, inputs.batch, start)
+        inputs, labels = read_batch(item, start, read)
         for first in range(0, len(labels), size):
             rows = torch.arange(first, min(first + size, len(labels)))
             yield inputs if len(rows) == len(labels) else inputs.rows(rows), labels[first : first + size]
         start += len(labels)
-        del item, x, inputs
+        del item, inputs
 
 
 def _singles(items: Iterable[Any], read: Read) -> Iterator[tuple[Inputs, Any]]:
     """Samples, each as a batch of one, with its label."""
     for index, item in enumerate(items):
-        x, label = _parted(item, whole=False)
-        inputs = _read(x if isinstance(x, (str, Inputs)) else _with_batch_axis(x), index, read)
-        if inputs.batch != 1:
-            raise InputError(
-                f"item {index} of the data holds {inputs.batch} samples; where items are batches, say so: batched=True."
-            )
-        (single,) = _labels(label, 1, index)
-        del item, x
-        yield inputs, single
+        inputs, label = read_sample(item, index, read)
+        del item
+        yield inputs, label
         del inputs
+
+
+def read_batch(item: Any, start: int, read: Read) -> tuple[Inputs, list[Any]]:
+    """Model inputs and labels of an item that is a batch, whose first sample has the index `start`.
+
+    Raises:
+        InputError: when it is none, or a sample holds NaN.
+    """
+    x, label = _parted(item, whole=True)
+    inputs = _read(x, start, read)
+    return inputs, _labels(label, inputs.batch, start)
+
+
+def read_sample(item: Any, index: int, read: Read) -> tuple[Inputs, Any]:
+    """Model inputs, a batch of one, and label of an item that is one sample; None where it has no label.
+
+    Raises:
+        InputError: when it is none, or holds NaN.
+    """
+    x, label = _parted(item, whole=False)
+    inputs = _read(x if isinstance(x, (str, Inputs)) else _with_batch_axis(x), index, read)
+    if inputs.batch != 1:
+        raise InputError(
+            f"item {index} of the data holds {inputs.batch} samples; where items are batches, say so: batched=True."
+        )
+    return inputs, _labels(label, 1, index)[0]
 
 
 def _items(data: Any, size: int, batched: bool | None) -> tuple[Iterable[Any], bool, int | None]:

@@ -34,6 +34,7 @@ FOUNDATION = {
     "areas",
     "language",
     "wrapped",
+    "digest",
     "softmaxed",
     "results",
 }

@@ -27,6 +27,7 @@ from ..results import (
     Relevance,
     TopInputs,
     TrainingHistory,
+    UnitStatistics,
 )
 from .activation_mosaic import activation_mosaic
 from .attention import attention
@@ -106,6 +107,10 @@ def _separation(found: GroupComparison, **options: Any) -> Plot:
     return layer_profile(found.separation, **options)
 
 
+def _unit_profile(found: UnitStatistics, quantity: str = "zeros", **options: Any) -> Plot:
+    return layer_profile(found.profile(quantity), **options)
+
+
 _OF_ATTRIBUTION: Final[dict[str, Callable[..., Plot]]] = {
     "heatmap": heatmap,
     "grid": overlay_grid,
@@ -132,6 +137,7 @@ FIGURES: Final[dict[type[Any], dict[str, Callable[..., Plot]]]] = {
     Ranking: {"sensitivity": sensitivity},
     Matrix: {"matrix": matrix},
     Curve: {"curves": curves},
+    UnitStatistics: {"profile": _unit_profile},
     TrainingHistory: {"training": training, "gradient_flow": gradient_flow},
 }
 """The figures of each result by kind, the usual one first."""
@@ -148,7 +154,8 @@ def plot(result: Any, kind: str | None = None, **options: Any) -> Plot:
             (`"images"`), AttentionWeights (`"maps"`), LatentTraversal (`"rows"`), FaithfulnessCurve (`"curve"`),
             Leaderboard (`"means"`), GroupComparison or ErrorExplanation (`"places"`, `"layers"`, `"separation"`),
             GroupEffects (`"effects"`), Ranking (`"sensitivity"`), Matrix (`"matrix"`), Curve (`"curves"`) or
-            TrainingHistory (`"training"`, `"gradient_flow"`).
+            TrainingHistory (`"training"`, `"gradient_flow"`),
+            UnitStatistics (`"profile"`).
         kind: which figure; None takes the first.
         options: go to the function of that figure.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..analyzers import layer_table
 from ..analyzers.methods import known_methods
+from ..digest import weights_digest
 from ..errors import OptionError, choose
 from ..layers import Layers, Selection
 from ..progress import track
@@ -132,7 +133,7 @@ def build(
         choose("profile", name, PROFILES)
     if layers is not None:
         Layers(lens.model).select(layers)
-    before = facts.weights_digest(lens.model)
+    before = weights_digest(lens.model)
     with _told() as told:
         samples = read(lens, inputs, targets, labels)
         table = layer_table(lens.model, samples[0].inputs, forward=lens.forward)
@@ -142,7 +143,7 @@ def build(
             examined = [examine(lens, sample, wanted, chosen, controls, steps) for sample in samples]
             measured = [measure(lens, name, samples, chosen, steps) for name in profiles]
     found = [check for _, made in examined for check in made]
-    found.append(checks.of_weights(before, facts.weights_digest(lens.model)))
+    found.append(checks.of_weights(before, weights_digest(lens.model)))
     name = type(lens.model).__name__
     return Report(
         title=title or f"Inside {name}",

@@ -23,6 +23,7 @@ from .routes import RouteComparison, Routes
 from .top_inputs import TopInputs
 from .training import TrainingHistory
 from .traversal import LatentTraversal
+from .unit_statistics import UnitStatistics
 
 __all__ = [
     "ActivationMaps",
@@ -55,5 +56,6 @@ __all__ = [
     "Routes",
     "TopInputs",
     "TrainingHistory",
+    "UnitStatistics",
     "load",
 ]

@@ -17,7 +17,7 @@ from layerlens import Lens
 from layerlens.errors import LayerNotFound, OptionError, ResultFileError, TargetError
 from layerlens.report import build, examine
 from layerlens.report.alt import of_map
-from layerlens.report.facts import digest, weights_digest
+from layerlens.digest import digest, weights_digest
 from layerlens.report.make import main_layers
 from tests.snapshot import Snapshot
 

@@ -1,0 +1,155 @@
+"""One column of a store: the rows of every sample, read from the shards when they are asked for."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import OptionError, StoreError
+from ..nested import as_array
+from .block import IDS, SHAPES, VALUES
+from .shelves import Shard
+
+
+class Column(Sequence[Any]):
+    """The rows of one quantity, in the order of their samples.
+
+    `column[3]` is a row, `column[10:20]` and `column[[4, 2]]` are several, stacked where they have one shape and a list
+    where not; `column.of(sample)` finds a row by the number of its sample.
+
+    Attributes:
+        name: of the column.
+    """
+
+    def __init__(self, name: str, shards: Sequence[Shard]) -> None:
+        self.name = name
+        self._shards = [shard for shard in shards if VALUES + name in shard.names]
+        self._counts = [self._count(shard) for shard in self._shards]
+        self._starts = [sum(self._counts[:number]) for number in range(len(self._counts))]
+
+    def _count(self, shard: Shard) -> int:
+        ragged = SHAPES + self.name
+        return shard.shape(ragged if ragged in shard.names else VALUES + self.name)[0]
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    @functools.cached_property
+    def shape(self) -> tuple[int, ...] | None:
+        """`(rows, ...)`; None where rows have several shapes."""
+        if any(SHAPES + self.name in shard.names for shard in self._shards):
+            return None
+        shapes = {shard.shape(VALUES + self.name)[1:] for shard in self._shards}
+        return (len(self), *shapes.pop()) if len(shapes) == 1 else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its numbers."""
+        return self._shards[0].rows(VALUES + self.name, 0, 1).dtype
+
+    @functools.cached_property
+    def ids(self) -> torch.Tensor:
+        """The number of the sample that each row belongs to, `(rows,)`."""
+        own = IDS + self.name
+        return torch.cat([shard.tensor(own if own in shard.names else "ids") for shard in self._shards])
+
+    def of(self, sample: int) -> torch.Tensor:
+        """The row of a sample.
+
+        Raises:
+            StoreError: when it has none.
+        """
+        place = int(torch.searchsorted(self.ids, sample))
+        if place >= len(self) or int(self.ids[place]) != sample:
+            raise StoreError(f"sample {sample} has no row in column {self.name!r}: it was not reached, or is bad.")
+        return self._row(place)
+
+    def _row(self, place: int) -> torch.Tensor:
+        number = bisect.bisect_right(self._starts, place) - 1
+        shard, row = self._shards[number], place - self._starts[number]
+        if SHAPES + self.name not in shard.names:
+            return shard.rows(VALUES + self.name, row, row + 1)[0]
+        shapes = shard.tensor(SHAPES + self.name)
+        sizes = torch.tensor([int(torch.tensor(_shape(one)).prod()) for one in shapes[: row + 1]])
+        start = int(sizes[:-1].sum())
+        return shard.rows(VALUES + self.name, start, start + int(sizes[-1])).reshape(_shape(shapes[row]))
+
+    def __getitem__(self, index: Any) -> Any:
+        """A row, or several; see the class.
+
+        Raises:
+            OptionError: when there is no such row.
+        """
+        try:
+            places = range(len(self))[index] if isinstance(index, slice) else index
+            if hasattr(places, "__index__") and not getattr(places, "shape", ()):
+                return self._row(range(len(self))[int(places)])
+            chosen = [range(len(self))[int(place)] for place in places]
+        except (IndexError, TypeError, ValueError) as error:
+            raise OptionError(f"rows {index!r} are not in a column of {len(self)}.") from error
+        if self.shape is None:
+            return [self._row(place) for place in chosen]
+        if isinstance(index, slice) and index.step in (None, 1):
+            return self._span(chosen)
+        return torch.stack([self._row(place) for place in chosen]) if chosen else self._span([])
+
+    def _span(self, places: Sequence[int]) -> torch.Tensor:
+        """Rows that follow each other, shard by shard into one block."""
+        first = self._shards[0].rows(VALUES + self.name, 0, 0)
+        block = torch.empty((len(places), *first.shape[1:]), dtype=first.dtype)
+        if not places:
+            return block
+        start, stop = places[0], places[-1] + 1
+        for begin, count, shard in zip(self._starts, self._counts, self._shards, strict=True):
+            low, high = max(start, begin), min(stop, begin + count)
+            if low < high:
+                block[low - start : high - start] = shard.rows(VALUES + self.name, low - begin, high - begin)
+        return block
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """The rows, one shard in memory at a time."""
+        for shard in self._shards:
+            values = shard.tensor(VALUES + self.name)
+            if SHAPES + self.name not in shard.names:
+                yield from values
+                continue
+            start = 0
+            for one in shard.tensor(SHAPES + self.name):
+                shape = _shape(one)
+                stop = start + int(torch.tensor(shape).prod())
+                yield values[start:stop].reshape(shape)
+                start = stop
+
+    def tensor(self) -> torch.Tensor:
+        """All rows as one tensor in memory.
+
+        Raises:
+            StoreError: when they have several shapes.
+        """
+        if self.shape is None:
+            raise StoreError(f"the rows of column {self.name!r} have several shapes; go through them one by one.")
+        return self._span(range(len(self)))
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """All rows as one array in memory; bfloat16 becomes float32."""
+        return as_array(self.tensor())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        """For `np.asarray(column)`."""
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype)
+
+    def __repr__(self) -> str:
+        shape = f"{len(self)} rows of several shapes" if self.shape is None else str(self.shape)
+        return f"Column({self.name}: {str(self.dtype).removeprefix('torch.')} {shape}, {len(self._shards)} shards)"
+
+
+def _shape(coded: torch.Tensor) -> tuple[int, ...]:
+    """The shape of a row, from its number of axes and their lengths."""
+    dims, *sizes = coded.tolist()
+    return tuple(sizes[:dims])

@@ -1,0 +1,141 @@
+"""Shards on Ray Data: a pool of actors that grows and shrinks, on one machine or many, and survives lost workers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from ...errors import LayerLensError, OptionError, check_count, need
+from ...progress import track
+from ..run import Work
+from ..shelves import Folder, Shelf
+
+
+@dataclasses.dataclass(frozen=True)
+class RayEngine:
+    """Shards are made by a pool of Ray actors, each with a copy of the model.
+
+    An actor that is lost is started again by Ray, and the shard it was at is made anew. Without a running cluster a
+    local one is started, and stopped at the end; with one (`ray.init(address=...)`) that is used. The store must be in
+    a folder that all machines reach.
+
+    Attributes:
+        actors: how many, or `(fewest, most)`; None for one per free core, or GPU where they take one.
+        num_cpus: cores, and torch threads, of an actor.
+        num_gpus: GPUs of an actor.
+    """
+
+    actors: int | tuple[int, int] | None = None
+    num_cpus: int = 1
+    num_gpus: float = 0
+    shared = True
+
+    def __post_init__(self) -> None:
+        for count in self.actors if isinstance(self.actors, tuple) else (self.actors or 1,):
+            check_count("actors", count)
+        check_count("num_cpus", self.num_cpus)
+
+    def run(self, work: Work, shards: Iterable[int], shelf: Shelf, *, progress: bool | None, total: int | None) -> None:
+        """Make the shards."""
+        ray = need("ray", 'engine="ray"')
+        need("ray.data", 'engine="ray"', "ray")
+        if work.plan.count is None:
+            raise OptionError("data that comes as a stream cannot be shared among actors; give a Dataset or a tensor.")
+        assert isinstance(shelf, Folder)
+        listed = list(shards)
+        if not listed:
+            return
+        with _cluster(ray), _quiet(ray):
+            sent = ray.put(dataclasses.replace(work, prefetch=False))
+            pool = self._pool(ray, len(listed))
+            data = ray.data.from_items([{"shard": number} for number in listed], override_num_blocks=len(listed))
+            made = data.map_batches(
+                Maker,
+                fn_constructor_args=(sent, str(shelf.folder.absolute()), self.num_cpus),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1]),
+                num_cpus=self.num_cpus,
+                num_gpus=self.num_gpus,
+            )
+            sizes = {number: len(work.plan.span(number)) for number in listed}
+            rows = (int(row["shard"]) for row in made.iter_rows())
+            try:
+                for _ in track(rows, work.job.kind, total, progress, weigh=sizes.__getitem__):
+                    pass
+            except ray.exceptions.RayError as error:
+                own = _own(error)
+                if own is None:
+                    raise
+                raise own from error
+
+    def _pool(self, ray: Any, shards: int) -> tuple[int, int]:
+        if isinstance(self.actors, tuple):
+            return self.actors
+        if self.actors is not None:
+            return self.actors, self.actors
+        free = ray.cluster_resources()
+        most = free.get("GPU", 0) / self.num_gpus if self.num_gpus else free.get("CPU", 1) / self.num_cpus
+        return 1, max(1, min(int(most), shards))
+
+
+class Maker:
+    """What an actor does: it takes numbers of shards and puts the shards into the folder."""
+
+    def __init__(self, work: Any, folder: str, threads: int) -> None:
+        import pathlib
+
+        import ray
+
+        torch.set_num_threads(threads)
+        self.work: Work = ray.get(work) if isinstance(work, ray.ObjectRef) else work
+        self.shelf = Folder(pathlib.Path(folder))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Make the shards of a batch of numbers, those that are not there."""
+        for number in batch["shard"].tolist():
+            if number not in self.shelf.numbers():
+                self.work.make([number], self.shelf, progress=False, total=None)
+        return batch
+
+
+@contextlib.contextmanager
+def _cluster(ray: Any) -> Iterator[None]:
+    """A cluster: the one that runs, or a local one for as long as it is needed."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet(ray: Any) -> Iterator[None]:
+    """Without the bars and reports of Ray Data: there is one of ours."""
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    bars, level = context.enable_progress_bars, logger.level
+    context.enable_progress_bars = False
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = bars
+        logger.setLevel(level)
+
+
+def _own(error: BaseException | None) -> LayerLensError | None:
+    """The error of layerlens that is behind one of Ray."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, LayerLensError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,130 @@
+"""Saliency and relevance of every sample."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...analyzers.relevance import relevance
+from ...analyzers.relevance.batch_targets import of_batch
+from ...analyzers.saliency import saliency
+from ...axes import batch_axis
+from ...errors import RecordError
+from ...inputs import Inputs
+from ...language import token_texts
+from ...layers import Layers
+from ...nested import describe
+from ...results import Attribution, Relevance
+from ...stream import Batch
+from ...target import Target
+from .base import Forward, RowsJob, cast, plain, target_settings
+
+TEXTS = ("tokens", "target")
+"""Columns that hold JSON as bytes."""
+
+
+@dataclasses.dataclass
+class Saliency(RowsJob):
+    """An attribution by any method of `saliency`."""
+
+    aim: Target | None
+    method: str
+    options: dict[str, Any]
+    dtype: torch.dtype | None
+    tokenizer: Any
+    forward: Forward
+    kind = "saliency"
+
+    def settings(self) -> dict[str, Any]:
+        """Every option as JSON."""
+        options = {name: plain(value) for name, value in self.options.items()}
+        return {"method": self.method, "target": target_settings(self.aim), **options, "dtype": plain(self.dtype)}
+
+    def analyze(self, model: nn.Module, batch: Batch) -> Attribution:
+        """The attribution of a batch."""
+        options = {"method": self.method, **self.options}
+        return saliency(model, batch.inputs, target=of_batch(self.aim, batch), forward=self.forward, **options)
+
+    def rows(self, model: nn.Module, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Values, score, checks and standard errors."""
+        found = self.analyze(model, batch)
+        rows = {name: cast(tensor, self.dtype) for name, tensor in _parts("values", found.values)}
+        rows["score"] = cast(found.score, None)
+        rows |= {
+            f"checks/{name}": cast(check, None) for name, check in found.checks.items() if _by_sample(check, batch)
+        }
+        rows |= {name: cast(tensor, self.dtype) for name, tensor in _parts("standard error", found.standard_error)}
+        rows |= self.more(model, batch, found)
+        tokens = found.tokens or self._tokens(found, batch.inputs)
+        if tokens is not None:
+            rows["tokens"] = _texts(tokens)
+        rows["target"] = _texts([found.target_of(sample) for sample in range(batch.inputs.batch)])
+        kept = ("axes", "signed", "units", "target", "method", "settings")
+        result = {name: plain(getattr(found, name)) for name in kept}
+        return rows, {"class": type(found).__name__, **result}
+
+    def more(self, model: nn.Module, batch: Batch, found: Any) -> dict[str, torch.Tensor]:
+        """Columns of this kind of attribution alone."""
+        return {}
+
+    def _tokens(self, found: Attribution, inputs: Inputs) -> list[list[str]] | None:
+        if self.tokenizer is None or found.axes != ("batch", "token"):
+            return None
+        return token_texts(self.tokenizer, inputs)
+
+
+@dataclasses.dataclass
+class RelevanceJob(Saliency):
+    """Relevance, that at layers, and the sums of the ledger."""
+
+    kind = "relevance"
+
+    def settings(self) -> dict[str, Any]:
+        """Every option as JSON."""
+        return {name: value for name, value in super().settings().items() if name != "method"}
+
+    def analyze(self, model: nn.Module, batch: Batch) -> Relevance:
+        """The relevance of a batch."""
+        return relevance(model, batch.inputs, target=of_batch(self.aim, batch), forward=self.forward, **self.options)
+
+    def more(self, model: nn.Module, batch: Batch, found: Any) -> dict[str, torch.Tensor]:
+        """The ledger's sums in float64, and relevance at layers."""
+        rows = {f"ledger/{kind}": cast(found.ledger.total(kind), None) for kind in ("input", "additive", "absorbed")}
+        if not found.ledger.by_sample:
+            raise RecordError(
+                "the ledger of this model is exact for the whole batch only, not sample by sample, for the model mixes "
+                "the batch with other axes. Use batch_size=1."
+            )
+        modules = Layers(model)
+        for path, calls in found.layers.items():
+            for number, tensor in enumerate(calls):
+                name = f"layers/{path}" + (f"#{number}" if number else "")
+                axis = batch_axis(modules[path], tensor)
+                if not tensor.ndim or tensor.shape[axis] != batch.inputs.batch:
+                    raise RecordError(f"relevance at layer {path!r}, {describe(tensor)}, has no axis of the samples.")
+                rows[name] = cast(tensor.movedim(axis, 0), self.dtype)
+        return rows
+
+
+def _by_sample(check: torch.Tensor, batch: Batch) -> bool:
+    return check.ndim >= 1 and len(check) == batch.inputs.batch
+
+
+def _parts(name: str, values: Any) -> list[tuple[str, torch.Tensor]]:
+    """(column, tensor) of one tensor, or of several by the name of their input."""
+    if values is None:
+        return []
+    if isinstance(values, torch.Tensor):
+        return [(name, values)]
+    return [(f"{name}/{part}", tensor) for part, tensor in values.items()]
+
+
+def _texts(rows: list[Any]) -> torch.Tensor:
+    """Texts as rows of bytes, filled up with spaces: JSON does not mind them."""
+    coded = [json.dumps(row).encode() for row in rows]
+    most = max(map(len, coded))
+    return torch.tensor([list(row.ljust(most)) for row in coded], dtype=torch.uint8)

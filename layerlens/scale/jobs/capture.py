@@ -1,0 +1,57 @@
+"""What every layer returned, sample by sample."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...capturing import capture
+from ...errors import RecordError
+from ...layers import Selection
+from ...nested import describe
+from ...probe import Edits
+from ...record_batches import sample_axis
+from ...record_views import named_outputs
+from ...stream import Batch
+from .base import Forward, RowsJob, cast, plain
+
+
+@dataclasses.dataclass
+class Capture(RowsJob):
+    """The outputs of layers; a column for each call, `"rnn#1"` for a second one."""
+
+    layers: Selection
+    reduce: Callable[[Any], Any] | None
+    edits: Edits | None
+    dtype: torch.dtype | None
+    paths: tuple[str, ...]
+    forward: Forward
+    kind = "capture"
+
+    def settings(self) -> dict[str, Any]:
+        """Every option as JSON."""
+        return {
+            "layers": list(self.paths),
+            "reduce": plain(self.reduce),
+            "edits": plain(dict(self.edits) if self.edits else None),
+            "dtype": plain(self.dtype),
+        }
+
+    def rows(self, model: nn.Module, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """One capture."""
+        size = batch.inputs.batch
+        record = capture(model, batch.inputs, self.layers, reduce=self.reduce, edits=self.edits, forward=self.forward)
+        found: dict[str, torch.Tensor] = {}
+        for name, call, tensor in named_outputs(record):
+            if name in found:
+                raise RecordError(f"two tensors of layer {call.layer!r} have the name {name!r}; reduce them to one.")
+            if tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized:
+                raise RecordError(f"layer {call.layer!r}: {describe(tensor)} has no rows; give reduce= for it.")
+            axis = sample_axis(call, name.partition(":")[2], tensor, size)
+            rows = tensor.expand(size, *tensor.shape[1:]) if axis is None else tensor.movedim(axis, 0)
+            found[name] = cast(rows, self.dtype)
+        return found, {}

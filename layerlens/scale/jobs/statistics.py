@@ -1,0 +1,146 @@
+"""Mean, spread, range and zeros of every unit over a data set, in one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...axes import unit_axis
+from ...borrow import borrowed
+from ...errors import StoreError
+from ...layers import Layers
+from ...nested import first_tensor
+from ...probe import Probe
+from ...results import UnitStatistics
+from ...stream import Batch
+from ..pieces import Bad
+from ..shelves import Shard
+from .base import Collector, Forward, on_device
+
+FIELDS = ("count", "mean", "spread", "low", "high", "zeros", "not finite")
+"""What is kept of each unit: the number of finite values, their mean, their sum of squared differences from it, ..."""
+
+
+@dataclasses.dataclass
+class Statistics:
+    """Moments of each unit of layers."""
+
+    paths: tuple[str, ...]
+    forward: Forward
+    kind = "statistics"
+
+    def settings(self) -> dict[str, Any]:
+        """Every option as JSON."""
+        return {"layers": list(self.paths)}
+
+    def collector(self, model: nn.Module, capacity: int) -> Collector:
+        """For one shard."""
+        return Moments(self, model)
+
+
+class Moments:
+    """The moments of one shard, `(field, unit)` float64 by call of a layer."""
+
+    def __init__(self, job: Statistics, model: nn.Module) -> None:
+        self.job, self.model = job, model
+        self.found: dict[str, torch.Tensor] = {}
+        self.ids: list[int] = []
+        self.errors: dict[int, str] = {}
+        first = next(model.parameters(), None)
+        self.device = None if first is None or first.is_meta else first.device
+
+    def add(self, batch: Batch) -> None:
+        """Run on a batch; the layers' outputs are read as they come and not kept."""
+        here, fresh, calls = on_device(batch, self.device), dict[str, torch.Tensor](), dict[str, int]()
+        modules = Layers(self.model)
+
+        def reader(path: str) -> Callable[[Any], Any]:
+            def read(output: Any) -> Any:
+                number = calls[path] = calls.get(path, -1) + 1
+                tensor = first_tensor(output)
+                if tensor is not None and tensor.ndim and tensor.numel() and not tensor.is_complex():
+                    with torch.no_grad():
+                        fresh[f"{path}#{number}" if number else path] = moments(
+                            tensor, unit_axis(modules[path], tensor)
+                        )
+                return output
+
+            return read
+
+        edits = {path: reader(path) for path in self.job.paths}
+        with borrowed(self.model, grad=False), Probe(self.model, (), edits=edits):
+            here.inputs.run(self.model, self.job.forward)
+        for name, one in fresh.items():
+            self.found[name] = merged(self.found[name], one) if name in self.found else one
+        self.ids += range(batch.start, batch.start + batch.inputs.batch)
+
+    def bad(self, piece: Bad) -> None:
+        """Note a sample that has no numbers."""
+        self.errors[piece.index] = piece.reason
+
+    def finish(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The tensors of the shard, and what else is known of it."""
+        tensors = {"ids": torch.tensor(self.ids, dtype=torch.int64)}
+        tensors |= {f"moments/{name}": found for name, found in self.found.items()}
+        order = list(self.found)
+        return tensors, {"errors": {str(key): text for key, text in self.errors.items()}, "result": {"order": order}}
+
+
+def moments(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    """The moments of one output, `(field, unit)` float64, over all axes but that of the units."""
+    values = tensor.detach().movedim(axis, 0).reshape(tensor.shape[axis], -1).double()
+    finite = values.isfinite()
+    if bool(finite.all()):
+        count = torch.full((len(values),), float(values.shape[1]), dtype=torch.float64, device=values.device)
+        mean, low, high = values.mean(dim=1), values.amin(dim=1), values.amax(dim=1)
+        spread = (values - mean[:, None]).square_().sum(dim=1)
+    else:
+        count = finite.sum(dim=1).double()
+        mean = values.where(finite, 0.0).sum(dim=1) / count.clamp_min(1)
+        spread = (values - mean[:, None]).where(finite, 0.0).square().sum(dim=1)
+        low = values.where(finite, torch.inf).amin(dim=1)
+        high = values.where(finite, -torch.inf).amax(dim=1)
+    zeros = values.shape[1] - torch.count_nonzero(values, dim=1).double()
+    return torch.stack([count, mean, spread, low, high, zeros, values.shape[1] - count]).cpu()
+
+
+def merged(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The moments of both together (Chan, Golub & LeVeque 1983, eq. 2.1).
+
+    Raises:
+        StoreError: when they are of different numbers of units.
+    """
+    if one.shape != other.shape:
+        raise StoreError(f"a layer has {one.shape[1]} units for some samples and {other.shape[1]} for others.")
+    count = one[0] + other[0]
+    apart, whole = other[1] - one[1], count.clamp_min(1)
+    mean = one[1] + apart * other[0] / whole
+    spread = one[2] + other[2] + apart.square() * one[0] * other[0] / whole
+    low, high = torch.minimum(one[3], other[3]), torch.maximum(one[4], other[4])
+    return torch.stack([count, mean, spread, low, high, one[5] + other[5], one[6] + other[6]])
+
+
+def gathered(shards: Iterable[Shard], settings: dict[str, Any]) -> UnitStatistics:
+    """The statistics of all shards, in their order."""
+    found: dict[str, torch.Tensor] = {}
+    samples = 0
+    for shard in shards:
+        samples += shard.shape("ids")[0]
+        for name in shard.about["result"]["order"]:
+            one = shard.tensor(f"moments/{name}")
+            found[name] = merged(found[name], one) if name in found else one
+    columns: dict[str, dict[str, torch.Tensor]] = {name: {} for name in ("mean", "std", "low", "high", "zeros")}
+    odd = {}
+    for name, (count, mean, spread, low, high, zeros, other) in found.items():
+        some = count > 0
+        nan = torch.full_like(mean, torch.nan)
+        whole = (count + other).clamp_min(1)
+        numbers = (mean, (spread / count.clamp_min(1)).sqrt(), low, high, zeros / whole)
+        for column, values in zip(columns.values(), numbers, strict=True):
+            column[name] = values if values is numbers[-1] else values.where(some, nan)
+        odd[name] = other
+    return UnitStatistics(**columns, not_finite=odd, samples=samples, settings=settings)

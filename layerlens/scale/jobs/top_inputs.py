@@ -1,0 +1,135 @@
+"""The samples that each unit of a layer responds to most, of a data set in shards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...analyzers.relevance.batch_targets import of_batch
+from ...analyzers.relevance.top_inputs import top_inputs
+from ...results import TopInputs
+from ...stream import Batch
+from ...target import Target
+from ..pieces import Bad
+from ..shelves import Shard
+from ..source import Source
+from .base import Collector, Forward, on_device, plain, target_settings
+
+
+@dataclasses.dataclass
+class TopInputsJob:
+    """The k samples with the largest value of each unit."""
+
+    layer: str
+    aim: Target | None
+    k: int
+    options: dict[str, Any]
+    forward: Forward
+    kind = "top_inputs"
+
+    def settings(self) -> dict[str, Any]:
+        """Every option as JSON."""
+        options = {name: plain(value) for name, value in self.options.items()}
+        return {"layer": self.layer, "target": target_settings(self.aim), "k": self.k, **options}
+
+    def collector(self, model: nn.Module, capacity: int) -> Collector:
+        """For one shard."""
+        return Best(self, model)
+
+    def run(self, model: nn.Module, items: Any, target: Any, **options: Any) -> TopInputs:
+        """`top_inputs` of some items."""
+        given = {"k": self.k, "forward": self.forward, "progress": False, **self.options, **options}
+        return top_inputs(model, items, self.layer, target=target, **given)
+
+
+class Best:
+    """The largest values of one shard."""
+
+    def __init__(self, job: TopInputsJob, model: nn.Module) -> None:
+        self.job, self.model = job, model
+        self.values = torch.zeros(0, 0, dtype=torch.float64)
+        self.index = torch.zeros(0, 0, dtype=torch.int64)
+        self.ids: list[int] = []
+        self.errors: dict[int, str] = {}
+        first = next(model.parameters(), None)
+        self.device = None if first is None or first.is_meta else first.device
+
+    def add(self, batch: Batch) -> None:
+        """Run on a batch."""
+        here = on_device(batch, self.device)
+        target = of_batch(self.job.aim, batch)
+        size = batch.inputs.batch
+        found = self.job.run(self.model, [here.inputs], target, regions=False, batched=True, batch_size=size)
+        self.values, self.index = best(
+            [(self.values, self.index), (found.values, found.index + batch.start)], self.job.k
+        )
+        self.ids += range(batch.start, batch.start + size)
+
+    def bad(self, piece: Bad) -> None:
+        """Note a sample that has no numbers."""
+        self.errors[piece.index] = piece.reason
+
+    def finish(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The tensors of the shard, and what else is known of it."""
+        tensors = {"ids": torch.tensor(self.ids, dtype=torch.int64), "best values": self.values.contiguous()}
+        tensors["best index"] = self.index.contiguous()
+        return tensors, {"errors": {str(key): text for key, text in self.errors.items()}, "result": {}}
+
+
+def best(parts: list[tuple[torch.Tensor, torch.Tensor]], k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest values of each unit and their samples, `(unit, k)`; of equal values the earlier sample."""
+    some = [part for part in parts if part[0].numel()]
+    if not some:
+        return parts[0]
+    values, index = (torch.cat(column, dim=1) for column in zip(*some, strict=True))
+    order = index.sort(dim=1, stable=True).indices
+    values, index = values.gather(1, order), index.gather(1, order)
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], index.gather(1, order)[:, :k]
+
+
+def gathered(
+    shards: Iterable[Shard], job: TopInputsJob, model: nn.Module, source: Source, settings: dict[str, Any]
+) -> TopInputs:
+    """The best of all shards; they are read once more, for their places and regions."""
+    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    samples = 0
+    for shard in shards:
+        samples += shard.shape("ids")[0]
+        if "best values" in shard.names and shard.shape("best values")[0]:
+            parts = [best([*parts, (shard.tensor("best values"), shard.tensor("best index"))], job.k)]
+    index = parts[0][1]
+    wanted = sorted(set(index.flatten().tolist()))
+    pieces = source.pieces(range(number, number + 1) for number in wanted)
+    batches = [piece for piece in pieces if isinstance(piece, Batch)]
+    found = job.run(
+        model,
+        [(batch.inputs, batch.labels) if batch.labels else batch.inputs for batch in batches],
+        _of_samples(job.aim, wanted),
+        batched=True,
+    )
+    places = torch.tensor(wanted)
+    return dataclasses.replace(
+        found,
+        index=places[found.index],
+        inputs={wanted[number]: sample for number, sample in found.inputs.items()},
+        count=samples,
+        settings={**found.settings, **{name: settings[name] for name in ("samples",) if name in settings}},
+    )
+
+
+def _of_samples(aim: Target | None, samples: list[int]) -> Any:
+    """The target of some samples of the data."""
+    if aim is None:
+        return "label"
+    if aim.chooser is not None:
+        return aim
+    numbers = torch.tensor(samples)
+    each = None if aim.each is None else tuple(aim.each[number] for number in samples)
+    return dataclasses.replace(
+        aim, function=lambda output, rows: aim.function(output, numbers.to(rows.device)[rows]), each=each
+    )

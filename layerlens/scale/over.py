@@ -1,0 +1,257 @@
+"""An analysis of every sample of a data set: in bounded memory, resumable, in one process or many."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import OptionError, choose
+from ..inputs import as_inputs
+from ..layers import Layers, Selection
+from ..nested import describe
+from ..probe import Edits
+from ..results import TopInputs, UnitStatistics
+from ..stream import Read
+from ..target import Spec, Target, as_target
+from .engines import Engine, as_engine
+from .jobs import statistics, top_inputs
+from .jobs.attribution import RelevanceJob, Saliency
+from .jobs.base import Job, check_classes
+from .jobs.capture import Capture
+from .jobs.statistics import Statistics
+from .jobs.top_inputs import TopInputsJob
+from .manifest import Manifest
+from .plan import Plan
+from .reading import as_source
+from .run import OnError, Work
+from .source import Source
+from .start import begin, finish
+from .store import Store
+
+
+class Over:
+    """A model and a data set; each method runs an analysis over all of it. Made by `over` or `Lens.over`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        plan: Plan,
+        store: Path | None,
+        engine: Engine,
+        on_error: OnError,
+        progress: bool | None,
+        forward: Callable[..., Any] | None,
+        aim: Callable[[Spec], Target | None],
+        tokenizer: Any,
+    ) -> None:
+        self.model, self.source, self.plan, self.store, self.engine = model, source, plan, store, engine
+        self.on_error, self.progress, self.forward, self.aim, self.tokenizer = (
+            on_error,
+            progress,
+            forward,
+            aim,
+            tokenizer,
+        )
+
+    def capture(
+        self,
+        layers: Selection = None,
+        *,
+        reduce: Callable[[Any], Any] | None = None,
+        edits: Edits | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Store:
+        """What the layers return, sample by sample.
+
+        Args:
+            layers: see `Selection`; None for every layer.
+            reduce: applied to each output; only what it returns is kept.
+            edits: as in `Probe`; what they return is stored.
+            dtype: of stored floating-point numbers; None keeps that of the model.
+
+        Returns:
+            A `Store` with a column for each call, `(samples, ...)`; samples first, whichever axis the
+            layer has them on.
+        """
+        paths = tuple(Layers(self.model).select(layers))
+        return self._stored(Capture(layers, reduce, edits, _float(dtype), paths, self.forward))
+
+    def saliency(
+        self,
+        *,
+        target: Spec = None,
+        method: str = "integrated_gradients",
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> Store:
+        """What the score of each sample depends on; see `layerlens.saliency`.
+
+        Args:
+            target: as there, with one class per sample of the data where it is a list; `"label"` is that of each pair
+                `(x, label)`.
+            method: its name.
+            dtype: of the stored values; scores and checks keep theirs.
+            **options: of the method.
+
+        Returns:
+            A `Store` with the columns `values`, `score`, `checks/...`; `store.attribution([3, 8])` is an `Attribution`.
+        """
+        aim = self.aim(target)
+        return self._stored(Saliency(aim, method, options, _float(dtype), self.tokenizer, self.forward), aim)
+
+    def relevance(self, *, target: Spec = None, dtype: torch.dtype | None = None, **options: Any) -> Store:
+        """Relevance of every sample, and where its score went; see `layerlens.relevance`.
+
+        Args:
+            target: as in `saliency`.
+            dtype: of the stored values; scores and the ledger keep theirs.
+            **options: `rules`, `layers`, `through` and `strict`.
+
+        Returns:
+            A `Store` with the columns `values`, `layers/...`, `score`, and the ledger's sums `ledger/input`,
+            `ledger/additive`, `ledger/absorbed`.
+        """
+        if options.get("parameters"):
+            raise OptionError("relevance of parameters is a sum over a batch, not a row of each sample: use relevance.")
+        aim = self.aim(target)
+        return self._stored(RelevanceJob(aim, "relevance", options, _float(dtype), self.tokenizer, self.forward), aim)
+
+    def statistics(self, layers: Selection = None) -> UnitStatistics:
+        """Mean, spread, range and zeros of every unit of the layers over all samples and places.
+
+        Args:
+            layers: see `Selection`; None for every layer.
+        """
+        job = Statistics(tuple(Layers(self.model).select(layers)), self.forward)
+        store = self._stored(job)
+        return statistics.gathered(store.shards, {**job.settings(), "samples": len(store.ids)})
+
+    def top_inputs(self, layer: Selection, *, target: Spec = None, k: int = 8, **options: Any) -> TopInputs:
+        """The samples that each unit of a layer responds to most; see `layerlens.top_inputs`.
+
+        The samples found are read from the data once more, for where the units look in them.
+
+        Raises:
+            OptionError: when the data is a stream, which cannot be read again at some places.
+        """
+        if not self.source.random:
+            raise OptionError(f"top_inputs reads its samples again, and data ({self.source.kind}) is a stream: use "
+                              "layerlens.top_inputs.")  # fmt: skip
+        for name in ("batch_size", "batched", "read", "progress", "forward"):
+            if name in options:
+                raise OptionError(f"top_inputs over a data set has no option {name!r}; give it to over.")
+        aim = self.aim(target)
+        path = str(Layers(self.model).select(layer)[0])
+        job = TopInputsJob(path, aim, k, options, self.forward)
+        store = self._stored(job, aim)
+        return top_inputs.gathered(store.shards, job, self.model, self.source, {"samples": len(store.ids)})
+
+    def _stored(self, job: Job, aim: Target | None = None) -> Store:
+        check_classes(aim, self.source.count)
+        manifest = Manifest.of(job.kind, job.settings(), self.model, self.source.identity(), self.plan)
+        store = begin(self.store, manifest, shared=self.engine.shared)
+        there = set(store.shelf.numbers())
+        numbers = (number for number in self.plan.numbers() if number not in there)
+        total = None
+        if self.plan.count is not None:
+            total = sum(len(self.plan.span(number)) for number in self.plan.numbers() if number not in there)
+        if total or self.plan.count is None:
+            work = Work(self.model, job, self.source, self.plan, self.on_error)
+            self.engine.run(work, numbers, store.shelf, progress=self.progress, total=total)
+        finish(store, self.source.kind)
+        return store
+
+    def __repr__(self) -> str:
+        count = "a stream" if self.plan.count is None else f"{self.plan.count:,} samples"
+        where = "in memory" if self.store is None else f"store: {self.store}"
+        return f"Over({type(self.model).__name__}, {count}, {self.plan.shards or '?'} shards, {self.engine!r}, {where})"
+
+
+def over(
+    model: nn.Module,
+    data: Any,
+    *,
+    store: str | os.PathLike[str] | None = None,
+    batch_size: int = 16,
+    shard_size: int | None = None,
+    engine: Any = "auto",
+    workers: int = 0,
+    on_error: OnError = "raise",
+    progress: bool | None = None,
+    forward: Callable[..., Any] | None = None,
+    read: Read = as_inputs,
+    aim: Callable[[Spec], Any] = as_target,
+    tokenizer: Any = None,
+) -> Over:
+    """Run analyses over a whole data set, larger than memory if need be.
+
+    The data is cut into shards of `shard_size` samples. A shard is written in one step when it is finished, so a run
+    that ends by an error, Ctrl-C or `kill -9` and is started again with the same `store` goes on where it was: nothing
+    is lost, and nothing is done twice but the shard it was at. A store holds the rows of each sample with its number.
+
+    Args:
+        model: any module.
+        data: a tensor, an array or a dict of them, `(samples, ...)`; a Dataset or a sequence of samples `x` or
+            `(x, label)`; a DataLoader that does not shuffle; or an iterable of samples, which is read from its start.
+        store: a folder, made when missing; None keeps the rows in memory.
+        batch_size: samples that run together.
+        shard_size: samples in a shard, a multiple of `batch_size` at best; None for about 256. Memory holds two shards.
+        engine: `"local"`: this process. `"torchrun"`: the processes that torchrun or SLURM started, each its part.
+            `"ray"`: actors on a Ray cluster. `"auto"`: torchrun where it started this process, else local. An engine
+            object carries options, such as `layerlens.scale.RayEngine(actors=4)`.
+        workers: processes that read the data ahead (a DataLoader brings its own number); 0 reads in a thread.
+        on_error: `"raise"` ends the run at a sample that cannot be read or that the analyzer fails on, with its number;
+            `"record"` notes it in `store.errors` and goes on. Wrong options and layers always raise.
+        progress: whether to show a bar with samples per second and the time left; None shows it in a terminal.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        read: makes model inputs of a batch, or of one text.
+        aim: reads a target.
+        tokenizer: gives the texts of tokens.
+
+    Returns:
+        An `Over`, with the methods `capture`, `saliency`, `relevance`, `statistics` and `top_inputs`.
+
+    Raises:
+        InputError: when the data is of no such kind, is empty, or shuffles.
+        OptionError: when an option is out of range.
+
+    The methods raise:
+        StoreError: when the store holds another run (other settings, weights or data), is damaged, or is no store.
+        SampleError: for a bad sample, with `on_error="raise"`, or when all are bad.
+
+    Warns:
+        UserWarning: when samples were noted as bad.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+        >>> found = over(net, torch.ones(100, 2), batch_size=32).capture("1")
+        >>> found["1"].shape
+        (100, 3)
+    """
+    source = as_source(data, read, workers)
+    size = shard_size if shard_size is not None else batch_size * max(1, round(256 / batch_size))
+    plan = Plan(source.count, size, batch_size)
+    choose("on_error", on_error, ("raise", "record"))
+    folder = None if store is None else Path(store)
+    return Over(model, source, plan, folder, as_engine(engine), on_error, progress, forward, _aimed(aim), tokenizer)
+
+
+def _aimed(aim: Callable[[Spec], Any]) -> Callable[[Spec], Target | None]:
+    """A reader of targets for which `"label"` is the label of each sample: None."""
+
+    def read(spec: Spec) -> Target | None:
+        return None if isinstance(spec, str) and spec == "label" else as_target(aim(spec))
+
+    return read
+
+
+def _float(dtype: torch.dtype | None) -> torch.dtype | None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise OptionError(f"dtype must be a floating-point type such as torch.float16, got {describe(dtype)}.")
+    return dtype

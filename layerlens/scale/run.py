@@ -1,0 +1,115 @@
+"""Make shards: read batches, run the analysis on each, keep what it gives, put whole shards on the shelf."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Generator, Iterable
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ..errors import (
+    LayerNotFound,
+    MissingPackage,
+    OptionError,
+    SampleError,
+    SelectionError,
+    StoreError,
+)
+from ..progress import track
+from ..stream import Batch
+from .ahead import Writer, ahead
+from .jobs.base import Collector, Job
+from .pieces import Bad, Piece, size
+from .plan import Plan
+from .shelves import Shelf
+from .source import Source
+
+OnError = Literal["raise", "record"]
+WRONG_FOR_ALL = (OptionError, LayerNotFound, SelectionError, MissingPackage, StoreError, MemoryError)
+"""Errors that speak of how the analysis was asked for, not of a sample: they always end the run."""
+
+
+@dataclasses.dataclass
+class Work:
+    """All that a process needs to make shards, whichever engine sends it there.
+
+    Attributes:
+        model: any module.
+        job: what is done with each sample.
+        source: the data.
+        plan: which samples stand in which shard.
+        on_error: whether a bad sample ends the run or is noted.
+        prefetch: whether batches are read in a thread while the model runs.
+    """
+
+    model: nn.Module
+    job: Job
+    source: Source
+    plan: Plan
+    on_error: OnError = "raise"
+    prefetch: bool = True
+
+    def make(self, shards: Iterable[int], shelf: Shelf, *, progress: bool | None, total: int | None) -> int:
+        """Make shards and put them on the shelf, in their order; how many samples were read.
+
+        Raises:
+            SampleError: for a bad sample, unless they are to be noted.
+        """
+        spans = (span for number in shards for span in self.plan.batches(number))
+        pieces: Generator[Piece, None, None] = self.source.pieces(spans)
+        read, current, collector = 0, -1, None
+        with Writer() as writer, contextlib.closing(ahead(pieces) if self.prefetch else pieces) as reading:
+            for piece in track(reading, self.job.kind, total, progress, weigh=size):
+                number = (piece.start if isinstance(piece, Batch) else piece.index) // self.plan.shard
+                if collector is None or number != current:
+                    self._put(writer, shelf, current, collector)
+                    current, collector = number, self.job.collector(self.model, len(self.plan.span(number)))
+                self._take(collector, piece)
+                read += size(piece)
+                del piece
+            self._put(writer, shelf, current, collector)
+        return read
+
+    def _put(self, writer: Writer, shelf: Shelf, number: int, collector: Collector | None) -> None:
+        if collector is not None:
+            tensors, about = collector.finish()
+            writer.submit(lambda: shelf.put(number, tensors, about))
+
+    def _take(self, collector: Collector, piece: Piece) -> None:
+        if isinstance(piece, Bad):
+            self._bad(collector, piece)
+            return
+        try:
+            collector.add(piece)
+        except Exception as error:
+            self._failed(collector, piece, error)
+
+    def _failed(self, collector: Collector, batch: Batch, error: Exception) -> None:
+        """Find the samples of a batch on which the analysis fails."""
+        count = batch.inputs.batch
+        if isinstance(error, (*WRONG_FOR_ALL, torch.OutOfMemoryError)):
+            raise error
+        if count == 1:
+            self._bad(collector, Bad.of(batch.start, error))
+            return
+        if self.on_error == "raise":
+            span = f"samples {batch.start} to {batch.start + count - 1}"
+            raise SampleError(f"{self.job.kind} failed on {span} of the data: {_told(error)} {HINT}") from error
+        for row in range(count):
+            labels = None if batch.labels is None else batch.labels[row : row + 1]
+            self._take(collector, Batch(batch.start + row, batch.inputs.rows(torch.tensor([row])), labels))
+
+    def _bad(self, collector: Collector, piece: Bad) -> None:
+        if self.on_error == "raise":
+            raise SampleError(f"sample {piece.index} of the data: {piece.reason} {HINT}") from piece.cause
+        collector.bad(piece)
+
+
+HINT = "What was finished is kept. Mend the data, or pass on_error='record' to note such samples and go on."
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

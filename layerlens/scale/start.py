@@ -1,0 +1,83 @@
+"""Where a run begins, or goes on, and where it ends: the store that it fills."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+
+from ..errors import OptionError, SampleError, StoreError
+from . import manifest as manifests
+from .manifest import Manifest
+from .shelves import Folder, Memory
+from .store import Store
+
+
+def begin(folder: Path | None, manifest: Manifest, *, shared: bool) -> Store:
+    """The store of a run: a new one, or that of an earlier start.
+
+    Args:
+        folder: of the files; None for memory.
+        manifest: of the run that begins.
+        shared: whether several processes take part.
+
+    Raises:
+        OptionError: when several processes have no folder.
+        StoreError: when the folder holds something else, or another run.
+    """
+    if folder is None:
+        if shared:
+            raise OptionError("several processes need a folder that all of them reach: over(..., store=path).")
+        return Store(Memory(), manifest)
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is a file; a store is a folder.")
+    if folder.is_dir() and not (folder / manifests.NAME).exists():
+        strange = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+        if strange:
+            raise StoreError(f"the folder {folder} holds {strange[0]!r} and is no store; give a new or empty one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if manifests.create(folder, manifest):
+        return Store(Folder(folder), manifest)
+    known = manifests.read(folder)
+    if apart := known.differences(manifest):
+        raise StoreError(f"{folder} holds another run: {'; '.join(apart)}. Give another folder, or ask for the same.")
+    if known.versions != manifest.versions:
+        told = f"{known.versions} there, {manifest.versions} now"
+        warnings.warn(f"{folder} was begun with other versions: {told}; numbers may differ a little.", stacklevel=5)
+    shelf = Folder(folder)
+    shelf.sweep()
+    return Store(shelf, known)
+
+
+def finish(store: Store, kind: str) -> None:
+    """Note that the run is complete, and what was bad.
+
+    Args:
+        store: with every shard.
+        kind: of the data, for messages.
+
+    Raises:
+        SampleError: when all samples are bad.
+        StoreError: when there was none.
+
+    Warns:
+        UserWarning: when some are bad.
+    """
+    numbers, count = store.shelf.numbers(), store.manifest.plan.count
+    if not numbers:
+        raise StoreError(f"the data ({kind}) gave no sample; an iterator can be read only once.")
+    if count is None:
+        last = store.shelf.shard(numbers[-1])
+        count = max([*last.tensor("ids").tolist(), *map(int, last.about["errors"])]) + 1
+    plan = dataclasses.replace(store.manifest.plan, count=count)
+    store.manifest = dataclasses.replace(store.manifest, complete=True, plan=plan)
+    if store.folder is not None:
+        manifests.replace(store.folder, store.manifest)
+    bad = store.errors
+    if not bad:
+        return
+    first = next(iter(bad))
+    if len(bad) == count:
+        raise SampleError(f"all {count} samples of the data are bad; sample {first}: {bad[first]}")
+    told = f"{len(bad)} of {count} samples of the data are bad and have no rows; sample {first}: {bad[first]}."
+    warnings.warn(f"{told} All: store.errors", stacklevel=5)
