@@ -240,9 +240,7 @@ def main() -> None:
     print("# Attribution methods, as a multiple of the passes they are made of\n")
     print(f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, captum ", end="")
     print(f"{importlib.metadata.version('captum')}. Made by `python -m benchmarks.saliency`.\n")
-    print(
-        f"Medians of {RUNS} alternating runs in one process ({5 * RUNS} of short ones), in seconds of the processor,"
-    )
+    print(f"Medians of {RUNS} alternating runs in one process ({5 * RUNS} of short ones), in seconds of the processor,")
     print("which other work on the machine disturbs less than those of the clock; repeated, most rows move by .05. The")
     print(
         "ideal is the passes that the method is defined by, bare, at the best of 1, 2 and 8 at once in the same rounds"

@@ -226,7 +226,7 @@ def over(
         SampleError: for a bad sample, with `on_error="raise"`, or when all are bad.
 
     Warns:
-        UserWarning: when samples were noted as bad.
+        UserWarning: when samples were noted as bad, or an analysis warned: once at the end, with the place in the data.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())

@@ -31,6 +31,11 @@ class Bad:
 Piece = Batch | Bad
 
 
+def start_of(piece: Piece) -> int:
+    """The number of its first sample."""
+    return piece.start if isinstance(piece, Batch) else piece.index
+
+
 def size(piece: Any) -> int:
     """How many samples a piece stands for."""
     return piece.inputs.batch if isinstance(piece, Batch) else 1

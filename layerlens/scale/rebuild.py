@@ -46,10 +46,14 @@ def attribution(store: Store, samples: Sequence[int]) -> Attribution:
         column = store[name]
         return [json.loads(bytes(column.of(sample).tolist())) for sample in samples]
 
+    scored: list[str] = texts("target") or []
     fields = {name: about[name] for name in ("signed", "units", "target", "method", "settings")}
     fields |= {"axes": None if about["axes"] is None else tuple(about["axes"]), "values": form("values")}
     fields |= {"score": rows("score"), "checks": under("checks/"), "tokens": texts("tokens")}
-    fields |= {"standard_error": form("standard error"), "targets": tuple(texts("target") or ()) or None}
+    fields |= {
+        "standard_error": form("standard error"),
+        "targets": tuple(scored) if set(scored) - {about["target"]} else None,
+    }
     if about["class"] != "Relevance":
         return Attribution(**fields)
     entries = tuple(Entry(kind, "", told, rows(f"ledger/{kind}")) for kind, told in KINDS.items())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterable
+import warnings
+from collections.abc import Generator, Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -22,7 +23,7 @@ from ..progress import track
 from ..stream import Batch
 from .ahead import Writer, ahead
 from .jobs.base import Collector, Job
-from .pieces import Bad, Piece, size
+from .pieces import Bad, Piece, size, start_of
 from .plan import Plan
 from .shelves import Shelf
 from .source import Source
@@ -30,6 +31,20 @@ from .source import Source
 OnError = Literal["raise", "record"]
 WRONG_FOR_ALL = (OptionError, LayerNotFound, SelectionError, MissingPackage, StoreError, MemoryError)
 """Errors that speak of how the analysis was asked for, not of a sample: they always end the run."""
+
+
+Told = tuple[int, int, str]
+"""First sample of a batch, the one after its last, and a warning that the analysis gave for it."""
+
+
+@contextlib.contextmanager
+def noted(piece: Piece, told: list[Told]) -> Iterator[None]:
+    """Note the warnings of a batch with its place in the data, which the analysis does not know."""
+    start = start_of(piece)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    told += {(start, start + size(piece), str(one.message)): None for one in caught}
 
 
 @dataclasses.dataclass
@@ -60,23 +75,27 @@ class Work:
         """
         spans = (span for number in shards for span in self.plan.batches(number))
         pieces: Generator[Piece, None, None] = self.source.pieces(spans)
-        read, current, collector = 0, -1, None
+        read, number, collector = 0, -1, None
+        told: list[Told] = []
         with Writer() as writer, contextlib.closing(ahead(pieces) if self.prefetch else pieces) as reading:
             for piece in track(reading, self.job.kind, total, progress, weigh=size):
-                number = (piece.start if isinstance(piece, Batch) else piece.index) // self.plan.shard
-                if collector is None or number != current:
-                    self._put(writer, shelf, current, collector)
-                    current, collector = number, self.job.collector(self.model, len(self.plan.span(number)))
-                self._take(collector, piece)
+                if collector is None:
+                    number, told = start_of(piece) // self.plan.shard, []
+                    collector = self.job.collector(self.model, len(self.plan.span(number)))
+                with noted(piece, told):
+                    self._take(collector, piece)
                 read += size(piece)
+                if start_of(piece) + size(piece) == self.plan.span(number).stop:
+                    self._put(writer, shelf, number, collector, told)
+                    collector = None
                 del piece
-            self._put(writer, shelf, current, collector)
+            if collector is not None:  # of a stream, whose last shard is not full
+                self._put(writer, shelf, number, collector, told)
         return read
 
-    def _put(self, writer: Writer, shelf: Shelf, number: int, collector: Collector | None) -> None:
-        if collector is not None:
-            tensors, about = collector.finish()
-            writer.submit(lambda: shelf.put(number, tensors, about))
+    def _put(self, writer: Writer, shelf: Shelf, number: int, collector: Collector, told: list[Told]) -> None:
+        tensors, about = collector.finish()
+        writer.submit(lambda: shelf.put(number, tensors, {**about, "warnings": told}))
 
     def _take(self, collector: Collector, piece: Piece) -> None:
         if isinstance(piece, Bad):

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..inputs import Inputs
 from ..nested import named_tensors
 from ..stream import Batch, Read, grouped, read_batch, read_sample
+from .manifest import DIGEST
 from .pieces import Bad, Piece
 
 
@@ -121,7 +122,7 @@ class Source:
         places = sorted({0, self.count // 2, self.count - 1})
         found = [_digest(self.fetch(range(place, place + 1))) for place in places]
         joined = None if None in found else hashlib.sha256("".join(map(str, found)).encode()).hexdigest()
-        return {"samples": self.count, "kind": self.kind, "digest of the first, middle and last": joined}
+        return {"samples": self.count, "kind": self.kind, DIGEST: joined}
 
 
 class Stream(Source):
@@ -148,7 +149,7 @@ class Stream(Source):
 
     def identity(self) -> dict[str, Any]:
         """What tells this data from other data."""
-        return {"samples": None, "kind": self.kind, "digest of the first, middle and last": None}
+        return {"samples": None, "kind": self.kind, DIGEST: None}
 
 
 class _Fetcher(Dataset[Any]):

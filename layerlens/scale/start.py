@@ -61,7 +61,7 @@ def finish(store: Store, kind: str) -> None:
         StoreError: when there was none.
 
     Warns:
-        UserWarning: when some are bad.
+        UserWarning: when some are bad, or the analysis warned; once, with the place in the data.
     """
     numbers, count = store.shelf.numbers(), store.manifest.plan.count
     if not numbers:
@@ -73,11 +73,15 @@ def finish(store: Store, kind: str) -> None:
     store.manifest = dataclasses.replace(store.manifest, complete=True, plan=plan)
     if store.folder is not None:
         manifests.replace(store.folder, store.manifest)
+    if told := store.warnings:
+        span, text = told[0]
+        shown = f"samples {span.start} to {span.stop - 1}: {text}"
+        warnings.warn(f"{len(told)} warnings of {store.manifest.kind}; {shown} All: store.warnings", stacklevel=5)
     bad = store.errors
     if not bad:
         return
     first = next(iter(bad))
     if len(bad) == count:
         raise SampleError(f"all {count} samples of the data are bad; sample {first}: {bad[first]}")
-    told = f"{len(bad)} of {count} samples of the data are bad and have no rows; sample {first}: {bad[first]}."
-    warnings.warn(f"{told} All: store.errors", stacklevel=5)
+    few = f"{len(bad)} of {count} samples of the data are bad and have no rows; sample {first}: {bad[first]}."
+    warnings.warn(f"{few} All: store.errors", stacklevel=5)

@@ -81,6 +81,11 @@ class Store(Mapping[str, Column]):
         """The samples that were noted as bad, with what failed."""
         return {int(key): text for shard in self.shards for key, text in shard.about["errors"].items()}
 
+    @property
+    def warnings(self) -> list[tuple[range, str]]:
+        """What the analysis warned of, with the samples of the batch; numbers in the text count within the batch."""
+        return [(range(a, b), text) for shard in self.shards for a, b, text in shard.about.get("warnings", ())]
+
     def __getitem__(self, name: str) -> Column:
         """A column, such as the outputs of a layer.
 
@@ -180,6 +185,8 @@ class Store(Mapping[str, Column]):
         if bad:
             told = "; ".join(f"{key}: {text[:60]}" for key, text in list(bad.items())[:MOST_ERRORS])
             rows.append(("bad samples", f"{len(bad)} ({told}{'; ...' if len(bad) > MOST_ERRORS else ''})"))
+        if count := len(self.warnings):
+            rows.append(("warnings", f"{count}, see .warnings"))
         return [*rows, ("at", str(self.folder or "memory"))]
 
     def __repr__(self) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
+from ... import errors
 from ...errors import LayerLensError, OptionError, check_count, need
 from ...progress import track
 from ..run import Work
@@ -36,8 +38,9 @@ class RayEngine:
     shared = True
 
     def __post_init__(self) -> None:
-        for count in self.actors if isinstance(self.actors, tuple) else (self.actors or 1,):
-            check_count("actors", count)
+        for count in self.actors if isinstance(self.actors, tuple) else (self.actors,):
+            if count is not None:
+                check_count("actors", count)
         check_count("num_cpus", self.num_cpus)
 
     def run(self, work: Work, shards: Iterable[int], shelf: Shelf, *, progress: bool | None, total: int | None) -> None:
@@ -63,15 +66,9 @@ class RayEngine:
                 num_gpus=self.num_gpus,
             )
             sizes = {number: len(work.plan.span(number)) for number in listed}
-            rows = (int(row["shard"]) for row in made.iter_rows())
-            try:
-                for _ in track(rows, work.job.kind, total, progress, weigh=sizes.__getitem__):
-                    pass
-            except ray.exceptions.RayError as error:
-                own = _own(error)
-                if own is None:
-                    raise
-                raise own from error
+            rows = (_told(row) for row in made.iter_rows())
+            for _ in track(rows, work.job.kind, total, progress, weigh=sizes.__getitem__):
+                pass
 
     def _pool(self, ray: Any, shards: int) -> tuple[int, int]:
         if isinstance(self.actors, tuple):
@@ -96,11 +93,25 @@ class Maker:
         self.shelf = Folder(pathlib.Path(folder))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Make the shards of a batch of numbers, those that are not there."""
-        for number in batch["shard"].tolist():
-            if number not in self.shelf.numbers():
-                self.work.make([number], self.shelf, progress=False, total=None)
-        return batch
+        """Make the shards that are not there; an error of layerlens is told and not raised, for Ray would bury it."""
+        try:
+            for number in batch["shard"].tolist():
+                if number not in self.shelf.numbers():
+                    self.work.make([number], self.shelf, progress=False, total=None)
+        except LayerLensError as error:
+            return {**batch, "error": [type(error).__name__], "text": [str(error)]}
+        return {**batch, "error": [""], "text": [""]}
+
+
+def _told(row: dict[str, Any]) -> int:
+    """The shard that was made.
+
+    Raises:
+        LayerLensError: when it was not, of the class that the actor met.
+    """
+    if row["error"]:
+        raise getattr(errors, row["error"])(row["text"])
+    return int(row["shard"])
 
 
 @contextlib.contextmanager
@@ -118,7 +129,14 @@ def _cluster(ray: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(ray: Any) -> Iterator[None]:
-    """Without the bars and reports of Ray Data: there is one of ours."""
+    """Without the bars, reports and inner deprecations of Ray Data: there is a bar of ours."""
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)
+        yield from _without_bars(ray)
+
+
+def _without_bars(ray: Any) -> Iterator[None]:
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     bars, level = context.enable_progress_bars, logger.level
     context.enable_progress_bars = False
@@ -128,14 +146,3 @@ def _quiet(ray: Any) -> Iterator[None]:
     finally:
         context.enable_progress_bars = bars
         logger.setLevel(level)
-
-
-def _own(error: BaseException | None) -> LayerLensError | None:
-    """The error of layerlens that is behind one of Ray."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, LayerLensError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return None

@@ -1,0 +1,224 @@
+"""Runs that go on where they were, and stores that are damaged, foreign or of another run."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from layerlens import open_store, over
+from layerlens.errors import SampleError, StoreError
+from layerlens.scale import shard_files
+from layerlens.scale.manifest import read
+
+from .helpers import Broken, net, pictures
+
+
+def make(path, model=None, data=None, layer="3", **options):
+    given = {"batch_size": 4, "shard_size": 4, **options}
+    return over(net() if model is None else model, pictures() if data is None else data, store=path, **given).capture(
+        layer
+    )
+
+
+def stamps(path):
+    return {file.name: file.stat().st_mtime_ns for file in path.glob("shard-*")}
+
+
+class Counted(Broken):
+    """Pictures that note which of them were read."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = []
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def test_a_run_goes_on_where_it_was(tmp_path):
+    whole = make(tmp_path / "whole")
+    with pytest.raises(SampleError, match="sample 14"):
+        make(tmp_path / "run", data=Broken(unreadable=(14,)))
+    first = stamps(tmp_path / "run")
+    assert sorted(first) == [f"shard-{number:06d}.safetensors" for number in range(3)]
+    data = Counted()
+    found = make(tmp_path / "run", data=data)
+    assert set(data.read) == {0, 10, 20, *range(12, 21)}  # three for the digest of the data, and what was missing
+    again = stamps(tmp_path / "run")
+    assert {name: again[name] for name in first} == first
+    assert torch.equal(found["3"].tensor(), whole["3"].tensor()) and found.ids.tolist() == list(range(21))
+    data.read.clear()
+    make(tmp_path / "run", data=data)
+    assert set(data.read) == {0, 10, 20} and stamps(tmp_path / "run") == again
+
+
+def test_a_stream_goes_on_as_well(tmp_path):
+    def flow(stop=None):
+        for number, picture in enumerate(pictures()):
+            if number == stop:
+                raise OSError("the line is cut")
+            yield picture
+
+    whole = make(tmp_path / "whole")
+    with pytest.raises(OSError, match="the line is cut"):
+        make(tmp_path / "run", data=flow(stop=10))
+    assert open_store(tmp_path / "run").ids.tolist() == list(range(8))
+    found = make(tmp_path / "run", data=flow())
+    assert torch.equal(found["3"].tensor(), whole["3"].tensor()) and found.complete
+    assert found.manifest.plan.count == 21
+    with pytest.raises(StoreError, match="gave no sample"):
+        over(net(), iter(())).capture("3")
+
+
+def test_a_store_is_read_while_it_is_filled(tmp_path):
+    seen = []
+
+    class Curious(Broken):
+        def __getitem__(self, index):
+            if index == 17:
+                store = open_store(tmp_path / "run")
+                seen.append((len(store.ids), store.complete, store.missing))
+            return super().__getitem__(index)
+
+    over(net(), Curious(), store=tmp_path / "run", batch_size=2, shard_size=2).capture("3")
+    (count, complete, missing), *_ = seen
+    assert not complete and 0 < count <= 16 and 8 in missing
+    assert open_store(tmp_path / "run").complete
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer": "1"}, "settings, layers: .'3'. there, .'1'. now"),
+        ({"data": pictures() + 1}, "data, digest"),
+        ({"data": pictures()[:20]}, "data, samples: 21 there, 20 now"),
+        ({"batch_size": 2}, "plan, batch: 4 there, 2 now"),
+        ({"shard_size": 8}, "plan, shard: 4 there, 8 now"),
+    ],
+)
+def test_another_run_is_not_mixed_in(tmp_path, change, message):
+    make(tmp_path)
+    with pytest.raises(StoreError, match=f"holds another run: .*{message}"):
+        make(tmp_path, **change)
+
+
+def test_other_weights_and_other_methods_are_told(tmp_path):
+    make(tmp_path)
+    other = net()
+    with torch.no_grad():
+        other[0].weight[0, 0, 0, 0] += 1e-3
+    with pytest.raises(StoreError, match="model, sha256"):
+        make(tmp_path, model=other)
+    with pytest.raises(StoreError, match="kind: 'capture' there, 'saliency' now"):
+        over(net(), pictures(), store=tmp_path, batch_size=4, shard_size=4).saliency(method="gradient")
+
+
+def test_functions_are_told_apart_by_what_they_do(tmp_path):
+    def run(reduce):
+        return over(net(), pictures(), store=tmp_path, batch_size=4).capture("0", reduce=reduce)
+
+    run(lambda x: x.mean(dim=(2, 3)))
+    assert run(lambda x: x.mean(dim=(2, 3)))["0"].shape == (21, 3)
+    with pytest.raises(StoreError, match="settings, reduce"):
+        run(lambda x: x.sum(dim=(2, 3)))
+
+
+def test_folders_that_are_no_stores(tmp_path):
+    with pytest.raises(StoreError, match="there is no folder"):
+        open_store(tmp_path / "none")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"is no store of layerlens: it has no manifest\.json"):
+        open_store(tmp_path)
+    with pytest.raises(StoreError, match=r"holds 'notes\.txt' and is no store"):
+        make(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(StoreError, match="is a file"):
+        make(tmp_path / "notes.txt")
+    (tmp_path / "manifest.json").write_text('{"format": "zarr/3"}')
+    with pytest.raises(StoreError, match="has format 'zarr/3'"):
+        open_store(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match="is damaged"):
+        open_store(tmp_path)
+
+
+def test_damage_is_found_named_and_mended(tmp_path):
+    whole = make(tmp_path)["3"].tensor()
+    path = tmp_path / shard_files.file_name(2)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    store = open_store(tmp_path)
+    with pytest.raises(StoreError, match=r"shard-000002.*are not those that were written"):
+        store.verify()
+    path.write_bytes(content[:40])
+    with pytest.raises(StoreError, match=r"shard-000002.*is no shard of layerlens, or is damaged"):
+        open_store(tmp_path)["3"]
+    path.unlink()
+    with pytest.raises(StoreError, match=r"1 of its shards are missing \(2\)"):
+        open_store(tmp_path)
+    assert torch.equal(make(tmp_path)["3"].tensor(), whole)
+    open_store(tmp_path).verify()
+    save_file({"x": torch.ones(1)}, path)
+    with pytest.raises(StoreError, match="is no shard of layerlens"):
+        open_store(tmp_path).verify()
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path):
+    import socket
+
+    make(tmp_path)
+    left = tmp_path / f".shard-000001.safetensors.{socket.gethostname()}.999999999.tmp"
+    others = tmp_path / ".shard-000001.safetensors.elsewhere.1.tmp"
+    for path in (left, others):
+        path.write_bytes(b"half")
+    make(tmp_path)
+    assert not left.exists() and others.exists()
+
+
+def test_a_writer_that_fails_ends_the_run_and_leaves_no_part(tmp_path, monkeypatch):
+    from safetensors import torch as safe
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(safe, "save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        make(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    monkeypatch.undo()
+    assert make(tmp_path).complete
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_model(tmp_path):
+    class Stopped(Broken):
+        def __getitem__(self, index):
+            if index == 13:
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    model = net()
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, model=model, data=Stopped())
+    assert open_store(tmp_path).ids.tolist() == list(range(12))
+    assert not any(module._forward_hooks for module in model.modules())
+    assert make(tmp_path, model=model, data=Broken()).complete
+
+
+def test_a_manifest_says_how_the_numbers_were_made(tmp_path):
+    over(net(), pictures(), store=tmp_path, batch_size=4).saliency(target=2, method="smooth_grad", samples=4, seed=3)
+    found = read(tmp_path)
+    assert found.settings["method"] == "smooth_grad" and found.settings["samples"] == 4 and found.settings["seed"] == 3
+    assert found.model["parameters"] == sum(one.numel() for one in net().parameters())
+    assert found.plan.count == 21 and found.complete and json.loads(found.text())["format"] == "layerlens-store/1"
+
+
+def test_a_store_of_captures_holds_no_attributions(tmp_path):
+    found = make(tmp_path)
+    with pytest.raises(StoreError, match="holds capture, not attributions"):
+        found.attribution(0)
+    with pytest.raises(StoreError, match="there is no column '33'"):
+        found["33"]
