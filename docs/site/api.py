@@ -157,12 +157,16 @@ def module(path: str) -> str:
 def defined(value: object, path: str) -> bool:
     """Whether a public function or class was written in the module."""
     public = not getattr(value, "__name__", "_").startswith("_")
-    return public and getattr(value, "__module__", None) == path and (inspect.isclass(value) or inspect.isfunction(value))
+    return (
+        public and getattr(value, "__module__", None) == path and (inspect.isclass(value) or inspect.isfunction(value))
+    )
 
 
 def saliency_methods() -> str:
     """A section with the functions behind `saliency(method=...)`."""
-    parts = ["## Methods by name\n\nWhat `method=` takes, with its equation and options; `x` and `model` are given for you.\n"]
+    parts = [
+        "## Methods by name\n\nWhat `method=` takes, with its equation and options; `x` and `model` are given for you.\n"
+    ]
     for row in sorted(known_methods().values(), key=lambda row: row.name):
         if row.name not in layerlens.__all__:
             function = row.function

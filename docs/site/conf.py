@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]  # this copy of layerlens, installed or not
@@ -56,5 +57,7 @@ copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 
 
-def setup(app):  # noqa: ANN001, ANN201, D103
-    app.connect("autodoc-process-docstring", docstrings.escape)
+def setup(app: Any) -> None:
+    """Connect what rewrites docstrings and signatures."""
+    app.connect("autodoc-process-docstring", docstrings.docstring)
+    app.connect("autodoc-process-signature", docstrings.signature)
