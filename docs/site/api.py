@@ -165,7 +165,7 @@ def defined(value: object, path: str) -> bool:
 def saliency_methods() -> str:
     """A section with the functions behind `saliency(method=...)`."""
     parts = [
-        "## Methods by name\n\nWhat `method=` takes, with its equation and options; `x` and `model` are given for you.\n"
+        "## Methods by name\n\nWhat `method=` takes, with equation and options; model and input are given for you.\n"
     ]
     for row in sorted(known_methods().values(), key=lambda row: row.name):
         if row.name not in layerlens.__all__:

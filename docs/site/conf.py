@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]  # this copy of layerlens, installed or not
 
 import docstrings  # noqa: E402
+
 import layerlens  # noqa: E402
 
 project = "layerlens"
@@ -46,7 +48,7 @@ add_module_names = False
 
 html_theme = "furo"
 html_title = f"layerlens {release}"
-html_static_path = [str(HERE / "static")]
+html_static_path = [str(HERE / "static"), str(files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf")]
 html_css_files = ["layerlens.css"]
 html_show_sourcelink = False
 html_copy_source = False

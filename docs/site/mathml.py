@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.util import logging
+
+PRIME = re.compile(r"<msup>(<m[in]>[^<]*</m[in]>)<mi>&#x02032;</mi></msup>")
+"""A prime as latex2mathml writes it: raised once more, although its sign is a raised one."""
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +26,7 @@ def mathml(tex: str, *, display: str) -> str:
     if "\\" in made:
         unknown = made[made.index("\\") :].partition("<")[0]
         raise ValueError(f"{unknown!r} is not known to latex2mathml")
-    return made
+    return PRIME.sub(r'<mrow>\1<mo lspace="0" rspace="0">&#x02032;</mo></mrow>', made)
 
 
 def inline(self: Any, node: nodes.math) -> None:
