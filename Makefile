@@ -48,7 +48,7 @@ browser:
 demo: $(VENV)/.demo
 	$(BIN)/python -m layerlens demo --out gallery
 
-# the notebooks are run, so that their pages have outputs (five minutes on two cores); a second time only those that changed
+# the notebooks are run, so that their pages have outputs (about five minutes); a second time only those that changed
 docs: $(VENV)/.models
 	$(BIN)/python docs/site/build.py --execute --out build/docs
 

@@ -143,7 +143,7 @@ def test_the_site_builds_without_a_warning_and_lists_every_public_name(built):
         assert any(one.startswith(f"layerlens.{name}.") for one in listed), name
     public = {name.split(".")[1] for name in listed if name.count(".") == 1}
     assert public <= set(layerlens.__all__)
-    pages = {path.relative_to(built).as_posix() for path in (built).rglob("*.html")}
+    pages = {path.relative_to(built).as_posix() for path in built.rglob("*.html")}
     assert {f"{path.stem}.html" for path in DOCS.glob("*.md")} <= pages
     assert json.loads((built / "searchindex.js").read_text()[16:-1])["docnames"]
     for page in pages:
