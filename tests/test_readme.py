@@ -40,7 +40,8 @@ def test_the_numbers_of_the_cat_are_those_of_today():
     assert [f"{float(part):.1f}" for part in (ledger.score, ledger.inputs, ledger.additive)] == ["10.5", "-0.2", "10.6"]
 
 
-LIGHT = sorted(page for page in (README.parent / "docs").glob("*.md") if page.stem not in PAGES)
+WITHOUT_CODE = {"peers"}
+LIGHT = sorted(page for page in (README.parent / "docs").glob("*.md") if page.stem not in {*PAGES, *WITHOUT_CODE})
 """Pages whose blocks stand alone; tests/test_pages.py runs the others."""
 
 

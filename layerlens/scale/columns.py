@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ class Column(Sequence[Any]):
     @property
     def dtype(self) -> torch.dtype:
         """The type of its numbers."""
-        return self._shards[0].rows(VALUES + self.name, 0, 1).dtype
+        return self._shards[0].view(VALUES + self.name).dtype
 
     @functools.cached_property
     def ids(self) -> torch.Tensor:
@@ -73,11 +74,11 @@ class Column(Sequence[Any]):
         number = bisect.bisect_right(self._starts, place) - 1
         shard, row = self._shards[number], place - self._starts[number]
         if SHAPES + self.name not in shard.names:
-            return shard.rows(VALUES + self.name, row, row + 1)[0]
-        shapes = shard.tensor(SHAPES + self.name)
-        sizes = torch.tensor([int(torch.tensor(_shape(one)).prod()) for one in shapes[: row + 1]])
-        start = int(sizes[:-1].sum())
-        return shard.rows(VALUES + self.name, start, start + int(sizes[-1])).reshape(_shape(shapes[row]))
+            return shard.view(VALUES + self.name)[row].clone()
+        shapes = [_shape(one) for one in shard.view(SHAPES + self.name)[: row + 1]]
+        start = sum(map(math.prod, shapes[:-1]))
+        flat = shard.view(VALUES + self.name)[start : start + math.prod(shapes[-1])]
+        return flat.clone().reshape(shapes[-1])
 
     def __getitem__(self, index: Any) -> Any:
         """A row, or several; see the class.
@@ -96,20 +97,33 @@ class Column(Sequence[Any]):
             return [self._row(place) for place in chosen]
         if isinstance(index, slice) and index.step in (None, 1):
             return self._span(chosen)
-        return torch.stack([self._row(place) for place in chosen]) if chosen else self._span([])
+        return self._gathered(chosen)
 
     def _span(self, places: Sequence[int]) -> torch.Tensor:
         """Rows that follow each other, shard by shard into one block."""
-        first = self._shards[0].rows(VALUES + self.name, 0, 0)
-        block = torch.empty((len(places), *first.shape[1:]), dtype=first.dtype)
+        block = self._block(len(places))
         if not places:
             return block
         start, stop = places[0], places[-1] + 1
         for begin, count, shard in zip(self._starts, self._counts, self._shards, strict=True):
             low, high = max(start, begin), min(stop, begin + count)
             if low < high:
-                block[low - start : high - start] = shard.rows(VALUES + self.name, low - begin, high - begin)
+                shard.read(VALUES + self.name, block[low - start : high - start], low - begin)
         return block
+
+    def _gathered(self, places: Sequence[int]) -> torch.Tensor:
+        """Rows anywhere, all of a shard at once."""
+        block, wanted = self._block(len(places)), torch.tensor(places, dtype=torch.int64)
+        numbers = torch.bucketize(wanted, torch.tensor(self._starts), right=True) - 1
+        for number in numbers.unique().tolist():
+            here = (numbers == number).nonzero().flatten()
+            view = self._shards[number].view(VALUES + self.name)
+            block[here] = view[wanted[here] - self._starts[number]]
+        return block
+
+    def _block(self, rows: int) -> torch.Tensor:
+        assert self.shape is not None
+        return torch.empty((rows, *self.shape[1:]), dtype=self.dtype)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """The rows, one shard in memory at a time."""
@@ -121,7 +135,7 @@ class Column(Sequence[Any]):
             start = 0
             for one in shard.tensor(SHAPES + self.name):
                 shape = _shape(one)
-                stop = start + int(torch.tensor(shape).prod())
+                stop = start + math.prod(shape)
                 yield values[start:stop].reshape(shape)
                 start = stop
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import StoreError
@@ -18,6 +19,12 @@ from ..results.files import umask
 
 FORMAT = "layerlens-shard/1"
 DIGITS = 6
+DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
+}  # fmt: skip
+"""The names of types in safetensors."""
 
 
 def file_name(number: int) -> str:
@@ -86,12 +93,15 @@ class ShardFile:
 
         self.path = path
         try:
-            opened: Any = safe_open(str(path), framework="pt")
-            self._file = opened
+            opened: Any = safe_open(str(path), framework="pt")  # sees whether the file is whole
             self.about: dict[str, Any] = json.loads((opened.metadata() or {})["layerlens"])
             if self.about["format"] != FORMAT:
                 raise StoreError(f"{path} has format {self.about['format']!r}; this layerlens reads {FORMAT!r}.")
-            self.names = list(opened.keys())
+            with open(path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                self._layout: dict[str, Any] = json.loads(file.read(length))
+            self._first, self.names = 8 + length, list(opened.keys())
+            self._views: dict[str, torch.Tensor] = {}
         except FileNotFoundError as error:
             raise StoreError(f"there is no file {path}: the shard was never made, or was removed.") from error
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
@@ -102,19 +112,37 @@ class ShardFile:
                 "this shard anew."
             ) from error
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """A whole tensor."""
-        found: torch.Tensor = self._file.get_tensor(name)
-        return found
+    def view(self, name: str) -> torch.Tensor:
+        """A tensor whose numbers are read from the file when they are used; writing to it does not reach the file."""
+        if name not in self._views:
+            place = self._layout[name]
+            start, stop = (self._first + offset for offset in place["data_offsets"])
+            # copy on write: a mapping for reading alone would make tensors that torch warns about
+            mapped = (
+                np.memmap(self.path, np.uint8, "c", start, (stop - start,)) if stop > start else np.empty(0, np.uint8)
+            )
+            flat = torch.from_numpy(np.asarray(mapped)).view(DTYPES[place["dtype"]])
+            self._views[name] = flat.reshape(place["shape"])
+        return self._views[name]
 
-    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Some rows of a tensor, without reading the others."""
-        found: torch.Tensor = self._file.get_slice(name)[start:stop]
-        return found
+    def tensor(self, name: str) -> torch.Tensor:
+        """A whole tensor, in memory."""
+        place = self._layout[name]
+        block = torch.empty(place["shape"], dtype=DTYPES[place["dtype"]])
+        self.read(name, block)
+        return block
+
+    def read(self, name: str, into: torch.Tensor, start: int = 0) -> None:
+        """Read rows of a tensor, from `start` on, into memory that is there: `into`, contiguous, says how many."""
+        if into.numel():
+            row = into[0].numel() * into.itemsize if into.ndim else into.itemsize
+            with open(self.path, "rb") as file:
+                file.seek(self._first + self._layout[name]["data_offsets"][0] + start * row)
+                file.readinto(into.reshape(-1).view(torch.uint8).numpy().data)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
-        return tuple(self._file.get_slice(name).get_shape())
+        return tuple(self._layout[name]["shape"])
 
     def verify(self) -> None:
         """Compare every tensor with its checksum.
@@ -123,7 +151,7 @@ class ShardFile:
             StoreError: when one differs; names it.
         """
         for name in self.names:
-            if checksum(self.tensor(name)) != self.about["sha256"].get(name):
+            if checksum(self.view(name)) != self.about["sha256"].get(name):
                 raise StoreError(
                     f"{self.path}: the bytes of {name!r} are not those that were written (SHA-256). Remove the file "
                     "and run again to make just this shard anew."

@@ -22,8 +22,12 @@ class Shard(Protocol):
         """A whole tensor."""
         ...
 
-    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Some rows of a tensor."""
+    def view(self, name: str) -> torch.Tensor:
+        """A tensor that is not to be written to, of which only what is used is read."""
+        ...
+
+    def read(self, name: str, into: torch.Tensor, start: int = 0) -> None:
+        """Read rows from `start` on into memory that is there."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -61,9 +65,13 @@ class MemoryShard:
         """A whole tensor."""
         return self.tensors[name]
 
-    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Some rows of a tensor."""
-        return self.tensors[name][start:stop]
+    def view(self, name: str) -> torch.Tensor:
+        """A tensor that is not to be written to."""
+        return self.tensors[name]
+
+    def read(self, name: str, into: torch.Tensor, start: int = 0) -> None:
+        """Read rows from `start` on into memory that is there."""
+        into.copy_(self.tensors[name][start : start + len(into)])
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""

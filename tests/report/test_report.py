@@ -14,10 +14,10 @@ from torch import nn
 
 import layerlens
 from layerlens import Lens
+from layerlens.digest import digest, weights_digest
 from layerlens.errors import LayerNotFound, OptionError, ResultFileError, TargetError
 from layerlens.report import build, examine
 from layerlens.report.alt import of_map
-from layerlens.digest import digest, weights_digest
 from layerlens.report.make import main_layers
 from tests.snapshot import Snapshot
 

@@ -1,0 +1,218 @@
+"""What a run over a data set costs beyond a plain loop, in time, memory and on disk.
+
+python -m benchmarks.scale > benchmarks/scale.md
+"""
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import layerlens
+from layerlens import open_store, over
+from layerlens.demo.efficientnet import load_efficientnet
+from layerlens.demo.embedded import load_digit_net
+from layerlens.scale.shard_files import write
+
+from .memory import peak
+from .scale_data import Crops, Digits
+from .timing import medians
+
+RUNS = 3
+SIZES = (1_000, 10_000, 100_000)
+ROWS, WIDTH, PER_SHARD = 40_000, 1280, 1000
+
+
+def throughput() -> list[str]:
+    """Rows of the table of time: a plain loop over the same batches, with its results in memory, is 1."""
+    rows = []
+    cases = [
+        ("digit CNN, 2,000 pictures of 48 x 48", load_digit_net(), Digits(2000), "blocks.1", 50),
+        ("EfficientNet-Lite0, 60 crops of 224 x 224", load_efficientnet(), Crops(60), "_conv_head", 10),
+    ]
+    for name, model, data, layer, size in cases:
+        analyses: dict[str, tuple[Callable[[torch.Tensor], object], Callable[[object], object]]] = {
+            "capture": (
+                lambda x, m=model, at=layer: layerlens.capture(m, x, at)[at],
+                lambda o, at=layer: o.capture(at),
+            ),
+            "gradient": (
+                lambda x, m=model: layerlens.saliency(m, x, method="gradient").tensor,
+                lambda o: o.saliency(method="gradient"),
+            ),
+            "relevance": (lambda x, m=model: layerlens.relevance(m, x).tensor, lambda o: o.relevance()),
+        }
+        for analysis, (one, whole) in analyses.items():
+            with tempfile.TemporaryDirectory() as folder:
+                counter = iter(range(1000))
+
+                def plain(one=one, data=data, size=size) -> object:
+                    return [
+                        one(torch.stack([data[i] for i in range(start, min(start + size, len(data)))]))
+                        for start in range(0, len(data), size)
+                    ]
+
+                def stored(whole=whole, model=model, data=data, size=size, folder=folder, counter=counter) -> object:
+                    return whole(over(model, data, batch_size=size, store=f"{folder}/{next(counter)}"))
+
+                def kept(whole=whole, model=model, data=data, size=size) -> object:
+                    return whole(over(model, data, batch_size=size))
+
+                found = medians({"plain": plain, "memory": kept, "files": stored}, RUNS)
+            rate = len(data) / found["plain"]
+            shares = " | ".join(f"{found['plain'] / found[key]:.2f}" for key in ("memory", "files"))
+            rows.append(f"| {analysis}, {name} | {rate:.3g} | {shares} |")
+    return rows
+
+
+def workers() -> list[str]:
+    """Rows of the table of processes: the same shards by one and by two ranks, a thread each."""
+    script = (
+        "import sys, time, torch; torch.set_num_threads(1)\n"
+        "from benchmarks.scale_data import Digits\nfrom layerlens import over\n"
+        "from layerlens.demo.embedded import load_digit_net\n"
+        "work = over(load_digit_net(), Digits(6000), store=sys.argv[1], batch_size=50, shard_size=250)\n"
+        "start = time.perf_counter(); work.relevance(); print(time.perf_counter() - start)\n"
+    )
+    seconds = {}
+    for world in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            ranks = [
+                subprocess.Popen(
+                    [sys.executable, "-c", script, f"{folder}/run"],
+                    env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"},
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                for rank in range(world)
+            ]
+            seconds[world] = max(float(process.communicate()[0].split()[-1]) for process in ranks)
+    return [f"| relevance, 6,000 digits | 2 | {seconds[1] / seconds[2]:.2f} |"]
+
+
+def memory() -> list[str]:
+    """Rows of the table of memory, each in a fresh process."""
+    rows = []
+    for count in SIZES:
+        call = [sys.executable, "-m", "benchmarks.scale", "peak", str(count)]
+        found = subprocess.run(call, capture_output=True, text=True, check=True).stdout.split()
+        rows.append(f"| {count:,} | {float(found[-2]):.0f} | {float(found[-1]):.0f} |")
+    return rows
+
+
+def one_peak(count: int) -> None:
+    """Peak of a capture into files and of statistics, in MiB."""
+    torch.set_num_threads(1)
+    net = load_digit_net()
+    over(net, Digits(300), batch_size=50).capture("blocks.2")  # what torch takes once
+    with tempfile.TemporaryDirectory() as folder:
+        stored = peak(lambda: over(net, Digits(count), batch_size=50, store=f"{folder}/run").capture(
+            "blocks.2", reduce=lambda x: x.mean(dim=(2, 3))
+        ))  # fmt: skip
+    counted = peak(lambda: over(net, Digits(count), batch_size=50).statistics("blocks.*"))
+    print(stored / 2**20, counted / 2**20)
+
+
+def stores() -> list[str]:
+    """Rows of the table of files: seconds beside a raw memmap of the same rows."""
+    values = torch.randn(ROWS, WIDTH)
+    places = torch.randint(ROWS, (2000,)).tolist()
+    with tempfile.TemporaryDirectory() as made:
+        folder, raw = Path(made) / "run", Path(made) / "raw"
+
+        def write_raw() -> None:
+            mapped = np.lib.format.open_memmap(raw, mode="w+", dtype=np.float32, shape=(ROWS, WIDTH))
+            for start in range(0, ROWS, PER_SHARD):
+                mapped[start : start + PER_SHARD] = values[start : start + PER_SHARD].numpy()
+            mapped.flush()
+            os.sync()
+
+        def write_store() -> None:
+            for number, start in enumerate(range(0, ROWS, PER_SHARD)):
+                rows = {"ids": torch.arange(start, start + PER_SHARD), "values/x": values[start : start + PER_SHARD]}
+                write(folder, number, rows, {"errors": {}, "result": {}})
+
+        over(torch.nn.Identity(), values[:10], store=folder).capture("")
+        (folder / "shard-000000.safetensors").unlink()
+        calls = {
+            "write": (write_raw, write_store),
+            "read all": (lambda: np.array(np.load(raw, mmap_mode="r")), lambda: open_column(folder).tensor()),
+            "read 2,000 random rows": (
+                lambda: opened["raw"][places],
+                lambda: opened["store"][places],
+            ),
+        }
+        rows, opened = [], {}
+        for name, (plain, ours) in calls.items():
+            if "random" in name:  # as a loader that stays open reads them
+                opened |= {"raw": np.load(raw, mmap_mode="r"), "store": open_column(folder)}
+            found = medians({"raw": plain, "store": ours}, RUNS)
+            rows.append(f"| {name}, {ROWS:,} x {WIDTH} float32 | {found['store'] / found['raw']:.2f} |")
+    return rows
+
+
+def open_column(folder: Path) -> layerlens.scale.columns.Column:
+    """The column of the store, opened anew."""
+    return layerlens.scale.Store(layerlens.scale.shelves.Folder(folder), open_store_manifest(folder))["x"]
+
+
+def open_store_manifest(folder: Path) -> object:
+    """The manifest, also of a store that is not complete."""
+    return layerlens.scale.manifest.read(folder)
+
+
+def resume() -> list[str]:
+    """Rows of the table of going on."""
+    net = load_digit_net()
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            over(net, Digits(20_000), batch_size=50, shard_size=50, store=f"{folder}/run").capture(
+                "blocks.2", reduce=_mean
+            )
+            seconds.append(time.perf_counter() - start)
+        count = len(open_store(f"{folder}/run").shards)
+    return [f"| 20,000 digits in {count} shards, complete | {seconds[0]:.1f} | {seconds[1]:.2f} |"]
+
+
+def _mean(output: torch.Tensor) -> torch.Tensor:
+    return output.mean(dim=(2, 3))
+
+
+def main() -> None:
+    """Print the page."""
+    torch.set_num_threads(1)
+    ray = "" if importlib.util.find_spec("ray") is None else f", ray {importlib.metadata.version('ray')}"
+    print("# Runs over data sets, measured\n")
+    print("Made by `python -m benchmarks.scale`, one thread a process, medians of alternating runs.")
+    print(f"torch {torch.__version__}{ray}, {platform.machine()}.\n")
+    parts = [
+        ("Throughput over a plain loop that calls the analyzer batch by batch and keeps the results in memory",
+         "| analysis | plain, samples/s | in memory | into files |\n| --- | ---: | ---: | ---: |", throughput),
+        ("Throughput of ranks over one process", "| analysis | processes | over one |\n| --- | ---: | ---: |", workers),
+        ("Peak memory beyond what the process held, MiB",
+         "| samples | capture into files | statistics |\n| ---: | ---: | ---: |", memory),
+        ("Files: seconds over those of a raw memmap", "| what | ratio |\n| --- | ---: |", stores),
+        ("Starting again, seconds", "| what | first run | again |\n| --- | ---: | ---: |", resume),
+    ]  # fmt: skip
+    for title, head, rows in parts:
+        print(f"## {title}\n\n{head}", flush=True)
+        for row in rows():
+            print(row, flush=True)
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["peak"]:
+        one_peak(int(sys.argv[2]))
+    else:
+        main()
