@@ -31,6 +31,7 @@ class Column(Sequence[Any]):
         self.name = name
         self._shards = [shard for shard in shards if VALUES + name in shard.names]
         self._counts = [self._count(shard) for shard in self._shards]
+        self._length = sum(self._counts)
         self._starts = [sum(self._counts[:number]) for number in range(len(self._counts))]
 
     def _count(self, shard: Shard) -> int:
@@ -38,7 +39,7 @@ class Column(Sequence[Any]):
         return shard.shape(ragged if ragged in shard.names else VALUES + self.name)[0]
 
     def __len__(self) -> int:
-        return sum(self._counts)
+        return self._length
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...] | None:
@@ -113,12 +114,12 @@ class Column(Sequence[Any]):
 
     def _gathered(self, places: Sequence[int]) -> torch.Tensor:
         """Rows anywhere, all of a shard at once."""
-        block, wanted = self._block(len(places)), torch.tensor(places, dtype=torch.int64)
-        numbers = torch.bucketize(wanted, torch.tensor(self._starts), right=True) - 1
-        for number in numbers.unique().tolist():
-            here = (numbers == number).nonzero().flatten()
-            view = self._shards[number].view(VALUES + self.name)
-            block[here] = view[wanted[here] - self._starts[number]]
+        block, wanted = self._block(len(places)), np.asarray(places, dtype=np.int64)
+        numbers = np.searchsorted(self._starts, wanted, side="right") - 1
+        target = _array(block)
+        for number in dict.fromkeys(numbers.tolist()):  # by numpy, whose gathering of rows takes a fifth of the time
+            here = np.flatnonzero(numbers == number)
+            target[here] = _array(self._shards[number].view(VALUES + self.name))[wanted[here] - self._starts[number]]
         return block
 
     def _block(self, rows: int) -> torch.Tensor:
@@ -167,3 +168,11 @@ def _shape(coded: torch.Tensor) -> tuple[int, ...]:
     """The shape of a row, from its number of axes and their lengths."""
     dims, *sizes = coded.tolist()
     return tuple(sizes[:dims])
+
+
+def _array(rows: torch.Tensor) -> np.ndarray[Any, Any]:
+    """Rows as an array on the same memory, `(rows, numbers)`; types that numpy lacks as whole numbers of their size."""
+    flat = rows.reshape(len(rows), -1)
+    odd = rows.is_floating_point() and rows.dtype not in (torch.float16, torch.float32, torch.float64)
+    found: np.ndarray[Any, Any] = (flat.view({1: torch.uint8, 2: torch.int16}[rows.itemsize]) if odd else flat).numpy()
+    return found

@@ -222,3 +222,17 @@ def test_a_store_of_captures_holds_no_attributions(tmp_path):
         found.attribution(0)
     with pytest.raises(StoreError, match="there is no column '33'"):
         found["33"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_rows_anywhere_in_every_type(tmp_path, dtype):
+    data = pictures().reshape(21, -1)
+    found = over(torch.nn.Identity(), data, store=tmp_path / "a", batch_size=4, shard_size=4).capture("", dtype=dtype)
+    places = [20, 0, 7, 7, 13, -1]
+    (column,) = found.values()
+    assert column.dtype == dtype and torch.equal(column[places], data.to(dtype)[places])
+    assert torch.equal(column.tensor(), data.to(dtype)) and torch.equal(column[3:18], data.to(dtype)[3:18])
+    row = column[5]
+    row += 1  # what was read is the reader's own
+    assert torch.equal(column[5], data.to(dtype)[5])
+    found.verify()
