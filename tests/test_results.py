@@ -38,6 +38,7 @@ from layerlens.results import (
     Routes,
     TopInputs,
     TrainingHistory,
+    UnitStatistics,
     load,
 )
 from tests.cases import normal
@@ -232,6 +233,11 @@ def training():
     return TrainingHistory(steps, layers, values, logged, rows, "hooks on SGD.step", SETTINGS, checks, SAID)
 
 
+def statistics():
+    columns = [{"a": normal(3).double(), "a#1": normal(2).double()} for _ in range(6)]
+    return UnitStatistics(*columns, samples=100, settings=SETTINGS)
+
+
 RESULTS = {
     "Attribution": attribution,
     "Relevance": relevance,
@@ -255,6 +261,7 @@ RESULTS = {
     "Matrix": matrix,
     "Curve": curve,
     "TrainingHistory": training,
+    "UnitStatistics": statistics,
     "GroupEffects": lambda: group_effects(),
     "GroupComparison": lambda: comparison(),
     "ErrorExplanation": lambda: comparison(

@@ -57,6 +57,11 @@ GROUPS = {
         "evaluate cascading_randomization faithfulness",
     ),
     "groups": ("Groups and errors", "What sets samples apart inside of a model.", "compare_groups explain_errors"),
+    "scale": (
+        "Data sets",
+        "Analyses of every sample, in bounded memory, by one process or many; the stores that they fill.",
+        "over open_store Store",
+    ),
     "results": (
         "Results",
         "What analyzers return: data with `.plot()`, `.save()` and `.explain()`.",
@@ -64,7 +69,7 @@ GROUPS = {
         load results ActivationMaps AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
         FeatureVisualization GroupComparison GroupEffects LatentTraversal LayerHealth LayerProfile LayerTable
         Leaderboard Ledger LogitLens Matrix MethodTable Ranking ReceptiveField RecurrentStates Relevance Routes
-        TopInputs TrainingHistory
+        TopInputs TrainingHistory UnitStatistics
         """,
     ),
     "plotting": ("Figures", "Functions of results that return a `Plot`.", "plotting"),
@@ -72,7 +77,7 @@ GROUPS = {
 }
 """Page -> its title, a sentence, and its public names of `layerlens`."""
 
-MORE = {"relevance": ["layerlens.rules"], "results": ["layerlens.report"]}
+MORE = {"relevance": ["layerlens.rules"], "results": ["layerlens.report"], "scale": ["layerlens.scale"]}
 """Page -> modules that are public and are not in `layerlens.__all__`."""
 
 

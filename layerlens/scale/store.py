@@ -211,5 +211,6 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         >>> _ = over(nn.Linear(2, 3), torch.ones(5, 2), store=folder.name + "/run").capture("")
         >>> open_store(folder.name + "/run")["(model)"].shape
         (5, 3)
+        >>> folder.cleanup()
     """
     return Store.open(path)

@@ -11,6 +11,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from layerlens.plotting import FIGURES
+from layerlens.results import UnitStatistics
 
 from .helpers import (
     attention,
@@ -43,6 +44,11 @@ TOKENS = [["[CLS]", "a", "$5 and $6", "##ing", "\n", "", "end"]]
 
 def text():
     return attribution(1, 7, tokens=TOKENS)
+
+
+def unit_statistics():
+    columns = [{f"layer{k}": random(6).abs().double() for k in range(3)} for _ in range(6)]
+    return UnitStatistics(*columns, samples=100, settings={})
 
 
 def series():
@@ -82,6 +88,7 @@ EXAMPLES = {
     ("Curve", "curves"): lambda: curve(("PGD", "FGSM")),
     ("TrainingHistory", "training"): lambda: history(6, 4),
     ("TrainingHistory", "gradient_flow"): lambda: history(6, 4),
+    ("UnitStatistics", "profile"): unit_statistics,
 }
 EACH = pytest.mark.parametrize("name, kind", EXAMPLES, ids=lambda part: part)
 
