@@ -71,6 +71,8 @@ def faithfulness_curve(
     titles = list(dict.fromkeys(places))
     if ax is not None and len(titles) > 1:
         raise OptionError(f"ax= holds one panel, and there are {len(titles)}: leave it out, or draw one at a time.")
+    from matplotlib.ticker import FuncFormatter
+
     lines = _lines(names, controls)
     data: dict[str, Any] = {}
     with Board(width=width or ("column" if len(titles) == 1 else "page"), ax=ax) as board:
@@ -93,6 +95,10 @@ def faithfulness_curve(
             axes.set_xlim(0, 1)
             axes.set_ylim(low, top)
             axes.set_xlabel("share of the places")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
             if column == 0:
                 axes.set_ylabel(shown[0].units)
             else:

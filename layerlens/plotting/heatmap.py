@@ -13,6 +13,7 @@ from . import bars, panels, samples, style
 from .board import Board
 from .plot import Plot
 from .samples import Channel, Sample
+from .wording import spelled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,12 +122,10 @@ def _series(board: Board, shown: Sample, limits: style.Limits, colours: Any, lab
 
 
 def _bars(board: Board, shown: Sample, labels: Sequence[str] | None, vmax: float | None) -> Any:
-    from .text import visible
-
     if labels is not None:
         names = list(labels)
     elif shown.tokens is not None:
-        names = [visible(token) for token in shown.tokens]
+        names = [spelled(token) for token in shown.tokens]
     else:
         names = [str(index) for index in range(len(shown.values))]
     values = shown.values

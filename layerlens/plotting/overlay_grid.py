@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from ..errors import OptionError, PlotError
 from ..results import Attribution
@@ -12,6 +12,9 @@ from .board import Board
 from .plot import Plot
 from .samples import Channel, Sample
 from .style import Array
+
+NARROWEST: Final = 1.9
+"""Inches of figure for a pair."""
 
 
 def overlay_grid(
@@ -35,7 +38,7 @@ def overlay_grid(
     Args:
         attributions: one attribution with several samples, or several of the same method, each with all its samples.
         which: the samples to draw, counted over all attributions; None draws the first twelve.
-        columns: pairs of picture and map in a row; None takes up to three.
+        columns: pairs of picture and map in a row; None takes up to three, as many as are wide enough to be seen.
         channel: how channels become one number: `"sum"`, `"abs"` (sum of absolute values), or one of them.
         name: which input, when there are several.
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
@@ -66,7 +69,8 @@ def overlay_grid(
         labels = [f"sample {index}, score {style.number(one.score)}" for index, one in zip(numbers, shown, strict=True)]
     elif len(labels) != len(shown):
         raise PlotError(f"{len(labels)} labels for {len(shown)} samples; give one per sample.")
-    columns = min(len(shown), 3) if columns is None else columns
+    if columns is None:
+        columns = min(len(shown), 3 if fig is not None else int(min(max(style.inches(width) / NARROWEST, 1), 3)))
     if columns < 1:
         raise OptionError(f"columns={columns!r}; give 1 or more.")
     limits = style.limits(

@@ -77,7 +77,8 @@ def top_inputs(
     with Board(width=width, fig=fig) as board:
         name = f"{top.layer} #{top.call}" if top.call else top.layer
         target = f", {top.target}" if top.target else ""
-        board.title(title, f"{name}: {top.method}{target}")
+        region = {"mask": "; framed: what the unit sees", "crop": "; cut to what the unit sees", "input": ""}[show]
+        board.title(title, f"{name}: {top.method}{target}", f"above each: its number and its value{region}")
         for row, unit in enumerate(chosen):
             at = top.row(unit)
             board.header(row, f"unit {unit}" if labels is None else labels[row])
