@@ -41,8 +41,9 @@ def photographs() -> Iterator[tuple[str, Draw]]:
     yield "channels", partial(plotting.channels, lens.activation_maps(x, "_blocks.10"))
     yield "relevance_flow", partial(plotting.relevance_flow, relevance)
     yield "model_map", partial(plotting.model_map, lens.layers(x))
-    yield "layer_profile (log)", partial(
-        plotting.layer_profile, lens.jacobian(x, ["_conv_stem", "_blocks.*"], null=True), scale="log"
+    yield (
+        "layer_profile (log)",
+        partial(plotting.layer_profile, lens.jacobian(x, ["_conv_stem", "_blocks.*"], null=True), scale="log"),
     )
     yield "receptive_field", partial(plotting.receptive_field, lens.receptive_field(x, "_blocks.3"))
     crops, chance = [], np.random.default_rng(0)
@@ -55,7 +56,9 @@ def photographs() -> Iterator[tuple[str, Draw]]:
     yield "matrix", partial(plotting.matrix, alike)
     top = lens.top_inputs(torch.stack(crops), "_blocks.10", units=[6, 70, 96], by="activation", k=6)
     yield "top_inputs", partial(plotting.top_inputs, top)
-    several = {name: faithfulness.insertion(lens.model, x, one) for name, one in zip(("CAM", "LRP"), maps, strict=False)}
+    several = {
+        name: faithfulness.insertion(lens.model, x, one) for name, one in zip(("CAM", "LRP"), maps, strict=False)
+    }
     yield "faithfulness_curve", partial(plotting.faithfulness_curve, list(several.values()), labels=list(several))
 
 
@@ -105,8 +108,14 @@ def texts() -> Iterator[tuple[str, Draw]]:
     words = lens.saliency(prompt, target=fact, method="leave_one_out")
     yield "tokens", partial(plotting.tokens, words)
     yield "heatmap (tokens)", partial(plotting.heatmap, words)
-    yield "attention", partial(plotting.attention, lens.attention(prompt, ["model.layers.10.self_attn", "model.layers.23.self_attn"]))
-    yield "attention (mean)", partial(plotting.attention, lens.attention(prompt, "model.layers.23.self_attn"), heads="mean")
+    yield (
+        "attention",
+        partial(plotting.attention, lens.attention(prompt, ["model.layers.10.self_attn", "model.layers.23.self_attn"])),
+    )
+    yield (
+        "attention (mean)",
+        partial(plotting.attention, lens.attention(prompt, "model.layers.23.self_attn"), heads="mean"),
+    )
     yield "sensitivity", partial(plotting.sensitivity, lens.ablate(prompt, by="head", target=fact, best=12))
     traced = lens.patch("The capital of Italy is", prompt, "model.layers.*", by="layer_position", target=fact)
     yield "matrix (signed)", partial(plotting.matrix, traced)

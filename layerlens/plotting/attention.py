@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import OptionError, PlotError, suggestion
 from ..results import AttentionWeights
-from . import cells, images, samples, style, wording
+from . import images, samples, style, wording
 from .board import Board
 from .plot import Plot
 
@@ -22,6 +22,8 @@ NARROWEST: Final = 0.5
 """Inches of a map with the gap beside it."""
 BESIDE: Final = 0.6
 """Inches of the colorbar with its numbers."""
+PER_INCH: Final = 200
+"""Dots that an inch of a map shows."""
 
 
 def attention(
@@ -84,33 +86,35 @@ def attention(
     widest = max(map(len, data.values()))
     if width is None:
         width = "column" if widest == 1 else "page"
-    limits = style.limits(list(data.values()), signed=False, clip=clip, vmax=vmax, what="the attention")
-    options = {
-        "cmap": style.colormap(cmap, signed=False, unsigned="viridis"), "vmin": 0, "vmax": limits.high,
-        "interpolation": "nearest",
-    }  # fmt: skip
     tokens = weights.tokens[sample] if labels is None and weights.tokens is not None else labels
     with Board(width=width, fig=fig) as board:
         columns = _columns(widest, board.width)
-        row, said = -1, "down: queries, across: keys" if widest > 1 else ""
-        for name in names:
-            for place, values in enumerate(data[name]):
+        each = max(1, int(max(max(maps.shape[1:]) for maps in data.values()) / (PER_INCH * board.width / columns)))
+        drawn = {name: _pooled(maps, each) for name, maps in data.items()}
+        limits = style.limits(list(drawn.values()), signed=False, clip=clip, vmax=vmax, what="the attention")
+        colours = style.colormap(cmap, signed=False, unsigned="viridis")
+        row, mean = -1, heads == "mean" or weights.heads == "mean"
+        for name, maps in drawn.items():
+            size = data[name].shape[1:]
+            for place, values in enumerate(maps):
                 row += place % columns == 0
                 if place == 0:
                     board.header(row, name)
-                mean = heads == "mean" or weights.heads == "mean"
                 which = "mean of heads" if mean else f"head {_head(heads, place)}"
-                axes = board.panel(row, place % columns, aspect=values.shape[0] / values.shape[1], title=which)
-                drawn, note = cells.together(values, board.width / columns)
-                extent = (-0.5, values.shape[1] - 0.5, values.shape[0] - 0.5, -0.5)
-                image = axes.imshow(drawn, extent=extent, **options)
+                axes = board.panel(row, place % columns, aspect=size[0] / size[1], title=which)
+                image = axes.imshow(
+                    values, cmap=colours, vmin=0, vmax=limits.high, interpolation="nearest", aspect="auto",
+                    extent=(-0.5, size[1] - 0.5, size[0] - 0.5, -0.5),
+                )  # fmt: skip
                 axes.set_xticks([])
                 axes.set_yticks([])
-                if len(data[name]) == 1:
-                    _name(axes, weights, name, tokens, values.shape)
+                if len(maps) == 1:
+                    _name(axes, weights, name, tokens, size)
                 if place < columns:
                     last = axes  # of the first row of heads, which reaches farthest to the right
-        board.title(title, "", "; ".join(part for part in (said, note.rstrip(".")) if part))
+        notes = ["down: queries, across: keys"] * (widest > 1)
+        notes += [f"each dot: the largest weight among {each} x {each} tokens"] * (each > 1)
+        board.title(title, "", "; ".join(notes))
         if colorbar:
             board.colorbar([last], image, limits, "attention", "right")
         return board.finish(data)
@@ -120,6 +124,13 @@ def _columns(heads: int, inches: float) -> int:
     """Heads beside each other, none too narrow, with the last row as full as can be."""
     rows = -(-heads // int(max((inches - BESIDE) / NARROWEST, 1)))
     return -(-heads // rows)
+
+
+def _pooled(maps: Any, each: int) -> Any:
+    """The largest weight of each block of `each` queries and keys."""
+    for axis in (1, 2) if each > 1 else ():
+        maps = np.maximum.reduceat(maps, np.arange(0, maps.shape[axis], each), axis=axis)
+    return maps
 
 
 def _maps(weights: AttentionWeights, name: str, sample: int, heads: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -80,14 +81,17 @@ def compare_methods(
     if len(labels) != len(several):
         raise PlotError(f"{len(labels)} labels for {len(several)} methods; give one per method.")
     count = len(shown) + (picture is not None)
-    columns = _balanced(count, style.inches(width) if fig is None else np.inf) if columns is None else columns
-    if columns < 1:
+    if columns is not None and columns < 1:
         raise OptionError(f"columns={columns!r}; give 1 or more.")
     targets = {one.target_of(sample) for one in several}
-    aspect = shown[0].values.shape[0] / shown[0].values.shape[1]
     data: dict[str, Any] = {}
     with Board(width=width, fig=fig) as board:
-        board.title(title, f"target: {targets.pop()}" if len(targets) == 1 else "")
+        columns = _balanced(count, board.width) if columns is None else columns
+        shown = [dataclasses.replace(one, picture=picture) for one in shown]
+        shown, note = samples.coarse(shown, board.width / columns)
+        picture = shown[0].picture
+        aspect = shown[0].values.shape[0] / shown[0].values.shape[1]
+        board.title(title, f"target: {targets.pop()}" if len(targets) == 1 else "", note)
         if picture is not None:
             axes = board.panel(aspect=aspect, title=f"input, score {style.number(shown[0].score)}")
             panels.show_picture(axes, picture)
