@@ -35,7 +35,7 @@ LUMINANCE: Final = np.array([0.2126, 0.7152, 0.0722])
 
 
 def linear(colours: Array) -> Array:
-    """sRGB 0..1 to linear RGB."""
+    """SRGB 0..1 to linear RGB."""
     return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
 
 

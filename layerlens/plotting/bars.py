@@ -82,9 +82,9 @@ def few_decades() -> Any:
     """Ticks of a log axis: at 1, 2 and 5 where it spans about two decades, else at powers of ten."""
     from matplotlib.ticker import LogLocator
 
-    class Locator(LogLocator):  # type: ignore[misc]
+    class Locator(LogLocator):
         def tick_values(self, vmin: float, vmax: float) -> Any:
-            few = 0 < vmin and vmax < MOST_DECADES * vmin
+            few = vmin > 0 and vmax < MOST_DECADES * vmin
             self.set_params(subs=(1.0, 2.0, 5.0) if few else (1.0,))
             return super().tick_values(vmin, vmax)
 
