@@ -23,6 +23,7 @@ FORMS: dict[tuple[str, ...], Form] = {
     ("time", "feature"): "series",
     ("token", "feature"): "series",
     ("channel", "length"): "series",
+    ("channel", "time"): "series",
     ("token",): "tokens",
     ("word",): "tokens",
     ("span",): "tokens",
