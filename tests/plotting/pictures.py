@@ -22,10 +22,10 @@ from .helpers import attribution, curve, history, ledger, maps, profile, random,
 
 FOLDER = pathlib.Path(__file__).parent / "baseline"
 CONSTRAINTS = pathlib.Path(__file__).parents[2] / "constraints.txt"
-DPI = 70
+DPI = 64
 MOST_BYTES = 30_000
 TOLERANCE = 2.0
-"""Root mean square of the difference, of 255: one line of text moved by half a pixel stays below, a lost one does not."""
+"""Root mean square of the difference, of 255; a word or a line that is lost makes more."""
 
 
 def pinned():
