@@ -150,7 +150,7 @@ def _signal(
             f"{shown.what} keeps no series to draw. Give it: signal=x[{sample}], or draw the relevance alone: heatmap."
         )
     array = images.finite_array(signal, "the signal")
-    if shown.form == "series" and shown.axes[0] == "feature":  # read with time first, drawn with time from left to right
+    if shown.form == "series" and shown.axes[0] == "feature":  # read with time first, drawn from left to right
         array = array.T
     array = array[None] if shown.form == "vector" and array.ndim == 1 else array
     if array.shape != values.shape:

@@ -22,7 +22,7 @@ from .helpers import attribution, curve, history, ledger, maps, profile, random,
 
 FOLDER = pathlib.Path(__file__).parent / "baseline"
 CONSTRAINTS = pathlib.Path(__file__).parents[2] / "constraints.txt"
-DPI = 64
+DPI = 60
 MOST_BYTES = 30_000
 TOLERANCE = 2.0
 """Root mean square of the difference, of 255; a word or a line that is lost makes more."""
