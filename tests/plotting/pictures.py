@@ -65,7 +65,7 @@ def cka():
 
 PICTURES = {
     "heatmap": lambda: plotting.heatmap(digits()),
-    "overlay_grid": lambda: plotting.overlay_grid(digits(), width=5),
+    "overlay_grid": lambda: plotting.overlay_grid(digits(), width=4),
     "activation_mosaic": lambda: plotting.activation_mosaic(maps(1, 9, 5, 5), count=5, width=4),
     "tokens": lambda: plotting.tokens(words(), width="column"),
     "timeseries": lambda: plotting.timeseries(attribution(1, 60, 3, inputs=random(1, 60, 3)), width="column"),
