@@ -21,6 +21,7 @@ PAGES = {
     "robustness": 7,
     "sensitivity": 3,
     "layer-dynamics": 6,
+    "figures": 6,
 }
 """Pages whose blocks follow each other -> how many there are at least; `tests/test_readme.py` runs the others."""
 

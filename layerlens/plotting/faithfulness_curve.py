@@ -11,6 +11,7 @@ from ..errors import OptionError, PlotError, choose
 from ..results import FaithfulnessCurve
 from . import style
 from .board import Board
+from .images import finite_array
 from .panels import unique
 from .plot import Plot
 
@@ -80,7 +81,8 @@ def faithfulness_curve(
         drawn = {name: board.panel(1, column, height=1.7, title=name) for column, name in enumerate(titles)}
         handles: dict[str, Any] = {}
         for one, name, place in zip(shown, names, places, strict=True):
-            axes, shares, scores = drawn[place], one.shares.numpy(), one.scores.cpu().numpy()
+            axes, shares = drawn[place], finite_array(one.shares, f"the shares of {name!r}")
+            scores = finite_array(one.scores, f"the curve of {name!r}")
             mean = scores.mean(axis=0)
             data[unique(f"{place}: {name}" if place else name, data)] = mean
             (line,) = axes.plot(shares, mean, label=name, **lines[name])
