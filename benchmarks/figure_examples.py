@@ -56,6 +56,9 @@ def photographs() -> Iterator[tuple[str, Draw]]:
     yield "matrix", partial(plotting.matrix, alike)
     top = lens.top_inputs(torch.stack(crops), "_blocks.10", units=[6, 70, 96], by="activation", k=6)
     yield "top_inputs", partial(plotting.top_inputs, top)
+    wanted = [neuron("_blocks.10", unit) for unit in top.units]
+    made = lens.feature_visualization(wanted, (3, 160, 160), bounds=(-1, 1), steps=120)
+    yield "feature_gallery", partial(plotting.feature_gallery, made, top)
     several = {
         name: faithfulness.insertion(lens.model, x, one) for name, one in zip(("CAM", "LRP"), maps, strict=False)
     }
