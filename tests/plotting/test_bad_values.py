@@ -53,7 +53,7 @@ def test_every_result_is_asked():
 
 
 @EACH
-@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("number", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)])
 def test_what_is_no_number_is_refused_or_marked(name, kind, number):
     result = with_values(name, kind, lambda tensor: spoilt(tensor, number))
     if name in SHOWS_NAN and not (name == "Matrix" and np.isinf(number)):

@@ -41,6 +41,7 @@ def test_the_version_of_the_pictures_is_the_one_that_is_pinned(monkeypatch):
     assert pictures.other_version() == f"the pictures are those of matplotlib {pictures.pinned()}, and this is 0.1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["a name", "a colour", "the null", "the size", "one value"])
 def test_a_small_change_of_a_figure_is_seen(change):
     base = profile(12)
