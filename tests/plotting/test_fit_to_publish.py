@@ -60,6 +60,7 @@ def test_units_in_narrow_tiles_have_bare_numbers():
     assert "each row: clipped at 99.5% of its |activation|" in texts(wide)
 
 
+@pytest.mark.slow
 def test_the_middle_number_gives_way_below_a_narrow_map_and_the_ends_stay_inside():
     small = dataclasses.replace(images(), values=1.234e-7 * images().values)
     plots = [
@@ -74,6 +75,7 @@ def test_the_middle_number_gives_way_below_a_narrow_map_and_the_ends_stay_inside
     assert shown == [[True, False, True], [True, True, True]]
 
 
+@pytest.mark.slow
 def test_a_map_of_very_many_pixels_is_the_mean_of_blocks():
     shape = (1500, 2003)
     x = torch.rand(1, 3, *shape, generator=torch.Generator().manual_seed(1))
@@ -106,6 +108,7 @@ def test_attention_of_very_many_tokens_is_the_largest_weight_of_blocks():
     assert plot.data["a"].shape == (1, 2000, 2000) and plot.axes[0].get_xlim() == (-0.5, 1999.5)
 
 
+@pytest.mark.slow
 def test_rows_without_a_name_are_told():
     many = profile(66)
     plot = plotting.layer_profile(many, labels=[f"{name} with a name of two lines, {'x' * 60}" for name in PATHS])
@@ -129,6 +132,7 @@ def test_cells_have_no_negative_zero_and_tokens_no_marks_of_the_tokenizer():
     assert [label.get_text() for label in bars.get_yticklabels()] == ["The", "␣capital", "##s"]
 
 
+@pytest.mark.slow
 def test_signs_are_apart_for_a_reader_who_does_not_see_red_and_green():
     from benchmarks.figures import deuteranopia, grey
 
