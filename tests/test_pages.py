@@ -29,6 +29,7 @@ PAGES = {
     "beyond-one-machine": 4,
     "write-your-own-method": 4,
     "write-your-own-figure": 3,
+    "figures": 6,
 }
 """Pages whose blocks follow each other -> how many there are at least; `tests/test_readme.py` runs the others."""
 

@@ -15,7 +15,7 @@ SECTIONS = {
     "Start": "get-started targets-and-inputs peers",
     "Analyzers": """
         capture activation-maps saliency cam relevance sensitivity robustness interventions weights-and-inputs
-        layer-dynamics training-and-transfer faithfulness groups-and-errors language-models report
+        layer-dynamics training-and-transfer faithfulness groups-and-errors language-models figures report
         beyond-one-machine
     """,
     "Write your own": "write-your-own-method write-your-own-rule write-your-own-figure",

@@ -43,6 +43,7 @@ RC: Final[dict[str, Any]] = {
     "text.color": INK,
     "text.parse_math": False,  # a token such as "$5 or $6" is text, not mathematics
     "text.usetex": False,
+    "text.hinting": "no_hinting",  # text as wide at every dpi, and in a PDF, as it was measured
     "axes.titlesize": TEXT,
     "axes.labelsize": TEXT,
     "axes.labelcolor": INK,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from ..results import Attribution, LayerProfile, Relevance
 from . import alt
 from .content import Block, Note, Picture, Strip, Token
 
+MOST_LINES: Final = 8
+"""Channels of a series that are drawn as lines."""
+
 
 def maps(attributions: Sequence[Attribution]) -> list[Block]:
     """All maps of one sample: images side by side with the input, texts as strips, all else one below the other."""
@@ -27,7 +30,7 @@ def maps(attributions: Sequence[Attribution]) -> list[Block]:
     blocks: list[Block] = []
     for name in _names(attributions[0]):
         called = "" if name is None else f" for {name}"
-        if _form(attributions[0], name) not in ("tokens", None):
+        if _form(attributions[0], name) not in ("tokens", None) and not _lines(attributions[0], name):
             blocks.append(_drawn(f"Input{called}", partial(_input, attributions[0], name, f"Input{called}")))
         for one in attributions:
             title = f"{_title(one.how)}{called}"
@@ -119,7 +122,14 @@ def _single(one: Attribution, name: str | None, title: str) -> Block:
         signs = "red speaks for the target, blue against it" if shown.signed else "the redder, the larger"
         return Strip(title, f"The number below each token is its value in units of {shown.units}; {signs}, full at "
                      f"{style.number(limits.high)}. {alt.of_map(shown, one.how)} {caption}", tokens)  # fmt: skip
-    plot = plotting.heatmap(one, name=name, width=_width(one, name), title="")
+    if _lines(one, name):
+        plot = plotting.timeseries(one, name=name, count=MOST_LINES, title="")
+        signs = "red where it speaks for the target, blue against it" if one.signed else "the darker, the larger"
+        caption = (
+            f"The line is the input, channel by channel; the colours are what each step counts, {signs}. {caption}"
+        )
+    else:
+        plot = plotting.heatmap(one, name=name, width=_width(one, name), title="")
     return Picture(title, alt.of_map(shown, one.how), caption, plot.png())
 
 
@@ -159,6 +169,15 @@ def _form(attribution: Attribution, name: str | None = None) -> str | None:
         return shown_samples.read(attribution, 0, name=name).form
     except PlotError:
         return None
+
+
+def _lines(attribution: Attribution, name: str | None) -> bool:
+    """Whether this is a series of so few channels that each is drawn as a line; of more, all are seen in a heat map."""
+    if _form(attribution, name) != "series":
+        return False
+    inputs = attribution.inputs if name is None else (attribution.inputs or {}).get(name)  # type: ignore[union-attr]
+    shown = shown_samples.read(attribution, 0, name=name)
+    return isinstance(inputs, torch.Tensor) and len(shown.values) <= MOST_LINES
 
 
 def _width(attribution: Attribution, name: str | None) -> style.Width:

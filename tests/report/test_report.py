@@ -214,7 +214,7 @@ def test_texts_of_any_length_are_strips_of_tokens(tmp_path):
 
 
 @pytest.mark.parametrize("model, x, pictures", [
-    (nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)), torch.randn(2, 2, 10), 4),
+    (nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)), torch.randn(2, 2, 10), 3),
     (nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 2)), torch.randn(2, 5), 4),
     (nn.Sequential(nn.Conv3d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)), torch.randn(1, 1, 4, 4, 4), 1),
 ])  # fmt: skip
@@ -222,6 +222,13 @@ def test_series_vectors_and_volumes(tmp_path, model, x, pictures):
     page = read(Lens(model).report(x, 0, tmp_path / "a.html", **QUICK))
     assert len(page.all("img")) == pictures * len(x) and "0 failed" in page.text
     assert ("Not drawn" in page.text) == (x.ndim == 5)
+    assert ("The line is the input, channel by channel" in page.text) == (x.ndim == 3)
+
+
+def test_a_series_of_many_channels_is_a_heat_map(tmp_path):
+    net = nn.Sequential(nn.Conv1d(9, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2))
+    page = read(Lens(net).report(torch.randn(1, 9, 10), 0, tmp_path / "a.html", **QUICK))
+    assert len(page.all("img")) == 4 and "The line is the input" not in page.text
 
 
 def test_several_inputs_each_have_their_maps(tmp_path):
