@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..plotting import Plot
 from ..plotting.samples import Sample as Shown
 from ..results import LayerProfile, Ledger
 
@@ -54,15 +55,16 @@ def _place(shown: Shown, index: tuple[int, ...]) -> str:
     return f"feature {index[0]}"
 
 
-def of_ledger(ledger: Ledger, names: list[str], totals: list[float]) -> str:
+def of_ledger(ledger: Ledger, plot: Plot) -> str:
     """Where the score of the one sample went, and the layers that took most of it.
 
     Args:
         ledger: of one sample.
-        names: of the rows drawn, the score first.
-        totals: their amounts.
+        plot: its figure, whose rows are named; the first is the score.
     """
-    layers = sorted(zip(names[1:], totals[1:], strict=True), key=lambda row: -abs(row[1]))[:4]
+    totals = (plot.data["additive"] + plot.data["absorbed"] + plot.data["whole"]).tolist()
+    rows = zip(plot.data["name"].tolist(), totals, strict=True)
+    layers = sorted(list(rows)[1:], key=lambda row: -abs(row[1]))[:4]
     most = ", ".join(f"{name} {total:.3g}" for name, total in layers)
     return (
         f"Bars by layer, from the score to the input: score {float(ledger.score[0]):.4g} = inputs "

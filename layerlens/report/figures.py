@@ -44,10 +44,9 @@ def flow(relevance: Relevance) -> Block:
         plot = plotting.relevance_flow(relevance, title="")
         flows = bool(np.isfinite(plot.data["flow"]).any())
         line = " The line is what still flows on at the outputs of layers." if flows else ""
-        rows = (plot.data["additive"] + plot.data["absorbed"] + plot.data["whole"]).tolist()
         return Picture(
             "Where the score went",
-            alt.of_ledger(relevance.ledger, plot.data["name"].tolist(), rows),
+            alt.of_ledger(relevance.ledger, plot),
             "The ledger of relevance: what each layer's additive constants (biases, shifts, running means) took of the "
             f"score on its way back to the input, and what rules absorbed. All rows add up to the score.{line}",
             plot.png(),
