@@ -16,7 +16,8 @@ from layerlens.demo.measure import at_depth
 from layerlens.demo.subject import subject
 from layerlens.plotting import Plot, compare_methods
 
-DPI = 140
+DPI = {"photograph": 105, "tokens": 140, "layers": 140}
+"""Dots per inch: a photograph weighs more than letters."""
 STORY = "Anna lives in Germany. Her brother moved to France and works in the capital, the city of"
 LAYERS = (0, 4, 8, 12, 16, 20, 22, 23, 24, 26, 29)
 DEPTH = ("The capital of Italy is", "The capital of France is")
@@ -56,9 +57,7 @@ def write(folder: Path) -> list[Path]:
     paths = []
     for name, plot in made.items():
         paths.append(folder / f"readme-{name}.png")
-        picture = Image.open(io.BytesIO(plot.png(DPI))).convert("RGB")
-        small = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)  # a third of the bytes
-        small.save(paths[-1], optimize=True)
+        Image.open(io.BytesIO(plot.png(DPI[name]))).convert("RGB").save(paths[-1], optimize=True)
     return paths
 
 
