@@ -63,7 +63,8 @@ def test_its_pictures_are_those_that_the_code_makes_today(tmp_path):
         assert difference < 3, f"{path.name} is stale: python -m benchmarks.readme_pictures"
 
 
-LIGHT = sorted(page for page in (README.parent / "docs").glob("*.md") if page.stem not in PAGES)
+WITHOUT_CODE = {"peers"}
+LIGHT = sorted(page for page in (README.parent / "docs").glob("*.md") if page.stem not in {*PAGES, *WITHOUT_CODE})
 """Pages whose blocks stand alone; tests/test_pages.py runs the others."""
 
 
