@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import layerlens
 from layerlens import plotting
 from tests.cases import normal
 from tests.plotting.helpers import attention, attribution, images, profile, random
@@ -69,6 +70,16 @@ def test_the_picture_is_small_and_its_text_has_the_numbers():
     assert picture["alt"].startswith("method: gradient; target: class 7; values: float32 (2, 3, 12, 12), in score")
     assert "sample 0 of 2" in Page(result._repr_html_()).texts
     assert result._repr_html_() == result._repr_html_()
+
+
+def test_what_it_took_is_told():
+    net, x = torch.nn.Linear(3, 2), torch.ones(1, 3)
+    found = layerlens.saliency(net, x, target=0, method="smooth_grad", samples=2)
+    assert "2 gradients (samples)" in Page(found._repr_html_()).texts
+    assert layerlens.relevance(net, x, target=0).cost == "about 3 gradients"
+    both = found + layerlens.saliency(net, x, target=1, method="smooth_grad", samples=2)
+    assert both.cost == "2 gradients (samples) and 2 gradients (samples)"
+    assert layerlens.saliency(net, x, target=0, method="auto").cost.startswith("50 gradients")
 
 
 def test_tokens_are_shown_as_text():

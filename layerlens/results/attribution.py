@@ -41,6 +41,7 @@ class Attribution(Result):
         tokens: the text of each token, when known.
         targets: what was scored, sample by sample, where that differs.
         standard_error: of the values, in the same form, where they are a mean over random draws.
+        cost: what the method takes for a sample, in forward passes or gradients; empty where it is not told.
     """
 
     values: Values
@@ -56,6 +57,7 @@ class Attribution(Result):
     tokens: list[list[str]] | None = None
     targets: tuple[str, ...] | None = None
     standard_error: Values | None = None
+    cost: str = ""
 
     def target_of(self, sample: int) -> str:
         """What was scored for one sample."""
