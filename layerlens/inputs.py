@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .errors import InputError
+from .errors import InputError, LayerLensError
 from .nested import describe, map_tensors, named_tensors
 
 
@@ -32,9 +32,18 @@ class Inputs:
         The model gets copies: one that writes into its input must not change the caller's tensors.
         """
         own = self.map(torch.clone)
-        if forward is None:
-            return model(*own.args, **own.kwargs)
-        return forward(model, *own.args, **own.kwargs)
+        try:
+            if forward is None:
+                return model(*own.args, **own.kwargs)
+            return forward(model, *own.args, **own.kwargs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if hasattr(error, "add_note") and not isinstance(error, LayerLensError):  # Python 3.11 and newer show notes
+                error.add_note(f"The model was run on {self}; the first axis is the batch.")
+            raise
+
+    def __str__(self) -> str:
+        """The tensors by name, type and shape; the one of a model with one input without a name."""
+        return ", ".join(f"{'' if name == '0' else f'{name} '}{describe(x)}" for name, x in self.tensors().items())
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by name: a keyword, or the position of a positional argument; nested ones dotted."""

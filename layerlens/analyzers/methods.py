@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
-from typing import Literal, TypeVar
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 from ..results import Attribution
 
@@ -32,6 +33,19 @@ class Method:
     passes: str
     needs: str
     source: str
+
+    def cost(self, settings: Mapping[str, Any]) -> str:
+        """Its cost per sample with these settings: the number that an option sets is that of the option.
+
+        Example:
+            >>> row = known_methods()["smooth_grad"]
+            >>> row.passes, row.cost({"samples": 4})
+            ('25 gradients (samples)', '4 gradients (samples)')
+        """
+        found = re.match(r"\d+(?= [^(]*\((\w+))", self.passes)
+        given = settings.get(found.group(1)) if found else None
+        whole = isinstance(given, int) and not isinstance(given, bool)
+        return f"{given}{self.passes[found.end() :]}" if found and whole else self.passes
 
 
 METHODS: dict[str, Method] = {}

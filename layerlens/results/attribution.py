@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..nested import as_array, describe
 from .base import Result, numbers
 from .combining import combined
+from .frames import rows
 from .layers import LayerProfile
 from .ledger import Ledger
 from .words import Group, Span, join, span_groups, sums, word_groups
@@ -40,6 +41,7 @@ class Attribution(Result):
         tokens: the text of each token, when known.
         targets: what was scored, sample by sample, where that differs.
         standard_error: of the values, in the same form, where they are a mean over random draws.
+        cost: what the method takes for a sample, in forward passes or gradients; empty where it is not told.
     """
 
     values: Values
@@ -55,6 +57,7 @@ class Attribution(Result):
     tokens: list[list[str]] | None = None
     targets: tuple[str, ...] | None = None
     standard_error: Values | None = None
+    cost: str = ""
 
     def target_of(self, sample: int) -> str:
         """What was scored for one sample."""
@@ -82,6 +85,10 @@ class Attribution(Result):
         if isinstance(self.values, torch.Tensor):
             return as_array(self.values)
         return {name: as_array(values) for name, values in self.values.items()}
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row for each value: input where there are several, sample, place, token, value."""
+        return rows(self.values, self.axes, self.tokens)
 
     def __add__(self, other: Any) -> Attribution:
         """The sum with another attribution of the same inputs in the same units, as of the sum of both targets.

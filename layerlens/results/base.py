@@ -69,13 +69,18 @@ class Result:
         """Name and text of what matters, in reading order; shown by `repr` and in notebooks."""
         raise NotImplementedError
 
+    def details(self) -> list[tuple[str, str]]:
+        """More of the same for notebooks, where there is room: what it took."""
+        cost = getattr(self, "cost", "")
+        return [("cost", cost)] if cost else []
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}: {text}' for name, text in self.summary())})"
 
     def _repr_html_(self) -> str:
         name = type(self).__name__
         settings = getattr(self, "settings", None)
-        parts = [f"<table><caption>{name}</caption>{_rows(self.summary())}</table>"]
+        parts = [f"<table><caption>{name}</caption>{_rows(self.summary() + self.details())}</table>"]
         said = " ".join(sentence for sentence in getattr(self, "explanation", ()) if sentence)
         parts += [f"<p>{html.escape(said)}</p>"] if said else []
         if settings:

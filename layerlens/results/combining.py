@@ -43,6 +43,7 @@ def combined(first: Attribution, second: Attribution, sign: Literal["+", "-"]) -
         "inputs": second.inputs if first.inputs is None else first.inputs,
         "tokens": second.tokens if first.tokens is None else first.tokens,
         "standard_error": None,
+        "cost": " and ".join(filter(None, (first.cost, second.cost))),
     }
     return Attribution(**fields)
 

@@ -47,7 +47,7 @@ def attribution(store: Store, samples: Sequence[int]) -> Attribution:
         return [json.loads(bytes(column.of(sample).tolist())) for sample in samples]
 
     scored: list[str] = texts("target") or []
-    fields = {name: about[name] for name in ("signed", "units", "target", "method", "settings")}
+    fields = {name: about[name] for name in ("signed", "units", "target", "method", "settings", "cost")}
     fields |= {"axes": None if about["axes"] is None else tuple(about["axes"]), "values": form("values")}
     fields |= {"score": rows("score"), "checks": under("checks/"), "tokens": texts("tokens")}
     fields |= {

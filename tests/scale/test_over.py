@@ -76,7 +76,7 @@ def test_saliency_and_its_attributions(store):
     )
     same(some.tensor, direct.tensor)
     same(some.checks["completeness gap"], direct.checks["completeness gap"])
-    for field in ("axes", "signed", "units", "target", "method", "targets"):
+    for field in ("axes", "signed", "units", "target", "method", "targets", "cost"):
         assert getattr(some, field) == getattr(direct, field), field
     assert some.plot().fig.axes
 

@@ -31,6 +31,9 @@ from .rulebook import Rulebook, as_rulebook
 from .several import Several
 from .taps import Taps, profile
 
+COST = "about 3 gradients"
+"""Of a sample: 1 to 3, as the rules want (benchmarks/relevance.md)."""
+
 LOST = 1e-3
 """A relative residual above this is no rounding error."""
 
@@ -163,6 +166,7 @@ class Propagation:
             profile=profile(at_layers, self.settings) if at_layers else None,
             rules_used=used,
             parameters=self.parameters.relevance(sweep.found[len(ends) :]),
+            cost=COST,
         )
 
 

@@ -14,7 +14,7 @@ from ...layers import Selection
 from ...results import Attribution
 from ...target import Spec
 from ..leaves import Leaf, find_leaves
-from ..methods import method
+from ..methods import known_methods, method
 from ..relevance.centred import centred_relevance
 from ..relevance.propagate import relevance
 from .integrated import integrated_gradients
@@ -77,7 +77,8 @@ def auto(
     if name == "relevance" and result.settings["rules"]["name"] != MEASURED:
         name, options, why = _other(where)
         result = CHOSEN[name](model, inputs, target=target, forward=forward, **options)
-    return dataclasses.replace(result, settings={**result.settings, "chosen": why})
+    cost = result.cost or known_methods()[name].cost(result.settings)
+    return dataclasses.replace(result, settings={**result.settings, "chosen": why}, cost=cost)
 
 
 def _choice(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None) -> Choice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -55,7 +56,8 @@ def saliency(
         torch.Size([1, 3])
     """
     table = known_methods()
-    function = table[choose("saliency method", method, table)].function
+    row = table[choose("saliency method", method, table)]
+    function = row.function
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name not in _COMMON]
     for name in options:
@@ -69,7 +71,8 @@ def saliency(
         if place not in parameters:
             raise OptionError(f"method {method!r} attributes to the input only; where={where!r} needs another method.")
         options[place] = where
-    return function(model, x, target=target, forward=forward, **options)
+    found = function(model, x, target=target, forward=forward, **options)
+    return dataclasses.replace(found, cost=found.cost or row.cost(found.settings))
 
 
 def methods() -> MethodTable:

@@ -63,7 +63,7 @@ class Saliency(RowsJob):
         if tokens is not None:
             rows["tokens"] = _texts(tokens)
         rows["target"] = _texts([found.target_of(sample) for sample in range(batch.inputs.batch)])
-        kept = ("axes", "signed", "units", "target", "method", "settings")
+        kept = ("axes", "signed", "units", "target", "method", "settings", "cost")
         result = {name: plain(getattr(found, name)) for name in kept}
         return rows, {"class": type(found).__name__, **result}
 
