@@ -73,7 +73,7 @@ def test_the_picture_is_small_and_its_text_has_the_numbers():
 
 
 def test_what_it_took_is_told():
-    net, x = torch.nn.Linear(3, 2), torch.ones(1, 3)
+    net, x = torch.nn.Linear(3, 2), torch.arange(3.0)[None]
     found = layerlens.saliency(net, x, target=0, method="smooth_grad", samples=2)
     assert "2 gradients (samples)" in Page(found._repr_html_()).texts
     assert layerlens.relevance(net, x, target=0).cost == "about 3 gradients"
@@ -151,6 +151,9 @@ MAIN = {
     "LayerHealth": lambda result: result.values,
     "LogitLens": lambda result: result.values,
     "TrainingHistory": lambda result: result.values,
+    "UnitStatistics": lambda result: {
+        name: getattr(result, name) for name in ("mean", "std", "low", "high", "zeros", "not_finite")
+    },
     "GroupEffects": lambda result: result.effect,
     "GroupComparison": lambda result: {name: one.effect for name, one in result.activations.items()},
     "ErrorExplanation": lambda result: {name: one.effect for name, one in result.activations.items()},
