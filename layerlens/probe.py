@@ -17,8 +17,9 @@ from torch.utils.hooks import RemovableHandle
 from .axes import axes_of
 from .borrow import as_written, is_compiled
 from .call import Call, Gradients, Stored
+from .checkpoints import EDITING, pack_hooks
 from .edits import Change, Site
-from .errors import OptionError, choose
+from .errors import InputError, OptionError, choose
 from .hooks import PROBING, Note, Stop, foreign, recomputing, stored, versions
 from .layers import LayerPath, Layers, Selection
 from .matches import Calls
@@ -61,6 +62,7 @@ class Probe:
 
     Raises:
         LayerNotFound: when a selection matches no layer.
+        InputError: when an edit is made inside of a checkpointed block.
         OptionError: when `keep` is unknown or `"cpu"` under `graph`, when two edits name one layer and call, when an
             edit returns None for an output that is not None, or when there is nothing to stop after.
 
@@ -157,7 +159,7 @@ class Probe:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             if recomputing() or foreign(self._owner):
                 return None
-            call = next(counter)
+            call, given = next(counter), output
             for calls, edit in edits:
                 if calls is not None and call not in calls:
                     continue
@@ -167,13 +169,24 @@ class Probe:
                 output = edited
                 self._unmade.pop((path, call), None)
                 self._unmade.pop((path, None), None)
+            if output is not given and pack_hooks() is not None:
+                raise InputError(
+                    f"layer {path!r} is edited inside of a checkpointed block, which the backward pass computes again "
+                    "without the edit: gradients would be wrong. Take the checkpoint out of the model's forward, or "
+                    "edit the output of the block."
+                )
             return output
 
+        setattr(hook, EDITING, True)
         return hook
 
     @staticmethod
     def _before_hook(hook: Callable[[nn.Module, Any, Any], Any]) -> Callable[[nn.Module, Any, Any], Any]:
-        return lambda module, args, kwargs: hook(module, None, (args, kwargs))
+        def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            return hook(module, None, (args, kwargs))
+
+        setattr(before, EDITING, True)
+        return before
 
     def _attach(self, path: LayerPath, module: nn.Module) -> None:
         if self._plain(path):

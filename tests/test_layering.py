@@ -11,6 +11,8 @@ MOST_LINES = 260
 FOUNDATION = {
     "errors",
     "nested",
+    "placement",
+    "checkpoints",
     "borrow",
     "layers",
     "matches",

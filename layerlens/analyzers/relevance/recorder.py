@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...borrow import primitive_kernels
+from ...checkpoints import Once, pack_hooks
 from ...spans import nodes_made
 from .constants import Constant, put
 from .graph import Graph
@@ -83,12 +84,12 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Call `function` and note what it adds."""
         kwargs = kwargs or {}
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        if hooks is not None and "checkpoint" in getattr(hooks[0], "__qualname__", ""):
-            # a checkpointed block keeps nothing and can be read once: keep what is needed, as without checkpoints
-            with torch.autograd.graph.saved_tensors_hooks(_same, _same):
-                return self._call(function, args, kwargs)
-        result = self._call(function, args, kwargs)
+        hooks = pack_hooks()
+        if hooks is not None:  # a checkpoint hands each saved tensor out once, and rules read it before the backward pass
+            with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Once(tensor, hooks, self._again), Once.read):
+                result = self._call(function, args, kwargs)
+        else:
+            result = self._call(function, args, kwargs)
         if not self._noting:
             return result
         known = self.notes.detached
@@ -98,6 +99,10 @@ class Recorder(TorchFunctionMode):
             if isinstance(result, torch.Tensor) and not result.requires_grad and not own:
                 known[id(result)] = result
         return result
+
+    def _again(self) -> Recorder:
+        """For a block that is computed again: the same operations, nothing noted."""
+        return Recorder(self.graph, noting=False)
 
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rewritten = out_of_place(function, args, kwargs)
@@ -180,10 +185,6 @@ def _before_overwriting(graph: Graph, note: Note, function: Any, args: tuple[Any
     if note is not note_input and graph.carries(args[0]):
         return args  # a signal, not a constant
     return (args[0].detach().clone(), *args[1:])
-
-
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 def _flat(args: tuple[Any, ...]) -> list[Any]:

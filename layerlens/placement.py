@@ -1,0 +1,198 @@
+"""Where the weights of a model lie: with a layer only while it runs (offloaded), or spread over processes.
+
+Nothing of accelerate or of torch.distributed is imported: a model that they placed was placed by a process that has
+imported them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import InputError
+from .layers import LayerPath
+
+NAMED = 4
+"""Layers that an error names."""
+
+
+def offloaded(model: nn.Module) -> list[LayerPath]:
+    """The layers whose own parameters accelerate holds elsewhere (main memory, disk) while they do not run."""
+    return [path for path, module in model.named_modules() if _is_offloaded(module)]
+
+
+def sharded(model: nn.Module) -> list[LayerPath]:
+    """The layers whose own parameters are spread over processes: by FSDP2, by tensor parallelism, or by both."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if any(_is_spread(parameter) for parameter in module._parameters.values()) or _holds_for_fsdp(module)
+    ]
+
+
+def tensor_parallel(model: nn.Module) -> list[LayerPath]:
+    """The layers that compute with a part of their weights: tensor parallel ones, not those that FSDP2 gathers."""
+    found: list[LayerPath] = []
+    stack: list[tuple[LayerPath, nn.Module, bool]] = [("", model, False)]
+    while stack:
+        path, module, gathered = stack.pop()
+        gathered = gathered or is_fsdp(module)
+        if any(_shards(parameter) > gathered for parameter in module._parameters.values()):
+            found.append(path)
+        stack += [
+            (f"{path}.{name}" if path else name, child, gathered)
+            for name, child in reversed(module._modules.items())
+            if child is not None
+        ]
+    return found
+
+
+def is_fsdp(module: nn.Module) -> bool:
+    """Whether FSDP2 (`fully_shard`) gathers and frees the parameters of a module."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(fsdp, "FSDPModule", None)
+    return kind is not None and isinstance(module, kind)
+
+
+def home(model: nn.Module) -> torch.device | None:
+    """The device that a model wants its input on; None when it has no parameters."""
+    first = next(model.parameters(), None)
+    if first is None or not first.is_meta:
+        return None if first is None else first.device
+    for module in model.modules():
+        for hook in _accelerate_hooks(module):
+            device = getattr(hook, "execution_device", None)
+            if device is not None and str(device) != "meta":
+                return torch.device(device)
+    return next((parameter.device for parameter in model.parameters() if not parameter.is_meta), first.device)
+
+
+def whole(module: nn.Module, name: str) -> torch.Tensor:
+    """One parameter of a module as it is when the module runs, detached.
+
+    Of a sharded one every process must ask, for all of them send their part.
+    """
+    parameter = module._parameters[name]
+    assert parameter is not None
+    for hook in _accelerate_hooks(module):
+        if parameter.is_meta and getattr(hook, "weights_map", None) is not None:
+            held: torch.Tensor = hook.weights_map[name]
+            return held.detach()
+    if _is_spread(parameter):
+        gathered: torch.Tensor = parameter.full_tensor().detach()  # type: ignore[attr-defined]
+        return gathered
+    return parameter.detach()
+
+
+def need_weights(model: nn.Module, what: str) -> None:
+    """Refuse a model whose weights do not all lie in this process.
+
+    Args:
+        model: any module.
+        what: what reads or changes them, for the error.
+
+    Raises:
+        InputError: when some are offloaded or sharded.
+    """
+    away, spread = offloaded(model), sharded(model)
+    if away:
+        raise InputError(
+            f"{what} needs the weights themselves, and accelerate holds those of {_listed(away)} elsewhere while they "
+            "do not run. Load the model in one place for this, such as from_pretrained(..., device_map={'': 'cpu'})."
+        )
+    if spread:
+        raise InputError(
+            f"{what} needs the weights themselves, and those of {_listed(spread)} are spread over processes. Do it in "
+            "one process, with the model before fully_shard or parallelize_module (or loaded without tp_plan)."
+        )
+
+
+def refuse_parts(model: nn.Module, what: str, instead: str) -> None:
+    """Refuse a tensor parallel model, of which each process computes a part.
+
+    Args:
+        model: any module.
+        what: what cannot be told from a part, for the error.
+        instead: what to do.
+
+    Raises:
+        InputError: when some layers compute with a part of their weights.
+    """
+    parts = tensor_parallel(model)
+    if parts:
+        raise InputError(
+            f"{what} cannot be told of a tensor parallel model: {_listed(parts)} compute with the part of their "
+            f"weights that this process holds, so no process sees all of it. {instead}"
+        )
+
+
+class InPlace:
+    """Where the weights of some modules are, and the way back there: after a run, and after one that failed.
+
+    Args:
+        modules: all modules of a model.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        modules = list(modules)
+        self._hooked = [(module, dict(module._parameters)) for module in modules if _accelerate_hooks(module)]
+        self._fsdp = [module for module in modules if is_fsdp(module)]
+
+    def restore(self) -> None:
+        """Put the parameters of offloaded layers back, and let FSDP2 free what it gathered."""
+        for module, parameters in self._hooked:
+            before = [name for name, parameter in parameters.items() if parameter is not None and parameter.is_meta]
+            if any(not module._parameters[name].is_meta for name in before):  # type: ignore[union-attr]
+                for hook in _accelerate_hooks(module):  # an error ended the layer's call in between
+                    hook.post_forward(module, None)
+            for name, parameter in parameters.items():
+                if module._parameters.get(name) is not parameter:
+                    module._parameters[name] = parameter
+        for module in self._fsdp:
+            module.reshard()  # type: ignore[operator]
+
+
+def split_axis(module: nn.Module) -> tuple[int, int] | None:
+    """(features of the whole output, features of this process's) of a linear layer split by columns; else None."""
+    weight = module._parameters.get("weight")
+    if weight is None or weight.ndim != 2 or not isinstance(module, nn.Linear) or not _is_spread(weight):
+        return None
+    own = int(weight.to_local().shape[0])  # type: ignore[attr-defined]
+    return None if own == weight.shape[0] else (int(weight.shape[0]), own)
+
+
+def _accelerate_hooks(module: nn.Module) -> list[Any]:
+    hook = getattr(module, "_hf_hook", None)
+    return [] if hook is None else list(getattr(hook, "hooks", [hook]))
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    hooked = bool(_accelerate_hooks(module))
+    return hooked and any(parameter is not None and parameter.is_meta for parameter in module._parameters.values())
+
+
+def _is_spread(parameter: torch.Tensor | None) -> bool:
+    return _shards(parameter) > 0
+
+
+def _shards(parameter: torch.Tensor | None) -> int:
+    """Over how many axes of the processes a parameter is cut."""
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    if parameter is None or kind is None or not isinstance(parameter, kind):
+        return 0
+    return sum(not placement.is_replicate() for placement in parameter.placements)
+
+
+def _holds_for_fsdp(module: nn.Module) -> bool:
+    """Whether FSDP2 manages the module's parameters, gathered as they may be just now."""
+    return is_fsdp(module) and next(module.parameters(), None) is not None
+
+
+def _listed(paths: list[LayerPath]) -> str:
+    named = ", ".join(repr(path) if path else "the model itself" for path in paths[:NAMED])
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return f"layer{'s' * (len(paths) > 1)} {named}{more}"
