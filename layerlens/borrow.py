@@ -26,7 +26,8 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
 
     Returned in their old state: train/eval flags of every module, `requires_grad` and `.grad` of every parameter, the
     buffers (which there are, their identity and their bits), tensors that modules keep as plain attributes or in a dict
-    (a cache, a state), where accelerate or FSDP2 keep the weights, and the random generators of torch, numpy and Python.
+    (a cache, a state), the places where accelerate or FSDP2 keep weights, and the random generators of torch, numpy and
+    Python.
     Hooks are the business of `Probe`, which removes its own.
 
     Args:

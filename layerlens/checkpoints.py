@@ -89,20 +89,22 @@ def checkpoints_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _wraps_itself(module: nn.Module) -> bool:
-    """Whether it is a `GradientCheckpointingLayer` that shall checkpoint: those ask for the mode at their start only."""
+    """Whether it is a `GradientCheckpointingLayer` that shall checkpoint; those ask for the mode at their start."""
     kinds = {kind.__name__ for kind in type(module).__mro__}
     return "GradientCheckpointingLayer" in kinds and bool(getattr(module, "gradient_checkpointing", False))
 
 
 def _in_eval_of(module: nn.Module, run: Any) -> Callable[..., Any] | None:
-    """What checkpoints a layer as `run` does, with the layer in eval mode; None when `run` is no checkpoint of torch."""
+    """What checkpoints a layer as `run` does, in eval mode; None when `run` is no checkpoint of torch."""
     if not isinstance(run, functools.partial):
         return None
     if run.func is _in_eval:  # the model is lent already
         return run
     if run.func is not checkpoint:
         return None
-    again = functools.partial(checkpoint, **{**run.keywords, "use_reentrant": False})  # the other knows no autograd.grad
+    again = functools.partial(
+        checkpoint, **{**run.keywords, "use_reentrant": False}
+    )  # the other knows no autograd.grad
     return functools.partial(_in_eval, module, again)
 
 

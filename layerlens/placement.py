@@ -19,6 +19,9 @@ from .layers import LayerPath
 NAMED = 4
 """Layers that an error names."""
 
+GATHERED = "Shard the model by FSDP2 (fully_shard) instead, which gathers the weights of each layer as it runs."
+"""What to do where parts of layers do not suffice."""
+
 
 def offloaded(model: nn.Module) -> list[LayerPath]:
     """The layers whose own parameters accelerate holds elsewhere (main memory, disk) while they do not run."""
@@ -130,6 +133,25 @@ def refuse_parts(model: nn.Module, what: str, instead: str) -> None:
         )
 
 
+def refuse_sharded(model: nn.Module, what: str, instead: str) -> None:
+    """Refuse a model whose weights are spread over processes.
+
+    Args:
+        model: any module.
+        what: what reads them when FSDP2 may have freed them, for the error.
+        instead: what to do.
+
+    Raises:
+        InputError: when some are.
+    """
+    spread = sharded(model)
+    if spread:
+        raise InputError(
+            f"{what} reads weights between the passes of their layers, and those of {_listed(spread)} are spread over "
+            f"processes, which gather them for the passes alone. {instead}"
+        )
+
+
 class InPlace:
     """Where the weights of some modules are, and the way back there: after a run, and after one that failed.
 
@@ -156,13 +178,40 @@ class InPlace:
             module.reshard()  # type: ignore[operator]
 
 
-def split_axis(module: nn.Module) -> tuple[int, int] | None:
-    """(features of the whole output, features of this process's) of a linear layer split by columns; else None."""
+def parts(model: nn.Module) -> dict[LayerPath, tuple[int, int] | None]:
+    """The layers that may return a part of their output, this process's, as a plain tensor that does not say so.
+
+    Linear layers split by columns, with (features of the whole, features of this process); what has no parameters and
+    stands beside one, such as an activation function, with the same; layers that sequence parallelism made, with None.
+    """
+    found: dict[LayerPath, tuple[int, int] | None] = {}
+    for path in tensor_parallel(model):
+        parent, _, name = path.rpartition(".")
+        sizes = _columns(model.get_submodule(path))
+        if sizes is None:
+            continue
+        found[path] = sizes
+        for other, module in model.get_submodule(parent).named_children():
+            if other != name and next(module.parameters(), None) is None:
+                found[f"{parent}.{other}" if parent else other] = sizes
+    for path, module in model.named_modules():
+        own = [parameter for parameter in module._parameters.values() if parameter is not None]
+        if own and all(_is_dtensor(parameter) and not _shards(parameter) for parameter in own):
+            found[path] = None
+    return found
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that lies in this process."""
+    return tensor.to_local() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def _columns(module: nn.Module) -> tuple[int, int] | None:
     weight = module._parameters.get("weight")
-    if weight is None or weight.ndim != 2 or not isinstance(module, nn.Linear) or not _is_spread(weight):
+    if weight is None or weight.ndim != 2 or not isinstance(module, nn.Linear):
         return None
-    own = int(weight.to_local().shape[0])  # type: ignore[attr-defined]
-    return None if own == weight.shape[0] else (int(weight.shape[0]), own)
+    whole, own = int(weight.shape[0]), int(local(weight).shape[0])
+    return None if own == whole else (whole, own)
 
 
 def _accelerate_hooks(module: nn.Module) -> list[Any]:
@@ -181,10 +230,14 @@ def _is_spread(parameter: torch.Tensor | None) -> bool:
 
 def _shards(parameter: torch.Tensor | None) -> int:
     """Over how many axes of the processes a parameter is cut."""
-    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
-    if parameter is None or kind is None or not isinstance(parameter, kind):
+    if parameter is None or not _is_dtensor(parameter):
         return 0
-    return sum(not placement.is_replicate() for placement in parameter.placements)
+    return sum(not placement.is_replicate() for placement in parameter.placements)  # type: ignore[attr-defined]
+
+
+def _is_dtensor(tensor: torch.Tensor) -> bool:
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return kind is not None and isinstance(tensor, kind)
 
 
 def _holds_for_fsdp(module: nn.Module) -> bool:

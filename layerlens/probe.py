@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -24,6 +26,7 @@ from .hooks import PROBING, Note, Stop, foreign, recomputing, stored, versions
 from .layers import LayerPath, Layers, Selection
 from .matches import Calls
 from .nested import first_tensor, map_tensors
+from .placement import parts
 from .record import Record
 
 Keep = Literal["reference", "clone", "cpu"]
@@ -139,6 +142,7 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Any:
         self._detach()
+        self._mark_parts()
         self.record.unedited = tuple(path if call is None else f"{path}#{call}" for path, call in self._unmade)
         if isinstance(error, Stop) and error.args == (id(self),):
             self.record.stopped = True
@@ -152,6 +156,24 @@ class Probe:
             handle.remove()
         self._handles.clear()
         self._stack.close()
+
+    def _mark_parts(self) -> None:
+        """Say which layers of a tensor parallel model have shown, or got edited in, this process's part only."""
+        known = parts(self._model) if dist.is_available() and dist.is_initialized() else {}
+        for path, sizes in known.items():
+            calls = self.record.calls(path) if path in self._calls else []
+            shown = [None if self._reduce else first_tensor(call.value) for call in calls]
+            if path in self._edits or any(
+                sizes is None or value is None or value.shape[-1] == sizes[1] for value in shown
+            ):
+                self.record.parts = (*self.record.parts, path)
+        if self.record.parts:
+            listed = ", ".join(map(repr, self.record.parts[:4])) + ", ..." * (len(self.record.parts) > 4)
+            warnings.warn(
+                f"the model is tensor parallel: what layers {listed} return (record.parts has all) is the part of this "
+                "process, such as its columns, and units are numbered within it.",
+                stacklevel=3,
+            )
 
     def _edit_hook(self, path: LayerPath, edits: list[tuple[Calls, Edit]]) -> Callable[[nn.Module, Any, Any], Any]:
         counter = itertools.count()

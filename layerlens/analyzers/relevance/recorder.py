@@ -57,6 +57,7 @@ class Notes:
         time_major: numbers of nodes inside calls whose axis order is (time, batch, ...).
         detached: signals that were detached, and what was made of them, by identity.
         cuts: numbers of the nodes that add one of them.
+        copying: whether constants are copied, for FSDP2 frees parameters between the passes of their layer.
     """
 
     constants: dict[int, list[Constant]] = dataclasses.field(default_factory=dict)
@@ -64,6 +65,7 @@ class Notes:
     time_major: list[range] = dataclasses.field(default_factory=list)
     detached: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
     cuts: list[int] = dataclasses.field(default_factory=list)
+    copying: bool = False
 
 
 class Recorder(TorchFunctionMode):
@@ -73,11 +75,12 @@ class Recorder(TorchFunctionMode):
         graph: knows which tensors carry relevance.
         noting: whether to note what is seen; False only gives writes into views, and the steps of recurrent layers,
             nodes of their own.
+        copying: whether to copy the constants that are noted.
     """
 
-    def __init__(self, graph: Graph, *, noting: bool = True) -> None:
+    def __init__(self, graph: Graph, *, noting: bool = True, copying: bool = False) -> None:
         super().__init__()
-        self.graph, self.notes, self._noting = graph, Notes(), noting
+        self.graph, self.notes, self._noting = graph, Notes(copying=copying), noting
 
     def __torch_function__(
         self, function: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -85,7 +88,9 @@ class Recorder(TorchFunctionMode):
         """Call `function` and note what it adds."""
         kwargs = kwargs or {}
         hooks = pack_hooks()
-        if hooks is not None:  # a checkpoint hands each saved tensor out once, and rules read it before the backward pass
+        if (
+            hooks is not None
+        ):  # a checkpoint hands each saved tensor out once, and rules read it before the backward pass
             with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Once(tensor, hooks, self._again), Once.read):
                 result = self._call(function, args, kwargs)
         else:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ...errors import RelevanceError
 from ...layers import Selection
+from ...placement import is_fsdp, refuse_parts
 from ...results import Ledger, Relevance
 from ...spans import Spans
 from ...target import Spec
@@ -78,6 +79,12 @@ class Propagation:
         strict: bool,
         forward: Callable[..., Any] | None,
     ) -> None:
+        refuse_parts(
+            model,
+            "relevance",
+            "Shard the model by FSDP2 (fully_shard), which gathers each layer's weights, or take a gradient method of "
+            "saliency, such as input_x_gradient.",
+        )
         book = None if rules == "auto" else as_rulebook(rules)
         self.parameters = Parameters(model, parameters)
         if book is None or book.linear:
@@ -87,7 +94,7 @@ class Propagation:
         self.scorer = Scorer(model, x, self.several.target(), forward=forward)
         self.leaves = self.scorer.start()
         graph = Graph(self.leaves.values())
-        recorder = Recorder(graph)
+        recorder = Recorder(graph, copying=any(is_fsdp(module) for module in model.modules()))
         self.taps = Taps(model, layers)
         conditions = Conditions(model, through)
         with Spans(model) as spans, self.taps, conditions, recorder:

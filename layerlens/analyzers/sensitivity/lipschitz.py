@@ -13,6 +13,7 @@ from ...borrow import borrowed
 from ...errors import OptionError, check_count, choose
 from ...inputs import as_inputs
 from ...layers import Selection
+from ...placement import GATHERED, refuse_parts
 from ...results import LayerProfile
 from ..fastpath import layers_called
 from .chance import shuffled
@@ -111,6 +112,7 @@ def lipschitz(
         "seed": seed,
     }
     with borrowed(model), layers_called():
+        refuse_parts(model, "lipschitz", GATHERED)
         inputs = as_inputs(x)
         own = spectrum(model, inputs, layers, **options, progress=progress, forward=forward)
         chance = None

@@ -14,6 +14,7 @@ from ...borrow import borrowed
 from ...errors import LayerNotFound, OptionError, check_count
 from ...inputs import Inputs, as_inputs
 from ...layers import Selection
+from ...placement import GATHERED, refuse_parts
 from ...probe import Edit, Probe
 from ...progress import track
 from ...results import LayerProfile
@@ -102,6 +103,7 @@ def noise_response(
     check_count("draws", draws)
     sizes = _levels(levels)
     with borrowed(model, grad=False), layers_called():
+        refuse_parts(model, "noise_response", GATHERED)
         inputs = as_inputs(x)
         found = survey(model, inputs, layers, forward, seed=seed)
         read = readout(metric, target, found.output, inputs.batch)
