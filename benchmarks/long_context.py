@@ -39,7 +39,7 @@ def llama(layers, tokens, dtype, checkpointed):
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(dtype).eval()
     if checkpointed:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     return model
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from .errors import InputError
+from .layers import LayerPath
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 EDITING = "layerlens_edit"
 """Attribute of the hooks that change what a layer returns; a block computed again would miss what they changed."""
@@ -25,6 +30,26 @@ def pack_hooks() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
         return None
     found: tuple[Callable[..., Any], Callable[..., Any]] = hooks
     return found
+
+
+def as_edit(hook: Hook) -> Hook:
+    """A hook that changes what a layer takes or returns, marked as such."""
+    setattr(hook, EDITING, True)
+    return hook
+
+
+def refuse_in_checkpoints(path: LayerPath) -> None:
+    """Refuse an edit of a layer that runs inside of a checkpointed block.
+
+    Raises:
+        InputError: when it does.
+    """
+    if pack_hooks() is not None:
+        raise InputError(
+            f"layer {path!r} is edited inside of a checkpointed block, which the backward pass computes again without "
+            "the edit: gradients would be wrong. Take the checkpoint out of the model's forward, or edit a layer "
+            "outside of it."
+        )
 
 
 class Once:
@@ -95,16 +120,17 @@ def _wraps_itself(module: nn.Module) -> bool:
 
 
 def _in_eval_of(module: nn.Module, run: Any) -> Callable[..., Any] | None:
-    """What checkpoints a layer as `run` does, in eval mode; None when `run` is no checkpoint of torch."""
+    """What checkpoints a layer as `run` does, in eval mode; None where it cannot."""
     if not isinstance(run, functools.partial):
         return None
     if run.func is _in_eval:  # the model is lent already
         return run
-    if run.func is not checkpoint:
+    if run.func is checkpoint:  # its reentrant form knows no autograd.grad; the numbers are the same
+        again = functools.partial(checkpoint, **{**run.keywords, "use_reentrant": False})
+    elif run.keywords.get("use_reentrant") is False:
+        again = run
+    else:
         return None
-    again = functools.partial(
-        checkpoint, **{**run.keywords, "use_reentrant": False}
-    )  # the other knows no autograd.grad
     return functools.partial(_in_eval, module, again)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from .errors import InputError
 from .nested import describe, map_tensors, named_tensors
+from .placement import offloaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +31,26 @@ class Inputs:
         """Call the model, or `forward(model, *args, **kwargs)`.
 
         The model gets copies: one that writes into its input must not change the caller's tensors.
+
+        Raises:
+            InputError: when the model's weights were never loaded.
         """
         own = self.map(torch.clone)
-        if forward is None:
-            return model(*own.args, **own.kwargs)
-        return forward(model, *own.args, **own.kwargs)
+        try:
+            if forward is None:
+                return model(*own.args, **own.kwargs)
+            return forward(model, *own.args, **own.kwargs)
+        except (RuntimeError, NotImplementedError) as error:
+            if (
+                "meta" in str(error)
+                and any(parameter.is_meta for parameter in model.parameters())
+                and not offloaded(model)
+            ):
+                raise InputError(
+                    f"{type(model).__name__} has no weights: they are on the meta device, which keeps shapes alone. "
+                    f"Load them (load_state_dict(..., assign=True), or from_pretrained). ({str(error)[:200]})"
+                ) from error
+            raise
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by name: a keyword, or the position of a positional argument; nested ones dotted."""

@@ -19,9 +19,6 @@ from .layers import LayerPath
 NAMED = 4
 """Layers that an error names."""
 
-GATHERED = "Shard the model by FSDP2 (fully_shard) instead, which gathers the weights of each layer as it runs."
-"""What to do where parts of layers do not suffice."""
-
 
 def offloaded(model: nn.Module) -> list[LayerPath]:
     """The layers whose own parameters accelerate holds elsewhere (main memory, disk) while they do not run."""
@@ -35,23 +32,6 @@ def sharded(model: nn.Module) -> list[LayerPath]:
         for path, module in model.named_modules()
         if any(_is_spread(parameter) for parameter in module._parameters.values()) or _holds_for_fsdp(module)
     ]
-
-
-def tensor_parallel(model: nn.Module) -> list[LayerPath]:
-    """The layers that compute with a part of their weights: tensor parallel ones, not those that FSDP2 gathers."""
-    found: list[LayerPath] = []
-    stack: list[tuple[LayerPath, nn.Module, bool]] = [("", model, False)]
-    while stack:
-        path, module, gathered = stack.pop()
-        gathered = gathered or is_fsdp(module)
-        if any(_shards(parameter) > gathered for parameter in module._parameters.values()):
-            found.append(path)
-        stack += [
-            (f"{path}.{name}" if path else name, child, gathered)
-            for name, child in reversed(module._modules.items())
-            if child is not None
-        ]
-    return found
 
 
 def is_fsdp(module: nn.Module) -> bool:
@@ -104,32 +84,13 @@ def need_weights(model: nn.Module, what: str) -> None:
     away, spread = offloaded(model), sharded(model)
     if away:
         raise InputError(
-            f"{what} needs the weights themselves, and accelerate holds those of {_listed(away)} elsewhere while they "
+            f"{what} needs the weights themselves, and accelerate holds those of {listed(away)} elsewhere while they "
             "do not run. Load the model in one place for this, such as from_pretrained(..., device_map={'': 'cpu'})."
         )
     if spread:
         raise InputError(
-            f"{what} needs the weights themselves, and those of {_listed(spread)} are spread over processes. Do it in "
+            f"{what} needs the weights themselves, and those of {listed(spread)} are spread over processes. Do it in "
             "one process, with the model before fully_shard or parallelize_module (or loaded without tp_plan)."
-        )
-
-
-def refuse_parts(model: nn.Module, what: str, instead: str) -> None:
-    """Refuse a tensor parallel model, of which each process computes a part.
-
-    Args:
-        model: any module.
-        what: what cannot be told from a part, for the error.
-        instead: what to do.
-
-    Raises:
-        InputError: when some layers compute with a part of their weights.
-    """
-    parts = tensor_parallel(model)
-    if parts:
-        raise InputError(
-            f"{what} cannot be told of a tensor parallel model: {_listed(parts)} compute with the part of their "
-            f"weights that this process holds, so no process sees all of it. {instead}"
         )
 
 
@@ -147,7 +108,7 @@ def refuse_sharded(model: nn.Module, what: str, instead: str) -> None:
     spread = sharded(model)
     if spread:
         raise InputError(
-            f"{what} reads weights between the passes of their layers, and those of {_listed(spread)} are spread over "
+            f"{what} reads weights between the passes of their layers, and those of {listed(spread)} are spread over "
             f"processes, which gather them for the passes alone. {instead}"
         )
 
@@ -178,40 +139,9 @@ class InPlace:
             module.reshard()  # type: ignore[operator]
 
 
-def parts(model: nn.Module) -> dict[LayerPath, tuple[int, int] | None]:
-    """The layers that may return a part of their output, this process's, as a plain tensor that does not say so.
-
-    Linear layers split by columns, with (features of the whole, features of this process); what has no parameters and
-    stands beside one, such as an activation function, with the same; layers that sequence parallelism made, with None.
-    """
-    found: dict[LayerPath, tuple[int, int] | None] = {}
-    for path in tensor_parallel(model):
-        parent, _, name = path.rpartition(".")
-        sizes = _columns(model.get_submodule(path))
-        if sizes is None:
-            continue
-        found[path] = sizes
-        for other, module in model.get_submodule(parent).named_children():
-            if other != name and next(module.parameters(), None) is None:
-                found[f"{parent}.{other}" if parent else other] = sizes
-    for path, module in model.named_modules():
-        own = [parameter for parameter in module._parameters.values() if parameter is not None]
-        if own and all(_is_dtensor(parameter) and not _shards(parameter) for parameter in own):
-            found[path] = None
-    return found
-
-
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """The part of a tensor that lies in this process."""
-    return tensor.to_local() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
-
-
-def _columns(module: nn.Module) -> tuple[int, int] | None:
-    weight = module._parameters.get("weight")
-    if weight is None or weight.ndim != 2 or not isinstance(module, nn.Linear):
-        return None
-    whole, own = int(weight.shape[0]), int(local(weight).shape[0])
-    return None if own == whole else (whole, own)
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def _accelerate_hooks(module: nn.Module) -> list[Any]:
@@ -225,17 +155,18 @@ def _is_offloaded(module: nn.Module) -> bool:
 
 
 def _is_spread(parameter: torch.Tensor | None) -> bool:
-    return _shards(parameter) > 0
+    return shards(parameter) > 0
 
 
-def _shards(parameter: torch.Tensor | None) -> int:
+def shards(parameter: torch.Tensor | None) -> int:
     """Over how many axes of the processes a parameter is cut."""
-    if parameter is None or not _is_dtensor(parameter):
+    if parameter is None or not is_dtensor(parameter):
         return 0
     return sum(not placement.is_replicate() for placement in parameter.placements)  # type: ignore[attr-defined]
 
 
-def _is_dtensor(tensor: torch.Tensor) -> bool:
+def is_dtensor(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is spread over processes, or copied to them, by torch.distributed."""
     kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
     return kind is not None and isinstance(tensor, kind)
 
@@ -245,7 +176,8 @@ def _holds_for_fsdp(module: nn.Module) -> bool:
     return is_fsdp(module) and next(module.parameters(), None) is not None
 
 
-def _listed(paths: list[LayerPath]) -> str:
+def listed(paths: list[LayerPath]) -> str:
+    """The first of some layers by name, for an error."""
     named = ", ".join(repr(path) if path else "the model itself" for path in paths[:NAMED])
     more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
     return f"layer{'s' * (len(paths) > 1)} {named}{more}"

@@ -5,29 +5,27 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .axes import axes_of
 from .borrow import as_written, is_compiled
 from .call import Call, Gradients, Stored
-from .checkpoints import EDITING, pack_hooks
+from .checkpoints import as_edit, refuse_in_checkpoints
 from .edits import Change, Site
-from .errors import InputError, OptionError, choose
-from .hooks import PROBING, Note, Stop, foreign, recomputing, stored, versions
+from .errors import OptionError, choose
+from .hooks import PROBING, Note, Stop, foreign, leave, recomputing, stored, versions
 from .layers import LayerPath, Layers, Selection
 from .matches import Calls
 from .nested import first_tensor, map_tensors
-from .placement import parts
 from .record import Record
+from .tensor_parallel import mark_parts
 
 Keep = Literal["reference", "clone", "cpu"]
 Edit: TypeAlias = Callable[[Any], Any] | Change
@@ -122,7 +120,7 @@ class Probe:
             raise OptionError("this probe is already attached; make a second Probe to nest them.")
         self._owner = get_ident()
         PROBING[self._owner] = PROBING.get(self._owner, 0) + 1
-        self._stack.callback(_leave, self._owner)
+        self._stack.callback(leave, self._owner)
         try:
             if is_compiled(self._model):
                 self._stack.enter_context(as_written(self._model))
@@ -142,7 +140,7 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Any:
         self._detach()
-        self._mark_parts()
+        mark_parts(self._model, self.record, self._edits, reduced=self._reduce is not None)
         self.record.unedited = tuple(path if call is None else f"{path}#{call}" for path, call in self._unmade)
         if isinstance(error, Stop) and error.args == (id(self),):
             self.record.stopped = True
@@ -156,24 +154,6 @@ class Probe:
             handle.remove()
         self._handles.clear()
         self._stack.close()
-
-    def _mark_parts(self) -> None:
-        """Say which layers of a tensor parallel model have shown, or got edited in, this process's part only."""
-        known = parts(self._model) if dist.is_available() and dist.is_initialized() else {}
-        for path, sizes in known.items():
-            calls = self.record.calls(path) if path in self._calls else []
-            shown = [None if self._reduce else first_tensor(call.value) for call in calls]
-            if path in self._edits or any(
-                sizes is None or value is None or value.shape[-1] == sizes[1] for value in shown
-            ):
-                self.record.parts = (*self.record.parts, path)
-        if self.record.parts:
-            listed = ", ".join(map(repr, self.record.parts[:4])) + ", ..." * (len(self.record.parts) > 4)
-            warnings.warn(
-                f"the model is tensor parallel: what layers {listed} return (record.parts has all) is the part of this "
-                "process, such as its columns, and units are numbered within it.",
-                stacklevel=3,
-            )
 
     def _edit_hook(self, path: LayerPath, edits: list[tuple[Calls, Edit]]) -> Callable[[nn.Module, Any, Any], Any]:
         counter = itertools.count()
@@ -191,24 +171,15 @@ class Probe:
                 output = edited
                 self._unmade.pop((path, call), None)
                 self._unmade.pop((path, None), None)
-            if output is not given and pack_hooks() is not None:
-                raise InputError(
-                    f"layer {path!r} is edited inside of a checkpointed block, which the backward pass computes again "
-                    "without the edit: gradients would be wrong. Take the checkpoint out of the model's forward, or "
-                    "edit the output of the block."
-                )
+            if output is not given:
+                refuse_in_checkpoints(path)
             return output
 
-        setattr(hook, EDITING, True)
-        return hook
+        return as_edit(hook)
 
     @staticmethod
     def _before_hook(hook: Callable[[nn.Module, Any, Any], Any]) -> Callable[[nn.Module, Any, Any], Any]:
-        def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            return hook(module, None, (args, kwargs))
-
-        setattr(before, EDITING, True)
-        return before
+        return as_edit(lambda module, args, kwargs: hook(module, None, (args, kwargs)))
 
     def _attach(self, path: LayerPath, module: nn.Module) -> None:
         if self._plain(path):
@@ -271,12 +242,6 @@ class Probe:
             return map_tensors(output, torch.clone) if graph and keep == "clone" else None
 
         return before, after
-
-
-def _leave(thread: int) -> None:
-    PROBING[thread] -= 1
-    if not PROBING[thread]:
-        del PROBING[thread]
 
 
 def _by_layer(layers: Layers, edits: Edits) -> dict[LayerPath, list[tuple[Calls, Edit]]]:

@@ -12,6 +12,7 @@ FOUNDATION = {
     "errors",
     "nested",
     "placement",
+    "tensor_parallel",
     "checkpoints",
     "borrow",
     "layers",

@@ -12,10 +12,11 @@ from torch import nn
 
 from ...errors import RelevanceError
 from ...layers import Selection
-from ...placement import is_fsdp, refuse_parts
+from ...placement import is_fsdp
 from ...results import Ledger, Relevance
 from ...spans import Spans
 from ...target import Spec
+from ...tensor_parallel import refuse_parts
 from ..score import Scorer, backward_pass
 from .assign import Assigned, assign
 from .automatic import rulebook_for

@@ -13,8 +13,8 @@ from ...borrow import borrowed
 from ...errors import check_count, choose
 from ...inputs import as_inputs
 from ...layers import Selection
-from ...placement import GATHERED, refuse_parts
 from ...results import LayerProfile
+from ...tensor_parallel import GATHERED, refuse_parts
 from ..fastpath import layers_called
 from .chance import shuffled
 from .estimate import Estimate, aligned, estimate, mean

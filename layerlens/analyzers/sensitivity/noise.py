@@ -14,11 +14,11 @@ from ...borrow import borrowed
 from ...errors import LayerNotFound, OptionError, check_count
 from ...inputs import Inputs, as_inputs
 from ...layers import Selection
-from ...placement import GATHERED, refuse_parts
 from ...probe import Edit, Probe
 from ...progress import track
 from ...results import LayerProfile
 from ...target import Spec
+from ...tensor_parallel import GATHERED, refuse_parts
 from ..fastpath import layers_called
 from .chance import shuffled
 from .metrics import QUANTITIES, Metric, Readout, readout
