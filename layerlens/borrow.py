@@ -65,7 +65,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in own]
     buffers = [_BufferState(module, name) for module in modules for name in module._buffers]
     attributes = [_Attributes(module) for module in modules if not _of_torch(type(module))]
-    places, generators = InPlace(modules), generator_states()
+    places, generators, failed = InPlace(modules), generator_states(), True
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
@@ -81,8 +81,9 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
             if mode == "eval" and grad:
                 stack.enter_context(checkpoints_kept(modules))
             yield model
+        failed = False
     finally:
-        places.restore()
+        places.restore(failed=failed)
         for module, training in flags:
             if module.training != training:
                 module.training = training

@@ -125,8 +125,12 @@ class InPlace:
         self._hooked = [(module, dict(module._parameters)) for module in modules if _accelerate_hooks(module)]
         self._fsdp = [module for module in modules if is_fsdp(module)]
 
-    def restore(self) -> None:
-        """Put the parameters of offloaded layers back, and let FSDP2 free what it gathered."""
+    def restore(self, *, failed: bool) -> None:
+        """Put the parameters of offloaded layers back, and let FSDP2 free what it gathered.
+
+        Args:
+            failed: whether an error ended what was done with the model.
+        """
         for module, parameters in self._hooked:
             before = [name for name, parameter in parameters.items() if parameter is not None and parameter.is_meta]
             if any(not module._parameters[name].is_meta for name in before):  # type: ignore[union-attr]
@@ -135,6 +139,9 @@ class InPlace:
             for name, parameter in parameters.items():
                 if module._parameters.get(name) is not parameter:
                     module._parameters[name] = parameter
+        for module in self._fsdp:
+            if failed or _runs_still(module):
+                _start_anew(module)
         for module in self._fsdp:
             module.reshard()  # type: ignore[operator]
 
@@ -147,6 +154,19 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def _accelerate_hooks(module: nn.Module) -> list[Any]:
     hook = getattr(module, "_hf_hook", None)
     return [] if hook is None else list(getattr(hook, "hooks", [hook]))
+
+
+def _runs_still(module: nn.Module) -> bool:
+    """Whether FSDP2 waits for the end of a forward pass, which was ended on the way."""
+    context = getattr(module._get_fsdp_state(), "_state_ctx", None)  # type: ignore[operator]
+    return getattr(context, "iter_forward_root", None) is not None
+
+
+def _start_anew(module: nn.Module) -> None:
+    """Have FSDP2 forget a pass that did not end; it is asked at its root."""
+    reset = getattr(module, "reset_iter_state", None)
+    if reset is not None and getattr(module._get_fsdp_state(), "_is_root", False):  # type: ignore[operator]
+        reset()
 
 
 def _is_offloaded(module: nn.Module) -> bool:
