@@ -32,6 +32,13 @@ def pack_hooks() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     return found
 
 
+def aside() -> contextlib.AbstractContextManager[Any]:
+    """For operations that are no part of the model: no checkpoint counts the tensors that they save."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return contextlib.nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+
+
 def as_edit(hook: Hook) -> Hook:
     """A hook that changes what a layer takes or returns, marked as such."""
     setattr(hook, EDITING, True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 import layerlens as ll
@@ -17,6 +18,7 @@ from layerlens import errors
 from layerlens.borrow import borrowed
 from layerlens.inputs import as_inputs
 from layerlens.placement import home, need_weights, offloaded, sharded
+from tests.cases import CASES
 
 RULES = ("epsilon", "epsilon_plus", "epsilon_alpha2_beta1_flat", "cp", "attn", "gate")
 X = torch.linspace(-1, 1, 2 * 3 * 6 * 6).sin().reshape(2, 3, 6, 6)
@@ -56,6 +58,10 @@ def llama(**options):
 def last(output):
     """The logit of token 1 at the last place, (batch,)."""
     return output.logits[:, -1, 1]
+
+
+def mean(output):
+    return output.flatten(1).mean(dim=1)
 
 
 def told(relevance):
@@ -123,18 +129,25 @@ def spread(model, kind, folder):
     return model
 
 
+def deep_lift(model, x):
+    return ll.saliency(model, x, target=1, method="deep_lift").values
+
+
+OF_IMAGES = {**analyzers(1, image=True), "deep_lift": deep_lift}
+
+
 @functools.cache
 def expected(name):
-    return analyzers(1, image=True)[name](net(), X)
+    return OF_IMAGES[name](net(), X)
 
 
-@pytest.mark.parametrize("name", list(analyzers(1, image=True)))
+@pytest.mark.parametrize("name", list(OF_IMAGES))
 @pytest.mark.parametrize("kind", ["cpu", "disk", "map"])
 def test_an_offloaded_model_gives_the_same_numbers_and_stays_as_it_was(kind, name, tmp_path):
     model = spread(net(), kind, tmp_path)
     assert offloaded(model) and home(model) == torch.device("cpu")
     before = state(model)
-    assert_same(analyzers(1, image=True)[name](model, X), expected(name))
+    assert_same(OF_IMAGES[name](model, X), expected(name))
     assert state(model) == before
 
 
@@ -214,6 +227,9 @@ def test_relevance_does_not_pass_quantized_layers_in_silence():
         ll.relevance(model, torch.ones(1, 4), target=0)
     with pytest.raises(errors.TargetError, match="no gradient flows"):
         ll.saliency(model, torch.ones(1, 4), target=0, method="gradient")
+    assert "differences" in ll.sensitivity(model, torch.ones(1, 4), probes=2).method
+    assert ll.sensitivity(model, torch.ones(1, 4), method="noise_response", draws=2).values.isfinite().all()
+    assert ll.saliency(nn.Sequential(nn.Flatten(2), model), torch.rand(1, 1, 2, 2), target=mean, method="occlusion")
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
@@ -246,6 +262,79 @@ def test_checkpointed_layers_of_transformers_are_computed_again_in_eval_mode(att
         assert len(recomputed) >= 2, name
     assert functions == [vars(module).get("_gradient_checkpointing_func") for module in model.modules()]
     assert not any(module.training for module in model.modules())
+
+
+def test_what_reads_weights_works_with_checkpointed_layers():
+    plain, model = llama(), checkpointed(llama())
+    for analyzer in (
+        lambda m: ll.relevance(m, IDS, target=last, rules="epsilon", parameters="*").parameters,
+        lambda m: ll.weight_sensitivity(m, IDS, draws=1).values,
+        lambda m: ll.sensitivity(m, IDS, probes=2, null=True).null,
+        lambda m: ll.saliency(m, IDS, target=last, method="leave_one_out").values,
+        lambda m: ll.faithfulness.cascading_randomization(m, IDS, "gradient", layers="lm_head", target=last).values,
+    ):
+        assert_same(analyzer(model), analyzer(plain))
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_any_model_as_one_checkpoint(name):
+    """Of token ids the embedding is exchanged, which a checkpoint around it would undo."""
+    model, x, target = CASES[name].build(), CASES[name].example(), CASES[name].target
+    whole = Whole(model).eval()
+    if as_inputs(x).floating():
+        for rules in ("auto", "epsilon_plus"):
+            found, wanted = (ll.relevance(m, x, target=target, rules=rules).values for m in (whole, model))
+            assert_same(found, wanted)
+    else:
+        with pytest.raises(errors.InputError, match="edited inside of a checkpointed block"):
+            ll.relevance(whole, x, target=target)
+
+
+class Whole(nn.Module):
+    """A model as one checkpointed block."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args, **kwargs):
+        return checkpoint(lambda *args: self.model(*args, **kwargs), *args, use_reentrant=False)
+
+
+class Deep(nn.Module):
+    """Layers that are checkpointed one by one, or not."""
+
+    def __init__(self, checkpoints):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers, self.checkpoints = nn.ModuleList(nn.Linear(8, 8) for _ in range(6)), checkpoints
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False) if self.checkpoints else layer(x)
+        return x
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+@pytest.mark.parametrize("name", ["capture", "gradient", "relevance"])
+def test_offloaded_weights_are_here_one_layer_at_a_time(name, checkpoints, tmp_path, monkeypatch):
+    seen, most, linear = [], [0], nn.functional.linear
+
+    def watched(x, weight, bias=None):
+        seen.append(StorageWeakRef(weight.untyped_storage()))
+        output = linear(x, weight, bias)
+        most.append(len({one.cdata for one in seen if not one.expired()}))
+        return output
+
+    model, x = spread(Deep(checkpoints).eval(), "disk", tmp_path), torch.ones(1, 8)
+    monkeypatch.setattr(nn.functional, "linear", watched)
+    if name == "capture":
+        ll.capture(model, x, reduce=lambda output: None)
+    elif name == "gradient":
+        ll.saliency(model, x, target=1, method="gradient")
+    else:
+        ll.relevance(model, x, target=1, rules="attn")
+    assert max(most) == (1 if checkpoints or name == "capture" else 6)  # autograd keeps them for the backward pass
 
 
 def test_several_targets_and_conditions_through_checkpointed_layers(recomputed):
@@ -281,13 +370,14 @@ def test_checkpoints_survive_a_model_that_is_lent_twice():
 class Checkpointed(nn.Module):
     """Checkpoints a part of itself, in any mode."""
 
-    def __init__(self):
+    def __init__(self, reentrant=False):
         super().__init__()
         torch.manual_seed(0)
+        self.reentrant = reentrant
         self.first, self.last = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), nn.Linear(4, 3)
 
     def forward(self, x):
-        return self.last(checkpoint(self.first, x, use_reentrant=False))
+        return self.last(checkpoint(self.first, x, use_reentrant=self.reentrant))
 
 
 def test_an_edit_inside_of_a_checkpoint_of_the_model_is_refused():
@@ -302,3 +392,38 @@ def test_an_edit_inside_of_a_checkpoint_of_the_model_is_refused():
     with torch.no_grad(), ll.Probe(model, "last", edits={"first.0": lambda output: output * 0}) as record:
         model(x)  # nothing is computed again
     assert torch.allclose(record["last"], model.last(model.first[2](torch.zeros(2, 4))))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs", "ignore:no relevance rule is known for CheckpointFunction")
+@pytest.mark.parametrize("method", ["gradient", "relevance"])
+def test_a_reentrant_checkpoint_of_the_model_is_refused(method):
+    explain = {"gradient": ll.saliency, "relevance": ll.relevance}[method]
+    options = {"method": "gradient"} if method == "gradient" else {}
+    with pytest.raises(errors.LayerLensError, match=r"use_reentrant=False works"):
+        explain(Checkpointed(reentrant=True).eval(), torch.ones(2, 4), target=1, **options)
+    assert ll.capture(Checkpointed(reentrant=True).eval(), torch.ones(2, 4))["last"].shape == (2, 3)
+
+
+# -- models as a compiler leaves them ----------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*is compiled")
+@pytest.mark.parametrize("name", ["gradient", "relevance epsilon_plus", "occlusion", "jacobian"])
+def test_a_compiled_model_gives_the_same_numbers(name):
+    found = OF_IMAGES[name](torch.compile(net(), backend="eager"), X)
+    wanted = expected(name)
+    if isinstance(wanted, dict):
+        found, wanted = found["values"], wanted["values"]
+    assert_same(found, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_program_is_refused_and_its_module_has_lost_its_layers():
+    program = torch.export.export(net(), (X,))
+    with pytest.raises(errors.InputError, match="got ExportedProgram"):
+        ll.capture(program, X)
+    assert "3" in ll.capture(program.module(), X, "3").unrun
+    for name in ("gradient", "relevance epsilon_plus"):
+        found, wanted = OF_IMAGES[name](program.module(), X), expected(name)
+        assert_same(*((part["values"] if isinstance(part, dict) else part) for part in (found, wanted)))

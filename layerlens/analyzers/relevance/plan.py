@@ -170,8 +170,8 @@ def check(nodes: list[NodeInfo], roots: list[NodeInfo], *, strict: bool) -> None
         )
     if any(info.op == "WarnNotImplemented" and info.carries for info in nodes):
         raise RelevanceError(
-            "an operation between the input and the score has no gradient in torch, as quantized layers of torch.ao have "
-            "none, so no relevance passes it. Explain the model as it was before it was quantized."
+            "an operation between the input and the score has no gradient in torch, as quantized layers of torch.ao "
+            "have none, so no relevance passes it. Explain the model as it was before it was quantized."
         )
     unknown = sorted({info.op for info in nodes if info.row is None and info.carries and info.op != "leaf"})
     if not unknown:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...borrow import primitive_kernels
-from ...checkpoints import Once, pack_hooks
+from ...checkpoints import Once, aside, pack_hooks
 from ...spans import nodes_made
 from .constants import Constant, put
 from .graph import Graph
@@ -115,13 +115,14 @@ class Recorder(TorchFunctionMode):
             return args[0].copy_(self._call(*rewritten))
         if function is torch.Tensor.__setitem__:
             return self._write(*args)
-        note = FUNCTIONS.get(function) if self._noting else None
+        note = FUNCTIONS.get(_as_called(function)) if self._noting else None
         if note is not None:
             seen = _before_overwriting(self.graph, note, function, args)
             result = function(*args, **kwargs)
             tensor = result[0] if isinstance(result, tuple) else result
             if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
-                note(self.notes, tensor.grad_fn._sequence_nr(), self.graph, tensor, *seen, **kwargs)
+                with aside():
+                    note(self.notes, tensor.grad_fn._sequence_nr(), self.graph, tensor, *seen, **kwargs)
             return result
         if function in RECURRENT or (self._noting and function in WATCHED):
             return self._inside(function, args, kwargs)
@@ -158,6 +159,15 @@ class Recorder(TorchFunctionMode):
         return result
 
 
+def _as_called(function: Any) -> Any:
+    """The function of torch that an operator of aten is, as the modules of torch.export call them; else `function`."""
+    if not isinstance(function, torch._ops.OpOverload) or function.namespace != "aten":
+        return function
+    name = function.overloadpacket.__name__
+    homes = (home for home in (torch, torch._C._nn, torch.Tensor) if hasattr(home, name))
+    return getattr(next(homes, None), name, function)
+
+
 class _Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, graph: Graph, notes: Notes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -177,7 +187,8 @@ class _Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = function(*args, **kwargs)
         if note is not None and any(isinstance(part, torch.Tensor) and part.requires_grad for part in _flat(args)):
             tensor = result[0] if isinstance(result, tuple) else result
-            note(self.notes, number, self.graph, tensor, *seen, **kwargs)
+            with aside():
+                note(self.notes, number, self.graph, tensor, *seen, **kwargs)
         return result
 
 

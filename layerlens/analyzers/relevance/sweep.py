@@ -90,6 +90,8 @@ class Propagation:
         self.parameters = Parameters(model, parameters)
         if book is None or book.linear:
             _keep_inputs(model)
+        else:
+            _freeze(model, but=self.parameters.tensors)
         self.model = model
         self.several = Several(targets)
         self.scorer = Scorer(model, x, self.several.target(), forward=forward)
@@ -214,3 +216,11 @@ def _keep_inputs(model: nn.Module) -> None:
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.is_floating_point() and not parameter.is_inference():
             parameter.requires_grad_(True)
+
+
+def _freeze(model: nn.Module, but: Sequence[torch.Tensor]) -> None:
+    """Have autograd keep neither the inputs of linear operations nor offloaded weights, where no rule reads them."""
+    wanted = {id(parameter) for parameter in but}
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in wanted:
+            parameter.requires_grad_(False)
