@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: help browser demo test test-slow lint notebooks bench clean
+.PHONY: help browser demo docs test test-slow lint notebooks bench clean
 
 help:
 	@echo "make demo       figures and a page from a real model, in gallery/"
+	@echo "make docs       the documentation as a site, in build/docs/"
 	@echo "make test       the fast tests"
 	@echo "make test-slow  real trained models, notebooks, other processes"
 	@echo "make lint       ruff and mypy"
@@ -46,6 +47,10 @@ browser:
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m layerlens demo --out gallery
+
+# the notebooks are run, so that their pages have outputs (about five minutes); a second time only those that changed
+docs: $(VENV)/.models
+	$(BIN)/python docs/site/build.py --execute --out build/docs
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q

@@ -241,7 +241,7 @@ def main() -> None:
     print(f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, captum ", end="")
     print(f"{importlib.metadata.version('captum')}. Made by `python -m benchmarks.saliency`.\n")
     print(
-        f"Medians of {RUNS} alternating runs in one process ({5 * RUNS} of the short ones), in seconds of the processor,"
+        f"Medians of {RUNS} alternating runs in one process ({5 * RUNS} of short ones), in seconds of the processor,"
     )
     print("which other work on the machine disturbs less than those of the clock; repeated, most rows move by .05. The")
     print(

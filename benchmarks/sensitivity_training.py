@@ -1,9 +1,10 @@
-"""What watching costs a training: steps with a watch over steps without, medians of alternating runs on one thread.
+"""What watching costs a training: what measured steps take beyond plain ones, medians of several runs on one thread.
 
 python -m benchmarks.sensitivity_training
 """
 
 import contextlib
+import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -14,8 +15,6 @@ from torch import nn
 
 import layerlens
 from layerlens.demo.embedded import DigitNet
-
-from .timing import medians
 
 RUNS = 5
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -59,34 +58,52 @@ def _loss(x: torch.Tensor, y: torch.Tensor) -> Callable[[nn.Module], torch.Tenso
 def _measured(
     name: str, model: nn.Module, x: torch.Tensor, loss: Callable[[nn.Module], torch.Tensor], steps: int
 ) -> list[tuple[str, float, float, str]]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    shares: dict[str, list[tuple[float, int]]] = {key: [] for key in OPTIONS}
+    """Each step is timed, so that the noise of a machine between two trainings does not drown the price of watching.
 
-    def train(context: Any) -> None:
+    What the measured steps took beyond a plain one (the median of the steps between them in the same training, or of
+    a plain training right before where every step is measured) and what entering took, over all steps.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def train(context: Any) -> tuple[float, list[float]]:
+        seconds = []
+        begun = time.process_time()
         with context:
+            entered = time.process_time() - begun
             for _ in range(steps):
+                start = time.process_time()
                 optimizer.zero_grad()
                 loss(model).backward()
                 optimizer.step()
-
-    def watched(key: str) -> None:
-        options = dict(OPTIONS[key])
-        data = x if options.pop("drift", False) else None
-        watching = layerlens.watch(model, optimizer, data=data, **options)
-        train(watching)
-        shares[key].append((float(watching.history.checks["share of time"]), len(watching.history)))
+                seconds.append(time.process_time() - start)
+        return entered, seconds
 
     model.train()
-    calls: dict[str, Callable[[], object]] = {"plain": lambda: train(contextlib.nullcontext())}
-    calls |= {key: (lambda key=key: watched(key)) for key in OPTIONS}
-    seconds = medians(calls, runs=RUNS, clock=time.process_time)
+    train(contextlib.nullcontext())
+    prices: dict[str, list[tuple[float, float, int]]] = {key: [] for key in OPTIONS}
+    between: list[float] = []
+    for _ in range(RUNS):
+        for key, chosen in OPTIONS.items():
+            options = dict(chosen)
+            data = x if options.pop("drift", False) else None
+            plain = statistics.median(train(contextlib.nullcontext())[1])
+            watching = layerlens.watch(model, optimizer, data=data, **options)
+            entered, seconds = train(watching)
+            history = watching.history
+            measured = set(history.steps.tolist())
+            others = [spent for step, spent in enumerate(seconds) if step not in measured]
+            floor = statistics.median(others) if others else plain
+            if others:
+                between.append(floor / plain)
+            more = entered + sum(seconds[step] - floor for step in measured)
+            prices[key].append((more / (floor * steps), float(history.checks["share of time"]), len(measured)))
     found = []
-    for key in OPTIONS:
-        share, count = sorted(shares[key])[len(shares[key]) // 2]
+    for key, seen in prices.items():
+        price, share, count = (statistics.median(column) for column in zip(*seen, strict=True))
         remark = f"{count} of {steps} steps measured, by its own account {100 * share:.1f} % of the time"
-        ratio = seconds[key] / seconds["plain"]
-        found.append((f"watch, {key}: {name}", STATED.get(key, float("nan")), ratio, remark))
-    return found
+        found.append((f"watch, {key}: {name}", STATED.get(key, float("nan")), 1 + price, remark))
+    remark = "a step between measured ones, over a step without a watch"
+    return [*found, (f"watch, not measuring: {name}", 1.0, statistics.median(between), remark)]
 
 
 if __name__ == "__main__":

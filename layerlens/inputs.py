@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .errors import InputError
+from .errors import InputError, LayerLensError
 from .nested import describe, map_tensors, named_tensors
 from .placement import offloaded
 
@@ -40,17 +40,19 @@ class Inputs:
             if forward is None:
                 return model(*own.args, **own.kwargs)
             return forward(model, *own.args, **own.kwargs)
-        except (RuntimeError, NotImplementedError) as error:
-            if (
-                "meta" in str(error)
-                and any(parameter.is_meta for parameter in model.parameters())
-                and not offloaded(model)
-            ):
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if "meta" in str(error) and any(part.is_meta for part in model.parameters()) and not offloaded(model):
                 raise InputError(
                     f"{type(model).__name__} has no weights: they are on the meta device, which keeps shapes alone. "
                     f"Load them (load_state_dict(..., assign=True), or from_pretrained). ({str(error)[:200]})"
                 ) from error
+            if hasattr(error, "add_note") and not isinstance(error, LayerLensError):  # Python 3.11 and newer show notes
+                error.add_note(f"The model was run on {self}; the first axis is the batch.")
             raise
+
+    def __str__(self) -> str:
+        """The tensors by name, type and shape; the one of a model with one input without a name."""
+        return ", ".join(f"{'' if name == '0' else f'{name} '}{describe(x)}" for name, x in self.tensors().items())
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by name: a keyword, or the position of a positional argument; nested ones dotted."""

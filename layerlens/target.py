@@ -235,7 +235,8 @@ def class_index(name: str, names: Names) -> int:
     folded = [index for known, index in table.items() if known.casefold() == name.casefold()]
     if len(folded) == 1:
         return folded[0]
-    raise TargetError(f"no class is named {name!r} among {len(table)}.{suggestion(name, table)}")
+    close = suggestion(name, table) or f" Known: {', '.join([*table][:12])}{', ...' if len(table) > 12 else ''}."
+    raise TargetError(f"no class is named {name!r} among {len(table)}.{close}")
 
 
 def _label_of(classes: torch.Tensor, names: Names) -> str:

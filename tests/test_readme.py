@@ -3,7 +3,9 @@
 import pathlib
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from layerlens.analyzers.relevance.rules import TABLE
 from tests.test_pages import PAGES
@@ -40,7 +42,29 @@ def test_the_numbers_of_the_cat_are_those_of_today():
     assert [f"{float(part):.1f}" for part in (ledger.score, ledger.inputs, ledger.additive)] == ["10.5", "-0.2", "10.6"]
 
 
-LIGHT = sorted(page for page in (README.parent / "docs").glob("*.md") if page.stem not in PAGES)
+PICTURES = sorted((README.parent / "docs").glob("readme-*.png"))
+
+
+def test_its_pictures_are_small_and_told_in_words():
+    shown = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", README.read_text())
+    assert sorted(README.parent / path for _, path in shown) == PICTURES and len(PICTURES) == 3
+    assert all(path.stat().st_size < 150_000 for path in PICTURES) and all(len(alt) > 60 for alt, _ in shown)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_its_pictures_are_those_that_the_code_makes_today(tmp_path):
+    from benchmarks.readme_pictures import write
+
+    for path in write(tmp_path):
+        fresh, shown = (Image.open(place).convert("RGB") for place in (path, README.parent / "docs" / path.name))
+        assert fresh.size == shown.size, path.name
+        difference = np.abs(np.asarray(fresh, float) - np.asarray(shown, float)).mean()
+        assert difference < 3, f"{path.name} is stale: python -m benchmarks.readme_pictures"
+
+
+WITHOUT_CODE = {"peers"}
+LIGHT = sorted(page for page in (README.parent / "docs").glob("*.md") if page.stem not in {*PAGES, *WITHOUT_CODE})
 """Pages whose blocks stand alone; tests/test_pages.py runs the others."""
 
 

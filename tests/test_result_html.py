@@ -171,3 +171,42 @@ def test_numpy_takes_bfloat16_and_parts_of_a_graph():
     values = normal(3).bfloat16().requires_grad_()
     assert profile(3).numpy().dtype == np.float32
     assert np.array_equal(dataclasses.replace(profile(3), values=values).numpy(), values.detach().float().numpy())
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+NO_TABLE = {
+    "ActivationMaps", "AttentionWeights", "FeatureVisualization", "RecurrentStates", "ReceptiveField",
+    "LatentTraversal", "GroupEffects", "RouteComparison", "Entry",
+}  # fmt: skip
+"""Pictures, states and weights of many axes, whose form is an array; parts of a result that has a table."""
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_result_that_is_a_table_becomes_one(name):
+    result = RESULTS[name]()
+    assert hasattr(result, "to_pandas") == (name not in NO_TABLE)
+    if name not in NO_TABLE:
+        table = result.to_pandas()
+        assert len(table) > 0 and len(table.columns) > 0 and not table.columns.duplicated().any()
+
+
+def test_the_table_of_an_attribution_finds_each_value_again():
+    result = images()
+    table = result.to_pandas()
+    assert list(table.columns) == ["sample", *(result.axes or ("", "axis 1", "axis 2", "axis 3"))[1:], "value"]
+    assert len(table) == result.tensor.numel()
+    for row in (0, 77, len(table) - 1):
+        *place, value = table.iloc[row]
+        assert float(result.tensor[tuple(int(k) for k in place)]) == value
+    several = dataclasses.replace(result, values={"a": normal(2, 3), "b": normal(2, 4, 1)}, inputs=None, axes=None)
+    assert several.to_pandas().groupby("input").size().to_dict() == {"a": 6, "b": 8}
+    words = attribution(2, 3, tokens=[["x", "y", "z"], ["u", "v", "w"]]).to_pandas()
+    assert "".join(words["token text"]) == "xyzuvw"
+
+
+def test_the_table_of_a_ledger_adds_up_to_the_score():
+    result = RESULTS["Relevance"]().ledger
+    table = result.to_pandas()
+    total = table[[f"sample {row}" for row in range(len(result.score))]].sum().to_numpy()
+    assert np.allclose(total, (result.score.double() - result.residual).numpy())

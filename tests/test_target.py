@@ -171,7 +171,7 @@ def test_an_unknown_name_gives_the_nearest():
     with pytest.raises(TargetError) as error:
         as_target("tabby", names=NAMES)
     assert str(error.value) == "no class is named 'tabby' among 3. Closest: tabby cat."
-    with pytest.raises(TargetError, match=r"no class is named 'zzz' among 3\.$"):
+    with pytest.raises(TargetError, match=r"no class is named 'zzz' among 3\. Known: "):
         as_target((0, "zzz"), names=NAMES)
 
 

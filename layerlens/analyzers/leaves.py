@@ -13,7 +13,6 @@ from ..axes import Axes
 from ..errors import InputError
 from ..inputs import Inputs
 from ..layers import LayerPath
-from ..nested import describe
 from ..probe import Edit
 from .places import Place
 from .series import time_axis
@@ -69,13 +68,12 @@ def find_leaves(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | 
         leaves = {name: _plain(model, x) for name, x in floating.items()}
     if leaves or uses:
         return leaves | {name: Leaf(_embedded(ids[name], found), tuple(found)) for name, found in uses.items()}
-    kinds = ", ".join(f"{name} {describe(x)}" for name, x in inputs.tensors().items())
     if any(isinstance(module, nn.Embedding) for module in model.modules()) and ids:
         raise InputError(
             f"gradients have no place to start: no nn.Embedding of {type(model).__name__} reads {', '.join(ids)} as "
             "they are, transposed, flattened or step by step. Pass floating-point inputs, such as inputs_embeds=..."
         )
-    raise InputError(f"gradients need a floating-point input or token ids; got {kinds}. Try x.float().")
+    raise InputError(f"gradients need a floating-point input or token ids; got {inputs}. Try x.float().")
 
 
 def _plain(model: nn.Module, x: torch.Tensor) -> Leaf:

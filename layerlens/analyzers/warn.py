@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 FLAT = "the score does not change with the input there (units that are off or saturated, or a step that is flat)"
 
 
+def whose(rows: Sequence[int | str], count: int) -> str:
+    """The samples that a warning is about, in words; nothing where the batch holds only that one.
+
+    Example:
+        >>> whose([1, 3], 8), whose([0], 1)
+        (' of sample(s) 1, 3', '')
+    """
+    return f" of sample(s) {', '.join(map(str, rows[:8]))}" if count > 1 else ""
+
+
 def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str, why: str = FLAT) -> None:
     """Warn when the values of some sample are zero everywhere: an empty map means a dead path, not 'unimportant'."""
     empty = torch.stack([value.reshape(len(value), -1).eq(0).all(dim=1) for value in values.values()]).all(dim=0)
     if bool(empty.any()):
-        listed = ", ".join(map(str, empty.nonzero().flatten().tolist()[:8]))
+        of = whose(empty.nonzero().flatten().tolist(), len(empty))
         warnings.warn(
-            f"{method}: the values of sample(s) {listed} are zero everywhere, so they explain nothing: {why}.",
+            f"{method}: the values{of} are zero everywhere, so they explain nothing: {why}.",
             stacklevel=4,
         )
 
@@ -25,9 +35,9 @@ def warn_of_not_finite(values: Mapping[str, torch.Tensor], method: str) -> None:
     """Warn when some value of a sample is NaN or infinite."""
     bad = torch.stack([~value.isfinite().reshape(len(value), -1).all(dim=1) for value in values.values()]).any(dim=0)
     if bool(bad.any()):
-        listed = ", ".join(map(str, bad.nonzero().flatten().tolist()[:8]))
+        of = whose(bad.nonzero().flatten().tolist(), len(bad))
         warnings.warn(
-            f"{method}: the values of sample(s) {listed} hold NaN or infinity: a gradient or a score on the way is "
+            f"{method}: the values{of} hold NaN or infinity: a gradient or a score on the way is "
             "not finite (a root or logarithm of 0, a division by 0, an overflow); another baseline keeps away from it.",
             stacklevel=4,
         )

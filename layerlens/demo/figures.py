@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from .. import plotting
-from ..plotting import Plot
-from ..results import ActivationMaps, LayerProfile
+from ..plotting import Plot, samples as shown
+from ..report.alt import of_ledger, of_map, of_profile
+from ..results import ActivationMaps, Attribution, LayerProfile
 from .measure import Findings, at_depth
 from .subject import Subject
 
@@ -18,12 +20,14 @@ class Figure:
     Attributes:
         name: of its files, without suffix.
         title: short, for the page.
-        caption: what is seen, with its numbers.
+        alt: what is seen, in numbers, for those who do not see it.
+        caption: how to read it.
         plot: the picture.
     """
 
     name: str
     title: str
+    alt: str
     caption: str
     plot: Plot
 
@@ -62,7 +66,12 @@ def _activations(maps: list[ActivationMaps], found: Findings) -> Figure:
         f"The strongest six units of layers from the first to the last, on {found.title!r}: edges and colours first, "
         "then textures, then parts, on ever coarser grids. One scale per row; its numbers stand at the bar."
     )
-    return Figure("activations", "Activations by depth", caption, plotting.activation_mosaic(maps))
+    alt = "Maps of units, a row per layer: " + "; ".join(
+        f"{one.layer}, {one.values.shape[-2]} x {one.values.shape[-1]} places, {float(one.values.min()):.3g} to "
+        f"{float(one.values.max()):.3g}"
+        for one in maps
+    )
+    return Figure("activations", "Activations by depth", f"{alt}.", caption, plotting.activation_mosaic(maps))
 
 
 def _grad_cam(findings: list[Findings]) -> Figure:
@@ -74,7 +83,7 @@ def _grad_cam(findings: list[Findings]) -> Figure:
     )
     labels = [f"{f.title}, score {float(f.cam.score[0]):.3g}" for f in findings]
     plot = plotting.overlay_grid([f.cam for f in findings], labels=labels)
-    return Figure("grad_cam", "Class activation maps", caption, plot)
+    return Figure("grad_cam", "Class activation maps", _alt([f.cam for f in findings], labels), caption, plot)
 
 
 def _saliency(found: Findings, name: str) -> Figure:
@@ -87,9 +96,9 @@ def _saliency(found: Findings, name: str) -> Figure:
         f"from a zero input and miss the difference of scores by {found.completeness:.1%}. SmoothGrad averages "
         f"{copies} noisy copies; the standard error is {error:.0%} of the map's norm."
     )
-    return Figure(
-        f"{name}_saliency", f"Saliency: {found.title}", caption, plotting.compare_methods([found.cam, *found.saliency])
-    )
+    maps = [found.cam, *found.saliency]
+    alt = _alt(maps, [one.how for one in maps])
+    return Figure(f"{name}_saliency", f"Saliency: {found.title}", alt, caption, plotting.compare_methods(maps))
 
 
 def _relevance(found: Findings, name: str, subject: Subject) -> Figure:
@@ -101,8 +110,9 @@ def _relevance(found: Findings, name: str, subject: Subject) -> Figure:
         f"{float(ledger.gap[0]):.0%} of it out; at {subject.depth} the places sum to "
         f"{float(middle.tensor.sum()):.4g}. The rest went to constants, as the ledger shows."
     )
-    plot = plotting.compare_methods([found.relevance, middle])
-    return Figure(f"{name}_relevance", f"Relevance: {found.title}", caption, plot)
+    maps = [found.relevance, middle]
+    alt = _alt(maps, [one.how for one in maps])
+    return Figure(f"{name}_relevance", f"Relevance: {found.title}", alt, caption, plotting.compare_methods(maps))
 
 
 def _ledger(found: Findings, name: str) -> Figure:
@@ -113,7 +123,7 @@ def _ledger(found: Findings, name: str) -> Figure:
         "largest."
     )
     plot = plotting.relevance_flow(found.relevance)
-    return Figure(f"{name}_ledger", f"Ledger: {found.title}", caption, plot)
+    return Figure(f"{name}_ledger", f"Ledger: {found.title}", of_ledger(ledger, plot), caption, plot)
 
 
 def _sensitivity(subject: Subject, found: Findings, profile: LayerProfile) -> Figure:
@@ -124,4 +134,9 @@ def _sensitivity(subject: Subject, found: Findings, profile: LayerProfile) -> Fi
         f"{highest}. The mark is the same model with the entries of every weight tensor shuffled."
     )
     plot = plotting.layer_profile(profile, scale="log", title=f"{subject.name}, {found.title}")
-    return Figure("sensitivity", "Sensitivity by layer", caption, plot)
+    return Figure("sensitivity", "Sensitivity by layer", of_profile(profile), caption, plot)
+
+
+def _alt(maps: Sequence[Attribution], labels: Sequence[str]) -> str:
+    """Maps of one figure in words: their sums, strongest places and spread."""
+    return " ".join(of_map(shown.read(one, 0), label) for one, label in zip(maps, labels, strict=True))

@@ -34,6 +34,7 @@ from .channels import channels
 from .compare_methods import compare_methods
 from .curves import curves
 from .faithfulness_curve import faithfulness_curve
+from .feature_gallery import feature_gallery
 from .feature_visualization import feature_visualization
 from .gradient_flow import gradient_flow
 from .group_effects import group_effects
@@ -65,6 +66,7 @@ __all__ = [
     "compare_methods",
     "curves",
     "faithfulness_curve",
+    "feature_gallery",
     "feature_visualization",
     "gradient_flow",
     "group_effects",

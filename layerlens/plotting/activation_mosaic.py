@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from ..errors import OptionError, PlotError
 from ..results import ActivationMaps
-from . import bars, images, panels, samples, style
+from . import bars, images, panels, samples, style, text
 from .board import Board
+from .layout import GAP
 from .plot import Plot
 from .style import Array
+
+BESIDE: Final = 0.9
+"""Inches that the colorbar of a row takes with its numbers."""
 
 
 def activation_mosaic(
@@ -76,8 +81,9 @@ def activation_mosaic(
         picture and any(_picture(one, sample) is not None for one in several)
     )
     data: dict[str, Any] = {}
+    clipped = False
     with Board(width=width, fig=fig) as board:
-        board.title(title)
+        titles = _titles([units for _, units in chosen], (board.width - BESIDE) / columns)
         for row, (one, (tiles, units)) in enumerate(zip(several, chosen, strict=True)):
             label = panels.unique(_label(one, len(units)) if labels is None else labels[row], data)
             board.header(row, label)
@@ -87,6 +93,8 @@ def activation_mosaic(
                 continue
             signed = bool(tiles.min() < 0)
             limits = style.limits([tiles], signed=signed, clip=clip, vmax=vmax, what=f"layer {one.layer!r}")
+            clipped |= bool(limits.note)
+            limits = dataclasses.replace(limits, note="")  # said once, for all rows
             options = {
                 "cmap": style.colormap(cmap, signed=signed, unsigned="viridis"),
                 "vmin": limits.low,
@@ -94,13 +102,22 @@ def activation_mosaic(
                 "interpolation": "nearest",
             }
             if tiles.ndim == 3:
-                axes, image = _tiles(board, row, tiles, units, options, _picture(one, sample) if picture else None)
+                shown = _picture(one, sample) if picture else None
+                axes, image = _tiles(board, row, tiles, titles[row], options, shown)
             else:
                 axes, image = _steps(board, row, one, tiles, units, options)
             if colorbar:
                 axes = _bar_place(board, row, columns, axes) if tiles.ndim == 3 else axes
                 board.colorbar([axes], image, limits, "activation", "right")
+        board.title(title, "", f"each row: clipped at {clip:g}% of its |activation|" if clipped else "")
         return board.finish(data)
+
+
+def _titles(units: list[list[int]], across: float) -> list[list[str]]:
+    """The title of each tile: the bare number where the word does not fit beside it."""
+    named = [[f"unit {unit}" for unit in row] for row in units]
+    fits = max(text.width(name, style.SMALL) for row in named for name in row) <= across - GAP
+    return named if fits else [[str(unit) for unit in row] for row in units]
 
 
 def _strongest(one: ActivationMaps, sample: int, count: int) -> tuple[Array, list[int]]:
@@ -133,14 +150,14 @@ def _picture(one: ActivationMaps, sample: int) -> Array | None:
 
 
 def _tiles(
-    board: Board, row: int, tiles: Array, units: list[int], options: dict[str, Any], picture: Array | None
+    board: Board, row: int, tiles: Array, titles: list[str], options: dict[str, Any], picture: Array | None
 ) -> tuple[Any, Any]:
     """The input, where it is a picture, and a tile for each unit."""
     aspect = tiles.shape[1] / tiles.shape[2]
     if picture is not None:
         panels.show_picture(board.panel(row, 0, aspect=aspect, title="input"), picture)
-    for column, (tile, unit) in enumerate(zip(tiles, units, strict=True), start=picture is not None):
-        axes = board.panel(row, column, aspect=aspect, title=f"unit {unit}")
+    for column, (tile, line) in enumerate(zip(tiles, titles, strict=True), start=picture is not None):
+        axes = board.panel(row, column, aspect=aspect, title=line)
         image = axes.imshow(tile, **options)
         panels.frame(axes)
     return axes, image

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import OptionError, PlotError, suggestion
 from ..results import AttentionWeights
-from . import images, samples, style, text
+from . import images, samples, style, wording
 from .board import Board
 from .plot import Plot
 
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 MOST_TOKENS: Final = 40
 """Tokens that are written beside a map; more would not be legible."""
+NARROWEST: Final = 0.5
+"""Inches of a map with the gap beside it."""
+BESIDE: Final = 0.6
+"""Inches of the colorbar with its numbers."""
+PER_INCH: Final = 200
+"""Dots that an inch of a map shows."""
 
 
 def attention(
@@ -26,7 +32,7 @@ def attention(
     *,
     layers: Sequence[str] | None = None,
     heads: Sequence[int] | Literal["mean"] | None = None,
-    width: style.Width = "page",
+    width: style.Width | None = None,
     cmap: str | None = None,
     vmax: float | None = None,
     clip: float = 99.5,
@@ -35,17 +41,18 @@ def attention(
     colorbar: bool = True,
     fig: Any = None,
 ) -> Plot:
-    """Draw attention as maps of queries (down) by keys (across): a row per layer, a panel per head.
+    """Draw attention as maps of queries (down) by keys (across): the heads of each layer beside each other.
 
-    The tokens are written beside the maps where there is one map in a row and at most 40 of them. One scale for all
-    maps.
+    The tokens are written beside the maps where there is one map of each layer and at most 40 of them. One scale for
+    all maps. Of more tokens than a panel has dots for, neighbours are drawn together, as their largest weight; a note
+    says so.
 
     Args:
         weights: of some layers.
         sample: which of the batch.
         layers: which, from top to bottom; None for all, at most 12.
         heads: which, from left to right; None for all, at most 12; `"mean"` for their mean.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for more than one head.
         cmap: a matplotlib colormap; None is viridis.
         vmax: end of the scale; None takes it from `clip`.
         clip: percentile of the weights where colours saturate.
@@ -76,32 +83,54 @@ def attention(
         if name not in weights.weights:
             raise OptionError(f"there is no attention in {name!r}.{suggestion(name, weights.weights)}")
     data: dict[str, Any] = {name: _maps(weights, name, sample, heads) for name in names}
-    limits = style.limits(list(data.values()), signed=False, clip=clip, vmax=vmax, what="the attention")
-    options = {
-        "cmap": style.colormap(cmap, signed=False, unsigned="viridis"), "vmin": 0, "vmax": limits.high,
-        "interpolation": "nearest",
-    }  # fmt: skip
+    widest = max(map(len, data.values()))
+    if width is None:
+        width = "column" if widest == 1 else "page"
     tokens = weights.tokens[sample] if labels is None and weights.tokens is not None else labels
     with Board(width=width, fig=fig) as board:
-        board.title(title)
-        panels: list[Axes] = []
-        for row, name in enumerate(names):
-            maps = data[name]
-            board.header(row, name)
-            for column, values in enumerate(maps):
-                which = (
-                    "mean of heads" if heads == "mean" or weights.heads == "mean" else f"head {_head(heads, column)}"
-                )
-                axes = board.panel(row, column, aspect=values.shape[0] / values.shape[1], title=which)
-                image = axes.imshow(values, **options)
+        columns = _columns(widest, board.width)
+        each = max(1, int(max(max(maps.shape[1:]) for maps in data.values()) / (PER_INCH * board.width / columns)))
+        drawn = {name: _pooled(maps, each) for name, maps in data.items()}
+        limits = style.limits(list(drawn.values()), signed=False, clip=clip, vmax=vmax, what="the attention")
+        colours = style.colormap(cmap, signed=False, unsigned="viridis")
+        row, mean = -1, heads == "mean" or weights.heads == "mean"
+        for name, maps in drawn.items():
+            size = data[name].shape[1:]
+            for place, values in enumerate(maps):
+                row += place % columns == 0
+                if place == 0:
+                    board.header(row, name)
+                which = "mean of heads" if mean else f"head {_head(heads, place)}"
+                axes = board.panel(row, place % columns, aspect=size[0] / size[1], title=which)
+                image = axes.imshow(
+                    values, cmap=colours, vmin=0, vmax=limits.high, interpolation="nearest", aspect="auto",
+                    extent=(-0.5, size[1] - 0.5, size[0] - 0.5, -0.5),
+                )  # fmt: skip
                 axes.set_xticks([])
                 axes.set_yticks([])
                 if len(maps) == 1:
-                    _name(axes, weights, name, tokens, values.shape)
-            panels.append(axes)
+                    _name(axes, weights, name, tokens, size)
+                if place < columns:
+                    last = axes  # of the first row of heads, which reaches farthest to the right
+        notes = ["down: queries, across: keys"] * (widest > 1)
+        notes += [f"each dot: the largest weight among {each} x {each} tokens"] * (each > 1)
+        board.title(title, "", "; ".join(notes))
         if colorbar:
-            board.colorbar(panels[-1:], image, limits, "attention", "right")
+            board.colorbar([last], image, limits, "attention", "right")
         return board.finish(data)
+
+
+def _columns(heads: int, inches: float) -> int:
+    """Heads beside each other, none too narrow, with the last row as full as can be."""
+    rows = -(-heads // int(max((inches - BESIDE) / NARROWEST, 1)))
+    return -(-heads // rows)
+
+
+def _pooled(maps: Any, each: int) -> Any:
+    """The largest weight of each block of `each` queries and keys."""
+    for axis in (1, 2) if each > 1 else ():
+        maps = np.maximum.reduceat(maps, np.arange(0, maps.shape[axis], each), axis=axis)
+    return maps
 
 
 def _maps(weights: AttentionWeights, name: str, sample: int, heads: Any) -> Any:
@@ -125,16 +154,16 @@ def _head(heads: Any, column: int) -> int:
 def _name(axes: Axes, weights: AttentionWeights, layer: str, tokens: Any, shape: tuple[int, ...]) -> None:
     """Write queries and keys beside a map."""
     queries, keys = weights.queries.get(layer), weights.keys.get(layer)
+    axes.set_ylabel("query")
+    axes.set_xlabel("key")
     if tokens is None:
-        axes.set_ylabel("query")
-        axes.set_xlabel("key")
         return
     for chosen, size, axis in ((queries, shape[0], axes.yaxis), (keys, shape[1], axes.xaxis)):
         places = list(range(size)) if chosen is None else list(chosen)
         if max(places) >= len(tokens) or (chosen is None and size != len(tokens)):
             raise PlotError(f"{len(tokens)} labels for {size} tokens; give one per token.")
         if size <= MOST_TOKENS:
-            written = [text.visible(tokens[place]) for place in places]
+            written = [wording.spelled(tokens[place]) for place in places]
             axis.set_ticks(np.arange(size), written, fontsize=style.SMALL)
     axes.tick_params(axis="x", labelrotation=90, length=0)
     axes.tick_params(axis="y", length=0)

@@ -19,6 +19,8 @@ DENSE: Final = 0.105
 """Height of one of very many rows."""
 MOST_WIDE: Final = 40
 """Rows that are as high as `PITCH`."""
+MOST_DECADES: Final = 300.0
+"""Last over first value of a log axis up to which more than powers of ten are named."""
 PAGE_FULL: Final = 8.2
 """Inches that rows may take: a page of a paper."""
 
@@ -61,12 +63,12 @@ def name_rows(axes: Axes, names: Sequence[str], figure_width: float) -> float:
 
 def value_axis(axes: Axes, label: str, *, log: bool = False) -> None:
     """A value axis with few numbers, faint guide lines, and a line at zero."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     axes.set_xlabel(label)
     if log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+        axes.xaxis.set_major_locator(few_decades())
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -74,6 +76,19 @@ def value_axis(axes: Axes, label: str, *, log: bool = False) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
     axes.set_axisbelow(True)
     axes.grid(axis="x", color="#E6E6E6", linewidth=0.5)
+
+
+def few_decades() -> Any:
+    """Ticks of a log axis: at 1, 2 and 5 where it spans about two decades, else at powers of ten."""
+    from matplotlib.ticker import LogLocator
+
+    class Locator(LogLocator):
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            few = vmin > 0 and vmax < MOST_DECADES * vmin
+            self.set_params(subs=(1.0, 2.0, 5.0) if few else (1.0,))
+            return super().tick_values(vmin, vmax)
+
+    return Locator(numticks=6)
 
 
 def draw(axes: Axes, values: Array, *, colours: Any, **options: Any) -> Any:
@@ -116,7 +131,7 @@ def write_hidden(
             covers = max(covers, text.width(hidden, style.SMALL) + 0.1)
         axes.annotate(
             hidden, (0, row), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points",
-            va="center", ha="left", fontsize=style.SMALL, color=style.COLOURS[1],
+            va="center_baseline", ha="left", fontsize=style.SMALL, color=style.COLOURS[1],
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
     if covers and across is not None:
@@ -146,7 +161,7 @@ def write_beyond(axes: Axes, values: Array) -> None:
             written = mark.format(", ".join(style.number(float(value)) for value in values[row][out[row]]))
             axes.annotate(
                 written, (edge, row), xycoords=("axes fraction", "data"), xytext=(-2 if edge else 2, 0),
-                textcoords="offset points", va="center", ha="right" if edge else "left", fontsize=style.SMALL,
+                textcoords="offset points", va="center_baseline", ha="right" if edge else "left", fontsize=style.SMALL,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5}, zorder=4,
             )  # fmt: skip
 

@@ -120,4 +120,5 @@ def _alike(values: Array) -> list[list[str]]:
     decimals = max(0, min(2, 2 - int(np.floor(np.log10(sizes.max() or 1.0)))))
     if not 0.1 <= (sizes.max() or 1.0) < 1e4:
         return [[style.number(float(value), 2) for value in row] for row in values]
-    return [[f"{value:.{decimals}f}".replace("-", "−") for value in row] for row in values]
+    rounded = values.round(decimals) + 0.0  # no minus before a zero
+    return [[f"{value:.{decimals}f}".replace("-", "−") for value in row] for row in rounded]

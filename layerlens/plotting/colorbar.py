@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from . import style
+from . import style, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,6 +54,26 @@ def attach(panels: Sequence[Axes], mappable: Any, limits: style.Limits, side: Si
     bar.outline.set_linewidth(0.4)
     bar.outline.set_edgecolor(style.FAINT)
     return bar
+
+
+def thin(bar: Any, side: Side, room: float) -> None:
+    """Leave out the middle number of a bar that is too short for three; those below a map stay inside of its width.
+
+    Args:
+        bar: from `attach`.
+        side: where it is.
+        room: its length, in inches.
+    """
+    axis = bar.ax.yaxis if side == "right" else bar.ax.xaxis
+    labels = [tick.label2 if side == "right" else tick.label1 for tick in axis.get_major_ticks()]
+    if side == "right":
+        needed = 1.1 * style.SMALL / 72 * len(labels)
+    else:
+        labels[0].set_horizontalalignment("left")
+        labels[-1].set_horizontalalignment("right")
+        sizes = [text.width(label.get_text(), style.SMALL) for label in labels]
+        needed = 2 * max(sizes[0] + sizes[1] / 2, sizes[1] / 2 + sizes[2]) + 2 * PAD
+    labels[1].set_visible(needed <= room)
 
 
 def _extend(limits: style.Limits) -> str:

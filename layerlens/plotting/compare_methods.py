@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from . import panels, samples, style
 from .board import Board
 from .plot import Plot
 from .samples import Channel, Sample
+
+NARROWEST: Final = 1.05
+"""Inches of figure for a panel: the numbers of its colorbar and a word of its title."""
 
 
 def compare_methods(
@@ -37,7 +41,7 @@ def compare_methods(
     Args:
         attributions: one per method, on the same inputs.
         sample: which of the batch.
-        columns: panels in a row; None takes up to five.
+        columns: panels in a row; None takes up to five, as many as are wide enough to be read.
         overlay: whether maps lie over the picture.
         channel: how channels become one number: `"sum"`, `"abs"` (sum of absolute values), or one of them.
         name: which input, when there are several.
@@ -77,14 +81,17 @@ def compare_methods(
     if len(labels) != len(several):
         raise PlotError(f"{len(labels)} labels for {len(several)} methods; give one per method.")
     count = len(shown) + (picture is not None)
-    columns = _balanced(count) if columns is None else columns
-    if columns < 1:
+    if columns is not None and columns < 1:
         raise OptionError(f"columns={columns!r}; give 1 or more.")
     targets = {one.target_of(sample) for one in several}
-    aspect = shown[0].values.shape[0] / shown[0].values.shape[1]
     data: dict[str, Any] = {}
     with Board(width=width, fig=fig) as board:
-        board.title(title, f"target: {targets.pop()}" if len(targets) == 1 else "")
+        columns = _balanced(count, board.width) if columns is None else columns
+        shown = [dataclasses.replace(one, picture=picture) for one in shown]
+        shown, note = samples.coarse(shown, board.width / columns)
+        picture = shown[0].picture
+        aspect = shown[0].values.shape[0] / shown[0].values.shape[1]
+        board.title(title, f"target: {targets.pop()}" if len(targets) == 1 else "", note)
         if picture is not None:
             axes = board.panel(aspect=aspect, title=f"input, score {style.number(shown[0].score)}")
             panels.show_picture(axes, picture)
@@ -101,9 +108,9 @@ def compare_methods(
         return board.finish(data)
 
 
-def _balanced(count: int) -> int:
-    """Columns for `count` panels: at most five, with the last row as full as can be."""
-    rows = -(-count // 5)
+def _balanced(count: int, inches: float) -> int:
+    """Columns for `count` panels: at most five and none too narrow, with the last row as full as can be."""
+    rows = -(-count // int(min(max(inches / NARROWEST, 1), 5)))
     return -(-count // rows)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import PlotError, choose
 from ..results import Curve
-from . import style, text
+from . import scales, style, text
 from .board import Board
 from .images import finite_array
 from .plot import Plot
@@ -24,8 +24,6 @@ LINES: Final[tuple[Any, ...]] = ("-", "-.", (0, (7, 2)), (0, (5, 1, 1, 1, 1, 1))
 CHANCE: Final = (0, (2.5, 1.8))
 MOST_MARKED: Final = 25
 """Points of a curve that are marked one by one."""
-FEW_POINTS: Final = 8
-"""Points that carry the numbers of a logarithmic axis themselves."""
 MOST_NAMED: Final = 7
 """Curves with a colour of their own; more take the colours of a scale, in their order."""
 
@@ -34,6 +32,8 @@ def curves(
     curve: Curve | Sequence[Curve],
     *,
     scale: Literal["linear", "log", "symlog"] = "linear",
+    yscale: Literal["linear", "log"] = "linear",
+    ylim: tuple[float, float] | None = None,
     width: style.Width = "column",
     title: str | None = None,
     labels: Sequence[str] | None = None,
@@ -47,6 +47,8 @@ def curves(
     Args:
         curve: one, or several of the same quantity along the same thing.
         scale: of the points: `"linear"`, `"log"`, or `"symlog"`, which is linear from zero to the smallest point.
+        yscale: of the values: `"linear"` or `"log"`.
+        ylim: smallest and largest value of the axis; None fits the data. What lies outside is counted in a note.
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
         title: None for the method, `""` for none.
         labels: a name for each line; None for the names of the series.
@@ -56,7 +58,7 @@ def curves(
         The plot; `data` holds, for each label, `"points"`, `"values"` and, where known, `"error"` and `"null"`.
 
     Raises:
-        OptionError: for an unknown scale or width.
+        OptionError: for an unknown scale or width, or an `ylim` that is no range.
         PlotError: when there is nothing to draw, curves do not belong together, names are missing or not distinct,
             or a logarithm of zero is asked for.
 
@@ -76,6 +78,7 @@ def curves(
     points = np.concatenate([line["points"] for line in data.values()])
     if scale == "log" and points.min() <= 0:
         raise PlotError(f"a log scale has no place for the point {points.min():g}. Use scale='symlog', or 'linear'.")
+    scales.check_values([line["values"] for line in data.values()], yscale, ylim)
     first = shown[0]
     with Board(width=width, ax=ax) as board:
         automatic = "; ".join(dict.fromkeys(one.method for one in shown if one.method))
@@ -83,9 +86,18 @@ def curves(
         notes = [f"{len(data)} curves in order, from dark to light."] if many else []
         missing = {name: int(np.isnan(line["values"]).sum()) for name, line in data.items()}
         notes += [f"{name}: {count} point(s) without a number." for name, count in list(missing.items())[:5] if count]
+        if ylim is not None:
+            out = {
+                name: int(((line["values"] < ylim[0]) | (line["values"] > ylim[1])).sum())
+                for name, line in data.items()
+            }
+            notes += [
+                f"{name}: {count} point(s) outside of the axis." for name, count in list(out.items())[:5] if count
+            ]
         board.title(title, automatic, " ".join(notes))
         axes = board.panel(height=min(max(0.52 * board.width, 1.3), 2.6))
-        _scale(axes, points, scale, board.width)
+        scales.along(axes, points, scale, board.width)
+        scales.values(axes, yscale, ylim)
         handles = [_line(axes, index, name, line, len(data)) for index, (name, line) in enumerate(data.items())]
         if many:
             handles = [handles[index] for index in np.unique(np.linspace(0, len(handles) - 1, 5).round().astype(int))]
@@ -154,42 +166,6 @@ def _lines(one: Curve) -> list[dict[str, Array]]:
         {"points": points[order], **{name: part[index] for name, part in parts.items()}}
         for index in range(len(one.series))
     ]
-
-
-def _scale(axes: Axes, points: Array, scale: str, across: float) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
-
-    if scale == "log":
-        axes.set_xscale("log")
-    elif scale == "symlog":
-        sizes = np.abs(points[points != 0])
-        axes.set_xscale("symlog", linthresh=float(sizes.min()) if sizes.size else 1.0, linscale=0.5)
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    if scale != "linear" and len(np.unique(points)) <= FEW_POINTS:
-        _ticks(axes, np.unique(points), across)
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
-    axes.grid(color="#E6E6E6", linewidth=0.5)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-def _ticks(axes: Axes, points: Array, across: float) -> None:
-    """Ticks at the points themselves, left out where their numbers would touch."""
-    scaled = axes.xaxis.get_transform().transform(points)
-    span = float(np.ptp(scaled)) or 1.0
-    room = 0.8 * across / span
-    kept, end = [], -np.inf
-    for point, place in zip(points, scaled * room, strict=True):
-        half = text.width(style.number(float(point)), style.SMALL) / 2
-        if place - half > end + 0.04:
-            kept.append(point)
-            end = place + half
-    axes.set_xticks(kept)
-    axes.minorticks_off()
 
 
 def _looks(index: int, count: int) -> tuple[Any, Any]:

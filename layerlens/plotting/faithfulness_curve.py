@@ -11,6 +11,7 @@ from ..errors import OptionError, PlotError, choose
 from ..results import FaithfulnessCurve
 from . import style
 from .board import Board
+from .images import finite_array
 from .panels import unique
 from .plot import Plot
 
@@ -71,6 +72,8 @@ def faithfulness_curve(
     titles = list(dict.fromkeys(places))
     if ax is not None and len(titles) > 1:
         raise OptionError(f"ax= holds one panel, and there are {len(titles)}: leave it out, or draw one at a time.")
+    from matplotlib.ticker import FuncFormatter
+
     lines = _lines(names, controls)
     data: dict[str, Any] = {}
     with Board(width=width or ("column" if len(titles) == 1 else "page"), ax=ax) as board:
@@ -78,7 +81,8 @@ def faithfulness_curve(
         drawn = {name: board.panel(1, column, height=1.7, title=name) for column, name in enumerate(titles)}
         handles: dict[str, Any] = {}
         for one, name, place in zip(shown, names, places, strict=True):
-            axes, shares, scores = drawn[place], one.shares.numpy(), one.scores.cpu().numpy()
+            axes, shares = drawn[place], finite_array(one.shares, f"the shares of {name!r}")
+            scores = finite_array(one.scores, f"the curve of {name!r}")
             mean = scores.mean(axis=0)
             data[unique(f"{place}: {name}" if place else name, data)] = mean
             (line,) = axes.plot(shares, mean, label=name, **lines[name])
@@ -93,6 +97,10 @@ def faithfulness_curve(
             axes.set_xlim(0, 1)
             axes.set_ylim(low, top)
             axes.set_xlabel("share of the places")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
             if column == 0:
                 axes.set_ylabel(shown[0].units)
             else:

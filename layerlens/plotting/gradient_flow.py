@@ -42,7 +42,7 @@ def gradient_flow(
         scale: `"log"` or `"linear"`.
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the column unless the names are long.
         vmax: end of the axis; None fits the data.
-        title: None for how it was measured, `""` for none.
+        title: None for the quantity and how it was measured, `""` for none.
         labels: names of the rows instead of the layers' paths.
         ax: axes to draw into; None makes a figure.
 
@@ -84,6 +84,7 @@ def gradient_flow(
         settings=history.settings,
         series=tuple(f"step {int(history.steps[place])}" for place in places),
     )
+    title = f"{quantity} of each layer, {found.method}" if title is None else title
     return layer_profile(profile, scale=scale, width=width, vmax=vmax, title=title, labels=labels, ax=ax)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +14,7 @@ from . import bars, panels, samples, style
 from .board import Board
 from .plot import Plot
 from .samples import Channel, Sample
+from .wording import spelled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +41,8 @@ def heatmap(
 ) -> Plot:
     """Draw one sample of an attribution.
 
-    An image lies in colours over its input in middle grey, with opacity proportional to |value|. A series is an
+    An image lies in colours over its input in middle grey, with opacity proportional to |value|; one with many more
+    pixels than the figure has dots is averaged over blocks, as a note says. A series is an
     image with time from left to right. Tokens are bars with their texts, at most 60: the weakest are added up in one
     row. A vector is bars, or a line when it has more than 40 features.
 
@@ -79,14 +82,17 @@ def heatmap(
         if shown.form == "image" or len(labels) != rows:
             have = "an image, which has none" if shown.form == "image" else f"{rows} rows"
             raise PlotError(f"{len(labels)} labels for {have}: labels= names features, tokens or the rows of a series.")
-    limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
     with Board(width=width, ax=ax) as board:
-        board.title(title, shown.title)
+        if shown.form == "image":
+            shown = dataclasses.replace(shown, picture=samples.given_picture(overlay, shown))
+        (shown,), note = samples.coarse([shown], board.width)
+        limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
+        board.title(title, shown.title, note)
         data = {"values": shown.values}
         if shown.form in ("image", "series"):
             colours = style.colormap(cmap, signed=shown.signed)
             if shown.form == "image":
-                picture = samples.given_picture(overlay, shown)
+                picture = shown.picture
                 axes = board.panel(aspect=shown.values.shape[0] / shown.values.shape[1])
                 mappable, data["alpha"] = panels.show_map(axes, shown.values, limits, colours, picture=picture)
                 if picture is not None:
@@ -121,12 +127,10 @@ def _series(board: Board, shown: Sample, limits: style.Limits, colours: Any, lab
 
 
 def _bars(board: Board, shown: Sample, labels: Sequence[str] | None, vmax: float | None) -> Any:
-    from .text import visible
-
     if labels is not None:
         names = list(labels)
     elif shown.tokens is not None:
-        names = [visible(token) for token in shown.tokens]
+        names = [spelled(token) for token in shown.tokens]
     else:
         names = [str(index) for index in range(len(shown.values))]
     values = shown.values

@@ -108,6 +108,26 @@ def grey(image: Array) -> Array:
     return 0.42 + 0.46 * np.clip((luminance - low) / (high - low or 1), 0, 1)
 
 
+def averaged(array: Array, each: int) -> Array:
+    """The mean of each block of `each` rows and columns; blocks at the edges may be smaller.
+
+    Args:
+        array: `(height, width)` or `(height, width, 3)`.
+        each: of a block, in pixels.
+
+    Example:
+        >>> averaged(np.arange(6.0).reshape(2, 3), 2)
+        array([[2. , 3.5]])
+    """
+    for axis in (0, 1):
+        starts = np.arange(0, array.shape[axis], each)
+        counts = np.diff(np.append(starts, array.shape[axis])).reshape(
+            [-1 if axis == at else 1 for at in range(array.ndim)]
+        )
+        array = np.add.reduceat(array, starts, axis=axis) / counts
+    return array
+
+
 def check_channels_first(shape: tuple[int, ...], what: str) -> None:
     """Refuse a batch of pictures that has its channels last.
 

@@ -72,7 +72,8 @@ def latent_traversal(
     data: dict[str, Any] = {}
     sign = "+" if traversal.move == "add" else ""
     with Board(width=width, fig=fig) as board:
-        board.title(title)
+        where = "move along each direction" if traversal.move == "add" else "value of each latent"
+        board.title(title, "", f"columns: {where}")
         for row, place in enumerate(places):
             name = traversal.names[place]
             effect = f"{name}: moves the output by {style.number(float(traversal.effect[place]))}"

@@ -81,9 +81,10 @@ def layer_profile(
     if width is None:
         width = "column" if bars.room_for_names(names, 99) < 0.4 * style.WIDTHS["column"] else "page"
     with Board(width=width, ax=ax) as board:
-        board.title(title, profile.method)
         axes = board.panel()
         board.panels[-1].height = max(bars.name_rows(axes, names, board.width), 0.5)
+        every = -(-len(names) // len(axes.get_yticks()))
+        board.title(title, profile.method, f"one name for {every} layers" if every > 1 else "")
         bars.value_axis(axes, label, log=scale == "log")
         if vmax is not None:
             axes.set_xlim(right=vmax)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import PlotError
 from . import style, text
-from .colorbar import LONGEST, Side
+from .colorbar import LONGEST, Side, thin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,6 +119,7 @@ def _break_text(board: Board) -> None:
         if text.width(line, style.SMALL) > room:
             line = f"{one.units}\n{one.note}".strip()
         one.label.set_text(text.wrap(line, style.SMALL, max(room, 0.7)))
+        thin(one.bar, one.side, room)
     for axes, handles in board.legends:
         _draw_legend(board, axes, handles)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ def leaderboard(
     wrong = [type(one).__name__ for one in shown if not isinstance(one, Leaderboard)]
     if wrong or not shown:
         raise PlotError(f"leaderboard draws one Leaderboard or more, not {f'a {wrong[0]}' if wrong else 'none'}.")
+    shown = [dataclasses.replace(one, values=one.values.detach().double()) for one in shown]
     names = [metric] if isinstance(metric, str) or metric is None else list(metric)
     pairs = [(one, one.metrics[0] if name is None else name) for one in shown for name in names]
     if labels is None:

@@ -85,8 +85,8 @@ def model_map(
         if len(rows) <= full * columns:
             break
     columns = min(columns, math.ceil(len(rows) / full)) if len(rows) <= full * columns else columns
-    every = math.ceil(len(rows) / columns)
-    parts = [rows[start : start + every] for start in range(0, len(rows), every)]
+    parts = _columns(rows, math.ceil(len(rows) / columns))
+    every = max(map(len, parts))
     shown = np.array([value for row in rows for value in (row.value, *row.below)])
     fits = np.isfinite(shown) & ((shown > 0) if scale == "log" else True)
     if not fits.any():
@@ -100,13 +100,22 @@ def model_map(
         note = "ticks: the layers inside of a row that are not drawn" if cut else ""
         board.title(title, f"{table.model}: {label}{f', {how}' if how else ''}", note)
         for column, part in enumerate(parts):
-            parent = part[0].path.rpartition(".")[0]
-            axes = board.panel(0, column, title=f"… in {parent}" if column and parent else "")
+            axes = board.panel(0, column)
             board.panels[-1].height = bars.pitch_of(len(rows)) * max(every, 4)
             _draw(axes, part, every, board.width / len(parts), scale, low, high)
             bars.value_axis(axes, label, log=scale == "log")
             axes.set_xlim(low, high)
         return board.finish({"paths": [row.path for row in rows], "values": np.array([row.value for row in rows])})
+
+
+def _columns(rows: list[Row], every: int) -> list[list[Row]]:
+    """The rows in columns, each but the first under the name of what it goes on with."""
+    parts = [rows[start : start + every] for start in range(0, len(rows), every)]
+    for part in parts[1:]:
+        parent = part[0].path.rpartition(".")[0]
+        if parent:
+            part.insert(0, Row(f"… in {parent}", "", 0, math.nan, False, ""))
+    return parts
 
 
 def _range(values: Array, scale: str, vmax: float | None) -> tuple[float, float]:
@@ -148,7 +157,7 @@ def _draw(
             written = "NaN" if math.isnan(row.value) else style.number(row.value).replace("inf", "infinite")
             axes.annotate(
                 written, (1, place), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points",
-                va="center", ha="left", fontsize=style.SMALL, color=style.COLOURS[1] if lost else style.INK,
+                va="center_baseline", ha="left", fontsize=style.SMALL, color=style.COLOURS[1] if lost else style.INK,
             )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from ..errors import OptionError, PlotError
 from ..results import Attribution
@@ -11,7 +11,9 @@ from . import panels, samples, style
 from .board import Board
 from .plot import Plot
 from .samples import Channel, Sample
-from .style import Array
+
+NARROWEST: Final = 1.9
+"""Inches of figure for a pair."""
 
 
 def overlay_grid(
@@ -35,7 +37,7 @@ def overlay_grid(
     Args:
         attributions: one attribution with several samples, or several of the same method, each with all its samples.
         which: the samples to draw, counted over all attributions; None draws the first twelve.
-        columns: pairs of picture and map in a row; None takes up to three.
+        columns: pairs of picture and map in a row; None takes up to three, as many as are wide enough to be seen.
         channel: how channels become one number: `"sum"`, `"abs"` (sum of absolute values), or one of them.
         name: which input, when there are several.
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
@@ -61,29 +63,32 @@ def overlay_grid(
         >>> list(overlay_grid(maps).data)
         ['sample 0, score 1', 'sample 1, score 1']
     """
-    shown, pictures, numbers = _samples(attributions, which, channel, name)
+    shown, numbers = _samples(attributions, which, channel, name)
     if labels is None:
         labels = [f"sample {index}, score {style.number(one.score)}" for index, one in zip(numbers, shown, strict=True)]
     elif len(labels) != len(shown):
         raise PlotError(f"{len(labels)} labels for {len(shown)} samples; give one per sample.")
-    columns = min(len(shown), 3) if columns is None else columns
-    if columns < 1:
+    if columns is not None and columns < 1:
         raise OptionError(f"columns={columns!r}; give 1 or more.")
-    limits = style.limits(
-        [one.values for one in shown], signed=shown[0].signed, clip=clip, vmax=vmax, what=shown[0].what
-    )
     colours = style.colormap(cmap, signed=shown[0].signed)
     data: dict[str, Any] = {}
     with Board(width=width, fig=fig) as board:
-        board.title(title, shown[0].title if len({one.title for one in shown}) == 1 else "")
+        if columns is None:
+            columns = min(len(shown), 3, int(max(board.width / NARROWEST, 1)))
+        shown, note = samples.coarse(shown, board.width / (2 * columns))
+        limits = style.limits(
+            [one.values for one in shown], signed=shown[0].signed, clip=clip, vmax=vmax, what=shown[0].what
+        )
+        board.title(title, shown[0].title if len({one.title for one in shown}) == 1 else "", note)
         edge = []
-        for index, (one, picture, label) in enumerate(zip(shown, pictures, labels, strict=True)):
+        for index, (one, label) in enumerate(zip(shown, labels, strict=True)):
             row, column = divmod(index, columns)
             aspect = one.values.shape[0] / one.values.shape[1]
             left = board.panel(row, 2 * column, aspect=aspect, title=label, pair=True)
-            panels.show_picture(left, picture)
+            assert one.picture is not None  # _samples has seen to it
+            panels.show_picture(left, one.picture)
             right = board.panel(row, 2 * column + 1, aspect=aspect)
-            mappable, _ = panels.show_map(right, one.values, limits, colours, picture=picture)
+            mappable, _ = panels.show_map(right, one.values, limits, colours, picture=one.picture)
             data[panels.unique(label, data)] = one.values
             if column == min(columns, len(shown)) - 1:
                 edge.append(right)
@@ -94,7 +99,7 @@ def overlay_grid(
 
 def _samples(
     attributions: Attribution | Sequence[Attribution], which: Sequence[int] | None, channel: Channel, name: str | None
-) -> tuple[list[Sample], list[Array], list[int]]:
+) -> tuple[list[Sample], list[int]]:
     several = [attributions] if isinstance(attributions, Attribution) else list(attributions)
     if not several:
         raise PlotError("there is nothing to draw: the list of attributions is empty.")
@@ -113,12 +118,10 @@ def _samples(
                 f"overlay_grid has one scale, so it draws one method; given were {mine[0]!r} (in {mine[1]}) and "
                 f"{theirs[0]!r} (in {theirs[1]}). Put methods side by side with compare_methods."
             )
-    pictures = []
     for one in shown:
         if one.picture is None:
             raise PlotError(
                 f"{one.what} keeps no input picture to show beside it. Add it: dataclasses.replace(result, inputs=x), "
                 "or draw the map alone with heatmap."
             )
-        pictures.append(one.picture)
-    return shown, pictures, numbers
+    return shown, numbers

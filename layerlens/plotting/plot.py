@@ -104,8 +104,9 @@ class Plot:
         import matplotlib
 
         buffer = io.BytesIO()
+        backend = "agg" if kind == "png" else kind  # a canvas of its own: another may remember sizes of text
         with matplotlib.rc_context(self._settings):  # fonts are chosen while saving too
-            self.fig.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
+            self.fig.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind], backend=backend)
         return buffer.getvalue()
 
     def _repr_png_(self) -> bytes | None:

@@ -69,11 +69,13 @@ def receptive_field(
     size = " x ".join(str(stop - start) for start, stop in box)
     line = f"{field.layer or '(model)'} at {field.place}: sees {size}, uses {float(field.effective_size[row]):.0f}"
     with Board(width=width, ax=ax) as board:
-        board.title(title, f"{line} across" if values.ndim == 2 else line)
+        seen = "dashed" if values.ndim == 2 else "shaded"
+        board.title(title, f"{line} across" if values.ndim == 2 else line, f"{seen}: all that can reach it")
         if values.ndim == 1:
             _line(board, values, box)
             return board.finish(data)
-        limits = style.limits([values], signed=False, clip=clip, vmax=vmax, what=what)
+        inside = values[tuple(slice(int(start), int(stop)) for start, stop in box)]  # the zeros around it are no data
+        limits = style.limits([inside if inside.any() else values], signed=False, clip=clip, vmax=vmax, what=what)
         axes = board.panel(aspect=values.shape[0] / values.shape[1])
         shown = _picture(field, row, values.shape)
         mappable, _ = panels.show_map(axes, values, limits, style.colormap(cmap, signed=False), picture=shown)

@@ -179,7 +179,7 @@ def _draw(axes: Axes, data: dict[str, Array], rows: list[Row]) -> list[Any]:
     for place, row in zip(places, rows, strict=True):
         axes.annotate(
             style.number(row.total), (1, place), xycoords=("axes fraction", "data"), xytext=(34, 0),
-            textcoords="offset points", ha="right", va="center", fontsize=style.SMALL,
+            textcoords="offset points", ha="right", va="center_baseline", fontsize=style.SMALL,
             fontweight="bold" if row.end else "normal", annotation_clip=False,
         )  # fmt: skip
         if place and row.end != rows[place - 1].end:

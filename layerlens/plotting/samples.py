@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ FORMS: dict[tuple[str, ...], Form] = {
     ("time", "feature"): "series",
     ("token", "feature"): "series",
     ("channel", "length"): "series",
+    ("channel", "time"): "series",
     ("token",): "tokens",
     ("word",): "tokens",
     ("span",): "tokens",
@@ -197,6 +199,33 @@ def _tokens(
     if inputs is not None and inputs.ndim == 2 and inputs.shape[1] == count:
         return tuple(str(token) for token in inputs[sample].tolist())
     return tuple(str(index) for index in range(count))
+
+
+DOTS: Final = 300
+"""Pixels that an inch of figure shows."""
+
+
+def coarse(shown: Sequence[Sample], inches: float) -> tuple[list[Sample], str]:
+    """Maps with no more than twice the pixels that a panel shows, averaged over blocks; with a note of it.
+
+    Drawn as they are, most pixels of a map much larger than its panel would not be seen.
+
+    Args:
+        shown: images, and other forms, which stay as they are.
+        inches: width of a panel.
+    """
+    sizes = [max(one.values.shape) for one in shown if one.form == "image"]
+    each = int(max(sizes, default=0) / (DOTS * inches))
+    if each < 2:
+        return list(shown), ""
+    blocks = [
+        one if one.form != "image" else dataclasses.replace(
+            one, values=images.averaged(one.values, each),
+            picture=None if one.picture is None else images.averaged(one.picture, each),
+        )
+        for one in shown
+    ]  # fmt: skip
+    return blocks, f"each dot: the mean of {each} x {each} pixels"
 
 
 def given_picture(overlay: Any, sample: Sample) -> Array | None:

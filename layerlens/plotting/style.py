@@ -43,6 +43,7 @@ RC: Final[dict[str, Any]] = {
     "text.color": INK,
     "text.parse_math": False,  # a token such as "$5 or $6" is text, not mathematics
     "text.usetex": False,
+    "text.hinting": "no_hinting",  # text as wide at every dpi, and in a PDF, as it was measured
     "axes.titlesize": TEXT,
     "axes.labelsize": TEXT,
     "axes.labelcolor": INK,
@@ -106,10 +107,12 @@ def number(value: float, digits: int = 3) -> str:
     """A number as text for a figure, with a true minus sign.
 
     Example:
-        >>> number(-0.01234), number(12345678.0)
-        ('−0.0123', '1.23e7')
+        >>> number(-0.01234), number(172.0, 2), number(12345678.0)
+        ('−0.0123', '170', '1.23e7')
     """
     text = f"{value:.{digits}g}"
+    if "e+" in text and abs(value) < 1e4:  # 170 rather than 1.7e2
+        text = f"{float(text):.0f}"
     if 0 < abs(value) < 1e-3:  # 1.6e-4 rather than 0.00016, whose zeros nobody counts
         text = f"{value:.{digits - 1}e}"
     if "e" in text:

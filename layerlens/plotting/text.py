@@ -40,7 +40,10 @@ def width(text: str, size: float) -> float:
 
 @functools.lru_cache(4096)
 def _width(text: str, size: float, family: tuple[str, ...]) -> float:
-    across: float = renderer(DPI).get_text_width_height_descent(text, _font(size, family), False)[0]
+    import matplotlib
+
+    with matplotlib.rc_context({"text.hinting": style.RC["text.hinting"]}):
+        across: float = renderer(DPI).get_text_width_height_descent(text, _font(size, family), False)[0]
     return across / DPI
 
 

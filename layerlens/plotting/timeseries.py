@@ -115,7 +115,8 @@ def timeseries(
             axes.set_ylim(low, high)
             axes.tick_params(labelbottom=place == len(rows) - 1)
             drawn.append(axes)
-        drawn[-1].set_xlabel(("step" if axis == "feature" else "place") if rate is None else "seconds")
+        steps = "place" if shown.axes[1] == "length" else "step"
+        drawn[-1].set_xlabel(steps if rate is None else "seconds")
         if colorbar:
             board.colorbar(drawn, image, limits, shown.units, "right")
         return board.finish({"relevance": values, "signal": lines, "channels": np.array(rows)})
@@ -149,7 +150,7 @@ def _signal(
             f"{shown.what} keeps no series to draw. Give it: signal=x[{sample}], or draw the relevance alone: heatmap."
         )
     array = images.finite_array(signal, "the signal")
-    if shown.form == "series" and shown.axes[1] != "length":  # read with time first, drawn with time from left to right
+    if shown.form == "series" and shown.axes[0] == "feature":  # read with time first, drawn from left to right
         array = array.T
     array = array[None] if shown.form == "vector" and array.ndim == 1 else array
     if array.shape != values.shape:

@@ -63,11 +63,7 @@ def top_inputs(
     """
     if not isinstance(top, TopInputs):
         raise PlotError(f"top_inputs draws TopInputs, not a {type(top).__name__}.")
-    choose("way to show inputs", show, ("crop", "mask", "input"))
-    if count < 1:
-        raise OptionError(f"count={count!r} samples per unit; give 1 or more.")
-    if show != "input" and top.regions is None:
-        raise PlotError(f"show={show!r} needs regions, which were not kept: top_inputs(..., regions=True), or 'input'.")
+    read_options(top, show, count)
     chosen = [unit for unit, _ in top.strongest(5)] if units is None else list(units)
     if not chosen:
         raise PlotError("units=[] draws nothing; give the units to draw, or None for the five strongest.")
@@ -77,21 +73,44 @@ def top_inputs(
     with Board(width=width, fig=fig) as board:
         name = f"{top.layer} #{top.call}" if top.call else top.layer
         target = f", {top.target}" if top.target else ""
-        board.title(title, f"{name}: {top.method}{target}")
+        region = {"mask": "; framed: what the unit sees", "crop": "; cut to what the unit sees", "input": ""}[show]
+        board.title(title, f"{name}: {top.method}{target}", f"above each: its number and its value{region}")
         for row, unit in enumerate(chosen):
-            at = top.row(unit)
             board.header(row, f"unit {unit}" if labels is None else labels[row])
-            for rank, index in enumerate(top.index[at, :count].tolist()):
-                picture, box = _picture(top, index), _box(top, at, rank)
-                shown = picture if show == "input" else _cut(picture, box) if show == "crop" else _masked(picture, box)
-                aspect = 1.0 if show == "crop" else shown.shape[0] / shown.shape[1]
-                line = f"#{index}: {style.number(float(top.values[at, rank]))}"
-                axes = board.panel(row, rank, aspect=aspect, title=line)
-                panels.show_picture(axes, shown)
-                if show == "mask":
-                    _outline(axes, box)
-                data[f"unit {unit}, sample {index}"] = shown
+            data |= show_inputs(board, row, top, unit, count, show)
         return board.finish(data)
+
+
+def read_options(top: TopInputs, show: Show, count: int) -> None:
+    """Refuse options that cannot be drawn.
+
+    Raises:
+        OptionError: when `show` is unknown, or `count` is below 1.
+        PlotError: when there are no regions to mask or crop to.
+    """
+    choose("way to show inputs", show, ("crop", "mask", "input"))
+    if count < 1:
+        raise OptionError(f"count={count!r} samples per unit; give 1 or more.")
+    if show != "input" and top.regions is None:
+        raise PlotError(f"show={show!r} needs regions, which were not kept: top_inputs(..., regions=True), or 'input'.")
+
+
+def show_inputs(
+    board: Board, row: int, top: TopInputs, unit: int, count: int, show: Show, *, column: int = 0
+) -> dict[str, Array]:
+    """Draw the samples of one unit from a column on; returns what was drawn, by `"unit 3, sample 17"`."""
+    at, data = top.row(unit), {}
+    for rank, index in enumerate(top.index[at, :count].tolist()):
+        picture, box = _picture(top, index), _box(top, at, rank)
+        shown = picture if show == "input" else _cut(picture, box) if show == "crop" else _masked(picture, box)
+        aspect = 1.0 if show == "crop" else shown.shape[0] / shown.shape[1]
+        line = f"#{index}: {style.number(float(top.values[at, rank]))}"
+        axes = board.panel(row, column + rank, aspect=aspect, title=line)
+        panels.show_picture(axes, shown)
+        if show == "mask":
+            _outline(axes, box)
+        data[f"unit {unit}, sample {index}"] = shown
+    return data
 
 
 def _picture(top: TopInputs, index: int) -> Array:

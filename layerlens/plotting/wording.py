@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import OptionError, PlotError
 from ..results import Attribution
 from ..results.words import SPACES, join
-from . import samples, style
+from . import samples, style, text
 from .samples import Sample
 from .style import Array
 
@@ -86,11 +86,21 @@ def pieces(tokens: Sequence[str], values: Array, most: int | None) -> list[Piece
             continue
         token, after_run = tokens[start], bool(found) and found[-1].count > 0
         begins = token.startswith(SPACES) if marked else not token.startswith("##")
-        text = join([token])
-        apart = bool(start) and ((begins and bool(text.strip())) or after_run)
-        found.append(Piece(text.strip(" ") or text, float(values[start]), apart, "\n" in text))
+        joined = join([token])
+        apart = bool(start) and ((begins and bool(joined.strip())) or after_run)
+        found.append(Piece(joined.strip(" ") or joined, float(values[start]), apart, "\n" in joined))
         start += 1
     return found
+
+
+def spelled(token: str) -> str:
+    """A token as it stands beside a bar or a map: what a tokenizer writes for a space is shown as one.
+
+    Example:
+        >>> spelled("Ġcapital"), spelled("##ing"), spelled("[CLS]")
+        ('␣capital', '##ing', '[CLS]')
+    """
+    return text.visible(token if token.startswith("##") else join([token]))
 
 
 def _kept(values: Array, most: int | None) -> Array:

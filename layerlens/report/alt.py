@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..plotting import Plot
 from ..plotting.samples import Sample as Shown
 from ..results import LayerProfile, Ledger
 
@@ -14,23 +15,29 @@ PRESENT = str.maketrans({"Ġ": "␣", "▁": "␣", "Ċ": "↵", "\n": "↵", "\
 
 
 def of_map(shown: Shown, how: str) -> str:
-    """A map of one sample: its sums, its strongest places, and how much it is spread.
+    """A map of one sample, with the name of its method.
 
     Args:
         shown: what is drawn.
         how: the method.
     """
+    told = of_values(shown)
+    return f"{how}, in units of {shown.units}: {told[0].lower()}{told[1:]}."
+
+
+def of_values(shown: Shown) -> str:
+    """The sums of a map, its strongest places, and how much it is spread: a sentence without its full stop."""
     values = np.asarray(shown.values, dtype=np.float64)
     if shown.signed:
-        sums = f"values add up to {values.sum():.4g} ({values[values > 0].sum():.4g} for, {abs(values[values < 0].sum()):.4g} against)"  # noqa: E501
+        sums = f"Values add up to {values.sum():.4g} ({values[values > 0].sum():.4g} for, {abs(values[values < 0].sum()):.4g} against)"  # noqa: E501
     else:
-        sums = f"magnitudes add up to {values.sum():.4g}"
+        sums = f"Magnitudes add up to {values.sum():.4g}"
     sizes = np.sort(np.abs(values).ravel())[::-1]
     total = sizes.sum()
     half = int(np.searchsorted(sizes.cumsum(), total / 2)) + 1 if total else 0
     spread = f"half of the size lies in {half} of {values.size} places" if total else "all are zero"
     best = ", ".join(f"{_place(shown, index)} ({values[index]:.3g})" for index in _strongest(values, 3))
-    return f"{how}, in units of {shown.units}: {sums}; strongest at {best}; {spread}."
+    return f"{sums}; strongest at {best}; {spread}"
 
 
 def _strongest(values: Any, count: int) -> list[tuple[int, ...]]:
@@ -48,15 +55,16 @@ def _place(shown: Shown, index: tuple[int, ...]) -> str:
     return f"feature {index[0]}"
 
 
-def of_ledger(ledger: Ledger, names: list[str], totals: list[float]) -> str:
+def of_ledger(ledger: Ledger, plot: Plot) -> str:
     """Where the score of the one sample went, and the layers that took most of it.
 
     Args:
         ledger: of one sample.
-        names: of the rows drawn, the score first.
-        totals: their amounts.
+        plot: its figure, whose rows are named; the first is the score.
     """
-    layers = sorted(zip(names[1:], totals[1:], strict=True), key=lambda row: -abs(row[1]))[:4]
+    totals = (plot.data["additive"] + plot.data["absorbed"] + plot.data["whole"]).tolist()
+    rows = zip(plot.data["name"].tolist(), totals, strict=True)
+    layers = sorted(list(rows)[1:], key=lambda row: -abs(row[1]))[:4]
     most = ", ".join(f"{name} {total:.3g}" for name, total in layers)
     return (
         f"Bars by layer, from the score to the input: score {float(ledger.score[0]):.4g} = inputs "

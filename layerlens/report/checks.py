@@ -69,7 +69,7 @@ def of_controls(sample: Sample, board: Leaderboard) -> list[Check]:
     best = max(board.controls, key=lambda control: float(board.of(control)[0]))
     limit = float(board.of(best)[0])
     return [
-        Check(name.format(method), sample.label, f"{value:.3f}", f"above {limit:.3f} ({best})", value > limit)
+        Check(name.format(method), sample.label, f"{value:.3g}", f"above {limit:.3g} ({best})", value > limit)
         for method, value in ((method, float(board.of(method)[0])) for method in methods)
     ]
 

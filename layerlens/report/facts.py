@@ -82,10 +82,16 @@ def input_facts(sample: Sample) -> list[Fact]:
     rows = []
     for name, tensor in sample.inputs.tensors().items():
         called = "input" if len(sample.inputs.tensors()) == 1 else f"input {name}"
-        span = f", {float(tensor.min()):.4g} to {float(tensor.max()):.4g}" if not tensor.is_complex() else ""
-        rows.append((called, f"{describe(tensor)}{span}"))
+        rows.append((called, f"{describe(tensor)}{_span(tensor)}"))
     rows.append(("input, SHA-256", digest(sample.inputs.tensors().items())))
     return rows
+
+
+def _span(tensor: torch.Tensor) -> str:
+    if tensor.is_complex() or not tensor.numel():
+        return ""
+    low, high = tensor.min(), tensor.max()
+    return f", {float(low):.4g} to {float(high):.4g}" if low.is_floating_point() else f", {int(low)} to {int(high)}"
 
 
 def recipe(lens: WrappedModel, samples: Sequence[Sample], path: str | os.PathLike[str], options: dict[str, Any]) -> str:
@@ -103,13 +109,19 @@ def recipe(lens: WrappedModel, samples: Sequence[Sample], path: str | os.PathLik
         f"lens = Lens({', '.join(known)})  # the weights have the SHA-256 given above",
         "lens.report(",
         "    inputs," + ("" if given is not None else "  # the samples have the SHA-256 given below"),
-        f"    # targets, sample by sample: {', '.join(repr(sample.target.label) for sample in samples)}",
+        f"    # {_targets([sample.target.label for sample in samples])}",
         f"    {_literal(options.pop('targets'))},",
         f"    path={os.fspath(path)!r},",
         *(f"    {name}={value!r}," for name, value in options.items() if value is not None),
         ")",
     ]
     return "\n".join(lines)
+
+
+def _targets(labels: list[str]) -> str:
+    if len(set(labels)) == 1:
+        return f"target: {labels[0]!r}"
+    return f"targets, sample by sample: {', '.join(map(repr, labels))}"
 
 
 def _literal(targets: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,17 +17,22 @@ from ..results import Attribution, LayerProfile, Relevance
 from . import alt
 from .content import Block, Note, Picture, Strip, Token
 
+MOST_LINES: Final = 8
+"""Channels of a series that are drawn as lines."""
+
 
 def maps(attributions: Sequence[Attribution]) -> list[Block]:
     """All maps of one sample: images side by side with the input, texts as strips, all else one below the other."""
     if not attributions:
         return []
-    if isinstance(attributions[0].values, torch.Tensor) and _form(attributions[0]) == "image":
-        return [_drawn("Maps of the input", lambda: _images(attributions))]
     blocks: list[Block] = []
     for name in _names(attributions[0]):
-        called = "" if name is None else f" for {name}"
-        if _form(attributions[0], name) not in ("tokens", None):
+        called, form = "" if name is None else f" for {name}", _form(attributions[0], name)
+        if form == "image":
+            title = "Maps of the input" + ("" if name is None else f" {name}")
+            blocks.append(_drawn(title, partial(_images, attributions, name, title)))
+            continue
+        if form not in ("tokens", None) and not _lines(attributions[0], name):
             blocks.append(_drawn(f"Input{called}", partial(_input, attributions[0], name, f"Input{called}")))
         for one in attributions:
             title = f"{_title(one.how)}{called}"
@@ -42,10 +47,9 @@ def flow(relevance: Relevance) -> Block:
         plot = plotting.relevance_flow(relevance, title="")
         flows = bool(np.isfinite(plot.data["flow"]).any())
         line = " The line is what still flows on at the outputs of layers." if flows else ""
-        rows = (plot.data["additive"] + plot.data["absorbed"] + plot.data["whole"]).tolist()
         return Picture(
             "Where the score went",
-            alt.of_ledger(relevance.ledger, plot.data["name"].tolist(), rows),
+            alt.of_ledger(relevance.ledger, plot),
             "The ledger of relevance: what each layer's additive constants (biases, shifts, running means) took of the "
             f"score on its way back to the input, and what rules absorbed. All rows add up to the score.{line}",
             plot.png(),
@@ -75,13 +79,13 @@ def _drawn(title: str, draw: Callable[[], Block]) -> Block:
         return Note(title, f"Not drawn: {error}")
 
 
-def _images(attributions: Sequence[Attribution]) -> Picture:
-    plot = plotting.compare_methods(attributions, labels=[one.how for one in attributions], title="")
-    shown = [shown_samples.read(one, 0) for one in attributions]
+def _images(attributions: Sequence[Attribution], name: str | None, title: str) -> Picture:
+    plot = plotting.compare_methods(attributions, name=name, labels=[one.how for one in attributions], title="")
+    shown = [shown_samples.read(one, 0, name=name) for one in attributions]
     told = " ".join(alt.of_map(one, other.how) for one, other in zip(shown, attributions, strict=True))
     signs = "Red speaks for the target, blue against it; " if any(one.signed for one in attributions) else ""
     caption = f"{signs}each map has its own scale, at its bar. {_hows(attributions)}"
-    return Picture("Maps of the input", f"The input and {len(shown)} map(s) of it. {told}", caption, plot.png())
+    return Picture(title, f"The input and {len(shown)} map(s) of it. {told}", caption, plot.png())
 
 
 def _input(attribution: Attribution, name: str | None, title: str) -> Picture:
@@ -109,7 +113,6 @@ def _input(attribution: Attribution, name: str | None, title: str) -> Picture:
 
 def _single(one: Attribution, name: str | None, title: str) -> Block:
     shown = shown_samples.read(one, 0, name=name)
-    caption = _hows([one])
     if shown.form == "tokens" and shown.tokens is not None:
         limits = style.limits([shown.values], signed=shown.signed, clip=100, vmax=None, what=shown.what)
         tokens = tuple(
@@ -118,8 +121,16 @@ def _single(one: Attribution, name: str | None, title: str) -> Block:
         )
         signs = "red speaks for the target, blue against it" if shown.signed else "the redder, the larger"
         return Strip(title, f"The number below each token is its value in units of {shown.units}; {signs}, full at "
-                     f"{style.number(limits.high)}. {alt.of_map(shown, one.how)} {caption}", tokens)  # fmt: skip
-    plot = plotting.heatmap(one, name=name, width=_width(one, name), title="")
+                     f"{style.number(limits.high)}. {alt.of_values(shown)}.{_checked(one)}", tokens)  # fmt: skip
+    caption = _hows([one])
+    if _lines(one, name):
+        plot = plotting.timeseries(one, name=name, count=MOST_LINES, title="")
+        signs = "red where it speaks for the target, blue against it" if one.signed else "the darker, the larger"
+        caption = (
+            f"The line is the input, channel by channel; the colours are what each step counts, {signs}. {caption}"
+        )
+    else:
+        plot = plotting.heatmap(one, name=name, width=_width(one, name), title="")
     return Picture(title, alt.of_map(shown, one.how), caption, plot.png())
 
 
@@ -137,13 +148,16 @@ def colour(share: float) -> str:
 
 
 def _hows(attributions: Sequence[Attribution]) -> str:
-    told = []
-    for one in attributions:
-        checks = "; ".join(f"{name} {float(value.reshape(-1)[0]):.3g}" for name, value in one.checks.items())
-        chosen = one.settings.get("chosen")
-        why = f" (chosen by auto: {chosen})" if isinstance(chosen, str) else ""
-        told.append(f"{_title(one.how)}{why}, in units of {one.units}{': ' + checks if checks else ''}.")
-    return " ".join(told)
+    return " ".join(f"{_title(one.how)}, in units of {one.units}.{_checked(one)}" for one in attributions)
+
+
+def _checked(one: Attribution) -> str:
+    """What a method proves about itself, and why it was chosen, as sentences with a space before each."""
+    checks = "; ".join(f"{name} {float(value.reshape(-1)[0]):.3g}" for name, value in one.checks.items())
+    chosen = one.settings.get("chosen")
+    told = [f"{checks[:1].upper()}{checks[1:]}."] if checks else []
+    told += [f"Chosen by auto: {chosen}."] if isinstance(chosen, str) else []
+    return "".join(f" {sentence}" for sentence in told)
 
 
 def _title(how: str) -> str:
@@ -159,6 +173,15 @@ def _form(attribution: Attribution, name: str | None = None) -> str | None:
         return shown_samples.read(attribution, 0, name=name).form
     except PlotError:
         return None
+
+
+def _lines(attribution: Attribution, name: str | None) -> bool:
+    """Whether this is a series of so few channels that each is drawn as a line; of more, all are seen in a heat map."""
+    if _form(attribution, name) != "series":
+        return False
+    inputs = attribution.inputs if name is None else (attribution.inputs or {}).get(name)  # type: ignore[union-attr]
+    shown = shown_samples.read(attribution, 0, name=name)
+    return isinstance(inputs, torch.Tensor) and len(shown.values) <= MOST_LINES
 
 
 def _width(attribution: Attribution, name: str | None) -> style.Width:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,12 @@ from .content import Report
 from .examine import PROFILES, examine, measure
 from .page import check_place, write
 from .samples import Sample, read
+from .told import Told
 
 METHODS = ("auto", "integrated_gradients")
 """What is run when nothing is asked for, beside relevance."""
 
 MOST_LAYERS = 64
-ONE_SAMPLE = "one sample gives no interval"
 
 
 def report(
@@ -133,13 +132,18 @@ def build(
     if layers is not None:
         Layers(lens.model).select(layers)
     before = facts.weights_digest(lens.model)
-    with _told() as told:
+    told = Told()
+    with told.of():
         samples = read(lens, inputs, targets, labels)
         table = layer_table(lens.model, samples[0].inputs, forward=lens.forward)
-        chosen = main_layers(table) if layers is None else layers
-        count = len(samples) * (2 + len(wanted)) + len(profiles)
-        with contextlib.closing(track(range(count), "report", enabled=progress)) as steps:
-            examined = [examine(lens, sample, wanted, chosen, controls, steps) for sample in samples]
+    chosen = main_layers(table) if layers is None else layers
+    count = len(samples) * (2 + len(wanted)) + len(profiles)
+    examined = []
+    with contextlib.closing(track(range(count), "report", enabled=progress)) as steps:
+        for sample in samples:
+            with told.of(sample.label):
+                examined.append(examine(lens, sample, wanted, chosen, controls, steps))
+        with told.of():
             measured = [measure(lens, name, samples, chosen, steps) for name in profiles]
     found = [check for _, made in examined for check in made]
     found.append(checks.of_weights(before, facts.weights_digest(lens.model)))
@@ -150,7 +154,7 @@ def build(
         facts=facts.model_facts(lens, before, samples),
         recipe=recipe(samples),
         checks=checks.ordered(found),
-        warnings=tuple(told),
+        warnings=told.texts(len(samples)),
         panels=tuple(panel for panel, _ in examined),
         profiles=tuple(measured),
         table=((*table.HEADS, *table.MORE), *(one + two for one, two in zip(table.cells(), table.more(), strict=True))),
@@ -181,18 +185,3 @@ def main_layers(table: LayerTable) -> list[str]:
         if len(cut) <= MOST_LAYERS or len(best) < 3:
             best = cut
     return best
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[list[str]]:
-    """Collect what is warned of in the block, each text once; warnings that are not for users go their way."""
-    texts: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield texts
-    for one in caught:
-        text = " ".join(str(one.message).split())
-        if not issubclass(one.category, (UserWarning, RuntimeWarning)):
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-        elif ONE_SAMPLE not in text and text not in texts:  # each sample is run for itself, which is meant
-            texts.append(text)

@@ -12,7 +12,6 @@ import torch
 from ..borrow import borrowed
 from ..errors import InputError, LayerLensError, OptionError, TargetError
 from ..inputs import Inputs
-from ..nested import describe
 from ..target import Spec, Target
 from ..wrapped import WrappedModel
 
@@ -106,9 +105,8 @@ def _run(lens: WrappedModel, label: str, inputs: Inputs, spec: Spec, text: str |
         except LayerLensError:
             raise
         except Exception as error:
-            given = ", ".join(f"{name}: {describe(tensor)}" for name, tensor in inputs.tensors().items())
             raise InputError(
-                f"the model does not take {label} ({given}; the first axis is the batch): "
+                f"the model does not take {label} ({inputs}; the first axis is the batch): "
                 f"{type(error).__name__}: {error}"
             ) from error
         target = target.resolve(output)

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..nested import as_array, describe
 from .base import Result, numbers
 from .combining import combined
+from .frames import rows
 from .layers import LayerProfile
 from .ledger import Ledger
 from .words import Group, Span, join, span_groups, sums, word_groups
@@ -82,6 +83,10 @@ class Attribution(Result):
         if isinstance(self.values, torch.Tensor):
             return as_array(self.values)
         return {name: as_array(values) for name, values in self.values.items()}
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row for each value: input where there are several, sample, place, token, value."""
+        return rows(self.values, self.axes, self.tokens)
 
     def __add__(self, other: Any) -> Attribution:
         """The sum with another attribution of the same inputs in the same units, as of the sum of both targets.

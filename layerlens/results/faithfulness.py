@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..errors import need
 from ..nested import as_array
 from .base import Result, numbers
 
@@ -39,6 +40,16 @@ class FaithfulnessCurve(Result):
         widths = self.shares.diff()
         heights = (self.scores[:, 1:] + self.scores[:, :-1]) / 2
         return (heights * widths.to(heights)).sum(dim=1) / widths.sum().to(heights)
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row for each share of the places and a column for each sample.
+
+        Raises:
+            MissingPackage: when pandas is not installed.
+        """
+        pandas = need("pandas", "to_pandas")
+        index = pandas.Index(self.shares.numpy(), name="share")
+        return pandas.DataFrame(as_array(self.scores).T, index, [f"sample {row}" for row in range(len(self.scores))])
 
     def numpy(self) -> Any:
         """The scores as a numpy array."""

@@ -146,7 +146,9 @@ class LayerTable(Result):
         def line(cells: tuple[str, ...], tag: str, level: int = 0) -> str:
             first, *rest = map(html.escape, cells)
             start = f"<{tag} style='text-align:left;padding-left:{level + 0.5}em'>{first}</{tag}>"
-            return "<tr>" + start + "".join(f"<{tag}>{cell}</{tag}>" for cell in rest) + "</tr>"
+            return (
+                "<tr>" + start + "".join(f"<{tag} style='white-space:nowrap'>{cell}</{tag}>" for cell in rest) + "</tr>"
+            )
 
         levels = [row.path.count(".") + 1 if row.path else 0 for row in self.rows]
         body = "".join(line(cells, "td", level) for cells, level in zip(self._whole(), levels, strict=True))

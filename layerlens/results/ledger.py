@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..errors import need
 from ..nested import as_array
 from .base import Result, numbers
 
@@ -132,6 +133,17 @@ class Ledger(Result):
             row = sums.setdefault("input" if entry.kind == "input" else entry.layer or "(model)", {})
             row[entry.kind] = row.get(entry.kind, torch.zeros_like(entry.amount)) + entry.amount
         return sums
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row for each entry: kind, layer, source, and the amount of each sample.
+
+        Raises:
+            MissingPackage: when pandas is not installed.
+        """
+        pandas = need("pandas", "to_pandas")
+        names = ["kind", "layer", "source", *(f"sample {row}" for row in range(len(self.score)))]
+        rows = [(entry.kind, entry.layer, entry.source, *entry.amount.tolist()) for entry in self.entries]
+        return pandas.DataFrame(rows, columns=names)
 
     def numpy(self) -> Any:
         """The amounts, `(entry, batch)`, as a numpy array."""

@@ -83,19 +83,6 @@ def test_the_whole_demo(tmp_path):
     assert "Traceback" not in wrong.stderr
 
 
-def test_the_picture_of_the_readme_is_the_demos(tmp_path):
-    from layerlens.demo import gallery
-    from layerlens.demo.subject import subject
-
-    chosen = subject("efficientnet")
-    made = gallery.make(chosen, {"camera": chosen.pictures["camera"]})
-    gallery.write(made, tmp_path)
-    fresh = Image.open(tmp_path / "camera_relevance.png").convert("RGB")
-    shown = Image.open(ROOT / "docs" / "demo.png").convert("RGB").resize(fresh.size)
-    difference = np.abs(np.asarray(fresh, float) - np.asarray(shown, float)).mean()
-    assert difference < 5, "docs/demo.png is stale: copy gallery/camera_relevance.png"
-
-
 @pytest.mark.parametrize("viewport", ["1200,2400", "400,2400"])
 def test_a_browser_shows_the_page(tmp_path, viewport):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

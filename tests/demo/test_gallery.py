@@ -31,7 +31,7 @@ def out(made, tmp_path_factory):
 
 
 class Reader(HTMLParser):
-    """Notes tags with their attributes, and the text of table cells."""
+    """Notes tags with their attributes, and the text of table cells and of the heads of rows."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +39,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        self.inside = tag == "td"
+        self.inside = tag in ("td", "th")
 
     def handle_endtag(self, tag):
         self.inside = False
@@ -80,7 +80,7 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(made, out, read):
         data = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
         assert data == (out / f"{figure.name}.png").read_bytes()
         assert Image.open(io.BytesIO(data)).size == (int(attributes["width"]), int(attributes["height"]))
-        assert attributes["alt"]
+        assert attributes["alt"] == figure.alt and len(re.findall(r"\d", figure.alt)) > 5
 
 
 def test_the_numbers_on_the_page_are_those_that_were_computed(made, read):

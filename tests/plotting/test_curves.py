@@ -74,6 +74,16 @@ def test_the_scale_is_that_of_the_points(scale):
         assert 0 in axes.get_xticks() and set(axes.get_xticks()) <= set(given.points.double().tolist())
 
 
+def test_the_axis_of_values_is_logarithmic_or_bounded_when_asked():
+    given = dataclasses.replace(curve(("a", "b")), values=torch.tensor([[1.0, 2, 3, 4, 5], [1, 10, 100, 1e3, 1e4]]))
+    axes = curves(given, yscale="log").axes[0]
+    assert axes.get_yscale() == "log" and axes.get_ylim()[0] > 0
+    plot = curves(given, ylim=(0, 50))
+    assert plot.axes[0].get_ylim() == (0, 50) and "b: 3 point(s) outside of the axis." in texts(plot)
+    few = dataclasses.replace(curve(("a",), error=False, null=False), values=torch.tensor([[1.0, 2, 3, 4, 8]]))
+    assert {1, 2, 5} <= set(curves(few, yscale="log").axes[0].get_yticks())  # not powers of ten alone
+
+
 def test_several_curves_of_one_quantity_share_axes():
     first, second = curve(("PGD",)), dataclasses.replace(curve(("PGD",), seed=4), method="other")
     plot = curves([first, second])
@@ -87,6 +97,10 @@ def test_several_curves_of_one_quantity_share_axes():
     [
         (curve(), {"scale": "ln"}, OptionError, "unknown scale 'ln'"),
         (curve(), {"scale": "log"}, PlotError, "no place for the point 0. Use scale='symlog'"),
+        (curve(), {"yscale": "ln"}, OptionError, "unknown yscale 'ln'"),
+        (curve(), {"yscale": "log"}, PlotError, "no place for the value -.*yscale='linear'"),
+        (curve(), {"yscale": "log", "ylim": (0, 1)}, PlotError, "no place for the value 0"),
+        (curve(), {"ylim": (1, 1)}, OptionError, r"ylim=\(1, 1\); give the smallest"),
         (curve(), {"labels": ["a", "b"]}, PlotError, r"2 labels for 1 curves \(PGD\)"),
         ([curve(), curve()], {}, PlotError, "more than one curve is named 'attack: PGD'. Give labels="),
         ([curve(), dataclasses.replace(curve(), along="sigma")], {}, PlotError, "different along .* 'eps', 'sigma'"),

@@ -2,7 +2,13 @@
 
 import dataclasses
 import functools
+import hashlib
 import io
+import itertools
+import pathlib
+import subprocess
+import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -10,6 +16,7 @@ import torch
 from matplotlib.text import Text
 from PIL import Image
 
+from layerlens import plotting
 from layerlens.plotting import FIGURES
 
 from .helpers import (
@@ -83,12 +90,25 @@ EXAMPLES = {
     ("TrainingHistory", "training"): lambda: history(6, 4),
     ("TrainingHistory", "gradient_flow"): lambda: history(6, 4),
 }
-EACH = pytest.mark.parametrize("name, kind", EXAMPLES, ids=lambda part: part)
+OF_SEVERAL = {
+    "compare_methods": lambda: plotting.compare_methods([images(), images(method="other", seed=1)]),
+    "method_grid": lambda: plotting.method_grid({"a": images(), "b": images(seed=1)}),
+    "feature_gallery": lambda: plotting.feature_gallery(
+        made(2, 3, 6, 6, targets=("unit 0 of blocks.0", "unit 2 of blocks.0")), top_inputs(3, 2)
+    ),
+}
+"""Figures that no single result draws."""
+DRAW = {
+    **{pair: lambda pair=pair: EXAMPLES[pair]().plot(pair[1]) for pair in EXAMPLES},
+    **{("several", name): draw for name, draw in OF_SEVERAL.items()},
+}
+NO_PLOT = {"Plot", "plot", "thumbnail", "tokens_html"}
+EACH = pytest.mark.parametrize("name, kind", DRAW, ids=lambda part: part)
 
 
 @functools.cache
 def drawn(name, kind):
-    return EXAMPLES[name, kind]().plot(kind)
+    return DRAW[name, kind]()
 
 
 def tensors(result):
@@ -98,6 +118,8 @@ def tensors(result):
 
 def test_every_figure_has_an_example():
     assert set(EXAMPLES) == {(of.__name__, kind) for of, figures in FIGURES.items() for kind in figures}
+    of_one = {draw.__name__ for figures in FIGURES.values() for draw in figures.values()}
+    assert set(plotting.__all__) - NO_PLOT == {name for name in of_one if not name.startswith("_")} | set(OF_SEVERAL)
 
 
 @EACH
@@ -109,13 +131,41 @@ def test_text_lies_inside_and_is_no_smaller_than_6_points(name, kind):
 
 @EACH
 def test_a_pdf_has_truetype_fonts_alone_and_the_same_bytes_each_time(name, kind, tmp_path):
-    result = EXAMPLES[name, kind]()
-    before = tensors(result)
-    content = result.plot(kind).save(tmp_path / "a.pdf").read_bytes()
-    assert all(torch.equal(one, two) for one, two in zip(before, tensors(result), strict=True))
+    result = EXAMPLES.get((name, kind), lambda: None)()
+    before = [] if result is None else tensors(result)
+    plot = DRAW[name, kind]() if result is None else result.plot(kind)
+    assert all(torch.equal(one, two) for one, two in zip(before, tensors(result) if before else [], strict=True))
+    content = plot.save(tmp_path / "a.pdf").read_bytes()
     assert b"/FontFile2" in content and b"/CIDFontType2" in content and b"/Type3" not in content
     assert b"CreationDate" not in content and b"Producer" not in content
     assert drawn(name, kind).save(tmp_path / "b.pdf").read_bytes() == content
+
+
+@pytest.mark.slow
+@EACH
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_a_picture_has_the_same_bytes_each_time(name, kind, suffix, tmp_path):
+    first = DRAW[name, kind]().save(tmp_path / f"a.{suffix}", dpi=60).read_bytes()
+    assert drawn(name, kind).save(tmp_path / f"b.{suffix}", dpi=60).read_bytes() == first
+
+
+def digests():
+    """A line for each figure and suffix."""
+    with tempfile.TemporaryDirectory() as folder:
+        for (name, kind), suffix in itertools.product(DRAW, ("pdf", "png", "svg")):
+            content = drawn(name, kind).save(f"{folder}/a.{suffix}", dpi=60).read_bytes()
+            yield f"{name} {kind} {suffix} {hashlib.sha256(content).hexdigest()}"
+
+
+@pytest.mark.slow
+def test_another_process_writes_the_same_bytes():
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); "
+        "from tests.plotting.test_every_figure import digests; print(*digests(), sep='\\n')"
+    )
+    root = str(pathlib.Path(__file__).parents[2])
+    other = subprocess.run([sys.executable, "-c", program, root], capture_output=True, text=True, check=True)
+    assert other.stdout.splitlines() == list(digests()) and len(set(digests())) == 3 * len(DRAW)
 
 
 @EACH

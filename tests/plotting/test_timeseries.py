@@ -35,11 +35,12 @@ def test_channels_with_the_most_relevance_are_drawn_in_their_order():
     assert "3 of 9 features with the most relevance" in texts(plot)
 
 
-def test_channels_may_come_first_and_there_may_be_one_series_alone():
-    first = attribution(2, 4, 30, inputs=random(2, 4, 30, seed=5), axes=("batch", "channel", "length"))
+@pytest.mark.parametrize("along, label", [("length", "place"), ("time", "step")])
+def test_channels_may_come_first_and_there_may_be_one_series_alone(along, label):
+    first = attribution(2, 4, 30, inputs=random(2, 4, 30, seed=5), axes=("batch", "channel", along))
     plot = timeseries(first)
     assert plot.data["signal"].shape == (4, 30) and np.array_equal(plot.data["signal"], first.inputs[0].numpy())
-    assert plot.axes[0].get_ylabel() == "channel 0" and plot.axes[-1].get_xlabel() == "place"
+    assert plot.axes[0].get_ylabel() == "channel 0" and plot.axes[-1].get_xlabel() == label
     alone = timeseries(attribution(2, 30, inputs=random(2, 30, seed=5)))
     assert alone.data["signal"].shape == (1, 30) and len(alone.axes) == 1
 

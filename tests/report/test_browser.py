@@ -8,6 +8,10 @@ import torch
 from torch import nn
 
 from layerlens import Lens
+from layerlens.demo import gallery as demo
+from layerlens.demo.subject import subject
+
+from .test_report import Sentiment, Words
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -33,14 +37,31 @@ def series(tmp_path_factory):
     return Lens(net).report(torch.randn(2, 2, 40), 0, path, methods=["gradient"], labels=["first", "second"])
 
 
-@pytest.fixture(scope="module", params=["made", "series"])
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.html"
+    lens = Lens(Sentiment(), tokenizer=Words(), class_names=["against", "for"])
+    return lens.report(["<b>not</b> bad film", "good film"], "for", path, methods=["leave_one_out"])
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    """The page of the demo."""
+    chosen = subject("embedded")
+    title = next(iter(chosen.pictures))
+    return demo.write(demo.make(chosen, {title: chosen.pictures[title]}), tmp_path_factory.mktemp("gallery"))[0]
+
+
+@pytest.fixture(scope="module", params=["made", "series", "text"])
 def report(request):
     return request.getfixturevalue(request.param)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-def test_it_opens_whole_and_fetches_nothing(browser, report, size, scheme):
+@pytest.mark.parametrize("kind", ["made", "series", "text", "gallery"])
+def test_it_opens_whole_and_fetches_nothing(browser, request, kind, size, scheme):
+    report = request.getfixturevalue(kind)
     page = browser.new_page(viewport={"width": SIZES[size], "height": 900}, color_scheme=scheme)
     requests, troubles = [], []
     page.on("request", lambda request: requests.append(request.url))
@@ -50,7 +71,7 @@ def test_it_opens_whole_and_fetches_nothing(browser, report, size, scheme):
     outside = [url for url in requests if url != report.as_uri() and not url.startswith("data:")]
     assert outside == [] and troubles == []
     images = page.evaluate("[...document.images].map(image => [image.complete, image.naturalWidth])")
-    assert len(images) > 4 and all(complete and width > 0 for complete, width in images)
+    assert len(images) >= 4 and all(complete and width > 0 for complete, width in images)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # only figures and tables scroll
     assert page.evaluate(CONTRAST) == []
     page.close()
@@ -93,6 +114,37 @@ def test_tabs_change_by_keyboard_alone(browser, report):
     page.close()
 
 
+def test_tabs_change_by_mouse(browser, report):
+    page = browser.new_page()
+    page.goto(report.as_uri())
+    shown = lambda: page.evaluate("[...document.querySelectorAll('.panel')].map(p => p.offsetHeight > 0)")  # noqa: E731
+    for tab, expected in (("tab-2", [False, True]), ("tab-1", [True, False])):
+        page.click(f"#{tab}")
+        assert shown() == expected and page.evaluate(f"document.getElementById('{tab}').checked")
+    page.click("text=Settings of the methods >> visible=true")
+    assert page.evaluate("document.querySelector('#sample-1 details').open")
+    page.close()
+
+
+def test_of_very_many_samples_the_list_scrolls_and_the_page_stays_short(browser, tmp_path):
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    path = Lens(net).report(
+        torch.randn(20, 3), 0, tmp_path / "many.html", labels=[f"a customer with the number {k}" for k in range(20)],
+        methods=["gradient"], profiles=[], controls=False,
+    )  # fmt: skip
+    page = browser.new_page(viewport={"width": SIZES["narrow"], "height": 900})
+    page.goto(path.as_uri())
+    assert page.evaluate("document.querySelector('.tabs').offsetHeight") < 300
+    page.focus("#tab-1")
+    page.keyboard.press("ArrowLeft")  # from the first round to the last, which is brought into view
+    inside = """() => { const [label, list] = ["label[for=tab-20]", ".tabs"].map(
+      name => document.querySelector(name).getBoundingClientRect());
+      return label.top >= list.top - 1 && label.bottom <= list.bottom + 1; }"""
+    page.wait_for_timeout(200)
+    assert page.evaluate("document.getElementById('sample-20').offsetHeight > 0") and page.evaluate(inside)
+    page.close()
+
+
 def test_a_reader_of_the_screen_finds_names(browser, report):
     page = browser.new_page()
     page.goto(report.as_uri())
@@ -114,7 +166,9 @@ def test_it_prints_whole(browser, report, tmp_path):
         "[...document.querySelectorAll('.panel, details table, details dl, img')].map(e => e.offsetHeight > 0)"
     )
     assert all(seen) and len(seen) > 8
-    names = page.evaluate("[...document.querySelectorAll('h2, h3, h4, tbody th')].map(e => e.textContent.trim())")
+    names = page.evaluate(
+        "[...document.querySelectorAll('h2, h3, h4, tbody th, .tokens li')].map(e => e.textContent.trim())"
+    )
     page.pdf(path=tmp_path / "report.pdf")
     page.close()
     text = printed(tmp_path / "report.pdf")

@@ -214,7 +214,7 @@ def test_texts_of_any_length_are_strips_of_tokens(tmp_path):
 
 
 @pytest.mark.parametrize("model, x, pictures", [
-    (nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)), torch.randn(2, 2, 10), 4),
+    (nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)), torch.randn(2, 2, 10), 3),
     (nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 2)), torch.randn(2, 5), 4),
     (nn.Sequential(nn.Conv3d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)), torch.randn(1, 1, 4, 4, 4), 1),
 ])  # fmt: skip
@@ -222,6 +222,13 @@ def test_series_vectors_and_volumes(tmp_path, model, x, pictures):
     page = read(Lens(model).report(x, 0, tmp_path / "a.html", **QUICK))
     assert len(page.all("img")) == pictures * len(x) and "0 failed" in page.text
     assert ("Not drawn" in page.text) == (x.ndim == 5)
+    assert ("The line is the input, channel by channel" in page.text) == (x.ndim == 3)
+
+
+def test_a_series_of_many_channels_is_a_heat_map(tmp_path):
+    net = nn.Sequential(nn.Conv1d(9, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2))
+    page = read(Lens(net).report(torch.randn(1, 9, 10), 0, tmp_path / "a.html", **QUICK))
+    assert len(page.all("img")) == 4 and "The line is the input" not in page.text
 
 
 def test_several_inputs_each_have_their_maps(tmp_path):
@@ -236,6 +243,46 @@ def test_several_inputs_each_have_their_maps(tmp_path):
     page = read(Lens(Two()).report({"a": torch.randn(2, 3), "b": torch.randn(2, 4)}, 0, tmp_path / "two.html",
                                    **{**QUICK, "controls": True}))  # fmt: skip
     assert "Input for a" in page.text and "Input for b" in page.text and "(random)" in page.text
+
+
+def test_a_picture_beside_other_inputs_is_shown_in_its_colours():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.row, self.head = nn.Conv2d(3, 2, 3), nn.Linear(4, 2), nn.Linear(2, 2)
+
+        def forward(self, picture, row):
+            return self.head(self.conv(picture).mean(dim=(-2, -1)) + self.row(row))
+
+    made = built(Lens(Both()), {"picture": torch.rand(1, 3, 8, 8), "row": torch.rand(1, 4)}, 0)
+    titles = [block.title for block in made.panels[0].blocks]
+    assert titles[:2] == ["Maps of the input picture", "Input for row"]
+    (maps, *_) = made.panels[0].blocks
+    assert "The input and 2 map(s) of it" in maps.alt
+    with Image.open(io.BytesIO(maps.png)) as image:  # the first of three panels holds colours of noise
+        left = image.convert("RGB").crop((0, 0, image.width // 3, image.height)).resize((40, 40))
+        assert max(max(pixel) - min(pixel) for pixel in left.get_flattened_data()) > 60
+
+
+def test_warnings_name_the_samples_they_are_about():
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    net[0].weight.data.fill_(1.0)
+    net[0].bias.data.zero_()
+    x = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])  # every unit is off for the second
+    made = built(Lens(net), x, 0, labels=["on", "off"])
+    assert [text for text in made.warnings if text.startswith("off: gradient: the values are zero everywhere")]
+    assert not [text for text in made.warnings if "sample(s)" in text]
+    both = built(Lens(net), x[[1, 1]], 0, labels=["off", "off too"])
+    assert [text for text in both.warnings if text.startswith("gradient: the values are zero everywhere")]
+
+
+def test_ranges_of_whole_numbers_and_small_scores_keep_their_digits():
+    lens = Lens(Sentiment(), tokenizer=Words(), class_names=["against", "for"])
+    made = built(lens, ["film bad"], "for", controls=True)
+    assert ("input", "int64 (1, 2), 2 to 3") in made.panels[0].facts
+    values = [check.value for check in made.checks if "controls" in check.name]
+    assert values and all(re.fullmatch(r"-?[\d.]+(e-\d+)?", value) for value in values)
+    assert any(float(value) != 0 for value in values)
 
 
 def test_all_of_it_runs_in_bfloat16_and_for_a_zero_map(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from ...errors import OptionError, check_count
 from ...progress import track
 from ..score import Scorer
+from ..warn import whose
 from .differentiate import Leaves, completeness_gap
 
 Integrate = Callable[[torch.Tensor, int], Mapping[str, torch.Tensor]]
@@ -93,10 +94,9 @@ def warn_of_gap(what: str, gap: torch.Tensor, tolerance: float, advice: str) -> 
     """Warn of the samples whose relative gap is above the tolerance."""
     missed = (gap > tolerance).nonzero().flatten().tolist()
     if missed:
-        listed = ", ".join(f"{row} ({float(gap[row]):.3g})" for row in missed[:8])
+        of = whose([f"{row} ({float(gap[row]):.3g})" for row in missed], len(gap)) or f" (gap {float(gap[0]):.3g})"
         warnings.warn(
-            f"{what} the values of sample(s) {listed} miss S(x) - S(baseline) by more than the tolerance "
-            f"{tolerance:g} of it. {advice}",
+            f"{what} the values{of} miss S(x) - S(baseline) by more than the tolerance {tolerance:g} of it. {advice}",
             stacklevel=5,
         )
 

@@ -83,7 +83,7 @@ def test_a_gap_that_stays_warns_and_is_reported():
         def forward(self, x):
             return x + (x > 0.5).to(x)
 
-    with pytest.warns(UserWarning, match=r"after 8 steps the values of sample\(s\) 0 \(0\.5\) miss"):
+    with pytest.warns(UserWarning, match=r"after 8 steps the values \(gap 0\.5\) miss"):
         result = integrated_gradients(Step(), torch.ones(1, 1), steps=4, max_steps=10)
     assert result.checks["completeness gap"].item() == pytest.approx(0.5)
 

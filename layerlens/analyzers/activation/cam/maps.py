@@ -18,6 +18,7 @@ from ....results import Attribution
 from ....target import Spec
 from ...saliency.differentiate import freeze
 from ...score import Scorer
+from ...warn import whose
 from .candidates import Options
 from .seat import Seat, choose_seat, seat_at
 
@@ -174,7 +175,6 @@ def _warn_of_zeros(values: torch.Tensor, cam: torch.Tensor, name: str, seat: Sea
     for rows, why in ((empty & some, negative), (empty & ~some, "its gradient or its activation vanishes")):
         if listed := rows.nonzero().flatten().tolist():
             warnings.warn(
-                f"{name}: the map of sample(s) {', '.join(map(str, listed[:8]))} at layer {seat.where.path!r} is zero "
-                f"everywhere: {why}.",
+                f"{name}: the map{whose(listed, len(values))} at layer {seat.where.path!r} is zero everywhere: {why}.",
                 stacklevel=4,
             )

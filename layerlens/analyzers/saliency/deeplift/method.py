@@ -23,6 +23,7 @@ from ...relevance.graph import ACCUMULATE, Graph
 from ...relevance.recorder import Recorder
 from ...relevance.rules.row import Gradients
 from ...score import Scorer, backward_pass
+from ...warn import whose
 from ..baselines import baselines
 from ..differentiate import Leaves, completeness_gap, freeze, warn_of_zeros
 from . import reveal_cancel
@@ -228,10 +229,10 @@ def warn_of_gap(method: str, gap: torch.Tensor, found: Comparison) -> None:
     allowed = LOST + rounding / (score - bottom).abs().clamp_min(torch.finfo(torch.float64).tiny)
     missed = (~(gap <= allowed)).nonzero().flatten().tolist()
     if missed and found.score.dtype in (torch.float32, torch.float64):
-        listed = ", ".join(f"{row} ({float(gap[row]):.3g})" for row in missed[:8])
+        of = whose([f"{row} ({float(gap[row]):.3g})" for row in missed], len(gap)) or f" (gap {float(gap[0]):.3g})"
         why = f"{', '.join(found.moved)} chose otherwise for the baseline, or an" if found.moved else "an"
         warnings.warn(
-            f"{method}: the values of sample(s) {listed} miss S(x) - S(baseline) by more than {LOST:g} of it: {why} "
+            f"{method}: the values{of} miss S(x) - S(baseline) by more than {LOST:g} of it: {why} "
             "operation has no rule, the model detaches a signal, or samples depend on each other.",
             stacklevel=3,
         )

@@ -1,0 +1,109 @@
+"""Collect the pages of the site in one folder: those of docs/, the notebooks, the benchmarks and the API."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import api
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+SECTIONS = {
+    "Start": "get-started targets-and-inputs peers",
+    "Analyzers": """
+        capture activation-maps saliency cam relevance sensitivity robustness interventions weights-and-inputs
+        layer-dynamics training-and-transfer faithfulness groups-and-errors language-models figures report
+    """,
+    "Write your own": "write-your-own-method write-your-own-rule write-your-own-figure",
+    "Notebooks": """
+        notebooks/look_inside_your_own_model notebooks/which_method notebooks/is_the_map_honest
+        notebooks/language_model notebooks/over_time notebooks/generative notebooks/training_dynamics
+        notebooks/dynamic_networks
+    """,
+    "Reference": "api/index benchmarks/index changelog",
+}
+"""Caption in the sidebar -> pages, in their order."""
+
+ALREADY = re.compile(r"\]\(\.\./(?=benchmarks/|notebooks/)")
+"""Links that leave docs/ in the repository, and stay on the site."""
+
+
+def stage(folder: Path) -> None:
+    """Write the sources of the site.
+
+    Args:
+        folder: where; what it holds is replaced.
+
+    Raises:
+        ValueError: when a page of docs/ stands in no section, or a section names a page that is not there.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for page in sorted(DOCS.glob("*.md")):
+        text = ALREADY.sub("](", page.read_text(encoding="utf-8"))
+        (folder / page.name).write_text(text + (tree() if page.stem == "index" else ""), encoding="utf-8")
+    for picture in DOCS.glob("*.png"):
+        shutil.copy(picture, folder)
+    notebooks(folder / "notebooks")
+    benchmarks(folder / "benchmarks")
+    shutil.copy(ROOT / "CHANGELOG.md", folder / "changelog.md")
+    api.write(folder / "api")
+    listed = {name for names in SECTIONS.values() for name in names.split()}
+    there = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*") if path.suffix in PAGES}
+    of_others = {"index", *(name for name in there if name.startswith(("api/", "benchmarks/")))} - listed
+    if there - of_others != listed:
+        raise ValueError(
+            f"docs/site/stage.py: in no section {sorted(there - of_others - listed)}, "
+            f"not there {sorted(listed - there)}"
+        )
+
+
+PAGES = (".md", ".ipynb")
+
+
+def tree() -> str:
+    """The sections as trees of contents, which the sidebar shows."""
+    parts = []
+    for caption, names in SECTIONS.items():
+        listed = "\n".join(names.split())
+        parts.append(f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n")
+    return "".join(parts)
+
+
+def notebooks(folder: Path) -> None:
+    """Copy the notebooks; their pages say where their file is."""
+    folder.mkdir()
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        shutil.copy(notebook, folder)
+
+
+def benchmarks(folder: Path) -> None:
+    """Copy what the benchmarks measured, with a page that lists it."""
+    folder.mkdir()
+    measured = sorted((ROOT / "benchmarks").glob("*.md"))
+    rows = []
+    for page in measured:
+        shutil.copy(page, folder)
+        title = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        rows.append(f"| [{page.stem}]({page.name}) | {title} |")
+    listed = "\n".join(page.stem for page in measured)
+    (folder / "index.md").write_text(BENCHMARKS.format(rows="\n".join(rows), tree=listed), encoding="utf-8")
+
+
+BENCHMARKS = """# Benchmarks
+
+What was measured, as the programs in `benchmarks/` printed it; `make bench` makes some of it again.
+
+| page | what it holds |
+| --- | --- |
+{rows}
+
+```{{toctree}}
+:hidden:
+
+{tree}
+```
+"""
