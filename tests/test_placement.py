@@ -276,7 +276,9 @@ def test_what_reads_weights_works_with_checkpointed_layers():
         assert_same(analyzer(model), analyzer(plain))
 
 
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in ("cnn", "lstm", "hf_vit", "hf_bert"))) for name in CASES
+])  # fmt: skip
 def test_any_model_as_one_checkpoint(name):
     """Of token ids the embedding is exchanged, which a checkpoint around it would undo."""
     model, x, target = CASES[name].build(), CASES[name].example(), CASES[name].target

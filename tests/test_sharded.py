@@ -154,12 +154,9 @@ def fsdp2_of_a_checkpointed_llama(rank):
 
 
 def tensor_parallel_llama(rank):
-    told_parts(split(llama()))
-
-
-def tensor_parallel_by_transformers(rank):
     from transformers import AutoModelForCausalLM
 
+    told_parts(split(llama()))
     folder = os.environ["LAYERLENS_TEST_FOLDER"]
     if rank == 0:
         llama().save_pretrained(folder)
@@ -206,10 +203,7 @@ def told_parts(model):
             ll.sensitivity(model, IDS, method=method)
 
 
-KINDS = {
-    function.__name__: function
-    for function in (ddp, fsdp2, fsdp2_of_a_checkpointed_llama, tensor_parallel_llama, tensor_parallel_by_transformers)
-}
+KINDS = {function.__name__: function for function in (ddp, fsdp2, fsdp2_of_a_checkpointed_llama, tensor_parallel_llama)}
 
 
 def work(rank, port, kind, verdicts):
