@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from .checkpoints import checkpoints_kept
 from .errors import InputError, choose
 from .nested import version
+from .placement import InPlace
 
 Mode = Literal["eval", "train", "keep"]
 
@@ -24,7 +26,8 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
 
     Returned in their old state: train/eval flags of every module, `requires_grad` and `.grad` of every parameter, the
     buffers (which there are, their identity and their bits), tensors that modules keep as plain attributes or in a dict
-    (a cache, a state), and the random generators of torch, numpy and Python.
+    (a cache, a state), the places where accelerate or FSDP2 keep weights, and the random generators of torch, numpy and
+    Python.
     Hooks are the business of `Probe`, which removes its own.
 
     Args:
@@ -62,7 +65,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in own]
     buffers = [_BufferState(module, name) for module in modules for name in module._buffers]
     attributes = [_Attributes(module) for module in modules if not _of_torch(type(module))]
-    generators = generator_states()
+    places, generators, failed = InPlace(modules), generator_states(), True
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
@@ -75,8 +78,12 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
                 for module in modules:
                     if module.training != (mode == "train"):
                         module.training = mode == "train"
+            if mode == "eval" and grad:
+                stack.enter_context(checkpoints_kept(modules))
             yield model
+        failed = False
     finally:
+        places.restore(failed=failed)
         for module, training in flags:
             if module.training != training:
                 module.training = training

@@ -22,6 +22,13 @@ PROBING: dict[int, int] = {}
 """Thread -> how many probes are open in it."""
 
 
+def leave(thread: int) -> None:
+    """Note that a probe of this thread is closed."""
+    PROBING[thread] -= 1
+    if not PROBING[thread]:
+        del PROBING[thread]
+
+
 def foreign(owner: int) -> bool:
     """Whether this call belongs to another thread's probe. A thread without one may be the model's own."""
     thread = get_ident()

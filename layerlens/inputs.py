@@ -12,6 +12,7 @@ from torch import nn
 
 from .errors import InputError, LayerLensError
 from .nested import describe, map_tensors, named_tensors
+from .placement import offloaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Inputs:
         """Call the model, or `forward(model, *args, **kwargs)`.
 
         The model gets copies: one that writes into its input must not change the caller's tensors.
+
+        Raises:
+            InputError: when the model's weights were never loaded.
         """
         own = self.map(torch.clone)
         try:
@@ -37,6 +41,11 @@ class Inputs:
                 return model(*own.args, **own.kwargs)
             return forward(model, *own.args, **own.kwargs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if "meta" in str(error) and any(part.is_meta for part in model.parameters()) and not offloaded(model):
+                raise InputError(
+                    f"{type(model).__name__} has no weights: they are on the meta device, which keeps shapes alone. "
+                    f"Load them (load_state_dict(..., assign=True), or from_pretrained). ({str(error)[:200]})"
+                ) from error
             if hasattr(error, "add_note") and not isinstance(error, LayerLensError):  # Python 3.11 and newer show notes
                 error.add_note(f"The model was run on {self}; the first axis is the batch.")
             raise

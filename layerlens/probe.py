@@ -17,13 +17,15 @@ from torch.utils.hooks import RemovableHandle
 from .axes import axes_of
 from .borrow import as_written, is_compiled
 from .call import Call, Gradients, Stored
+from .checkpoints import as_edit, refuse_in_checkpoints
 from .edits import Change, Site
 from .errors import OptionError, choose
-from .hooks import PROBING, Note, Stop, foreign, recomputing, stored, versions
+from .hooks import PROBING, Note, Stop, foreign, leave, recomputing, stored, versions
 from .layers import LayerPath, Layers, Selection
 from .matches import Calls
 from .nested import first_tensor, map_tensors
 from .record import Record
+from .tensor_parallel import mark_parts
 
 Keep = Literal["reference", "clone", "cpu"]
 Edit: TypeAlias = Callable[[Any], Any] | Change
@@ -61,6 +63,7 @@ class Probe:
 
     Raises:
         LayerNotFound: when a selection matches no layer.
+        InputError: when an edit is made inside of a checkpointed block.
         OptionError: when `keep` is unknown or `"cpu"` under `graph`, when two edits name one layer and call, when an
             edit returns None for an output that is not None, or when there is nothing to stop after.
 
@@ -117,7 +120,7 @@ class Probe:
             raise OptionError("this probe is already attached; make a second Probe to nest them.")
         self._owner = get_ident()
         PROBING[self._owner] = PROBING.get(self._owner, 0) + 1
-        self._stack.callback(_leave, self._owner)
+        self._stack.callback(leave, self._owner)
         try:
             if is_compiled(self._model):
                 self._stack.enter_context(as_written(self._model))
@@ -137,6 +140,7 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Any:
         self._detach()
+        mark_parts(self._model, self.record, self._edits, reduced=self._reduce is not None)
         self.record.unedited = tuple(path if call is None else f"{path}#{call}" for path, call in self._unmade)
         if isinstance(error, Stop) and error.args == (id(self),):
             self.record.stopped = True
@@ -157,7 +161,7 @@ class Probe:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             if recomputing() or foreign(self._owner):
                 return None
-            call = next(counter)
+            call, given = next(counter), output
             for calls, edit in edits:
                 if calls is not None and call not in calls:
                     continue
@@ -167,13 +171,15 @@ class Probe:
                 output = edited
                 self._unmade.pop((path, call), None)
                 self._unmade.pop((path, None), None)
+            if output is not given:
+                refuse_in_checkpoints(path)
             return output
 
-        return hook
+        return as_edit(hook)
 
     @staticmethod
     def _before_hook(hook: Callable[[nn.Module, Any, Any], Any]) -> Callable[[nn.Module, Any, Any], Any]:
-        return lambda module, args, kwargs: hook(module, None, (args, kwargs))
+        return as_edit(lambda module, args, kwargs: hook(module, None, (args, kwargs)))
 
     def _attach(self, path: LayerPath, module: nn.Module) -> None:
         if self._plain(path):
@@ -236,12 +242,6 @@ class Probe:
             return map_tensors(output, torch.clone) if graph and keep == "clone" else None
 
         return before, after
-
-
-def _leave(thread: int) -> None:
-    PROBING[thread] -= 1
-    if not PROBING[thread]:
-        del PROBING[thread]
 
 
 def _by_layer(layers: Layers, edits: Edits) -> dict[LayerPath, list[tuple[Calls, Edit]]]:

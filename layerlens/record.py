@@ -25,12 +25,14 @@ class Record(Mapping[LayerPath, Any]):
         partial: True when the run ended by an error, so that later calls are missing.
         stopped: True when the run was ended on purpose after the last layer that was wanted.
         unedited: the layers, or calls, whose edit was never made because they did not run.
+        parts: the layers of a tensor parallel model whose output, as recorded, is the part of this process.
     """
 
     def __init__(self, selected: list[LayerPath], aliases: Mapping[LayerPath, LayerPath] | None = None) -> None:
         self.selected = tuple(selected)
         self.partial = self.stopped = False
         self.unedited: tuple[str, ...] = ()
+        self.parts: tuple[LayerPath, ...] = ()
         self.aliases = dict(aliases or {})
         self._by_layer: dict[LayerPath, list[Call]] = {path: [] for path in selected}
         self._sequence: list[Call] = []

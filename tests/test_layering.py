@@ -11,6 +11,9 @@ MOST_LINES = 260
 FOUNDATION = {
     "errors",
     "nested",
+    "placement",
+    "tensor_parallel",
+    "checkpoints",
     "borrow",
     "layers",
     "matches",

@@ -26,7 +26,7 @@ PAGES = {
     "get-started": 8,
     "targets-and-inputs": 4,
     "saliency": 6,
-    "beyond-one-machine": 4,
+    "beyond-one-machine": 5,
     "write-your-own-method": 4,
     "write-your-own-figure": 3,
     "figures": 6,

@@ -14,6 +14,7 @@ from ..borrow import borrowed
 from ..inputs import as_inputs
 from ..layers import LayerPath, Layers, parameter_count
 from ..nested import first_tensor, named_tensors
+from ..placement import home
 from ..probe import Probe
 from ..record import Record
 from ..results import LayerRow, LayerTable
@@ -183,5 +184,4 @@ def _shapes(shapes: list[str]) -> str:
 
 
 def _device(model: nn.Module) -> str:
-    tensor = next(iter(model.parameters()), None)
-    return "cpu" if tensor is None else str(tensor.device)
+    return str(home(model) or "cpu")

@@ -14,6 +14,7 @@ from ..call import Call
 from ..errors import LayerNotFound
 from ..inputs import Inputs
 from ..layers import LayerPath
+from ..placement import whole
 from ..probe import Probe
 
 Arrange = Callable[[torch.Tensor], torch.Tensor]
@@ -78,10 +79,10 @@ def _read(model: nn.Module, call: Call) -> torch.Tensor | None:
     module = model.get_submodule(call.layer)
     if type(module).forward is nn.Embedding.forward:
         return given
-    weight = module.weight
+    weight = whole(module, "weight") if module._parameters.get("weight") is not None else module.weight
     if not isinstance(weight, torch.Tensor) or int(given.max()) >= len(weight) or int(given.min()) < 0:
         return None
-    rows, output = weight.detach()[given].double(), call.output.double()
+    rows, output = weight.detach()[given.to(weight.device)].to(call.output.device).double(), call.output.double()
     if rows.shape != output.shape:
         return None
     scale = (rows * output).sum() / rows.square().sum().clamp_min(1e-30)  # scaled embeddings are lookups as well

@@ -14,6 +14,7 @@ from torch import nn
 from ...errors import InputError, OptionError, check_count
 from ...inputs import Inputs, as_inputs
 from ...layers import Layers, Selection
+from ...placement import need_weights, offloaded, sharded
 from ...progress import track
 from ...results import LayerProfile
 from ..features import Pool
@@ -192,6 +193,7 @@ def _second(model: nn.Module, other: nn.Module | Mapping[str, torch.Tensor]) -> 
         return other
     if not isinstance(other, Mapping):
         raise OptionError(f"other must be a module or a state dict of the model, got {type(other).__name__}.")
+    need_weights(model, "a copy of the model that gets other weights")
     made = copy.deepcopy(model)
     try:
         made.load_state_dict(other)
@@ -241,8 +243,11 @@ def _cka(first: torch.Tensor, second: torch.Tensor, permutations: int, seed: int
 
 def _weights(path: str, first: nn.Module, second: nn.Module) -> torch.Tensor:
     """The relative change of all parameters at and below a path."""
-    ours, theirs = (list(model.get_submodule(path).parameters()) for model in (first, second))
+    parts = [model.get_submodule(path) for model in (first, second)]
+    ours, theirs = (list(part.parameters()) for part in parts)
     nothing = torch.tensor(torch.nan, dtype=torch.float64)
+    if any(offloaded(part) or sharded(part) for part in parts):
+        return nothing  # they are not here to be compared
     if not ours or [one.shape for one in ours] != [one.shape for one in theirs]:
         return nothing
     before = torch.cat([one.detach().double().cpu().flatten() for one in ours])

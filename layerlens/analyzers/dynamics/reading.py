@@ -14,6 +14,7 @@ from ...errors import InputError
 from ...inputs import Inputs
 from ...layers import LayerPath, Layers
 from ...nested import describe, first_tensor, version
+from ...placement import home
 from ...probe import Probe
 from ...stream import Batch, batches
 from ..fastpath import layers_called
@@ -54,8 +55,8 @@ def read_again(data: Any, times: int, what: str) -> None:
 
 def moved(inputs: Inputs, model: nn.Module) -> Inputs:
     """The same inputs on the device of a model."""
-    first = next(model.parameters(), None)
-    return inputs if first is None else inputs.map(lambda x: x.to(first.device))
+    device = home(model)
+    return inputs if device is None else inputs.map(lambda x: x.to(device))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ...capturing import capture
 from ...errors import InputError, OptionError, check_seed
 from ...inputs import as_inputs
 from ...layers import Selection
+from ...placement import need_weights
 from ...progress import track
 from ...results import Attribution, LayerProfile
 from ...target import Spec, as_target
@@ -73,6 +74,7 @@ def cascading_randomization(
         return found.tensor.flatten(1)
 
     check_seed(seed)
+    need_weights(model, "cascading_randomization")
     aim = as_target(target)
     with borrowed(model, grad=False), torch.no_grad():
         aim = aim.resolve(inputs.run(model, forward))

@@ -15,6 +15,7 @@ from ...errors import InputError, TargetError
 from ...inputs import Inputs
 from ...layers import Selection
 from ...outputs import class_scores
+from ...placement import home
 from ...results import Attribution
 from ...stream import Batch, batches
 from ...target import Target
@@ -76,10 +77,10 @@ class Gatherer:
         axes: dict[str, Axes] = {}
         labels: list[Any] = []
         predicted: list[torch.Tensor] = []
-        labelled, count, first, how, target = True, 0, next(self.model.parameters(), None), "", ""
+        labelled, count, device, how, target = True, 0, home(self.model), "", ""
         lists = class_lists(self.aim) if self.method is not None else []
         for batch in batches(data, doing="comparing groups", **stream):
-            here = batch.inputs if first is None else batch.inputs.map(lambda x: x.to(first.device))
+            here = batch.inputs if device is None else batch.inputs.map(lambda x: x.to(device))
             units.add(reader.read(here))
             if self.classes:
                 predicted.append(self._classes(here))

@@ -75,6 +75,8 @@ def put(
             notes.cuts.append(number)
         kind, source = ("absorbed", "stop") if graph.depends(value) else ("additive", source)
         value = value.detach() if factor == 1 else value.detach() * factor
+        if factor == 1 and notes.copying:
+            value = value.clone()
     else:
         value = float(value) * factor
         if value == 0:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ...errors import OptionError
 from ...layers import matching_names
+from ...placement import need_weights
 
 
 class Parameters:
@@ -27,6 +28,7 @@ class Parameters:
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         self._named: dict[str, nn.Parameter] = {}
         if patterns:
+            need_weights(model, "the relevance of parameters (parameters=)")
             known = dict(model.named_parameters())
             for name in matching_names(patterns, known, "parameter", type(model).__name__):
                 self._named[name] = known[name]

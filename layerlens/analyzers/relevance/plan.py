@@ -155,7 +155,7 @@ def check(nodes: list[NodeInfo], roots: list[NodeInfo], *, strict: bool) -> None
     """Refuse a score that no relevance can leave, and name the operations that have no rule.
 
     Raises:
-        RelevanceError: when the score does not depend on the input, or only by way of stops.
+        RelevanceError: when the score does not depend on the input, or only by way of stops or of what has no gradient.
         UnknownOperation: under `strict`, when an operation has no row in the table.
     """
     if not all(root.depends for root in roots):
@@ -167,6 +167,11 @@ def check(nodes: list[NodeInfo], roots: list[NodeInfo], *, strict: bool) -> None
         raise RelevanceError(
             f"no relevance can leave the score: every way to the input leads through {', '.join(stops)}, which "
             "measure a size and stop relevance. Choose a target before them, such as a logit."
+        )
+    if any(info.op == "WarnNotImplemented" and info.carries for info in nodes):
+        raise RelevanceError(
+            "an operation between the input and the score has no gradient in torch, as quantized layers of torch.ao "
+            "have none, so no relevance passes it. Explain the model as it was before it was quantized."
         )
     unknown = sorted({info.op for info in nodes if info.row is None and info.carries and info.op != "leaf"})
     if not unknown:

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...borrow import primitive_kernels
+from ...checkpoints import Once, aside, pack_hooks
 from ...spans import nodes_made
 from .constants import Constant, put
 from .graph import Graph
@@ -56,6 +57,7 @@ class Notes:
         time_major: numbers of nodes inside calls whose axis order is (time, batch, ...).
         detached: signals that were detached, and what was made of them, by identity.
         cuts: numbers of the nodes that add one of them.
+        copying: whether constants are copied, for FSDP2 frees parameters between the passes of their layer.
     """
 
     constants: dict[int, list[Constant]] = dataclasses.field(default_factory=dict)
@@ -63,6 +65,7 @@ class Notes:
     time_major: list[range] = dataclasses.field(default_factory=list)
     detached: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
     cuts: list[int] = dataclasses.field(default_factory=list)
+    copying: bool = False
 
 
 class Recorder(TorchFunctionMode):
@@ -72,23 +75,26 @@ class Recorder(TorchFunctionMode):
         graph: knows which tensors carry relevance.
         noting: whether to note what is seen; False only gives writes into views, and the steps of recurrent layers,
             nodes of their own.
+        copying: whether to copy the constants that are noted.
     """
 
-    def __init__(self, graph: Graph, *, noting: bool = True) -> None:
+    def __init__(self, graph: Graph, *, noting: bool = True, copying: bool = False) -> None:
         super().__init__()
-        self.graph, self.notes, self._noting = graph, Notes(), noting
+        self.graph, self.notes, self._noting = graph, Notes(copying=copying), noting
 
     def __torch_function__(
         self, function: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call `function` and note what it adds."""
         kwargs = kwargs or {}
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        if hooks is not None and "checkpoint" in getattr(hooks[0], "__qualname__", ""):
-            # a checkpointed block keeps nothing and can be read once: keep what is needed, as without checkpoints
-            with torch.autograd.graph.saved_tensors_hooks(_same, _same):
-                return self._call(function, args, kwargs)
-        result = self._call(function, args, kwargs)
+        hooks = pack_hooks()
+        if (
+            hooks is not None
+        ):  # a checkpoint hands each saved tensor out once, and rules read it before the backward pass
+            with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Once(tensor, hooks, self._again), Once.read):
+                result = self._call(function, args, kwargs)
+        else:
+            result = self._call(function, args, kwargs)
         if not self._noting:
             return result
         known = self.notes.detached
@@ -99,19 +105,24 @@ class Recorder(TorchFunctionMode):
                 known[id(result)] = result
         return result
 
+    def _again(self) -> Recorder:
+        """For a block that is computed again: the same operations, nothing noted."""
+        return Recorder(self.graph, noting=False)
+
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rewritten = out_of_place(function, args, kwargs)
         if rewritten is not None:
             return args[0].copy_(self._call(*rewritten))
         if function is torch.Tensor.__setitem__:
             return self._write(*args)
-        note = FUNCTIONS.get(function) if self._noting else None
+        note = FUNCTIONS.get(_as_called(function)) if self._noting else None
         if note is not None:
             seen = _before_overwriting(self.graph, note, function, args)
             result = function(*args, **kwargs)
             tensor = result[0] if isinstance(result, tuple) else result
             if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
-                note(self.notes, tensor.grad_fn._sequence_nr(), self.graph, tensor, *seen, **kwargs)
+                with aside():
+                    note(self.notes, tensor.grad_fn._sequence_nr(), self.graph, tensor, *seen, **kwargs)
             return result
         if function in RECURRENT or (self._noting and function in WATCHED):
             return self._inside(function, args, kwargs)
@@ -148,6 +159,15 @@ class Recorder(TorchFunctionMode):
         return result
 
 
+def _as_called(function: Any) -> Any:
+    """The function of torch that an operator of aten is, as the modules of torch.export call them; else `function`."""
+    if not isinstance(function, torch._ops.OpOverload) or function.namespace != "aten":
+        return function
+    name = function.overloadpacket.__name__
+    homes = (home for home in (torch, torch._C._nn, torch.Tensor) if hasattr(home, name))
+    return getattr(next(homes, None), name, function)
+
+
 class _Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, graph: Graph, notes: Notes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -167,7 +187,8 @@ class _Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = function(*args, **kwargs)
         if note is not None and any(isinstance(part, torch.Tensor) and part.requires_grad for part in _flat(args)):
             tensor = result[0] if isinstance(result, tuple) else result
-            note(self.notes, number, self.graph, tensor, *seen, **kwargs)
+            with aside():
+                note(self.notes, number, self.graph, tensor, *seen, **kwargs)
         return result
 
 
@@ -180,10 +201,6 @@ def _before_overwriting(graph: Graph, note: Note, function: Any, args: tuple[Any
     if note is not note_input and graph.carries(args[0]):
         return args  # a signal, not a constant
     return (args[0].detach().clone(), *args[1:])
-
-
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 def _flat(args: tuple[Any, ...]) -> list[Any]:

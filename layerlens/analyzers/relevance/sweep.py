@@ -12,9 +12,11 @@ from torch import nn
 
 from ...errors import RelevanceError
 from ...layers import Selection
+from ...placement import is_fsdp
 from ...results import Ledger, Relevance
 from ...spans import Spans
 from ...target import Spec
+from ...tensor_parallel import refuse_parts
 from ..score import Scorer, backward_pass
 from .assign import Assigned, assign
 from .automatic import rulebook_for
@@ -81,16 +83,24 @@ class Propagation:
         strict: bool,
         forward: Callable[..., Any] | None,
     ) -> None:
+        refuse_parts(
+            model,
+            "relevance",
+            "Shard the model by FSDP2 (fully_shard), which gathers each layer's weights, or take a gradient method of "
+            "saliency, such as input_x_gradient.",
+        )
         book = None if rules == "auto" else as_rulebook(rules)
         self.parameters = Parameters(model, parameters)
         if book is None or book.linear:
             _keep_inputs(model)
+        else:
+            _freeze(model, but=self.parameters.tensors)
         self.model = model
         self.several = Several(targets)
         self.scorer = Scorer(model, x, self.several.target(), forward=forward)
         self.leaves = self.scorer.start()
         graph = Graph(self.leaves.values())
-        recorder = Recorder(graph)
+        recorder = Recorder(graph, copying=any(is_fsdp(module) for module in model.modules()))
         self.taps = Taps(model, layers)
         conditions = Conditions(model, through)
         with Spans(model) as spans, self.taps, conditions, recorder:
@@ -210,3 +220,11 @@ def _keep_inputs(model: nn.Module) -> None:
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.is_floating_point() and not parameter.is_inference():
             parameter.requires_grad_(True)
+
+
+def _freeze(model: nn.Module, but: Sequence[torch.Tensor]) -> None:
+    """Have autograd keep neither the inputs of linear operations nor offloaded weights, where no rule reads them."""
+    wanted = {id(parameter) for parameter in but}
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in wanted:
+            parameter.requires_grad_(False)

@@ -14,6 +14,7 @@ from ...errors import RecordError, check_count, choose
 from ...inputs import Inputs, as_inputs
 from ...layers import LayerPath, Layers, Selection
 from ...nested import describe, first_tensor
+from ...placement import home
 from ...probe import Probe
 from ...results import TopInputs
 from ...stream import batches, grouped
@@ -113,13 +114,13 @@ def top_inputs(
     path, module = one_layer(model, layer), Layers(model)[one_layer(model, layer)]
     aim = None if isinstance(target, str) and target == "label" else as_target(target)
     lists = class_lists(aim)
-    first = next(model.parameters(), None)
+    device = home(model)
     settings: dict[str, Any] = {"k": k, "reduce": how, "call": call, "level": level if regions else None}
     ranking = Ranking(k, how)
     chosen: tuple[int, ...] = ()
     stream = batches(data, batch_size, batched=batched, read=read, progress=progress, doing=f"top inputs by {by}")
     for batch in stream:
-        here = batch.inputs if first is None else _moved(batch.inputs, first.device)
+        here = batch.inputs if device is None else _moved(batch.inputs, device)
         if by == "activation":
             output = _output(model, here, path, call, forward)
         else:
@@ -194,7 +195,7 @@ def _regions(
     forward: Callable[..., Any] | None,
 ) -> torch.Tensor | None:
     """The boxes `(unit, rank, axis, 2)`."""
-    first = next(model.parameters(), None)
+    device = home(model)
     ranks = [(row, rank) for row in range(len(units)) for rank in range(ranking.index.shape[1])]
     wanted = ((ranking.kept[int(ranking.index[place])], place) for place in ranks)
     found: list[torch.Tensor] = []
@@ -206,7 +207,7 @@ def _regions(
             index = [(sample, units[row], *place) for sample, (row, *place) in enumerate(at)]
             return torch.stack([maps[one] for one in index])
 
-        here = inputs if first is None else _moved(inputs, first.device)
+        here = inputs if device is None else _moved(inputs, device)
         boxes = input_regions(model, here, path, pick, call=call, level=level, forward=forward)
         if boxes is None:
             return None

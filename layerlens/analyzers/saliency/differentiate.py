@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import nn
 from ...errors import TargetError, check_count
 from ...layers import LayerPath
 from ...nested import named_tensors
+from ...placement import local
 from ...probe import Probe
 from ..score import Scorer, backward_pass
 from ..warn import warn_of_zeros as warn_of_zeros
@@ -150,11 +152,12 @@ def _usual(sizes: list[int]) -> int:
 
 def _saved(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
     """The scores, and the bytes of each activation that autograd would save; no parameters."""
-    held = [*scorer.model.parameters(), *scorer.model.buffers()]
+    held = [local(tensor) for tensor in (*scorer.model.parameters(), *scorer.model.buffers())]
     own = {tensor.untyped_storage().data_ptr() for tensor in held if tensor.layout is torch.strided}
     saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> None:
+        tensor = local(tensor)
         if tensor.layout is torch.strided:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in own:
@@ -180,8 +183,10 @@ def _made(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tuple[to
     def innermost(path: LayerPath, module: nn.Module) -> bool:
         return not next(module.children(), None)
 
-    with torch.no_grad(), Probe(scorer.model, innermost, inputs=note(taken), reduce=note(returned)):
-        score = scorer(values, rows)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", message="the model is tensor parallel")  # sizes alone are read
+        with Probe(scorer.model, innermost, inputs=note(taken), reduce=note(returned)):
+            score = scorer(values, rows)
     return score, [max(pair) for pair in zip(taken, returned, strict=True)]
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from ...placement import need_weights
+
 
 class _Carrier(nn.Module):
     """Runs a model by its own call or by the user's `forward`, so that both can be given other parameters."""
@@ -46,6 +48,7 @@ def with_parameters(
 
 def shuffled_parameters(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
     """Copies of all parameters by name, each with its entries in random order."""
+    need_weights(model, "the null, a model with its weights in random order,")
     generator = torch.Generator().manual_seed(seed)
     parameters = {}
     for name, parameter in model.named_parameters():

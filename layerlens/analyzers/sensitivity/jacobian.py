@@ -14,6 +14,7 @@ from ...errors import check_count, choose
 from ...inputs import as_inputs
 from ...layers import Selection
 from ...results import LayerProfile
+from ...tensor_parallel import GATHERED, refuse_parts
 from ..fastpath import layers_called
 from .chance import shuffled
 from .estimate import Estimate, aligned, estimate, mean
@@ -102,6 +103,7 @@ def jacobian(
     check_count("probes", probes)
     choose("route", route, ROUTES)
     with borrowed(model, grad=False), layers_called():
+        refuse_parts(model, "jacobian", GATHERED)
         inputs = as_inputs(x)
         own = estimate(model, inputs, layers, probes=probes, route=route, seed=seed, progress=progress, forward=forward)
         chance = None

@@ -14,6 +14,7 @@ from ...errors import OptionError, check_count, choose
 from ...inputs import as_inputs
 from ...layers import Selection
 from ...results import LayerProfile
+from ...tensor_parallel import GATHERED, refuse_parts
 from ..fastpath import layers_called
 from .chance import shuffled
 from .options import listed, warn_left_out
@@ -111,6 +112,7 @@ def lipschitz(
         "seed": seed,
     }
     with borrowed(model), layers_called():
+        refuse_parts(model, "lipschitz", GATHERED)
         inputs = as_inputs(x)
         own = spectrum(model, inputs, layers, **options, progress=progress, forward=forward)
         chance = None

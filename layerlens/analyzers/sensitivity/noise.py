@@ -18,6 +18,7 @@ from ...probe import Edit, Probe
 from ...progress import track
 from ...results import LayerProfile
 from ...target import Spec
+from ...tensor_parallel import GATHERED, refuse_parts
 from ..fastpath import layers_called
 from .chance import shuffled
 from .metrics import QUANTITIES, Metric, Readout, readout
@@ -102,6 +103,7 @@ def noise_response(
     check_count("draws", draws)
     sizes = _levels(levels)
     with borrowed(model, grad=False), layers_called():
+        refuse_parts(model, "noise_response", GATHERED)
         inputs = as_inputs(x)
         found = survey(model, inputs, layers, forward, seed=seed)
         read = readout(metric, target, found.output, inputs.batch)

@@ -336,7 +336,7 @@ def test_the_default_looks_at_the_graph_and_says_what_it_took(name, book, why):
     assert chosen.settings["rules"]["name"] == book and why in chosen.settings["rules"]["chosen"]
     assert chosen.method == f"relevance, {book}"
     asked = relevance(case.build(), case.example(), target=case.target, rules=book)
-    assert torch.equal(asked.tensor, chosen.tensor)
+    torch.testing.assert_close(asked.tensor, chosen.tensor)  # weights that no rule reads get other kernels of autograd
     assert "chosen" not in asked.settings["rules"]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from ....borrow import borrowed
 from ....errors import InputError, OptionError, TargetError, check_count, check_seed
+from ....placement import home
 from ....results import FeatureVisualization
 from ....target import Target, as_target
 from .ascent import Plan, ascend
@@ -121,11 +122,12 @@ def feature_visualization(
         raise OptionError(f"bounds={bounds!r}; give the smallest and the largest value of the input, or None.")
     plan = Plan(steps, learning_rate, transforms, total_variation, l2, diversity, progress)
     floating = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
+    place = home(model) or floating.device
     wide = torch.float64 if floating.dtype == torch.float64 else torch.float32
     with torch.inference_mode(False):  # what it holds goes into graphs, whatever mode the caller is in
         canvas = Canvas(
             shape, axes, parametrization, decay=decay, decorrelate=decorrelate, bounds=bounds, spread=spread,
-            dtype=wide, device=floating.device,
+            dtype=wide, device=place,
         )  # fmt: skip
     also = _diverse_at(targets, count, diversity, diversity_layer)
 
@@ -144,7 +146,7 @@ def feature_visualization(
             ) from error
 
     parts: list[tuple[torch.Tensor, ...]] = []
-    most = _at_once(batch_size, math.prod(shape), floating.device)
+    most = _at_once(batch_size, math.prod(shape), place)
     rows = [(index, copy) for index in range(len(targets)) for copy in range(count)]
     size = max(1, most // count) * count if diversity else most
     with borrowed(model):

@@ -24,6 +24,7 @@ _MOVES = set(
     Split SplitWithSizes Squeeze Swapaxes T ToCopy Transpose Unbind Unflatten Unfold UnsafeSplit UnsafeView Unsqueeze
     View Cat Stack Gather Index IndexSelect PixelShuffle PixelUnshuffle ChannelShuffle Im2Col ConstantPadNd
     ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D Copy CopySlices
+    RegisterPostBackwardFunction
     """.split()
 )
 _ELEMENTWISE = {"Add", "Sub", "Rsub", "Mul", "Div", "Neg"} | BATCH_NORMS

@@ -15,7 +15,10 @@ from .maps import ConvolutionMap, LinearMap, linear_map
 
 CONVOLUTION, DENSE = "convolution", "dense"
 
-_KEEPS_NOTHING = {"Clone", "View", "Alias", "Permute", "Transpose", "Squeeze", "Unsqueeze", "ConstantPadNd", "ToCopy"}
+_KEEPS_NOTHING = {
+    "Clone", "View", "Alias", "Permute", "Transpose", "Squeeze", "Unsqueeze", "ConstantPadNd", "ToCopy",
+    "RegisterPostBackwardFunction",
+}  # fmt: skip
 
 VIEWS = {"View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Alias"}
 """Operations that leave every number in its place."""

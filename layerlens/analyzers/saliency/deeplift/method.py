@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ....borrow import borrowed, generator_states, restore_generators
 from ....errors import TargetError, choose
 from ....layers import Selection
+from ....placement import refuse_sharded
 from ....results import Attribution
 from ....target import Spec
 from ...methods import method
@@ -133,6 +134,7 @@ class Comparison:
 
 def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
     """DeepLIFT of a borrowed, frozen model against one baseline per leaf, shaped like it."""
+    refuse_sharded(scorer.model, "deep_lift", "Take integrated_gradients, or relevance with the model under FSDP2.")
     wanted = WANTED | reveal_cancel.WANTED if rule == "reveal_cancel" else WANTED
     leaves = scorer.start()
     states = generator_states()
@@ -185,7 +187,8 @@ def _multipliers(model: nn.Module, one: Run, leaves: Leaves, pairs: list[Pair], 
                 stacklevel=3,
             )
         # .backward, as .grad would keep nodes that rules call on the way from computing anything outside of its graph
-        with backward_pass(model), _own_gradients(one.score.grad_fn):
+        # in primitives again, for blocks that are computed again
+        with sdpa_kernel(SDPBackend.MATH), backward_pass(model), _own_gradients(one.score.grad_fn):
             one.score.sum().backward()  # type: ignore[no-untyped-call]
             return tuple(leaf.grad for leaf in leaves.values())
     finally:

@@ -13,6 +13,7 @@ from ....borrow import borrowed
 from ....errors import OptionError, check_count, choose
 from ....inputs import Inputs, as_inputs
 from ....layers import Selection
+from ....placement import home, need_weights
 from ....results import LayerProfile
 from ....target import Spec
 from ...fastpath import layers_called
@@ -166,7 +167,8 @@ def weight_sensitivity(
             fitting = ", ".join(name for name, names in OPTIONS.items() if option in names)
             raise OptionError(f"measure {measure!r} does not read {option}=; it is an option of {fitting}.")
     with borrowed(model, grad=measure in ("fisher", "hessian_trace")), layers_called():
-        device = next((parameter.device for parameter in model.parameters()), None)
+        need_weights(model, "weight_sensitivity")
+        device = home(model)
         own = owners(model, layers, by)
         samples = Samples(x, labels, batch_size, batched, read, device)
         job = Job(model, samples, own, likelihood, null, seed, progress, forward)
