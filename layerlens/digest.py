@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+
+from .placement import whole
 
 
 def digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -36,6 +38,18 @@ def _bytes(tensor: torch.Tensor) -> Any:
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """The SHA-256 of all parameters and buffers."""
-    known = (pair for part in (model.named_parameters(), model.named_buffers()) for pair in part)
-    return digest((name, tensor) for name, tensor in known if not torch.nn.parameter.is_lazy(tensor))
+    """The SHA-256 of all parameters and buffers, wherever they lie.
+
+    Weights that accelerate holds elsewhere are read there. Of weights spread over processes all must ask together.
+    """
+    return digest(_weights(model))
+
+
+def _weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for module in model.modules():
+        for own, parameter in module._parameters.items():
+            name = names.pop(id(parameter), None)
+            if name is not None and parameter is not None and not torch.nn.parameter.is_lazy(parameter):
+                yield name, whole(module, own)
+    yield from model.named_buffers()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -156,3 +157,40 @@ def test_ray_tells_what_went_wrong(tmp_path):
     assert set(found.errors) == {5} and len(found.ids) == 15
     with pytest.raises(OptionError, match="a stream cannot be shared among actors"):
         over(load_digit_net(), iter(data), store=tmp_path / "b", engine="ray").capture("stem")
+
+
+SHARDED = """
+import os, sys, torch, layerlens
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from layerlens.demo.embedded import load_digit_net, sample_pictures
+
+dist.init_process_group("gloo")
+net = load_digit_net()
+for layer in (net.blocks, net):
+    fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+layerlens.over(net, sample_pictures()[0], store=sys.argv[1], batch_size=4, shard_size=8).relevance(target=7)
+dist.destroy_process_group()
+"""
+
+
+def test_a_model_spread_over_two_processes_fills_one_store(tmp_path):
+    """All ranks run every batch together, and the first one writes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    plain = over(load_digit_net(), sample_pictures()[0], batch_size=4, shard_size=8).relevance(target=7)
+    torch.set_num_threads(threads)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    known = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARDED, str(tmp_path / "run")], env={**os.environ, **known, "RANK": str(rank)}
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=240) for process in ranks] == [0, 0]
+    found = open_store(tmp_path / "run")
+    assert found.complete and torch.equal(found["values"].tensor(), plain["values"].tensor())

@@ -336,3 +336,18 @@ def test_engines_and_options():
         over(net(), pictures(), on_error="skip")
     with pytest.raises(OptionError, match="stream"):
         over(net(), iter(pictures())).top_inputs("1")
+
+
+def test_an_offloaded_model_goes_on_in_the_store_of_the_one_in_place(tmp_path):
+    import accelerate
+
+    data = pictures()
+    wanted = (
+        over(net(), data, store=tmp_path / "run", batch_size=4, shard_size=8).relevance(target=1)["values"].tensor()
+    )
+    (tmp_path / "run" / "shard-000001.safetensors").unlink()
+    away = net()
+    accelerate.cpu_offload(away, execution_device="cpu")
+    found = over(away, data, store=tmp_path / "run", batch_size=4, shard_size=8).relevance(target=1)
+    assert torch.equal(found["values"].tensor(), wanted)
+    assert all(parameter.is_meta for parameter in away.parameters())

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ...errors import OptionError, StoreError
+from ...placement import sharded
 from ..run import Work
 from ..shelves import Shelf
 
@@ -96,9 +97,7 @@ def place() -> tuple[int, int]:
 
 def talks(model: nn.Module) -> bool:
     """Whether the forward pass of a model needs all processes: its weights are spread over them."""
-    from torch.distributed.tensor import DTensor
-
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return bool(sharded(model))
 
 
 def _agreed(shards: list[int]) -> list[int]:

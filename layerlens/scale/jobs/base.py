@@ -12,6 +12,7 @@ from torch import nn
 from ...errors import TargetError
 from ...inputs import Inputs
 from ...nested import describe
+from ...placement import home
 from ...stream import Batch
 from ...target import Target
 from ..block import Block
@@ -69,8 +70,7 @@ class RowsCollector:
 
     def __init__(self, job: RowsJob, model: nn.Module, capacity: int) -> None:
         self.job, self.model, self.block = job, model, Block(capacity)
-        first = next(model.parameters(), None)
-        self.device = None if first is None or first.is_meta else first.device
+        self.device = home(model)
 
     def add(self, batch: Batch) -> None:
         """Run on a batch."""

@@ -14,6 +14,7 @@ from ...borrow import borrowed
 from ...errors import StoreError
 from ...layers import Layers
 from ...nested import first_tensor
+from ...placement import home
 from ...probe import Probe
 from ...results import UnitStatistics
 from ...stream import Batch
@@ -50,8 +51,7 @@ class Moments:
         self.found: dict[str, torch.Tensor] = {}
         self.ids: list[int] = []
         self.errors: dict[int, str] = {}
-        first = next(model.parameters(), None)
-        self.device = None if first is None or first.is_meta else first.device
+        self.device = home(model)
 
     def add(self, batch: Batch) -> None:
         """Run on a batch; the layers' outputs are read as they come and not kept."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...analyzers.relevance.batch_targets import of_batch
 from ...analyzers.relevance.top_inputs import top_inputs
+from ...placement import home
 from ...results import TopInputs
 from ...stream import Batch
 from ...target import Target
@@ -55,8 +56,7 @@ class Best:
         self.index = torch.zeros(0, 0, dtype=torch.int64)
         self.ids: list[int] = []
         self.errors: dict[int, str] = {}
-        first = next(model.parameters(), None)
-        self.device = None if first is None or first.is_meta else first.device
+        self.device = home(model)
 
     def add(self, batch: Batch) -> None:
         """Run on a batch."""
