@@ -90,10 +90,13 @@ class Column(Sequence[Any]):
         try:
             places = range(len(self))[index] if isinstance(index, slice) else index
             if hasattr(places, "__index__") and not getattr(places, "shape", ()):
-                return self._row(range(len(self))[int(places)])
-            chosen = [range(len(self))[int(place)] for place in places]
+                single = range(len(self))[int(places)]
+            else:
+                single, chosen = None, [range(len(self))[int(place)] for place in places]
         except (IndexError, TypeError, ValueError) as error:
             raise OptionError(f"rows {index!r} are not in a column of {len(self)}.") from error
+        if single is not None:
+            return self._row(single)
         if self.shape is None:
             return [self._row(place) for place in chosen]
         if isinstance(index, slice) and index.step in (None, 1):

@@ -11,7 +11,7 @@ from torch import nn
 
 from ...axes import unit_axis
 from ...borrow import borrowed
-from ...errors import StoreError
+from ...errors import OptionError
 from ...layers import Layers
 from ...nested import first_tensor
 from ...probe import Probe
@@ -75,7 +75,7 @@ class Moments:
         with borrowed(self.model, grad=False), Probe(self.model, (), edits=edits):
             here.inputs.run(self.model, self.job.forward)
         for name, one in fresh.items():
-            self.found[name] = merged(self.found[name], one) if name in self.found else one
+            self.found[name] = merged(name, self.found[name], one) if name in self.found else one
         self.ids += range(batch.start, batch.start + batch.inputs.batch)
 
     def bad(self, piece: Bad) -> None:
@@ -108,14 +108,17 @@ def moments(tensor: torch.Tensor, axis: int) -> torch.Tensor:
     return torch.stack([count, mean, spread, low, high, zeros, values.shape[1] - count]).cpu()
 
 
-def merged(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The moments of both together (Chan, Golub & LeVeque 1983, eq. 2.1).
+def merged(name: str, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The moments of a layer in both together (Chan, Golub & LeVeque 1983, eq. 2.1).
 
     Raises:
-        StoreError: when they are of different numbers of units.
+        OptionError: when they are of different numbers of units.
     """
     if one.shape != other.shape:
-        raise StoreError(f"a layer has {one.shape[1]} units for some samples and {other.shape[1]} for others.")
+        raise OptionError(
+            f"layer {name!r} has {one.shape[1]} units for some samples and {other.shape[1]} for others, so there "
+            "are no statistics of it over all; choose the layers: statistics([...])."
+        )
     count = one[0] + other[0]
     apart, whole = other[1] - one[1], count.clamp_min(1)
     mean = one[1] + apart * other[0] / whole
@@ -132,7 +135,7 @@ def gathered(shards: Iterable[Shard], settings: dict[str, Any]) -> UnitStatistic
         samples += shard.shape("ids")[0]
         for name in shard.about["result"]["order"]:
             one = shard.tensor(f"moments/{name}")
-            found[name] = merged(found[name], one) if name in found else one
+            found[name] = merged(name, found[name], one) if name in found else one
     columns: dict[str, dict[str, torch.Tensor]] = {name: {} for name in ("mean", "std", "low", "high", "zeros")}
     odd = {}
     for name, (count, mean, spread, low, high, zeros, other) in found.items():
