@@ -76,10 +76,12 @@ class Column(Sequence[Any]):
         shard, row = self._shards[number], place - self._starts[number]
         if SHAPES + self.name not in shard.names:
             return shard.view(VALUES + self.name)[row].clone()
-        shapes = [_shape(one) for one in shard.view(SHAPES + self.name)[: row + 1]]
-        start = sum(map(math.prod, shapes[:-1]))
-        flat = shard.view(VALUES + self.name)[start : start + math.prod(shapes[-1])]
-        return flat.clone().reshape(shapes[-1])
+        coded = shard.view(SHAPES + self.name)[: row + 1].numpy()
+        used = np.arange(1, coded.shape[1]) <= coded[:, :1]
+        sizes = np.where(used, coded[:, 1:], 1).prod(axis=1)
+        start, stop = int(sizes[:-1].sum()), int(sizes.sum())
+        dims, *lengths = coded[-1].tolist()
+        return shard.view(VALUES + self.name)[start:stop].clone().reshape(lengths[:dims])
 
     def __getitem__(self, index: Any) -> Any:
         """A row, or several; see the class.
