@@ -41,6 +41,8 @@ def _by_name(kind: str, ndim: int) -> Axes | None:
     """The axes of the output of a layer whose class name says what it is."""
     if any(kind.startswith(name) or kind.endswith(name) for name in _FEATURE_NAMES):
         return {2: ("batch", "feature"), 3: ("batch", "token", "feature")}.get(ndim)
+    if ndim == 3 and kind.endswith("Dropout"):  # of any axes: mostly tokens and features, where Dropout1d has channels
+        return None
     if any(name in kind for name in _SPATIAL_NAMES):
         rank = next((int(digit) for digit in kind if digit in "123"), ndim - 2)
         if rank in _SPACE and ndim == rank + 2:

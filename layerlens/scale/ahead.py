@@ -10,12 +10,15 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 _END = object()
+PATIENCE = 1.0
+"""Seconds that an end, as by Ctrl-C, waits for a sample that is being read; its thread ends by itself after it."""
 
 
 def ahead(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
     """The same items, of which up to `depth` are made in a thread before they are asked for.
 
-    An error among them is raised where the item would have come. When the reader stops early, so does the thread.
+    An error among them is raised where the item would have come. When the reader stops early, the
+    thread ends after the item that it is at.
     """
     waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
@@ -49,7 +52,7 @@ def ahead(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
             del item
     finally:
         stop.set()
-        thread.join()
+        thread.join(PATIENCE)
 
 
 class Writer:

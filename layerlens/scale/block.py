@@ -98,4 +98,5 @@ class Block:
         tensors = {"ids": torch.tensor(self.ids, dtype=torch.int64)}
         for name, column in self.columns.items():
             tensors |= column.tensors(name, self.ids)
-        return tensors, {"errors": {str(key): text for key, text in self.errors.items()}, "result": self.result}
+        about = {"errors": {str(key): text for key, text in self.errors.items()}, "result": self.result}
+        return tensors, {**about, "columns": list(self.columns)}  # safetensors sorts them

@@ -76,10 +76,12 @@ class Column(Sequence[Any]):
         shard, row = self._shards[number], place - self._starts[number]
         if SHAPES + self.name not in shard.names:
             return shard.view(VALUES + self.name)[row].clone()
-        shapes = [_shape(one) for one in shard.view(SHAPES + self.name)[: row + 1]]
-        start = sum(map(math.prod, shapes[:-1]))
-        flat = shard.view(VALUES + self.name)[start : start + math.prod(shapes[-1])]
-        return flat.clone().reshape(shapes[-1])
+        coded = shard.view(SHAPES + self.name)[: row + 1].numpy()
+        used = np.arange(1, coded.shape[1]) <= coded[:, :1]
+        sizes = np.where(used, coded[:, 1:], 1).prod(axis=1)
+        start, stop = int(sizes[:-1].sum()), int(sizes.sum())
+        dims, *lengths = coded[-1].tolist()
+        return shard.view(VALUES + self.name)[start:stop].clone().reshape(lengths[:dims])
 
     def __getitem__(self, index: Any) -> Any:
         """A row, or several; see the class.
@@ -90,10 +92,13 @@ class Column(Sequence[Any]):
         try:
             places = range(len(self))[index] if isinstance(index, slice) else index
             if hasattr(places, "__index__") and not getattr(places, "shape", ()):
-                return self._row(range(len(self))[int(places)])
-            chosen = [range(len(self))[int(place)] for place in places]
+                single = range(len(self))[int(places)]
+            else:
+                single, chosen = None, [range(len(self))[int(place)] for place in places]
         except (IndexError, TypeError, ValueError) as error:
             raise OptionError(f"rows {index!r} are not in a column of {len(self)}.") from error
+        if single is not None:
+            return self._row(single)
         if self.shape is None:
             return [self._row(place) for place in chosen]
         if isinstance(index, slice) and index.step in (None, 1):

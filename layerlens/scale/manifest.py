@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from .. import __version__
 from ..digest import weights_digest
 from ..errors import StoreError
 from .plan import Plan
+from .settings import structure
 
 FORMAT = "layerlens-store/1"
 NAME = "manifest.json"
@@ -31,7 +33,7 @@ class Manifest:
     Attributes:
         kind: of the analysis: `"capture"`, `"saliency"`, ...
         settings: every option of it.
-        model: class, number of parameters and SHA-256 of the weights.
+        model: class, number of parameters, digest of the modules and their options, SHA-256 of the weights.
         data: how many samples, of what kind, and a digest of some of them.
         plan: which samples stand in which shard and batch.
         versions: of layerlens, torch and Python that began the store.
@@ -54,6 +56,7 @@ class Manifest:
         about = {
             "class": f"{type(model).__module__}.{type(model).__qualname__}",
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "modules": hashlib.sha256(structure(model).encode()).hexdigest()[:16],
             "sha256": weights_digest(model),
         }
         versions = {"layerlens": __version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -29,8 +29,9 @@ from .manifest import Manifest
 from .plan import Plan
 from .reading import as_source
 from .run import OnError, Work
+from .settings import plain
 from .source import Source
-from .start import begin, finish
+from .start import begin, check_noted, finish
 from .store import Store
 
 
@@ -154,8 +155,10 @@ class Over:
 
     def _stored(self, job: Job, aim: Target | None = None) -> Store:
         check_classes(aim, self.source.count)
-        manifest = Manifest.of(job.kind, job.settings(), self.model, self.source.identity(), self.plan)
+        settings = job.settings() if self.forward is None else {**job.settings(), "forward": plain(self.forward)}
+        manifest = Manifest.of(job.kind, settings, self.model, self.source.identity(), self.plan)
         store = begin(self.store, manifest, shared=self.engine.shared)
+        check_noted(store, self.on_error)
         there = set(store.shelf.numbers())
         numbers = (number for number in self.plan.numbers() if number not in there)
         total = None
@@ -164,7 +167,7 @@ class Over:
         if total or self.plan.count is None:
             work = Work(self.model, job, self.source, self.plan, self.on_error)
             self.engine.run(work, numbers, store.shelf, progress=self.progress, total=total)
-        finish(store, self.source.kind)
+        finish(store, self.source.kind, stream=self.plan.count is None)
         return store
 
     def __repr__(self) -> str:
@@ -238,7 +241,7 @@ def over(
     size = shard_size if shard_size is not None else batch_size * max(1, round(256 / batch_size))
     plan = Plan(source.count, size, batch_size)
     choose("on_error", on_error, ("raise", "record"))
-    folder = None if store is None else Path(store)
+    folder = None if store is None else Path(store).absolute()  # the run may change its directory
     return Over(model, source, plan, folder, as_engine(engine), on_error, progress, forward, _aimed(aim), tokenizer)
 
 

@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from ..errors import InputError, OptionError
-from ..inputs import Inputs, as_inputs
+from ..inputs import Inputs
 from ..nested import describe
-from ..stream import Read, read_batch
+from ..stream import Read
 from .source import Source, Stream
 
 
@@ -73,22 +73,23 @@ def as_source(data: Any, read: Read, workers: int = 0) -> Source:
         raise InputError(
             f"data is {describe(data)}; give a tensor, a Dataset, a DataLoader, or an iterable of samples."
         )
-    once = isinstance(data, Iterator)
-    return Stream(lambda: iter(data), kind, read, again=not once)
+    return Stream(lambda: iter(data), kind, read)
 
 
 def _loader(data: DataLoader[Any], read: Read, workers: int) -> Source:
-    if isinstance(data.dataset, IterableDataset) or data.batch_sampler is None:
-        if data.batch_sampler is None and isinstance(data.sampler, SequentialSampler):
-            return as_source(data.dataset, read, workers)
-        return Stream(lambda: _unpacked(data), "DataLoader of a stream", read, again=True)
-    sampler = getattr(data.batch_sampler, "sampler", None)
+    if isinstance(data.dataset, IterableDataset):
+        if data.batch_sampler is None:
+            return Stream(lambda: iter(data), "DataLoader of a stream", read)
+        return Stream(lambda: _unpacked(data), "DataLoader of a stream", read)
+    sampler = data.sampler if data.batch_sampler is None else getattr(data.batch_sampler, "sampler", None)
     if not isinstance(sampler, SequentialSampler):
         how = "shuffles" if isinstance(sampler, RandomSampler) else "has a sampler of its own"
         raise InputError(
             f"the DataLoader {how}, so a sample's number would mean another sample at the next start. Give its "
             "dataset, or a DataLoader with shuffle=False."
         )
+    if data.batch_sampler is None:
+        return as_source(data.dataset, read, workers)
     dataset: Any = data.dataset
     count = len(dataset)
     if data.drop_last and data.batch_size:
@@ -99,14 +100,39 @@ def _loader(data: DataLoader[Any], read: Read, workers: int) -> Source:
 
 
 def _unpacked(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The single samples of the batches of a loader."""
-    start = 0
+    """The single samples of the batches of a loader, not looked into yet: a bad one is noted where it is read."""
     for item in loader:
-        inputs, labels = read_batch(item, start, as_inputs)
-        for row, label in enumerate(labels):
-            one = inputs.rows(torch.tensor([row]))
-            yield one if label is None else (one, label)
-        start += len(labels)
+        count = _length_of(item)
+        for row in range(count):
+            yield _row(item, row, count)
+
+
+def _length_of(item: Any) -> int:
+    """How many samples a batch holds: the length of the first part of it that has one."""
+    sizes = [len(part) for part in _leaves(item)]
+    if not sizes:
+        raise InputError(f"the DataLoader gave {describe(item)}, which is no batch of samples.")
+    return sizes[0]
+
+
+def _leaves(item: Any) -> Iterator[Any]:
+    if _is_rows(item) or _is_texts(item):
+        yield item
+    elif isinstance(item, (tuple, list, Mapping)):
+        for part in item.values() if isinstance(item, Mapping) else item:
+            yield from _leaves(part)
+
+
+def _row(item: Any, row: int, count: int) -> Any:
+    if _is_rows(item) or _is_texts(item):
+        return item[row] if len(item) == count else item
+    if isinstance(item, Mapping):
+        return {name: _row(part, row, count) for name, part in item.items()}
+    return tuple(_row(part, row, count) for part in item) if isinstance(item, (tuple, list)) else item
+
+
+def _is_texts(part: Any) -> bool:
+    return isinstance(part, (tuple, list)) and bool(part) and all(isinstance(one, str) for one in part)
 
 
 def _is_rows(part: Any) -> bool:

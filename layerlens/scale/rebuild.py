@@ -60,7 +60,8 @@ def attribution(store: Store, samples: Sequence[int]) -> Attribution:
     layers: Mapping[str, torch.Tensor] = under("layers/")
     calls: dict[str, list[torch.Tensor]] = {}
     for name, tensor in layers.items():
-        calls.setdefault(name.partition("#")[0], []).append(tensor)
+        path, _, number = name.rpartition("#")  # "rnn#1" is a second call; a layer may have such a name itself
+        calls.setdefault(path if path in layers and number.isdigit() else name, []).append(tensor)
     return Relevance(
         **fields,
         ledger=Ledger(fields["score"], entries),

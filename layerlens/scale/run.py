@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import random
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
+from ..borrow import generator_states, restore_generators
 from ..errors import (
     LayerNotFound,
     MissingPackage,
@@ -47,6 +50,23 @@ def noted(piece: Piece, told: list[Told]) -> Iterator[None]:
     told += {(start, start + size(piece), str(one.message)): None for one in caught}
 
 
+@contextlib.contextmanager
+def kept_generators() -> Iterator[None]:
+    """Give the random generators back as they were."""
+    before = generator_states()
+    try:
+        yield
+    finally:
+        restore_generators(before)
+
+
+def seed(number: int) -> None:
+    """Seed the random generators."""
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
+
+
 @dataclasses.dataclass
 class Work:
     """All that a process needs to make shards, whichever engine sends it there.
@@ -70,6 +90,9 @@ class Work:
     def make(self, shards: Iterable[int], shelf: Shelf, *, progress: bool | None, total: int | None) -> int:
         """Make shards and put them on the shelf, in their order; how many samples were read.
 
+        A model that draws random numbers draws them from a seed for each batch, the number of its first sample: others
+        for other batches, and the same when the run goes on or another engine makes the shard.
+
         Raises:
             SampleError: for a bad sample, unless they are to be noted.
         """
@@ -77,7 +100,11 @@ class Work:
         pieces: Generator[Piece, None, None] = self.source.pieces(spans)
         read, number, collector = 0, -1, None
         told: list[Told] = []
-        with Writer() as writer, contextlib.closing(ahead(pieces) if self.prefetch else pieces) as reading:
+        with (
+            kept_generators(),
+            Writer() as writer,
+            contextlib.closing(ahead(pieces) if self.prefetch else pieces) as reading,
+        ):
             for piece in track(reading, self.job.kind, total, progress, weigh=size):
                 if collector is None:
                     number, told = start_of(piece) // self.plan.shard, []
@@ -101,6 +128,7 @@ class Work:
         if isinstance(piece, Bad):
             self._bad(collector, piece)
             return
+        seed(piece.start)
         try:
             collector.add(piece)
         except Exception as error:

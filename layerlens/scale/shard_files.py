@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,11 @@ def write(folder: Path, number: int, tensors: Mapping[str, torch.Tensor], about:
         number: of the shard.
         tensors: in main memory.
         about: what else is known of it, as JSON.
+
+    Raises:
+        StoreError: when the folder cannot be written to, or the disk is full.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     whole = {"format": FORMAT, "shard": number, **about}
@@ -65,9 +69,13 @@ def write(folder: Path, number: int, tensors: Mapping[str, torch.Tensor], about:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(folder)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+    except BaseException as error:
+        with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, (OSError, SafetensorError)):
+            raise StoreError(
+                f"{path} cannot be written ({error}). What was finished is kept: mend this, and start the run again."
+            ) from error
         raise
     return path
 
@@ -118,9 +126,9 @@ class ShardFile:
             place = self._layout[name]
             start, stop = (self._first + offset for offset in place["data_offsets"])
             # copy on write: a mapping for reading alone would make tensors that torch warns about
-            mapped = (
-                np.memmap(self.path, np.uint8, "c", start, (stop - start,)) if stop > start else np.empty(0, np.uint8)
-            )
+            with self._there():
+                some = stop > start
+                mapped = np.memmap(self.path, np.uint8, "c", start, (stop - start,)) if some else np.empty(0, np.uint8)
             flat = torch.from_numpy(np.asarray(mapped)).view(DTYPES[place["dtype"]])
             self._views[name] = flat.reshape(place["shape"])
         return self._views[name]
@@ -136,9 +144,24 @@ class ShardFile:
         """Read rows of a tensor, from `start` on, into memory that is there: `into`, contiguous, says how many."""
         if into.numel():
             row = into[0].numel() * into.itemsize if into.ndim else into.itemsize
-            with open(self.path, "rb") as file:
+            with self._there(), open(self.path, "rb") as file:
                 file.seek(self._first + self._layout[name]["data_offsets"][0] + start * row)
-                file.readinto(into.reshape(-1).view(torch.uint8).numpy().data)
+                if file.readinto(into.reshape(-1).view(torch.uint8).numpy().data) != into.numel() * into.itemsize:
+                    raise OSError("it ends too early")
+
+    @contextlib.contextmanager
+    def _there(self) -> Iterator[None]:
+        """Reading a file that was whole when it was opened.
+
+        Raises:
+            StoreError: when it was removed or cut since.
+        """
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{self.path} was removed or changed while it was read ({error}). Open the store again."
+            ) from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""

@@ -77,7 +77,8 @@ class Source:
 
     def _loaded(self, spans: list[range]) -> Iterable[list[Any]]:
         """The same from other processes, in order."""
-        return DataLoader(_Fetcher(self), batch_size=None, sampler=spans, num_workers=self.workers)
+        own = torch.Generator()  # without it the loader draws a number from the generator of the user
+        return DataLoader(_Fetcher(self), batch_size=None, sampler=spans, num_workers=self.workers, generator=own)
 
     def _parsed(self, span: range, items: list[Any]) -> Iterator[Piece]:
         if len(items) == 1 and self.whole is not None and not isinstance(items[0], Bad):
@@ -130,8 +131,8 @@ class Stream(Source):
 
     random = False
 
-    def __init__(self, items: Callable[[], Iterator[Any]], kind: str, read: Read, again: bool) -> None:
-        self.items, self.kind, self.read, self.again, self.workers = items, kind, read, again, 0
+    def __init__(self, items: Callable[[], Iterator[Any]], kind: str, read: Read) -> None:
+        self.items, self.kind, self.read, self.workers = items, kind, read, 0
         self.count: Any = None
         self.whole = None
 
@@ -173,7 +174,7 @@ def _digest(items: list[Any]) -> str | None:
     """Of the tensors and texts of some items; None where they hold neither."""
     item = items[0]
     if isinstance(item, Bad):
-        return item.reason
+        return item.reason.partition(":")[0]  # texts of errors may hold addresses, other ones in each process
     parts = [digest(named_tensors(_as_tensors(item)))]
     parts += [part for part in (item if isinstance(item, (tuple, list)) else [item]) if isinstance(part, str)]
     return "|".join(parts)

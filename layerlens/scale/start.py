@@ -9,8 +9,12 @@ from pathlib import Path
 from ..errors import OptionError, SampleError, StoreError
 from . import manifest as manifests
 from .manifest import Manifest
+from .shard_files import file_name
 from .shelves import Folder, Memory
 from .store import Store
+
+MOST = 200
+"""Characters of a list of files in a message."""
 
 
 def begin(folder: Path | None, manifest: Manifest, *, shared: bool) -> Store:
@@ -31,6 +35,13 @@ def begin(folder: Path | None, manifest: Manifest, *, shared: bool) -> Store:
         return Store(Memory(), manifest)
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is a file; a store is a folder.")
+    try:
+        return _in_folder(folder, manifest)
+    except OSError as error:
+        raise StoreError(f"the folder {folder} cannot be made or written to ({error}).") from error
+
+
+def _in_folder(folder: Path, manifest: Manifest) -> Store:
     if folder.is_dir() and not (folder / manifests.NAME).exists():
         strange = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
         if strange:
@@ -43,32 +54,50 @@ def begin(folder: Path | None, manifest: Manifest, *, shared: bool) -> Store:
         raise StoreError(f"{folder} holds another run: {'; '.join(apart)}. Give another folder, or ask for the same.")
     if known.versions != manifest.versions:
         told = f"{known.versions} there, {manifest.versions} now"
-        warnings.warn(f"{folder} was begun with other versions: {told}; numbers may differ a little.", stacklevel=5)
+        warnings.warn(f"{folder} was begun with other versions: {told}; numbers may differ a little.", stacklevel=6)
     shelf = Folder(folder)
     shelf.sweep()
     return Store(shelf, known)
 
 
-def finish(store: Store, kind: str) -> None:
+def check_noted(store: Store, on_error: str) -> None:
+    """See that an earlier start noted no bad samples, where bad samples are to end the run.
+
+    Raises:
+        SampleError: when it did.
+    """
+    bad = store.errors if on_error == "raise" else {}
+    if bad:
+        first, shard = next(iter(bad)), store.manifest.plan.shard
+        files = ", ".join(file_name(number) for number in dict.fromkeys(sample // shard for sample in bad))
+        raise SampleError(
+            f"{store.folder} notes {len(bad)} bad sample(s); sample {first}: {bad[first]}. Pass on_error='record' to "
+            f"keep it so, or remove {files if len(files) < MOST else 'their shards'} to have them read again."
+        )
+
+
+def finish(store: Store, kind: str, *, stream: bool) -> None:
     """Note that the run is complete, and what was bad.
 
     Args:
         store: with every shard.
         kind: of the data, for messages.
+        stream: whether its length is seen at its end only.
 
     Raises:
         SampleError: when all samples are bad.
-        StoreError: when there was none.
+        StoreError: when there was none, or a stream had another length at an earlier start.
 
     Warns:
         UserWarning: when some are bad, or the analysis warned; once, with the place in the data.
     """
-    numbers, count = store.shelf.numbers(), store.manifest.plan.count
+    numbers, count = store.shelf.numbers(), store.manifest.plan.count or 0
     if not numbers:
         raise StoreError(f"the data ({kind}) gave no sample; an iterator can be read only once.")
-    if count is None:
+    if stream:
         last = store.shelf.shard(numbers[-1])
         count = max([*last.tensor("ids").tolist(), *map(int, last.about["errors"])]) + 1
+        _check_stream(store, numbers, count)
     plan = dataclasses.replace(store.manifest.plan, count=count)
     store.manifest = dataclasses.replace(store.manifest, complete=True, plan=plan)
     if store.folder is not None:
@@ -85,3 +114,16 @@ def finish(store: Store, kind: str) -> None:
         raise SampleError(f"all {count} samples of the data are bad; sample {first}: {bad[first]}")
     few = f"{len(bad)} of {count} samples of the data are bad and have no rows; sample {first}: {bad[first]}."
     warnings.warn(f"{few} All: store.errors", stacklevel=5)
+
+
+def _check_stream(store: Store, numbers: list[int], count: int) -> None:
+    """See that only the last shard of a stream is not full: an earlier start may have seen a shorter stream."""
+    plan = dataclasses.replace(store.manifest.plan, count=count)
+    for number in range(numbers[-1] + 1):
+        shard = store.shelf.shard(number)
+        held, wanted = shard.shape("ids")[0] + len(shard.about["errors"]), len(plan.span(number))
+        if held != wanted:
+            raise StoreError(
+                f"shard {number} holds {held} of {wanted} samples: the stream ended there at an earlier start, and is "
+                f"longer now. Remove {file_name(number)} and run again."
+            )

@@ -41,7 +41,9 @@ class Store(Mapping[str, Column]):
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:
         """Read a store from its folder; see `open_store`."""
-        folder = Path(path)
+        folder = Path(path).absolute()
+        if folder.is_file():
+            raise StoreError(f"{folder} is a file; a store is a folder. Give that which it is in.")
         if not folder.is_dir():
             raise StoreError(f"there is no folder {folder}.")
         store = cls(Folder(folder), manifests.read(folder))
@@ -100,8 +102,7 @@ class Store(Mapping[str, Column]):
         return Column(name, shards)
 
     def __iter__(self) -> Iterator[str]:
-        names = (name for shard in self.shards for name in shard.names if name.startswith(VALUES))
-        return iter(dict.fromkeys(name.removeprefix(VALUES) for name in names))
+        return iter(dict.fromkeys(name for shard in self.shards for name in shard.about.get("columns", ())))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -13,6 +13,7 @@ import layerlens
 from layerlens import Lens, contrast, open_store, over
 from layerlens.errors import LayerNotFound, OptionError, SampleError, StoreError, TargetError
 from layerlens.scale import LocalEngine, RayEngine
+from layerlens.target import as_target
 
 from ..cases import CASES
 from .helpers import Broken, net, pictures
@@ -52,6 +53,7 @@ def test_every_case_is_captured_as_it_is_by_itself(name):
     data = [x.rows(torch.tensor([row])) for row in range(x.batch)]
     found = over(model, data, batch_size=1).capture("*")
     for row, one in enumerate(data):
+        torch.manual_seed(row)  # as a run over data does, for models that draw random numbers
         wanted = layerlens.capture(model, one, "*").numpy()
         for column in found:
             if row not in found[column].ids.tolist():
@@ -141,6 +143,45 @@ def test_statistics_count_what_is_not_finite_apart():
     assert bool((found.low["inner"] >= 0).all())
 
 
+def test_units_of_dropout_between_tokens_are_features_and_mixed_units_are_refused():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Dropout()).eval()
+    data = [torch.randn(length, 3) for length in (2, 5, 5, 1)]
+    found, values = over(model, data, batch_size=2).statistics("1"), torch.cat([model(one) for one in data]).double()
+    same(found.mean["1"], values.mean(dim=0))
+    with pytest.raises(OptionError, match="layer '0' has 2 units for some samples and 5 for others"):
+        over(nn.Sequential(nn.Identity()), [torch.ones(2), torch.ones(5)], on_error="record").statistics("0")
+
+
+def test_random_models_draw_other_numbers_in_every_batch_and_the_same_when_resumed(tmp_path):
+    class Sampled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Identity()
+
+        def forward(self, x):
+            return self.inner(x + torch.randn_like(x))
+
+    def run(folder):
+        return over(Sampled(), torch.zeros(8, 1), batch_size=2, shard_size=2, store=folder).capture("inner")["inner"]
+
+    torch.manual_seed(5)
+    before, first = torch.random.get_rng_state(), run(tmp_path / "a").tensor()
+    assert len(first.unique()) == 8 and torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(6)
+    (tmp_path / "a" / "shard-000002.safetensors").unlink()
+    assert torch.equal(run(tmp_path / "a").tensor(), first)
+
+
+def test_layers_whose_names_look_like_calls(store):
+    model = nn.Sequential()
+    for name in ("z #1", "values", "a"):
+        model.add_module(name, nn.Linear(2, 2))
+    found = over(model, torch.ones(3, 2), store=store).relevance(target=0, layers="*")
+    assert set(found.attribution(1).layers) == {"z #1", "values", "a"}
+    place = None if store is None else store.with_name("other")
+    assert list(over(model, torch.ones(3, 2), store=place).capture()) == ["z #1", "values", "a"]
+
+
 @pytest.mark.parametrize("by", ["activation", "relevance"])
 def test_top_inputs_are_those_of_one_pass(by, store):
     model, data = net(), pictures()
@@ -166,6 +207,19 @@ def test_labels_and_lists_of_classes_belong_to_their_samples(store):
     assert by_list.attribution(6).target_of(0) == "c" and by_label.attribution([6, 7]).targets == ("class 2", "class 3")
     with pytest.raises(TargetError, match="3 classes for 21 samples"):
         lens.over(data).saliency(target=[0, 1, 2], method="gradient")
+
+
+def test_lists_of_classes_in_a_joined_target_belong_to_their_samples():
+    model, data, labels = net(), pictures(), [2 * (index % 2) for index in range(21)]
+    wanted = layerlens.saliency(model, data, target=contrast(labels, 1), method="gradient").score
+    same(
+        over(model, data, batch_size=4).saliency(target=contrast(labels, 1), method="gradient")["score"].tensor(),
+        wanted,
+    )
+    with pytest.raises(TargetError, match="5 classes for 21 samples"):
+        over(model, data).saliency(target=contrast(labels[:5], 1), method="gradient")
+    with pytest.raises(TargetError, match="cannot be told apart batch by batch"):
+        over(model, data).saliency(target=as_target(labels) - as_target(None), method="gradient")
 
 
 class Letters:

@@ -49,6 +49,8 @@ DATA = {
     "loader with its own collate": (DataLoader(Pairs(), batch_size=3, collate_fn=collate), True),
     "stream": (Flow(), True),
     "loader of a stream": (DataLoader(Flow(), batch_size=4), True),
+    "loader of single samples of a stream": (DataLoader(Flow(), batch_size=None), True),
+    "loader of dicts": (DataLoader([{"x": X[k]} for k in range(11)], batch_size=4), False),
     "generator": ((X[k] for k in range(11)), False),
 }
 
@@ -119,6 +121,7 @@ def test_a_bad_row_of_a_tensor_or_loader_is_found():
     ("data", "message"),
     [
         (DataLoader(Pairs(), batch_size=4, shuffle=True), "shuffles"),
+        (DataLoader(Pairs(), batch_size=None, shuffle=True), "shuffles"),
         (torch.zeros(0, 3), "is empty"),
         (torch.tensor(1.0), "single number"),
         ({"a": torch.zeros(2), "b": torch.zeros(3)}, r"must have one length, got \[2, 3\]"),
@@ -141,3 +144,26 @@ def test_data_is_told_from_other_data():
     assert mine == as_source(X.clone(), as_inputs).identity()
     assert mine != as_source(X + 1, as_inputs).identity() and mine != as_source(X[:10], as_inputs).identity()
     assert as_source(np.asarray(X), as_inputs).identity()["samples"] == 11
+
+
+class Words(IterableDataset):
+    def __iter__(self):
+        return iter(["a", "bcd", "ef"])
+
+
+def test_a_loader_of_a_stream_gives_its_texts_and_notes_its_bad_samples():
+    (piece,) = as_source(DataLoader(Words(), batch_size=2), texts_as_inputs).pieces([range(0, 3)])
+    assert piece.inputs.args[0].tolist() == [[1.0], [3.0], [2.0]]
+
+    class Spoilt(Flow):
+        def __iter__(self):
+            return iter([X[0], X[1] * torch.nan, X[2]])
+
+    pieces = list(as_source(DataLoader(Spoilt(), batch_size=2), as_inputs).pieces([range(0, 3)]))
+    assert [piece.index for piece in pieces if isinstance(piece, Bad)] == [1] and len(pieces) == 3
+
+
+def test_processes_that_read_leave_the_generator_of_the_user_alone():
+    before = torch.random.get_rng_state()
+    list(as_source(X, as_inputs, 1).pieces([range(0, 4)]))
+    assert torch.equal(torch.random.get_rng_state(), before)

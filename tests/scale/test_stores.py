@@ -1,12 +1,15 @@
 """Runs that go on where they were, and stores that are damaged, foreign or of another run."""
 
 import json
+import os
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from layerlens import open_store, over
+from layerlens import contrast, open_store, over
 from layerlens.errors import SampleError, StoreError
 from layerlens.scale import shard_files
 from layerlens.scale.manifest import read
@@ -125,6 +128,52 @@ def test_functions_are_told_apart_by_what_they_do(tmp_path):
         run(lambda x: x.sum(dim=(2, 3)))
 
 
+def scaled(factor):
+    return lambda x: x * factor
+
+
+class Times:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return x * self.factor
+
+
+@pytest.mark.parametrize(
+    ("analysis", "one", "other", "message"),
+    [
+        ("capture", {"reduce": scaled(1.0)}, {"reduce": scaled(2.0)}, "reduce"),
+        ("capture", {"reduce": Times(1.0)}, {"reduce": Times(2.0)}, "reduce"),
+        ("capture", {"edits": {"0": partial(torch.mul, other=1)}}, {"edits": {"0": scaled(2.0)}}, "edits"),
+        ("saliency", {"target": lambda y: y[:, 0]}, {"target": lambda y: y[:, 1]}, "target"),
+        ("saliency", {"target": contrast([0, 1] * 10 + [0], 2)}, {"target": contrast([1, 0] * 10 + [0], 2)}, "target"),
+        ("saliency", {"baseline": np.zeros((1, 6, 6), "f4")}, {"baseline": np.ones((1, 6, 6), "f4")}, "baseline"),
+    ],
+)  # fmt: skip
+def test_options_are_told_apart_by_what_they_hold(tmp_path, analysis, one, other, message):
+    def run(options):
+        given = {"layers": "3", **options} if analysis == "capture" else {"method": "input_x_gradient", **options}
+        if "baseline" in options:
+            given |= {"method": "integrated_gradients", "steps": 2, "tolerance": float("inf")}
+        return getattr(over(net(), pictures(), store=tmp_path, batch_size=21), analysis)(**given)
+
+    assert run(one).complete and run(one).complete
+    with pytest.raises(StoreError, match=f"settings, {message}"):
+        run(other)
+
+
+def test_other_calls_and_other_layers_with_the_same_weights_are_told(tmp_path):
+    over(net(), pictures(), store=tmp_path / "a", forward=lambda model, x: model(x)).capture("3")
+    with pytest.raises(StoreError, match="settings, forward"):
+        over(net(), pictures(), store=tmp_path / "a", forward=lambda model, x: model(2 * x)).capture("3")
+    make(tmp_path / "b")
+    other = net()
+    other[1] = torch.nn.Tanh()
+    with pytest.raises(StoreError, match="model, modules"):
+        make(tmp_path / "b", model=other)
+
+
 def test_folders_that_are_no_stores(tmp_path):
     with pytest.raises(StoreError, match="there is no folder"):
         open_store(tmp_path / "none")
@@ -186,7 +235,7 @@ def test_a_writer_that_fails_ends_the_run_and_leaves_no_part(tmp_path, monkeypat
         raise OSError("no space left on device")
 
     monkeypatch.setattr(safe, "save_file", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(StoreError, match=r"shard-000000.safetensors cannot be written \(no space left.*is kept"):
         make(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
     monkeypatch.undo()
@@ -236,3 +285,61 @@ def test_rows_anywhere_in_every_type(tmp_path, dtype):
     row += 1  # what was read is the reader's own
     assert torch.equal(column[5], data.to(dtype)[5])
     found.verify()
+
+
+def test_a_stream_that_grew_is_told(tmp_path):
+    make(tmp_path, data=iter(pictures()[:10]))
+    with pytest.raises(StoreError, match=r"shard 2 holds 2 of 4 samples: the stream ended there"):
+        make(tmp_path, data=iter(pictures()))
+    (tmp_path / shard_files.file_name(2)).unlink()
+    assert make(tmp_path, data=iter(pictures())).ids.tolist() == list(range(21))
+
+
+def test_noted_samples_end_a_later_run_that_takes_none(tmp_path):
+    with pytest.warns(UserWarning, match="1 of 21 samples"):
+        make(tmp_path, data=Broken(unreadable=(5,)), on_error="record")
+    with pytest.raises(SampleError, match=r"notes 1 bad sample\(s\); sample 5: .*remove shard-000001.safetensors"):
+        make(tmp_path, data=Broken())
+    (tmp_path / shard_files.file_name(1)).unlink()
+    assert make(tmp_path, data=Broken()).ids.tolist() == list(range(21))
+
+
+def test_an_unreadable_sample_is_the_same_data_in_every_process(tmp_path):
+    class Images(Broken):
+        def __getitem__(self, index):
+            if index == 0:
+                raise OSError(f"cannot identify {object()}")
+            return super().__getitem__(index)
+
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="1 of 21 samples"):
+            make(tmp_path, data=Images(), on_error="record")
+
+
+def test_folders_are_found_from_everywhere_and_say_what_is_wrong(tmp_path, monkeypatch):
+    class Moving(Broken):
+        def __getitem__(self, index):
+            if index == 9:
+                os.chdir("/")
+            return super().__getitem__(index)
+
+    monkeypatch.chdir(tmp_path)
+    found = make("here and \u00e9", data=Moving())
+    assert found["3"].shape == (21, 4) and len(list((tmp_path / "here and \u00e9").glob("shard-*"))) == 6
+    (tmp_path / "here and \u00e9").rename(tmp_path / "moved")
+    assert open_store(tmp_path / "moved")["3"].shape == (21, 4)
+    with pytest.raises(StoreError, match=r"manifest\.json is a file; a store is a folder"):
+        open_store(tmp_path / "moved" / "manifest.json")
+    with pytest.raises(StoreError, match="cannot be made or written to"):
+        make(tmp_path / "moved" / "manifest.json" / "run")
+
+
+def test_a_shard_that_goes_away_while_it_is_read_is_told(tmp_path):
+    column = make(tmp_path)["3"]
+    path = tmp_path / shard_files.file_name(1)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(StoreError, match="removed or changed while it was read"):
+        column.tensor()
+    path.unlink()
+    with pytest.raises(StoreError, match=r"shard-000001.* was removed or changed"):
+        column[5]

@@ -21,7 +21,8 @@ from ...nested import describe
 from ...results import Attribution, Relevance
 from ...stream import Batch
 from ...target import Target
-from .base import Forward, RowsJob, cast, plain, target_settings
+from ..settings import plain, target_settings
+from .base import Forward, RowsJob, cast
 
 TEXTS = ("tokens", "target")
 """Columns that hold JSON as bytes."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from ...errors import TargetError
+from ...analyzers.relevance.batch_targets import check_length, class_lists
 from ...inputs import Inputs
-from ...nested import describe
 from ...placement import home
 from ...stream import Batch
 from ...target import Target
@@ -104,62 +103,12 @@ def cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     return found.to(dtype) if dtype is not None and found.is_floating_point() else found
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON; what has no form there is told in words."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [plain(part) for part in value]
-    if isinstance(value, torch.Tensor):
-        return value.tolist() if value.numel() <= 64 else f"{describe(value)}, SHA-256 {_short(value)}"
-    if isinstance(value, (torch.dtype, torch.device)):
-        return str(value)
-    return named(value)
-
-
-def named(value: Any) -> str:
-    """A function, a class or an object in words that are the same in every process."""
-    if isinstance(value, Target):
-        return value.label
-    if callable(value):
-        code = getattr(value, "__code__", None)
-        told = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
-        return told if code is None else f"{told} {_code(code)}"
-    return type(value).__qualname__
-
-
-def target_settings(aim: Target | None) -> Any:
-    """What a target scores, as JSON."""
-    if aim is None:
-        return "label of each sample"
-    return aim.label if aim.each is None else {"target": aim.label, "classes": _text_digest("\n".join(aim.each))}
-
-
 def check_classes(aim: Target | None, count: int | None) -> None:
     """See that a list of classes holds one for each sample of the data.
 
     Raises:
-        TargetError: when it does not.
+        TargetError: when it does not, or when it is joined with a class that is predicted batch by batch.
     """
-    if aim is not None and aim.each is not None and count is not None and len(aim.each) != count:
-        raise TargetError(f"the target holds {len(aim.each)} classes for {count} samples; give one per sample.")
-
-
-def _short(tensor: torch.Tensor) -> str:
-    from ...digest import digest
-
-    return digest([("", tensor)])[:16]
-
-
-def _code(code: Any) -> str:
-    """A digest of what a function does, so that another function of the same name is told from it."""
-    constants = [part if isinstance(part, (int, float, str, bool, type(None))) else "" for part in code.co_consts]
-    return _text_digest(f"{code.co_code.hex()} {code.co_names} {constants}")
-
-
-def _text_digest(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    lists = class_lists(aim)
+    if count is not None:
+        check_length(lists, count)

@@ -17,7 +17,8 @@ from ...probe import Edits
 from ...record_batches import sample_axis
 from ...record_views import named_outputs
 from ...stream import Batch
-from .base import Forward, RowsJob, cast, plain
+from ..settings import plain
+from .base import Forward, RowsJob, cast
 
 
 @dataclasses.dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from ...axes import unit_axis
 from ...borrow import borrowed
-from ...errors import StoreError
+from ...errors import OptionError
 from ...layers import Layers
 from ...nested import first_tensor
 from ...placement import home
@@ -24,6 +24,9 @@ from .base import Collector, Forward, on_device
 
 FIELDS = ("count", "mean", "spread", "low", "high", "zeros", "not finite")
 """What is kept of each unit: the number of finite values, their mean, their sum of squared differences from it, ..."""
+
+MOST = 64
+"""Batches whose moments wait to be joined; to join many at once takes a fraction of the time."""
 
 
 @dataclasses.dataclass
@@ -48,7 +51,7 @@ class Moments:
 
     def __init__(self, job: Statistics, model: nn.Module) -> None:
         self.job, self.model = job, model
-        self.found: dict[str, torch.Tensor] = {}
+        self.found: dict[str, list[torch.Tensor]] = {}
         self.ids: list[int] = []
         self.errors: dict[int, str] = {}
         self.device = home(model)
@@ -75,7 +78,8 @@ class Moments:
         with borrowed(self.model, grad=False), Probe(self.model, (), edits=edits):
             here.inputs.run(self.model, self.job.forward)
         for name, one in fresh.items():
-            self.found[name] = merged(self.found[name], one) if name in self.found else one
+            parts = [*self.found.get(name, ()), one]
+            self.found[name] = parts if len(parts) < MOST else [merged(name, parts)]
         self.ids += range(batch.start, batch.start + batch.inputs.batch)
 
     def bad(self, piece: Bad) -> None:
@@ -85,7 +89,7 @@ class Moments:
     def finish(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The tensors of the shard, and what else is known of it."""
         tensors = {"ids": torch.tensor(self.ids, dtype=torch.int64)}
-        tensors |= {f"moments/{name}": found for name, found in self.found.items()}
+        tensors |= {f"moments/{name}": merged(name, parts) for name, parts in self.found.items()}
         order = list(self.found)
         return tensors, {"errors": {str(key): text for key, text in self.errors.items()}, "result": {"order": order}}
 
@@ -93,12 +97,12 @@ class Moments:
 def moments(tensor: torch.Tensor, axis: int) -> torch.Tensor:
     """The moments of one output, `(field, unit)` float64, over all axes but that of the units."""
     values = tensor.detach().movedim(axis, 0).reshape(tensor.shape[axis], -1).double()
-    finite = values.isfinite()
-    if bool(finite.all()):
-        count = torch.full((len(values),), float(values.shape[1]), dtype=torch.float64, device=values.device)
-        mean, low, high = values.mean(dim=1), values.amin(dim=1), values.amax(dim=1)
-        spread = (values - mean[:, None]).square_().sum(dim=1)
+    variance, mean = torch.var_mean(values, dim=1, correction=0)
+    if bool(mean.isfinite().all()):  # as every value is then
+        count, spread = torch.full_like(mean, values.shape[1]), variance * values.shape[1]
+        low, high = torch.aminmax(values, dim=1)
     else:
+        finite = values.isfinite()
         count = finite.sum(dim=1).double()
         mean = values.where(finite, 0.0).sum(dim=1) / count.clamp_min(1)
         spread = (values - mean[:, None]).where(finite, 0.0).square().sum(dim=1)
@@ -108,20 +112,24 @@ def moments(tensor: torch.Tensor, axis: int) -> torch.Tensor:
     return torch.stack([count, mean, spread, low, high, zeros, values.shape[1] - count]).cpu()
 
 
-def merged(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The moments of both together (Chan, Golub & LeVeque 1983, eq. 2.1).
+def merged(name: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The moments of a layer in all parts together (Chan, Golub & LeVeque 1983, eq. 2.1, for several parts).
 
     Raises:
-        StoreError: when they are of different numbers of units.
+        OptionError: when they are of different numbers of units.
     """
-    if one.shape != other.shape:
-        raise StoreError(f"a layer has {one.shape[1]} units for some samples and {other.shape[1]} for others.")
-    count = one[0] + other[0]
-    apart, whole = other[1] - one[1], count.clamp_min(1)
-    mean = one[1] + apart * other[0] / whole
-    spread = one[2] + other[2] + apart.square() * one[0] * other[0] / whole
-    low, high = torch.minimum(one[3], other[3]), torch.maximum(one[4], other[4])
-    return torch.stack([count, mean, spread, low, high, one[5] + other[5], one[6] + other[6]])
+    if apart := [part for part in parts if part.shape != parts[0].shape]:
+        raise OptionError(
+            f"layer {name!r} has {parts[0].shape[1]} units for some samples and {apart[0].shape[1]} for others, so "
+            "there are no statistics of it over all; choose the layers: statistics([...])."
+        )
+    if len(parts) == 1:
+        return parts[0]
+    counts, means, spreads, lows, highs, zeros, odd = torch.stack(list(parts), dim=1)
+    count = counts.sum(dim=0)
+    mean = (counts * means).sum(dim=0) / count.clamp_min(1)
+    spread = (spreads + counts * (means - mean).square()).sum(dim=0)
+    return torch.stack([count, mean, spread, lows.amin(dim=0), highs.amax(dim=0), zeros.sum(dim=0), odd.sum(dim=0)])
 
 
 def gathered(shards: Iterable[Shard], settings: dict[str, Any]) -> UnitStatistics:
@@ -132,7 +140,7 @@ def gathered(shards: Iterable[Shard], settings: dict[str, Any]) -> UnitStatistic
         samples += shard.shape("ids")[0]
         for name in shard.about["result"]["order"]:
             one = shard.tensor(f"moments/{name}")
-            found[name] = merged(found[name], one) if name in found else one
+            found[name] = merged(name, [found[name], one]) if name in found else one
     columns: dict[str, dict[str, torch.Tensor]] = {name: {} for name in ("mean", "std", "low", "high", "zeros")}
     odd = {}
     for name, (count, mean, spread, low, high, zeros, other) in found.items():

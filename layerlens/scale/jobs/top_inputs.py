@@ -16,9 +16,10 @@ from ...results import TopInputs
 from ...stream import Batch
 from ...target import Target
 from ..pieces import Bad
+from ..settings import plain, target_settings
 from ..shelves import Shard
 from ..source import Source
-from .base import Collector, Forward, on_device, plain, target_settings
+from .base import Collector, Forward, on_device
 
 
 @dataclasses.dataclass
