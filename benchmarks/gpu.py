@@ -108,9 +108,8 @@ def main(small: bool) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     card = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     print("# On a GPU, measured\n")
-    print(
-        f"Made by `python -m benchmarks.gpu` on {card}, torch {torch.__version__}: medians of {RUNS} alternating runs.\n"
-    )
+    print(f"Made by `python -m benchmarks.gpu` on {card}, torch {torch.__version__}: medians of {RUNS} runs that")
+    print("take turns.\n")
     print("| model | what | ms | over gradient x input | peak MiB |\n| --- | --- | ---: | ---: | ---: |")
     rows("Llama, 1.1 B parameters, bf16, 1,024 tokens", *llama(small), device)
     rows("ViT-B/16, 8 pictures", *vit(small), device)
