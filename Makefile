@@ -71,6 +71,8 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.capture
 	$(BIN)/python -m benchmarks.saliency
 	$(BIN)/python -m benchmarks.sensitivity
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) gallery .pytest_cache .mypy_cache .ruff_cache

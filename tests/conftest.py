@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -28,3 +30,16 @@ def hooks_of():
         return sum(len(getattr(module, kind)) for module in Layers(model).values() for kind in kinds)
 
     return count
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; a test that needs it fails where there is none."""
+    from playwright.sync_api import sync_playwright
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    assert found, "this test needs chromium: make test-slow installs it, or apt-get install chromium"
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield running
+        running.close()

@@ -1,15 +1,14 @@
 """Captures inside of processes that share a model: DDP and FSDP2, two of them on gloo."""
 
 import os
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from layerlens import Probe, capture
+from tests.processes import verdicts_of_two
 
 pytestmark = pytest.mark.slow
 
@@ -66,17 +65,4 @@ def work(rank, port, kind, verdicts):
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_capture_what_one_does(kind):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.get_context("spawn")
-    verdicts = context.Queue()
-    processes = [context.Process(target=work, args=(rank, port, kind, verdicts)) for rank in range(2)]
-    try:
-        for process in processes:
-            process.start()
-        assert [verdicts.get(timeout=120) for _ in processes] == ["as one process"] * 2
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
+    assert verdicts_of_two(work, kind) == ["as one process"] * 2

@@ -3,7 +3,6 @@
 import datetime
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import traceback
@@ -12,13 +11,13 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 import layerlens as ll
 from layerlens import errors
 from layerlens.placement import is_fsdp, sharded
 from layerlens.tensor_parallel import tensor_parallel
+from tests.processes import verdicts_of_two
 from tests.test_placement import IDS, NEED_WEIGHTS, X, analyzers, checkpointed, deep_lift, last, llama, net
 
 pytestmark = pytest.mark.slow
@@ -226,20 +225,7 @@ def work(rank, port, kind, verdicts):
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_two_processes_find_what_one_does(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("LAYERLENS_TEST_FOLDER", str(tmp_path))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = mp.get_context("spawn")
-    verdicts = context.Queue()
-    processes = [context.Process(target=work, args=(rank, port, kind, verdicts)) for rank in range(2)]
-    try:
-        for process in processes:
-            process.start()
-        assert [verdicts.get(timeout=180) for _ in processes] == ["as one process"] * 2
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
+    assert verdicts_of_two(work, kind) == ["as one process"] * 2
 
 
 def test_relevance_of_a_long_text_follows_the_checkpoints_of_the_model():

@@ -1,7 +1,5 @@
 """The documentation site in a real browser: pages open whole, equations are drawn, nothing is fetched from outside."""
 
-import shutil
-
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -16,18 +14,6 @@ PAGES = {
 """Page -> a text that stands on it."""
 EQUATIONS = {"layer-dynamics.html": 3, "saliency.html": 40}
 SIZES = {"wide": 1440, "narrow": 400}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    assert found, "this test needs chromium: make test-slow installs it, or apt-get install chromium"
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,6 +1,5 @@
 """The report in a real browser: nothing is fetched, everything is seen, by keyboard and on paper too."""
 
-import shutil
 import unicodedata
 
 import pytest
@@ -16,18 +15,6 @@ from .test_report import Sentiment, Words
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 SIZES = {"wide": 1200, "narrow": 400}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    assert found, "this test needs chromium: make test-slow installs it, or apt-get install chromium"
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from layerlens import open_store, over
 from layerlens.demo.embedded import load_digit_net, sample_pictures
 from layerlens.errors import OptionError, SampleError
 from layerlens.scale import RayEngine
+from tests.processes import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -181,10 +181,7 @@ def test_a_model_spread_over_two_processes_fills_one_store(tmp_path):
     torch.set_num_threads(1)
     plain = over(load_digit_net(), sample_pictures()[0], batch_size=4, shard_size=8).relevance(target=7)
     torch.set_num_threads(threads)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    known = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    known = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", SHARDED, str(tmp_path / "run")], env={**os.environ, **known, "RANK": str(rank)}
