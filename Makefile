@@ -52,8 +52,9 @@ demo: $(VENV)/.demo
 docs: $(VENV)/.models
 	$(BIN)/python docs/site/build.py --execute --out build/docs
 
+# a process a core, each with one thread: together they take the time of half of them
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist worksteal
 
 test-slow: $(VENV)/.models browser
 	$(BIN)/python -m pytest -q -m slow

@@ -16,7 +16,7 @@ from layerlens.demo.measure import at_depth
 from layerlens.demo.subject import subject
 from layerlens.plotting import Plot, compare_methods
 
-DPI = {"photograph": 105, "tokens": 140, "layers": 140}
+DPI = {"photograph": 100, "tokens": 140, "layers": 140}
 """Dots per inch: a photograph weighs more than letters."""
 STORY = "Anna lives in Germany. Her brother moved to France and works in the capital, the city of"
 LAYERS = (0, 4, 8, 12, 16, 20, 22, 23, 24, 26, 29)

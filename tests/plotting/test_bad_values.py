@@ -13,14 +13,14 @@ from layerlens.results import Attribution
 from .helpers import made, random
 from .test_every_figure import EXAMPLES, OF_SEVERAL
 
-SHOWS_NAN = {"LayerProfile", "LayerTable", "Ranking", "Matrix", "Curve", "TrainingHistory"}
+SHOWS_NAN = {"LayerProfile", "LayerTable", "Ranking", "Matrix", "Curve", "TrainingHistory", "UnitStatistics"}
 """Results whose figures have a mark for what is no number."""
 NAMED = {
     "Attribution": "values", "Relevance": "values", "ActivationMaps": "values", "TopInputs": "inputs",
     "RecurrentStates": "states", "AttentionWeights": "weights", "LatentTraversal": "outputs",
     "ReceptiveField": "effective", "FeatureVisualization": "images", "FaithfulnessCurve": "scores",
     "Leaderboard": "values", "GroupEffects": "effect", "LayerProfile": "values", "Ranking": "values",
-    "Matrix": "values", "Curve": "values", "TrainingHistory": "values",
+    "Matrix": "values", "Curve": "values", "TrainingHistory": "values", "UnitStatistics": "zeros",
 }  # fmt: skip
 """The field of each result that holds what is drawn."""
 OTHERS = {"Ledger", "LayerTable", "GroupComparison"}
