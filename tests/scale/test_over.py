@@ -386,6 +386,8 @@ def test_engines_and_options():
         over(net(), pictures(), engine="torchrun").capture("3")
     with pytest.raises(OptionError, match="actors must be"):
         RayEngine(actors=0)
+    with pytest.raises(OptionError, match="batch_size"):
+        over(net(), pictures(), batch_size=0)
     with pytest.raises(OptionError, match="on_error"):
         over(net(), pictures(), on_error="skip")
     with pytest.raises(OptionError, match="stream"):

@@ -37,6 +37,10 @@ def collate(items):
     return torch.stack([x for x, _ in items]), [label for _, label in items]
 
 
+def numpy_labels(items):
+    return torch.stack([x for x, _ in items]), [np.int64(label) for _, label in items]
+
+
 DATA = {
     "tensor": (X, False),
     "array": (X.numpy(), False),
@@ -47,6 +51,7 @@ DATA = {
     "loader": (DataLoader(Pairs(), batch_size=4), True),
     "loader of single samples": (DataLoader(Pairs(), batch_size=None), True),
     "loader with its own collate": (DataLoader(Pairs(), batch_size=3, collate_fn=collate), True),
+    "loader with labels of numpy": (DataLoader(Pairs(), batch_size=3, collate_fn=numpy_labels), True),
     "stream": (Flow(), True),
     "loader of a stream": (DataLoader(Flow(), batch_size=4), True),
     "loader of single samples of a stream": (DataLoader(Flow(), batch_size=None), True),

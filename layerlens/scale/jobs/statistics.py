@@ -59,17 +59,17 @@ class Moments:
     def add(self, batch: Batch) -> None:
         """Run on a batch; the layers' outputs are read as they come and not kept."""
         here, fresh, calls = on_device(batch, self.device), dict[str, torch.Tensor](), dict[str, int]()
-        modules = Layers(self.model)
+        modules = dict(Layers(self.model).items())
 
         def reader(path: str) -> Callable[[Any], Any]:
+            module = modules[path]
+
             def read(output: Any) -> Any:
                 number = calls[path] = calls.get(path, -1) + 1
                 tensor = first_tensor(output)
                 if tensor is not None and tensor.ndim and tensor.numel() and not tensor.is_complex():
                     with torch.no_grad():
-                        fresh[f"{path}#{number}" if number else path] = moments(
-                            tensor, unit_axis(modules[path], tensor)
-                        )
+                        fresh[f"{path}#{number}" if number else path] = moments(tensor, unit_axis(module, tensor))
                 return output
 
             return read
