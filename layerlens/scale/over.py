@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import OptionError, check_count, choose
+from ..errors import OptionError, choose
 from ..inputs import as_inputs
 from ..layers import Layers, Selection
 from ..nested import describe
@@ -238,9 +238,7 @@ def over(
         (100, 3)
     """
     source = as_source(data, read, workers)
-    check_count("batch_size", batch_size)
-    size = shard_size if shard_size is not None else batch_size * max(1, round(256 / batch_size))
-    plan = Plan(source.count, size, batch_size)
+    plan = Plan.of(source.count, shard_size, batch_size)
     choose("on_error", on_error, ("raise", "record"))
     folder = None if store is None else Path(store).absolute()  # the run may change its directory
     return Over(model, source, plan, folder, as_engine(engine), on_error, progress, forward, _aimed(aim), tokenizer)
