@@ -27,7 +27,7 @@ from .jobs.statistics import Statistics
 from .jobs.top_inputs import TopInputsJob
 from .manifest import Manifest
 from .plan import Plan
-from .reading import as_source
+from .reading import as_source, batch_of
 from .run import OnError, Work
 from .settings import plain
 from .source import Source
@@ -181,7 +181,7 @@ def over(
     data: Any,
     *,
     store: str | os.PathLike[str] | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     shard_size: int | None = None,
     engine: Any = "auto",
     workers: int = 0,
@@ -197,13 +197,14 @@ def over(
     The data is cut into shards of `shard_size` samples. A shard is written in one step when it is finished, so a run
     that ends by an error, Ctrl-C or `kill -9` and is started again with the same `store` goes on where it was: nothing
     is lost, and nothing is done twice but the shard it was at. A store holds the rows of each sample with its number.
+    A model that draws random numbers draws them from a seed for each batch, the number of its first sample.
 
     Args:
         model: any module.
         data: a tensor, an array or a dict of them, `(samples, ...)`; a Dataset or a sequence of samples `x` or
             `(x, label)`; a DataLoader that does not shuffle; or an iterable of samples, which is read from its start.
         store: a folder, made when missing; None keeps the rows in memory.
-        batch_size: samples that run together.
+        batch_size: samples that run together; None for the number of a DataLoader that has one, else 16.
         shard_size: samples in a shard, a multiple of `batch_size` at best; None for about 256. Memory holds two shards.
         engine: `"local"`: this process. `"torchrun"`: the processes that torchrun or SLURM started, each its part.
             `"ray"`: actors on a Ray cluster. `"auto"`: torchrun where it started this process, else local. An engine
@@ -226,7 +227,7 @@ def over(
 
     The methods raise:
         StoreError: when the store holds another run (other settings, weights or data), is damaged, or is no store.
-        SampleError: for a bad sample, with `on_error="raise"`, or when all are bad.
+        SampleError: for a bad sample, or one that the store notes, with `on_error="raise"`, or when all are bad.
 
     Warns:
         UserWarning: when samples were noted as bad, or an analysis warned: once at the end, with the place in the data.
@@ -238,7 +239,7 @@ def over(
         (100, 3)
     """
     source = as_source(data, read, workers)
-    plan = Plan.of(source.count, shard_size, batch_size)
+    plan = Plan.of(source.count, shard_size, batch_of(data) if batch_size is None else batch_size)
     choose("on_error", on_error, ("raise", "record"))
     folder = None if store is None else Path(store).absolute()  # the run may change its directory
     return Over(model, source, plan, folder, as_engine(engine), on_error, progress, forward, _aimed(aim), tokenizer)
