@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import OptionError, choose
+from ..errors import OptionError, RecordError, choose
 from ..inputs import as_inputs
 from ..layers import Layers, Selection
-from ..nested import describe
 from ..probe import Edits
 from ..results import TopInputs, UnitStatistics
 from ..stream import Read
@@ -21,7 +20,7 @@ from ..target import Spec, Target, as_target
 from .engines import Engine, as_engine
 from .jobs import statistics, top_inputs
 from .jobs.attribution import RelevanceJob, Saliency
-from .jobs.base import Job, check_classes
+from .jobs.base import Job, check_classes, stored_type
 from .jobs.capture import Capture
 from .jobs.statistics import Statistics
 from .jobs.top_inputs import TopInputsJob
@@ -52,13 +51,8 @@ class Over:
         tokenizer: Any,
     ) -> None:
         self.model, self.source, self.plan, self.store, self.engine = model, source, plan, store, engine
-        self.on_error, self.progress, self.forward, self.aim, self.tokenizer = (
-            on_error,
-            progress,
-            forward,
-            aim,
-            tokenizer,
-        )
+        self.on_error, self.progress, self.forward = on_error, progress, forward
+        self.aim, self.tokenizer = aim, tokenizer
 
     def capture(
         self,
@@ -79,9 +73,15 @@ class Over:
         Returns:
             A `Store` with a column for each call, `(samples, ...)`; samples first, whichever axis the
             layer has them on.
+
+        Raises:
+            RecordError: when no layer gave a tensor for any sample.
         """
         paths = tuple(Layers(self.model).select(layers))
-        return self._stored(Capture(layers, reduce, edits, _float(dtype), paths, self.forward))
+        store = self._stored(Capture(layers, reduce, edits, stored_type(dtype), paths, self.forward))
+        if not store:
+            raise RecordError(f"nothing was captured: no sample ran {', '.join(paths[:8])}, or they return no tensors.")
+        return store
 
     def saliency(
         self,
@@ -104,7 +104,7 @@ class Over:
             A `Store` with the columns `values`, `score`, `checks/...`; `store.attribution([3, 8])` is an `Attribution`.
         """
         aim = self.aim(target)
-        return self._stored(Saliency(aim, method, options, _float(dtype), self.tokenizer, self.forward), aim)
+        return self._stored(Saliency(aim, method, options, stored_type(dtype), self.tokenizer, self.forward), aim)
 
     def relevance(self, *, target: Spec = None, dtype: torch.dtype | None = None, **options: Any) -> Store:
         """Relevance of every sample, and where its score went; see `layerlens.relevance`.
@@ -121,7 +121,9 @@ class Over:
         if options.get("parameters"):
             raise OptionError("relevance of parameters is a sum over a batch, not a row of each sample: use relevance.")
         aim = self.aim(target)
-        return self._stored(RelevanceJob(aim, "relevance", options, _float(dtype), self.tokenizer, self.forward), aim)
+        return self._stored(
+            RelevanceJob(aim, "relevance", options, stored_type(dtype), self.tokenizer, self.forward), aim
+        )
 
     def statistics(self, layers: Selection = None) -> UnitStatistics:
         """Mean, spread, range and zeros of every unit of the layers over all samples and places.
@@ -252,9 +254,3 @@ def _aimed(aim: Callable[[Spec], Any]) -> Callable[[Spec], Target | None]:
         return None if isinstance(spec, str) and spec == "label" else as_target(aim(spec))
 
     return read
-
-
-def _float(dtype: torch.dtype | None) -> torch.dtype | None:
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise OptionError(f"dtype must be a floating-point type such as torch.float16, got {describe(dtype)}.")
-    return dtype
