@@ -194,7 +194,7 @@ def _is_label(part: Any, whole: bool) -> bool:
         kind = part.dtype.kind if isinstance(part, np.ndarray) else "f" if part.dtype.is_floating_point else "i"
         return part.ndim == int(whole) and kind in "iu"
     if whole:
-        return isinstance(part, (list, tuple)) and all(isinstance(one, (int, str)) for one in part)
+        return isinstance(part, (list, tuple)) and all(isinstance(one, (int, str, np.integer)) for one in part)
     return isinstance(part, (int, str, np.integer))
 
 
@@ -203,6 +203,7 @@ def _labels(label: Any, count: int, start: int) -> list[Any]:
         return [None] * count
     listed: Any = label.tolist() if isinstance(label, (torch.Tensor, np.ndarray, np.generic)) else label
     found = list(listed) if isinstance(listed, (list, tuple)) else [listed]
+    found = [int(one) if isinstance(one, np.integer) else one for one in found]
     if len(found) != count:
         raise InputError(f"{len(found)} labels for the {count} sample(s) from {start} on; give one per sample.")
     return found

@@ -37,7 +37,7 @@ def scores(spec, output=OUT, **options):
         (None, [5, 7], "predicted class"),
         (Target(lambda out, rows: out[:, 0], "mine"), [1, 7], "mine"),
     ],
-    ids=str,
+    ids=lambda part: str(part).partition(" at 0x")[0],  # the same name in every process
 )
 def test_a_spec_becomes_scores_and_a_label(spec, expected, label):
     assert scores(spec) == expected

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import OptionError, choose
+from ..errors import OptionError, RecordError, choose
 from ..inputs import as_inputs
 from ..layers import Layers, Selection
-from ..nested import describe
 from ..probe import Edits
 from ..results import TopInputs, UnitStatistics
 from ..stream import Read
@@ -21,13 +20,13 @@ from ..target import Spec, Target, as_target
 from .engines import Engine, as_engine
 from .jobs import statistics, top_inputs
 from .jobs.attribution import RelevanceJob, Saliency
-from .jobs.base import Job, check_classes
+from .jobs.base import Job, check_classes, stored_type
 from .jobs.capture import Capture
 from .jobs.statistics import Statistics
 from .jobs.top_inputs import TopInputsJob
 from .manifest import Manifest
 from .plan import Plan
-from .reading import as_source
+from .reading import as_source, batch_of
 from .run import OnError, Work
 from .settings import plain
 from .source import Source
@@ -52,13 +51,8 @@ class Over:
         tokenizer: Any,
     ) -> None:
         self.model, self.source, self.plan, self.store, self.engine = model, source, plan, store, engine
-        self.on_error, self.progress, self.forward, self.aim, self.tokenizer = (
-            on_error,
-            progress,
-            forward,
-            aim,
-            tokenizer,
-        )
+        self.on_error, self.progress, self.forward = on_error, progress, forward
+        self.aim, self.tokenizer = aim, tokenizer
 
     def capture(
         self,
@@ -79,9 +73,15 @@ class Over:
         Returns:
             A `Store` with a column for each call, `(samples, ...)`; samples first, whichever axis the
             layer has them on.
+
+        Raises:
+            RecordError: when no layer gave a tensor for any sample.
         """
         paths = tuple(Layers(self.model).select(layers))
-        return self._stored(Capture(layers, reduce, edits, _float(dtype), paths, self.forward))
+        store = self._stored(Capture(layers, reduce, edits, stored_type(dtype), paths, self.forward))
+        if not store:
+            raise RecordError(f"nothing was captured: no sample ran {', '.join(paths[:8])}, or they return no tensors.")
+        return store
 
     def saliency(
         self,
@@ -104,7 +104,7 @@ class Over:
             A `Store` with the columns `values`, `score`, `checks/...`; `store.attribution([3, 8])` is an `Attribution`.
         """
         aim = self.aim(target)
-        return self._stored(Saliency(aim, method, options, _float(dtype), self.tokenizer, self.forward), aim)
+        return self._stored(Saliency(aim, method, options, stored_type(dtype), self.tokenizer, self.forward), aim)
 
     def relevance(self, *, target: Spec = None, dtype: torch.dtype | None = None, **options: Any) -> Store:
         """Relevance of every sample, and where its score went; see `layerlens.relevance`.
@@ -121,7 +121,9 @@ class Over:
         if options.get("parameters"):
             raise OptionError("relevance of parameters is a sum over a batch, not a row of each sample: use relevance.")
         aim = self.aim(target)
-        return self._stored(RelevanceJob(aim, "relevance", options, _float(dtype), self.tokenizer, self.forward), aim)
+        return self._stored(
+            RelevanceJob(aim, "relevance", options, stored_type(dtype), self.tokenizer, self.forward), aim
+        )
 
     def statistics(self, layers: Selection = None) -> UnitStatistics:
         """Mean, spread, range and zeros of every unit of the layers over all samples and places.
@@ -181,7 +183,7 @@ def over(
     data: Any,
     *,
     store: str | os.PathLike[str] | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     shard_size: int | None = None,
     engine: Any = "auto",
     workers: int = 0,
@@ -197,13 +199,14 @@ def over(
     The data is cut into shards of `shard_size` samples. A shard is written in one step when it is finished, so a run
     that ends by an error, Ctrl-C or `kill -9` and is started again with the same `store` goes on where it was: nothing
     is lost, and nothing is done twice but the shard it was at. A store holds the rows of each sample with its number.
+    A model that draws random numbers draws them from a seed for each batch, the number of its first sample.
 
     Args:
         model: any module.
         data: a tensor, an array or a dict of them, `(samples, ...)`; a Dataset or a sequence of samples `x` or
             `(x, label)`; a DataLoader that does not shuffle; or an iterable of samples, which is read from its start.
         store: a folder, made when missing; None keeps the rows in memory.
-        batch_size: samples that run together.
+        batch_size: samples that run together; None for the number of a DataLoader that has one, else 16.
         shard_size: samples in a shard, a multiple of `batch_size` at best; None for about 256. Memory holds two shards.
         engine: `"local"`: this process. `"torchrun"`: the processes that torchrun or SLURM started, each its part.
             `"ray"`: actors on a Ray cluster. `"auto"`: torchrun where it started this process, else local. An engine
@@ -226,7 +229,7 @@ def over(
 
     The methods raise:
         StoreError: when the store holds another run (other settings, weights or data), is damaged, or is no store.
-        SampleError: for a bad sample, with `on_error="raise"`, or when all are bad.
+        SampleError: for a bad sample, or one that the store notes, with `on_error="raise"`, or when all are bad.
 
     Warns:
         UserWarning: when samples were noted as bad, or an analysis warned: once at the end, with the place in the data.
@@ -238,8 +241,7 @@ def over(
         (100, 3)
     """
     source = as_source(data, read, workers)
-    size = shard_size if shard_size is not None else batch_size * max(1, round(256 / batch_size))
-    plan = Plan(source.count, size, batch_size)
+    plan = Plan.of(source.count, shard_size, batch_of(data) if batch_size is None else batch_size)
     choose("on_error", on_error, ("raise", "record"))
     folder = None if store is None else Path(store).absolute()  # the run may change its directory
     return Over(model, source, plan, folder, as_engine(engine), on_error, progress, forward, _aimed(aim), tokenizer)
@@ -252,9 +254,3 @@ def _aimed(aim: Callable[[Spec], Any]) -> Callable[[Spec], Target | None]:
         return None if isinstance(spec, str) and spec == "label" else as_target(aim(spec))
 
     return read
-
-
-def _float(dtype: torch.dtype | None) -> torch.dtype | None:
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise OptionError(f"dtype must be a floating-point type such as torch.float16, got {describe(dtype)}.")
-    return dtype

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 from ..errors import check_count
 
+SHARD = 256
+"""Samples in a shard where nothing else is asked for."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -24,12 +27,18 @@ class Plan:
     """
 
     count: int | None
-    shard: int = 256
+    shard: int = SHARD
     batch: int = 16
 
     def __post_init__(self) -> None:
         check_count("shard_size", self.shard)
         check_count("batch_size", self.batch)
+
+    @classmethod
+    def of(cls, count: int | None, shard: int | None, batch: int) -> Plan:
+        """A plan whose shards hold about 256 samples where their size is not given: whole batches."""
+        check_count("batch_size", batch)
+        return cls(count, batch * max(1, round(SHARD / batch)) if shard is None else shard, batch)
 
     @property
     def shards(self) -> int | None:

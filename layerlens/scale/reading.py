@@ -40,7 +40,17 @@ class Collated:
 
     def __call__(self, span: range) -> Any:
         """A batch."""
-        return self.collate([self.dataset[index] for index in span])
+        several = getattr(self.dataset, "__getitems__", None)  # as torch's loaders do
+        return self.collate([self.dataset[index] for index in span] if several is None else several(list(span)))
+
+
+BATCH = 16
+"""Samples that run together where nothing else is asked for."""
+
+
+def batch_of(data: Any) -> int:
+    """The samples in a batch of a DataLoader, where it has such a number."""
+    return data.batch_size or BATCH if isinstance(data, DataLoader) else BATCH
 
 
 def as_source(data: Any, read: Read, workers: int = 0) -> Source:

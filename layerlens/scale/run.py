@@ -155,7 +155,7 @@ class Work:
         collector.bad(piece)
 
 
-HINT = "What was finished is kept. Mend the data, or pass on_error='record' to note such samples and go on."
+HINT = "What is finished stands in the store, if any. Mend the data, or pass on_error='record' to note such samples."
 
 
 def _told(error: Exception) -> str:

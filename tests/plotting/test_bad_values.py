@@ -13,7 +13,7 @@ from layerlens.results import Attribution
 from .helpers import made, random
 from .test_every_figure import EXAMPLES, OF_SEVERAL
 
-SHOWS_NAN = {"LayerProfile", "LayerTable", "Ranking", "Matrix", "Curve", "TrainingHistory", "UnitStatistics"}
+SHOWS_NAN = {"LayerProfile", "LayerTable", "Ranking", "Matrix", "Curve", "TrainingHistory"}
 """Results whose figures have a mark for what is no number."""
 NAMED = {
     "Attribution": "values", "Relevance": "values", "ActivationMaps": "values", "TopInputs": "inputs",

@@ -11,7 +11,7 @@ from torch import nn
 
 import layerlens
 from layerlens import Lens, contrast, open_store, over
-from layerlens.errors import LayerNotFound, OptionError, SampleError, StoreError, TargetError
+from layerlens.errors import LayerNotFound, OptionError, RecordError, SampleError, StoreError, TargetError
 from layerlens.scale import LocalEngine, RayEngine
 from layerlens.target import as_target
 
@@ -307,6 +307,21 @@ def test_layers_that_run_for_some_samples_only(store):
         found["left"].of(1)
 
 
+def test_a_capture_of_nothing_is_told():
+    class Quiet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Identity(), nn.Identity()
+
+        def forward(self, x):
+            return self.used(x)
+
+    with pytest.raises(OptionError, match="reduce returned float for layer 'used'"):
+        over(Quiet(), torch.ones(5, 2), on_error="record").capture("used", reduce=lambda y: float(y.mean()))
+    with pytest.raises(RecordError, match="no sample ran idle"):
+        over(Quiet(), torch.ones(5, 2)).capture("idle")
+
+
 def test_numbers_in_another_type(store):
     found = over(net(), pictures(), store=store).capture("3", dtype=torch.bfloat16)
     assert found["3"].dtype == torch.bfloat16 and found["3"].numpy().dtype == np.float32
@@ -386,6 +401,8 @@ def test_engines_and_options():
         over(net(), pictures(), engine="torchrun").capture("3")
     with pytest.raises(OptionError, match="actors must be"):
         RayEngine(actors=0)
+    with pytest.raises(OptionError, match="batch_size"):
+        over(net(), pictures(), batch_size=0)
     with pytest.raises(OptionError, match="on_error"):
         over(net(), pictures(), on_error="skip")
     with pytest.raises(OptionError, match="stream"):

@@ -9,7 +9,7 @@ from layerlens.errors import InputError, OptionError
 from layerlens.inputs import as_inputs
 from layerlens.scale.pieces import Bad
 from layerlens.scale.plan import Plan
-from layerlens.scale.reading import as_source
+from layerlens.scale.reading import as_source, batch_of
 
 from .helpers import Broken, pictures
 
@@ -37,6 +37,10 @@ def collate(items):
     return torch.stack([x for x, _ in items]), [label for _, label in items]
 
 
+def numpy_labels(items):
+    return torch.stack([x for x, _ in items]), [np.int64(label) for _, label in items]
+
+
 DATA = {
     "tensor": (X, False),
     "array": (X.numpy(), False),
@@ -47,6 +51,7 @@ DATA = {
     "loader": (DataLoader(Pairs(), batch_size=4), True),
     "loader of single samples": (DataLoader(Pairs(), batch_size=None), True),
     "loader with its own collate": (DataLoader(Pairs(), batch_size=3, collate_fn=collate), True),
+    "loader with labels of numpy": (DataLoader(Pairs(), batch_size=3, collate_fn=numpy_labels), True),
     "stream": (Flow(), True),
     "loader of a stream": (DataLoader(Flow(), batch_size=4), True),
     "loader of single samples of a stream": (DataLoader(Flow(), batch_size=None), True),
@@ -167,3 +172,16 @@ def test_processes_that_read_leave_the_generator_of_the_user_alone():
     before = torch.random.get_rng_state()
     list(as_source(X, as_inputs, 1).pieces([range(0, 4)]))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_loader_brings_its_batch_size_and_reads_several_at_once_where_it_can():
+    class Several(Pairs):
+        def __getitem__(self, index):
+            raise AssertionError("one by one")
+
+        def __getitems__(self, indices):
+            return [(X[index], int(Y[index])) for index in indices]
+
+    loader = DataLoader(Several(), batch_size=3)
+    (piece,) = as_source(loader, as_inputs).pieces([range(3, 6)])
+    assert torch.equal(piece.inputs.args[0], X[3:6]) and batch_of(loader) == 3 and batch_of(X) == 16

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from ...analyzers.relevance.batch_targets import check_length, class_lists
+from ...errors import OptionError
 from ...inputs import Inputs
+from ...nested import describe
 from ...placement import home
 from ...stream import Batch
 from ...target import Target
@@ -112,3 +114,14 @@ def check_classes(aim: Target | None, count: int | None) -> None:
     lists = class_lists(aim)
     if count is not None:
         check_length(lists, count)
+
+
+def stored_type(dtype: torch.dtype | None) -> torch.dtype | None:
+    """The type in which numbers are to be stored; None for that of the model.
+
+    Raises:
+        OptionError: when it is no floating-point type.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise OptionError(f"dtype must be a floating-point type such as torch.float16, got {describe(dtype)}.")
+    return dtype

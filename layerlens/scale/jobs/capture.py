@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ...capturing import capture
-from ...errors import RecordError
+from ...errors import OptionError, RecordError
 from ...layers import Selection
-from ...nested import describe
+from ...nested import describe, first_tensor
 from ...probe import Edits
 from ...record_batches import sample_axis
 from ...record_views import named_outputs
@@ -46,6 +46,12 @@ class Capture(RowsJob):
         """One capture."""
         size = batch.inputs.batch
         record = capture(model, batch.inputs, self.layers, reduce=self.reduce, edits=self.edits, forward=self.forward)
+        for call in record.order if self.reduce is not None else ():
+            if first_tensor(call.output) is None:
+                raise OptionError(
+                    f"reduce returned {describe(call.output)} for layer {call.layer!r}; it must return tensors, "
+                    "samples first."
+                )
         found: dict[str, torch.Tensor] = {}
         for name, call, tensor in named_outputs(record):
             if name in found:

@@ -11,8 +11,8 @@ from torch import nn
 
 from ...axes import unit_axis
 from ...borrow import borrowed
+from ...edits import Change, Site
 from ...errors import OptionError
-from ...layers import Layers
 from ...nested import first_tensor
 from ...placement import home
 from ...probe import Probe
@@ -58,26 +58,10 @@ class Moments:
 
     def add(self, batch: Batch) -> None:
         """Run on a batch; the layers' outputs are read as they come and not kept."""
-        here, fresh, calls = on_device(batch, self.device), dict[str, torch.Tensor](), dict[str, int]()
-        modules = Layers(self.model)
-
-        def reader(path: str) -> Callable[[Any], Any]:
-            def read(output: Any) -> Any:
-                number = calls[path] = calls.get(path, -1) + 1
-                tensor = first_tensor(output)
-                if tensor is not None and tensor.ndim and tensor.numel() and not tensor.is_complex():
-                    with torch.no_grad():
-                        fresh[f"{path}#{number}" if number else path] = moments(
-                            tensor, unit_axis(modules[path], tensor)
-                        )
-                return output
-
-            return read
-
-        edits = {path: reader(path) for path in self.job.paths}
-        with borrowed(self.model, grad=False), Probe(self.model, (), edits=edits):
+        here, reader = on_device(batch, self.device), Reader("read")
+        with borrowed(self.model, grad=False), Probe(self.model, (), edits={self.job.paths: reader}):
             here.inputs.run(self.model, self.job.forward)
-        for name, one in fresh.items():
+        for name, one in reader.found.items():
             parts = [*self.found.get(name, ()), one]
             self.found[name] = parts if len(parts) < MOST else [merged(name, parts)]
         self.ids += range(batch.start, batch.start + batch.inputs.batch)
@@ -92,6 +76,27 @@ class Moments:
         tensors |= {f"moments/{name}": merged(name, parts) for name, parts in self.found.items()}
         order = list(self.found)
         return tensors, {"errors": {str(key): text for key, text in self.errors.items()}, "result": {"order": order}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader(Change):
+    """Reads what layers return, and changes nothing.
+
+    Attributes:
+        found: the moments of each call.
+    """
+
+    function: Callable[..., torch.Tensor] = lambda tensor, site: tensor
+    found: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+
+    def apply(self, output: Any, site: Site) -> Any:
+        """Note the moments of a call."""
+        tensor = first_tensor(output)
+        if tensor is not None and tensor.ndim and tensor.numel() and not tensor.is_complex():
+            with torch.no_grad():
+                name = f"{site.path}#{site.call}" if site.call else site.path
+                self.found[name] = moments(tensor, unit_axis(site.module, tensor))
+        return output
 
 
 def moments(tensor: torch.Tensor, axis: int) -> torch.Tensor:
