@@ -36,7 +36,7 @@ def throughput() -> list[str]:
     rows = []
     cases = [
         ("digit CNN, 2,000 pictures of 48 x 48", load_digit_net(), Digits(2000), "blocks.1", 50),
-        ("EfficientNet-Lite0, 60 crops of 224 x 224", load_efficientnet(), Crops(60), "_conv_head", 10),
+        ("EfficientNet-Lite0, 20 crops of 224 x 224", load_efficientnet(), Crops(20), "_conv_head", 10),
     ]
     for name, model, data, layer, size in cases:
         analyses: dict[str, tuple[Callable[[torch.Tensor], object], Callable[[object], object]]] = {
@@ -79,7 +79,7 @@ def workers() -> list[str]:
         "import sys, time, torch; torch.set_num_threads(1)\n"
         "from benchmarks.scale_data import Digits\nfrom layerlens import over\n"
         "from layerlens.demo.embedded import load_digit_net\n"
-        "work = over(load_digit_net(), Digits(6000), store=sys.argv[1], batch_size=50, shard_size=250)\n"
+        "work = over(load_digit_net(), Digits(4000), store=sys.argv[1], batch_size=50, shard_size=100)\n"
         "start = time.perf_counter(); work.relevance(); print(time.perf_counter() - start)\n"
     )
     seconds = {}
@@ -95,7 +95,7 @@ def workers() -> list[str]:
                 for rank in range(world)
             ]
             seconds[world] = max(float(process.communicate()[0].split()[-1]) for process in ranks)
-    return [f"| relevance, 6,000 digits | 2 | {seconds[1] / seconds[2]:.2f} |"]
+    return [f"| relevance, 4,000 digits | 2 | {seconds[1] / seconds[2]:.2f} |"]
 
 
 def memory() -> list[str]:

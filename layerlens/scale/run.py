@@ -61,8 +61,10 @@ def kept_generators() -> Iterator[None]:
 
 
 def seed(number: int) -> None:
-    """Seed the random generators."""
-    torch.manual_seed(number)
+    """Seed the random generators, those of the GPUs where they are in use."""
+    torch.default_generator.manual_seed(number)  # torch.manual_seed takes 3 ms where no GPU has been asked yet
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(number)
     np.random.seed(number % 2**32)
     random.seed(number)
 
