@@ -20,7 +20,7 @@ from ..target import Spec, Target, as_target
 from .engines import Engine, as_engine
 from .jobs import statistics, top_inputs
 from .jobs.attribution import RelevanceJob, Saliency
-from .jobs.base import Job, check_classes, stored_type
+from .jobs.base import Job, RowsJob, check_classes, stored_type
 from .jobs.capture import Capture
 from .jobs.statistics import Statistics
 from .jobs.top_inputs import TopInputsJob
@@ -157,19 +157,21 @@ class Over:
 
     def _stored(self, job: Job, aim: Target | None = None) -> Store:
         check_classes(aim, self.source.count)
+        # sums in memory need no shards: many small tensors that stay, between large ones that go, hold the heap apart
+        plan = self.plan if self.store is not None or isinstance(job, RowsJob) else self.plan.whole()
         settings = job.settings() if self.forward is None else {**job.settings(), "forward": plain(self.forward)}
-        manifest = Manifest.of(job.kind, settings, self.model, self.source.identity(), self.plan)
+        manifest = Manifest.of(job.kind, settings, self.model, self.source.identity(), plan)
         store = begin(self.store, manifest, shared=self.engine.shared)
         check_noted(store, self.on_error)
         there = set(store.shelf.numbers())
-        numbers = (number for number in self.plan.numbers() if number not in there)
+        numbers = (number for number in plan.numbers() if number not in there)
         total = None
-        if self.plan.count is not None:
-            total = sum(len(self.plan.span(number)) for number in self.plan.numbers() if number not in there)
-        if total or self.plan.count is None:
-            work = Work(self.model, job, self.source, self.plan, self.on_error)
+        if plan.count is not None:
+            total = sum(len(plan.span(number)) for number in plan.numbers() if number not in there)
+        if total or plan.count is None:
+            work = Work(self.model, job, self.source, plan, self.on_error)
             self.engine.run(work, numbers, store.shelf, progress=self.progress, total=total)
-        finish(store, self.source.kind, stream=self.plan.count is None)
+        finish(store, self.source.kind, stream=plan.count is None)
         return store
 
     def __repr__(self) -> str:

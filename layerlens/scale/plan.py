@@ -45,6 +45,10 @@ class Plan:
         """How many shards there are; None for a stream."""
         return None if self.count is None else -(-self.count // self.shard)
 
+    def whole(self) -> Plan:
+        """The same with all samples in one shard; a stream, whose length is not known, stays as it is."""
+        return self if self.count is None else dataclasses.replace(self, shard=max(self.count, self.batch))
+
     def numbers(self) -> Iterator[int]:
         """The shards, in order; without end for a stream."""
         number = 0

@@ -17,8 +17,14 @@ def test_every_sample_is_in_one_batch(count, shard, batch):
     assert len(list(plan.numbers())) == plan.shards
 
 
+def test_all_samples_in_one_shard_keep_their_batches():
+    plan = Plan(10, 4, 2)
+    assert plan.whole().shards == 1 and plan.whole().batches(0) == [range(k, k + 2) for k in range(0, 10, 2)]
+
+
 def test_a_stream_has_no_end():
     plan = Plan(None, 4, 2)
+    assert plan.whole() == plan
     numbers = plan.numbers()
     assert plan.shards is None and [next(numbers) for _ in range(3)] == [0, 1, 2]
     assert plan.batches(2) == [range(8, 10), range(10, 12)]
