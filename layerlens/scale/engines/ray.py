@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
+import socket
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,22 +56,30 @@ class RayEngine:
         listed = list(shards)
         if not listed:
             return
+        stop = shelf.folder.absolute() / f".stop.{socket.gethostname()}.{os.getpid()}.tmp"
         with _cluster(ray), _quiet(ray):
             sent = ray.put(dataclasses.replace(work, prefetch=False))
             pool = self._pool(ray, len(listed))
             data = ray.data.from_items([{"shard": number} for number in listed], override_num_blocks=len(listed))
             made = data.map_batches(
                 Maker,
-                fn_constructor_args=(sent, str(shelf.folder.absolute()), self.num_cpus),
+                fn_constructor_args=(sent, str(shelf.folder.absolute()), self.num_cpus, str(stop)),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1]),
                 num_cpus=self.num_cpus,
                 num_gpus=self.num_gpus,
             )
             sizes = {number: len(work.plan.span(number)) for number in listed}
-            rows = (_told(row) for row in made.iter_rows())
-            for _ in track(rows, work.job.kind, total, progress, weigh=sizes.__getitem__):
-                pass
+            failed: list[LayerLensError] = []
+            rows = (_number(row, failed) for row in made.iter_rows())
+            try:  # to the end also after an error, which makes the actors skip what is left: a cluster must not be
+                # shut down under a stream that runs, for that ends this process when the next one is started
+                for _ in track(rows, work.job.kind, total, progress, weigh=sizes.__getitem__):
+                    pass
+            finally:
+                stop.unlink(missing_ok=True)
+            if failed:
+                raise failed[0]
 
     def _pool(self, ray: Any, shards: int) -> tuple[int, int]:
         if isinstance(self.actors, tuple):
@@ -81,36 +92,34 @@ class RayEngine:
 
 
 class Maker:
-    """What an actor does: it takes numbers of shards and puts the shards into the folder."""
+    """What an actor does: it takes numbers of shards and puts the shards into the folder.
 
-    def __init__(self, work: Any, folder: str, threads: int) -> None:
-        import pathlib
+    Once a file `stop` is there, which an actor makes that meets an error, it skips what comes.
+    """
 
+    def __init__(self, work: Any, folder: str, threads: int, stop: str) -> None:
         import ray
 
         torch.set_num_threads(threads)
         self.work: Work = ray.get(work) if isinstance(work, ray.ObjectRef) else work
-        self.shelf = Folder(pathlib.Path(folder))
+        self.shelf, self.stop = Folder(Path(folder)), Path(stop)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Make the shards that are not there; an error of layerlens is told and not raised, for Ray would bury it."""
         try:
             for number in batch["shard"].tolist():
-                if number not in self.shelf.numbers():
+                if not self.stop.exists() and number not in self.shelf.numbers():
                     self.work.make([number], self.shelf, progress=False, total=None)
         except LayerLensError as error:
+            self.stop.touch()
             return {**batch, "error": [type(error).__name__], "text": [str(error)]}
         return {**batch, "error": [""], "text": [""]}
 
 
-def _told(row: dict[str, Any]) -> int:
-    """The shard that was made.
-
-    Raises:
-        LayerLensError: when it was not, of the class that the actor met.
-    """
+def _number(row: dict[str, Any], failed: list[LayerLensError]) -> int:
+    """The shard of a row; an error that its actor met is noted, in the class that it had."""
     if row["error"]:
-        raise getattr(errors, row["error"])(row["text"])
+        failed.append(getattr(errors, row["error"])(row["text"]))
     return int(row["shard"])
 
 
