@@ -73,6 +73,10 @@ class Inputs:
         args, kwargs = map_tensors((list(self.args), self.kwargs), function)
         return Inputs(tuple(args), kwargs)
 
+    def to(self, device: torch.device | None) -> Inputs:
+        """The same arguments on a device; None leaves them where they are."""
+        return self if device is None else self.map(lambda tensor: tensor.to(device))
+
     @property
     def batch(self) -> int:
         """The number of samples: the length of the first axis, which every tensor with axes must share.

@@ -9,7 +9,6 @@ import torch
 
 from ..errors import RecordError
 from ..nested import describe
-from .pieces import Bad
 
 VALUES, SHAPES, IDS = "values/", "shapes/", "ids/"
 """Before the name of a column, in the names of a shard's tensors: its rows, the shape of each where they differ, and
@@ -67,9 +66,7 @@ class Block:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.ids: list[int] = []
         self.columns: dict[str, Column] = {}
-        self.errors: dict[int, str] = {}
         self.result: dict[str, Any] = {}
 
     def add(self, ids: range, rows: Mapping[str, torch.Tensor], result: dict[str, Any]) -> None:
@@ -86,17 +83,16 @@ class Block:
             if name not in self.columns:
                 self.columns[name] = Column(self.capacity, tensor)
             self.columns[name].add(ids, tensor)
-        self.ids += ids
         self.result = self.result or result
 
-    def bad(self, piece: Bad) -> None:
-        """Note a sample that has no rows."""
-        self.errors[piece.index] = piece.reason
+    def tensors(self, everyone: list[int]) -> dict[str, torch.Tensor]:
+        """What of all columns stands in the file.
 
-    def finish(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The tensors of the shard, and what else is known of it."""
-        tensors = {"ids": torch.tensor(self.ids, dtype=torch.int64)}
-        for name, column in self.columns.items():
-            tensors |= column.tensors(name, self.ids)
-        about = {"errors": {str(key): text for key, text in self.errors.items()}, "result": self.result}
-        return tensors, {**about, "columns": list(self.columns)}  # safetensors sorts them
+        Args:
+            everyone: the samples of the shard that have rows.
+        """
+        return {
+            name: tensor
+            for own, column in self.columns.items()
+            for name, tensor in column.tensors(own, everyone).items()
+        }

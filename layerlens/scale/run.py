@@ -89,8 +89,8 @@ class Work:
     on_error: OnError = "raise"
     prefetch: bool = True
 
-    def make(self, shards: Iterable[int], shelf: Shelf, *, progress: bool | None, total: int | None) -> int:
-        """Make shards and put them on the shelf, in their order; how many samples were read.
+    def make(self, shards: Iterable[int], shelf: Shelf, *, progress: bool | None, total: int | None) -> None:
+        """Make shards and put them on the shelf, in their order.
 
         A model that draws random numbers draws them from a seed for each batch, the number of its first sample: others
         for other batches, and the same when the run goes on or another engine makes the shard.
@@ -100,7 +100,8 @@ class Work:
         """
         spans = (span for number in shards for span in self.plan.batches(number))
         pieces: Generator[Piece, None, None] = self.source.pieces(spans)
-        read, number, collector = 0, -1, None
+        number = -1
+        collector: Collector | None = None
         told: list[Told] = []
         with (
             kept_generators(),
@@ -113,14 +114,12 @@ class Work:
                     collector = self.job.collector(self.model, len(self.plan.span(number)))
                 with noted(piece, told):
                     self._take(collector, piece)
-                read += size(piece)
                 if start_of(piece) + size(piece) == self.plan.span(number).stop:
                     self._put(writer, shelf, number, collector, told)
                     collector = None
                 del piece
             if collector is not None:  # of a stream, whose last shard is not full
                 self._put(writer, shelf, number, collector, told)
-        return read
 
     def _put(self, writer: Writer, shelf: Shelf, number: int, collector: Collector, told: list[Told]) -> None:
         tensors, about = collector.finish()

@@ -116,6 +116,10 @@ class Folder:
         """Those that are there, in order."""
         return sorted(self._found())
 
+    def holds(self, number: int) -> bool:
+        """Whether a shard is there, without a look at the others."""
+        return (self.folder / file_name(number)).exists()
+
     def _found(self) -> Iterator[int]:
         for path in self.folder.iterdir():
             number = number_of(path)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import OptionError, StoreError, need, suggestion
+from ..errors import StoreError, need, suggestion
 from ..results import Attribution
 from . import manifest as manifests
 from .block import VALUES
@@ -166,15 +166,6 @@ class Store(Mapping[str, Column]):
             if column.shape is not None and len(column.shape) == 1:
                 columns[name] = pandas.Series(column.numpy(), index=column.ids.numpy())
         return pandas.DataFrame(columns, index=pandas.Index(ids, name="sample"))
-
-    def require(self, what: str) -> None:
-        """See that the run came to its end.
-
-        Raises:
-            OptionError: when it did not.
-        """
-        if not self.complete:
-            raise OptionError(f"{what} needs every sample, and the run is not complete: {self!r}. Run it again.")
 
     def summary(self) -> list[tuple[str, str]]:
         """What it holds, how much of it is there, and what failed."""

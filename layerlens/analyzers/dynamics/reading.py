@@ -55,8 +55,7 @@ def read_again(data: Any, times: int, what: str) -> None:
 
 def moved(inputs: Inputs, model: nn.Module) -> Inputs:
     """The same inputs on the device of a model."""
-    device = home(model)
-    return inputs if device is None else inputs.map(lambda x: x.to(device))
+    return inputs.to(home(model))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,7 +120,7 @@ def top_inputs(
     chosen: tuple[int, ...] = ()
     stream = batches(data, batch_size, batched=batched, read=read, progress=progress, doing=f"top inputs by {by}")
     for batch in stream:
-        here = batch.inputs if device is None else _moved(batch.inputs, device)
+        here = batch.inputs.to(device)
         if by == "activation":
             output = _output(model, here, path, call, forward)
         else:
@@ -207,17 +207,13 @@ def _regions(
             index = [(sample, units[row], *place) for sample, (row, *place) in enumerate(at)]
             return torch.stack([maps[one] for one in index])
 
-        here = inputs if device is None else _moved(inputs, device)
+        here = inputs.to(device)
         boxes = input_regions(model, here, path, pick, call=call, level=level, forward=forward)
         if boxes is None:
             return None
         found.append(boxes)
     joined = torch.cat(found)
     return joined.reshape(len(units), -1, *joined.shape[1:])
-
-
-def _moved(inputs: Inputs, device: torch.device) -> Inputs:
-    return inputs.map(lambda tensor: tensor.to(device))
 
 
 def _sample(inputs: Inputs) -> Any:

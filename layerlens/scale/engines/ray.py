@@ -108,7 +108,7 @@ class Maker:
         """Make the shards that are not there; an error of layerlens is told and not raised, for Ray would bury it."""
         try:
             for number in batch["shard"].tolist():
-                if not self.stop.exists() and number not in self.shelf.numbers():
+                if not self.stop.exists() and not self.shelf.holds(number):
                     self.work.make([number], self.shelf, progress=False, total=None)
         except LayerLensError as error:
             self.stop.touch()

@@ -11,7 +11,6 @@ from torch import nn
 
 from ...analyzers.relevance.batch_targets import check_length, class_lists
 from ...errors import OptionError
-from ...inputs import Inputs
 from ...nested import describe
 from ...placement import home
 from ...stream import Batch
@@ -22,20 +21,36 @@ from ..pieces import Bad
 Forward = Callable[..., Any] | None
 
 
-class Collector(Protocol):
-    """What is kept of one shard while it is made."""
+class Collector:
+    """What is kept of one shard while it is made; what exactly, a job's own collector says by `take` and `tensors`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.device = model, home(model)
+        self.ids: list[int] = []
+        self.errors: dict[int, str] = {}
+
+    def take(self, batch: Batch) -> None:
+        """Run on a batch that lies where the model is; when this fails, nothing of the batch may be kept."""
+        raise NotImplementedError
+
+    def tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What is kept as tensors, and what else is known of it, as JSON."""
+        raise NotImplementedError
 
     def add(self, batch: Batch) -> None:
-        """Run on a batch; when this fails, nothing of the batch is kept."""
-        ...
+        """Run on a batch; when this fails, nothing of it is kept."""
+        self.take(dataclasses.replace(batch, inputs=batch.inputs.to(self.device)))
+        self.ids += range(batch.start, batch.start + batch.inputs.batch)
 
     def bad(self, piece: Bad) -> None:
         """Note a sample that has no numbers."""
-        ...
+        self.errors[piece.index] = piece.reason
 
     def finish(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The tensors of the shard, and what else is known of it."""
-        ...
+        tensors, about = self.tensors()
+        ids = {"ids": torch.tensor(self.ids, dtype=torch.int64)}
+        return ids | tensors, {"errors": {str(key): text for key, text in self.errors.items()}, **about}
 
 
 class Job(Protocol):
@@ -66,37 +81,22 @@ class RowsJob:
         return RowsCollector(self, model, capacity)
 
 
-class RowsCollector:
+class RowsCollector(Collector):
     """The rows of one shard."""
 
     def __init__(self, job: RowsJob, model: nn.Module, capacity: int) -> None:
-        self.job, self.model, self.block = job, model, Block(capacity)
-        self.device = home(model)
+        super().__init__(model)
+        self.job, self.block = job, Block(capacity)
 
-    def add(self, batch: Batch) -> None:
+    def take(self, batch: Batch) -> None:
         """Run on a batch."""
-        rows, result = self.job.rows(self.model, on_device(batch, self.device))
+        rows, result = self.job.rows(self.model, batch)
         self.block.add(range(batch.start, batch.start + batch.inputs.batch), rows, result)
 
-    def bad(self, piece: Bad) -> None:
-        """Note a sample that has no numbers."""
-        self.block.bad(piece)
-
-    def finish(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The tensors of the shard, and what else is known of it."""
-        return self.block.finish()
-
-
-def on_device(batch: Batch, device: torch.device | None) -> Batch:
-    """The batch where the model is."""
-    if device is None or all(tensor.device == device for tensor in batch.inputs.tensors().values()):
-        return batch
-    return dataclasses.replace(batch, inputs=moved(batch.inputs, device))
-
-
-def moved(inputs: Inputs, device: torch.device) -> Inputs:
-    """The inputs on another device."""
-    return inputs.map(lambda tensor: tensor.to(device))
+    def tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The columns, and what is the same for all rows."""
+        columns = list(self.block.columns)  # safetensors sorts them
+        return self.block.tensors(self.ids), {"result": self.block.result, "columns": columns}
 
 
 def cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

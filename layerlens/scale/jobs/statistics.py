@@ -14,13 +14,11 @@ from ...borrow import borrowed
 from ...edits import Change, Site
 from ...errors import OptionError
 from ...nested import first_tensor
-from ...placement import home
 from ...probe import Probe
 from ...results import UnitStatistics
 from ...stream import Batch
-from ..pieces import Bad
 from ..shelves import Shard
-from .base import Collector, Forward, on_device
+from .base import Collector, Forward
 
 FIELDS = ("count", "mean", "spread", "low", "high", "zeros", "not finite")
 """What is kept of each unit: the number of finite values, their mean, their sum of squared differences from it, ..."""
@@ -46,36 +44,27 @@ class Statistics:
         return Moments(self, model)
 
 
-class Moments:
+class Moments(Collector):
     """The moments of one shard, `(field, unit)` float64 by call of a layer."""
 
     def __init__(self, job: Statistics, model: nn.Module) -> None:
-        self.job, self.model = job, model
+        super().__init__(model)
+        self.job = job
         self.found: dict[str, list[torch.Tensor]] = {}
-        self.ids: list[int] = []
-        self.errors: dict[int, str] = {}
-        self.device = home(model)
 
-    def add(self, batch: Batch) -> None:
+    def take(self, batch: Batch) -> None:
         """Run on a batch; the layers' outputs are read as they come and not kept."""
-        here, reader = on_device(batch, self.device), Reader("read")
+        reader = Reader("read")
         with borrowed(self.model, grad=False), Probe(self.model, (), edits={self.job.paths: reader}):
-            here.inputs.run(self.model, self.job.forward)
+            batch.inputs.run(self.model, self.job.forward)
         for name, one in reader.found.items():
             parts = [*self.found.get(name, ()), one]
             self.found[name] = parts if len(parts) < MOST else [merged(name, parts)]
-        self.ids += range(batch.start, batch.start + batch.inputs.batch)
 
-    def bad(self, piece: Bad) -> None:
-        """Note a sample that has no numbers."""
-        self.errors[piece.index] = piece.reason
-
-    def finish(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The tensors of the shard, and what else is known of it."""
-        tensors = {"ids": torch.tensor(self.ids, dtype=torch.int64)}
-        tensors |= {f"moments/{name}": merged(name, parts) for name, parts in self.found.items()}
-        order = list(self.found)
-        return tensors, {"errors": {str(key): text for key, text in self.errors.items()}, "result": {"order": order}}
+    def tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The moments, and the layers in their order."""
+        found = {f"moments/{name}": merged(name, parts) for name, parts in self.found.items()}
+        return found, {"result": {"order": list(self.found)}}
 
 
 @dataclasses.dataclass(frozen=True)

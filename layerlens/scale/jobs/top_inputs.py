@@ -11,15 +11,13 @@ from torch import nn
 
 from ...analyzers.relevance.batch_targets import of_batch
 from ...analyzers.relevance.top_inputs import top_inputs
-from ...placement import home
 from ...results import TopInputs
 from ...stream import Batch
 from ...target import Target
-from ..pieces import Bad
 from ..settings import plain, target_settings
 from ..shelves import Shard
 from ..source import Source
-from .base import Collector, Forward, on_device
+from .base import Collector, Forward
 
 
 @dataclasses.dataclass
@@ -48,37 +46,27 @@ class TopInputsJob:
         return top_inputs(model, items, self.layer, target=target, **given)
 
 
-class Best:
+class Best(Collector):
     """The largest values of one shard."""
 
     def __init__(self, job: TopInputsJob, model: nn.Module) -> None:
-        self.job, self.model = job, model
+        super().__init__(model)
+        self.job = job
         self.values = torch.zeros(0, 0, dtype=torch.float64)
         self.index = torch.zeros(0, 0, dtype=torch.int64)
-        self.ids: list[int] = []
-        self.errors: dict[int, str] = {}
-        self.device = home(model)
 
-    def add(self, batch: Batch) -> None:
+    def take(self, batch: Batch) -> None:
         """Run on a batch."""
-        here = on_device(batch, self.device)
         target = of_batch(self.job.aim, batch)
         size = batch.inputs.batch
-        found = self.job.run(self.model, [here.inputs], target, regions=False, batched=True, batch_size=size)
+        found = self.job.run(self.model, [batch.inputs], target, regions=False, batched=True, batch_size=size)
         self.values, self.index = best(
             [(self.values, self.index), (found.values, found.index + batch.start)], self.job.k
         )
-        self.ids += range(batch.start, batch.start + size)
 
-    def bad(self, piece: Bad) -> None:
-        """Note a sample that has no numbers."""
-        self.errors[piece.index] = piece.reason
-
-    def finish(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The tensors of the shard, and what else is known of it."""
-        tensors = {"ids": torch.tensor(self.ids, dtype=torch.int64), "best values": self.values.contiguous()}
-        tensors["best index"] = self.index.contiguous()
-        return tensors, {"errors": {str(key): text for key, text in self.errors.items()}, "result": {}}
+    def tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The values and their samples."""
+        return {"best values": self.values.contiguous(), "best index": self.index.contiguous()}, {"result": {}}
 
 
 def best(parts: list[tuple[torch.Tensor, torch.Tensor]], k: int) -> tuple[torch.Tensor, torch.Tensor]:

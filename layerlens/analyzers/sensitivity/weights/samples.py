@@ -92,9 +92,7 @@ class Samples:
                 if given.ndim == 0 or len(given) < count:
                     raise InputError(f"labels hold {len(given) if given.ndim else 1} rows for {count} or more samples.")
                 labels = given[batch.start : count]
-            if self.device is not None:
-                inputs = inputs.map(lambda tensor: tensor.to(self.device))
-            yield Piece(inputs, labels, batch.start)
+            yield Piece(inputs.to(self.device), labels, batch.start)
         if given is not None and len(given) != count:
             raise InputError(f"labels hold {len(given)} rows for {count} samples; give one for each.")
 
