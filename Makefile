@@ -1,32 +1,43 @@
 # Every target sets up what it needs: `make demo` and `make test` work on a fresh machine with Python and make.
+# Another torch than the pinned one gets an environment of its own: `make test TORCH=2.14.1`.
 PYTHON ?= python3
-VENV ?= .venv
+PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH ?= $(PINNED)
+VENV ?= .venv$(addprefix -torch-,$(filter-out $(PINNED),$(TORCH)))
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_CONSTRAINT := $(abspath $(VENV))/constraints.txt
 
-.PHONY: help browser demo docs test test-slow lint notebooks bench clean
+# Every package is installed here, so a test that would be skipped for want of one fails.
+SDIST_TESTS := $(addprefix tests/test_,readme.py pages.py layering.py project.py)
+PYTEST := $(BIN)/python -m pytest -q --every-package
+
+.PHONY: help browser demo docs test test-slow lint notebooks bench dist clean
 
 help:
 	@echo "make demo       figures and a page from a real model, in gallery/"
 	@echo "make docs       the documentation as a site, in build/docs/"
-	@echo "make test       the fast tests"
+	@echo "make test       the fast tests; TORCH=2.14.1 runs them on another torch, in .venv-torch-2.14.1"
 	@echo "make test-slow  real trained models, notebooks, other processes"
 	@echo "make lint       ruff and mypy"
+	@echo "make dist       sdist and wheel, in dist/, checked"
 
 # One stamp per set of requirements: set up once, again only when the requirements change.
-$(VENV)/.base: constraints.txt
+$(VENV)/constraints.txt: constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	sed 's/^torch==.*/torch==$(TORCH)/' constraints.txt > $@
+
+$(VENV)/.base: $(VENV)/constraints.txt
+	$(PIP) install --quiet torch==$(TORCH)
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.base pyproject.toml
-	@echo "installing layerlens[demo] into $(VENV) ..."
+	@echo "installing layerlens-torch[demo] into $(VENV) ..."
 	$(PIP) install --quiet --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base pyproject.toml
-	@echo "installing layerlens[dev] into $(VENV) ..."
+	@echo "installing layerlens-torch[dev] into $(VENV) ..."
 	$(PIP) install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.demo
 
@@ -54,10 +65,10 @@ docs: $(VENV)/.models
 
 # a process a core, each with one thread: together they take the time of half of them
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses auto --maxprocesses 8 --dist worksteal
 
 test-slow: $(VENV)/.models browser
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -75,5 +86,16 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.gpu
 
+# what a release uploads, and whether the sdist holds what its tests read
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	mkdir dist/unpacked
+	tar -xzf dist/*.tar.gz --strip-components=1 -C dist/unpacked
+	cd dist/unpacked && $(abspath $(BIN))/python -m pytest -q --collect-only > /dev/null
+	cd dist/unpacked && $(abspath $(BIN))/python -m pytest -q $(SDIST_TESTS)
+	rm -r dist/unpacked
+
 clean:
-	rm -rf $(VENV) gallery .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) gallery dist .pytest_cache .mypy_cache .ruff_cache

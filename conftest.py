@@ -1,7 +1,12 @@
 """What holds for all tests: random weights, also those of the examples in docstrings, are the same in every run."""
 
+from collections.abc import Generator
+
 import pytest
 import torch
+
+MISSING = ("could not import ", "no Chromium on this machine")
+"""How the reason of a skip begins when something is missing that `make` installs."""
 
 
 @pytest.fixture(autouse=True)
@@ -12,6 +17,31 @@ def same_numbers() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Say what can be asked for on the command line."""
-    parser.addoption(
-        "--make-pictures", action="store_true", help="write the pictures that figures are compared with anew"
-    )
+    parser.addoption("--make-pictures", action="store_true", help="rewrite the pictures that figures are compared with")
+    parser.addoption("--every-package", action="store_true", help="fail where a missing package would skip a test")
+
+
+def fail_if_missing(report: pytest.TestReport | pytest.CollectReport, config: pytest.Config) -> None:
+    """Turn a skip for want of a package into a failure, if `--every-package` is given."""
+    if report.skipped and config.getoption("--every-package") and isinstance(report.longrepr, tuple):
+        path, line, reason = report.longrepr
+        if reason.removeprefix("Skipped: ").startswith(MISSING):
+            report.outcome, report.longrepr = "failed", f"{path}:{line}: skipped despite --every-package: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Look at the skips of tests."""
+    report = yield
+    fail_if_missing(report, item.config)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Look at the skips of whole modules."""
+    report = yield
+    fail_if_missing(report, collector.config)
+    return report
