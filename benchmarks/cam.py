@@ -10,7 +10,7 @@ import warnings
 import torch
 
 import layerlens
-from layerlens.analyzers.methods import known_methods
+from layerlens.analyzers.saliency.saliency import known_methods
 from layerlens.demo.efficientnet import load_efficientnet
 
 from .timing import medians

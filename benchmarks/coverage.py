@@ -15,7 +15,7 @@ import torch
 from layerlens import relevance
 from layerlens.errors import LayerLensError
 from layerlens.progress import track
-from layerlens.target import as_target, main_output
+from layerlens.targets.target import as_target, main_output
 from tests.cases import CASES
 from tests.families import FAMILIES, family
 

@@ -14,8 +14,8 @@ from torch import nn
 from layerlens import Lens, contrast, faithfulness, plotting
 from layerlens.demo import efficientnet, embedded
 from layerlens.demo.train_digits import make_scenes, split_digits
-from layerlens.neurons import neuron
 from layerlens.plotting import Plot
+from layerlens.targets.units import neuron
 
 Draw = Callable[..., Plot]
 """Makes a figure; takes `width=`."""

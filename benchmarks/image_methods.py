@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from layerlens import Rulebook, relevance, saliency
+from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.faithfulness import controls
-from layerlens.analyzers.leaves import Leaf
 from layerlens.rules import Gamma, Part
 
 Map = Callable[[nn.Module, torch.Tensor, int], torch.Tensor]

@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from layerlens import Lens, contrast
+from layerlens.demo.demo_subject import subject
 from layerlens.demo.measure import at_depth
-from layerlens.demo.subject import subject
 from layerlens.plotting import Plot, compare_methods
 
 DPI = {"photograph": 100, "tokens": 140, "layers": 140}

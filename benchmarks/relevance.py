@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from layerlens import relevance
-from layerlens.target import as_target
+from layerlens.targets.target import as_target
 
 from .memory import peak
 from .timing import medians

@@ -20,7 +20,7 @@ import layerlens
 from layerlens import open_store, over
 from layerlens.demo.efficientnet import load_efficientnet
 from layerlens.demo.embedded import load_digit_net
-from layerlens.scale.shard_files import write
+from layerlens.scale.store.shard_files import write
 
 from .memory import peak
 from .scale_data import Crops, Digits
@@ -159,14 +159,14 @@ def stores() -> list[str]:
     return rows
 
 
-def open_column(folder: Path) -> layerlens.scale.columns.Column:
+def open_column(folder: Path) -> layerlens.scale.store.columns.Column:
     """The column of the store, opened anew."""
-    return layerlens.scale.Store(layerlens.scale.shelves.Folder(folder), open_store_manifest(folder))["x"]
+    return layerlens.scale.Store(layerlens.scale.store.shard_storage.Folder(folder), open_store_manifest(folder))["x"]
 
 
 def open_store_manifest(folder: Path) -> object:
     """The manifest, also of a store that is not complete."""
-    return layerlens.scale.manifest.read(folder)
+    return layerlens.scale.store.manifest.read(folder)
 
 
 def resume() -> list[str]:

@@ -6,10 +6,10 @@ python -m benchmarks.sensitivity_dynamics
 import torch
 
 from layerlens import geometry, health, logit_lens, nonlinearity, similarity
-from layerlens.analyzers.dynamics.reading import distinct
+from layerlens.analyzers.common.features.feature_batches import distinct
 from layerlens.demo.embedded import DigitNet, load_digit_net
 from layerlens.demo.train_digits import make_scenes, split_digits
-from layerlens.inputs import as_inputs
+from layerlens.inputs.inputs import as_inputs
 
 from .timing import medians
 

@@ -17,32 +17,33 @@ __version__ = "0.2.0"
 _NAMES = {
     # the lens, and what it is made of
     "lens": "Lens",
-    "probe": "Probe",
-    "capturing": "capture run",
-    "functions": "capture_functions FunctionProbe",
-    "record": "Record",
-    "call": "Call",
-    "layers": "Layers select",
-    "target": "Target as_target",
-    "contrasting": "contrast",
-    "neurons": "neuron direction deep_dream",
-    "areas": "area",
-    "language": "continuation",
-    "borrow": "borrowed",
+    "probes.probe": "Probe",
+    "probes.run": "capture run",
+    "probes.function_probe": "capture_functions FunctionProbe",
+    "probes.record": "Record",
+    "probes.call": "Call",
+    "model.layers": "Layers select",
+    "targets.target": "Target as_target",
+    "targets.contrast": "contrast",
+    "targets.units": "neuron direction deep_dream",
+    "targets.regions": "area",
+    "targets.tokens": "continuation",
+    "model.borrowed": "borrowed",
     # analyzers
-    "analyzers": "layer_table route compare_routes",
+    "analyzers.structure": "layer_table route compare_routes",
     "analyzers.activation": """
-        activation_maps attention_weights attention_rollout attention_rollout_map grad_cam
+        activation_maps attention_weights attention_rollout
         feature_visualization recurrent_states latent_traversal layer_maps receptive_field
     """,
-    "analyzers.saliency": "saliency",
+    "analyzers.saliency": "saliency grad_cam attention_rollout_map",
     "analyzers.sensitivity": """
         sensitivity jacobian lipschitz noise_response ablate patch sobol morris weight_sensitivity
         attack_curve attack_drift corruption_curve
     """,
     "analyzers.relevance": """
-        relevance relevance_by_target Rulebook rank_concepts concept_relevance top_inputs
+        relevance relevance_by_target Rulebook
     """,
+    "analyzers.concepts": "rank_concepts concept_relevance top_inputs",
     "analyzers.faithfulness": "evaluate cascading_randomization",
     "analyzers.groups": "compare_groups explain_errors",
     "analyzers.dynamics": """
@@ -50,7 +51,7 @@ _NAMES = {
         similarity
     """,
     "scale": "over open_store Store",
-    "softmaxed": "probability",
+    "targets.probability": "probability",
     # results
     "results": """
         ActivationMaps AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve

@@ -10,7 +10,6 @@ from . import (
 from .analyzers.activation import (
     activation_maps as activation_maps,
     attention_rollout as attention_rollout,
-    attention_rollout_map as attention_rollout_map,
     attention_weights as attention_weights,
     layer_maps as layer_maps,
     recurrent_states as recurrent_states,
@@ -19,6 +18,11 @@ from .analyzers.activation.cam.grad_cam import grad_cam as grad_cam
 from .analyzers.activation.feature_visualization import feature_visualization as feature_visualization
 from .analyzers.activation.latent_traversal import latent_traversal as latent_traversal
 from .analyzers.activation.receptive_field import receptive_field as receptive_field
+from .analyzers.concepts import (
+    concept_relevance as concept_relevance,
+    rank_concepts as rank_concepts,
+    top_inputs as top_inputs,
+)
 from .analyzers.dynamics.compare import compare as compare
 from .analyzers.dynamics.generalization_gap import generalization_gap as generalization_gap
 from .analyzers.dynamics.geometry import geometry as geometry
@@ -35,17 +39,14 @@ from .analyzers.groups.explain_errors import explain_errors as explain_errors
 from .analyzers.layer_table import layer_table as layer_table
 from .analyzers.relevance import (
     Rulebook as Rulebook,
-    concept_relevance as concept_relevance,
-    rank_concepts as rank_concepts,
     relevance as relevance,
     relevance_by_target as relevance_by_target,
 )
-from .analyzers.relevance.top_inputs import top_inputs as top_inputs
 from .analyzers.routes import (
     compare_routes as compare_routes,
     route as route,
 )
-from .analyzers.saliency import saliency as saliency
+from .analyzers.saliency import attention_rollout_map as attention_rollout_map, saliency as saliency
 from .analyzers.sensitivity import (
     ablate as ablate,
     attack_curve as attack_curve,

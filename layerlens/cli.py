@@ -78,7 +78,7 @@ def _report_options(commands: Any) -> None:
 
 def _demo(arguments: argparse.Namespace) -> int:
     from .demo import gallery
-    from .demo.subject import subject
+    from .demo.demo_subject import subject
     from .report.files import read_picture
 
     gallery.check_folder(arguments.out)

@@ -8,27 +8,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .analyzers import (
-    activation,
-    compare_routes,
-    faithfulness,
-    groups as group_analyzers,
-    layer_table,
-    relevance,
-    route,
-    saliency,
-)
-from .analyzers.activation.attention import Part
-from .analyzers.relevance import Concept
-from .capturing import capture, run
-from .functions import Functions, Keep, capture_functions
-from .language import token_texts
-from .layers import Layers, Selection
+from .analyzers import activation, concepts, faithfulness, groups as group_analyzers, relevance, saliency
+from .analyzers.activation.attention.weights import Part
+from .analyzers.concepts.concept_relevance import Concept
+from .analyzers.structure.layer_table import layer_table
+from .analyzers.structure.routes import compare_routes, route
 from .lens_dynamics import DynamicsLens
 from .lens_sensitivity import SensitivityLens
-from .matches import Matches
-from .probe import Edits, Probe
-from .record import Record
+from .model.layers import Layers, Selection
+from .model.selection import Matches
+from .probes.function_probe import Functions, Keep, capture_functions
+from .probes.probe import Edits, Probe
+from .probes.record import Record
+from .probes.run import capture, run
 from .results import (
     ActivationMaps,
     AttentionWeights,
@@ -46,7 +38,8 @@ from .results import (
     Routes,
     TopInputs,
 )
-from .target import Spec
+from .targets.target import Spec
+from .targets.tokens import token_texts
 
 if TYPE_CHECKING:
     from .scale import Over
@@ -166,7 +159,7 @@ class Lens(SensitivityLens, DynamicsLens):
 
     def grad_cam(self, x: Any, layer: Selection = None, *, target: Spec = None, **options: Any) -> Attribution:
         """A class activation map; see `grad_cam`."""
-        return self._attribute(activation.grad_cam, x, target, layer=layer, **options)
+        return self._attribute(saliency.grad_cam, x, target, layer=layer, **options)
 
     def saliency(
         self, x: Any, *, target: Spec = None, method: str = "integrated_gradients", **options: Any
@@ -195,17 +188,17 @@ class Lens(SensitivityLens, DynamicsLens):
     def rank_concepts(self, x: Any, layer: Selection, *, target: Spec = None, **options: Any) -> list[Concept]:
         """The units of a layer by the relevance that passes them; see `rank_concepts`."""
         inputs = self.inputs(x)
-        return relevance.rank_concepts(
+        return concepts.rank_concepts(
             self.model, inputs, layer, target=self.target(target, inputs), forward=self.forward, **options
         )
 
     def concept_relevance(self, x: Any, layer: Selection, *, target: Spec = None, **options: Any) -> Relevance:
         """The relevance that passes single units of a layer; see `concept_relevance`."""
-        return self._attribute(relevance.concept_relevance, x, target, layer=layer, **options)
+        return self._attribute(concepts.concept_relevance, x, target, layer=layer, **options)
 
     def top_inputs(self, data: Any, layer: Selection, *, target: Spec = None, **options: Any) -> TopInputs:
         """The samples of a data set that units of a layer respond to most; see `top_inputs`."""
-        return relevance.top_inputs(
+        return concepts.top_inputs(
             self.model, data, layer, target=self._aim(target), forward=self.forward, read=self.inputs, **options
         )
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from .analyzers import dynamics
-from .language import Vocabulary
-from .layers import Selection
+from .model.layers import Selection
 from .results import LayerHealth, LayerProfile, LogitLens, Matrix
-from .target import Spec, class_index
-from .wrapped import WrappedModel
+from .targets.target import Spec, class_index
+from .targets.tokens import Vocabulary
+from .wrapped_model import WrappedModel
 
 
 class DynamicsLens(WrappedModel):

@@ -8,12 +8,12 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from .analyzers import sensitivity
-from .inputs import Inputs
-from .language import token_pairs
-from .layers import Selection
+from .inputs.inputs import Inputs
+from .model.layers import Selection
 from .results import Curve, Explained, LayerProfile, Matrix, Ranking
-from .target import Spec
-from .wrapped import WrappedModel
+from .targets.target import Spec
+from .targets.tokens import token_pairs
+from .wrapped_model import WrappedModel
 
 
 class SensitivityLens(WrappedModel):

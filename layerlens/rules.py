@@ -1,9 +1,9 @@
 """What a rulebook is made of: parts of a network and rules of linear operations; and rows for other operations."""
 
+from .analyzers.graph.operation import Kind, Role, Row
 from .analyzers.relevance.linear import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
-from .analyzers.relevance.rulebook import RULEBOOKS, Part, Rulebook
-from .analyzers.relevance.rules import Kind, Role, Row
 from .analyzers.relevance.rules.register import register
+from .analyzers.relevance.rules.rulebook import RULEBOOKS, Part, Rulebook
 
 __all__ = [
     "RULEBOOKS",

@@ -27,7 +27,7 @@ class Case:
         name: key in `CASES`.
         build: makes the model: eval mode, always the same weights.
         example: makes an input with a batch of two, always the same.
-        target: a spec for `layerlens.target.as_target`, good for both samples.
+        target: a spec for `layerlens.as_target`, good for both samples.
         kind: family of the model.
         slow: whether it belongs to the slow tests.
         unrun: layers that do not run on the example, by design; containers without a forward are not listed.

@@ -3,7 +3,7 @@ import shutil
 import pytest
 import torch
 
-from layerlens.layers import Layers
+from layerlens.model.layers import Layers
 from tests.cases import CASES
 
 

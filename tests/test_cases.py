@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens.capturing import capture
-from layerlens.inputs import as_inputs
-from layerlens.target import as_target
+from layerlens.inputs.inputs import as_inputs
+from layerlens.probes.run import capture
+from layerlens.targets.target import as_target
 from tests.cases import ADDITIVE, CASES, case_ids, perturb, zero_additive
 
 

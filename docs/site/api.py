@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 
 import layerlens
-from layerlens.analyzers.methods import known_methods
+from layerlens.analyzers.saliency.saliency import known_methods
 
 GROUPS = {
     "lens": ("Lens", "A model with its class names, tokenizer and forward; every analyzer is a method of it.", "Lens"),

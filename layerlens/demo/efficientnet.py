@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from ..errors import InputError, MissingPackage
+from layerlens.errors import InputError, MissingPackage
 
 SIDE: Final = 224
 """Height and width of an input, in pixels."""

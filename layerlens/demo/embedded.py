@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from ..errors import InputError
+from layerlens.errors import InputError
 
 SIDE: Final = 48
 """Height and width of a picture, in pixels."""

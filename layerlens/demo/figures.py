@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from .. import plotting
-from ..plotting import Plot, samples as shown
-from ..report.alt import of_ledger, of_map, of_profile
-from ..results import ActivationMaps, Attribution, LayerProfile
+from layerlens import plotting
+from layerlens.plotting import Plot
+from layerlens.plotting.drawing import attribution_sample as shown
+from layerlens.report.alt_text import of_ledger, of_map, of_profile
+from layerlens.results import ActivationMaps, Attribution, LayerProfile
+
+from .demo_subject import Subject
 from .measure import Findings, at_depth
-from .subject import Subject
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import InputError
-from ..lens import Lens
-from ..results import LayerTable
+from layerlens.errors import InputError
+from layerlens.lens import Lens
+from layerlens.results import LayerTable
+
+from .demo_subject import Subject
 from .figures import Figure, figures
 from .measure import Findings, activations, examine, profile
 from .page import page
-from .subject import Subject
 
 
 @dataclasses.dataclass(frozen=True)

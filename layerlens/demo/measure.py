@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..lens import Lens
-from ..results import ActivationMaps, Attribution, LayerProfile, Relevance
-from ..target import Target
-from .subject import Subject
+from layerlens.lens import Lens
+from layerlens.results import ActivationMaps, Attribution, LayerProfile, Relevance
+from layerlens.targets.target import Target
+
+from .demo_subject import Subject
 
 Result = TypeVar("Result")
 

@@ -7,9 +7,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..report.content import Picture
-from ..report.facts import settings_text
-from ..report.page import render
+from layerlens.report.content import Picture
+from layerlens.report.page import render
+from layerlens.report.provenance import settings_text
 
 if TYPE_CHECKING:
     from .gallery import Gallery

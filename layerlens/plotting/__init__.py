@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import PlotError, choose
-from ..results import (
+from layerlens.errors import PlotError, choose
+from layerlens.results import (
     ActivationMaps,
     AttentionWeights,
     Attribution,
@@ -29,35 +29,36 @@ from ..results import (
     TrainingHistory,
     UnitStatistics,
 )
-from .activation_mosaic import activation_mosaic
-from .attention import attention
-from .channels import channels
-from .compare_methods import compare_methods
-from .curves import curves
-from .faithfulness_curve import faithfulness_curve
-from .feature_gallery import feature_gallery
-from .feature_visualization import feature_visualization
-from .gradient_flow import gradient_flow
-from .group_effects import group_effects
-from .heatmap import heatmap
-from .latent_traversal import latent_traversal
-from .layer_profile import layer_profile
-from .leaderboard import leaderboard
-from .matrix import matrix
-from .method_grid import method_grid
-from .model_map import model_map
-from .overlay_grid import overlay_grid
+
+from .figures.activation_mosaic import activation_mosaic
+from .figures.attention import attention
+from .figures.channels import channels
+from .figures.compare_methods import compare_methods
+from .figures.curves import curves
+from .figures.faithfulness_curve import faithfulness_curve
+from .figures.feature_gallery import feature_gallery
+from .figures.feature_visualization import feature_visualization
+from .figures.gradient_flow import gradient_flow
+from .figures.group_effects import group_effects
+from .figures.heatmap import heatmap
+from .figures.latent_traversal import latent_traversal
+from .figures.layer_profile import layer_profile
+from .figures.leaderboard import leaderboard
+from .figures.matrix import matrix
+from .figures.method_grid import method_grid
+from .figures.model_map import model_map
+from .figures.overlay_grid import overlay_grid
+from .figures.ranking import sensitivity
+from .figures.receptive_field import receptive_field
+from .figures.recurrent_states import recurrent_states
+from .figures.relevance_flow import relevance_flow
+from .figures.thumbnail import thumbnail
+from .figures.timeseries import timeseries
+from .figures.tokens import tokens
+from .figures.tokens_html import tokens_html
+from .figures.top_inputs import top_inputs
+from .figures.training import training
 from .plot import Plot
-from .receptive_field import receptive_field
-from .recurrent_states import recurrent_states
-from .relevance_flow import relevance_flow
-from .sensitivity import sensitivity
-from .thumbnail import thumbnail
-from .timeseries import timeseries
-from .tokens import tokens
-from .tokens_html import tokens_html
-from .top_inputs import top_inputs
-from .training import training
 
 __all__ = [
     "Plot",

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import OptionError, PlotError
+from layerlens.errors import OptionError, PlotError
+
 from . import style
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from ..errors import OptionError, PlotError, choose
+from layerlens.errors import OptionError, PlotError, choose
 
 Array = np.ndarray[Any, Any]
 Width = Literal["column", "page"] | float

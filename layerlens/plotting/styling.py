@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import OptionError, choose
+from layerlens.errors import OptionError, choose
+
 from . import style
 
 

@@ -1,6 +1,6 @@
 """The HTML report: what was run, checks, samples, profiles and layers of a model on one page."""
 
-from .make import build, report
+from .assemble import build, report
 from .page import write
 
 __all__ = ["build", "report", "write"]

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ..outputs import main_output
-from ..results import Attribution, Leaderboard, Relevance
+from layerlens.results import Attribution, Leaderboard, Relevance
+from layerlens.targets.outputs import main_output
+
 from .content import Check
 from .samples import Sample
 

@@ -10,11 +10,13 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from .. import plotting
-from ..errors import PlotError
-from ..plotting import samples as shown_samples, style
-from ..results import Attribution, LayerProfile, Relevance
-from . import alt
+from layerlens import plotting
+from layerlens.errors import PlotError
+from layerlens.plotting import style
+from layerlens.plotting.drawing import attribution_sample as shown_samples
+from layerlens.results import Attribution, LayerProfile, Relevance
+
+from . import alt_text
 from .content import Block, Note, Picture, Strip, Token
 
 MOST_LINES: Final = 8
@@ -49,7 +51,7 @@ def flow(relevance: Relevance) -> Block:
         line = " The line is what still flows on at the outputs of layers." if flows else ""
         return Picture(
             "Where the score went",
-            alt.of_ledger(relevance.ledger, plot),
+            alt_text.of_ledger(relevance.ledger, plot),
             "The ledger of relevance: what each layer's additive constants (biases, shifts, running means) took of the "
             f"score on its way back to the input, and what rules absorbed. All rows add up to the score.{line}",
             plot.png(),
@@ -67,7 +69,7 @@ def profile(found: LayerProfile, title: str, note: str) -> Block:
         spread = len(finite) > 1 and bool((finite > 0).all()) and float(finite.max() / finite.min()) > 30
         plot = plotting.layer_profile(found, scale="log" if spread else "linear", width="page", title="")
         told = found.explain() if any(found.explanation) else f"{_title(found.quantity)}, in units of {found.units}."
-        return Picture(title, alt.of_profile(found), f"{told} {note}".strip(), plot.png())
+        return Picture(title, alt_text.of_profile(found), f"{told} {note}".strip(), plot.png())
 
     return _drawn(title, draw)
 
@@ -82,7 +84,7 @@ def _drawn(title: str, draw: Callable[[], Block]) -> Block:
 def _images(attributions: Sequence[Attribution], name: str | None, title: str) -> Picture:
     plot = plotting.compare_methods(attributions, name=name, labels=[one.how for one in attributions], title="")
     shown = [shown_samples.read(one, 0, name=name) for one in attributions]
-    told = " ".join(alt.of_map(one, other.how) for one, other in zip(shown, attributions, strict=True))
+    told = " ".join(alt_text.of_map(one, other.how) for one, other in zip(shown, attributions, strict=True))
     signs = "Red speaks for the target, blue against it; " if any(one.signed for one in attributions) else ""
     caption = f"{signs}each map has its own scale, at its bar. {_hows(attributions)}"
     return Picture(title, f"The input and {len(shown)} map(s) of it. {told}", caption, plot.png())
@@ -107,7 +109,7 @@ def _input(attribution: Attribution, name: str | None, title: str) -> Picture:
     if given.axes is None and _form(attribution) == "series":
         given = dataclasses.replace(given, axes=("batch", "time", "feature"))
     plot = plotting.heatmap(given, width=_width(given, None), title="", cmap=None if signed else "viridis")
-    told = alt.of_map(shown_samples.read(given, 0), "Input")
+    told = alt_text.of_map(shown_samples.read(given, 0), "Input")
     return Picture(title, told, "The input as the model gets it.", plot.png())
 
 
@@ -116,12 +118,16 @@ def _single(one: Attribution, name: str | None, title: str) -> Block:
     if shown.form == "tokens" and shown.tokens is not None:
         limits = style.limits([shown.values], signed=shown.signed, clip=100, vmax=None, what=shown.what)
         tokens = tuple(
-            Token(text.translate(alt.PRESENT) or "∅", style.number(float(value), 2), colour(float(value) / limits.high))
+            Token(
+                text.translate(alt_text.PRESENT) or "∅",
+                style.number(float(value), 2),
+                colour(float(value) / limits.high),
+            )
             for text, value in zip(shown.tokens, shown.values, strict=True)
         )
         signs = "red speaks for the target, blue against it" if shown.signed else "the redder, the larger"
         return Strip(title, f"The number below each token is its value in units of {shown.units}; {signs}, full at "
-                     f"{style.number(limits.high)}. {alt.of_values(shown)}.{_checked(one)}", tokens)  # fmt: skip
+                     f"{style.number(limits.high)}. {alt_text.of_values(shown)}.{_checked(one)}", tokens)  # fmt: skip
     caption = _hows([one])
     if _lines(one, name):
         plot = plotting.timeseries(one, name=name, count=MOST_LINES, title="")
@@ -131,7 +137,7 @@ def _single(one: Attribution, name: str | None, title: str) -> Block:
         )
     else:
         plot = plotting.heatmap(one, name=name, width=_width(one, name), title="")
-    return Picture(title, alt.of_map(shown, one.how), caption, plot.png())
+    return Picture(title, alt_text.of_map(shown, one.how), caption, plot.png())
 
 
 def colour(share: float) -> str:

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..errors import InputError, OptionError
-from ..inputs import Inputs, as_inputs
+from layerlens.errors import InputError, OptionError
+from layerlens.inputs.inputs import Inputs, as_inputs
 
 PICTURES: Final = (".png", ".jpg", ".jpeg")
 ARRAYS: Final = (".npy", ".npz", ".safetensors")

@@ -8,8 +8,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from ..errors import ResultFileError, need
-from ..results.files import whole
+from layerlens.errors import ResultFileError, need
+from layerlens.files import whole
+
 from .content import Note, Picture, Report, Strip
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..borrow import borrowed
-from ..errors import InputError, LayerLensError, OptionError, TargetError
-from ..inputs import Inputs
-from ..target import Spec, Target
-from ..wrapped import WrappedModel
+from layerlens.errors import InputError, LayerLensError, OptionError, TargetError
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.targets.target import Spec, Target
+from layerlens.wrapped_model import WrappedModel
 
 
 @dataclasses.dataclass(frozen=True)

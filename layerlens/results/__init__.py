@@ -1,29 +1,29 @@
 """Results are data: values with their meaning, what the method can prove about itself, ways to show and keep them."""
 
-from .attention import AttentionWeights
-from .attribution import ActivationMaps, Attribution, Relevance
 from .base import Result, load
-from .curve import Curve
-from .explained import Explained
-from .faithfulness import FaithfulnessCurve
-from .feature_visualization import FeatureVisualization
-from .groups import ErrorExplanation, GroupComparison, GroupEffects
-from .health import LayerHealth
-from .layer_table import LayerRow, LayerTable
-from .layers import LayerProfile
-from .leaderboard import Leaderboard
-from .ledger import Entry, Ledger
-from .logit_lens import LogitLens
-from .matrix import Matrix
-from .method_table import MethodTable
-from .ranking import Ranking
-from .receptive_field import ReceptiveField
-from .recurrent import RecurrentStates
-from .routes import RouteComparison, Routes
-from .top_inputs import TopInputs
-from .training import TrainingHistory
-from .traversal import LatentTraversal
-from .unit_statistics import UnitStatistics
+from .maps.attention_weights import AttentionWeights
+from .maps.attribution import ActivationMaps, Attribution, Relevance
+from .maps.feature_visualization import FeatureVisualization
+from .maps.latent_traversal import LatentTraversal
+from .maps.receptive_field import ReceptiveField
+from .maps.recurrent_states import RecurrentStates
+from .maps.top_inputs import TopInputs
+from .reports.group_comparison import ErrorExplanation, GroupComparison, GroupEffects
+from .reports.layer_table import LayerRow, LayerTable
+from .reports.leaderboard import Leaderboard
+from .reports.logit_lens import LogitLens
+from .reports.method_table import MethodTable
+from .reports.routes import RouteComparison, Routes
+from .values.curve import Curve
+from .values.explained import Explained
+from .values.faithfulness_curve import FaithfulnessCurve
+from .values.layer_health import LayerHealth
+from .values.layer_profile import LayerProfile
+from .values.ledger import Entry, Ledger
+from .values.matrix import Matrix
+from .values.ranking import Ranking
+from .values.training_history import TrainingHistory
+from .values.unit_statistics import UnitStatistics
 
 __all__ = [
     "ActivationMaps",

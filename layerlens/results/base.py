@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 
-from ..errors import ResultFileError
+from layerlens.errors import ResultFileError
+
 from . import files
 
 if TYPE_CHECKING:
-    from ..plotting import Plot
+    from layerlens.plotting import Plot
 
 Self = TypeVar("Self", bound="Result")
 
@@ -38,7 +39,7 @@ class Result:
             OptionError: when no figure of that kind fits.
             PlotError: when the data cannot be drawn.
         """
-        from .. import plotting
+        from layerlens import plotting
 
         return plotting.plot(self, kind, **options)
 
@@ -91,7 +92,7 @@ class Result:
     def _picture(self) -> str:
         """A small figure as HTML; where it cannot be drawn, why: the numbers beside it must be seen all the same."""
         try:
-            from .. import plotting
+            from layerlens import plotting
 
             return plotting.thumbnail(self)
         except Exception as error:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import ResultFileError
-from ..nested import as_array
+from layerlens.errors import ResultFileError
+from layerlens.files import whole
+from layerlens.model.trees import as_array
 
 FORMAT = "layerlens-result/1"
 
@@ -62,28 +61,6 @@ def read(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -> Any:
         if isinstance(error, ResultFileError):
             raise
         raise ResultFileError(f"{path} is no result of layerlens, or is damaged ({error}).") from error
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that stands at `path` when the block ends, and nowhere after an error or Ctrl-C in it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.chmod(temporary, 0o666 & ~umask())  # mkstemp makes files that only their owner reads
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-
-def umask() -> int:
-    """The permissions that new files of this process do not get."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _encode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:

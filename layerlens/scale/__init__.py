@@ -2,6 +2,6 @@
 
 from .engines import LocalEngine, RayEngine, TorchrunEngine
 from .over import Over, over
-from .store import Store, open_store
+from .store.store import Store, open_store
 
 __all__ = ["LocalEngine", "Over", "RayEngine", "Store", "TorchrunEngine", "open_store", "over"]

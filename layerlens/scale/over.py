@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import OptionError, RecordError, choose
-from ..inputs import as_inputs
-from ..layers import Layers, Selection
-from ..probe import Edits
-from ..results import TopInputs, UnitStatistics
-from ..stream import Read
-from ..target import Spec, Target, as_target
+from layerlens.errors import OptionError, RecordError, choose
+from layerlens.inputs.batches import Read
+from layerlens.inputs.inputs import as_inputs
+from layerlens.model.layers import Layers, Selection
+from layerlens.probes.probe import Edits
+from layerlens.results import TopInputs, UnitStatistics
+from layerlens.targets.target import Spec, Target, as_target
+
+from .data.as_source import as_source, batch_of
+from .data.source import Source
 from .engines import Engine, as_engine
 from .jobs import statistics, top_inputs
 from .jobs.attribution import RelevanceJob, Saliency
@@ -24,14 +27,12 @@ from .jobs.base import Job, RowsJob, check_classes, stored_type
 from .jobs.capture import Capture
 from .jobs.statistics import Statistics
 from .jobs.top_inputs import TopInputsJob
-from .manifest import Manifest
-from .plan import Plan
-from .reading import as_source, batch_of
-from .run import OnError, Work
-from .settings import plain
-from .source import Source
-from .start import begin, check_noted, finish
-from .store import Store
+from .run.lifecycle import begin, check_noted, finish
+from .run.work import OnError, Work
+from .store.fingerprint import plain
+from .store.manifest import Manifest
+from .store.plan import Plan
+from .store.store import Store
 
 
 class Over:

@@ -116,7 +116,7 @@ ANALYZERS = {
 
 def mean_output(output):
     """The mean of the main output, (batch,)."""
-    main = layerlens.outputs.main_output(output)
+    main = layerlens.targets.outputs.main_output(output)
     return main.flatten(1).mean(dim=1)
 
 
@@ -206,7 +206,7 @@ def of_heads(model, x, target):
 
 def other_than(x):
     """Another input of the same shapes: the samples in the other order, padded as they were."""
-    inputs = layerlens.inputs.as_inputs(x)
+    inputs = layerlens.inputs.inputs.as_inputs(x)
     return inputs.replace({name: part.flip(0) for name, part in inputs.tensors().items() if "mask" not in name})
 
 
@@ -227,18 +227,18 @@ def one_class(target):
 
 def one_or_two(x):
     """Features that are few: token ids as they are, of others two cells for each input."""
-    tensors = layerlens.inputs.as_inputs(x).floating()
+    tensors = layerlens.inputs.inputs.as_inputs(x).floating()
     return 2 if tensors and all(tensor.ndim > 2 for tensor in tensors.values()) else None
 
 
 def squared(output, labels):
     """The mean square of the output, a loss for any model."""
-    return layerlens.outputs.main_output(output).square().mean()
+    return layerlens.targets.outputs.main_output(output).square().mean()
 
 
 def as_data(x):
     """A data set of one batch."""
-    return [layerlens.inputs.as_inputs(x)]
+    return [layerlens.inputs.inputs.as_inputs(x)]
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from layerlens.demo import gallery
-from layerlens.demo.subject import subject
+from layerlens.demo.demo_subject import subject
 
 KINDS = ("saliency", "relevance", "ledger")
 

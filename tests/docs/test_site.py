@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import layerlens
-from layerlens.analyzers.methods import known_methods
+from layerlens.analyzers.saliency.saliency import known_methods
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"

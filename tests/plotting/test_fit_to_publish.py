@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from layerlens import plotting
-from layerlens.plotting import images as pictures, style
+from layerlens.plotting import style
+from layerlens.plotting.drawing import images as pictures
 from layerlens.results import AttentionWeights, Matrix
 
 from .helpers import PATHS, attention, attribution, images, ledger, maps, profile, text_outside, texts

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from layerlens.errors import PlotError
-from layerlens.plotting import images
+from layerlens.plotting.drawing import images
 
 
 def photo():

@@ -5,7 +5,8 @@ from matplotlib.text import Text
 
 from layerlens import plotting
 from layerlens.errors import OptionError, PlotError
-from layerlens.plotting import curves, heatmap, style, text
+from layerlens.plotting import curves, heatmap, style
+from layerlens.plotting.drawing import text
 
 from .helpers import attribution, curve, images, text_outside
 

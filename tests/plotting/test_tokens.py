@@ -10,7 +10,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from layerlens.errors import OptionError, PlotError
-from layerlens.plotting import style, text, tokens, tokens_html, wording
+from layerlens.plotting import style, tokens, tokens_html
+from layerlens.plotting.drawing import text, token_text
 
 from .helpers import attribution, maps, random, texts
 
@@ -66,7 +67,7 @@ def boxes(plot):
     ],
 )
 def test_tokens_are_put_together_as_they_are_read(words, read):
-    found = wording.pieces(words, np.ones(len(words)), None)
+    found = token_text.pieces(words, np.ones(len(words)), None)
     line = "".join(" " * piece.apart + piece.text for piece in found)
     assert line == read.replace("|", "")
 
@@ -75,15 +76,15 @@ def test_weak_runs_are_left_out_with_their_number_and_sum():
     values = np.zeros(1000)
     values[[0, 500, 503]] = 5, -9, 2
     values[100:110] = 0.125
-    found = wording.pieces(["x"] * 1000, values, 20)
+    found = token_text.pieces(["x"] * 1000, values, 20)
     shown = [piece.value for piece in found]
     runs = [piece for piece in found if piece.count]
     assert sum(piece.count or 1 for piece in found) == 1000
     assert sum(shown) == pytest.approx(values.sum()) and {5, -9, 2} <= set(shown)
     assert runs[0].text == f"… {runs[0].count} tokens: 1.25 …"
     assert len(found) - len(runs) <= 20
-    assert len(wording.pieces(["x"] * 1000, values, None)) == 1000
-    assert wording.pieces(["x"] * 5, np.arange(5.0), 1)[-1].value == 4
+    assert len(token_text.pieces(["x"] * 1000, values, None)) == 1000
+    assert token_text.pieces(["x"] * 5, np.arange(5.0), 1)[-1].value == 4
 
 
 # -- the figure --------------------------------------------------------------------------------------------------------

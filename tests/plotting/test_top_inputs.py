@@ -6,7 +6,7 @@ import torch
 
 from layerlens.errors import OptionError, PlotError
 from layerlens.plotting import top_inputs
-from layerlens.plotting.images import picture
+from layerlens.plotting.drawing.images import picture
 
 from .helpers import random, texts, top_inputs as tops
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from layerlens import Lens
 from layerlens.demo import gallery as demo
-from layerlens.demo.subject import subject
+from layerlens.demo.demo_subject import subject
 
 from .test_report import Sentiment, Words
 

@@ -148,7 +148,7 @@ def test_a_cancelled_run_says_so_and_leaves_nothing(folder, capsys, monkeypatch)
     def cancel(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("layerlens.report.make.examine", cancel)
+    monkeypatch.setattr("layerlens.report.assemble.examine", cancel)
     assert run("--model", "usermodels:ready", "--input", "rows.npy") == 130
     assert "cancelled; nothing was written" in capsys.readouterr().err
     assert not (folder / "report.html").exists()

@@ -14,11 +14,11 @@ from torch import nn
 
 import layerlens
 from layerlens import Lens
-from layerlens.digest import digest, weights_digest
 from layerlens.errors import LayerNotFound, OptionError, ResultFileError, TargetError
-from layerlens.report import build, examine
-from layerlens.report.alt import of_map
-from layerlens.report.make import main_layers
+from layerlens.model.hashing import digest, weights_digest
+from layerlens.report import build, sample_section
+from layerlens.report.alt_text import of_map
+from layerlens.report.assemble import main_layers
 from tests.snapshot import Snapshot
 
 from .conftest import HOSTILE
@@ -144,13 +144,13 @@ def test_a_map_that_looks_the_wrong_way_does_not_beat_its_controls(monkeypatch):
     good = built(Lens(net), torch.ones(1, 12), **options)
     verdicts = {check.name.split(":")[0]: check.verdict for check in good.checks if "controls" in check.name}
     assert verdicts["input_x_gradient beats its controls"] == "passed"
-    own = examine.saliency
+    own = sample_section.saliency
 
     def reversed_map(*args, **kwargs):
         found = own(*args, **kwargs)
         return layerlens.results.Attribution(**{**vars(found), "values": -found.tensor})
 
-    monkeypatch.setattr(examine, "saliency", reversed_map)
+    monkeypatch.setattr(sample_section, "saliency", reversed_map)
     bad = built(Lens(net), torch.ones(1, 12), **options)
     verdicts = {check.name.split(":")[0]: check.verdict for check in bad.checks if "controls" in check.name}
     assert verdicts["input_x_gradient beats its controls"] == "failed"
@@ -312,14 +312,14 @@ def test_all_of_it_runs_in_bfloat16_and_for_a_zero_map(tmp_path):
 ])  # fmt: skip
 def test_wrong_use_ends_before_the_work(digits, tmp_path, monkeypatch, options, error, says):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(examine, "relevance", lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr(sample_section, "relevance", lambda *_, **__: pytest.fail("work was done"))
     lens, images = digits
     with pytest.raises(error, match=says):
         lens.report(images, **options)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("place", ["examine.relevance", "page.render", "page.whole"])
+@pytest.mark.parametrize("place", ["sample_section.relevance", "page.render", "page.whole"])
 def test_a_cancelled_report_leaves_what_was_there(digits, tmp_path, monkeypatch, place):
     def cancel(*_, **__):
         raise KeyboardInterrupt
@@ -339,14 +339,14 @@ def test_without_jinja2_the_error_says_what_to_install(digits, tmp_path, monkeyp
 
 
 def test_warnings_that_are_not_for_users_go_their_way(digits, monkeypatch, tmp_path):
-    own = examine.relevance
+    own = sample_section.relevance
 
     def warn(*args, **options):
         warnings.warn("old", DeprecationWarning, stacklevel=2)
         warnings.warn("mind this", UserWarning, stacklevel=2)
         return own(*args, **options)
 
-    monkeypatch.setattr(examine, "relevance", warn)
+    monkeypatch.setattr(sample_section, "relevance", warn)
     with pytest.warns(DeprecationWarning, match="old"):
         page = read(digits[0].report(digits[1][:1], path=tmp_path / "a.html", **QUICK))
     assert "mind this" in page.text
@@ -367,7 +367,7 @@ def test_the_layers_shown_are_blocks_of_a_deep_model():
 
 
 def test_the_alternative_text_of_a_map():
-    from layerlens.plotting.samples import Sample
+    from layerlens.plotting.drawing.attribution_sample import Sample
 
     shown = Sample("image", torch.tensor([[1.0, -3.0], [0.0, 2.0]]).numpy(), True, "score", "a map", "", 1.0)
     text = of_map(shown, "gradient")

@@ -13,7 +13,7 @@ import layerlens
 from layerlens import Lens, contrast, open_store, over
 from layerlens.errors import LayerNotFound, OptionError, RecordError, SampleError, StoreError, TargetError
 from layerlens.scale import LocalEngine, RayEngine
-from layerlens.target import as_target
+from layerlens.targets.target import as_target
 
 from ..cases import CASES
 from .helpers import Broken, net, pictures
@@ -49,7 +49,7 @@ def test_capture_is_what_a_plain_capture_gives(store):
 def test_every_case_is_captured_as_it_is_by_itself(name):
     """Both samples in a batch of one each: what a plain capture of one sample gives, samples first."""
     case = CASES[name]
-    model, x = case.build(), layerlens.inputs.as_inputs(case.example())
+    model, x = case.build(), layerlens.inputs.inputs.as_inputs(case.example())
     data = [x.rows(torch.tensor([row])) for row in range(x.batch)]
     found = over(model, data, batch_size=1).capture("*")
     for row, one in enumerate(data):

@@ -3,7 +3,7 @@
 import pytest
 
 from layerlens.errors import OptionError
-from layerlens.scale.plan import Plan
+from layerlens.scale.store.plan import Plan
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 40])

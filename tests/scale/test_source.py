@@ -6,10 +6,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from layerlens.errors import InputError, OptionError
-from layerlens.inputs import as_inputs
-from layerlens.scale.pieces import Bad
-from layerlens.scale.plan import Plan
-from layerlens.scale.reading import as_source, batch_of
+from layerlens.inputs.inputs import as_inputs
+from layerlens.scale.data.as_source import as_source, batch_of
+from layerlens.scale.data.bad_samples import Bad
+from layerlens.scale.store.plan import Plan
 
 from .helpers import Broken, pictures
 

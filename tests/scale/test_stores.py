@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from layerlens import contrast, open_store, over
 from layerlens.errors import SampleError, StoreError
-from layerlens.scale import shard_files
-from layerlens.scale.manifest import read
+from layerlens.scale.store import shard_files
+from layerlens.scale.store.manifest import read
 
 from .helpers import Broken, net, pictures
 

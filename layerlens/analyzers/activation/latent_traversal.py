@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ...borrow import borrowed
-from ...errors import InputError, OptionError, check_count, choose
-from ...inputs import Inputs, as_inputs
-from ...nested import describe
-from ...outputs import main_output
-from ...progress import track
-from ...results import LatentTraversal
+from layerlens.errors import InputError, OptionError, check_count, choose
+from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.trees import describe
+from layerlens.progress import track
+from layerlens.results import LatentTraversal
+from layerlens.targets.outputs import main_output
 
 
 def latent_traversal(

@@ -8,16 +8,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ...borrow import borrowed
-from ...errors import InputError, OptionError, RecordError, TargetError, check_count, check_seed, choose
-from ...inputs import as_inputs
-from ...layers import Selection
-from ...neurons import at_place, read_units
-from ...probe import Probe
-from ...progress import track
-from ...results import ReceptiveField
-from ..score import backward_pass
-from .survey import one_layer
+from layerlens.analyzers.common.calls.call_shapes import one_layer
+from layerlens.analyzers.common.scorer import backward_pass
+from layerlens.errors import InputError, OptionError, RecordError, TargetError, check_count, check_seed, choose
+from layerlens.inputs.inputs import as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.probes.probe import Probe
+from layerlens.probes.units import read_units
+from layerlens.progress import track
+from layerlens.results import ReceptiveField
+from layerlens.targets.units import at_place
 
 By = Literal["nan", "change"]
 AT_ONCE = 8

@@ -1,15 +1,15 @@
 """Dynamics: what the layers of a model make of a data set, and what training makes of the layers."""
 
-from .compare import compare
-from .generalization_gap import generalization_gap
-from .geometry import geometry
-from .health import health
-from .linear_probe import linear_probe
-from .logit_lens import logit_lens
-from .nonlinearity import nonlinearity
-from .similarity import similarity
-from .watch import watch
-from .watching import Watch
+from .blocks.logit_lens import logit_lens
+from .blocks.nonlinearity import nonlinearity
+from .geometry.geometry import geometry
+from .geometry.health import health
+from .readouts.compare import compare
+from .readouts.generalization_gap import generalization_gap
+from .readouts.linear_probe import linear_probe
+from .similarity.similarity import similarity
+from .training.watch import watch
+from .training.watching import Watch
 
 __all__ = [
     "Watch",

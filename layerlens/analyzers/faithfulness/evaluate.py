@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...borrow import borrowed
-from ...errors import InputError, OptionError, check_seed, choose
-from ...inputs import as_inputs
-from ...progress import track
-from ...results import Attribution, Leaderboard
-from ...target import Spec, as_target
-from ..saliency import saliency
-from ..saliency.differentiate import BatchSize
-from ..score import Scorer
+from layerlens.analyzers.common.gradients import BatchSize
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.saliency.saliency import saliency
+from layerlens.errors import InputError, OptionError, check_seed, choose
+from layerlens.inputs.inputs import as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.progress import track
+from layerlens.results import Attribution, Leaderboard
+from layerlens.targets.target import Spec, as_target
+
 from .controls import control_maps
-from .metrics import METRICS, Trial
-from .places import Given
+from .metrics.input_places import Given
+from .metrics.table import METRICS, Trial
 
 DEFAULT = ("insertion", "deletion")
 Entry = Given | str
@@ -54,7 +55,7 @@ def evaluate(
         x: its input, `(batch, ...)`; intervals are over its samples.
         attributions: by name, each an `Attribution` or values of x, see `insertion`, the name of a saliency method, or
             a function `(model, x, target=..., forward=...) -> Attribution`; or a sequence of names of methods; or one.
-        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class.
         metrics: names out of `METRICS`; None for insertion and deletion, and with masks for those of localization.
         fills: what stands in removed places, each as `baseline` in `integrated_gradients`; None for the mean colour and
             a blur of images, zero for anything else.

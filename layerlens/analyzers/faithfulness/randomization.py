@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...borrow import borrowed
-from ...capturing import capture
-from ...errors import InputError, OptionError, check_seed
-from ...inputs import as_inputs
-from ...layers import Selection
-from ...placement import need_weights
-from ...progress import track
-from ...results import Attribution, LayerProfile
-from ...target import Spec, as_target
-from ..saliency import saliency
-from .correlation import spearman
+from layerlens.analyzers.common.statistics import spearman
+from layerlens.analyzers.saliency.saliency import saliency
+from layerlens.errors import InputError, OptionError, check_seed
+from layerlens.inputs.inputs import as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.model.placement import need_weights
+from layerlens.probes.run import capture
+from layerlens.progress import track
+from layerlens.results import Attribution, LayerProfile
+from layerlens.targets.target import Spec, as_target
 
 
 def cascading_randomization(
@@ -44,7 +44,7 @@ def cascading_randomization(
         model: any module.
         x: its input, `(batch, ...)`.
         method: name of a saliency method, or a function `(model, x, target=..., forward=...) -> Attribution`.
-        target: what to score, as in `layerlens.target.as_target`; None is the class that the trained model predicts.
+        target: what to score, as in `layerlens.as_target`; None is the class that the trained model predicts.
         layers: which layers to make random, in reversed order of execution; None takes all that have parameters.
         seed: of the parameters.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.

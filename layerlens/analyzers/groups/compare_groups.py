@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import InputError, check_count, check_seed
-from ...inputs import Inputs, as_inputs
-from ...layers import Selection
-from ...results import GroupComparison, GroupEffects, LayerProfile
-from ...target import Spec, as_target
+from layerlens.errors import InputError, check_count, check_seed
+from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.model.layers import Selection
+from layerlens.results import GroupComparison, GroupEffects, LayerProfile
+from layerlens.targets.target import Spec, as_target
+
 from .gather import Gathered, Gatherer
 from .permutation import Effect, Shuffles, corrected
 from .separation import hold_out, separation
@@ -52,7 +53,7 @@ def compare_groups(
 
     Args:
         model: any module.
-        data: samples, see `layerlens.stream.batches`; for places to be comparable, all of one size.
+        data: samples, see `layerlens.inputs.batches`; for places to be comparable, all of one size.
         groups: one name or number per sample; None takes the labels in the data. With more than two groups each is
             compared with the rest.
         layers: see `Selection`; None for every layer.

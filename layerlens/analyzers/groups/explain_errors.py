@@ -8,11 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ...errors import InputError, check_count, check_seed, choose
-from ...inputs import Inputs, as_inputs
-from ...layers import Selection
-from ...results import ErrorExplanation
-from ...target import Spec, as_target
+from layerlens.errors import InputError, check_count, check_seed, choose
+from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.model.layers import Selection
+from layerlens.results import ErrorExplanation
+from layerlens.targets.target import Spec, as_target
+
 from .compare_groups import compared
 from .gather import Gatherer
 
@@ -44,7 +45,7 @@ def explain_errors(
 
     Args:
         model: a classifier whose output is `(batch, classes)`.
-        data: samples, see `layerlens.stream.batches`.
+        data: samples, see `layerlens.inputs.batches`.
         labels: the right class index of each sample; None takes those in the data.
         layers: see `Selection`; None for every layer.
         target: what to attribute; None is the class predicted for each sample, right or wrong; `"label"` the right one.

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...axes import Axes
-from ...borrow import borrowed
-from ...errors import InputError, TargetError
-from ...inputs import Inputs
-from ...layers import Selection
-from ...outputs import class_scores
-from ...placement import home
-from ...results import Attribution
-from ...stream import Batch, batches
-from ...target import Target
-from ..features import FeatureReader, Features
-from ..relevance.batch_targets import check_length, class_lists, of_batch
-from ..saliency import saliency
+from layerlens.analyzers.common.features.batch_targets import check_length, class_lists, of_batch
+from layerlens.analyzers.common.features.layer_features import FeatureReader, Features
+from layerlens.analyzers.saliency.saliency import saliency
+from layerlens.axes.names import Axes
+from layerlens.errors import InputError, TargetError
+from layerlens.inputs.batches import Batch, batches
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.model.placement import home
+from layerlens.results import Attribution
+from layerlens.targets.outputs import class_scores
+from layerlens.targets.target import Target
 
 CELLS = {2: 16, 3: 8}
 """Cells along each axis of a map with so many axes of places; other maps keep their places."""

@@ -1,17 +1,34 @@
 """Saliency: how much each input value contributed to a score."""
 
 from .auto import auto
-from .blur_ig import blur_ig
-from .deep_shap import deep_shap
+from .cam import (
+    ablation_cam,
+    eigen_cam,
+    eigen_grad_cam,
+    finer_cam,
+    grad_cam,
+    grad_cam_plus_plus,
+    guided_grad_cam,
+    hi_res_cam,
+    layer_cam,
+    score_cam,
+    x_grad_cam,
+)
+from .cam.rollout_map import attention_rollout_map
 from .deeplift import deep_lift
-from .gradient_shap import gradient_shap
-from .gradients import gradient, input_x_gradient
-from .guided_ig import guided_ig
-from .integrated import integrated_gradients
-from .internal_influence import internal_influence
-from .layer_conductance import layer_conductance
-from .leave_one_out import leave_one_out
-from .methods import methods, saliency
+from .deeplift.deep_shap import deep_shap
+from .gradient.gradients import gradient, input_x_gradient
+from .gradient.guided_backprop import deconvnet, guided_backprop
+from .gradient.smooth_grad import smooth_grad
+from .gradient.smooth_grad_squared import smooth_grad_squared
+from .gradient.var_grad import var_grad
+from .path.blur_ig import blur_ig
+from .path.gradient_shap import gradient_shap
+from .path.guided_ig import guided_ig
+from .path.integrated_gradients import integrated_gradients
+from .path.internal_influence import internal_influence
+from .path.layer_conductance import layer_conductance
+from .path.xrai import xrai
 from .perturbation import (
     extremal_mask,
     feature_ablation,
@@ -23,28 +40,35 @@ from .perturbation import (
     shapley_sampling,
     sobol,
 )
-from .rectified import deconvnet, guided_backprop
-from .smooth import smooth_grad
-from .smooth_grad_squared import smooth_grad_squared
-from .var_grad import var_grad
-from .xrai import xrai
+from .perturbation.leave_one_out import leave_one_out
+from .saliency import methods, saliency
 
 __all__ = [
+    "ablation_cam",
+    "attention_rollout_map",
     "auto",
     "blur_ig",
     "deconvnet",
     "deep_lift",
     "deep_shap",
+    "eigen_cam",
+    "eigen_grad_cam",
     "extremal_mask",
     "feature_ablation",
+    "finer_cam",
+    "grad_cam",
+    "grad_cam_plus_plus",
     "gradient",
     "gradient_shap",
     "guided_backprop",
+    "guided_grad_cam",
     "guided_ig",
+    "hi_res_cam",
     "input_x_gradient",
     "integrated_gradients",
     "internal_influence",
     "kernel_shap",
+    "layer_cam",
     "layer_conductance",
     "leave_one_out",
     "lime",
@@ -53,10 +77,12 @@ __all__ = [
     "permutation",
     "rise",
     "saliency",
+    "score_cam",
     "shapley_sampling",
     "smooth_grad",
     "smooth_grad_squared",
     "sobol",
     "var_grad",
+    "x_grad_cam",
     "xrai",
 ]

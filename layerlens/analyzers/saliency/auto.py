@@ -8,17 +8,18 @@ from typing import Any
 
 from torch import nn
 
-from ...borrow import borrowed
-from ...inputs import Inputs, as_inputs
-from ...layers import Selection
-from ...results import Attribution
-from ...target import Spec
-from ..leaves import Leaf, find_leaves
-from ..methods import known_methods, method
-from ..relevance.centred import centred_relevance
-from ..relevance.propagate import relevance
-from .integrated import integrated_gradients
-from .leave_one_out import leave_one_out
+from layerlens.analyzers.common.leaves.leaves import Leaf, find_leaves
+from layerlens.analyzers.common.registry import METHODS, method
+from layerlens.analyzers.relevance.centred_relevance import centred_relevance
+from layerlens.analyzers.relevance.relevance import relevance
+from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+from .path.integrated_gradients import integrated_gradients
+from .perturbation.leave_one_out import leave_one_out
 
 Choice = tuple[str, dict[str, Any], str]
 """Name of a method, its options, and why."""
@@ -53,7 +54,7 @@ def auto(
     Args:
         model: any module.
         x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class.
         where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
@@ -77,7 +78,7 @@ def auto(
     if name == "relevance" and result.settings["rules"]["name"] != MEASURED:
         name, options, why = _other(where)
         result = CHOSEN[name](model, inputs, target=target, forward=forward, **options)
-    cost = result.cost or known_methods()[name].cost(result.settings)
+    cost = result.cost or METHODS[name].cost(result.settings)
     return dataclasses.replace(result, settings={**result.settings, "chosen": why}, cost=cost)
 
 

@@ -1,13 +1,14 @@
 """Sensitivity: which layer responds to the input, which one the output depends on, and which weights."""
 
+from layerlens.analyzers.common.measure_registry import MEASURES, QUESTIONS
+
 from .inputs import morris, sobol
 from .interventions import ablate, patch
-from .jacobian import jacobian
-from .lipschitz import lipschitz
-from .methods import methods, sensitivity
-from .noise import noise_response
-from .registry import MEASURES, QUESTIONS
+from .local.jacobian import jacobian
+from .local.lipschitz import lipschitz
+from .local.noise_response import noise_response
 from .robustness import attack_curve, attack_drift, corruption_curve
+from .sensitivity import methods, sensitivity
 from .weights import weight_sensitivity
 
 __all__ = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ...errors import OptionError, choose
+from layerlens.errors import OptionError, choose
+
 from .base import Engine
 from .local import LocalEngine
 from .ray import RayEngine

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from ..run import Work
-from ..shelves import Shelf
+from ..run.work import Work
+from ..store.shard_storage import Shelf
 
 
 class Engine(Protocol):

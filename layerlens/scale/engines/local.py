@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from ..run import Work
-from ..shelves import Shelf
+from ..run.work import Work
+from ..store.shard_storage import Shelf
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from ... import errors
-from ...errors import LayerLensError, OptionError, check_count, need
-from ...progress import track
-from ..run import Work
-from ..shelves import Folder, Shelf
+from layerlens import errors
+from layerlens.errors import LayerLensError, OptionError, check_count, need
+from layerlens.progress import track
+
+from ..run.work import Work
+from ..store.shard_storage import Folder, Shelf
 
 
 @dataclasses.dataclass(frozen=True)

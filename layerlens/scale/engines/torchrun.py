@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import OptionError, StoreError
-from ...placement import sharded
-from ..run import Work
-from ..shelves import Shelf
+from layerlens.errors import OptionError, StoreError
+from layerlens.model.placement import sharded
+
+from ..run.work import Work
+from ..store.shard_storage import Shelf
 
 POLL = 0.2
 """Seconds between two looks at the shards of other ranks."""

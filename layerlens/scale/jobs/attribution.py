@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...analyzers.relevance import relevance
-from ...analyzers.relevance.batch_targets import of_batch
-from ...analyzers.saliency import saliency
-from ...axes import batch_axis
-from ...errors import RecordError
-from ...inputs import Inputs
-from ...language import token_texts
-from ...layers import Layers
-from ...nested import describe
-from ...results import Attribution, Relevance
-from ...stream import Batch
-from ...target import Target
-from ..settings import plain, target_settings
+from layerlens.analyzers.common.features.batch_targets import of_batch
+from layerlens.analyzers.relevance.relevance import relevance
+from layerlens.analyzers.saliency.saliency import saliency
+from layerlens.axes.names import batch_axis
+from layerlens.errors import RecordError
+from layerlens.inputs.batches import Batch
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.layers import Layers
+from layerlens.model.trees import describe
+from layerlens.results import Attribution, Relevance
+from layerlens.targets.target import Target
+from layerlens.targets.tokens import token_texts
+
+from ..store.fingerprint import plain, target_settings
 from .base import Forward, RowsJob, cast
 
 TEXTS = ("tokens", "target")

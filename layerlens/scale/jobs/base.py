@@ -9,14 +9,15 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ...analyzers.relevance.batch_targets import check_length, class_lists
-from ...errors import OptionError
-from ...nested import describe
-from ...placement import home
-from ...stream import Batch
-from ...target import Target
-from ..block import Block
-from ..pieces import Bad
+from layerlens.analyzers.common.features.batch_targets import check_length, class_lists
+from layerlens.errors import OptionError
+from layerlens.inputs.batches import Batch
+from layerlens.model.placement import home
+from layerlens.model.trees import describe
+from layerlens.targets.target import Target
+
+from ..data.bad_samples import Bad
+from ..store.shard_builder import Block
 
 Forward = Callable[..., Any] | None
 

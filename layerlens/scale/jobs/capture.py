@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...capturing import capture
-from ...errors import OptionError, RecordError
-from ...layers import Selection
-from ...nested import describe, first_tensor
-from ...probe import Edits
-from ...record_batches import sample_axis
-from ...record_views import named_outputs
-from ...stream import Batch
-from ..settings import plain
+from layerlens.errors import OptionError, RecordError
+from layerlens.inputs.batches import Batch
+from layerlens.model.layers import Selection
+from layerlens.model.trees import describe, first_tensor
+from layerlens.probes.export import named_outputs
+from layerlens.probes.probe import Edits
+from layerlens.probes.record_batches import sample_axis
+from layerlens.probes.run import capture
+
+from ..store.fingerprint import plain
 from .base import Forward, RowsJob, cast
 
 

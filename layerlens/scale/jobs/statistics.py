@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...axes import unit_axis
-from ...borrow import borrowed
-from ...edits import Change, Site
-from ...errors import OptionError
-from ...nested import first_tensor
-from ...probe import Probe
-from ...results import UnitStatistics
-from ...stream import Batch
-from ..shelves import Shard
+from layerlens.axes.names import unit_axis
+from layerlens.errors import OptionError
+from layerlens.inputs.batches import Batch
+from layerlens.model.borrowed import borrowed
+from layerlens.model.trees import first_tensor
+from layerlens.probes.edits import Change, Site
+from layerlens.probes.probe import Probe
+from layerlens.results import UnitStatistics
+
+from ..store.shard_storage import Shard
 from .base import Collector, Forward
 
 FIELDS = ("count", "mean", "spread", "low", "high", "zeros", "not finite")

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...analyzers.relevance.batch_targets import of_batch
-from ...analyzers.relevance.top_inputs import top_inputs
-from ...results import TopInputs
-from ...stream import Batch
-from ...target import Target
-from ..settings import plain, target_settings
-from ..shelves import Shard
-from ..source import Source
+from layerlens.analyzers.common.features.batch_targets import of_batch
+from layerlens.analyzers.concepts.top_inputs import top_inputs
+from layerlens.inputs.batches import Batch
+from layerlens.results import TopInputs
+from layerlens.targets.target import Target
+
+from ..data.source import Source
+from ..store.fingerprint import plain, target_settings
+from ..store.shard_storage import Shard
 from .base import Collector, Forward
 
 

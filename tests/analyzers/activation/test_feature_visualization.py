@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 import layerlens
-from layerlens.analyzers.activation import feature_visualization
+from layerlens.analyzers.activation.feature_visualization import feature_visualization
 from layerlens.analyzers.activation.feature_visualization.canvas import Canvas
 from layerlens.analyzers.activation.feature_visualization.objectives import Objectives, likeness
 from layerlens.analyzers.activation.feature_visualization.transforms import Transforms, moved
 from layerlens.errors import OptionError, RecordError, TargetError
-from layerlens.neurons import deep_dream, direction, neuron
-from layerlens.target import as_target
+from layerlens.targets.target import as_target
+from layerlens.targets.units import deep_dream, direction, neuron
 from tests.cases import CASES, normal
 from tests.snapshot import Snapshot
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from layerlens import Lens
-from layerlens.analyzers.activation import receptive_field
+from layerlens.analyzers.activation.receptive_field import receptive_field
 from layerlens.errors import InputError, LayerNotFound, OptionError, RecordError, SelectionError
 from tests.cases import normal
 from tests.snapshot import Snapshot

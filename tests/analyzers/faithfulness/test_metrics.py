@@ -10,9 +10,9 @@ from torch import nn
 
 import layerlens
 from layerlens import Lens
+from layerlens.analyzers.common.leaves.leaves import Leaf
+from layerlens.analyzers.common.statistics import spearman
 from layerlens.analyzers.faithfulness.controls import centre, random, sobel
-from layerlens.analyzers.faithfulness.correlation import spearman
-from layerlens.analyzers.leaves import Leaf
 from layerlens.analyzers.saliency import gradient
 from layerlens.errors import InputError, OptionError
 from layerlens.faithfulness import (

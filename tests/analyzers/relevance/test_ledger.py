@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from layerlens import relevance
-from layerlens.analyzers.relevance.ledger import Bookkeeper
+from layerlens.analyzers.relevance.rules.bookkeeper import Bookkeeper
 from tests.cases import CASES, double, normal, zero_additive
 
 NOISE = {"vae"}  # adds random noise on purpose: an additive constant that zero_additive cannot remove

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from layerlens import relevance
-from layerlens.target import as_target
+from layerlens.targets.target import as_target
 from tests import oracles
 from tests.cases import CASES, double, normal
 

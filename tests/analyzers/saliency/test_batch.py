@@ -5,18 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from layerlens.analyzers.saliency import (
-    differentiate,
-    feature_ablation,
-    integrated_gradients,
-    leave_one_out,
-    occlusion,
-    saliency,
-    smooth_grad,
-)
-from layerlens.analyzers.saliency.differentiate import first_score, freeze
-from layerlens.analyzers.score import Scorer
-from layerlens.borrow import borrowed
+from layerlens.analyzers.common import gradients
+from layerlens.analyzers.common.gradients import first_score, freeze
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.saliency import feature_ablation, integrated_gradients, occlusion, saliency, smooth_grad
+from layerlens.analyzers.saliency.perturbation.leave_one_out import leave_one_out
+from layerlens.model.borrowed import borrowed
 from tests.cases import CASES, normal
 
 MIB = 2**20
@@ -68,17 +62,17 @@ def test_forward_passes_are_bounded_by_what_layers_take_and_return():
 
 
 def test_a_round_number_is_taken_and_one_large_activation_is_no_matter(monkeypatch):
-    monkeypatch.setattr(differentiate, "SMALL", 0)
+    monkeypatch.setattr(gradients, "SMALL", 0)
     x = torch.rand(1, 2**16)  # 256 KiB
     assert batch(Logits(), x, gradient=False)[1] == 16  # the last layer is a fifth of all bytes
     wide = Logits()
     wide.layers.extend(nn.Identity() for _ in range(32))  # now it is less than an eighth
     assert batch(wide, x, gradient=False)[1] == 32
-    monkeypatch.setattr(differentiate, "PASSING", 3.9 * MIB)
+    monkeypatch.setattr(gradients, "PASSING", 3.9 * MIB)
     assert batch(wide, x, gradient=False)[1] == 12
-    monkeypatch.setattr(differentiate, "MEMORY", 20 * MIB)
+    monkeypatch.setattr(gradients, "MEMORY", 20 * MIB)
     assert batch(wide, x, gradient=False)[1] == 5  # four times the largest activation each
-    monkeypatch.setattr(differentiate, "MEMORY", MIB)
+    monkeypatch.setattr(gradients, "MEMORY", MIB)
     assert batch(wide, x, gradient=False)[1] == 1
 
 

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 import layerlens
-from layerlens.analyzers.methods import known_methods
 from layerlens.analyzers.saliency import xrai as xrai_module
+from layerlens.analyzers.saliency.saliency import known_methods
 from tests.cases import normal
 
 HERE = Path(__file__).parent
 X, W, C = normal(2, 5).double(), normal(5, seed=1).double(), normal(5, seed=2).double()
 REFERENCES = normal(3, 5, seed=3).double()
 WIDE, U, V = normal(2, 12).double(), normal(12, seed=1).double(), normal(12, seed=2).double()
-CAMS = "../activation/test_cams.py::"
+CAMS = "cam/test_cams.py::"
 PROJECTION = CAMS + "test_eigen_cam_is_the_projection_on_the_first_singular_vector_with_a_sign"
 POOLED = CAMS + "test_hi_res_cam_cam_and_grad_cam_agree_where_pooling_and_one_linear_layer_follow"
 
@@ -130,12 +130,12 @@ ON_RECTIFIED = {
 }
 
 ELSEWHERE = {
-    "blur_ig": "test_paths.py::test_blur_ig_of_a_separable_score_in_closed_form",
+    "blur_ig": "path/test_paths.py::test_blur_ig_of_a_separable_score_in_closed_form",
     "xrai": "test_ground_truth.py::test_xrai_takes_regions_by_the_mean_of_what_they_add",
     "extremal_mask": "perturbation/test_perturbation.py::test_extremal_masks_keep_what_matters_and_their_area",
     "centred_relevance": "test_tokens.py::test_a_linear_model_has_a_closed_form",
     "leave_one_out": "test_tokens.py::test_a_linear_model_has_a_closed_form",
-    "grad_cam": "../activation/test_grad_cam.py::test_equals_eq_1_and_2_by_hand_also_before_an_in_place_relu",
+    "grad_cam": "cam/test_grad_cam.py::test_equals_eq_1_and_2_by_hand_also_before_an_in_place_relu",
     "hi_res_cam": CAMS + "test_the_gradient_ones_by_hand",
     "layer_cam": CAMS + "test_the_gradient_ones_by_hand",
     "x_grad_cam": CAMS + "test_the_gradient_ones_by_hand",
@@ -203,7 +203,7 @@ def inner(name):
     import importlib
 
     assert callable(xrai_module)
-    return getattr(importlib.import_module("layerlens.analyzers.saliency.xrai"), name)
+    return getattr(importlib.import_module("layerlens.analyzers.saliency.path.xrai"), name)
 
 
 def test_every_method_has_a_truth():

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import layerlens
-from layerlens.analyzers.methods import known_methods
 from layerlens.analyzers.saliency import kernel_shap
+from layerlens.analyzers.saliency.saliency import known_methods
 from layerlens.errors import LayerLensError
 from tests.cases import normal
 

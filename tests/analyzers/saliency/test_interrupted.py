@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import layerlens
-from layerlens.analyzers.methods import known_methods
+from layerlens.analyzers.saliency.saliency import known_methods
 from tests.cases import normal
 from tests.snapshot import Snapshot
 

@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens.analyzers.methods import known_methods
-from layerlens.analyzers.saliency import differentiate, saliency
-from layerlens.analyzers.saliency.differentiate import first_score, freeze
-from layerlens.analyzers.score import Scorer
-from layerlens.borrow import borrowed
+from layerlens.analyzers.common import gradients
+from layerlens.analyzers.common.gradients import first_score, freeze
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.saliency import saliency
+from layerlens.analyzers.saliency.saliency import known_methods
 from layerlens.errors import InputError, OptionError
-from layerlens.inputs import as_inputs
+from layerlens.inputs.inputs import as_inputs
+from layerlens.model.borrowed import borrowed
 from tests.cases import CASES, normal
 
 METHOD = pytest.mark.parametrize(
@@ -155,13 +156,13 @@ def test_the_automatic_batch_is_bounded_by_what_autograd_saves(monkeypatch):
     assert batch(4) == 1024
     assert batch(2**20) == 8  # 4 MiB each: more than `SMALL` for eight
     assert batch(2**20, samples=9) == 8
-    monkeypatch.setattr(differentiate, "REUSED", 5 * 2**20)
-    monkeypatch.setattr(differentiate, "SMALL", 0)
+    monkeypatch.setattr(gradients, "REUSED", 5 * 2**20)
+    monkeypatch.setattr(gradients, "SMALL", 0)
     assert batch(2**20) == 1  # none above 5 MiB
     monkeypatch.undo()
-    monkeypatch.setattr(differentiate, "MEMORY", 2**24)
+    monkeypatch.setattr(gradients, "MEMORY", 2**24)
     assert batch(2**20) == 3  # 4 MiB and a little each
-    monkeypatch.setattr(differentiate, "MEMORY", 2**20)
+    monkeypatch.setattr(gradients, "MEMORY", 2**20)
     assert batch(2**20) == 1
 
 

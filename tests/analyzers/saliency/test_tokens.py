@@ -8,7 +8,8 @@ from torch import nn
 
 from layerlens import Lens, contrast, relevance, saliency
 from layerlens.analyzers.relevance import centred_relevance
-from layerlens.analyzers.saliency import auto, leave_one_out
+from layerlens.analyzers.saliency.auto import auto
+from layerlens.analyzers.saliency.perturbation.leave_one_out import leave_one_out
 from layerlens.errors import InputError, OptionError
 from tests.cases import CASES, normal
 

@@ -7,9 +7,10 @@ import math
 
 import torch
 
-from ....errors import TargetError
-from ....progress import track
-from ...score import backward_pass
+from layerlens.analyzers.common.scorer import backward_pass
+from layerlens.errors import TargetError
+from layerlens.progress import track
+
 from .canvas import Canvas
 from .objectives import Objectives, likeness
 from .transforms import Transforms

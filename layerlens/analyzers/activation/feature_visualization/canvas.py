@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from ....errors import OptionError, choose
+from layerlens.errors import OptionError, choose
 
 Parametrization = Literal["auto", "fourier", "plain"]
 SMOOTH = ("height", "width", "depth", "length", "time")

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ....borrow import borrowed
-from ....errors import InputError, OptionError, TargetError, check_count, check_seed
-from ....placement import home
-from ....results import FeatureVisualization
-from ....target import Target, as_target
+from layerlens.errors import InputError, OptionError, TargetError, check_count, check_seed
+from layerlens.model.borrowed import borrowed
+from layerlens.model.placement import home
+from layerlens.results import FeatureVisualization
+from layerlens.targets.target import Target, as_target
+
 from .ascent import Plan, ascend
 from .canvas import Canvas, Parametrization
 from .objectives import Objectives

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....inputs import Inputs
-from ....nested import map_tensors
-from ....neurons import read_units
-from ....probe import Probe
-from ....record import Record
-from ....target import Target
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.trees import map_tensors
+from layerlens.probes.probe import Probe
+from layerlens.probes.record import Record
+from layerlens.probes.units import read_units
+from layerlens.targets.target import Target
 
 At = tuple[Any, int]
 

@@ -8,7 +8,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ....errors import OptionError
+from layerlens.errors import OptionError
 
 
 @dataclasses.dataclass(frozen=True)

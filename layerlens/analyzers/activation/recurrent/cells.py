@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ....call import Call
-from ....errors import RecordError
-from ....layers import LayerPath
+from layerlens.errors import RecordError
+from layerlens.model.layers import LayerPath
+from layerlens.probes.call import Call
+
 from .steps import Quantities, from_input, read, step_of
 
 

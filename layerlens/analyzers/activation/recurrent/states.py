@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from ....borrow import borrowed
-from ....call import Call
-from ....errors import SelectionError
-from ....inputs import as_inputs
-from ....layers import LayerPath, Layers, Selection
-from ....probe import Probe
-from ....results import RecurrentStates
-from ..survey import call_index
+from layerlens.analyzers.common.calls.call_shapes import call_index
+from layerlens.errors import SelectionError
+from layerlens.inputs.inputs import as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import LayerPath, Layers, Selection
+from layerlens.probes.call import Call
+from layerlens.probes.probe import Probe
+from layerlens.results import RecurrentStates
+
 from .cells import cell_states
 from .steps import Quantities, Weights, from_input, read, step_of
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....errors import InputError
-from ....results import Attribution
-from ...saliency import saliency
-from ..localization import pointing_game, relevance_mass
+from layerlens.analyzers.saliency.saliency import saliency
+from layerlens.errors import InputError
+from layerlens.results import Attribution
+
+from ..metrics.localization import pointing_game, relevance_mass
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ....borrow import borrowed
+from layerlens.model.borrowed import borrowed
+
 from .task import Task
 
 SIDE, MARK = 24, 5

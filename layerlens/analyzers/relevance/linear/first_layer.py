@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from .maps import LinearMap
+from .linear_maps import LinearMap
 from .rules import LinearRule, WSquare, ZBox
 
 

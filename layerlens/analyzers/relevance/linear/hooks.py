@@ -11,13 +11,14 @@ from typing import Any, Protocol
 
 import torch
 
-from ....errors import RelevanceError
-from ..ledger import Bookkeeper
-from ..rules.row import Gradients
+from layerlens.analyzers.graph.operation import Gradients
+from layerlens.errors import RelevanceError
+
+from ..rules.bookkeeper import Bookkeeper
 from .first_layer import Share, first_layer
+from .linear_sites import Site
 from .rules import DIRECT, Epsilon, LinearRule
-from .sites import Site
-from .split import Pull, split
+from .sign_split import Pull, split
 
 _SAVED_BY_CONSUMER = {"Relu": "result", "Gelu": "self", "Silu": "self", "Hardswish": "self", "Mish": "self"}
 """Operations that have saved their input, or for ReLU what stands for it wherever relevance comes from."""

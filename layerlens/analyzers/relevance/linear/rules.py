@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ....errors import OptionError
+from layerlens.errors import OptionError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import re
 from typing import Any
+
+from layerlens.analyzers.graph.operation import Kind, Role, Row, operation
 
 from .attention import ATTENTION
 from .elementwise import ELEMENTWISE
 from .normalization import NORMALIZATION
 from .products import PRODUCTS
-from .row import Kind, Role, Row
 from .structure import LINEAR, STOPS
 
 TABLE: dict[str, Row] = {
@@ -21,15 +20,6 @@ TABLE: dict[str, Row] = {
     **PRODUCTS,
     **ATTENTION,
 }
-
-_NAME = re.compile(r"^(?:.*::)?(\w+?)(?:Backward\d*)?$")
-
-
-@functools.cache
-def operation(name: str) -> str:
-    """The operation of a node by the node's name, without `Backward0`: `Addmm`, `Gelu`, `CopySlices`."""
-    match = _NAME.match(name)
-    return match.group(1) if match else name
 
 
 def lookup(node: Any) -> Row | None:

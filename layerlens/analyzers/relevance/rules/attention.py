@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ..rulebook import Rulebook
-from .row import Fused, Gradients, Kind, Role, Row
+from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Role, Row
+
+from .rulebook import Rulebook
 
 
 def fused(node: Any, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:

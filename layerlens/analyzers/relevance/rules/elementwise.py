@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .row import Fused, Gradients, Kind, Role, Row
+from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Role, Row
 
 Ratio = tuple[torch.Tensor, "float | torch.Tensor"]
 BLOCK = 1 << 15

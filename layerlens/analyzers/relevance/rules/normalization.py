@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .row import Kind, Row
+from layerlens.analyzers.graph.operation import Kind, Row
 
 
 def layer_norm(node: Any, gradient: torch.Tensor) -> Any:

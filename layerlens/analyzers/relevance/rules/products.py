@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from ..rulebook import Rulebook
+from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Role, Row
+
 from .elementwise import quotient
-from .row import Fused, Gradients, Kind, Role, Row
+from .rulebook import Rulebook
 
 
 def glu(node: Any, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
@@ -49,11 +50,11 @@ PRODUCTS: dict[str, Row] = {
     "Mv": Row(Kind.PRODUCT, slots=(0, 1)),
     "Linear": Row(Kind.PRODUCT, slots=(0, 1)),
     "GroupedMm": Row(Kind.PRODUCT, slots=(0, 1)),
-    "Addmm": Row(Kind.PRODUCT, slots=(0, 1, 2)),
-    "Addmv": Row(Kind.PRODUCT, slots=(0, 1, 2)),
-    "Baddbmm": Row(Kind.PRODUCT, slots=(0, 1, 2)),
-    "Addbmm": Row(Kind.PRODUCT, slots=(0, 1, 2)),
-    "Addcmul": Row(Kind.PRODUCT, slots=(0, 1, 2)),
+    "Addmm": Row(Kind.PRODUCT, slots=(0, 1, 2), adding=(0,)),
+    "Addmv": Row(Kind.PRODUCT, slots=(0, 1, 2), adding=(0,)),
+    "Baddbmm": Row(Kind.PRODUCT, slots=(0, 1, 2), adding=(0,)),
+    "Addbmm": Row(Kind.PRODUCT, slots=(0, 1, 2), adding=(0,)),
+    "Addcmul": Row(Kind.PRODUCT, slots=(0, 1, 2), adding=(0,)),
     "Convolution": Row(Kind.PRODUCT, slots=(0, 1)),
     "ConvolutionOverrideable": Row(Kind.PRODUCT, slots=(0, 1)),
     "Trilinear": Row(Kind.PRODUCT, slots=(0, 1, 2)),
@@ -64,12 +65,3 @@ PRODUCTS: dict[str, Row] = {
     "Addcdiv": Row(Kind.LINEAR, slots=(0, 1)),
     "Glu": Row(Kind.FUSED, glu, slots=(0,), label="product, {product}"),
 }
-
-ADDING_SLOTS: dict[str, tuple[int, ...]] = {
-    "Addmm": (0,),
-    "Addmv": (0,),
-    "Baddbmm": (0,),
-    "Addbmm": (0,),
-    "Addcmul": (0,),
-}
-"""Slots of a product row that add instead of multiply."""

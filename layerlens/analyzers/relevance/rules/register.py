@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from ....errors import OptionError
+from layerlens.analyzers.graph.operation import Row
+from layerlens.errors import OptionError
+
 from . import TABLE
-from .row import Row
 
 
 class Registration:

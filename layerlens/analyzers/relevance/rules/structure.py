@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .row import Kind, Role, Row
+from layerlens.analyzers.graph.operation import Kind, Role, Row
 
 # Linear in all differentiable inputs together: moving, adding, averaging. Selection (max pooling, sorting) is linear
 # for the elements that it selects; ReLU and its kin have the gradient y / x wherever x is not 0.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ....spans import nodes_made
+from layerlens.model.call_tracking import nodes_made
 
 
 @dataclasses.dataclass(eq=False)

@@ -12,20 +12,22 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ....borrow import borrowed, generator_states, restore_generators
-from ....errors import TargetError, choose
-from ....layers import Selection
-from ....placement import refuse_sharded
-from ....results import Attribution
-from ....target import Spec
-from ...methods import method
-from ...relevance.graph import ACCUMULATE, Graph
-from ...relevance.recorder import Recorder
-from ...relevance.rules.row import Gradients
-from ...score import Scorer, backward_pass
-from ...warn import whose
-from ..baselines import baselines
-from ..differentiate import Leaves, completeness_gap, freeze, warn_of_zeros
+from layerlens.analyzers.common.features.baselines import baselines
+from layerlens.analyzers.common.gradients import Leaves, completeness_gap, freeze, warn_of_zeros
+from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.scorer import Scorer, backward_pass
+from layerlens.analyzers.common.warnings import whose
+from layerlens.analyzers.graph.graph import ACCUMULATE, Graph
+from layerlens.analyzers.graph.operation import Gradients
+from layerlens.analyzers.graph.recorder import Recorder
+from layerlens.analyzers.relevance.rules import lookup
+from layerlens.errors import TargetError, choose
+from layerlens.model.borrowed import borrowed, generator_states, restore_generators
+from layerlens.model.layers import Selection
+from layerlens.model.placement import refuse_sharded
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
 from . import reveal_cancel
 from .calls import Calls
 from .pairs import Pair, Run, pair_up
@@ -68,7 +70,7 @@ def deep_lift(
         model: any module.
         x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. For token ids the
             values are those of the embeddings, summed over their features.
-        target: what to score, as in `layerlens.target.as_target`; None is the class predicted at x.
+        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
         where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         baseline: x', as in `integrated_gradients`: a name such as `"zero"` or `"blur"`, a number, a tensor, or a
             dict by input name.
@@ -161,7 +163,7 @@ def _laid_like(leaf: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
 
 def _run(scorer: Scorer, leaves: Leaves, wanted: frozenset[str]) -> Run:
     """The model's forward pass on `leaves`, with fused attention in primitives."""
-    graph, calls = Graph(leaves.values()), Calls(wanted)
+    graph, calls = Graph(leaves.values(), lookup), Calls(wanted)
     with sdpa_kernel(SDPBackend.MATH), Recorder(graph, noting=False), calls:
         score = scorer(leaves)
     return Run(score, graph, calls)

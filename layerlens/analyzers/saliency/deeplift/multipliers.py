@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from ...relevance.graph import NodeInfo
-from ...relevance.linear.sites import VIEWS
-from ...relevance.rules.row import Gradients
+from layerlens.analyzers.graph.graph import NodeInfo
+from layerlens.analyzers.graph.operation import Gradients
+from layerlens.analyzers.relevance.linear.linear_sites import VIEWS
+
 from .calls import Call
 from .pairs import Pair
 

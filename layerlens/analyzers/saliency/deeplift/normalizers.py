@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ...relevance.rules.row import Gradients
+from layerlens.analyzers.graph.operation import Gradients
+
 from .calls import Call
 from .multipliers import mixed, quotient
 from .pairs import Pair

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ....errors import InputError
-from ...relevance.graph import Graph, NodeInfo
+from layerlens.analyzers.graph.graph import Graph, NodeInfo
+from layerlens.errors import InputError
+
 from .calls import Call, Calls
 
 _OTHER_ROUTE = (

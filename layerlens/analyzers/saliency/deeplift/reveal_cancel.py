@@ -17,10 +17,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from ...relevance.graph import NodeInfo
-from ...relevance.linear.maps import LinearMap, linear_map
-from ...relevance.linear.sites import BATCH_NORMS, VIEWS
-from ...relevance.rules.row import Gradients
+from layerlens.analyzers.graph.graph import NodeInfo
+from layerlens.analyzers.graph.operation import Gradients
+from layerlens.analyzers.relevance.linear.linear_maps import LinearMap, linear_map
+from layerlens.analyzers.relevance.linear.linear_sites import BATCH_NORMS, VIEWS
+
 from .calls import Call, key
 from .multipliers import changes, elementwise, same_constants
 from .pairs import Pair

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from ...relevance.rules.row import Gradients
+from layerlens.analyzers.graph.operation import Gradients
+
 from .calls import Call
 from .multipliers import changes, gated, mixed, same_constants, signals
 from .pairs import Pair

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from ...relevance.rules.elementwise import ELEMENTWISE
-from ...relevance.rules.row import Gradients
-from ...relevance.rules.structure import LINEAR
+from layerlens.analyzers.graph.operation import Gradients
+from layerlens.analyzers.relevance.rules.elementwise import ELEMENTWISE
+from layerlens.analyzers.relevance.rules.structure import LINEAR
+
 from .calls import key
 from .multipliers import division, elementwise, gated, glu, larger, midpoint, product, same_constants, smaller
 from .normalizers import (

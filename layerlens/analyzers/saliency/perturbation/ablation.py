@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....borrow import borrowed
-from ....errors import InputError, check_count, check_seed
-from ....layers import Selection
-from ....progress import track
-from ....results import Attribution
-from ....target import Spec
-from ...methods import method
-from ...score import Scorer
-from ..differentiate import BatchSize, warn_of_zeros
-from .coalitions import Coalitions
-from .features import Spec as FeatureSpec, features_of
-from .settle import Game, game, mean_and_error
+from layerlens.analyzers.common.features.coalitions import Coalitions
+from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec, features_of
+from layerlens.analyzers.common.gradients import BatchSize, warn_of_zeros
+from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.errors import InputError, check_count, check_seed
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.progress import track
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+from .run_and_check import Game, game, mean_and_error
 
 
 @method(family="perturbation", passes="1 forward pass a feature", needs="a baseline", source="Zeiler & Fergus 2014")
@@ -41,7 +42,7 @@ def feature_ablation(
     Args:
         model: any module.
         x: its input, `(batch, ...)`.
-        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class.
         where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         features: what is removed together: None for columns of a table, tokens, about 64 cells of an image, a volume or
             a series; `"values"`, `"places"`, `"channels"`, `"cells"`, `"superpixels"`, a number of cells; or labels
@@ -96,7 +97,7 @@ def permutation(
     Args:
         model: any module.
         x: its input, `(batch, ...)`, of two samples or more.
-        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class.
         where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         features: as in `feature_ablation`.
         draws: of the other sample.

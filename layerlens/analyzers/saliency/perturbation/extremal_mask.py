@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ....borrow import borrowed
-from ....errors import InputError, OptionError, check_count
-from ....layers import Selection
-from ....nested import describe
-from ....progress import track
-from ....results import Attribution
-from ....target import Spec
-from ...methods import method
-from ...score import Scorer
-from ..baselines import baselines
-from ..differentiate import freeze, gradients
+from layerlens.analyzers.common.features.baselines import baselines
+from layerlens.analyzers.common.gradients import freeze, gradients
+from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.errors import InputError, OptionError, check_count
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.model.trees import describe
+from layerlens.progress import track
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
 
 
 @method(
@@ -49,7 +49,7 @@ def extremal_mask(
     Args:
         model: any module.
         x: its input, one tensor `(batch, channel, height, width)`.
-        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class.
         where: None for the input, or a layer, or a call of one, whose output (of an image's axes) is masked.
         areas: shares of the places that a mask keeps.
         steps: of the optimization, for each area.

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....errors import OptionError, check_count, check_seed
-from ....layers import Selection
-from ....results import Attribution
-from ....target import Spec
-from ...methods import method
-from ..differentiate import BatchSize, warn_of_zeros
-from .features import Spec as FeatureSpec
-from .settle import efficiency_gap, game, settled
+from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
+from layerlens.analyzers.common.gradients import BatchSize, warn_of_zeros
+from layerlens.analyzers.common.registry import method
+from layerlens.errors import OptionError, check_count, check_seed
+from layerlens.model.layers import Selection
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+from .run_and_check import efficiency_gap, game, settled
 
 BLOCKS = 8
 """Groups of samples from whose estimates the standard error is read."""
@@ -52,7 +53,7 @@ def kernel_shap(
     Args:
         model: any module.
         x: its input, `(batch, ...)`.
-        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class.
         where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         features: as in `feature_ablation`.
         baseline: what replaces a feature that is left out, as in `integrated_gradients`.

@@ -9,17 +9,17 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from ....borrow import borrowed
-from ....errors import OptionError, check_count
-from ....layers import Selection
-from ....results import Attribution
-from ....target import Spec
-from ...layout import place_axes
-from ...leaves import Leaf
-from ...methods import method
-from ...score import Scorer
-from ..differentiate import BatchSize, warn_of_zeros
-from .coalitions import Coalitions
+from layerlens.analyzers.common.features.coalitions import Coalitions
+from layerlens.analyzers.common.gradients import BatchSize, warn_of_zeros
+from layerlens.analyzers.common.leaves.layout import place_axes
+from layerlens.analyzers.common.leaves.leaves import Leaf
+from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.errors import OptionError, check_count
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
 
 Sizes: TypeAlias = int | Sequence[int] | None
 
@@ -51,7 +51,7 @@ def occlusion(
     Args:
         model: any module.
         x: its input, `(batch, ...)`; with several inputs each is covered in turn.
-        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class.
         where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         window: its size in places, one number or one for each axis of places; None for an eighth of each side of an
             image, a volume or a series, one token, one column of a table.

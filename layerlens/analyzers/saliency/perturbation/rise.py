@@ -8,16 +8,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ....borrow import borrowed
-from ....errors import OptionError, check_count, check_seed, choose
-from ....layers import Selection
-from ....results import Attribution
-from ....target import Spec
-from ...layout import place_axes
-from ...methods import method
-from ...score import Scorer
-from ..differentiate import BatchSize, warn_of_zeros
-from .coalitions import Coalitions
+from layerlens.analyzers.common.features.coalitions import Coalitions
+from layerlens.analyzers.common.gradients import BatchSize, warn_of_zeros
+from layerlens.analyzers.common.leaves.layout import place_axes
+from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.errors import OptionError, check_count, check_seed, choose
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
 from .ridge import ridge_map
 from .smooth_masks import Sampling, SmoothMasks
 
@@ -57,7 +58,7 @@ def rise(
     Args:
         model: any module; no gradient is needed.
         x: its input, `(batch, ...)`, one tensor.
-        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class.
         where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         samples: masks, the same for all samples of the batch.
         cells: of the grid along the shorter side; of tokens and columns each is a cell.

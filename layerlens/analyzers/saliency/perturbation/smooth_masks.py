@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from ....errors import choose
+from layerlens.errors import choose
 
 Sampling = Literal["balanced", "random"]
 

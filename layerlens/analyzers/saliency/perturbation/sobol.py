@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....errors import check_count, check_seed
-from ....layers import Selection
-from ....results import Attribution
-from ....target import Spec
-from ...methods import method
-from ..differentiate import BatchSize, warn_of_zeros
-from .features import Spec as FeatureSpec
-from .settle import game
+from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
+from layerlens.analyzers.common.gradients import BatchSize, warn_of_zeros
+from layerlens.analyzers.common.registry import method
+from layerlens.errors import check_count, check_seed
+from layerlens.model.layers import Selection
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+from .run_and_check import game
 
 
 @method(
@@ -46,7 +47,7 @@ def sobol(
     Args:
         model: any module; no gradient is needed.
         x: its input, `(batch, ...)`.
-        target: what to score, as in `layerlens.target.as_target`; None is the predicted class.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class.
         where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         features: as in `feature_ablation`.
         baseline: what a mask of 0 leaves, as in `integrated_gradients`.

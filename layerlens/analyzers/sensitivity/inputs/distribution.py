@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....errors import OptionError, TargetError
-from ....inputs import as_inputs
-from ....outputs import main_output
-from ....target import Spec, Target, as_target
-from ...saliency.perturbation.coalitions import Coalitions
-from ...saliency.perturbation.features import Features
-from ...score import Scorer
+from layerlens.analyzers.common.features.coalitions import Coalitions
+from layerlens.analyzers.common.features.input_features import Features
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.errors import OptionError, TargetError
+from layerlens.inputs.inputs import as_inputs
+from layerlens.targets.outputs import main_output
+from layerlens.targets.target import Spec, Target, as_target
+
 from .factors import Names, named_features, read_ranges
-from .rows import Values, of_rows
+from .row_features import Values, of_rows
 
 
 class Outputs:
@@ -103,7 +104,7 @@ def study(
         model: a borrowed model.
         x: its input.
         ranges: see `read_ranges`.
-        baseline: as in `layerlens.analyzers.saliency.baselines`; features then go from it to their values in x.
+        baseline: as in `layerlens.analyzers.common.features.baselines`; features then go from it to their values in x.
         features: see `named_features`.
         names: see `named_features`.
         target: what to score; None for all outputs together.

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ....errors import OptionError, choose
-from ....nested import describe
-from ...saliency.perturbation.features import Features, features_of
-from ...score import Scorer
+from layerlens.analyzers.common.features.input_features import Features, features_of
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.errors import OptionError, choose
+from layerlens.model.trees import describe
 
 Names = Sequence[str] | None
 

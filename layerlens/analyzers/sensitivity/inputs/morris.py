@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....borrow import borrowed
-from ....errors import OptionError, check_count
-from ....progress import track
-from ....results import Ranking
-from ....target import Spec
-from ...fastpath import layers_called
-from ...saliency.differentiate import BatchSize
-from ...saliency.perturbation.features import Spec as FeatureSpec
-from ..chance import shuffled
-from ..registry import measure
+from layerlens.analyzers.common.calls.fastpath import layers_called
+from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
+from layerlens.analyzers.common.gradients import BatchSize
+from layerlens.analyzers.common.measure_registry import measure
+from layerlens.analyzers.common.null_model import shuffled
+from layerlens.errors import OptionError, check_count
+from layerlens.model.borrowed import borrowed
+from layerlens.progress import track
+from layerlens.results import Ranking
+from layerlens.targets.target import Spec
+
 from .distribution import Study, study
 from .factors import Names
 
@@ -69,7 +70,7 @@ def morris(
         baseline: as in `sobol`: the feature goes from there to its value in x; the mean over the samples of x.
         features: as in `sobol`; all values of a feature step together.
         names: as in `sobol`.
-        target: what to score, as in `layerlens.target.as_target`; None for all outputs together.
+        target: what to score, as in `layerlens.as_target`; None for all outputs together.
         trajectories: how many, r; 10 to 50 are usual.
         levels: of the grid, p; an even number.
         null: whether to do the same with the model's weights in random order.

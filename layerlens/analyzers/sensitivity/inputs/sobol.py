@@ -9,18 +9,19 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ....borrow import borrowed
-from ....errors import OptionError, check_count
-from ....results import Ranking
-from ....target import Spec
-from ...fastpath import layers_called
-from ...saliency.differentiate import BatchSize
-from ...saliency.perturbation.features import Spec as FeatureSpec
-from ..registry import measure
-from .designs import run_designs
+from layerlens.analyzers.common.calls.fastpath import layers_called
+from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
+from layerlens.analyzers.common.gradients import BatchSize
+from layerlens.analyzers.common.measure_registry import measure
+from layerlens.errors import OptionError, check_count
+from layerlens.model.borrowed import borrowed
+from layerlens.results import Ranking
+from layerlens.targets.target import Spec
+
 from .distribution import study
 from .factors import Names
 from .jansen import resamples
+from .sobol_designs import run_designs
 
 WIDE = 0.15
 """Half a 95 % interval above this is told of."""
@@ -83,7 +84,7 @@ def sobol(
             broadcast to the input, -1 for what stays; a dict of those by input. Or groups of the columns of a table:
             `{"size": [0, 1], "age": [2]}`.
         names: of the features; of the columns where groups are given.
-        target: what to score, as in `layerlens.target.as_target`; None for all outputs together.
+        target: what to score, as in `layerlens.as_target`; None for all outputs together.
         samples: rows N of the designs A and B; a power of 2.
         order: 2 adds the indices of pairs, for N (2 D + 2) forward passes.
         bootstrap: resamples of rows for errors and intervals; 0 for none.

@@ -9,24 +9,25 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ....borrow import borrowed
-from ....errors import LayerNotFound, OptionError, check_count, choose, suggestion
-from ....inputs import as_inputs
-from ....layers import Selection
-from ....results import Explained, Ranking
-from ....target import Spec
-from ...faithfulness.correlation import spearman
-from ...fastpath import layers_called
-from ..metrics import Metric, readout
-from ..registry import measure
+from layerlens.analyzers.common.calls.fastpath import layers_called
+from layerlens.analyzers.common.measure_registry import measure
+from layerlens.analyzers.common.statistics import spearman
+from layerlens.errors import LayerNotFound, OptionError, check_count, choose, suggestion
+from layerlens.inputs.inputs import as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.results import Explained, Ranking
+from layerlens.targets.target import Spec
+
+from ..local.output_metrics import Metric, readout
 from .batching import Runner
-from .exchange import Part, Trial
-from .find import find
-from .grid import KINDS, By
-from .reference import VALUES, Value, source_of
-from .screen import screened
-from .values import RandomDirection, Source
-from .words import PARTS, ablation_explained, named, quantity, result, size_of, warn
+from .first_order import screened
+from .intervention_sites import find
+from .labels import PARTS, ablation_explained, named, quantity, result, size_of, warn
+from .parts import KINDS, By
+from .reference_data import VALUES, Value, source_of
+from .replace_parts import Part, Trial
+from .replacements import RandomDirection, Source
 
 NULL_DRAWS = 4
 """Random directions for each part, when the null is asked for."""
@@ -80,13 +81,13 @@ def ablate(
     Args:
         model: any module; it is run in eval mode.
         x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        layers: which layers, as in `layerlens.layers.Selection`; None for every distinct activation, see `jacobian`,
+        layers: which layers, as in `Selection`; None for every distinct activation, see `jacobian`,
             and for every attention with `by="head"`.
         by: what is taken out at a time.
         value: what is put in its place.
         reference: other samples, shaped like those of x, for means and resampled values: as x, or a data set (see
-            `layerlens.stream.batches`). None takes those of x itself: resampled values are then never a sample's own.
-        target: a score to watch, as in `layerlens.target.as_target`; None for the whole output.
+            `layerlens.inputs.batches`). None takes those of x itself: resampled values are then never a sample's own.
+        target: a score to watch, as in `layerlens.as_target`; None for the whole output.
         metric: as in `noise_response`; `"auto"` with a target is its change, with its sign.
         best: how many parts to measure, those with the largest first-order effects; None for all.
         screen: `"first_order"` computes first-order effects also when all parts are measured.

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....inputs import Inputs
-from ....outputs import main_output
-from ....progress import track
-from ..metrics import Readout
-from ..sites import MEMORY, copied_rows
-from .exchange import Exchange, Part, Trial
-from .find import Found, Seam, tolerant
-from .taps import Key, tapped
-from .values import Source
+from layerlens.analyzers.common.calls.call_sites import MEMORY, copied_rows
+from layerlens.inputs.inputs import Inputs
+from layerlens.progress import track
+from layerlens.targets.outputs import main_output
+
+from ..local.output_metrics import Readout
+from .hook_points import Key, tapped
+from .intervention_sites import Found, Seam, tolerant
+from .replace_parts import Exchange, Part, Trial
+from .replacements import Source
 
 LEAST = 8
 """Trials that share a run where memory allows."""

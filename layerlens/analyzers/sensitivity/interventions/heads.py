@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from ....errors import LayerNotFound, check_count
-from ....layers import LayerPath, Layers, Selection
-from .taps import Kind
+from layerlens.errors import LayerNotFound, check_count
+from layerlens.model.layers import LayerPath, Layers, Selection
+
+from .hook_points import Kind
 
 COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
 """Attributes, of an attention or of its `config`, that hold the number of heads."""
@@ -48,7 +49,7 @@ def find_heads(model: nn.Module, layers: Selection, heads: int | None) -> list[H
 
     Args:
         model: any module.
-        layers: as in `layerlens.layers.Selection`; None for all of the model.
+        layers: as in `Selection`; None for all of the model.
         heads: how many; None for what the modules say. A selected layer that belongs to no known attention is then
             taken for an output projection.
 

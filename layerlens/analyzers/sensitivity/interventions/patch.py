@@ -9,23 +9,24 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ....borrow import borrowed
-from ....errors import InputError, LayerNotFound, TargetError, choose
-from ....inputs import Inputs, as_inputs
-from ....layers import Selection
-from ....nested import describe
-from ....results import Explained
-from ....target import Spec, Target, as_target
-from ...fastpath import layers_called
-from ..metrics import Readout
-from ..registry import measure
+from layerlens.analyzers.common.calls.fastpath import layers_called
+from layerlens.analyzers.common.measure_registry import measure
+from layerlens.errors import InputError, LayerNotFound, TargetError, choose
+from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.model.trees import describe
+from layerlens.results import Explained
+from layerlens.targets.target import Spec, Target, as_target
+
+from ..local.output_metrics import Readout
 from .ablate import NULL_DRAWS
 from .batching import Runner
-from .exchange import Part, Trial
-from .find import find
-from .grid import KINDS, By
-from .values import RandomDirection, Recorded
-from .words import PARTS, named, result, size_of, warn
+from .intervention_sites import find
+from .labels import PARTS, named, result, size_of, warn
+from .parts import KINDS, By
+from .replace_parts import Part, Trial
+from .replacements import RandomDirection, Recorded
 
 
 @measure(
@@ -66,10 +67,10 @@ def patch(
         model: any module; it is run in eval mode.
         x: the corrupted input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
         other: the clean input, of the same shapes; texts must have as many tokens.
-        layers: which layers, as in `layerlens.layers.Selection`; None for every distinct activation, see `jacobian`,
+        layers: which layers, as in `Selection`; None for every distinct activation, see `jacobian`,
             and for every attention with `by="head"`.
         by: the parts, as in `ablate`: `"layer"`, `"channel"`, `"head"`, `"position"`, `"unit"` or `"layer_position"`.
-        target: the score, as in `layerlens.target.as_target`, best a contrast of what the clean and the corrupted input
+        target: the score, as in `layerlens.as_target`, best a contrast of what the clean and the corrupted input
             should give; None for the class predicted on `other`.
         direction: whether clean values go into the corrupted run, or corrupted ones into the clean run.
         recovery: False for the plain change of the score in place of shares.

@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....borrow import borrowed
-from ....errors import check_count
-from ....progress import track
-from ....results import Curve
-from ....target import Spec
-from ...fastpath import layers_called
-from ..registry import measure
+from layerlens.analyzers.common.calls.fastpath import layers_called
+from layerlens.analyzers.common.measure_registry import measure
+from layerlens.errors import check_count
+from layerlens.model.borrowed import borrowed
+from layerlens.progress import track
+from layerlens.results import Curve
+from layerlens.targets.target import Spec
+
 from .attacks import Norm
 from .options import Plan, plan, warn_flat
-from .parts import Part, parts
-from .verdict import Loss
+from .prediction_change import Loss
+from .sample_chunks import Part, parts
 
 
 @measure(
@@ -79,7 +80,7 @@ def attack_curve(
             None sets none.
         loss: `"cross_entropy"`, or `"margin"`, the largest other output minus that of the label, which does not
             saturate.
-        target: a score that shall fall, in place of classes, as in `layerlens.target.as_target`: for models whose
+        target: a score that shall fall, in place of classes, as in `layerlens.as_target`: for models whose
             output is not `(batch, classes)`. The curve is its mean.
         null: also measure changes of random signs (l2: of random directions) of the same size.
         draws: of them.

@@ -8,23 +8,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....borrow import borrowed
-from ....errors import LayerNotFound, check_count, choose
-from ....inputs import as_inputs
-from ....layers import Selection
-from ....progress import track
-from ....results import LayerProfile
-from ....target import Spec
-from ...fastpath import layers_called
-from ..job import Values
-from ..options import warn_left_out
-from ..registry import measure
-from ..sites import Site, by_row, floating, survey
+from layerlens.analyzers.common.calls.call_sites import Site, by_row, floating, survey
+from layerlens.analyzers.common.calls.fastpath import layers_called
+from layerlens.analyzers.common.measure_registry import measure
+from layerlens.analyzers.common.messages import warn_left_out
+from layerlens.errors import LayerNotFound, check_count, choose
+from layerlens.inputs.inputs import as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.progress import track
+from layerlens.results import LayerProfile
+from layerlens.targets.target import Spec
+
+from ..local.probe_run import Values
 from .attack_curve import draw_seed
 from .attacks import METHODS, Norm
 from .options import plan, warn_flat
-from .parts import Part, parts
-from .verdict import Loss
+from .prediction_change import Loss
+from .sample_chunks import Part, parts
 
 
 @measure(
@@ -65,7 +66,7 @@ def attack_drift(
         model: any module; it is run in eval mode.
         x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
         labels: the class index of each sample; None for what the model says without an attack.
-        layers: which layers, as in `layerlens.layers.Selection`; None for every distinct activation, see `jacobian`.
+        layers: which layers, as in `Selection`; None for every distinct activation, see `jacobian`.
         eps: sizes, rising, as in `attack_curve`; 0 gives no drift.
         method: `"pgd"` or `"fgsm"`.
         norm: `"linf"` or `"l2"`.

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import torch
 
-from ....errors import InputError, OptionError
-from ...score import backward_pass
-from ..job import Values, lengths
-from .parts import Part
+from layerlens.analyzers.common.scorer import backward_pass
+from layerlens.errors import InputError, OptionError
+
+from ..local.probe_run import Values, lengths
+from .sample_chunks import Part
 
 Norm = Literal["linf", "l2"]
 NORMS = ("linf", "l2")

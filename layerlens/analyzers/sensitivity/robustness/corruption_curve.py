@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....borrow import borrowed
-from ....errors import OptionError, check_count, choose
-from ....progress import track
-from ....results import Curve
-from ....target import Spec
-from ...fastpath import layers_called
-from ..registry import measure
-from .corrupting import Trial, as_limits, detected, fitting, is_picture
+from layerlens.analyzers.common.calls.fastpath import layers_called
+from layerlens.analyzers.common.measure_registry import measure
+from layerlens.errors import OptionError, check_count, choose
+from layerlens.model.borrowed import borrowed
+from layerlens.progress import track
+from layerlens.results import Curve
+from layerlens.targets.target import Spec
+
+from .corrupted_runs import Trial, as_limits, detected, fitting, is_picture
 from .corruptions import CORRUPTIONS
 from .options import rising
-from .parts import parts
-from .verdict import Verdict
+from .prediction_change import Verdict
+from .sample_chunks import parts
 
 
 @measure(
@@ -66,7 +67,7 @@ def corruption_curve(
         draws: of random kinds.
         bounds: (low, high), the values of black and white as the model gets them. None takes 0..1, -1..1 or 0..255,
             whichever is the first to hold the (first) batch, or else its own range, with a warning.
-        target: a score to watch in place of classes, as in `layerlens.target.as_target`. The curves are its mean.
+        target: a score to watch in place of classes, as in `layerlens.as_target`. The curves are its mean.
         batch_size: samples that run together.
         seed: of the draws, and for models that draw numbers.
         progress: whether to show a bar; None when stderr is a terminal and it takes long.

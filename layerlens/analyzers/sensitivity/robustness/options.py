@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from ....errors import OptionError, check_count, choose
+from layerlens.errors import OptionError, check_count, choose
+
 from .attacks import METHODS, Attack, Ball, as_ball
-from .parts import Part
-from .verdict import LOSSES
+from .prediction_change import LOSSES
+from .sample_chunks import Part
 
 STEPS = (0, 1, 2, 4, 8, 16, 32)
 """Sizes when none are given, in steps of 1/255 of the width of the bounds, or of the range of the input."""

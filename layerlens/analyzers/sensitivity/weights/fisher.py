@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....errors import InputError
-from ...score import backward_pass
-from ..chance import with_parameters
+from layerlens.analyzers.common.null_model import with_parameters
+from layerlens.analyzers.common.scorer import backward_pass
+from layerlens.errors import InputError
+
+from .labelled_batches import Samples
 from .likelihood import EXACT, Kind, Likelihood, likelihood
-from .owners import Owners
-from .samples import Samples
+from .parameter_owners import Owners
 
 
 @dataclasses.dataclass

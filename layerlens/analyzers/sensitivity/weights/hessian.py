@@ -11,13 +11,14 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ....borrow import primitive_kernels
-from ....errors import InputError
-from ...score import backward_pass
-from ..chance import with_parameters
+from layerlens.analyzers.common.null_model import with_parameters
+from layerlens.analyzers.common.scorer import backward_pass
+from layerlens.errors import InputError
+from layerlens.model.borrowed import primitive_kernels
+
+from .labelled_batches import Piece, Samples
 from .likelihood import Kind, likelihood
-from .owners import Owners
-from .samples import Piece, Samples
+from .parameter_owners import Owners
 
 Loss = Callable[[Any, "torch.Tensor | None"], torch.Tensor]
 Block = list[torch.Tensor]

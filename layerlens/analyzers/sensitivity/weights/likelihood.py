@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from ....errors import InputError, OptionError, TargetError, choose
-from ....inputs import Inputs
-from ....nested import describe, named_tensors
-from ....outputs import main_output
+from layerlens.errors import InputError, OptionError, TargetError, choose
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.trees import describe, named_tensors
+from layerlens.targets.outputs import main_output
 
 Kind = Literal["auto", "categorical", "gaussian", "bernoulli"]
 KINDS = ("auto", "categorical", "gaussian", "bernoulli")

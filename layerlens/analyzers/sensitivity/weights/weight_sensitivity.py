@@ -9,24 +9,25 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ....borrow import borrowed
-from ....errors import OptionError, check_count, choose
-from ....inputs import Inputs, as_inputs
-from ....layers import Selection
-from ....placement import home, need_weights
-from ....results import LayerProfile
-from ....target import Spec
-from ...fastpath import layers_called
-from ..options import warn_left_out
-from ..registry import measure as known_measure
-from .damage import Granularity, check_levels
+from layerlens.analyzers.common.calls.fastpath import layers_called
+from layerlens.analyzers.common.measure_registry import measure as known_measure
+from layerlens.analyzers.common.messages import warn_left_out
+from layerlens.errors import OptionError, check_count, choose
+from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.model.placement import home, need_weights
+from layerlens.results import LayerProfile
+from layerlens.targets.target import Spec
+
 from .hessian import Loss
+from .labelled_batches import Samples
 from .likelihood import Kind
-from .measured import Metric
-from .owners import By, owners
-from .profiles import by_curvature, by_damage, by_information
-from .samples import Samples
-from .task import Job
+from .measured_effect import Metric
+from .parameter_owners import By, owners
+from .prune_and_quantize import Granularity, check_levels
+from .results import by_curvature, by_damage, by_information
+from .weight_task import Job
 
 Kinds = Literal["fisher", "hessian_trace", "pruning", "quantization"]
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -95,8 +96,8 @@ def weight_sensitivity(
     Args:
         model: any module; it is run in eval mode, and its parameters are never written to.
         x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict; or a data set: a Dataset, DataLoader,
-            list or other iterable of samples or of pairs (x, class), see `layerlens.stream.batches`.
-        layers: which, as in `layerlens.layers.Selection`; None for every module that holds parameters itself. A
+            list or other iterable of samples or of pairs (x, class), see `layerlens.inputs.batches`.
+        layers: which, as in `Selection`; None for every module that holds parameters itself. A
             selected container has all parameters below it that no deeper selected layer has. Parameters that layers
             share are counted once, for the first.
         measure: what is computed.

@@ -9,7 +9,7 @@ from torch import nn
 from layerlens import Lens, ablate, edits, errors
 from layerlens.analyzers.sensitivity import methods, sensitivity
 from layerlens.results import LayerProfile, Matrix, Ranking
-from layerlens.target import as_target
+from layerlens.targets.target import as_target
 from tests.analyzers.sensitivity.interventions.oracles import additive, as_double, edited, outputs, run
 from tests.cases import CASES, normal
 
@@ -207,7 +207,7 @@ def test_a_batch_is_the_mean_of_its_samples(name):
 
 
 def test_resampling_a_batch_gives_each_sample_that_of_another():
-    from layerlens.analyzers.sensitivity.interventions.values import others
+    from layerlens.analyzers.sensitivity.interventions.replacements import others
 
     for batch in (2, 3, 8):
         orders = others(batch, 20, seed=1)

@@ -6,7 +6,7 @@ from torch import nn
 
 from layerlens import ablate, errors, patch
 from layerlens.analyzers.sensitivity.interventions.heads import find_heads
-from layerlens.target import as_target
+from layerlens.targets.target import as_target
 from tests.analyzers.sensitivity.interventions.oracles import as_double, run, without_head
 from tests.cases import CASES, normal
 

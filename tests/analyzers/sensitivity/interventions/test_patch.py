@@ -6,7 +6,7 @@ from torch import nn
 
 from layerlens import Lens, capture, contrast, edits, errors, patch
 from layerlens.results import LayerProfile, Matrix, Ranking
-from layerlens.target import as_target
+from layerlens.targets.target import as_target
 from tests.analyzers.sensitivity.interventions.oracles import as_double, run
 from tests.cases import CASES, normal
 

@@ -1,0 +1,156 @@
+"""Activation maps: the output of one layer, unit by unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.calls.call_shapes import Seen, call_index, one_layer, seen, watch
+from layerlens.axes.names import Axes
+from layerlens.errors import OptionError, RecordError
+from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Layers, Selection
+from layerlens.model.trees import describe, first_tensor
+from layerlens.probes.call import Call
+from layerlens.probes.probe import Probe
+from layerlens.results import ActivationMaps
+
+
+def activation_maps(
+    model: nn.Module,
+    x: Any,
+    layer: Selection,
+    *,
+    units: int | Sequence[int] | None = None,
+    call: int = 0,
+    forward: Callable[..., Any] | None = None,
+) -> ActivationMaps:
+    """The output of one layer with its units on the second axis.
+
+    Units are the channels of a convolution, the features of a dense, transformer or recurrent layer; the places that
+    follow are (height, width), tokens or time steps. Of a tuple (a recurrent layer) or a dict the first tensor counts.
+
+    Args:
+        model: any module.
+        x: its input, as in `layerlens.capture`.
+        layer: a path, or any selection that matches one layer.
+        units: which to keep, one or several; None for all. Negative ones count from the end.
+        call: which call of a layer that runs several times.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        `ActivationMaps` with values `(batch, unit, *places)`, in the units of the activation.
+
+    Raises:
+        LayerNotFound: when the selection matches no layer.
+        SelectionError: when it matches several.
+        RecordError: when the layer did not run, has no such call, or returned no tensor with units.
+        OptionError: when there is no such unit.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+        >>> maps = activation_maps(net, torch.zeros(2, 1, 8, 8), "1", units=[0, 3])
+        >>> maps.values.shape, maps.axes
+        (torch.Size([2, 2, 6, 6]), ('batch', 'channel', 'height', 'width'))
+    """
+    path, given = one_layer(model, layer), as_inputs(x)
+    with borrowed(model, grad=False), watch(model) as shapes, Probe(model, path) as record:
+        given.run(model, forward)
+    calls = record.calls(path)
+    return _maps(calls[call_index(path, len(calls), call)], seen(model, shapes), units, shown_input(given))
+
+
+def layer_maps(
+    model: nn.Module,
+    x: Any,
+    layers: Selection,
+    *,
+    units: int | Sequence[int] | None = None,
+    forward: Callable[..., Any] | None = None,
+) -> list[ActivationMaps]:
+    """The outputs of several layers with their units on the second axis, from one run, in order of execution.
+
+    What a generator makes of one latent, layer by layer: `activation_mosaic(layer_maps(model, z, nn.ConvTranspose2d))`.
+
+    Args:
+        model: any module.
+        x: its input.
+        layers: which layers; every call of each counts.
+        units: which to keep of each layer; None for all.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        One `ActivationMaps` for each call.
+
+    Raises:
+        LayerNotFound: when the selection matches no layer.
+        RecordError: when none of the layers ran, or one returned no tensor with units.
+        OptionError: when a layer has no such unit.
+
+    Example:
+        >>> generator = nn.Sequential(nn.ConvTranspose2d(4, 8, 4), nn.ReLU(), nn.ConvTranspose2d(8, 1, 4, 2))
+        >>> [tuple(maps.values.shape) for maps in layer_maps(generator, torch.zeros(1, 4, 1, 1), nn.ConvTranspose2d)]
+        [(1, 8, 4, 4), (1, 1, 10, 10)]
+    """
+    given = as_inputs(x)
+    paths = list(Layers(model).select(layers))
+    with borrowed(model, grad=False), watch(model) as shapes, Probe(model, paths) as record:
+        given.run(model, forward)
+    if not record.order:
+        raise RecordError(f"none of the {len(paths)} layers ran: the run took another route.")
+    known, shown = seen(model, shapes), shown_input(given)
+    return [_maps(call, known, units, shown) for call in record.order]
+
+
+def _maps(
+    chosen: Call, known: Sequence[Seen], units: int | Sequence[int] | None, shown: torch.Tensor | None
+) -> ActivationMaps:
+    """The maps of one recorded call."""
+    path, output = chosen.layer, first_tensor(chosen.output)
+    axes = next(one.axes for one in known if (one.path, one.index) == (path, chosen.index))
+    if output is None or axes is None or not output.ndim:
+        raise RecordError(f"layer {path!r} returned {describe(chosen.output)}, in which units cannot be told.")
+    values, axes = units_second(output, axes)
+    kept = chosen_units(path, values.shape[1], units)
+    if units is not None:
+        values = values[:, list(kept)]
+    return ActivationMaps(path, chosen.index, values.contiguous(), kept, axes, shown)
+
+
+def shown_input(given: Inputs) -> torch.Tensor | None:
+    """A copy of the input where it is one floating-point tensor."""
+    tensors = given.tensors()
+    only = next(iter(tensors.values()))
+    return only.detach().clone() if len(tensors) == 1 and only.is_floating_point() else None
+
+
+def units_second(output: torch.Tensor, axes: Axes) -> tuple[torch.Tensor, Axes]:
+    """Move the batch to axis 0 and the units (channel or feature) to axis 1; a missing one gets length 1."""
+    if "batch" not in axes:
+        output, axes = output.unsqueeze(0), ("batch", *axes)
+    if not {"channel", "feature"} & set(axes):
+        output, axes = output.unsqueeze(-1), (*axes, "feature")
+    unit = "channel" if "channel" in axes else "feature"
+    order = ("batch", unit, *(name for name in axes if name not in ("batch", unit)))
+    return output.permute([axes.index(name) for name in order]), order
+
+
+def chosen_units(path: str, count: int, units: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The units asked for, counted from the start; all for None.
+
+    Raises:
+        OptionError: when one does not exist.
+    """
+    if units is None:
+        return tuple(range(count))
+    asked = [units] if isinstance(units, int) else list(units)
+    if not asked:
+        raise OptionError("units=[] keeps none; give one or more, or None for all.")
+    for unit in asked:
+        if isinstance(unit, bool) or not isinstance(unit, int) or not -count <= unit < count:
+            raise OptionError(f"there is no unit {unit!r}: layer {path!r} has {count} (0 to {count - 1}).")
+    return tuple(unit % count for unit in asked)

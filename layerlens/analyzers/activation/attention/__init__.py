@@ -1,0 +1,1 @@
+"""Attention: weights by layer and head, and their rollout."""

@@ -1,0 +1,1 @@
+"""Calls of layers, listed by a first run."""

@@ -1,0 +1,127 @@
+"""What ran and what shape it had: the calls of all layers with the names of their axes, without keeping outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.axes.names import Axes, axes_of
+from layerlens.errors import RecordError, SelectionError
+from layerlens.model.layers import LayerPath, Layers, Selection
+from layerlens.model.trees import first_tensor
+from layerlens.probes.probe import Edits, Probe
+from layerlens.probes.record import Record
+
+GUESSES: dict[int, Axes] = {
+    1: ("batch",),
+    2: ("batch", "feature"),
+    3: ("batch", "token", "feature"),
+    4: ("batch", "channel", "height", "width"),
+    5: ("batch", "channel", "depth", "height", "width"),
+}
+"""Axes by number, where neither the layer nor one of the same shape before it says what they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """One call of one layer.
+
+    Attributes:
+        path: of the layer.
+        index: which of its calls.
+        shape: of its first output tensor; None when it returned none.
+        axes: their names; None when they cannot be told.
+        floating: whether that tensor holds floating-point numbers.
+    """
+
+    path: LayerPath
+    index: int
+    shape: tuple[int, ...] | None
+    axes: Axes | None
+    floating: bool = False
+
+
+def watch(model: nn.Module, edits: Edits | None = None) -> Probe:
+    """A probe that notes the shape of what every layer, and the model, returns, in the order of the calls' ends."""
+    return Probe(model, lambda path, module: True, reduce=_form, edits=edits)
+
+
+class _Form:
+    """Shape and kind of an output; no tuple, so that a record does not walk through it."""
+
+    __slots__ = ("floating", "shape")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.shape, self.floating = tuple(tensor.shape), tensor.is_floating_point()
+
+
+def _form(output: Any) -> _Form | None:
+    tensor = output if isinstance(output, torch.Tensor) else first_tensor(output)
+    return None if tensor is None else _Form(tensor)
+
+
+def seen(model: nn.Module, record: Record) -> list[Seen]:
+    """The calls of a `watch` record, with their axes.
+
+    A layer that does not tell its axes by its kind (a block, an activation) has those of the last layer before it with
+    an output of the same shape that does.
+    """
+    layers, by_shape = Layers(model), dict[tuple[int, ...], Axes]()
+    meta: dict[tuple[int, ...], torch.Tensor] = {}
+    calls: list[Seen] = []
+    for call in record.order:
+        form: _Form | None = call.output
+        if form is None:
+            calls.append(Seen(call.layer, call.index, None, None))
+            continue
+        shape, floating = form.shape, form.floating
+        if shape not in meta:
+            meta[shape] = torch.empty(shape, device="meta")
+        axes = _own_axes(layers[call.layer], meta[shape])
+        if axes is not None:
+            by_shape[shape] = axes
+        calls.append(
+            Seen(call.layer, call.index, shape, axes or by_shape.get(shape) or GUESSES.get(len(shape)), floating)
+        )
+    return calls
+
+
+def _own_axes(module: nn.Module, output: torch.Tensor) -> Axes | None:
+    if output.ndim == 4 and isinstance(module, (nn.Linear, nn.LayerNorm)):
+        return ("batch", "height", "width", "feature")
+    if isinstance(module, (nn.Dropout, nn.Identity)):  # no axes of their own: they follow any layer
+        return None
+    return axes_of(module, output)
+
+
+def one_layer(model: nn.Module, layer: Selection) -> LayerPath:
+    """The path of the one layer that a selection names.
+
+    Raises:
+        LayerNotFound: when it matches none.
+        SelectionError: when it matches several, or is None.
+    """
+    if layer is None:
+        raise SelectionError("layer=None selects every layer; name one. List all: lens.layers()")
+    paths = Layers(model).select(layer)
+    if len(paths) > 1:
+        listed = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
+        raise SelectionError(f"the selection matches {len(paths)} layers, one is needed: {listed}.")
+    return paths[0]
+
+
+def call_index(path: LayerPath, count: int, call: int) -> int:
+    """The index, counted from the start, of a call of a layer that ran `count` times.
+
+    Raises:
+        RecordError: when there is no such call.
+    """
+    if not count:
+        raise RecordError(f"layer {path!r} did not run: the run took another route, or its parent calls it by parts.")
+    if isinstance(call, bool) or not isinstance(call, int) or not -count <= call < count:
+        times = "once" if count == 1 else f"{count} times"
+        raise RecordError(f"layer {path!r} ran {times} (calls 0 to {count - 1}); there is no call {call!r}.")
+    return call % count

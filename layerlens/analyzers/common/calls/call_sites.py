@@ -1,0 +1,200 @@
+"""Where layers are measured: the calls of the selected layers, what they return and where its batch axis is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.errors import LayerNotFound
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.layers import LayerPath, Layers, Selection
+from layerlens.model.trees import describe, named_tensors, version
+from layerlens.probes.probe import Edit, Probe
+from layerlens.targets.outputs import MAIN_OUTPUTS
+
+Shape = tuple[int, ...]
+
+MEMORY = 2**30
+"""Bytes of layer outputs that one run may make when the number of copies is chosen automatically."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One call of one layer.
+
+    Attributes:
+        path: of the layer.
+        index: which of its calls.
+        axes: the batch axis of each floating-point tensor that it returned; None where there is none.
+        main: which of those tensors is the layer's value.
+        single: whether each of them holds one number per sample.
+    """
+
+    path: LayerPath
+    index: int
+    axes: tuple[int | None, ...]
+    main: int
+    single: bool
+
+    @property
+    def name(self) -> str:
+        """`path`, or `path #1` for the second call."""
+        return (self.path or "(model)") + (f" #{self.index}" if self.index else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What a clean run showed.
+
+    Attributes:
+        sites: what can be measured, in order of execution.
+        left_out: name of a layer or call that cannot -> why.
+        output: what the model returned.
+        nbytes: of the sites' outputs.
+    """
+
+    sites: list[Site]
+    left_out: dict[str, str]
+    output: Any
+    nbytes: int
+
+    def copies(self, wanted: int) -> int:
+        """How many copies of the batch to run at once."""
+        return max(1, min(wanted, MEMORY // max(1, 2 * self.nbytes)))
+
+
+class _Seen:
+    """A call as its hook saw it; it holds the tensor itself when duplicates are looked for."""
+
+    def __init__(self, output: Any, hold: bool) -> None:
+        tensors = floating(output)
+        self.shapes = [tuple(tensor.shape) for tensor in tensors]
+        self.nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        self.main = main_index(output)
+        self.what = describe(output)
+        self.tensor = tensors[self.main] if hold and tensors else None
+        self.version = -1 if self.tensor is None else version(self.tensor)
+
+
+def survey(
+    model: nn.Module, inputs: Inputs, layers: Selection, forward: Callable[..., Any] | None, *, seed: int
+) -> Survey:
+    """Run a borrowed model, as it is and on its batch twice, and find the calls that can be measured.
+
+    For `layers=None` each distinct activation is listed once, under the first layer that returned it: a container that
+    hands on the output of its last child, an identity and dropout in eval mode are not. The second run tells the batch
+    axis of every output: it is the one that grew.
+
+    Raises:
+        LayerNotFound: when none of the selected layers ran, or none can be measured.
+    """
+    selected = Layers(model).select(layers)
+    torch.manual_seed(seed)
+    with Probe(model, selected, reduce=lambda output: _Seen(output, hold=layers is None)) as record:
+        output = inputs.run(model, forward)
+    wider: dict[tuple[LayerPath, int], list[Shape]] = {}
+    for call in _run_again(model, inputs, selected, forward, seed):
+        wider[call.layer, call.index] = call.output.shapes
+    sites: list[Site] = []
+    left_out = {path or "(model)": "did not run" for path in record.unrun if _has_forward(model, path)}
+    known: set[tuple[int, int]] = set()
+    nbytes = 0
+    for call in record.order:
+        seen: _Seen = call.output
+        site = Site(call.layer, call.index, (), seen.main, False)
+        if seen.tensor is not None:
+            if (id(seen.tensor), seen.version) in known:
+                continue
+            known.add((id(seen.tensor), seen.version))
+        if not seen.shapes:
+            left_out[site.name] = f"returned no floating-point tensor ({seen.what})"
+        elif len(wider.get((call.layer, call.index), ())) != len(seen.shapes):
+            left_out[site.name] = "did not run again when the batch was doubled: the route of this model changes"
+        else:
+            now = wider[call.layer, call.index]
+            axes = tuple(grown(was, is_) for was, is_ in zip(seen.shapes, now, strict=True))
+            single = all(_count(shape) <= (1 if axis is None else inputs.batch)
+                         for shape, axis in zip(seen.shapes, axes, strict=True))  # fmt: skip
+            sites.append(dataclasses.replace(site, axes=axes, single=single))
+            nbytes += seen.nbytes
+    if not sites:
+        reasons = "; ".join(f"{name} {why}" for name, why in list(left_out.items())[:4])
+        raise LayerNotFound(f"none of the {len(selected)} selected layer(s) can be measured: {reasons}.")
+    return Survey(sites, left_out, output, nbytes)
+
+
+def _run_again(
+    model: nn.Module, inputs: Inputs, selected: list[LayerPath], forward: Callable[..., Any] | None, seed: int
+) -> Sequence[Any]:
+    torch.manual_seed(seed)
+    with Probe(model, selected, reduce=lambda output: _Seen(output, hold=False)) as record:
+        inputs.rows(copied_rows(inputs.batch, 2)).run(model, forward)
+    return record.order
+
+
+def _has_forward(model: nn.Module, path: LayerPath) -> bool:
+    return type(model.get_submodule(path)).forward is not nn.Module.forward
+
+
+def grown(was: Shape, now: Shape) -> int | None:
+    """The axis that doubled with the batch; None where none did."""
+    if len(was) != len(now):
+        return None
+    return next((axis for axis in range(len(was)) if now[axis] == 2 * was[axis] > 0), None)
+
+
+def _count(shape: Shape) -> int:
+    return torch.Size(shape).numel()
+
+
+def copied_rows(batch: int, copies: int) -> torch.Tensor:
+    """The samples of `copies` copies of a batch, one copy after another: 0, 1, 0, 1, ..."""
+    return torch.arange(batch).repeat(copies)
+
+
+def floating(output: Any) -> list[torch.Tensor]:
+    """The floating-point tensors of a nested output, in order."""
+    return [tensor for _, tensor in named_tensors(output) if tensor.is_floating_point()]
+
+
+def main_index(output: Any) -> int:
+    """Which of them is the value of the layer: the one named as in `MAIN_OUTPUTS`, or else the first."""
+    names = [name for name, tensor in named_tensors(output) if tensor.is_floating_point()]
+    return next((names.index(name) for name in MAIN_OUTPUTS if name in names), 0)
+
+
+def by_row(tensor: torch.Tensor, axis: int, rows: int) -> torch.Tensor:
+    """`(rows, n)`: all numbers of each row of the batch."""
+    return tensor.movedim(axis, 0).reshape(rows, -1)
+
+
+def taps(sites: Sequence[Site], function: Callable[[Site, Any], Any]) -> dict[LayerPath, Edit]:
+    """Edits for a `Probe` that put `function(site, output)` in the place of what each site returned."""
+    by_path: dict[LayerPath, dict[int, Site]] = {}
+    for site in sites:
+        by_path.setdefault(site.path, {})[site.index] = site
+
+    def edit(by_index: dict[int, Site]) -> Edit:
+        calls = iter(range(1 << 62))
+
+        def tap(output: Any) -> Any:
+            site = by_index.get(next(calls))
+            return output if site is None else function(site, output)
+
+        return tap
+
+    return {path: edit(by_index) for path, by_index in by_path.items()}
+
+
+def row_norms(tensor: torch.Tensor, axis: int | None, rows: int) -> torch.Tensor:
+    """The Euclidean length of each row of the batch, `(rows,)`, float64 on the main processor."""
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    if axis is None:
+        norms: torch.Tensor = torch.linalg.vector_norm(tensor, dtype=wide).expand(rows)
+    else:
+        norms = torch.linalg.vector_norm(by_row(tensor, axis, rows), dim=1, dtype=wide)
+    return norms.double().cpu()

@@ -1,0 +1,1 @@
+"""Features that perturbation methods switch off, and the values that replace them."""

@@ -1,0 +1,121 @@
+"""Baselines: the input that counts as nothing, from which a path method starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from layerlens.errors import OptionError, choose
+from layerlens.model.trees import describe
+
+from ..gradients import Leaves
+from ..leaves.layout import spread_axes
+from ..leaves.leaves import Leaf
+from ..scorer import Scorer
+from .blur import gaussian_blur
+
+NAMES = ("zero", "mean", "blur", "black", "white", "noise")
+
+BLUR = 0.1
+"""Standard deviation of the blur, as a part of the side of the image."""
+
+
+def baselines(scorer: Scorer, spec: Any) -> tuple[Leaves, str]:
+    """One baseline per leaf, shaped like it, and a name for the settings.
+
+    Args:
+        scorer: scores a borrowed model.
+        spec: `"zero"`; `"noise"`, normal with the mean and the deviation of each sample (seed 0); for images, volumes,
+            video and series `"mean"`, the mean of each channel over places, `"blur"`, a Gaussian blur with a standard
+            deviation of a tenth of each side, `"black"` and `"white"`, the smallest and the largest value of each
+            channel of the sample, which are black and white however pictures were normalised, if both occur; a number;
+            a tensor that broadcasts to the input; or a dict of those by input name (zero where a name is missing). For
+            token ids zero is the zero embedding, a whole number or an integer tensor are ids of reference tokens
+            (padding, mask), a floating-point tensor is an embedding.
+
+    Raises:
+        OptionError: when it cannot be used with the input.
+    """
+    if isinstance(spec, Mapping):
+        for name in spec:
+            choose("input name in the baseline", name, scorer.leaves)
+        by_name = {name: spec.get(name, "zero") for name in scorer.leaves}
+        label = ", ".join(f"{name}: {_label(part)}" for name, part in by_name.items())
+    else:
+        by_name, label = dict.fromkeys(scorer.leaves, spec), _label(spec)
+    with torch.no_grad():
+        return {name: _baseline(scorer, name, scorer.leaves[name], part) for name, part in by_name.items()}, label
+
+
+def _label(spec: Any) -> str:
+    return describe(spec) if isinstance(spec, (torch.Tensor, np.ndarray)) else str(spec)
+
+
+def _baseline(scorer: Scorer, name: str, leaf: Leaf, spec: Any) -> torch.Tensor:
+    value = leaf.value
+    if isinstance(spec, str):
+        choose("baseline", spec, NAMES)
+        if spec == "zero":
+            return torch.zeros_like(value)
+        if spec == "noise":
+            return noise(value, torch.Generator().manual_seed(0))
+        axes = spread_axes(leaf)
+        if not axes:
+            kind = "token ids" if leaf.layer is not None else describe(value)
+            raise OptionError(
+                f"baseline {spec!r} is for images, volumes, video and series (batch, channel, ...), but input {name!r} "
+                f"is {kind}. Use 'zero', 'noise', a number or a tensor."
+            )
+        if spec == "blur":
+            return blur(value, axes)
+        if spec == "mean":
+            return value.mean(dim=axes, keepdim=True).expand_as(value).clone()
+        extreme = value.amin(dim=axes, keepdim=True) if spec == "black" else value.amax(dim=axes, keepdim=True)
+        return extreme.expand_as(value).clone()
+    if isinstance(spec, bool) or not isinstance(spec, (int, float, torch.Tensor, np.ndarray)):
+        raise OptionError(
+            f"cannot read a baseline from {describe(spec)}. Give {', '.join(map(repr, NAMES))}, a number, a tensor "
+            "that broadcasts to the input, or a dict of those by input name."
+        )
+    given = torch.as_tensor(spec, device=value.device)
+    if given.is_floating_point() and not bool(given.isfinite().all()):
+        raise OptionError(f"the baseline of input {name!r} holds NaN or infinity; every number made from it would too.")
+    if leaf.layer is None:
+        return _broadcast(given.to(value.dtype), value, name)
+    if given.is_floating_point():
+        if given.ndim == 0:
+            raise OptionError(
+                f"baseline {spec!r} for the token ids {name!r}: give 'zero' (the zero embedding), the id of a "
+                "reference token (a whole number), or an embedding."
+            )
+        return _broadcast(given.to(value.dtype), value, name)
+    ids = scorer.inputs.tensors()[name]
+    embedding: torch.Tensor = scorer.model.get_submodule(leaf.layer)(_broadcast(given.to(ids.dtype), ids, name))
+    return embedding.reshape(value.shape).clone()
+
+
+def _broadcast(given: torch.Tensor, value: torch.Tensor, name: str) -> torch.Tensor:
+    try:
+        return given.broadcast_to(value.shape).clone()
+    except RuntimeError as error:
+        raise OptionError(
+            f"a baseline of shape {tuple(given.shape)} does not broadcast to input {name!r} of shape "
+            f"{tuple(value.shape)}."
+        ) from error
+
+
+def blur(value: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
+    """Under a Gaussian with a standard deviation of a tenth of each of the axes."""
+    return gaussian_blur(value, {axis: BLUR * value.shape[axis] for axis in axes})
+
+
+def noise(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Normal noise with the mean and the deviation of each sample, the same draws for all samples of the batch."""
+    flat = value.double().reshape(len(value), -1)
+    shape = [-1] + [1] * (value.ndim - 1)
+    mean, spread = flat.mean(dim=1).reshape(shape), flat.std(dim=1, unbiased=False).reshape(shape)
+    normal = torch.randn(value.shape[1:], generator=generator, dtype=torch.float64).to(value.device)
+    return (mean + spread * normal).to(value.dtype)

@@ -1,0 +1,110 @@
+"""Scores of an input of which parts are removed, many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from layerlens.progress import track
+
+from ..gradients import BatchSize, Leaves, first_score
+from ..scorer import Scorer
+from .baselines import baselines
+from .input_features import Features
+
+Masks = dict[str, torch.Tensor]
+"""By leaf, `(n, ...)` broadcasting to the leaf: 1 keeps, 0 removes, in between mixes."""
+
+
+class Coalitions:
+    """The score as a function of what is kept of the input; what is removed becomes the baseline.
+
+    Use it inside of `borrowed(model, grad=False)`.
+
+    Args:
+        scorer: of a borrowed model.
+        baseline: as in `layerlens.analyzers.common.features.baselines`.
+        batch_size: rows in one forward pass; `"auto"` reads the memory of the layers in a first pass.
+
+    Attributes:
+        score: of the input as it is, `(batch,)`.
+        batch_size: as used.
+        label: of the baseline.
+    """
+
+    def __init__(self, scorer: Scorer, baseline: Any, batch_size: BatchSize = "auto") -> None:
+        self.scorer = scorer
+        self.ends: Leaves = {name: leaf.value for name, leaf in scorer.leaves.items()}
+        self.score, self.batch_size = first_score(scorer, self.ends, batch_size, gradient=False)
+        self.starts, self.label = baselines(scorer, baseline)
+
+    @property
+    def batch(self) -> int:
+        """The number of samples."""
+        return len(self.scorer.rows)
+
+    def __call__(self, masks: Masks, rows: torch.Tensor) -> torch.Tensor:
+        """The scores `(n,)` of samples `rows` with masks `(n, ...)`, `batch_size` in a pass."""
+        found = []
+        with torch.no_grad():
+            for places in torch.split(torch.arange(len(rows), device=rows.device), self.batch_size):
+                chosen = rows[places]
+                values = {}
+                for name, end in self.ends.items():
+                    mask = masks[name][places].to(end)
+                    start = _of(self.starts[name], chosen)
+                    values[name] = torch.lerp(start, _of(end, chosen), mask.expand_as(start)).to(end.dtype)
+                found.append(self.scorer(values, chosen).detach())
+        return torch.cat(found)
+
+    def bottom(self) -> torch.Tensor:
+        """The score of the baseline, `(batch,)`."""
+        nothing = {name: torch.zeros_like(end[..., :1]) for name, end in self.ends.items()}
+        return self.scorer.check_bottom(self(nothing, self.scorer.rows))
+
+    def every(
+        self, count: int, masks: Callable[[torch.Tensor], Masks], label: str, *, progress: bool | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The scores of every sample with each of `count` masks, some masks at a time.
+
+        Args:
+            count: of masks.
+            masks: from their indices `(m,)` to the masks of all samples: `(m, ...)` when all samples share them.
+            label: of the progress bar.
+            progress: as in `track`.
+
+        Yields:
+            The indices `(m,)` and the scores `(m, batch)`.
+        """
+        step = max(1, self.batch_size // self.batch)
+        rows = self.scorer.rows
+        for places in track(torch.split(torch.arange(count), step), label, enabled=progress):
+            found = masks(places)
+            repeated = {name: mask.repeat_interleave(self.batch, dim=0) for name, mask in found.items()}
+            yield places, self(repeated, rows.repeat(len(places))).reshape(len(places), self.batch)
+
+    def features(
+        self, features: Features, keep: torch.Tensor, label: str, *, progress: bool | None = None
+    ) -> torch.Tensor:
+        """The scores `(m, batch)` of every sample with each coalition of features.
+
+        Args:
+            features: of the input.
+            keep: `(m, features)`, 1 keeps.
+            label: of the progress bar.
+            progress: as in `track`.
+        """
+        found = []
+        step = max(1, self.batch_size // self.batch)
+        for places in track(torch.split(torch.arange(len(keep)), step), label, enabled=progress):
+            rows = self.scorer.rows.repeat(len(places))
+            chosen = keep[places].to(rows.device).repeat_interleave(self.batch, dim=0)
+            found.append(self(features.masks(chosen, rows), rows).reshape(len(places), self.batch))
+        return torch.cat(found)
+
+
+def _of(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """`values[rows]`, without a copy where all are of one sample."""
+    return values[rows] if len(values) > 1 else values.expand(len(rows), *values.shape[1:])

@@ -1,0 +1,172 @@
+"""Features: which values of an input are kept or removed together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import torch
+
+from layerlens.errors import InputError, OptionError, choose
+from layerlens.model.trees import describe
+
+from ..leaves.layout import unit_and_places
+from ..leaves.leaves import Leaf
+from ..scorer import Scorer
+from .superpixels import superpixels
+
+Spec: TypeAlias = str | int | torch.Tensor | Mapping[str, Any] | None
+NAMES = ("values", "places", "channels", "cells", "superpixels")
+CELLS = 64
+"""Features of an image, a volume or a series, about, when nothing is asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Which feature every value of the leaves belongs to.
+
+    Attributes:
+        labels: by leaf, `(1 or batch, ...)`, broadcasting to the leaf; -1 for values that are never removed.
+        count: of features; labels run from 0 to count - 1 over all leaves.
+    """
+
+    labels: dict[str, torch.Tensor]
+    count: int
+
+    def masks(self, keep: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is kept of each value, by leaf `(n, ...)`, from what is kept of each feature, `(n, count)`.
+
+        Args:
+            keep: 1 or True keeps, 0 or False removes.
+            rows: which sample of the batch each row is of, `(n,)`.
+        """
+        padded = torch.cat([keep, torch.ones_like(keep[:, :1])], dim=1)  # the last is for -1
+        found = {}
+        for name, labels in self.labels.items():
+            index = torch.where(labels < 0, self.count, labels).flatten(1)
+            kept = padded.index_select(1, index[0]) if len(index) == 1 else padded.gather(1, index[rows])
+            found[name] = kept.reshape(len(kept), *labels.shape[1:])
+        return found
+
+    def spread(self, values: torch.Tensor, leaves: Mapping[str, Leaf]) -> dict[str, torch.Tensor]:
+        """Numbers by feature, `(batch, count)`, at every value of the leaves; 0 where there is no feature."""
+        padded = torch.cat([values, torch.zeros_like(values[:, :1])], dim=1)
+        found = {}
+        for name, labels in self.labels.items():
+            leaf = leaves[name].value
+            index = torch.where(labels < 0, self.count, labels).expand(len(values), *labels.shape[1:])
+            spread = padded.gather(1, index.flatten(1)).reshape(index.shape)
+            if leaves[name].layer is not None:  # one number per token: its embedding's features share it
+                found[name] = spread.expand(*leaf.shape[:-1], 1) / leaf.shape[-1]
+                found[name] = found[name].expand(leaf.shape)
+            else:
+                found[name] = spread.expand(leaf.shape)
+        return found
+
+
+def features_of(scorer: Scorer, spec: Spec = None) -> Features:
+    """The features of the leaves of a scorer.
+
+    Args:
+        scorer: of a borrowed model.
+        spec: None for what fits: every column of a table, every token, about `CELLS` cells of an image, a volume or a
+            series. `"values"`: each value by itself; `"places"`: each pixel, token or step; `"channels"`; `"cells"`
+            or a whole number: about so many equal boxes of places; `"superpixels"` of an image. Or a tensor of labels
+            (whole numbers) that broadcasts to the input, -1 for what is never removed; or a dict of those by input.
+
+    Raises:
+        OptionError: when it does not fit the input.
+    """
+    if isinstance(spec, Mapping):
+        for name in spec:
+            choose("input name in the features", name, scorer.leaves)
+    labels, start = {}, 0
+    for name, leaf in scorer.leaves.items():
+        own = spec.get(name) if isinstance(spec, Mapping) else spec
+        found = _labels(name, leaf, own)
+        if leaf.layer is not None:
+            found = _without_padding(scorer, name, found)
+        unique, index = torch.unique(found[found >= 0], return_inverse=True)
+        if not len(unique):
+            raise InputError(f"the features of input {name!r} are empty: every label is below 0.")
+        numbered = torch.full_like(found, -1)
+        numbered[found >= 0] = index + start
+        labels[name] = numbered.to(leaf.value.device)
+        start += len(unique)
+    return Features(labels, start)
+
+
+def _labels(name: str, leaf: Leaf, spec: Spec) -> torch.Tensor:
+    value = leaf.value
+    if isinstance(spec, torch.Tensor):
+        return _given(name, leaf, spec)
+    if isinstance(spec, bool) or not (spec is None or isinstance(spec, (str, int))):
+        raise OptionError(f"cannot read features from {describe(spec)}. Give {', '.join(NAMES)}, a number or labels.")
+    if isinstance(spec, str):
+        choose("kind of features", spec, NAMES)
+    if leaf.layer is not None:
+        if spec not in (None, "places"):
+            raise OptionError(f"the features of token ids {name!r} are tokens, or labels (batch, token); got {spec!r}.")
+        sizes = value.shape[1:-1]  # none where each sample has one id
+        return torch.arange(sizes.numel()).reshape(1, *sizes, 1)
+    sizes = value.shape[1:]
+    if not sizes or (spec is None and len(sizes) == 1) or spec == "values":
+        return torch.arange(max(1, value[0].numel())).reshape(1, *sizes)
+    unit, places = unit_and_places(leaf)
+    if spec == "channels":
+        if unit is None:
+            raise OptionError(f"input {name!r}, {describe(value)}, has no channels to tell from places.")
+        return torch.arange(sizes[unit]).reshape(1, *[size if axis == unit else 1 for axis, size in enumerate(sizes)])
+    if spec == "superpixels":
+        if len(sizes) != 3:
+            raise OptionError(
+                f"superpixels are of images (batch, channel, height, width); {name!r} is {describe(value)}."
+            )
+        own = superpixels(value, CELLS)
+        return own.unsqueeze(1)
+    shape = [size if axis in places else 1 for axis, size in enumerate(sizes)]
+    if spec == "places":
+        return torch.arange(torch.Size(shape).numel()).reshape(1, *shape)
+    return _boxes(shape, CELLS if spec in (None, "cells") else int(spec))
+
+
+def _boxes(shape: list[int], count: int) -> torch.Tensor:
+    """Labels of about `count` equal boxes of the places, `(1, *shape)`."""
+    if count < 1:
+        raise OptionError(f"features must be 1 or more, got {count}.")
+    places = [size for size in shape if size > 1]
+    side = (torch.Size(places).numel() / count) ** (1 / max(1, len(places)))
+    label = torch.zeros(1, *shape, dtype=torch.int64)
+    for axis, size in enumerate(shape):
+        if size > 1:
+            parts = max(1, min(size, round(size / max(side, 1))))
+            step = (torch.arange(size) * parts // size).reshape([-1 if own == axis else 1 for own in range(len(shape))])
+            label = label * parts + step
+    return label
+
+
+def _given(name: str, leaf: Leaf, labels: torch.Tensor) -> torch.Tensor:
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
+        raise OptionError(f"labels of features are whole numbers, got {describe(labels)}.")
+    if leaf.layer is not None and labels.ndim < leaf.value.ndim:
+        labels = labels.unsqueeze(-1)  # one label per token, for all features of its embedding
+    try:
+        labels.broadcast_to(leaf.value.shape)
+    except RuntimeError as error:
+        raise OptionError(
+            f"labels of shape {tuple(labels.shape)} do not broadcast to input {name!r} of shape "
+            f"{tuple(leaf.value.shape)}."
+        ) from error
+    return labels.long().reshape([1] * (leaf.value.ndim - labels.ndim) + list(labels.shape))
+
+
+def _without_padding(scorer: Scorer, name: str, labels: torch.Tensor) -> torch.Tensor:
+    """Padding is no feature: nothing would change without it."""
+    mask = scorer.inputs.tensors().get("attention_mask")
+    shape = scorer.leaves[name].value.shape[:-1]
+    if mask is None or mask.shape != shape or bool(mask.all()):
+        return labels
+    spread = labels.expand(shape[0], *labels.shape[1:]).clone()
+    spread[(mask == 0).to(spread.device)] = -1
+    return spread

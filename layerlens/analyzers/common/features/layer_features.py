@@ -1,0 +1,235 @@
+"""What every layer makes of each sample, as rows of numbers: `(samples, features)` for each layer of a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from layerlens.errors import InputError, OptionError
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import LayerPath, Layers, Selection
+from layerlens.model.trees import describe, first_tensor
+from layerlens.probes.probe import Probe
+
+from ..calls.call_shapes import Seen, seen, watch
+from ..calls.fastpath import layers_called
+
+Pool = Literal["mean", "last", "flatten"]
+"""How the places (pixels, tokens, time steps) of an output become one row per sample: the mean over places of each
+unit, the last place of a text or series, or all numbers as they are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What one run gave.
+
+    Attributes:
+        layers: call of a layer (`"rnn"`, `"rnn #1"`) -> `(batch, features)` on the main processor.
+        left_out: call of a layer -> why it has none.
+        output: what the model returned.
+        batch: samples.
+    """
+
+    layers: dict[str, torch.Tensor]
+    left_out: dict[str, str]
+    output: Any
+    batch: int
+
+
+class FeatureReader:
+    """Runs a model batch by batch and reads the selected layers, reduced inside the hooks.
+
+    Means are taken in float64; with `"flatten"` numbers keep their dtype, at least float32. The model is borrowed for
+    each run; layers are read in eval mode.
+
+    Args:
+        model: any module.
+        layers: which; None for every layer.
+        pool: how places become features, or a function of `(batch, units, *places)` that returns `(batch, features)`.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Raises:
+        OptionError: when `pool` is unknown.
+        LayerNotFound: when the selection matches no layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Selection = None,
+        *,
+        pool: Pool | Callable[[torch.Tensor], torch.Tensor] = "mean",
+        forward: Callable[..., Any] | None = None,
+    ) -> None:
+        if not callable(pool) and pool not in get_args(Pool):
+            raise OptionError(f"unknown pool {pool!r}. Known: {', '.join(get_args(Pool))}, or a function.")
+        self.model, self.forward, self.pool = model, forward, pool
+        self.layers = Layers(model).select(layers)
+        self._forms: dict[tuple[str, int], Seen] = {}
+
+    def read(self, inputs: Inputs) -> Rows:
+        """The features of one batch; a layer whose numbers are not finite is left out.
+
+        The first batch takes two forward passes, for the names of the axes have to be known before places can be
+        reduced; every other one, unless the route or the number of axes changes.
+
+        Raises:
+            OptionError: when a pool function returns something else than `(batch, features)`.
+        """
+        with borrowed(self.model, grad=False), layers_called():
+            known = bool(self._forms)
+            if not known:
+                self._look(inputs)
+            run = _Run(self, inputs.batch)
+            run.do(inputs)
+            if known and run.stale:
+                self._look(inputs)
+                run = _Run(self, inputs.batch)
+                run.do(inputs)
+        return Rows(run.layers, run.left_out, run.output, inputs.batch)
+
+    def reduced(self, name: str, path: LayerPath, values: torch.Tensor) -> tuple[torch.Tensor | None, str]:
+        """What is kept of one call, or None and why; a reader that keeps something else overrides this.
+
+        Args:
+            name: of the call.
+            path: of the layer.
+            values: what it returned, `(batch, units, *places)`, not copied.
+        """
+        rows = _pooled(values, self.pool, path)
+        return (rows.cpu(), "") if bool(rows.isfinite().all()) else (None, "it holds NaN or infinity")
+
+    def _look(self, inputs: Inputs) -> None:
+        with watch(self.model) as watched:
+            inputs.run(self.model, self.forward)
+        self._forms = {(one.path, one.index): one for one in seen(self.model, watched)}
+
+
+class _Run:
+    """One run of a borrowed model, read by hooks."""
+
+    def __init__(self, reader: FeatureReader, batch: int) -> None:
+        self.reader, self.batch = reader, batch
+        self.layers: dict[str, torch.Tensor] = {}
+        self.left_out: dict[str, str] = {}
+        self.output: Any = None
+        self.stale = False
+
+    def do(self, inputs: Inputs) -> None:
+        edits = {path: self._tap(path) for path in self.reader.layers}
+        with Probe(self.reader.model, (), edits=edits):
+            self.output = inputs.run(self.reader.model, self.reader.forward)
+
+    def _tap(self, path: str) -> Callable[[Any], Any]:
+        calls = itertools.count()
+
+        def tap(output: Any) -> Any:
+            index = next(calls)
+            name = f"{path} #{index}" if index else path
+            tensor, form = first_tensor(output), self.reader._forms.get((path, index))
+            self.stale |= tensor is not None and (form is None or form.axes is None or len(form.axes) != tensor.ndim)
+            rows, why = self._rows(tensor, form, name, path)
+            if rows is None:
+                self.left_out[name] = why
+            else:
+                self.layers[name] = rows
+            return output
+
+        return tap
+
+    def _rows(
+        self, tensor: torch.Tensor | None, form: Seen | None, name: str, path: LayerPath
+    ) -> tuple[torch.Tensor | None, str]:
+        """`(batch, features)`, or why there is none."""
+        if tensor is None or not tensor.is_floating_point() or form is None or form.axes is None:
+            return None, "it returns no floating-point tensor whose axes are known"
+        if tensor.ndim != len(form.axes) or "batch" not in form.axes:
+            return None, "no axis of it tells samples apart"
+        axis = form.axes.index("batch")
+        if tensor.shape[axis] != self.batch:
+            return None, f"it returns {describe(tensor)} for {self.batch} sample(s)"
+        return self.reader.reduced(name, path, units_first(tensor.detach(), form.axes))
+
+
+def units_first(tensor: torch.Tensor, axes: Sequence[str]) -> torch.Tensor:
+    """`(batch, units, *places)`; an output without units has one."""
+    rows = axes.index("batch")
+    unit = next((axes.index(name) for name in ("channel", "feature") if name in axes), None)
+    tensor = tensor.movedim(rows, 0)
+    if unit is None:
+        return tensor.unsqueeze(1)
+    return tensor.movedim(unit if unit > rows else unit + 1, 1)
+
+
+def _pooled(values: torch.Tensor, pool: Pool | Callable[[torch.Tensor], torch.Tensor], path: str) -> torch.Tensor:
+    if pool == "flatten":
+        return values.flatten(1).to(torch.promote_types(values.dtype, torch.float32), copy=True)
+    if callable(pool):
+        rows = pool(values.double())
+        if not isinstance(rows, torch.Tensor) or rows.ndim != 2 or len(rows) != len(values):
+            raise OptionError(
+                f"pool must return (batch, features); of layer {path!r}, {describe(values)}, it returned "
+                f"{describe(rows)}."
+            )
+        return rows
+    places = values.double().flatten(2) if values.ndim > 2 else values.double().unsqueeze(2)
+    return places[:, :, -1].clone() if pool == "last" else places.mean(dim=2)
+
+
+class Features:
+    """The rows of a data set, batch by batch.
+
+    Attributes:
+        left_out: call of a layer -> why it has no features.
+        count: samples so far.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[torch.Tensor]] = {}
+        self.left_out: dict[str, str] = {}
+        self.count = 0
+
+    def add(self, rows: Rows) -> None:
+        """Take the next batch. A layer that does not fit what came before is left out."""
+        self.left_out.update(rows.left_out)
+        for name, part in rows.layers.items():
+            if name in self.left_out:
+                continue
+            known = self._parts.setdefault(name, [])
+            if sum(map(len, known)) != self.count:
+                self.left_out[name] = "it did not run for every sample"
+            elif known and known[0].shape[1] != part.shape[1]:
+                self.left_out[name] = "its number of units changes between samples"
+            else:
+                known.append(part)
+        for name in self._parts.keys() - rows.layers.keys():
+            self.left_out.setdefault(name, "it did not run for every sample")
+        self.count += rows.batch
+
+    def keep(self, index: torch.Tensor) -> None:
+        """Go on with these samples alone."""
+        for name, parts in self._parts.items():
+            if name not in self.left_out:
+                parts[:] = [torch.cat(parts)[index]]
+        self.count = len(index)
+
+    def joined(self, doing: str) -> dict[str, torch.Tensor]:
+        """Call of a layer -> `(samples, features)`, of the layers that have them for every sample.
+
+        Args:
+            doing: what was wanted, for the error.
+
+        Raises:
+            InputError: when there is no such layer.
+        """
+        whole = {name: torch.cat(parts) for name, parts in self._parts.items() if name not in self.left_out}
+        if not whole:
+            why = "; ".join(f"{name}: {text}" for name, text in list(self.left_out.items())[:5])
+            raise InputError(f"no layer can be {doing}. {why}")
+        return whole

@@ -1,0 +1,1 @@
+"""Leaves: the tensors that a score is attributed to."""

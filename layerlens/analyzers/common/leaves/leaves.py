@@ -1,0 +1,133 @@
+"""Where gradients start: the floating-point inputs, or the embeddings of token ids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.axes.names import Axes
+from layerlens.axes.series import time_axis
+from layerlens.errors import InputError
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.layers import LayerPath
+from layerlens.probes.probe import Edit
+
+from .layer_leaf import Place
+from .token_leaf import Use, token_uses
+
+SERIES: dict[int, Axes] = {1: ("batch", "time", "feature"), 2: ("batch", "channel", "time")}
+"""The axes of a series by that of time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A tensor from which a score is differentiated.
+
+    Attributes:
+        value: the tensor, detached; for token ids their embeddings (batch, token, feature), those of several tables
+            side by side; for a layer its output with the batch first.
+        uses: the calls of embedding layers whose output it is; none for other leaves.
+        place: the call of the layer whose output it is, where one was asked for.
+        axes: their names, of a series whose axes the layers of the model tell; else None.
+    """
+
+    value: torch.Tensor
+    uses: tuple[Use, ...] = ()
+    place: Place | None = None
+    axes: Axes | None = None
+
+    @property
+    def layer(self) -> LayerPath | None:
+        """The (first) embedding layer; None where the leaf is no embedding of token ids."""
+        return self.uses[0].layer if self.uses else None
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it is an input of the model itself."""
+        return not self.uses and self.place is None
+
+
+def find_leaves(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None) -> dict[str, Leaf]:
+    """The leaves of a run of `model` on `inputs`, by input name.
+
+    Floating-point inputs are leaves, except those whose name ends in `mask` when there are others. Token ids cannot
+    carry a gradient: their leaf is what the embedding layers make of them, in every call that reads them, for which
+    the model is run once. See `token_uses` for which integer inputs count.
+
+    Raises:
+        InputError: when there is neither.
+    """
+    floating = inputs.floating()
+    leaves = {name: _plain(model, x) for name, x in floating.items() if not name.endswith("mask")}
+    ids = {name: x for name, x in inputs.tensors().items() if x.dtype in (torch.int64, torch.int32) and x.ndim}
+    uses = token_uses(model, inputs, forward, ids) if ids else {}
+    if not (leaves or uses):
+        leaves = {name: _plain(model, x) for name, x in floating.items()}
+    if leaves or uses:
+        return leaves | {name: Leaf(_embedded(ids[name], found), tuple(found)) for name, found in uses.items()}
+    if any(isinstance(module, nn.Embedding) for module in model.modules()) and ids:
+        raise InputError(
+            f"gradients have no place to start: no nn.Embedding of {type(model).__name__} reads {', '.join(ids)} as "
+            "they are, transposed, flattened or step by step. Pass floating-point inputs, such as inputs_embeds=..."
+        )
+    raise InputError(f"gradients need a floating-point input or token ids; got {inputs}. Try x.float().")
+
+
+def _plain(model: nn.Module, x: torch.Tensor) -> Leaf:
+    """The leaf of a floating-point input."""
+    time = time_axis(model.modules(), x.shape) if x.ndim == 3 else None
+    return Leaf(x.detach(), axes=None if time is None else SERIES[time])
+
+
+def _tables(uses: Sequence[Use]) -> dict[LayerPath, slice]:
+    """Where in the features of a leaf those of each table are."""
+    places: dict[LayerPath, slice] = {}
+    start = 0
+    for use in uses:
+        if use.layer not in places:
+            places[use.layer] = slice(start, start + use.output.shape[-1])
+            start += use.output.shape[-1]
+    return places
+
+
+def _embedded(ids: torch.Tensor, uses: Sequence[Use]) -> torch.Tensor:
+    """What the embeddings make of the ids, in the ids' own layout; 0 for ids that no call reads."""
+    tables = _tables(uses)
+    width = max(place.stop for place in tables.values())
+    value = uses[0].output.new_zeros(ids.numel(), width)
+    places = torch.arange(ids.numel(), device=value.device).reshape(ids.shape)
+    for use in uses:
+        table = tables[use.layer]
+        value[use.arrange(places).flatten(), table] = use.output.detach().reshape(-1, table.stop - table.start)
+    return value.reshape(*ids.shape, width)
+
+
+def substitute(leaves: Mapping[str, Leaf], values: Mapping[str, torch.Tensor]) -> dict[LayerPath, Edit]:
+    """Edits for a `Probe` that put `values` in the place of what layers returned."""
+    replaced: dict[LayerPath, dict[int, Callable[[Any], Any]]] = {}
+    for name, leaf in leaves.items():
+        if leaf.place is not None:
+            replaced.setdefault(leaf.place.layer, {})[leaf.place.call] = leaf.place.exchange(values[name])
+        tables = _tables(leaf.uses)
+        for use in leaf.uses:
+            replaced.setdefault(use.layer, {})[use.call] = _laid_out(use, values[name], tables[use.layer])
+
+    def edit(by_call: dict[int, Callable[[Any], Any]]) -> Edit:
+        calls = iter(range(1 << 62))
+
+        def exchange(output: Any) -> Any:
+            change = by_call.get(next(calls))
+            return output if change is None else change(output)
+
+        return exchange
+
+    return {layer: edit(by_call) for layer, by_call in replaced.items()}
+
+
+def _laid_out(use: Use, value: torch.Tensor, table: slice) -> Callable[[Any], Any]:
+    """Makes the output of one call: a copy, for the model may write into it."""
+    return lambda output: use.arrange(value[..., table]).clone()

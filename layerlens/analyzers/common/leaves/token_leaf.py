@@ -1,0 +1,144 @@
+"""Which calls of embedding layers read which token ids, and how the ids are laid out there."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.errors import LayerNotFound
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.layers import LayerPath
+from layerlens.model.placement import whole
+from layerlens.probes.call import Call
+from layerlens.probes.probe import Probe
+
+Arrange = Callable[[torch.Tensor], torch.Tensor]
+"""From the ids' own layout, (batch, token, ...) with any axes behind, to that of a call's input."""
+
+_ASIDE = re.compile(r"position|pos_ids|type|segment|mask|lang", re.IGNORECASE)
+"""Names of integer inputs that say where or of what kind a token is, and not which."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """One call of an embedding layer on token ids.
+
+    Attributes:
+        layer: path of the embedding.
+        call: which of its calls.
+        arrange: how the ids, and what is embedded, are laid out in the call.
+        output: what the call returned.
+    """
+
+    layer: LayerPath
+    call: int
+    arrange: Arrange
+    output: torch.Tensor
+
+
+def token_uses(
+    model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None, ids: Mapping[str, torch.Tensor]
+) -> dict[str, list[Use]]:
+    """The uses of each integer input that feeds embeddings, by input name; the model is run once.
+
+    Inputs that say where a token is or of what kind (`position_ids`, `token_type_ids`, or rows that count 0, 1, 2, ...)
+    are left out when others feed embeddings as well.
+    """
+    try:
+        probe = Probe(model, nn.Embedding, inputs=True)
+    except LayerNotFound:
+        return {}
+    with torch.no_grad(), probe as record:
+        inputs.run(model, forward)
+    found: dict[str, list[Use]] = {}
+    calls_made = [(call, given) for call in record.order if (given := _read(model, call)) is not None]
+    for names, calls in _by_content(calls_made, ids).items():
+        starts = dict.fromkeys(names, 0)
+        for place, (call, given) in enumerate(calls):
+            name = names[place * len(names) // len(calls)]  # inputs of equal content: in the order of the calls
+            arrange, starts[name] = _arrangement(ids[name], given, starts[name])
+            if arrange is not None:
+                found.setdefault(name, []).append(Use(call.layer, call.index, arrange, call.output))
+    meant = {name: uses for name, uses in found.items() if not (_ASIDE.search(name) or _counts(ids[name]))}
+    return meant or found
+
+
+def _read(model: nn.Module, call: Call) -> torch.Tensor | None:
+    """What an embedding looked up; None when the call is no lookup of its input, as in some position embeddings."""
+    args, kwargs = call.inputs
+    given = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
+    if given is None or given.is_floating_point() or not given.ndim or not isinstance(call.output, torch.Tensor):
+        return None
+    if call.output.shape[:-1] != given.shape:
+        return None
+    module = model.get_submodule(call.layer)
+    if type(module).forward is nn.Embedding.forward:
+        return given
+    weight = whole(module, "weight") if module._parameters.get("weight") is not None else module.weight
+    if not isinstance(weight, torch.Tensor) or int(given.max()) >= len(weight) or int(given.min()) < 0:
+        return None
+    rows, output = weight.detach()[given.to(weight.device)].to(call.output.device).double(), call.output.double()
+    if rows.shape != output.shape:
+        return None
+    scale = (rows * output).sum() / rows.square().sum().clamp_min(1e-30)  # scaled embeddings are lookups as well
+    return given if torch.allclose(output, scale * rows, rtol=1e-3, atol=1e-5) else None
+
+
+def _by_content(
+    calls: list[tuple[Call, torch.Tensor]], ids: Mapping[str, torch.Tensor]
+) -> dict[tuple[str, ...], list[tuple[Call, torch.Tensor]]]:
+    """The calls that read each input; inputs of equal content, which the calls do not tell apart, together."""
+    found: dict[tuple[str, ...], list[tuple[Call, torch.Tensor]]] = {}
+    for call, given in calls:
+        names = tuple(name for name, x in ids.items() if _arrangement(x, given, 0)[0] is not None)
+        whole = tuple(name for name in names if ids[name].numel() == given.numel()) or names[:1]
+        if whole:
+            found.setdefault(whole, []).append((call, given))
+    return found
+
+
+def _arrangement(ids: torch.Tensor, given: torch.Tensor, start: int) -> tuple[Arrange | None, int]:
+    """How `given` is made of `ids`, None when it is not; and where the next part of them would start."""
+    if ids.shape == given.shape and torch.equal(ids, given):
+        return _same, start
+    rest = tuple(given.shape[1:])
+    if ids.numel() == given.numel():
+        if torch.equal(ids.flatten(), given.flatten()):
+            return lambda v: v.reshape(-1, *rest, *v.shape[ids.ndim :]), start
+        if ids.ndim == 2 and torch.equal(ids.t().flatten(), given.flatten()):
+            if given.ndim == 2:
+                return lambda v: v.transpose(0, 1), start
+            return lambda v: v.transpose(0, 1).reshape(-1, *rest, *v.shape[2:]), start
+        return None, start
+    if ids.ndim == 2 and given.shape[0] == ids.shape[0] and given.ndim <= 2:  # some steps of a sequence
+        length = given.shape[1] if given.ndim == 2 else 1
+        for first in _from(start, ids.shape[1] - length + 1):
+            if torch.equal(ids[:, first : first + length], given.reshape(len(ids), length)):
+                return _steps(first, length if given.ndim == 2 else None), first + length
+    return None, start
+
+
+def _steps(first: int, length: int | None) -> Arrange:
+    """The tokens from `first` on; without `length` one of them, without its axis."""
+    return (lambda v: v[:, first]) if length is None else (lambda v: v[:, first : first + length])
+
+
+def _same(v: torch.Tensor) -> torch.Tensor:
+    return v
+
+
+def _from(start: int, count: int) -> Iterator[int]:
+    """0 to count - 1, from `start` on first."""
+    start = start if 0 <= start < count else 0
+    yield from range(start, count)
+    yield from range(start)
+
+
+def _counts(ids: torch.Tensor) -> bool:
+    """Whether every row counts 0, 1, 2, ...: positions."""
+    return ids.ndim >= 2 and ids.shape[-1] > 2 and bool((ids == torch.arange(ids.shape[-1], device=ids.device)).all())

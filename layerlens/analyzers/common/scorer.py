@@ -1,0 +1,248 @@
+"""From leaves to one score per sample: what every gradient method differentiates."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.errors import InputError, TargetError
+from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.model.layers import LayerPath, Selection
+from layerlens.model.trees import named_tensors
+from layerlens.probes.probe import Edit, Probe
+from layerlens.probes.units import read_units
+from layerlens.results import Attribution
+from layerlens.results.maps.attribution import Values
+from layerlens.targets.target import Spec, Target, as_target
+
+from .leaves.layer_leaf import find_place
+from .leaves.leaves import Leaf, find_leaves, substitute
+from .warnings import warn_of_cancelling, warn_of_not_finite
+
+IMAGE_AXES = ("batch", "channel", "height", "width")
+
+
+@contextlib.contextmanager
+def backward_pass(model: nn.Module) -> Iterator[None]:
+    """A backward pass through `model`: an error that its own code causes says so.
+
+    Raises:
+        InputError: when an operation of the model wrote into what autograd needs, or checkpoints by re-entering.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "modified by an inplace operation" in text:
+            why = "one of its operations writes into a tensor that the backward pass needs"
+        elif "use_reentrant" in text:
+            why = "it checkpoints with use_reentrant=True; use_reentrant=False works"
+        else:
+            raise
+        raise InputError(
+            f"{type(model).__name__} cannot be differentiated, by layerlens or by loss.backward(): {why} ({text[:200]})"
+        ) from error
+
+
+class Scorer:
+    """The score of a model as a function of its leaves; use it inside `borrowed(model)`.
+
+    The first call must be on the leaves as they are: a target that depends on the output (the predicted class) is
+    chosen there and kept, so that a method that changes the input goes on to explain the same thing.
+
+    Args:
+        model: a borrowed model.
+        x: its input, as in `as_inputs`.
+        target: what to score, as in `as_target`.
+        where: None or `"input"` for the inputs; else a layer, or a call of one, whose output is the leaf.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Raises:
+        InputError: when there is nothing to differentiate.
+        LayerNotFound: when `where` matches no layer; SelectionError when it matches several layers or calls.
+        RecordError: when that layer did not run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Any,
+        target: Spec,
+        *,
+        where: Selection = None,
+        forward: Callable[..., Any] | None = None,
+    ) -> None:
+        self.model, self.forward = model, forward
+        self.inputs: Inputs = as_inputs(x)
+        self.target: Target = as_target(target)
+        self.leaves: dict[str, Leaf]
+        if where is None or (isinstance(where, str) and where == "input"):
+            self.leaves = find_leaves(model, self.inputs, forward)
+        else:
+            place, value = find_place(model, self.inputs, where, forward)
+            self.leaves = {place.name: Leaf(value.detach(), place=place)}
+        device = next(iter(self.leaves.values())).value.device
+        self.rows = torch.arange(self.inputs.batch, device=device)
+        self._resolved = False
+
+    def start(self) -> dict[str, torch.Tensor]:
+        """Fresh copies of the leaves that require gradients, by name."""
+        return {name: leaf.value.clone().requires_grad_() for name, leaf in self.leaves.items()}
+
+    def __call__(
+        self,
+        values: Mapping[str, torch.Tensor],
+        rows: torch.Tensor | None = None,
+        *,
+        then: Mapping[LayerPath, Edit] | None = None,
+    ) -> torch.Tensor:
+        """The scores `(n,)` with `values`, each `(n, ...)`, in the place of the leaves.
+
+        Args:
+            values: one tensor per leaf; a leaf that is left out stays as it is.
+            rows: which sample of the batch each row of `values` belongs to, `(n,)`; None when they are the batch.
+            then: further edits of layers, after the leaves are in their place.
+
+        Raises:
+            TargetError: when the target does not fit the output.
+        """
+        leaves = {name: leaf for name, leaf in self.leaves.items() if name in values}
+        given = {name: values[name] for name, leaf in leaves.items() if leaf.is_input}
+        inputs = (self.inputs if rows is None else self.inputs.rows(rows, but=given)).replace(given)
+        edits: dict[LayerPath, list[Edit]] = {path: [edit] for path, edit in substitute(leaves, values).items()}
+        for path, edit in (then or {}).items():
+            edits.setdefault(path, []).append(edit)
+        output = self._run(inputs, edits)
+        first, self._resolved = not self._resolved, True
+        if first:
+            self.target = self.target.resolve(output)
+            self.target.check(len(self.rows))
+        scores = self.target(output, self.rows if rows is None else rows, at=self.target.at)
+        if first and not bool(torch.isfinite(scores).all()):
+            raise TargetError(
+                f"the score of target {self.target.label!r} is not finite: {scores.detach().tolist()[:8]}. "
+                f"{self._first_not_finite(inputs, edits)}"
+            )
+        return scores
+
+    def check_bottom(self, scores: torch.Tensor) -> torch.Tensor:
+        """The scores of the baseline, `(batch,)`, as they are.
+
+        Raises:
+            TargetError: when one of them is NaN or infinite.
+        """
+        bad = (~scores.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            raise TargetError(
+                f"the score {self.target.label!r} of the baseline is not finite for sample(s) "
+                f"{', '.join(map(str, bad[:8]))} ({float(scores[bad[0]])}), so nothing can be compared with it. Give "
+                "another baseline, such as 'noise', 'mean' or 'blur'."
+            )
+        return scores
+
+    def _run(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> Any:
+        """What the target reads: the model's output, or that of the layer whose unit it is."""
+        with contextlib.ExitStack() as stack:
+            if edits:
+                stack.enter_context(Probe(self.model, (), edits=edits))
+            if self.target.at is None:
+                return inputs.run(self.model, self.forward)
+            layer, call = self.target.at
+            with Probe(self.model, layer, graph=True) as record:
+                inputs.run(self.model, self.forward)
+            return read_units(self.model, record, call)
+
+    def _first_not_finite(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> str:
+        """Which layer made the first NaN or infinity, as a sentence."""
+
+        def finite(output: Any) -> bool:
+            tensors = (tensor for _, tensor in named_tensors(output) if tensor.is_floating_point())
+            return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+        with torch.no_grad(), Probe(self.model, lambda path, module: True, reduce=finite, edits=edits) as record:
+            inputs.run(self.model, self.forward)
+        infinite = [name for name, x in inputs.floating().items() if not bool(torch.isfinite(x).all())]
+        if infinite:
+            return f"Input {infinite[0]!r} itself holds infinite values."
+        for call in record.order:
+            if call.output is False:
+                layer = f"layer {call.layer!r}" if call.layer else "the model itself, outside of its layers,"
+                return f"The first output that is not finite is that of {layer} (call {call.index})."
+        return "Every layer's output is finite: the target makes it."
+
+    def attribution(self, values: Mapping[str, torch.Tensor], **fields: Any) -> Attribution:
+        """An `Attribution` of the values by leaf; see `fields`."""
+        return Attribution(**self.fields(values, **fields))
+
+    def fields(
+        self,
+        values: Mapping[str, torch.Tensor],
+        *,
+        method: str,
+        settings: dict[str, Any],
+        score: torch.Tensor,
+        signed: bool = True,
+        units: str = "score",
+        checks: Mapping[str, torch.Tensor] | None = None,
+        standard_error: Mapping[str, torch.Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """The fields of an `Attribution`, or of a subclass of it.
+
+        Args:
+            values: one tensor per leaf, shaped like it; those of embeddings are summed over their features.
+            method: name of the method.
+            settings: every option of the method as used.
+            score: the score of each sample, `(batch,)`.
+            signed: whether negative values have a meaning.
+            units: what a value is.
+            checks: what the method can prove about itself, each `(batch,)`.
+            standard_error: of the values, where the method draws random numbers: by leaf, shaped as the values are
+                returned (one number per token).
+        """
+        tensors = self.inputs.tensors()
+        folded = {
+            name: (values[name] if leaf.layer is None else values[name].sum(dim=-1)).detach()
+            for name, leaf in self.leaves.items()
+        }
+        warn_of_not_finite(folded, method)
+        if signed:
+            warn_of_cancelling({name: values[name] for name, leaf in self.leaves.items() if leaf.uses}, method)
+        axes: tuple[str, ...] | None = None
+        if len(folded) == 1:
+            (name,) = folded
+            place = self.leaves[name].place
+            if place is not None:
+                axes, settings = place.axes, {"where": place.name, **settings}
+            elif self.leaves[name].layer is not None:
+                axes = ("batch", "token") if folded[name].ndim == 2 else None
+            elif self.leaves[name].axes is not None:
+                axes = self.leaves[name].axes
+            elif folded[name].ndim == 4:
+                axes = IMAGE_AXES
+            elif folded[name].ndim == 2:
+                axes = ("batch", "feature")
+        shown = {name: tensors[name].detach().clone() for name in folded if self.leaves[name].place is None}
+        return {
+            "values": _single(folded),
+            "axes": axes,
+            "signed": signed,
+            "units": units,
+            "target": self.target.label,
+            "targets": self.target.each,
+            "method": method,
+            "settings": settings,
+            "score": score.detach(),
+            "checks": {name: check.detach() for name, check in (checks or {}).items()},
+            "inputs": _single(shown) if shown else None,
+            "standard_error": None
+            if standard_error is None
+            else _single({name: error.detach() for name, error in standard_error.items()}),
+        }
+
+
+def _single(values: dict[str, torch.Tensor]) -> Values:
+    return next(iter(values.values())) if len(values) == 1 else values

@@ -1,0 +1,122 @@
+"""Concept relevance: which units of a layer carry a prediction, and where in the input each of them looks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.calls.call_shapes import one_layer
+from layerlens.analyzers.relevance.relevance import relevance
+from layerlens.analyzers.relevance.rules.rulebook import Rulebook
+from layerlens.axes.names import unit_axis
+from layerlens.errors import InputError, check_count
+from layerlens.inputs.inputs import as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Layers, Selection
+from layerlens.results import Relevance
+from layerlens.targets.target import Spec, Target, as_target
+
+
+@dataclasses.dataclass(frozen=True)
+class Concept:
+    """A unit of a layer as a part of a prediction.
+
+    Attributes:
+        unit: index of the channel or feature.
+        relevance: that passes it, in units of the score.
+        share: of the sum of magnitudes over all units.
+    """
+
+    unit: int
+    relevance: float
+    share: float
+
+
+def rank_concepts(
+    model: nn.Module, x: Any, layer: Selection, *, target: Spec = None, sample: int = 0, **options: Any
+) -> list[Concept]:
+    """The units of a layer by the relevance that passes them, largest magnitude first.
+
+    Args:
+        model: any module.
+        x: its input.
+        layer: one layer.
+        target: what to explain, see `as_target`.
+        sample: which of the batch.
+        options: further options of `relevance`.
+
+    Source: Achtibat et al. 2023, Nature Machine Intelligence 5, eq. 4: the sum of the relevance of a channel.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> len(rank_concepts(net, torch.ones(1, 2), "1", target=0))
+        3
+    """
+    path = one_layer(model, layer)
+    (values, *_) = relevance(model, x, target=target, layers=path, **options).layers[path]
+    axis = unit_axis(Layers(model)[path], values)
+    sums = values.movedim(axis, 1)[sample].double().reshape(values.shape[axis], -1).sum(dim=1)
+    total = float(sums.abs().sum()) or 1.0
+    order = sums.abs().argsort(descending=True).tolist()
+    return [Concept(unit, float(sums[unit]), float(sums[unit].abs()) / total) for unit in order]
+
+
+def concept_relevance(
+    model: nn.Module,
+    x: Any,
+    layer: Selection,
+    *,
+    units: int | Sequence[int] = 5,
+    target: Spec = None,
+    rules: str | Rulebook = "auto",
+    forward: Callable[..., Any] | None = None,
+) -> Relevance:
+    """The relevance of the input that passes each of some units of a layer, all of them in one pass.
+
+    Args:
+        model: any module.
+        x: its input, one sample.
+        layer: the layer whose units are the concepts; one that nothing goes around, such as a whole residual block.
+        units: which, or how many: a number takes those with the largest relevance.
+        target: what to explain, see `as_target`; None is the predicted class.
+        rules: as in `relevance`.
+        forward: as in `relevance`.
+
+    Returns:
+        A `Relevance` with one sample per unit; `targets` names the units, and `overlay_grid` draws them.
+
+    Raises:
+        InputError: when x holds more than one sample.
+        OptionError: when there is no such unit.
+
+    Source: Achtibat et al. 2023, conditional relevance attributions.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> concept_relevance(net, torch.ones(1, 2), "1", units=[0, 2], target=0).values.shape
+        torch.Size([2, 2])
+    """
+    inputs = as_inputs(x)
+    if inputs.batch != 1:
+        raise InputError(f"concept_relevance explains one sample at a time; the input holds {inputs.batch}.")
+    path = one_layer(model, layer)
+    if isinstance(units, int):
+        check_count("units", units)
+        ranked = rank_concepts(model, inputs, path, target=target, rules=rules, forward=forward)
+        chosen = [concept.unit for concept in ranked[:units]]
+    else:
+        chosen = list(units)
+    with borrowed(model, grad=False):
+        single = as_target(target).resolve(inputs.run(model, forward))
+    repeated = inputs.rows(torch.zeros(len(chosen), dtype=torch.int64))
+    labels = tuple(f"{single.label}, unit {unit}" for unit in chosen)
+    rows = Target(lambda output, rows: single(output, torch.zeros_like(rows)), single.label, each=labels)
+    return relevance(
+        model, repeated, target=rows, rules=rules, forward=forward, through={path: [[unit] for unit in chosen]}
+    )

@@ -1,0 +1,163 @@
+"""The stack of blocks that a model is mostly made of, and the model run on from its end with other values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, floating, main_index, survey, taps
+from layerlens.errors import LayerNotFound
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.layers import LayerPath
+from layerlens.model.trees import map_tensors
+from layerlens.probes.probe import Probe
+from layerlens.targets.outputs import main_output
+
+from .residual import first_floating
+
+
+def find_stack(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None, seed: int) -> list[LayerPath]:
+    """The layers of a list (`blocks.0`, `blocks.1`, ...) that ran one after another with outputs of one shape.
+
+    Of several such lists the one nearest to the model itself is taken, and then the one that ran last: the decoder.
+
+    Raises:
+        LayerNotFound: when there is none.
+    """
+    torch.manual_seed(seed)
+    with Probe(model, _numbered, reduce=_shape) if _any(model) else _nothing() as record:
+        inputs.run(model, forward)
+    runs: dict[LayerPath, list[list[tuple[LayerPath, Any]]]] = {}
+    for call in record.order:
+        lists = runs.setdefault(call.layer.rpartition(".")[0], [])
+        if call.output is not None and lists and lists[-1][-1][1] == call.output:
+            lists[-1].append((call.layer, call.output))
+        elif call.output is not None:
+            lists.append([(call.layer, call.output)])
+    best: list[LayerPath] = []
+    depth = 1 << 30
+    for parent, lists in runs.items():  # in the order in which they began to return
+        for run in lists:
+            paths = list(dict.fromkeys(path for path, _ in run))
+            here = parent.count(".") + bool(parent)
+            if len(paths) > 1 and here <= depth:
+                best, depth = paths, here
+    if not best:
+        raise LayerNotFound(
+            "this model has no list of blocks with outputs of one shape. Give the layers: layers=[...], the last of "
+            "which is where the model goes on."
+        )
+    return best
+
+
+def _numbered(path: LayerPath, module: nn.Module) -> bool:
+    return path.rpartition(".")[2].isdigit()
+
+
+def _any(model: nn.Module) -> bool:
+    return any(_numbered(path, module) for path, module in model.named_modules())
+
+
+def _nothing() -> Any:
+    raise LayerNotFound("this model has no numbered blocks. Give the layers: layers=[...].")
+
+
+def _shape(output: Any) -> Any:
+    tensors = floating(output)
+    return tuple(tensors[main_index(output)].shape) if tensors else None
+
+
+@dataclasses.dataclass
+class Stream:
+    """What a stack of blocks held, and the model behind it.
+
+    Attributes:
+        names: of the rows: what went into the first block, and what each block returned.
+        values: each `(batch, ...)`, or with the batch on another axis.
+        axis: of the batch.
+        output: what the model returned.
+        left_out: name of a layer -> why it has no row.
+        site: the end of the stack.
+    """
+
+    model: nn.Module
+    inputs: Inputs
+    forward: Callable[..., Any] | None
+    seed: int
+    names: list[str]
+    values: list[torch.Tensor]
+    axis: int
+    output: Any
+    left_out: dict[str, str]
+    site: Site
+
+    @classmethod
+    def read(
+        cls, model: nn.Module, inputs: Inputs, layers: Any, forward: Callable[..., Any] | None, seed: int
+    ) -> Stream:
+        """Run a borrowed model and keep what the layers returned.
+
+        Raises:
+            LayerNotFound: when no layers fit.
+        """
+        chosen = find_stack(model, inputs, forward, seed) if layers is None else layers
+        found = survey(model, inputs, chosen, forward, seed=seed)
+        last = found.sites[-1]
+        axis = last.axes[last.main]
+        if axis is None:
+            raise LayerNotFound(f"the output of {last.name} has no batch axis, so no other can take its place.")
+        kept: dict[str, torch.Tensor] = {}
+        entered: list[torch.Tensor] = []
+
+        def take(site: Site, output: Any) -> Any:
+            kept[site.name] = floating(output)[site.main].detach().clone()
+            return output
+
+        def enter(given: Any) -> None:
+            tensor = first_floating(given)
+            if tensor is not None and not entered:
+                entered.append(tensor.detach().clone())
+
+        torch.manual_seed(seed)
+        with (
+            Probe(model, (), edits=taps(found.sites, take)),
+            Probe(model, [found.sites[0].path], inputs=enter, reduce=lambda output: None),
+        ):
+            output = inputs.run(model, forward)
+        shape = kept[last.name].shape
+        names = [site.name for site in found.sites if kept[site.name].shape == shape]
+        left_out = dict(found.left_out)
+        left_out |= {
+            site.name: f"its output {tuple(kept[site.name].shape)} has not the shape {tuple(shape)} of {last.name}"
+            for site in found.sites
+            if kept[site.name].shape != shape
+        }
+        values = [kept[name] for name in names]
+        if entered and entered[0].shape == shape and found.sites[0].name == names[0]:
+            names, values = [f"input of {names[0]}", *names], [entered[0], *values]
+        return cls(model, inputs, forward, seed, names, values, axis, output, left_out, last)
+
+    def read_on(self, values: list[torch.Tensor], copies: bool) -> torch.Tensor:
+        """The model's main output for each of some values at the end of the stack, `(len(values) * batch, ...)`.
+
+        Args:
+            values: one after another along the batch axis.
+            copies: whether the input is copied as often, for models that need it behind the stack as well.
+        """
+        stacked = torch.cat(values, dim=self.axis)
+
+        def swap(site: Site, output: Any) -> Any:
+            place = iter(range(1 << 62))
+            return map_tensors(
+                output,
+                lambda tensor: stacked if tensor.is_floating_point() and next(place) == site.main else tensor,
+            )
+
+        inputs = self.inputs.rows(copied_rows(self.inputs.batch, len(values))) if copies else self.inputs
+        torch.manual_seed(self.seed)
+        with Probe(self.model, (), edits=taps([self.site], swap)):
+            return main_output(inputs.run(self.model, self.forward))

@@ -1,0 +1,237 @@
+"""What went into each layer and what came out, as pairs of rows of numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.calls.call_shapes import Seen, seen, watch
+from layerlens.analyzers.common.calls.fastpath import layers_called
+from layerlens.analyzers.common.features.layer_features import units_first
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import LayerPath
+from layerlens.model.trees import describe, first_tensor, version
+from layerlens.probes.probe import Probe
+
+from .residual import first_floating
+from .windows import window_of
+
+OUTPUTS = 256
+"""Numbers of an output that are kept as they are; of more, random sums are taken, whose R^2 is the same on average."""
+
+TWIN = 8
+"""Outputs of the linear twin, a random linear map of the same input."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is kept of each layer.
+
+    Attributes:
+        whole: whether a row is a whole sample, and not one place of it.
+        window: places of the input in each direction that a block sees, see `window_of`.
+        places: most places of a sample.
+        most: rows that are kept.
+        widest: features of a row; of more, random sums are taken.
+        seed: of all choices.
+    """
+
+    whole: bool
+    window: int
+    places: int
+    most: int
+    widest: int
+    seed: int
+
+
+class Pairs:
+    """The rows of one call of one layer.
+
+    Attributes:
+        influence: 1 - cosine of input and output for each sample, `(batch,)` by batch; empty where shapes differ.
+        how: what a row is.
+        features: of a row, before random sums are taken.
+    """
+
+    def __init__(self, name: str, options: Options) -> None:
+        self.options = options
+        number = options.seed + zlib.crc32(name.encode())
+        self.places = torch.Generator().manual_seed(number)
+        self.keys = torch.Generator().manual_seed(number + 1)
+        self.parts: list[tuple[torch.Tensor, ...]] = []
+        self.influence: list[torch.Tensor] = []
+        self.samples = self.features = 0
+        self.how = ""
+        self._maps: dict[str, torch.Tensor] = {}
+
+    def add(self, x: torch.Tensor, y: torch.Tensor, how: str) -> str:
+        """Rows of one batch, `(batch, rows, features)` and `(batch, rows, numbers)`; why they do not fit, or ""."""
+        batch, rows, features = x.shape
+        if self.how and (how, features) != (self.how, self.features):
+            return "its input has another number of values in some samples"
+        self.how, self.features = how, features
+        samples = torch.arange(self.samples, self.samples + batch).repeat_interleave(rows)
+        keys = torch.rand(batch * rows, generator=self.keys, dtype=torch.float64)
+        x, y = x.reshape(batch * rows, -1).double(), y.reshape(batch * rows, -1).double()
+        twin = x @ self._map("twin", features, TWIN)
+        self.samples += batch
+        self.parts.append(
+            (self._summed("x", x, self.options.widest), self._summed("y", y, OUTPUTS), twin, samples, keys)
+        )
+        if sum(len(part[-1]) for part in self.parts) > 2 * self.options.most:
+            self.parts = [self.rows()]
+        return ""
+
+    def rows(self) -> tuple[torch.Tensor, ...]:
+        """Inputs, outputs, those of the linear twin, and the sample of each row, with its key; `(rows, ...)` each."""
+        whole = [torch.cat(column) for column in zip(*self.parts, strict=True)]
+        chosen = whole[-1].argsort()[: self.options.most].sort().values
+        return tuple(column[chosen] for column in whole)
+
+    def _map(self, name: str, given: int, made: int) -> torch.Tensor:
+        if name not in self._maps:
+            own = torch.Generator().manual_seed(self.options.seed + zlib.crc32(name.encode()))
+            self._maps[name] = torch.randn(given, made, generator=own, dtype=torch.float64) / given**0.5
+        return self._maps[name]
+
+    def _summed(self, name: str, rows: torch.Tensor, widest: int) -> torch.Tensor:
+        """Random sums of features, each feature in one of them with a random sign (Charikar et al. 2002)."""
+        count = rows.shape[1]
+        if count <= widest:
+            return rows
+        own = torch.Generator().manual_seed(self.options.seed + zlib.crc32(name.encode()))
+        place = torch.randint(widest, (count,), generator=own)
+        sign = torch.randint(2, (count,), generator=own) * 2.0 - 1
+        return torch.zeros(len(rows), widest, dtype=rows.dtype).index_add_(1, place, rows * sign)
+
+
+class PairReader:
+    """Runs a model batch by batch and takes the inputs and outputs of the selected layers in pairs.
+
+    Args:
+        model: any module.
+        layers: which.
+        residual: calls whose output is the input and something else; the input is taken off.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        options: what is kept.
+        always: whether the input is taken off wherever it has the shape of the output.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: list[LayerPath],
+        residual: set[str],
+        forward: Callable[..., Any] | None,
+        options: Options,
+        always: bool = False,
+    ) -> None:
+        self.always = always
+        self.model, self.layers, self.residual, self.forward = model, layers, residual, forward
+        self.options = options
+        self.pairs: dict[str, Pairs] = {}
+        self.left_out: dict[str, str] = {}
+        self._forms: dict[tuple[str, int], Seen] = {}
+
+    def takes_off(self, name: str) -> bool:
+        """Whether the input of a call is taken off its output."""
+        return self.always or name in self.residual
+
+    def read(self, inputs: Inputs, seed: int) -> None:
+        """Take the pairs of one batch."""
+        with borrowed(self.model, grad=False), layers_called():
+            if not self._forms:
+                torch.manual_seed(seed)
+                with watch(self.model) as watched:
+                    inputs.run(self.model, self.forward)
+                self._forms = {(one.path, one.index): one for one in seen(self.model, watched)}
+            with contextlib.ExitStack() as stack:
+                for path in self.layers:
+                    before, after = self._hooks(path, inputs.batch)
+                    stack.enter_context(Probe(self.model, [path], keep="reference", inputs=before, reduce=after))
+                torch.manual_seed(seed)
+                inputs.run(self.model, self.forward)
+
+    def _hooks(self, path: LayerPath, batch: int) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
+        entered: list[tuple[Any, Any]] = []
+        count = iter(range(1 << 62))
+        module = self.model.get_submodule(path)
+
+        def before(given: Any) -> None:
+            tensor = first_floating(given)
+            entered.append((None, None) if tensor is None else (tensor.detach().clone(), (id(tensor), version(tensor))))
+
+        def after(output: Any) -> None:
+            index = next(count)
+            name = f"{path} #{index}" if index else path
+            given, key = entered.pop()
+            made = first_tensor(output)
+            if name in self.left_out:
+                return
+            why = self._pair(name, module, given, made, key, self._forms.get((path, index)), batch)
+            if why:
+                self.left_out[name] = why
+                self.pairs.pop(name, None)
+
+        return before, after
+
+    def _pair(
+        self,
+        name: str,
+        module: nn.Module,
+        given: torch.Tensor | None,
+        made: torch.Tensor | None,
+        key: tuple[int, int] | None,
+        form: Seen | None,
+        batch: int,
+    ) -> str:
+        """Take one call; why it cannot be taken, or the empty text."""
+        if given is None or made is None or not made.is_floating_point():
+            return "it takes or returns no floating-point tensor"
+        if (id(made), version(made)) == key:
+            return "it hands on its input"
+        if form is None or form.axes is None or len(form.axes) != made.ndim or "batch" not in form.axes:
+            return "no axis of its output tells samples apart"
+        axis = form.axes.index("batch")
+        if made.shape[axis] != batch:
+            return f"it returns {describe(made)} for {batch} sample(s)"
+        source = axis if given.ndim == made.ndim else 0
+        if given.ndim <= source or given.shape[source] != batch:
+            return f"it is given {describe(given)} for {batch} sample(s)"
+        if not bool(given.isfinite().all() and made.isfinite().all()):
+            return "its input or output holds NaN or infinity"
+        made = made.detach()
+        alike = given.ndim == made.ndim
+        y = units_first(made, form.axes).cpu()
+        x = units_first(given, form.axes).cpu() if alike else given.movedim(source, 0).flatten(1).cpu()
+        pairs = self.pairs.setdefault(name, Pairs(name, self.options))
+        if given.shape == made.shape and any(module.children()) and x.shape[1] > 1:
+            cosine = torch.cosine_similarity(x.double(), y.double(), dim=1)  # (batch, *places)
+            pairs.influence.append(1 - cosine.reshape(batch, -1).mean(dim=1))
+        if given.shape == made.shape and self.takes_off(name):
+            y = y - x
+        window = None
+        if alike and y.ndim > 2 and not self.options.whole:
+            window = window_of(module, form.axes, x.shape[2:], y.shape[2:], self.options.window)
+        if window is None:
+            how = "sample" if y.ndim > 2 or x.ndim > 2 else "row"
+            return pairs.add(x.flatten(1).unsqueeze(1), y.flatten(1).unsqueeze(1), how)
+        count = y.shape[2:].numel()
+        kept = min(count, self.options.places)
+        flat = torch.cat([x.flatten(2), x.new_zeros(*x.shape[:2], 1)], dim=2)
+        rows, answers = [], []
+        for sample in range(batch):
+            chosen = torch.randperm(count, generator=pairs.places)[:kept]
+            index = window.index(chosen, x.shape[2:], y.shape[2:])  # (places, window)
+            rows.append(flat[sample][:, index].movedim(0, 1).flatten(1))  # (places, units * window)
+            answers.append(y[sample].flatten(1)[:, chosen].T)
+        size = " x ".join(str(one) for one in window.size)
+        how = "place" if max(window.size) == 1 else f"window {size}"
+        return pairs.add(torch.stack(rows), torch.stack(answers), how)

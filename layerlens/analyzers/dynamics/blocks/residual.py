@@ -1,0 +1,89 @@
+"""Which layers are residual blocks: what comes in is part of the sum that goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import get_gradient_edge
+
+from layerlens.analyzers.common.calls.fastpath import layers_called
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.trees import first_tensor, named_tensors
+from layerlens.probes.probe import Probe
+
+PASSING = (
+    "AddBackward0",
+    "CloneBackward0",
+    "AliasBackward0",
+    "ToCopyBackward0",
+    "ViewBackward0",
+    "UnsafeViewBackward0",
+)
+"""Nodes of autograd's graph that hand on what came in, alone or as a part of a sum."""
+
+
+def residual_calls(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None, seed: int) -> set[str]:
+    """The calls, by name, that returned their first floating-point input plus something else.
+
+    The sum is looked for in autograd's graph of one sample: from the output back, through additions alone, to the
+    input. A block that ends in another operation (ReLU, LayerNorm) is none.
+    """
+    sample = inputs.rows(torch.arange(1)).map(
+        lambda x: x.detach().clone().requires_grad_() if x.is_floating_point() else x
+    )
+    entered: list[Any] = []
+
+    def before(given: Any) -> None:
+        entered.append(_edge(first_floating(given)))
+
+    def after(output: Any) -> bool:
+        return _adds(_edge(first_tensor(output)), entered.pop())
+
+    with borrowed(model), layers_called():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(True)
+        torch.manual_seed(seed)
+        with Probe(model, inputs=before, reduce=after) as record:
+            sample.run(model, forward)
+    return {f"{call.layer} #{call.index}" if call.index else call.layer for call in record.order if call.output}
+
+
+def first_floating(given: Any) -> torch.Tensor | None:
+    """The first floating-point tensor among the arguments of a call."""
+    return next((tensor for _, tensor in named_tensors(given) if tensor.is_floating_point()), None)
+
+
+def _edge(tensor: torch.Tensor | None) -> tuple[Any, int] | None:
+    if tensor is None or not tensor.requires_grad:
+        return None
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
+
+
+def _adds(output: tuple[Any, int] | None, given: tuple[Any, int] | None) -> bool:
+    """Whether a path of additions leads from an output to an input that is another tensor."""
+    if output is None or given is None or output[0] is given[0]:
+        return False
+    seen: dict[tuple[int, bool], Any] = {}  # holds the nodes, so that no other gets their id
+    left = [(output[0], False)]
+    while left:
+        node, added = left.pop()
+        if (id(node), added) in seen or node.name() not in PASSING:
+            continue
+        seen[id(node), added] = node
+        added |= node.name() == "AddBackward0"
+        scaled = getattr(node, "_saved_alpha", 1) != 1
+        for place, (source, slot) in enumerate(node.next_functions):
+            if source is None or (scaled and place):
+                continue
+            if source is given[0] and slot == given[1]:
+                if added:
+                    return True
+            else:
+                left.append((source, added))
+    return False

@@ -1,0 +1,1 @@
+"""Geometry of representations: dimensions, norms, dead and duplicate units."""

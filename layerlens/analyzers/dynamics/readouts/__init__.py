@@ -1,0 +1,1 @@
+"""Readouts: what a linear model can decode from each layer."""

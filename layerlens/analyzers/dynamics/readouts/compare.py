@@ -1,0 +1,256 @@
+"""What separates two models with the same layers: pretrained and fine-tuned, two epochs, with and without dropout."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.features.feature_batches import Source, Table, read_again, worth_telling
+from layerlens.analyzers.common.features.layer_features import Pool
+from layerlens.analyzers.common.messages import warn_left_out
+from layerlens.analyzers.common.null_model import shuffled
+from layerlens.errors import InputError, OptionError, check_count
+from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.model.layers import Layers, Selection
+from layerlens.model.placement import need_weights, offloaded, sharded
+from layerlens.progress import track
+from layerlens.results import LayerProfile
+
+from ..similarity.similarity_measures import LEAST, Sums, gram, unbiased
+from .linear_probe import INPUT, known_labels, rows_of
+from .linear_readout import FOLDS, Labels, Readout, folds_of, mean_and_error
+
+SERIES = ("CKA", "CKA with an untrained twin", "change of the output", "change of the weights")
+PROBES = ("probe", "probe of the other")
+
+
+def compare(
+    model: nn.Module,
+    other: nn.Module | Mapping[str, torch.Tensor],
+    data: Any,
+    labels: Any = None,
+    layers: Selection = None,
+    *,
+    pool: Pool | Callable[[torch.Tensor], torch.Tensor] = "mean",
+    permutations: int = 20,
+    penalty: float = 1.0,
+    most: int = 1000,
+    batch_size: int = 16,
+    batched: bool | None = None,
+    read: Callable[[Any], Inputs] = as_inputs,
+    seed: int = 0,
+    progress: bool | None = None,
+    forward: Callable[..., Any] | None = None,
+) -> LayerProfile:
+    """How far the layers of two models of one kind are apart: in what they return, in their weights, in what they tell.
+
+    For each layer that both models have under one name:
+
+    - `"CKA"`: debiased linear CKA of the two layers on the data (Kornblith et al. 2019; Song et al. 2012): 1 is the
+      same up to rotation and scale;
+    - `"CKA with an untrained twin"`: the same between the first model and itself with its weights in random order, for
+      scale: first layers are alike even then (.95 is common);
+    - `"change of the output"`: ||h' - h|| / ||h|| over all samples; NaN where the widths differ;
+    - `"change of the weights"`: ||W' - W|| / ||W|| over all parameters of the layer and of the layers inside it; NaN
+      where there are none, or their shapes differ;
+    - `"probe"`, `"probe of the other"`, with labels: right answers of a linear readout, see `linear_probe`.
+
+    A model compared with itself has 1, 0 and 0. Layers that other tasks can build on keep a high CKA and probe while
+    those that were made anew do not, which is what tells what a fine-tuning changed (Neyshabur et al. 2020).
+
+    Cost: 3 F for each sample, and ten fits per layer with labels.
+
+    Args:
+        model: any module; both are run in eval mode.
+        other: the second model, or a state dict of the first, as of another epoch.
+        data: samples, see `layerlens.inputs.batches`; they are read three times.
+        labels: one per sample; None takes those in the data, if it has any.
+        layers: which layers, see `Selection`; None for every distinct activation of the first model.
+        pool: how a layer becomes a row, as in `linear_probe`.
+        permutations: of the samples, for the null of the CKA.
+        penalty: inverse strength C of the logistic regression's penalty, for features of unit variance.
+        most: how many samples are kept, drawn at random.
+        batch_size: samples that run together.
+        batched: whether the items of an iterable are batches; None: those of a DataLoader are.
+        read: makes model inputs of a batch, or of one text.
+        seed: of samples, permutations, folds and the twin.
+        progress: whether to show a bar; None shows it in a terminal.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the models.
+
+    Returns:
+        A `LayerProfile` with the series above. The error of the CKA is a jackknife over groups of samples, that of the
+        probes the standard error over samples; the null of the CKA is the mean over permuted samples. Its check is
+        `"samples"`; `settings["left_out"]` says which layers could not be compared, and why.
+
+    Raises:
+        InputError: when the data holds fewer than 8 samples, or other ones when it is read again.
+        LayerNotFound: when the selection matches no layer.
+        MissingPackage: when labels are given and scikit-learn is not installed.
+        OptionError: when a state dict does not fit the model, or an option is out of range.
+
+    Warns:
+        UserWarning: for fewer than 64 samples, and for layers left out.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> found = compare(net, net, torch.randn(100, 4))
+        >>> found.layers, [abs(round(value, 6)) for value in found.values[2, [0, 2, 3]].tolist()]
+        (('0', '1', '2'), [1.0, 0.0, 0.0])
+    """
+    check_count("permutations", permutations)
+    check_count("most", most)
+    read_again(data, 3, "compare")
+    second = _second(model, other)
+    source = Source(data, batch_size, batched, read, progress, "comparing models")
+    own = rows_of(model, source, layers, pool, forward, most, seed)
+    paths = list(dict.fromkeys(name.split(" #")[0] for name in own.layers if name != INPUT))
+    shared = [path for path in paths if path in Layers(second)]
+    if not shared:
+        raise OptionError(
+            f"{type(model).__name__} and {type(second).__name__} have no layer of one name; compare layers of any "
+            "models with similarity(model, data, other=...)."
+        )
+    theirs = rows_of(second, source, shared, pool, forward, most, seed)
+    twin = rows_of(model, source, shared, pool, shuffled(model, forward, seed), most, seed)
+    counts = (own.count, theirs.count, twin.count)
+    if len(set(counts)) > 1 or len(own.index) < 2 * LEAST:
+        raise InputError(
+            f"compare: the data had {', '.join(map(str, counts))} samples when it was read three times; it must hold "
+            f"the same ones each time, {2 * LEAST} or more."
+        )
+    names = [name for name in own.layers if name != INPUT and name in theirs.layers]
+    left_out = own.left_out | theirs.left_out
+    for name in own.layers:
+        if name not in names and name != INPUT:
+            left_out.setdefault(name, "the other model has none of that name, or it did not run there")
+    read_labels = labels is not None or own.labels is not None
+    truth = known_labels(labels, own, "compare") if read_labels else None
+    probe = None if truth is None else _Probe(truth, Readout(penalty, seed), seed)
+    found = [
+        _one(name, own, theirs, twin, (model, second), probe, permutations, seed)
+        for name in track(names, "comparing models", enabled=progress)
+    ]
+    warn_left_out("compare", worth_telling(left_out, layers is not None), layers is not None)
+    if len(own.index) < 64:
+        warnings.warn(f"compare: {len(own.index)} samples are few; read the CKA with its error and null.", stacklevel=2)
+    values, error, null = (torch.stack(parts) for parts in zip(*found, strict=True))
+    return LayerProfile(
+        quantity="likeness and change",
+        layers=tuple(names),
+        values=values,
+        units="1",
+        signed=False,
+        method=f"{type(model).__name__} and {_name(other, second)} on {len(own.index)} samples",
+        settings={
+            "pool": pool if isinstance(pool, str) else getattr(pool, "__name__", type(pool).__name__),
+            "permutations": permutations,
+            "penalty": penalty,
+            "most": most,
+            "seed": seed,
+            "left_out": left_out,
+        },
+        series=SERIES + (PROBES if probe is not None else ()),
+        error=error,
+        null=null,
+        checks={"samples": torch.tensor(len(own.index))},
+        explanation=(
+            "CKA says how alike a layer of both models places these samples (1 is the same up to rotation and scale), "
+            "the changes how far its outputs and weights moved relative to what they were.",
+            "A change is neither good nor bad by itself, and layers far from their twin's CKA alone are shaped by "
+            "training: hold each value against that series, and the probes, before calling a layer general or new.",
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Probe:
+    """Reads the labels from a layer's rows."""
+
+    labels: Labels
+    readout: Readout
+    seed: int
+
+    def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean over samples of held-out scores, and its error."""
+        classes = self.labels.kind == "classes"
+        fewest = int(self.labels.values.bincount().min()) if classes else len(self.labels.values)
+        folds = folds_of(self.labels, min(FOLDS, fewest), self.seed)
+        return mean_and_error(self.readout.held_out(self.readout.projected(rows), self.labels, folds))
+
+
+def _second(model: nn.Module, other: nn.Module | Mapping[str, torch.Tensor]) -> nn.Module:
+    """The second model; a state dict is loaded into a copy of the first.
+
+    Raises:
+        OptionError: when it does not fit.
+    """
+    if isinstance(other, nn.Module):
+        return other
+    if not isinstance(other, Mapping):
+        raise OptionError(f"other must be a module or a state dict of the model, got {type(other).__name__}.")
+    need_weights(model, "a copy of the model that gets other weights")
+    made = copy.deepcopy(model)
+    try:
+        made.load_state_dict(other)
+    except (RuntimeError, AttributeError) as error:
+        raise OptionError(
+            f"the state dict does not fit {type(model).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    return made
+
+
+def _name(other: Any, second: nn.Module) -> str:
+    return type(second).__name__ if isinstance(other, nn.Module) else "a state dict of it"
+
+
+def _one(
+    name: str,
+    own: Table,
+    theirs: Table,
+    twin: Table,
+    models: tuple[nn.Module, nn.Module],
+    probe: _Probe | None,
+    permutations: int,
+    seed: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Values, errors and nulls of the series of one layer."""
+    first, second = own.layers[name].double(), theirs.layers[name].double()
+    cka = _cka(first, second, permutations, seed)
+    chance = _cka(first, twin.layers[name].double(), permutations, seed) if name in twin.layers else None
+    missing = torch.tensor(torch.nan, dtype=torch.float64)
+    drawn = (missing, missing, missing) if chance is None else chance
+    moved = (second - first).norm() / first.norm() if first.shape == second.shape else missing
+    path = name.split(" #")[0]
+    parts = [cka, drawn, (moved, missing, missing), (_weights(path, *models), missing, missing)]
+    if probe is not None:
+        parts += [(*probe(rows), torch.tensor(probe.labels.chance)) for rows in (first, second)]
+    return tuple(torch.stack([part[k].double() for part in parts]) for k in range(3))  # type: ignore[return-value]
+
+
+def _cka(first: torch.Tensor, second: torch.Tensor, permutations: int, seed: int) -> tuple[torch.Tensor, ...]:
+    """CKA, its error by the jackknife, and the mean over permuted samples."""
+    sums = Sums(unbiased, permutations, torch.Generator().manual_seed(seed))
+    sums.add(gram(first)[None], gram(second)[None])
+    error, null = sums.error(), sums.null()
+    assert error is not None and null is not None
+    return sums.ratio()[0, 0], error[0, 0], null.mean(dim=0)[0, 0]
+
+
+def _weights(path: str, first: nn.Module, second: nn.Module) -> torch.Tensor:
+    """The relative change of all parameters at and below a path."""
+    parts = [model.get_submodule(path) for model in (first, second)]
+    ours, theirs = (list(part.parameters()) for part in parts)
+    nothing = torch.tensor(torch.nan, dtype=torch.float64)
+    if any(offloaded(part) or sharded(part) for part in parts):
+        return nothing  # they are not here to be compared
+    if not ours or [one.shape for one in ours] != [one.shape for one in theirs]:
+        return nothing
+    before = torch.cat([one.detach().double().cpu().flatten() for one in ours])
+    after = torch.cat([one.detach().double().cpu().flatten() for one in theirs])
+    return (after - before).norm() / before.norm() if bool(before.any()) else nothing

@@ -1,0 +1,1 @@
+"""Training observed: gradients, updates and drift by step."""

@@ -1,0 +1,92 @@
+"""A watch as a callback of Lightning's Trainer, which knows the optimizer only when the fit begins."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from layerlens.errors import MissingPackage, OptionError
+
+if TYPE_CHECKING:
+    from .watching import Watch
+
+
+def lightning_callback(watch: Watch, optimizer: int = 0) -> Any:
+    """A callback that turns the watch on when a fit begins, and off when it ends, also by an error.
+
+    Args:
+        watch: of the model that is fitted.
+        optimizer: which of the fit's.
+
+    Raises:
+        MissingPackage: when neither `lightning` nor `pytorch_lightning` is installed.
+    """
+    base = _base()
+
+    class WatchLayers(base):  # type: ignore[misc, valid-type]
+        """Watches the layers while the trainer fits."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._step = 0
+
+        @property
+        def state_key(self) -> str:
+            """Of its own for each optimizer: a trainer may have a watch on every one."""
+            return f"WatchLayers[{optimizer}]"
+
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            """The optimizers exist from here on."""
+            watch.optimizer = _chosen(trainer.optimizers, optimizer)
+            watch.__enter__()
+
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+            """With gradient accumulation several batches belong to one step."""
+            self._step = watch.seen
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+            """Keep the loss, as the training step returned it."""
+            loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+            if loss is None:
+                return
+            if module.automatic_optimization:  # Lightning has divided it by the batches of a step
+                loss = loss * trainer.accumulate_grad_batches
+            watch.log_at(self._step, loss=loss)
+
+        def on_train_end(self, trainer: Any, module: Any) -> None:
+            """The fit is over."""
+            watch.__exit__(None, None, None)
+
+        def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+            """The fit failed, or was interrupted: nothing may stay on the model."""
+            watch.__exit__(type(exception), exception, None)
+
+    return WatchLayers()
+
+
+def _chosen(optimizers: list[Any], index: int) -> Any:
+    """One of a trainer's optimizers.
+
+    Raises:
+        OptionError: when there is none of that number.
+    """
+    if not 0 <= index < len(optimizers):
+        raise OptionError(f"callback({index}): the trainer has {len(optimizers)} optimizer(s), counted from 0.")
+    if len(optimizers) > 1 and index == 0:
+        warnings.warn(
+            f"watch: the trainer has {len(optimizers)} optimizers, and this watch sees the steps of the first; give a "
+            "second watch's .callback(1) as well.",
+            stacklevel=4,
+        )
+    return optimizers[index]
+
+
+def _base() -> type[Any]:
+    for package in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            found: type[Any] = importlib.import_module(package).Callback
+            return found
+        except ImportError:
+            continue
+    raise MissingPackage("a callback for Lightning needs lightning: pip install lightning.")

@@ -1,0 +1,75 @@
+"""What a watched training showed, step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from layerlens.errors import OptionError
+from layerlens.results import TrainingHistory
+
+EXPLANATION = (
+    "Each value is one layer's gradient, update or activation at one step of the training, on the batch of that step.",
+    "It is a sample of the steps of one run: constant units depend on how many samples a step sees, and a small "
+    "gradient does not say that a layer is unimportant.",
+)
+
+
+class TrainingRecord:
+    """Numbers by quantity, step and layer.
+
+    Args:
+        order: paths of the layers, in the order in which a history shows them.
+    """
+
+    def __init__(self, order: tuple[str, ...]) -> None:
+        self.steps: list[int] = []
+        self._order = {path: place for place, path in enumerate(order)}
+        self._rows: list[int] = []
+        self._found: dict[str, list[dict[str, float]]] = {}
+        self._logged: dict[str, list[tuple[int, float]]] = {}
+
+    def note(self, quantity: str, values: dict[str, float]) -> None:
+        """Take a quantity of the step that is being measured, by layer; the last one counts when a step is repeated."""
+        series = self._found.setdefault(quantity, [])
+        del series[len(self.steps) :]
+        series.append(values)
+
+    def close(self, step: int, rows: int) -> None:
+        """The step is measured; `rows` samples were seen."""
+        self.steps.append(step)
+        self._rows.append(rows)
+
+    def log(self, name: str, step: int, value: Any) -> None:
+        """Take a number of the training loop.
+
+        Raises:
+            OptionError: when it is no single number.
+        """
+        try:
+            number = float(value.detach() if isinstance(value, torch.Tensor) else value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise OptionError(f"log({name}=...) takes one number, got {value!r}.") from error
+        self._logged.setdefault(name, []).append((step, number))
+
+    def history(self, *, method: str, settings: dict[str, Any], checks: dict[str, torch.Tensor]) -> TrainingHistory:
+        """All of it so far."""
+        count, layers, values = len(self.steps), {}, {}
+        for quantity, found in self._found.items():
+            names = list(dict.fromkeys(name for step in found for name in step))
+            names.sort(key=lambda name: self._order.get(name.split(" #")[0], 0))
+            table = [[step.get(name, float("nan")) for name in names] for step in found[:count]]
+            layers[quantity] = tuple(names)
+            values[quantity] = torch.tensor(table, dtype=torch.float64).reshape(count, len(names))
+        return TrainingHistory(
+            steps=torch.tensor(self.steps, dtype=torch.int64),
+            layers=layers,
+            values=values,
+            logged={name: torch.tensor(rows, dtype=torch.float64) for name, rows in self._logged.items()},
+            rows=torch.tensor(self._rows, dtype=torch.int64),
+            method=method,
+            settings=settings,
+            checks=checks,
+            explanation=EXPLANATION,
+        )

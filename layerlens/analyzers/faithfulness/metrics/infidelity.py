@@ -1,0 +1,184 @@
+"""Infidelity and maximum sensitivity, by captum, in batches that fit."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.features.coalitions import Coalitions
+from layerlens.analyzers.common.gradients import BatchSize
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.errors import InputError, OptionError, check_count, check_seed
+from layerlens.inputs.inputs import as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec, Target, as_target
+
+
+def infidelity(
+    model: nn.Module,
+    x: Any,
+    attribution: Attribution | torch.Tensor,
+    *,
+    target: Spec = None,
+    noise: float = 0.1,
+    samples: int = 32,
+    normalize: bool = True,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    forward: Callable[..., Any] | None = None,
+) -> torch.Tensor:
+    """How badly a map predicts what noise does to the score, `(batch,)`; lower is better.
+
+    E[(I . phi - (S(x) - S(x - I)))^2], I normal (Yeh et al. 2019, definition 2.1), computed by
+    `captum.metrics.infidelity`. Only values in units of the score per unit of the input can be faithful here: gradients
+    and not gradient x input.
+
+    Args:
+        model: any module; no gradient is needed.
+        x: its input, `(batch, ...)`, one floating-point tensor.
+        attribution: values shaped like x.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class.
+        noise: standard deviation of I, as a part of that of x.
+        samples: draws of I.
+        normalize: whether the map is scaled by the factor that fits best (captum's `normalize`).
+        seed: of the noise.
+        batch_size: rows in one forward pass.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Raises:
+        InputError: when x is no single floating-point tensor, or the values are not shaped like it.
+        OptionError: when an option is out of range.
+        TargetError: when the target does not fit the output.
+
+    Example:
+        >>> model = nn.Linear(3, 1).double()
+        >>> x = torch.rand(2, 3).double()
+        >>> infidelity(model, x, model.weight.detach().expand(2, 3), target=0).max() < 1e-12
+        tensor(True)
+    """
+    check_count("samples", samples)
+    check_seed(seed)
+    if not noise > 0:
+        raise OptionError(f"noise must be above 0, got {noise!r}.")
+    from captum.metrics import infidelity as captum_infidelity
+
+    with borrowed(model, grad=False):
+        scorer = Scorer(model, x, target, forward=forward)
+        name, value = _single(scorer, "infidelity")
+        given = attribution.tensor if isinstance(attribution, Attribution) else torch.as_tensor(attribution)
+        if given.shape != value.shape:
+            raise InputError(
+                f"infidelity needs one number per value of the input {tuple(value.shape)}, got {tuple(given.shape)}."
+            )
+        limit = Coalitions(scorer, "zero", batch_size).batch_size
+        generator, scale = torch.Generator().manual_seed(seed), noise * value.std()
+
+        def score(values: torch.Tensor) -> torch.Tensor:
+            return scorer({name: values}, scorer.rows.repeat_interleave(len(values) // len(scorer.rows)))
+
+        def perturb(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            change = torch.randn(values.shape, generator=generator, dtype=values.dtype).to(values) * scale
+            return change, values - change
+
+        found = captum_infidelity(
+            score, perturb, value, given.to(value), n_perturb_samples=samples, normalize=normalize,
+            max_examples_per_batch=min(max(limit, len(value)), samples * len(value)),
+        )  # fmt: skip
+    return torch.as_tensor(found).detach().double()
+
+
+def max_sensitivity(
+    model: nn.Module,
+    x: Any,
+    explain: Callable[..., Attribution],
+    *,
+    target: Spec = None,
+    radius: float = 0.02,
+    samples: int = 10,
+    seed: int = 0,
+    forward: Callable[..., Any] | None = None,
+) -> torch.Tensor:
+    """How much a map changes, at most, when the input is changed a little, `(batch,)`; lower is steadier.
+
+    max over ||y - x||_inf <= radius of ||phi(y) - phi(x)|| / ||phi(x)|| (Yeh et al. 2019, definition 4.1), over random
+    y, computed by `captum.metrics.sensitivity_max`. A map that never looks at the input is steady too.
+
+    Args:
+        model: any module.
+        x: its input, `(batch, ...)`, one floating-point tensor.
+        explain: `(model, x, target=..., forward=...) -> Attribution`, such as `layerlens.analyzers.saliency.gradient`.
+        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
+        radius: of the change, as a part of the range of x.
+        samples: changed inputs.
+        seed: of the changes.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Raises:
+        InputError: when x is no single floating-point tensor.
+        OptionError: when an option is out of range.
+        TargetError: when the target does not fit the output.
+
+    Example:
+        >>> from layerlens.analyzers.saliency import gradient
+        >>> max_sensitivity(nn.Linear(3, 2), torch.rand(2, 3), gradient, target=0)
+        tensor([0., 0.], dtype=torch.float64)
+    """
+    check_count("samples", samples)
+    check_seed(seed)
+    if not radius > 0:
+        raise OptionError(f"radius must be above 0, got {radius!r}.")
+    from captum.metrics import sensitivity_max
+
+    inputs = as_inputs(x)
+    with borrowed(model, grad=False):
+        scorer = Scorer(model, inputs, as_target(target), forward=forward)
+        name, value = _single(scorer, "max_sensitivity")
+        with torch.no_grad():
+            scorer({name: value})  # the predicted class is chosen here
+    size = radius * float(value.max() - value.min())
+    generator = torch.Generator().manual_seed(seed)
+
+    def explained(values: tuple[torch.Tensor, ...] | torch.Tensor) -> tuple[torch.Tensor, ...]:
+        (own,) = values if isinstance(values, tuple) else (values,)
+        rows = torch.arange(len(value), device=own.device).repeat_interleave(len(own) // len(value))
+        changed = inputs.rows(rows).replace({name: own})
+        found = [
+            explain(model, changed.rows(row.reshape(1)), target=_for_row(scorer, int(rows[row])), forward=forward)
+            for row in torch.arange(len(own), device=own.device)
+        ]
+        return (torch.cat([one.tensor for one in found]),)
+
+    def changed(values: tuple[torch.Tensor, ...] | torch.Tensor, *_: Any) -> tuple[torch.Tensor, ...]:
+        (own,) = values if isinstance(values, tuple) else (values,)
+        change = torch.rand(own.shape, generator=generator, dtype=own.dtype).to(own)
+        return (own + size * (2 * change - 1),)
+
+    with contextlib.redirect_stderr(io.StringIO()):
+        found = sensitivity_max(explained, value, changed, perturb_radius=size, n_perturb_samples=samples)
+    return torch.as_tensor(found).detach().double()
+
+
+def _for_row(scorer: Scorer, row: int) -> Target:
+    """The target of one sample of the batch, for that sample and copies of it."""
+    target = scorer.target
+
+    def own(output: Any, rows: torch.Tensor) -> torch.Tensor:
+        return target.function(output, torch.full_like(rows, row))
+
+    return dataclasses.replace(target, function=own, each=None)
+
+
+def _single(scorer: Scorer, what: str) -> tuple[str, torch.Tensor]:
+    """The one floating-point input."""
+    found = {name: leaf.value for name, leaf in scorer.leaves.items() if leaf.is_input}
+    if len(found) != 1 or len(scorer.leaves) != 1:
+        raise InputError(f"{what} needs one floating-point input; the leaves are {', '.join(scorer.leaves)}.")
+    ((name, value),) = found.items()
+    return name, value

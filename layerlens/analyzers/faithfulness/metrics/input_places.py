@@ -1,0 +1,83 @@
+"""From a map to one number per place: what the metrics of faithfulness rank, add up and remove."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.features.input_features import Features
+from layerlens.analyzers.common.leaves.layout import place_axes
+from layerlens.analyzers.common.leaves.leaves import Leaf
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.errors import InputError
+from layerlens.model.trees import describe
+from layerlens.results import Attribution
+
+Given = Attribution | torch.Tensor | Mapping[str, torch.Tensor] | Any
+"""A map: an attribution, an array like the input, without its channels, or coarser than an image."""
+
+
+def by_place(scorer: Scorer, features: Features, given: Given, name: str = "the map") -> torch.Tensor:
+    """The sum of a map over the values of each feature, `(batch, features)`, in float64.
+
+    Raises:
+        InputError: when the map does not fit the input, or holds NaN or infinity.
+    """
+    values = given.values if isinstance(given, Attribution) else given
+    if not isinstance(values, Mapping):
+        if len(scorer.leaves) > 1:
+            raise InputError(f"{name} is one array, but the model has inputs {', '.join(scorer.leaves)}: give a dict.")
+        values = dict.fromkeys(scorer.leaves, values)
+    missing = [leaf for leaf in scorer.leaves if leaf not in values]
+    if missing:
+        raise InputError(f"{name} holds no values for input {missing[0]!r}; it holds {', '.join(map(str, values))}.")
+    total = torch.zeros(len(scorer.rows), features.count + 1, dtype=torch.float64, device=scorer.rows.device)
+    for leaf_name, leaf in scorer.leaves.items():
+        fitted = _fit(leaf, torch.as_tensor(values[leaf_name]), name).to(total)
+        if not bool(fitted.isfinite().all()):
+            raise InputError(f"{name} holds NaN or infinite values, so its places cannot be ranked.")
+        labels = features.labels[leaf_name]
+        index = torch.where(labels < 0, features.count, labels).expand(fitted.shape)
+        total.scatter_add_(1, index.flatten(1), fitted.flatten(1))
+    return total[:, :-1]
+
+
+def _fit(leaf: Leaf, values: torch.Tensor, name: str) -> torch.Tensor:
+    """The map with the axes of its leaf; axes that it leaves out have size 1."""
+    shape, values = leaf.value.shape, values.detach()
+    if leaf.layer is not None:
+        if values.shape == shape[:-1]:
+            return values.unsqueeze(-1)
+        if values.shape == shape:
+            return values.sum(dim=-1, keepdim=True)
+    elif values.shape == shape:
+        places = [axis + 1 for axis in place_axes(leaf)] if len(shape) > 1 else []
+        rest = [axis for axis in range(1, len(shape)) if axis not in places]
+        return values.sum(dim=rest, keepdim=True) if rest else values
+    elif len(shape) > 2:
+        places = [axis + 1 for axis in place_axes(leaf)]
+        (unit,) = [axis for axis in range(1, len(shape)) if axis not in places] or [1]
+        if values.ndim == len(shape) and values.shape[unit] == 1:
+            values = values.squeeze(unit)
+        if values.ndim == len(shape) - 1 and len(values) == shape[0]:
+            size = [shape[axis] for axis in places]
+            if list(values.shape[1:]) != size and len(size) == 2:
+                values = nn.functional.interpolate(values.unsqueeze(1).double(), size, mode="bilinear").squeeze(1)
+            if list(values.shape[1:]) == size:
+                return values.unsqueeze(unit)
+    raise InputError(
+        f"{name} has shape {tuple(values.shape)}, which does not fit the input {describe(leaf.value)}: give one number "
+        "per value, or per place (without the channels)."
+    )
+
+
+def ranks(values: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """The rank of each feature, `(batch, features)`: 0 is the largest value; equal ones are in random order."""
+    count = values.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.stack([torch.randperm(count, generator=generator) for _ in range(len(values))]).to(values.device)
+    order = shuffled.gather(1, values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
+    return torch.empty_like(order).scatter_(1, order, torch.arange(count, device=values.device).expand_as(order))

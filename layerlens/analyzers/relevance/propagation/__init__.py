@@ -1,0 +1,1 @@
+"""The backward sweep of relevance: plan, conditions and books."""

@@ -1,0 +1,121 @@
+"""Ablation-CAM: each unit of a layer, weighted by what the score loses without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.gradients import BatchSize
+from layerlens.analyzers.common.registry import method
+from layerlens.errors import OptionError
+from layerlens.model.layers import Selection
+from layerlens.model.trees import first_tensor, map_tensors
+from layerlens.probes.probe import Probe
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+from .class_map import class_map
+from .grid import Reshape
+from .layer_choice import Options
+from .layer_view import Seat
+from .unit_ablation import Trials
+
+
+@method(
+    family="cam", passes="1 forward per unit of the layer", needs="a layer with places", source="Desai & Ramaswamy 2020"
+)
+def ablation_cam(
+    model: nn.Module,
+    x: Any,
+    layer: Selection = None,
+    *,
+    target: Spec = None,
+    call: int | None = None,
+    relu: bool = True,
+    aug_smooth: bool = False,
+    eigen_smooth: bool = False,
+    grid: tuple[int, ...] | None = None,
+    reshape: Reshape | None = None,
+    units: int | None = None,
+    batch_size: BatchSize = "auto",
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """Weight the units of a layer by the part of the score that is lost when each is set to zero, and add them up.
+
+    w_k = (S - S_k) / |S|, S_k being the score with unit k zero at every place (Desai & Ramaswamy 2020; the paper
+    divides by S, which turns a map round where S is below 0). Class tokens and registers stay. Units that are zero
+    already lose nothing and are not run. No gradient is used, except to choose the layer.
+
+    Args:
+        model: any module whose input has places: an image, a volume, a series, token ids.
+        x: its input, `(batch, ...)`, alone or with others.
+        layer: where, as in `grad_cam`: one layer, or a call of one (`"relu#1"`); None chooses the last with places.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class.
+        call: which call of a layer that runs several times.
+        relu: whether to keep the positive part only; False gives a signed map.
+        aug_smooth: average over the image mirrored and made 10 % weaker and stronger, six runs in all.
+        eigen_smooth: take the first principal component of the weighted units in place of their sum.
+        grid: (height, width), or one length, on which the layer's tokens lie; leading tokens left over are dropped.
+        reshape: a function from the layer's output to `(batch, unit, *places)`, in place of all that.
+        units: how many units to try, those whose map varies most; None for all.
+        batch_size: how many runs at once; `"auto"` by what one needs in memory.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` `(batch, *places)` over the places of the input; `settings` tell the layer, its call and its
+        grid.
+
+    Raises:
+        InputError: when the input has no places.
+        LayerNotFound: when the selection matches no layer; SelectionError when it matches several.
+        RecordError: when the layer did not run, has no such call, or ran several times and none was chosen.
+        OptionError: when the layer's output has no places, or the score does not depend on it.
+        TargetError: when the target does not fit the output.
+
+    Warns:
+        UserWarning: when the map of a sample is zero everywhere.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        >>> ablation_cam(net, torch.rand(1, 1, 8, 8), target=0, relu=False).values.shape
+        torch.Size([1, 8, 8])
+    """
+    options = Options(layer, call, relu, aug_smooth, eigen_smooth, grid, reshape)
+    trials = Trials("ablation_cam", units, batch_size)
+    used = {"units": units, "batch_size": batch_size}
+    return class_map(
+        "ablation_cam",
+        lambda seat: _weighted(seat, trials),
+        model,
+        x,
+        target,
+        options,
+        forward,
+        gradient=False,
+        settings=used,
+    )[0]
+
+
+def _weighted(seat: Seat, trials: Trials) -> torch.Tensor:
+    if seat.grid.reshape is not None:
+        raise OptionError("ablation_cam must put the layer's output back, which reshape= cannot do; use grid=.")
+    maps = seat.maps
+    place = f"{seat.where.path}#{seat.where.index}"
+
+    def scores(rows: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+        def edit(output: Any) -> Any:
+            first = first_tensor(output)
+            return map_tensors(output, lambda tensor: seat.grid.without(tensor, units) if tensor is first else tensor)
+
+        with Probe(seat.scorer.model, (), edits={place: edit}):
+            return seat.scorer({}, rows)
+
+    found, tried = trials.run(seat, scores, maps.flatten(2).ne(0).any(dim=2))
+    score = seat.score.to(found.dtype).unsqueeze(1)
+    size = torch.where(score == 0, torch.ones_like(score), score.abs())
+    weights = torch.where(tried, (score - found) / size, torch.zeros_like(found))
+    return weights.reshape(*weights.shape, *[1] * (maps.ndim - 2)) * maps

@@ -1,0 +1,181 @@
+"""From a seat to a map: weighted units are added up, rectified and laid over the input."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.gradients import freeze
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.warnings import whose
+from layerlens.errors import OptionError, SelectionError
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import LayerPath, Layers
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+from .layer_choice import Options
+from .layer_view import Seat, choose_seat, seat_at
+
+Weigh = Callable[[Seat], torch.Tensor]
+"""The units of a seat, weighted: `(batch, unit, *places)`."""
+
+FACTORS = (1.0, 0.9, 1.1)
+
+
+def class_map(
+    name: str,
+    weigh: Weigh,
+    model: nn.Module,
+    x: Any,
+    target: Spec,
+    options: Options,
+    forward: Callable[..., Any] | None,
+    *,
+    gradient: bool = True,
+    principal: bool = False,
+    conserves: bool = False,
+    settings: dict[str, Any] | None = None,
+) -> tuple[Attribution, Seat]:
+    """A class activation map over the input, and the seat that it was made at.
+
+    Args:
+        name: of the method.
+        weigh: makes the weighted units of a seat.
+        model: any module.
+        x: its input.
+        target: what to score.
+        options: of every such method.
+        forward: in place of calling the model.
+        gradient: whether `weigh` needs the gradient.
+        principal: take the first principal component of the weighted units in place of their sum.
+        conserves: check how far the sum of the map, before it is rectified, is from the score.
+        settings: further options as used.
+    """
+    with borrowed(model):
+        freeze(model)
+        path, call = _layer(model, options)
+        scorer = Scorer(model, x, target, forward=forward)
+        if path is None:
+            seat = choose_seat(scorer, name, options, gradient=gradient)
+        else:
+            seat = seat_at(scorer, name, path, options, call=call, gradient=gradient)
+        cam, checks = _cam(seat, weigh, options, principal)
+        if conserves:
+            total = cam.double().flatten(1).sum(dim=1)
+            tiny = torch.finfo(torch.float64).tiny
+            checks["conservation gap"] = (total - seat.score).abs() / seat.score.double().abs().clamp_min(tiny)
+        values = seat.extent.enlarge(cam.relu() if options.relu else cam)
+        if options.aug_smooth:
+            others = [
+                flip(seat.extent.enlarge(part.relu() if options.relu else part))
+                for variant, flip in _variants(seat)
+                for part in [_cam(_same(seat, variant, name, options, gradient), weigh, options, principal)[0]]
+            ]
+            values = torch.stack([values, *others]).mean(dim=0)
+    _warn_of_zeros(values, cam, name, seat)
+    used = {
+        "layer": seat.where.path,
+        "call": seat.where.index,
+        "size": seat.grid.places,
+        "relu": options.relu,
+        "chosen": "automatically" if path is None else "by the caller",
+    }
+    smooth = {key: True for key in ("aug_smooth", "eigen_smooth") if getattr(options, key)}
+    result = Attribution(
+        values=values.to(seat.activation.dtype),
+        axes=("batch", *seat.extent.axes),
+        signed=not options.relu,
+        units="score-weighted activation" if gradient else "weighted activation",
+        target=scorer.target.label,
+        targets=scorer.target.each,
+        method=name,
+        settings=used | smooth | (settings or {}),
+        score=seat.score,
+        checks=checks,
+        inputs=scorer.inputs.tensors()[seat.extent.name].detach().clone(),
+    )
+    return result, seat
+
+
+def _layer(model: nn.Module, options: Options) -> tuple[LayerPath | None, int | None]:
+    """The path of the layer, and its call by `call=` or by a name such as `"relu#1"`."""
+    if options.layer is None:
+        if options.call is not None:
+            raise OptionError("call= is one of the calls of a layer; say which: layer=...")
+        return None, None
+    matches = Layers(model).select(options.layer, calls=True).calls
+    if len(matches) > 1:
+        listed = ", ".join(list(matches)[:8]) + (", ..." if len(matches) > 8 else "")
+        raise SelectionError(f"the selection matches {len(matches)} layers, one is needed: {listed}.")
+    ((path, named),) = matches.items()
+    if named is not None and (len(named) > 1 or options.call is not None):
+        raise SelectionError(f"layer={options.layer!r} and call={options.call!r} must name one call of layer {path!r}.")
+    return path, options.call if named is None else next(iter(named))
+
+
+def _cam(seat: Seat, weigh: Weigh, options: Options, component: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The map on the grid of the layer, `(batch, *places)`."""
+    weighted = weigh(seat)
+    if not (component or options.eigen_smooth):
+        return weighted.sum(dim=1), {}
+    cam, share = principal_component(weighted)
+    return cam, {"share of the component": share}
+
+
+def principal_component(weighted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The projection of each place's units on their first right singular vector, not centred.
+
+    The sign of a singular vector is arbitrary; here the map agrees with the sum of the units.
+
+    Args:
+        weighted: `(batch, unit, *places)`.
+
+    Returns:
+        The maps `(batch, *places)`, and the part of the sum of squares that each holds, `(batch,)`.
+    """
+    matrix = weighted.flatten(2).mT  # (batch, place, unit)
+    left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+    cam = left[:, :, 0] * values[:, :1]  # (batch, place)
+    agrees = (cam * matrix.sum(dim=2)).sum(dim=1, keepdim=True)
+    cam = torch.where(agrees < 0, -cam, cam)
+    squares = values.square()
+    share = squares[:, 0] / squares.sum(dim=1).clamp_min(torch.finfo(squares.dtype).tiny)
+    return cam.reshape(len(cam), *weighted.shape[2:]), share
+
+
+def _variants(seat: Seat) -> list[tuple[Inputs, Callable[[torch.Tensor], torch.Tensor]]]:
+    """The image mirrored or not, times 0.9, 1 and 1.1, but for itself; each with the way back for its map."""
+    if seat.extent.axes[-2:] != ("height", "width"):
+        raise OptionError(f"aug_smooth mirrors images; input {seat.extent.name!r} has axes {seat.extent.axes}.")
+    image = seat.scorer.inputs.tensors()[seat.extent.name].detach()
+    made: list[tuple[Inputs, Callable[[torch.Tensor], torch.Tensor]]] = []
+    for mirrored, factor in list(itertools.product((False, True), FACTORS))[1:]:
+        changed = (image.flip(-1) if mirrored else image) * factor
+        back = (lambda maps: maps.flip(-1)) if mirrored else (lambda maps: maps)
+        made.append((seat.scorer.inputs.replace({seat.extent.name: changed}), back))
+    return made
+
+
+def _same(seat: Seat, inputs: Inputs, name: str, options: Options, gradient: bool) -> Seat:
+    """The same seat in a run on another input."""
+    scorer = Scorer(seat.scorer.model, inputs, seat.scorer.target, forward=seat.scorer.forward)
+    return seat_at(scorer, name, seat.where.path, options, call=seat.where.index, gradient=gradient)
+
+
+def _warn_of_zeros(values: torch.Tensor, cam: torch.Tensor, name: str, seat: Seat) -> None:
+    """Warn of maps that are zero everywhere, apart where all was negative and where there was nothing."""
+    empty, some = values.flatten(1).eq(0).all(dim=1), cam.flatten(1).ne(0).any(dim=1)
+    negative = "the weighted channels are negative everywhere, so relu=True keeps nothing; relu=False shows them"
+    for rows, why in ((empty & some, negative), (empty & ~some, "its gradient or its activation vanishes")):
+        if listed := rows.nonzero().flatten().tolist():
+            warnings.warn(
+                f"{name}: the map{whose(listed, len(values))} at layer {seat.where.path!r} is zero everywhere: {why}.",
+                stacklevel=4,
+            )

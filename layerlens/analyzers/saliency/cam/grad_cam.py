@@ -1,0 +1,89 @@
+"""Grad-CAM: the units of a layer, weighted by how much the score rises with each, laid over the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.registry import method
+from layerlens.model.layers import Selection
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+from .class_map import class_map
+from .grid import Reshape
+from .layer_choice import Options
+from .layer_view import Seat
+
+
+@method(family="cam", passes="1 gradient", needs="a layer with places", source="Selvaraju et al. 2017")
+def grad_cam(
+    model: nn.Module,
+    x: Any,
+    layer: Selection = None,
+    *,
+    target: Spec = None,
+    call: int | None = None,
+    relu: bool = True,
+    aug_smooth: bool = False,
+    eigen_smooth: bool = False,
+    grid: tuple[int, ...] | None = None,
+    reshape: Reshape | None = None,
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """Weight the units of a layer by the mean gradient of the score and add them up.
+
+    a_k = mean over places of dS/dA_k; L = ReLU(sum over k of a_k A_k) (Selvaraju et al. 2017, eq. 1 and 2), where A
+    is what the layer returned, before any operation that later writes into it. Tokens of a vision transformer are
+    laid out on the grid of patches, class and other leading tokens left out; steps of a series and tokens of a text
+    are places in a row. The map is enlarged to the input linearly.
+
+    The layer that is chosen for `layer=None` is the last one (of those that are no linear projections of tokens) on
+    which the score depends at several places.
+
+    Args:
+        model: any module whose input has places: an image, a volume, a series, token ids.
+        x: its input, `(batch, ...)`, alone or with others.
+        layer: where, as in `grad_cam`: one layer, or a call of one (`"relu#1"`); None chooses the last with places.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class.
+        call: which call of a layer that runs several times.
+        relu: whether to keep the positive part only; False gives a signed map.
+        aug_smooth: average over the image mirrored and made 10 % weaker and stronger, six runs in all.
+        eigen_smooth: take the first principal component of the weighted units in place of their sum.
+        grid: (height, width), or one length, on which the layer's tokens lie; leading tokens left over are dropped.
+        reshape: a function from the layer's output to `(batch, unit, *places)`, in place of all that.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` `(batch, *places)` over the places of the input; `settings` tell the layer, its call and its
+        grid.
+
+    Raises:
+        InputError: when the input has no places.
+        LayerNotFound: when the selection matches no layer; SelectionError when it matches several.
+        RecordError: when the layer did not run, has no such call, or ran several times and none was chosen.
+        OptionError: when the layer's output has no places, or the score does not depend on it.
+        TargetError: when the target does not fit the output.
+
+    Warns:
+        UserWarning: when the map of a sample is zero everywhere.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        >>> result = grad_cam(net, torch.rand(1, 1, 8, 8), target=0, relu=False)
+        >>> result.values.shape, result.settings["layer"], result.settings["size"]
+        (torch.Size([1, 8, 8]), '1', (6, 6))
+    """
+    options = Options(layer, call, relu, aug_smooth, eigen_smooth, grid, reshape)
+    return class_map("grad_cam", weighted, model, x, target, options, forward)[0]
+
+
+def weighted(seat: Seat) -> torch.Tensor:
+    """The units, weighted by their mean gradient."""
+    slopes = seat.slopes
+    weights = slopes.mean(dim=tuple(range(2, slopes.ndim)), keepdim=True)  # eq. 1, (batch, unit, 1, ...)
+    return weights * seat.maps  # eq. 2

@@ -1,0 +1,104 @@
+"""Attention rollout laid over the input: patches of an image, or tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from layerlens.analyzers.activation.attention.rollout import attention_rollout
+from layerlens.analyzers.activation.attention.weights import attention_weights
+from layerlens.errors import InputError, OptionError
+from layerlens.inputs.inputs import as_inputs
+from layerlens.model.layers import Selection
+from layerlens.results import Attribution
+
+from .grid import Grid, grid_of
+
+AXES: tuple[str, ...] = ("batch", "token")
+IMAGE_AXES: tuple[str, ...] = ("batch", "height", "width")
+
+
+def attention_rollout_map(
+    model: nn.Module,
+    x: Any,
+    layers: Selection = None,
+    *,
+    query: int | None = None,
+    residual: float = 0.5,
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """How much of each input token, or patch of an image, attention carries to a token of the last layer.
+
+    The rollout of Abnar & Zuidema 2020 as an attribution: for an image, patches are laid out on their grid and
+    enlarged to its pixels. It knows nothing of values, of feed-forward parts, or of any target: the same map for every
+    class.
+
+    Args:
+        model: a model with a stack of self-attention layers over the same tokens.
+        x: its input: one image batch `(batch, channel, height, width)`, token ids, or embeddings.
+        layers: attention inside of which layers; None for all.
+        query: the token of the last layer that is looked from; None for the first where an image has tokens before its
+            patches (the class token), else the mean over all.
+        residual: share of the skip connection, from 0 to below 1.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` `(batch, height, width)` of an image, each pixel with the share of its patch, or
+        `(batch, token)`. The score is 1, the sum of the shares of all tokens; the check `"left out"` is the share of
+        those that are no patches.
+
+    Raises:
+        InputError: when there is no attention, layers attend over different tokens, or there is no grid of patches.
+        OptionError: when there is no such query.
+
+    Source: Abnar & Zuidema 2020, ACL, eq. 1; Dosovitskiy et al. 2021, appendix D.7, for images.
+
+    Example:
+        >>> layer = nn.TransformerEncoderLayer(4, 2, batch_first=True, dropout=0.0)
+        >>> found = attention_rollout_map(nn.TransformerEncoder(layer, 2), torch.rand(1, 5, 4))
+        >>> found.values.shape, bool(torch.isclose(found.tensor.sum(), torch.tensor(1.0)))
+        (torch.Size([1, 5]), True)
+    """
+    given = as_inputs(x)
+    rollout = attention_rollout(attention_weights(model, given, layers, forward=forward), residual=residual)
+    tensors = given.tensors()
+    image = next((part for part in tensors.values() if part.ndim == 4), None)
+    count = rollout.shape[1]
+    if query is not None and not -count <= query < count:
+        raise OptionError(f"query={query!r}, but the last layer has {count} tokens (0 to {count - 1}).")
+    grid = None if image is None else _grid(count, image)
+    at = 0 if query is None and grid is not None and grid.extra else query
+    shares = rollout.mean(dim=1) if at is None else rollout[:, at]  # (batch, token)
+    place = "the mean of all tokens" if at is None else f"token {at}"
+    values, axes, left_out = shares, AXES, torch.zeros_like(shares[:, 0])
+    shown = next(iter(tensors.values())) if image is None else image
+    if image is not None and grid is not None:
+        left_out = shares[:, : grid.extra].sum(dim=1)
+        small = grid.view(shares.unsqueeze(-1))  # (batch, 1, height, width)
+        values, axes = F.interpolate(small, size=image.shape[2:], mode="nearest")[:, 0], IMAGE_AXES
+    settings = {"query": query, "residual": residual}
+    return Attribution(
+        values, axes, False, "share of attention", place, "attention rollout", settings,
+        torch.ones_like(left_out), {"left out": left_out},
+        shown.detach().clone() if image is not None or shown.ndim == 2 else None,
+    )  # fmt: skip
+
+
+def _grid(count: int, image: torch.Tensor) -> Grid:
+    """Where the tokens lie on an image.
+
+    Raises:
+        InputError: when they form no grid.
+    """
+    height, width = int(image.shape[2]), int(image.shape[3])
+    grid = grid_of((len(image), count, 1), ("batch", "token", "feature"), (height, width))
+    if grid is None:
+        raise InputError(
+            f"the {count} tokens form no grid over an image of {height} x {width}. Take attention_rollout, and lay out "
+            "its rows yourself."
+        )
+    return grid

@@ -1,0 +1,96 @@
+"""DeepSHAP: DeepLIFT from several references, averaged."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.gradients import completeness_gap, freeze, warn_of_zeros
+from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.errors import check_seed, choose
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.progress import track
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+from ..path.references import references
+from .method import RULES, compare, warn_of_gap
+
+
+@method(
+    family="path",
+    passes="1 gradient and 1 forward pass a reference",
+    needs="references (noise when none are given)",
+    source="Lundberg & Lee 2017",
+)
+def deep_shap(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    baselines: Any = None,
+    rule: Literal["rescale", "reveal_cancel"] = "rescale",
+    seed: int = 0,
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """The mean of DeepLIFT over references x' (Lundberg & Lee 2017, sec. 4.2); it sums to S(x) - E[S(x')].
+
+    Args:
+        model: any module.
+        x: its input, `(batch, ...)`, as in `deep_lift`.
+        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
+        baselines: the references, as in `gradient_shap`.
+        rule: of nonlinearities, as in `deep_lift`.
+        seed: of the noise that stands for references when none are given.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score, with the
+        standard error over references (not for token ids); its check is the relative `"completeness gap"`.
+
+    Raises:
+        InputError: when the input holds nothing to differentiate, or the model takes another route for a reference.
+        OptionError: when a reference does not fit the input, or the rule is unknown.
+        TargetError: when the target does not fit the output, or no gradient reaches the input.
+
+    Warns:
+        UserWarning: as `deep_lift`.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> deep_shap(net, torch.ones(1, 3), target=1, baselines=torch.zeros(2, 3)).tensor.shape
+        torch.Size([1, 3])
+    """
+    check_seed(seed)
+    choose("rule", rule, RULES)
+    with borrowed(model):
+        freeze(model)
+        scorer = Scorer(model, x, target, where=where, forward=forward)
+        starts, label = references(scorer, baselines, seed)
+        found = [compare(scorer, start, rule) for start in track(starts, "deep_shap")]
+        parts = {name: torch.stack([one.values[name] for one in found]).double() for name in scorer.leaves}
+        means = {name: part.mean(dim=0) for name, part in parts.items()}
+        bottom = torch.stack([one.bottom for one in found]).mean(dim=0)
+        gap = completeness_gap(means, found[0].score, bottom)
+        moved = list(dict.fromkeys(name for one in found for name in one.moved))
+        warn_of_gap("deep_shap", gap, dataclasses.replace(found[0], moved=moved))
+        warn_of_zeros(means, "deep_shap")
+        errors = {name: part.std(dim=0) / len(found) ** 0.5 for name, part in parts.items()}
+        at_input = all(leaf.layer is None for leaf in scorer.leaves.values())  # a token's number is a sum
+        return scorer.attribution(
+            {name: mean.to(scorer.leaves[name].value.dtype) for name, mean in means.items()},
+            method="deep_shap",
+            settings={"baselines": label, "rule": rule, "seed": seed},
+            score=found[0].score,
+            checks={"completeness gap": gap},
+            standard_error=errors if len(found) > 1 and at_input else None,
+        )

@@ -1,0 +1,1 @@
+"""Methods that read one gradient, or average noisy ones."""

@@ -1,0 +1,158 @@
+"""Guided backpropagation and deconvnet: gradients whose backward pass through rectifiers is another one.
+
+The rectifiers are found as nodes of autograd's graph, so that a module used twice, a functional call, one in place and
+a ReLU6 all count; hooks on modules miss those.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.gradients import freeze, warn_of_zeros
+from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.scorer import Scorer, backward_pass
+from layerlens.analyzers.graph.graph import Graph, NodeInfo
+from layerlens.analyzers.graph.recorder import Recorder
+from layerlens.analyzers.relevance.rules import lookup
+from layerlens.errors import TargetError
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+Gradients = tuple[torch.Tensor | None, ...]
+
+
+@method(family="gradient", passes="1 gradient", needs="ReLU or ReLU6", source="Springenberg et al. 2015")
+def guided_backprop(
+    model: nn.Module, x: Any, *, target: Spec = None, where: Selection = None, forward: Callable[..., Any] | None = None
+) -> Attribution:
+    """Guided backpropagation: rectifiers pass a gradient where their input and the gradient are above 0.
+
+    g_in = g_out [x > 0] [g_out > 0] at every ReLU (Springenberg et al. 2015, ICLR workshop, fig. 1). A ReLU6 passes
+    it between 0 and 6. It resembles an edge detector and depends little on the class (Adebayo et al. 2018).
+
+    Args:
+        model: any module with ReLU or ReLU6.
+        x: its input, `(batch, ...)`.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` shaped like the input, in units of the score per unit of input.
+
+    Raises:
+        InputError: when the input holds nothing to differentiate.
+        TargetError: when the target does not fit the output, or no gradient reaches the input.
+
+    Warns:
+        UserWarning: when the model has no rectifier, or the values of a sample are zero everywhere.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> _ = [parameter.data.fill_(1.0) for parameter in net.parameters()]
+        >>> guided_backprop(net, torch.ones(1, 2), target=0).values.shape
+        torch.Size([1, 2])
+    """
+    return _rectified(model, x, target, where, forward, "guided_backprop", lambda native, outer: native.clamp(min=0))
+
+
+@method(family="gradient", passes="1 gradient", needs="ReLU or ReLU6", source="Zeiler & Fergus 2014")
+def deconvnet(
+    model: nn.Module, x: Any, *, target: Spec = None, where: Selection = None, forward: Callable[..., Any] | None = None
+) -> Attribution:
+    """Deconvnet: rectifiers pass a gradient where the gradient is above 0, whatever their input was.
+
+    g_in = g_out [g_out > 0] at every ReLU and ReLU6 (Zeiler & Fergus 2014, ECCV, sec. 2.1; compared in Springenberg et
+    al. 2015, fig. 1).
+
+    Args:
+        model: any module with ReLU or ReLU6.
+        x: its input, `(batch, ...)`.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` shaped like the input, in units of the score per unit of input.
+
+    Raises:
+        InputError: when the input holds nothing to differentiate.
+        TargetError: when the target does not fit the output, or no gradient reaches the input.
+
+    Warns:
+        UserWarning: when the model has no rectifier, or the values of a sample are zero everywhere.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> _ = [parameter.data.fill_(1.0) for parameter in net.parameters()]
+        >>> deconvnet(net, torch.ones(1, 2), target=0).values.shape
+        torch.Size([1, 2])
+    """
+    return _rectified(model, x, target, where, forward, "deconvnet", lambda native, outer: outer.clamp(min=0))
+
+
+def _rectified(
+    model: nn.Module,
+    x: Any,
+    target: Spec,
+    where: Selection,
+    forward: Callable[..., Any] | None,
+    name: str,
+    rule: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> Attribution:
+    with borrowed(model):
+        freeze(model)
+        scorer = Scorer(model, x, target, where=where, forward=forward)
+        leaves = scorer.start()
+        graph = Graph(leaves.values(), lookup)
+        with Recorder(graph, noting=False):  # which gives rectifiers that write into a view a node of their own
+            score = scorer(leaves)
+        if score.grad_fn is None or not graph.visit(score.grad_fn).depends:
+            raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")
+        rectifiers = [info for info in graph.reached(graph.visit(score.grad_fn)) if _rectifies(info)]
+        if not rectifiers:
+            warnings.warn(f"{name}: the model has no ReLU and no ReLU6, so this is its gradient.", stacklevel=3)
+
+        def hook(gradients: Gradients, outer: Gradients) -> Gradients | None:
+            native, above = gradients[0], outer[0]
+            if native is None or above is None:
+                return None
+            return (rule(native, above), *gradients[1:])
+
+        handles = [info.node.register_hook(hook) for info in rectifiers]
+        try:
+            with backward_pass(model):
+                found = torch.autograd.grad(score.sum(), list(leaves.values()), allow_unused=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+        values = {
+            name: torch.zeros_like(leaf) if gradient is None else gradient
+            for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+        }
+        warn_of_zeros(values, name)
+        return scorer.attribution(
+            values,
+            method=name,
+            settings={"rectifiers": len(rectifiers)},
+            score=score,
+            units="score per unit of input",
+        )
+
+
+def _rectifies(info: NodeInfo) -> bool:
+    if info.op == "Hardtanh":
+        return float(info.node._saved_min_val) == 0
+    if info.op in ("Clamp", "ClampMin"):
+        low = getattr(info.node, "_saved_min", None)
+        return isinstance(low, (int, float)) and float(low) == 0
+    return info.op == "Relu" or (info.op == "Threshold" and float(info.node._saved_threshold) == 0)

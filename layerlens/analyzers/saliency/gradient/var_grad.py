@@ -1,0 +1,72 @@
+"""VarGrad: how much the gradient varies among noisy copies of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from layerlens.analyzers.common.gradients import BatchSize
+from layerlens.analyzers.common.registry import method
+from layerlens.model.layers import Selection
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+from .noisy import noisy_gradients
+
+
+@method(family="gradient", passes="25 gradients (samples)", source="Adebayo et al. 2018; Seo et al. 2018")
+def var_grad(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    samples: int = 25,
+    noise: float = 0.15,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """The variance of the gradient of the score over noisy copies of the input.
+
+    1/n sum over k of (g_k - mean g)^2, g_k = dS/dx at x + e_k, e_k ~ N(0, s^2) (Adebayo et al. 2018, appendix; Seo et
+    al. 2018). A linear model has none: it shows where the score bends, and not how it rises.
+
+    Args:
+        model: any module.
+        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. For token ids the
+            noise is added to their embeddings, and values are summed over their features.
+        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
+        samples: noisy copies of each sample, 2 or more.
+        noise: standard deviation, as a part of the range (max - min) of each sample's input.
+        seed: of the noise.
+        batch_size: copies in one pass; `"auto"` bounds it by memory.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` shaped like the input (`(batch, token)` for token ids), not negative, in squared units of score
+        per unit of input.
+
+    Raises:
+        InputError: when the input holds nothing to differentiate.
+        OptionError: when an option is out of range.
+        TargetError: when the target does not fit the output, or no gradient reaches the input.
+
+    Warns:
+        UserWarning: when a sample is constant, so that it gets no noise, or its values are zero everywhere.
+
+    Example:
+        >>> class Square(nn.Module):
+        ...     def forward(self, x):
+        ...         return x.square().sum(dim=1, keepdim=True)
+        >>> import torch
+        >>> bool((var_grad(Square(), torch.tensor([[2.0, 5.0]])).tensor > 0).all())
+        True
+    """
+    return noisy_gradients(
+        model, x, "var_grad", target=target, where=where, samples=samples, noise=noise, seed=seed,
+        statistic="variance", batch_size=batch_size, forward=forward, settings={},
+    )  # fmt: skip

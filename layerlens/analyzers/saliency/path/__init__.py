@@ -1,0 +1,1 @@
+"""Methods that integrate gradients along a path from a baseline."""

@@ -1,0 +1,144 @@
+"""Blur integrated gradients: from a blur to the input, by making it sharp."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.features.blur import gaussian_blur
+from layerlens.analyzers.common.gradients import BatchSize, Leaves, first_score, freeze, warn_of_zeros
+from layerlens.analyzers.common.leaves.layout import spread_axes
+from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.errors import InputError, OptionError
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.model.trees import describe
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+from .completeness import check_path_options, scores_at, until_complete
+from .polyline import along
+
+
+@method(
+    family="path",
+    passes="50 gradients or more (steps, until it is complete)",
+    needs="an image, a volume, video or a series",
+    source="Xu, Venugopalan & Sundararajan 2020",
+)
+def blur_ig(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    max_sigma: float = 0.25,
+    steps: int = 50,
+    tolerance: float = 0.05,
+    max_steps: int = 200,
+    batch_size: BatchSize = "auto",
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """Integrate the gradient along ever less blurred inputs; the values sum to S(x) - S(most blurred).
+
+    BlurIG(i) = integral over sigma from max_sigma to 0 of dS/dL(i, sigma) dL(i, sigma)/dsigma, where L is the input
+    under a Gaussian of that width (Xu, Venugopalan & Sundararajan 2020, eq. 4). No baseline is made up: what the path
+    starts from has the colours of the input and no edges. Widths grow with the square of the step, and each piece
+    between two blurs is taken by its chord, with the gradient in its middle.
+
+    Args:
+        model: any module.
+        x: its input, `(batch, ...)`: images, volumes, video or series.
+        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
+        where: None for the input, or a layer with places, or a call of one, whose output is attributed to.
+        max_sigma: standard deviation of the widest blur, as a part of each side.
+        steps: gradients along the way, at first.
+        tolerance: largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any.
+        max_steps: where doubling ends.
+        batch_size: points in one pass; `"auto"` bounds it by memory.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` shaped like the input, in units of the score; its checks are the relative
+        `"completeness gap"` and the `"steps"` of each sample.
+
+    Raises:
+        InputError: when the input has no places next to each other (token ids, tables).
+        OptionError: when an option is out of range.
+        TargetError: when the target does not fit the output, or no gradient reaches the input.
+
+    Warns:
+        UserWarning: when one of several inputs cannot be blurred, the tolerance is not reached, or the values of a
+            sample are zero everywhere.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2))
+        >>> result = blur_ig(net, torch.randn(1, 1, 8, 8), target=1)
+        >>> bool(result.checks["completeness gap"] < 0.01)
+        True
+    """
+    check_path_options(steps, tolerance, max_steps)
+    if not max_sigma > 0:
+        raise OptionError(f"max_sigma must be above 0, got {max_sigma!r}.")
+    with borrowed(model):
+        freeze(model)
+        scorer = Scorer(model, x, target, where=where, forward=forward)
+        ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
+        axes = {name: spread_axes(leaf) for name, leaf in scorer.leaves.items()}
+        if not any(axes.values()):
+            listed = ", ".join(f"{name} {describe(end)}" for name, end in ends.items())
+            raise InputError(
+                f"blur_ig needs an input with places next to each other: an image, a volume, video or a series; got "
+                f"{listed}. integrated_gradients takes any."
+            )
+        still = [name for name in ends if not axes[name]]
+        if still:
+            warnings.warn(
+                f"blur_ig: input {', '.join(map(repr, still))} has no places next to each other, so it is not blurred "
+                "and gets zeros: its part of the score is not explained. integrated_gradients explains all inputs.",
+                stacklevel=2,
+            )
+        score, batch = first_score(scorer, ends, batch_size)
+
+        def blurred(rows: torch.Tensor, part: float) -> Leaves:
+            """The samples `rows` under the blur at `part` of the way: 0 is the widest, 1 the input."""
+            width = max_sigma * (1 - part) ** 2
+            return {
+                name: gaussian_blur(end[rows], {axis: width * end.shape[axis] for axis in axes[name]})
+                for name, end in ends.items()
+            }
+
+        def integrate(rows: torch.Tensor, count: int) -> Leaves:
+            return along(scorer, lambda index: blurred(rows, index / count), count, rows, max(batch, len(rows)))
+
+        values, checks = until_complete(
+            "blur_ig",
+            scorer.rows,
+            integrate,
+            ends,
+            score,
+            scores_at(scorer, blurred(scorer.rows, 0.0), batch),
+            steps=steps,
+            tolerance=tolerance,
+            max_steps=max_steps,
+            batch=batch,
+        )
+        warn_of_zeros(values, "blur_ig")
+        return scorer.attribution(
+            {name: value.to(ends[name].dtype) for name, value in values.items()},
+            method="blur_ig",
+            settings={
+                "max_sigma": max_sigma,
+                "steps": steps,
+                "tolerance": tolerance,
+                "max_steps": max_steps,
+                "batch_size": batch,
+            },
+            score=score,
+            checks=checks,
+        )

@@ -1,0 +1,105 @@
+"""Steps along a path until the values add up to the difference of the scores at its ends."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+
+import torch
+
+from layerlens.analyzers.common.gradients import Leaves, completeness_gap
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.warnings import whose
+from layerlens.errors import OptionError, check_count
+from layerlens.progress import track
+
+Integrate = Callable[[torch.Tensor, int], Mapping[str, torch.Tensor]]
+"""From samples `(n,)` and a number of steps to their values by leaf, `(n, ...)`."""
+
+
+def check_path_options(steps: int, tolerance: float, max_steps: int) -> None:
+    """Raise an OptionError for options of a path that are out of range."""
+    check_count("steps", steps)
+    check_count("max_steps", max_steps)
+    if not tolerance > 0:
+        raise OptionError(f"tolerance must be above 0, got {tolerance!r}; math.inf accepts any gap.")
+
+
+def scores_at(scorer: Scorer, values: Leaves, batch: int) -> torch.Tensor:
+    """The scores `(batch,)` of the samples with a baseline in the place of the leaves, `batch` at once.
+
+    Raises:
+        TargetError: when one is not finite.
+    """
+    with torch.no_grad():
+        chunks = torch.split(scorer.rows, batch)
+        found = [scorer({name: value[rows] for name, value in values.items()}, rows) for rows in chunks]
+    return scorer.check_bottom(torch.cat(found))
+
+
+def until_complete(
+    method: str,
+    rows: torch.Tensor,
+    integrate: Integrate,
+    shapes: Mapping[str, torch.Tensor],
+    score: torch.Tensor,
+    bottom: torch.Tensor,
+    *,
+    steps: int,
+    tolerance: float,
+    max_steps: int,
+    batch: int,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The values of all samples and their checks; samples that miss the tolerance get twice the steps, alone.
+
+    Args:
+        method: its name, for the bar and the warning.
+        rows: the samples, `(batch,)`.
+        integrate: makes the values of some samples with some steps.
+        shapes: a tensor per leaf, shaped like its values.
+        score: S(x), `(batch,)`.
+        bottom: S(x'), `(batch,)`.
+        steps: at first.
+        tolerance: largest relative gap that is accepted.
+        max_steps: where doubling ends.
+        batch: samples that are integrated at once.
+
+    Warns:
+        UserWarning: when the tolerance is not reached.
+    """
+    values = {name: torch.zeros_like(like, dtype=_wide(like)) for name, like in shapes.items()}
+    used = torch.full_like(rows, steps)
+    todo = rows
+    while True:
+        count = int(used[todo[0]])
+        for some in track(torch.split(todo, batch), f"{method}, {count} steps"):
+            for name, part in integrate(some, count).items():
+                values[name][some] = part.to(values[name].dtype)
+        gap = completeness_gap(values, score, bottom)
+        todo = (gap > tolerance).nonzero().flatten()
+        if not len(todo) or 2 * count > max_steps:
+            break
+        used[todo] = 2 * count
+    warn_of_gap(
+        f"{method}: after {count} steps",
+        gap,
+        tolerance,
+        "Raise max_steps or take another baseline; a model that jumps or draws random numbers on the way has no such "
+        "sum.",
+    )
+    return values, {"completeness gap": gap, "steps": used}
+
+
+def warn_of_gap(what: str, gap: torch.Tensor, tolerance: float, advice: str) -> None:
+    """Warn of the samples whose relative gap is above the tolerance."""
+    missed = (gap > tolerance).nonzero().flatten().tolist()
+    if missed:
+        of = whose([f"{row} ({float(gap[row]):.3g})" for row in missed], len(gap)) or f" (gap {float(gap[0]):.3g})"
+        warnings.warn(
+            f"{what} the values{of} miss S(x) - S(baseline) by more than the tolerance {tolerance:g} of it. {advice}",
+            stacklevel=5,
+        )
+
+
+def _wide(value: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)

@@ -1,0 +1,151 @@
+"""Guided integrated gradients: a path from the baseline that keeps away from large gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.features.baselines import baselines
+from layerlens.analyzers.common.gradients import (
+    BatchSize,
+    Leaves,
+    completeness_gap,
+    first_score,
+    freeze,
+    gradients,
+    warn_of_zeros,
+)
+from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.errors import OptionError
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.progress import track
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+from .completeness import check_path_options, scores_at, warn_of_gap
+from .guided_path import GuidedPath
+
+
+@method(
+    family="path",
+    passes="100 gradients (steps), one after the other",
+    needs="a baseline",
+    source="Kapishnikov et al. 2021",
+)
+def guided_ig(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    baseline: Any = "zero",
+    fraction: float = 0.25,
+    max_dist: float = 0.02,
+    steps: int = 100,
+    tolerance: float = 0.5,
+    batch_size: BatchSize = "auto",
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """Integrate the gradient on a path that moves the values with the smallest gradients first.
+
+    At every step the quarter of the values whose |dS/dx| is smallest goes towards the input, until an equal part of the
+    whole L1 distance is done; no value may be more than `max_dist` ahead of the straight way or behind it (Kapishnikov
+    et al. 2021, algorithm 1): the path keeps away from the large gradients that leave noise in the map. A step counts
+    for the score by the mean of the gradients at its two ends. Published is the one at its start, which the choice of
+    the path makes small on purpose: on EfficientNet-Lite0 the sum then misses S(x) - S(x') by .7 to 2.2 of it with 200
+    steps, with both ends by .2 to .4. `integrated_gradients` and `blur_ig` come closer.
+
+    Args:
+        model: any module.
+        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. For token ids the
+            way leads through the embeddings, and values are summed over their features.
+        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
+        baseline: x', as in `integrated_gradients`.
+        fraction: of the values that move together.
+        max_dist: 0 is the straight way; 1 lets every value move when it will.
+        steps: gradients along the way.
+        tolerance: largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| without a warning.
+        batch_size: samples in one pass; `"auto"` bounds it by memory.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score; its check is
+        the relative `"completeness gap"`.
+
+    Raises:
+        InputError: when the input holds nothing to differentiate.
+        OptionError: when an option is out of range, or the baseline does not fit the input.
+        TargetError: when the target does not fit the output, or no gradient reaches the input.
+
+    Warns:
+        UserWarning: when the tolerance is not reached, or the values of a sample are zero everywhere.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> bool(torch.allclose(guided_ig(net, torch.ones(1, 2), steps=4).tensor, net.weight))
+        True
+    """
+    check_path_options(steps, tolerance, steps)
+    if not 0 < fraction <= 1:
+        raise OptionError(f"fraction must be above 0 and at most 1, got {fraction!r}.")
+    if not 0 <= max_dist <= 1:
+        raise OptionError(f"max_dist must be between 0 and 1, got {max_dist!r}.")
+    with borrowed(model):
+        freeze(model)
+        scorer = Scorer(model, x, target, where=where, forward=forward)
+        ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
+        score, batch = first_score(scorer, ends, batch_size)
+        starts, label = baselines(scorer, baseline)
+        bottom = scores_at(scorer, starts, batch)
+
+        values: Leaves = {name: torch.zeros_like(end) for name, end in ends.items()}
+        for rows in torch.split(scorer.rows, batch):
+            paths = [GuidedPath(_flat(starts, row), _flat(ends, row), fraction, max_dist) for row in rows.tolist()]
+            for index in track(range(steps + 1), "guided_ig"):
+                points = _folded(torch.stack([path.at for path in paths]), ends)
+                slopes = gradients(scorer, points, rows)[1]
+                flat = torch.cat([slope.double().flatten(1) for slope in slopes.values()], dim=1)
+                for path, slope in zip(paths, flat, strict=True):
+                    if index < steps:
+                        path.step(slope, (index + 1) / steps)
+                    else:
+                        path.gather(slope)
+            for name, part in _folded(torch.stack([path.total for path in paths]), ends).items():
+                values[name][rows] = part
+        gap = completeness_gap(values, score, bottom)
+        warn_of_gap("guided_ig:", gap, tolerance, "Take more steps, a smaller max_dist, or integrated_gradients.")
+        warn_of_zeros(values, "guided_ig")
+        return scorer.attribution(
+            values,
+            method="guided_ig",
+            settings={
+                "baseline": label,
+                "fraction": fraction,
+                "max_dist": max_dist,
+                "steps": steps,
+                "tolerance": tolerance,
+                "batch_size": batch,
+            },
+            score=score,
+            checks={"completeness gap": gap},
+        )
+
+
+def _flat(values: Leaves, row: int) -> torch.Tensor:
+    """All values of one sample in a row, in float64."""
+    return torch.cat([value[row].double().flatten() for value in values.values()])
+
+
+def _folded(flat: torch.Tensor, like: Leaves) -> Leaves:
+    """Rows of values, `(n, values)`, by leaf and in its shape and dtype."""
+    parts = torch.split(flat, [value[0].numel() for value in like.values()], dim=1)
+    return {
+        name: part.reshape(-1, *value.shape[1:]).to(value.dtype)
+        for (name, value), part in zip(like.items(), parts, strict=True)
+    }

@@ -1,0 +1,152 @@
+"""Integrated gradients: gradients gathered on the straight way from a baseline to the input."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.features.baselines import baselines
+from layerlens.analyzers.common.gradients import BatchSize, Leaves, first_score, freeze, gradients, warn_of_zeros
+from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+from .completeness import check_path_options, scores_at, until_complete
+
+
+@method(
+    family="path",
+    passes="50 gradients or more (steps, until it is complete)",
+    needs="a baseline",
+    source="Sundararajan, Taly & Yan 2017",
+)
+def integrated_gradients(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    baseline: Any = "zero",
+    steps: int = 50,
+    tolerance: float = 0.05,
+    max_steps: int = 200,
+    batch_size: BatchSize = "auto",
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """Integrate the gradient of the score from a baseline x' to the input x; the values sum to S(x) - S(x').
+
+    IG_i = (x_i - x'_i) * integral over a in 0..1 of dS/dx_i at x' + a (x - x') (Sundararajan, Taly & Yan 2017, eq. 1),
+    by `captum.attr.IntegratedGradients` with Gauss-Legendre quadrature. How far the sum is from S(x) - S(x') is
+    reported; samples where it is too far get twice the steps until it is not.
+
+    Args:
+        model: any module.
+        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. For token ids the
+            way leads through the embeddings, and values are summed over their features.
+        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
+        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
+        baseline: `"zero"`, `"noise"`, of images and series `"mean"`, `"blur"`, `"black"` or `"white"`, a number, a
+            tensor, or a dict by input name. For token ids
+            zero is the zero embedding, and a whole number is the id of a reference token.
+        steps: gradients along the way, at first.
+        tolerance: largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any.
+        max_steps: where doubling ends.
+        batch_size: points in one pass; `"auto"` bounds it by memory.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score; its checks are
+        the relative `"completeness gap"` and the `"steps"` of each sample.
+
+    Raises:
+        InputError: when the input holds nothing to differentiate.
+        OptionError: when an option is out of range, or the baseline does not fit the input.
+        TargetError: when the target does not fit the output, or no gradient reaches the input.
+
+    Warns:
+        UserWarning: when the tolerance is not reached, or the values of a sample are zero everywhere.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> result = integrated_gradients(net, torch.ones(1, 2))
+        >>> bool(torch.isclose(result.tensor.sum(), net.weight.sum()))
+        True
+    """
+    check_path_options(steps, tolerance, max_steps)
+    with borrowed(model):
+        freeze(model)
+        scorer = Scorer(model, x, target, where=where, forward=forward)
+        ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
+        score, batch = first_score(scorer, ends, batch_size)
+        starts, label = baselines(scorer, baseline)
+        bottom = scores_at(scorer, starts, batch)
+
+        def integrate(rows: torch.Tensor, count: int) -> Leaves:
+            return _integrate(scorer, ends, starts, rows, count, batch)
+
+        values, checks = until_complete(
+            "integrated_gradients",
+            scorer.rows,
+            integrate,
+            ends,
+            score,
+            bottom,
+            steps=steps,
+            tolerance=tolerance,
+            max_steps=max_steps,
+            batch=batch,
+        )
+        warn_of_zeros(values, "integrated_gradients")
+        return scorer.attribution(
+            {name: value.to(ends[name].dtype) for name, value in values.items()},
+            method="integrated_gradients",
+            settings={
+                "baseline": label,
+                "steps": steps,
+                "tolerance": tolerance,
+                "max_steps": max_steps,
+                "batch_size": batch,
+            },
+            score=score,
+            checks=checks,
+        )
+
+
+def _integrate(
+    scorer: Scorer, ends: Leaves, starts: Leaves, rows: torch.Tensor, steps: int, batch: int
+) -> dict[str, torch.Tensor]:
+    """Captum's integrated gradients of the samples `rows`, at most `batch` points in one pass."""
+    with warnings.catch_warnings():  # captum's progress bars ask for ipywidgets in a notebook; none are used here
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from captum.attr import IntegratedGradients
+
+    names = list(ends)
+
+    def score_of(*leaves_and_rows: torch.Tensor) -> torch.Tensor:
+        *leaves, places = leaves_and_rows
+        return scorer(dict(zip(names, leaves, strict=True)), places)
+
+    def gradient_of(
+        forward_fn: Any, inputs: tuple[torch.Tensor, ...], target_ind: Any = None, additional_forward_args: Any = None
+    ) -> tuple[torch.Tensor, ...]:
+        (places,) = additional_forward_args  # captum repeats them as it repeats the samples
+        _, slopes = gradients(scorer, dict(zip(names, inputs, strict=True)), places)
+        return tuple(slopes.values())
+
+    method = IntegratedGradients(score_of)
+    method.gradient_func = gradient_of  # captum's own raises on an input that the score does not use
+    parts = method.attribute(
+        tuple(end[rows] for end in ends.values()),
+        baselines=tuple(starts[name][rows] for name in names),
+        additional_forward_args=(rows,),
+        n_steps=steps,
+        internal_batch_size=max(batch, len(rows)),
+    )
+    return dict(zip(names, parts, strict=True))

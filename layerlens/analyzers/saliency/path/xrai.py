@@ -1,0 +1,157 @@
+"""XRAI: whole regions of an image, in the order of what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.features.superpixels import superpixels
+from layerlens.analyzers.common.registry import METHODS, method
+from layerlens.errors import InputError, OptionError, choose
+from layerlens.inputs.inputs import as_inputs
+from layerlens.model.trees import describe
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+from .integrated_gradients import integrated_gradients
+
+SCALES = (16, 32, 64, 128, 256)
+"""Superpixels of an image, from coarse to fine; a region may be of any."""
+
+GROWN = 0.02
+"""How far a region reaches over its border, as a part of the shorter side: edges belong to what they bound."""
+
+SMALLEST = 1e-3
+"""Part of the image that a region must add."""
+
+LARGEST = 256
+"""Pixels a side on which regions are ranked; larger images are made smaller for it."""
+
+
+@method(
+    family="path",
+    passes="two integrated gradients (black and white), or one map of `base`",
+    needs="an image",
+    source="Kapishnikov et al. 2019",
+)
+def xrai(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    base: str | None = None,
+    scales: Sequence[int] = SCALES,
+    forward: Callable[..., Any] | None = None,
+    **options: Any,
+) -> Attribution:
+    """Rank regions of an image by the attribution that they hold per pixel.
+
+    The image is cut into superpixels at several scales; again and again the region whose new pixels have the highest
+    mean attribution is taken, and its new pixels get that mean (Kapishnikov et al. 2019, algorithm 1). Attribution is
+    the mean of integrated gradients from black and from white, of each pixel the largest of its channels, as published.
+
+    Args:
+        model: any module.
+        x: an image batch `(batch, channel, height, width)`.
+        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
+        base: the method of the attribution in place of integrated gradients, such as `"relevance"`; its values are
+            summed over channels.
+        scales: about how many superpixels, for each scale.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        **options: of the base method.
+
+    Returns:
+        An `Attribution` `(batch, height, width)`, in units of the score per pixel: constant in each region.
+
+    Raises:
+        InputError: when the input is no batch of images.
+        OptionError: when an option is unknown or out of range.
+        TargetError: when the target does not fit the output, or no gradient reaches the input.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2))
+        >>> xrai(net, torch.randn(1, 1, 8, 8), target=1, scales=[4, 9], tolerance=1.0).tensor.shape
+        torch.Size([1, 8, 8])
+    """
+    tensors = as_inputs(x).tensors()
+    images = next(iter(tensors.values()))
+    if len(tensors) != 1 or images.ndim != 4 or not images.is_floating_point():
+        listed = ", ".join(f"{name} {describe(tensor)}" for name, tensor in tensors.items())
+        raise InputError(f"xrai needs one image batch (batch, channel, height, width), got {listed}.")
+    if not scales or any(isinstance(scale, bool) or not isinstance(scale, int) or scale < 1 for scale in scales):
+        raise OptionError(f"scales must be whole numbers of at least 1, got {scales!r}.")
+    if base is None:
+        ends = [
+            integrated_gradients(model, x, target=target, baseline=name, forward=forward, **options)
+            for name in ("black", "white")
+        ]
+        found = ends[0]
+        pixels = ((ends[0].tensor + ends[1].tensor) / 2).amax(dim=1)
+    else:
+        function = METHODS[choose("base method", base, METHODS)].function
+        found = function(model, x, target=target, forward=forward, **options)
+        pixels = found.tensor.sum(dim=1) if found.tensor.ndim == 4 else found.tensor
+    if pixels.shape != images[:, 0].shape:
+        raise OptionError(f"base {base!r} gives {describe(found.tensor)}, not a value for every pixel.")
+    values = torch.stack([_ranked(pixel, image, scales) for pixel, image in zip(pixels, images, strict=True)])
+    return Attribution(
+        values=values.to(pixels),
+        axes=("batch", "height", "width"),
+        signed=True,
+        units="score per pixel",
+        target=found.target,
+        targets=found.targets,
+        method="xrai",
+        settings={"base": base or "integrated_gradients, black and white", "scales": list(scales), **options},
+        score=found.score,
+        checks=dict(found.checks),
+        inputs=images.detach().clone(),
+    )
+
+
+def _ranked(pixels: torch.Tensor, image: torch.Tensor, scales: Sequence[int]) -> torch.Tensor:
+    """The mean attribution that each pixel's region added, `(height, width)`."""
+    pixels, image = pixels.detach().float().cpu(), image.detach().float().cpu()
+    height, width = pixels.shape
+    small = (min(LARGEST, height), min(LARGEST, width))
+    fewer = torch.nn.functional.adaptive_avg_pool2d(pixels[None], small)[0]
+    regions = _regions(torch.nn.functional.adaptive_avg_pool2d(image, small), scales)
+    ranked = _taken(fewer, regions)
+    return torch.nn.functional.interpolate(ranked[None, None], size=(height, width), mode="nearest-exact")[0, 0]
+
+
+def _regions(image: torch.Tensor, scales: Sequence[int]) -> torch.Tensor:
+    """Superpixels of all scales, grown over their borders, `(regions, height, width)`: 1 inside."""
+    reach = max(1, round(GROWN * min(image.shape[1:])))
+    found = []
+    for scale in scales:
+        labels = superpixels(image[None], scale)[0]
+        masks = torch.nn.functional.one_hot(labels).movedim(-1, 0).to(torch.float32)
+        found.append(torch.nn.functional.max_pool2d(masks[:, None], 2 * reach + 1, stride=1, padding=reach)[:, 0])
+    return torch.cat(found)
+
+
+def _taken(pixels: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+    """Regions taken one by one, each for its new pixels; pixels in no region that was taken get their own mean."""
+    values, inside = pixels.flatten(), regions.flatten(1)
+    new, result = torch.ones_like(values), torch.zeros_like(values)
+    floor = max(1.0, SMALLEST * len(values))
+    left = torch.ones(len(inside), dtype=torch.bool)
+    while True:
+        sizes = inside @ new
+        left &= sizes >= floor
+        if not bool(left.any()):
+            break
+        gain = torch.where(left, (inside @ (new * values)) / sizes.clamp_min(1), -torch.inf)
+        best = int(gain.argmax())
+        added = inside[best] * new
+        result = torch.where(added > 0, gain[best], result)
+        new = new - added
+        left[best] = False
+    rest = new > 0
+    if bool(rest.any()):
+        result[rest] = values[rest].mean()
+    return result.reshape(pixels.shape)

@@ -1,0 +1,157 @@
+"""Leave-one-out: how much the score falls when one token of a text is exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.features.baselines import baselines
+from layerlens.analyzers.common.gradients import BatchSize, Leaves, first_score, freeze, warn_of_zeros
+from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.token_inputs import token_leaves, used_tokens
+from layerlens.errors import InputError, OptionError, check_count, check_seed
+from layerlens.model.borrowed import borrowed
+from layerlens.progress import track
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+
+@method(
+    family="perturbation",
+    passes="4 forward passes (draws) per token",
+    needs="token ids",
+    source="Li, Monroe & Jurafsky 2016",
+)
+def leave_one_out(
+    model: nn.Module,
+    x: Any,
+    *,
+    target: Spec = None,
+    fill: Any = "drawn",
+    draws: int = 4,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    forward: Callable[..., Any] | None = None,
+) -> Attribution:
+    """How much the score falls when each token of a text is exchanged for another one.
+
+    R_t = S(x) - mean over fills f of S(x with f in the place of t) (Li, Monroe & Jurafsky 2016, eq. 4, of scores and
+    not of log-probabilities). The embedding of the token is exchanged; its position stays.
+
+    Nothing is approximated, but what is asked depends on the fill: docs/language-models.md measures by how much. By
+    default other tokens of the same text are put there, which a model knows better what to do with than with an
+    embedding of zeros.
+
+    Args:
+        model: any module that reads token ids by an `nn.Embedding`.
+        x: its input: token ids `(batch, token)`, or a dict that holds them. Places where a tensor `attention_mask` is 0
+            get 0.
+        target: what to score, as in `layerlens.as_target`; None is the predicted class. For the next token of a
+            language model take a contrast of two tokens, or a log-probability, rather than a bare logit.
+        fill: `"drawn"`: tokens of other places of the text; `"zero"`: the zero embedding; a whole number: the id of a
+            reference token (mask, padding); or an embedding, such as the mean of the vocabulary's.
+        draws: how many tokens are drawn for each place, without repetition; a text of fewer has all of its others.
+        seed: of the draws.
+        batch_size: changed texts in one pass; `"auto"` bounds it by memory.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        An `Attribution` `(batch, token)` in units of the score, with the standard error over the draws.
+
+    Raises:
+        InputError: when the input holds no token ids, or a text is one token, for which none can be drawn.
+        OptionError: when an option is out of range, or the fill does not fit.
+        TargetError: when the target does not fit the output.
+
+    Warns:
+        UserWarning: when the values of a sample are zero everywhere.
+
+    Example:
+        >>> net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))
+        >>> leave_one_out(net, torch.tensor([[3, 1, 4]]), target=0).tensor.shape
+        torch.Size([1, 3])
+    """
+    check_count("draws", draws)
+    check_seed(seed)
+    if isinstance(fill, str) and fill not in ("drawn", "zero"):
+        raise OptionError(f"unknown fill {fill!r}. Known: 'drawn', 'zero', a token id, an embedding.")
+    with borrowed(model):
+        freeze(model)
+        scorer = Scorer(model, x, target, forward=forward)
+        token_leaves(scorer, "leave_one_out")
+        whole = {name: leaf.value for name, leaf in scorer.leaves.items()}
+        score, batch = first_score(scorer, whole, batch_size, gradient=False)
+        drawn = isinstance(fill, str) and fill == "drawn"
+        fills, label = ({}, "drawn") if drawn else baselines(scorer, fill)
+        found, errors = {}, {}
+        for name in whole:
+            used = used_tokens(scorer, name)
+            if drawn:
+                jobs = torch.cat([_jobs(row, kept, draws, seed) for row, kept in enumerate(used)])
+            else:
+                row, place = used.nonzero().unbind(dim=1)
+                jobs = torch.stack([row, place, place], dim=1)
+            drops = _drops(scorer, whole, name, fills.get(name), jobs, score, batch)
+            found[name], errors[name] = _means(drops, jobs, whole[name].shape[:2])
+        warn_of_zeros(found, "leave_one_out")
+        return scorer.attribution(
+            {name: value.unsqueeze(-1) for name, value in found.items()},
+            method="leave_one_out",
+            settings={"fill": label, "draws": draws if drawn else None, "seed": seed, "batch_size": batch},
+            score=score,
+            standard_error=errors if drawn and draws > 1 else None,
+        )
+
+
+def _jobs(row: int, used: torch.Tensor, draws: int, seed: int) -> torch.Tensor:
+    """Which place gets the token of which other place, `(jobs, 3)`: row, place, source."""
+    places = used.nonzero().flatten()
+    count = len(places)
+    if count < 2:
+        raise InputError(
+            f"sample {row} is a text of {count} token(s), so no other token can stand in its place. "
+            "Give fill='zero' or the id of a reference token."
+        )
+    order = torch.rand(count, count - 1, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)[:, :draws]
+    own = torch.arange(count).unsqueeze(1)
+    sources = places[(order + (order >= own)).to(places.device)]  # (count, draws): never the place itself
+    return torch.stack(
+        [torch.full_like(sources, row), places.unsqueeze(1).expand_as(sources), sources], dim=-1
+    ).flatten(0, 1)
+
+
+def _drops(
+    scorer: Scorer,
+    whole: Leaves,
+    name: str,
+    fill: torch.Tensor | None,
+    jobs: torch.Tensor,
+    score: torch.Tensor,
+    batch: int,
+) -> torch.Tensor:
+    """S(x) - S(x changed) of each job, in double precision."""
+    source = whole[name] if fill is None else fill
+    drops = []
+    with torch.no_grad():
+        for part in track(torch.split(jobs, batch), "leave_one_out"):
+            rows, places, others = part.unbind(dim=1)
+            values = {other: value[rows] for other, value in whole.items()}
+            values[name][torch.arange(len(rows), device=rows.device), places] = source[rows, others]
+            drops.append(score[rows].double() - scorer(values, rows).double())
+    return torch.cat(drops)
+
+
+def _means(drops: torch.Tensor, jobs: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean of the drops at each place `(batch, token)`, and its standard error."""
+    where = jobs[:, 0] * shape[1] + jobs[:, 1]
+    sums, squares, counts = (
+        torch.zeros(shape.numel(), dtype=drops.dtype, device=drops.device).index_add_(0, where, part)
+        for part in (drops, drops.square(), torch.ones_like(drops))
+    )
+    means = sums / counts.clamp_min(1)
+    spread = (squares / counts.clamp_min(1) - means.square()).clamp_min(0) / (counts - 1).clamp_min(1)
+    return means.reshape(shape).float(), spread.sqrt().reshape(shape).float()

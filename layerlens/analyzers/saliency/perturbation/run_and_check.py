@@ -1,0 +1,117 @@
+"""What the perturbation methods share around their estimate: the run, its checks, and the result."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.features.coalitions import Coalitions
+from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec, features_of
+from layerlens.analyzers.common.gradients import BatchSize
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+
+@dataclasses.dataclass
+class Game:
+    """A model, its input cut into features, and the score of any coalition of them.
+
+    Attributes:
+        scorer: of the borrowed model.
+        coalitions: scores of inputs of which parts are removed.
+        features: of the input.
+    """
+
+    scorer: Scorer
+    coalitions: Coalitions
+    features: Features
+
+    @property
+    def count(self) -> int:
+        """The number of features."""
+        return self.features.count
+
+    def scores(self, keep: torch.Tensor, label: str) -> torch.Tensor:
+        """The scores `(m, batch)` with the features `(m, features)` kept."""
+        return self.coalitions.features(self.features, keep, label)
+
+    def attribution(
+        self,
+        values: torch.Tensor,
+        *,
+        method: str,
+        settings: Mapping[str, Any],
+        error: torch.Tensor | None = None,
+        checks: Mapping[str, torch.Tensor] | None = None,
+        signed: bool = True,
+        units: str = "score",
+    ) -> Attribution:
+        """The result from numbers by feature, `(batch, features)`: every value of a feature gets its number."""
+        leaves = self.scorer.leaves
+        errors = None
+        if error is not None:
+            spread = self.features.spread(error.to(self.coalitions.score), leaves)
+            errors = {name: one if leaves[name].layer is None else one.sum(dim=-1) for name, one in spread.items()}
+        spread = self.features.spread(values.to(self.coalitions.score), leaves)
+        return self.scorer.attribution(
+            {name: one.to(leaves[name].value.dtype) for name, one in spread.items()},
+            method=method,
+            settings={
+                **settings,
+                "baseline": self.coalitions.label,
+                "features": self.count,
+                "batch_size": self.coalitions.batch_size,
+            },
+            score=self.coalitions.score,
+            signed=signed,
+            units=units,
+            checks=checks,
+            standard_error=errors,
+        )
+
+
+@contextlib.contextmanager
+def game(
+    model: nn.Module,
+    x: Any,
+    target: Spec,
+    where: Selection,
+    features: FeatureSpec,
+    baseline: Any,
+    batch_size: BatchSize,
+    forward: Callable[..., Any] | None,
+) -> Iterator[Game]:
+    """A game on a model that is borrowed for the block; no gradients are made."""
+    with borrowed(model, grad=False):
+        scorer = Scorer(model, x, target, where=where, forward=forward)
+        coalitions = Coalitions(scorer, baseline, batch_size)
+        yield Game(scorer, coalitions, features_of(scorer, features))
+
+
+def efficiency_gap(values: torch.Tensor, score: torch.Tensor, bottom: torch.Tensor) -> torch.Tensor:
+    """|sum of values - (S(x) - S(x'))| over |S(x) - S(x')|, `(batch,)`."""
+    change = score.double() - bottom.double()
+    gap = (values.double().sum(dim=1) - change).abs()
+    return gap / torch.maximum(change.abs(), 1e-6 * score.double().abs()).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def mean_and_error(draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The mean over the first axis and its standard error; None for one draw."""
+    count = len(draws)
+    return draws.mean(dim=0), draws.std(dim=0) / count**0.5 if count > 1 else None
+
+
+def settled(error: torch.Tensor | None, values: torch.Tensor, tolerance: float | None) -> bool:
+    """Whether every standard error is below `tolerance` times the largest value of its sample."""
+    if tolerance is None or error is None:
+        return False
+    largest = values.abs().amax(dim=1, keepdim=True)
+    return bool((error <= tolerance * largest).all())

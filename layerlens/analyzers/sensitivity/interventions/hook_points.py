@@ -1,0 +1,104 @@
+"""Where values are read and exchanged: what layers return, what they are given, and the heads inside an attention."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from layerlens.model.call_tracking import Running
+from layerlens.model.layers import LayerPath
+from layerlens.model.trees import map_tensors, named_tensors
+from layerlens.probes.probe import Edit, Probe
+
+Kind = Literal["output", "input", "attention"]
+"""What a layer returned; the first floating-point tensor that it is given; what the heads of `nn.MultiheadAttention`
+made, side by side, before its output projection."""
+
+Key = tuple[Kind, LayerPath, int]
+"""Kind, layer, and which of its calls."""
+
+Exchange = Callable[[Key, Any], Any]
+"""From the value of a call to the one to go on with."""
+
+_FUSED = inspect.signature(F.multi_head_attention_forward)
+
+
+@contextlib.contextmanager
+def tapped(model: nn.Module, places: Iterable[tuple[Kind, LayerPath]], function: Exchange) -> Iterator[Running | None]:
+    """Call `function` on every value at some places while a `with` block runs the model once.
+
+    Args:
+        model: a borrowed model, with torch's fused transformer path off.
+        places: where.
+        function: takes the key and the value, and returns the value to go on with.
+
+    Yields:
+        What knows which layer runs, where attentions are among the places.
+    """
+    by_kind: dict[str, list[LayerPath]] = {"output": [], "input": [], "attention": []}
+    for kind, path in dict.fromkeys(places):
+        by_kind[kind].append(path)
+    after = {path: _after(path, function) for path in by_kind["output"]}
+    before = {path: _before(path, function) for path in by_kind["input"]}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Probe(model, (), edits=after, arguments=before))
+        running = None
+        if by_kind["attention"]:
+            running = stack.enter_context(Running(model))
+            stack.enter_context(_Attention(running, set(by_kind["attention"]), function))
+        yield running
+
+
+def _after(path: LayerPath, function: Exchange) -> Edit:
+    calls = itertools.count()
+    return lambda output: function(("output", path, next(calls)), output)
+
+
+def _before(path: LayerPath, function: Exchange) -> Edit:
+    calls = itertools.count()
+
+    def edit(given: Any) -> Any:
+        old = next((tensor for _, tensor in named_tensors(given) if tensor.is_floating_point()), None)
+        key: Key = ("input", path, next(calls))
+        if old is None:
+            return given
+        new = function(key, old)
+        return given if new is old else map_tensors(given, lambda tensor: new if tensor is old else tensor)
+
+    return edit
+
+
+class _Attention(TorchFunctionMode):
+    """Splits the output projection off `F.multi_head_attention_forward`, and calls `function` on what it is given.
+
+    The projection that the call itself makes is the identity, which leaves every number as it is.
+    """
+
+    def __init__(self, running: Running, paths: set[LayerPath], function: Exchange) -> None:
+        super().__init__()
+        self._running, self._paths, self._function = running, paths, function
+        self._counts: Counter[LayerPath] = Counter()
+
+    def __torch_function__(
+        self, function: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        frame = self._running.frame
+        if function is not F.multi_head_attention_forward or frame is None or frame.layer not in self._paths:
+            return function(*args, **kwargs)
+        given = _FUSED.bind(*args, **kwargs).arguments
+        weight, bias = given["out_proj_weight"], given["out_proj_bias"]
+        identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        heads, weights = function(**{**given, "out_proj_weight": identity, "out_proj_bias": None})
+        index = self._counts[frame.layer]
+        self._counts[frame.layer] += 1
+        return F.linear(self._function(("attention", frame.layer, index), heads), weight, bias), weights

@@ -1,0 +1,1 @@
+"""Local sensitivity: Jacobians, Lipschitz bounds and the response to noise."""

@@ -1,0 +1,164 @@
+"""Products of the Jacobians of layers, and of their transposes, with vectors: many layers in one run."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+
+from layerlens.analyzers.common.calls.call_sites import Site, by_row, floating
+from layerlens.analyzers.common.scorer import backward_pass
+
+from .finite_differences import STEP, moved, step_length
+from .forward_mode import Kind, plain_kernels, sentence
+from .probe_run import Job, Unavailable, Values
+
+
+class Products:
+    """J v and J' u at several sites: the rows are copies of the batch, and copy k belongs to the k-th site.
+
+    Use it with gradients on. The graph of the one run that the transposed products need is kept until the object goes.
+
+    Args:
+        job: what is stepped, and how the model is run.
+        owners: the site of each copy, in order of execution; a site may have several.
+        kind: how J v is found, as `answer` of routes says.
+    """
+
+    def __init__(self, job: Job, owners: list[Site], kind: Kind) -> None:
+        self.job, self.owners, self.kind = job, owners, kind
+        self.sites = list(dict.fromkeys(owners))
+        self.batch = job.inputs.batch
+        self.values = {name: value.repeat(len(owners), *[1] * (value.ndim - 1)) for name, value in job.start.items()}
+        self.rows = len(owners) * self.batch
+        self.sizes = torch.zeros(len(owners), self.batch, dtype=torch.float64)
+        self._graph: tuple[list[torch.Tensor], dict[Site, torch.Tensor]] | None = None
+
+    def __call__(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """J' J v `(rows, n)` and ||J v||^2 `(rows,)` for v `(rows, n)`.
+
+        Raises:
+            Unavailable: when the model has no J v by this kind.
+        """
+        with torch.no_grad():
+            answers = self.pushed(self._by_leaf(vectors))
+        squares = torch.cat([answer.double().square().sum(dim=1) for answer in answers])
+        return self.pulled(answers).to(vectors), squares
+
+    def pushed(self, steps: Values) -> list[torch.Tensor]:
+        """J v of each copy, `(batch, m)`, m being the size of its layer."""
+        with self._kernels():
+            found = self._differences(steps) if self.kind == "differences" else self._tangents(steps)
+        missing = [site.name for site in self.sites if site not in found]
+        if missing:
+            raise Unavailable(f"layer {missing[0]!r} did not run in the same way again: the model changes its route")
+        return [self._own(found[site], place) for place, site in enumerate(self.owners)]
+
+    def pulled(self, answers: list[torch.Tensor]) -> torch.Tensor:
+        """J' u of each copy, `(rows, n)`; zero where no gradient passes."""
+        if self._graph is None:
+            self._graph = self._recorded()
+        leaves, outputs = self._graph
+        targets, given = [], []
+        for site, output in outputs.items():
+            if output.requires_grad:
+                whole = torch.zeros_like(output)
+                for place, owner in enumerate(self.owners):
+                    if owner is site:
+                        self._own(whole, place).copy_(answers[place])
+                targets.append(output)
+                given.append(whole)
+        found: Any = [None] * len(leaves)
+        if targets:
+            with self._kernels(), backward_pass(self.job.model):
+                found = torch.autograd.grad(targets, leaves, given, retain_graph=True, allow_unused=True)
+        parts = [
+            torch.zeros_like(leaf) if gradient is None else gradient
+            for leaf, gradient in zip(leaves, found, strict=True)
+        ]
+        return torch.cat([part.detach().reshape(self.rows, -1).to(_wide(part)) for part in parts], dim=1)
+
+    def _own(self, rows: torch.Tensor, place: int) -> torch.Tensor:
+        """The rows of one copy, a view."""
+        return rows[place * self.batch : (place + 1) * self.batch]
+
+    def _by_leaf(self, vectors: torch.Tensor) -> Values:
+        sizes = [value[0].numel() for value in self.values.values()]
+        parts = torch.split(vectors, sizes, dim=1)
+        return {
+            name: part.reshape(value.shape).to(value)
+            for (name, value), part in zip(self.values.items(), parts, strict=True)
+        }
+
+    def _tangents(self, steps: Values) -> dict[Site, torch.Tensor]:
+        found: dict[Site, torch.Tensor] = {}
+
+        def read(site: Site, output: Any) -> None:
+            value, tangent = forward_ad.unpack_dual(floating(output)[site.main])  # type: ignore[no-untyped-call]
+            self._note_size(site, value)
+            found[site] = self._flat(site, torch.zeros_like(value) if tangent is None else tangent.clone())
+
+        try:
+            with forward_ad.dual_level():
+                duals = {
+                    name: forward_ad.make_dual(value, steps[name])  # type: ignore[no-untyped-call]
+                    for name, value in self.values.items()
+                }
+                self.job.run(duals, read, self.sites, stop=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise Unavailable(sentence(error)) from error
+        return found
+
+    def _differences(self, steps: Values) -> dict[Site, torch.Tensor]:
+        ends: list[dict[Site, torch.Tensor]] = []
+        length = step_length(self.values, STEP)  # v is of length 1, or 0
+        for sign in (1, -1):
+            found: dict[Site, torch.Tensor] = {}
+
+            def read(site: Site, output: Any, found: dict[Site, torch.Tensor] = found) -> None:
+                value = floating(output)[site.main]
+                self._note_size(site, value)
+                found[site] = self._flat(site, value.clone())
+
+            self.job.run(moved(self.values, steps, sign * length), read, self.sites, stop=True)
+            ends.append(found)
+        above, below = ends
+        return {
+            site: (above[site] - below[site]) / (2 * length).to(below[site]).unsqueeze(1)
+            for site in self.sites
+            if site in above and site in below and above[site].shape == below[site].shape
+        }
+
+    def _recorded(self) -> tuple[list[torch.Tensor], dict[Site, torch.Tensor]]:
+        """The leaves, and each site's output as rows with its graph: a copy, for a later operation may write in it."""
+        leaves = {name: value.clone().requires_grad_() for name, value in self.values.items()}
+        found: dict[Site, torch.Tensor] = {}
+
+        def read(site: Site, output: Any) -> None:
+            found[site] = self._flat(site, floating(output)[site.main].clone())
+
+        with self._kernels():
+            self.job.run(leaves, read, self.sites, stop=True)
+        return list(leaves.values()), found
+
+    def _note_size(self, site: Site, value: torch.Tensor) -> None:
+        flat = self._flat(site, value)
+        for place, owner in enumerate(self.owners):
+            if owner is site:
+                self.sizes[place] = torch.linalg.vector_norm(self._own(flat, place), dim=1, dtype=_wide(flat)).cpu()
+
+    def _flat(self, site: Site, value: torch.Tensor) -> torch.Tensor:
+        axis = site.axes[site.main]
+        assert axis is not None  # such sites are left out before
+        return by_row(value, axis, self.rows)
+
+    def _kernels(self) -> contextlib.AbstractContextManager[None]:
+        return plain_kernels() if self.kind == "plain dual" else contextlib.nullcontext()
+
+
+def _wide(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

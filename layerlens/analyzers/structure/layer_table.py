@@ -1,0 +1,187 @@
+"""The layer table: what a model is made of, and with an input what each layer returns and how long it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from layerlens.inputs.inputs import as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import LayerPath, Layers, parameter_count
+from layerlens.model.placement import home
+from layerlens.model.trees import first_tensor, named_tensors
+from layerlens.probes.probe import Probe
+from layerlens.probes.record import Record
+from layerlens.results import LayerRow, LayerTable
+
+
+def layer_table(model: nn.Module, x: Any = None, *, forward: Callable[..., Any] | None = None) -> LayerTable:
+    """List the layers of a model; with an input also their calls, output shapes and shares of time.
+
+    The time of a layer is its own: what passes between the start and end of its calls, less the calls inside. The model
+    runs twice in eval mode without gradients, and the second run is timed; the price of the hooks (a few microseconds
+    per call) is part of the layers around.
+
+    Args:
+        model: any module.
+        x: its input, as in `layerlens.capture`; None to leave the model alone.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        A `LayerTable`: the model itself, then every module once, in definition order.
+
+    Example:
+        >>> table = layer_table(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(4, 2))
+        >>> [(row.path, row.type, row.calls, row.output, row.parameters) for row in table.rows]
+        [('', 'Sequential', 1, '(4, 3)', 9), ('0', 'Linear', 1, '(4, 3)', 9), ('1', 'ReLU', 1, '(4, 3)', 0)]
+    """
+    layers = Layers(model)
+    device = _device(model)
+    if x is None:
+        return LayerTable(
+            type(model).__name__, tuple(_row(path, module) for path, module in layers.items()), None, device
+        )
+    given = as_inputs(x)
+    with borrowed(model, grad=False):
+        given.run(model, forward)
+        _wait(device)
+        with Probe(model, lambda path, module: True, timing=True, inputs=_given, reduce=_stamp(device)) as record:
+            given.run(model, forward)
+    own, total = _own_seconds(record)
+    made = _made(model, record)
+    rows = tuple(
+        _row(path, module, record, own.get(path, 0.0) / total if total else 0.0, made.get(path))
+        for path, module in layers.items()
+    )
+    return LayerTable(type(model).__name__, rows, 1000 * total, device)
+
+
+class _Stamp:
+    """What is kept of an output; no tuple, so that a record does not walk through it.
+
+    Attributes:
+        shape: of its first tensor, as text; `""` when there is none.
+        dtype: of that tensor.
+        storages: what its tensors are kept in -> bytes; weak references, which hold no memory, and tell a storage from
+            a later one at the same address.
+        before: clock when the call had ended.
+        after: clock when the device had done its work.
+    """
+
+    __slots__ = ("after", "before", "dtype", "shape", "storages")
+
+    def __init__(self, output: Any, before: float, after: float) -> None:
+        tensor = first_tensor(output)
+        self.shape = "" if tensor is None else str(tuple(tensor.shape))
+        self.dtype = "" if tensor is None else str(tensor.dtype).removeprefix("torch.")
+        self.storages = _storages(output)
+        self.before, self.after = before, after
+
+
+def _stamp(device: str) -> Callable[[Any], _Stamp]:
+    def reduce(output: Any) -> _Stamp:
+        before = time.perf_counter()
+        _wait(device)
+        after = time.perf_counter()
+        return _Stamp(output, before, after)
+
+    return reduce
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def _own_seconds(record: Record) -> tuple[dict[LayerPath, float], float]:
+    """Seconds of each layer, summed over its calls and less those of the calls inside them; and of the whole run.
+
+    Calls come in the order of their ends, so those inside a call are the ones just before it that ended after it began.
+    """
+    own: dict[LayerPath, float] = {}
+    finished: list[tuple[float, float]] = []  # (end, seconds) of calls whose parent is still running
+    for call in record.order:
+        stamp: _Stamp = call.output
+        start = stamp.before - (call.seconds or 0.0)
+        seconds = inside = stamp.after - start
+        while finished and finished[-1][0] > start:
+            inside -= finished.pop()[1]
+        own[call.layer] = own.get(call.layer, 0.0) + max(inside, 0.0)
+        finished.append((stamp.after, seconds))
+    return own, sum(own.values())
+
+
+def _given(arguments: Any) -> tuple[str, str]:
+    """The shapes of the first two tensors among the arguments, as text, and the dtype of the first."""
+    tensors = [tensor for _, tensor in named_tensors(arguments)]
+    shapes = ["nested" if tensor.is_nested else str(tuple(tensor.shape)) for tensor in tensors[:2]]
+    kind = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
+    return " + ".join([*shapes, "..."] if len(tensors) > 2 else shapes), kind
+
+
+def _storages(value: Any) -> dict[StorageWeakRef, int]:
+    """What the tensors inside are kept in -> bytes."""
+    parts = [part for _, part in named_tensors(value) if part.layout is torch.strided and not part.is_nested]
+    storages = [part.untyped_storage() for part in parts]
+    return {StorageWeakRef(storage): storage.nbytes() for storage in storages}  # type: ignore[no-untyped-call]
+
+
+def _made(model: nn.Module, record: Record) -> dict[LayerPath, int]:
+    """Bytes that the calls without others inside returned, by layer; each storage where it is returned first.
+
+    What is inside a call ended just before it, and after it began.
+    """
+    seen = set(_storages([*model.parameters(), *model.buffers()]))
+    made: dict[LayerPath, int] = {}
+    ended: list[float] = []  # of calls whose parent is still running
+    for call in record.order:
+        stamp: _Stamp = call.output
+        start, inside = stamp.before - (call.seconds or 0.0), len(ended)
+        while ended and ended[-1] > start:
+            ended.pop()
+        if len(ended) == inside:
+            new = {storage: size for storage, size in stamp.storages.items() if storage not in seen}
+            seen.update(new)
+            made[call.layer] = made.get(call.layer, 0) + sum(new.values())
+        ended.append(stamp.after)
+    return made
+
+
+def _row(
+    path: LayerPath,
+    module: nn.Module,
+    record: Record | None = None,
+    share: float | None = None,
+    made: int | None = None,
+) -> LayerRow:
+    runs = record is not None and type(module).forward is not nn.Module.forward  # ModuleList and the like never run
+    calls = record.calls(path) if record is not None and runs else None
+    stamps: list[_Stamp] = [call.output for call in calls or ()]
+    return LayerRow(
+        path=path,
+        type=type(module).__name__,
+        calls=None if calls is None else len(calls),
+        output=_shapes([stamp.shape for stamp in stamps]),
+        parameters=parameter_count(module),
+        own=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
+        share=share if runs else None,
+        input=_shapes([call.inputs[0] for call in calls or ()]),
+        dtype=", ".join(dict.fromkeys(stamp.dtype for stamp in stamps if stamp.dtype)),
+        order=calls[0].order if calls else None,
+        activation=made,
+        input_dtype=", ".join(dict.fromkeys(call.inputs[1] for call in calls or () if call.inputs[1])),
+    )
+
+
+def _shapes(shapes: list[str]) -> str:
+    different = list(dict.fromkeys(shape for shape in shapes if shape))
+    return ", ".join(different[:2]) + (", ..." if len(different) > 2 else "")
+
+
+def _device(model: nn.Module) -> str:
+    return str(home(model) or "cpu")

@@ -1,0 +1,1 @@
+"""Names of the axes of tensors: batch, unit and places."""

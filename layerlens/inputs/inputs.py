@@ -1,0 +1,154 @@
+"""What a model takes: tensors, tuples, dicts, encodings; and the place where gradients start."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Container, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from layerlens.errors import InputError, LayerLensError
+from layerlens.model.placement import offloaded
+from layerlens.model.trees import describe, map_tensors, named_tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The arguments of one call of a model.
+
+    Attributes:
+        args: positional arguments.
+        kwargs: keyword arguments.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self, model: nn.Module, forward: Callable[..., Any] | None = None) -> Any:
+        """Call the model, or `forward(model, *args, **kwargs)`.
+
+        The model gets copies: one that writes into its input must not change the caller's tensors.
+
+        Raises:
+            InputError: when the model's weights were never loaded.
+        """
+        own = self.map(torch.clone)
+        try:
+            if forward is None:
+                return model(*own.args, **own.kwargs)
+            return forward(model, *own.args, **own.kwargs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if "meta" in str(error) and any(part.is_meta for part in model.parameters()) and not offloaded(model):
+                raise InputError(
+                    f"{type(model).__name__} has no weights: they are on the meta device, which keeps shapes alone. "
+                    f"Load them (load_state_dict(..., assign=True), or from_pretrained). ({str(error)[:200]})"
+                ) from error
+            if hasattr(error, "add_note") and not isinstance(error, LayerLensError):  # Python 3.11 and newer show notes
+                error.add_note(f"The model was run on {self}; the first axis is the batch.")
+            raise
+
+    def __str__(self) -> str:
+        """The tensors by name, type and shape; the one of a model with one input without a name."""
+        return ", ".join(f"{'' if name == '0' else f'{name} '}{describe(x)}" for name, x in self.tensors().items())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor by name: a keyword, or the position of a positional argument; nested ones dotted."""
+        return dict(named_tensors({**dict(enumerate(self.args)), **self.kwargs}))
+
+    def floating(self) -> dict[str, torch.Tensor]:
+        """The tensors that can carry a gradient, by name; masks (boolean or integer) and token ids cannot."""
+        return {name: tensor for name, tensor in self.tensors().items() if tensor.is_floating_point()}
+
+    def replace(self, tensors: Mapping[str, torch.Tensor]) -> Inputs:
+        """The same arguments with the named tensors exchanged; the caller's own containers are not touched."""
+        names = iter(self.tensors())
+        args, kwargs = map_tensors((list(self.args), self.kwargs), lambda old: tensors.get(next(names), old))
+        return Inputs(tuple(args), kwargs)
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+        """The same arguments with `function` applied to every tensor."""
+        args, kwargs = map_tensors((list(self.args), self.kwargs), function)
+        return Inputs(tuple(args), kwargs)
+
+    def to(self, device: torch.device | None) -> Inputs:
+        """The same arguments on a device; None leaves them where they are."""
+        return self if device is None else self.map(lambda tensor: tensor.to(device))
+
+    @property
+    def batch(self) -> int:
+        """The number of samples: the length of the first axis, which every tensor with axes must share.
+
+        Raises:
+            InputError: when there is no tensor, or two disagree.
+        """
+        sizes = {name: tensor.shape[0] for name, tensor in self.tensors().items() if tensor.ndim}
+        if not sizes:
+            raise InputError("the input holds no tensor with a batch axis; give tensors of shape (batch, ...).")
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+            raise InputError(f"the inputs differ in their first axis, which must be the batch: {listed}.")
+        return next(iter(sizes.values()))
+
+    def rows(self, index: torch.Tensor, *, but: Container[str] = ()) -> Inputs:
+        """The samples `index`, shape (n,), of every tensor with a batch axis; those named in `but` stay as they are."""
+        size, names = self.batch, iter(self.tensors())
+
+        def chosen(tensor: torch.Tensor) -> torch.Tensor:
+            if next(names) in but or not tensor.ndim or tensor.shape[0] != size:
+                return tensor
+            return tensor[index.to(tensor.device)]
+
+        return self.map(chosen)
+
+
+def as_inputs(x: Any) -> Inputs:
+    """Read what a user passes as model input.
+
+    A tensor (or numpy array) is the one positional argument; a tuple or list is several; a mapping, such as a
+    tokenizer's encoding, is keyword arguments. The tensors are not copied and not changed.
+
+    Args:
+        x: the input.
+
+    Raises:
+        InputError: when it holds no tensor, an empty one or NaN, or is text.
+
+    Example:
+        >>> as_inputs({"a": torch.ones(2, 3)}).batch
+        2
+    """
+    if isinstance(x, Inputs):
+        return x
+    if isinstance(x, str) or (isinstance(x, (list, tuple)) and x and all(isinstance(part, str) for part in x)):
+        raise InputError("text needs a tokenizer: Lens(model, tokenizer=...), or pass the encoding as a dict.")
+    if isinstance(x, torch.Tensor):
+        given = Inputs((x,), {})
+    elif isinstance(x, np.ndarray):
+        given = Inputs((_from_numpy(x),), {})
+    elif isinstance(x, (tuple, list)):
+        given = Inputs(tuple(_from_numpy(part) if isinstance(part, np.ndarray) else part for part in x), {})
+    elif isinstance(x, Mapping):
+        parts = {key: _from_numpy(part) if isinstance(part, np.ndarray) else part for key, part in x.items()}
+        if not all(isinstance(key, str) for key in parts):
+            raise InputError(f"a dict input is passed as keyword arguments; its keys must be str, got {list(parts)}.")
+        given = Inputs((), parts)
+    else:
+        raise InputError(f"cannot pass {describe(x)} to a model. Give a tensor, a tuple of tensors, or a dict.")
+    tensors = given.tensors()
+    if not tensors:
+        raise InputError(f"the input ({describe(x)}) holds no tensor.")
+    for name, tensor in tensors.items():
+        if tensor.numel() == 0:
+            raise InputError(f"input {name!r} is empty: {describe(tensor)}.")
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+            raise InputError(f"input {name!r} ({describe(tensor)}) holds NaN; every number made from it would be NaN.")
+    return given
+
+
+def _from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"cannot make a tensor of a numpy array of dtype {array.dtype}.")
+    return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else array.copy())

@@ -1,0 +1,239 @@
+"""Layers by name: the dotted paths of a model's modules, and the ways to select them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from layerlens.errors import LayerNotFound, SelectionError, suggestion
+
+from .selection import Calls, Matches, join, name_of
+
+LayerPath: TypeAlias = str
+"""The dotted name of a module inside its model, as in `model.named_modules()`; `""` is the model itself."""
+
+Selection: TypeAlias = Any
+"""What selects layers: a path, a glob, a compiled regular expression, a module type, a module, a predicate
+`(path, module) -> bool`, None for every layer, what `select` returned, or a list of those."""
+
+_GLOB = re.compile(r"[*?\[]")
+_CALL = re.compile(r"(.*)#(\d+(?:,\d+)*)")
+
+
+class Layers(Mapping[LayerPath, nn.Module]):
+    """The modules of a model by path, each once, in definition order; a shared module's other names are `aliases`.
+
+    Example:
+        >>> Layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+        Layers(2 in Sequential: 0, 1)
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._modules: dict[LayerPath, nn.Module] = {}
+        self.aliases: dict[LayerPath, LayerPath] = {}
+        first: dict[int, LayerPath] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            if id(module) in first:
+                self.aliases[path] = first[id(module)]
+            else:
+                first[id(module)] = path
+                self._modules[path] = module
+
+    def canonical(self, path: LayerPath) -> LayerPath:
+        """The first name of the module that `path` names.
+
+        Raises:
+            LayerNotFound: with the nearest names.
+        """
+        path = self.aliases.get(path, path)
+        if path not in self._modules:
+            raise LayerNotFound(self._missing(f"no layer {path!r}", path))
+        return path
+
+    def __getitem__(self, path: LayerPath) -> nn.Module:
+        return self._modules[self.canonical(path)]
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._modules or path in self.aliases
+
+    def __iter__(self) -> Any:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __repr__(self) -> str:
+        names = [path for path in self._modules if path]
+        shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        return f"Layers({len(names)} in {type(self.model).__name__}: {shown})"
+
+    def select(self, selection: Selection = None, *, calls: bool = False) -> Matches:
+        """The paths that `selection` matches, each once, in definition order.
+
+        In a glob `*` and `?` stay within one part of the dotted path and `**` crosses dots: `blocks.*` are the blocks,
+        `blocks.**` everything below them. A regular expression matches anywhere in the path (`re.search`). Neither
+        matches the model itself, which is `""`. `"rnn#2"` is the third call of a layer, `"rnn#0,2"` are two.
+
+        Args:
+            selection: see `Selection`; None selects every layer but the model itself.
+            calls: whether calls of a layer may be named.
+
+        Returns:
+            `Matches`: a list of paths that prints what matched, and can be combined by `|`, `&` and `-`.
+
+        Raises:
+            LayerNotFound: when it, or one entry of a list, matches nothing; names the nearest paths.
+            SelectionError: when it is of a kind that cannot select layers, or names calls where layers are wanted.
+
+        Example:
+            >>> Layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).select(nn.Linear)
+            1 of 2 layers
+              0  Linear  type Linear
+        """
+        matches = Matches(
+            {path: type(module).__name__ for path, module in self._modules.items()}, self._find(selection)
+        )
+        named = [name_of(path, chosen) for path, chosen in matches.calls.items() if chosen is not None]
+        if named and not calls:
+            raise SelectionError(
+                f"{named[0]!r} names a call, but a layer is wanted here; calls can be selected in probes and captures."
+            )
+        return matches
+
+    def _find(self, selection: Selection) -> dict[LayerPath, tuple[Calls, str]]:
+        """Path -> (calls, why) of what `selection` matches."""
+        if selection is None:
+            return dict.fromkeys([path for path in self._modules if path] or [""], (None, "every layer"))
+        if isinstance(selection, Matches):
+            return {self.canonical(path): found for path, found in selection.found().items()}
+        if isinstance(selection, (list, tuple, set, frozenset)) and not _is_types(selection):
+            if not selection:
+                raise LayerNotFound("an empty list selects no layer; pass None for every layer.")
+            merged: dict[LayerPath, tuple[Calls, str]] = {}
+            for entry in selection:
+                for path, found in self._find(entry).items():
+                    merged[path] = join(merged[path], found) if path in merged else found
+            return merged
+        call = _CALL.fullmatch(selection) if isinstance(selection, str) and selection not in self else None
+        if call is not None:
+            chosen = frozenset(int(number) for number in call[2].split(","))
+            return {path: (chosen, why) for path, (_, why) in self._find(call[1]).items()}
+        if isinstance(selection, str) and (selection in self or not _GLOB.search(selection)):
+            path = self.canonical(selection)
+            return {path: (None, "its path" if path == selection else f"another name, {selection}")}
+        matches = self._matcher(selection)
+        matched = {path for path, module in self._modules.items() if matches(path, module)}
+        if isinstance(selection, (str, re.Pattern)):
+            matched.discard("")  # a pattern matches names, and the model itself has none
+        matched |= {first for alias, first in self.aliases.items() if matches(alias, self._modules[first])}
+        if not matched:
+            wanted = selection.pattern if isinstance(selection, re.Pattern) else _show(selection)
+            raise LayerNotFound(self._missing(f"{_show(selection)} matches no layer", str(wanted)))
+        reason = _reason(selection)
+        return dict.fromkeys(matched, (None, reason))
+
+    def _matcher(self, selection: Selection) -> Callable[[LayerPath, nn.Module], bool]:
+        if isinstance(selection, str):
+            try:
+                pattern = re.compile(_glob_to_regex(selection))
+            except re.error as error:
+                raise SelectionError(
+                    f"cannot read the glob {selection!r}: {error}. Escape a bracket as [[]."
+                ) from error
+            return lambda path, module: pattern.fullmatch(path) is not None
+        if isinstance(selection, re.Pattern):
+            return lambda path, module: selection.search(path) is not None
+        if isinstance(selection, nn.Module):
+            return lambda path, module: module is selection
+        if isinstance(selection, type) or _is_types(selection):
+            return lambda path, module: isinstance(module, selection)
+        if callable(selection):
+            return lambda path, module: bool(selection(path, module))
+        raise SelectionError(
+            f"cannot select layers by {type(selection).__name__} {selection!r}. Use a path, a glob, re.compile(...), "
+            "a module type, a module, a predicate (path, module) -> bool, or a list of those."
+        )
+
+    def _missing(self, what: str, wanted: str) -> str:
+        kind = type(self.model).__name__
+        names = [path for path in self._modules if path]
+        return f"{what} in {kind} ({len(names)} layers).{suggestion(wanted, names)} List all: lens.layers()"
+
+
+def select(model: nn.Module, selection: Selection = None) -> Matches:
+    """The layers of `model`, and calls of them, that `selection` matches; see `Layers.select`."""
+    return Layers(model).select(selection, calls=True)
+
+
+def matching_names(patterns: Iterable[str], names: Iterable[str], kind: str, owner: str) -> list[str]:
+    """The names that match any of some globs, in their order; `*` crosses dots.
+
+    Raises:
+        LayerNotFound: when a pattern matches none; with the nearest names.
+    """
+    known = list(names)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        # names of parameters end in a part of their own: `*.weight` is meant to cross dots
+        glob = re.compile(_glob_to_regex(re.sub(r"\*+", "**", pattern)))
+        found = [name for name in known if name == pattern or glob.fullmatch(name)]
+        if not found:
+            raise LayerNotFound(
+                f"{pattern!r} matches no {kind} of {owner} ({len(known)} there).{suggestion(pattern, known)}"
+            )
+        chosen.update(found)
+    return [name for name in known if name in chosen]
+
+
+def _is_types(selection: Any) -> bool:
+    return isinstance(selection, tuple) and bool(selection) and all(isinstance(entry, type) for entry in selection)
+
+
+def _reason(selection: Selection) -> str:
+    if isinstance(selection, str):
+        return f"glob {selection!r}"
+    if isinstance(selection, type) or _is_types(selection):
+        kinds = selection if isinstance(selection, tuple) else (selection,)
+        return f"type {', '.join(kind.__name__ for kind in kinds)}"
+    return _show(selection) if isinstance(selection, (re.Pattern, nn.Module)) else f"predicate {_show(selection)}"
+
+
+def _show(selection: Selection) -> str:
+    if isinstance(selection, str):
+        return selection
+    if isinstance(selection, re.Pattern):
+        return f"the regular expression {selection.pattern!r}"
+    if isinstance(selection, nn.Module):
+        return f"this {type(selection).__name__} object"
+    return f"{getattr(selection, '__name__', repr(selection))}"
+
+
+def _glob_to_regex(glob: str) -> str:
+    """Translate a glob over dotted paths: `*` and `?` within one part, `**` across parts, `[...]` one character."""
+    parts: list[str] = []
+    position = 0
+    while position < len(glob):
+        if glob.startswith("**", position):
+            parts.append(".*")
+            position += 2
+            continue
+        character = glob[position]
+        closing = glob.find("]", position + 1)
+        if character == "[" and closing > position + 1:
+            body = glob[position + 1 : closing]
+            parts.append(f"[{'^' + body[1:] if body.startswith('!') else body}]")
+            position = closing
+        else:
+            parts.append({"*": "[^.]*", "?": "[^.]"}.get(character, re.escape(character)))
+        position += 1
+    return "".join(parts)
+
+
+def parameter_count(module: nn.Module, seen: Iterable[int] = ()) -> int:
+    """How many parameters `module` holds, shared ones counted once, those whose id is in `seen` not at all."""
+    known = set(seen)
+    return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in known)

@@ -1,0 +1,204 @@
+"""Where the weights of a model lie: with a layer only while it runs (offloaded), or spread over processes.
+
+Nothing of accelerate or of torch.distributed is imported: a model that they placed was placed by a process that has
+imported them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.errors import InputError
+
+from .layers import LayerPath
+
+NAMED = 4
+"""Layers that an error names."""
+
+
+def offloaded(model: nn.Module) -> list[LayerPath]:
+    """The layers whose own parameters accelerate holds elsewhere (main memory, disk) while they do not run."""
+    return [path for path, module in model.named_modules() if _is_offloaded(module)]
+
+
+def sharded(model: nn.Module) -> list[LayerPath]:
+    """The layers whose own parameters are spread over processes: by FSDP2, by tensor parallelism, or by both."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if any(_is_spread(parameter) for parameter in module._parameters.values()) or _holds_for_fsdp(module)
+    ]
+
+
+def is_fsdp(module: nn.Module) -> bool:
+    """Whether FSDP2 (`fully_shard`) gathers and frees the parameters of a module."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(fsdp, "FSDPModule", None)
+    return kind is not None and isinstance(module, kind)
+
+
+def home(model: nn.Module) -> torch.device | None:
+    """The device that a model wants its input on; None when it has no parameters."""
+    first = next(model.parameters(), None)
+    if first is None or not first.is_meta:
+        return None if first is None else first.device
+    for module in model.modules():
+        for hook in _accelerate_hooks(module):
+            device = getattr(hook, "execution_device", None)
+            if device is not None and str(device) != "meta":
+                return torch.device(device)
+    return next((parameter.device for parameter in model.parameters() if not parameter.is_meta), first.device)
+
+
+def whole(module: nn.Module, name: str) -> torch.Tensor:
+    """One parameter of a module as it is when the module runs, detached.
+
+    Of a sharded one every process must ask, for all of them send their part.
+    """
+    parameter = module._parameters[name]
+    assert parameter is not None
+    for hook in _accelerate_hooks(module):
+        if parameter.is_meta and getattr(hook, "weights_map", None) is not None:
+            held: torch.Tensor = hook.weights_map[name]
+            return held.detach()
+    if _is_spread(parameter):
+        gathered: torch.Tensor = parameter.full_tensor().detach()  # type: ignore[attr-defined]
+        return gathered
+    return parameter.detach()
+
+
+def need_weights(model: nn.Module, what: str) -> None:
+    """Refuse a model whose weights do not all lie in this process.
+
+    Args:
+        model: any module.
+        what: what reads or changes them, for the error.
+
+    Raises:
+        InputError: when some are offloaded or sharded.
+    """
+    away, spread = offloaded(model), sharded(model)
+    if away:
+        raise InputError(
+            f"{what} needs the weights themselves, and accelerate holds those of {listed(away)} elsewhere while they "
+            "do not run. Load the model in one place for this, such as from_pretrained(..., device_map={'': 'cpu'})."
+        )
+    if spread:
+        raise InputError(
+            f"{what} needs the weights themselves, and those of {listed(spread)} are spread over processes. Do it in "
+            "one process, with the model before fully_shard or parallelize_module (or loaded without tp_plan)."
+        )
+
+
+def refuse_sharded(model: nn.Module, what: str, instead: str) -> None:
+    """Refuse a model whose weights are spread over processes.
+
+    Args:
+        model: any module.
+        what: what reads them when FSDP2 may have freed them, for the error.
+        instead: what to do.
+
+    Raises:
+        InputError: when some are.
+    """
+    spread = sharded(model)
+    if spread:
+        raise InputError(
+            f"{what} reads weights between the passes of their layers, and those of {listed(spread)} are spread over "
+            f"processes, which gather them for the passes alone. {instead}"
+        )
+
+
+class InPlace:
+    """Where the weights of some modules are, and the way back there: after a run, and after one that failed.
+
+    Args:
+        modules: all modules of a model.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        modules = list(modules)
+        self._hooked = [(module, dict(module._parameters)) for module in modules if _accelerate_hooks(module)]
+        self._fsdp = [module for module in modules if is_fsdp(module)]
+
+    def restore(self, *, failed: bool) -> None:
+        """Put the parameters of offloaded layers back, and let FSDP2 free what it gathered.
+
+        Args:
+            failed: whether an error ended what was done with the model.
+        """
+        for module, parameters in self._hooked:
+            before = [name for name, parameter in parameters.items() if parameter is not None and parameter.is_meta]
+            if any(not module._parameters[name].is_meta for name in before):  # type: ignore[union-attr]
+                for hook in _accelerate_hooks(module):  # an error ended the layer's call in between
+                    hook.post_forward(module, None)
+            for name, parameter in parameters.items():
+                if module._parameters.get(name) is not parameter:
+                    module._parameters[name] = parameter
+        for module in self._fsdp:
+            if failed or _runs_still(module):
+                _start_anew(module)
+        for module in self._fsdp:
+            module.reshard()  # type: ignore[operator]
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that lies in this process."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def _accelerate_hooks(module: nn.Module) -> list[Any]:
+    hook = getattr(module, "_hf_hook", None)
+    return [] if hook is None else list(getattr(hook, "hooks", [hook]))
+
+
+def _runs_still(module: nn.Module) -> bool:
+    """Whether FSDP2 waits for the end of a forward pass, which was ended on the way."""
+    context = getattr(module._get_fsdp_state(), "_state_ctx", None)  # type: ignore[operator]
+    return getattr(context, "iter_forward_root", None) is not None
+
+
+def _start_anew(module: nn.Module) -> None:
+    """Have FSDP2 forget a pass that did not end; it is asked at its root."""
+    reset = getattr(module, "reset_iter_state", None)
+    if reset is not None and getattr(module._get_fsdp_state(), "_is_root", False):  # type: ignore[operator]
+        reset()
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    hooked = bool(_accelerate_hooks(module))
+    return hooked and any(parameter is not None and parameter.is_meta for parameter in module._parameters.values())
+
+
+def _is_spread(parameter: torch.Tensor | None) -> bool:
+    return shards(parameter) > 0
+
+
+def shards(parameter: torch.Tensor | None) -> int:
+    """Over how many axes of the processes a parameter is cut."""
+    if parameter is None or not is_dtensor(parameter):
+        return 0
+    return sum(not placement.is_replicate() for placement in parameter.placements)  # type: ignore[attr-defined]
+
+
+def is_dtensor(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is spread over processes, or copied to them, by torch.distributed."""
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return kind is not None and isinstance(tensor, kind)
+
+
+def _holds_for_fsdp(module: nn.Module) -> bool:
+    """Whether FSDP2 manages the module's parameters, gathered as they may be just now."""
+    return is_fsdp(module) and next(module.parameters(), None) is not None
+
+
+def listed(paths: list[LayerPath]) -> str:
+    """The first of some layers by name, for an error."""
+    named = ", ".join(repr(path) if path else "the model itself" for path in paths[:NAMED])
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return f"layer{'s' * (len(paths) > 1)} {named}{more}"

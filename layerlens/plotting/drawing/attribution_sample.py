@@ -1,0 +1,246 @@
+"""One sample of an attribution, read for drawing: what form it has and which numbers are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+
+from layerlens.errors import OptionError, PlotError, choose
+from layerlens.results import Attribution
+
+from ..style import Array
+from . import images
+
+Form = Literal["image", "series", "tokens", "vector"]
+Channel = Literal["sum", "abs"] | int
+
+FORMS: dict[tuple[str, ...], Form] = {
+    ("channel", "height", "width"): "image",
+    ("height", "width"): "image",
+    ("time", "feature"): "series",
+    ("token", "feature"): "series",
+    ("channel", "length"): "series",
+    ("channel", "time"): "series",
+    ("token",): "tokens",
+    ("word",): "tokens",
+    ("span",): "tokens",
+    ("feature",): "vector",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One sample of an attribution.
+
+    Attributes:
+        form: how it is drawn.
+        values: `(height, width)` of an image, `(row, time)` of a series, `(token,)` or `(feature,)`.
+        signed: whether negative values have a meaning.
+        units: what a value is, with how channels were joined.
+        what: name for errors.
+        title: method and target.
+        score: what the model said.
+        picture: the input as a picture, `(height, width)` or `(height, width, 3)`; None where there is none.
+        tokens: the text of each token.
+        axes: names of the rows and columns of `values`, for a series.
+    """
+
+    form: Form
+    values: Array
+    signed: bool
+    units: str
+    what: str
+    title: str
+    score: float
+    picture: Array | None = None
+    tokens: tuple[str, ...] | None = None
+    axes: tuple[str, str] = ("", "")
+
+
+def read(attribution: Attribution, sample: int, *, channel: Channel = "sum", name: str | None = None) -> Sample:
+    """Take one sample out of an attribution.
+
+    Args:
+        attribution: the result.
+        sample: which of the batch; negative counts from the end.
+        channel: how the channels of an image become one number: their sum, the sum of their absolute values, or
+            one of them.
+        name: which input, where there are several.
+
+    Raises:
+        OptionError: for an unknown name or channel.
+        PlotError: when the values cannot be drawn.
+    """
+    if not isinstance(attribution, Attribution):
+        raise PlotError(f"this figure draws an Attribution, not a {type(attribution).__name__}.")
+    values, inputs = _named(attribution, name)
+    what = f"the {attribution.method} attribution"
+    if values.ndim == 0 or values.ndim == 1:
+        raise PlotError(f"{what} has shape {tuple(values.shape)}; a figure needs (batch, ...) with places to show.")
+    sample = place(sample, len(values), what)
+    form, axes = _form(attribution, values, inputs, what)
+    array = images.finite_array(values[sample], f"{what} of sample {sample}")
+    units, signed = attribution.units, attribution.signed
+    shown, tokens = None, None
+    if form == "image":
+        if array.ndim == 3:
+            array, signed, units = _join(array, channel, signed, units, what)
+        shown = _picture(inputs, sample, array.shape, what)
+    elif form == "tokens":
+        tokens = _tokens(attribution, inputs, sample, len(array), what)
+        if axes != ("token",):  # after the last word of a sample come empty ones
+            count = max((place for place, word in enumerate(tokens, 1) if word), default=len(tokens))
+            array, tokens = array[:count], tokens[:count]
+    elif form == "series" and axes[-1] == "feature":
+        array, axes = array.T, axes[::-1]
+    return Sample(
+        form=form,
+        values=array,
+        signed=signed,
+        units=units,
+        what=what,
+        title=", ".join(part for part in (attribution.how, attribution.target_of(sample)) if part),
+        score=float(attribution.score[sample]),
+        picture=shown,
+        tokens=tokens,
+        axes=(axes[0], axes[1]) if form == "series" else ("", ""),
+    )
+
+
+def place(sample: int, size: int, what: str) -> int:
+    """The index of a sample, counted from the start.
+
+    Raises:
+        OptionError: when there is no such sample.
+    """
+    if isinstance(sample, bool) or not isinstance(sample, (int, np.integer)) or not -size <= sample < size:
+        raise OptionError(f"sample={sample!r}, but {what} holds {size} (0 to {size - 1}).")
+    return int(sample) % size
+
+
+def _named(attribution: Attribution, name: str | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    values, inputs = attribution.values, attribution.inputs
+    if isinstance(values, torch.Tensor):
+        if name is not None:
+            raise OptionError(
+                f"name={name!r}, but the {attribution.method} attribution is of one input without a name."
+            )
+    else:
+        names = ", ".join(map(repr, values))
+        if name is None:
+            raise PlotError(
+                f"the {attribution.method} attribution holds values for {len(values)} inputs: {names}. "
+                f"Say which to draw: name={next(iter(values))!r}."
+            )
+        values = values[choose("input name", name, values)]
+    if isinstance(inputs, dict):
+        inputs = inputs.get(name) if name is not None else None
+    return values, inputs
+
+
+def _form(
+    attribution: Attribution, values: torch.Tensor, inputs: torch.Tensor | None, what: str
+) -> tuple[Form, tuple[str, ...]]:
+    shape = tuple(values.shape)
+    axes = attribution.axes
+    if axes is not None and len(axes) == len(shape) and tuple(axes[1:]) in FORMS:
+        return FORMS[tuple(axes[1:])], tuple(axes[1:])
+    if len(shape) == 2:
+        ids = inputs is not None and not inputs.is_floating_point() and inputs.dtype != torch.bool
+        return ("tokens", ("token",)) if attribution.tokens is not None or ids else ("vector", ("feature",))
+    if len(shape) == 3:
+        steps = inputs is not None and inputs.ndim == 3
+        return ("series", ("time", "feature")) if steps else ("image", ("height", "width"))
+    if len(shape) == 4:
+        images.check_channels_first(shape, what)
+        return "image", ("channel", "height", "width")
+    named = f" with axes {axes}" if axes else ""
+    raise PlotError(
+        f"{what} has shape {shape}{named}; a figure shows (batch, channel, height, width), (batch, height, width), "
+        "(batch, time, feature), (batch, token) or (batch, feature). Take a slice of a volume or film, or sum over an "
+        "axis: dataclasses.replace(result, values=result.values[:, :, 8], inputs=None, axes=None)."
+    )
+
+
+def _join(array: Array, channel: Channel, signed: bool, units: str, what: str) -> tuple[Array, bool, str]:
+    count = len(array)
+    if isinstance(channel, (int, np.integer)) and not isinstance(channel, bool):
+        if not -count <= channel < count:
+            raise OptionError(f"channel={channel}, but {what} holds {count} channels (0 to {count - 1}).")
+        return array[channel], signed, f"{units}, channel {channel % count}"
+    choose("channel", channel, ("sum", "abs"))
+    if channel == "abs":
+        return np.abs(array).sum(axis=0), False, f"|{units}|" if count == 1 else f"|{units}|, sum of channels"
+    return array.sum(axis=0), signed, units if count == 1 else f"{units}, sum of channels"
+
+
+def _picture(inputs: torch.Tensor | None, sample: int, size: tuple[int, ...], what: str) -> Array | None:
+    if inputs is None or inputs.ndim not in (3, 4):
+        return None
+    if tuple(inputs.shape[-2:]) != size:
+        raise PlotError(
+            f"{what} is {size[0]} x {size[1]}, but its input has shape {tuple(inputs.shape)}. Resize the map to the "
+            "input (torch.nn.functional.interpolate), or keep no input: dataclasses.replace(result, inputs=None)."
+        )
+    return images.picture(inputs[sample], "the input", channels_first=inputs.ndim == 4)
+
+
+def _tokens(
+    attribution: Attribution, inputs: torch.Tensor | None, sample: int, count: int, what: str
+) -> tuple[str, ...]:
+    if attribution.tokens is not None:
+        tokens = tuple(attribution.tokens[sample])
+        if len(tokens) != count:
+            raise PlotError(f"{what} of sample {sample} has {count} values for {len(tokens)} tokens; they must agree.")
+        return tokens
+    if inputs is not None and inputs.ndim == 2 and inputs.shape[1] == count:
+        return tuple(str(token) for token in inputs[sample].tolist())
+    return tuple(str(index) for index in range(count))
+
+
+DOTS: Final = 300
+"""Pixels that an inch of figure shows."""
+
+
+def coarse(shown: Sequence[Sample], inches: float) -> tuple[list[Sample], str]:
+    """Maps with no more than twice the pixels that a panel shows, averaged over blocks; with a note of it.
+
+    Drawn as they are, most pixels of a map much larger than its panel would not be seen.
+
+    Args:
+        shown: images, and other forms, which stay as they are.
+        inches: width of a panel.
+    """
+    sizes = [max(one.values.shape) for one in shown if one.form == "image"]
+    each = int(max(sizes, default=0) / (DOTS * inches))
+    if each < 2:
+        return list(shown), ""
+    blocks = [
+        one if one.form != "image" else dataclasses.replace(
+            one, values=images.averaged(one.values, each),
+            picture=None if one.picture is None else images.averaged(one.picture, each),
+        )
+        for one in shown
+    ]  # fmt: skip
+    return blocks, f"each dot: the mean of {each} x {each} pixels"
+
+
+def given_picture(overlay: Any, sample: Sample) -> Array | None:
+    """The picture to lay under a map: the input for `overlay=True`, none for False, or the picture given instead.
+
+    Raises:
+        PlotError: when its size is not that of the map.
+    """
+    if isinstance(overlay, (bool, np.bool_)):
+        return sample.picture if overlay else None
+    shown = images.picture(overlay, "the picture given as overlay=")
+    if shown.shape[:2] != sample.values.shape:
+        raise PlotError(
+            f"the picture given as overlay= is {shown.shape[0]} x {shown.shape[1]}, but {sample.what} is "
+            f"{sample.values.shape[0]} x {sample.values.shape[1]}. Resize the picture to the model's input."
+        )
+    return shown

@@ -1,0 +1,93 @@
+"""What figures of pictures share: a map over its grey picture, a picture, the frame around both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from layerlens.errors import PlotError
+
+from ..style import Array, Limits
+from . import images
+from .attribution_sample import Sample
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PAPER: Final = 0.65
+"""The shade of grey on which a colorbar shows the colours of an overlay: the middle of the underlay's."""
+
+
+def show_picture(axes: Axes, picture: Array) -> None:
+    """Draw a picture as it is."""
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    frame(axes)
+
+
+def show_map(axes: Axes, values: Array, limits: Limits, colours: Any, *, picture: Array | None) -> tuple[Any, Array]:
+    """Draw a map in colours; over a picture, the opacity is |value| relative to the end of the scale.
+
+    Args:
+        axes: where.
+        values: `(height, width)`.
+        limits: range of the colours.
+        colours: colormap.
+        picture: `(height, width)` or `(height, width, 3)`, shown in middle grey; None draws the map opaque.
+
+    Returns:
+        What a colorbar needs, and the opacity of each place.
+    """
+    alpha = np.ones(values.shape)
+    if picture is not None:
+        axes.imshow(images.grey(picture), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        alpha = np.minimum(np.abs(values) / limits.high, 1)
+    image = axes.imshow(
+        values, cmap=colours, vmin=limits.low, vmax=limits.high, interpolation="nearest", alpha=alpha
+    )  # fmt: skip
+    frame(axes)
+    return (image if picture is None else _as_seen(colours, limits)), alpha
+
+
+def _as_seen(colours: Any, limits: Limits) -> Any:
+    """The colours of an overlay as they appear on middle grey, so that the colorbar matches the picture."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    values = np.linspace(limits.low, limits.high, 256)
+    alpha = (np.abs(values) / limits.high)[:, None]
+    seen = alpha * colours(np.linspace(0, 1, 256))[:, :3] + (1 - alpha) * PAPER
+    return ScalarMappable(Normalize(limits.low, limits.high), ListedColormap(seen))
+
+
+def frame(axes: Axes) -> None:
+    """No ticks, a faint outline."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def only_images(samples: Iterable[Sample], figure: str) -> None:
+    """Refuse what has no picture form.
+
+    Raises:
+        PlotError: naming the form, and the figure that draws it.
+    """
+    for sample in samples:
+        if sample.form != "image":
+            raise PlotError(
+                f"{figure} shows maps over images; {sample.what} is {_KINDS[sample.form]} of shape "
+                f"{sample.values.shape}. Draw each with heatmap(attribution, sample), side by side with ax=."
+            )
+
+
+_KINDS: Final = {"series": "a series", "tokens": "a row of tokens", "vector": "a vector"}
+
+
+def unique(name: str, taken: Iterable[str]) -> str:
+    """`name`, or `name #1`, `name #2` where it is taken."""
+    known, count, fresh = set(taken), 0, name
+    while fresh in known:
+        count += 1
+        fresh = f"{name} #{count}"
+    return fresh

@@ -1,0 +1,121 @@
+"""Tokens as a text that is read: which of them begin a word, and which of very many are left out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from layerlens.errors import OptionError, PlotError
+from layerlens.results import Attribution
+from layerlens.results.maps.token_spans import SPACES, join
+
+from .. import style
+from ..style import Array
+from . import attribution_sample, text
+from .attribution_sample import Sample
+
+CONTEXT: Final = 3
+"""Tokens that are kept on each side of a strong one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One token of a text, or a run of tokens that are left out.
+
+    Attributes:
+        text: as it is read, without the markers of the tokenizer.
+        value: of the token; the sum of a run.
+        apart: whether a space stands before it.
+        ends: whether a line ends after it.
+        count: how many tokens are left out; 0 for a token.
+    """
+
+    text: str
+    value: float
+    apart: bool
+    ends: bool = False
+    count: int = 0
+
+
+def read(attribution: Attribution, sample: int, name: str | None, labels: Sequence[str] | None) -> Sample:
+    """One sample of an attribution of tokens, with their texts.
+
+    Raises:
+        PlotError: when there is not one number per token.
+    """
+    shown = attribution_sample.read(attribution, sample, name=name)
+    if shown.form != "tokens":
+        change = "" if shown.form == "vector" else "values=result.values.sum(-1), inputs=None, "
+        raise PlotError(
+            f"a text shows one number per token, (batch, token); {shown.what} of one sample is {shown.form} of shape "
+            f"{shown.values.shape}. Draw it with heatmap, or where these are tokens: dataclasses.replace(result, "
+            f"{change}axes=('batch', 'token'))."
+        )
+    if labels is None:
+        return shown
+    if len(labels) != len(shown.values):
+        raise PlotError(f"{len(labels)} labels for {len(shown.values)} tokens; give one per token.")
+    return dataclasses.replace(shown, tokens=tuple(labels))
+
+
+def pieces(tokens: Sequence[str], values: Array, most: int | None) -> list[Piece]:
+    """The tokens in their order; of more than `most`, runs of weak ones are left out and added up.
+
+    Raises:
+        OptionError: when `most` is below 1.
+
+    Example:
+        >>> [(piece.text, piece.apart) for piece in pieces(["The", "Ġcap", "ital"], np.ones(3), None)]
+        [('The', False), ('cap', True), ('ital', False)]
+    """
+    if most is not None and most < 1:
+        raise OptionError(f"most={most!r} tokens; give 1 or more, or None for all.")
+    split = any(token.startswith("##") for token in tokens)
+    marked = not split and any(token.startswith(SPACES) and token.strip("".join(SPACES)) for token in tokens)
+    found, start = [], 0
+    kept = _kept(values, most)
+    while start < len(tokens):
+        stop = start
+        while stop < len(tokens) and not kept[stop]:
+            stop += 1
+        if stop - start > 1:
+            total, count = float(values[start:stop].sum()), stop - start
+            found.append(Piece(f"… {count} tokens: {style.number(total)} …", total, bool(start), count=count))
+            start = stop
+            continue
+        token, after_run = tokens[start], bool(found) and found[-1].count > 0
+        begins = token.startswith(SPACES) if marked else not token.startswith("##")
+        joined = join([token])
+        apart = bool(start) and ((begins and bool(joined.strip())) or after_run)
+        found.append(Piece(joined.strip(" ") or joined, float(values[start]), apart, "\n" in joined))
+        start += 1
+    return found
+
+
+def spelled(token: str) -> str:
+    """A token as it stands beside a bar or a map: what a tokenizer writes for a space is shown as one.
+
+    Example:
+        >>> spelled("Ġcapital"), spelled("##ing"), spelled("[CLS]")
+        ('␣capital', '##ing', '[CLS]')
+    """
+    return text.visible(token if token.startswith("##") else join([token]))
+
+
+def _kept(values: Array, most: int | None) -> Array:
+    """Which tokens are shown: the strongest with those beside them, about `most`."""
+    if most is None or len(values) <= most:
+        return np.ones(len(values), dtype=bool)
+    kept = np.zeros(len(values), dtype=bool)
+    beside = min(CONTEXT, (most - 1) // 2)
+    count = 0
+    for place in np.argsort(-np.abs(values), kind="stable").tolist():
+        window = slice(max(place - beside, 0), place + beside + 1)
+        count += int((~kept[window]).sum())
+        if count > most:
+            break
+        kept[window] = True
+    return kept

@@ -1,0 +1,201 @@
+"""What the strongest units of some layers respond to: one row of tiles per layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from layerlens.errors import OptionError, PlotError
+from layerlens.results import ActivationMaps
+
+from .. import style
+from ..drawing import attribution_sample, bars, image_panels, images, text
+from ..drawing.board import Board
+from ..drawing.layout import GAP
+from ..plot import Plot
+from ..style import Array
+
+BESIDE: Final = 0.9
+"""Inches that the colorbar of a row takes with its numbers."""
+
+
+def activation_mosaic(
+    maps: ActivationMaps | Sequence[ActivationMaps],
+    sample: int = 0,
+    *,
+    count: int = 6,
+    picture: bool = True,
+    width: style.Width = "page",
+    cmap: str | None = None,
+    vmax: float | None = None,
+    clip: float = 99.5,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    colorbar: bool = True,
+    fig: Any = None,
+) -> Plot:
+    """Draw the strongest units of each layer: a row per layer, a tile per unit, one scale per row.
+
+    The strongest units are those whose mean activation over the places of this sample is largest. Units of a
+    transformer or recurrent layer are rows over its tokens or time steps; those of a dense layer are bars.
+
+    Args:
+        maps: of one layer or several, in the order of the rows.
+        sample: which of the batch.
+        count: how many units of each layer.
+        picture: whether a row of tiles begins with the input, where the maps keep it.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
+        cmap: a matplotlib colormap; None is viridis, or RdBu_r for a layer with negative values.
+        vmax: largest value of every row's scale; None gives each row its own, from `clip`.
+        clip: percentile of |activation| where colours saturate; each colorbar says so.
+        title: None or `""` for none: the rows say what they are.
+        labels: one per row; None is the name of the layer and its size.
+        colorbar: whether to draw one for each row.
+        fig: figure or subfigure to draw into, in its size; None makes one.
+
+    Returns:
+        The plot; `data` holds the tiles `(unit, *places)` of each row and `"units <label>"`, the units they are of.
+
+    Raises:
+        OptionError: when there is no such sample or colormap, or `count` is below 1.
+        PlotError: when there are no maps, or values cannot be drawn.
+
+    Example:
+        >>> import torch
+        >>> values = torch.rand(1, 16, 6, 6)
+        >>> axes = ("batch", "channel", "height", "width")
+        >>> maps = ActivationMaps("blocks.0", 0, values, tuple(range(16)), axes)
+        >>> activation_mosaic(maps, count=4).data["blocks.0: 4 of 16 units, 6 x 6"].shape
+        (4, 6, 6)
+    """
+    several = [maps] if isinstance(maps, ActivationMaps) else list(maps)
+    if not several:
+        raise PlotError("there is nothing to draw: the list of activation maps is empty.")
+    if count < 1:
+        raise OptionError(f"count={count!r} units per layer; give 1 or more.")
+    if labels is not None and len(labels) != len(several):
+        raise PlotError(f"{len(labels)} labels for {len(several)} layers; give one per layer.")
+    chosen = [_strongest(one, sample, count) for one in several]
+    columns = max((len(tiles) for tiles, _ in chosen if tiles.ndim == 3), default=1) + (
+        picture and any(_picture(one, sample) is not None for one in several)
+    )
+    data: dict[str, Any] = {}
+    clipped = False
+    with Board(width=width, fig=fig) as board:
+        titles = _titles([units for _, units in chosen], (board.width - BESIDE) / columns)
+        for row, (one, (tiles, units)) in enumerate(zip(several, chosen, strict=True)):
+            label = image_panels.unique(_label(one, len(units)) if labels is None else labels[row], data)
+            board.header(row, label)
+            data[label], data[f"units {label}"] = tiles, np.array(units)
+            if tiles.ndim == 1:
+                _dense(board, row, tiles, units, vmax)
+                continue
+            signed = bool(tiles.min() < 0)
+            limits = style.limits([tiles], signed=signed, clip=clip, vmax=vmax, what=f"layer {one.layer!r}")
+            clipped |= bool(limits.note)
+            limits = dataclasses.replace(limits, note="")  # said once, for all rows
+            options = {
+                "cmap": style.colormap(cmap, signed=signed, unsigned="viridis"),
+                "vmin": limits.low,
+                "vmax": limits.high,
+                "interpolation": "nearest",
+            }
+            if tiles.ndim == 3:
+                shown = _picture(one, sample) if picture else None
+                axes, image = _tiles(board, row, tiles, titles[row], options, shown)
+            else:
+                axes, image = _steps(board, row, one, tiles, units, options)
+            if colorbar:
+                axes = _bar_place(board, row, columns, axes) if tiles.ndim == 3 else axes
+                board.colorbar([axes], image, limits, "activation", "right")
+        board.title(title, "", f"each row: clipped at {clip:g}% of its |activation|" if clipped else "")
+        return board.finish(data)
+
+
+def _titles(units: list[list[int]], across: float) -> list[list[str]]:
+    """The title of each tile: the bare number where the word does not fit beside it."""
+    named = [[f"unit {unit}" for unit in row] for row in units]
+    fits = max(text.width(name, style.SMALL) for row in named for name in row) <= across - GAP
+    return named if fits else [[str(unit) for unit in row] for row in units]
+
+
+def _strongest(one: ActivationMaps, sample: int, count: int) -> tuple[Array, list[int]]:
+    if not isinstance(one, ActivationMaps):
+        raise PlotError(f"activation_mosaic draws ActivationMaps, not a {type(one).__name__}.")
+    what = f"the activation of layer {one.layer!r}"
+    values = images.finite_array(one.values[attribution_sample.place(sample, len(one.values), what)], what)
+    if values.ndim not in (1, 2, 3):
+        raise PlotError(
+            f"{what} has shape {tuple(one.values.shape)}; a mosaic shows (batch, unit), (batch, unit, token) and "
+            "(batch, unit, height, width). Take a slice of a volume or film."
+        )
+    means = values.reshape(len(values), -1).mean(axis=1)
+    best = np.argsort(-means, kind="stable")[:count]
+    return values[best], [one.units[index] for index in best]
+
+
+def _label(one: ActivationMaps, shown: int) -> str:
+    name = f"{one.layer or '(model)'} #{one.call}" if one.call else one.layer or "(model)"
+    places = one.values.shape[2:]
+    size = f", {' x '.join(map(str, places))}" if len(places) > 1 else ""
+    return f"{name}: {shown} of {one.values.shape[1]} units{size}"
+
+
+def _picture(one: ActivationMaps, sample: int) -> Array | None:
+    inputs = one.inputs
+    if inputs is None or inputs.ndim != 4 or inputs.shape[2] * inputs.shape[3] == 1:  # such as a latent
+        return None
+    return images.picture(inputs[sample], "the input", channels_first=True)
+
+
+def _tiles(
+    board: Board, row: int, tiles: Array, titles: list[str], options: dict[str, Any], picture: Array | None
+) -> tuple[Any, Any]:
+    """The input, where it is a picture, and a tile for each unit."""
+    aspect = tiles.shape[1] / tiles.shape[2]
+    if picture is not None:
+        image_panels.show_picture(board.panel(row, 0, aspect=aspect, title="input"), picture)
+    for column, (tile, line) in enumerate(zip(tiles, titles, strict=True), start=picture is not None):
+        axes = board.panel(row, column, aspect=aspect, title=line)
+        image = axes.imshow(tile, **options)
+        image_panels.frame(axes)
+    return axes, image
+
+
+def _bar_place(board: Board, row: int, columns: int, last: Any) -> Any:
+    """The panel that a colorbar stands beside: the last column's, so that those of all rows stand below each other."""
+    if board.panels[-1].column == columns - 1:
+        return last
+    axes = board.panel(row, columns - 1, aspect=0.1)
+    image_panels.frame(axes)
+    axes.set_axis_off()
+    return axes
+
+
+def _steps(
+    board: Board, row: int, one: ActivationMaps, tiles: Array, units: list[int], options: dict[str, Any]
+) -> tuple[Any, Any]:
+    """Units as rows over tokens or time steps."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes = board.panel(row, 0, height=max(0.13 * len(units), 0.5), span=True)
+    image = axes.imshow(tiles, aspect="auto", **options)
+    axes.set_yticks(range(len(units)), [str(unit) for unit in units])
+    axes.set_ylabel("unit")
+    axes.set_xlabel(one.axes[2] if len(one.axes) > 2 else "place")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    return axes, image
+
+
+def _dense(board: Board, row: int, values: Array, units: list[int], vmax: float | None) -> None:
+    """Units without places: bars."""
+    axes = board.panel(row, 0, height=0.7, span=True)
+    bars.draw_upright(axes, values)
+    axes.set_xticks(range(len(units)), [str(unit) for unit in units])
+    axes.set_xlabel("unit")
+    axes.set_ylabel("activation")
+    if vmax is not None:
+        axes.set_ylim(-vmax if values.min() < 0 else 0, vmax)

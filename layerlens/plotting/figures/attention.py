@@ -1,0 +1,171 @@
+"""Attention weights: who looks at whom, layer by layer and head by head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from layerlens.errors import OptionError, PlotError, suggestion
+from layerlens.results import AttentionWeights
+
+from .. import style
+from ..drawing import attribution_sample, images, token_text
+from ..drawing.board import Board
+from ..plot import Plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_TOKENS: Final = 40
+"""Tokens that are written beside a map; more would not be legible."""
+NARROWEST: Final = 0.5
+"""Inches of a map with the gap beside it."""
+BESIDE: Final = 0.6
+"""Inches of the colorbar with its numbers."""
+PER_INCH: Final = 200
+"""Dots that an inch of a map shows."""
+
+
+def attention(
+    weights: AttentionWeights,
+    sample: int = 0,
+    *,
+    layers: Sequence[str] | None = None,
+    heads: Sequence[int] | Literal["mean"] | None = None,
+    width: style.Width | None = None,
+    cmap: str | None = None,
+    vmax: float | None = None,
+    clip: float = 99.5,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    colorbar: bool = True,
+    fig: Any = None,
+) -> Plot:
+    """Draw attention as maps of queries (down) by keys (across): the heads of each layer beside each other.
+
+    The tokens are written beside the maps where there is one map of each layer and at most 40 of them. One scale for
+    all maps. Of more tokens than a panel has dots for, neighbours are drawn together, as their largest weight; a note
+    says so.
+
+    Args:
+        weights: of some layers.
+        sample: which of the batch.
+        layers: which, from top to bottom; None for all, at most 12.
+        heads: which, from left to right; None for all, at most 12; `"mean"` for their mean.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for more than one head.
+        cmap: a matplotlib colormap; None is viridis.
+        vmax: end of the scale; None takes it from `clip`.
+        clip: percentile of the weights where colours saturate.
+        title: None or `""` for none: the rows say what they are.
+        labels: the tokens; None takes those that a tokenizer told.
+        colorbar: whether to draw it.
+        fig: figure or subfigure to draw into, in its size; None makes one.
+
+    Returns:
+        The plot; `data` holds the maps `(head, query, key)` of each layer.
+
+    Raises:
+        OptionError: when there is no such sample, layer or head.
+        PlotError: when the labels do not fit, or there is no map.
+
+    Example:
+        >>> import torch
+        >>> weights = AttentionWeights("Net", {"a": torch.rand(1, 2, 3, 3).softmax(-1)}, {"a": "softmax"})
+        >>> attention(weights, heads="mean", labels=["the", "cat", "sat"]).data["a"].shape
+        (1, 3, 3)
+    """
+    if not isinstance(weights, AttentionWeights):
+        raise PlotError(f"attention draws AttentionWeights, not a {type(weights).__name__}.")
+    names = list(weights)[:12] if layers is None else list(layers)
+    if not names:
+        raise PlotError("there is no attention to draw.")
+    for name in names:
+        if name not in weights.weights:
+            raise OptionError(f"there is no attention in {name!r}.{suggestion(name, weights.weights)}")
+    data: dict[str, Any] = {name: _maps(weights, name, sample, heads) for name in names}
+    widest = max(map(len, data.values()))
+    if width is None:
+        width = "column" if widest == 1 else "page"
+    tokens = weights.tokens[sample] if labels is None and weights.tokens is not None else labels
+    with Board(width=width, fig=fig) as board:
+        columns = _columns(widest, board.width)
+        each = max(1, int(max(max(maps.shape[1:]) for maps in data.values()) / (PER_INCH * board.width / columns)))
+        drawn = {name: _pooled(maps, each) for name, maps in data.items()}
+        limits = style.limits(list(drawn.values()), signed=False, clip=clip, vmax=vmax, what="the attention")
+        colours = style.colormap(cmap, signed=False, unsigned="viridis")
+        row, mean = -1, heads == "mean" or weights.heads == "mean"
+        for name, maps in drawn.items():
+            size = data[name].shape[1:]
+            for place, values in enumerate(maps):
+                row += place % columns == 0
+                if place == 0:
+                    board.header(row, name)
+                which = "mean of heads" if mean else f"head {_head(heads, place)}"
+                axes = board.panel(row, place % columns, aspect=size[0] / size[1], title=which)
+                image = axes.imshow(
+                    values, cmap=colours, vmin=0, vmax=limits.high, interpolation="nearest", aspect="auto",
+                    extent=(-0.5, size[1] - 0.5, size[0] - 0.5, -0.5),
+                )  # fmt: skip
+                axes.set_xticks([])
+                axes.set_yticks([])
+                if len(maps) == 1:
+                    _name(axes, weights, name, tokens, size)
+                if place < columns:
+                    last = axes  # of the first row of heads, which reaches farthest to the right
+        notes = ["down: queries, across: keys"] * (widest > 1)
+        notes += [f"each dot: the largest weight among {each} x {each} tokens"] * (each > 1)
+        board.title(title, "", "; ".join(notes))
+        if colorbar:
+            board.colorbar([last], image, limits, "attention", "right")
+        return board.finish(data)
+
+
+def _columns(heads: int, inches: float) -> int:
+    """Heads beside each other, none too narrow, with the last row as full as can be."""
+    rows = -(-heads // int(max((inches - BESIDE) / NARROWEST, 1)))
+    return -(-heads // rows)
+
+
+def _pooled(maps: Any, each: int) -> Any:
+    """The largest weight of each block of `each` queries and keys."""
+    for axis in (1, 2) if each > 1 else ():
+        maps = np.maximum.reduceat(maps, np.arange(0, maps.shape[axis], each), axis=axis)
+    return maps
+
+
+def _maps(weights: AttentionWeights, name: str, sample: int, heads: Any) -> Any:
+    """The maps of one layer, `(head, query, key)`."""
+    given = weights[name]
+    row = attribution_sample.place(sample, len(given), f"the attention of {name!r}")
+    values = images.finite_array(given[row], f"the attention of {name!r}")
+    if heads == "mean":
+        return values.mean(axis=0, keepdims=True)
+    count = len(values)
+    listed = list(range(min(count, 12))) if heads is None else list(heads)
+    if not listed or any(isinstance(head, str) or not -count <= head < count for head in listed):
+        raise OptionError(f"heads={heads!r}, but {name!r} has {count} (0 to {count - 1}), or 'mean'.")
+    return values[listed]
+
+
+def _head(heads: Any, column: int) -> int:
+    return column if heads is None else int(heads[column])
+
+
+def _name(axes: Axes, weights: AttentionWeights, layer: str, tokens: Any, shape: tuple[int, ...]) -> None:
+    """Write queries and keys beside a map."""
+    queries, keys = weights.queries.get(layer), weights.keys.get(layer)
+    axes.set_ylabel("query")
+    axes.set_xlabel("key")
+    if tokens is None:
+        return
+    for chosen, size, axis in ((queries, shape[0], axes.yaxis), (keys, shape[1], axes.xaxis)):
+        places = list(range(size)) if chosen is None else list(chosen)
+        if max(places) >= len(tokens) or (chosen is None and size != len(tokens)):
+            raise PlotError(f"{len(tokens)} labels for {size} tokens; give one per token.")
+        if size <= MOST_TOKENS:
+            written = [token_text.spelled(tokens[place]) for place in places]
+            axis.set_ticks(np.arange(size), written, fontsize=style.SMALL)
+    axes.tick_params(axis="x", labelrotation=90, length=0)
+    axes.tick_params(axis="y", length=0)

@@ -1,0 +1,135 @@
+"""Several methods on one image, each on its own scale."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from layerlens.errors import OptionError, PlotError
+from layerlens.results import Attribution
+
+from .. import style
+from ..drawing import attribution_sample, image_panels
+from ..drawing.attribution_sample import Channel, Sample
+from ..drawing.board import Board
+from ..plot import Plot
+
+NARROWEST: Final = 1.05
+"""Inches of figure for a panel: the numbers of its colorbar and a word of its title."""
+
+
+def compare_methods(
+    attributions: Sequence[Attribution],
+    sample: int = 0,
+    *,
+    columns: int | None = None,
+    overlay: bool = True,
+    channel: Channel = "sum",
+    name: str | None = None,
+    width: style.Width = "page",
+    cmap: str | None = None,
+    vmax: float | None = None,
+    clip: float = 99.5,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    colorbar: bool = True,
+    fig: Any = None,
+) -> Plot:
+    """Draw several methods on the same image, after the picture itself; each has its own scale, as units differ.
+
+    Args:
+        attributions: one per method, on the same inputs.
+        sample: which of the batch.
+        columns: panels in a row; None takes up to five, as many as are wide enough to be read.
+        overlay: whether maps lie over the picture.
+        channel: how channels become one number: `"sum"`, `"abs"` (sum of absolute values), or one of them.
+        name: which input, when there are several.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
+        cmap: a matplotlib colormap; None is RdBu_r for signed values and magma for magnitudes.
+        vmax: largest value of every scale; None gives each its own, from `clip`.
+        clip: percentile of |value| where colours saturate; each colorbar says so.
+        title: None for the target, where it is the same for all; `""` for none.
+        labels: one per method; None is its name.
+        colorbar: whether to draw one below each map.
+        fig: figure or subfigure to draw into, in its size; None makes one.
+
+    Returns:
+        The plot; `data` holds the maps drawn, by label.
+
+    Raises:
+        OptionError: when there is no such sample, channel, input name or colormap.
+        PlotError: for other than images, differing inputs, or values that cannot be drawn.
+
+    Example:
+        >>> import torch
+        >>> x = torch.rand(1, 3, 8, 8)
+        >>> maps = [
+        ...     Attribution(x * scale, None, True, "score", "class 7", method, {}, torch.ones(1), inputs=x)
+        ...     for method, scale in {"gradient": 1, "occlusion": 4}.items()
+        ... ]
+        >>> list(compare_methods(maps).data)
+        ['gradient', 'occlusion']
+    """
+    several = list(attributions)
+    if not several:
+        raise PlotError("there is nothing to compare: the list of attributions is empty.")
+    shown = [attribution_sample.read(one, sample, channel=channel, name=name) for one in several]
+    image_panels.only_images(shown, "compare_methods")
+    picture = common_picture(several, shown, sample)
+    labels = [one.method for one in several] if labels is None else list(labels)
+    if len(labels) != len(several):
+        raise PlotError(f"{len(labels)} labels for {len(several)} methods; give one per method.")
+    count = len(shown) + (picture is not None)
+    if columns is not None and columns < 1:
+        raise OptionError(f"columns={columns!r}; give 1 or more.")
+    targets = {one.target_of(sample) for one in several}
+    data: dict[str, Any] = {}
+    with Board(width=width, fig=fig) as board:
+        columns = _balanced(count, board.width) if columns is None else columns
+        shown = [dataclasses.replace(one, picture=picture) for one in shown]
+        shown, note = attribution_sample.coarse(shown, board.width / columns)
+        picture = shown[0].picture
+        aspect = shown[0].values.shape[0] / shown[0].values.shape[1]
+        board.title(title, f"target: {targets.pop()}" if len(targets) == 1 else "", note)
+        if picture is not None:
+            axes = board.panel(aspect=aspect, title=f"input, score {style.number(shown[0].score)}")
+            image_panels.show_picture(axes, picture)
+        for index, (one, label) in enumerate(zip(shown, labels, strict=True), start=count - len(shown)):
+            row, column = divmod(index, columns)
+            limits = style.limits([one.values], signed=one.signed, clip=clip, vmax=vmax, what=one.what)
+            axes = board.panel(row, column, aspect=aspect, title=label)
+            colours = style.colormap(cmap, signed=one.signed)
+            below = picture if overlay else None
+            mappable, _ = image_panels.show_map(axes, one.values, limits, colours, picture=below)
+            data[image_panels.unique(label, data)] = one.values
+            if colorbar:
+                board.colorbar([axes], mappable, limits, one.units, "bottom")
+        return board.finish(data)
+
+
+def _balanced(count: int, inches: float) -> int:
+    """Columns for `count` panels: at most five and none too narrow, with the last row as full as can be."""
+    rows = -(-count // int(min(max(inches / NARROWEST, 1), 5)))
+    return -(-count // rows)
+
+
+def common_picture(several: list[Attribution], shown: list[Sample], sample: int) -> Any:
+    """The input picture that all share, or None when none keeps it."""
+    first = shown[0]
+    known = [(one, other.picture) for one, other in zip(several, shown, strict=True) if other.picture is not None]
+    for other in shown[1:]:
+        if other.values.shape != first.values.shape:
+            raise PlotError(
+                f"{first.what} is {first.values.shape[0]} x {first.values.shape[1]}, but {other.what} is "
+                f"{other.values.shape[0]} x {other.values.shape[1]}. Compare maps of the same input, at its size."
+            )
+    for one, picture in known[1:]:
+        if picture.shape != known[0][1].shape or not np.allclose(picture, known[0][1], atol=1e-5):
+            raise PlotError(
+                f"sample {sample} of {known[0][0].method!r} and of {one.method!r} are different inputs. Run both "
+                "methods on the same inputs; for several images of one method use overlay_grid."
+            )
+    return known[0][1] if known else None

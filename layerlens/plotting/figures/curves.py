@@ -1,0 +1,217 @@
+"""Quantities along something: accuracy against the size of an attack, drift against noise."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from layerlens.errors import PlotError, choose
+from layerlens.results import Curve
+
+from .. import style
+from ..drawing import axis_scales, text
+from ..drawing.board import Board
+from ..drawing.images import finite_array
+from ..plot import Plot
+from ..style import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LINES: Final[tuple[Any, ...]] = ("-", "-.", (0, (7, 2)), (0, (5, 1, 1, 1, 1, 1)), ":", (0, (1, 2, 4, 2)), "-")
+"""Of the curves; fine dashes are left to chance."""
+CHANCE: Final = (0, (2.5, 1.8))
+MOST_MARKED: Final = 25
+"""Points of a curve that are marked one by one."""
+MOST_NAMED: Final = 7
+"""Curves with a colour of their own; more take the colours of a scale, in their order."""
+
+
+def curves(
+    curve: Curve | Sequence[Curve],
+    *,
+    scale: Literal["linear", "log", "symlog"] = "linear",
+    yscale: Literal["linear", "log"] = "linear",
+    ylim: tuple[float, float] | None = None,
+    width: style.Width = "column",
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Plot:
+    """Draw curves: a line each, one standard error as a band about it, chance in thin dashes.
+
+    Up to 7 curves have their own colour, line and mark. More are taken as an ordered row, such as layers, and
+    coloured from the first (dark) to the last (light); some of them are named.
+
+    Args:
+        curve: one, or several of the same quantity along the same thing.
+        scale: of the points: `"linear"`, `"log"`, or `"symlog"`, which is linear from zero to the smallest point.
+        yscale: of the values: `"linear"` or `"log"`.
+        ylim: smallest and largest value of the axis; None fits the data. What lies outside is counted in a note.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
+        title: None for the method, `""` for none.
+        labels: a name for each line; None for the names of the series.
+        ax: axes to draw into; None makes a figure.
+
+    Returns:
+        The plot; `data` holds, for each label, `"points"`, `"values"` and, where known, `"error"` and `"null"`.
+
+    Raises:
+        OptionError: for an unknown scale or width, or an `ylim` that is no range.
+        PlotError: when there is nothing to draw, curves do not belong together, names are missing or not distinct,
+            or a logarithm of zero is asked for.
+
+    Example:
+        >>> import torch
+        >>> values = torch.tensor([[1.0, 0.2]])
+        >>> robust = Curve("accuracy", "eps", torch.tensor([0.0, 0.1]), ("PGD",), values, "1", "attack", {})
+        >>> curves(robust).data["PGD"]["values"]
+        array([1. , 0.2])
+    """
+    choose("scale", scale, ("linear", "log", "symlog"))
+    shown = [curve] if isinstance(curve, Curve) else list(curve) if isinstance(curve, (list, tuple)) else []
+    if not shown or not all(isinstance(one, Curve) for one in shown):
+        raise PlotError(f"curves draws a Curve or a list of them, not {_kinds(curve)}.")
+    _agree(shown)
+    data = _read(shown, labels)
+    points = np.concatenate([line["points"] for line in data.values()])
+    if scale == "log" and points.min() <= 0:
+        raise PlotError(f"a log scale has no place for the point {points.min():g}. Use scale='symlog', or 'linear'.")
+    axis_scales.check_values([line["values"] for line in data.values()], yscale, ylim)
+    first = shown[0]
+    with Board(width=width, ax=ax) as board:
+        automatic = "; ".join(dict.fromkeys(one.method for one in shown if one.method))
+        many = len(data) > MOST_NAMED
+        notes = [f"{len(data)} curves in order, from dark to light."] if many else []
+        missing = {name: int(np.isnan(line["values"]).sum()) for name, line in data.items()}
+        notes += [f"{name}: {count} point(s) without a number." for name, count in list(missing.items())[:5] if count]
+        if ylim is not None:
+            out = {
+                name: int(((line["values"] < ylim[0]) | (line["values"] > ylim[1])).sum())
+                for name, line in data.items()
+            }
+            notes += [
+                f"{name}: {count} point(s) outside of the axis." for name, count in list(out.items())[:5] if count
+            ]
+        board.title(title, automatic, " ".join(notes))
+        axes = board.panel(height=min(max(0.52 * board.width, 1.3), 2.6))
+        axis_scales.along(axes, points, scale, board.width)
+        axis_scales.values(axes, yscale, ylim)
+        handles = [_line(axes, index, name, line, len(data)) for index, (name, line) in enumerate(data.items())]
+        if many:
+            handles = [handles[index] for index in np.unique(np.linspace(0, len(handles) - 1, 5).round().astype(int))]
+        handles += _chance(axes, data)
+        axes.set_xlabel(first.along)
+        axes.set_ylabel(f"{first.quantity} ({first.units})" if first.units not in ("", "1") else first.quantity)
+        if len(handles) > 1 or len(data) > 1:
+            board.legend(axes, handles)
+        return board.finish(data)
+
+
+def _kinds(curve: Any) -> str:
+    if isinstance(curve, (list, tuple)):
+        return f"[{', '.join(type(one).__name__ for one in curve)}]"
+    return f"a {type(curve).__name__}"
+
+
+def _agree(shown: list[Curve]) -> None:
+    for what in ("quantity", "units", "along"):
+        found = list(dict.fromkeys(getattr(one, what) for one in shown))
+        if len(found) > 1:
+            raise PlotError(
+                f"curves of different {what} do not share axes: {', '.join(map(repr, found))}. Draw them one by one, "
+                "side by side with ax=."
+            )
+
+
+def _read(shown: list[Curve], labels: Sequence[str] | None) -> dict[str, dict[str, Array]]:
+    names = [text.plain(name) for one in shown for name in one.series]
+    if labels is None and len(set(names)) < len(names):
+        names = [f"{one.method}: {text.plain(name)}" if one.method else name for one in shown for name in one.series]
+    if labels is not None:
+        if len(labels) != len(names):
+            raise PlotError(
+                f"{len(labels)} labels for {len(names)} curves ({', '.join(names[:6])}); give one for each."
+            )
+        names = [text.plain(name) for name in labels]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise PlotError(f"more than one curve is named {twice!r}. Give labels=, a name for each.")
+    lines = [line for one in shown for line in _lines(one)]
+    if len(lines) != len(names) or not lines:
+        raise PlotError(f"there are {len(names)} names for {len(lines)} curves; give a series for each.")
+    return dict(zip(names, lines, strict=True))
+
+
+def _lines(one: Curve) -> list[dict[str, Array]]:
+    points = finite_array(one.points, f"the points of {one.quantity!r}").astype(np.float64)
+    order = np.argsort(points, kind="stable")
+    parts = {}
+    for name in ("values", "error", "null"):
+        part = getattr(one, name)
+        if part is None:
+            continue
+        finite_array(part.nan_to_num(), f"{name} of the curve")  # only the type: NaN leaves a gap, and is told
+        array = part.detach().double().cpu().numpy()
+        if array.shape != (len(one.series), len(points)) or points.ndim != 1:
+            raise PlotError(
+                f"{name} of the curve of {one.quantity!r} has shape {array.shape}; for {len(one.series)} series over "
+                f"{len(points)} points it is {(len(one.series), len(points))}."
+            )
+        parts[name] = np.where(np.isfinite(array), array, np.nan)[:, order]
+    if np.isnan(parts["values"]).all():
+        raise PlotError(f"none of the {parts['values'].size} values of {one.quantity!r} is finite.")
+    return [
+        {"points": points[order], **{name: part[index] for name, part in parts.items()}}
+        for index in range(len(one.series))
+    ]
+
+
+def _looks(index: int, count: int) -> tuple[Any, Any]:
+    if count <= MOST_NAMED:
+        return style.COLOURS[index], LINES[index]
+    import matplotlib
+
+    return matplotlib.colormaps["viridis"](0.92 * index / (count - 1)), "-"
+
+
+def _line(axes: Axes, index: int, name: str, line: dict[str, Array], count: int) -> Any:
+    colour, dashes = _looks(index, count)
+    few = count <= MOST_NAMED and len(line["points"]) <= MOST_MARKED
+    if "error" in line:
+        low, high = line["values"] - line["error"], line["values"] + line["error"]
+        axes.fill_between(line["points"], low, high, color=colour, alpha=0.2 if few else 0.1, linewidth=0)
+    (handle,) = axes.plot(
+        line["points"], line["values"], color=colour, linestyle=dashes, label=name, linewidth=1.0,
+        marker=style.MARKERS[index] if few or len(line["points"]) == 1 else None, markersize=3, markeredgewidth=0.8,
+        markerfacecolor="white" if index % 2 else colour,
+    )  # fmt: skip
+    return handle
+
+
+def _chance(axes: Axes, data: dict[str, dict[str, Array]]) -> list[Any]:
+    """Draw chance, once where it is the same for all curves; and the keys of bands and chance."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    keys: list[Any] = []
+    if any("error" in line for line in data.values()):
+        keys.append(Patch(facecolor=style.FAINT, alpha=0.35, linewidth=0, label="±1 standard error"))
+    nulls = [(index, line) for index, line in enumerate(data.values()) if "null" in line]
+    if not nulls:
+        return keys
+    same = len(nulls) > 1 and all(
+        a["points"].shape == b["points"].shape
+        and np.array_equal(a["points"], b["points"])
+        and np.allclose(a["null"], b["null"], rtol=1e-9, atol=0, equal_nan=True)
+        for (_, a), (_, b) in itertools.pairwise(nulls)
+    )
+    alone = same or len(data) == 1
+    for index, line in nulls[:1] if same else nulls:
+        colour = style.INK if alone else _looks(index, len(data))[0]
+        axes.plot(line["points"], line["null"], color=colour, linestyle=CHANCE, linewidth=0.7)
+    label = "chance" if alone else "chance of each"
+    return [*keys, Line2D([], [], color=style.INK, linestyle=CHANCE, linewidth=0.7, label=label)]

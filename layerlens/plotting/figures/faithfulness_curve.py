@@ -1,0 +1,127 @@
+"""The score while places are removed or put in: one curve, or methods beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerlens.errors import OptionError, PlotError, choose
+from layerlens.results import FaithfulnessCurve
+
+from .. import style
+from ..drawing.board import Board
+from ..drawing.image_panels import unique
+from ..drawing.images import finite_array
+from ..plot import Plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def faithfulness_curve(
+    curves: FaithfulnessCurve | Sequence[FaithfulnessCurve],
+    *,
+    labels: Sequence[str] | None = None,
+    panels: Sequence[str] | None = None,
+    controls: Sequence[str] = (),
+    width: style.Width | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Plot:
+    """Draw one curve or several: the mean over samples as a line, its standard error as a band.
+
+    Args:
+        curves: with the same units.
+        labels: a name for each; None for metric and fill. The same name in several panels has the same line, and stands
+            in the legend once.
+        panels: the panel of each curve by its title, such as `"insertion"` and `"deletion"`; None draws all in one.
+        controls: the labels to draw in grey.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for several panels.
+        title: None for the target, `""` for none.
+        ax: axes to draw one panel into; None makes a figure.
+
+    Returns:
+        The plot; `data` holds the means by label, or by panel and label: `"insertion: gradient"`.
+
+    Raises:
+        OptionError: when no curve has the name of a control, or several panels do not fit `ax`.
+        PlotError: when there is nothing to draw, the units differ, or names and curves do not agree in number.
+
+    Example:
+        >>> import torch
+        >>> shares = torch.linspace(0, 1, 5).double()
+        >>> curves = [
+        ...     FaithfulnessCurve(name, shares, torch.rand(3, 5).double(), "blur", "probability", "class 7", {})
+        ...     for name in ("insertion", "deletion")
+        ... ]
+        >>> list(faithfulness_curve(curves).data)
+        ['insertion (blur)', 'deletion (blur)']
+    """
+    shown = [curves] if isinstance(curves, FaithfulnessCurve) else list(curves)
+    if not shown or not all(isinstance(one, FaithfulnessCurve) for one in shown):
+        raise PlotError("faithfulness_curve draws one FaithfulnessCurve or more.")
+    if len({one.units for one in shown}) > 1:
+        raise PlotError(f"the curves have different units: {', '.join(one.units for one in shown)}.")
+    names = [f"{one.name} ({one.fill})" for one in shown] if labels is None else list(labels)
+    if len(names) != len(shown):
+        raise PlotError(f"{len(names)} label(s) were given for {len(shown)} curve(s).")
+    places = [""] * len(shown) if panels is None else list(panels)
+    if len(places) != len(shown):
+        raise PlotError(f"{len(places)} panel(s) were given for {len(shown)} curve(s).")
+    titles = list(dict.fromkeys(places))
+    if ax is not None and len(titles) > 1:
+        raise OptionError(f"ax= holds one panel, and there are {len(titles)}: leave it out, or draw one at a time.")
+    from matplotlib.ticker import FuncFormatter
+
+    lines = _lines(names, controls)
+    data: dict[str, Any] = {}
+    with Board(width=width or ("column" if len(titles) == 1 else "page"), ax=ax) as board:
+        board.title(title, shown[0].target)
+        drawn = {name: board.panel(1, column, height=1.7, title=name) for column, name in enumerate(titles)}
+        handles: dict[str, Any] = {}
+        for one, name, place in zip(shown, names, places, strict=True):
+            axes, shares = drawn[place], finite_array(one.shares, f"the shares of {name!r}")
+            scores = finite_array(one.scores, f"the curve of {name!r}")
+            mean = scores.mean(axis=0)
+            data[unique(f"{place}: {name}" if place else name, data)] = mean
+            (line,) = axes.plot(shares, mean, label=name, **lines[name])
+            handles.setdefault(name, line)
+            if len(scores) > 1:
+                error = scores.std(axis=0, ddof=1) / np.sqrt(len(scores))
+                colour = lines[name]["color"]
+                axes.fill_between(shares, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+        top = max(float(axes.get_ylim()[1]) for axes in drawn.values())
+        low = min(float(axes.get_ylim()[0]) for axes in drawn.values())
+        for column, axes in enumerate(drawn.values()):
+            axes.set_xlim(0, 1)
+            axes.set_ylim(low, top)
+            axes.set_xlabel("share of the places")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+            if column == 0:
+                axes.set_ylabel(shown[0].units)
+            else:
+                axes.tick_params(axis="y", labelleft=False)
+        if len(titles) == 1:
+            board.legend(axes, list(handles.values()))
+        else:
+            board.key(0, list(handles.values()))
+        return board.finish(data)
+
+
+def _lines(names: Sequence[str], controls: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How each name is drawn: colours in turn for methods, greys for controls, a stroke of its own for each."""
+    for name in controls:
+        choose("control", name, dict.fromkeys(names))
+    found: dict[str, dict[str, Any]] = {}
+    for grey in (False, True):
+        group = [name for name in dict.fromkeys(names) if (name in controls) == grey]
+        colours = [style.FAINT] if grey else style.COLOURS
+        for index, name in enumerate(group):
+            colour, stroke = colours[index % len(colours)], style.LINES[index % len(style.LINES)]
+            found[name] = {"color": colour, "linestyle": stroke}
+    return found

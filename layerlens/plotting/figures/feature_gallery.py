@@ -1,0 +1,124 @@
+"""What units want to see beside what they respond to: a row per unit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from layerlens.errors import PlotError
+from layerlens.results import FeatureVisualization, TopInputs
+
+from .. import style
+from ..drawing import image_panels, images
+from ..drawing.board import Board
+from ..plot import Plot
+from ..style import Array
+from .top_inputs import Show, read_options, show_inputs
+
+
+def feature_gallery(
+    made: FeatureVisualization,
+    top: TopInputs,
+    *,
+    units: Sequence[int] | None = None,
+    count: int = 5,
+    show: Show = "crop",
+    width: style.Width = "page",
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    fig: Any = None,
+) -> Plot:
+    """Draw, for units of a layer, the picture made for each beside the samples of a data set that it responds to most.
+
+    One without the other misleads: the made picture shows what a unit responds to, alone and in excess, and the samples
+    what of it there is in the data (Olah, Mordvintsev & Schubert 2017). Of several copies made for a unit, the one with
+    the largest score is drawn.
+
+    Args:
+        made: pictures made for units, `lens.feature_visualization([neuron(layer, 3), ...], shape)`.
+        top: of the same layer, `lens.top_inputs(data, layer)`.
+        units: the unit that each target of `made` stands for, in their order; None reads them off the targets.
+        count: samples per unit.
+        show: `"crop"` cuts to what the unit sees, `"mask"` darkens the rest, `"input"` shows the sample as it is.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
+        title: None for the layer and how samples were ranked, `""` for none.
+        labels: one per row; None is the unit's number.
+        fig: figure or subfigure to draw into, in its size; None makes one.
+
+    Returns:
+        The plot; `data` holds what was drawn, `(height, width)` or `(height, width, 3)`, by `"unit 3, made"` and
+        `"unit 3, sample 17"`.
+
+    Raises:
+        OptionError: when a unit was not ranked, or an option is out of range.
+        PlotError: when targets are no units of the layer, or what is to be drawn are no images.
+
+    Example:
+        >>> import torch
+        >>> axes, bounds = ("batch", "channel", "height", "width"), (0.0, 1.0)
+        >>> some = torch.rand(1, 3, 8, 8), axes, bounds, ("unit 3 of conv",), torch.rand(1, 4), torch.rand(1)
+        >>> made = FeatureVisualization(*some, "score", {})
+        >>> samples, index, values = {4: torch.rand(3, 8, 8)}, torch.tensor([[4]]), torch.ones(1, 1)
+        >>> box, place = torch.tensor([[[[0, 3], [1, 5], [2, 6]]]]), torch.zeros(1, 1, 2, dtype=torch.int64)
+        >>> top = TopInputs("conv", 0, "activation", (3,), index, values, place, box, samples, 10, "", "max", {})
+        >>> list(feature_gallery(made, top).data)
+        ['unit 3, made', 'unit 3, sample 4']
+    """
+    if not isinstance(made, FeatureVisualization) or not isinstance(top, TopInputs):
+        raise PlotError(
+            "feature_gallery draws a FeatureVisualization and TopInputs of the same layer, not a "
+            f"{type(made).__name__} and a {type(top).__name__}."
+        )
+    read_options(top, show, count)
+    if made.axes[1:] != ("channel", "height", "width"):
+        raise PlotError(f"feature_gallery shows images; what was made has axes {made.axes}. Use feature_visualization.")
+    targets = list(dict.fromkeys(made.targets))
+    numbers = _units(targets, top) if units is None else list(units)
+    if len(numbers) != len(targets):
+        raise PlotError(
+            f"{len(numbers)} units for {len(targets)} targets ({', '.join(targets[:4])}); give one for each."
+        )
+    if labels is not None and len(labels) != len(numbers):
+        raise PlotError(f"{len(labels)} labels for {len(numbers)} units; give one per unit.")
+    pictures = images.finite_array(made.pictures(), "the pictures that were made")
+    data: dict[str, Any] = {}
+    with Board(width=width, fig=fig) as board:
+        name = f"{top.layer} #{top.call}" if top.call else top.layer
+        target = f", {top.target}" if top.target else ""
+        note = "left: made for the unit; then: samples that it responds to most, each with its number and value"
+        board.title(title, f"{name}: {top.method}{target}", note)
+        for row, (unit, wanted) in enumerate(zip(numbers, targets, strict=True)):
+            board.header(row, f"unit {unit}" if labels is None else labels[row])
+            copies = [place for place, one in enumerate(made.targets) if one == wanted]
+            best = max(copies, key=lambda place: float(made.score[place]))
+            shown = _picture(pictures[best])
+            line = f"made: {style.number(float(made.score[best]))}"
+            image_panels.show_picture(board.panel(row, 0, aspect=shown.shape[0] / shown.shape[1], title=line), shown)
+            data[f"unit {unit}, made"] = shown
+            data |= show_inputs(board, row, top, unit, count, show, column=1)
+        return board.finish(data)
+
+
+def _units(targets: Sequence[str], top: TopInputs) -> list[int]:
+    """The units that targets name."""
+    found = []
+    for target in targets:
+        match = re.fullmatch(rf"unit (\d+) of {re.escape(top.layer)}( at .*)?", target)
+        if match is None:
+            raise PlotError(
+                f"the target {target!r} is no unit of layer {top.layer!r}, whose inputs were ranked. Make it with "
+                f"neuron({top.layer!r}, unit), or say which unit each target stands for: units=."
+            )
+        found.append(int(match[1]))
+    return found
+
+
+def _picture(values: Array) -> Array:
+    channels = np.moveaxis(values, 0, -1)
+    shown: Array = channels[..., :3] if len(values) in (3, 4) else channels.mean(axis=-1)
+    if shown.min() < 0 or shown.max() > 1:
+        return images.picture(values, "a picture that was made", channels_first=True)
+    return shown

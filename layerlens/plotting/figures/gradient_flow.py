@@ -1,0 +1,101 @@
+"""A quantity of a training through the depth of the network, at a few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from layerlens.errors import OptionError, PlotError, choose
+from layerlens.results import LayerProfile, TrainingHistory
+
+from .. import style
+from ..plot import Plot
+from .layer_profile import layer_profile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WORDS = ("first", "middle", "last")
+MOST_STEPS = len(style.COLOURS)
+
+
+def gradient_flow(
+    history: TrainingHistory,
+    quantity: str = "gradient norm",
+    *,
+    steps: Sequence[int | str] = WORDS,
+    scale: Literal["linear", "log"] = "log",
+    width: style.Width | None = None,
+    vmax: float | None = None,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Plot:
+    """Draw how a quantity runs through the layers at some steps of a training: does the gradient reach the first ones?
+
+    Layers run from top to bottom, values from left to right, with a line for each step. A value that the axis cannot
+    show (NaN, infinity, zero on a log scale) is written out at the left edge, with its step.
+
+    Args:
+        history: of a training.
+        quantity: which of those that were recorded.
+        steps: up to 7 measured steps, each by its number or as `"first"`, `"middle"` or `"last"`.
+        scale: `"log"` or `"linear"`.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the column unless the names are long.
+        vmax: end of the axis; None fits the data.
+        title: None for the quantity and how it was measured, `""` for none.
+        labels: names of the rows instead of the layers' paths.
+        ax: axes to draw into; None makes a figure.
+
+    Returns:
+        The plot; `data["values"]` is `(layers, steps)`.
+
+    Raises:
+        OptionError: for an unknown quantity, scale or width, or a step that was not measured.
+        PlotError: when nothing was measured, or no value can be shown on the scale.
+
+    Example:
+        >>> import torch
+        >>> from layerlens import watch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> with watch(net, optimizer, every=1) as watching:
+        ...     for _ in range(4):
+        ...         net(torch.ones(8, 4)).square().mean().backward()
+        ...         optimizer.step()
+        >>> gradient_flow(watching.history, steps=[0, "last"]).data["values"].shape
+        (2, 2)
+    """
+    if not isinstance(history, TrainingHistory):
+        raise PlotError(f"gradient_flow draws a TrainingHistory, not a {type(history).__name__}.")
+    if not len(history):
+        raise PlotError("no step of this training was measured: there is nothing to draw.")
+    found = history.of(quantity)
+    places = [_place(step, history) for step in steps]
+    places = list(dict.fromkeys(places))
+    if not 1 <= len(places) <= MOST_STEPS:
+        raise OptionError(f"steps= names {len(places)} steps; give 1 to {MOST_STEPS}.")
+    profile = LayerProfile(
+        quantity=quantity,
+        layers=found.rows,
+        values=found.values[:, places],
+        units=found.units,
+        signed=found.signed,
+        method=found.method,
+        settings=history.settings,
+        series=tuple(f"step {int(history.steps[place])}" for place in places),
+    )
+    title = f"{quantity} of each layer, {found.method}" if title is None else title
+    return layer_profile(profile, scale=scale, width=width, vmax=vmax, title=title, labels=labels, ax=ax)
+
+
+def _place(step: Any, history: TrainingHistory) -> int:
+    """Where a step stands among those measured."""
+    count = len(history)
+    if isinstance(step, str):
+        return {"first": 0, "middle": (count - 1) // 2, "last": count - 1}[choose("step", step, WORDS)]
+    known: list[int] = history.steps.tolist()
+    if step not in known:
+        near = ", ".join(map(str, sorted(known, key=lambda one: abs(one - step))[:3]))
+        raise OptionError(f"step {step!r} was not measured; the nearest that were: {near}.")
+    return known.index(step)

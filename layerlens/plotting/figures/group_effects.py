@@ -1,0 +1,158 @@
+"""Where groups of samples differ: maps of the groups and of the effect, or bars of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from layerlens.errors import PlotError
+from layerlens.results import GroupComparison, GroupEffects
+from layerlens.results.reports.group_comparison import LEVEL
+
+from .. import style
+from ..drawing import attribution_sample, bars, image_panels, images
+from ..drawing.board import Board
+from ..plot import Plot
+from ..style import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_BARS: Final = 40
+
+
+def group_effects(
+    effects: GroupEffects | GroupComparison,
+    contrast: int = 0,
+    *,
+    name: str | None = None,
+    width: style.Width | None = None,
+    cmap: str | None = None,
+    vmax: float | None = None,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+) -> Plot:
+    """Draw where groups differ: each group's mean map and the effect size, places with p <= .05 outlined.
+
+    Units, tokens and features are bars with one standard error to each side, strong where p <= .05; of more than 40
+    the largest are drawn. Series are a line.
+
+    Args:
+        effects: of a comparison, or one whose attributions are drawn.
+        contrast: which one.
+        name: which input of a comparison, when there are several.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for maps.
+        cmap: a matplotlib colormap of the effect; None is RdBu_r.
+        vmax: end of the effect's scale, in standard deviations; None fits the data.
+        title: None for contrast and contents, `""` for none.
+        labels: names of the units, tokens or features.
+
+    Returns:
+        The plot; `data` holds `"effect"`, `"p"` and, for maps, `"means"`.
+
+    Raises:
+        OptionError: when there is no such contrast or input.
+        PlotError: when there are more than two axes of places.
+    """
+    if isinstance(effects, GroupComparison):
+        effects = effects.attribution(name)
+    if not isinstance(effects, GroupEffects):
+        raise PlotError(f"group_effects draws GroupEffects or a GroupComparison, not a {type(effects).__name__}.")
+    row = attribution_sample.place(contrast, len(effects.contrasts), "the comparison (contrasts)")
+    effect = images.finite_array(effects.effect[row], f"the effects on the {effects.what}")
+    data: dict[str, Any] = {"effect": effect, "p": effects.p[row].numpy()}
+    heading = f"{effects.what}, {effects.contrasts[row]}"
+    if effect.ndim == 1:
+        return _row(effects, row, data, heading, width, vmax, title, labels)
+    if effect.ndim != 2:
+        raise PlotError(f"the {effects.what} has {effect.ndim} axes of places; a figure shows one or two.")
+    first, _, second = effects.contrasts[row].partition(" - ")
+    data["means"] = effects.means[row].numpy()
+    with Board(width=width or "page") as board:
+        board.title(title, heading, f"outlined: p <= {LEVEL:g}, corrected for all places, by permutation")
+        signed = bool((data["means"] < 0).any())
+        shared = style.limits(data["means"], signed=signed, clip=99.5, vmax=None, what=effects.what)
+        aspect = effect.shape[0] / effect.shape[1]
+        drawn = []
+        for column, (mean, label) in enumerate(zip(data["means"], (first, second), strict=True)):
+            axes = board.panel(0, column, aspect=aspect, title=label)
+            mappable, _ = image_panels.show_map(axes, mean, shared, style.colormap(None, signed=signed), picture=None)
+            drawn.append(axes)
+        board.colorbar(drawn, mappable, shared, effects.units, "bottom")
+        limits = style.limits([effect], signed=True, clip=100, vmax=vmax, what="the effect")
+        axes = board.panel(0, 2, aspect=aspect, title="effect")
+        mappable, _ = image_panels.show_map(axes, effect, limits, style.colormap(cmap, signed=True), picture=None)
+        _outline(axes, data["p"] <= LEVEL)
+        board.colorbar([axes], mappable, limits, "standard deviations", "bottom")
+        return board.finish(data)
+
+
+def _outline(axes: Axes, found: Array) -> None:
+    """Lines around the cells that differ."""
+    padded = np.pad(found, 1)
+    lines = []
+    for r, c in zip(*np.nonzero(found), strict=True):
+        top, left = r - 0.5, c - 0.5
+        if not padded[r, c + 1]:
+            lines.append([(left, top), (left + 1, top)])
+        if not padded[r + 2, c + 1]:
+            lines.append([(left, top + 1), (left + 1, top + 1)])
+        if not padded[r + 1, c]:
+            lines.append([(left, top), (left, top + 1)])
+        if not padded[r + 1, c + 2]:
+            lines.append([(left + 1, top), (left + 1, top + 1)])
+    from matplotlib.collections import LineCollection
+
+    axes.add_collection(LineCollection(lines, colors=style.INK, linewidths=0.9), autolim=False)
+
+
+def _row(
+    effects: GroupEffects, row: int, data: dict[str, Any], heading: str, width: style.Width | None,
+    vmax: float | None, title: str | None, labels: Sequence[str] | None,
+) -> Plot:  # fmt: skip
+    values, count = data["effect"], len(data["effect"])
+    error = effects.error[row].numpy()
+    names = (
+        list(labels)
+        if labels is not None
+        else [f"{effects.axes[-1] if effects.axes else ''} {k}" for k in range(count)]
+    )
+    if len(names) != count:
+        raise PlotError(f"{len(names)} labels for {count} quantities; they must agree.")
+    with Board(width=width or "column") as board:
+        if effects.axes == ("time",):
+            return _line(board, values, error, data, heading, title)
+        kept = sorted(np.argsort(-np.abs(values), kind="stable")[:MOST_BARS].tolist())
+        more = f"; the {len(kept)} largest of {count}" if len(kept) < count else ""
+        board.title(title, heading, f"strong: p <= {LEVEL:g}, corrected{more}; whiskers: one standard error")
+        axes = board.panel()
+        board.panels[-1].height = max(bars.name_rows(axes, [names[k] for k in kept], board.width), 0.5)
+        bars.value_axis(axes, "effect (standard deviations)")
+        found = data["p"][kept] <= LEVEL
+        colours = [
+            c if strong else style.FAINT for c, strong in zip(style.signed_colours(values[kept]), found, strict=True)
+        ]
+        bars.draw(
+            axes, values[kept], colours=colours, xerr=error[kept], error_kw={"elinewidth": 0.6, "ecolor": style.INK}
+        )
+        if vmax is not None:
+            axes.set_xlim(-vmax, vmax)
+        return board.finish(data)
+
+
+def _line(board: Board, values: Array, error: Array, data: dict[str, Any], heading: str, title: str | None) -> Plot:
+    board.title(title, heading, f"shaded: p <= {LEVEL:g}, corrected; band: one standard error")
+    axes, steps = board.panel(height=1.2), np.arange(len(values))
+    for step in np.flatnonzero(data["p"] <= LEVEL):
+        axes.axvspan(step - 0.5, step + 0.5, color="#E6E6E6", linewidth=0)
+    axes.fill_between(steps, values - error, values + error, color=style.COLOURS[0], alpha=0.25, linewidth=0)
+    axes.plot(steps, values, color=style.COLOURS[0])
+    axes.axhline(0, color=style.FAINT, linewidth=0.6)
+    axes.set_xlim(-0.5, len(values) - 0.5)
+    axes.set_xlabel("time step")
+    axes.set_ylabel("effect (sd)")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return board.finish(data)

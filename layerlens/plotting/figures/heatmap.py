@@ -1,0 +1,164 @@
+"""One attribution of one sample: an image, a series, a row of tokens or a vector."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from layerlens.errors import PlotError
+from layerlens.results import Attribution
+
+from .. import style
+from ..drawing import attribution_sample, bars, image_panels
+from ..drawing.attribution_sample import Channel, Sample
+from ..drawing.board import Board
+from ..drawing.token_text import spelled
+from ..plot import Plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_TOKENS: Final = 60
+MOST_FEATURES: Final = 40
+
+
+def heatmap(
+    attribution: Attribution,
+    sample: int = 0,
+    *,
+    overlay: Any = True,
+    channel: Channel = "sum",
+    name: str | None = None,
+    width: style.Width = "column",
+    cmap: str | None = None,
+    vmax: float | None = None,
+    clip: float = 99.5,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    colorbar: bool = True,
+    ax: Axes | None = None,
+) -> Plot:
+    """Draw one sample of an attribution.
+
+    An image lies in colours over its input in middle grey, with opacity proportional to |value|; one with many more
+    pixels than the figure has dots is averaged over blocks, as a note says. A series is an
+    image with time from left to right. Tokens are bars with their texts, at most 60: the weakest are added up in one
+    row. A vector is bars, or a line when it has more than 40 features.
+
+    Args:
+        attribution: values `(batch, channel, height, width)`, `(batch, height, width)`, `(batch, time, feature)`,
+            `(batch, token)` or `(batch, feature)`.
+        sample: which of the batch.
+        overlay: True lays an image over its input, False draws it alone; or a picture of the same height and width,
+            such as the photograph before it was standardised.
+        channel: how channels become one number: `"sum"`, `"abs"` (sum of absolute values), or one of them.
+        name: which input, when there are several.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
+        cmap: a matplotlib colormap; None is RdBu_r for signed values and magma for magnitudes. For images and series.
+        vmax: largest value of the scale, in units of the attribution; None takes it from `clip`.
+        clip: percentile of |value| where colours saturate; the colorbar says so. For images and series.
+        title: None for method and target, `""` for none.
+        labels: names of the features or tokens, or of the rows of a series.
+        colorbar: whether to draw it.
+        ax: axes to draw into; None makes a figure.
+
+    Returns:
+        The plot; `data["values"]` is what was drawn.
+
+    Raises:
+        OptionError: when there is no such sample, channel, input name or colormap.
+        PlotError: when the values are zero everywhere, not finite, or of a shape that is no picture's.
+
+    Example:
+        >>> import torch
+        >>> maps = Attribution(torch.randn(1, 3, 8, 8), None, True, "score", "class 7", "gradient", {}, torch.ones(1))
+        >>> heatmap(maps).data["values"].shape
+        (8, 8)
+    """
+    shown = attribution_sample.read(attribution, sample, channel=channel, name=name)
+    if labels is not None:
+        rows = len(shown.values)
+        if shown.form == "image" or len(labels) != rows:
+            have = "an image, which has none" if shown.form == "image" else f"{rows} rows"
+            raise PlotError(f"{len(labels)} labels for {have}: labels= names features, tokens or the rows of a series.")
+    with Board(width=width, ax=ax) as board:
+        if shown.form == "image":
+            shown = dataclasses.replace(shown, picture=attribution_sample.given_picture(overlay, shown))
+        (shown,), note = attribution_sample.coarse([shown], board.width)
+        limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
+        board.title(title, shown.title, note)
+        data = {"values": shown.values}
+        if shown.form in ("image", "series"):
+            colours = style.colormap(cmap, signed=shown.signed)
+            if shown.form == "image":
+                picture = shown.picture
+                axes = board.panel(aspect=shown.values.shape[0] / shown.values.shape[1])
+                mappable, data["alpha"] = image_panels.show_map(axes, shown.values, limits, colours, picture=picture)
+                if picture is not None:
+                    data["picture"] = picture
+            else:
+                axes, mappable = _series(board, shown, limits, colours, labels)
+            if colorbar:
+                board.colorbar([axes], mappable, limits, shown.units, "right")
+        elif shown.form == "tokens" or len(shown.values) <= MOST_FEATURES:
+            data["values"] = _bars(board, shown, labels, vmax)
+        else:
+            _line(board, shown, vmax)
+        return board.finish(data)
+
+
+def _series(board: Board, shown: Sample, limits: style.Limits, colours: Any, labels: Sequence[str] | None) -> Any:
+    rows = len(shown.values)
+    axes = board.panel(height=min(max(0.09 * rows, 0.8), 2.6) if labels is None else bars.pitch_of(1) * rows)
+    image = axes.imshow(
+        shown.values, cmap=colours, vmin=limits.low, vmax=limits.high, interpolation="nearest", aspect="auto"
+    )
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(shown.axes[1])
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if labels is None:
+        axes.set_ylabel(shown.axes[0])
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    else:
+        axes.set_yticks(range(rows), list(labels), fontsize=style.SMALL)
+    return axes, image
+
+
+def _bars(board: Board, shown: Sample, labels: Sequence[str] | None, vmax: float | None) -> Any:
+    if labels is not None:
+        names = list(labels)
+    elif shown.tokens is not None:
+        names = [spelled(token) for token in shown.tokens]
+    else:
+        names = [str(index) for index in range(len(shown.values))]
+    values = shown.values
+    kept, others = bars.strongest(np.abs(values), MOST_TOKENS)
+    if others:
+        names = [*(names[row] for row in kept), f"{len(others)} weaker, sum"]
+        values = np.append(values[kept], values[others].sum())
+    axes = board.panel()
+    board.panels[-1].height = bars.name_rows(axes, names, board.width)
+    bars.draw(axes, values, colours=style.signed_colours(values))
+    bars.value_axis(axes, shown.units)
+    if vmax is not None:
+        axes.set_xlim(-vmax if shown.signed else 0, vmax)
+    if others:
+        axes.axhline(len(kept) - 0.5, color=style.FAINT, linewidth=0.5, linestyle=":")
+    return values
+
+
+def _line(board: Board, shown: Sample, vmax: float | None) -> None:
+    axes = board.panel(height=min(0.4 * board.width, 2.0))
+    axes.axhline(0, color=style.FAINT, linewidth=0.6)
+    axes.plot(shown.values, color=style.COLOURS[0], linewidth=0.8)
+    axes.set_xlim(0, len(shown.values) - 1)
+    axes.set_xlabel("feature")
+    axes.set_ylabel(shown.units)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if vmax is not None:
+        axes.set_ylim(-vmax if shown.signed else 0, vmax)

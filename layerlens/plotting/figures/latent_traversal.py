@@ -1,0 +1,102 @@
+"""What latents do: a row of outputs for each direction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from layerlens.errors import OptionError, PlotError
+from layerlens.results import LatentTraversal
+
+from .. import style
+from ..drawing import image_panels, images
+from ..drawing.board import Board
+from ..plot import Plot
+
+
+def latent_traversal(
+    traversal: LatentTraversal,
+    *,
+    rows: Sequence[str | int] | None = None,
+    count: int = 6,
+    width: style.Width = "page",
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    fig: Any = None,
+) -> Plot:
+    """Draw the outputs along directions of the latent space: pictures from the smallest step to the largest.
+
+    All pictures share one range of brightness, so that they can be compared; outputs that are no images are lines.
+
+    Args:
+        traversal: the result.
+        rows: which directions, by name or latent; None takes those with the largest effect.
+        count: how many of these.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
+        title: None or `""` for none: rows and columns say what they are.
+        labels: one per row; None is the direction and its effect.
+        fig: figure or subfigure to draw into, in its size; None makes one.
+
+    Returns:
+        The plot; `data` holds the outputs of each row as drawn, by direction.
+
+    Raises:
+        OptionError: when there is no such direction, or `count` is below 1.
+        PlotError: when the outputs cannot be drawn.
+
+    Example:
+        >>> import torch
+        >>> outputs = torch.rand(2, 3, 1, 8, 8)
+        >>> made = LatentTraversal(
+        ...     ("latent 0", "latent 4"), torch.tensor([-1.0, 0.0, 1.0]), "set", outputs, outputs[0, 1],
+        ...     torch.tensor([0.1, 0.3]), {},
+        ... )
+        >>> list(latent_traversal(made).data)
+        ['latent 4', 'latent 0']
+    """
+    if not isinstance(traversal, LatentTraversal):
+        raise PlotError(f"latent_traversal draws a LatentTraversal, not a {type(traversal).__name__}.")
+    if count < 1:
+        raise OptionError(f"count={count!r} directions; give 1 or more.")
+    chosen = [name for name, _ in traversal.strongest(count)] if rows is None else list(rows)
+    places = [traversal.row(name) for name in chosen]
+    if not places:
+        raise PlotError("rows=[] draws nothing; give directions, or None for those with the largest effect.")
+    if labels is not None and len(labels) != len(places):
+        raise PlotError(f"{len(labels)} labels for {len(places)} rows; give one per row.")
+    values = images.finite_array(traversal.outputs[places], "the outputs of a traversal")
+    if values.ndim not in (3, 4, 5):
+        raise PlotError(
+            f"outputs of shape {values.shape[2:]} have no figure; a traversal shows (channel, height, width), (height, "
+            "width) and (feature,)."
+        )
+    low, high = float(values.min()), float(values.max())
+    data: dict[str, Any] = {}
+    sign = "+" if traversal.move == "add" else ""
+    with Board(width=width, fig=fig) as board:
+        where = "move along each direction" if traversal.move == "add" else "value of each latent"
+        board.title(title, "", f"columns: {where}")
+        for row, place in enumerate(places):
+            name = traversal.names[place]
+            effect = f"{name}: moves the output by {style.number(float(traversal.effect[place]))}"
+            board.header(row, effect if labels is None else labels[row])
+            shown = []
+            for column, step in enumerate(traversal.steps.tolist()):
+                line = f"{sign if step > 0 else ''}{style.number(step)}" if row == 0 else ""
+                one = values[row, column]
+                if one.ndim == 1:
+                    axes = board.panel(row, column, height=0.6, title=line)
+                    axes.plot(one, color=style.COLOURS[0], linewidth=0.8)
+                    axes.set_ylim(low, high)
+                    image_panels.frame(axes)
+                    shown.append(one)
+                    continue
+                # one range for all: the stretch of a single picture would hide what changes
+                grey = one if one.ndim == 2 or len(one) in (1, 3, 4) else one.mean(axis=0)
+                picture = images.picture((grey - low) / ((high - low) or 1), "an output", channels_first=True)
+                picture = picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture
+                axes = board.panel(row, column, aspect=picture.shape[0] / picture.shape[1], title=line)
+                image_panels.show_picture(axes, picture)
+                shown.append(picture)
+            data[name] = shown
+        return board.finish(data)

@@ -1,0 +1,190 @@
+"""One number for every layer, or one per series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from layerlens.errors import PlotError, choose
+from layerlens.results import LayerProfile
+
+from .. import style
+from ..drawing import bars
+from ..drawing.board import Board
+from ..drawing.images import finite_array
+from ..plot import Plot
+from ..style import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_BARS: Final = 40
+NULL_LINE: Final = (0, (1, 1.5))
+"""Joins the marks of the null of one series, where there are several."""
+
+
+def layer_profile(
+    profile: LayerProfile,
+    *,
+    scale: Literal["linear", "log"] = "linear",
+    width: style.Width | None = None,
+    vmax: float | None = None,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Plot:
+    """Draw a profile: layers from top to bottom in order of execution, values from left to right.
+
+    One series of at most 40 layers is drawn as bars, more layers, several series or a log scale as lines. Whiskers
+    are one standard error to each side, upright marks the null. A value that an axis cannot show (NaN, infinity,
+    zero or less on a log scale) is written out at the left edge.
+
+    Args:
+        profile: values `(layers,)` or `(layers, series)`.
+        scale: `"linear"` or `"log"`.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the column unless the names are long.
+        vmax: end of the axis, in units of the profile; None fits the data.
+        title: None for the method, `""` for none.
+        labels: names of the rows instead of the layers' paths.
+        ax: axes to draw into; None makes a figure.
+
+    Returns:
+        The plot; `data` holds `"values"` `(layers, series)` and, where known, `"error"` and `"null"`.
+
+    Raises:
+        OptionError: for an unknown scale or width.
+        PlotError: when no value can be shown on the scale, or the sizes do not agree.
+
+    Example:
+        >>> import torch
+        >>> names = ("stem", "blocks.0", "head")
+        >>> norms = LayerProfile("Jacobian norm", names, torch.tensor([3.0, 2.0, 1.0]), "1", False, "exact", {})
+        >>> layer_profile(norms).data["values"].shape
+        (3, 1)
+    """
+    if not isinstance(profile, LayerProfile):
+        raise PlotError(f"layer_profile draws a LayerProfile, not a {type(profile).__name__}.")
+    choose("scale", scale, ("linear", "log"))
+    names = list(profile.layers if labels is None else labels)
+    data = _read(profile, len(names))
+    values = data["values"]
+    series = profile.series or (profile.quantity,)
+    shows = np.isfinite(values) & ((values > 0) if scale == "log" else True)
+    if not shows.any():
+        raise PlotError(
+            f"none of the {values.size} values of {profile.quantity!r} can be shown on a {scale} scale "
+            f"(first: {values.flat[0]:.3g}). "
+            + ("Use scale='linear'." if scale == "log" else "All are NaN or infinite.")
+        )
+    label = f"{profile.quantity} ({profile.units})" if profile.units not in ("", "1") else profile.quantity
+    lines = len(names) > MOST_BARS or len(series) > 1 or scale == "log"
+    if width is None:
+        width = "column" if bars.room_for_names(names, 99) < 0.4 * style.WIDTHS["column"] else "page"
+    with Board(width=width, ax=ax) as board:
+        axes = board.panel()
+        board.panels[-1].height = max(bars.name_rows(axes, names, board.width), 0.5)
+        every = -(-len(names) // len(axes.get_yticks()))
+        board.title(title, profile.method, f"one name for {every} layers" if every > 1 else "")
+        bars.value_axis(axes, label, log=scale == "log")
+        if vmax is not None:
+            axes.set_xlim(right=vmax)
+        shown = {name: np.where(shows, part, np.nan) if name == "values" else part for name, part in data.items()}
+        handles = _lines(axes, shown, series, scale) if lines else _bars(axes, shown)
+        # of several series, one that has no number at a row is a gap in its line; a log axis names all it cannot show
+        gaps = np.isnan(values) & shows.any(axis=1, keepdims=True) & (len(series) > 1 and scale == "linear")
+        across = board.width - bars.room_for_names(names, board.width) - 0.2
+        bars.write_hidden(axes, values, shows | gaps, profile.series, across if lines else None)
+        if handles:
+            board.legend(axes, handles)
+        return board.finish(data)
+
+
+def _read(profile: LayerProfile, rows: int) -> dict[str, Array]:
+    if not rows:
+        raise PlotError(f"the profile of {profile.quantity!r} has no layers.")
+    data = {}
+    for name in ("values", "error", "null"):
+        part = getattr(profile, name)
+        if part is None:
+            continue
+        # values that are not finite are shown as such, by name, so only the type is checked here
+        finite_array(part.nan_to_num(), f"{name} of the profile")
+        array = part.detach().double().cpu().numpy()
+        if array.shape[0] != rows or array.size != rows * max(len(profile.series), 1):
+            raise PlotError(
+                f"{name} of the profile has shape {tuple(part.shape)} for {rows} layers or labels and "
+                f"{len(profile.series)} named series; give (layers,), or (layers, series) with a name for each series."
+            )
+        data[name] = array.reshape(rows, -1)
+    return data
+
+
+def _bars(axes: Axes, data: dict[str, Array]) -> list[Any]:
+    values = data["values"][:, 0]
+    colour = style.signed_colours(np.nan_to_num(values)) if (values < 0).any() else style.COLOURS[0]
+    bars.draw(axes, values, colours=colour)
+    _marks(axes, data, 0, style.INK, style.COLOURS[4])
+    return _keys(data, style.INK, style.COLOURS[4])
+
+
+def _lines(axes: Axes, data: dict[str, Array], series: Sequence[str], scale: str) -> list[Any]:
+    rows = np.arange(len(data["values"]))
+    handles: list[Any] = []
+    if scale == "log":  # a whisker that reaches zero ends a decade below its value
+        values = data["values"]
+        data = {**data, "null": np.where(data["null"] > 0, data["null"], np.nan)} if "null" in data else data
+        data = {**data, "error": np.fmin(data["error"], 0.9 * values)} if "error" in data else data
+    for index, name in enumerate(series):
+        colour, line = style.COLOURS[index % len(style.COLOURS)], style.LINES[index % len(style.LINES)]
+        handles += axes.plot(
+            data["values"][:, index], rows, color=colour, linestyle=line, label=name,
+            marker=style.MARKERS[index % len(style.MARKERS)], markersize=3 if len(rows) <= MOST_BARS else 1.8,
+            markerfacecolor="white" if index % 2 else colour, markeredgewidth=0.8,
+        )  # fmt: skip
+        several = len(series) > 1
+        _marks(
+            axes, data, index, colour, colour if several else style.COLOURS[4], line=NULL_LINE if several else "none"
+        )
+    if len(series) > 1:
+        return handles + _keys(data, style.FAINT, style.FAINT, NULL_LINE)
+    return _keys(data, style.COLOURS[0], style.COLOURS[4])
+
+
+def _marks(axes: Axes, data: dict[str, Array], index: int, colour: str, null: str, line: Any = "none") -> None:
+    """Whiskers of the standard error and marks of the null."""
+    rows = np.arange(len(data["values"]))
+    if "error" in data:
+        axes.errorbar(
+            data["values"][:, index], rows, xerr=data["error"][:, index], fmt="none", ecolor=colour, elinewidth=0.7,
+            capsize=1.2, capthick=0.7,
+        )  # fmt: skip
+    if "null" in data:
+        axes.plot(
+            data["null"][:, index], rows, color=null, linestyle=line, linewidth=0.6, marker="|",
+            markersize=6 if line == "none" else 4, markeredgewidth=1.2 if line == "none" else 0.9,
+        )  # fmt: skip
+
+
+def _keys(data: dict[str, Array], colour: str, null: str, line: Any = "none") -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    keys = []
+    if "error" in data:
+        keys.append(Line2D([], [], color=colour, linewidth=0.7, marker="|", markersize=3, label="±1 standard error"))
+    if "null" in data:
+        keys.append(
+            Line2D(
+                [],
+                [],
+                color=null,
+                linestyle=line,
+                linewidth=0.6,
+                marker="|",
+                markersize=6,
+                markeredgewidth=1.2,
+                label="null",
+            )
+        )
+    return keys

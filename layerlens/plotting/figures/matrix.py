@@ -1,0 +1,180 @@
+"""One number for every pair of a row and a column, as colours: layers against layers, layers against positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from layerlens.errors import OptionError, PlotError, choose
+from layerlens.results import Matrix
+
+from .. import style
+from ..drawing import bars, matrix_cells, text
+from ..drawing.board import Board
+from ..drawing.images import finite_array
+from ..plot import Plot
+from ..style import Array, Limits
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def matrix(
+    found: Matrix,
+    *,
+    cmap: str | None = None,
+    vmax: float | None = None,
+    clip: float | None = None,
+    annotate: bool | Literal["auto"] = "auto",
+    width: style.Width | None = None,
+    title: str | None = None,
+    labels: tuple[Sequence[str], Sequence[str]] | None = None,
+    ax: Axes | None = None,
+) -> Plot:
+    """Draw a matrix in colours, the first row at the top.
+
+    Cells without a number (NaN) are hatched. Names are thinned where they would touch. Of more cells than the figure
+    can show, neighbours are drawn together, as the one farthest from zero; a note says so.
+
+    Args:
+        found: values `(rows, columns)`.
+        cmap: a matplotlib colormap; None is RdBu_r about zero for signed values and viridis for others.
+        vmax: end of the scale, in units of the matrix; None fits the data.
+        clip: percentile of |value| where colours saturate; the colorbar says so. None clips nothing.
+        annotate: whether to write the numbers into the cells; `"auto"` where they fit.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for more than 40 columns.
+        title: None for the method, `""` for none.
+        labels: names of the rows and names of the columns.
+        ax: axes to draw into; None makes a figure.
+
+    Returns:
+        The plot; `data` holds `"values"` as they are, and `"drawn"`, the cells of the figure.
+
+    Raises:
+        OptionError: when `vmax`, `clip`, `annotate`, the colormap or the width is none that exists.
+        PlotError: when there is no number to draw, one is infinite, names and values do not agree in number, or
+            numbers that were asked for do not fit.
+
+    Example:
+        >>> import torch
+        >>> cka = Matrix("CKA", ("a", "b"), ("a", "b"), torch.eye(2), ("layer", "layer"), "1", False, "linear", {})
+        >>> matrix(cka).data["values"].shape
+        (2, 2)
+    """
+    if not isinstance(found, Matrix):
+        raise PlotError(f"matrix draws a Matrix, not a {type(found).__name__}.")
+    if annotate is not True and annotate is not False:
+        choose("annotate", annotate, ("auto",))
+    values = _read(found)
+    rows, columns = _names(found, values.shape, labels)
+    limits = _limits(values, found, clip, vmax)
+    if width is None:
+        width = "column" if values.shape[1] <= 40 else "page"
+    with Board(width=width, ax=ax) as board:
+        drawn, note = matrix_cells.together(values, board.width)
+        board.title(title, found.method, " ".join(part for part in (_chance(found), note) if part))
+        axes = board.panel()
+        across, height = _size(board, found, values.shape, rows)
+        board.panels[-1].height = height
+        image = _show(axes, drawn, values.shape, limits, style.colormap(cmap, signed=found.signed, unsigned="viridis"))
+        matrix_cells.name(axes, rows, columns, (height, across), found.axes)
+        if annotate is not False:
+            matrix_cells.write(axes, image, values, (height, across), forced=annotate is True)
+        units = f" ({found.units})" if found.units not in ("", "1") else ""
+        board.colorbar([axes], image, limits, f"{found.quantity}{units}", "right")
+        if np.isnan(values).any():
+            board.legend(axes, [_hatched(label="no number (NaN)")])
+        return board.finish({"values": values, "drawn": drawn})
+
+
+def _read(found: Matrix) -> Array:
+    finite_array(found.values.nan_to_num(), f"the matrix of {found.quantity!r}")  # only the type: NaN is drawn
+    values: Array = found.values.detach().double().cpu().numpy()
+    infinite = int(np.isinf(values).sum())
+    if infinite:
+        raise PlotError(
+            f"the matrix of {found.quantity!r} is infinite at {infinite} of {values.size} places, which no colour "
+            "shows. Find where that arises, or make them NaN, which is drawn hatched."
+        )
+    if np.isnan(values).all():
+        raise PlotError(f"all {values.size} values of the matrix of {found.quantity!r} are NaN: nothing to draw.")
+    return values
+
+
+def _names(found: Matrix, shape: tuple[int, ...], labels: Any) -> tuple[list[str], list[str]]:
+    if labels is not None and (isinstance(labels, str) or len(labels) != 2):
+        raise PlotError("labels= of a matrix are two: the names of the rows, and the names of the columns.")
+    rows, columns = (found.rows, found.columns) if labels is None else labels
+    if shape != (len(rows), len(columns)):
+        raise PlotError(
+            f"the matrix of {found.quantity!r} has values of shape {shape} for {len(rows)} names of rows and "
+            f"{len(columns)} of columns; they must agree."
+        )
+    return [text.plain(name) for name in rows], [text.plain(name) for name in columns]
+
+
+def _limits(values: Array, found: Matrix, clip: float | None, vmax: float | None) -> Limits:
+    known = values[~np.isnan(values)]
+    what = f"the matrix of {found.quantity!r}"
+    if not known.any() and vmax is None:
+        raise PlotError(f"{what} is zero everywhere: no scale follows from it. Give vmax= to draw the zeros.")
+    percentile = 100.0 if clip is None else clip
+    low, high = float(known.min()), float(known.max())
+    if found.signed or low >= 0:
+        return style.limits([known], signed=found.signed, clip=percentile, vmax=vmax, what=what)
+    # unsigned, and yet below zero: an estimate about zero, such as debiased CKA, or a logarithm
+    if vmax is not None or -low < 0.1 * high:
+        above = style.limits([known.clip(0)], signed=False, clip=percentile, vmax=vmax, what=what)
+        note = "; ".join(part for part in (above.note, f"lowest {style.number(low)}") if part)
+        return Limits(0.0, above.high, above.clipped, note, below=True)
+    if not 0 < percentile <= 100:
+        raise OptionError(f"clip={clip!r} is a percentile; give a number above 0 and at most 100.")
+    floor = float(np.percentile(known, 100 - percentile))
+    note = f"clipped at {percentile:g}%" if floor > low else ""
+    return Limits(floor, high if high > floor else 0.0, False, note, below=floor > low)
+
+
+def _chance(found: Matrix) -> str:
+    """What is known of chance and of the error, in words: a cell has one colour."""
+    said = []
+    for part, name in ((found.null, "chance"), (found.error, "standard error")):
+        known = None if part is None else part[~part.isnan()]
+        if known is None or not known.numel():
+            continue
+        low, high = style.number(float(known.min()), 2), style.number(float(known.max()), 2)
+        said.append(f"{name} {low}" if low == high else f"{name} {low} to {high}")
+    return f"{'; '.join(said)}." if said else ""
+
+
+def _size(board: Board, found: Matrix, shape: tuple[int, ...], rows: list[str]) -> tuple[float, float]:
+    """About how wide the panel will be, and how high it is to be, in inches."""
+    if board.given is not None:
+        return board.given.bbox.width / board.dpi, board.given.bbox.height / board.dpi
+    names = min(text.widest(rows, style.SMALL), 0.35 * board.width)
+    across = max(board.width - names - 0.8, 0.3)
+    if found.axes[0] == found.axes[1]:
+        return across, min(max(across * shape[0] / shape[1], 0.15), bars.PAGE_FULL)
+    pitch = min(max(0.5 * across / shape[1], bars.pitch_of(1)), 0.25) if shape[0] <= 40 else bars.pitch_of(shape[0])
+    return across, min(max(shape[0] * pitch, 0.3), max(0.65 * board.width, 4.0))
+
+
+def _show(axes: Axes, drawn: Array, shape: tuple[int, ...], limits: Limits, colours: Any) -> Any:
+    if np.isnan(drawn).any():
+        axes.add_patch(_hatched(xy=(0, 0), width=1, height=1, transform=axes.transAxes, zorder=0))
+    rows, columns = shape
+    image = axes.imshow(
+        np.ma.masked_invalid(drawn), cmap=colours, vmin=limits.low, vmax=limits.high, interpolation="nearest",
+        aspect="auto", extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
+    )  # fmt: skip
+    axes.set_xlim(-0.5, columns - 0.5)
+    axes.set_ylim(rows - 0.5, -0.5)
+    return image
+
+
+def _hatched(**options: Any) -> Any:
+    from matplotlib.patches import Patch, Rectangle
+
+    kind = Rectangle if "xy" in options else Patch
+    return kind(facecolor="white", edgecolor=style.FAINT, hatch="//////", linewidth=0, **options)

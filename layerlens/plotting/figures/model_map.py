@@ -1,0 +1,178 @@
+"""The layers of a model as a tree, with a number for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from layerlens.errors import OptionError, PlotError, choose
+from layerlens.results import LayerProfile, LayerTable
+
+from .. import style
+from ..drawing import bars, text
+from ..drawing.board import Board
+from ..drawing.model_tree import Quantity, Row, read, tree
+from ..plot import Plot
+from ..style import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NARROWEST: Final = 2.2
+"""Inches of a column of the tree."""
+INDENT: Final = "   "
+
+
+def model_map(
+    table: LayerTable,
+    profile: LayerProfile | None = None,
+    *,
+    quantity: Quantity = "parameters",
+    series: str | int = 0,
+    depth: int | None = None,
+    scale: Literal["linear", "log"] = "linear",
+    width: style.Width = "page",
+    vmax: float | None = None,
+    title: str | None = None,
+    fig: Any = None,
+) -> Plot:
+    """Draw the layers of a model as an indented tree, with a bar and a number for each.
+
+    A long tree runs on in further columns, as many as fit the width. One that is longer still is cut at the level
+    that fits a page: a row then says how many layers it holds, and shows the number of each as a tick. Standard
+    errors and nulls are in `layer_profile`.
+
+    Args:
+        table: from `lens.layers()`.
+        profile: the numbers, of some layers or all; None takes `quantity` from the table.
+        quantity: `"parameters"` that a layer holds itself, share of `"time"` in itself, or `"memory"` of its output.
+        series: which of the profile's.
+        depth: how many levels below the model; None takes as many as fit a page.
+        scale: `"linear"` or `"log"`.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
+        vmax: end of the axes; None fits the data.
+        title: None for model, quantity and method, `""` for none.
+        fig: figure or subfigure to draw into, in its size; None makes one.
+
+    Returns:
+        The plot; `data` holds `"paths"` and `"values"` of the rows, NaN for a row without a number.
+
+    Raises:
+        OptionError: for an unknown quantity, series, scale or width, or a depth below 1.
+        PlotError: when a layer of the profile is not in the table, or there is no number to draw.
+
+    Example:
+        >>> import torch
+        >>> from layerlens.results import LayerRow
+        >>> rows = (LayerRow("", "Net", 1, "", 30, 0, None), LayerRow("conv", "Conv2d", 1, "", 30, 30, None))
+        >>> norms = LayerProfile("norm", ("conv",), torch.tensor([2.0]), "1", False, "exact", {})
+        >>> model_map(LayerTable("Net", rows), norms).data["paths"]
+        ['', 'conv']
+    """
+    if not isinstance(table, LayerTable):
+        raise PlotError(f"model_map draws a LayerTable, lens.layers(), not a {type(table).__name__}.")
+    choose("scale", scale, ("linear", "log"))
+    if depth is not None and depth < 1:
+        raise OptionError(f"depth={depth!r} levels; give 1 or more, or None for as many as fit.")
+    numbers, label, how = read(table, profile, quantity, series)
+    inches = style.inches(width)
+    columns = max(1, int(inches / NARROWEST))
+    full = int(bars.PAGE_FULL / bars.pitch_of(99))
+    deepest = max((row.path.count(".") + 1 for row in table.rows if row.path), default=1)
+    for level in [depth] if depth is not None else range(deepest, 0, -1):
+        rows = tree(table, numbers, level)
+        if len(rows) <= full * columns:
+            break
+    columns = min(columns, math.ceil(len(rows) / full)) if len(rows) <= full * columns else columns
+    parts = _columns(rows, math.ceil(len(rows) / columns))
+    every = max(map(len, parts))
+    shown = np.array([value for row in rows for value in (row.value, *row.below)])
+    fits = np.isfinite(shown) & ((shown > 0) if scale == "log" else True)
+    if not fits.any():
+        raise PlotError(
+            f"none of the {len(numbers)} numbers ({label}) can be shown on a {scale} scale. "
+            + ("Use scale='linear'." if scale == "log" else "All are NaN or infinite.")
+        )
+    low, high = _range(shown[fits], scale, vmax)
+    with Board(width=width, fig=fig) as board:
+        cut = any(row.hidden for row in rows)
+        note = "ticks: the layers inside of a row that are not drawn" if cut else ""
+        board.title(title, f"{table.model}: {label}{f', {how}' if how else ''}", note)
+        for column, part in enumerate(parts):
+            axes = board.panel(0, column)
+            board.panels[-1].height = bars.pitch_of(len(rows)) * max(every, 4)
+            _draw(axes, part, every, board.width / len(parts), scale, low, high)
+            bars.value_axis(axes, label, log=scale == "log")
+            axes.set_xlim(low, high)
+        return board.finish({"paths": [row.path for row in rows], "values": np.array([row.value for row in rows])})
+
+
+def _columns(rows: list[Row], every: int) -> list[list[Row]]:
+    """The rows in columns, each but the first under the name of what it goes on with."""
+    parts = [rows[start : start + every] for start in range(0, len(rows), every)]
+    for part in parts[1:]:
+        parent = part[0].path.rpartition(".")[0]
+        if parent:
+            part.insert(0, Row(f"… in {parent}", "", 0, math.nan, False, ""))
+    return parts
+
+
+def _range(values: Array, scale: str, vmax: float | None) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max()) if vmax is None else vmax
+    if scale == "log":
+        return low / 2, max(high * 1.1, low)
+    if low >= 0:
+        return 0.0, (high or 1.0) * 1.03
+    edge = 0.03 * (max(high, 0) - low)
+    return low - edge, max(high, 0) + edge
+
+
+def _draw(
+    axes: Axes, rows: list[Row], every: int, across: float, scale: str, low: float, high: float
+) -> None:  # fmt: skip
+    """Names to the left, bars, and numbers to the right."""
+    room = min(max(text.width(INDENT * row.level + _named(row), style.SMALL) for row in rows), 0.5 * across)
+    names = [_fitted(row, room) for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=style.SMALL, ha="left")
+    axes.tick_params(axis="y", length=0, pad=72 * room + 3)
+    axes.set_ylim(every - 0.4, -0.6)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    if scale == "log":
+        axes.set_xscale("log")
+    values = np.array([row.value for row in rows])
+    fits = np.isfinite(values) & ((values > 0) if scale == "log" else True)
+    ends = np.clip(np.where(fits, values, low), low, high)
+    base = low if scale == "log" else 0.0
+    signed = any(value < 0 for row in rows for value in (row.value, *row.below)) or low < 0
+    colours = style.signed_colours(np.nan_to_num(values)) if signed else style.COLOURS[0]
+    axes.barh(np.arange(len(rows)), np.where(fits, ends - base, 0), left=base, height=0.72, color=colours, linewidth=0)
+    for place, row in enumerate(rows):
+        inside = [value for value in row.below if low <= value <= high]
+        if inside:
+            axes.plot(inside, [place] * len(inside), "|", color=style.INK, markersize=4.5, markeredgewidth=0.5)
+        if row.known:
+            lost = not fits[place]
+            written = "NaN" if math.isnan(row.value) else style.number(row.value).replace("inf", "infinite")
+            axes.annotate(
+                written, (1, place), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points",
+                va="center_baseline", ha="left", fontsize=style.SMALL, color=style.COLOURS[1] if lost else style.INK,
+            )  # fmt: skip
+
+
+def _named(row: Row) -> str:
+    inside = f" ({row.hidden} layers)" if row.hidden else ""
+    return f"{row.name}{f'  {row.kind}' if row.kind else ''}{inside}"
+
+
+def _fitted(row: Row, room: float) -> str:
+    """The name of a row, with its class where there is room for both."""
+    for name in (_named(row), _named(dataclasses.replace(row, kind=""))):
+        if text.width(INDENT * row.level + name, style.SMALL) <= room:
+            return INDENT * row.level + name
+    return INDENT * row.level + text.shorten(
+        name, style.SMALL, max(room - text.width(INDENT * row.level, style.SMALL), 0.2)
+    )

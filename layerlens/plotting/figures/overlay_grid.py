@@ -1,0 +1,129 @@
+"""One method on several images: each picture beside its map, all on one scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from layerlens.errors import OptionError, PlotError
+from layerlens.results import Attribution
+
+from .. import style
+from ..drawing import attribution_sample, image_panels
+from ..drawing.attribution_sample import Channel, Sample
+from ..drawing.board import Board
+from ..plot import Plot
+
+NARROWEST: Final = 1.9
+"""Inches of figure for a pair."""
+
+
+def overlay_grid(
+    attributions: Attribution | Sequence[Attribution],
+    *,
+    which: Sequence[int] | None = None,
+    columns: int | None = None,
+    channel: Channel = "sum",
+    name: str | None = None,
+    width: style.Width = "page",
+    cmap: str | None = None,
+    vmax: float | None = None,
+    clip: float = 99.5,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    colorbar: bool = True,
+    fig: Any = None,
+) -> Plot:
+    """Draw one method on several images: each input picture beside its map, on one shared scale.
+
+    Args:
+        attributions: one attribution with several samples, or several of the same method, each with all its samples.
+        which: the samples to draw, counted over all attributions; None draws the first twelve.
+        columns: pairs of picture and map in a row; None takes up to three, as many as are wide enough to be seen.
+        channel: how channels become one number: `"sum"`, `"abs"` (sum of absolute values), or one of them.
+        name: which input, when there are several.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
+        cmap: a matplotlib colormap; None is RdBu_r for signed values and magma for magnitudes.
+        vmax: largest value of the scale, in units of the attribution; None takes it from `clip`.
+        clip: percentile of |value|, over all samples, where colours saturate; the colorbar says so.
+        title: None for method and target, `""` for none.
+        labels: one per pair; None is the number of the sample with its score.
+        colorbar: whether to draw it.
+        fig: figure or subfigure to draw into, in its size; None makes one.
+
+    Returns:
+        The plot; `data` holds what was drawn, by label.
+
+    Raises:
+        OptionError: when there is no such sample, channel, input name or colormap.
+        PlotError: for other than images, a missing input, several methods, or values that cannot be drawn.
+
+    Example:
+        >>> import torch
+        >>> x = torch.rand(2, 3, 8, 8)
+        >>> maps = Attribution(x - 0.5, None, True, "score", "class 7", "gradient", {}, torch.ones(2), inputs=x)
+        >>> list(overlay_grid(maps).data)
+        ['sample 0, score 1', 'sample 1, score 1']
+    """
+    shown, numbers = _samples(attributions, which, channel, name)
+    if labels is None:
+        labels = [f"sample {index}, score {style.number(one.score)}" for index, one in zip(numbers, shown, strict=True)]
+    elif len(labels) != len(shown):
+        raise PlotError(f"{len(labels)} labels for {len(shown)} samples; give one per sample.")
+    if columns is not None and columns < 1:
+        raise OptionError(f"columns={columns!r}; give 1 or more.")
+    colours = style.colormap(cmap, signed=shown[0].signed)
+    data: dict[str, Any] = {}
+    with Board(width=width, fig=fig) as board:
+        if columns is None:
+            columns = min(len(shown), 3, int(max(board.width / NARROWEST, 1)))
+        shown, note = attribution_sample.coarse(shown, board.width / (2 * columns))
+        limits = style.limits(
+            [one.values for one in shown], signed=shown[0].signed, clip=clip, vmax=vmax, what=shown[0].what
+        )
+        board.title(title, shown[0].title if len({one.title for one in shown}) == 1 else "", note)
+        edge = []
+        for index, (one, label) in enumerate(zip(shown, labels, strict=True)):
+            row, column = divmod(index, columns)
+            aspect = one.values.shape[0] / one.values.shape[1]
+            left = board.panel(row, 2 * column, aspect=aspect, title=label, pair=True)
+            assert one.picture is not None  # _samples has seen to it
+            image_panels.show_picture(left, one.picture)
+            right = board.panel(row, 2 * column + 1, aspect=aspect)
+            mappable, _ = image_panels.show_map(right, one.values, limits, colours, picture=one.picture)
+            data[image_panels.unique(label, data)] = one.values
+            if column == min(columns, len(shown)) - 1:
+                edge.append(right)
+        if colorbar:
+            board.colorbar(edge, mappable, limits, shown[0].units, "right")
+        return board.finish(data)
+
+
+def _samples(
+    attributions: Attribution | Sequence[Attribution], which: Sequence[int] | None, channel: Channel, name: str | None
+) -> tuple[list[Sample], list[int]]:
+    several = [attributions] if isinstance(attributions, Attribution) else list(attributions)
+    if not several:
+        raise PlotError("there is nothing to draw: the list of attributions is empty.")
+    first = attribution_sample.read(several[0], 0, channel=channel, name=name)
+    places = [(one, index) for one in several for index in range(len(one.score))]
+    numbers = list(range(min(len(places), 12))) if which is None else list(which)
+    if not numbers:
+        raise PlotError("which=[] draws nothing; give the samples to draw, or None for the first twelve.")
+    numbers = [attribution_sample.place(number, len(places), "the batch") for number in numbers]
+    shown = [attribution_sample.read(*places[number], channel=channel, name=name) for number in numbers]
+    image_panels.only_images([first, *shown], "overlay_grid")
+    for other in several[1:]:
+        mine, theirs = ((one.method, one.units, one.signed) for one in (several[0], other))
+        if mine != theirs:
+            raise PlotError(
+                f"overlay_grid has one scale, so it draws one method; given were {mine[0]!r} (in {mine[1]}) and "
+                f"{theirs[0]!r} (in {theirs[1]}). Put methods side by side with compare_methods."
+            )
+    for one in shown:
+        if one.picture is None:
+            raise PlotError(
+                f"{one.what} keeps no input picture to show beside it. Add it: dataclasses.replace(result, inputs=x), "
+                "or draw the map alone with heatmap."
+            )
+    return shown, numbers

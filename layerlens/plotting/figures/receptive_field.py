@@ -1,0 +1,127 @@
+"""The receptive field of one place: what it can see, and what it does see."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerlens.errors import PlotError
+from layerlens.results import ReceptiveField
+
+from .. import style
+from ..drawing import attribution_sample, image_panels, images
+from ..drawing.board import Board
+from ..plot import Plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def receptive_field(
+    field: ReceptiveField,
+    sample: int = 0,
+    *,
+    width: style.Width = "column",
+    cmap: str | None = None,
+    vmax: float | None = None,
+    clip: float = 99.5,
+    title: str | None = None,
+    colorbar: bool = True,
+    ax: Axes | None = None,
+) -> Plot:
+    """Draw the effective receptive field over the input, and the theoretical one as a dashed box.
+
+    A series is drawn as a line, with the theoretical field shaded.
+
+    Args:
+        field: of an image or a series.
+        sample: which of the batch.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
+        cmap: a matplotlib colormap; None is magma.
+        vmax: largest value of the scale, in units of the gradient; None takes it from `clip`.
+        clip: percentile of the gradient where colours saturate.
+        title: None for layer and sizes, `""` for none.
+        colorbar: whether to draw it.
+        ax: axes to draw into; None makes a figure.
+
+    Returns:
+        The plot; `data` holds `"effective"` and `"box"`.
+
+    Raises:
+        OptionError: when there is no such sample.
+        PlotError: when the input has more than two axes of places.
+
+    Example:
+        >>> import torch
+        >>> boxes = torch.tensor([[[0, 3]], [[1, 4]], [[2, 5]]])
+        >>> field = ReceptiveField("conv", 0, boxes, (5,), (1,), torch.rand(1, 5), {})
+        >>> receptive_field(field).data["box"].tolist()
+        [[1, 4]]
+    """
+    if not isinstance(field, ReceptiveField):
+        raise PlotError(f"receptive_field draws a ReceptiveField, not a {type(field).__name__}.")
+    row = attribution_sample.place(sample, len(field.effective), "the receptive field")
+    what = f"the effective receptive field of layer {field.layer!r}"
+    values = images.finite_array(field.effective[row], what)
+    box = field.box.numpy()
+    if values.ndim not in (1, 2):
+        raise PlotError(f"{what} has {values.ndim} axes of places; take a slice of a volume.")
+    data: dict[str, Any] = {"effective": values, "box": box}
+    size = " x ".join(str(stop - start) for start, stop in box)
+    line = f"{field.layer or '(model)'} at {field.place}: sees {size}, uses {float(field.effective_size[row]):.0f}"
+    with Board(width=width, ax=ax) as board:
+        seen = "dashed" if values.ndim == 2 else "shaded"
+        board.title(title, f"{line} across" if values.ndim == 2 else line, f"{seen}: all that can reach it")
+        if values.ndim == 1:
+            _line(board, values, box)
+            return board.finish(data)
+        inside = values[tuple(slice(int(start), int(stop)) for start, stop in box)]  # the zeros around it are no data
+        limits = style.limits([inside if inside.any() else values], signed=False, clip=clip, vmax=vmax, what=what)
+        axes = board.panel(aspect=values.shape[0] / values.shape[1])
+        shown = _picture(field, row, values.shape)
+        mappable, _ = image_panels.show_map(axes, values, limits, style.colormap(cmap, signed=False), picture=shown)
+        _outline(axes, box)
+        if colorbar:
+            board.colorbar([axes], mappable, limits, "gradient", "right")
+        return board.finish(data)
+
+
+def _picture(field: ReceptiveField, row: int, size: tuple[int, ...]) -> Any:
+    inputs = field.inputs
+    if inputs is None or inputs.ndim != 4 or tuple(inputs.shape[-2:]) != size:
+        return None
+    return images.picture(inputs[row], "the input", channels_first=True)
+
+
+def _outline(axes: Axes, box: Any) -> None:
+    from matplotlib.patches import Rectangle
+
+    (top, bottom), (left, right) = box
+    axes.add_patch(
+        Rectangle(
+            (left - 0.5, top - 0.5),
+            right - left,
+            bottom - top,
+            fill=False,
+            edgecolor=style.COLOURS[0],
+            linewidth=1.2,
+            linestyle=(0, (3, 2)),
+            clip_on=False,
+        )
+    )
+
+
+def _line(board: Board, values: Any, box: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes = board.panel(height=1.0)
+    axes.axvspan(box[0][0] - 0.5, box[0][1] - 0.5, color="#E6E6E6")
+    axes.plot(np.arange(len(values)), values, color=style.COLOURS[0])
+    axes.set_xlim(-0.5, len(values) - 0.5)
+    axes.set_ylim(0, None)
+    axes.set_xlabel("place")
+    axes.set_ylabel("gradient")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,125 @@
+"""A text with its attribution as a fragment of HTML: nothing is loaded, nothing is run."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from layerlens.results import Attribution
+
+from .. import style
+from ..drawing import token_text
+from ..drawing.attribution_sample import Sample
+from ..drawing.token_text import Piece
+from .tokens import LEFT_OUT, text_colour
+
+PAPER: Final = f"background:#FFFFFF;color:{style.INK};padding:.6em .8em;border-radius:4px;font:14px/1.9 sans-serif"
+"""White paper also on a dark page: the colours of the scale are made for it."""
+
+
+def tokens_html(
+    attribution: Attribution,
+    sample: int = 0,
+    *,
+    most: int | None = None,
+    name: str | None = None,
+    cmap: str | None = None,
+    vmax: float | None = None,
+    clip: float = 100.0,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    colorbar: bool = True,
+) -> str:
+    """Write a text whose tokens are coloured by their attribution as HTML, for a notebook, a page or a mail.
+
+    Each token shows its value under the pointer; negative ones are underlined. The fragment has inline styles and no
+    script, every text in it is escaped, and it brings its own white paper, so that it reads on dark pages. In a
+    notebook: `IPython.display.HTML(tokens_html(result))`.
+
+    Args:
+        attribution: values `(batch, token)`, or `(batch, word)` from `.by_word()`.
+        sample: which of the batch.
+        most: about how many tokens to show, the strongest with those beside them; None for all.
+        name: which input, when there are several.
+        cmap: a matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
+        vmax: largest value of the scale, in units of the attribution; None takes it from `clip`.
+        clip: percentile of |value| where colours saturate; the scale says so.
+        title: None for method and target, `""` for none.
+        labels: the texts of the tokens, where the attribution does not know them.
+        colorbar: whether to write the scale below.
+
+    Returns:
+        One `<div>`.
+
+    Raises:
+        OptionError: when there is no such sample, input name or colormap, or `most` is below 1.
+        PlotError: when there is not one number per token, or all are zero.
+
+    Example:
+        >>> import torch
+        >>> values = torch.tensor([[0.5, -1.0]])
+        >>> one = Attribution(values, ("batch", "token"), True, "score", "class 1", "gradient", {}, torch.ones(1),
+        ...                   tokens=[["a<b", "."]])
+        >>> tokens_html(one).count("<span"), "a&lt;b: 0.5 score" in tokens_html(one)
+        (3, True)
+    """
+    shown = token_text.read(attribution, sample, name, labels)
+    limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
+    colours = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
+    found = token_text.pieces(shown.tokens or (), shown.values, most)
+    heading = shown.title if title is None else title
+    parts = [f'<div style="margin-bottom:.3em">{html.escape(heading)}</div>'] if heading else []
+    text = "".join(_span(piece, limits, colours, shown.units) for piece in found)
+    parts.append(f'<div style="overflow-wrap:anywhere">{text}</div>')
+    if colorbar:
+        parts.append(_scale(limits, colours, shown.units, negative=any(piece.value < 0 for piece in found)))
+    described = html.escape(_described(shown, heading))
+    return f'<div role="group" aria-label="{described}" style="{PAPER}">{"".join(parts)}</div>'
+
+
+def _span(piece: Piece, limits: style.Limits, colours: Any, units: str) -> str:
+    value = f"{style.number(piece.value)} {units}"
+    if piece.count:
+        look, hover = f"background:{LEFT_OUT};color:{style.INK}", f"{piece.count} tokens, sum: {value}"
+    else:
+        fill = colours(np.clip((piece.value - limits.low) / (limits.high - limits.low), 0, 1))
+        ink = "#FFFFFF" if text_colour(fill) == "white" else style.INK
+        look, hover = f"background:{_hex(fill)};color:{ink}", f"{_seen(piece.text)}: {value}"
+    look += ";text-decoration:underline" if piece.value < 0 else ""
+    escaped = html.escape(_seen(piece.text))
+    space, end = " " if piece.apart else "", "<br>" if piece.ends else ""
+    return f'{space}<span style="{look};padding:.15em .1em" title="{html.escape(hover)}">{escaped}</span>{end}'
+
+
+def _scale(limits: style.Limits, colours: Any, units: str, *, negative: bool) -> str:
+    stops = ",".join(_hex(colours(place)) for place in np.linspace(0, 1, 9))
+    bar = f"display:inline-block;width:12em;height:.7em;margin:0 .5em;background:linear-gradient(to right,{stops})"
+    label = ", ".join([units, *[limits.note] * bool(limits.note), *["underlined: negative"] * negative])
+    low, high = style.number(limits.low), style.number(limits.high)
+    return (
+        f'<div style="margin-top:.4em;font-size:12px">{low}<span style="{bar}"></span>{high} {html.escape(label)}</div>'
+    )
+
+
+def _described(shown: Sample, heading: str) -> str:
+    """What one who does not see the colours is told: the three strongest tokens."""
+    best = np.argsort(-np.abs(shown.values), kind="stable")[:3].tolist()
+    names = shown.tokens or ()
+    strongest = ", ".join(f"{_seen(names[place])} {style.number(float(shown.values[place]))}" for place in best)
+    return f"{heading or shown.what}; strongest of {len(names)} tokens, in {shown.units}: {strongest}"
+
+
+def _hex(colour: Any) -> str:
+    return "#" + "".join(f"{round(255 * float(part)):02x}" for part in colour[:3])
+
+
+def _seen(token: str) -> str:
+    """A token with white space, control characters and marks of direction made visible."""
+    shown = re.sub(r"^ +$", lambda found: "␣" * len(found[0]), token).replace("\n", "↵").replace("\t", "⇥")
+    letters = (f"\\u{ord(one):04x}" if unicodedata.category(one) in ("Cc", "Cf", "Cs") else one for one in shown)
+    return "".join(letters) or "∅"

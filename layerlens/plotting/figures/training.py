@@ -1,0 +1,213 @@
+"""What happened in each layer while a model was trained: layers against steps, under the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from layerlens.errors import PlotError, choose
+from layerlens.results import TrainingHistory
+
+from .. import style
+from ..drawing import bars, log_scales, matrix_cells, text
+from ..drawing.board import Board
+from ..plot import Plot
+from ..style import Array, Limits
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_LOGGED: Final = 3
+LOGGED: Final = 0.5
+"""Inches of height of a logged value."""
+SPREAD: Final = 100.0
+"""Largest over smallest logged value from which its axis is logarithmic."""
+MARKS: Final[dict[str, dict[str, Any]]] = {
+    "zero": {"facecolor": "#D55E00", "edgecolor": "white", "hatch": "....."},
+    "infinite": {"facecolor": "black", "edgecolor": "white", "hatch": "xxxxx"},
+    "NaN": {"facecolor": "white", "edgecolor": style.FAINT, "hatch": "//////"},
+}
+"""Cells that no colour of the scale shows."""
+
+
+def training(
+    history: TrainingHistory,
+    quantity: str | None = None,
+    *,
+    log: bool | None = None,
+    logged: Sequence[str] | None = None,
+    cmap: str | None = None,
+    vmax: float | None = None,
+    clip: float | None = None,
+    width: style.Width | None = None,
+    title: str | None = None,
+    labels: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Plot:
+    """Draw a quantity of every layer over a training: layers from top to bottom, measured steps from left to right.
+
+    Above stand the numbers that the training loop logged, such as the loss, over the same steps. Cells that no colour
+    shows (NaN, infinity, and zero on a log scale) have marks of their own, counted in the key. Steps without an even
+    distance are drawn as wide as others, which a note says.
+
+    Args:
+        history: of a training.
+        quantity: which of those that were recorded; None takes the gradient norm, or the first.
+        log: whether colours are on a log scale; None for norms and ratios that span a decade.
+        logged: which logged values to draw above; None for the first three, `()` for none.
+        cmap: a matplotlib colormap; None is RdBu_r about zero for activation means and viridis for others.
+        vmax: end of the scale, in units of the quantity; None fits the data.
+        clip: percentile of |value| where colours saturate; the colorbar says so. None clips nothing.
+        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for more than 40 steps.
+        title: None for quantity and method, `""` for none.
+        labels: names of the rows instead of the layers' paths.
+        ax: axes to draw the layers into, without logged values; None makes a figure.
+
+    Returns:
+        The plot; `data` holds `"values"` `(layers, steps)` as they are, `"drawn"`, the cells of the figure, `"steps"`,
+        and each logged value `(2, n)`, its steps and numbers.
+
+    Raises:
+        OptionError: for an unknown quantity, logged value, colormap or width, or when `vmax` or `clip` is out of range.
+        PlotError: when nothing was measured, names and layers do not agree in number, or a log scale is asked for
+            values below zero.
+
+    Example:
+        >>> import torch
+        >>> from layerlens import watch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> with watch(net, optimizer, every=1) as watching:
+        ...     for _ in range(4):
+        ...         net(torch.ones(8, 4)).square().mean().backward()
+        ...         optimizer.step()
+        >>> training(watching.history, "activation mean").data["values"].shape
+        (3, 4)
+    """
+    if not isinstance(history, TrainingHistory):
+        raise PlotError(f"training draws a TrainingHistory, not a {type(history).__name__}.")
+    if not len(history):
+        raise PlotError("no step of this training was measured: there is nothing to draw.")
+    if quantity is None:
+        quantity = "gradient norm" if "gradient norm" in history.values else next(iter(history.values))
+    found = history.of(quantity)
+    values: Array = found.values.detach().double().cpu().numpy()
+    names = [text.plain(name) for name in (found.rows if labels is None else labels)]
+    if len(names) != len(values) or not names:
+        raise PlotError(f"{len(names)} labels for the {len(values)} layers of {quantity!r}; give one for each.")
+    limits = log_scales.limits(values, quantity, signed=found.signed, log=log, vmax=vmax, clip=clip)
+    curves = {} if ax is not None else _logged(history, logged)
+    steps = history.steps.numpy()
+    if width is None:
+        width = "column" if len(steps) <= 40 else "page"
+    with Board(width=width, ax=ax) as board:
+        drawn, note = matrix_cells.together(values, board.width)
+        uneven = "Columns are the measured steps, at uneven distances." if len(set(np.diff(steps))) > 1 else ""
+        lost = [f"{name}: {count} not finite." for name, line in curves.items() if (count := _lost(line))]
+        board.title(title, f"{quantity} of each layer, {found.method}", " ".join(filter(None, (uneven, note, *lost))))
+        for row, (name, line) in enumerate(curves.items()):
+            _curve(board.panel(row, height=LOGGED), name, line, steps)
+        axes = board.panel(len(curves))
+        across, high = _size(board, names)
+        board.panels[-1].height = high
+        colours = style.colormap(cmap, signed=found.signed, unsigned="viridis")
+        image, masks = _show(axes, drawn, values, limits, colours)
+        matrix_cells.name(axes, names, [str(step) for step in steps.tolist()], (high, across), ("", "measured step"))
+        units = f" ({found.units})" if found.units not in ("", "1") else ""
+        if limits is not None:
+            board.colorbar([axes], image, limits, f"{quantity}{units}", "right")
+        if masks:
+            board.legend(axes, masks)
+        return board.finish({"values": values, "drawn": drawn, "steps": steps, **curves})
+
+
+def _logged(history: TrainingHistory, names: Sequence[str] | None) -> dict[str, Array]:
+    """Steps and numbers, `(2, n)`, of each logged value that is to be drawn."""
+    chosen = list(history.logged)[:MOST_LOGGED] if names is None else [names] if isinstance(names, str) else names
+    found = {name: history.logged[choose("logged value", name, history.logged)] for name in chosen}
+    return {name: rows.reshape(-1, 2).T.double().numpy() for name, rows in found.items() if len(rows)}
+
+
+def _lost(line: Array) -> int:
+    return int((~np.isfinite(line[1])).sum())
+
+
+def _curve(axes: Axes, name: str, line: Array, steps: Array) -> None:
+    """A logged value over the columns of the panel below; steps between two columns lie between them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    at, values = line[0], np.where(np.isfinite(line[1]), line[1], np.nan)
+    ends, places = steps.astype(np.float64), np.arange(len(steps), dtype=np.float64)
+    if at.max() > ends[-1]:  # what was logged after the last measured step fills the rest of its cell
+        ends, places = np.append(ends, at.max()), np.append(places, len(steps) - 0.5)
+    alone = "o" if np.isfinite(values).sum() < 2 else None
+    axes.plot(np.interp(at, ends, places), values, color=style.INK, linewidth=0.8, marker=alone, markersize=2)
+    axes.set_xlim(-0.5, len(steps) - 0.5)
+    known = values[np.isfinite(values)]
+    if known.size and known.min() > 0 and known.max() >= SPREAD * known.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(numticks=4))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
+    axes.tick_params(axis="x", bottom=False, labelbottom=False)
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.5)
+    axes.set_ylabel(text.shorten(text.plain(name), style.TEXT, 2 * LOGGED))
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _size(board: Board, names: list[str]) -> tuple[float, float]:
+    """About how wide the panel will be, and how high it is to be, in inches."""
+    if board.given is not None:
+        return board.given.bbox.width / board.dpi, board.given.bbox.height / board.dpi
+    across = max(board.width - min(text.widest(names, style.SMALL), 0.35 * board.width) - 0.8, 0.3)
+    pitch = bars.PITCH if len(names) <= bars.MOST_WIDE else bars.DENSE
+    return across, min(max(len(names) * pitch, 0.4), max(0.9 * board.width, 4.0))
+
+
+def _show(axes: Axes, drawn: Array, values: Array, limits: Limits | None, colours: Any) -> tuple[Any, list[Any]]:
+    """Draw the cells; returns the image, for a colorbar, and the keys of the marks."""
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.patches import Patch
+
+    log = limits is None or limits.log
+    low, high = (1.0, 10.0) if limits is None else (limits.low, limits.high)
+    norm = (LogNorm if log else Normalize)(low, high)
+    hidden = {name: _is(name, drawn) & (log or name != "zero") for name in MARKS}
+    rows, columns = values.shape
+    image = axes.imshow(
+        np.ma.masked_array(drawn, np.logical_or.reduce(list(hidden.values()))), cmap=colours, norm=norm,
+        interpolation="nearest", aspect="auto", extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
+    )  # fmt: skip
+    keys = []
+    for name, where in hidden.items():
+        count = int(_is(name, values).sum())
+        if count and (log or name != "zero"):
+            keys.append(Patch(linewidth=0, label=f"{name} ({count})", **MARKS[name]))
+            _mark(axes, where, values.shape, MARKS[name])
+    axes.set_xlim(-0.5, columns - 0.5)
+    axes.set_ylim(rows - 0.5, -0.5)
+    return image, keys
+
+
+def _is(name: str, values: Array) -> Array:
+    found: Array = {"zero": values == 0, "infinite": np.isinf(values)}.get(name, np.isnan(values))
+    return found
+
+
+def _mark(axes: Axes, where: Array, shape: tuple[int, ...], look: dict[str, Any]) -> None:
+    """Cover cells by one patch, in the same look all over."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    if not where.any():
+        return
+    high, wide = shape[0] / where.shape[0], shape[1] / where.shape[1]
+    corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)], dtype=np.float64)
+    boxes = [corners * (wide, high) + (column * wide - 0.5, row * high - 0.5) for row, column in np.argwhere(where)]
+    codes = [Path.MOVETO, *[Path.LINETO] * 3, Path.CLOSEPOLY] * len(boxes)
+    axes.add_patch(PathPatch(Path(np.concatenate(boxes), codes), linewidth=0, **look))

@@ -1,0 +1,125 @@
+"""One call of one layer: what it returned, what it was given, and the gradient that came by."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import get_gradient_edge
+
+from layerlens.errors import OverwrittenError, RecordError
+from layerlens.model.layers import LayerPath
+from layerlens.model.trees import describe, named_tensors, version
+
+Stored = tuple[tuple[torch.Tensor, int], ...]
+"""Tensors kept by reference, each with the version that it had when it was recorded."""
+
+
+Noted = tuple[LayerPath, int, nn.Module, torch.Tensor, int]
+"""Layer, index of the call, module, output and its version."""
+
+
+class Gradients:
+    """Gradients of the tensors that one call returned, added up over backward passes as in `.grad`.
+
+    Args:
+        output: of the call, nested as it may be.
+    """
+
+    def __init__(self, output: Any) -> None:
+        self.found: dict[str, torch.Tensor | None] = {}
+        self.edges: list[Any] = []
+        for name, tensor in named_tensors(output):
+            if tensor.requires_grad:
+                self.found[name] = None
+                self.edges.append(get_gradient_edge(tensor))
+                tensor.register_hook(functools.partial(self._add, name))  # type: ignore[no-untyped-call]
+
+    def _add(self, name: str, gradient: torch.Tensor) -> None:
+        before = self.found[name]
+        self.found[name] = gradient.detach().clone() if before is None else before + gradient.detach()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """One call of one layer.
+
+    Attributes:
+        layer: path of the layer.
+        index: 0 for the layer's first call in the run, 1 for the second, ...
+        order: position of the call's end among all recorded calls of the run.
+        type: name of the module's class.
+        axes: names of the output's axes, for example `("batch", "channel", "height", "width")`; None where unknown.
+        output: what the layer returned, nested as it was (tuples, dicts, None kept in place).
+        inputs: positional and keyword arguments as `(args, kwargs)` when they were asked for, else None.
+        seconds: time from entry to exit of the call, children included, when timing was asked for, else None.
+    """
+
+    layer: LayerPath
+    index: int
+    order: int
+    type: str
+    axes: tuple[str, ...] | None
+    value: Any = dataclasses.field(repr=False)
+    arguments: Any = dataclasses.field(default=None, repr=False)
+    seconds: float | None = None
+    stored: Stored = dataclasses.field(default=(), repr=False)
+    stored_inputs: Stored = dataclasses.field(default=(), repr=False)
+    gradients: Gradients | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def output(self) -> Any:
+        """What the layer returned.
+
+        Raises:
+            OverwrittenError: when it was kept by reference and an operation has written into it since.
+        """
+        self._check(self.stored, "output")
+        return self.value
+
+    @property
+    def inputs(self) -> Any:
+        """The layer's `(args, kwargs)` as they were on entry, or None when inputs were not asked for.
+
+        Raises:
+            OverwrittenError: when they were kept by reference and an operation, perhaps the layer, wrote into them.
+        """
+        self._check(self.stored_inputs, "input")
+        return self.arguments
+
+    @property
+    def gradient(self) -> Any:
+        """The gradient of the output: a tensor like it, or a dict by dotted name where it is nested.
+
+        Raises:
+            RecordError: when none was asked for, no backward pass has come by, or the output requires no gradient.
+        """
+        if self.gradients is None:
+            raise RecordError("gradients were not recorded: Probe(gradients=True), or capture(gradients=True).")
+        found = {name: gradient for name, gradient in self.gradients.found.items() if gradient is not None}
+        if not found:
+            why = "no backward pass has come by" if self.gradients.found else "it was made without gradients"
+            raise RecordError(f"layer {self.layer!r}, call {self.index}, has no gradient: {why}.")
+        return found[""] if list(found) == [""] else found
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether a tensor kept by reference has been written in place since the call."""
+        return _written((*self.stored, *self.stored_inputs))
+
+    def _check(self, stored: Stored, what: str) -> None:
+        if _written(stored):
+            raise OverwrittenError(
+                f"layer {self.layer!r}, call {self.index}: a later operation wrote into this {what} in place, so its "
+                "value is gone. Capture with keep='clone' (or keep='auto' of lens.capture)."
+            )
+
+    def __repr__(self) -> str:
+        return f"Call({self.layer!r} #{self.index}, {self.type}: {describe(self.value)})"
+
+
+def _written(stored: Stored) -> bool:
+    return any(version(tensor) != written for tensor, written in stored)

@@ -1,0 +1,258 @@
+"""Probes: hooks that read, and edit, what layers return. Only this file and `spans` register hooks on modules."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from threading import get_ident
+from types import TracebackType
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from layerlens.axes.names import axes_of
+from layerlens.errors import OptionError, choose
+from layerlens.model.borrowed import as_written, is_compiled
+from layerlens.model.checkpointing import as_edit, refuse_in_checkpoints
+from layerlens.model.layers import LayerPath, Layers, Selection
+from layerlens.model.selection import Calls
+from layerlens.model.trees import first_tensor, map_tensors
+
+from .call import Call, Gradients, Stored
+from .edits import Change, Site
+from .probe_hooks import PROBING, Note, Stop, foreign, leave, recomputing, stored, versions
+from .record import Record
+from .tensor_parallel_parts import mark_parts
+
+Keep = Literal["reference", "clone", "cpu"]
+Edit: TypeAlias = Callable[[Any], Any] | Change
+"""A function of a layer's output that returns what the layer shall return instead, or a `Change`."""
+
+Edits: TypeAlias = Mapping[Any, Edit | Sequence[Edit]]
+"""Layer selection, which may name calls -> an edit, or several that follow each other."""
+
+
+class Probe:
+    """Record every call of the selected layers of a model while a `with` block runs it.
+
+    Nothing of the model is replaced: forward hooks are added on entry and removed on exit, also after an error. Values
+    are detached unless `graph` is set. Edits run first and what they return is recorded; hooks that the user
+    registered before run before both. Calls made while backward recomputes a checkpointed block are not recorded twice.
+    Compiled modules run eagerly inside the block, since compiled code skips hooks.
+
+    Args:
+        model: any module; it runs in the mode and grad mode that it is in.
+        layers: which layers to record (see `Selection`); None for all, an empty tuple for none (edits only).
+        keep: `"clone"` (default) copies, so that later in-place operations cannot change what was recorded;
+            `"reference"` keeps the tensors themselves, and reading one that was overwritten raises; `"cpu"` copies
+            to main memory. A mapping from path to one of these sets it by layer, others being `"reference"`.
+        inputs: record the arguments of each call as well, or what a function of `(args, kwargs)` makes of them.
+        graph: keep the tensors themselves, in the autograd graph; with `keep="clone"` the rest of the model goes on
+            with a copy, so that gradients with respect to what was recorded exist and nothing overwrites it.
+        timing: record the seconds of each call.
+        reduce: applied to each output inside the hook; only what it returns is kept.
+        gradients: keep the gradient of each output once the user calls backward: `call.gradient`.
+        stop: end the model's run, and the `with` block, when every selected layer (or call, as in `"rnn#2"`) has
+            returned once. `record.stopped` tells; later calls of those layers are then not made.
+        edits: layer selection -> a function of the layer's output that returns what the layer shall return instead,
+            a `Change` (see `layerlens.probes.edits`), or a list of them that follow each other.
+        arguments: the same for what layers are given, `(args, kwargs)`, of which a `Change` changes the first tensor.
+
+    Raises:
+        LayerNotFound: when a selection matches no layer.
+        InputError: when an edit is made inside of a checkpointed block.
+        OptionError: when `keep` is unknown or `"cpu"` under `graph`, when two edits name one layer and call, when an
+            edit returns None for an output that is not None, or when there is nothing to stop after.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+        >>> with Probe(net, nn.ReLU) as record:
+        ...     _ = net(torch.ones(1, 2))
+        >>> record["1"].shape
+        torch.Size([1, 3])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Selection = None,
+        *,
+        keep: Keep | Mapping[LayerPath, Keep] = "clone",
+        inputs: bool | Callable[[Any], Any] = False,
+        graph: bool = False,
+        timing: bool = False,
+        reduce: Callable[[Any], Any] | None = None,
+        gradients: bool = False,
+        stop: bool = False,
+        edits: Edits | None = None,
+        arguments: Edits | None = None,
+    ) -> None:
+        for policy in keep.values() if isinstance(keep, Mapping) else (keep,):
+            choose("keep policy", policy, ("reference", "clone", "cpu"))
+            if graph and policy == "cpu":
+                raise OptionError("keep='cpu' takes tensors out of the graph; with graph=True keep 'clone'.")
+        self._model, self._layers = model, Layers(model)
+        nothing = isinstance(layers, tuple) and not layers
+        self._calls: dict[LayerPath, Calls] = {} if nothing else self._layers.select(layers, calls=True).calls
+        self._edits = _by_layer(self._layers, edits or {})
+        self._argument_edits = _by_layer(self._layers, arguments or {})
+        if stop and not self._calls:
+            raise OptionError("stop=True ends the run after the last selected layer; no layer is selected.")
+        self._pending = {(path, n) for path, calls in self._calls.items() for n in calls or {0}} if stop else set()
+        self._gradients = gradients
+        self._unmade: dict[tuple[LayerPath, int | None], None] = {
+            (path, call): None
+            for path, series in (*self._edits.items(), *self._argument_edits.items())
+            for calls, _ in series
+            for call in ([None] if calls is None else sorted(calls))
+        }
+        self._keep, self._inputs, self._graph, self._timing, self._reduce = keep, inputs, graph, timing, reduce
+        self._handles: list[RemovableHandle] = []
+        self._stack = contextlib.ExitStack()
+        self._owner = get_ident()
+        self.record = Record(list(self._calls), self._layers.aliases)
+
+    def __enter__(self) -> Record:
+        if self._handles:
+            raise OptionError("this probe is already attached; make a second Probe to nest them.")
+        self._owner = get_ident()
+        PROBING[self._owner] = PROBING.get(self._owner, 0) + 1
+        self._stack.callback(leave, self._owner)
+        try:
+            if is_compiled(self._model):
+                self._stack.enter_context(as_written(self._model))
+            for path, edits in self._edits.items():
+                self._handles.append(self._layers[path].register_forward_hook(self._edit_hook(path, edits)))
+            for path, edits in self._argument_edits.items():
+                before = self._before_hook(self._edit_hook(path, edits))
+                self._handles.append(self._layers[path].register_forward_pre_hook(before, with_kwargs=True))
+            for path in self._calls:
+                self._attach(path, self._layers[path])
+        except BaseException:
+            self._detach()
+            raise
+        return self.record
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Any:
+        self._detach()
+        mark_parts(self._model, self.record, self._edits, reduced=self._reduce is not None)
+        self.record.unedited = tuple(path if call is None else f"{path}#{call}" for path, call in self._unmade)
+        if isinstance(error, Stop) and error.args == (id(self),):
+            self.record.stopped = True
+            return True
+        if kind is not None:
+            self.record.partial = True
+        return False
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._stack.close()
+
+    def _edit_hook(self, path: LayerPath, edits: list[tuple[Calls, Edit]]) -> Callable[[nn.Module, Any, Any], Any]:
+        counter = itertools.count()
+
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            if recomputing() or foreign(self._owner):
+                return None
+            call, given = next(counter), output
+            for calls, edit in edits:
+                if calls is not None and call not in calls:
+                    continue
+                edited = edit.apply(output, Site(path, call, module)) if isinstance(edit, Change) else edit(output)
+                if edited is None and output is not None:
+                    raise OptionError(f"the edit of layer {path!r} returned None; it must return the new output.")
+                output = edited
+                self._unmade.pop((path, call), None)
+                self._unmade.pop((path, None), None)
+            if output is not given:
+                refuse_in_checkpoints(path)
+            return output
+
+        return as_edit(hook)
+
+    @staticmethod
+    def _before_hook(hook: Callable[[nn.Module, Any, Any], Any]) -> Callable[[nn.Module, Any, Any], Any]:
+        return as_edit(lambda module, args, kwargs: hook(module, None, (args, kwargs)))
+
+    def _attach(self, path: LayerPath, module: nn.Module) -> None:
+        if self._plain(path):
+            self._handles.append(
+                module.register_forward_hook(
+                    Note(path, self.record, lambda counter: self._hooks(path, module, counter)[1])
+                )
+            )
+            return
+        before, after = self._hooks(path, module, itertools.count(len(self.record.calls(path))))
+        if self._inputs or self._timing:
+            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(after))
+
+    def _arguments(self, given: Any, keep: str) -> Any:
+        if callable(self._inputs):
+            return self._inputs(given)
+        return stored(given, keep, self._graph) if self._inputs else None
+
+    def _policy(self, path: LayerPath) -> str:
+        return self._keep.get(path, "reference") if isinstance(self._keep, Mapping) else self._keep
+
+    def _plain(self, path: LayerPath) -> bool:
+        """Whether nothing but references to the outputs of all calls is wanted of a layer."""
+        more = self._inputs or self._timing or self._gradients or self._pending or self._graph or self._reduce
+        return not more and self._calls[path] is None and self._policy(path) == "reference"
+
+    def _hooks(self, path: LayerPath, module: nn.Module, counter: Iterator[int]) -> tuple[Any, Any]:
+        """The hooks before and after the calls of a layer; `counter` numbers the calls."""
+        keep, kind, wanted = self._policy(path), type(module).__name__, self._calls[path]
+        record, reduce, graph = self.record, self._reduce, self._graph
+        entered: list[tuple[Any, Stored, float]] = []
+
+        def held(value: Any) -> Stored:
+            return versions(value) if graph or keep == "reference" else ()
+
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if not (recomputing() or foreign(self._owner)):
+                arguments = self._arguments((args, kwargs), keep)
+                entered.append((arguments, held(arguments), time.perf_counter()))
+
+        def after(module: nn.Module, args: Any, output: Any) -> Any:
+            if recomputing() or foreign(self._owner):
+                return None
+            arguments, held_arguments, start = entered.pop() if entered else (None, (), None)
+            index = next(counter)
+            if wanted is not None and index not in wanted:
+                return None
+            seconds = None if start is None else time.perf_counter() - start
+            main = first_tensor(output) if reduce is None else None
+            axes = None if main is None else axes_of(module, main)
+            value = stored(output if reduce is None else reduce(output), keep, graph)
+            place = (path, index, record.count, kind, axes)
+            found = Gradients(output) if self._gradients else None
+            record.add(Call(*place, value, arguments, seconds, held(value), held_arguments, found))
+            if self._pending:
+                self._pending.discard((path, index))
+                if not self._pending:
+                    raise Stop(id(self))
+            return map_tensors(output, torch.clone) if graph and keep == "clone" else None
+
+        return before, after
+
+
+def _by_layer(layers: Layers, edits: Edits) -> dict[LayerPath, list[tuple[Calls, Edit]]]:
+    """Path -> (calls, edit) in the order in which they are made."""
+    found: dict[LayerPath, list[tuple[Calls, Edit]]] = {}
+    for selection, given in edits.items():
+        series: list[Edit] = list(given) if isinstance(given, (list, tuple)) else [given]  # type: ignore[list-item]
+        for path, calls in layers.select(selection, calls=True).calls.items():
+            for other, _ in found.get(path, ()):
+                if calls is None or other is None or calls & other:
+                    raise OptionError(f"two edits name layer {path!r}; merge them into one list or function.")
+            found[path] = [*found.get(path, ()), *((calls, edit) for edit in series)]
+    return found

@@ -1,0 +1,137 @@
+"""Run a model once: to keep what every selected layer returned, or to see what comes out when layers are edited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from layerlens.errors import OptionError, TargetError, choose
+from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import LayerPath, Selection
+from layerlens.targets.target import Spec, Target, as_target
+
+from .probe import Edits, Keep, Probe
+from .record import Record
+
+
+def capture(
+    model: nn.Module,
+    x: Any,
+    layers: Selection = None,
+    *,
+    keep: Literal["auto", "reference", "clone", "cpu"] = "auto",
+    inputs: bool = False,
+    reduce: Callable[[Any], Any] | None = None,
+    gradients: bool = False,
+    target: Spec = None,
+    stop: bool = False,
+    edits: Edits | None = None,
+    forward: Callable[..., Any] | None = None,
+) -> Record:
+    """Run `model` once on `x`, in eval mode, and record every call of the selected layers.
+
+    Args:
+        model: any module.
+        x: its input: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        layers: see `Selection`; None for every layer.
+        keep: as in `Probe`; `"auto"` (default) keeps references, and when a later operation wrote into some of them
+            in place it runs the model once more and copies just those.
+        inputs: record the arguments of each call as well.
+        reduce: applied to each output inside the hook; only what it returns is kept.
+        gradients: record the gradient of the score with respect to each output as well, see `Call.gradient`.
+        target: the score to differentiate, as in `as_target`; used with `gradients` only.
+        stop: end the run when every selected layer (or call, as in `"rnn#2"`) has returned once.
+        edits: as in `Probe`; what they return is recorded.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Returns:
+        The `Record`.
+
+    Raises:
+        LayerNotFound: when the selection matches no layer.
+        OptionError: when an option is unknown, or when the run would stop before there is a score to differentiate.
+        TargetError: when the target does not fit the output, or no gradient leads from it to any of the layers.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(inplace=True))
+        >>> record = capture(net, -torch.ones(1, 2))
+        >>> bool((record["0"] < 0).any() or (record["0"] > 0).any())
+        True
+    """
+    choose("keep policy", keep, ("auto", "reference", "clone", "cpu"))
+    if gradients and stop:
+        raise OptionError("gradients need the whole run, for the score is at its end; stop=True ends it before.")
+    if target is not None and not gradients:
+        raise OptionError("a target is what gradients are taken of: gradients=True, or no target.")
+    given: Inputs = as_inputs(x)
+    policy: Keep | dict[LayerPath, Keep] = "reference" if keep == "auto" else keep
+
+    def run() -> Record:
+        with borrowed(model, grad=gradients):
+            options: dict[str, Any] = {"inputs": inputs, "reduce": reduce, "gradients": gradients, "stop": stop}
+            with Probe(model, layers, keep=policy, edits=edits, **options) as record:
+                if not gradients:
+                    given.run(model, forward)
+                    return record
+                _differentiate(model, given, forward, as_target(target), record)
+        return record
+
+    record = run()
+    lost: dict[LayerPath, Keep] = {call.layer: "clone" for call in record.order if call.overwritten}
+    if keep == "auto" and lost:
+        policy = lost
+        record = run()
+    return record
+
+
+def run(model: nn.Module, x: Any, *, edits: Edits | None = None, forward: Callable[..., Any] | None = None) -> Any:
+    """What `model` returns for `x`, in eval mode and without gradients, when some of its layers are edited.
+
+    Args:
+        model: any module.
+        x: its input: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        edits: as in `Probe`: layer selection -> a function of its output, or one of `layerlens.probes.edits`.
+        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+
+    Raises:
+        LayerNotFound: when a selection matches no layer.
+        OptionError: when an edit does not fit what the layer returns, or its layer (or call) never ran.
+
+    Example:
+        >>> import torch
+        >>> from layerlens.edits import zero
+        >>> net = nn.Sequential(nn.Flatten(), nn.Identity())
+        >>> run(net, torch.ones(1, 3), edits={"0": zero(units=1)})
+        tensor([[1., 0., 1.]])
+    """
+    with borrowed(model, grad=False), Probe(model, (), edits=edits) as record:
+        output = as_inputs(x).run(model, forward)
+    if record.unedited:
+        raise OptionError(
+            f"these edits were never made, for their layers or calls did not run: {', '.join(record.unedited)}."
+        )
+    return output
+
+
+def _differentiate(
+    model: nn.Module, given: Inputs, forward: Callable[..., Any] | None, target: Target, record: Record
+) -> None:
+    """Run the model and differentiate the score by the outputs of the recorded calls."""
+    for parameter in model.parameters():  # so that what is computed from token ids has a gradient as well
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+    output = given.map(lambda x: x.detach().clone().requires_grad_() if x.is_floating_point() else x).run(
+        model, forward
+    )
+    score = target.resolve(output)(output)
+    edges = [edge for call in record.order if call.gradients is not None for edge in call.gradients.edges]
+    found: tuple[torch.Tensor | None, ...] = ()
+    if edges and score.requires_grad:
+        found = torch.autograd.grad(score.sum(), edges, allow_unused=True)
+    if all(gradient is None for gradient in found):
+        raise TargetError(f"no gradient leads from the score {target.label!r} to any of the recorded layers.")

@@ -1,0 +1,1 @@
+"""Results that hold a map over inputs or layers."""

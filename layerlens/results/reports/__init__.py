@@ -1,0 +1,1 @@
+"""Results that hold a table, a comparison or a ranking of methods."""

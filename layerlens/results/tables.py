@@ -1,0 +1,49 @@
+"""Arrays as tables: a row for each value, with its place on every axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from layerlens.errors import need
+from layerlens.model.trees import as_array
+
+
+def rows(
+    values: torch.Tensor | Mapping[str, torch.Tensor],
+    axes: Sequence[str] | None,
+    tokens: Sequence[Sequence[str]] | None = None,
+) -> Any:
+    """A pandas DataFrame of attributions: input where there are several, sample, place on each axis, token, value.
+
+    Args:
+        values: `(batch, ...)`, or by input name.
+        axes: names of the axes, the batch first; None, or a number of names that does not fit, counts them.
+        tokens: of each sample, for values `(batch, token)` and `(batch, token, ...)`; those of a shorter text may be
+            fewer, and get the empty text.
+
+    Raises:
+        MissingPackage: when pandas is not installed.
+
+    Example:
+        >>> list(rows(torch.ones(2, 3), ("batch", "token"), [["a", "b", "c"], ["d"]])["token text"])
+        ['a', 'b', 'c', 'd', '', '']
+    """
+    pandas = need("pandas", "to_pandas")
+    named = {"": values} if isinstance(values, torch.Tensor) else values
+    frames = []
+    for name, tensor in named.items():
+        array = as_array(tensor)
+        places = np.indices(array.shape).reshape(array.ndim, -1)
+        known = axes if axes is not None and len(axes) == array.ndim else None
+        names = ["sample", *(known[1:] if known else (f"axis {axis}" for axis in range(1, array.ndim)))]
+        columns: dict[str, Any] = {"input": name} if name else {}
+        columns |= dict(zip(names, places, strict=True))
+        if tokens is not None and array.ndim > 1:
+            texts = [[*row, *[""] * (array.shape[1] - len(row))] for row in tokens]
+            columns["token text"] = np.array(texts, dtype=object)[places[0], places[1]]
+        frames.append(pandas.DataFrame({**columns, "value": array.reshape(-1)}))
+    return pandas.concat(frames, ignore_index=True)

@@ -1,0 +1,1 @@
+"""Results that hold a number per layer, unit, step or feature."""

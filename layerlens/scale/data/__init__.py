@@ -1,0 +1,1 @@
+"""Data sets as sources of samples, read in the background."""

@@ -1,0 +1,161 @@
+"""What a user gives as a data set, read as samples by number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+
+from layerlens.errors import InputError, OptionError
+from layerlens.inputs.batches import Read
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.trees import describe
+
+from .source import Source, Stream
+
+
+class Rows:
+    """Samples along the first axis of tensors or arrays; a callable that can be sent to other processes."""
+
+    def __init__(self, data: Any, count: int) -> None:
+        self.data, self.count = data, count
+
+    def __call__(self, span: range) -> Any:
+        """Some rows."""
+        if not isinstance(self.data, Mapping):
+            return self.data[span.start : span.stop]
+        return {
+            name: part[span.start : span.stop] if _is_rows(part) and len(part) == self.count else part
+            for name, part in self.data.items()
+        }
+
+
+class Collated:
+    """Samples of a DataLoader's data set, put together as it does."""
+
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self.collate = dataset, collate
+
+    def __call__(self, span: range) -> Any:
+        """A batch."""
+        several = getattr(self.dataset, "__getitems__", None)  # as torch's loaders do
+        return self.collate([self.dataset[index] for index in span] if several is None else several(list(span)))
+
+
+BATCH = 16
+"""Samples that run together where nothing else is asked for."""
+
+
+def batch_of(data: Any) -> int:
+    """The samples in a batch of a DataLoader, where it has such a number."""
+    return data.batch_size or BATCH if isinstance(data, DataLoader) else BATCH
+
+
+def as_source(data: Any, read: Read, workers: int = 0) -> Source:
+    """Read what a user gives as a data set.
+
+    Args:
+        data: a tensor, an array or a dict of them, with samples along the first axis; a sequence or map-style Dataset
+            of samples `x` or `(x, label)`; a DataLoader that does not shuffle; or an iterable of samples.
+        read: makes model inputs of a batch, or of one text.
+        workers: processes that read ahead.
+
+    Raises:
+        InputError: when it is none of these, or a DataLoader shuffles.
+    """
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+        raise OptionError(f"workers must be a whole number of at least 0, got {workers!r}.")
+    if isinstance(data, (str, Inputs)):
+        raise InputError("data must hold several samples; give an iterable of them.")
+    if isinstance(data, (torch.Tensor, np.ndarray, Mapping)):
+        count = _length(data)
+        rows = Rows(data, count)
+        return Source(rows, rows, count, describe(data), read, workers)
+    if isinstance(data, DataLoader):
+        return _loader(data, read, workers or data.num_workers)
+    kind = type(data).__name__
+    item = getattr(data, "__getitem__", None)
+    if item is not None and isinstance(data, Sized) and not isinstance(data, IterableDataset):
+        return Source(item, None, len(data), kind, read, workers)
+    if not isinstance(data, Iterable):
+        raise InputError(
+            f"data is {describe(data)}; give a tensor, a Dataset, a DataLoader, or an iterable of samples."
+        )
+    return Stream(lambda: iter(data), kind, read)
+
+
+def _loader(data: DataLoader[Any], read: Read, workers: int) -> Source:
+    if isinstance(data.dataset, IterableDataset):
+        if data.batch_sampler is None:
+            return Stream(lambda: iter(data), "DataLoader of a stream", read)
+        return Stream(lambda: _unpacked(data), "DataLoader of a stream", read)
+    sampler = data.sampler if data.batch_sampler is None else getattr(data.batch_sampler, "sampler", None)
+    if not isinstance(sampler, SequentialSampler):
+        how = "shuffles" if isinstance(sampler, RandomSampler) else "has a sampler of its own"
+        raise InputError(
+            f"the DataLoader {how}, so a sample's number would mean another sample at the next start. Give its "
+            "dataset, or a DataLoader with shuffle=False."
+        )
+    if data.batch_sampler is None:
+        return as_source(data.dataset, read, workers)
+    dataset: Any = data.dataset
+    count = len(dataset)
+    if data.drop_last and data.batch_size:
+        count -= count % data.batch_size
+    collated = Collated(dataset, data.collate_fn)
+    kind = f"DataLoader of {type(dataset).__name__}"
+    return Source(dataset.__getitem__, collated, count, kind, read, workers)
+
+
+def _unpacked(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The single samples of the batches of a loader, not looked into yet: a bad one is noted where it is read."""
+    for item in loader:
+        count = _length_of(item)
+        for row in range(count):
+            yield _row(item, row, count)
+
+
+def _length_of(item: Any) -> int:
+    """How many samples a batch holds: the length of the first part of it that has one."""
+    sizes = [len(part) for part in _leaves(item)]
+    if not sizes:
+        raise InputError(f"the DataLoader gave {describe(item)}, which is no batch of samples.")
+    return sizes[0]
+
+
+def _leaves(item: Any) -> Iterator[Any]:
+    if _is_rows(item) or _is_texts(item):
+        yield item
+    elif isinstance(item, (tuple, list, Mapping)):
+        for part in item.values() if isinstance(item, Mapping) else item:
+            yield from _leaves(part)
+
+
+def _row(item: Any, row: int, count: int) -> Any:
+    if _is_rows(item) or _is_texts(item):
+        return item[row] if len(item) == count else item
+    if isinstance(item, Mapping):
+        return {name: _row(part, row, count) for name, part in item.items()}
+    return tuple(_row(part, row, count) for part in item) if isinstance(item, (tuple, list)) else item
+
+
+def _is_texts(part: Any) -> bool:
+    return isinstance(part, (tuple, list)) and bool(part) and all(isinstance(one, str) for one in part)
+
+
+def _is_rows(part: Any) -> bool:
+    return isinstance(part, (torch.Tensor, np.ndarray)) and part.ndim > 0
+
+
+def _length(data: Any) -> int:
+    if isinstance(data, Mapping):
+        lengths = {len(part) for part in data.values() if _is_rows(part)}
+        if len(lengths) != 1:
+            raise InputError(f"the parts of the data ({describe(data)}) must have one length, got {sorted(lengths)}.")
+        return lengths.pop()
+    if not data.ndim:
+        raise InputError("data is a single number; give samples along the first axis.")
+    return len(data)

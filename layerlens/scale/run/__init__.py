@@ -1,0 +1,1 @@
+"""One run over a data set: its life cycle and its work loop."""

@@ -1,0 +1,1 @@
+"""Stores: results of every sample in shards, with a manifest."""

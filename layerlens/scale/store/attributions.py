@@ -1,0 +1,70 @@
+"""Attributions of some samples, made anew from the columns of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from layerlens.errors import StoreError
+from layerlens.results import Attribution, Entry, Ledger, Relevance
+
+if TYPE_CHECKING:
+    from .store import Store
+
+KINDS = {"input": "all inputs", "additive": "all constants", "absorbed": "all rules"}
+
+
+def attribution(store: Store, samples: Sequence[int]) -> Attribution:
+    """See `Store.attribution`."""
+    about: dict[str, Any] = next((shard.about["result"] for shard in store.shards if shard.about["result"]), {})
+    if "signed" not in about:
+        raise StoreError(f"this store holds {store.manifest.kind}, not attributions; read its columns: {list(store)}.")
+    if not samples:
+        raise StoreError("no samples were asked for; give their numbers.")
+    names = list(store)
+
+    def rows(name: str) -> torch.Tensor:
+        column = store[name]
+        found = [column.of(sample) for sample in samples]
+        if len({one.shape for one in found}) > 1:
+            raise StoreError(f"samples {list(samples)} have values of several shapes; take them one by one.")
+        return torch.stack(found)
+
+    def under(prefix: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(prefix): rows(name) for name in names if name.startswith(prefix)}
+
+    def form(name: str) -> Any:
+        return rows(name) if name in names else under(f"{name}/") or None
+
+    def texts(name: str) -> list[Any] | None:
+        import json
+
+        if name not in names:
+            return None
+        column = store[name]
+        return [json.loads(bytes(column.of(sample).tolist())) for sample in samples]
+
+    scored: list[str] = texts("target") or []
+    fields = {name: about[name] for name in ("signed", "units", "target", "method", "settings", "cost")}
+    fields |= {"axes": None if about["axes"] is None else tuple(about["axes"]), "values": form("values")}
+    fields |= {"score": rows("score"), "checks": under("checks/"), "tokens": texts("tokens")}
+    fields |= {
+        "standard_error": form("standard error"),
+        "targets": tuple(scored) if set(scored) - {about["target"]} else None,
+    }
+    if about["class"] != "Relevance":
+        return Attribution(**fields)
+    entries = tuple(Entry(kind, "", told, rows(f"ledger/{kind}")) for kind, told in KINDS.items())
+    layers: Mapping[str, torch.Tensor] = under("layers/")
+    calls: dict[str, list[torch.Tensor]] = {}
+    for name, tensor in layers.items():
+        path, _, number = name.rpartition("#")  # "rnn#1" is a second call; a layer may have such a name itself
+        calls.setdefault(path if path in layers and number.isdigit() else name, []).append(tensor)
+    return Relevance(
+        **fields,
+        ledger=Ledger(fields["score"], entries),
+        layers={path: tuple(tensors) for path, tensors in calls.items()},
+        rules_used={},
+    )

@@ -1,0 +1,98 @@
+"""The rows of one shard while it is filled: blocks of memory that are taken once, not a list of small tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from layerlens.errors import RecordError
+from layerlens.model.trees import describe
+
+VALUES, SHAPES, IDS = "values/", "shapes/", "ids/"
+"""Before the name of a column, in the names of a shard's tensors: its rows, the shape of each where they differ, and
+the samples they belong to where not every sample has one."""
+
+
+class Column:
+    """The rows of one quantity.
+
+    Rows of one shape stand in one block `(samples, ...)`. Once a row has another shape, all are kept flat, one behind
+    the other, and their shapes beside them.
+    """
+
+    def __init__(self, capacity: int, first: torch.Tensor) -> None:
+        self.capacity, self.filled = capacity, 0
+        self.block = torch.empty((capacity, *first.shape[1:]), dtype=first.dtype)
+        self.parts: list[torch.Tensor] | None = None
+        self.shapes: list[tuple[int, ...]] = []
+        self.ids: list[int] = []
+
+    def add(self, ids: range, rows: torch.Tensor) -> None:
+        """Append rows, copied."""
+        if self.parts is None and rows.shape[1:] != self.block.shape[1:]:
+            self.parts = [self.block[: self.filled].reshape(-1)]
+            self.shapes = [tuple(self.block.shape[1:])] * self.filled
+        if self.parts is None:
+            self.block[self.filled : self.filled + len(rows)].copy_(rows)
+        else:
+            self.parts.append(rows.reshape(-1).clone())
+            self.shapes += [tuple(rows.shape[1:])] * len(rows)
+        self.filled += len(rows)
+        self.ids += ids
+
+    def tensors(self, name: str, everyone: list[int]) -> dict[str, torch.Tensor]:
+        """What of it stands in the file."""
+        found = {}
+        if self.parts is None:
+            found[VALUES + name] = self.block[: self.filled]
+        else:
+            most = max(map(len, self.shapes))
+            padded = [(len(shape), *shape, *(0 for _ in range(most - len(shape)))) for shape in self.shapes]
+            found[VALUES + name] = torch.cat(self.parts)
+            found[SHAPES + name] = torch.tensor(padded, dtype=torch.int64)
+        if self.ids != everyone:
+            found[IDS + name] = torch.tensor(self.ids, dtype=torch.int64)
+        return found
+
+
+class Block:
+    """The rows of one shard.
+
+    Args:
+        capacity: samples that the shard may hold.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.columns: dict[str, Column] = {}
+        self.result: dict[str, Any] = {}
+
+    def add(self, ids: range, rows: Mapping[str, torch.Tensor], result: dict[str, Any]) -> None:
+        """Append rows `(len(ids), ...)` by column, and what is the same for all of them.
+
+        Raises:
+            RecordError: when a column changes its type; nothing is appended then.
+        """
+        for name, tensor in rows.items():
+            kind = self.columns[name].block.dtype if name in self.columns else tensor.dtype
+            if tensor.dtype != kind or len(tensor) != len(ids):
+                raise RecordError(f"{name!r} is {describe(tensor)} for {len(ids)} sample(s), and was {kind} before.")
+        for name, tensor in rows.items():
+            if name not in self.columns:
+                self.columns[name] = Column(self.capacity, tensor)
+            self.columns[name].add(ids, tensor)
+        self.result = self.result or result
+
+    def tensors(self, everyone: list[int]) -> dict[str, torch.Tensor]:
+        """What of all columns stands in the file.
+
+        Args:
+            everyone: the samples of the shard that have rows.
+        """
+        return {
+            name: tensor
+            for own, column in self.columns.items()
+            for name, tensor in column.tensors(own, everyone).items()
+        }

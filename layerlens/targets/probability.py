@@ -1,0 +1,59 @@
+"""The probability that a model gives to what is scored."""
+
+from __future__ import annotations
+
+import torch
+
+from layerlens.errors import TargetError
+
+from .contrast import read_later
+from .outputs import by_place, class_scores
+from .target import Names, Spec, Target
+
+
+def probability(spec: Spec = None, *, names: Names = None) -> Target:
+    """The softmax probability of a class, in the place of its score.
+
+    exp(S_c) / sum over classes k of exp(S_k). Scores that are probabilities already (none below 0, sum 1) stay as they
+    are.
+
+    Args:
+        spec: a class, or one per sample, a name, a `(position, class)`, or None for the predicted class; see
+            `as_target`.
+        names: class names by index; None leaves names to be read by the `Lens` that the target is given to.
+
+    Raises:
+        TargetError: when it cannot be read, is not the score of one class, or there are fewer than two classes.
+
+    Example:
+        >>> probability(1)(torch.tensor([[0.0, 0.0]]))
+        tensor([0.5000])
+    """
+    place = spec[:-1] if isinstance(spec, tuple) else ()
+    return _of(read_later(spec, names), place)
+
+
+def _of(chosen: Target, place: tuple[object, ...]) -> Target:
+    def normalised(output: object, rows: torch.Tensor) -> torch.Tensor:
+        scores = by_place(output, (*place, slice(None))) if place else class_scores(output)
+        if scores.ndim != 2 or scores.shape[1] < 2:
+            raise TargetError(f"a probability needs two classes or more, got scores {tuple(scores.shape)}.")
+        own = chosen(output, rows)
+        if not bool((scores == own.unsqueeze(1)).any(dim=1).all()):
+            raise TargetError(f"a probability is that of one class, and {chosen.label!r} is not the score of one.")
+        sums = scores.detach().sum(dim=1)
+        if bool((scores >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all()):
+            return own
+        return (own - scores.logsumexp(dim=1)).exp()
+
+    def again(reread: Target) -> Target:
+        return _of(reread, place)
+
+    choose, read = chosen.chooser, chosen.reader
+    return Target(
+        normalised,
+        f"probability of {chosen.label}",
+        None if choose is None else (lambda output: again(choose(output))),
+        None if read is None else (lambda names: again(read(names))),
+        None if chosen.each is None else tuple(f"probability of {label}" for label in chosen.each),
+    )

@@ -1,0 +1,254 @@
+"""Targets: from a model's output to one score per sample."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, Union
+
+import numpy as np
+import torch
+
+from layerlens.errors import TargetError, suggestion
+from layerlens.model.trees import describe
+
+from .outputs import by_class, by_place, class_scores, main_output
+
+Spec: TypeAlias = Union[
+    int, str, torch.Tensor, Sequence[int], tuple[Any, ...], Callable[[Any], torch.Tensor], "Target", None
+]
+"""What a user may give as a target; `as_target` says how each is read."""
+
+Names: TypeAlias = Sequence[str] | Mapping[int, str] | None
+"""Class names by index."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A function from a model's output to one score per sample, with a name to print.
+
+    Targets can be combined: `a - b` is the contrast of two, `a + b` their sum, `2 * a` a multiple.
+
+    Attributes:
+        function: `(output, rows) -> scores` of shape (len(rows),), where `rows` are the samples' places in the
+            caller's batch: a method that repeats samples passes the same place several times.
+        label: shown in titles and tables.
+        chooser: `output -> Target` for a target that depends on the output itself, such as the predicted class.
+        reader: `names -> Target` for a target that holds class names, or indices, and can be read with others.
+        each: the label of each sample, for a target that has one class per sample.
+        at: the layer and the call of it that the target reads in place of the model's output, as `neuron` makes it;
+            `output` is then what that layer returned, `(batch, unit, *places)`.
+    """
+
+    function: Callable[[Any, torch.Tensor], torch.Tensor] = dataclasses.field(repr=False)
+    label: str
+    chooser: Callable[[Any], Target] | None = dataclasses.field(default=None, repr=False)
+    reader: Callable[[Names], Target] | None = dataclasses.field(default=None, repr=False)
+    each: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
+    at: tuple[Any, int] | None = dataclasses.field(default=None, repr=False)
+
+    def resolve(self, output: Any) -> Target:
+        """The same target with its choice made on `output`, so that it stays the same while the input is changed."""
+        return self if self.chooser is None else self.chooser(output)
+
+    def __call__(
+        self, output: Any, rows: torch.Tensor | None = None, *, at: tuple[Any, int] | None = None
+    ) -> torch.Tensor:
+        """The scores of `output`, shape (batch,); `at` is where it was read, None for the model's own.
+
+        Raises:
+            TargetError: when the target does not fit the output.
+        """
+        if at != self.at:
+            raise TargetError(
+                f"target {self.label!r} reads {'the output' if self.at is None else f'layer {self.at[0]!r}'}, and this "
+                "analyzer scores something else; saliency and relevance know targets inside of a model."
+            )
+        if rows is None:
+            main = main_output(output)
+            rows = torch.arange(main.shape[0] if main.ndim else 1, device=main.device)
+            self.check(len(rows))
+        scores = self.function(output, rows)
+        if not isinstance(scores, torch.Tensor):
+            raise TargetError(f"target {self.label!r} returned {describe(scores)}; it must return a tensor (batch,).")
+        if scores.ndim == 0 and len(rows) == 1:
+            scores = scores.reshape(1)
+        if scores.shape != (len(rows),):
+            raise TargetError(
+                f"target {self.label!r} returned shape {tuple(scores.shape)} for {len(rows)} sample(s); it must return "
+                "one score per sample, shape (batch,). Reduce the other axes, for example with .mean(dim=(1, 2, 3))."
+            )
+        return scores
+
+    def check(self, batch: int) -> None:
+        """See that there is a class for each sample, where there are several.
+
+        Raises:
+            TargetError: when there are more or fewer.
+        """
+        if self.each is not None and len(self.each) != batch:
+            raise TargetError(
+                f"the target holds {len(self.each)} class(es) for a batch of {batch}; give one per sample."
+            )
+
+    def __sub__(self, other: Target) -> Target:
+        return self._combine(other, lambda a, b: a - b, "-")
+
+    def __add__(self, other: Target) -> Target:
+        return self._combine(other, lambda a, b: a + b, "+")
+
+    def __mul__(self, factor: float) -> Target:
+        label = f"{factor:g} * ({self.label})"
+        chooser = None if self.chooser is None else (lambda output: self.resolve(output) * factor)
+        reader = None if self.reader is None else (lambda names: as_target(self, names=names) * factor)
+        return Target(lambda output, rows: self(output, rows, at=self.at) * factor, label, chooser, reader, at=self.at)
+
+    def _combine(self, other: Target, join: Callable[[Any, Any], Any], sign: str) -> Target:
+        if self.at != other.at:
+            raise TargetError(f"{self.label!r} and {other.label!r} read different layers, and cannot be combined.")
+        chooser: Callable[[Any], Target] | None = None
+        reader: Callable[[Names], Target] | None = None
+        if self.chooser is not None or other.chooser is not None:
+
+            def chooser(output: Any) -> Target:
+                joined: Target = join(self.resolve(output), other.resolve(output))
+                return joined
+
+        if self.reader is not None or other.reader is not None:
+
+            def reader(names: Names) -> Target:
+                joined: Target = join(as_target(self, names=names), as_target(other, names=names))
+                return joined
+
+        return Target(
+            lambda output, rows: join(self(output, rows, at=self.at), other(output, rows, at=self.at)),
+            f"{self.label} {sign} {other.label}",
+            chooser,
+            reader,
+            at=self.at,
+        )
+
+    __rmul__ = __mul__
+
+
+class TokenNames(Mapping[int, str]):
+    """Class names that are the tokens of a language model; see `layerlens.targets.tokens.Vocabulary`."""
+
+    def index(self, text: str) -> int:
+        """The class of a text."""
+        raise NotImplementedError
+
+    def target(self, text: str) -> Target:
+        """A text as the next token."""
+        raise NotImplementedError
+
+    def predicted(self) -> Target:
+        """The most likely next token."""
+        raise NotImplementedError
+
+
+def as_target(spec: Spec, *, names: Names = None) -> Target:
+    """Read what a user passes as a target.
+
+    - None: the class with the highest score, sample by sample (for an output (batch,) or (batch, 1): the value).
+    - int: this class for every sample; a tensor, array or list of ints: a class for each sample.
+    - str: a class by its name in `names`; the text of the next token where `names` is the vocabulary of a tokenizer.
+    - tuple: an index into the axes after the batch, for example `(position, class)` of a language model.
+    - callable: `output -> scores`, shape (batch,).
+    - Target: itself. `contrast(a, b)` makes one from two.
+
+    A class index selects from an output (batch, classes); an output with more axes needs a tuple or a callable.
+
+    Args:
+        spec: the target.
+        names: class names by index.
+
+    Raises:
+        TargetError: when it cannot be read, or when a name is unknown (names the nearest).
+
+    Example:
+        >>> as_target("dog", names=["cat", "dog"])(torch.tensor([[1.0, 2.0]]))
+        tensor([2.])
+    """
+    if isinstance(spec, Target):
+        return spec if spec.reader is None or names is None else spec.reader(names)
+    if isinstance(names, TokenNames) and (spec is None or isinstance(spec, str)):
+        return names.predicted() if spec is None else names.target(spec)
+    if spec is None:
+        return Target(lambda output, rows: _predicted(output), "predicted class", lambda output: _chosen(output, names))
+    if isinstance(spec, bool):
+        raise TargetError("a target cannot be True or False; give a class index, a name or a function.")
+    if isinstance(spec, str):
+        index = class_index(spec, names)
+        return Target(lambda output, rows: by_class(output, rows, index), spec)
+    if isinstance(spec, np.ndarray) or (isinstance(spec, list) and spec and all(hasattr(k, "__index__") for k in spec)):
+        spec = torch.as_tensor(spec)
+    if isinstance(spec, torch.Tensor):
+        if spec.ndim > 1 or spec.is_floating_point() or spec.is_complex() or spec.dtype == torch.bool:
+            raise TargetError(f"a tensor target must hold one class index per sample, got {describe(spec)}.")
+        if spec.ndim == 1:
+            classes = spec
+            each = tuple(_name_of(index, names) for index in classes.tolist())
+            return Target(lambda output, rows: by_class(output, rows, classes), _label_of(classes, names), each=each)
+    if hasattr(spec, "__index__"):
+        index = int(spec)
+        return Target(lambda output, rows: by_class(output, rows, index), _name_of(index, names))
+    if isinstance(spec, tuple):
+        place = tuple(class_index(part, names) if isinstance(part, str) else part for part in spec)
+        return Target(lambda output, rows: by_place(output, place), str(spec))
+    if callable(spec):
+        function = spec
+        return Target(lambda output, rows: function(output), getattr(spec, "__name__", type(spec).__name__))
+    raise TargetError(
+        f"cannot read a target from {describe(spec)}. Give a class index, a name, one index per sample, "
+        "(position, class), contrast(a, b), or a function output -> (batch,)."
+    )
+
+
+def _predicted(output: Any) -> torch.Tensor:
+    logits = class_scores(output)
+    return logits.gather(1, logits.detach().argmax(dim=1, keepdim=True)).squeeze(1)
+
+
+def _chosen(output: Any, names: Names) -> Target:
+    classes = class_scores(output).detach().argmax(dim=1)
+    each = tuple(f"{_name_of(index, names)} (predicted)" for index in classes.tolist())
+    label = f"{_label_of(classes, names)} (predicted)"
+    return Target(lambda other, rows: by_class(other, rows, classes), label, each=each)
+
+
+def class_index(name: str, names: Names) -> int:
+    """The index of a class by its name.
+
+    Raises:
+        TargetError: when there is none; names the nearest.
+    """
+    if isinstance(names, TokenNames):
+        return names.index(name)
+    if names is None:
+        raise TargetError(f"target {name!r} is a name, but no class names are known: Lens(model, class_names=...).")
+    pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
+    table: dict[str, int] = {}
+    for index, known in pairs:
+        table.setdefault(known, int(index))
+    if name in table:
+        return table[name]
+    folded = [index for known, index in table.items() if known.casefold() == name.casefold()]
+    if len(folded) == 1:
+        return folded[0]
+    close = suggestion(name, table) or f" Known: {', '.join([*table][:12])}{', ...' if len(table) > 12 else ''}."
+    raise TargetError(f"no class is named {name!r} among {len(table)}.{close}")
+
+
+def _label_of(classes: torch.Tensor, names: Names) -> str:
+    chosen = list(dict.fromkeys(classes.tolist()))
+    shown = ", ".join(_name_of(index, names) for index in chosen[:3])
+    return shown if len(chosen) <= 3 else f"{shown}, ... ({len(chosen)} classes)"
+
+
+def _name_of(index: int, names: Names) -> str:
+    if names is None:
+        return f"class {index}"
+    if isinstance(names, Mapping):
+        return names.get(index, f"class {index}")
+    return names[index] if -len(names) <= index < len(names) else f"class {index}"

@@ -1,0 +1,182 @@
+"""Targets of language models: the next token by its text, and a whole continuation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from layerlens.errors import TargetError
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.trees import describe
+
+from .outputs import main_output
+from .target import Names, Target, TokenNames, as_target
+
+
+class Vocabulary(TokenNames):
+    """The tokens of a tokenizer as class names, and where each text of a batch ends.
+
+    With it a target can be the text of the next token, and None is the most likely one.
+
+    Args:
+        tokenizer: as those of `transformers`.
+        inputs: what the model is given, `input_ids` among them.
+    """
+
+    def __init__(self, tokenizer: Callable[..., Any], inputs: Inputs | None = None) -> None:
+        self._tokenizer = tokenizer
+        tensors = {} if inputs is None else inputs.tensors()
+        self.ids = tensors.get("input_ids")
+        self._mask = tensors.get("attention_mask")
+
+    def __getitem__(self, index: int) -> str:
+        decode = getattr(self._tokenizer, "decode", None)
+        return f"token {index}" if decode is None else repr(str(decode([index])))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self._tokenizer) if hasattr(self._tokenizer, "__len__") else 0
+
+    def get(self, index: int, default: Any = None) -> Any:
+        """The text of a token, in quotes."""
+        return self[index]
+
+    def read(self, text: str) -> list[int]:
+        """The ids of a text without special tokens."""
+        return [int(index) for index in self._tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def index(self, text: str) -> int:
+        """The id of a text that is one token.
+
+        Raises:
+            TargetError: when it is none or several.
+        """
+        ids = self.read(text)
+        if len(ids) != 1:
+            parts = ", ".join(self[index] for index in ids) or "none"
+            spaced = (
+                "" if text.startswith(" ") else f" Words inside of a text often begin with a space: {' ' + text!r}."
+            )
+            raise TargetError(
+                f"target {text!r} is {len(ids)} tokens ({parts}), and the next token is one. Take one of them, or give "
+                f"the whole text as input and target=continuation({text!r}).{spaced}"
+            )
+        return ids[0]
+
+    def target(self, text: str) -> Target:
+        """The logit of a text as the next token."""
+        index = self.index(text)
+        return Target(lambda output, rows: self._last(output, rows)[:, index], f"{text!r} next")
+
+    def predicted(self) -> Target:
+        """The logit of the most likely next token; of the predicted class, where the model is a classifier."""
+
+        def best(output: Any, rows: torch.Tensor) -> torch.Tensor:
+            return self._chosen(output)(output, rows)
+
+        return Target(best, "predicted next token", self._chosen)
+
+    def _chosen(self, output: Any) -> Target:
+        if main_output(output).ndim < 3:
+            return as_target(None).resolve(output)
+        logits = self._last(output, None).detach()
+        ids = logits.argmax(dim=1)
+        each = tuple(f"{self[index]} (predicted)" for index in ids.tolist())
+        label = ", ".join(dict.fromkeys(each[:3])) + (", ..." if len(set(each)) > 3 else "")
+
+        def score(other: Any, rows: torch.Tensor) -> torch.Tensor:
+            return self._last(other, rows).gather(1, ids[rows.to(ids.device)].unsqueeze(1)).squeeze(1)
+
+        return Target(score, label, each=each)
+
+    def _last(self, output: Any, rows: torch.Tensor | None) -> torch.Tensor:
+        """The logits at the last token that is no padding, `(batch, vocabulary)`."""
+        logits = self.logits(output)
+        if self._mask is None:
+            return logits[:, -1]
+        places = self._mask.shape[1] - 1 - self._mask.flip(1).long().argmax(dim=1)
+        places = places if rows is None else places[rows.to(places.device)]
+        return logits[torch.arange(len(logits), device=logits.device), places.to(logits.device)]
+
+    def logits(self, output: Any) -> torch.Tensor:
+        """The main output, when it has a number for each token of the vocabulary at each place.
+
+        Raises:
+            TargetError: when it has not.
+        """
+        scores = main_output(output)
+        if scores.ndim != 3 or scores.shape[-1] < len(self):
+            raise TargetError(
+                f"the output {describe(scores)} is no score of {len(self)} tokens at each place, so no token is "
+                "a target of it. A classifier of text takes a class index, or a name with Lens(..., class_names=...); "
+                "an encoder takes a function of its output, (batch,)."
+            )
+        return scores
+
+
+def continuation(tokens: int | str) -> Target:
+    """The log-probability of the last tokens of the input, each given all before it: why the text goes on like this.
+
+    sum over t of log p(x_t | x_1 ... x_{t-1}), in nats. Give the prompt and what follows it as one input. The gradient
+    at a token of the continuation is that of the tokens after it.
+
+    Args:
+        tokens: how many tokens at the end of the input, or the text that the input ends with.
+
+    Raises:
+        TargetError: when used without a tokenizer, with a batch of texts of several lengths, or when the input does not
+            end like this.
+
+    Example:
+        `lens.saliency("The capital of France is Paris.", target=continuation(" Paris."))`
+    """
+
+    def reader(names: Names) -> Target:
+        if not isinstance(names, Vocabulary) or names.ids is None:
+            raise TargetError("a continuation needs Lens(model, tokenizer=...) and a text, or input_ids, as input.")
+        ids = names.ids
+        count = len(names.read(tokens)) if isinstance(tokens, str) else tokens
+        if not 0 < count < ids.shape[1]:
+            raise TargetError(f"a continuation of {count} tokens needs an input of more; it has {ids.shape[1]}.")
+        if isinstance(tokens, str) and any(row[-count:] != names.read(tokens) for row in ids.tolist()):
+            raise TargetError(f"the input does not end with the tokens of {tokens!r}; give the number of tokens.")
+        return Target(
+            lambda output, rows: _log_probability(names.logits(output), ids[rows.to(ids.device)], count), label
+        )
+
+    def unread(output: Any, rows: torch.Tensor) -> torch.Tensor:
+        return reader(None)(output, rows)
+
+    label = f"log p({tokens!r})" if isinstance(tokens, str) else f"log p(last {tokens} tokens)"
+    return Target(unread, label, reader=reader)
+
+
+def _log_probability(logits: torch.Tensor, ids: torch.Tensor, count: int) -> torch.Tensor:
+    before = logits[:, -count - 1 : -1].log_softmax(dim=-1)
+    return before.gather(2, ids[:, -count:].to(logits.device).unsqueeze(2)).squeeze(2).sum(dim=1)
+
+
+def token_texts(tokenizer: Any, inputs: Inputs) -> list[list[str]] | None:
+    """The text of each token id of `input_ids`, by sample; None where the tokenizer cannot tell."""
+    convert = getattr(tokenizer, "convert_ids_to_tokens", None)
+    ids = inputs.tensors().get("input_ids")
+    if convert is None or ids is None:
+        return None
+    return [[str(token) for token in convert(list(row))] for row in ids.tolist()]
+
+
+def token_pairs(tokenizer: Any, x: Inputs, other: Inputs) -> tuple[str, ...] | None:
+    """Names of the positions of two texts that differ in some tokens: `3 of`, `4 Italy / France`.
+
+    Of a batch of several, and where the tokenizer cannot tell, None.
+    """
+    decode = getattr(tokenizer, "decode", None)
+    pair = [inputs.tensors().get("input_ids") for inputs in (x, other)]
+    if decode is None or any(ids is None or ids.ndim != 2 or len(ids) != 1 for ids in pair):
+        return None
+    texts = [[str(decode([token])).strip() for token in ids[0].tolist()] for ids in pair if ids is not None]
+    return tuple(f"{k} {a if a == b else f'{a} / {b}'}" for k, (a, b) in enumerate(zip(*texts, strict=False)))

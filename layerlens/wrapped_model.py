@@ -1,0 +1,87 @@
+"""WrappedModel: a model with what is known about it, which reads the inputs and targets of every analyzer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+
+from .errors import InputError, TargetError
+from .inputs.inputs import Inputs, as_inputs
+from .model.borrowed import borrowed
+from .model.layers import Layers, parameter_count
+from .results import Attribution
+from .targets.target import Names, Spec, Target, as_target
+from .targets.tokens import Vocabulary, token_texts
+
+AnyAttribution = TypeVar("AnyAttribution", bound=Attribution)
+
+
+class WrappedModel:
+    """A model, its class names, tokenizer and forward, see `Lens`, which adds the analyzers."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        class_names: Names = None,
+        tokenizer: Callable[..., Any] | None = None,
+        forward: Callable[..., Any] | None = None,
+    ) -> None:
+        with borrowed(model, grad=False):
+            self.model = model
+        if isinstance(class_names, str):
+            raise TargetError(f"class_names must be a sequence or a mapping of names, got the text {class_names!r}.")
+        self.class_names = class_names
+        self.tokenizer = tokenizer
+        self.forward = forward
+
+    def target(self, spec: Spec, inputs: Inputs | None = None) -> Target:
+        """Read a target with this model's class names, or as the next token of a text; see `as_target`.
+
+        Raises:
+            TargetError: when it cannot be read.
+        """
+        if self.class_names is None and self.tokenizer is not None:
+            return as_target(spec, names=Vocabulary(self.tokenizer, inputs))
+        return as_target(spec, names=self.class_names)
+
+    def inputs(self, x: Any) -> Inputs:
+        """Read an input; text goes through the tokenizer, padded to the longest.
+
+        Raises:
+            InputError: when it cannot be read, or is text and there is no tokenizer.
+        """
+        texts = [x] if isinstance(x, str) else x
+        is_text = isinstance(texts, (list, tuple)) and bool(texts) and all(isinstance(text, str) for text in texts)
+        if not is_text:
+            return as_inputs(x)
+        if self.tokenizer is None:
+            raise InputError("a text was given, but no tokenizer: Lens(model, tokenizer=...).")
+        padded = {"padding": True} if len(texts) > 1 else {}
+        return as_inputs(dict(self.tokenizer(list(texts), return_tensors="pt", **padded)))
+
+    def _aim(self, spec: Spec) -> Spec:
+        """A target for a data set: `"label"` is kept, for it is read sample by sample."""
+        return spec if isinstance(spec, str) and spec == "label" else self.target(spec)
+
+    def _attribute(
+        self, analyzer: Callable[..., AnyAttribution], x: Any, target: Spec, **options: Any
+    ) -> AnyAttribution:
+        inputs = self.inputs(x)
+        result = analyzer(self.model, inputs, target=self.target(target, inputs), forward=self.forward, **options)
+        return self.with_tokens(result, inputs)
+
+    def with_tokens(self, result: AnyAttribution, inputs: Inputs) -> AnyAttribution:
+        """The same result with the texts of its tokens, where it has one value per token and they are known."""
+        if self.tokenizer is None or result.axes != ("batch", "token") or result.tokens is not None:
+            return result
+        return dataclasses.replace(result, tokens=token_texts(self.tokenizer, inputs))
+
+    def __repr__(self) -> str:
+        parts = [f"{len(Layers(self.model)) - 1} layers", f"{parameter_count(self.model):,} parameters"]
+        if isinstance(self.class_names, (Sequence, Mapping)):
+            parts.append(f"{len(self.class_names)} class names")
+        return f"Lens({type(self.model).__name__}: {', '.join(parts)})"

@@ -1,0 +1,95 @@
+"""The pages of leaderboards say what was measured: their tables are those of the benchmarks."""
+
+import pathlib
+import re
+
+import pytest
+
+from benchmarks import image_figures
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "faithfulness.md"
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d?\.\d{2,3}(?!\d)")
+MOST_BYTES = 200_000
+
+
+def test_the_table_of_maps_on_the_page_is_that_of_the_benchmark():
+    told = rows(PAGE.read_text(), "## Which map")
+    measured = image_figures.TABLES.read_text()
+    photographs, digits = (rows(measured, title) for title in ("## EfficientNet-Lite0", "## the embedded digit net"))
+    assert len(told) >= 15
+    for name, cells in told.items():
+        assert cells[:2] == photographs[name][:2], name
+        assert cells[2] == digits[name][0].split()[0], name
+        assert cells[3] == photographs[name][4], name
+
+
+def test_the_leaderboard_is_drawn_from_the_benchmark(tmp_path):
+    plot = image_figures.leaderboard()
+    found, digits = (image_figures.rows(title) for title in image_figures.SUITES.values())
+    assert len(found) == len(digits) == 33 and found["relevance z+"] == (0.296, 0.169, 0.440)
+    names = plot.data["methods"]
+    assert [(mean, *span) for mean, span in zip(plot.data["values"], plot.data["interval"].tolist(), strict=True)] == [
+        found[name] for name in names
+    ]
+    assert plot.data["values"].tolist() == sorted((mean for mean, _, _ in found.values()), reverse=True)
+    assert plot.data["digits"].tolist() == [digits[name][0] for name in names]
+    assert [axes.get_title() for axes in plot.axes] == ["photographs, 40 from 11 pictures", "digits, 16 pictures"]
+    first, second = (image_figures.leaderboard().save(tmp_path / f"{k}.png").read_bytes() for k in range(2))
+    assert first == second
+
+
+def test_the_pictures_of_the_page_are_there_and_small():
+    shown = re.findall(r"!\[([^]]*)\]\((faithfulness-\w+\.png)\)", PAGE.read_text())
+    assert {name for _, name in shown} == {path.name for path in PAGE.parent.glob("faithfulness-*.png")}
+    assert len(shown) == 4
+    for told, name in shown:
+        assert len(NUMBER.findall(told)) >= 6, name
+        content = (PAGE.parent / name).read_bytes()
+        assert content.startswith(b"\x89PNG") and len(content) < MOST_BYTES, name
+
+
+def rows(text, title, stop="\n\n"):
+    """The rows of the first table after a title: cells by the name of the method."""
+    table = text[text.index(title) :]
+    table = table[table.index("| --- |") :]
+    lines = table[: (table + stop).index(stop)].splitlines()[1:]
+    return {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)}
+
+
+NAMES = {
+    "`leave_one_out`": "leave_one_out",
+    "`centred_relevance` (AttnLRP rules)": "centred relevance, attn",
+    "`centred_relevance` (CP-LRP rules)": "centred relevance, cp",
+    "`relevance` (AttnLRP)": "relevance, attn (AttnLRP)",
+    "`relevance` (CP-LRP)": "relevance, cp (CP-LRP)",
+    "control: later tokens are worth more": "control: later is more",
+    "norm of the gradient": "gradient norm",
+    "`integrated_gradients`, 16 steps": "integrated gradients, 16 steps",
+    "control: random": "control: random",
+    "`input_x_gradient`": "gradient x input",
+    "`smooth_grad`, 16 samples": "smooth_grad, 16 samples, abs",
+    "attention rollout": "attention rollout",
+}
+"""The rows of docs/language-models.md, and what they are called in benchmarks/tokens.md."""
+
+
+def test_the_tables_of_tokens_on_the_page_are_those_of_the_benchmark():
+    page = (ROOT / "docs" / "language-models.md").read_text()
+    measured = (ROOT / "benchmarks" / "tokens.md").read_text()
+    told, known = rows(page, "## What came out"), rows(measured, "## The answer's logit less")
+    ceilings = [cells for name, cells in known.items() if name.startswith("ceiling")]
+    others = told.pop("another way of leaving out, on average")
+    for column, place in ((0, 0), (1, 3)):
+        mean = sum(float(cells[place].split()[0]) for cells in ceilings) / len(ceilings)
+        assert float(others[column]) == pytest.approx(mean, abs=0.0051)
+    assert set(told) == set(NAMES)
+    for name, cells in told.items():
+        spearman, strongest, seconds = (known[NAMES[name]][place] for place in (0, 3, 7))
+        assert cells[:2] == [spearman, strongest], name
+        assert float(cells[2]) == pytest.approx(float(seconds), abs=0.051), name
+    encoder = rows(page, "The same methods on a sentence encoder"), rows(measured, "## Another model")
+    assert len(encoder[0]) >= 6
+    for name, cells in encoder[0].items():
+        known = encoder[1][NAMES[name]]
+        assert cells == [known[0], known[2]], name

@@ -1,0 +1,65 @@
+"""The pages of trained models run as they stand, and print what they say."""
+
+import pathlib
+import re
+
+import pytest
+
+from layerlens.analyzers.common import registry as methods
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+NUMBER = re.compile(r"[-+]?\d+\.\d+")
+MOST_BYTES = 200_000
+
+PAGES = {
+    "relevance": 8,
+    "language-models": 2,
+    "groups-and-errors": 3,
+    "interventions": 5,
+    "weights-and-inputs": 6,
+    "training-and-transfer": 5,
+    "robustness": 7,
+    "sensitivity": 3,
+    "layer-dynamics": 6,
+    "get-started": 8,
+    "targets-and-inputs": 4,
+    "saliency": 6,
+    "beyond-one-machine": 5,
+    "write-your-own-method": 4,
+    "write-your-own-figure": 3,
+    "figures": 6,
+}
+"""Pages whose blocks follow each other -> how many there are at least; `tests/docs/test_readme.py` runs the others."""
+
+
+def same(printed, told):
+    """The same words, and numbers that differ by no more than another processor may make of them."""
+    assert NUMBER.sub("_", printed).split() == NUMBER.sub("_", told).split()
+    found, expected = ([float(number) for number in NUMBER.findall(text)] for text in (printed, told))
+    assert found == pytest.approx(expected, rel=0.02, abs=0.002)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_prints_what_stands_below_it(name, tmp_path, monkeypatch, capsys):
+    page = DOCS / f"{name}.md"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(methods, "METHODS", dict(methods.known_methods()))  # a page may add one
+    blocks = re.findall(r"```python\n(.*?)```\n\n(?:```text\n(.*?)```)?", page.read_text(), flags=re.S)
+    assert len(blocks) == page.read_text().count("```python") >= PAGES[name]
+    names = {"__name__": "page"}
+    for code, told in blocks:
+        exec(compile(code, str(page), "exec"), names)
+        same(capsys.readouterr().out, told)
+    pictures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert pictures == sorted(re.findall(rf"\]\(({name}-[\w-]+\.png)\)", page.read_text()))
+    for picture in pictures:
+        assert 0 < (DOCS / picture).stat().st_size < MOST_BYTES
+
+
+def test_the_comparison_finds_what_differs():
+    same("a 1.000 b", "a  1.001 b")
+    for other in ("a 1.100 b", "a 1.000 c", "a -1.000 b"):
+        with pytest.raises(AssertionError):
+            same(other, "a 1.000 b")
