@@ -26,7 +26,7 @@ GROUPS = {
     ),
     "activation": (
         "Activation maps",
-        "What units hold, see and want.",
+        "What units hold, see and prefer.",
         """
         activation_maps layer_maps grad_cam attention_weights attention_rollout attention_rollout_map
         feature_visualization receptive_field recurrent_states latent_traversal
@@ -53,13 +53,17 @@ GROUPS = {
     ),
     "faithfulness": (
         "Faithfulness",
-        "Whether a map tells the truth of the model.",
+        "Whether a map is true of the model.",
         "evaluate cascading_randomization faithfulness",
     ),
-    "groups": ("Groups and errors", "What sets samples apart inside of a model.", "compare_groups explain_errors"),
+    "groups": (
+        "Groups and errors",
+        "What distinguishes groups of samples inside a model.",
+        "compare_groups explain_errors",
+    ),
     "scale": (
         "Data sets",
-        "Analyses of every sample, in bounded memory, by one process or many; the stores that they fill.",
+        "Analyses of every sample, in bounded memory, by one process or many, and the stores that they fill.",
         "over open_store Store",
     ),
     "results": (
@@ -78,14 +82,14 @@ GROUPS = {
 """Page -> its title, a sentence, and its public names of `layerlens`."""
 
 MORE = {"relevance": ["layerlens.rules"], "results": ["layerlens.report"], "scale": ["layerlens.scale"]}
-"""Page -> modules that are public and are not in `layerlens.__all__`."""
+"""Page -> public modules that are not in `layerlens.__all__`."""
 
 
 def check() -> None:
-    """See that every public name of layerlens is in one group.
+    """Check that every public name of layerlens is in one group.
 
     Raises:
-        ValueError: when a name is missing, unknown, or there twice.
+        ValueError: if a name is missing, unknown, or listed twice.
     """
     grouped = sorted(name for _, _, names in GROUPS.values() for name in names.split())
     if grouped != sorted(layerlens.__all__):
@@ -95,7 +99,7 @@ def check() -> None:
 
 
 def write(folder: Path) -> None:
-    """Write a page for each group, and a page that lists them."""
+    """Write a page for each group, and an index."""
     check()
     folder.mkdir(parents=True, exist_ok=True)
     for page, (title, sentence, names) in GROUPS.items():
@@ -114,8 +118,8 @@ def write(folder: Path) -> None:
 
 INDEX = """# API
 
-Every public name, from its docstring. A function of `layerlens` takes the model first; the method of `Lens` by the same
-name takes everything else.
+Every public name, from its docstring. A function of `layerlens` takes the model first; the method of `Lens` with the
+same name takes everything else.
 
 | page | what it holds |
 | --- | --- |
@@ -130,9 +134,9 @@ name takes everything else.
 
 
 def entry(path: str, value: object) -> str:
-    """The directive that documents one object."""
+    """Return the directive that documents one object."""
     if inspect.isclass(value):
-        lens = path == "layerlens.Lens"  # its methods stand in several bases, which have no page
+        lens = path == "layerlens.Lens"  # its methods are in several bases, which have no page
         return directive("autoclass", path, ":members:\n" + (":inherited-members:" if lens else ":show-inheritance:"))
     if callable(value):
         return directive("autofunction", path)
@@ -142,13 +146,13 @@ def entry(path: str, value: object) -> str:
 
 
 def directive(kind: str, path: str, options: str = "") -> str:
-    """One directive of autodoc in a page of Markdown."""
+    """Return one directive of autodoc for a Markdown page."""
     indented = "\n".join(f"   {line}" for line in options.split("\n")) if options else ""
     return f"```{{eval-rst}}\n.. {kind}:: {path}\n{indented}\n```\n"
 
 
 def module(path: str) -> str:
-    """A section with the public names of a module that stand nowhere else."""
+    """Return a section with the public names of a module that are in no other group."""
     found = importlib.import_module(path)
     heading = f"## `{path}`\n\n{inspect.getdoc(found)}\n"
     names = getattr(found, "__all__", None) or [name for name, value in vars(found).items() if defined(value, path)]
@@ -159,7 +163,7 @@ def module(path: str) -> str:
 
 
 def defined(value: object, path: str) -> bool:
-    """Whether a public function or class was written in the module."""
+    """Whether a public function or class is defined in the module."""
     public = not getattr(value, "__name__", "_").startswith("_")
     return (
         public and getattr(value, "__module__", None) == path and (inspect.isclass(value) or inspect.isfunction(value))
@@ -167,9 +171,9 @@ def defined(value: object, path: str) -> bool:
 
 
 def saliency_methods() -> str:
-    """A section with the functions behind `saliency(method=...)`."""
+    """Return a section with the functions behind `saliency(method=...)`."""
     parts = [
-        "## Methods by name\n\nWhat `method=` takes, with equation and options; model and input are given for you.\n"
+        "## Methods by name\n\nThe values of `method=`, with equation and options; `saliency` passes model and input.\n"
     ]
     for row in sorted(known_methods().values(), key=lambda row: row.name):
         if row.name not in layerlens.__all__:

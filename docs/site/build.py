@@ -14,15 +14,15 @@ import stage  # noqa: E402
 
 
 def build(out: Path, *, execute: bool, only_changed: bool = True) -> int:
-    """Collect the pages and make HTML of them; warnings are errors.
+    """Collect the pages and turn them into HTML; warnings are errors.
 
     Args:
-        out: the folder of the site; sources and caches lie beside it.
-        execute: run the notebooks whose text has changed since they were run last.
-        only_changed: leave pages that are up to date as they are.
+        out: the folder of the site; sources and caches are next to it.
+        execute: run the notebooks whose text has changed since their last run.
+        only_changed: skip pages that are up to date.
 
     Returns:
-        The exit code of Sphinx: 0 when there was no warning.
+        The exit code of Sphinx: 0 if there was no warning.
     """
     from sphinx.cmd.build import build_main
 
@@ -36,7 +36,7 @@ def build(out: Path, *, execute: bool, only_changed: bool = True) -> int:
 
 
 def main() -> int:
-    """Read the command line, build, and say where the front page is."""
+    """Read the command line, build the site, and print where its front page is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--execute", action="store_true", help="run the notebooks, so that their pages have outputs")
     parser.add_argument("--out", type=Path, default=stage.ROOT / "build" / "docs", help="the folder of the site")

@@ -1,4 +1,4 @@
-"""Settings of the documentation site. `docs/site/build.py` collects its pages and runs Sphinx with these."""
+"""Sphinx settings of the documentation site; `docs/site/build.py` collects the pages and runs Sphinx."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ myst_heading_anchors = 3
 myst_update_mathjax = False
 html_math_renderer = "mathml"
 
-nb_execution_mode = os.environ.get("LAYERLENS_NOTEBOOKS", "off")  # "cache": run them, once for each text of theirs
+nb_execution_mode = os.environ.get("LAYERLENS_NOTEBOOKS", "off")  # "cache": once per text of a notebook
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_excludepatterns = ["*.md"]
@@ -60,6 +60,6 @@ copybutton_prompt_is_regexp = True
 
 
 def setup(app: Any) -> None:
-    """Connect what rewrites docstrings and signatures."""
+    """Connect the functions that rewrite docstrings and signatures."""
     app.connect("autodoc-process-docstring", docstrings.docstring)
     app.connect("autodoc-process-signature", docstrings.signature)

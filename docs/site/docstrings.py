@@ -1,4 +1,4 @@
-"""Docstrings as reStructuredText: names in backticks become links, and bars of formulas are no markup."""
+"""Docstrings as reStructuredText: names in backticks become links, and bars in formulas are escaped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import layerlens
 
 ALIASES = ("Spec", "Selection", "Edits", "Names", "Units", "Keep", "Functions")
-"""Types whose name says more than what it stands for."""
+"""Type aliases whose name says more than their definition."""
 
 LITERAL = re.compile(r"(``.+?``|(?<![:`])`[^`]+`(?![`_]))", re.DOTALL)
 BAR = re.compile(r"(?<!\\)\|")
@@ -18,7 +18,7 @@ FORWARD = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
 
 
 def docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Rewrite a docstring in place, paragraph by paragraph, for code in backticks may go on in the next line."""
+    """Rewrite a docstring in place, paragraph by paragraph, because code in backticks may continue on the next line."""
     paragraph: list[str] = []
     made: list[str] = []
     for line in [*lines, ""]:
@@ -32,7 +32,7 @@ def docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: lis
 
 
 def escaped(text: str) -> str:
-    """A paragraph whose formulas are no markup and whose names are links."""
+    """Escape formulas in a paragraph and link its names."""
     parts = LITERAL.split(text)
     parts[::2] = [BAR.sub(r"\\|", part) for part in parts[::2]]
     parts[1::2] = [linked(part) for part in parts[1::2]]
@@ -40,7 +40,7 @@ def escaped(text: str) -> str:
 
 
 def linked(literal: str) -> str:
-    """A name of layerlens as a link to its text, other code as it is."""
+    """Return a link for a name of layerlens, and other code unchanged."""
     code = literal.strip("`")
     found = PUBLIC.fullmatch(code)
     if literal.startswith("``") or found is None or found[1] not in layerlens.__all__:
@@ -51,5 +51,5 @@ def linked(literal: str) -> str:
 def signature(
     app: Any, what: str, name: str, obj: Any, options: Any, arguments: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """A signature in which types that have a name of their own stand by it."""
+    """Write type aliases by their names in a signature."""
     return tuple(text and FORWARD.sub(r"\1", text) for text in (arguments, returns))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Equations as MathML, which browsers draw themselves: no script and no font has to be fetched."""
+"""Equations as MathML, which browsers draw without a script or a font from outside."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 PRIME = re.compile(r"<msup>(<m[in]>[^<]*</m[in]>)<mi>&#x02032;</mi></msup>")
-"""A prime as latex2mathml writes it: raised once more, although its sign is a raised one."""
+"""A prime as latex2mathml writes it: as a superscript, although the character is already raised."""
 
 logger = logging.getLogger(__name__)
 
 
 def mathml(tex: str, *, display: str) -> str:
-    """The MathML of an equation.
+    """Return the MathML of an equation.
 
     Raises:
-        ValueError: when a command is not known; latex2mathml would show its name in the equation.
+        ValueError: if a command is unknown; latex2mathml would show its name in the equation.
     """
     made = convert(tex, display=display)
     if "\\" in made:
@@ -30,13 +30,13 @@ def mathml(tex: str, *, display: str) -> str:
 
 
 def inline(self: Any, node: nodes.math) -> None:
-    """Write an equation within a line."""
+    """Write an inline equation."""
     _write(self, node, "inline", "span")
     raise nodes.SkipNode
 
 
 def block(self: Any, node: nodes.math_block) -> None:
-    """Write an equation of its own."""
+    """Write a displayed equation."""
     _write(self, node, "block", "div")
     raise nodes.SkipNode
 
@@ -52,6 +52,6 @@ def _write(translator: Any, node: nodes.Element, display: str, tag: str) -> None
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the renderer; `html_math_renderer = "mathml"` takes it."""
+    """Register the renderer, which `html_math_renderer = "mathml"` selects."""
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""Collect the pages of the site in one folder: those of docs/, the notebooks, the benchmarks and the API."""
+"""Collect the pages of the site in one folder: docs/, the notebooks, the benchmarks and the API."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ SECTIONS = {
 """Caption in the sidebar -> pages, in their order."""
 
 ALREADY = re.compile(r"\]\(\.\./(?=benchmarks/|notebooks/)")
-"""Links that leave docs/ in the repository, and stay on the site."""
+"""Links that leave docs/ in the repository, but not on the site."""
 
 
 def stage(folder: Path) -> None:
     """Write the sources of the site.
 
     Args:
-        folder: where; what it holds is replaced.
+        folder: the folder to fill; its contents are replaced.
 
     Raises:
-        ValueError: when a page of docs/ stands in no section, or a section names a page that is not there.
+        ValueError: if a page of docs/ is in no section, or a section names a page that does not exist.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -66,7 +66,7 @@ PAGES = (".md", ".ipynb")
 
 
 def tree() -> str:
-    """The sections as trees of contents, which the sidebar shows."""
+    """Return the sections as tables of contents for the sidebar."""
     parts = []
     for caption, names in SECTIONS.items():
         listed = "\n".join(names.split())
@@ -75,14 +75,14 @@ def tree() -> str:
 
 
 def notebooks(folder: Path) -> None:
-    """Copy the notebooks; their pages say where their file is."""
+    """Copy the notebooks."""
     folder.mkdir()
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         shutil.copy(notebook, folder)
 
 
 def benchmarks(folder: Path) -> None:
-    """Copy what the benchmarks measured, with a page that lists it."""
+    """Copy the benchmarks' results, and write an index of them."""
     folder.mkdir()
     measured = sorted((ROOT / "benchmarks").glob("*.md"))
     rows = []
@@ -96,7 +96,7 @@ def benchmarks(folder: Path) -> None:
 
 BENCHMARKS = """# Benchmarks
 
-What was measured, as the programs in `benchmarks/` printed it; `make bench` makes some of it again.
+Measurements as the programs in `benchmarks/` printed them; `make bench` reruns some of them.
 
 | page | what it holds |
 | --- | --- |
