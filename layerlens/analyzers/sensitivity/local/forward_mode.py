@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -53,6 +54,18 @@ def answer(job: Job, route: Route, *, shared: bool = True) -> tuple[Answers, str
     raise OptionError(f"route={route!r} is impossible for {job.name}. {listed}.{other}")
 
 
+@functools.cache
+def load_formulas() -> None:
+    """Have torch load its formulas for dual numbers, once and without a warning that is not about the caller's code.
+
+    torch compiles some of them with its own `torch.jit.script`, whose deprecation is a FutureWarning from torch 2.14 on.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.script`")
+        jvp: Any = torch.func.jvp
+        jvp(torch.neg, (torch.zeros(1),), (torch.zeros(1),))
+
+
 def dual_numbers(job: Job) -> Answers:
     """Tangents at all sites from one pass over dual numbers (Baydin et al. 2018, sec. 3.1).
 
@@ -61,6 +74,7 @@ def dual_numbers(job: Job) -> Answers:
     Raises:
         Unavailable: when an operation of the model has no rule for dual numbers, or drops the tangent.
     """
+    load_formulas()
     answers, silent = Answers(), dict[Site, None]()
     for values, steps in job.chunks():
         rows = len(next(iter(values.values())))
@@ -86,6 +100,7 @@ def shared_dual_numbers(job: Job) -> Answers:
     Raises:
         Unavailable: also when an operation of the model has no rule for such batches.
     """
+    load_formulas()
     answers, silent = Answers(), dict[Site, None]()
     start, batch = job.start, job.inputs.batch
     order: list[Site] = []

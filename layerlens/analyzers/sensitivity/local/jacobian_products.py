@@ -12,7 +12,7 @@ from layerlens.analyzers.common.calls.call_sites import Site, by_row, floating
 from layerlens.analyzers.common.scorer import backward_pass
 
 from .finite_differences import STEP, moved, step_length
-from .forward_mode import Kind, plain_kernels, sentence
+from .forward_mode import Kind, load_formulas, plain_kernels, sentence
 from .probe_run import Job, Unavailable, Values
 
 
@@ -100,6 +100,7 @@ class Products:
             self._note_size(site, value)
             found[site] = self._flat(site, torch.zeros_like(value) if tangent is None else tangent.clone())
 
+        load_formulas()
         try:
             with forward_ad.dual_level():
                 duals = {
