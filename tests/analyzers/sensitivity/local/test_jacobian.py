@@ -1,5 +1,8 @@
 """Jacobian norms against dense Jacobians and closed forms, in float64."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -122,3 +125,17 @@ def test_bad_options_are_named():
         jacobian(model, x, route="dual")
     with pytest.warns(UserWarning, match="one probe gives no standard error"):
         assert jacobian(model, x, probes=1).error is None
+
+
+FIRST_USE = """
+import warnings
+import torch
+from layerlens import jacobian
+warnings.simplefilter("error")
+jacobian(torch.nn.Linear(3, 2), torch.ones(2, 3), route="forward_ad", probes=2, relative=False)
+"""
+
+
+def test_the_first_use_of_dual_numbers_does_not_warn():
+    done = subprocess.run([sys.executable, "-c", FIRST_USE], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
