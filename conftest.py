@@ -1,9 +1,15 @@
 """What holds for all tests: random weights, also those of the examples in docstrings, are the same in every run."""
 
+import doctest
+import inspect
 from collections.abc import Generator
 
 import pytest
 import torch
+
+_from_module = doctest.DocTestFinder._from_module
+doctest.DocTestFinder._from_module = lambda self, module, thing: _from_module(self, module, inspect.unwrap(thing))
+"""doctest looks for the module of a decorated function, such as a public one, in the decorator's file."""
 
 MISSING = ("could not import ", "no Chromium on this machine")
 """How the reason of a skip begins when something is missing that `make` installs."""

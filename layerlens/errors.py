@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
+import warnings
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 
@@ -38,6 +41,10 @@ class TargetError(LayerLensError, ValueError):
 
 class OptionError(LayerLensError, ValueError):
     """An option has a value outside of those that exist."""
+
+
+class UnknownOption(OptionError, TypeError):
+    """A function was called with an option that it does not have."""
 
 
 class RelevanceError(LayerLensError, RuntimeError):
@@ -126,3 +133,14 @@ def need(package: str, what: str, extra: str | None = None) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise MissingPackage(f"{what} needs {package}: pip install 'layerlens-torch[{extra or package}]'.") from error
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the caller that entered layerlens, however deep the warning arises."""
+    frame: FrameType | None = sys._getframe(1)
+    level, depth = 1, 1
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] == "layerlens":
+            level = depth
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, category, stacklevel=level + 2)

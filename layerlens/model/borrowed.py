@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from layerlens.errors import InputError, choose
+from layerlens.errors import InputError, choose, warn
 
 from .checkpointing import checkpoints_kept
 from .placement import InPlace
@@ -133,10 +133,9 @@ def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
 
 def as_written(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
     """Run a compiled model eagerly for the length of a block; says so, once with Python's usual filters."""
-    warnings.warn(
+    warn(
         f"{type(model).__name__} is compiled; layerlens runs it as it was written, for compiled code shows neither its "
         "layers nor its operations. The compiled code stays as it is.",
-        stacklevel=4,
     )
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Container
 
 import torch.distributed as dist
 from torch import nn
 
+from layerlens.errors import warn
 from layerlens.model.layers import LayerPath
 from layerlens.model.tensor_parallel import parts
 from layerlens.model.trees import first_tensor
@@ -33,8 +33,7 @@ def mark_parts(model: nn.Module, record: Record, edited: Container[LayerPath], *
             record.parts = (*record.parts, path)
     if record.parts:
         named = ", ".join(map(repr, record.parts[:4])) + ", ..." * (len(record.parts) > 4)
-        warnings.warn(
+        warn(
             f"the model is tensor parallel: what layers {named} return (record.parts has all) is the part of this "
             "process, such as its columns, and units are numbered within it.",
-            stacklevel=4,
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args
 
 from layerlens.results import Explained
+from layerlens.signatures import public
 
 Question = Literal["responds_to_input", "matters_to_output", "weights"]
 QUESTIONS: tuple[str, ...] = get_args(Question)
@@ -50,6 +51,7 @@ def measure(*, question: Question, cost: str, source: str, needs: str = "") -> C
     """
 
     def known(function: AnyMeasure) -> AnyMeasure:
+        function = public(function)
         name = function.__name__
         MEASURES[name] = Measure(name, function, question, cost, needs, source)
         return function

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
+
+from layerlens.errors import warn
 
 NO_BATCH = "its output has no batch axis, so it has no value per sample"
 """Why a layer such as one that returns position tables has no value."""
@@ -23,4 +24,4 @@ def warn_left_out(method: str, left_out: Mapping[str, str], explicit: bool) -> N
     if told:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(told.items())[:4])
         more = f"; and {len(told) - 4} more, see settings['left_out']" if len(told) > 4 else ""
-        warnings.warn(f"{method}: {len(told)} layer(s) left out. {reasons}{more}.", stacklevel=4)
+        warn(f"{method}: {len(told)} layer(s) left out. {reasons}{more}.")

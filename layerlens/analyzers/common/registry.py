@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 from layerlens.results import Attribution
+from layerlens.signatures import public
 
 Family = Literal["gradient", "path", "perturbation", "cam", "relevance", "automatic"]
 AnyMethod = TypeVar("AnyMethod", bound=Callable[..., Attribution])
@@ -66,6 +67,7 @@ def method(
     """
 
     def known(function: AnyMethod) -> AnyMethod:
+        function = public(function)
         called = name or function.__name__
         METHODS[called] = Method(called, function, family, passes, needs, source)
         return function

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
+
+from layerlens.errors import warn
 
 FLAT = "the score does not change with the input there (units that are off or saturated, or a step that is flat)"
 
@@ -25,9 +26,8 @@ def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str, why: str = FL
     empty = torch.stack([value.reshape(len(value), -1).eq(0).all(dim=1) for value in values.values()]).all(dim=0)
     if bool(empty.any()):
         of = whose(empty.nonzero().flatten().tolist(), len(empty))
-        warnings.warn(
+        warn(
             f"{method}: the values{of} are zero everywhere, so they explain nothing: {why}.",
-            stacklevel=4,
         )
 
 
@@ -36,10 +36,9 @@ def warn_of_not_finite(values: Mapping[str, torch.Tensor], method: str) -> None:
     bad = torch.stack([~value.isfinite().reshape(len(value), -1).all(dim=1) for value in values.values()]).any(dim=0)
     if bool(bad.any()):
         of = whose(bad.nonzero().flatten().tolist(), len(bad))
-        warnings.warn(
+        warn(
             f"{method}: the values{of} hold NaN or infinity: a gradient or a score on the way is "
             "not finite (a root or logarithm of 0, a division by 0, an overflow); another baseline keeps away from it.",
-            stacklevel=4,
         )
 
 
@@ -53,9 +52,8 @@ def warn_of_cancelling(values: Mapping[str, torch.Tensor], method: str) -> None:
         size, total = value.float().norm(dim=-1), value.float().sum(dim=-1).abs()
         rounding = max(16 * torch.finfo(value.dtype).eps, 1e-4)
         if bool((size > 0).any()) and bool((total <= rounding * size).all()):
-            warnings.warn(
+            warn(
                 f"{method}: the values of each token of {name!r} cancel over the features of its embedding, as they do "
                 "where a LayerNorm follows it; their sum is rounding error and says nothing. Take gradient or "
                 "smooth_grad with magnitude=True, or leave_one_out.",
-                stacklevel=4,
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.saliency.saliency import saliency
-from layerlens.errors import InputError, OptionError, check_seed, choose
+from layerlens.errors import InputError, OptionError, check_seed, choose, warn
 from layerlens.inputs.inputs import as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.progress import track
@@ -103,7 +102,7 @@ def evaluate(
     alike = _groups(groups, len(scorer.rows))
     if len(scorer.rows) == 1 or (alike is not None and len(set(alike)) == 1):
         what = "sample" if len(scorer.rows) == 1 else "group"
-        warnings.warn(f"one {what} gives no interval: a difference between methods may be chance.", stacklevel=2)
+        warn(f"one {what} gives no interval: a difference between methods may be chance.")
     given, functions = _maps(model, inputs, attributions, aim, forward)
     own = control_maps(scorer.leaves, seed) if controls else {}
     for name, control in own.items():
@@ -171,9 +170,7 @@ def _maps(
         else:
             given[name] = entry
             if isinstance(entry, Attribution) and entry.target != aim.label:
-                warnings.warn(
-                    f"the map {name!r} explains {entry.target!r}, and is held against {aim.label!r}.", stacklevel=3
-                )
+                warn(f"the map {name!r} explains {entry.target!r}, and is held against {aim.label!r}.")
         if name in functions:
             given[name] = functions[name](model, inputs, target=aim, forward=forward)
     return given, functions

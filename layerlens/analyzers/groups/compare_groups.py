@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from layerlens.errors import InputError, check_count, check_seed
+from layerlens.errors import InputError, check_count, check_seed, warn
 from layerlens.inputs.inputs import Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import GroupComparison, GroupEffects, LayerProfile
@@ -162,9 +161,8 @@ def compared(
     if (least := shuffles.smallest()) > 0.05:
         sizes = ", ".join(f"{count} of {name!r}" for count, name in zip(counts.tolist(), names, strict=True))
         more = "permutations" if permutations < 20 * len(contrasts) else "samples"
-        warnings.warn(
+        warn(
             f"with {sizes} and {permutations} permutations no p can fall below {least:.2g}; give more {more}.",
-            stacklevel=3,
         )
     read = _Reader(torch.stack(members, dim=1), contrasts, shuffles)
     layers = read.effects({name: table[used] for name, table in gathered.layers.items()})

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import unicodedata
-import warnings
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 import torch
 
-from layerlens.errors import InputError
+from layerlens.errors import InputError, warn
 from layerlens.model.trees import describe
 
 Group: TypeAlias = tuple[int, int]
@@ -37,10 +36,9 @@ def word_groups(tokens: Sequence[str]) -> list[Group]:
     whole = any(token.startswith("[") and _special(token) for token in tokens)  # as "##" has them
     touching = any(not (_apart(left) or _apart(right)) for left, right in itertools.pairwise(tokens))
     if touching and not (pieces or spaced or whole):
-        warnings.warn(
+        warn(
             f"none of the {len(tokens)} tokens says where a word begins (a leading 'Ġ', '▁', '##' or space), so each "
             "counts as a word; .by_span([(start, stop), ...]) sums over the tokens that you name.",
-            stacklevel=4,
         )
     starts = [
         place

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from pathlib import Path
 
-from layerlens.errors import OptionError, SampleError, StoreError
+from layerlens.errors import OptionError, SampleError, StoreError, warn
 
 from ..store import manifest as manifests
 from ..store.manifest import Manifest
@@ -55,7 +54,7 @@ def _in_folder(folder: Path, manifest: Manifest) -> Store:
         raise StoreError(f"{folder} holds another run: {'; '.join(apart)}. Give another folder, or ask for the same.")
     if known.versions != manifest.versions:
         told = f"{known.versions} there, {manifest.versions} now"
-        warnings.warn(f"{folder} was begun with other versions: {told}; numbers may differ a little.", stacklevel=6)
+        warn(f"{folder} was begun with other versions: {told}; numbers may differ a little.")
     shelf = Folder(folder)
     shelf.sweep()
     return Store(shelf, known)
@@ -106,7 +105,7 @@ def finish(store: Store, kind: str, *, stream: bool) -> None:
     if told := store.warnings:
         span, text = told[0]
         shown = f"samples {span.start} to {span.stop - 1}: {text}"
-        warnings.warn(f"{len(told)} warnings of {store.manifest.kind}; {shown} All: store.warnings", stacklevel=5)
+        warn(f"{len(told)} warnings of {store.manifest.kind}; {shown} All: store.warnings")
     bad = store.errors
     if not bad:
         return
@@ -114,7 +113,7 @@ def finish(store: Store, kind: str, *, stream: bool) -> None:
     if len(bad) == count:
         raise SampleError(f"all {count} samples of the data are bad; sample {first}: {bad[first]}")
     few = f"{len(bad)} of {count} samples of the data are bad and have no rows; sample {first}: {bad[first]}."
-    warnings.warn(f"{few} All: store.errors", stacklevel=5)
+    warn(f"{few} All: store.errors")
 
 
 def _check_stream(store: Store, numbers: list[int], count: int) -> None:

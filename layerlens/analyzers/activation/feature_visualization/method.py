@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from layerlens.errors import InputError, OptionError, TargetError, check_count, check_seed
+from layerlens.errors import InputError, OptionError, TargetError, check_count, check_seed, warn
 from layerlens.model.borrowed import borrowed
 from layerlens.model.placement import home
 from layerlens.results import FeatureVisualization
@@ -159,10 +158,9 @@ def feature_visualization(
     images, curve, score, found, before = (torch.cat(column) for column in zip(*parts, strict=True))
     if bool((found <= before).any()):
         failed = [targets[rows[k][0]].label for k in (found <= before).nonzero().flatten().tolist()]
-        warnings.warn(
+        warn(
             f"feature_visualization: {', '.join(dict.fromkeys(failed))} ended no higher than noise does. The unit may "
             "be off for every input, the steps too few, or the penalties too strong.",
-            stacklevel=2,
         )
     settings = {
         "count": count, "steps": steps, "learning_rate": learning_rate, "parametrization": canvas.kind, "decay": decay,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from layerlens.analyzers.common.calls.call_shapes import call_index
-from layerlens.errors import SelectionError
+from layerlens.errors import SelectionError, warn
 from layerlens.inputs.inputs import as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Layers, Selection
@@ -86,11 +85,10 @@ def recurrent_states(
             assert isinstance(module, nn.RNNBase)
             states, lengths, difference, scale = layer_states(module, calls[index])
     if bool((difference > TOLERANCE * scale).any()):
-        warnings.warn(
+        warn(
             f"recurrent_states: {type(module).__name__} {path!r} returned something that differs by "
             f"{float(difference.max()):.3g} from what the equations of torch give; its class, a hook or low precision "
             "changes its output, and these states are not those that it used.",
-            stacklevel=2,
         )
     kind = next(base.__name__ for base in type(module).__mro__ if base.__module__ == "torch.nn.modules.rnn")
     return RecurrentStates(path, kind, states, lengths, {"call": index}, {"difference": difference})

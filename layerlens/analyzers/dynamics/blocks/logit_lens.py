@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.messages import warn_left_out
-from layerlens.errors import OptionError, TargetError, check_count, choose
+from layerlens.errors import OptionError, TargetError, check_count, choose, warn
 from layerlens.inputs.inputs import as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
@@ -200,8 +199,7 @@ def _names(names: Names, ids: list[int]) -> dict[int, str]:
 def _warn(read: HeadReader, stream: Stream, explicit: bool) -> None:
     warn_left_out("logit_lens", stream.left_out, explicit)
     if not read.difference < CLOSE:
-        warnings.warn(
+        warn(
             "logit_lens: the last layer, read in this way, does not give the model's own output "
             f"(relative difference {read.difference:.2g}); is the head complete, with its norm?",
-            stacklevel=3,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.features.feature_batches import Source, worth_telling
 from layerlens.analyzers.common.messages import listed, warn_left_out
-from layerlens.errors import InputError, OptionError, check_count, choose
+from layerlens.errors import InputError, OptionError, check_count, choose, warn
 from layerlens.inputs.inputs import Inputs, as_inputs
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.progress import track
@@ -191,10 +190,9 @@ def _warn(
     warn_left_out("nonlinearity", worth_telling(left_out, explicit), explicit)
     if blurred := [name for name, floor in zip(names, null.tolist(), strict=True) if floor > 0.05]:
         worst = float(null.nan_to_num().max())
-        warnings.warn(
+        warn(
             f"nonlinearity: too few rows for the features of {listed(blurred)}: a linear layer would get up to "
             f"{worst:.2f} (the null). Give more samples, or raise most=.",
-            stacklevel=3,
         )
     if flat := [name for name, value in zip(names, values.tolist(), strict=True) if value != value]:
-        warnings.warn(f"nonlinearity: what {listed(flat)} adds is constant: NaN.", stacklevel=3)
+        warn(f"nonlinearity: what {listed(flat)} adds is constant: NaN.")

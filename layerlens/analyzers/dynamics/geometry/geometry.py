@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.features.feature_batches import Source, Table, gather, labels_of, worth_telling
 from layerlens.analyzers.common.features.layer_features import FeatureReader
 from layerlens.analyzers.common.messages import listed, warn_left_out
-from layerlens.errors import InputError, check_count
+from layerlens.errors import InputError, check_count, warn
 from layerlens.inputs.inputs import Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.progress import track
@@ -169,24 +168,21 @@ def _warn(names: tuple[str, ...], found: list[Measured], n: int, left_out: dict[
     warn_left_out("geometry", worth_telling(left_out, explicit), explicit)
     pairs = list(zip(names, found, strict=True))
     if wide := [name for name, one in pairs if one.features > n]:
-        warnings.warn(
+        warn(
             f"geometry: {n} samples are fewer than the features of {listed(wide)}, so no rank can exceed {n - 1}; "
             "compare with the null, or give more samples.",
-            stacklevel=3,
         )
     if large := [(name, one.largest) for name, one in pairs if one.features > 2 and one.largest[1] > 0.5]:
         name, (unit, share) = max(large, key=lambda pair: pair[1][1])
-        warnings.warn(
+        warn(
             f"geometry: one unit holds more than half of the spread of {listed([name for name, _ in large])} "
             f"(unit {unit} of {name}: {share:.0%}), and the participation ratio is low "
             "for that alone; read it with units alike.",
-            stacklevel=3,
         )
     if flat := [name for name, one in pairs if bool(one.values[0].isnan())]:
-        warnings.warn(f"geometry: {listed(flat)} is constant over the samples: NaN.", stacklevel=3)
+        warn(f"geometry: {listed(flat)} is constant over the samples: NaN.")
     if twins := [name for name, one in pairs if one.twins > 0.1 and not bool(one.values[0].isnan())]:
-        warnings.warn(
+        warn(
             f"geometry: more than a tenth of the samples have a twin in {listed(twins)}; the intrinsic dimension is "
             "that of the others.",
-            stacklevel=3,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from layerlens.analyzers.common.features.batch_targets import check_length, clas
 from layerlens.analyzers.common.features.feature_batches import Source, distinct, run_once, worth_telling
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
-from layerlens.errors import InputError, OptionError, check_count
+from layerlens.errors import InputError, OptionError, check_count, warn
 from layerlens.inputs.inputs import Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import LayerHealth
@@ -205,9 +204,8 @@ def _warn(names: tuple[str, ...], values: torch.Tensor, count: int, left_out: di
     warn_left_out("health", worth_telling(left_out, explicit), explicit)
     if count < ENOUGH:
         bound = 1 - 0.05 ** (1 / count)
-        warnings.warn(
+        warn(
             f"health: over {count} samples a unit that answers to {bound:.0%} of inputs may be called dead; give more.",
-            stacklevel=3,
         )
     if odd := [name for name, share in zip(names, values[:, 4].tolist(), strict=True) if share]:
-        warnings.warn(f"health: {listed(odd)} holds values that are not finite.", stacklevel=3)
+        warn(f"health: {listed(odd)} holds values that are not finite.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from layerlens.analyzers.common.features.feature_batches import Source, Table, r
 from layerlens.analyzers.common.features.layer_features import Pool
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
-from layerlens.errors import InputError, OptionError, check_count
+from layerlens.errors import InputError, OptionError, check_count, warn
 from layerlens.inputs.inputs import Inputs, as_inputs
 from layerlens.model.layers import Layers, Selection
 from layerlens.model.placement import need_weights, offloaded, sharded
@@ -138,7 +137,7 @@ def compare(
     ]
     warn_left_out("compare", worth_telling(left_out, layers is not None), layers is not None)
     if len(own.index) < 64:
-        warnings.warn(f"compare: {len(own.index)} samples are few; read the CKA with its error and null.", stacklevel=2)
+        warn(f"compare: {len(own.index)} samples are few; read the CKA with its error and null.")
     values, error, null = (torch.stack(parts) for parts in zip(*found, strict=True))
     return LayerProfile(
         quantity="likeness and change",

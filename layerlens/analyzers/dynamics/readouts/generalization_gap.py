@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.features.feature_batches import Source, Table, worth_telling
 from layerlens.analyzers.common.features.layer_features import Pool, Rows
 from layerlens.analyzers.common.messages import warn_left_out
-from layerlens.errors import InputError, check_count
+from layerlens.errors import InputError, check_count, warn
 from layerlens.inputs.batches import Batch
 from layerlens.inputs.inputs import Inputs, as_inputs
 from layerlens.model.layers import Selection
@@ -121,9 +120,7 @@ def generalization_gap(
     left_out = own.left_out | other.left_out
     warn_left_out("generalization_gap", worth_telling(left_out, layers is not None), layers is not None)
     if readout.unfinished:
-        warnings.warn(
-            f"generalization_gap: {readout.unfinished} fit(s) did not converge; a smaller penalty= helps.", stacklevel=2
-        )
+        warn(f"generalization_gap: {readout.unfinished} fit(s) did not converge; a smaller penalty= helps.")
     gap, error, null, p, seen, unseen = (torch.stack(parts) for parts in zip(*found, strict=True))
     checks = {"train": seen, "test": unseen, "p": p}
     score = "right answers" if truth.kind == "classes" else "R2"

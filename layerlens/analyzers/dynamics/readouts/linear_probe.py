@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from layerlens.analyzers.common.features.feature_batches import Source, Table, g
 from layerlens.analyzers.common.features.layer_features import FeatureReader, Pool, Rows
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
-from layerlens.errors import InputError, OptionError, check_count
+from layerlens.errors import InputError, OptionError, check_count, warn
 from layerlens.inputs.batches import Batch
 from layerlens.inputs.inputs import Inputs, as_inputs
 from layerlens.model.layers import Selection
@@ -229,17 +228,12 @@ def _warn(table: Table, samples: int, readout: Readout, explicit: bool) -> None:
     """Say what would mislead."""
     warn_left_out("linear_probe", worth_telling(table.left_out, explicit), explicit)
     if samples < SMALL:
-        warnings.warn(
-            f"linear_probe: {samples} samples are few; read the values with their errors and the null.", stacklevel=3
-        )
+        warn(f"linear_probe: {samples} samples are few; read the values with their errors and the null.")
     wide = [name for name, rows in table.layers.items() if rows.shape[1] > samples and name != INPUT]
     if wide:
-        warnings.warn(
+        warn(
             f"linear_probe: {listed(wide)} has more features than the {samples} samples: the penalty, and not the "
             "layer, may decide; give more samples, or fewer features by pool=.",
-            stacklevel=3,
         )
     if readout.unfinished:
-        warnings.warn(
-            f"linear_probe: {readout.unfinished} fit(s) did not converge; a smaller penalty= helps.", stacklevel=3
-        )
+        warn(f"linear_probe: {readout.unfinished} fit(s) did not converge; a smaller penalty= helps.")

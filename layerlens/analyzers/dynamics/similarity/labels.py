@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 
 from layerlens.analyzers.common.features.feature_batches import worth_telling
 from layerlens.analyzers.common.messages import listed, warn_left_out
+from layerlens.errors import warn
 
 from .similarity_measures import Sums
 
@@ -44,23 +43,19 @@ def warn_of(
     warn_left_out("similarity", worth_telling(left_out, explicit), explicit)
     n = sums.samples
     if n < ENOUGH:
-        warnings.warn(
-            f"similarity: {n} samples are few; read the errors and the null, or give 64 or more.", stacklevel=3
-        )
+        warn(f"similarity: {n} samples are few; read the errors and the null, or give 64 or more.")
     if not debiased:
         size = n // sums.batches
         wide = [name for known in widths for name, width in known.items() if 2 * width >= size]
         if wide:
-            warnings.warn(
+            warn(
                 f"similarity: with {size} samples in a minibatch the biased CKA of {listed(wide)} is high for anything "
                 "(see the null); use debiased=True.",
-                stacklevel=3,
             )
     flat = [name for name, row in zip(names[0], values.isnan().all(dim=1).tolist(), strict=True) if row]
     flat += [name for name, column in zip(names[1], values.isnan().all(dim=0).tolist(), strict=True) if column]
     if flat:
-        warnings.warn(
+        warn(
             f"similarity: {listed(list(dict.fromkeys(flat)))} does not tell these samples apart (it is constant, or "
             "too few samples differ), so it is like nothing: NaN.",
-            stacklevel=3,
         )

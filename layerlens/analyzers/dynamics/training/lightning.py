@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from typing import TYPE_CHECKING, Any
 
-from layerlens.errors import MissingPackage, OptionError
+from layerlens.errors import MissingPackage, OptionError, warn
 
 if TYPE_CHECKING:
     from .watching import Watch
@@ -74,10 +73,9 @@ def _chosen(optimizers: list[Any], index: int) -> Any:
     if not 0 <= index < len(optimizers):
         raise OptionError(f"callback({index}): the trainer has {len(optimizers)} optimizer(s), counted from 0.")
     if len(optimizers) > 1 and index == 0:
-        warnings.warn(
+        warn(
             f"watch: the trainer has {len(optimizers)} optimizers, and this watch sees the steps of the first; give a "
             "second watch's .callback(1) as well.",
-            stacklevel=4,
         )
     return optimizers[index]
 

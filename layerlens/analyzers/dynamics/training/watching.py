@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from layerlens.analyzers.common.features.layer_features import FeatureReader
-from layerlens.errors import OptionError, check_count
+from layerlens.errors import OptionError, check_count, warn
 from layerlens.model.layers import Layers, Selection
 from layerlens.probes.probe import Probe
 from layerlens.results import TrainingHistory
@@ -102,9 +101,7 @@ class Watch:
     ) -> None:
         self._off()
         if kind is None and not self._record.steps:
-            warnings.warn(
-                "watch: no step of the optimizer was seen inside the block; is another optimizer at work?", stacklevel=2
-            )
+            warn("watch: no step of the optimizer was seen inside the block; is another optimizer at work?")
 
     def _off(self) -> None:
         for handle in self._handles:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from layerlens.analyzers.graph.graph import NodeInfo
 from layerlens.analyzers.graph.operation import Gradients, Kind, Role
 from layerlens.analyzers.graph.recorder import Notes
-from layerlens.errors import RelevanceError, UnknownOperation
+from layerlens.errors import RelevanceError, UnknownOperation, warn
 
 from ..linear import Epsilon
 from ..linear.hooks import EpsilonHook, SiteHooks
@@ -179,9 +178,8 @@ def check(nodes: list[NodeInfo], roots: list[NodeInfo], *, strict: bool) -> None
     listed = ", ".join(unknown)
     if strict:
         raise UnknownOperation(f"no relevance rule is known for {listed}. With strict=False the gradient stands in.")
-    warnings.warn(
+    warn(
         f"no relevance rule is known for {listed}: the gradient stands in, so relevance may not be conserved there; "
         "the ledger's residual shows by how much. strict=True refuses instead.",
         UserWarning,
-        stacklevel=4,
     )

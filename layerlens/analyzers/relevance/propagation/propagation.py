@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 from layerlens.analyzers.common.scorer import Scorer, backward_pass
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
 from layerlens.analyzers.graph.recorder import Recorder
-from layerlens.errors import RelevanceError
+from layerlens.errors import RelevanceError, warn
 from layerlens.model.call_tracking import Spans
 from layerlens.model.layers import Selection
 from layerlens.model.placement import is_fsdp
@@ -197,11 +196,10 @@ def _warn_of_residual(ledger: Ledger, dtype: torch.dtype) -> None:
     """Say when relevance was lost or made that no rule accounts for."""
     worst = float(ledger.relative.max())
     if dtype in (torch.float32, torch.float64) and not worst < LOST:
-        warnings.warn(
+        warn(
             f"relevance: the ledger does not close, its residual is {worst:.1e} of the largest amount and should be "
             "below 1e-5. An operation adds something that is not accounted for, or numbers overflow; "
             "relevance.ledger.table() shows where the rest went. Please report the model.",
-            stacklevel=6,
         )
 
 
@@ -210,10 +208,9 @@ def _warn_of_cuts(cuts: list[int], spans: list[Span]) -> None:
     if cuts:
         places = innermost(spans, sorted(cuts))
         where = ", ".join(dict.fromkeys(repr(path) if path else "the model itself" for path in places.values()))
-        warnings.warn(
+        warn(
             f"relevance: the model detaches a signal in {where}, so relevance is cut there; what the detached signal "
             "adds is booked with the additive constants.",
-            stacklevel=4,
         )
 
 

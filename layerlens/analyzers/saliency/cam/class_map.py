@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 from layerlens.analyzers.common.gradients import freeze
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.common.warnings import whose
-from layerlens.errors import OptionError, SelectionError
+from layerlens.errors import OptionError, SelectionError, warn
 from layerlens.inputs.inputs import Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Layers
@@ -175,7 +174,6 @@ def _warn_of_zeros(values: torch.Tensor, cam: torch.Tensor, name: str, seat: Sea
     negative = "the weighted channels are negative everywhere, so relu=True keeps nothing; relu=False shows them"
     for rows, why in ((empty & some, negative), (empty & ~some, "its gradient or its activation vanishes")):
         if listed := rows.nonzero().flatten().tolist():
-            warnings.warn(
+            warn(
                 f"{name}: the map{whose(listed, len(values))} at layer {seat.where.path!r} is zero everywhere: {why}.",
-                stacklevel=4,
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from layerlens.analyzers.graph.graph import ACCUMULATE, Graph
 from layerlens.analyzers.graph.operation import Gradients
 from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.analyzers.relevance.rules import lookup
-from layerlens.errors import TargetError, choose
+from layerlens.errors import TargetError, choose, warn
 from layerlens.model.borrowed import borrowed, generator_states, restore_generators
 from layerlens.model.layers import Selection
 from layerlens.model.placement import refuse_sharded
@@ -183,10 +182,9 @@ def _multipliers(model: nn.Module, one: Run, leaves: Leaves, pairs: list[Pair], 
             if rule is not None:
                 handles.append(pair.info.node.register_hook(_hook(pair, rule)))
         if unknown:
-            warnings.warn(
+            warn(
                 f"deep_lift: no rule is known for {', '.join(sorted(unknown))}: the gradient stands in, so the values "
                 "need not sum to the difference of the scores; the completeness gap shows by how much.",
-                stacklevel=3,
             )
         # .backward, as .grad would keep nodes that rules call on the way from computing anything outside of its graph
         # in primitives again, for blocks that are computed again
@@ -233,8 +231,7 @@ def warn_of_gap(method: str, gap: torch.Tensor, found: Comparison) -> None:
     if missed and found.score.dtype in (torch.float32, torch.float64):
         of = whose([f"{row} ({float(gap[row]):.3g})" for row in missed], len(gap)) or f" (gap {float(gap[0]):.3g})"
         why = f"{', '.join(found.moved)} chose otherwise for the baseline, or an" if found.moved else "an"
-        warnings.warn(
+        warn(
             f"{method}: the values{of} miss S(x) - S(baseline) by more than {LOST:g} of it: {why} "
             "operation has no rule, the model detaches a signal, or samples depend on each other.",
-            stacklevel=3,
         )

@@ -6,7 +6,6 @@ a ReLU6 all count; hooks on modules miss those.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from layerlens.analyzers.common.scorer import Scorer, backward_pass
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
 from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.analyzers.relevance.rules import lookup
-from layerlens.errors import TargetError
+from layerlens.errors import TargetError, warn
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
@@ -120,7 +119,7 @@ def _rectified(
             raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")
         rectifiers = [info for info in graph.reached(graph.visit(score.grad_fn)) if _rectifies(info)]
         if not rectifiers:
-            warnings.warn(f"{name}: the model has no ReLU and no ReLU6, so this is its gradient.", stacklevel=3)
+            warn(f"{name}: the model has no ReLU and no ReLU6, so this is its gradient.")
 
         def hook(gradients: Gradients, outer: Gradients) -> Gradients | None:
             native, above = gradients[0], outer[0]

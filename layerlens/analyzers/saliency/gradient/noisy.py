@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.gradients import BatchSize, Leaves, first_score, freeze, gradients, warn_of_zeros
 from layerlens.analyzers.common.scorer import Scorer
-from layerlens.errors import OptionError, check_count, check_seed
+from layerlens.errors import OptionError, check_count, check_seed, warn
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.progress import track
@@ -51,7 +50,7 @@ def noisy_gradients(
         score, batch = first_score(scorer, values, batch_size)
         scales = {leaf: noise * _range(value) for leaf, value in values.items()}
         if noise and bool(torch.stack([scale.flatten() == 0 for scale in scales.values()]).all(dim=0).any()):
-            warnings.warn(f"{name}: a sample is constant, so noise relative to its range is none.", stacklevel=3)
+            warn(f"{name}: a sample is constant, so noise relative to its range is none.")
         parts = [
             _moments(scorer, values, scales, rows, samples, seed, statistic, batch, name)
             for rows in torch.split(scorer.rows, batch)

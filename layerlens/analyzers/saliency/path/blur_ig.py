@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from layerlens.analyzers.common.gradients import BatchSize, Leaves, first_score,
 from layerlens.analyzers.common.leaves.layout import spread_axes
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Scorer
-from layerlens.errors import InputError, OptionError
+from layerlens.errors import InputError, OptionError, warn
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.model.trees import describe
@@ -98,10 +97,9 @@ def blur_ig(
             )
         still = [name for name in ends if not axes[name]]
         if still:
-            warnings.warn(
+            warn(
                 f"blur_ig: input {', '.join(map(repr, still))} has no places next to each other, so it is not blurred "
                 "and gets zeros: its part of the score is not explained. integrated_gradients explains all inputs.",
-                stacklevel=2,
             )
         score, batch = first_score(scorer, ends, batch_size)
 

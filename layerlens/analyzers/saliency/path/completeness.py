@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from layerlens.analyzers.common.gradients import Leaves, completeness_gap
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.common.warnings import whose
-from layerlens.errors import OptionError, check_count
+from layerlens.errors import OptionError, check_count, warn
 from layerlens.progress import track
 
 Integrate = Callable[[torch.Tensor, int], Mapping[str, torch.Tensor]]
@@ -95,9 +94,8 @@ def warn_of_gap(what: str, gap: torch.Tensor, tolerance: float, advice: str) -> 
     missed = (gap > tolerance).nonzero().flatten().tolist()
     if missed:
         of = whose([f"{row} ({float(gap[row]):.3g})" for row in missed], len(gap)) or f" (gap {float(gap[0]):.3g})"
-        warnings.warn(
+        warn(
             f"{what} the values{of} miss S(x) - S(baseline) by more than the tolerance {tolerance:g} of it. {advice}",
-            stacklevel=5,
         )
 
 

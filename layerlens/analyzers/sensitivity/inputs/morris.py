@@ -14,7 +14,7 @@ from layerlens.analyzers.common.features.input_features import Spec as FeatureSp
 from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.null_model import shuffled
-from layerlens.errors import OptionError, check_count
+from layerlens.errors import OptionError, check_count, warn
 from layerlens.model.borrowed import borrowed
 from layerlens.progress import track
 from layerlens.results import Ranking
@@ -124,7 +124,7 @@ def morris(
                 twin = study(model, x, forward=shuffled(model, forward, seed), **options)
             chance = _effects(twin, design, progress)[0]
     if trajectories == 1:
-        warnings.warn("morris: one trajectory gives no sigma and no standard error. Use trajectories=20.", stacklevel=2)
+        warn("morris: one trajectory gives no sigma and no standard error. Use trajectories=20.")
     passes = trajectories * (own.features.count + 1) * own.bases
     return Ranking(
         quantity="elementary effect",

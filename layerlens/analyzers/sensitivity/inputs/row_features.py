@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
 
 from layerlens.analyzers.common.features.input_features import Features
 from layerlens.analyzers.common.scorer import Scorer
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, warn
 
 Values = dict[str, torch.Tensor]
 
@@ -73,17 +72,14 @@ def of_rows(
 def _warn_of_rows(tables: Values, labels: Values, names: tuple[str, ...], batch: int, whole: Scorer) -> None:
     """Say what would mislead: few rows, values that no feature holds, features that go together."""
     if batch < FEW_ROWS:
-        warnings.warn(
-            f"the distribution of the features is that of {batch} rows only; give more, or ranges=.", stacklevel=5
-        )
+        warn(f"the distribution of the features is that of {batch} rows only; give more, or ranges=.")
     others = {name: tensor for name, tensor in whole.inputs.tensors().items() if tensor.ndim and name not in tables}
     kept = {name: table[:, labels[name] < 0] for name, table in tables.items()} | others
     differing = [name for name, one in kept.items() if one.numel() and bool((one != one[:1]).any())]
     if differing:
-        warnings.warn(
+        warn(
             f"values of input {', '.join(differing)} that belong to no feature differ between the rows of x; those of "
             "the first row are used throughout.",
-            stacklevel=5,
         )
     table = torch.cat([one.double() for one in tables.values()], dim=1)
     of = torch.cat(list(labels.values()))
@@ -96,9 +92,8 @@ def _warn_of_rows(tables: Values, labels: Values, names: tuple[str, ...], batch:
     largest = float(correlation.max())
     if batch >= FEW_ROWS and largest > TOGETHER:
         one, other = divmod(int(correlation.argmax()), len(own))
-        warnings.warn(
+        warn(
             f"{names[int(own[one])]!r} and {names[int(own[other])]!r} go together in the rows of x (correlation "
             f"{largest:.2f}) and are drawn independently here: the model is run on rows unlike any it may have seen. "
             "Put them in one group: features={'both': [...]}.",
-            stacklevel=5,
         )

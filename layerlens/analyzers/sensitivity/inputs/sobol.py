@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
 from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.measure_registry import measure
-from layerlens.errors import OptionError, check_count
+from layerlens.errors import OptionError, check_count, warn
 from layerlens.model.borrowed import borrowed
 from layerlens.results import Ranking
 from layerlens.targets.target import Spec
@@ -203,15 +202,13 @@ def _interval(draws: torch.Tensor) -> torch.Tensor:
 
 def _warn(values: torch.Tensor, interval: torch.Tensor | None, samples: int) -> None:
     if bool(values.isnan().any()):
-        warnings.warn(
+        warn(
             "sobol: the score does not vary over this distribution, so no share of its variance can be told.",
-            stacklevel=3,
         )
     elif interval is not None:
         half = float((interval[..., 1] - interval[..., 0]).max()) / 2
         if half > WIDE:
-            warnings.warn(
+            warn(
                 f"sobol: 95 % intervals reach {half:.2f} to either side with samples={samples}; more samples narrow "
                 "them with the square root of their number or faster.",
-                stacklevel=3,
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.statistics import spearman
-from layerlens.errors import LayerNotFound, OptionError, check_count, choose, suggestion
+from layerlens.errors import LayerNotFound, OptionError, check_count, choose, suggestion, warn
 from layerlens.inputs.inputs import as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
@@ -23,7 +22,7 @@ from ..local.output_metrics import Metric, readout
 from .batching import Runner
 from .first_order import screened
 from .intervention_sites import find
-from .labels import PARTS, ablation_explained, named, quantity, result, size_of, warn
+from .labels import PARTS, ablation_explained, named, quantity, result, size_of, warn_of_misleading
 from .parts import KINDS, By
 from .reference_data import VALUES, Value, source_of
 from .replace_parts import Part, Trial
@@ -173,19 +172,17 @@ def ablate(
         checks |= _agreement(first[made], values, runner.signed())
     each = None if read.target is None else read.target.each
     if reference is None and value != "zero" and runner.signed() and len(set(each or ())) < 2:
-        warnings.warn(
+        warn(
             "ablate: what samples of one batch gain by each other's values others lose, so that signed changes cancel "
             "in their mean. See checks['per sample'], or give reference= or metric='relative_change'.",
-            stacklevel=2,
         )
     if several and count == 1:
-        warnings.warn(
+        warn(
             "ablate: one draw shows which sample was drawn rather than what the part does. Use draws=8, and a "
             "reference of as many samples.",
-            stacklevel=2,
         )
     names = [named(by, group[0]) for group in groups] if together is None else [list(together)[index] for index in made]
-    warn("ablate", found, left_out, layers is not None, values, names)
+    warn_of_misleading("ablate", found, left_out, layers is not None, values, names)
     what, units = quantity(read)
     columns: dict[str, Any] = {
         "values": values,

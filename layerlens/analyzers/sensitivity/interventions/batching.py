@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_sites import MEMORY, copied_rows
+from layerlens.errors import warn
 from layerlens.inputs.inputs import Inputs
 from layerlens.progress import track
 from layerlens.targets.outputs import main_output
@@ -89,11 +89,10 @@ class Runner:
         torch.manual_seed(self.seed + 1)
         again = self.read(self.inputs.run(self.model, self.forward), copied_rows(self.inputs.batch, 1))
         if tolerant(again.to(self._dtype), self._unchanged(1).to(self._dtype)):
-            warnings.warn(
+            warn(
                 f"{self.label}: entries along the first axis of the input influence each other, so parts are replaced "
                 "one run at a time. If that axis is not the batch, give x with the batch first and forward=, such as "
                 "lambda model, x: model(x.transpose(0, 1)); else positions and samples are mistaken for each other.",
-                stacklevel=5,
             )
 
     def _all(self, trials: Sequence[Trial], source: Source) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from layerlens.analyzers.common.messages import listed, warn_left_out
+from layerlens.errors import warn
 from layerlens.results import Explained, LayerProfile, Matrix, Ranking
 
 from ..local.output_metrics import Readout
@@ -117,17 +117,18 @@ def size_of(by_draw: torch.Tensor, values: torch.Tensor, signed: bool) -> torch.
     return by_draw.square().mean(dim=1).sqrt() * torch.where(values < 0, -1.0, 1.0)
 
 
-def warn(method: str, found: Found, left_out: dict[str, str], explicit: bool, values: torch.Tensor, names: Any) -> None:
+def warn_of_misleading(
+    method: str, found: Found, left_out: dict[str, str], explicit: bool, values: torch.Tensor, names: Any
+) -> None:
     """Say what would mislead."""
     expected = () if explicit else (NO_POSITIONS, OTHER_POSITIONS)
     warn_left_out(method, {name: why for name, why in left_out.items() if why not in expected}, explicit)
     if found.stays:
-        warnings.warn(
+        warn(
             f"{method}: besides what is changed, {listed(found.stays)} returned states that stay as they are, and the "
             "model may go on with those: a small value does not say that the part is not used.",
-            stacklevel=3,
         )
     odd = [name for name, finite in zip(names, values.isfinite().tolist(), strict=True) if not finite]
     if odd:
         shown = ", ".join(odd[:4]) + (f", ... ({len(odd)})" if len(odd) > 4 else "")
-        warnings.warn(f"{method}: the values of {shown} are not finite.", stacklevel=3)
+        warn(f"{method}: the values of {shown} are not finite.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
-from layerlens.errors import InputError, LayerNotFound, TargetError, choose
+from layerlens.errors import InputError, LayerNotFound, TargetError, choose, warn
 from layerlens.inputs.inputs import Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
@@ -23,7 +22,7 @@ from ..local.output_metrics import Readout
 from .ablate import NULL_DRAWS
 from .batching import Runner
 from .intervention_sites import find
-from .labels import PARTS, named, result, size_of, warn
+from .labels import PARTS, named, result, size_of, warn_of_misleading
 from .parts import KINDS, By
 from .replace_parts import Part, Trial
 from .replacements import RandomDirection, Recorded
@@ -167,7 +166,7 @@ def patch(
         },
         "explanation": _explanation(by, denoise, recovery),
     }
-    warn("patch", found, left_out, layers is not None, values, [named(by, part) for part in parts])
+    warn_of_misleading("patch", found, left_out, layers is not None, values, [named(by, part) for part in parts])
     return result(by, parts, columns, shared)
 
 
@@ -209,10 +208,9 @@ def _check_gap(start: torch.Tensor, goal: torch.Tensor, aim: Target) -> None:
             "recovery=False."
         )
     if float(gap.mean().abs()) < max(1e-3 * size, 0.1 * float(gap.square().mean().sqrt())):
-        warnings.warn(
+        warn(
             f"patch: the scores of both inputs are hardly apart ({float(gap.mean()):.3g}), so shares of that "
             "difference are mostly noise. Give a target in which they differ more, or recovery=False.",
-            stacklevel=3,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
-from layerlens.errors import check_count, choose
+from layerlens.errors import check_count, choose, warn
 from layerlens.inputs.inputs import as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
@@ -166,23 +165,17 @@ def _warn(own: Estimate, values: torch.Tensor, probes: int, explicit: bool) -> N
     warn_left_out("jacobian", own.left_out, explicit)
     names = [site.name for site in own.sites]
     if probes == 1:
-        warnings.warn(
-            "jacobian: one probe gives no standard error, and a value that may be far off. Use probes=8.", stacklevel=3
-        )
+        warn("jacobian: one probe gives no standard error, and a value that may be far off. Use probes=8.")
     odd = [name for name, value in zip(names, values.tolist(), strict=True) if not abs(value) < float("inf")]
     if odd:
-        warnings.warn(
+        warn(
             f"jacobian: the values of {listed(odd)} are not finite: the layer's output is zero or overflows there. "
             "relative=False does not divide by it.",
-            stacklevel=3,
         )
     if not bool(values.any()):
-        warnings.warn(
-            "jacobian: no layer responds to the input at all; does the selection lie behind it?", stacklevel=3
-        )
+        warn("jacobian: no layer responds to the input at all; does the selection lie behind it?")
     if own.doubtful:
-        warnings.warn(
+        warn(
             f"jacobian: the finite differences at {listed(own.doubtful)} are close to rounding; use float64: "
             "model.double(), x.double().",
-            stacklevel=3,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
-from layerlens.errors import OptionError, check_count, choose
+from layerlens.errors import OptionError, check_count, choose, warn
 from layerlens.inputs.inputs import as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
@@ -173,14 +172,13 @@ def _warn(own: Spectrum, names: tuple[str, ...], values: torch.Tensor, residual:
     """Say what would mislead."""
     warn_left_out("lipschitz", own.left_out, explicit)
     if own.sigma.shape[1] == 1:
-        warnings.warn("lipschitz: one start gives no standard error. Use starts=2.", stacklevel=3)
+        warn("lipschitz: one start gives no standard error. Use starts=2.")
     odd = [name for name, value in zip(names, values.tolist(), strict=True) if not abs(value) < float("inf")]
     if odd:
-        warnings.warn(f"lipschitz: the values of {listed(odd)} are not finite.", stacklevel=3)
+        warn(f"lipschitz: the values of {listed(odd)} are not finite.")
     loose = [name for name, far in zip(names, residual.tolist(), strict=True) if far > LOOSE]
     if loose:
-        warnings.warn(
+        warn(
             f"lipschitz: the values of {listed(loose)} have not settled and may be far below the largest; give more "
             f"iterations (residual {float(residual[residual > LOOSE].max()):.2g} of the square; see checks).",
-            stacklevel=3,
         )

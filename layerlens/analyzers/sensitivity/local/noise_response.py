@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
-from layerlens.errors import LayerNotFound, OptionError, check_count
+from layerlens.errors import LayerNotFound, OptionError, check_count, warn
 from layerlens.inputs.inputs import Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
@@ -222,16 +221,14 @@ def _warn(
     """Say what would mislead."""
     warn_left_out("noise_response", left_out, explicit)
     if by_draw.shape[2] == 1:
-        warnings.warn("noise_response: one draw gives no standard error. Use draws=8.", stacklevel=3)
+        warn("noise_response: one draw gives no standard error. Use draws=8.")
     if constant:
-        warnings.warn(
+        warn(
             f"noise_response: the output of {listed(constant)} is constant across a sample, so noise relative to its "
             "spread is none there: a value of 0 does not say that the layer is not used.",
-            stacklevel=3,
         )
     odd = [name for name, finite in zip(names, by_draw.isfinite().all(dim=(1, 2)).tolist(), strict=True) if not finite]
     if odd:
-        warnings.warn(
+        warn(
             f"noise_response: the values of {listed(odd)} are not finite: the output is zero or overflows there.",
-            stacklevel=3,
         )

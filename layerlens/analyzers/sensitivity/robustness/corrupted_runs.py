@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
 
 from layerlens.analyzers.common.leaves.leaves import Leaf
-from layerlens.errors import InputError, OptionError
+from layerlens.errors import InputError, OptionError, warn
 
 from ..local.probe_run import Values
 from .corruptions import CORRUPTIONS, Corruption, corrupted
@@ -105,10 +104,9 @@ def detected(values: list[torch.Tensor]) -> tuple[float, float]:
     for low, high in ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)):
         if low <= least and most <= high:
             return low, high
-    warnings.warn(
+    warn(
         f"corruption_curve: the images have values from {least:.4g} to {most:.4g}, which is no usual range; black and "
         "white are taken to be these ends. Give bounds=(low, high), the values of black and white.",
-        stacklevel=3,
     )
     return least, most if most > least else least + 1
 

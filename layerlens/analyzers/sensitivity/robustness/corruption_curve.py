@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
-from layerlens.errors import OptionError, check_count, choose
+from layerlens.errors import OptionError, check_count, choose, warn
 from layerlens.model.borrowed import borrowed
 from layerlens.progress import track
 from layerlens.results import Curve
@@ -133,7 +132,7 @@ def corruption_curve(
     by_draw = values.mean(dim=3)
     random = torch.tensor([CORRUPTIONS[name].random for name in chosen])
     if draws == 1 and bool(random.any()):
-        warnings.warn("corruption_curve: one draw gives no standard error. Use draws=4.", stacklevel=2)
+        warn("corruption_curve: one draw gives no standard error. Use draws=4.")
     return Curve(
         quantity=verdict.quantity,
         along="severity",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from layerlens.errors import OptionError, check_count, choose
+from layerlens.errors import OptionError, check_count, choose, warn
 
 from .attacks import METHODS, Attack, Ball, as_ball
 from .prediction_change import LOSSES
@@ -140,8 +139,7 @@ def warn_flat(name: str, flat: torch.Tensor, loss: str) -> None:
     count = int(flat.sum())
     if count:
         other = " loss='margin' does not saturate." if loss == "cross_entropy" else ""
-        warnings.warn(
+        warn(
             f"{name}: the gradient of the loss is zero at {count} of {len(flat)} sample(s), so the attack does not "
             f"know where to go: that they withstand it says nothing.{other}",
-            stacklevel=3,
         )

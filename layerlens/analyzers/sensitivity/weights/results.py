@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 
 from layerlens.analyzers.common.null_model import shuffled_parameters
+from layerlens.errors import warn
 from layerlens.results import LayerProfile
 from layerlens.targets.target import Spec
 
@@ -39,10 +39,9 @@ NOT_EVERYTHING = {
 def by_information(job: Job, *, draws: int, empirical: bool) -> LayerProfile:
     """The trace of the Fisher information."""
     if empirical:
-        warnings.warn(
+        warn(
             "the empirical Fisher is taken at the labels of the data: it vanishes where the model has fitted them, and "
             "is no curvature. empirical=False sums over the model's own labels.",
-            stacklevel=3,
         )
 
     def run(parameters: dict[str, torch.Tensor]) -> Information:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure as known_measure
 from layerlens.analyzers.common.messages import warn_left_out
-from layerlens.errors import OptionError, check_count, choose
+from layerlens.errors import OptionError, check_count, choose, warn
 from layerlens.inputs.inputs import Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
@@ -189,9 +188,8 @@ def _warn(profile: LayerProfile, explicit: bool) -> None:
     if explicit:
         warn_left_out("weight_sensitivity", profile.settings["left_out"], explicit)
     if not bool(profile.values.isfinite().all()):
-        warnings.warn("weight_sensitivity: some values are not finite: the output or loss overflows.", stacklevel=3)
+        warn("weight_sensitivity: some values are not finite: the output or loss overflows.")
     elif not bool(profile.values.any()):
-        warnings.warn(
+        warn(
             "weight_sensitivity: all values are zero: the output does not depend on these weights at these inputs.",
-            stacklevel=3,
         )

@@ -1,0 +1,128 @@
+"""Signatures and docstrings of public functions: shared parameters documented once, misspelt options named."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
+
+from .errors import UnknownOption, suggestion
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+SHARED = {
+    "model": "any `torch.nn.Module`; it runs in eval mode and is returned as it was.",
+    "x": "input of the model, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.",
+    "layers": "which layers, see `Selection`; None for every layer.",
+    "target": "what to score, see `as_target`; None is the predicted class.",
+    "where": 'None for the input; or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.',
+    "call": "which call of a layer that runs several times.",
+    "forward": "`forward(model, *args, **kwargs)` to call instead of the model.",
+    "read": "turns a batch, or one text, into model inputs.",
+    "batch_size": "samples per pass.",
+    "batched": "whether the items of an iterable are batches; None: those of a DataLoader are.",
+    "seed": "seed of every random draw, also of models that draw numbers.",
+    "progress": "whether to show a progress bar; None shows it in a terminal when the work takes long.",
+    "ax": "axes to draw into; None makes a figure.",
+    "fig": "figure or subfigure to draw into, in its size; None makes one.",
+    "width": '`"column"` (3.25 in), `"page"` (6.75 in), or inches.',
+    "title": 'None for method and target, `""` for none.',
+}
+"""Parameter -> its description, where several functions share it."""
+
+_ENTRY = re.compile(r"^(\s+)\**(\w+): ?(.*)$")
+_MORE = "... "
+
+
+def public(function: Function) -> Function:
+    """Complete the docstring of a public function, and name the nearest option when one is misspelt.
+
+    Parameters that the docstring leaves out are described by `SHARED`, in the order of the signature; a description
+    that begins with `...` continues the shared one.
+
+    Raises:
+        UnknownOption: when the function is called with an option it does not have.
+    """
+    parameters = inspect.signature(function).parameters
+    function.__doc__ = documented(function.__doc__ or "", parameters)
+    names = frozenset(parameters)
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        return function
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs.keys() <= names:
+            refuse_unknown(function.__name__, kwargs, names)
+        return function(*args, **kwargs)
+
+    return cast(Function, call)
+
+
+def refuse_unknown(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse options that a function does not have.
+
+    Raises:
+        UnknownOption: with the nearest option and all that there are.
+    """
+    options = [one for one in known if one not in ("self", "model")]
+    for one in given:
+        if one not in options:
+            raise UnknownOption(
+                f"{name}() has no option {one!r}.{suggestion(one, options)} Known: {', '.join(sorted(options))}."
+            )
+
+
+def documented(text: str, parameters: Iterable[str]) -> str:
+    r"""Return a docstring whose `Args:` describes every parameter that `SHARED` knows.
+
+    Args:
+        text: docstring, with or without `Args:`.
+        parameters: names in the order of the signature.
+
+    Example:
+        >>> print(documented("Sum.\n\n    Returns:\n        It.\n    ", ["x"]).splitlines()[3].strip()[:21])
+        x: input of the model
+    """
+    lines = text.split("\n")
+    margin = next((line[: len(line) - len(line.lstrip())] for line in lines[1:] if line.strip()), "    ")
+    head = f"{margin}Args:"
+    start = lines.index(head) if head in lines else None
+    if start is None:
+        sections = [f"{margin}{name}:" for name in ("Returns", "Yields", "Raises", "Warns", "Example")]
+        start = next((place for place, line in enumerate(lines) if line in sections), None)
+        if start is None:
+            lines = [*lines[:-1], "", margin] if len(lines) > 1 else [*lines, "", margin]
+            start = len(lines) - 1
+        lines[start:start] = [head, ""]
+    stop = next((place for place in range(start + 1, len(lines)) if not lines[place].strip()), len(lines))
+    described = _entries(lines[start + 1 : stop], margin + "    ")
+    made = []
+    for name in parameters:
+        own = described.pop(name, None)
+        shared = SHARED.get(name)
+        if own is None and shared is not None:
+            made.append(f"{margin}    {name}: {shared}")
+        elif own is not None:
+            first = _ENTRY.match(own[0])
+            if shared is not None and first is not None and first[3].startswith(_MORE):
+                own = [f"{margin}    {name}: {shared} {first[3].removeprefix(_MORE)}", *own[1:]]
+            made += own
+    for rest in described.values():
+        made += rest
+    lines[start + 1 : stop] = made
+    return "\n".join(lines)
+
+
+def _entries(lines: list[str], margin: str) -> dict[str, list[str]]:
+    """The lines of each parameter of an `Args:` section."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for line in lines:
+        entry = _ENTRY.match(line)
+        if entry is not None and entry[1] == margin:
+            name = entry[2]
+            found[name] = []
+        found.setdefault(name, []).append(line)
+    return found

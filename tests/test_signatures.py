@@ -1,0 +1,78 @@
+"""Public functions: docstrings that describe every parameter, and misspelt options that are named."""
+
+import ast
+import inspect
+import pathlib
+import warnings
+
+import pytest
+
+import layerlens
+from layerlens.errors import OptionError, UnknownOption, warn
+from layerlens.signatures import SHARED, public
+from tests.stubs import STUBS
+
+
+@public
+def example(model, x, *, steps=3, seed=0):
+    """Do something.
+
+    Args:
+        x: ... Pictures only.
+        steps: number of steps.
+
+    Returns:
+        The seed.
+    """
+    return seed
+
+
+def test_shared_parameters_are_described_in_the_order_of_the_signature():
+    lines = inspect.getdoc(example).split("\n")
+    start = lines.index("Args:")
+    assert lines[start + 1 : start + 5] == [
+        f"    model: {SHARED['model']}",
+        f"    x: {SHARED['x']} Pictures only.",
+        "    steps: number of steps.",
+        f"    seed: {SHARED['seed']}",
+    ]
+    assert lines[start + 5 : start + 7] == ["", "Returns:"]
+
+
+@pytest.mark.parametrize("text", ["Do.", "Do.\n\n    Returns:\n        It.\n    ", "Do.\n\n    More of it.\n    "])
+def test_a_docstring_without_args_gets_them(text):
+    def function(seed=0):
+        pass
+
+    function.__doc__ = text
+    found = inspect.getdoc(public(function))
+    assert f"Args:\n    seed: {SHARED['seed']}" in found and found.startswith("Do.\n\n")
+    assert ("Returns:" in text) == ("\n\nReturns:\n    It." in found)
+
+
+def test_a_misspelt_option_is_named_with_the_nearest():
+    assert example(None, None, seed=5) == 5
+    with pytest.raises(UnknownOption, match=r"example\(\) has no option 'stepz'. Closest: steps") as found:
+        example(None, None, stepz=1)
+    assert isinstance(found.value, OptionError) and isinstance(found.value, TypeError)
+
+
+def test_a_warning_is_at_the_line_that_entered_layerlens():
+    inside = {"__name__": "layerlens.deep", "warn": warn}
+    exec("def deep(count):\n    deep(count - 1) if count else warn('mind this')", inside)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exec(compile("deep(3)", "user.py", "exec"), {"deep": inside["deep"], "__name__": "user"})
+    assert [(one.filename, one.lineno) for one in caught] == [("user.py", 1)]
+
+
+def test_the_types_of_the_package_are_as_generated():
+    for file, text in STUBS.items():
+        kept = (pathlib.Path(layerlens.__file__).parent / file).read_text()
+        assert imports(ast.parse(kept)) == imports(ast.parse(text())), f"{file} is old: python -m tests.stubs"
+
+
+def imports(tree):
+    """Every imported name with its module, and the text of everything else."""
+    names = {(node.module, name.name) for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names}
+    return names, [ast.unparse(node) for node in tree.body if not isinstance(node, ast.ImportFrom)]
