@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +14,13 @@ from layerlens.errors import InputError, check_count
 from layerlens.model.trees import describe, named_tensors
 from layerlens.progress import track
 
-from .inputs import Inputs, as_inputs
+from .inputs import Input, Inputs, as_inputs
 
-Read = Callable[[Any], Inputs]
+Samples: TypeAlias = "Dataset[Any] | DataLoader[Any] | Iterable[Any] | Input"
+"""A data set: a torch Dataset or DataLoader, any iterable of samples or batches, or an input whose rows are samples."""
+
+Read: TypeAlias = Callable[[Any], Inputs]
+"""Turns one item of a data set into model inputs."""
 Tag = TypeVar("Tag")
 
 
@@ -36,7 +40,7 @@ class Batch:
 
 
 def batches(
-    data: Any,
+    data: Samples,
     size: int = 16,
     *,
     batched: bool | None = None,

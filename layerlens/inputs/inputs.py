@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container, Mapping
-from typing import Any
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +13,13 @@ from torch import nn
 from layerlens.errors import InputError, LayerLensError
 from layerlens.model.placement import offloaded
 from layerlens.model.trees import describe, map_tensors, named_tensors
+
+Input: TypeAlias = "torch.Tensor | np.ndarray[Any, Any] | str | Sequence[Any] | Mapping[str, Any] | Inputs"
+"""Input of a model: a tensor or array; a tuple of arguments; a dict or encoding of keyword arguments; with a tokenizer
+also a text or a list of texts."""
+
+Forward: TypeAlias = Callable[..., Any]
+"""`forward(model, *args, **kwargs)`, called instead of the model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Inputs:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def run(self, model: nn.Module, forward: Callable[..., Any] | None = None) -> Any:
+    def run(self, model: nn.Module, forward: Forward | None = None) -> Any:
         """Call the model, or `forward(model, *args, **kwargs)`.
 
         The model gets copies: one that writes into its input must not change the caller's tensors.
@@ -104,7 +111,7 @@ class Inputs:
         return self.map(chosen)
 
 
-def as_inputs(x: Any) -> Inputs:
+def as_inputs(x: Input) -> Inputs:
     """Read what a user passes as model input.
 
     A tensor (or numpy array) is the one positional argument; a tuple or list is several; a mapping, such as a

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from torch import nn
 
@@ -15,7 +15,9 @@ from .selection import Calls, Matches, join, name_of
 LayerPath: TypeAlias = str
 """The dotted name of a module inside its model, as in `model.named_modules()`; `""` is the model itself."""
 
-Selection: TypeAlias = Any
+Predicate: TypeAlias = Callable[[LayerPath, nn.Module], bool]
+
+Selection: TypeAlias = "str | re.Pattern[str] | type[nn.Module] | nn.Module | Predicate | Iterable[Selection] | None"
 """What selects layers: a path, a glob, a compiled regular expression, a module type, a module, a predicate
 `(path, module) -> bool`, None for every layer, what `select` returned, or a list of those."""
 
@@ -189,7 +191,7 @@ def matching_names(patterns: Iterable[str], names: Iterable[str], kind: str, own
     return [name for name in known if name in chosen]
 
 
-def _is_types(selection: Any) -> bool:
+def _is_types(selection: object) -> TypeGuard[tuple[type[nn.Module], ...]]:
     return isinstance(selection, tuple) and bool(selection) and all(isinstance(entry, type) for entry in selection)
 
 

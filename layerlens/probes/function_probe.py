@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from layerlens.axes.names import Axes, axes_of
 from layerlens.errors import LayerNotFound, OptionError, choose, suggestion
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import as_written, borrowed, is_compiled
 from layerlens.model.call_tracking import Running
 from layerlens.model.layers import LayerPath, Layers, Selection
@@ -94,7 +94,7 @@ class FunctionProbe:
         self._open = False
         self.record = self._watch.record
 
-    def around(self, forward: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    def around(self, forward: Forward | None) -> Callable[..., Any] | None:
         """`forward`, with what it computes outside of every layer counted as the model's own."""
         return self._running.around(forward)
 
@@ -125,13 +125,13 @@ class FunctionProbe:
 
 def capture_functions(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layers: Selection = None,
     functions: Functions = None,
     *,
     keep: Keep = "shapes",
     reduce: Callable[[Any], Any] | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Record:
     """Run `model` once, in eval mode and without gradients, and record what torch functions return inside its layers.
 

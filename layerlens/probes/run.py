@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from layerlens.errors import OptionError, TargetError, choose
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Selection
 from layerlens.targets.target import Spec, Target, as_target
@@ -20,7 +20,7 @@ from .record import Record
 
 def capture(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layers: Selection = None,
     *,
     keep: Literal["auto", "reference", "clone", "cpu"] = "auto",
@@ -30,7 +30,7 @@ def capture(
     target: Spec = None,
     stop: bool = False,
     edits: Edits | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Record:
     """Run `model` once on `x`, in eval mode, and record every call of the selected layers.
 
@@ -89,7 +89,7 @@ def capture(
     return record
 
 
-def run(model: nn.Module, x: Any, *, edits: Edits | None = None, forward: Callable[..., Any] | None = None) -> Any:
+def run(model: nn.Module, x: Input, *, edits: Edits | None = None, forward: Forward | None = None) -> Any:
     """What `model` returns for `x`, in eval mode and without gradients, when some of its layers are edited.
 
     Args:
@@ -118,9 +118,7 @@ def run(model: nn.Module, x: Any, *, edits: Edits | None = None, forward: Callab
     return output
 
 
-def _differentiate(
-    model: nn.Module, given: Inputs, forward: Callable[..., Any] | None, target: Target, record: Record
-) -> None:
+def _differentiate(model: nn.Module, given: Inputs, forward: Forward | None, target: Target, record: Record) -> None:
     """Run the model and differentiate the score by the outputs of the recorded calls."""
     for parameter in model.parameters():  # so that what is computed from token ids has a gradient as well
         if parameter.is_floating_point():

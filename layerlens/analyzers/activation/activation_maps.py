@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.call_shapes import Seen, call_index, one_layer, seen, watch
 from layerlens.axes.names import Axes
 from layerlens.errors import OptionError, RecordError
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Layers, Selection
 from layerlens.model.trees import describe, first_tensor
@@ -22,12 +21,12 @@ from layerlens.results import ActivationMaps
 
 def activation_maps(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layer: Selection,
     *,
     units: int | Sequence[int] | None = None,
     call: int = 0,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> ActivationMaps:
     """The output of one layer with its units on the second axis.
 
@@ -66,11 +65,11 @@ def activation_maps(
 
 def layer_maps(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layers: Selection,
     *,
     units: int | Sequence[int] | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> list[ActivationMaps]:
     """The outputs of several layers with their units on the second axis, from one run, in order of execution.
 

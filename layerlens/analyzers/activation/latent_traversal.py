@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from layerlens.errors import InputError, OptionError, check_count, choose
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.trees import describe
 from layerlens.progress import track
@@ -25,7 +25,7 @@ def latent_traversal(
     steps: Sequence[float] = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0),
     move: Literal["set", "add"] = "set",
     batch_size: int = 16,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
     progress: bool | None = None,
 ) -> LatentTraversal:
     """Run a generator or decoder on copies of a latent with one of its values changed.
@@ -112,7 +112,7 @@ def _changed(
     return tuple(f"latent {index}" for index in numbers), changed
 
 
-def _output(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None, size: int) -> torch.Tensor:
+def _output(model: nn.Module, inputs: Inputs, forward: Forward | None, size: int) -> torch.Tensor:
     """What the model makes of a batch of latents."""
     made = main_output(inputs.run(model, forward))
     if not made.is_floating_point() or not made.ndim or len(made) != size:

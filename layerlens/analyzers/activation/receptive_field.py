@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.call_shapes import one_layer
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import InputError, OptionError, RecordError, TargetError, check_count, check_seed, choose
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.probes.probe import Probe
@@ -26,7 +26,7 @@ AT_ONCE = 8
 
 def receptive_field(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layer: Selection,
     *,
     unit: int | None = None,
@@ -37,7 +37,7 @@ def receptive_field(
     call: int = 0,
     seed: int = 0,
     batch_size: int = AT_ONCE,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
     progress: bool | None = None,
 ) -> ReceptiveField:
     """The receptive field of every place of a layer, and how it is used at one of them.

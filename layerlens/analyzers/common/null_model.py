@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from layerlens.inputs.inputs import Forward
 from layerlens.model.placement import need_weights
 
 
 class _Carrier(nn.Module):
     """Runs a model by its own call or by the user's `forward`, so that both can be given other parameters."""
 
-    def __init__(self, model: nn.Module, forward: Callable[..., Any] | None) -> None:
+    def __init__(self, model: nn.Module, forward: Forward | None) -> None:
         super().__init__()
         self.model, self.run = model, forward
 
@@ -25,7 +26,7 @@ class _Carrier(nn.Module):
 
 
 def with_parameters(
-    model: nn.Module, forward: Callable[..., Any] | None, parameters: Mapping[str, torch.Tensor]
+    model: nn.Module, forward: Forward | None, parameters: Mapping[str, torch.Tensor]
 ) -> Callable[..., Any]:
     """A `forward` that runs the model with other tensors in the place of some of its parameters.
 
@@ -57,7 +58,7 @@ def shuffled_parameters(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
     return parameters
 
 
-def shuffled(model: nn.Module, forward: Callable[..., Any] | None, seed: int) -> Callable[..., Any]:
+def shuffled(model: nn.Module, forward: Forward | None, seed: int) -> Callable[..., Any]:
     """A `forward` that runs the model on copies of its parameters, each with its entries in random order.
 
     Every parameter tensor keeps its values and loses their arrangement, which is what training made (compare the

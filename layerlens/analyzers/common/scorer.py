@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from layerlens.errors import InputError, TargetError
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.layers import LayerPath, Selection
 from layerlens.model.trees import named_tensors
 from layerlens.probes.probe import Edit, Probe
@@ -74,7 +74,7 @@ class Scorer:
         target: Spec,
         *,
         where: Selection = None,
-        forward: Callable[..., Any] | None = None,
+        forward: Forward | None = None,
     ) -> None:
         self.model, self.forward = model, forward
         self.inputs: Inputs = as_inputs(x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
 from layerlens.axes.names import unit_axis
 from layerlens.errors import InputError, check_count
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Layers, Selection
 from layerlens.results import Relevance
@@ -37,7 +37,7 @@ class Concept:
 
 
 def rank_concepts(
-    model: nn.Module, x: Any, layer: Selection, *, target: Spec = None, sample: int = 0, **options: Any
+    model: nn.Module, x: Input, layer: Selection, *, target: Spec = None, sample: int = 0, **options: Any
 ) -> list[Concept]:
     """The units of a layer by the relevance that passes them, largest magnitude first.
 
@@ -68,13 +68,13 @@ def rank_concepts(
 
 def concept_relevance(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layer: Selection,
     *,
     units: int | Sequence[int] = 5,
     target: Spec = None,
     rules: str | Rulebook = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Relevance:
     """The relevance of the input that passes each of some units of a layer, all of them in one pass.
 

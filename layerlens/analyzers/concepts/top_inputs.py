@@ -15,8 +15,8 @@ from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
 from layerlens.axes.names import axes_of, unit_axis
 from layerlens.errors import RecordError, check_count, choose
-from layerlens.inputs.batches import batches, grouped
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.batches import Samples, batches, grouped
+from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.placement import home
@@ -37,7 +37,7 @@ EFFECTIVE = 0.0455
 
 def top_inputs(
     model: nn.Module,
-    data: Any,
+    data: Samples,
     layer: Selection,
     *,
     units: int | Sequence[int] | None = None,
@@ -51,7 +51,7 @@ def top_inputs(
     level: float = EFFECTIVE,
     batch_size: int = 16,
     batched: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
     read: Callable[[Any], Inputs] = as_inputs,
     progress: bool | None = None,
 ) -> TopInputs:
@@ -172,9 +172,7 @@ def unit_maps(path: LayerPath, module: nn.Module, output: torch.Tensor, batch: i
     return output.movedim((sample, unit_axis(module, output)), (0, 1))
 
 
-def _output(
-    model: nn.Module, inputs: Inputs, path: LayerPath, call: int, forward: Callable[..., Any] | None
-) -> torch.Tensor:
+def _output(model: nn.Module, inputs: Inputs, path: LayerPath, call: int, forward: Forward | None) -> torch.Tensor:
     with borrowed(model, grad=False), Probe(model, path) as record:
         inputs.run(model, forward)
     calls = record.calls(path)
@@ -193,7 +191,7 @@ def _regions(
     call: int,
     level: float,
     size: int,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
 ) -> torch.Tensor | None:
     """The boxes `(unit, rank, axis, 2)`."""
     device = home(model)

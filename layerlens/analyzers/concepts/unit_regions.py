@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.scorer import Scorer, backward_pass
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import first_tensor
@@ -25,7 +25,7 @@ def input_regions(
     *,
     call: int = 0,
     level: float = 0.0,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> torch.Tensor | None:
     """The smallest box of each input that holds the gradient of one value of a layer, in one backward pass.
 

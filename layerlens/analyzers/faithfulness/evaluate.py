@@ -12,7 +12,7 @@ from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.saliency.saliency import saliency
 from layerlens.errors import InputError, OptionError, check_seed, choose, warn
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.progress import track
 from layerlens.results import Attribution, Leaderboard
@@ -28,7 +28,7 @@ Entry = Given | str
 
 def evaluate(
     model: nn.Module,
-    x: Any,
+    x: Input,
     attributions: Mapping[str, Entry] | Sequence[str] | Attribution | str,
     *,
     target: Spec = None,
@@ -41,7 +41,7 @@ def evaluate(
     controls: bool = True,
     seed: int = 0,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Leaderboard:
     """Which map is faithful to the model: a leaderboard with intervals, paired differences and controls.
 

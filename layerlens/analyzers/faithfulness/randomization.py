@@ -12,7 +12,7 @@ from torch import nn
 from layerlens.analyzers.common.statistics import spearman
 from layerlens.analyzers.saliency.saliency import saliency
 from layerlens.errors import InputError, OptionError, check_seed
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.model.placement import need_weights
@@ -24,13 +24,13 @@ from layerlens.targets.target import Spec, as_target
 
 def cascading_randomization(
     model: nn.Module,
-    x: Any,
+    x: Input,
     method: str | Callable[..., Attribution] = "gradient",
     *,
     target: Spec = None,
     layers: Selection = None,
     seed: int = 0,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
     **options: Any,
 ) -> LayerProfile:
     """How like the map of the trained model a map stays while layers are made random, from the output down.

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from layerlens.errors import InputError, check_count, check_seed, warn
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.batches import Samples
+from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import GroupComparison, GroupEffects, LayerProfile
 from layerlens.targets.target import Spec, as_target
@@ -24,7 +25,7 @@ ENOUGH = 5
 
 def compare_groups(
     model: nn.Module,
-    data: Any,
+    data: Samples,
     groups: Any = None,
     layers: Selection = None,
     *,
@@ -36,7 +37,7 @@ def compare_groups(
     seed: int = 0,
     batch_size: int = 16,
     batched: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
     read: Callable[[Any], Inputs] = as_inputs,
     progress: bool | None = None,
 ) -> GroupComparison:

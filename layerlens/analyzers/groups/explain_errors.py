@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from layerlens.errors import InputError, check_count, check_seed, choose
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.batches import Samples
+from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import ErrorExplanation
 from layerlens.targets.target import Spec, as_target
@@ -20,7 +21,7 @@ from .gather import Gatherer
 
 def explain_errors(
     model: nn.Module,
-    data: Any,
+    data: Samples,
     labels: Any = None,
     layers: Selection = None,
     *,
@@ -32,7 +33,7 @@ def explain_errors(
     seed: int = 0,
     batch_size: int = 16,
     batched: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
     read: Callable[[Any], Inputs] = as_inputs,
     progress: bool | None = None,
 ) -> ErrorExplanation:

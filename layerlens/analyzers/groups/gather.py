@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from layerlens.analyzers.saliency.saliency import saliency
 from layerlens.axes.names import Axes
 from layerlens.errors import InputError, TargetError
 from layerlens.inputs.batches import Batch, batches
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.model.placement import home
@@ -63,7 +62,7 @@ class Gatherer:
     method: str | None
     options: dict[str, Any]
     aim: Target | None
-    forward: Callable[..., Any] | None
+    forward: Forward | None
     classes: bool
 
     def read(self, data: Any, **stream: Any) -> Gathered:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.token_inputs import token_leaves, used_tokens
 from layerlens.errors import OptionError
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -28,11 +26,11 @@ from .rules.rulebook import Rulebook, as_rulebook
 )
 def centred_relevance(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     rules: str | Rulebook = "attn",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """Relevance of each token, less that of the mean embedding of the text in its place, in one backward pass.
 

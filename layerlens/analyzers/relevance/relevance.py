@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.warnings import warn_of_zeros
 from layerlens.errors import OptionError
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Relevance
@@ -29,7 +29,7 @@ CONSTANT = "all of the score is booked with the additive constants (units that a
 )
 def relevance(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     rules: str | Rulebook = "auto",
@@ -37,7 +37,7 @@ def relevance(
     through: Mapping[str, Units] | None = None,
     parameters: str | Sequence[str] = (),
     strict: bool = False,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Relevance:
     """Propagate a score back to the input by layer-wise relevance propagation (LRP), with a ledger of all of it.
 
@@ -99,7 +99,7 @@ def relevance(
 
 def relevance_by_target(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     targets: Sequence[Spec],
     rules: str | Rulebook = "auto",
@@ -107,7 +107,7 @@ def relevance_by_target(
     through: Mapping[str, Units] | None = None,
     parameters: str | Sequence[str] = (),
     strict: bool = False,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> list[Relevance]:
     """The relevance of several targets from one forward pass: a backward sweep each.
 

@@ -12,7 +12,7 @@ from layerlens.analyzers.common.leaves.leaves import Leaf, find_leaves
 from layerlens.analyzers.common.registry import METHODS, method
 from layerlens.analyzers.relevance.centred_relevance import centred_relevance
 from layerlens.analyzers.relevance.relevance import relevance
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
@@ -39,11 +39,11 @@ MEASURED = "epsilon_plus"
 )
 def auto(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """Attribute by the method that is most faithful on inputs of this kind; the result says which, and why.
 
@@ -82,7 +82,7 @@ def auto(
     return dataclasses.replace(result, settings={**result.settings, "chosen": why}, cost=cost)
 
 
-def _choice(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None) -> Choice:
+def _choice(model: nn.Module, inputs: Inputs, forward: Forward | None) -> Choice:
     with borrowed(model):
         leaves = find_leaves(model, inputs, forward)
     for fits, chosen in KINDS:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from layerlens.analyzers.common.registry import METHODS, Method
 from layerlens.errors import OptionError, choose, suggestion
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution, MethodTable
 from layerlens.targets.target import Spec
@@ -20,12 +20,12 @@ _COMMON = ("model", "x", "target", "forward")
 
 def saliency(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     method: str = "integrated_gradients",
     where: Selection = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
     **options: Any,
 ) -> Attribution:
     """How much each input value contributed to the score, by a method of choice.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from layerlens.analyzers.common.measure_registry import MEASURES, QUESTIONS, Measure, Question
 from layerlens.errors import OptionError, choose, suggestion
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Explained, MethodTable
 
@@ -24,12 +24,12 @@ FIRST: dict[Question, str] = {
 
 def sensitivity(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layers: Selection = None,
     *,
     question: Question | None = None,
     method: str | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
     **options: Any,
 ) -> Explained:
     """How sensitive the model is, by the question asked.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Layers, parameter_count
 from layerlens.model.placement import home
@@ -20,7 +20,7 @@ from layerlens.probes.record import Record
 from layerlens.results import LayerRow, LayerTable
 
 
-def layer_table(model: nn.Module, x: Any = None, *, forward: Callable[..., Any] | None = None) -> LayerTable:
+def layer_table(model: nn.Module, x: Input | None = None, *, forward: Forward | None = None) -> LayerTable:
     """List the layers of a model; with an input also their calls, output shapes and shares of time.
 
     The time of a layer is its own: what passes between the start and end of its calls, less the calls inside. The model

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch import nn
 
 from layerlens.errors import OptionError
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.probes.probe import Probe
@@ -19,7 +18,7 @@ from layerlens.progress import track
 from layerlens.results import RouteComparison, Routes
 
 
-def route(model: nn.Module, x: Any, layers: Selection = None, *, forward: Callable[..., Any] | None = None) -> Routes:
+def route(model: nn.Module, x: Input, layers: Selection = None, *, forward: Forward | None = None) -> Routes:
     """Which layers ran for each sample, in order: the exit that it took, the experts that it met, the steps it needed.
 
     A batch takes one route, so the samples are run one by one: as many forward passes as samples, without gradients

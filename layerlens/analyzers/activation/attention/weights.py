@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.errors import InputError, OptionError, choose
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.call_tracking import Running
 from layerlens.model.layers import Layers, Selection
@@ -35,13 +35,13 @@ _HIDDEN = ("attention", "attn", "transformer_encoder_layer")
 
 def attention_weights(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layers: Selection = None,
     *,
     heads: Literal["each", "mean"] = "each",
     queries: Part = None,
     keys: Part = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> AttentionWeights:
     """The weights of every attention in a model: softmax(q k^T / sqrt(d) + mask), one matrix per head.
 

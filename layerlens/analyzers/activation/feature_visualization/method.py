@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from layerlens.errors import InputError, OptionError, TargetError, check_count, check_seed, warn
+from layerlens.inputs.inputs import Forward
 from layerlens.model.borrowed import borrowed
 from layerlens.model.placement import home
 from layerlens.results import FeatureVisualization
@@ -52,7 +53,7 @@ def feature_visualization(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     preprocess: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
     progress: bool | None = None,
 ) -> FeatureVisualization:
     """Make inputs that raise the score of a class, a unit, a direction or a whole layer.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.trees import map_tensors
 from layerlens.probes.probe import Probe
 from layerlens.probes.record import Record
@@ -31,7 +31,7 @@ class Objectives:
     """
 
     def __init__(
-        self, model: nn.Module, targets: Sequence[Target], forward: Callable[..., Any] | None, also: At | None = None
+        self, model: nn.Module, targets: Sequence[Target], forward: Forward | None, also: At | None = None
     ) -> None:
         self.model, self.targets, self.forward, self.also = model, list(targets), forward, also
         wanted = [target.at for target in targets] + ([also] if also is not None else [])

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from layerlens.analyzers.common.calls.call_shapes import call_index
 from layerlens.errors import SelectionError, warn
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.probes.call import Call
@@ -29,11 +29,11 @@ TOLERANCE = 1e-3
 
 def recurrent_states(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layer: Selection = None,
     *,
     call: int = 0,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> RecurrentStates:
     """Hidden and cell states and all gates of a recurrent layer at every step.
 

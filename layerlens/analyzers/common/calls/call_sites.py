@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from layerlens.errors import LayerNotFound
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.trees import describe, named_tensors, version
 from layerlens.probes.probe import Edit, Probe
@@ -80,9 +80,7 @@ class _Seen:
         self.version = -1 if self.tensor is None else version(self.tensor)
 
 
-def survey(
-    model: nn.Module, inputs: Inputs, layers: Selection, forward: Callable[..., Any] | None, *, seed: int
-) -> Survey:
+def survey(model: nn.Module, inputs: Inputs, layers: Selection, forward: Forward | None, *, seed: int) -> Survey:
     """Run a borrowed model, as it is and on its batch twice, and find the calls that can be measured.
 
     For `layers=None` each distinct activation is listed once, under the first layer that returned it: a container that
@@ -128,7 +126,7 @@ def survey(
 
 
 def _run_again(
-    model: nn.Module, inputs: Inputs, selected: list[LayerPath], forward: Callable[..., Any] | None, seed: int
+    model: nn.Module, inputs: Inputs, selected: list[LayerPath], forward: Forward | None, seed: int
 ) -> Sequence[Any]:
     torch.manual_seed(seed)
     with Probe(model, selected, reduce=lambda output: _Seen(output, hold=False)) as record:

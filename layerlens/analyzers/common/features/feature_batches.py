@@ -11,7 +11,7 @@ from torch import nn
 
 from layerlens.errors import InputError
 from layerlens.inputs.batches import Batch, batches
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Layers
 from layerlens.model.placement import home
@@ -78,7 +78,7 @@ class Table:
     left_out: dict[str, str]
 
 
-def handed_on(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None) -> set[LayerPath]:
+def handed_on(model: nn.Module, inputs: Inputs, forward: Forward | None) -> set[LayerPath]:
     """The layers that returned only tensors which another layer had returned before them.
 
     Such are containers that hand on the output of their last child, identities, and dropout in eval mode. The model is
@@ -109,7 +109,7 @@ class _Kept:
         self.key = (id(self), 0) if self.tensor is None else (id(self.tensor), version(self.tensor))
 
 
-def distinct(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None) -> list[LayerPath]:
+def distinct(model: nn.Module, inputs: Inputs, forward: Forward | None) -> list[LayerPath]:
     """Every layer but those that hand on what another returned; see `handed_on`."""
     dropped = handed_on(model, inputs, forward)
     return [path for path in Layers(model).select(None) if path not in dropped]

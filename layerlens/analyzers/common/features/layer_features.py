@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from layerlens.errors import InputError, OptionError
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.trees import describe, first_tensor
@@ -65,7 +65,7 @@ class FeatureReader:
         layers: Selection = None,
         *,
         pool: Pool | Callable[[torch.Tensor], torch.Tensor] = "mean",
-        forward: Callable[..., Any] | None = None,
+        forward: Forward | None = None,
     ) -> None:
         if not callable(pool) and pool not in get_args(Pool):
             raise OptionError(f"unknown pool {pool!r}. Known: {', '.join(get_args(Pool))}, or a function.")

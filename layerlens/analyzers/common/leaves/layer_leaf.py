@@ -11,7 +11,7 @@ from torch import nn
 
 from layerlens.axes.names import Axes, axes_of, batch_axis
 from layerlens.errors import InputError, RecordError, SelectionError
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.trees import describe, map_tensors, named_tensors
 from layerlens.probes.probe import Probe
@@ -62,7 +62,7 @@ class Place:
 
 
 def find_place(
-    model: nn.Module, inputs: Inputs, where: Selection, forward: Callable[..., Any] | None
+    model: nn.Module, inputs: Inputs, where: Selection, forward: Forward | None
 ) -> tuple[Place, torch.Tensor]:
     """The call that `where` names, and its output with the batch first; the model is run once.
 

@@ -12,7 +12,7 @@ from torch import nn
 from layerlens.axes.names import Axes
 from layerlens.axes.series import time_axis
 from layerlens.errors import InputError
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
 from layerlens.probes.probe import Edit
 
@@ -51,7 +51,7 @@ class Leaf:
         return not self.uses and self.place is None
 
 
-def find_leaves(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None) -> dict[str, Leaf]:
+def find_leaves(model: nn.Module, inputs: Inputs, forward: Forward | None) -> dict[str, Leaf]:
     """The leaves of a run of `model` on `inputs`, by input name.
 
     Floating-point inputs are leaves, except those whose name ends in `mask` when there are others. Token ids cannot

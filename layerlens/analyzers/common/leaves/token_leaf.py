@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
 from layerlens.errors import LayerNotFound
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
 from layerlens.model.placement import whole
 from layerlens.probes.call import Call
@@ -42,7 +41,7 @@ class Use:
 
 
 def token_uses(
-    model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None, ids: Mapping[str, torch.Tensor]
+    model: nn.Module, inputs: Inputs, forward: Forward | None, ids: Mapping[str, torch.Tensor]
 ) -> dict[str, list[Use]]:
     """The uses of each integer input that feeds embeddings, by input name; the model is run once.
 

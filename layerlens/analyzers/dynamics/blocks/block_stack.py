@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, floating, main_index, survey, taps
 from layerlens.errors import LayerNotFound
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import map_tensors
 from layerlens.probes.probe import Probe
@@ -20,7 +19,7 @@ from layerlens.targets.outputs import main_output
 from .residual import first_floating
 
 
-def find_stack(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None, seed: int) -> list[LayerPath]:
+def find_stack(model: nn.Module, inputs: Inputs, forward: Forward | None, seed: int) -> list[LayerPath]:
     """The layers of a list (`blocks.0`, `blocks.1`, ...) that ran one after another with outputs of one shape.
 
     Of several such lists the one nearest to the model itself is taken, and then the one that ran last: the decoder.
@@ -86,7 +85,7 @@ class Stream:
 
     model: nn.Module
     inputs: Inputs
-    forward: Callable[..., Any] | None
+    forward: Forward | None
     seed: int
     names: list[str]
     values: list[torch.Tensor]
@@ -96,9 +95,7 @@ class Stream:
     site: Site
 
     @classmethod
-    def read(
-        cls, model: nn.Module, inputs: Inputs, layers: Any, forward: Callable[..., Any] | None, seed: int
-    ) -> Stream:
+    def read(cls, model: nn.Module, inputs: Inputs, layers: Any, forward: Forward | None, seed: int) -> Stream:
         """Run a borrowed model and keep what the layers returned.
 
         Raises:

@@ -14,7 +14,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.call_shapes import Seen, seen, watch
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.features.layer_features import units_first
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import describe, first_tensor, version
@@ -129,7 +129,7 @@ class PairReader:
         model: nn.Module,
         layers: list[LayerPath],
         residual: set[str],
-        forward: Callable[..., Any] | None,
+        forward: Forward | None,
         options: Options,
         always: bool = False,
     ) -> None:

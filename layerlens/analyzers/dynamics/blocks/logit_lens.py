@@ -11,7 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.errors import OptionError, TargetError, check_count, choose, warn
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.progress import track
@@ -26,7 +26,7 @@ VALUES = {"probability": "1", "logit": "score", "rank": "1 is the likeliest"}
 
 def logit_lens(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layers: Selection = None,
     *,
     head: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -36,7 +36,7 @@ def logit_lens(
     names: Names = None,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> LogitLens:
     r"""What the model would answer if the stream of each layer were that of its last block.
 

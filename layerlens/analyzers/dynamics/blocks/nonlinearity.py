@@ -11,7 +11,8 @@ from torch import nn
 from layerlens.analyzers.common.features.feature_batches import Source, worth_telling
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.errors import InputError, OptionError, check_count, choose, warn
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.batches import Samples
+from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.progress import track
 from layerlens.results import LayerProfile
@@ -23,7 +24,7 @@ from .residual import residual_calls
 
 def nonlinearity(
     model: nn.Module,
-    data: Any,
+    data: Samples,
     layers: Selection = None,
     *,
     rows: Literal["auto", "sample"] = "auto",
@@ -38,7 +39,7 @@ def nonlinearity(
     read: Callable[[Any], Inputs] = as_inputs,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> LayerProfile:
     r"""How much of what each layer returns is no linear map of what it is given; which blocks change next to nothing.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
 from layerlens.analyzers.common.calls.fastpath import layers_called
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.trees import first_tensor, named_tensors
 from layerlens.probes.probe import Probe
@@ -26,7 +25,7 @@ PASSING = (
 """Nodes of autograd's graph that hand on what came in, alone or as a part of a sum."""
 
 
-def residual_calls(model: nn.Module, inputs: Inputs, forward: Callable[..., Any] | None, seed: int) -> set[str]:
+def residual_calls(model: nn.Module, inputs: Inputs, forward: Forward | None, seed: int) -> set[str]:
     """The calls, by name, that returned their first floating-point input plus something else.
 
     The sum is looked for in autograd's graph of one sample: from the output back, through additions alone, to the

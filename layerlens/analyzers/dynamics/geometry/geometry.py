@@ -12,7 +12,8 @@ from layerlens.analyzers.common.features.feature_batches import Source, Table, g
 from layerlens.analyzers.common.features.layer_features import FeatureReader
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.errors import InputError, check_count, warn
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.batches import Samples
+from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import LayerProfile
@@ -26,7 +27,7 @@ LEAST = 8
 
 def geometry(
     model: nn.Module,
-    data: Any,
+    data: Samples,
     layers: Selection = None,
     labels: Any = None,
     *,
@@ -38,7 +39,7 @@ def geometry(
     read: Callable[[Any], Inputs] = as_inputs,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> LayerProfile:
     r"""The dimensions that each layer spreads a data set over, and how apart it puts the classes.
 

@@ -13,7 +13,8 @@ from layerlens.analyzers.common.features.feature_batches import Source, distinct
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.errors import InputError, OptionError, check_count, warn
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.batches import Samples
+from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import LayerHealth
 from layerlens.targets.target import Spec, as_target
@@ -28,7 +29,7 @@ ENOUGH = 30
 
 def health(
     model: nn.Module,
-    data: Any,
+    data: Samples,
     layers: Selection = None,
     *,
     target: Spec = None,
@@ -40,7 +41,7 @@ def health(
     read: Callable[[Any], Inputs] = as_inputs,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> LayerHealth:
     """Which units of every layer are dead, doubled or saturated over a data set; how large values and gradients are.
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.features.layer_features import FeatureReader
+from layerlens.inputs.inputs import Forward
 from layerlens.model.layers import LayerPath, Selection
 
 RECTIFIERS = ("relu", "elu", "silu", "swish", "mish")  # `elu` also names ReLU, GELU, SELU, CELU
@@ -183,7 +182,7 @@ class UnitReader(FeatureReader):
         widest: units above which no doubles are looked for.
     """
 
-    def __init__(self, model: nn.Module, layers: Selection, forward: Callable[..., Any] | None, widest: int) -> None:
+    def __init__(self, model: nn.Module, layers: Selection, forward: Forward | None, widest: int) -> None:
         super().__init__(model, layers, forward=forward)
         self.widest = widest
         self.units: dict[str, Units] = {}

@@ -15,7 +15,8 @@ from layerlens.analyzers.common.features.layer_features import Pool
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.errors import InputError, OptionError, check_count, warn
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.batches import Samples
+from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.layers import Layers, Selection
 from layerlens.model.placement import need_weights, offloaded, sharded
 from layerlens.progress import track
@@ -32,7 +33,7 @@ PROBES = ("probe", "probe of the other")
 def compare(
     model: nn.Module,
     other: nn.Module | Mapping[str, torch.Tensor],
-    data: Any,
+    data: Samples,
     labels: Any = None,
     layers: Selection = None,
     *,
@@ -45,7 +46,7 @@ def compare(
     read: Callable[[Any], Inputs] = as_inputs,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> LayerProfile:
     """How far the layers of two models of one kind are apart: in what they return, in their weights, in what they tell.
 

@@ -13,7 +13,7 @@ from layerlens.analyzers.common.features.layer_features import Pool, Rows
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.errors import InputError, check_count, warn
 from layerlens.inputs.batches import Batch
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import LayerProfile
@@ -45,7 +45,7 @@ def generalization_gap(
     read: Callable[[Any], Inputs] = as_inputs,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> LayerProfile:
     """How much better the label can be read, in each layer, from samples that the model was trained on.
 

@@ -13,8 +13,8 @@ from layerlens.analyzers.common.features.layer_features import FeatureReader, Po
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.errors import InputError, OptionError, check_count, warn
-from layerlens.inputs.batches import Batch
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.batches import Batch, Samples
+from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import LayerProfile
@@ -29,7 +29,7 @@ SMALL = 64
 
 def linear_probe(
     model: nn.Module,
-    data: Any,
+    data: Samples,
     labels: Any = None,
     layers: Selection = None,
     *,
@@ -43,7 +43,7 @@ def linear_probe(
     read: Callable[[Any], Inputs] = as_inputs,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> LayerProfile:
     """How much a linear readout can tell of a label from each layer, on samples that it was not fitted to.
 
@@ -176,7 +176,7 @@ def rows_of(
     source: Source,
     layers: Selection,
     pool: Pool | Callable[[torch.Tensor], torch.Tensor],
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
     most: int,
     seed: int,
     *,

@@ -12,7 +12,8 @@ from torch import nn
 from layerlens.analyzers.common.features.feature_batches import Source, distinct, moved
 from layerlens.analyzers.common.features.layer_features import FeatureReader
 from layerlens.errors import OptionError, check_count, choose
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.batches import Samples
+from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Matrix
 
@@ -25,7 +26,7 @@ QUANTITIES = {"cka": "CKA", "rsa": "correlation of distances", "neighbors": "sha
 
 def similarity(
     model: nn.Module,
-    data: Any,
+    data: Samples,
     layers: Selection = None,
     *,
     other: nn.Module | None = None,
@@ -41,8 +42,8 @@ def similarity(
     read: Callable[[Any], Inputs] = as_inputs,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
-    other_forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
+    other_forward: Forward | None = None,
 ) -> Matrix:
     r"""How alike the layers of a model, or of two models, see a data set: one number for each pair of layers.
 
@@ -187,9 +188,7 @@ def similarity(
     )
 
 
-def _reader(
-    model: nn.Module, layers: Selection, forward: Callable[..., Any] | None, pool: Any, inputs: Inputs
-) -> FeatureReader:
+def _reader(model: nn.Module, layers: Selection, forward: Forward | None, pool: Any, inputs: Inputs) -> FeatureReader:
     selection = distinct(model, inputs, forward) if layers is None else layers
     kind = GramReader if pool == "flatten" else FeatureReader
     return kind(model, selection, pool=pool, forward=forward)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.features.batch_targets import of_batch
 from layerlens.axes.names import batch_axis
 from layerlens.inputs.batches import Batch
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath
 from layerlens.probes.run import capture
@@ -36,7 +35,7 @@ def gradient_norms(
     inputs: Inputs,
     layers: list[LayerPath],
     score: Target,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
     seed: int,
 ) -> dict[str, torch.Tensor]:
     """Call of a layer -> norm of the gradient of each sample's score, `(batch,)`."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from layerlens.inputs.inputs import Forward
 from layerlens.model.layers import Selection
 
 from .watching import Watch
@@ -21,7 +21,7 @@ def watch(
     every: int | Literal["auto"] = "auto",
     budget: float = 0.05,
     data: Any = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Watch:
     r"""Record what happens in every layer while the user's own loop trains the model.
 

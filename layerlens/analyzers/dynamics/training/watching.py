@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from layerlens.analyzers.common.features.layer_features import FeatureReader
 from layerlens.errors import OptionError, check_count, warn
+from layerlens.inputs.inputs import Forward
 from layerlens.model.layers import Layers, Selection
 from layerlens.probes.probe import Probe
 from layerlens.results import TrainingHistory
@@ -41,7 +42,7 @@ class Watch:
         every: int | Literal["auto"],
         budget: float,
         data: Any,
-        forward: Callable[..., Any] | None,
+        forward: Forward | None,
     ) -> None:
         if every != "auto":
             check_count("every", every, also="'auto'")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from layerlens.analyzers.common.features.input_features import Features, Spec as
 from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import OptionError, TargetError, check_count, check_seed
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.progress import track
 from layerlens.results import FaithfulnessCurve
@@ -69,14 +70,14 @@ class Removal:
 @contextlib.contextmanager
 def removal(
     model: nn.Module,
-    x: Any,
+    x: Input,
     target: Spec,
     fill: Any,
     *,
     features: FeatureSpec = "places",
     measure: str = "score",
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Iterator[Removal]:
     """A `Removal` on a model that is borrowed for the block."""
     if measure not in ("auto", "score", "probability"):
@@ -90,7 +91,7 @@ def removal(
         yield Removal(scorer, coalitions, features_of(scorer, features), ends, units)
 
 
-def _probability(scorer: Scorer, measure: str, forward: Callable[..., Any] | None) -> tuple[Scorer, str]:
+def _probability(scorer: Scorer, measure: str, forward: Forward | None) -> tuple[Scorer, str]:
     """A scorer of the probability; for `"auto"` the same one where the output holds no classes."""
     if scorer.target.at is not None:
         return scorer, "score"
@@ -109,7 +110,7 @@ def _probability(scorer: Scorer, measure: str, forward: Callable[..., Any] | Non
 def curve(
     name: str,
     model: nn.Module,
-    x: Any,
+    x: Input,
     attribution: Given,
     target: Spec,
     *,
@@ -120,7 +121,7 @@ def curve(
     features: FeatureSpec,
     seed: int,
     batch_size: BatchSize,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
 ) -> FaithfulnessCurve:
     """The curve of one map with one fill."""
     check_count("steps", steps)

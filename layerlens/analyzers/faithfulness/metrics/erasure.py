@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.errors import OptionError
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.targets.target import Spec
 
 from .curves import removal
@@ -19,7 +20,7 @@ SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
 """Of the places: the bins of DeYoung et al. 2020, sec. 4."""
 
 
-def comprehensiveness(model: nn.Module, x: Any, attribution: Given, **options: Any) -> torch.Tensor:
+def comprehensiveness(model: nn.Module, x: Input, attribution: Given, **options: Any) -> torch.Tensor:
     """How far the score falls without the most important places, `(batch,)`; higher is better.
 
     The mean over shares k of S(x) - S(x without the first k) (DeYoung et al. 2020, eq. 1 and 3).
@@ -44,7 +45,7 @@ def comprehensiveness(model: nn.Module, x: Any, attribution: Given, **options: A
     return _mean_fall(model, x, attribution, keep=False, **options)
 
 
-def sufficiency(model: nn.Module, x: Any, attribution: Given, **options: Any) -> torch.Tensor:
+def sufficiency(model: nn.Module, x: Input, attribution: Given, **options: Any) -> torch.Tensor:
     """How far the score falls when only the most important places are kept, `(batch,)`; lower is better.
 
     The mean over shares k of S(x) - S(the first k alone) (DeYoung et al. 2020, eq. 2 and 3).
@@ -70,7 +71,7 @@ def sufficiency(model: nn.Module, x: Any, attribution: Given, **options: Any) ->
 
 def _mean_fall(
     model: nn.Module,
-    x: Any,
+    x: Input,
     attribution: Given,
     *,
     keep: bool,
@@ -80,7 +81,7 @@ def _mean_fall(
     measure: str = "auto",
     seed: int = 0,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> torch.Tensor:
     if not shares or not all(0 < share < 1 for share in shares):
         raise OptionError(f"shares lie above 0 and below 1, got {shares!r}.")

@@ -15,7 +15,7 @@ from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import InputError, OptionError, check_count, check_seed
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec, Target, as_target
@@ -23,7 +23,7 @@ from layerlens.targets.target import Spec, Target, as_target
 
 def infidelity(
     model: nn.Module,
-    x: Any,
+    x: Input,
     attribution: Attribution | torch.Tensor,
     *,
     target: Spec = None,
@@ -32,7 +32,7 @@ def infidelity(
     normalize: bool = True,
     seed: int = 0,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> torch.Tensor:
     """How badly a map predicts what noise does to the score, `(batch,)`; lower is better.
 
@@ -96,14 +96,14 @@ def infidelity(
 
 def max_sensitivity(
     model: nn.Module,
-    x: Any,
+    x: Input,
     explain: Callable[..., Attribution],
     *,
     target: Spec = None,
     radius: float = 0.02,
     samples: int = 10,
     seed: int = 0,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> torch.Tensor:
     """How much a map changes, at most, when the input is changed a little, `(batch,)`; lower is steadier.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
 from layerlens.analyzers.common.gradients import BatchSize
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.results import FaithfulnessCurve
 from layerlens.targets.target import Spec
 
@@ -18,7 +18,7 @@ from .input_places import Given
 
 def insertion(
     model: nn.Module,
-    x: Any,
+    x: Input,
     attribution: Given,
     *,
     target: Spec = None,
@@ -28,7 +28,7 @@ def insertion(
     features: FeatureSpec = "places",
     seed: int = 0,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> FaithfulnessCurve:
     """The score while places are put into the fill in the order of a map; a larger area is better.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.errors import InputError, OptionError
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.trees import describe
 from layerlens.progress import track
@@ -26,7 +26,7 @@ STRAIGHT, DIAGONAL = 1 / 6, 1 / 12
 
 def road(
     model: nn.Module,
-    x: Any,
+    x: Input,
     attribution: Given,
     *,
     target: Spec = None,
@@ -36,7 +36,7 @@ def road(
     measure: str = "auto",
     seed: int = 0,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> FaithfulnessCurve:
     """The score while pixels are replaced by what their neighbours predict (Rong et al. 2022).
 

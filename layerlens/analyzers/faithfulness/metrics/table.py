@@ -11,7 +11,7 @@ from torch import nn
 
 from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.errors import OptionError
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.results import Attribution
 from layerlens.targets.target import Target
 
@@ -37,7 +37,7 @@ class Trial:
     measure: str
     seed: int
     batch_size: BatchSize
-    forward: Callable[..., Any] | None
+    forward: Forward | None
     functions: dict[str, Callable[..., Attribution]]
 
     @property

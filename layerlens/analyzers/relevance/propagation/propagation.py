@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from layerlens.analyzers.common.scorer import Scorer, backward_pass
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
 from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.errors import RelevanceError, warn
+from layerlens.inputs.inputs import Forward
 from layerlens.model.call_tracking import Spans
 from layerlens.model.layers import Selection
 from layerlens.model.placement import is_fsdp
@@ -82,7 +83,7 @@ class Propagation:
         through: Mapping[str, Units] | None,
         parameters: str | Sequence[str],
         strict: bool,
-        forward: Callable[..., Any] | None,
+        forward: Forward | None,
     ) -> None:
         refuse_parts(
             model,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.registry import method
 from layerlens.errors import OptionError
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.model.trees import first_tensor, map_tensors
 from layerlens.probes.probe import Probe
@@ -29,7 +29,7 @@ from .unit_ablation import Trials
 )
 def ablation_cam(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layer: Selection = None,
     *,
     target: Spec = None,
@@ -41,7 +41,7 @@ def ablation_cam(
     reshape: Reshape | None = None,
     units: int | None = None,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """Weight the units of a layer by the part of the score that is lost when each is set to zero, and add them up.
 

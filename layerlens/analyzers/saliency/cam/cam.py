@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
 from layerlens.errors import OptionError
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.model.trees import first_tensor
 from layerlens.probes.probe import Probe
@@ -31,7 +29,7 @@ from .layer_view import Seat
 )
 def cam(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layer: Selection = None,
     *,
     target: Spec = None,
@@ -41,7 +39,7 @@ def cam(
     eigen_smooth: bool = False,
     grid: tuple[int, ...] | None = None,
     reshape: Reshape | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """Weight the units of the last layer with places by the weights of the linear layer that reads their means.
 

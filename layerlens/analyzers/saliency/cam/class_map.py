@@ -13,7 +13,7 @@ from layerlens.analyzers.common.gradients import freeze
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.common.warnings import whose
 from layerlens.errors import OptionError, SelectionError, warn
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Input, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Layers
 from layerlens.results import Attribution
@@ -32,10 +32,10 @@ def class_map(
     name: str,
     weigh: Weigh,
     model: nn.Module,
-    x: Any,
+    x: Input,
     target: Spec,
     options: Options,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
     *,
     gradient: bool = True,
     principal: bool = False,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -27,7 +25,7 @@ from .layer_view import Seat
 )
 def eigen_cam(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layer: Selection = None,
     *,
     target: Spec = None,
@@ -36,7 +34,7 @@ def eigen_cam(
     aug_smooth: bool = False,
     grid: tuple[int, ...] | None = None,
     reshape: Reshape | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """Project a layer's output on the first principal direction of its units.
 

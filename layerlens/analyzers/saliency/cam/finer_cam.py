@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.registry import method
 from layerlens.errors import OptionError, TargetError, check_count
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.outputs import class_scores
@@ -24,7 +25,7 @@ from .layer_choice import Options
 @method(family="cam", passes="1 gradient", needs="a layer with places", source="Zhang et al. 2025")
 def finer_cam(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layer: Selection = None,
     *,
     target: Spec = None,
@@ -36,7 +37,7 @@ def finer_cam(
     reshape: Reshape | None = None,
     similar: int | Sequence[int] = 3,
     strength: float = 1.0,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """Grad-CAM of the score of a class less the scores of the classes nearest to it.
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -29,14 +27,14 @@ from .layer_choice import Options
 )
 def guided_grad_cam(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layer: Selection = None,
     *,
     target: Spec = None,
     call: int | None = None,
     grid: tuple[int, ...] | None = None,
     reshape: Reshape | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """Multiply guided backpropagation by the Grad-CAM map, enlarged to the input and rectified.
 

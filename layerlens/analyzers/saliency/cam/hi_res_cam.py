@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -22,7 +20,7 @@ from .layer_view import Seat
 @method(family="cam", passes="1 gradient", needs="a layer with places", source="Draelos & Carin 2020")
 def hi_res_cam(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layer: Selection = None,
     *,
     target: Spec = None,
@@ -32,7 +30,7 @@ def hi_res_cam(
     eigen_smooth: bool = False,
     grid: tuple[int, ...] | None = None,
     reshape: Reshape | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """Multiply a layer's output by the gradient, place by place, and add the units up.
 

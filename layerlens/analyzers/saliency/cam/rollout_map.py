@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,7 +9,7 @@ from torch import nn
 from layerlens.analyzers.activation.attention.rollout import attention_rollout
 from layerlens.analyzers.activation.attention.weights import attention_weights
 from layerlens.errors import InputError, OptionError
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 
@@ -24,12 +21,12 @@ IMAGE_AXES: tuple[str, ...] = ("batch", "height", "width")
 
 def attention_rollout_map(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layers: Selection = None,
     *,
     query: int | None = None,
     residual: float = 0.5,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """How much of each input token, or patch of an image, attention carries to a token of the last layer.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.registry import method
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -24,7 +22,7 @@ from .unit_ablation import Trials
 @method(family="cam", passes="1 forward per unit of the layer", needs="a layer with places", source="Wang et al. 2020")
 def score_cam(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layer: Selection = None,
     *,
     target: Spec = None,
@@ -36,7 +34,7 @@ def score_cam(
     reshape: Reshape | None = None,
     units: int | None = None,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """Weight the units of a layer by the scores of the input masked by each, and add them up.
 

@@ -21,6 +21,7 @@ from layerlens.analyzers.graph.operation import Gradients
 from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.analyzers.relevance.rules import lookup
 from layerlens.errors import TargetError, choose, warn
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed, generator_states, restore_generators
 from layerlens.model.layers import Selection
 from layerlens.model.placement import refuse_sharded
@@ -49,13 +50,13 @@ ROUNDING = 16
 )
 def deep_lift(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
     baseline: Any = "zero",
     rule: Literal["rescale", "reveal_cancel"] = "rescale",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """DeepLIFT: explain the difference of the score from that of a baseline, S(x) - S(x'), to which the values sum.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import nn
 
 from layerlens.analyzers.common.gradients import freeze, gradients, warn_of_zeros
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Scorer
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
@@ -19,12 +17,12 @@ from layerlens.targets.target import Spec
 @method(family="gradient", passes="1 gradient", source="Simonyan, Vedaldi & Zisserman 2014")
 def gradient(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
     magnitude: bool = False,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """The gradient of the score with respect to the input.
 
@@ -76,7 +74,7 @@ def gradient(
 
 @method(family="gradient", passes="1 gradient", source="Shrikumar, Greenside & Kundaje 2017")
 def input_x_gradient(
-    model: nn.Module, x: Any, *, target: Spec = None, where: Selection = None, forward: Callable[..., Any] | None = None
+    model: nn.Module, x: Input, *, target: Spec = None, where: Selection = None, forward: Forward | None = None
 ) -> Attribution:
     """The input times the gradient of the score: the first-order Taylor term of each value.
 

@@ -7,7 +7,6 @@ a ReLU6 all count; hooks on modules miss those.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from layerlens.analyzers.graph.graph import Graph, NodeInfo
 from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.analyzers.relevance.rules import lookup
 from layerlens.errors import TargetError, warn
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
@@ -29,7 +29,7 @@ Gradients = tuple[torch.Tensor | None, ...]
 
 @method(family="gradient", passes="1 gradient", needs="ReLU or ReLU6", source="Springenberg et al. 2015")
 def guided_backprop(
-    model: nn.Module, x: Any, *, target: Spec = None, where: Selection = None, forward: Callable[..., Any] | None = None
+    model: nn.Module, x: Input, *, target: Spec = None, where: Selection = None, forward: Forward | None = None
 ) -> Attribution:
     """Guided backpropagation: rectifiers pass a gradient where their input and the gradient are above 0.
 
@@ -65,7 +65,7 @@ def guided_backprop(
 
 @method(family="gradient", passes="1 gradient", needs="ReLU or ReLU6", source="Zeiler & Fergus 2014")
 def deconvnet(
-    model: nn.Module, x: Any, *, target: Spec = None, where: Selection = None, forward: Callable[..., Any] | None = None
+    model: nn.Module, x: Input, *, target: Spec = None, where: Selection = None, forward: Forward | None = None
 ) -> Attribution:
     """Deconvnet: rectifiers pass a gradient where the gradient is above 0, whatever their input was.
 
@@ -101,10 +101,10 @@ def deconvnet(
 
 def _rectified(
     model: nn.Module,
-    x: Any,
+    x: Input,
     target: Spec,
     where: Selection,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
     name: str,
     rule: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> Attribution:

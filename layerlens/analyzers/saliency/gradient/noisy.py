@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.gradients import BatchSize, Leaves, first_score, freeze, gradients, warn_of_zeros
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import OptionError, check_count, check_seed, warn
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.progress import track
@@ -23,7 +24,7 @@ UNITS = {"square": "squared score per unit of input", "variance": "squared score
 
 def noisy_gradients(
     model: nn.Module,
-    x: Any,
+    x: Input,
     name: str,
     *,
     target: Spec,
@@ -33,7 +34,7 @@ def noisy_gradients(
     seed: int,
     statistic: Statistic,
     batch_size: BatchSize,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
     settings: Mapping[str, Any],
 ) -> Attribution:
     """A statistic of the gradients at noisy copies of x; the arguments are those of `smooth_grad`."""

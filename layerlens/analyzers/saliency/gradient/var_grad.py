@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import nn
 
 from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.registry import method
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -19,7 +17,7 @@ from .noisy import noisy_gradients
 @method(family="gradient", passes="25 gradients (samples)", source="Adebayo et al. 2018; Seo et al. 2018")
 def var_grad(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
@@ -27,7 +25,7 @@ def var_grad(
     noise: float = 0.15,
     seed: int = 0,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """The variance of the gradient of the score over noisy copies of the input.
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -14,6 +11,7 @@ from layerlens.analyzers.common.leaves.layout import spread_axes
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import InputError, OptionError, warn
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.model.trees import describe
@@ -32,7 +30,7 @@ from .polyline import along
 )
 def blur_ig(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
@@ -41,7 +39,7 @@ def blur_ig(
     tolerance: float = 0.05,
     max_steps: int = 200,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """Integrate the gradient along ever less blurred inputs; the values sum to S(x) - S(most blurred).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from layerlens.analyzers.common.gradients import (
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import OptionError
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.progress import track
@@ -39,7 +39,7 @@ from .guided_path import GuidedPath
 )
 def guided_ig(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
@@ -49,7 +49,7 @@ def guided_ig(
     steps: int = 100,
     tolerance: float = 0.5,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """Integrate the gradient on a path that moves the values with the smallest gradients first.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from layerlens.analyzers.common.features.baselines import baselines
 from layerlens.analyzers.common.gradients import BatchSize, Leaves, first_score, freeze, gradients, warn_of_zeros
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Scorer
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
@@ -29,7 +29,7 @@ from .completeness import check_path_options, scores_at, until_complete
 )
 def integrated_gradients(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
@@ -38,7 +38,7 @@ def integrated_gradients(
     tolerance: float = 0.05,
     max_steps: int = 200,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """Integrate the gradient of the score from a baseline x' to the input x; the values sum to S(x) - S(x').
 

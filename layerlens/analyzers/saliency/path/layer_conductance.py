@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from layerlens.analyzers.common.gradients import BatchSize, Leaves, first_score,
 from layerlens.analyzers.common.layer_gradient import Tap
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Scorer
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
@@ -30,7 +30,7 @@ from .straight import check_layer, points
 )
 def layer_conductance(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
@@ -39,7 +39,7 @@ def layer_conductance(
     tolerance: float = 0.05,
     max_steps: int = 200,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """What each unit y of a layer passes on while the input goes straight from a baseline x' to x.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.features.superpixels import superpixels
 from layerlens.analyzers.common.registry import METHODS, method
 from layerlens.errors import InputError, OptionError, choose
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.trees import describe
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -39,12 +39,12 @@ LARGEST = 256
 )
 def xrai(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     base: str | None = None,
     scales: Sequence[int] = SCALES,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
     **options: Any,
 ) -> Attribution:
     """Rank regions of an image by the attribution that they hold per pixel.

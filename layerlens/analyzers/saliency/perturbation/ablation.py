@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from layerlens.analyzers.common.gradients import BatchSize, warn_of_zeros
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import InputError, check_count, check_seed
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.progress import track
@@ -26,14 +26,14 @@ from .run_and_check import Game, game, mean_and_error
 @method(family="perturbation", passes="1 forward pass a feature", needs="a baseline", source="Zeiler & Fergus 2014")
 def feature_ablation(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
     features: FeatureSpec = None,
     baseline: Any = "zero",
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """What the score loses when one feature is replaced by the baseline: S(x) - S(x without it).
 
@@ -79,7 +79,7 @@ def feature_ablation(
 )
 def permutation(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
@@ -87,7 +87,7 @@ def permutation(
     draws: int = 10,
     seed: int = 0,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """What the score loses when one feature comes from another sample of the batch, mean over draws.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from layerlens.analyzers.common.gradients import freeze, gradients
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import InputError, OptionError, check_count
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.model.trees import describe
@@ -30,7 +31,7 @@ from layerlens.targets.target import Spec
 )
 def extremal_mask(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
@@ -38,7 +39,7 @@ def extremal_mask(
     steps: int = 80,
     cells: int = 14,
     baseline: Any = "blur",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """The smooth masks of given areas that keep the score highest, mean over the areas.
 

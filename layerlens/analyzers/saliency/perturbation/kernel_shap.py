@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from layerlens.analyzers.common.features.input_features import Spec as FeatureSp
 from layerlens.analyzers.common.gradients import BatchSize, warn_of_zeros
 from layerlens.analyzers.common.registry import method
 from layerlens.errors import OptionError, check_count, check_seed
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -31,7 +31,7 @@ BLOCKS = 8
 )
 def kernel_shap(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
@@ -41,7 +41,7 @@ def kernel_shap(
     tolerance: float | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """Shapley values as the additive model that fits the scores of coalitions best.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.common.token_inputs import token_leaves, used_tokens
 from layerlens.errors import InputError, OptionError, check_count, check_seed
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.progress import track
 from layerlens.results import Attribution
@@ -28,14 +28,14 @@ from layerlens.targets.target import Spec
 )
 def leave_one_out(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     fill: Any = "drawn",
     draws: int = 4,
     seed: int = 0,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """How much the score falls when each token of a text is exchanged for another one.
 

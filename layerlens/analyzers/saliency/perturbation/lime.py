@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from layerlens.analyzers.common.features.input_features import Spec as FeatureSp
 from layerlens.analyzers.common.gradients import BatchSize, warn_of_zeros
 from layerlens.analyzers.common.registry import method
 from layerlens.errors import OptionError, check_count, check_seed
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -25,7 +25,7 @@ from .run_and_check import game
 )  # fmt: skip
 def lime(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
@@ -36,7 +36,7 @@ def lime(
     ridge: float = 1.0,
     seed: int = 0,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """The coefficients of a linear model of which features are there, fitted near the input.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -16,6 +16,7 @@ from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import OptionError, check_count
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
@@ -32,7 +33,7 @@ Sizes: TypeAlias = int | Sequence[int] | None
 )
 def occlusion(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
@@ -40,7 +41,7 @@ def occlusion(
     stride: Sizes = None,
     baseline: Any = "zero",
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """What the score loses when a window of the input is covered, mean over the windows that cover a place.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from layerlens.analyzers.common.leaves.layout import place_axes
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import OptionError, check_count, check_seed, choose
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
@@ -31,7 +31,7 @@ from .smooth_masks import Sampling, SmoothMasks
 )
 def rise(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
@@ -43,7 +43,7 @@ def rise(
     baseline: Any = "zero",
     seed: int = 0,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """How the score depends on which places are kept, from random smooth masks.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec, features_of
 from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.scorer import Scorer
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
@@ -81,13 +82,13 @@ class Game:
 @contextlib.contextmanager
 def game(
     model: nn.Module,
-    x: Any,
+    x: Input,
     target: Spec,
     where: Selection,
     features: FeatureSpec,
     baseline: Any,
     batch_size: BatchSize,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
 ) -> Iterator[Game]:
     """A game on a model that is borrowed for the block; no gradients are made."""
     with borrowed(model, grad=False):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from layerlens.analyzers.common.features.input_features import Spec as FeatureSp
 from layerlens.analyzers.common.gradients import BatchSize, warn_of_zeros
 from layerlens.analyzers.common.registry import method
 from layerlens.errors import OptionError, check_count, check_seed
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import Attribution
@@ -28,7 +28,7 @@ from .run_and_check import efficiency_gap, game, mean_and_error, settled
 )
 def shapley_sampling(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     target: Spec = None,
     where: Selection = None,
@@ -38,7 +38,7 @@ def shapley_sampling(
     tolerance: float | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Attribution:
     """Shapley values: a feature's mean contribution when features join one by one in random order.
 

@@ -13,7 +13,7 @@ from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.features.input_features import Features
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import OptionError, TargetError
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.targets.outputs import main_output
 from layerlens.targets.target import Spec, Target, as_target
 
@@ -86,7 +86,7 @@ class Study:
 
 def study(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     ranges: Any,
     baseline: Any,
@@ -95,7 +95,7 @@ def study(
     target: Spec,
     batch_size: Any,
     seed: int,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
     spread: bool = False,
 ) -> Study:
     """Settle features, distribution and score; use it inside of `borrowed(model, grad=False)`.

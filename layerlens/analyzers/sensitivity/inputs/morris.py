@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.errors import OptionError, check_count, warn
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.progress import track
 from layerlens.results import Ranking
@@ -34,7 +34,7 @@ SERIES = ("mu*", "sigma")
 )
 def morris(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     ranges: Any = None,
     baseline: Any = None,
@@ -47,7 +47,7 @@ def morris(
     batch_size: BatchSize = "auto",
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Ranking:
     """How far the score moves when one feature at a time takes a step, from places all over the distribution.
 

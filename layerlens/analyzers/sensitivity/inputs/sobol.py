@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -13,6 +12,7 @@ from layerlens.analyzers.common.features.input_features import Spec as FeatureSp
 from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.errors import OptionError, check_count, warn
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.results import Ranking
 from layerlens.targets.target import Spec
@@ -36,7 +36,7 @@ SERIES = ("first order", "total order")
 )
 def sobol(
     model: nn.Module,
-    x: Any,
+    x: Input,
     *,
     ranges: Any = None,
     baseline: Any = None,
@@ -49,7 +49,7 @@ def sobol(
     batch_size: BatchSize = "auto",
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Ranking:
     """The share of the score's variance that each feature of the input makes, over a distribution of inputs.
 

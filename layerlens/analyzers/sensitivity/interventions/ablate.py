@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.statistics import spearman
 from layerlens.errors import LayerNotFound, OptionError, check_count, choose, suggestion, warn
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Explained, Ranking
@@ -40,7 +40,7 @@ NULL_DRAWS = 4
 )
 def ablate(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layers: Selection = None,
     *,
     by: By = "layer",
@@ -56,7 +56,7 @@ def ablate(
     null: bool = False,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Explained:
     """How the output changes when one part of a model at a time is replaced by something that knows nothing of x.
 

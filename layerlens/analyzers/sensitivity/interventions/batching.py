@@ -12,7 +12,7 @@ from torch import nn
 
 from layerlens.analyzers.common.calls.call_sites import MEMORY, copied_rows
 from layerlens.errors import warn
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.progress import track
 from layerlens.targets.outputs import main_output
 
@@ -48,7 +48,7 @@ class Runner:
 
     model: nn.Module
     inputs: Inputs
-    forward: Callable[..., Any] | None
+    forward: Forward | None
     read: Readout
     found: Found
     seed: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import OptionError, TargetError
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.trees import map_tensors
 from layerlens.targets.outputs import main_output
 from layerlens.targets.target import Target, as_target
@@ -24,7 +24,7 @@ from .replacements import Misfit, Source
 def screened(
     model: nn.Module,
     inputs: Inputs,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
     seams: Sequence[Seam],
     source: Source,
     draws: int,

@@ -14,7 +14,7 @@ from layerlens.analyzers.common.calls.call_shapes import GUESSES, seen, watch
 from layerlens.analyzers.common.calls.call_sites import MEMORY, copied_rows, floating, grown, main_index, survey
 from layerlens.axes.names import Axes
 from layerlens.errors import LayerNotFound
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import Layers, Selection
 from layerlens.model.trees import named_tensors
 
@@ -83,7 +83,7 @@ def find(
     layers: Selection,
     by: str,
     heads: int | None,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
     seed: int,
 ) -> Found:
     """Run a borrowed model, alone and on its batch twice, and find what can be exchanged.
@@ -200,7 +200,7 @@ def _values(
     model: nn.Module,
     inputs: Inputs,
     places: list[tuple[Kind, str]],
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
     seed: int,
 ) -> _Outline:
     first, second, equal = dict[Key, _Form](), dict[Key, _Form](), dict[Key, bool]()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.errors import InputError, LayerNotFound, TargetError, choose, warn
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.model.trees import describe
@@ -36,7 +35,7 @@ from .replacements import RandomDirection, Recorded
 )
 def patch(
     model: nn.Module,
-    x: Any,
+    x: Input,
     other: Any,
     layers: Selection = None,
     *,
@@ -48,7 +47,7 @@ def patch(
     null: bool = False,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Explained:
     """How much of the difference between two inputs passes through one part of a model at a time.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.batches import batches, grouped
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.trees import describe
 
 from .replacements import Recorded, Source, Zero, every_sample, others
@@ -25,7 +25,7 @@ def source_of(
     value: Value,
     reference: Any,
     draws: int,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
     seed: int,
 ) -> tuple[Source, int]:
     """What makes the new values, and how many draws of them there are.

@@ -11,7 +11,7 @@ from torch import nn
 
 from layerlens.analyzers.common.calls.call_sites import floating
 from layerlens.errors import InputError
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.trees import describe
 
 from .hook_points import Key, tapped
@@ -71,7 +71,7 @@ class Recorded:
     model: nn.Module
     runs: Callable[[], Iterable[Inputs]]
     orders: list[torch.Tensor]
-    forward: Callable[..., Any] | None
+    forward: Forward | None
     seed: int
     average: bool = False
     held: dict[Key, list[torch.Tensor]] = dataclasses.field(default_factory=dict)

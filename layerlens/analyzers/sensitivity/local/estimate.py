@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +10,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.call_sites import Site, survey
 from layerlens.analyzers.common.leaves.leaves import Leaf, find_leaves
 from layerlens.errors import InputError, LayerNotFound
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import Selection
 
 from .forward_mode import Route, answer
@@ -55,7 +53,7 @@ def estimate(
     route: Route,
     seed: int,
     progress: bool | None,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
 ) -> Estimate:
     """Step the input of a borrowed model along random directions and read the layers' answers.
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -13,7 +10,7 @@ from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.errors import check_count, choose, warn
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.model.tensor_parallel import GATHERED, refuse_parts
@@ -31,7 +28,7 @@ from .forward_mode import ROUTES, Route
 )
 def jacobian(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layers: Selection = None,
     *,
     relative: bool = True,
@@ -40,7 +37,7 @@ def jacobian(
     null: bool = False,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> LayerProfile:
     r"""How much the output of every layer changes with the input, all layers measured in the same few passes.
 

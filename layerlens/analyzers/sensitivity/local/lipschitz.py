@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.errors import OptionError, check_count, choose, warn
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.model.tensor_parallel import GATHERED, refuse_parts
@@ -34,7 +33,7 @@ LOOSE = 0.1
 )
 def lipschitz(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layers: Selection = None,
     *,
     iterations: int = 20,
@@ -45,7 +44,7 @@ def lipschitz(
     null: bool = False,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> LayerProfile:
     r"""The largest factor by which a small change of the input grows on its way to every layer, and to the output.
 

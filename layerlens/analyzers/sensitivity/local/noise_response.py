@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -15,7 +14,7 @@ from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.errors import LayerNotFound, OptionError, check_count, warn
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.model.tensor_parallel import GATHERED, refuse_parts
@@ -36,7 +35,7 @@ from .perturb import Noise
 )
 def noise_response(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layers: Selection = None,
     *,
     levels: Sequence[float] = (0.1, 0.5, 1.0),
@@ -46,7 +45,7 @@ def noise_response(
     null: bool = False,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> LayerProfile:
     """How much the model's output changes when Gaussian noise is added at one layer at a time.
 
@@ -168,7 +167,7 @@ class _Trial:
 
     model: nn.Module
     inputs: Inputs
-    forward: Callable[..., Any] | None
+    forward: Forward | None
     read: Readout
     seed: int
     levels: list[float]

@@ -12,7 +12,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, row_norms, taps
 from layerlens.analyzers.common.leaves.leaves import Leaf, substitute
 from layerlens.analyzers.common.messages import NO_BATCH
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.probes.probe import Probe
 from layerlens.progress import track
 
@@ -72,7 +72,7 @@ class Job:
 
     model: nn.Module
     inputs: Inputs
-    forward: Callable[..., Any] | None
+    forward: Forward | None
     leaves: Mapping[str, Leaf]
     directions: Values
     sites: list[Site]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from layerlens.analyzers.common.calls.call_sites import MEMORY, Site, survey
 from layerlens.analyzers.common.leaves.leaves import find_leaves
 from layerlens.analyzers.common.messages import NO_BATCH
 from layerlens.errors import InputError, LayerNotFound
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 
@@ -69,7 +68,7 @@ def spectrum(
     route: Route,
     seed: int,
     progress: bool | None,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
 ) -> Spectrum:
     """Iterate with J' J of every layer of a borrowed model.
 

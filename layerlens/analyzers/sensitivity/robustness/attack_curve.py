@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.errors import check_count
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.progress import track
 from layerlens.results import Curve
@@ -30,7 +31,7 @@ from .sample_chunks import Part, parts
 )
 def attack_curve(
     model: nn.Module,
-    x: Any,
+    x: Input,
     labels: Any = None,
     *,
     eps: Sequence[float] | None = None,
@@ -47,7 +48,7 @@ def attack_curve(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Curve:
     r"""Accuracy against the size of an attack: of a change d of the input, ||d|| <= eps, made to raise the loss.
 

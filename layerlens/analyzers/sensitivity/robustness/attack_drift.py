@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.errors import LayerNotFound, check_count, choose
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.progress import track
@@ -36,7 +36,7 @@ from .sample_chunks import Part, parts
 )
 def attack_drift(
     model: nn.Module,
-    x: Any,
+    x: Input,
     labels: Any = None,
     layers: Selection = None,
     *,
@@ -54,7 +54,7 @@ def attack_drift(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> LayerProfile:
     """How far an attack drives the output of every layer from what it was: ||h(x + d) - h(x)|| / ||h(x)||.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.errors import OptionError, check_count, choose, warn
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.progress import track
 from layerlens.results import Curve
@@ -31,7 +32,7 @@ from .sample_chunks import parts
 )
 def corruption_curve(
     model: nn.Module,
-    x: Any,
+    x: Input,
     labels: Any = None,
     *,
     corruptions: str | Sequence[str] | None = None,
@@ -42,7 +43,7 @@ def corruption_curve(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> Curve:
     """Accuracy against the severity of common corruptions, a curve for each (Hendrycks & Dietterich 2019).
 

@@ -14,7 +14,7 @@ from layerlens.analyzers.common.calls.call_sites import Site
 from layerlens.analyzers.common.leaves.leaves import find_leaves
 from layerlens.errors import InputError, check_count
 from layerlens.inputs.batches import batches
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.targets.target import Spec, Target, as_target
 
 from ..local.probe_run import Job, Values
@@ -59,14 +59,14 @@ class Part:
 
 def parts(
     model: nn.Module,
-    x: Any,
+    x: Input,
     labels: Any,
     *,
     target: Spec,
     loss: str,
     batch_size: int,
     seed: int,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
     label: str,
 ) -> Iterator[Part]:
     """Go through the samples of a borrowed model.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.null_model import with_parameters
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import InputError
+from layerlens.inputs.inputs import Forward
 
 from .labelled_batches import Samples
 from .likelihood import EXACT, Kind, Likelihood, likelihood
@@ -48,7 +48,7 @@ def fisher(
     empirical: bool,
     seed: int,
     progress: bool | None,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
 ) -> Information:
     """Go through the samples one by one.
 

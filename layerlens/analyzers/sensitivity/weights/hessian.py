@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from layerlens.analyzers.common.null_model import with_parameters
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import InputError
+from layerlens.inputs.inputs import Forward
 from layerlens.model.borrowed import primitive_kernels
 
 from .labelled_batches import Piece, Samples
@@ -55,7 +56,7 @@ class Curvature:
         loss: Loss | None,
         seed: int,
         progress: bool | None,
-        forward: Callable[..., Any] | None,
+        forward: Forward | None,
     ) -> None:
         self.model, self.samples, self.kind, self.loss = model, samples, kind, loss
         self.seed, self.progress = seed, progress

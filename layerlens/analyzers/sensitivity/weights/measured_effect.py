@@ -11,6 +11,7 @@ from torch import nn
 
 from layerlens.analyzers.common.null_model import with_parameters
 from layerlens.errors import InputError, LayerNotFound, OptionError, choose
+from layerlens.inputs.inputs import Forward
 from layerlens.progress import track
 from layerlens.targets.target import Spec
 
@@ -64,7 +65,7 @@ def measured(
     draws: int,
     seed: int,
     progress: bool | None,
-    forward: Callable[..., Any] | None,
+    forward: Forward | None,
 ) -> Measured:
     """Run every sample with each row spoiled at each level; the spoiled tensors are copies that are lent to the model.
 
@@ -140,7 +141,7 @@ def _is_reparametrized(name: str, parameters: Mapping[str, torch.Tensor]) -> boo
 @dataclasses.dataclass(frozen=True)
 class _Run:
     model: nn.Module
-    forward: Callable[..., Any] | None
+    forward: Forward | None
     piece: Piece
     seed: int
 

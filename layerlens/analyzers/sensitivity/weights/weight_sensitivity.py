@@ -12,7 +12,7 @@ from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure as known_measure
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.errors import OptionError, check_count, choose, warn
-from layerlens.inputs.inputs import Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.model.placement import home, need_weights
@@ -46,7 +46,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 )
 def weight_sensitivity(
     model: nn.Module,
-    x: Any,
+    x: Input,
     layers: Selection = None,
     *,
     measure: Kinds = "fisher",
@@ -70,7 +70,7 @@ def weight_sensitivity(
     seed: int = 0,
     progress: bool | None = None,
     read: Callable[[Any], Inputs] = as_inputs,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
 ) -> LayerProfile:
     """How much the output, or the loss, depends on the weights of each layer.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+
+from layerlens.inputs.inputs import Forward
 
 from .labelled_batches import Samples
 from .likelihood import Kind
@@ -25,7 +26,7 @@ class Job:
     null: bool
     seed: int
     progress: bool | None
-    forward: Callable[..., Any] | None
+    forward: Forward | None
 
     @property
     def parameters(self) -> dict[str, torch.Tensor]:
