@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast, overload
 
-from .errors import UnknownOption, suggestion
+from .errors import OptionError, UnknownOption, suggestion, warn
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -36,28 +36,74 @@ _ENTRY = re.compile(r"^(\s+)\**(\w+): ?(.*)$")
 _MORE = "... "
 
 
-def public(function: Function) -> Function:
+@overload
+def public(function: Function) -> Function: ...
+
+
+@overload
+def public(*, renamed: Mapping[str, str]) -> Callable[[Function], Function]: ...
+
+
+def public(
+    function: Function | None = None, *, renamed: Mapping[str, str] | None = None
+) -> Function | Callable[[Function], Function]:
     """Complete the docstring of a public function, and name the nearest option when one is misspelt.
 
     Parameters that the docstring leaves out are described by `SHARED`, in the order of the signature; a description
     that begins with `...` continues the shared one.
 
+    Args:
+        function: the function; None to decorate with options.
+        renamed: old name of an option -> its name; the old one is accepted with a DeprecationWarning.
+
     Raises:
         UnknownOption: when the function is called with an option it does not have.
     """
-    parameters = inspect.signature(function).parameters
-    function.__doc__ = documented(function.__doc__ or "", parameters)
-    names = frozenset(parameters)
-    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
-        return function
 
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not kwargs.keys() <= names:
-            refuse_unknown(function.__name__, kwargs, names)
-        return function(*args, **kwargs)
+    def complete(function: Function) -> Function:
+        parameters = inspect.signature(function).parameters
+        function.__doc__ = documented(function.__doc__ or "", parameters)
+        names = frozenset(parameters)
+        extensible = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+        if extensible and not renamed:
+            return function
 
-    return cast(Function, call)
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if renamed and not renamed.keys().isdisjoint(kwargs):
+                kwargs = current_names(function.__name__, kwargs, renamed)
+            if not extensible and not kwargs.keys() <= names:
+                refuse_unknown(function.__name__, kwargs, names)
+            return function(*args, **kwargs)
+
+        if renamed:
+            call.__renamed__ = dict(renamed)  # type: ignore[attr-defined]
+        return cast(Function, call)
+
+    return complete if function is None else complete(function)
+
+
+def old_names(function: Callable[..., Any]) -> Mapping[str, str]:
+    """Return the old name -> the name of every renamed option of a public function."""
+    names: Mapping[str, str] = getattr(function, "__renamed__", {})
+    return names
+
+
+def current_names(name: str, options: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """Return options by their current names, with a DeprecationWarning for each old one.
+
+    Raises:
+        OptionError: when an option is given by both names.
+    """
+    current: dict[str, Any] = {}
+    for option, value in options.items():
+        new = renamed.get(option, option)
+        if new in current or (new != option and new in options):
+            raise OptionError(f"{name}() got {option!r}, the old name of {new!r}, as well; leave {option!r} out.")
+        if new != option:
+            warn(f"{name}({option}=) is now {new}=.", DeprecationWarning)
+        current[new] = value
+    return current
 
 
 def refuse_unknown(name: str, given: Iterable[str], known: Iterable[str]) -> None:

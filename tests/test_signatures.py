@@ -57,6 +57,47 @@ def test_a_misspelt_option_is_named_with_the_nearest():
     assert isinstance(found.value, OptionError) and isinstance(found.value, TypeError)
 
 
+@public(renamed={"draws": "repeats"})
+def renamed_example(model, *, repeats=3):
+    """Do something.
+
+    Args:
+        repeats: number of repeats.
+    """
+    return repeats
+
+
+@public(renamed={"draws": "repeats"})
+def renamed_and_extensible(**options):
+    """Do something.
+
+    Args:
+        **options: of another function.
+    """
+    return options
+
+
+def test_the_old_name_of_an_option_is_accepted_with_a_warning():
+    with pytest.warns(DeprecationWarning, match=r"renamed_example\(draws=\) is now repeats="):
+        assert renamed_example(None, draws=5) == 5
+    with pytest.warns(DeprecationWarning, match="is now repeats="):
+        assert renamed_and_extensible(draws=5, other=1) == {"repeats": 5, "other": 1}
+    assert renamed_example(None, repeats=4) == 4  # no warning
+
+
+def test_the_old_name_of_an_option_is_not_shown():
+    assert list(inspect.signature(renamed_example).parameters) == ["model", "repeats"]
+    assert "draws" not in inspect.getdoc(renamed_example)
+    with pytest.raises(UnknownOption, match=r"Closest: repeats\. Known: repeats\.$"):
+        renamed_example(None, repeat=5)
+
+
+@pytest.mark.parametrize("options", [{"draws": 5, "repeats": 5}, {"repeats": 5, "draws": 5}])
+def test_an_option_given_by_both_names_is_refused(options):
+    with pytest.raises(OptionError, match="got 'draws', the old name of 'repeats', as well"):
+        renamed_example(None, **options)
+
+
 def test_a_warning_is_at_the_line_that_entered_layerlens():
     inside = {"__name__": "layerlens.deep", "warn": warn}
     exec("def deep(count):\n    deep(count - 1) if count else warn('mind this')", inside)

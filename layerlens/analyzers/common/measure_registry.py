@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
 from layerlens.results import Explained
@@ -40,7 +40,9 @@ MEASURES: dict[str, Measure] = {}
 """Name -> measure, filled by the decorator `measure`."""
 
 
-def measure(*, question: Question, cost: str, source: str, needs: str = "") -> Callable[[AnyMeasure], AnyMeasure]:
+def measure(
+    *, question: Question, cost: str, source: str, needs: str = "", renamed: Mapping[str, str] | None = None
+) -> Callable[[AnyMeasure], AnyMeasure]:
     """Make a function known as a measure of sensitivity; see `Measure`.
 
     Args:
@@ -48,10 +50,11 @@ def measure(*, question: Question, cost: str, source: str, needs: str = "") -> C
         cost: in forward passes (F) and backward passes (B).
         source: where it was published.
         needs: what it asks of model and input.
+        renamed: old name of an option -> its name, see `public`.
     """
 
     def known(function: AnyMeasure) -> AnyMeasure:
-        function = public(function)
+        function = public(renamed=renamed or {})(function)
         name = function.__name__
         MEASURES[name] = Measure(name, function, question, cost, needs, source)
         return function

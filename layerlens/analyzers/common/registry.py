@@ -54,7 +54,13 @@ METHODS: dict[str, Method] = {}
 
 
 def method(
-    *, family: Family, passes: str, source: str, needs: str = "", name: str | None = None
+    *,
+    family: Family,
+    passes: str,
+    source: str,
+    needs: str = "",
+    name: str | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> Callable[[AnyMethod], AnyMethod]:
     """Make a function known as a method of attribution; see `Method`.
 
@@ -64,10 +70,11 @@ def method(
         source: where it was published.
         needs: what it asks of model and input.
         name: its name; that of the function when None.
+        renamed: old name of an option -> its name, see `public`.
     """
 
     def known(function: AnyMethod) -> AnyMethod:
-        function = public(function)
+        function = public(renamed=renamed or {})(function)
         called = name or function.__name__
         METHODS[called] = Method(called, function, family, passes, needs, source)
         return function

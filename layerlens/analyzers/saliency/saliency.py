@@ -13,6 +13,7 @@ from layerlens.errors import OptionError, choose, suggestion
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution, MethodTable
+from layerlens.signatures import old_names
 from layerlens.targets.target import Spec
 
 _COMMON = ("model", "x", "target", "forward")
@@ -60,7 +61,7 @@ def saliency(
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name not in _COMMON]
     for name in options:
-        if name not in known:
+        if name not in known and name not in old_names(function):
             raise OptionError(
                 f"method {method!r} has no option {name!r}.{suggestion(name, known)} "
                 f"Known: {', '.join(known) or 'none'}."

@@ -12,6 +12,7 @@ from layerlens.errors import OptionError, choose, suggestion
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Explained, MethodTable
+from layerlens.signatures import old_names
 
 _COMMON = ("model", "x", "layers", "forward")
 FIRST: dict[Question, str] = {
@@ -68,7 +69,7 @@ def sensitivity(
     known = [name for name in parameters if name not in _COMMON]
     name = function.__name__
     for option in options:
-        if option not in known:
+        if option not in known and option not in old_names(function):
             raise OptionError(
                 f"method {name!r} has no option {option!r}.{suggestion(option, known)} Known: {', '.join(known)}."
             )
