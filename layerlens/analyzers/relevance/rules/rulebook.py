@@ -25,7 +25,7 @@ class Part(enum.Enum):
     ANY = "any"
 
 
-Where: TypeAlias = Part | Selection
+Where: TypeAlias = "Part | Selection"
 """A part, or layers as in `Selection`: everything inside of a selected layer is meant."""
 
 
