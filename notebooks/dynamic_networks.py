@@ -9,11 +9,11 @@
 # ---
 
 # %% [markdown]
-# # Which way did it take?
+# # Which route did it take?
 #
-# Some networks decide for each input how to run: they stop early when they are sure, or send the input to one of
-# several experts. No two samples need to run the same layers. Which way did this one take, where do two part, and what
-# mattered on the way that was taken?
+# Some networks decide for each input how to run: they stop early if they are sure, or send the input to one of several
+# experts. No two samples need to run the same layers. Which route did this sample take, where do two routes part, and
+# what mattered along the route?
 #
 # Two such networks, trained on this page in seconds, on scikit-learn's handwritten digits.
 
@@ -32,20 +32,20 @@ train, test = (
 
 
 def noisy(pictures, size, generator):
-    """Pictures with noise of that size."""
+    """Return pictures with noise of that size."""
     return (pictures + size * torch.randn(pictures.shape, generator=generator)).clamp(0, 1)
 
 
 # %% [markdown]
 # ## A network with early exits
 #
-# Four blocks, and behind each of them an exit that may answer. The first one that is sure enough, with a probability of
-# 0.9, does, and the rest of the network never runs.
+# Four blocks, each followed by an exit that may answer. The first exit that is sure enough, with a probability of 0.9,
+# does, and the rest of the network never runs.
 
 
 # %%
 class EarlyExit(nn.Module):
-    """Digits of 8 x 8 pixels to scores, with as many blocks as are needed."""
+    """Map digits of 8 x 8 pixels to scores, with as many blocks as needed."""
 
     def __init__(self, depth=4, sure=0.9):
         super().__init__()
@@ -55,7 +55,7 @@ class EarlyExit(nn.Module):
         self.sure = sure
 
     def answers(self, pictures):
-        """What every exit would say, for training."""
+        """Yield the scores of every exit, for training."""
         inside = self.stem(pictures)
         for block, leave in zip(self.blocks, self.exits, strict=True):
             inside = inside + block(inside)
@@ -83,10 +83,10 @@ quick.eval()
 lens = Lens(quick, class_names=CLASS_NAMES)
 
 # %% [markdown]
-# ## Who leaves where
+# ## Which sample leaves where
 #
-# `route` runs the samples one by one, for a batch can take one way only, and notes which layers ran. Here are a hundred
-# clean digits and the same with noise.
+# `route` runs the samples one by one, because a batch takes only one route, and records which layers ran. Here are a
+# hundred clean digits, and the same digits with noise.
 
 # %%
 clean = test[0][:100]
@@ -95,7 +95,7 @@ labels = test[1][:100]
 
 
 def exit_of(routes):
-    """The number of the exit that each sample took."""
+    """Return the number of the exit that each sample took."""
     return torch.tensor(
         [sum(path.startswith("exits") and path.count(".") == 1 for path in calls) for calls in routes.calls]
     )
@@ -116,13 +116,13 @@ for place in range(1, 5):
     here = taken["noisy"] == place
     if here.any():
         right = float((named[here] == labels[here]).float().mean())
-        print(f"exit {place}: {int(here.sum()):3} noisy digits, {right:.2f} of them named right")
+        print(f"exit {place}: {int(here.sum()):3} noisy digits, {right:.2f} of them right")
 
 # %% [markdown]
-# Noise sends a third of the digits through the whole network, and these are named right less often than those that
-# leave at once: the network knows what is hard. The last exit has to answer, sure or not.
+# Noise sends a third of the digits through the whole network, and the answers for these are right less often than for
+# those that leave at once: the network knows what is hard. The last exit has to answer, sure or not.
 #
-# ## Where two ways part
+# ## Where two routes part
 #
 # One digit, clean and with noise:
 
@@ -132,10 +132,10 @@ parts = lens.compare_routes(clean[hard : hard + 1], dirty[hard : hard + 1])
 parts
 
 # %% [markdown]
-# ## Relevance along the way
+# ## Relevance along the route
 #
-# Relevance follows the operations that ran, so it goes back along the way that was taken, whichever that was. The books
-# must close on both, and layers that never ran hold nothing.
+# Relevance follows the operations that ran, so it flows back along the route that was taken. The ledger must balance on
+# both routes, and layers that never ran hold no relevance.
 
 # %%
 short = lens.relevance(clean[hard : hard + 1], target=int(labels[hard]), layers=["blocks.0"])
@@ -160,13 +160,13 @@ long.plot(kind="flow")
 # %% [markdown]
 # ## A mixture of experts
 #
-# A gate looks at the digit and sends it to one of four experts. Nobody tells the gate what an expert is for; it only is
-# kept from sending all to the same one.
+# A gate looks at the digit and sends it to one of four experts. Training does not say what an expert is for; it only
+# keeps the gate from sending everything to the same one.
 
 
 # %%
 class Mixture(nn.Module):
-    """Digits to scores, each by one of four experts."""
+    """Map digits to scores, each by one of four experts."""
 
     def __init__(self):
         super().__init__()
@@ -174,7 +174,7 @@ class Mixture(nn.Module):
         self.experts = nn.ModuleList(nn.Sequential(nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10)) for _ in range(4))
 
     def shares(self, flat):
-        """How much the gate is for each expert."""
+        """Return the gate's probability of each expert."""
         return self.gate(flat).softmax(dim=1)
 
     def forward(self, pictures):
@@ -223,7 +223,7 @@ used.plot(width="page", title="Which expert a digit is sent to")
 
 # %% [markdown]
 # Zero, three, six and seven have an expert nearly to themselves; a one or a nine may go to either of two. What happens
-# when the expert of a three answers nothing?
+# if the expert of a three returns zeros?
 
 # %%
 row = int((test[1] == 3).nonzero()[0])
@@ -236,7 +236,7 @@ others = sum(p.numel() for place, expert in enumerate(mixture.experts) if place 
 print(f"{others:,} parameters of the other experts took no part")
 
 # %% [markdown]
-# The relevance of four digits, each along its own expert, and the books of each:
+# The relevance of four digits, each along its own expert, and what each ledger leaves unexplained:
 
 # %%
 rows = [int((chosen == place).nonzero()[0]) for place in range(4)]

