@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from .deprecated import install
+
 __version__ = "0.2.0"
 
 _NAMES = {
@@ -62,6 +64,8 @@ _NAMES = {
 }
 """Module -> its public names. Nothing is imported before it is used, so that `import layerlens` costs next to nothing.
 For type checkers and editors the same names stand in `__init__.pyi`."""
+
+install()
 
 _MODULES = ("edits", "errors", "faithfulness", "plotting", "results")
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}

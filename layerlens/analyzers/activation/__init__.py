@@ -1,5 +1,7 @@
 """Activations: what a layer returned, unit by unit, and what its units respond to."""
 
+from layerlens.deprecated import keep_old_names
+
 from .activation_maps import activation_maps, layer_maps
 from .attention.rollout import attention_rollout
 from .attention.weights import attention_weights
@@ -18,3 +20,5 @@ __all__ = [
     "receptive_field",
     "recurrent_states",
 ]
+
+keep_old_names(__name__)

@@ -1,5 +1,7 @@
 """Layer-wise relevance propagation: rules as hooks on autograd's own graph, and a ledger of all relevance."""
 
+from layerlens.deprecated import keep_old_names
+
 from .centred_relevance import centred_relevance
 from .relevance import relevance, relevance_by_target
 from .rules.rulebook import RULEBOOKS, Rulebook, as_rulebook
@@ -12,3 +14,5 @@ __all__ = [
     "relevance",
     "relevance_by_target",
 ]
+
+keep_old_names(__name__)

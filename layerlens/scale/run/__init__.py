@@ -1,1 +1,5 @@
 """One run over a data set: its life cycle and its work loop."""
+
+from layerlens.deprecated import keep_old_names
+
+keep_old_names(__name__)

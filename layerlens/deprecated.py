@@ -1,0 +1,259 @@
+"""Old import paths: what moved since 0.1 still imports, with a `DeprecationWarning` that says where it is."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any, Final
+
+from .errors import warn
+
+_MOVED: Final = {
+    ("", ""): "wrapped=wrapped_model",
+    ("", "axes"): "axes=names",
+    ("", "inputs"): "inputs stream=batches",
+    ("", "model"): """
+        borrow=borrowed checkpoints=checkpointing digest=hashing layers matches=selection nested=trees placement
+        spans=call_tracking tensor_parallel
+    """,
+    ("", "probes"): """
+        call capturing=run functions=function_probe hooks=probe_hooks probe record record_batches record_files=storage
+        record_views=export
+    """,
+    ("", "targets"): """
+        areas=regions contrasting=contrast language=tokens neurons=units outputs softmaxed=probability target
+    """,
+    ("analyzers", "analyzers.common"): """
+        methods=registry score=scorer tap=layer_gradient texts=token_inputs warn=warnings
+    """,
+    ("analyzers", "analyzers.common.calls"): "fastpath",
+    ("analyzers", "analyzers.common.features"): "features=layer_features",
+    ("analyzers", "analyzers.common.leaves"): "layout leaves places=layer_leaf token_uses=token_leaf",
+    ("analyzers", "analyzers.structure"): "layer_table routes",
+    ("analyzers", "axes"): "series",
+    ("analyzers.activation", "analyzers.activation"): "maps=activation_maps",
+    ("analyzers.activation", "analyzers.activation.attention"): "attention=weights rollout softmaxes=written_softmax",
+    ("analyzers.activation", "analyzers.common.calls"): "survey=call_shapes",
+    ("analyzers.activation", "analyzers.concepts"): "regions=unit_regions",
+    ("analyzers.activation", "analyzers.saliency.cam"): "rollout_map",
+    ("analyzers.activation.cam", "analyzers.saliency.cam"): """
+        ablation_cam cam candidates=layer_choice eigen_cam eigen_grad_cam extent=input_extent finer_cam grad_cam
+        grad_cam_plus_plus grid guided_grad_cam hi_res_cam layer_cam maps=class_map owners=input_of_layer score_cam
+        seat=layer_view trials=unit_ablation x_grad_cam
+    """,
+    ("analyzers.dynamics", "analyzers.common.features"): "reading=feature_batches",
+    ("analyzers.dynamics", "analyzers.dynamics.blocks"): """
+        head=output_head linear_fit logit_lens nonlinearity pairs=input_output_pairs residual stack=block_stack windows
+    """,
+    ("analyzers.dynamics", "analyzers.dynamics.geometry"): """
+        cloud=layer_geometry geometry health shape=spectrum units=unit_moments
+    """,
+    ("analyzers.dynamics", "analyzers.dynamics.readouts"): """
+        compare generalization_gap linear_probe readout=linear_readout
+    """,
+    ("analyzers.dynamics", "analyzers.dynamics.similarity"): """
+        alike=similarity_measures blocks=gram_matrices similarity similarity_words=labels
+    """,
+    ("analyzers.dynamics", "analyzers.dynamics.training"): """
+        drift gradient_norms layer_statistics lightning moves=parameter_updates training_record watch watching
+    """,
+    ("analyzers.faithfulness", "analyzers.common"): "correlation=statistics",
+    ("analyzers.faithfulness", "analyzers.faithfulness.metrics"): """
+        curves deletion erasure infidelity insertion localization metrics=table places=input_places road sparsity
+    """,
+    ("analyzers.relevance", "analyzers.common.features"): "batch_targets",
+    ("analyzers.relevance", "analyzers.concepts"): "concepts=concept_relevance ranking=unit_ranking top_inputs",
+    ("analyzers.relevance", "analyzers.graph"): """
+        constants=added_constants graph inplace=out_of_place recorder selections=joins_and_choices
+        sources=function_table
+    """,
+    ("analyzers.relevance", "analyzers.relevance"): "centred=centred_relevance propagate=relevance",
+    ("analyzers.relevance", "analyzers.relevance.propagation"): """
+        assign=rule_assignment automatic=default_rulebook conditions parameters=parameter_relevance plan=hook_plan
+        several=multi_target sweep=propagation taps=layer_relevance
+    """,
+    ("analyzers.relevance", "analyzers.relevance.rules"): "ledger=bookkeeper rulebook",
+    ("analyzers.relevance.linear", "analyzers.relevance.linear"): """
+        direct=input_relevance maps=linear_maps sites=linear_sites split=sign_split
+    """,
+    ("analyzers.relevance.rules", "analyzers.graph"): "row=operation",
+    ("analyzers.saliency", "analyzers.common"): "differentiate=gradients",
+    ("analyzers.saliency", "analyzers.common.features"): "baselines gaussian=blur superpixels",
+    ("analyzers.saliency", "analyzers.saliency"): "methods=saliency",
+    ("analyzers.saliency", "analyzers.saliency.deeplift"): "deep_shap",
+    ("analyzers.saliency", "analyzers.saliency.gradient"): """
+        gradients noisy rectified=guided_backprop smooth=smooth_grad smooth_grad_squared var_grad
+    """,
+    ("analyzers.saliency", "analyzers.saliency.path"): """
+        blur_ig complete=completeness gradient_shap guided_ig guided_path integrated=integrated_gradients
+        internal_influence layer_conductance polyline references straight xrai
+    """,
+    ("analyzers.saliency", "analyzers.saliency.perturbation"): "leave_one_out",
+    ("analyzers.saliency.perturbation", "analyzers.common.features"): "coalitions features=input_features",
+    ("analyzers.saliency.perturbation", "analyzers.saliency.perturbation"): "settle=run_and_check",
+    ("analyzers.sensitivity", "analyzers.common"): "chance=null_model options=messages registry=measure_registry",
+    ("analyzers.sensitivity", "analyzers.common.calls"): "sites=call_sites",
+    ("analyzers.sensitivity", "analyzers.sensitivity"): "methods=sensitivity",
+    ("analyzers.sensitivity", "analyzers.sensitivity.local"): """
+        differences=finite_differences estimate jacobian job=probe_run lanczos lipschitz metrics=output_metrics
+        noise=noise_response perturb products=jacobian_products routes=forward_mode spectrum
+    """,
+    ("analyzers.sensitivity.inputs", "analyzers.sensitivity.inputs"): "designs=sobol_designs rows=row_features",
+    ("analyzers.sensitivity.interventions", "analyzers.sensitivity.interventions"): """
+        exchange=replace_parts find=intervention_sites grid=parts reference=reference_data screen=first_order
+        taps=hook_points values=replacements words=labels
+    """,
+    ("analyzers.sensitivity.robustness", "analyzers.sensitivity.robustness"): """
+        corrupting=corrupted_runs parts=sample_chunks verdict=prediction_change
+    """,
+    ("analyzers.sensitivity.weights", "analyzers.sensitivity.weights"): """
+        damage=prune_and_quantize measured=measured_effect owners=parameter_owners profiles=results
+        samples=labelled_batches task=weight_task trace=trace_estimators
+    """,
+    ("demo", "demo"): "subject=demo_subject",
+    ("plotting", "plotting.drawing"): """
+        bars board cells=matrix_cells colorbar decades=log_scales images layout model_tree panels=image_panels
+        samples=attribution_sample scales=axis_scales text wording=token_text
+    """,
+    ("plotting", "plotting.figures"): """
+        activation_mosaic attention channels compare_methods curves faithfulness_curve feature_gallery
+        feature_visualization gradient_flow group_effects heatmap latent_traversal layer_profile leaderboard matrix
+        method_grid model_map overlay_grid receptive_field recurrent_states relevance_flow sensitivity=ranking thumbnail
+        timeseries tokens tokens_html top_inputs training
+    """,
+    ("report", "report"): """
+        alt=alt_text examine=sample_section facts=provenance make=assemble outputs=predictions told=warning_log
+    """,
+    ("results", "results"): "combining=arithmetic frames=tables",
+    ("results", "results.maps"): """
+        attention=attention_weights attribution feature_visualization receptive_field recurrent=recurrent_states
+        top_inputs traversal=latent_traversal words=token_spans
+    """,
+    ("results", "results.reports"): "groups=group_comparison layer_table leaderboard logit_lens method_table routes",
+    ("results", "results.values"): """
+        curve explained faithfulness=faithfulness_curve health=layer_health layers=layer_profile ledger matrix ranking
+        training=training_history unit_statistics
+    """,
+    ("scale", "scale.data"): "ahead=background pieces=bad_samples reading=as_source source",
+    ("scale", "scale.run"): "run=work start=lifecycle",
+    ("scale", "scale.store"): """
+        block=shard_builder columns manifest plan rebuild=attributions settings=fingerprint shard_files
+        shelves=shard_storage store
+    """,
+}
+"""(old folder, new folder) -> modules: the name, or `old=new` if it changed."""
+
+_NAMES: Final[dict[str, dict[str, str]]] = {
+    "analyzers": {"analyzers.structure": "compare_routes layer_table route"},
+    "analyzers.activation": {
+        "analyzers.saliency": """
+            ablation_cam attention_rollout_map eigen_cam eigen_grad_cam finer_cam grad_cam grad_cam_plus_plus
+            guided_grad_cam hi_res_cam layer_cam score_cam x_grad_cam
+        """
+    },
+    "analyzers.relevance": {"analyzers.concepts": "Concept concept_relevance rank_concepts top_inputs"},
+    "analyzers.methods": {"analyzers.saliency.saliency": "known_methods"},
+    "neurons": {"probes.units": "read_units"},
+    "scale.manifest": {"scale.data.source": "DIGEST"},
+}
+"""Old package or module -> new module -> the names that went another way than the rest."""
+
+_PACKAGES: Final = {"analyzers.activation.cam": "analyzers.saliency.cam"}
+"""Packages that moved."""
+
+_ROOT: Final = f"{__package__}."
+
+
+@functools.cache
+def modules() -> dict[str, str]:
+    """Return old module -> new module, both relative to the package."""
+    moved = dict(_PACKAGES)
+    for (old_folder, new_folder), entries in _MOVED.items():
+        for entry in entries.split():
+            old, _, new = entry.partition("=")
+            moved[f"{old_folder}.{old}".lstrip(".")] = f"{new_folder}.{new or old}".lstrip(".")
+    return moved
+
+
+@functools.cache
+def names(old: str) -> dict[str, str]:
+    """Return name -> new module for the names that left the package or module `old`."""
+    return {name: home for home, words in _NAMES.get(old, {}).items() for name in words.split()}
+
+
+def keep_old_names(package: str) -> None:
+    """Let a package answer to the names that it held before, with a warning.
+
+    Args:
+        package: its `__name__`.
+    """
+    old = package.removeprefix(_ROOT)
+
+    def __getattr__(name: str) -> Any:
+        home = None if name.startswith("__") else names(old).get(name, modules().get(old))
+        module = home and importlib.import_module(_ROOT + home)
+        if not hasattr(module, name):
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        warn(f"{package}.{name} is now {_ROOT}{home}.{name}.", DeprecationWarning)
+        return getattr(module, name)
+
+    sys.modules[package].__dict__["__getattr__"] = __getattr__
+
+
+class _MovedModule(ModuleType):
+    """A module at an old path, with the contents of the new one.
+
+    Importing a module binds it in its package, even if that holds a function of the same name; the first use of the
+    module undoes it.
+    """
+
+    def __init__(self, name: str, new: ModuleType) -> None:
+        super().__init__(name, new.__doc__)
+        package, _, self._child = name.rpartition(".")
+        self._new, self._package = new, sys.modules[package]
+        self._bound = vars(self._package).get(self._child)
+
+    def __getattr__(self, name: str) -> Any:
+        if self._bound is not None and vars(self._package)[self._child] is self:
+            setattr(self._package, self._child, self._bound)
+        home = names(self.__name__.removeprefix(_ROOT)).get(name)
+        return getattr(self._new if home is None else importlib.import_module(_ROOT + home), name)
+
+    def __dir__(self) -> list[str]:
+        return dir(self._new)
+
+
+class _Finder:
+    """Finds modules at their old paths."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        """Return how to load a module that moved, with a warning; None for any other."""
+        old = name.removeprefix(_ROOT)
+        home = modules().get(old) if old != name else None
+        if home is None or getattr(PathFinder.find_spec(name, path), "origin", None):  # a package has the name now
+            return None
+        warn(f"{name} is now {_ROOT}{home}.", DeprecationWarning)
+        return ModuleSpec(name, _Loader(), origin=_ROOT + home, is_package=old in _PACKAGES)
+
+
+class _Loader(Loader):
+    """Loads what `_Finder` found."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        assert spec.origin is not None
+        return _MovedModule(spec.name, importlib.import_module(spec.origin))
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing is left to do."""
+
+
+def install() -> None:
+    """Make the old paths importable; the package calls this once."""
+    if _Finder not in sys.meta_path:
+        sys.meta_path.insert(0, _Finder)
