@@ -217,6 +217,8 @@ class _MovedModule(ModuleType):
         package, _, self._child = name.rpartition(".")
         self._new, self._package = new, sys.modules[package]
         self._bound = vars(self._package).get(self._child)
+        if hasattr(new, "__path__"):
+            self.__path__: list[str] = []  # the modules in it are found by the table, never as files
 
     def __getattr__(self, name: str) -> Any:
         if self._bound is not None and vars(self._package)[self._child] is self:

@@ -35,7 +35,7 @@ LEFT = [
     ("analyzers", "layer_table route compare_routes", "analyzers.structure"),
     ("analyzers.activation", "grad_cam layer_cam attention_rollout_map", "analyzers.saliency"),
     ("analyzers.relevance", "concept_relevance rank_concepts Concept top_inputs", "analyzers.concepts"),
-    ("analyzers.dynamics.geometry", "geometry", "analyzers.dynamics.geometry.geometry"),
+    ("analyzers.activation.attention", "attention_weights", "analyzers.activation.attention.weights"),
     ("scale.store", "open_store", "scale.store.store"),
 ]
 
@@ -87,6 +87,13 @@ def test_an_old_module_does_not_hide_a_function_of_its_name():
         warnings.simplefilter("ignore")
         from layerlens.analyzers.saliency.blur_ig import blur_ig
     assert saliency.blur_ig is blur_ig is function
+
+
+def test_a_package_holds_the_function_that_its_module_held():
+    from layerlens.analyzers.dynamics.geometry import geometry
+    from layerlens.analyzers.dynamics.similarity import similarity
+
+    assert (geometry, similarity) == (layerlens.geometry, layerlens.similarity)
 
 
 def test_an_unknown_module_is_unknown():

@@ -2,4 +2,8 @@
 
 from layerlens.deprecated import keep_old_names
 
+from .similarity import similarity
+
+__all__ = ["similarity"]
+
 keep_old_names(__name__)
