@@ -14,7 +14,7 @@ NUMBER = re.compile(r"[-+]?\d+\.\d+")
 MOST_BYTES = 200_000
 
 PAGES = {
-    "relevance": 8,
+    "relevance": 9,
     "language-models": 2,
     "groups-and-errors": 3,
     "interventions": 5,

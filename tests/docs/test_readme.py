@@ -1,4 +1,4 @@
-"""The README's lines run as they stand."""
+"""The README's lines run unchanged, and so do the pages whose blocks are independent."""
 
 import pathlib
 import re
@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from layerlens import Lens
 from layerlens.analyzers.relevance.rules import TABLE
 from tests.docs.test_pages import PAGES
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
+DOCS = README.parent / "docs"
 
 
 def test_the_first_lines_run(tmp_path, monkeypatch, capsys):
@@ -26,7 +28,8 @@ def test_the_first_lines_run(tmp_path, monkeypatch, capsys):
 
 
 def test_the_rulebook_runs(capsys):
-    code = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)[1]
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "relevance.md").read_text(), flags=re.S)
+    (code,) = (block for block in blocks if 'Rulebook("mine"' in block)
     exec(compile(code, str(README), "exec"), {})
     shown = capsys.readouterr().out
     assert all(rule in shown for rule in ("Flat()", "Gamma(gamma=0.25) with batch norm"))
@@ -42,12 +45,22 @@ def test_the_numbers_of_the_cat_are_those_of_today():
     assert [f"{float(part):.1f}" for part in (ledger.score, ledger.inputs, ledger.additive)] == ["10.5", "-0.2", "10.6"]
 
 
-PICTURES = sorted((README.parent / "docs").glob("readme-*.png"))
+def test_its_calls_are_methods_of_lens():
+    for page, least in ((README, 10), (DOCS / "questions.md", 35)):
+        named = re.findall(r"\blens\.(\w+)\(", page.read_text())
+        assert len(named) >= least and all(hasattr(Lens, name) for name in named), page.name
 
 
-def test_its_pictures_are_small_and_told_in_words():
-    shown = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", README.read_text())
-    assert sorted(README.parent / path for _, path in shown) == PICTURES and len(PICTURES) == 3
+PICTURES = sorted(DOCS.glob("readme-*.png"))
+
+
+def test_its_pictures_are_small_and_described_in_words():
+    shown = [
+        (alt, page.parent / path)
+        for page in (README, DOCS / "questions.md")
+        for alt, path in re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", page.read_text())
+    ]
+    assert sorted(path for _, path in shown) == PICTURES and len(PICTURES) == 3
     assert all(path.stat().st_size < 150_000 for path in PICTURES) and all(len(alt) > 60 for alt, _ in shown)
 
 
@@ -63,9 +76,9 @@ def test_its_pictures_are_those_that_the_code_makes_today(tmp_path):
         assert difference < 3, f"{path.name} is stale: python -m benchmarks.readme_pictures"
 
 
-WITHOUT_CODE = {"peers"}
-LIGHT = sorted(page for page in (README.parent / "docs").glob("*.md") if page.stem not in {*PAGES, *WITHOUT_CODE})
-"""Pages whose blocks stand alone; tests/docs/test_pages.py runs the others."""
+WITHOUT_CODE = {"glossary", "peers", "questions"}
+LIGHT = sorted(page for page in DOCS.glob("*.md") if page.stem not in {*PAGES, *WITHOUT_CODE})
+"""Pages whose blocks are independent; tests/docs/test_pages.py runs the others."""
 
 
 @pytest.mark.parametrize("page", LIGHT, ids=lambda page: page.stem)
@@ -84,7 +97,7 @@ def test_every_block_of_the_docs_runs(page, tmp_path, monkeypatch):
 
 def test_every_file_that_is_named_exists():
     text = README.read_text()
-    named = re.findall(r"\]\(((?:docs|notebooks)/[^)]+)\)", text) + re.findall(
+    named = re.findall(r"\]\(((?:docs/|notebooks/|CONTRIBUTING)[^)]+)\)", text) + re.findall(
         r"`((?:layerlens|notebooks|tests)/[^`]+)`", text
     )
     assert len(named) >= 5
