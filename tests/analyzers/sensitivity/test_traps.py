@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from layerlens import errors
 from layerlens.analyzers.sensitivity import jacobian, lipschitz
-from layerlens.analyzers.sensitivity.local.forward_mode import _ROUTES, _SHARED
+from layerlens.analyzers.sensitivity.local.directional_derivatives import _ROUTES, _SHARED
 from tests.analyzers.sensitivity.local.test_jacobian import dense_norms
 from tests.cases import CASES, double, normal
 
@@ -141,7 +141,7 @@ def test_sharing_gives_the_numbers_of_copies(name, monkeypatch):
     model, x = case.build().double(), double(case.example())
     shared = jacobian(model, x, probes=3)
     kept = tuple(row for row in _ROUTES if row[3] not in _SHARED)
-    monkeypatch.setattr("layerlens.analyzers.sensitivity.local.forward_mode._ROUTES", kept)
+    monkeypatch.setattr("layerlens.analyzers.sensitivity.local.directional_derivatives._ROUTES", kept)
     copies = jacobian(model, x, probes=3)
     assert "copies" in copies.method and "copies" not in shared.method and shared.layers == copies.layers
     torch.testing.assert_close(shared.values, copies.values, rtol=1e-10, atol=0)

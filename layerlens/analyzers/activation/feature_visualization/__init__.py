@@ -1,5 +1,5 @@
 """Inputs made to excite a unit, a direction, a layer or a class."""
 
-from .method import feature_visualization
+from .feature_visualization import feature_visualization
 
 __all__ = ["feature_visualization"]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from layerlens.analyzers.common.calls.call_shapes import call_index
-from layerlens.errors import SelectionError, warn
+from layerlens.errors import RecordError, SelectionError, warn
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Layers, Selection
@@ -18,7 +18,6 @@ from layerlens.probes.call import Call
 from layerlens.probes.probe import Probe
 from layerlens.results import RecurrentStates
 
-from .cells import cell_states
 from .steps import Quantities, Weights, from_input, read, step_of
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -201,3 +200,40 @@ def _end(values: torch.Tensor, lengths: torch.Tensor, *, reverse: bool) -> torch
 def _apart(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     """The largest difference of each sample; past its end the module returns 0."""
     return (ours.nan_to_num() - theirs.to(ours.dtype)).flatten(1).abs().amax(dim=1)
+
+
+def cell_states(
+    path: LayerPath, module: nn.RNNCellBase, calls: list[Call]
+) -> tuple[dict[str, Quantities], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """States of all calls as steps, lengths, and for each sample the difference from the output and its size.
+
+    Raises:
+        RecordError: when the calls differ in their number of samples.
+    """
+    step, found, apart, sizes = step_of(module), list[Quantities](), [], []
+    for call in calls:
+        args, kwargs = call.inputs
+        x = args[0] if args else kwargs["input"]
+        state = args[1] if len(args) > 1 else kwargs.get("hx")
+        x = x[None] if x.ndim == 1 else x
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        parts = () if state is None else state if isinstance(state, tuple) else (state,)
+        start = {name: part.reshape(len(x), -1).to(x) for name, part in zip(("hidden", "cell"), parts, strict=False)}
+        zeros = x.new_zeros(len(x), module.hidden_size)
+        weights = read(module, "", x.dtype)
+        made = step(weights, from_input(weights, x), {"hidden": zeros, "cell": zeros, **start})
+        returned = call.output if isinstance(call.output, tuple) else (call.output,)
+        for name, part in zip(("hidden", "cell"), returned, strict=False):
+            theirs = part.reshape(len(x), -1).to(x)
+            apart.append((made[name] - theirs).abs().amax(dim=1))
+            sizes.append(theirs.abs().amax(dim=1))
+        found.append(made)
+    batches = {len(made["hidden"]) for made in found}
+    if len(batches) > 1:
+        raise RecordError(
+            f"the calls of cell {path!r} have {', '.join(map(str, sorted(batches)))} samples; its steps form no "
+            "sequence. Run samples of one length together, or one by one."
+        )
+    states = {name: torch.stack([made[name] for made in found], dim=1) for name in found[0]}
+    lengths = torch.full((batches.pop(),), len(calls))
+    return {"layer 0": states}, lengths, torch.stack(apart).amax(dim=0), torch.stack(sizes).amax(dim=0)

@@ -21,7 +21,7 @@ from layerlens.results import Ranking
 from layerlens.targets.target import Spec
 
 from .distribution import Study, study
-from .factors import Names
+from .feature_names import Names
 
 SERIES = ("mu*", "sigma")
 

@@ -18,9 +18,8 @@ from layerlens.results import Ranking
 from layerlens.targets.target import Spec
 
 from .distribution import study
-from .factors import Names
-from .jansen import resamples
-from .sobol_designs import run_designs
+from .feature_names import Names
+from .jansen import resamples, run_designs
 
 WIDE = 0.15
 """Half a 95 % interval above this is told of."""

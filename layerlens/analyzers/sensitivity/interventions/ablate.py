@@ -18,15 +18,13 @@ from layerlens.model.layers import Selection
 from layerlens.results import Explained, Ranking
 from layerlens.targets.target import Spec
 
-from ..local.output_metrics import Metric, readout
-from .batching import Runner
+from ..output_metrics import Metric, readout
 from .first_order import screened
 from .intervention_sites import find
-from .labels import PARTS, ablation_explained, named, quantity, result, size_of, warn_of_misleading
 from .parts import KINDS, By
-from .reference_data import VALUES, Value, source_of
-from .replace_parts import Part, Trial
-from .replacements import RandomDirection, Source
+from .replacements import VALUES, RandomDirection, Source, Value, source_of
+from .results import PARTS, ablation_explained, named, quantity, result, size_of, warn_of_misleading
+from .trials import Part, Runner, Trial
 
 NULL_DRAWS = 4
 """Random directions for each part, when the null is asked for."""

@@ -15,7 +15,7 @@ from layerlens.model.trees import map_tensors
 from layerlens.targets.outputs import main_output
 from layerlens.targets.target import Target, as_target
 
-from ..local.output_metrics import Readout
+from ..output_metrics import Readout
 from .hook_points import Key, tapped
 from .intervention_sites import Seam
 from .replacements import Misfit, Source

@@ -17,14 +17,13 @@ from layerlens.model.trees import describe
 from layerlens.results import Explained
 from layerlens.targets.target import Spec, Target, as_target
 
-from ..local.output_metrics import Readout
+from ..output_metrics import Readout
 from .ablate import NULL_DRAWS
-from .batching import Runner
 from .intervention_sites import find
-from .labels import PARTS, named, result, size_of, warn_of_misleading
 from .parts import KINDS, By
-from .replace_parts import Part, Trial
 from .replacements import RandomDirection, Recorded
+from .results import PARTS, named, result, size_of, warn_of_misleading
+from .trials import Part, Runner, Trial
 
 
 @measure(

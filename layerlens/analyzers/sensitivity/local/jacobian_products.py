@@ -11,9 +11,8 @@ import torch.autograd.forward_ad as forward_ad
 from layerlens.analyzers.common.calls.call_sites import Site, by_row, floating
 from layerlens.analyzers.common.scorer import backward_pass
 
-from .finite_differences import STEP, moved, step_length
-from .forward_mode import Kind, load_formulas, plain_kernels, sentence
-from .probe_run import Job, Unavailable, Values
+from ..stepped_runs import Job, Unavailable, Values
+from .directional_derivatives import STEP, Kind, load_formulas, moved, plain_kernels, sentence, step_length
 
 
 class Products:

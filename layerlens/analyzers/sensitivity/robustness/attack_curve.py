@@ -17,8 +17,8 @@ from layerlens.progress import track
 from layerlens.results import Curve
 from layerlens.targets.target import Spec
 
+from .attack_options import Plan, plan, warn_flat
 from .attacks import Norm
-from .options import Plan, plan, warn_flat
 from .prediction_change import Loss
 from .sample_chunks import Part, parts
 

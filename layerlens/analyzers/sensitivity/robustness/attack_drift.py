@@ -20,10 +20,10 @@ from layerlens.progress import track
 from layerlens.results import LayerProfile
 from layerlens.targets.target import Spec
 
-from ..local.probe_run import Values
+from ..stepped_runs import Values
 from .attack_curve import draw_seed
+from .attack_options import plan, warn_flat
 from .attacks import METHODS, Norm
-from .options import plan, warn_flat
 from .prediction_change import Loss
 from .sample_chunks import Part, parts
 

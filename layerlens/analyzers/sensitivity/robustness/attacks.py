@@ -11,7 +11,7 @@ import torch
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import InputError, OptionError
 
-from ..local.probe_run import Values, lengths
+from ..stepped_runs import Values, lengths
 from .sample_chunks import Part
 
 Norm = Literal["linf", "l2"]

@@ -17,7 +17,7 @@ from layerlens.inputs.batches import batches
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.targets.target import Spec, Target, as_target
 
-from ..local.probe_run import Job, Values
+from ..stepped_runs import Job, Values
 from .prediction_change import Verdict, verdict
 
 

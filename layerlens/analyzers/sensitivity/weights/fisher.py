@@ -8,14 +8,15 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.null_model import with_parameters
+from layerlens.analyzers.common.null_model import shuffled_parameters, with_parameters
 from layerlens.analyzers.common.scorer import backward_pass
-from layerlens.errors import InputError
+from layerlens.errors import InputError, warn
 from layerlens.inputs.inputs import Forward
+from layerlens.results import LayerProfile
 
-from .labelled_batches import Samples
+from .labeled_batches import Samples
 from .likelihood import EXACT, Kind, Likelihood, likelihood
-from .parameter_owners import Owners
+from .weight_task import Job, Owners
 
 
 @dataclasses.dataclass
@@ -151,3 +152,68 @@ def words(found: Information, draws: int, empirical: bool) -> str:
     what = {"categorical": "classes", "gaussian": "outputs", "bernoulli": "outputs"}[found.likelihood.kind]
     how = f"sum over {what}" if found.exact else f"{draws} drawn labels a sample (more than {EXACT} {what})"
     return f"Fisher information, {found.likelihood.kind}, {how}"
+
+
+def by_information(job: Job, *, draws: int, empirical: bool) -> LayerProfile:
+    """The trace of the Fisher information."""
+    if empirical:
+        warn(
+            "the empirical Fisher is taken at the labels of the data: it vanishes where the model has fitted them, and "
+            "is no curvature. empirical=False sums over the model's own labels.",
+        )
+
+    def run(parameters: dict[str, torch.Tensor]) -> Information:
+        return fisher(
+            job.model,
+            job.samples,
+            job.owners,
+            parameters,
+            kind=job.likelihood,
+            draws=draws,
+            empirical=empirical,
+            seed=job.seed,
+            progress=job.progress,
+            forward=job.forward,
+        )
+
+    if job.null:
+        job.samples.check_again("null=True")
+    found = run(job.parameters)
+    chance = run(shuffled_parameters(job.model, job.seed)).trace.mean(dim=0) if job.null else None
+    count = len(found.trace)
+    values = found.trace.mean(dim=0)
+    by_draws = (found.scatter / draws).sum(dim=0).sqrt() / count
+    error = found.trace.std(dim=0) / count**0.5 if count > 1 else None
+    if error is None and not (found.exact or empirical) and draws > 1:
+        error = by_draws
+    return LayerProfile(
+        quantity="trace of the Fisher information",
+        layers=tuple(job.owners.rows),
+        values=values,
+        units="nats per squared unit of weight",
+        signed=False,
+        method=words(found, draws, empirical) + job.told,
+        settings=job.settings(
+            measure="fisher",
+            likelihood=found.likelihood.kind,
+            empirical=empirical,
+            draws=None if found.exact or empirical else draws,
+            samples=count,
+        ),
+        error=error,
+        null=chance,
+        checks={
+            "parameters": job.counts,
+            "per parameter": values / job.counts,
+            "relative": found.relative.mean(dim=0),
+            "draw error": by_draws,
+        },
+        explanation=(
+            "Each value is the summed squared slope of the model's log probabilities along every weight of the layer: "
+            "half of it times s^2 is how far, in nats, independent noise of variance s^2 on its weights moves the "
+            "output's distribution.",
+            "It is the curvature at these weights and inputs, in the units of the weights: it says nothing of large "
+            "changes, such as pruning, and layers whose weights are small by their scale come out large: see "
+            "checks['relative'].",
+        ),
+    )

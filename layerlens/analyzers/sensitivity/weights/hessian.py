@@ -11,15 +11,16 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from layerlens.analyzers.common.null_model import with_parameters
+from layerlens.analyzers.common.null_model import shuffled_parameters, with_parameters
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import InputError
 from layerlens.inputs.inputs import Forward
 from layerlens.model.borrowed import primitive_kernels
+from layerlens.results import LayerProfile
 
-from .labelled_batches import Piece, Samples
+from .labeled_batches import Piece, Samples
 from .likelihood import Kind, likelihood
-from .parameter_owners import Owners
+from .weight_task import Job, Owners
 
 Loss = Callable[[Any, "torch.Tensor | None"], torch.Tensor]
 Block = list[torch.Tensor]
@@ -202,3 +203,103 @@ def _plain_kernels(model: nn.Module) -> Iterator[None]:
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(primitive_kernels())
         yield
+
+
+Traces = tuple[torch.Tensor, torch.Tensor]
+"""Values and standard errors, `(rows,)`, float64."""
+
+
+def hutch_plus_plus(curvature: Curvature, probes: int, seed: int) -> Traces:
+    """Tr H_ll of every row by Hutch++ (Meyer et al. 2021, algorithm 1), with `probes` products each.
+
+    A third of the products finds the space Q of the largest eigenvalues, a third gives the trace there exactly, and the
+    rest is Hutchinson's estimate on what Q leaves, whose scatter is the standard error. A row with no more numbers
+    than a third of the probes is exact.
+    """
+    third = probes // 3
+    generator = torch.Generator().manual_seed(seed)
+    sizes = curvature.sizes
+    small = [size <= third for size in sizes]
+    sketch = [_signs(0 if whole else third, size, generator) for size, whole in zip(sizes, small, strict=True)]
+    if not all(small):
+        ranges = curvature.products(sketch)
+    bases, probing = [], []
+    for place, (size, whole) in enumerate(zip(sizes, small, strict=True)):
+        q = torch.eye(size, dtype=torch.float64) if whole else torch.linalg.qr(ranges[place]).Q
+        g = _signs(0 if whole else third, size, generator)
+        bases.append(q)
+        probing.append(g - q @ (q.T @ g))
+    products = curvature.products([torch.cat(pair, dim=1) for pair in zip(bases, probing, strict=True)])
+    values, errors = [], []
+    for q, g, product in zip(bases, probing, products, strict=True):
+        inside = (q * product[:, : q.shape[1]]).sum()
+        outside = (g * product[:, q.shape[1] :]).sum(dim=0)  # (third,)
+        count = len(outside)
+        values.append(inside + (outside.mean() if count else 0.0))
+        errors.append(outside.std() / count**0.5 if count > 1 else torch.zeros((), dtype=torch.float64))
+    return torch.stack(values), torch.stack(errors)
+
+
+def hutchinson(curvature: Curvature, probes: int, seed: int) -> Traces:
+    """Tr H_ll of all rows at once: mean of v_l' (H v)_l over random signs v (Hutchinson 1990).
+
+    What the rows' vectors add to each other's products has mean zero and is part of the scatter.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    signs = [_signs(probes, size, generator) for size in curvature.sizes]
+    products = curvature.products(signs, jointly=True)
+    forms = torch.stack([(v * product).sum(dim=0) for v, product in zip(signs, products, strict=True)])
+    return forms.mean(dim=1), forms.std(dim=1) / probes**0.5
+
+
+def _signs(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(2, (count, size), generator=generator).double().T * 2 - 1
+
+
+def by_curvature(job: Job, *, loss: Loss | None, probes: int, estimator: str) -> LayerProfile:
+    """The trace of the Hessian of the loss."""
+    plus = estimator == "hutch++"
+    if plus or job.null:
+        job.samples.check_again("Hutch++" if plus else "null=True")
+    used = route = ""
+
+    def run(parameters: dict[str, torch.Tensor]) -> Traces:
+        nonlocal used, route
+        curvature = Curvature(
+            job.model,
+            job.samples,
+            job.owners,
+            parameters,
+            kind=job.likelihood,
+            loss=loss,
+            seed=job.seed,
+            progress=job.progress,
+            forward=job.forward,
+        )
+        found = (hutch_plus_plus if plus else hutchinson)(curvature, probes, job.seed)
+        used = curvature.used
+        route = f"differences of gradients ({curvature.missing})" if curvature.missing else "double backward"
+        return found
+
+    values, error = run(job.parameters)
+    name = "Hutch++ for each layer" if plus else "Hutchinson for all layers at once"
+    method = f"trace of the Hessian, {used}, {name}, {probes} products, {route}"
+    chance = run(shuffled_parameters(job.model, job.seed))[0] if job.null else None
+    return LayerProfile(
+        quantity="trace of the Hessian of the loss",
+        layers=tuple(job.owners.rows),
+        values=values,
+        units="loss per squared unit of weight",
+        signed=True,
+        method=method + job.told,
+        settings=job.settings(measure="hessian_trace", loss=used, probes=probes, estimator=estimator, route=route),
+        error=error,
+        null=chance,
+        checks={"parameters": job.counts, "per parameter": values / job.counts},
+        explanation=(
+            "Each value is the summed curvature of the mean loss along the weights of the layer: half of it times "
+            "s^2 is how much independent noise of variance s^2 on its weights raises the loss.",
+            "A sum of curvatures in all directions, in which positive and negative ones cancel, and an estimate with "
+            "the given error; it says nothing of large changes of the weights.",
+        ),
+    )

@@ -13,13 +13,14 @@ from layerlens.analyzers.common.null_model import with_parameters
 from layerlens.errors import InputError, LayerNotFound, OptionError, choose
 from layerlens.inputs.inputs import Forward
 from layerlens.progress import track
+from layerlens.results import LayerProfile
 from layerlens.targets.target import Spec
 
-from ..local.output_metrics import QUANTITIES, readout
-from .labelled_batches import Piece, Samples
+from ..output_metrics import QUANTITIES, readout
+from .labeled_batches import Piece, Samples
 from .likelihood import Kind, likelihood
-from .parameter_owners import Owners
-from .prune_and_quantize import Block, Damage, weight_names
+from .prune_and_quantize import Block, Damage, pruning, quantization, weight_names
+from .weight_task import Job, Owners
 
 Metric = Literal["auto", "loss", "accuracy", "kl", "flip", "relative_change", "change"]
 METRICS = ("auto", "loss", "accuracy", *QUANTITIES)
@@ -196,3 +197,64 @@ def _reader(metric: Metric, target: Spec, kind: Kind, output: Any, piece: Piece)
         return _Level(values, torch.zeros(len(values), dtype=torch.float64))
 
     return _Reader(found.metric, found.words, compared, lambda before, after: found.change(before.output, after.output))
+
+
+def by_damage(
+    job: Job, measure: str, levels: Any, how: Any, *, metric: Metric, target: Spec, draws: int
+) -> LayerProfile:
+    """The change of loss, accuracy or output with spoiled weights."""
+    damage = pruning(job.model, levels, how) if measure == "pruning" else quantization(job.model, levels, how)
+    found = measured(
+        job.model,
+        job.samples,
+        job.owners,
+        damage,
+        metric=metric,
+        target=target,
+        kind=job.likelihood,
+        null=job.null,
+        draws=draws,
+        seed=job.seed,
+        progress=job.progress,
+        forward=job.forward,
+    )
+    after = "pruning" if measure == "pruning" else "rounding"
+    kinds = {
+        "loss": (f"rise of the loss after {after}", "loss"),
+        "accuracy": (f"drop of the accuracy after {after}", "share of samples"),
+    }
+    quantity, units = kinds.get(found.metric) or (
+        QUANTITIES[found.metric][0].replace("under noise", f"after {after}"),
+        QUANTITIES[found.metric][1],
+    )
+    checks = {"parameters": job.counts[[list(job.owners.rows).index(row) for row in found.rows]]}
+    if found.clean is not None:
+        checks["clean"] = found.clean
+    settings = job.settings(
+        measure=measure,
+        levels=levels,
+        metric=found.metric,
+        samples=found.count,
+        draws=draws if job.null else None,
+        **({"structured": how} if measure == "pruning" else {"granularity": how}),
+    )
+    settings["left_out"] |= found.left_out
+    return LayerProfile(
+        quantity=quantity,
+        layers=tuple(found.rows),
+        values=found.values,
+        units=units,
+        signed=found.metric in ("loss", "accuracy"),
+        method=f"{damage.words}, {found.words}, {found.count} samples{job.told}",
+        settings=settings,
+        series=damage.series,
+        error=found.error,
+        null=found.null,
+        checks=checks,
+        explanation=(
+            f"Each value is the {quantity}, as measured with {damage.words}; null, where asked for, is the same amount "
+            "of damage at random places.",
+            "It holds for one layer at a time with the others intact and without training afterwards, on these "
+            "samples; damage to several layers does not add up.",
+        ),
+    )

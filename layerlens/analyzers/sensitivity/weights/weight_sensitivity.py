@@ -19,14 +19,13 @@ from layerlens.model.placement import home, need_weights
 from layerlens.results import LayerProfile
 from layerlens.targets.target import Spec
 
-from .hessian import Loss
-from .labelled_batches import Samples
+from .fisher import by_information
+from .hessian import Loss, by_curvature
+from .labeled_batches import Samples
 from .likelihood import Kind
-from .measured_effect import Metric
-from .parameter_owners import By, owners
+from .measured_effect import Metric, by_damage
 from .prune_and_quantize import Granularity, check_levels
-from .results import by_curvature, by_damage, by_information
-from .weight_task import Job
+from .weight_task import By, Job, owners
 
 Kinds = Literal["fisher", "hessian_trace", "pruning", "quantization"]
 OPTIONS: dict[str, tuple[str, ...]] = {

@@ -11,10 +11,10 @@ from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.errors import warn
 from layerlens.results import Explained, LayerProfile, Matrix, Ranking
 
-from ..local.output_metrics import Readout
+from ..output_metrics import Readout
 from .intervention_sites import OTHER_POSITIONS, Found
 from .parts import NO_POSITIONS
-from .replace_parts import Part
+from .trials import Part
 
 UNITS = {"kl": "nats", "flip": "share of samples", "relative_change": "1", "change": "units of the output"}
 QUANTITIES = {

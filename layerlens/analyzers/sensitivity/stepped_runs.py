@@ -149,3 +149,17 @@ class Job:
 def lengths(values: Values) -> torch.Tensor:
     """The Euclidean length of each row over all leaves together, `(rows,)`, float64."""
     return torch.stack([row_norms(value, 0, len(value)).square() for value in values.values()]).sum(dim=0).sqrt()
+
+
+def directions(leaves: dict[str, Leaf], probes: int, seed: int) -> tuple[Values, int]:
+    """The directions u by leaf, `(probes, ...)`, and the number n of values they step.
+
+    Drawn probe by probe on the main processor, so that they are the same whatever the batch, dtype and device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count = sum(leaf.value[0].numel() for leaf in leaves.values())
+    drawn: dict[str, list[torch.Tensor]] = {name: [] for name in leaves}
+    for _ in range(probes):
+        for name, leaf in leaves.items():
+            drawn[name].append(torch.randn(leaf.value.shape[1:], generator=generator, dtype=torch.float32))
+    return {name: (torch.stack(drawn[name]) / count**0.5).to(leaf.value) for name, leaf in leaves.items()}, count
