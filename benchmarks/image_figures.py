@@ -50,13 +50,13 @@ Row = tuple[float, float, float]
 
 def write() -> None:
     """Write every picture, and print what each map scored, for the texts beside them."""
-    for name, plot, colours in (
+    for name, plot, colors in (
         ("leaderboard", leaderboard(), None),
         ("curves", curves(), None),
         ("photographs", grid("photographs"), 256),
         ("digits", grid("digits"), 256),
     ):
-        path = plot.save(DOCS / f"faithfulness-{name}.png", colours=colours)
+        path = plot.save(DOCS / f"faithfulness-{name}.png", colors=colors)
         print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB", file=sys.stderr, flush=True)
 
 

@@ -1,14 +1,19 @@
-"""One picture: shown in a notebook, kept in a file, and open to change through matplotlib."""
+"""A figure as an object to show, save and change; the registry of figures by the result that they draw."""
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 import io
 import os
+import re
+import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from layerlens.errors import OptionError, PlotError
+from layerlens.errors import OptionError, PlotError, UnknownOption, choose, warn
+from layerlens.files import whole
+from layerlens.signatures import public
 
 from . import style
 
@@ -28,9 +33,9 @@ class Plot:
     """A finished figure.
 
     Attributes:
-        fig: the matplotlib figure; it belongs to no window and to no pyplot state.
-        axes: its panels, in reading order, colorbars left out.
-        data: the arrays that were drawn, by name.
+        fig: matplotlib figure, independent of windows and of pyplot.
+        axes: its panels in reading order, without colorbars.
+        data: arrays that were drawn, by name.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -46,21 +51,31 @@ class Plot:
         self._own = own
         self._settings = dict(style.RC)
 
-    def save(self, path: str | os.PathLike[str], dpi: float = 200, *, colours: int | None = None) -> Path:
-        """Write the figure as PNG, PDF or SVG, by the suffix of the path; fonts are embedded as TrueType.
+    @public
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        dpi: float = 200,
+        *,
+        colors: int | None = None,
+        colours: int | None = None,
+    ) -> Path:
+        """Write the figure as PNG, PDF or SVG, depending on the suffix of the path; fonts are embedded as TrueType.
 
         The file appears whole or not at all, and the same figure gives the same bytes.
 
         Args:
-            path: where to; an existing file is replaced.
+            path: file to write; an existing one is replaced.
             dpi: dots per inch of a PNG, and of the images inside a PDF or SVG.
-            colours: of a PNG, 2 to 256 that fit the figure best, for a file of less than half the size; None keeps all.
+            colors: number of colors of a PNG, 2 to 256, for a file of less than half the size; None keeps all.
+            colours: old name of `colors`.
 
         Returns:
             The path written.
 
         Raises:
-            PlotError: for another suffix, or when the folder does not exist.
+            OptionError: if `dpi` or `colors` is out of range.
+            PlotError: if the suffix is another one, or the folder does not exist.
 
         Example:
             >>> import tempfile
@@ -69,32 +84,29 @@ class Plot:
             ...     Plot(Figure(), (), {}).save(f"{folder}/empty.pdf").name
             'empty.pdf'
         """
+        if colours is not None:
+            warn("Plot.save(colours=) is now Plot.save(colors=).", DeprecationWarning)
+            colors = colours
         path = Path(path)
-        kind = path.suffix.lower().removeprefix(".")
-        if kind not in METADATA:
+        suffix = path.suffix.lower().removeprefix(".")
+        if suffix not in METADATA:
             given = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
             raise PlotError(f"cannot save a figure to {path}: {given}. Use .png, .pdf or .svg.")
         if not path.parent.is_dir():
             raise PlotError(f"cannot save a figure to {path}: the folder {path.parent} does not exist. Make it first.")
         if not 10 <= dpi <= 2400:
             raise OptionError(f"dpi={dpi!r}; give 10 to 2400 dots per inch.")
-        if colours is not None and (kind != "png" or not 2 <= colours <= 256):
-            raise OptionError(f"colours={colours!r} for a {kind.upper()}; give 2 to 256, and for a PNG only.")
-        content = self._render(kind, dpi)
-        if colours is not None:
-            content = _fewer(content, colours)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
-            raise
+        if colors is not None and (suffix != "png" or not 2 <= colors <= 256):
+            raise OptionError(f"colors={colors!r} for a {suffix.upper()}; give 2 to 256, and for a PNG only.")
+        content = self._render(suffix, dpi)
+        if colors is not None:
+            content = _with_palette(content, colors)
+        with whole(path) as file:
+            file.write(content)
         return path
 
     def png(self, dpi: float = 200) -> bytes:
-        """The figure as the bytes of a PNG, on white paper also where a notebook is dark.
+        """Return the figure as the bytes of a PNG, on white paper even in a dark notebook.
 
         Args:
             dpi: dots per inch.
@@ -105,7 +117,7 @@ class Plot:
         import matplotlib
 
         buffer = io.BytesIO()
-        backend = "agg" if kind == "png" else kind  # a canvas of its own: another may remember sizes of text
+        backend = "agg" if kind == "png" else kind  # a new canvas: another may remember sizes of text
         with matplotlib.rc_context(self._settings):  # fonts are chosen while saving too
             self.fig.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind], backend=backend)
         return buffer.getvalue()
@@ -114,8 +126,7 @@ class Plot:
         return self._render("png", 200) if self._own else None
 
     def _ipython_display_(self) -> None:
-        # drawn into axes of the user, who shows them: this must show nothing. NotImplementedError is how IPython is
-        # told to go on to _repr_png_.
+        # A figure in the user's axes is shown by the user. NotImplementedError makes IPython use _repr_png_.
         if self._own:
             raise NotImplementedError
 
@@ -126,12 +137,179 @@ class Plot:
         return f"Plot({size}). Keep it: .save('figure.pdf')"
 
 
-def _fewer(content: bytes, colours: int) -> bytes:
-    """A PNG with a palette."""
+def _with_palette(content: bytes, colors: int) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
     picture = Image.open(io.BytesIO(content)).convert("RGB")
-    few = picture.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+    few = picture.quantize(colors, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
     few.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+FigureFunction = Callable[..., Plot]
+Drawing = TypeVar("Drawing", bound=FigureFunction)
+FIGURES: Final[dict[type[Any], dict[str, FigureFunction]]] = {}
+"""Class of results -> kind -> the figure that is registered for it; `figures_of` adds those of its base classes."""
+_USUAL: Final[dict[type[Any], str]] = {}
+SAVE_OPTIONS: Final = ("dpi", "path", "colors", "format", "fname")
+"""Options that belong to `Plot.save` and are tried on `plot`."""
+
+
+def figure(of: type[Any], *, kind: str, usual: bool = False) -> Callable[[Drawing], Drawing]:
+    """Register a function as a figure of a class of results: `result.plot(kind)` and `result.plot.<kind>()` call it.
+
+    The function takes the result first and options by keyword, and returns a `Plot`. A parameter that several figures
+    share (`width`, `title`, `cmap`, ...) needs no description: `layerlens.signatures.public` completes the docstring.
+
+    Args:
+        of: class of the result; its subclasses have the figure too.
+        kind: name of the figure, a Python identifier.
+        usual: whether `result.plot()` draws it; otherwise the first that was registered.
+
+    Raises:
+        OptionError: if `kind` is not an identifier.
+
+    Example:
+        >>> from layerlens.results import Entry
+        >>> @figure(Entry, kind="nothing")
+        ... def nothing(entry, *, width="column", title=None):
+        ...     \"\"\"Draw nothing.\"\"\"
+        >>> list(figures_of(Entry))
+        ['nothing']
+        >>> FIGURES.pop(Entry)["nothing"].__doc__.splitlines()[3].strip()
+        'width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.'
+    """
+    if not kind.isidentifier():
+        raise OptionError(f"kind={kind!r} of a figure must be a Python identifier, for result.plot.{kind}().")
+
+    def register(draw: Drawing) -> Drawing:
+        drawn = draw if hasattr(draw, "__wrapped__") else public(draw)
+        FIGURES.setdefault(of, {})[kind] = drawn
+        if usual:
+            _USUAL[of] = kind
+        return drawn
+
+    return register
+
+
+def figures_of(of: type[Any]) -> dict[str, FigureFunction]:
+    """Return the figures of a class of results by kind, the usual one first."""
+    lines = of.__mro__
+    found = {kind: draw for base in reversed(lines) for kind, draw in FIGURES.get(base, {}).items()}
+    usual = next((_USUAL[base] for base in lines if base in _USUAL), None)
+    return found if usual is None else {usual: found.pop(usual), **found}
+
+
+def through(read: Callable[..., Any], draw: FigureFunction) -> FigureFunction:
+    """Return a figure that draws what `read` makes of a result, with the options of both.
+
+    Args:
+        read: function of a result, such as one of its methods.
+        draw: figure of what that returns.
+    """
+    first, *own = inspect.signature(read).parameters.values()
+    _, *options = inspect.signature(draw).parameters.values()
+    names = [one.name for one in own]
+
+    def drawn(result: Any, **given: Any) -> Plot:
+        chosen = {name: given.pop(name) for name in names if name in given}
+        return draw(read(result, **chosen), **given)
+
+    keyword = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *options)]
+    first = inspect.Parameter("result", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    drawn.__name__, drawn.__module__ = draw.__name__, draw.__module__
+    drawn.__doc__ = _with_first(draw, *(f"{name}: as of `{read.__qualname__}`." for name in names))
+    vars(drawn)["__signature__"] = inspect.Signature([first, *keyword])
+    return drawn
+
+
+def plot(result: Any, kind: str | None = None, **options: Any) -> Plot:
+    """Draw any result that has a figure; `result.plot(kind, ...)` is the same.
+
+    Args:
+        result: any result; `dir(result.plot)` lists its kinds of figures.
+        kind: which figure; None is the usual one.
+        options: options of that figure, see `help(result.plot.<kind>)`.
+
+    Raises:
+        OptionError: if the result has no figure of that kind.
+        PlotError: if it has none at all, or cannot be drawn.
+        UnknownOption: if the figure does not have one of the options.
+
+    Example:
+        >>> import torch
+        >>> from layerlens.results import LayerProfile
+        >>> profile = LayerProfile("norm", ("stem", "head"), torch.tensor([2.0, 1.0]), "1", False, "exact", {})
+        >>> plot(profile, width="column")
+        Plot(1 panel, 3.25 x ... in). Keep it: .save('figure.pdf')
+    """
+    of = type(result)
+    figures = figures_of(of)
+    if not figures:
+        known = ", ".join(sorted(one.__name__ for one in FIGURES))
+        raise PlotError(f"there is no figure of a {of.__name__}. These have one: {known}.")
+    name = next(iter(figures)) if kind is None else choose(f"figure of a {of.__name__}", kind, figures)
+    _check_options(of, name, figures, options)
+    return figures[name](result, **options)
+
+
+def _check_options(of: type[Any], kind: str, figures: dict[str, FigureFunction], options: dict[str, Any]) -> None:
+    """Say where options belong that the figure does not have.
+
+    Raises:
+        UnknownOption: if there is such an option; the figure itself names the nearest of its own.
+    """
+    have = {name: inspect.signature(draw).parameters for name, draw in figures.items()}
+    for option in options:
+        if option in have[kind] or any(one.kind is one.VAR_KEYWORD for one in have[kind].values()):
+            continue
+        if option in SAVE_OPTIONS:
+            raise UnknownOption(
+                f"plot() has no option {option!r}: it belongs to saving, "
+                f"result.plot().save('figure.png', {option}={options[option]!r})."
+            )
+        others = [repr(name) for name, parameters in have.items() if option in parameters]
+        if others:
+            raise UnknownOption(f"the figure {kind!r} of a {of.__name__} has no option {option!r}; {others[0]} has.")
+
+
+def plot_method(of: type[Any], result: Any = None) -> FigureFunction:
+    """Return `result.plot`: a function with the options of the usual figure, and an attribute for every kind.
+
+    Args:
+        of: class of the result.
+        result: the result; None for the function of the class, which takes it first.
+    """
+    figures = figures_of(of)
+    Parameter = inspect.Parameter
+
+    def of_class(self: Any, kind: str | None = None, **options: Any) -> Plot:
+        return plot(self, kind, **options)
+
+    def of_result(kind: str | None = None, **options: Any) -> Plot:
+        return plot(result, kind, **options)
+
+    draw: Any = of_class if result is None else of_result
+    draw.__name__, draw.__qualname__, draw.__module__ = "plot", f"{of.__name__}.plot", of.__module__
+    usual = next(iter(figures), None)
+    parameters = list(inspect.signature(draw).parameters.values())[:-1]
+    if usual is None:
+        draw.__doc__ = f"Draw the result; there is no figure of a {of.__name__}."
+        return draw  # type: ignore[no-any-return]
+    others = ", ".join(f'`"{name}"`' for name in figures if name != usual)
+    more = f", or one with other options, see `help(result.plot.<kind>)`: {others}" if others else ""
+    draw.__doc__ = _with_first(figures[usual], f'kind: None or `"{usual}"`{more}.')
+    options = list(inspect.signature(figures[usual]).parameters.values())[1:]
+    options = [one if one.kind is one.VAR_KEYWORD else one.replace(kind=Parameter.KEYWORD_ONLY) for one in options]
+    draw.__signature__ = inspect.Signature([*parameters, *options], return_annotation="Plot")
+    for name, one in figures.items():
+        setattr(draw, name, one if result is None else types.MethodType(one, result))
+    return draw  # type: ignore[no-any-return]
+
+
+def _with_first(draw: FigureFunction, *entries: str) -> str:
+    """The docstring of a figure, with other entries instead of that of its first parameter."""
+    first = next(iter(inspect.signature(draw).parameters))
+    lines = "".join(f"        {entry}\n" for entry in entries)
+    return re.sub(rf"(?m)^ {{8}}{first}: .*\n(?: {{9,}}.*\n)*", lambda _: lines, draw.__doc__ or "", count=1)

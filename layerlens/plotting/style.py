@@ -1,18 +1,21 @@
-"""What all figures share: sizes, colours, text, limits of colour scales. Called, it changes them for a while."""
+"""What all figures share: sizes, colors, text, limits of color scales. `style(...)` changes them for a while."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 import math
 import sys
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Literal
 
 import numpy as np
 
-from layerlens.errors import OptionError, PlotError, choose
+from layerlens.errors import OptionError, PlotError, choose, warn
+from layerlens.signatures import public
 
 Array = np.ndarray[Any, Any]
 Width = Literal["column", "page"] | float
@@ -31,8 +34,8 @@ NEGATIVE: Final = "#2166AC"
 SIGNED: Final = "RdBu_r"
 """The colormap of signed values where none is asked for."""
 
-# Okabe and Ito 2008, without the yellow that vanishes on white paper; each with its own line, for print in grey
-COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito 2008, without the yellow that vanishes on white paper; each with its own line, for print in gray
+COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES: Final[tuple[Any, ...]] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2)))
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 """Marks of the categories; every second one is drawn hollow."""
@@ -123,11 +126,11 @@ def number(value: float, digits: int = 3) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The range of a colour scale.
+    """The range of a color scale.
 
     Attributes:
-        low: value of the first colour.
-        high: value of the last colour.
+        low: value of the first color.
+        high: value of the last color.
         clipped: whether some values lie outside.
         note: how the range was chosen, for the label of a colorbar.
         below: whether values lie below a scale that starts at 0.
@@ -153,7 +156,7 @@ def limits(arrays: Iterable[Array], *, signed: bool, clip: float, vmax: float | 
     Args:
         arrays: finite values.
         signed: whether negative values have a meaning.
-        clip: percentile of |value| at which colours saturate, in (0, 100].
+        clip: percentile of |value| at which colors saturate, in (0, 100].
         vmax: the largest value; None takes it from `clip`.
         what: the name of the data, for errors.
 
@@ -168,7 +171,7 @@ def limits(arrays: Iterable[Array], *, signed: bool, clip: float, vmax: float | 
     if not 0 < clip <= 100:
         raise OptionError(f"clip={clip!r} is a percentile; give a number above 0 and at most 100.")
     if vmax is not None and not (math.isfinite(vmax) and vmax > 0):
-        raise OptionError(f"vmax={vmax!r} is the largest value of the colour scale; give a positive number.")
+        raise OptionError(f"vmax={vmax!r} is the largest value of the color scale; give a positive number.")
     values = np.concatenate([np.ravel(array) for array in arrays]).astype(np.float64)
     sizes = np.abs(values)
     largest = float(sizes.max())
@@ -203,18 +206,121 @@ def colormap(cmap: str | None, *, signed: bool, unsigned: str = "magma") -> Any:
     return matplotlib.colormaps[choose("colormap", cmap or (SIGNED if signed else unsigned), matplotlib.colormaps)]
 
 
-def signed_colours(values: Sequence[float] | Array) -> list[str]:
+def signed_colors(values: Sequence[float] | Array) -> list[str]:
     """Red for positive and blue for negative bars, as in the signed colormap."""
     return [POSITIVE if value >= 0 else NEGATIVE for value in values]
+
+
+@public
+@contextlib.contextmanager
+def using(
+    *,
+    size: float | None = None,
+    family: str | None = None,
+    colors: Sequence[str] | None = None,
+    positive: str | None = None,
+    negative: str | None = None,
+    signed: str | None = None,
+    rc: Mapping[str, Any] | None = None,
+    colours: Sequence[str] | None = None,
+) -> Iterator[None]:
+    """Draw figures in another style inside a `with` block; `plotting.style(...)` is the same function.
+
+    A figure keeps its style when it is saved later. Like matplotlib's settings, the style holds for the whole process,
+    other threads included.
+
+    Args:
+        size: size of titles and labels in points, 6 to 24 (default 7); numbers and notes are a point smaller, at
+            least 6.
+        family: font family that matplotlib finds on this machine; letters that it lacks are drawn in DejaVu Sans.
+        colors: colors of the categories, in order; the rest of the seven stay.
+        positive: color of bars of positive values.
+        negative: color of bars of negative values.
+        signed: colormap of signed values.
+        rc: other settings of matplotlib by name.
+        colours: old name of `colors`.
+
+    Raises:
+        OptionError: for a size out of range, or a font, color, colormap or setting that matplotlib does not know.
+
+    Example:
+        >>> from layerlens import plotting
+        >>> with plotting.style(size=9, colors=["black", "grey"]):
+        ...     plotting.style.TEXT, plotting.style.SMALL, plotting.style.COLORS[:3]
+        (9.0, 8.0, ('black', 'grey', '#009E73'))
+        >>> plotting.style.TEXT
+        7.0
+    """
+    if colours is not None:
+        warn("style(colours=) is now style(colors=).", DeprecationWarning)
+        colors = colours
+    changed = _changed(size, family, colors, positive, negative, signed, dict(rc or {}))
+    before = {name: globals()[name] for name in changed}
+    globals().update(changed)
+    try:
+        yield
+    finally:
+        globals().update(before)
+
+
+def _changed(
+    size: float | None,
+    family: str | None,
+    colors: Sequence[str] | None,
+    positive: str | None,
+    negative: str | None,
+    signed: str | None,
+    rc: dict[str, Any],
+) -> dict[str, Any]:
+    """The names of `style` that change, with their new values."""
+    import matplotlib
+    from matplotlib.colors import is_color_like
+    from matplotlib.font_manager import get_font_names
+
+    changed: dict[str, Any] = {}
+    if size is not None:
+        if not 6 <= size <= 24:
+            raise OptionError(f"size={size!r} points; give 6 to 24.")
+        changed |= {"TEXT": float(size), "SMALL": max(6.0, size - 1.0)}
+        sizes = {TEXT: changed["TEXT"], SMALL: changed["SMALL"]}
+        rc = {name: sizes[value] for name, value in RC.items() if name.endswith("size") and value in sizes} | rc
+    if family is not None:
+        rc = {"font.family": [choose("font", family, get_font_names()), *RC["font.family"][-1:]]} | rc
+    for name, color in (("positive", positive), ("negative", negative), *(("colors", one) for one in colors or ())):
+        if color is not None and not is_color_like(color):
+            raise OptionError(f"{name}: {color!r} is no color. Give a name or '#rrggbb'.")
+    if colors is not None:
+        if not colors or isinstance(colors, str):
+            raise OptionError(f"colors={colors!r}; give a list of one or more colors.")
+        changed["COLORS"] = (*colors, *COLORS[len(colors) :])
+    if signed is not None:
+        changed["SIGNED"] = choose("colormap", signed, matplotlib.colormaps)
+    changed |= {name: value for name, value in (("POSITIVE", positive), ("NEGATIVE", negative)) if value is not None}
+    for name in rc:
+        choose("setting of matplotlib", name, matplotlib.rcParams)
+    try:
+        with matplotlib.rc_context(rc):
+            pass
+    except ValueError as error:
+        raise OptionError(f"rc=: {error}") from error
+    return changed | {"RC": {**RC, **rc}}
+
+
+OLD_NAMES: Final = {"COLOURS": "COLORS", "signed_colours": "signed_colors"}
 
 
 class _Style(types.ModuleType):
     """This module, which can be called: `with plotting.style(size=9): ...`."""
 
     def __call__(self, **options: Any) -> AbstractContextManager[None]:
-        from .styling import using
-
         return using(**options)
 
+    def __getattr__(self, name: str) -> Any:
+        if name not in OLD_NAMES:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        warn(f"style.{name} is now style.{OLD_NAMES[name]}.", DeprecationWarning)
+        return getattr(self, OLD_NAMES[name])
 
+
+__signature__ = inspect.signature(using)
 sys.modules[__name__].__class__ = _Style

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 
@@ -18,6 +18,24 @@ if TYPE_CHECKING:
     from layerlens.plotting import Plot
 
 Self = TypeVar("Self", bound="Result")
+
+
+class Drawing(Protocol):
+    """Draw the result: `plot()`, `plot("flow", width="page")`, or `plot.flow(width="page")` with the same options."""
+
+    def __call__(self, kind: str | None = None, **options: Any) -> Plot:
+        """Draw the figure of a kind, or the usual one."""
+
+    def __getattr__(self, kind: str) -> Callable[..., Plot]: ...
+
+
+class _PlotMethod:
+    """`result.plot` with the options and the docstring of the result's usual figure, and every kind as an attribute."""
+
+    def __get__(self, result: Result | None, of: type[Result]) -> Drawing:
+        from layerlens.plotting.plot import plot_method
+
+        return cast(Drawing, plot_method(of, result))
 
 
 class Result:
@@ -32,16 +50,7 @@ class Result:
         super().__init_subclass__()
         Result.classes[cls.__name__] = cls
 
-    def plot(self, kind: str | None = None, **options: Any) -> Plot:
-        """Draw the result; `kind` picks among the figures that fit it, `options` go to that figure's function.
-
-        Raises:
-            OptionError: when no figure of that kind fits.
-            PlotError: when the data cannot be drawn.
-        """
-        from layerlens import plotting
-
-        return plotting.plot(self, kind, **options)
+    plot = _PlotMethod()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the result to one npz file (arrays and a JSON description); `.npz` is added when missing.

@@ -85,7 +85,7 @@ def png(name):
 
 
 def difference(first, second):
-    """Root mean square over pixels and colours, of 255; infinite where the sizes differ."""
+    """Root mean square over pixels and colors, of 255; infinite where the sizes differ."""
     a, b = (np.asarray(Image.open(io.BytesIO(one)).convert("RGB"), dtype=np.float64) for one in (first, second))
     return float(np.sqrt(((a - b) ** 2).mean())) if a.shape == b.shape else float("inf")
 

@@ -28,7 +28,7 @@ def test_each_series_is_a_line_with_its_error_as_a_band():
     assert plot.axes[0].get_xlabel() == "eps" and plot.axes[0].get_ylabel() == "accuracy"
 
 
-def test_lines_differ_in_colour_style_and_mark():
+def test_lines_differ_in_color_style_and_mark():
     plot = curves(curve(tuple("abcdef")))
     looks = [(line.get_color(), str(line._dash_pattern), line.get_marker()) for line in lines(plot)]
     assert all(len({look[part] for look in looks}) == 6 for part in range(3))
@@ -44,11 +44,11 @@ def test_chance_is_dashed_once_where_all_curves_share_it():
     assert not lines(curves(dataclasses.replace(given, null=None)), dashed=True)
 
 
-def test_many_curves_take_the_colours_of_a_scale_in_order_and_some_are_named():
+def test_many_curves_take_the_colors_of_a_scale_in_order_and_some_are_named():
     plot = curves(curve(PATHS[:30]))
-    colours = [tuple(line.get_color()) for line in lines(plot)]
+    colors = [tuple(line.get_color()) for line in lines(plot)]
     weights = np.array([0.2126, 0.7152, 0.0722])
-    assert (np.diff([np.array(colour[:3]) @ weights for colour in colours]) > 0).all()
+    assert (np.diff([np.array(color[:3]) @ weights for color in colors]) > 0).all()
     named = [one.get_text() for one in plot.axes[0].get_legend().get_texts()]
     assert named[0] == PATHS[0] and PATHS[29] in named and len(named) == 7
     assert "30 curves in order, from dark to light." in texts(plot)

@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from layerlens import plotting
-from layerlens.plotting import FIGURES
+from layerlens.plotting import FIGURES, figures_of
 from layerlens.results import UnitStatistics
 
 from .helpers import (
@@ -109,7 +109,7 @@ DRAW = {
     **{pair: lambda pair=pair: EXAMPLES[pair]().plot(pair[1]) for pair in EXAMPLES},
     **{("several", name): draw for name, draw in OF_SEVERAL.items()},
 }
-NO_PLOT = {"Plot", "plot", "thumbnail", "tokens_html"}
+NO_PLOT = {"FIGURES", "Plot", "figure", "figures_of", "plot", "style", "through", "thumbnail", "tokens_html"}
 EACH = pytest.mark.parametrize("name, kind", DRAW, ids=lambda part: part)
 
 
@@ -124,7 +124,7 @@ def tensors(result):
 
 
 def test_every_figure_has_an_example():
-    assert set(EXAMPLES) == {(of.__name__, kind) for of, figures in FIGURES.items() for kind in figures}
+    assert set(EXAMPLES) == {(of.__name__, kind) for of in FIGURES for kind in figures_of(of)}
     of_one = {draw.__name__ for figures in FIGURES.values() for draw in figures.values()}
     assert set(plotting.__all__) - NO_PLOT == {name for name in of_one if not name.startswith("_")} | set(OF_SEVERAL)
 

@@ -33,7 +33,7 @@ def test_controls_are_named_hollow_and_the_best_of_them_is_a_line():
     plot = leaderboard(own)
     (axes,) = plot.axes
     marked = [label.get_text().endswith("(control)") for label in axes.get_yticklabels()]
-    assert [name for name, grey in zip(plot.data["methods"], marked, strict=True) if grey] == ["method 1", "method 4"]
+    assert [name for name, gray in zip(plot.data["methods"], marked, strict=True) if gray] == ["method 1", "method 4"]
     hollow = [line.get_markerfacecolor() == "white" for line in dots(axes)]
     assert hollow == marked
     dashed = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--" and len(line.get_xdata()) == 2]

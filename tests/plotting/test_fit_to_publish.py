@@ -135,13 +135,13 @@ def test_cells_have_no_negative_zero_and_tokens_no_marks_of_the_tokenizer():
 
 @pytest.mark.slow
 def test_signs_are_apart_for_a_reader_who_does_not_see_red_and_green():
-    from benchmarks.figures import deuteranopia, grey
+    from benchmarks.figures import deuteranopia, gray
 
     def apart(name, see):
         first, last = see(matplotlib.colormaps[name]([0.02, 0.98])[:, :3])
         return 255 * float(np.linalg.norm(first - last))
 
     assert apart(style.SIGNED, deuteranopia) > 80 > 60 > apart("RdYlGn", deuteranopia)
-    assert apart(style.SIGNED, grey) < 10 and apart("cividis", grey) > 200  # what the page on figures says
+    assert apart(style.SIGNED, gray) < 10 and apart("cividis", gray) > 200  # what the page on figures says
     white = deuteranopia(np.ones((1, 3)))
     assert white == pytest.approx(np.ones((1, 3)), abs=1e-3)

@@ -10,7 +10,7 @@ from layerlens.plotting import heatmap
 from .helpers import attribution, images, random, texts
 
 
-def test_an_image_is_the_sum_of_channels_over_its_grey_input():
+def test_an_image_is_the_sum_of_channels_over_its_gray_input():
     result = images()
     plot = heatmap(result, 1)
     underlay, overlay = plot.axes[0].images

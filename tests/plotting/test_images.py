@@ -27,12 +27,12 @@ def test_every_form_of_a_picture_is_read_alike(form):
     np.testing.assert_allclose(images.picture(form(photo())), photo() / 255, atol=1e-6)
 
 
-def test_grey_pictures_lose_their_channel():
+def test_gray_pictures_lose_their_channel():
     assert images.picture(np.ones((1, 9, 12))).shape == (9, 12)
     assert images.picture(np.ones((9, 12, 1))).shape == (9, 12)
 
 
-def test_a_standardised_picture_is_stretched():
+def test_a_standardized_picture_is_stretched():
     shown = images.picture(torch.randn(3, 20, 20, generator=torch.Generator().manual_seed(0)))
     assert shown.min() == 0 and shown.max() == 1
 
@@ -60,6 +60,6 @@ def test_what_is_no_picture_is_refused(image, expected):
         images.picture(image)
 
 
-def test_the_underlay_is_middle_grey():
-    shown = images.grey(images.picture(photo()))
+def test_the_underlay_is_middle_gray():
+    shown = images.gray(images.picture(photo()))
     assert shown.min() >= 0.42 and shown.max() <= 0.88 and shown.shape == (9, 12)

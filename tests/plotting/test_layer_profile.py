@@ -91,7 +91,7 @@ def test_long_names_in_a_column_are_broken_not_cut():
     assert tuple(label.replace("\n", "") for label in labels) == PATHS[:10]
 
 
-def test_signed_bars_are_coloured_by_sign():
+def test_signed_bars_are_colored_by_sign():
     given = dataclasses.replace(profile(2, error=False, null=False, signed=True), values=torch.tensor([1.0, -1.0]))
     up, down = (bar.get_facecolor() for bar in layer_profile(given).axes[0].patches)
     assert up[0] > up[2] and down[2] > down[0]

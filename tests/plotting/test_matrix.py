@@ -86,7 +86,7 @@ def test_long_names_lose_their_middle_and_tokens_show_their_white_space():
     assert [label.get_text() for label in plot.axes[0].get_xticklabels()] == ["␣Paris", "↵", "∅", "end"]
 
 
-def test_of_thousands_of_columns_neighbours_are_drawn_together_and_no_peak_is_lost():
+def test_of_thousands_of_columns_neighbors_are_drawn_together_and_no_peak_is_lost():
     values = random(12, 4096)
     values[3, 1001] = -40.0
     given = grid(12, 4096)
@@ -108,13 +108,13 @@ def test_numbers_are_written_where_they_fit():
     assert not matrix(grid(30, 30)).axes[0].texts
 
 
-def test_numbers_are_legible_on_their_colour():
+def test_numbers_are_legible_on_their_color():
     from matplotlib.colors import to_rgb
 
     plot = matrix(grid(4, 4), width="page")
     image = plot.axes[0].images[0]
-    colours = image.cmap(image.norm(plot.data["values"]))[..., :3].reshape(-1, 3)
-    for one, behind in zip(plot.axes[0].texts, colours, strict=True):
+    colors = image.cmap(image.norm(plot.data["values"]))[..., :3].reshape(-1, 3)
+    for one, behind in zip(plot.axes[0].texts, colors, strict=True):
         weights = np.array([0.2126, 0.7152, 0.0722])
         assert abs(float((np.array(to_rgb(one.get_color())) - behind) @ weights)) > 0.3
 

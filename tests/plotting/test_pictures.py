@@ -42,15 +42,15 @@ def test_the_version_of_the_pictures_is_the_one_that_is_pinned(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["a name", "a colour", "the null", "the size", "one value"])
+@pytest.mark.parametrize("change", ["a name", "a color", "the null", "the size", "one value"])
 def test_a_small_change_of_a_figure_is_seen(change):
     base = profile(12)
     names = list(base.layers)
     before = plotting.layer_profile(base).png(pictures.DPI)
     if change == "the size":
         after = plotting.layer_profile(base, width=3.3).png(pictures.DPI)
-    elif change == "a colour":
-        with plotting.style(colours=["#5072B2"]):
+    elif change == "a color":
+        with plotting.style(colors=["#5072B2"]):
             after = plotting.layer_profile(base).png(pictures.DPI)
     elif change == "a name":
         after = plotting.layer_profile(base, labels=["head", *names[1:]]).png(pictures.DPI)

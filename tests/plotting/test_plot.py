@@ -1,11 +1,16 @@
+import inspect
 import os
+import pydoc
 
 import pytest
 
-from layerlens.errors import OptionError, PlotError
+from layerlens import plotting
+from layerlens.errors import OptionError, PlotError, UnknownOption
 from layerlens.plotting import Plot, heatmap, layer_profile, plot
+from layerlens.plotting.drawing.canvas import Canvas
+from layerlens.results import Curve
 
-from .helpers import attribution, curve, grid, images, ledger, maps, profile, random, ranking, relevance, table
+from .helpers import attribution, curve, grid, groups, images, ledger, maps, profile, random, ranking, relevance, table
 
 
 def test_pdf_embeds_truetype_fonts_also_under_other_settings(tmp_path):
@@ -38,22 +43,22 @@ def test_dpi_sets_the_pixels_of_a_png(tmp_path):
         assert image.size[0] == 1300
 
 
-def test_fewer_colours_make_a_smaller_png_that_looks_alike(tmp_path):
+def test_fewer_colors_make_a_smaller_png_that_looks_alike(tmp_path):
     import numpy as np
     from PIL import Image
 
     drawn = heatmap(images(size=96))
-    whole, few, again = (drawn.save(tmp_path / f"{k}.png", colours=k and 64).stat().st_size for k in (None, 64, 64))
+    whole, few, again = (drawn.save(tmp_path / f"{k}.png", colors=k and 64).stat().st_size for k in (None, 64, 64))
     assert few == again < whole / 2
     first, second = (np.asarray(Image.open(tmp_path / f"{k}.png").convert("RGB"), float) for k in (None, 64))
     assert len(np.unique(second.reshape(-1, 3), axis=0)) <= 64
     assert np.abs(first - second).mean() < 4
 
 
-@pytest.mark.parametrize("suffix, colours", [("png", 1), ("png", 257), ("pdf", 64)])
-def test_colours_that_no_file_can_have_are_refused(tmp_path, suffix, colours):
-    with pytest.raises(OptionError, match=f"colours={colours} for a {suffix.upper()}"):
-        heatmap(images()).save(tmp_path / f"a.{suffix}", colours=colours)
+@pytest.mark.parametrize("suffix, colors", [("png", 1), ("png", 257), ("pdf", 64)])
+def test_colors_that_no_file_can_have_are_refused(tmp_path, suffix, colors):
+    with pytest.raises(OptionError, match=f"colors={colors} for a {suffix.upper()}"):
+        heatmap(images()).save(tmp_path / f"a.{suffix}", colors=colors)
     assert not list(tmp_path.iterdir())
 
 
@@ -134,13 +139,15 @@ def test_options_go_to_the_figure():
 def test_an_unknown_kind_names_those_that_exist():
     with pytest.raises(
         OptionError,
-        match=r"unknown figure of a Relevance 'flows'. Closest: flow.* Known: heatmap, grid, tokens, .*flow, profile",
+        match=r"unknown figure of a Relevance 'flows'. Closest: flow.* Known: heatmap, grid, tokens, .*profile, flow",
     ):
         relevance().plot("flows")
 
 
 def test_a_result_without_a_figure_is_refused():
-    with pytest.raises(PlotError, match=r"no figure of a Entry. These have one: Relevance, Attribution"):
+    with pytest.raises(
+        PlotError, match=r"no figure of a Entry. These have one: ActivationMaps, Atten"
+    ):
         plot(ledger().entries[0])
 
 
@@ -149,3 +156,64 @@ def test_relevance_without_layers_says_how_to_get_a_profile():
 
     with pytest.raises(PlotError, match=r"no layers were asked for"):
         dataclasses.replace(relevance(), profile=None).plot("profile")
+
+
+# -- result.plot -------------------------------------------------------------------------------------------------------
+
+
+def test_result_plot_has_the_options_of_its_usual_figure_and_its_kinds_as_attributes():
+    drawn = relevance()
+    usual = list(inspect.signature(heatmap).parameters)
+    assert list(inspect.signature(drawn.plot).parameters) == ["kind", *usual[1:]]
+    assert "cmap: " in inspect.getdoc(drawn.plot) and "attribution: " not in inspect.getdoc(drawn.plot)
+    kinds = [name for name in dir(drawn.plot) if not name.startswith("_")]
+    assert kinds == ["flow", "grid", "heatmap", "profile", "timeseries", "tokens"]
+    assert (
+        list(inspect.signature(drawn.plot.flow).parameters)
+        == list(inspect.signature(plotting.relevance_flow).parameters)[1:]
+    )
+    assert inspect.getdoc(drawn.plot.flow) == inspect.getdoc(plotting.relevance_flow)
+    assert drawn.plot.flow(most=3).data["name"].tolist() == drawn.plot("flow", most=3).data["name"].tolist()
+    assert "most: " in pydoc.render_doc(drawn.plot.flow) and "cmap: " in pydoc.render_doc(type(drawn).plot)
+
+
+def test_a_figure_of_a_part_of_a_result_has_the_options_of_both():
+    assert list(inspect.signature(groups().plot.layers).parameters)[:2] == ["contrast", "scale"]
+    assert groups().plot.layers(contrast=0, scale="log").data["values"].shape == (2, 1)
+
+
+def test_misspelt_and_misplaced_options_are_named():
+    with pytest.raises(UnknownOption, match=r"belongs to saving, result.plot\(\).save\('figure.png', dpi=300\)"):
+        images().plot(dpi=300)
+    with pytest.raises(UnknownOption, match=r"heatmap\(\) has no option 'colormap'. Closest: colorbar"):
+        images().plot(colormap="gray")
+    with pytest.raises(UnknownOption, match=r"'heatmap' of a Relevance has no option 'most'; 'tokens' has"):
+        relevance().plot(most=3)
+
+
+def test_a_figure_of_ones_own_is_one_function(monkeypatch):
+    monkeypatch.setitem(plotting.FIGURES, Curve, dict(plotting.FIGURES[Curve]))
+
+    @plotting.figure(Curve, kind="dots")
+    def dots(one, *, width="column", title=None):
+        """Draw the points of a curve."""
+        with Canvas(width=width) as canvas:
+            canvas.title(title, one.method)
+            canvas.panel(height=1.0).plot(one.values[0], "o")
+            return canvas.finish({"values": one.values})
+
+    assert list(plotting.figures_of(Curve)) == ["curves", "dots"]
+    assert len(curve().plot.dots(title="mine").axes) == 1 and "width: `" in dots.__doc__
+    with pytest.raises(OptionError, match="must be a Python identifier"):
+        plotting.figure(Curve, kind="two words")
+
+
+def test_old_spellings_still_work_and_warn(tmp_path):
+    drawn = heatmap(images())
+    with pytest.warns(DeprecationWarning, match=r"Plot.save\(colors=\)"):
+        old = drawn.save(tmp_path / "old.png", colours=16).read_bytes()
+    assert old == drawn.save(tmp_path / "new.png", colors=16).read_bytes()
+    with pytest.warns(DeprecationWarning, match=r"style\(colors=\)"), plotting.style(colours=["black"]):
+        assert plotting.style.COLORS[0] == "black"
+    with pytest.warns(DeprecationWarning, match=r"now style.COLORS"):
+        assert plotting.style.COLOURS is plotting.style.COLORS

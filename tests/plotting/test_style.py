@@ -10,7 +10,7 @@ from layerlens.plotting.drawing import text
 
 from .helpers import attribution, curve, images, text_outside
 
-COLOURS = style.COLOURS
+COLORS = style.COLORS
 WORDS = attribution(1, 4, tokens=[["a", "word", "\n", ""]])
 
 
@@ -123,7 +123,7 @@ def test_the_widest_name_is_found_among_many():
 
 
 def settings():
-    return {name: getattr(style, name) for name in ("TEXT", "SMALL", "COLOURS", "POSITIVE", "NEGATIVE", "SIGNED", "RC")}
+    return {name: getattr(style, name) for name in ("TEXT", "SMALL", "COLORS", "POSITIVE", "NEGATIVE", "SIGNED", "RC")}
 
 
 def test_a_style_changes_figures_inside_of_its_context_alone(tmp_path):
@@ -132,24 +132,24 @@ def test_a_style_changes_figures_inside_of_its_context_alone(tmp_path):
     with plotting.style(size=11, family="DejaVu Serif", positive="#009E73", negative="black"):
         plot = heatmap(WORDS)
         sizes = {artist.get_fontsize() for artist in plot.fig.findobj(Text) if artist.get_text()}
-        colours = {to_hex(patch.get_facecolor()) for patch in plot.axes[0].patches}
+        colors = {to_hex(patch.get_facecolor()) for patch in plot.axes[0].patches}
         inside = plot.save(tmp_path / "inside.png").read_bytes()
-    assert sizes == {10, 11} and colours == {"#009e73", "#000000"}
+    assert sizes == {10, 11} and colors == {"#009e73", "#000000"}
     assert text_outside(plot) == []
     assert settings() == before and heatmap(WORDS).save(tmp_path / "after.png").read_bytes() == plain
     # a figure keeps its style when it is saved later
     assert plot.save(tmp_path / "later.png").read_bytes() == inside != plain
 
 
-def test_colours_of_categories_and_the_signed_map():
-    with plotting.style(colours=["#111111", "#222222"], signed="PuOr"):
+def test_colors_of_categories_and_the_signed_map():
+    with plotting.style(colors=["#111111", "#222222"], signed="PuOr"):
         assert [line.get_color() for line in curves(curve(("a", "b"), error=False, null=False)).axes[0].lines[:2]] == [
             "#111111",
             "#222222",
         ]
         assert heatmap(images()).axes[0].images[-1].get_cmap().name == "PuOr"
-        assert style.COLOURS[2:] == COLOURS[2:]
-    assert style.COLOURS == COLOURS
+        assert style.COLORS[2:] == COLORS[2:]
+    assert style.COLORS == COLORS
 
 
 def test_styles_lie_inside_of_each_other_and_end_after_an_error():
@@ -167,9 +167,9 @@ def test_styles_lie_inside_of_each_other_and_end_after_an_error():
     [
         ({"size": 3}, "size=3 points; give 6 to 24"),
         ({"family": "DejaVu Sant"}, "unknown font 'DejaVu Sant'. Closest: DejaVu Sans"),
-        ({"colours": []}, r"colours=\[\]; give a list"),
-        ({"colours": ["red", "reddd"]}, "colours: 'reddd' is no colour"),
-        ({"positive": "nothing"}, "positive: 'nothing' is no colour"),
+        ({"colors": []}, r"colors=\[\]; give a list"),
+        ({"colors": ["red", "reddd"]}, "colors: 'reddd' is no color"),
+        ({"positive": "nothing"}, "positive: 'nothing' is no color"),
         ({"signed": "RdBuu"}, "unknown colormap 'RdBuu'. Closest: RdBu"),
         ({"rc": {"axes.linewith": 2}}, "unknown setting of matplotlib 'axes.linewith'. Closest: axes.linewidth"),
         ({"rc": {"axes.linewidth": "thick"}}, "rc=: "),

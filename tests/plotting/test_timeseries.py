@@ -14,7 +14,7 @@ def series(steps=40, features=9, **fields):
     return attribution(2, steps, features, inputs=random(2, steps, features, seed=5), **fields)
 
 
-def test_the_line_is_the_signal_and_the_colours_are_its_relevance():
+def test_the_line_is_the_signal_and_the_colors_are_its_relevance():
     one = series()
     plot = timeseries(one, 1, channels=[7, 2])
     assert plot.data["channels"].tolist() == [7, 2]
@@ -52,7 +52,7 @@ def test_a_long_series_shows_the_largest_of_each_block_with_its_sign():
     values = one.values[0, :, 0].numpy()
     blocks = [values[start : start + 3] for start in range(0, 5003, 3)]
     assert np.array_equal(cells, [block[np.abs(block).argmax()] for block in blocks])
-    assert "each colour: the largest of 3 steps" in texts(plot) and len(plot.axes[0].lines[0].get_ydata()) == 5003
+    assert "each color: the largest of 3 steps" in texts(plot) and len(plot.axes[0].lines[0].get_ydata()) == 5003
     assert plot.axes[0].images[0].get_extent()[1] == 3 * len(blocks) - 0.5 and plot.axes[0].get_xlim()[1] == 5002.5
 
 

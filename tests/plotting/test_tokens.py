@@ -114,7 +114,7 @@ def test_parts_of_a_word_touch_and_words_do_not():
     assert ital.x0 == pytest.approx(cap.x1) and city.x0 > ital.x1 + 0.04
 
 
-def test_colours_are_those_of_the_scale_and_negative_tokens_are_underlined():
+def test_colors_are_those_of_the_scale_and_negative_tokens_are_underlined():
     values = [-2.0, -0.5, 0.0, 1.0]
     plot = tokens(of(["a", "b", "c", "d"], values))
     found, _ = boxes(plot)
@@ -128,7 +128,7 @@ def test_colours_are_those_of_the_scale_and_negative_tokens_are_underlined():
 
 def test_a_long_text_says_what_it_leaves_out():
     plot = tokens(attribution(1, 4096, tokens=[["Ġx"] * 4096]), most=50)
-    assert any(line.startswith("4096 tokens; grey: left out") for line in texts(plot))
+    assert any(line.startswith("4096 tokens; gray: left out") for line in texts(plot))
     assert len(plot.data["values"]) == 4096 and len(plot.data["tokens"]) < 80
 
 
@@ -162,13 +162,13 @@ def test_what_cannot_be_drawn_is_refused(draw, given, options, error, expected):
 # -- HTML --------------------------------------------------------------------------------------------------------------
 
 
-def test_every_token_has_its_text_colour_and_value():
+def test_every_token_has_its_text_color_and_value():
     values = [-2.0, 0.25, 1.0]
     spans = Spans(tokens_html(of(["a", "b", "c"], values)))
-    colours = style.colormap(None, signed=True)
+    colors = style.colormap(None, signed=True)
     for (shown, look, hover), word, value in zip(spans.tokens, "abc", values, strict=True):
         assert shown == word and hover == f"{word}: {style.number(value)} score"
-        assert f"background:{to_hex(colours((value + 2) / 4))};" in look
+        assert f"background:{to_hex(colors((value + 2) / 4))};" in look
         assert ("underline" in look) == (value < 0)
 
 
@@ -206,7 +206,7 @@ def test_the_scale_says_its_ends_and_where_it_is_clipped():
     assert "linear-gradient" not in tokens_html(of(WORDS), colorbar=False)
 
 
-def test_who_sees_no_colours_is_told_the_strongest():
+def test_who_sees_no_colors_is_told_the_strongest():
     assert "strongest of 3 tokens, in score: b −3, c 2, a 1" in tokens_html(of(["a", "b", "c"], [1, -3, 2]))
 
 

@@ -81,7 +81,7 @@ def test_zero_nan_and_infinity_have_marks_of_their_own_counted_in_the_key():
         assert marks[hatch].max(axis=0).tolist() == [9.5 if hatch != "xxxxx" else 7.5, row + 0.5]
     masked = np.ma.getmaskarray(axes.images[0].get_array())
     assert masked.sum() == 10 and masked[1, 4:].all()
-    # on a linear scale zero is a colour
+    # on a linear scale zero is a color
     linear = layers_of(training(planted(), log=False))
     assert [one.get_text() for one in linear.get_legend().get_texts()] == ["infinite (2)", "NaN (2)"]
 

@@ -55,7 +55,7 @@ def test_every_result_is_a_table_without_script_or_anything_to_load(make):
     for _, attrs in page.tags:
         assert not [name for name in attrs if name.startswith("on") or name in ("href", "class", "id")]
         assert attrs.get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
-    drawn = any(isinstance(result, kind) for kind in plotting.FIGURES)
+    drawn = bool(plotting.figures_of(type(result)))
     shown = bool(page.pictures()) or any(said.startswith("no picture: ") for said in page.texts)
     assert shown == (drawn and type(result).__name__ != "LayerTable")
 

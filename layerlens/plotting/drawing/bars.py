@@ -92,14 +92,14 @@ def few_decades() -> Any:
     return Locator(numticks=6)
 
 
-def draw(axes: Axes, values: Array, *, colours: Any, **options: Any) -> Any:
+def draw(axes: Axes, values: Array, *, colors: Any, **options: Any) -> Any:
     """Bars from zero, row by row from the top; `options` go to matplotlib's `barh`."""
-    return axes.barh(np.arange(len(values)), values, height=0.72, color=colours, linewidth=0, **options)
+    return axes.barh(np.arange(len(values)), values, height=0.72, color=colors, linewidth=0, **options)
 
 
 def draw_upright(axes: Axes, values: Array) -> None:
     """Upright bars from zero, red for positive and blue for negative."""
-    axes.bar(np.arange(len(values)), values, width=0.5, color=style.signed_colours(values), linewidth=0)
+    axes.bar(np.arange(len(values)), values, width=0.5, color=style.signed_colors(values), linewidth=0)
     axes.axhline(0, color=style.FAINT, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -132,7 +132,7 @@ def write_hidden(
             covers = max(covers, text.width(hidden, style.SMALL) + 0.1)
         axes.annotate(
             hidden, (0, row), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points",
-            va="center_baseline", ha="left", fontsize=style.SMALL, color=style.COLOURS[1],
+            va="center_baseline", ha="left", fontsize=style.SMALL, color=style.COLORS[1],
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
     if covers and across is not None:

@@ -15,7 +15,7 @@ Side = Literal["right", "bottom"]
 THICK: Final = 0.08
 PAD: Final = 0.06
 LONGEST: Final = 2.4
-"""Inches; a bar along many rows of panels would be all colour and no numbers."""
+"""Inches; a bar along many rows of panels would be all color and no numbers."""
 
 
 def attach(panels: Sequence[Axes], mappable: Any, limits: style.Limits, side: Side) -> Any:
@@ -23,7 +23,7 @@ def attach(panels: Sequence[Axes], mappable: Any, limits: style.Limits, side: Si
 
     Args:
         panels: one column (right) or row (bottom) of panels.
-        mappable: colours and range.
+        mappable: colors and range.
         limits: its numbers.
         side: where.
     """

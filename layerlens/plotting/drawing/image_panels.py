@@ -1,4 +1,4 @@
-"""What figures of pictures share: a map over its grey picture, a picture, the frame around both."""
+"""What figures of pictures share: a map over its gray picture, a picture, the frame around both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PAPER: Final = 0.65
-"""The shade of grey on which a colorbar shows the colours of an overlay: the middle of the underlay's."""
+"""The shade of gray on which a colorbar shows the colors of an overlay: the middle of the underlay's."""
 
 
 def show_picture(axes: Axes, picture: Array) -> None:
@@ -26,38 +26,38 @@ def show_picture(axes: Axes, picture: Array) -> None:
     frame(axes)
 
 
-def show_map(axes: Axes, values: Array, limits: Limits, colours: Any, *, picture: Array | None) -> tuple[Any, Array]:
-    """Draw a map in colours; over a picture, the opacity is |value| relative to the end of the scale.
+def show_map(axes: Axes, values: Array, limits: Limits, colors: Any, *, picture: Array | None) -> tuple[Any, Array]:
+    """Draw a map in colors; over a picture, the opacity is |value| relative to the end of the scale.
 
     Args:
         axes: where.
         values: `(height, width)`.
-        limits: range of the colours.
-        colours: colormap.
-        picture: `(height, width)` or `(height, width, 3)`, shown in middle grey; None draws the map opaque.
+        limits: range of the colors.
+        colors: colormap.
+        picture: `(height, width)` or `(height, width, 3)`, shown in middle gray; None draws the map opaque.
 
     Returns:
         What a colorbar needs, and the opacity of each place.
     """
     alpha = np.ones(values.shape)
     if picture is not None:
-        axes.imshow(images.grey(picture), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(images.gray(picture), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         alpha = np.minimum(np.abs(values) / limits.high, 1)
     image = axes.imshow(
-        values, cmap=colours, vmin=limits.low, vmax=limits.high, interpolation="nearest", alpha=alpha
+        values, cmap=colors, vmin=limits.low, vmax=limits.high, interpolation="nearest", alpha=alpha
     )  # fmt: skip
     frame(axes)
-    return (image if picture is None else _as_seen(colours, limits)), alpha
+    return (image if picture is None else _as_seen(colors, limits)), alpha
 
 
-def _as_seen(colours: Any, limits: Limits) -> Any:
-    """The colours of an overlay as they appear on middle grey, so that the colorbar matches the picture."""
+def _as_seen(colors: Any, limits: Limits) -> Any:
+    """The colors of an overlay as they appear on middle gray, so that the colorbar matches the picture."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
     values = np.linspace(limits.low, limits.high, 256)
     alpha = (np.abs(values) / limits.high)[:, None]
-    seen = alpha * colours(np.linspace(0, 1, 256))[:, :3] + (1 - alpha) * PAPER
+    seen = alpha * colors(np.linspace(0, 1, 256))[:, :3] + (1 - alpha) * PAPER
     return ScalarMappable(Normalize(limits.low, limits.high), ListedColormap(seen))
 
 

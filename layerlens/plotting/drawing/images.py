@@ -40,7 +40,7 @@ def finite_array(values: Any, what: str) -> Array:
     bad = int(array.size - np.isfinite(array).sum())
     if bad:
         raise PlotError(
-            f"{given} holds NaN or infinity at {bad} of {array.size} places, which no colour shows. Find where they "
+            f"{given} holds NaN or infinity at {bad} of {array.size} places, which no color shows. Find where they "
             "arise (an overflow in half precision?), or replace them: torch.nan_to_num(values)."
         )
     copy: Array = array.copy()
@@ -51,7 +51,7 @@ def picture(image: Any, what: str = "the picture", *, channels_first: bool = Fal
     """Read one picture for showing: brightness 0..1, `(height, width)` or `(height, width, 3)`.
 
     Taken are `(height, width)`, `(channel, height, width)` and `(height, width, channel)`, in 0..1, in 0..255, or
-    standardised for a model: the last is stretched from its 0.5th to its 99.5th percentile. Alpha is dropped, two
+    standardized for a model: the last is stretched from its 0.5th to its 99.5th percentile. Alpha is dropped, two
     or more than four channels become their mean.
 
     Args:
@@ -98,8 +98,8 @@ def _brightness(array: Array) -> Array:
     return np.clip((array - low) / (high - low or 1), 0, 1)
 
 
-def grey(image: Array) -> Array:
-    """Shades of middle grey for an underlay, `(height, width)` in 0.42..0.88: dark colours must show on it.
+def gray(image: Array) -> Array:
+    """Shades of middle gray for an underlay, `(height, width)` in 0.42..0.88: dark colors must show on it.
 
     Args:
         image: from `picture`.

@@ -1,4 +1,4 @@
-"""Ranges of colours for quantities of layers, which often span decades: norms of gradients, ratios of updates."""
+"""Ranges of colors for quantities of layers, which often span decades: norms of gradients, ratios of updates."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ DECADES: Final = 8
 def limits(
     values: Array, quantity: str, *, signed: bool, log: bool | None, vmax: float | None, clip: float | None
 ) -> Limits | None:
-    """The range of the colours; None where no value has a colour.
+    """The range of the colors; None where no value has a color.
 
     Args:
-        values: any; those that are not finite, and on a log scale zeros, have no colour.
+        values: any; those that are not finite, and on a log scale zeros, have no color.
         quantity: its name.
         signed: whether values are read as distances from zero to both sides.
         log: whether the scale is logarithmic; None for norms and ratios that span a decade.
         vmax: end of the scale; None fits the data.
-        clip: percentile of |value| where colours saturate; None clips nothing.
+        clip: percentile of |value| where colors saturate; None clips nothing.
 
     Raises:
         OptionError: when `vmax` or `clip` is out of range.
@@ -40,7 +40,7 @@ def limits(
     if not 0 < percentile <= 100:
         raise OptionError(f"clip={clip!r} is a percentile; give a number above 0 and at most 100.")
     if vmax is not None and not (math.isfinite(vmax) and vmax > 0):
-        raise OptionError(f"vmax={vmax!r} is the largest value of the colour scale; give a positive number.")
+        raise OptionError(f"vmax={vmax!r} is the largest value of the color scale; give a positive number.")
     known = values[np.isfinite(values)]
     positive = known[known > 0]
     if log and (known < 0).any():
@@ -55,7 +55,7 @@ def limits(
     if not known.size:
         return None
     low = float(known.min())
-    if vmax is None and not (known.any() if signed else positive.size):  # one colour: no constant unit anywhere
+    if vmax is None and not (known.any() if signed else positive.size):  # one color: no constant unit anywhere
         return Limits(
             -1.0 if signed else 0.0, 1.0, False, "nothing above zero" if low < 0 else "zero everywhere", low < 0
         )

@@ -19,7 +19,7 @@ LONGEST_NAME: Final = 1.1
 """Inches of the name of a column."""
 MOST_NUMBERS: Final = 5000
 PER_INCH: Final = 80
-"""Cells that an inch of figure shows; of more, neighbours are shown together."""
+"""Cells that an inch of figure shows; of more, neighbors are shown together."""
 FEWEST_TOGETHER: Final = 200
 
 
@@ -60,7 +60,7 @@ def _step(least: float) -> int:
 
 
 def together(values: Array, width: float) -> tuple[Array, str]:
-    """No more rows and columns than a figure shows: neighbours become the one farthest from zero; with a note of it.
+    """No more rows and columns than a figure shows: neighbors become the one farthest from zero; with a note of it.
 
     Args:
         values: `(rows, columns)`.

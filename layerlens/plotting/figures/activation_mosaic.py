@@ -13,15 +13,15 @@ from layerlens.results import ActivationMaps
 
 from .. import style
 from ..drawing import attribution_sample, bars, image_panels, images, text
-from ..drawing.board import Board
-from ..drawing.layout import GAP
-from ..plot import Plot
+from ..drawing.canvas import GAP, Canvas
+from ..plot import Plot, figure
 from ..style import Array
 
 BESIDE: Final = 0.9
 """Inches that the colorbar of a row takes with its numbers."""
 
 
+@figure(ActivationMaps, kind="mosaic", usual=True)
 def activation_mosaic(
     maps: ActivationMaps | Sequence[ActivationMaps],
     sample: int = 0,
@@ -50,7 +50,7 @@ def activation_mosaic(
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
         cmap: a matplotlib colormap; None is viridis, or RdBu_r for a layer with negative values.
         vmax: largest value of every row's scale; None gives each row its own, from `clip`.
-        clip: percentile of |activation| where colours saturate; each colorbar says so.
+        clip: percentile of |activation| where colors saturate; each colorbar says so.
         title: None or `""` for none: the rows say what they are.
         labels: one per row; None is the name of the layer and its size.
         colorbar: whether to draw one for each row.
@@ -84,14 +84,14 @@ def activation_mosaic(
     )
     data: dict[str, Any] = {}
     clipped = False
-    with Board(width=width, fig=fig) as board:
-        titles = _titles([units for _, units in chosen], (board.width - BESIDE) / columns)
+    with Canvas(width=width, fig=fig) as canvas:
+        titles = _titles([units for _, units in chosen], (canvas.width - BESIDE) / columns)
         for row, (one, (tiles, units)) in enumerate(zip(several, chosen, strict=True)):
             label = image_panels.unique(_label(one, len(units)) if labels is None else labels[row], data)
-            board.header(row, label)
+            canvas.header(row, label)
             data[label], data[f"units {label}"] = tiles, np.array(units)
             if tiles.ndim == 1:
-                _dense(board, row, tiles, units, vmax)
+                _dense(canvas, row, tiles, units, vmax)
                 continue
             signed = bool(tiles.min() < 0)
             limits = style.limits([tiles], signed=signed, clip=clip, vmax=vmax, what=f"layer {one.layer!r}")
@@ -105,14 +105,14 @@ def activation_mosaic(
             }
             if tiles.ndim == 3:
                 shown = _picture(one, sample) if picture else None
-                axes, image = _tiles(board, row, tiles, titles[row], options, shown)
+                axes, image = _tiles(canvas, row, tiles, titles[row], options, shown)
             else:
-                axes, image = _steps(board, row, one, tiles, units, options)
+                axes, image = _steps(canvas, row, one, tiles, units, options)
             if colorbar:
-                axes = _bar_place(board, row, columns, axes) if tiles.ndim == 3 else axes
-                board.colorbar([axes], image, limits, "activation", "right")
-        board.title(title, "", f"each row: clipped at {clip:g}% of its |activation|" if clipped else "")
-        return board.finish(data)
+                axes = _bar_place(canvas, row, columns, axes) if tiles.ndim == 3 else axes
+                canvas.colorbar([axes], image, limits, "activation", "right")
+        canvas.title(title, "", f"each row: clipped at {clip:g}% of its |activation|" if clipped else "")
+        return canvas.finish(data)
 
 
 def _titles(units: list[list[int]], across: float) -> list[list[str]]:
@@ -152,36 +152,36 @@ def _picture(one: ActivationMaps, sample: int) -> Array | None:
 
 
 def _tiles(
-    board: Board, row: int, tiles: Array, titles: list[str], options: dict[str, Any], picture: Array | None
+    canvas: Canvas, row: int, tiles: Array, titles: list[str], options: dict[str, Any], picture: Array | None
 ) -> tuple[Any, Any]:
     """The input, where it is a picture, and a tile for each unit."""
     aspect = tiles.shape[1] / tiles.shape[2]
     if picture is not None:
-        image_panels.show_picture(board.panel(row, 0, aspect=aspect, title="input"), picture)
+        image_panels.show_picture(canvas.panel(row, 0, aspect=aspect, title="input"), picture)
     for column, (tile, line) in enumerate(zip(tiles, titles, strict=True), start=picture is not None):
-        axes = board.panel(row, column, aspect=aspect, title=line)
+        axes = canvas.panel(row, column, aspect=aspect, title=line)
         image = axes.imshow(tile, **options)
         image_panels.frame(axes)
     return axes, image
 
 
-def _bar_place(board: Board, row: int, columns: int, last: Any) -> Any:
+def _bar_place(canvas: Canvas, row: int, columns: int, last: Any) -> Any:
     """The panel that a colorbar stands beside: the last column's, so that those of all rows stand below each other."""
-    if board.panels[-1].column == columns - 1:
+    if canvas.panels[-1].column == columns - 1:
         return last
-    axes = board.panel(row, columns - 1, aspect=0.1)
+    axes = canvas.panel(row, columns - 1, aspect=0.1)
     image_panels.frame(axes)
     axes.set_axis_off()
     return axes
 
 
 def _steps(
-    board: Board, row: int, one: ActivationMaps, tiles: Array, units: list[int], options: dict[str, Any]
+    canvas: Canvas, row: int, one: ActivationMaps, tiles: Array, units: list[int], options: dict[str, Any]
 ) -> tuple[Any, Any]:
     """Units as rows over tokens or time steps."""
     from matplotlib.ticker import MaxNLocator
 
-    axes = board.panel(row, 0, height=max(0.13 * len(units), 0.5), span=True)
+    axes = canvas.panel(row, 0, height=max(0.13 * len(units), 0.5), span=True)
     image = axes.imshow(tiles, aspect="auto", **options)
     axes.set_yticks(range(len(units)), [str(unit) for unit in units])
     axes.set_ylabel("unit")
@@ -190,9 +190,9 @@ def _steps(
     return axes, image
 
 
-def _dense(board: Board, row: int, values: Array, units: list[int], vmax: float | None) -> None:
+def _dense(canvas: Canvas, row: int, values: Array, units: list[int], vmax: float | None) -> None:
     """Units without places: bars."""
-    axes = board.panel(row, 0, height=0.7, span=True)
+    axes = canvas.panel(row, 0, height=0.7, span=True)
     bars.draw_upright(axes, values)
     axes.set_xticks(range(len(units)), [str(unit) for unit in units])
     axes.set_xlabel("unit")

@@ -12,8 +12,8 @@ from layerlens.results import AttentionWeights
 
 from .. import style
 from ..drawing import attribution_sample, images, token_text
-from ..drawing.board import Board
-from ..plot import Plot
+from ..drawing.canvas import Canvas
+from ..plot import Plot, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,7 @@ PER_INCH: Final = 200
 """Dots that an inch of a map shows."""
 
 
+@figure(AttentionWeights, kind="maps", usual=True)
 def attention(
     weights: AttentionWeights,
     sample: int = 0,
@@ -46,7 +47,7 @@ def attention(
     """Draw attention as maps of queries (down) by keys (across): the heads of each layer beside each other.
 
     The tokens are written beside the maps where there is one map of each layer and at most 40 of them. One scale for
-    all maps. Of more tokens than a panel has dots for, neighbours are drawn together, as their largest weight; a note
+    all maps. Of more tokens than a panel has dots for, neighbors are drawn together, as their largest weight; a note
     says so.
 
     Args:
@@ -57,7 +58,7 @@ def attention(
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for more than one head.
         cmap: a matplotlib colormap; None is viridis.
         vmax: end of the scale; None takes it from `clip`.
-        clip: percentile of the weights where colours saturate.
+        clip: percentile of the weights where colors saturate.
         title: None or `""` for none: the rows say what they are.
         labels: the tokens; None takes those that a tokenizer told.
         colorbar: whether to draw it.
@@ -89,23 +90,23 @@ def attention(
     if width is None:
         width = "column" if widest == 1 else "page"
     tokens = weights.tokens[sample] if labels is None and weights.tokens is not None else labels
-    with Board(width=width, fig=fig) as board:
-        columns = _columns(widest, board.width)
-        each = max(1, int(max(max(maps.shape[1:]) for maps in data.values()) / (PER_INCH * board.width / columns)))
+    with Canvas(width=width, fig=fig) as canvas:
+        columns = _columns(widest, canvas.width)
+        each = max(1, int(max(max(maps.shape[1:]) for maps in data.values()) / (PER_INCH * canvas.width / columns)))
         drawn = {name: _pooled(maps, each) for name, maps in data.items()}
         limits = style.limits(list(drawn.values()), signed=False, clip=clip, vmax=vmax, what="the attention")
-        colours = style.colormap(cmap, signed=False, unsigned="viridis")
+        colors = style.colormap(cmap, signed=False, unsigned="viridis")
         row, mean = -1, heads == "mean" or weights.heads == "mean"
         for name, maps in drawn.items():
             size = data[name].shape[1:]
             for place, values in enumerate(maps):
                 row += place % columns == 0
                 if place == 0:
-                    board.header(row, name)
+                    canvas.header(row, name)
                 which = "mean of heads" if mean else f"head {_head(heads, place)}"
-                axes = board.panel(row, place % columns, aspect=size[0] / size[1], title=which)
+                axes = canvas.panel(row, place % columns, aspect=size[0] / size[1], title=which)
                 image = axes.imshow(
-                    values, cmap=colours, vmin=0, vmax=limits.high, interpolation="nearest", aspect="auto",
+                    values, cmap=colors, vmin=0, vmax=limits.high, interpolation="nearest", aspect="auto",
                     extent=(-0.5, size[1] - 0.5, size[0] - 0.5, -0.5),
                 )  # fmt: skip
                 axes.set_xticks([])
@@ -116,10 +117,10 @@ def attention(
                     last = axes  # of the first row of heads, which reaches farthest to the right
         notes = ["down: queries, across: keys"] * (widest > 1)
         notes += [f"each dot: the largest weight among {each} x {each} tokens"] * (each > 1)
-        board.title(title, "", "; ".join(notes))
+        canvas.title(title, "", "; ".join(notes))
         if colorbar:
-            board.colorbar([last], image, limits, "attention", "right")
-        return board.finish(data)
+            canvas.colorbar([last], image, limits, "attention", "right")
+        return canvas.finish(data)
 
 
 def _columns(heads: int, inches: float) -> int:

@@ -13,8 +13,8 @@ from layerlens.results import ActivationMaps
 
 from .. import style
 from ..drawing import attribution_sample, images, text
-from ..drawing.board import Board
-from ..plot import Plot
+from ..drawing.canvas import Canvas
+from ..plot import Plot, figure
 from ..style import Array
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class _Grid(NamedTuple):
     line: float
 
 
+@figure(ActivationMaps, kind="channels")
 def channels(
     maps: ActivationMaps,
     sample: int = 0,
@@ -73,7 +74,7 @@ def channels(
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
         cmap: a matplotlib colormap; None is viridis, or RdBu_r for a layer with negative values.
         vmax: largest value of the scale; None takes it from `clip`.
-        clip: percentile of |activation|, over all tiles, where colours saturate; the colorbar says so.
+        clip: percentile of |activation|, over all tiles, where colors saturate; the colorbar says so.
         title: None for the layer and the number of units, `""` for none.
         labels: names of the units of the layer, instead of their numbers.
         colorbar: whether to draw it.
@@ -104,17 +105,17 @@ def channels(
         len(tiles), *((1, 1) if tiles.ndim == 1 else (1, -1) if tiles.ndim == 2 else tiles.shape[1:])
     )
     aspect = STRIP if tiles.ndim == 2 else shapes.shape[1] / shapes.shape[2]
-    with Board(width=width, ax=ax) as board:
-        board.title(title, _heading(maps, len(units), order), _note(tiles, shapes))
-        axes = board.panel()
-        given = None if ax is None else axes.bbox.height / board.dpi
-        room = board.width - 0.1 - BESIDE * colorbar if given is None else axes.bbox.width / board.dpi
+    with Canvas(width=width, ax=ax) as canvas:
+        canvas.title(title, _heading(maps, len(units), order), _note(tiles, shapes))
+        axes = canvas.panel()
+        given = None if ax is None else axes.bbox.height / canvas.dpi
+        room = canvas.width - 0.1 - BESIDE * colorbar if given is None else axes.bbox.width / canvas.dpi
         grid = _arranged(names, aspect, room, given, columns)
         across = grid.columns * (grid.wide + GAP) - GAP
         down = _height(grid)
-        board.panels[-1].aspect = down / max(across, room)
-        colours = style.colormap(cmap, signed=signed, unsigned="viridis")
-        image = _draw(axes, shapes, names, grid, {"cmap": colours, "vmin": limits.low, "vmax": limits.high})
+        canvas.panels[-1].aspect = down / max(across, room)
+        colors = style.colormap(cmap, signed=signed, unsigned="viridis")
+        image = _draw(axes, shapes, names, grid, {"cmap": colors, "vmin": limits.low, "vmax": limits.high})
         if given is None:
             axes.set_xlim(0, max(across, room))
             axes.set_ylim(down, 0)
@@ -122,8 +123,8 @@ def channels(
             axes.set_xlim(0, room)
             axes.set_ylim(max(given, down), 0)
         if colorbar:
-            board.colorbar([axes], image, limits, "activation", "right")
-        return board.finish({"tiles": tiles, "units": np.array(units)})
+            canvas.colorbar([axes], image, limits, "activation", "right")
+        return canvas.finish({"tiles": tiles, "units": np.array(units)})
 
 
 def _chosen(maps: ActivationMaps, sample: int, count: int | None, order: Order) -> tuple[Array, list[int], str]:

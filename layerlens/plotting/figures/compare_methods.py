@@ -10,17 +10,19 @@ import numpy as np
 
 from layerlens.errors import OptionError, PlotError
 from layerlens.results import Attribution
+from layerlens.signatures import public
 
 from .. import style
 from ..drawing import attribution_sample, image_panels
 from ..drawing.attribution_sample import Channel, Sample
-from ..drawing.board import Board
+from ..drawing.canvas import Canvas
 from ..plot import Plot
 
 NARROWEST: Final = 1.05
 """Inches of figure for a panel: the numbers of its colorbar and a word of its title."""
 
 
+@public
 def compare_methods(
     attributions: Sequence[Attribution],
     sample: int = 0,
@@ -50,7 +52,7 @@ def compare_methods(
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
         cmap: a matplotlib colormap; None is RdBu_r for signed values and magma for magnitudes.
         vmax: largest value of every scale; None gives each its own, from `clip`.
-        clip: percentile of |value| where colours saturate; each colorbar says so.
+        clip: percentile of |value| where colors saturate; each colorbar says so.
         title: None for the target, where it is the same for all; `""` for none.
         labels: one per method; None is its name.
         colorbar: whether to draw one below each map.
@@ -87,27 +89,27 @@ def compare_methods(
         raise OptionError(f"columns={columns!r}; give 1 or more.")
     targets = {one.target_of(sample) for one in several}
     data: dict[str, Any] = {}
-    with Board(width=width, fig=fig) as board:
-        columns = _balanced(count, board.width) if columns is None else columns
+    with Canvas(width=width, fig=fig) as canvas:
+        columns = _balanced(count, canvas.width) if columns is None else columns
         shown = [dataclasses.replace(one, picture=picture) for one in shown]
-        shown, note = attribution_sample.coarse(shown, board.width / columns)
+        shown, note = attribution_sample.coarse(shown, canvas.width / columns)
         picture = shown[0].picture
         aspect = shown[0].values.shape[0] / shown[0].values.shape[1]
-        board.title(title, f"target: {targets.pop()}" if len(targets) == 1 else "", note)
+        canvas.title(title, f"target: {targets.pop()}" if len(targets) == 1 else "", note)
         if picture is not None:
-            axes = board.panel(aspect=aspect, title=f"input, score {style.number(shown[0].score)}")
+            axes = canvas.panel(aspect=aspect, title=f"input, score {style.number(shown[0].score)}")
             image_panels.show_picture(axes, picture)
         for index, (one, label) in enumerate(zip(shown, labels, strict=True), start=count - len(shown)):
             row, column = divmod(index, columns)
             limits = style.limits([one.values], signed=one.signed, clip=clip, vmax=vmax, what=one.what)
-            axes = board.panel(row, column, aspect=aspect, title=label)
-            colours = style.colormap(cmap, signed=one.signed)
+            axes = canvas.panel(row, column, aspect=aspect, title=label)
+            colors = style.colormap(cmap, signed=one.signed)
             below = picture if overlay else None
-            mappable, _ = image_panels.show_map(axes, one.values, limits, colours, picture=below)
+            mappable, _ = image_panels.show_map(axes, one.values, limits, colors, picture=below)
             data[image_panels.unique(label, data)] = one.values
             if colorbar:
-                board.colorbar([axes], mappable, limits, one.units, "bottom")
-        return board.finish(data)
+                canvas.colorbar([axes], mappable, limits, one.units, "bottom")
+        return canvas.finish(data)
 
 
 def _balanced(count: int, inches: float) -> int:

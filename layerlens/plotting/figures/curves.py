@@ -13,9 +13,9 @@ from layerlens.results import Curve
 
 from .. import style
 from ..drawing import axis_scales, text
-from ..drawing.board import Board
+from ..drawing.canvas import Canvas
 from ..drawing.images import finite_array
-from ..plot import Plot
+from ..plot import Plot, figure
 from ..style import Array
 
 if TYPE_CHECKING:
@@ -27,9 +27,10 @@ CHANCE: Final = (0, (2.5, 1.8))
 MOST_MARKED: Final = 25
 """Points of a curve that are marked one by one."""
 MOST_NAMED: Final = 7
-"""Curves with a colour of their own; more take the colours of a scale, in their order."""
+"""Curves with a color of their own; more take the colors of a scale, in their order."""
 
 
+@figure(Curve, kind="curves", usual=True)
 def curves(
     curve: Curve | Sequence[Curve],
     *,
@@ -43,8 +44,8 @@ def curves(
 ) -> Plot:
     """Draw curves: a line each, one standard error as a band about it, chance in thin dashes.
 
-    Up to 7 curves have their own colour, line and mark. More are taken as an ordered row, such as layers, and
-    coloured from the first (dark) to the last (light); some of them are named.
+    Up to 7 curves have their own color, line and mark. More are taken as an ordered row, such as layers, and
+    colored from the first (dark) to the last (light); some of them are named.
 
     Args:
         curve: one, or several of the same quantity along the same thing.
@@ -82,7 +83,7 @@ def curves(
         raise PlotError(f"a log scale has no place for the point {points.min():g}. Use scale='symlog', or 'linear'.")
     axis_scales.check_values([line["values"] for line in data.values()], yscale, ylim)
     first = shown[0]
-    with Board(width=width, ax=ax) as board:
+    with Canvas(width=width, ax=ax) as canvas:
         automatic = "; ".join(dict.fromkeys(one.method for one in shown if one.method))
         many = len(data) > MOST_NAMED
         notes = [f"{len(data)} curves in order, from dark to light."] if many else []
@@ -96,9 +97,9 @@ def curves(
             notes += [
                 f"{name}: {count} point(s) outside of the axis." for name, count in list(out.items())[:5] if count
             ]
-        board.title(title, automatic, " ".join(notes))
-        axes = board.panel(height=min(max(0.52 * board.width, 1.3), 2.6))
-        axis_scales.along(axes, points, scale, board.width)
+        canvas.title(title, automatic, " ".join(notes))
+        axes = canvas.panel(height=min(max(0.52 * canvas.width, 1.3), 2.6))
+        axis_scales.along(axes, points, scale, canvas.width)
         axis_scales.values(axes, yscale, ylim)
         handles = [_line(axes, index, name, line, len(data)) for index, (name, line) in enumerate(data.items())]
         if many:
@@ -107,8 +108,8 @@ def curves(
         axes.set_xlabel(first.along)
         axes.set_ylabel(f"{first.quantity} ({first.units})" if first.units not in ("", "1") else first.quantity)
         if len(handles) > 1 or len(data) > 1:
-            board.legend(axes, handles)
-        return board.finish(data)
+            canvas.legend(axes, handles)
+        return canvas.finish(data)
 
 
 def _kinds(curve: Any) -> str:
@@ -172,22 +173,22 @@ def _lines(one: Curve) -> list[dict[str, Array]]:
 
 def _looks(index: int, count: int) -> tuple[Any, Any]:
     if count <= MOST_NAMED:
-        return style.COLOURS[index], LINES[index]
+        return style.COLORS[index], LINES[index]
     import matplotlib
 
     return matplotlib.colormaps["viridis"](0.92 * index / (count - 1)), "-"
 
 
 def _line(axes: Axes, index: int, name: str, line: dict[str, Array], count: int) -> Any:
-    colour, dashes = _looks(index, count)
+    color, dashes = _looks(index, count)
     few = count <= MOST_NAMED and len(line["points"]) <= MOST_MARKED
     if "error" in line:
         low, high = line["values"] - line["error"], line["values"] + line["error"]
-        axes.fill_between(line["points"], low, high, color=colour, alpha=0.2 if few else 0.1, linewidth=0)
+        axes.fill_between(line["points"], low, high, color=color, alpha=0.2 if few else 0.1, linewidth=0)
     (handle,) = axes.plot(
-        line["points"], line["values"], color=colour, linestyle=dashes, label=name, linewidth=1.0,
+        line["points"], line["values"], color=color, linestyle=dashes, label=name, linewidth=1.0,
         marker=style.MARKERS[index] if few or len(line["points"]) == 1 else None, markersize=3, markeredgewidth=0.8,
-        markerfacecolor="white" if index % 2 else colour,
+        markerfacecolor="white" if index % 2 else color,
     )  # fmt: skip
     return handle
 
@@ -211,7 +212,7 @@ def _chance(axes: Axes, data: dict[str, dict[str, Array]]) -> list[Any]:
     )
     alone = same or len(data) == 1
     for index, line in nulls[:1] if same else nulls:
-        colour = style.INK if alone else _looks(index, len(data))[0]
-        axes.plot(line["points"], line["null"], color=colour, linestyle=CHANCE, linewidth=0.7)
+        color = style.INK if alone else _looks(index, len(data))[0]
+        axes.plot(line["points"], line["null"], color=color, linestyle=CHANCE, linewidth=0.7)
     label = "chance" if alone else "chance of each"
     return [*keys, Line2D([], [], color=style.INK, linestyle=CHANCE, linewidth=0.7, label=label)]

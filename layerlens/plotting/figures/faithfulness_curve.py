@@ -11,15 +11,16 @@ from layerlens.errors import OptionError, PlotError, choose
 from layerlens.results import FaithfulnessCurve
 
 from .. import style
-from ..drawing.board import Board
+from ..drawing.canvas import Canvas
 from ..drawing.image_panels import unique
 from ..drawing.images import finite_array
-from ..plot import Plot
+from ..plot import Plot, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@figure(FaithfulnessCurve, kind="curve", usual=True)
 def faithfulness_curve(
     curves: FaithfulnessCurve | Sequence[FaithfulnessCurve],
     *,
@@ -37,7 +38,7 @@ def faithfulness_curve(
         labels: a name for each; None for metric and fill. The same name in several panels has the same line, and stands
             in the legend once.
         panels: the panel of each curve by its title, such as `"insertion"` and `"deletion"`; None draws all in one.
-        controls: the labels to draw in grey.
+        controls: the labels to draw in gray.
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for several panels.
         title: None for the target, `""` for none.
         ax: axes to draw one panel into; None makes a figure.
@@ -77,9 +78,9 @@ def faithfulness_curve(
 
     lines = _lines(names, controls)
     data: dict[str, Any] = {}
-    with Board(width=width or ("column" if len(titles) == 1 else "page"), ax=ax) as board:
-        board.title(title, shown[0].target)
-        drawn = {name: board.panel(1, column, height=1.7, title=name) for column, name in enumerate(titles)}
+    with Canvas(width=width or ("column" if len(titles) == 1 else "page"), ax=ax) as canvas:
+        canvas.title(title, shown[0].target)
+        drawn = {name: canvas.panel(1, column, height=1.7, title=name) for column, name in enumerate(titles)}
         handles: dict[str, Any] = {}
         for one, name, place in zip(shown, names, places, strict=True):
             axes, shares = drawn[place], finite_array(one.shares, f"the shares of {name!r}")
@@ -90,8 +91,8 @@ def faithfulness_curve(
             handles.setdefault(name, line)
             if len(scores) > 1:
                 error = scores.std(axis=0, ddof=1) / np.sqrt(len(scores))
-                colour = lines[name]["color"]
-                axes.fill_between(shares, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+                color = lines[name]["color"]
+                axes.fill_between(shares, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
         top = max(float(axes.get_ylim()[1]) for axes in drawn.values())
         low = min(float(axes.get_ylim()[0]) for axes in drawn.values())
         for column, axes in enumerate(drawn.values()):
@@ -107,21 +108,21 @@ def faithfulness_curve(
             else:
                 axes.tick_params(axis="y", labelleft=False)
         if len(titles) == 1:
-            board.legend(axes, list(handles.values()))
+            canvas.legend(axes, list(handles.values()))
         else:
-            board.key(0, list(handles.values()))
-        return board.finish(data)
+            canvas.key(0, list(handles.values()))
+        return canvas.finish(data)
 
 
 def _lines(names: Sequence[str], controls: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """How each name is drawn: colours in turn for methods, greys for controls, a stroke of its own for each."""
+    """How each name is drawn: colors in turn for methods, grays for controls, a stroke of its own for each."""
     for name in controls:
         choose("control", name, dict.fromkeys(names))
     found: dict[str, dict[str, Any]] = {}
-    for grey in (False, True):
-        group = [name for name in dict.fromkeys(names) if (name in controls) == grey]
-        colours = [style.FAINT] if grey else style.COLOURS
+    for gray in (False, True):
+        group = [name for name in dict.fromkeys(names) if (name in controls) == gray]
+        colors = [style.FAINT] if gray else style.COLORS
         for index, name in enumerate(group):
-            colour, stroke = colours[index % len(colours)], style.LINES[index % len(style.LINES)]
-            found[name] = {"color": colour, "linestyle": stroke}
+            color, stroke = colors[index % len(colors)], style.LINES[index % len(style.LINES)]
+            found[name] = {"color": color, "linestyle": stroke}
     return found

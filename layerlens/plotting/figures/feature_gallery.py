@@ -10,15 +10,17 @@ import numpy as np
 
 from layerlens.errors import PlotError
 from layerlens.results import FeatureVisualization, TopInputs
+from layerlens.signatures import public
 
 from .. import style
 from ..drawing import image_panels, images
-from ..drawing.board import Board
+from ..drawing.canvas import Canvas
 from ..plot import Plot
 from ..style import Array
 from .top_inputs import Show, read_options, show_inputs
 
 
+@public
 def feature_gallery(
     made: FeatureVisualization,
     top: TopInputs,
@@ -85,21 +87,21 @@ def feature_gallery(
         raise PlotError(f"{len(labels)} labels for {len(numbers)} units; give one per unit.")
     pictures = images.finite_array(made.pictures(), "the pictures that were made")
     data: dict[str, Any] = {}
-    with Board(width=width, fig=fig) as board:
+    with Canvas(width=width, fig=fig) as canvas:
         name = f"{top.layer} #{top.call}" if top.call else top.layer
         target = f", {top.target}" if top.target else ""
         note = "left: made for the unit; then: samples that it responds to most, each with its number and value"
-        board.title(title, f"{name}: {top.method}{target}", note)
+        canvas.title(title, f"{name}: {top.method}{target}", note)
         for row, (unit, wanted) in enumerate(zip(numbers, targets, strict=True)):
-            board.header(row, f"unit {unit}" if labels is None else labels[row])
+            canvas.header(row, f"unit {unit}" if labels is None else labels[row])
             copies = [place for place, one in enumerate(made.targets) if one == wanted]
             best = max(copies, key=lambda place: float(made.score[place]))
             shown = _picture(pictures[best])
             line = f"made: {style.number(float(made.score[best]))}"
-            image_panels.show_picture(board.panel(row, 0, aspect=shown.shape[0] / shown.shape[1], title=line), shown)
+            image_panels.show_picture(canvas.panel(row, 0, aspect=shown.shape[0] / shown.shape[1], title=line), shown)
             data[f"unit {unit}, made"] = shown
-            data |= show_inputs(board, row, top, unit, count, show, column=1)
-        return board.finish(data)
+            data |= show_inputs(canvas, row, top, unit, count, show, column=1)
+        return canvas.finish(data)
 
 
 def _units(targets: Sequence[str], top: TopInputs) -> list[int]:

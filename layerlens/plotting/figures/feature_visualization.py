@@ -12,14 +12,15 @@ from layerlens.results import FeatureVisualization
 
 from .. import style
 from ..drawing import bars, image_panels, images
-from ..drawing.board import Board
-from ..plot import Plot
+from ..drawing.canvas import Canvas
+from ..plot import Plot, figure
 from ..style import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@figure(FeatureVisualization, kind="images", usual=True)
 def feature_visualization(
     made: FeatureVisualization,
     *,
@@ -43,7 +44,7 @@ def feature_visualization(
         curve: whether to draw the scores over the steps below.
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
         cmap: a matplotlib colormap for series.
-        clip: percentile of |value| where the colours of series saturate.
+        clip: percentile of |value| where the colors of series saturate.
         title: None or `""` for none: the panels say what they are.
         labels: one per target; None takes the targets' own.
         fig: figure or subfigure to draw into, in its size; None makes one.
@@ -76,8 +77,8 @@ def feature_visualization(
         made.pictures() if kind == ("channel", "height", "width") else made.images, "the inputs that were made"
     )
     data: dict[str, Any] = {}
-    with Board(width=width, fig=fig) as board:
-        board.title(title)
+    with Canvas(width=width, fig=fig) as canvas:
+        canvas.title(title)
         row, column, before = 0, -1, made.targets[0]
         for index, target in enumerate(made.targets):
             column += 1
@@ -85,21 +86,28 @@ def feature_visualization(
                 row, column = row + 1, 0
             if (copies and target != before) or not index:
                 if copies:
-                    board.header(row, names[target])
+                    canvas.header(row, names[target])
                 before = target
             score = style.number(float(made.score[index]))
             line = score if copies else f"{names[target]}: {score}"
             data[image_panels.unique(names[target], data)] = _panel(
-                board, row, column, values[index], kind, line, cmap, clip
+                canvas, row, column, values[index], kind, line, cmap, clip
             )
         data["curve"] = images.finite_array(made.curve, "the curve")
         if curve:
-            _curve(board, row + 1, data["curve"], [names[target] for target in made.targets])
-        return board.finish(data)
+            _curve(canvas, row + 1, data["curve"], [names[target] for target in made.targets])
+        return canvas.finish(data)
 
 
 def _panel(
-    board: Board, row: int, column: int, values: Array, kind: tuple[str, ...], title: str, cmap: str | None, clip: float
+    canvas: Canvas,
+    row: int,
+    column: int,
+    values: Array,
+    kind: tuple[str, ...],
+    title: str,
+    cmap: str | None,
+    clip: float,
 ) -> Array:
     """Draw one input; returns what was drawn."""
     if kind == ("channel", "height", "width") and values.shape[1] * values.shape[2] > 1:
@@ -107,45 +115,45 @@ def _panel(
         shown = picture[..., :3] if len(values) in (3, 4) else picture.mean(axis=-1)
         if shown.min() < 0 or shown.max() > 1:
             shown = images.picture(values, "an input that was made", channels_first=True)
-        image_panels.show_picture(board.panel(row, column, aspect=shown.shape[0] / shown.shape[1], title=title), shown)
+        image_panels.show_picture(canvas.panel(row, column, aspect=shown.shape[0] / shown.shape[1], title=title), shown)
         return shown
     if values.ndim == 2:
         shown = values.T if kind[0] in ("time", "length") else values  # places from left to right
         limits = style.limits([shown], signed=bool(shown.min() < 0), clip=clip, vmax=None, what="an input")
-        axes = board.panel(row, column, height=min(max(0.06 * len(shown), 0.6), 1.4), title=title)
-        colours = style.colormap(cmap, signed=limits.low < 0, unsigned="viridis")
+        axes = canvas.panel(row, column, height=min(max(0.06 * len(shown), 0.6), 1.4), title=title)
+        colors = style.colormap(cmap, signed=limits.low < 0, unsigned="viridis")
         image = axes.imshow(
-            shown, cmap=colours, vmin=limits.low, vmax=limits.high, interpolation="nearest", aspect="auto"
+            shown, cmap=colors, vmin=limits.low, vmax=limits.high, interpolation="nearest", aspect="auto"
         )
         first = kind[0] in ("time", "length")
         axes.set_xlabel(kind[0] if first else kind[1])
         axes.set_ylabel(kind[1] if first else kind[0])
         axes.set_yticks([])
-        board.colorbar([axes], image, limits, "value", "right")
+        canvas.colorbar([axes], image, limits, "value", "right")
         return shown
     if max(values.shape) != values.size:
         raise PlotError(f"inputs with axes {kind} have no figure; take a slice: made.images[0, :, 4].")
-    axes = board.panel(row, column, height=0.8, title=title)
+    axes = canvas.panel(row, column, height=0.8, title=title)
     bars.draw_upright(axes, values.ravel())
     axes.set_xlabel("feature")
     return values.ravel()
 
 
-def _curve(board: Board, row: int, curve: Array, names: Sequence[str]) -> None:
-    axes: Axes = board.panel(row, 0, height=0.9, span=True)
+def _curve(canvas: Canvas, row: int, curve: Array, names: Sequence[str]) -> None:
+    axes: Axes = canvas.panel(row, 0, height=0.9, span=True)
     handles: list[Any] = []
     for index, (values, name) in enumerate(zip(curve, names, strict=True)):
         place = list(dict.fromkeys(names)).index(name)
-        colour, line = style.COLOURS[place % len(style.COLOURS)], style.LINES[place % len(style.LINES)]
-        drawn = axes.plot(values, color=colour, linestyle=line, linewidth=0.8, label=_short(name))
+        color, line = style.COLORS[place % len(style.COLORS)], style.LINES[place % len(style.LINES)]
+        drawn = axes.plot(values, color=color, linestyle=line, linewidth=0.8, label=_short(name))
         handles += drawn if names.index(name) == index else []
     axes.set_xlabel("step")
     axes.set_ylabel("score")
     axes.set_xlim(0, max(curve.shape[1] - 1, 1))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if 1 < len(handles) <= len(style.COLOURS):
-        board.legend(axes, handles)
+    if 1 < len(handles) <= len(style.COLORS):
+        canvas.legend(axes, handles)
 
 
 def _short(name: str) -> str:

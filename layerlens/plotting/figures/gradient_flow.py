@@ -9,16 +9,17 @@ from layerlens.errors import OptionError, PlotError, choose
 from layerlens.results import LayerProfile, TrainingHistory
 
 from .. import style
-from ..plot import Plot
+from ..plot import Plot, figure
 from .layer_profile import layer_profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WORDS = ("first", "middle", "last")
-MOST_STEPS = len(style.COLOURS)
+MOST_STEPS = len(style.COLORS)
 
 
+@figure(TrainingHistory, kind="gradient_flow")
 def gradient_flow(
     history: TrainingHistory,
     quantity: str = "gradient norm",

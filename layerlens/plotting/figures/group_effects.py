@@ -13,8 +13,8 @@ from layerlens.results.reports.group_comparison import LEVEL
 
 from .. import style
 from ..drawing import attribution_sample, bars, image_panels, images
-from ..drawing.board import Board
-from ..plot import Plot
+from ..drawing.canvas import Canvas
+from ..plot import Plot, figure
 from ..style import Array
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MOST_BARS: Final = 40
 
 
+@figure(GroupComparison, kind="places", usual=True)
+@figure(GroupEffects, kind="effects", usual=True)
 def group_effects(
     effects: GroupEffects | GroupComparison,
     contrast: int = 0,
@@ -70,23 +72,23 @@ def group_effects(
         raise PlotError(f"the {effects.what} has {effect.ndim} axes of places; a figure shows one or two.")
     first, _, second = effects.contrasts[row].partition(" - ")
     data["means"] = effects.means[row].numpy()
-    with Board(width=width or "page") as board:
-        board.title(title, heading, f"outlined: p <= {LEVEL:g}, corrected for all places, by permutation")
+    with Canvas(width=width or "page") as canvas:
+        canvas.title(title, heading, f"outlined: p <= {LEVEL:g}, corrected for all places, by permutation")
         signed = bool((data["means"] < 0).any())
         shared = style.limits(data["means"], signed=signed, clip=99.5, vmax=None, what=effects.what)
         aspect = effect.shape[0] / effect.shape[1]
         drawn = []
         for column, (mean, label) in enumerate(zip(data["means"], (first, second), strict=True)):
-            axes = board.panel(0, column, aspect=aspect, title=label)
+            axes = canvas.panel(0, column, aspect=aspect, title=label)
             mappable, _ = image_panels.show_map(axes, mean, shared, style.colormap(None, signed=signed), picture=None)
             drawn.append(axes)
-        board.colorbar(drawn, mappable, shared, effects.units, "bottom")
+        canvas.colorbar(drawn, mappable, shared, effects.units, "bottom")
         limits = style.limits([effect], signed=True, clip=100, vmax=vmax, what="the effect")
-        axes = board.panel(0, 2, aspect=aspect, title="effect")
+        axes = canvas.panel(0, 2, aspect=aspect, title="effect")
         mappable, _ = image_panels.show_map(axes, effect, limits, style.colormap(cmap, signed=True), picture=None)
         _outline(axes, data["p"] <= LEVEL)
-        board.colorbar([axes], mappable, limits, "standard deviations", "bottom")
-        return board.finish(data)
+        canvas.colorbar([axes], mappable, limits, "standard deviations", "bottom")
+        return canvas.finish(data)
 
 
 def _outline(axes: Axes, found: Array) -> None:
@@ -121,38 +123,38 @@ def _row(
     )
     if len(names) != count:
         raise PlotError(f"{len(names)} labels for {count} quantities; they must agree.")
-    with Board(width=width or "column") as board:
+    with Canvas(width=width or "column") as canvas:
         if effects.axes == ("time",):
-            return _line(board, values, error, data, heading, title)
+            return _line(canvas, values, error, data, heading, title)
         kept = sorted(np.argsort(-np.abs(values), kind="stable")[:MOST_BARS].tolist())
         more = f"; the {len(kept)} largest of {count}" if len(kept) < count else ""
-        board.title(title, heading, f"strong: p <= {LEVEL:g}, corrected{more}; whiskers: one standard error")
-        axes = board.panel()
-        board.panels[-1].height = max(bars.name_rows(axes, [names[k] for k in kept], board.width), 0.5)
+        canvas.title(title, heading, f"strong: p <= {LEVEL:g}, corrected{more}; whiskers: one standard error")
+        axes = canvas.panel()
+        canvas.panels[-1].height = max(bars.name_rows(axes, [names[k] for k in kept], canvas.width), 0.5)
         bars.value_axis(axes, "effect (standard deviations)")
         found = data["p"][kept] <= LEVEL
-        colours = [
-            c if strong else style.FAINT for c, strong in zip(style.signed_colours(values[kept]), found, strict=True)
+        colors = [
+            c if strong else style.FAINT for c, strong in zip(style.signed_colors(values[kept]), found, strict=True)
         ]
         bars.draw(
-            axes, values[kept], colours=colours, xerr=error[kept], error_kw={"elinewidth": 0.6, "ecolor": style.INK}
+            axes, values[kept], colors=colors, xerr=error[kept], error_kw={"elinewidth": 0.6, "ecolor": style.INK}
         )
         if vmax is not None:
             axes.set_xlim(-vmax, vmax)
-        return board.finish(data)
+        return canvas.finish(data)
 
 
-def _line(board: Board, values: Array, error: Array, data: dict[str, Any], heading: str, title: str | None) -> Plot:
-    board.title(title, heading, f"shaded: p <= {LEVEL:g}, corrected; band: one standard error")
-    axes, steps = board.panel(height=1.2), np.arange(len(values))
+def _line(canvas: Canvas, values: Array, error: Array, data: dict[str, Any], heading: str, title: str | None) -> Plot:
+    canvas.title(title, heading, f"shaded: p <= {LEVEL:g}, corrected; band: one standard error")
+    axes, steps = canvas.panel(height=1.2), np.arange(len(values))
     for step in np.flatnonzero(data["p"] <= LEVEL):
         axes.axvspan(step - 0.5, step + 0.5, color="#E6E6E6", linewidth=0)
-    axes.fill_between(steps, values - error, values + error, color=style.COLOURS[0], alpha=0.25, linewidth=0)
-    axes.plot(steps, values, color=style.COLOURS[0])
+    axes.fill_between(steps, values - error, values + error, color=style.COLORS[0], alpha=0.25, linewidth=0)
+    axes.plot(steps, values, color=style.COLORS[0])
     axes.axhline(0, color=style.FAINT, linewidth=0.6)
     axes.set_xlim(-0.5, len(values) - 0.5)
     axes.set_xlabel("time step")
     axes.set_ylabel("effect (sd)")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    return board.finish(data)
+    return canvas.finish(data)

@@ -14,9 +14,9 @@ from layerlens.results import Attribution
 from .. import style
 from ..drawing import attribution_sample, bars, image_panels
 from ..drawing.attribution_sample import Channel, Sample
-from ..drawing.board import Board
+from ..drawing.canvas import Canvas
 from ..drawing.token_text import spelled
-from ..plot import Plot
+from ..plot import Plot, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +25,7 @@ MOST_TOKENS: Final = 60
 MOST_FEATURES: Final = 40
 
 
+@figure(Attribution, kind="heatmap", usual=True)
 def heatmap(
     attribution: Attribution,
     sample: int = 0,
@@ -43,7 +44,7 @@ def heatmap(
 ) -> Plot:
     """Draw one sample of an attribution.
 
-    An image lies in colours over its input in middle grey, with opacity proportional to |value|; one with many more
+    An image lies in colors over its input in middle gray, with opacity proportional to |value|; one with many more
     pixels than the figure has dots is averaged over blocks, as a note says. A series is an
     image with time from left to right. Tokens are bars with their texts, at most 60: the weakest are added up in one
     row. A vector is bars, or a line when it has more than 40 features.
@@ -53,13 +54,13 @@ def heatmap(
             `(batch, token)` or `(batch, feature)`.
         sample: which of the batch.
         overlay: True lays an image over its input, False draws it alone; or a picture of the same height and width,
-            such as the photograph before it was standardised.
+            such as the photograph before it was standardized.
         channel: how channels become one number: `"sum"`, `"abs"` (sum of absolute values), or one of them.
         name: which input, when there are several.
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
         cmap: a matplotlib colormap; None is RdBu_r for signed values and magma for magnitudes. For images and series.
         vmax: largest value of the scale, in units of the attribution; None takes it from `clip`.
-        clip: percentile of |value| where colours saturate; the colorbar says so. For images and series.
+        clip: percentile of |value| where colors saturate; the colorbar says so. For images and series.
         title: None for method and target, `""` for none.
         labels: names of the features or tokens, or of the rows of a series.
         colorbar: whether to draw it.
@@ -84,37 +85,37 @@ def heatmap(
         if shown.form == "image" or len(labels) != rows:
             have = "an image, which has none" if shown.form == "image" else f"{rows} rows"
             raise PlotError(f"{len(labels)} labels for {have}: labels= names features, tokens or the rows of a series.")
-    with Board(width=width, ax=ax) as board:
+    with Canvas(width=width, ax=ax) as canvas:
         if shown.form == "image":
             shown = dataclasses.replace(shown, picture=attribution_sample.given_picture(overlay, shown))
-        (shown,), note = attribution_sample.coarse([shown], board.width)
+        (shown,), note = attribution_sample.coarse([shown], canvas.width)
         limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
-        board.title(title, shown.title, note)
+        canvas.title(title, shown.title, note)
         data = {"values": shown.values}
         if shown.form in ("image", "series"):
-            colours = style.colormap(cmap, signed=shown.signed)
+            colors = style.colormap(cmap, signed=shown.signed)
             if shown.form == "image":
                 picture = shown.picture
-                axes = board.panel(aspect=shown.values.shape[0] / shown.values.shape[1])
-                mappable, data["alpha"] = image_panels.show_map(axes, shown.values, limits, colours, picture=picture)
+                axes = canvas.panel(aspect=shown.values.shape[0] / shown.values.shape[1])
+                mappable, data["alpha"] = image_panels.show_map(axes, shown.values, limits, colors, picture=picture)
                 if picture is not None:
                     data["picture"] = picture
             else:
-                axes, mappable = _series(board, shown, limits, colours, labels)
+                axes, mappable = _series(canvas, shown, limits, colors, labels)
             if colorbar:
-                board.colorbar([axes], mappable, limits, shown.units, "right")
+                canvas.colorbar([axes], mappable, limits, shown.units, "right")
         elif shown.form == "tokens" or len(shown.values) <= MOST_FEATURES:
-            data["values"] = _bars(board, shown, labels, vmax)
+            data["values"] = _bars(canvas, shown, labels, vmax)
         else:
-            _line(board, shown, vmax)
-        return board.finish(data)
+            _line(canvas, shown, vmax)
+        return canvas.finish(data)
 
 
-def _series(board: Board, shown: Sample, limits: style.Limits, colours: Any, labels: Sequence[str] | None) -> Any:
+def _series(canvas: Canvas, shown: Sample, limits: style.Limits, colors: Any, labels: Sequence[str] | None) -> Any:
     rows = len(shown.values)
-    axes = board.panel(height=min(max(0.09 * rows, 0.8), 2.6) if labels is None else bars.pitch_of(1) * rows)
+    axes = canvas.panel(height=min(max(0.09 * rows, 0.8), 2.6) if labels is None else bars.pitch_of(1) * rows)
     image = axes.imshow(
-        shown.values, cmap=colours, vmin=limits.low, vmax=limits.high, interpolation="nearest", aspect="auto"
+        shown.values, cmap=colors, vmin=limits.low, vmax=limits.high, interpolation="nearest", aspect="auto"
     )
     from matplotlib.ticker import MaxNLocator
 
@@ -128,7 +129,7 @@ def _series(board: Board, shown: Sample, limits: style.Limits, colours: Any, lab
     return axes, image
 
 
-def _bars(board: Board, shown: Sample, labels: Sequence[str] | None, vmax: float | None) -> Any:
+def _bars(canvas: Canvas, shown: Sample, labels: Sequence[str] | None, vmax: float | None) -> Any:
     if labels is not None:
         names = list(labels)
     elif shown.tokens is not None:
@@ -140,9 +141,9 @@ def _bars(board: Board, shown: Sample, labels: Sequence[str] | None, vmax: float
     if others:
         names = [*(names[row] for row in kept), f"{len(others)} weaker, sum"]
         values = np.append(values[kept], values[others].sum())
-    axes = board.panel()
-    board.panels[-1].height = bars.name_rows(axes, names, board.width)
-    bars.draw(axes, values, colours=style.signed_colours(values))
+    axes = canvas.panel()
+    canvas.panels[-1].height = bars.name_rows(axes, names, canvas.width)
+    bars.draw(axes, values, colors=style.signed_colors(values))
     bars.value_axis(axes, shown.units)
     if vmax is not None:
         axes.set_xlim(-vmax if shown.signed else 0, vmax)
@@ -151,10 +152,10 @@ def _bars(board: Board, shown: Sample, labels: Sequence[str] | None, vmax: float
     return values
 
 
-def _line(board: Board, shown: Sample, vmax: float | None) -> None:
-    axes = board.panel(height=min(0.4 * board.width, 2.0))
+def _line(canvas: Canvas, shown: Sample, vmax: float | None) -> None:
+    axes = canvas.panel(height=min(0.4 * canvas.width, 2.0))
     axes.axhline(0, color=style.FAINT, linewidth=0.6)
-    axes.plot(shown.values, color=style.COLOURS[0], linewidth=0.8)
+    axes.plot(shown.values, color=style.COLORS[0], linewidth=0.8)
     axes.set_xlim(0, len(shown.values) - 1)
     axes.set_xlabel("feature")
     axes.set_ylabel(shown.units)

@@ -10,10 +10,11 @@ from layerlens.results import LatentTraversal
 
 from .. import style
 from ..drawing import image_panels, images
-from ..drawing.board import Board
-from ..plot import Plot
+from ..drawing.canvas import Canvas
+from ..plot import Plot, figure
 
 
+@figure(LatentTraversal, kind="rows", usual=True)
 def latent_traversal(
     traversal: LatentTraversal,
     *,
@@ -73,30 +74,30 @@ def latent_traversal(
     low, high = float(values.min()), float(values.max())
     data: dict[str, Any] = {}
     sign = "+" if traversal.move == "add" else ""
-    with Board(width=width, fig=fig) as board:
+    with Canvas(width=width, fig=fig) as canvas:
         where = "move along each direction" if traversal.move == "add" else "value of each latent"
-        board.title(title, "", f"columns: {where}")
+        canvas.title(title, "", f"columns: {where}")
         for row, place in enumerate(places):
             name = traversal.names[place]
             effect = f"{name}: moves the output by {style.number(float(traversal.effect[place]))}"
-            board.header(row, effect if labels is None else labels[row])
+            canvas.header(row, effect if labels is None else labels[row])
             shown = []
             for column, step in enumerate(traversal.steps.tolist()):
                 line = f"{sign if step > 0 else ''}{style.number(step)}" if row == 0 else ""
                 one = values[row, column]
                 if one.ndim == 1:
-                    axes = board.panel(row, column, height=0.6, title=line)
-                    axes.plot(one, color=style.COLOURS[0], linewidth=0.8)
+                    axes = canvas.panel(row, column, height=0.6, title=line)
+                    axes.plot(one, color=style.COLORS[0], linewidth=0.8)
                     axes.set_ylim(low, high)
                     image_panels.frame(axes)
                     shown.append(one)
                     continue
                 # one range for all: the stretch of a single picture would hide what changes
-                grey = one if one.ndim == 2 or len(one) in (1, 3, 4) else one.mean(axis=0)
-                picture = images.picture((grey - low) / ((high - low) or 1), "an output", channels_first=True)
+                gray = one if one.ndim == 2 or len(one) in (1, 3, 4) else one.mean(axis=0)
+                picture = images.picture((gray - low) / ((high - low) or 1), "an output", channels_first=True)
                 picture = picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture
-                axes = board.panel(row, column, aspect=picture.shape[0] / picture.shape[1], title=line)
+                axes = canvas.panel(row, column, aspect=picture.shape[0] / picture.shape[1], title=line)
                 image_panels.show_picture(axes, picture)
                 shown.append(picture)
             data[name] = shown
-        return board.finish(data)
+        return canvas.finish(data)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from layerlens.errors import PlotError, choose
-from layerlens.results import LayerProfile
+from layerlens.results import GroupComparison, LayerProfile, Relevance, UnitStatistics
 
 from .. import style
 from ..drawing import bars
-from ..drawing.board import Board
+from ..drawing.canvas import Canvas
 from ..drawing.images import finite_array
-from ..plot import Plot
+from ..plot import Plot, figure, through
 from ..style import Array
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ NULL_LINE: Final = (0, (1, 1.5))
 """Joins the marks of the null of one series, where there are several."""
 
 
+@figure(LayerProfile, kind="profile", usual=True)
 def layer_profile(
     profile: LayerProfile,
     *,
@@ -82,11 +83,11 @@ def layer_profile(
     lines = len(names) > MOST_BARS or len(series) > 1 or scale == "log"
     if width is None:
         width = "column" if bars.room_for_names(names, 99) < 0.4 * style.WIDTHS["column"] else "page"
-    with Board(width=width, ax=ax) as board:
-        axes = board.panel()
-        board.panels[-1].height = max(bars.name_rows(axes, names, board.width), 0.5)
+    with Canvas(width=width, ax=ax) as canvas:
+        axes = canvas.panel()
+        canvas.panels[-1].height = max(bars.name_rows(axes, names, canvas.width), 0.5)
         every = -(-len(names) // len(axes.get_yticks()))
-        board.title(title, profile.method, f"one name for {every} layers" if every > 1 else "")
+        canvas.title(title, profile.method, f"one name for {every} layers" if every > 1 else "")
         bars.value_axis(axes, label, log=scale == "log")
         if vmax is not None:
             axes.set_xlim(right=vmax)
@@ -94,11 +95,29 @@ def layer_profile(
         handles = _lines(axes, shown, series, scale) if lines else _bars(axes, shown)
         # of several series, one that has no number at a row is a gap in its line; a log axis names all it cannot show
         gaps = np.isnan(values) & shows.any(axis=1, keepdims=True) & (len(series) > 1 and scale == "linear")
-        across = board.width - bars.room_for_names(names, board.width) - 0.2
+        across = canvas.width - bars.room_for_names(names, canvas.width) - 0.2
         bars.write_hidden(axes, values, shows | gaps, profile.series, across if lines else None)
         if handles:
-            board.legend(axes, handles)
-        return board.finish(data)
+            canvas.legend(axes, handles)
+        return canvas.finish(data)
+
+
+def _profile_of(relevance: Relevance) -> LayerProfile:
+    if relevance.profile is None:
+        raise PlotError(
+            "this relevance has no profile: no layers were asked for. Give layers= to the method, or draw kind='flow'."
+        )
+    return relevance.profile
+
+
+def _separation_of(comparison: GroupComparison) -> LayerProfile:
+    return comparison.separation
+
+
+figure(Relevance, kind="profile")(through(_profile_of, layer_profile))
+figure(GroupComparison, kind="layers")(through(GroupComparison.profile, layer_profile))
+figure(GroupComparison, kind="separation")(through(_separation_of, layer_profile))
+figure(UnitStatistics, kind="profile")(through(UnitStatistics.profile, layer_profile))
 
 
 def _read(profile: LayerProfile, rows: int) -> dict[str, Array]:
@@ -123,10 +142,10 @@ def _read(profile: LayerProfile, rows: int) -> dict[str, Array]:
 
 def _bars(axes: Axes, data: dict[str, Array]) -> list[Any]:
     values = data["values"][:, 0]
-    colour = style.signed_colours(np.nan_to_num(values)) if (values < 0).any() else style.COLOURS[0]
-    bars.draw(axes, values, colours=colour)
-    _marks(axes, data, 0, style.INK, style.COLOURS[4])
-    return _keys(data, style.INK, style.COLOURS[4])
+    color = style.signed_colors(np.nan_to_num(values)) if (values < 0).any() else style.COLORS[0]
+    bars.draw(axes, values, colors=color)
+    _marks(axes, data, 0, style.INK, style.COLORS[4])
+    return _keys(data, style.INK, style.COLORS[4])
 
 
 def _lines(axes: Axes, data: dict[str, Array], series: Sequence[str], scale: str) -> list[Any]:
@@ -137,27 +156,25 @@ def _lines(axes: Axes, data: dict[str, Array], series: Sequence[str], scale: str
         data = {**data, "null": np.where(data["null"] > 0, data["null"], np.nan)} if "null" in data else data
         data = {**data, "error": np.fmin(data["error"], 0.9 * values)} if "error" in data else data
     for index, name in enumerate(series):
-        colour, line = style.COLOURS[index % len(style.COLOURS)], style.LINES[index % len(style.LINES)]
+        color, line = style.COLORS[index % len(style.COLORS)], style.LINES[index % len(style.LINES)]
         handles += axes.plot(
-            data["values"][:, index], rows, color=colour, linestyle=line, label=name,
+            data["values"][:, index], rows, color=color, linestyle=line, label=name,
             marker=style.MARKERS[index % len(style.MARKERS)], markersize=3 if len(rows) <= MOST_BARS else 1.8,
-            markerfacecolor="white" if index % 2 else colour, markeredgewidth=0.8,
+            markerfacecolor="white" if index % 2 else color, markeredgewidth=0.8,
         )  # fmt: skip
         several = len(series) > 1
-        _marks(
-            axes, data, index, colour, colour if several else style.COLOURS[4], line=NULL_LINE if several else "none"
-        )
+        _marks(axes, data, index, color, color if several else style.COLORS[4], line=NULL_LINE if several else "none")
     if len(series) > 1:
         return handles + _keys(data, style.FAINT, style.FAINT, NULL_LINE)
-    return _keys(data, style.COLOURS[0], style.COLOURS[4])
+    return _keys(data, style.COLORS[0], style.COLORS[4])
 
 
-def _marks(axes: Axes, data: dict[str, Array], index: int, colour: str, null: str, line: Any = "none") -> None:
+def _marks(axes: Axes, data: dict[str, Array], index: int, color: str, null: str, line: Any = "none") -> None:
     """Whiskers of the standard error and marks of the null."""
     rows = np.arange(len(data["values"]))
     if "error" in data:
         axes.errorbar(
-            data["values"][:, index], rows, xerr=data["error"][:, index], fmt="none", ecolor=colour, elinewidth=0.7,
+            data["values"][:, index], rows, xerr=data["error"][:, index], fmt="none", ecolor=color, elinewidth=0.7,
             capsize=1.2, capthick=0.7,
         )  # fmt: skip
     if "null" in data:
@@ -167,12 +184,12 @@ def _marks(axes: Axes, data: dict[str, Array], index: int, colour: str, null: st
         )  # fmt: skip
 
 
-def _keys(data: dict[str, Array], colour: str, null: str, line: Any = "none") -> list[Any]:
+def _keys(data: dict[str, Array], color: str, null: str, line: Any = "none") -> list[Any]:
     from matplotlib.lines import Line2D
 
     keys = []
     if "error" in data:
-        keys.append(Line2D([], [], color=colour, linewidth=0.7, marker="|", markersize=3, label="±1 standard error"))
+        keys.append(Line2D([], [], color=color, linewidth=0.7, marker="|", markersize=3, label="±1 standard error"))
     if "null" in data:
         keys.append(
             Line2D(

@@ -13,14 +13,15 @@ from layerlens.results import Leaderboard
 
 from .. import style
 from ..drawing import bars, image_panels
-from ..drawing.board import Board
-from ..plot import Plot
+from ..drawing.canvas import Canvas
+from ..plot import Plot, figure
 from ..style import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@figure(Leaderboard, kind="means", usual=True)
 def leaderboard(
     board: Leaderboard | Sequence[Leaderboard],
     *,
@@ -30,7 +31,7 @@ def leaderboard(
     labels: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Plot:
-    """Draw a row for each method: a dot at its mean, whiskers for the 95 % interval, controls hollow and in grey.
+    """Draw a row for each method: a dot at its mean, whiskers for the 95 % interval, controls hollow and in gray.
 
     A dashed line goes through the best control: what lies on its wrong side says less than a map that never saw the
     model. Several boards of the same methods (other data, another model) or several metrics stand side by side, in
@@ -76,7 +77,7 @@ def leaderboard(
     controls = [name for name in methods if name in shown[0].controls]
     rows = [f"{name} (control)" if name in controls and "control" not in name else name for name in methods]
     data: dict[str, Any] = {"methods": methods}
-    with Board(width=width or ("column" if len(pairs) == 1 else "page"), ax=ax) as canvas:
+    with Canvas(width=width or ("column" if len(pairs) == 1 else "page"), ax=ax) as canvas:
         first, name = pairs[0]
         better = "higher" if first.higher[first.metrics.index(name)] else "lower"
         heading = f"{name}: {better} is better" if len({name for _, name in pairs}) == 1 else ""
@@ -124,8 +125,8 @@ def _rows(axes: Axes, means: Array, spans: Array, control: list[bool], *, up: bo
     if len(known):
         best = known.max() if up else known.min()
         axes.axvline(best, color=style.FAINT, linewidth=0.6, linestyle=(0, (4, 3)), zorder=1.5)
-    for row, (mean, span, grey) in enumerate(zip(means, spans, control, strict=True)):
-        colour = style.FAINT if grey else style.COLOURS[0]
-        axes.plot(span, [row, row], color=colour, linewidth=1.0)
-        face = "white" if grey else colour
-        axes.plot(mean, row, color=colour, marker="o", markersize=3.2, markerfacecolor=face, linestyle="none")
+    for row, (mean, span, gray) in enumerate(zip(means, spans, control, strict=True)):
+        color = style.FAINT if gray else style.COLORS[0]
+        axes.plot(span, [row, row], color=color, linewidth=1.0)
+        face = "white" if gray else color
+        axes.plot(mean, row, color=color, marker="o", markersize=3.2, markerfacecolor=face, linestyle="none")

@@ -1,4 +1,4 @@
-"""One number for every pair of a row and a column, as colours: layers against layers, layers against positions."""
+"""One number for every pair of a row and a column, as colors: layers against layers, layers against positions."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from layerlens.results import Matrix
 
 from .. import style
 from ..drawing import bars, matrix_cells, text
-from ..drawing.board import Board
+from ..drawing.canvas import Canvas
 from ..drawing.images import finite_array
-from ..plot import Plot
+from ..plot import Plot, figure
 from ..style import Array, Limits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@figure(Matrix, kind="matrix", usual=True)
 def matrix(
     found: Matrix,
     *,
@@ -33,16 +34,16 @@ def matrix(
     labels: tuple[Sequence[str], Sequence[str]] | None = None,
     ax: Axes | None = None,
 ) -> Plot:
-    """Draw a matrix in colours, the first row at the top.
+    """Draw a matrix in colors, the first row at the top.
 
     Cells without a number (NaN) are hatched. Names are thinned where they would touch. Of more cells than the figure
-    can show, neighbours are drawn together, as the one farthest from zero; a note says so.
+    can show, neighbors are drawn together, as the one farthest from zero; a note says so.
 
     Args:
         found: values `(rows, columns)`.
         cmap: a matplotlib colormap; None is RdBu_r about zero for signed values and viridis for others.
         vmax: end of the scale, in units of the matrix; None fits the data.
-        clip: percentile of |value| where colours saturate; the colorbar says so. None clips nothing.
+        clip: percentile of |value| where colors saturate; the colorbar says so. None clips nothing.
         annotate: whether to write the numbers into the cells; `"auto"` where they fit.
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for more than 40 columns.
         title: None for the method, `""` for none.
@@ -72,21 +73,21 @@ def matrix(
     limits = _limits(values, found, clip, vmax)
     if width is None:
         width = "column" if values.shape[1] <= 40 else "page"
-    with Board(width=width, ax=ax) as board:
-        drawn, note = matrix_cells.together(values, board.width)
-        board.title(title, found.method, " ".join(part for part in (_chance(found), note) if part))
-        axes = board.panel()
-        across, height = _size(board, found, values.shape, rows)
-        board.panels[-1].height = height
+    with Canvas(width=width, ax=ax) as canvas:
+        drawn, note = matrix_cells.together(values, canvas.width)
+        canvas.title(title, found.method, " ".join(part for part in (_chance(found), note) if part))
+        axes = canvas.panel()
+        across, height = _size(canvas, found, values.shape, rows)
+        canvas.panels[-1].height = height
         image = _show(axes, drawn, values.shape, limits, style.colormap(cmap, signed=found.signed, unsigned="viridis"))
         matrix_cells.name(axes, rows, columns, (height, across), found.axes)
         if annotate is not False:
             matrix_cells.write(axes, image, values, (height, across), forced=annotate is True)
         units = f" ({found.units})" if found.units not in ("", "1") else ""
-        board.colorbar([axes], image, limits, f"{found.quantity}{units}", "right")
+        canvas.colorbar([axes], image, limits, f"{found.quantity}{units}", "right")
         if np.isnan(values).any():
-            board.legend(axes, [_hatched(label="no number (NaN)")])
-        return board.finish({"values": values, "drawn": drawn})
+            canvas.legend(axes, [_hatched(label="no number (NaN)")])
+        return canvas.finish({"values": values, "drawn": drawn})
 
 
 def _read(found: Matrix) -> Array:
@@ -95,7 +96,7 @@ def _read(found: Matrix) -> Array:
     infinite = int(np.isinf(values).sum())
     if infinite:
         raise PlotError(
-            f"the matrix of {found.quantity!r} is infinite at {infinite} of {values.size} places, which no colour "
+            f"the matrix of {found.quantity!r} is infinite at {infinite} of {values.size} places, which no color "
             "shows. Find where that arises, or make them NaN, which is drawn hatched."
         )
     if np.isnan(values).all():
@@ -137,7 +138,7 @@ def _limits(values: Array, found: Matrix, clip: float | None, vmax: float | None
 
 
 def _chance(found: Matrix) -> str:
-    """What is known of chance and of the error, in words: a cell has one colour."""
+    """What is known of chance and of the error, in words: a cell has one color."""
     said = []
     for part, name in ((found.null, "chance"), (found.error, "standard error")):
         known = None if part is None else part[~part.isnan()]
@@ -148,24 +149,24 @@ def _chance(found: Matrix) -> str:
     return f"{'; '.join(said)}." if said else ""
 
 
-def _size(board: Board, found: Matrix, shape: tuple[int, ...], rows: list[str]) -> tuple[float, float]:
+def _size(canvas: Canvas, found: Matrix, shape: tuple[int, ...], rows: list[str]) -> tuple[float, float]:
     """About how wide the panel will be, and how high it is to be, in inches."""
-    if board.given is not None:
-        return board.given.bbox.width / board.dpi, board.given.bbox.height / board.dpi
-    names = min(text.widest(rows, style.SMALL), 0.35 * board.width)
-    across = max(board.width - names - 0.8, 0.3)
+    if canvas.given is not None:
+        return canvas.given.bbox.width / canvas.dpi, canvas.given.bbox.height / canvas.dpi
+    names = min(text.widest(rows, style.SMALL), 0.35 * canvas.width)
+    across = max(canvas.width - names - 0.8, 0.3)
     if found.axes[0] == found.axes[1]:
         return across, min(max(across * shape[0] / shape[1], 0.15), bars.PAGE_FULL)
     pitch = min(max(0.5 * across / shape[1], bars.pitch_of(1)), 0.25) if shape[0] <= 40 else bars.pitch_of(shape[0])
-    return across, min(max(shape[0] * pitch, 0.3), max(0.65 * board.width, 4.0))
+    return across, min(max(shape[0] * pitch, 0.3), max(0.65 * canvas.width, 4.0))
 
 
-def _show(axes: Axes, drawn: Array, shape: tuple[int, ...], limits: Limits, colours: Any) -> Any:
+def _show(axes: Axes, drawn: Array, shape: tuple[int, ...], limits: Limits, colors: Any) -> Any:
     if np.isnan(drawn).any():
         axes.add_patch(_hatched(xy=(0, 0), width=1, height=1, transform=axes.transAxes, zorder=0))
     rows, columns = shape
     image = axes.imshow(
-        np.ma.masked_invalid(drawn), cmap=colours, vmin=limits.low, vmax=limits.high, interpolation="nearest",
+        np.ma.masked_invalid(drawn), cmap=colors, vmin=limits.low, vmax=limits.high, interpolation="nearest",
         aspect="auto", extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
     )  # fmt: skip
     axes.set_xlim(-0.5, columns - 0.5)

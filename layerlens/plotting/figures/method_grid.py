@@ -10,16 +10,18 @@ import torch
 
 from layerlens.errors import PlotError, check_count, choose
 from layerlens.results import Attribution, Leaderboard
+from layerlens.signatures import public
 
 from .. import style
 from ..drawing import attribution_sample, image_panels
 from ..drawing.attribution_sample import Channel, Sample
-from ..drawing.board import Board
+from ..drawing.canvas import Canvas
 from ..plot import Plot
 from ..style import Array, Limits
 from .compare_methods import common_picture
 
 
+@public
 def method_grid(
     attributions: Mapping[str, Attribution] | Sequence[Attribution],
     *,
@@ -41,7 +43,7 @@ def method_grid(
     """Draw methods beside each other on several images, each picture first in its row; with a board, their numbers.
 
     Units differ between methods and sizes between pictures, so every map is shown as parts of its own largest value,
-    on one colorbar; where any method is signed, maps of magnitude take the positive half of its colours. Large maps
+    on one colorbar; where any method is signed, maps of magnitude take the positive half of its colors. Large maps
     are averaged over blocks, for panels this small would leave out most of their places.
 
     Args:
@@ -106,9 +108,9 @@ def method_grid(
     elif len(labels) != len(rows):
         raise PlotError(f"{len(labels)} labels for {len(rows)} rows; give one per sample.")
     signed = any(one.signed for one in shown[0])
-    colours = style.colormap(cmap, signed=signed)
+    colors = style.colormap(cmap, signed=signed)
     drawn = []
-    with Board(width=width, fig=fig) as canvas:
+    with Canvas(width=width, fig=fig) as canvas:
         automatic = "" if board is None else f"{metric or board.metrics[0]} below each map"
         canvas.title(title, automatic)
         edge = []
@@ -123,7 +125,7 @@ def method_grid(
                 axes = canvas.panel(place, column, aspect=aspect, title="" if place else method)
                 part, limits = _parts(one, signed, clip, places)
                 drawn.append(part)
-                mappable, _ = image_panels.show_map(axes, part, limits, colours, picture=picture if overlay else None)
+                mappable, _ = image_panels.show_map(axes, part, limits, colors, picture=picture if overlay else None)
                 for image in axes.images:  # the picture below may have more places
                     image.set_extent((-0.5, part.shape[1] - 0.5, part.shape[0] - 0.5, -0.5))
                 if method in known:

@@ -13,9 +13,9 @@ from layerlens.results import LayerProfile, LayerTable
 
 from .. import style
 from ..drawing import bars, text
-from ..drawing.board import Board
+from ..drawing.canvas import Canvas
 from ..drawing.model_tree import Quantity, Row, read, tree
-from ..plot import Plot
+from ..plot import Plot, figure
 from ..style import Array
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ NARROWEST: Final = 2.2
 INDENT: Final = "   "
 
 
+@figure(LayerTable, kind="map", usual=True)
 def model_map(
     table: LayerTable,
     profile: LayerProfile | None = None,
@@ -97,17 +98,17 @@ def model_map(
             + ("Use scale='linear'." if scale == "log" else "All are NaN or infinite.")
         )
     low, high = _range(shown[fits], scale, vmax)
-    with Board(width=width, fig=fig) as board:
+    with Canvas(width=width, fig=fig) as canvas:
         cut = any(row.hidden for row in rows)
         note = "ticks: the layers inside of a row that are not drawn" if cut else ""
-        board.title(title, f"{table.model}: {label}{f', {how}' if how else ''}", note)
+        canvas.title(title, f"{table.model}: {label}{f', {how}' if how else ''}", note)
         for column, part in enumerate(parts):
-            axes = board.panel(0, column)
-            board.panels[-1].height = bars.pitch_of(len(rows)) * max(every, 4)
-            _draw(axes, part, every, board.width / len(parts), scale, low, high)
+            axes = canvas.panel(0, column)
+            canvas.panels[-1].height = bars.pitch_of(len(rows)) * max(every, 4)
+            _draw(axes, part, every, canvas.width / len(parts), scale, low, high)
             bars.value_axis(axes, label, log=scale == "log")
             axes.set_xlim(low, high)
-        return board.finish({"paths": [row.path for row in rows], "values": np.array([row.value for row in rows])})
+        return canvas.finish({"paths": [row.path for row in rows], "values": np.array([row.value for row in rows])})
 
 
 def _columns(rows: list[Row], every: int) -> list[list[Row]]:
@@ -148,8 +149,8 @@ def _draw(
     ends = np.clip(np.where(fits, values, low), low, high)
     base = low if scale == "log" else 0.0
     signed = any(value < 0 for row in rows for value in (row.value, *row.below)) or low < 0
-    colours = style.signed_colours(np.nan_to_num(values)) if signed else style.COLOURS[0]
-    axes.barh(np.arange(len(rows)), np.where(fits, ends - base, 0), left=base, height=0.72, color=colours, linewidth=0)
+    colors = style.signed_colors(np.nan_to_num(values)) if signed else style.COLORS[0]
+    axes.barh(np.arange(len(rows)), np.where(fits, ends - base, 0), left=base, height=0.72, color=colors, linewidth=0)
     for place, row in enumerate(rows):
         inside = [value for value in row.below if low <= value <= high]
         if inside:
@@ -159,7 +160,7 @@ def _draw(
             written = "NaN" if math.isnan(row.value) else style.number(row.value).replace("inf", "infinite")
             axes.annotate(
                 written, (1, place), xycoords=("axes fraction", "data"), xytext=(2, 0), textcoords="offset points",
-                va="center_baseline", ha="left", fontsize=style.SMALL, color=style.COLOURS[1] if lost else style.INK,
+                va="center_baseline", ha="left", fontsize=style.SMALL, color=style.COLORS[1] if lost else style.INK,
             )  # fmt: skip
 
 

@@ -11,13 +11,14 @@ from layerlens.results import Attribution
 from .. import style
 from ..drawing import attribution_sample, image_panels
 from ..drawing.attribution_sample import Channel, Sample
-from ..drawing.board import Board
-from ..plot import Plot
+from ..drawing.canvas import Canvas
+from ..plot import Plot, figure
 
 NARROWEST: Final = 1.9
 """Inches of figure for a pair."""
 
 
+@figure(Attribution, kind="grid")
 def overlay_grid(
     attributions: Attribution | Sequence[Attribution],
     *,
@@ -45,7 +46,7 @@ def overlay_grid(
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
         cmap: a matplotlib colormap; None is RdBu_r for signed values and magma for magnitudes.
         vmax: largest value of the scale, in units of the attribution; None takes it from `clip`.
-        clip: percentile of |value|, over all samples, where colours saturate; the colorbar says so.
+        clip: percentile of |value|, over all samples, where colors saturate; the colorbar says so.
         title: None for method and target, `""` for none.
         labels: one per pair; None is the number of the sample with its score.
         colorbar: whether to draw it.
@@ -72,31 +73,31 @@ def overlay_grid(
         raise PlotError(f"{len(labels)} labels for {len(shown)} samples; give one per sample.")
     if columns is not None and columns < 1:
         raise OptionError(f"columns={columns!r}; give 1 or more.")
-    colours = style.colormap(cmap, signed=shown[0].signed)
+    colors = style.colormap(cmap, signed=shown[0].signed)
     data: dict[str, Any] = {}
-    with Board(width=width, fig=fig) as board:
+    with Canvas(width=width, fig=fig) as canvas:
         if columns is None:
-            columns = min(len(shown), 3, int(max(board.width / NARROWEST, 1)))
-        shown, note = attribution_sample.coarse(shown, board.width / (2 * columns))
+            columns = min(len(shown), 3, int(max(canvas.width / NARROWEST, 1)))
+        shown, note = attribution_sample.coarse(shown, canvas.width / (2 * columns))
         limits = style.limits(
             [one.values for one in shown], signed=shown[0].signed, clip=clip, vmax=vmax, what=shown[0].what
         )
-        board.title(title, shown[0].title if len({one.title for one in shown}) == 1 else "", note)
+        canvas.title(title, shown[0].title if len({one.title for one in shown}) == 1 else "", note)
         edge = []
         for index, (one, label) in enumerate(zip(shown, labels, strict=True)):
             row, column = divmod(index, columns)
             aspect = one.values.shape[0] / one.values.shape[1]
-            left = board.panel(row, 2 * column, aspect=aspect, title=label, pair=True)
+            left = canvas.panel(row, 2 * column, aspect=aspect, title=label, pair=True)
             assert one.picture is not None  # _samples has seen to it
             image_panels.show_picture(left, one.picture)
-            right = board.panel(row, 2 * column + 1, aspect=aspect)
-            mappable, _ = image_panels.show_map(right, one.values, limits, colours, picture=one.picture)
+            right = canvas.panel(row, 2 * column + 1, aspect=aspect)
+            mappable, _ = image_panels.show_map(right, one.values, limits, colors, picture=one.picture)
             data[image_panels.unique(label, data)] = one.values
             if column == min(columns, len(shown)) - 1:
                 edge.append(right)
         if colorbar:
-            board.colorbar(edge, mappable, limits, shown[0].units, "right")
-        return board.finish(data)
+            canvas.colorbar(edge, mappable, limits, shown[0].units, "right")
+        return canvas.finish(data)
 
 
 def _samples(

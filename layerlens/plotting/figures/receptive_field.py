@@ -11,13 +11,14 @@ from layerlens.results import ReceptiveField
 
 from .. import style
 from ..drawing import attribution_sample, image_panels, images
-from ..drawing.board import Board
-from ..plot import Plot
+from ..drawing.canvas import Canvas
+from ..plot import Plot, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@figure(ReceptiveField, kind="field", usual=True)
 def receptive_field(
     field: ReceptiveField,
     sample: int = 0,
@@ -40,7 +41,7 @@ def receptive_field(
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
         cmap: a matplotlib colormap; None is magma.
         vmax: largest value of the scale, in units of the gradient; None takes it from `clip`.
-        clip: percentile of the gradient where colours saturate.
+        clip: percentile of the gradient where colors saturate.
         title: None for layer and sizes, `""` for none.
         colorbar: whether to draw it.
         ax: axes to draw into; None makes a figure.
@@ -70,21 +71,21 @@ def receptive_field(
     data: dict[str, Any] = {"effective": values, "box": box}
     size = " x ".join(str(stop - start) for start, stop in box)
     line = f"{field.layer or '(model)'} at {field.place}: sees {size}, uses {float(field.effective_size[row]):.0f}"
-    with Board(width=width, ax=ax) as board:
+    with Canvas(width=width, ax=ax) as canvas:
         seen = "dashed" if values.ndim == 2 else "shaded"
-        board.title(title, f"{line} across" if values.ndim == 2 else line, f"{seen}: all that can reach it")
+        canvas.title(title, f"{line} across" if values.ndim == 2 else line, f"{seen}: all that can reach it")
         if values.ndim == 1:
-            _line(board, values, box)
-            return board.finish(data)
+            _line(canvas, values, box)
+            return canvas.finish(data)
         inside = values[tuple(slice(int(start), int(stop)) for start, stop in box)]  # the zeros around it are no data
         limits = style.limits([inside if inside.any() else values], signed=False, clip=clip, vmax=vmax, what=what)
-        axes = board.panel(aspect=values.shape[0] / values.shape[1])
+        axes = canvas.panel(aspect=values.shape[0] / values.shape[1])
         shown = _picture(field, row, values.shape)
         mappable, _ = image_panels.show_map(axes, values, limits, style.colormap(cmap, signed=False), picture=shown)
         _outline(axes, box)
         if colorbar:
-            board.colorbar([axes], mappable, limits, "gradient", "right")
-        return board.finish(data)
+            canvas.colorbar([axes], mappable, limits, "gradient", "right")
+        return canvas.finish(data)
 
 
 def _picture(field: ReceptiveField, row: int, size: tuple[int, ...]) -> Any:
@@ -104,7 +105,7 @@ def _outline(axes: Axes, box: Any) -> None:
             right - left,
             bottom - top,
             fill=False,
-            edgecolor=style.COLOURS[0],
+            edgecolor=style.COLORS[0],
             linewidth=1.2,
             linestyle=(0, (3, 2)),
             clip_on=False,
@@ -112,12 +113,12 @@ def _outline(axes: Axes, box: Any) -> None:
     )
 
 
-def _line(board: Board, values: Any, box: Any) -> None:
+def _line(canvas: Canvas, values: Any, box: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes = board.panel(height=1.0)
+    axes = canvas.panel(height=1.0)
     axes.axvspan(box[0][0] - 0.5, box[0][1] - 0.5, color="#E6E6E6")
-    axes.plot(np.arange(len(values)), values, color=style.COLOURS[0])
+    axes.plot(np.arange(len(values)), values, color=style.COLORS[0])
     axes.set_xlim(-0.5, len(values) - 0.5)
     axes.set_ylim(0, None)
     axes.set_xlabel("place")

@@ -13,8 +13,8 @@ from layerlens.results.maps.recurrent_states import GATES
 
 from .. import style
 from ..drawing import attribution_sample, images
-from ..drawing.board import Board
-from ..plot import Plot
+from ..drawing.canvas import Canvas
+from ..plot import Plot, figure
 from ..style import Array
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OPEN: Final = style.Limits(0.0, 1.0, False, "")
 
 
+@figure(RecurrentStates, kind="states", usual=True)
 def recurrent_states(
     states: RecurrentStates,
     sample: int = 0,
@@ -52,7 +53,7 @@ def recurrent_states(
         count: how many units.
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
         cmap: a matplotlib colormap for the states; None is RdBu_r, gates are in viridis from 0 to 1.
-        clip: percentile of |state| where colours saturate.
+        clip: percentile of |state| where colors saturate.
         title: None for layer and kind, `""` for none.
         colorbar: whether to draw one for each map.
         fig: figure or subfigure to draw into, in its size; None makes one.
@@ -87,27 +88,27 @@ def recurrent_states(
 
     units = _varying(read("hidden"), count)
     data: dict[str, Any] = {"units": np.array(units)}
-    with Board(width=width, fig=fig) as board:
+    with Canvas(width=width, fig=fig) as canvas:
         way = ", backward" if reverse else ""
-        board.title(title, f"{states.layer or '(model)'} ({states.kind}), layer {layer}{way}")
+        canvas.title(title, f"{states.layer or '(model)'} ({states.kind}), layer {layer}{way}")
         high = min(max(0.035 * len(units), 0.5), 1.4)
         for place, name in enumerate(names):
             values = read(name)
             # a projected LSTM has fewer hidden units than cells: their numbers do not belong together
             chosen = units if len(values) == hidden.shape[-1] else _varying(values, count)
             data[name] = values[chosen]
-            axes = board.panel(place, height=high, title=_words(name))
-            _map(board, axes, data[name], name in GATES, cmap, clip, colorbar, name)
+            axes = canvas.panel(place, height=high, title=_words(name))
+            _map(canvas, axes, data[name], name in GATES, cmap, clip, colorbar, name)
             axes.tick_params(labelbottom=False)
         gates = [name for name in names if name in GATES]
         if gates:
             data["means"] = np.stack([read(name).mean(axis=0) for name in gates])
-            axes = board.panel(len(names), height=0.8)
-            _means(board, axes, gates, data["means"])
+            axes = canvas.panel(len(names), height=0.8)
+            _means(canvas, axes, gates, data["means"])
         else:
             axes.tick_params(labelbottom=True)
         _steps(axes, steps)
-        return board.finish(data)
+        return canvas.finish(data)
 
 
 def _varying(values: Array, count: int) -> list[int]:
@@ -118,7 +119,7 @@ def _varying(values: Array, count: int) -> list[int]:
 
 
 def _map(
-    board: Board, axes: Axes, values: Array, gate: bool, cmap: str | None, clip: float, colorbar: bool, name: str
+    canvas: Canvas, axes: Axes, values: Array, gate: bool, cmap: str | None, clip: float, colorbar: bool, name: str
 ) -> None:
     limits = OPEN if gate else style.limits([values], signed=True, clip=clip, vmax=None, what=name)
     image = axes.imshow(
@@ -132,19 +133,19 @@ def _map(
     axes.set_yticks([])
     axes.set_ylabel(f"{len(values)} units")
     if colorbar:
-        board.colorbar([axes], image, limits, "open" if gate else "value", "right")
+        canvas.colorbar([axes], image, limits, "open" if gate else "value", "right")
 
 
-def _means(board: Board, axes: Axes, gates: Sequence[str], means: Array) -> None:
+def _means(canvas: Canvas, axes: Axes, gates: Sequence[str], means: Array) -> None:
     handles: list[Any] = []
     for index, (name, values) in enumerate(zip(gates, means, strict=True)):
-        handles += axes.plot(values, color=style.COLOURS[index], linestyle=style.LINES[index], label=_words(name))
+        handles += axes.plot(values, color=style.COLORS[index], linestyle=style.LINES[index], label=_words(name))
     axes.set_ylim(0, 1)
     axes.set_xlim(-0.5, means.shape[1] - 0.5)
     axes.set_ylabel("mean gate")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    board.legend(axes, handles)
+    canvas.legend(axes, handles)
 
 
 def _steps(axes: Axes, steps: int) -> None:

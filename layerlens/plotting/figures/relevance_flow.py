@@ -12,8 +12,8 @@ from layerlens.results import Ledger, Relevance
 
 from .. import style
 from ..drawing import attribution_sample, bars, images
-from ..drawing.board import Board
-from ..plot import Plot
+from ..drawing.canvas import Canvas
+from ..plot import Plot, figure
 from ..style import Array
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class Row:
         return abs(self.additive) + abs(self.absorbed) + abs(self.whole)
 
 
+@figure(Relevance, kind="flow")
+@figure(Ledger, kind="flow", usual=True)
 def relevance_flow(
     relevance: Relevance | Ledger,
     sample: int | None = 0,
@@ -99,16 +101,16 @@ def relevance_flow(
     if isinstance(relevance, Relevance):
         shown = relevance.target if sample is None else relevance.target_of(sample)
         automatic = f"{relevance.method}, {shown}"
-    with Board(width=width, ax=ax) as board:
-        board.title(title, automatic, _note(ledger, sample))
-        axes = board.panel()
-        board.panels[-1].height = bars.name_rows(axes, [row.name for row in rows], board.width)
+    with Canvas(width=width, ax=ax) as canvas:
+        canvas.title(title, automatic, _note(ledger, sample))
+        axes = canvas.panel()
+        canvas.panels[-1].height = bars.name_rows(axes, [row.name for row in rows], canvas.width)
         unit = relevance.units if isinstance(relevance, Relevance) else "score"
         bars.value_axis(axes, f"relevance ({unit})")
-        board.legend(axes, _draw(axes, data, rows))
+        canvas.legend(axes, _draw(axes, data, rows))
         if vmax is not None:
             axes.set_xlim(-vmax, vmax)
-        return board.finish(data)
+        return canvas.finish(data)
 
 
 def _rows(relevance: Relevance | Ledger, ledger: Ledger, sample: int | None, most: int) -> list[Row]:
@@ -161,21 +163,21 @@ def _draw(axes: Axes, data: dict[str, Array], rows: list[Row]) -> list[Any]:
     handles: list[Any] = []
     axes.barh(places, data["whole"], height=0.72, color=ENDS, linewidth=0)
     both = (data["additive"] != 0) & (data["absorbed"] != 0)
-    for name, colour, hatch, shift, label in (
-        ("additive", style.COLOURS[4], "", -0.19, "to additive constants"),
-        ("absorbed", style.COLOURS[3], "/////", 0.19, "absorbed by rules"),
+    for name, color, hatch, shift, label in (
+        ("additive", style.COLORS[4], "", -0.19, "to additive constants"),
+        ("absorbed", style.COLORS[3], "/////", 0.19, "absorbed by rules"),
     ):
         if data[name].any():
             # a layer with both kinds shows them one above the other: opposite amounts must not hide each other
             bar = axes.barh(
-                places + shift * both, data[name], height=np.where(both, 0.36, 0.72), color=colour, hatch=hatch,
-                edgecolor="white" if hatch else colour, linewidth=0, label=label,
+                places + shift * both, data[name], height=np.where(both, 0.36, 0.72), color=color, hatch=hatch,
+                edgecolor="white" if hatch else color, linewidth=0, label=label,
             )  # fmt: skip
             handles.append(bar)
     flow = np.isfinite(data["flow"])
     if flow.any():
         handles += axes.plot(
-            data["flow"][flow], places[flow], color=style.COLOURS[0], linewidth=0.9, marker="o", markersize=2.6,
+            data["flow"][flow], places[flow], color=style.COLORS[0], linewidth=0.9, marker="o", markersize=2.6,
             label="still flowing, at the layer's output",
         )  # fmt: skip
     for place, row in zip(places, rows, strict=True):

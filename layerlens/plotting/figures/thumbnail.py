@@ -8,12 +8,16 @@ from typing import Any, Final
 
 from layerlens.results import ActivationMaps, AttentionWeights, Attribution, RecurrentStates
 
+from ..drawing import attribution_sample
+from ..plot import figures_of, plot
+from .tokens_html import tokens_html
+
 DPI: Final = 144
 """Dots per inch of the picture; it is shown at 96, so that it is sharp on fine screens."""
 
 
 def thumbnail(result: Any) -> str:
-    """The first figure of a result as an image, or its text with coloured tokens; `""` where it has no figure.
+    """The first figure of a result as an image, or its text with colored tokens; `""` where it has no figure.
 
     Of a batch it shows the first sample, of several inputs the first, of attention the mean over the heads.
 
@@ -33,10 +37,7 @@ def thumbnail(result: Any) -> str:
         >>> thumbnail(profile)[:40]
         '<img src="data:image/png;base64,iVBORw0K'
     """
-    from .. import FIGURES, plot, tokens_html
-    from ..drawing import attribution_sample
-
-    if not any(isinstance(result, kind) for kind in FIGURES):
+    if not figures_of(type(result)):
         return ""
     options: dict[str, Any] = {}
     caption = ""
@@ -55,9 +56,9 @@ def thumbnail(result: Any) -> str:
     drawn = plot(result, **options)
     wide, high = drawn.fig.get_size_inches()
     picture = base64.b64encode(drawn.png(DPI)).decode()
-    told = html.escape("; ".join(f"{name}: {text}" for name, text in result.summary()))
+    alt = html.escape("; ".join(f"{name}: {text}" for name, text in result.summary()))
     size = f'width="{round(96 * wide)}" height="{round(96 * high)}" style="max-width:100%;height:auto"'
-    return f'<img src="data:image/png;base64,{picture}" alt="{told}" {size}>{_caption(caption)}'
+    return f'<img src="data:image/png;base64,{picture}" alt="{alt}" {size}>{_caption(caption)}'
 
 
 def _caption(text: str) -> str:

@@ -1,4 +1,4 @@
-"""A series with its attribution: each channel as a line over the colours of its relevance."""
+"""A series with its attribution: each channel as a line over the colors of its relevance."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from layerlens.results import Attribution
 from .. import style
 from ..drawing import attribution_sample, images, text
 from ..drawing.attribution_sample import Sample
-from ..drawing.board import Board
-from ..plot import Plot
+from ..drawing.canvas import Canvas
+from ..plot import Plot, figure
 from ..style import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_STEPS: Final = 2000
-"""Colours along the time axis; more than a page has dots."""
+"""Colors along the time axis; more than a page has dots."""
 WEIGHTS: Final = 1.0, 2.4
-"""Points of the line, and of the white around it that keeps it apart from dark colours."""
+"""Points of the line, and of the white around it that keeps it apart from dark colors."""
 
 
+@figure(Attribution, kind="timeseries")
 def timeseries(
     attribution: Attribution,
     sample: int = 0,
@@ -45,10 +46,10 @@ def timeseries(
     colorbar: bool = True,
     fig: Any = None,
 ) -> Plot:
-    """Draw a series over its relevance: a panel for each channel, its signal as a line on coloured time steps.
+    """Draw a series over its relevance: a panel for each channel, its signal as a line on colored time steps.
 
-    All channels share one colour scale; each signal has its own axis. Of a series with more than 2,000 steps, each
-    colour is the value of largest size among some steps, as a note says; the line is of all steps. The states of a
+    All channels share one color scale; each signal has its own axis. Of a series with more than 2,000 steps, each
+    color is the value of largest size among some steps, as a note says; the line is of all steps. The states of a
     recurrent layer over time are drawn by `recurrent_states`.
 
     Args:
@@ -63,7 +64,7 @@ def timeseries(
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
         cmap: a matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
         vmax: largest value of the scale, in units of the attribution; None takes it from `clip`.
-        clip: percentile of |value|, over the channels drawn, where colours saturate; the colorbar says so.
+        clip: percentile of |value|, over the channels drawn, where colors saturate; the colorbar says so.
         title: None for method and target, `""` for none.
         labels: names of all channels of the series.
         colorbar: whether to draw it.
@@ -94,23 +95,23 @@ def timeseries(
     names = [f"{axis} {row}" for row in rows] if labels is None else [labels[row] for row in rows]
     values, lines = values[rows], lines[rows]
     limits = style.limits([values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
-    colours = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
+    colors = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
     cells, each = _pooled(values)
     notes = [f"{len(rows)} of {len(shown.values)} {axis}s with the most relevance"] * (
         channels is None and len(rows) < len(shown.values) and shown.form == "series"
     )
-    notes += [f"each colour: the largest of {each} steps"] * (each > 1)
+    notes += [f"each color: the largest of {each} steps"] * (each > 1)
     step = 1 / (rate or 1)
-    with Board(width=width, fig=fig) as board:
-        board.title(title, shown.title, "; ".join(notes))
+    with Canvas(width=width, fig=fig) as canvas:
+        canvas.title(title, shown.title, "; ".join(notes))
         drawn = []
         for place, (line, strip, label) in enumerate(zip(lines, cells, names, strict=True)):
-            axes = board.panel(place, height=0.62 if len(rows) > 1 else 1.1)
+            axes = canvas.panel(place, height=0.62 if len(rows) > 1 else 1.1)
             end = (values.shape[1] - 0.5) * step
             _line(axes, line, step, label)
             low, high = axes.get_ylim()
             image = axes.imshow(
-                strip[None], cmap=colours, vmin=limits.low, vmax=limits.high, interpolation="nearest", aspect="auto",
+                strip[None], cmap=colors, vmin=limits.low, vmax=limits.high, interpolation="nearest", aspect="auto",
                 extent=(-0.5 * step, (len(strip) * each - 0.5) * step, low, high), zorder=0,
             )  # fmt: skip
             axes.set_xlim(-0.5 * step, end)
@@ -120,8 +121,8 @@ def timeseries(
         steps = "place" if shown.axes[1] == "length" else "step"
         drawn[-1].set_xlabel(steps if rate is None else "seconds")
         if colorbar:
-            board.colorbar(drawn, image, limits, shown.units, "right")
-        return board.finish({"relevance": values, "signal": lines, "channels": np.array(rows)})
+            canvas.colorbar(drawn, image, limits, shown.units, "right")
+        return canvas.finish({"relevance": values, "signal": lines, "channels": np.array(rows)})
 
 
 def _read(attribution: Attribution, sample: int, name: str | None) -> tuple[Sample, Array, str]:
@@ -178,7 +179,7 @@ def _rows(values: Array, channels: Sequence[int] | None, count: int) -> list[int
 
 
 def _pooled(values: Array) -> tuple[Array, int]:
-    """At most so many colours, each the value of largest size among the steps that it stands for."""
+    """At most so many colors, each the value of largest size among the steps that it stands for."""
     each = -(-values.shape[1] // MOST_STEPS)
     if each == 1:
         return values, 1
@@ -193,7 +194,7 @@ def _line(axes: Axes, line: Array, step: float, label: str) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     weight, around = WEIGHTS
-    thin = min(1.0, max(0.4, 300 / len(line)))  # a dense line would hide the colours
+    thin = min(1.0, max(0.4, 300 / len(line)))  # a dense line would hide the colors
     halo = [Stroke(linewidth=around * thin, foreground="white"), Normal()]
     axes.plot(
         np.arange(len(line)) * step, line, color=style.INK, linewidth=weight * thin, path_effects=halo,

@@ -1,4 +1,4 @@
-"""A text with its attribution: tokens as coloured cells that are read line by line."""
+"""A text with its attribution: tokens as colored cells that are read line by line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from layerlens.results import Attribution
 
 from .. import style
 from ..drawing import text, token_text
-from ..drawing.board import Board
-from ..drawing.layout import MARGIN
+from ..drawing.canvas import MARGIN, Canvas
 from ..drawing.token_text import Piece
-from ..plot import Plot
+from ..plot import Plot, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +25,7 @@ EDGE: Final = 0.02
 SPACE: Final = 0.045
 """Inches between words."""
 LEFT_OUT: Final = "#E6E6E6"
-"""The colour of tokens that are left out."""
+"""The color of tokens that are left out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +37,7 @@ class _Cell:
     line: int
 
 
+@figure(Attribution, kind="tokens")
 def tokens(
     attribution: Attribution,
     sample: int = 0,
@@ -53,10 +53,10 @@ def tokens(
     colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Plot:
-    """Draw a text whose tokens are coloured by their attribution.
+    """Draw a text whose tokens are colored by their attribution.
 
     Words stand apart as they are read, parts of a word touch; negative tokens are underlined, so that they are told
-    from positive ones in print without colour. Of more than `most` tokens, runs of weak ones are left out: a grey cell
+    from positive ones in print without color. Of more than `most` tokens, runs of weak ones are left out: a gray cell
     says how many, and their sum. `tokens_html` makes the same for a web page, with each value under the pointer.
 
     Args:
@@ -67,7 +67,7 @@ def tokens(
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
         cmap: a matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
         vmax: largest value of the scale, in units of the attribution; None takes it from `clip`.
-        clip: percentile of |value| where colours saturate; the colorbar says so.
+        clip: percentile of |value| where colors saturate; the colorbar says so.
         title: None for method and target, `""` for none.
         labels: the texts of the tokens, where the attribution does not know them.
         colorbar: whether to draw it.
@@ -90,38 +90,38 @@ def tokens(
     """
     shown = token_text.read(attribution, sample, name, labels)
     limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
-    colours = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
+    colors = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
     found = token_text.pieces(shown.tokens or (), shown.values, most)
-    with Board(width=width, ax=ax) as board:
-        notes = [f"{len(shown.values)} tokens; grey: left out, with their sum"] * any(piece.count for piece in found)
+    with Canvas(width=width, ax=ax) as canvas:
+        notes = [f"{len(shown.values)} tokens; gray: left out, with their sum"] * any(piece.count for piece in found)
         notes += ["underlined: negative"] * any(piece.value < 0 for piece in found)
-        board.title(title, shown.title, "; ".join(notes))
-        axes = board.panel()
-        pitch, room = 1.75 * style.TEXT / 72, _room(board, axes)
+        canvas.title(title, shown.title, "; ".join(notes))
+        axes = canvas.panel()
+        pitch, room = 1.75 * style.TEXT / 72, _room(canvas, axes)
         cells = _placed(found, room)
         high = pitch * (cells[-1].line + 1)
-        if ax is not None and high > (given := axes.bbox.height / board.dpi):
+        if ax is not None and high > (given := axes.bbox.height / canvas.dpi):
             raise PlotError(
                 f"the text takes {high:.2f} inches of height at this width, and the axes given have {given:.2f}. Give "
                 "larger axes, a smaller most=, or leave out ax=."
             )
-        board.panels[-1].height = high
-        _draw(axes, cells, pitch, limits, colours)
+        canvas.panels[-1].height = high
+        _draw(axes, cells, pitch, limits, colors)
         if colorbar:
-            board.colorbar([axes], _mappable(limits, colours), limits, shown.units, "bottom")
-        plot = board.finish({"values": shown.values, "tokens": [cell.shown for cell in cells]})
+            canvas.colorbar([axes], _mappable(limits, colors), limits, shown.units, "bottom")
+        plot = canvas.finish({"values": shown.values, "tokens": [cell.shown for cell in cells]})
         # one unit of the axes is one inch, so that cells have the width of their text
-        axes.set_xlim(0, axes.bbox.width / board.dpi)
-        axes.set_ylim(high if ax is None else axes.bbox.height / board.dpi, 0)
+        axes.set_xlim(0, axes.bbox.width / canvas.dpi)
+        axes.set_ylim(high if ax is None else axes.bbox.height / canvas.dpi, 0)
         return plot
 
 
-def _room(board: Board, axes: Axes) -> float:
+def _room(canvas: Canvas, axes: Axes) -> float:
     """The width of a line, in inches."""
-    if board.given is not None:
-        return float(axes.bbox.width) / board.dpi
-    beside = 0.4 if board.width < 3 else 0.02  # the numbers of a colorbar as wide as the panel
-    return board.width - 2 * MARGIN - beside
+    if canvas.given is not None:
+        return float(axes.bbox.width) / canvas.dpi
+    beside = 0.4 if canvas.width < 3 else 0.02  # the numbers of a colorbar as wide as the panel
+    return canvas.width - 2 * MARGIN - beside
 
 
 def _placed(found: Sequence[Piece], room: float) -> list[_Cell]:
@@ -152,7 +152,7 @@ def _placed(found: Sequence[Piece], room: float) -> list[_Cell]:
     return cells
 
 
-def _draw(axes: Axes, cells: Sequence[_Cell], pitch: float, limits: style.Limits, colours: Any) -> None:
+def _draw(axes: Axes, cells: Sequence[_Cell], pitch: float, limits: style.Limits, colors: Any) -> None:
     from matplotlib.collections import LineCollection, PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -161,31 +161,31 @@ def _draw(axes: Axes, cells: Sequence[_Cell], pitch: float, limits: style.Limits
     axes.set_axis_off()
     high = 1.35 * style.TEXT / 72
     values = np.array([cell.piece.value for cell in cells])
-    fills = colours(np.clip((values - limits.low) / (limits.high - limits.low), 0, 1))
+    fills = colors(np.clip((values - limits.low) / (limits.high - limits.low), 0, 1))
     boxes, under = [], []
     for cell, fill in zip(cells, fills, strict=True):
         top = cell.line * pitch + (pitch - high) / 2
         boxes.append(Rectangle((cell.x, top), cell.width, high))
         if cell.piece.count:
             fill[:3] = [int(LEFT_OUT[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        ink = text_colour(fill)
+        ink = text_color(fill)
         where = cell.x + EDGE, top + 0.74 * high
         artist = axes.text(*where, cell.shown, fontsize=style.TEXT, color=ink, va="baseline", ha="left")
         artist.set_in_layout(False)  # it lies inside of the panel once one unit is one inch
         if cell.piece.value < 0:
             under.append([(cell.x + EDGE, top + 0.93 * high), (cell.x + cell.width - EDGE, top + 0.93 * high)])
     axes.add_collection(PatchCollection(boxes, facecolors=fills, edgecolors="white", linewidths=0.4), autolim=False)
-    inks = [text_colour(fill) for fill, value in zip(fills, values, strict=True) if value < 0]
+    inks = [text_color(fill) for fill, value in zip(fills, values, strict=True) if value < 0]
     axes.add_collection(LineCollection(under, colors=inks, linewidths=0.6), autolim=False)
 
 
-def text_colour(fill: Any) -> str:
+def text_color(fill: Any) -> str:
     """White on dark cells, ink on light ones."""
     return "white" if float(np.dot(fill[:3], (0.2126, 0.7152, 0.0722))) < 0.45 else style.INK
 
 
-def _mappable(limits: style.Limits, colours: Any) -> Any:
+def _mappable(limits: style.Limits, colors: Any) -> Any:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    return ScalarMappable(Normalize(limits.low, limits.high), colours)
+    return ScalarMappable(Normalize(limits.low, limits.high), colors)

@@ -11,17 +11,19 @@ from typing import Any, Final
 import numpy as np
 
 from layerlens.results import Attribution
+from layerlens.signatures import public
 
 from .. import style
 from ..drawing import token_text
 from ..drawing.attribution_sample import Sample
 from ..drawing.token_text import Piece
-from .tokens import LEFT_OUT, text_colour
+from .tokens import LEFT_OUT, text_color
 
 PAPER: Final = f"background:#FFFFFF;color:{style.INK};padding:.6em .8em;border-radius:4px;font:14px/1.9 sans-serif"
-"""White paper also on a dark page: the colours of the scale are made for it."""
+"""White paper also on a dark page: the colors of the scale are made for it."""
 
 
+@public
 def tokens_html(
     attribution: Attribution,
     sample: int = 0,
@@ -35,7 +37,7 @@ def tokens_html(
     labels: Sequence[str] | None = None,
     colorbar: bool = True,
 ) -> str:
-    """Write a text whose tokens are coloured by their attribution as HTML, for a notebook, a page or a mail.
+    """Write a text whose tokens are colored by their attribution as HTML, for a notebook, a page or a mail.
 
     Each token shows its value under the pointer; negative ones are underlined. The fragment has inline styles and no
     script, every text in it is escaped, and it brings its own white paper, so that it reads on dark pages. In a
@@ -48,7 +50,7 @@ def tokens_html(
         name: which input, when there are several.
         cmap: a matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
         vmax: largest value of the scale, in units of the attribution; None takes it from `clip`.
-        clip: percentile of |value| where colours saturate; the scale says so.
+        clip: percentile of |value| where colors saturate; the scale says so.
         title: None for method and target, `""` for none.
         labels: the texts of the tokens, where the attribution does not know them.
         colorbar: whether to write the scale below.
@@ -70,25 +72,25 @@ def tokens_html(
     """
     shown = token_text.read(attribution, sample, name, labels)
     limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
-    colours = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
+    colors = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
     found = token_text.pieces(shown.tokens or (), shown.values, most)
     heading = shown.title if title is None else title
     parts = [f'<div style="margin-bottom:.3em">{html.escape(heading)}</div>'] if heading else []
-    text = "".join(_span(piece, limits, colours, shown.units) for piece in found)
+    text = "".join(_span(piece, limits, colors, shown.units) for piece in found)
     parts.append(f'<div style="overflow-wrap:anywhere">{text}</div>')
     if colorbar:
-        parts.append(_scale(limits, colours, shown.units, negative=any(piece.value < 0 for piece in found)))
+        parts.append(_scale(limits, colors, shown.units, negative=any(piece.value < 0 for piece in found)))
     described = html.escape(_described(shown, heading))
     return f'<div role="group" aria-label="{described}" style="{PAPER}">{"".join(parts)}</div>'
 
 
-def _span(piece: Piece, limits: style.Limits, colours: Any, units: str) -> str:
+def _span(piece: Piece, limits: style.Limits, colors: Any, units: str) -> str:
     value = f"{style.number(piece.value)} {units}"
     if piece.count:
         look, hover = f"background:{LEFT_OUT};color:{style.INK}", f"{piece.count} tokens, sum: {value}"
     else:
-        fill = colours(np.clip((piece.value - limits.low) / (limits.high - limits.low), 0, 1))
-        ink = "#FFFFFF" if text_colour(fill) == "white" else style.INK
+        fill = colors(np.clip((piece.value - limits.low) / (limits.high - limits.low), 0, 1))
+        ink = "#FFFFFF" if text_color(fill) == "white" else style.INK
         look, hover = f"background:{_hex(fill)};color:{ink}", f"{_seen(piece.text)}: {value}"
     look += ";text-decoration:underline" if piece.value < 0 else ""
     escaped = html.escape(_seen(piece.text))
@@ -96,8 +98,8 @@ def _span(piece: Piece, limits: style.Limits, colours: Any, units: str) -> str:
     return f'{space}<span style="{look};padding:.15em .1em" title="{html.escape(hover)}">{escaped}</span>{end}'
 
 
-def _scale(limits: style.Limits, colours: Any, units: str, *, negative: bool) -> str:
-    stops = ",".join(_hex(colours(place)) for place in np.linspace(0, 1, 9))
+def _scale(limits: style.Limits, colors: Any, units: str, *, negative: bool) -> str:
+    stops = ",".join(_hex(colors(place)) for place in np.linspace(0, 1, 9))
     bar = f"display:inline-block;width:12em;height:.7em;margin:0 .5em;background:linear-gradient(to right,{stops})"
     label = ", ".join([units, *[limits.note] * bool(limits.note), *["underlined: negative"] * negative])
     low, high = style.number(limits.low), style.number(limits.high)
@@ -107,15 +109,15 @@ def _scale(limits: style.Limits, colours: Any, units: str, *, negative: bool) ->
 
 
 def _described(shown: Sample, heading: str) -> str:
-    """What one who does not see the colours is told: the three strongest tokens."""
+    """What one who does not see the colors is told: the three strongest tokens."""
     best = np.argsort(-np.abs(shown.values), kind="stable")[:3].tolist()
     names = shown.tokens or ()
     strongest = ", ".join(f"{_seen(names[place])} {style.number(float(shown.values[place]))}" for place in best)
     return f"{heading or shown.what}; strongest of {len(names)} tokens, in {shown.units}: {strongest}"
 
 
-def _hex(colour: Any) -> str:
-    return "#" + "".join(f"{round(255 * float(part)):02x}" for part in colour[:3])
+def _hex(color: Any) -> str:
+    return "#" + "".join(f"{round(255 * float(part)):02x}" for part in color[:3])
 
 
 def _seen(token: str) -> str:

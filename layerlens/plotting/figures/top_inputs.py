@@ -13,8 +13,8 @@ from layerlens.results import TopInputs
 
 from .. import style
 from ..drawing import image_panels, images
-from ..drawing.board import Board
-from ..plot import Plot
+from ..drawing.canvas import Canvas
+from ..plot import Plot, figure
 from ..style import Array
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Show = Literal["crop", "mask", "input"]
 
 
+@figure(TopInputs, kind="inputs", usual=True)
 def top_inputs(
     top: TopInputs,
     *,
@@ -72,15 +73,15 @@ def top_inputs(
     if labels is not None and len(labels) != len(chosen):
         raise PlotError(f"{len(labels)} labels for {len(chosen)} units; give one per unit.")
     data: dict[str, Any] = {}
-    with Board(width=width, fig=fig) as board:
+    with Canvas(width=width, fig=fig) as canvas:
         name = f"{top.layer} #{top.call}" if top.call else top.layer
         target = f", {top.target}" if top.target else ""
         region = {"mask": "; framed: what the unit sees", "crop": "; cut to what the unit sees", "input": ""}[show]
-        board.title(title, f"{name}: {top.method}{target}", f"above each: its number and its value{region}")
+        canvas.title(title, f"{name}: {top.method}{target}", f"above each: its number and its value{region}")
         for row, unit in enumerate(chosen):
-            board.header(row, f"unit {unit}" if labels is None else labels[row])
-            data |= show_inputs(board, row, top, unit, count, show)
-        return board.finish(data)
+            canvas.header(row, f"unit {unit}" if labels is None else labels[row])
+            data |= show_inputs(canvas, row, top, unit, count, show)
+        return canvas.finish(data)
 
 
 def read_options(top: TopInputs, show: Show, count: int) -> None:
@@ -98,7 +99,7 @@ def read_options(top: TopInputs, show: Show, count: int) -> None:
 
 
 def show_inputs(
-    board: Board, row: int, top: TopInputs, unit: int, count: int, show: Show, *, column: int = 0
+    canvas: Canvas, row: int, top: TopInputs, unit: int, count: int, show: Show, *, column: int = 0
 ) -> dict[str, Array]:
     """Draw the samples of one unit from a column on; returns what was drawn, by `"unit 3, sample 17"`."""
     at, data = top.row(unit), {}
@@ -107,7 +108,7 @@ def show_inputs(
         shown = picture if show == "input" else _cut(picture, box) if show == "crop" else _masked(picture, box)
         aspect = 1.0 if show == "crop" else shown.shape[0] / shown.shape[1]
         line = f"#{index}: {style.number(float(top.values[at, rank]))}"
-        axes = board.panel(row, column + rank, aspect=aspect, title=line)
+        axes = canvas.panel(row, column + rank, aspect=aspect, title=line)
         image_panels.show_picture(axes, shown)
         if show == "mask":
             _outline(axes, box)
@@ -147,7 +148,7 @@ def _cut(picture: Array, box: tuple[int, int, int, int]) -> Array:
 
 
 def _masked(picture: Array, box: tuple[int, int, int, int]) -> Array:
-    """The picture, grey and dark outside of the box."""
+    """The picture, gray and dark outside of the box."""
     upper, lower, left, right = box
     dark: Array = 0.45 * (picture.mean(axis=-1, keepdims=True) if picture.ndim == 3 else picture)
     shown: Array = np.broadcast_to(dark, picture.shape).copy()

@@ -12,8 +12,8 @@ from layerlens.results import TrainingHistory
 
 from .. import style
 from ..drawing import bars, log_scales, matrix_cells, text
-from ..drawing.board import Board
-from ..plot import Plot
+from ..drawing.canvas import Canvas
+from ..plot import Plot, figure
 from ..style import Array, Limits
 
 if TYPE_CHECKING:
@@ -29,9 +29,10 @@ MARKS: Final[dict[str, dict[str, Any]]] = {
     "infinite": {"facecolor": "black", "edgecolor": "white", "hatch": "xxxxx"},
     "NaN": {"facecolor": "white", "edgecolor": style.FAINT, "hatch": "//////"},
 }
-"""Cells that no colour of the scale shows."""
+"""Cells that no color of the scale shows."""
 
 
+@figure(TrainingHistory, kind="training", usual=True)
 def training(
     history: TrainingHistory,
     quantity: str | None = None,
@@ -48,18 +49,18 @@ def training(
 ) -> Plot:
     """Draw a quantity of every layer over a training: layers from top to bottom, measured steps from left to right.
 
-    Above stand the numbers that the training loop logged, such as the loss, over the same steps. Cells that no colour
+    Above stand the numbers that the training loop logged, such as the loss, over the same steps. Cells that no color
     shows (NaN, infinity, and zero on a log scale) have marks of their own, counted in the key. Steps without an even
     distance are drawn as wide as others, which a note says.
 
     Args:
         history: of a training.
         quantity: which of those that were recorded; None takes the gradient norm, or the first.
-        log: whether colours are on a log scale; None for norms and ratios that span a decade.
+        log: whether colors are on a log scale; None for norms and ratios that span a decade.
         logged: which logged values to draw above; None for the first three, `()` for none.
         cmap: a matplotlib colormap; None is RdBu_r about zero for activation means and viridis for others.
         vmax: end of the scale, in units of the quantity; None fits the data.
-        clip: percentile of |value| where colours saturate; the colorbar says so. None clips nothing.
+        clip: percentile of |value| where colors saturate; the colorbar says so. None clips nothing.
         width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for more than 40 steps.
         title: None for quantity and method, `""` for none.
         labels: names of the rows instead of the layers' paths.
@@ -102,25 +103,25 @@ def training(
     steps = history.steps.numpy()
     if width is None:
         width = "column" if len(steps) <= 40 else "page"
-    with Board(width=width, ax=ax) as board:
-        drawn, note = matrix_cells.together(values, board.width)
+    with Canvas(width=width, ax=ax) as canvas:
+        drawn, note = matrix_cells.together(values, canvas.width)
         uneven = "Columns are the measured steps, at uneven distances." if len(set(np.diff(steps))) > 1 else ""
         lost = [f"{name}: {count} not finite." for name, line in curves.items() if (count := _lost(line))]
-        board.title(title, f"{quantity} of each layer, {found.method}", " ".join(filter(None, (uneven, note, *lost))))
+        canvas.title(title, f"{quantity} of each layer, {found.method}", " ".join(filter(None, (uneven, note, *lost))))
         for row, (name, line) in enumerate(curves.items()):
-            _curve(board.panel(row, height=LOGGED), name, line, steps)
-        axes = board.panel(len(curves))
-        across, high = _size(board, names)
-        board.panels[-1].height = high
-        colours = style.colormap(cmap, signed=found.signed, unsigned="viridis")
-        image, masks = _show(axes, drawn, values, limits, colours)
+            _curve(canvas.panel(row, height=LOGGED), name, line, steps)
+        axes = canvas.panel(len(curves))
+        across, high = _size(canvas, names)
+        canvas.panels[-1].height = high
+        colors = style.colormap(cmap, signed=found.signed, unsigned="viridis")
+        image, masks = _show(axes, drawn, values, limits, colors)
         matrix_cells.name(axes, names, [str(step) for step in steps.tolist()], (high, across), ("", "measured step"))
         units = f" ({found.units})" if found.units not in ("", "1") else ""
         if limits is not None:
-            board.colorbar([axes], image, limits, f"{quantity}{units}", "right")
+            canvas.colorbar([axes], image, limits, f"{quantity}{units}", "right")
         if masks:
-            board.legend(axes, masks)
-        return board.finish({"values": values, "drawn": drawn, "steps": steps, **curves})
+            canvas.legend(axes, masks)
+        return canvas.finish({"values": values, "drawn": drawn, "steps": steps, **curves})
 
 
 def _logged(history: TrainingHistory, names: Sequence[str] | None) -> dict[str, Array]:
@@ -160,16 +161,16 @@ def _curve(axes: Axes, name: str, line: Array, steps: Array) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _size(board: Board, names: list[str]) -> tuple[float, float]:
+def _size(canvas: Canvas, names: list[str]) -> tuple[float, float]:
     """About how wide the panel will be, and how high it is to be, in inches."""
-    if board.given is not None:
-        return board.given.bbox.width / board.dpi, board.given.bbox.height / board.dpi
-    across = max(board.width - min(text.widest(names, style.SMALL), 0.35 * board.width) - 0.8, 0.3)
+    if canvas.given is not None:
+        return canvas.given.bbox.width / canvas.dpi, canvas.given.bbox.height / canvas.dpi
+    across = max(canvas.width - min(text.widest(names, style.SMALL), 0.35 * canvas.width) - 0.8, 0.3)
     pitch = bars.PITCH if len(names) <= bars.MOST_WIDE else bars.DENSE
-    return across, min(max(len(names) * pitch, 0.4), max(0.9 * board.width, 4.0))
+    return across, min(max(len(names) * pitch, 0.4), max(0.9 * canvas.width, 4.0))
 
 
-def _show(axes: Axes, drawn: Array, values: Array, limits: Limits | None, colours: Any) -> tuple[Any, list[Any]]:
+def _show(axes: Axes, drawn: Array, values: Array, limits: Limits | None, colors: Any) -> tuple[Any, list[Any]]:
     """Draw the cells; returns the image, for a colorbar, and the keys of the marks."""
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.patches import Patch
@@ -180,7 +181,7 @@ def _show(axes: Axes, drawn: Array, values: Array, limits: Limits | None, colour
     hidden = {name: _is(name, drawn) & (log or name != "zero") for name in MARKS}
     rows, columns = values.shape
     image = axes.imshow(
-        np.ma.masked_array(drawn, np.logical_or.reduce(list(hidden.values()))), cmap=colours, norm=norm,
+        np.ma.masked_array(drawn, np.logical_or.reduce(list(hidden.values()))), cmap=colors, norm=norm,
         interpolation="nearest", aspect="auto", extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
     )  # fmt: skip
     keys = []

@@ -50,7 +50,7 @@ class ReceptiveField(Result):
 
     @property
     def stride(self) -> tuple[int, ...]:
-        """How far the boxes of neighbouring places lie apart along each axis; 0 where all see the same."""
+        """How far the boxes of neighboring places lie apart along each axis; 0 where all see the same."""
         places = self.boxes.ndim - 2
         found = []
         for axis in range(min(places, len(self.input_size))):

@@ -12,8 +12,8 @@ from layerlens.results import Ranking
 
 from .. import style
 from ..drawing import bars, images, text
-from ..drawing.board import Board
-from ..plot import Plot
+from ..drawing.canvas import Canvas
+from ..plot import Plot, figure
 from ..style import Array
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ MOST_SERIES: Final = 6
 CHANCE: Final = style.INK
 
 
+@figure(Ranking, kind="sensitivity", usual=True)
 def sensitivity(
     ranking: Ranking,
     *,
@@ -79,15 +80,15 @@ def sensitivity(
     rows = [names[row] for row in order]
     if width is None:
         width = "column" if bars.room_for_names(rows, 99) < 0.4 * style.WIDTHS["column"] else "page"
-    with Board(width=width, ax=ax) as board:
-        board.title(title, ranking.method)
-        axes = board.panel()
-        high = bars.name_rows(axes, rows, board.width)
+    with Canvas(width=width, ax=ax) as canvas:
+        canvas.title(title, ranking.method)
+        axes = canvas.panel()
+        high = bars.name_rows(axes, rows, canvas.width)
         if rest:
             high *= 1 + 1 / len(rows)
             axes.set_ylim(len(rows) + 0.5, -0.6)
         crowded = max(1.0, 0.55 * len(chosen)) if high < bars.PAGE_FULL / 2 else 1.0
-        board.panels[-1].height = max(min(high * crowded, bars.PAGE_FULL), 0.4)
+        canvas.panels[-1].height = max(min(high * crowded, bars.PAGE_FULL), 0.4)
         units = f" ({ranking.units})" if ranking.units not in ("", "1") else ""
         bars.value_axis(axes, f"{ranking.quantity}{units}")
         axes.set_xlim(*_range(data, ranking.signed, vmax))
@@ -95,8 +96,8 @@ def sensitivity(
         if rest:
             _tell(axes, len(rows), full["values"][rest], ranking.signed)
         if handles:
-            board.legend(axes, handles)
-        return board.finish(data)
+            canvas.legend(axes, handles)
+        return canvas.finish(data)
 
 
 def _series(ranking: Ranking, series: Any) -> tuple[list[int], list[str]]:
@@ -175,8 +176,8 @@ def _draw(axes: Axes, data: dict[str, Any], names: list[str], signed: bool) -> l
     for index, name in enumerate(names):
         at = rows + (index - (count - 1) / 2) * 0.72 / count * (count > 1)
         column = np.where(shows[:, index], values[:, index], np.nan)
-        colour = style.COLOURS[(0, 4, 2, 3, 5, 6)[index]] if count > 1 else style.COLOURS[0]
-        shades = style.signed_colours(np.nan_to_num(column)) if count == 1 and signed else [colour] * len(rows)
+        color = style.COLORS[(0, 4, 2, 3, 5, 6)[index]] if count > 1 else style.COLORS[0]
+        shades = style.signed_colors(np.nan_to_num(column)) if count == 1 and signed else [color] * len(rows)
         if count == 1:
             axes.hlines(at, 0, column, colors=shades, linewidth=1.2 if many else 2.6, alpha=0.3)
         for spread in _spreads(data, index):
@@ -187,7 +188,7 @@ def _draw(axes: Axes, data: dict[str, Any], names: list[str], signed: bool) -> l
             facecolors=shades if index % 2 == 0 else "white",
         )  # fmt: skip
         if count > 1:
-            handles.append(_key(name, color=colour, marker=style.MARKERS[index], hollow=bool(index % 2)))
+            handles.append(_key(name, color=color, marker=style.MARKERS[index], hollow=bool(index % 2)))
     bars.write_beyond(axes, values)
     return handles + _keys(axes, data, count, rows, signed)
 
@@ -212,11 +213,11 @@ def _key(label: str, *, hollow: bool = False, **options: Any) -> Any:
 
 def _keys(axes: Axes, data: dict[str, Any], count: int, rows: Array, signed: bool) -> list[Any]:
     """Draw chance; the keys of the intervals and of chance."""
-    colour = style.INK if count > 1 or signed else style.COLOURS[0]
+    color = style.INK if count > 1 or signed else style.COLORS[0]
     handles = []
     if "interval" in data or "error" in data:
         label = "95 % interval" if "interval" in data else "±1 standard error"
-        handles.append(_key(label, color=colour, linestyle="-", linewidth=0.9))
+        handles.append(_key(label, color=color, linestyle="-", linewidth=0.9))
     if "null" not in data:
         return handles
     null = data["null"]
