@@ -21,7 +21,18 @@ def package() -> str:
     return "\n".join([*lines, "", "__version__: str", "__all__: list[str]", ""])
 
 
-STUBS = {"__init__.pyi": package}
+def plotting() -> str:
+    """The stub of `layerlens.plotting`: its own names, and the figure of every file in `figures/`."""
+    own = [name for name in layerlens.plotting.__all__ if not (PACKAGE / f"plotting/figures/{name}.py").exists()]
+    names = sorted(set(layerlens.plotting.__all__) - set(own))
+    lines = ['"""The figures of results with their types; at run time every file in `figures/` is imported."""', ""]
+    lines += ["from . import style as style"]
+    lines += [f"from .figures.{name} import {name} as {name}" for name in names]
+    lines += [f"from .plot import {name} as {name}" for name in sorted(own) if name != "style"]
+    return "\n".join([*lines, "", "__all__: list[str]", ""])
+
+
+STUBS = {"__init__.pyi": package, "plotting/__init__.pyi": plotting}
 """File inside of the package -> what makes its text."""
 
 if __name__ == "__main__":

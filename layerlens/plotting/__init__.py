@@ -7,10 +7,10 @@ import importlib
 import pkgutil
 
 from . import figures, style
-from .plot import FIGURES, Plot, figure, figures_of, plot, through
+from .plot import FIGURES, Plot, figure, figures_of, plot, plot_method, through
 
-__all__ = ["FIGURES", "Plot", "figure", "figures_of", "plot", "style", "through"]
+__all__ = ["FIGURES", "Plot", "figure", "figures_of", "plot", "plot_method", "style", "through"]
 __all__ += [module.name for module in pkgutil.iter_modules(figures.__path__)]
 
-for _name in __all__[7:]:
+for _name in __all__[8:]:
     globals()[_name] = getattr(importlib.import_module(f"{figures.__name__}.{_name}"), _name)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from layerlens.errors import OptionError, PlotError, UnknownOption, choose, warn
+from layerlens.errors import OptionError, PlotError, UnknownOption, choose
 from layerlens.files import whole
-from layerlens.signatures import public
+from layerlens.signatures import old_names, public
 
 from . import style
 
@@ -51,15 +51,8 @@ class Plot:
         self._own = own
         self._settings = dict(style.RC)
 
-    @public
-    def save(
-        self,
-        path: str | os.PathLike[str],
-        dpi: float = 200,
-        *,
-        colors: int | None = None,
-        colours: int | None = None,
-    ) -> Path:
+    @public(renamed={"colours": "colors"})
+    def save(self, path: str | os.PathLike[str], dpi: float = 200, *, colors: int | None = None) -> Path:
         """Write the figure as PNG, PDF or SVG, depending on the suffix of the path; fonts are embedded as TrueType.
 
         The file appears whole or not at all, and the same figure gives the same bytes.
@@ -68,7 +61,6 @@ class Plot:
             path: file to write; an existing one is replaced.
             dpi: dots per inch of a PNG, and of the images inside a PDF or SVG.
             colors: number of colors of a PNG, 2 to 256, for a file of less than half the size; None keeps all.
-            colours: old name of `colors`.
 
         Returns:
             The path written.
@@ -84,9 +76,6 @@ class Plot:
             ...     Plot(Figure(), (), {}).save(f"{folder}/empty.pdf").name
             'empty.pdf'
         """
-        if colours is not None:
-            warn("Plot.save(colours=) is now Plot.save(colors=).", DeprecationWarning)
-            colors = colours
         path = Path(path)
         suffix = path.suffix.lower().removeprefix(".")
         if suffix not in METADATA:
@@ -262,7 +251,11 @@ def _check_options(of: type[Any], kind: str, figures: dict[str, FigureFunction],
     """
     have = {name: inspect.signature(draw).parameters for name, draw in figures.items()}
     for option in options:
-        if option in have[kind] or any(one.kind is one.VAR_KEYWORD for one in have[kind].values()):
+        if (
+            option in have[kind]
+            or option in old_names(figures[kind])
+            or any(one.kind is one.VAR_KEYWORD for one in have[kind].values())
+        ):
             continue
         if option in SAVE_OPTIONS:
             raise UnknownOption(

@@ -211,7 +211,7 @@ def signed_colors(values: Sequence[float] | Array) -> list[str]:
     return [POSITIVE if value >= 0 else NEGATIVE for value in values]
 
 
-@public
+@public(renamed={"colours": "colors"})
 @contextlib.contextmanager
 def using(
     *,
@@ -222,7 +222,6 @@ def using(
     negative: str | None = None,
     signed: str | None = None,
     rc: Mapping[str, Any] | None = None,
-    colours: Sequence[str] | None = None,
 ) -> Iterator[None]:
     """Draw figures in another style inside a `with` block; `plotting.style(...)` is the same function.
 
@@ -238,22 +237,18 @@ def using(
         negative: color of bars of negative values.
         signed: colormap of signed values.
         rc: other settings of matplotlib by name.
-        colours: old name of `colors`.
 
     Raises:
         OptionError: for a size out of range, or a font, color, colormap or setting that matplotlib does not know.
 
     Example:
         >>> from layerlens import plotting
-        >>> with plotting.style(size=9, colors=["black", "grey"]):
+        >>> with plotting.style(size=9, colors=["black", "gray"]):
         ...     plotting.style.TEXT, plotting.style.SMALL, plotting.style.COLORS[:3]
-        (9.0, 8.0, ('black', 'grey', '#009E73'))
+        (9.0, 8.0, ('black', 'gray', '#009E73'))
         >>> plotting.style.TEXT
         7.0
     """
-    if colours is not None:
-        warn("style(colours=) is now style(colors=).", DeprecationWarning)
-        colors = colours
     changed = _changed(size, family, colors, positive, negative, signed, dict(rc or {}))
     before = {name: globals()[name] for name in changed}
     globals().update(changed)
@@ -288,7 +283,7 @@ def _changed(
         rc = {"font.family": [choose("font", family, get_font_names()), *RC["font.family"][-1:]]} | rc
     for name, color in (("positive", positive), ("negative", negative), *(("colors", one) for one in colors or ())):
         if color is not None and not is_color_like(color):
-            raise OptionError(f"{name}: {color!r} is no color. Give a name or '#rrggbb'.")
+            raise OptionError(f"{name}: {color!r} is not a color. Give a name or '#rrggbb'.")
     if colors is not None:
         if not colors or isinstance(colors, str):
             raise OptionError(f"colors={colors!r}; give a list of one or more colors.")

@@ -33,9 +33,9 @@ class _PlotMethod:
     """`result.plot` with the options and the docstring of the result's usual figure, and every kind as an attribute."""
 
     def __get__(self, result: Result | None, of: type[Result]) -> Drawing:
-        from layerlens.plotting.plot import plot_method
+        from layerlens import plotting
 
-        return cast(Drawing, plot_method(of, result))
+        return cast(Drawing, plotting.plot_method(of, result))
 
 
 class Result:

@@ -109,7 +109,18 @@ DRAW = {
     **{pair: lambda pair=pair: EXAMPLES[pair]().plot(pair[1]) for pair in EXAMPLES},
     **{("several", name): draw for name, draw in OF_SEVERAL.items()},
 }
-NO_PLOT = {"FIGURES", "Plot", "figure", "figures_of", "plot", "style", "through", "thumbnail", "tokens_html"}
+NO_PLOT = {
+    "FIGURES",
+    "Plot",
+    "figure",
+    "figures_of",
+    "plot",
+    "plot_method",
+    "style",
+    "through",
+    "thumbnail",
+    "tokens_html",
+}
 EACH = pytest.mark.parametrize("name, kind", DRAW, ids=lambda part: part)
 
 

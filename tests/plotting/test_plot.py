@@ -145,9 +145,7 @@ def test_an_unknown_kind_names_those_that_exist():
 
 
 def test_a_result_without_a_figure_is_refused():
-    with pytest.raises(
-        PlotError, match=r"no figure of a Entry. These have one: ActivationMaps, Atten"
-    ):
+    with pytest.raises(PlotError, match=r"no figure of a Entry. These have one: ActivationMaps, Atten"):
         plot(ledger().entries[0])
 
 
@@ -210,10 +208,10 @@ def test_a_figure_of_ones_own_is_one_function(monkeypatch):
 
 def test_old_spellings_still_work_and_warn(tmp_path):
     drawn = heatmap(images())
-    with pytest.warns(DeprecationWarning, match=r"Plot.save\(colors=\)"):
+    with pytest.warns(DeprecationWarning, match=r"save\(colours=\) is now colors="):
         old = drawn.save(tmp_path / "old.png", colours=16).read_bytes()
     assert old == drawn.save(tmp_path / "new.png", colors=16).read_bytes()
-    with pytest.warns(DeprecationWarning, match=r"style\(colors=\)"), plotting.style(colours=["black"]):
+    with pytest.warns(DeprecationWarning, match=r"using\(colours=\) is now colors="), plotting.style(colours=["black"]):
         assert plotting.style.COLORS[0] == "black"
     with pytest.warns(DeprecationWarning, match=r"now style.COLORS"):
         assert plotting.style.COLOURS is plotting.style.COLORS

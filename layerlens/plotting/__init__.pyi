@@ -1,0 +1,42 @@
+"""The figures of results with their types; at run time every file in `figures/` is imported."""
+
+from . import style as style
+from .figures.activation_mosaic import activation_mosaic as activation_mosaic
+from .figures.attention import attention as attention
+from .figures.channels import channels as channels
+from .figures.compare_methods import compare_methods as compare_methods
+from .figures.curves import curves as curves
+from .figures.faithfulness_curve import faithfulness_curve as faithfulness_curve
+from .figures.feature_gallery import feature_gallery as feature_gallery
+from .figures.feature_visualization import feature_visualization as feature_visualization
+from .figures.gradient_flow import gradient_flow as gradient_flow
+from .figures.group_effects import group_effects as group_effects
+from .figures.heatmap import heatmap as heatmap
+from .figures.latent_traversal import latent_traversal as latent_traversal
+from .figures.layer_profile import layer_profile as layer_profile
+from .figures.leaderboard import leaderboard as leaderboard
+from .figures.matrix import matrix as matrix
+from .figures.method_grid import method_grid as method_grid
+from .figures.model_map import model_map as model_map
+from .figures.overlay_grid import overlay_grid as overlay_grid
+from .figures.receptive_field import receptive_field as receptive_field
+from .figures.recurrent_states import recurrent_states as recurrent_states
+from .figures.relevance_flow import relevance_flow as relevance_flow
+from .figures.sensitivity import sensitivity as sensitivity
+from .figures.thumbnail import thumbnail as thumbnail
+from .figures.timeseries import timeseries as timeseries
+from .figures.tokens import tokens as tokens
+from .figures.tokens_html import tokens_html as tokens_html
+from .figures.top_inputs import top_inputs as top_inputs
+from .figures.training import training as training
+from .plot import (
+    FIGURES as FIGURES,
+    Plot as Plot,
+    figure as figure,
+    figures_of as figures_of,
+    plot as plot,
+    plot_method as plot_method,
+    through as through,
+)
+
+__all__: list[str]
