@@ -32,6 +32,9 @@ SHARED = {
 }
 """Parameter -> its description, where several functions share it."""
 
+SECTIONS = ("Args", "Returns", "Yields", "Raises", "Warns", "Example")
+"""Sections of a docstring in their order."""
+
 _ENTRY = re.compile(r"^(\s+)\**(\w+): ?(.*)$")
 _MORE = "... "
 
@@ -120,40 +123,58 @@ def refuse_unknown(name: str, given: Iterable[str], known: Iterable[str]) -> Non
             )
 
 
-def documented(text: str, parameters: Iterable[str]) -> str:
-    r"""Return a docstring whose `Args:` describes every parameter that `SHARED` knows.
+def documented(text: str, parameters: Iterable[str], shared: Mapping[str, str] = SHARED) -> str:
+    r"""Return a docstring whose `Args:` describes every parameter that `shared` knows.
 
     Args:
         text: docstring, with or without `Args:`.
         parameters: names in the order of the signature.
+        shared: parameter -> its description.
 
     Example:
         >>> print(documented("Sum.\n\n    Returns:\n        It.\n    ", ["x"]).splitlines()[3].strip()[:21])
         x: input of the model
     """
+    names = list(parameters)
+    return with_section(text, "Args", {name: shared[name] for name in names if name in shared}, names)
+
+
+def with_section(text: str, section: str, shared: Mapping[str, str], order: Iterable[str] = ()) -> str:
+    """Return a docstring whose section has an entry for each of `shared`.
+
+    Entries of the docstring stay; a description that begins with `...` continues the shared one.
+
+    Args:
+        text: docstring, with or without the section.
+        section: `"Args"`, `"Raises"` or another one of `SECTIONS`.
+        shared: entry -> its description; the entry `""` is the text of a section without names.
+        order: names of entries in their order; others follow.
+    """
     lines = text.split("\n")
     margin = next((line[: len(line) - len(line.lstrip())] for line in lines[1:] if line.strip()), "    ")
-    head = f"{margin}Args:"
+    head = f"{margin}{section}:"
     start = lines.index(head) if head in lines else None
     if start is None:
-        sections = [f"{margin}{name}:" for name in ("Returns", "Yields", "Raises", "Warns", "Example")]
-        start = next((place for place, line in enumerate(lines) if line in sections), None)
+        if not shared:
+            return text
+        later = [f"{margin}{name}:" for name in SECTIONS[SECTIONS.index(section) + 1 :]]
+        start = next((place for place, line in enumerate(lines) if line in later), None)
         if start is None:
             lines = [*lines[:-1], "", margin] if len(lines) > 1 else [*lines, "", margin]
             start = len(lines) - 1
         lines[start:start] = [head, ""]
     stop = next((place for place in range(start + 1, len(lines)) if not lines[place].strip()), len(lines))
-    described = _entries(lines[start + 1 : stop], margin + "    ")
+    described = {"": lines[start + 1 : stop]} if "" in shared else _entries(lines[start + 1 : stop], margin + "    ")
     made = []
-    for name in parameters:
+    for name in dict.fromkeys([*order, *shared]):
         own = described.pop(name, None)
-        shared = SHARED.get(name)
-        if own is None and shared is not None:
-            made.append(f"{margin}    {name}: {shared}")
-        elif own is not None:
-            first = _ENTRY.match(own[0])
-            if shared is not None and first is not None and first[3].startswith(_MORE):
-                own = [f"{margin}    {name}: {shared} {first[3].removeprefix(_MORE)}", *own[1:]]
+        label = f"{margin}    {name}: " if name else f"{margin}    "
+        if not own and name in shared:
+            made.append(label + shared[name])
+        elif own:
+            first = own[0].removeprefix(label)
+            if name in shared and first.startswith(_MORE):
+                own = [f"{label}{shared[name]} {first.removeprefix(_MORE)}", *own[1:]]
             made += own
     for rest in described.values():
         made += rest
@@ -162,7 +183,7 @@ def documented(text: str, parameters: Iterable[str]) -> str:
 
 
 def _entries(lines: list[str], margin: str) -> dict[str, list[str]]:
-    """The lines of each parameter of an `Args:` section."""
+    """The lines of each entry of a section."""
     found: dict[str, list[str]] = {}
     name = ""
     for line in lines:

@@ -9,7 +9,7 @@ import pytest
 
 import layerlens
 from layerlens.errors import OptionError, UnknownOption, warn
-from layerlens.signatures import SHARED, public
+from layerlens.signatures import SHARED, public, with_section
 from tests.stubs import STUBS
 
 
@@ -55,6 +55,27 @@ def test_a_misspelt_option_is_named_with_the_nearest():
     with pytest.raises(UnknownOption, match=r"example\(\) has no option 'stepz'. Closest: steps") as found:
         example(None, None, stepz=1)
     assert isinstance(found.value, OptionError) and isinstance(found.value, TypeError)
+
+
+def test_sections_that_functions_share_are_added_before_those_that_follow():
+    text = "Do.\n\n    Raises:\n        KeyError: when it is missing.\n\n    Example:\n        >>> 1\n    "
+    shared = {"InputError": "when it is empty.", "KeyError": "never."}
+    found = with_section(with_section(text, "Raises", shared), "Returns", {"": "It."})
+    assert inspect.cleandoc(found).split("\n") == [
+        "Do.",
+        "",
+        "Returns:",
+        "    It.",
+        "",
+        "Raises:",
+        "    InputError: when it is empty.",
+        "    KeyError: when it is missing.",
+        "",
+        "Example:",
+        "    >>> 1",
+    ]
+    more = with_section("Do.\n\n    Returns:\n        ... And more.\n    ", "Returns", {"": "It."})
+    assert "It. And more." in more and "..." not in more
 
 
 @public(renamed={"draws": "repeats"})
