@@ -67,7 +67,7 @@ from .analyzers.groups.explain_errors import explain_errors as explain_errors
 from .analyzers.activation.feature_visualization.feature_visualization import feature_visualization as feature_visualization
 from .analyzers.dynamics.readouts.generalization_gap import generalization_gap as generalization_gap
 from .analyzers.dynamics.geometry.geometry import geometry as geometry
-from .analyzers.saliency.cam.grad_cam import grad_cam as grad_cam
+from .analyzers.saliency.cam.gradient_cams import grad_cam as grad_cam
 from .analyzers.dynamics.geometry.health import health as health
 from .analyzers.sensitivity.local.jacobian import jacobian as jacobian
 from .analyzers.activation.latent_traversal import latent_traversal as latent_traversal

@@ -25,7 +25,7 @@ OLD = [
     ("contrasting", "contrast", "targets.contrast"),
     ("analyzers.methods", "known_methods", "analyzers.common.registry"),
     ("analyzers.activation.cam", "grad_cam score_cam", "analyzers.saliency.cam"),
-    ("analyzers.activation.cam.grad_cam", "grad_cam", "analyzers.saliency.cam.grad_cam"),
+    ("analyzers.activation.cam.grad_cam", "grad_cam", "analyzers.saliency.cam.gradient_cams"),
     ("analyzers.saliency.blur_ig", "blur_ig", "analyzers.saliency.path.blur_ig"),
     ("plotting.heatmap", "heatmap", "plotting.figures.heatmap"),
     ("results.layers", "LayerProfile", "results.values.layer_profile"),

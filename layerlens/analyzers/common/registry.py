@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 from layerlens.results import Attribution
-from layerlens.signatures import public
+from layerlens.signatures import documented, public, with_section
 
 Family = Literal["gradient", "path", "perturbation", "cam", "relevance", "automatic"]
 AnyMethod = TypeVar("AnyMethod", bound=Callable[..., Attribution])
@@ -52,31 +53,83 @@ class Method:
 METHODS: dict[str, Method] = {}
 """Name -> method, filled by the decorator `method` as `layerlens.analyzers.saliency` is imported."""
 
+_ARGS = {
+    "x": "... Token ids count by their embeddings, and values are summed over the features of these.",
+    "baseline": 'reference input: `"zero"`, `"noise"`, a number, a tensor, or a dict by input name; of images and series '
+    'also `"mean"`, `"blur"`, `"black"`, `"white"`; of token ids a whole number is the id of a reference token.',
+    "features": "values that are removed together. None: columns of a table, tokens, about 64 cells of an image, a "
+    'volume or a series. `"values"`, `"places"`, `"channels"`, `"cells"`, `"superpixels"`; a number of cells; labels '
+    "(whole numbers) that broadcast to the input, -1 for what is never removed; or a dict of those by input name.",
+    "batch_size": 'inputs per pass; `"auto"` bounds it by memory.',
+    "tolerance": "largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any.",
+    "max_steps": "most steps; a sample that misses the tolerance gets twice as many until it meets it.",
+}
+_RAISES = {
+    "InputError": "when the input holds nothing to attribute to.",
+    "OptionError": "when an option is out of range, or does not fit the input.",
+    "LayerNotFound": "when `where` matches no layer.",
+    "SelectionError": "when `where` matches several layers or calls.",
+    "TargetError": "when the target does not fit the output, or no gradient reaches the input.",
+}
+_WARNS = {"UserWarning": "when the values of a sample are zero everywhere."}
+
+DOCUMENTED: dict[str, Mapping[str, Mapping[str, str]]] = {
+    **{name: {"Args": _ARGS, "Raises": _RAISES, "Warns": _WARNS} for name in ("gradient", "path", "perturbation")},
+    "cam": {
+        "Args": {
+            "x": "... It has places: an image, a volume, a series, token ids.",
+            "layer": 'one layer, or a call of one (`"relu#1"`); None for the last with places.',
+            "relu": "whether to keep the positive part only; False gives a signed map.",
+            "aug_smooth": "whether to average over the image mirrored and made 10 % weaker and stronger, six runs.",
+            "eigen_smooth": "whether to take the first principal component of the weighted units, not their sum.",
+            "grid": "(height, width), or one length, of the layer's tokens; leading tokens beyond it are dropped.",
+            "reshape": "function from the layer's output to `(batch, unit, *places)`, instead of a grid.",
+            "units": "number of units to try, those that vary most over the places; None for all.",
+            "batch_size": _ARGS["batch_size"],
+        },
+        "Returns": {
+            "": "An `Attribution` `(batch, *places)` over the places of the input; `settings` holds the layer, its "
+            "call and its grid."
+        },
+        "Raises": {
+            "InputError": "when the input has no places.",
+            "LayerNotFound": "when `layer` matches no layer.",
+            "SelectionError": "when `layer` matches several layers.",
+            "RecordError": "when the layer did not run, has no such call, or ran several times and no call was named.",
+            "OptionError": "when the layer's output has no places, or the score does not depend on it.",
+            "TargetError": "when the target does not fit the output.",
+        },
+        "Warns": {"UserWarning": "when the map of a sample is zero everywhere."},
+    },
+}
+"""Family -> section -> what the docstrings of all its methods say there, where they do not say it themselves."""
+
 
 def method(
-    *,
-    family: Family,
-    passes: str,
-    source: str,
-    needs: str = "",
-    name: str | None = None,
-    renamed: Mapping[str, str] | None = None,
+    *, family: Family, passes: str, source: str, needs: str = "", name: str | None = None
 ) -> Callable[[AnyMethod], AnyMethod]:
-    """Make a function known as a method of attribution; see `Method`.
+    """Register a function as a method of attribution, and complete its docstring by `DOCUMENTED`; see `Method`.
 
     Args:
         family: what it is made of.
         passes: its cost per sample.
         source: where it was published.
-        needs: what it asks of model and input.
-        name: its name; that of the function when None.
-        renamed: old name of an option -> its name, see `public`.
+        needs: what it needs of model and input.
+        name: its name; None for the name of the function.
     """
 
-    def known(function: AnyMethod) -> AnyMethod:
-        function = public(renamed=renamed or {})(function)
-        called = name or function.__name__
-        METHODS[called] = Method(called, function, family, passes, needs, source)
+    def register(function: AnyMethod) -> AnyMethod:
+        parameters = inspect.signature(function).parameters
+        for section, shared in DOCUMENTED.get(family, {}).items():
+            text = function.__doc__ or ""
+            if section == "Args":
+                function.__doc__ = documented(text, parameters, shared)
+            else:
+                known = {key: why for key, why in shared.items() if "where" in parameters or "`where`" not in why}
+                function.__doc__ = with_section(text, section, known)
+        function = public(function)
+        method_name = name or function.__name__
+        METHODS[method_name] = Method(method_name, function, family, passes, needs, source)
         return function
 
-    return known
+    return register

@@ -1,4 +1,4 @@
-"""From a seat to a map: weighted units are added up, rectified and laid over the input."""
+"""From a view to a map: weighted units are added up, rectified and laid over the input."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
 from .layer_choice import Options
-from .layer_view import Seat, choose_seat, seat_at
+from .layer_view import LayerView, choose_view, view_of
 
-Weigh = Callable[[Seat], torch.Tensor]
-"""The units of a seat, weighted: `(batch, unit, *places)`."""
+Weigh = Callable[[LayerView], torch.Tensor]
+"""The units of a view, weighted: `(batch, unit, *places)`."""
 
 FACTORS = (1.0, 0.9, 1.1)
 
@@ -41,12 +41,12 @@ def class_map(
     principal: bool = False,
     conserves: bool = False,
     settings: dict[str, Any] | None = None,
-) -> tuple[Attribution, Seat]:
-    """A class activation map over the input, and the seat that it was made at.
+) -> tuple[Attribution, LayerView]:
+    """A class activation map over the input, and the view that it was made at.
 
     Args:
         name: of the method.
-        weigh: makes the weighted units of a seat.
+        weigh: makes the weighted units of a view.
         model: any module.
         x: its input.
         target: what to score.
@@ -62,45 +62,45 @@ def class_map(
         path, call = _layer(model, options)
         scorer = Scorer(model, x, target, forward=forward)
         if path is None:
-            seat = choose_seat(scorer, name, options, gradient=gradient)
+            view = choose_view(scorer, name, options, gradient=gradient)
         else:
-            seat = seat_at(scorer, name, path, options, call=call, gradient=gradient)
-        cam, checks = _cam(seat, weigh, options, principal)
+            view = view_of(scorer, name, path, options, call=call, gradient=gradient)
+        cam, checks = _cam(view, weigh, options, principal)
         if conserves:
             total = cam.double().flatten(1).sum(dim=1)
             tiny = torch.finfo(torch.float64).tiny
-            checks["conservation gap"] = (total - seat.score).abs() / seat.score.double().abs().clamp_min(tiny)
-        values = seat.extent.enlarge(cam.relu() if options.relu else cam)
+            checks["conservation gap"] = (total - view.score).abs() / view.score.double().abs().clamp_min(tiny)
+        values = view.extent.enlarge(cam.relu() if options.relu else cam)
         if options.aug_smooth:
             others = [
-                flip(seat.extent.enlarge(part.relu() if options.relu else part))
-                for variant, flip in _variants(seat)
-                for part in [_cam(_same(seat, variant, name, options, gradient), weigh, options, principal)[0]]
+                flip(view.extent.enlarge(part.relu() if options.relu else part))
+                for variant, flip in _variants(view)
+                for part in [_cam(_same(view, variant, name, options, gradient), weigh, options, principal)[0]]
             ]
             values = torch.stack([values, *others]).mean(dim=0)
-    _warn_of_zeros(values, cam, name, seat)
+    _warn_of_zeros(values, cam, name, view)
     used = {
-        "layer": seat.where.path,
-        "call": seat.where.index,
-        "size": seat.grid.places,
+        "layer": view.where.path,
+        "call": view.where.index,
+        "size": view.grid.places,
         "relu": options.relu,
         "chosen": "automatically" if path is None else "by the caller",
     }
     smooth = {key: True for key in ("aug_smooth", "eigen_smooth") if getattr(options, key)}
     result = Attribution(
-        values=values.to(seat.activation.dtype),
-        axes=("batch", *seat.extent.axes),
+        values=values.to(view.activation.dtype),
+        axes=("batch", *view.extent.axes),
         signed=not options.relu,
         units="score-weighted activation" if gradient else "weighted activation",
         target=scorer.target.label,
         targets=scorer.target.each,
         method=name,
         settings=used | smooth | (settings or {}),
-        score=seat.score,
+        score=view.score,
         checks=checks,
-        inputs=scorer.inputs.tensors()[seat.extent.name].detach().clone(),
+        inputs=scorer.inputs.tensors()[view.extent.name].detach().clone(),
     )
-    return result, seat
+    return result, view
 
 
 def _layer(model: nn.Module, options: Options) -> tuple[LayerPath | None, int | None]:
@@ -119,9 +119,11 @@ def _layer(model: nn.Module, options: Options) -> tuple[LayerPath | None, int | 
     return path, options.call if named is None else next(iter(named))
 
 
-def _cam(seat: Seat, weigh: Weigh, options: Options, component: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def _cam(
+    view: LayerView, weigh: Weigh, options: Options, component: bool
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The map on the grid of the layer, `(batch, *places)`."""
-    weighted = weigh(seat)
+    weighted = weigh(view)
     if not (component or options.eigen_smooth):
         return weighted.sum(dim=1), {}
     cam, share = principal_component(weighted)
@@ -149,31 +151,31 @@ def principal_component(weighted: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return cam.reshape(len(cam), *weighted.shape[2:]), share
 
 
-def _variants(seat: Seat) -> list[tuple[Inputs, Callable[[torch.Tensor], torch.Tensor]]]:
+def _variants(view: LayerView) -> list[tuple[Inputs, Callable[[torch.Tensor], torch.Tensor]]]:
     """The image mirrored or not, times 0.9, 1 and 1.1, but for itself; each with the way back for its map."""
-    if seat.extent.axes[-2:] != ("height", "width"):
-        raise OptionError(f"aug_smooth mirrors images; input {seat.extent.name!r} has axes {seat.extent.axes}.")
-    image = seat.scorer.inputs.tensors()[seat.extent.name].detach()
+    if view.extent.axes[-2:] != ("height", "width"):
+        raise OptionError(f"aug_smooth mirrors images; input {view.extent.name!r} has axes {view.extent.axes}.")
+    image = view.scorer.inputs.tensors()[view.extent.name].detach()
     made: list[tuple[Inputs, Callable[[torch.Tensor], torch.Tensor]]] = []
     for mirrored, factor in list(itertools.product((False, True), FACTORS))[1:]:
         changed = (image.flip(-1) if mirrored else image) * factor
         back = (lambda maps: maps.flip(-1)) if mirrored else (lambda maps: maps)
-        made.append((seat.scorer.inputs.replace({seat.extent.name: changed}), back))
+        made.append((view.scorer.inputs.replace({view.extent.name: changed}), back))
     return made
 
 
-def _same(seat: Seat, inputs: Inputs, name: str, options: Options, gradient: bool) -> Seat:
-    """The same seat in a run on another input."""
-    scorer = Scorer(seat.scorer.model, inputs, seat.scorer.target, forward=seat.scorer.forward)
-    return seat_at(scorer, name, seat.where.path, options, call=seat.where.index, gradient=gradient)
+def _same(view: LayerView, inputs: Inputs, name: str, options: Options, gradient: bool) -> LayerView:
+    """The same view in a run on another input."""
+    scorer = Scorer(view.scorer.model, inputs, view.scorer.target, forward=view.scorer.forward)
+    return view_of(scorer, name, view.where.path, options, call=view.where.index, gradient=gradient)
 
 
-def _warn_of_zeros(values: torch.Tensor, cam: torch.Tensor, name: str, seat: Seat) -> None:
+def _warn_of_zeros(values: torch.Tensor, cam: torch.Tensor, name: str, view: LayerView) -> None:
     """Warn of maps that are zero everywhere, apart where all was negative and where there was nothing."""
     empty, some = values.flatten(1).eq(0).all(dim=1), cam.flatten(1).ne(0).any(dim=1)
     negative = "the weighted channels are negative everywhere, so relu=True keeps nothing; relu=False shows them"
     for rows, why in ((empty & some, negative), (empty & ~some, "its gradient or its activation vanishes")):
         if listed := rows.nonzero().flatten().tolist():
             warn(
-                f"{name}: the map{whose(listed, len(values))} at layer {seat.where.path!r} is zero everywhere: {why}.",
+                f"{name}: the map{whose(listed, len(values))} at layer {view.where.path!r} is zero everywhere: {why}.",
             )

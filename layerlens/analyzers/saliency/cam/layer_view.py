@@ -30,7 +30,7 @@ GROUP = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Seat:
+class LayerView:
     """A layer in one run.
 
     Attributes:
@@ -52,12 +52,12 @@ class Seat:
     gradient: torch.Tensor | None
 
     @property
-    def maps(self) -> torch.Tensor:
+    def activations(self) -> torch.Tensor:
         """The activation `(batch, unit, *places)`, float32 or wider."""
         return self._laid(self.activation)
 
     @property
-    def slopes(self) -> torch.Tensor:
+    def gradients(self) -> torch.Tensor:
         """The gradient `(batch, unit, *places)`, float32 or wider."""
         assert self.gradient is not None
         return self._laid(self.gradient)
@@ -71,10 +71,10 @@ def leaf_values(scorer: Scorer) -> dict[str, torch.Tensor]:
     return {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
 
 
-def seat_at(
+def view_of(
     scorer: Scorer, name: str, path: LayerPath, options: Options, *, call: int | None, gradient: bool = True
-) -> Seat:
-    """The seat at a layer of the caller's choice, from one run.
+) -> LayerView:
+    """The view at a layer of the caller's choice, from one run.
 
     Raises:
         InputError: when the input has no places.
@@ -101,7 +101,7 @@ def seat_at(
             raise OptionError(
                 f"the score {scorer.target.label!r} does not depend on layer {path!r}, call {where.index}."
             )
-        return Seat(scorer, score.detach(), where, grid, extent, held[place].detach(), found)
+        return LayerView(scorer, score.detach(), where, grid, extent, held[place].detach(), found)
     returned = "no tensor" if where.shape is None else f"shape {where.shape}"
     if options.grid is not None:
         raise OptionError(f"layer {path!r} returned {returned}, which cannot be laid on grid={options.grid}.")
@@ -114,8 +114,8 @@ def seat_at(
     )
 
 
-def choose_seat(scorer: Scorer, name: str, options: Options, *, gradient: bool = True) -> Seat:
-    """The seat at the last layer with places on which the score depends, at several of them where there is such a one.
+def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool = True) -> LayerView:
+    """The view at the last layer with places on which the score depends, at several of them where there is such a one.
 
     Without `gradient` a score that cannot be differentiated is well: the last layer with places is taken then.
 
@@ -144,7 +144,7 @@ def choose_seat(scorer: Scorer, name: str, options: Options, *, gradient: bool =
             f"more than one place, which {name} needs; grid= lays tokens out, and saliency(...) by a method of another "
             "family works on any model."
         )
-    spare: dict[str, Seat] = {}  # the score depends on it at one place only, or with a gradient of zero
+    spare: dict[str, LayerView] = {}  # the score depends on it at one place only, or with a gradient of zero
     for group in _groups(candidates, held):
         places = [(where.path, where.index) for where, _ in group]
         if not held.keys() >= set(places):
@@ -153,16 +153,16 @@ def choose_seat(scorer: Scorer, name: str, options: Options, *, gradient: bool =
                 score, held = scorer({}), tap.held
         if not (gradient or score.requires_grad or _differentiable(scorer)):
             where, grid = group[-1]
-            return Seat(scorer, score, where, grid, extent, held[places[-1]].detach(), None)
+            return LayerView(scorer, score, where, grid, extent, held[places[-1]].detach(), None)
         found = _gradients(scorer.model, score, [held[place] for place in places])
         for (where, grid), place, slope in reversed(list(zip(group, places, found, strict=True))):
             if slope is None:
                 continue
-            seat = Seat(scorer, score.detach(), where, grid, extent, held[place].detach(), slope)
+            view = LayerView(scorer, score.detach(), where, grid, extent, held[place].detach(), slope)
             counts = grid.view(slope).ne(0).any(dim=1).flatten(1).sum(dim=1)
             if bool((counts > 1).any()):
-                return seat
-            spare.setdefault("one" if bool(counts.any()) else "flat", seat)
+                return view
+            spare.setdefault("one" if bool(counts.any()) else "flat", view)
     for kind in ("one", "flat"):
         if kind in spare:
             return spare[kind]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens.analyzers.saliency.cam.grad_cam import grad_cam
+from layerlens.analyzers.saliency.cam.gradient_cams import grad_cam
 from layerlens.analyzers.saliency.cam.grid import grid_of
 from layerlens.errors import InputError, OptionError, RecordError, SelectionError
 from tests.cases import CASES, normal

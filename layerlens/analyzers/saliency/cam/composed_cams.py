@@ -1,7 +1,8 @@
-"""Finer-CAM: what speaks for a class and not for those that are like it."""
+"""Class activation maps made of others: Grad-CAM against similar classes, and times guided backpropagation."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,14 +11,15 @@ from torch import nn
 
 from layerlens.analyzers.common.registry import method
 from layerlens.errors import OptionError, TargetError, check_count
-from layerlens.inputs.inputs import Forward, Input
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.outputs import class_scores
 from layerlens.targets.target import Spec, Target, as_target
 
+from ..gradient.guided_backprop import guided_backprop
 from .class_map import class_map
-from .grad_cam import weighted
+from .gradient_cams import by_mean_gradient
 from .grid import Reshape
 from .layer_choice import Options
 
@@ -39,40 +41,15 @@ def finer_cam(
     strength: float = 1.0,
     forward: Forward | None = None,
 ) -> Attribution:
-    """Grad-CAM of the score of a class less the scores of the classes nearest to it.
+    """Make the Grad-CAM of the score of a class less the scores of the classes nearest to it.
 
     S = sum over d of p_d (y_c - strength y_d) / sum over d of p_d (Zhang et al. 2025), d being the classes whose
     scores are nearest to y_c, weighted by their probabilities as in the authors' code, here held fixed. Any other
     method does the same with `target=contrast(a, b)`.
 
     Args:
-        model: any module whose input has places: an image, a volume, a series, token ids.
-        x: its input, `(batch, ...)`, alone or with others.
-        layer: where, as in `grad_cam`: one layer, or a call of one (`"relu#1"`); None chooses the last with places.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        call: which call of a layer that runs several times.
-        relu: whether to keep the positive part only; False gives a signed map.
-        aug_smooth: average over the image mirrored and made 10 % weaker and stronger, six runs in all.
-        eigen_smooth: take the first principal component of the weighted units in place of their sum.
-        grid: (height, width), or one length, on which the layer's tokens lie; leading tokens left over are dropped.
-        reshape: a function from the layer's output to `(batch, unit, *places)`, in place of all that.
-        similar: how many of the nearest classes to compare with, or which classes.
+        similar: number of nearest classes to compare with, or the classes.
         strength: how much of their scores to take off: 0 is Grad-CAM.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-
-    Returns:
-        An `Attribution` `(batch, *places)` over the places of the input; `settings` tell the layer, its call and its
-        grid.
-
-    Raises:
-        InputError: when the input has no places.
-        LayerNotFound: when the selection matches no layer; SelectionError when it matches several.
-        RecordError: when the layer did not run, has no such call, or ran several times and none was chosen.
-        OptionError: when the layer's output has no places, or the score does not depend on it.
-        TargetError: when the target does not fit the output.
-
-    Warns:
-        UserWarning: when the map of a sample is zero everywhere.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -80,17 +57,22 @@ def finer_cam(
         >>> finer_cam(net, torch.rand(1, 1, 8, 8), target=0, relu=False).values.shape
         torch.Size([1, 8, 8])
     """
-    options = Options(layer, call, relu, aug_smooth, eigen_smooth, grid, reshape)
     _check(similar, strength)
-    used = {"similar": similar, "strength": strength}
-    aim = _compared(as_target(target), similar, strength)
-    return class_map("finer_cam", weighted, model, x, aim, options, forward, settings=used)[0]
+    options = Options(layer, call, relu, aug_smooth, eigen_smooth, grid, reshape)
+    compared = _compared(as_target(target), similar, strength)
+    settings = {"similar": similar, "strength": strength}
+    return class_map("finer_cam", by_mean_gradient, model, x, compared, options, forward, settings=settings)[0]
 
 
 def _compared(target: Target, similar: int | Sequence[int], strength: float) -> Target:
-    """The target less those like it, which are found on the first output."""
+    """The target less those like it, which are found on the first output.
+
+    Raises:
+        TargetError: when the target is not a class, or the output has no other.
+        OptionError: when `similar` holds the class itself, or one that the output does not have.
+    """
     if target.at is not None:
-        raise TargetError(f"finer_cam compares classes, and {target.label!r} is none. grad_cam takes any target.")
+        raise TargetError(f"finer_cam compares classes, and {target.label!r} is not one. grad_cam takes any target.")
 
     def choose(output: Any) -> Target:
         base = target.resolve(output)
@@ -99,7 +81,7 @@ def _compared(target: Target, similar: int | Sequence[int], strength: float) -> 
         near = (logits - own.unsqueeze(1)).abs().argsort(dim=1, stable=True)  # (batch, class), itself first
         if logits.shape[1] < 2 or not torch.equal(logits.gather(1, near[:, :1]).squeeze(1), own):
             raise TargetError(
-                f"finer_cam compares a class with others like it, and {base.label!r} is none of the "
+                f"finer_cam compares a class with others like it, and {base.label!r} is not one of the "
                 f"{logits.shape[1]} class(es). grad_cam(target=contrast(a, b)) compares any two targets."
             )
         if isinstance(similar, int):
@@ -123,9 +105,68 @@ def _compared(target: Target, similar: int | Sequence[int], strength: float) -> 
 
 
 def _check(similar: int | Sequence[int], strength: float) -> None:
+    """Check the options.
+
+    Raises:
+        OptionError: when one is out of range.
+    """
     if isinstance(similar, int):
         check_count("similar", similar, also="a list of classes")
     elif not similar or isinstance(similar, str) or not all(isinstance(index, int) for index in similar):
         raise OptionError(f"similar must be a number of classes or a list of them, got {similar!r}.")
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < float("inf"):
         raise OptionError(f"strength must be a number of at least 0, got {strength!r}.")
+
+
+@method(
+    family="cam",
+    passes="2 gradients",
+    needs="a layer with places, ReLU or ReLU6",
+    source="Selvaraju et al. 2017",
+)
+def guided_grad_cam(
+    model: nn.Module,
+    x: Input,
+    layer: Selection = None,
+    *,
+    target: Spec = None,
+    call: int | None = None,
+    grid: tuple[int, ...] | None = None,
+    reshape: Reshape | None = None,
+    forward: Forward | None = None,
+) -> Attribution:
+    """Multiply guided backpropagation by the Grad-CAM map, enlarged to the input and rectified.
+
+    Selvaraju et al. 2017, sec. 3.3. The product is as sharp as guided backpropagation, and its detail depends as
+    little on the weights (Adebayo et al. 2018).
+
+    Returns:
+        An `Attribution` shaped like the input, `(batch, token)` for token ids.
+
+    Warns:
+        UserWarning: when the model has no rectifier, or the map of a sample is zero everywhere.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+        >>> x = torch.linspace(0, 1, 64).reshape(1, 1, 8, 8)
+        >>> _ = [parameter.data.fill_(0.1) for parameter in net.parameters()]
+        >>> guided_grad_cam(net, x, target=0).values.shape
+        torch.Size([1, 1, 8, 8])
+    """
+    inputs = as_inputs(x)
+    options = Options(layer, call, grid=grid, reshape=reshape)
+    grad_cam, view = class_map("guided_grad_cam", by_mean_gradient, model, inputs, target, options, forward)
+    guided = guided_backprop(model, inputs, target=view.scorer.target, forward=forward)
+    name = view.extent.name
+    values = guided.values[name] if isinstance(guided.values, dict) else guided.values
+    product = values * view.extent.spread(grad_cam.tensor, values.ndim).to(values.dtype)
+    return dataclasses.replace(
+        guided,
+        values=product,
+        axes=guided.axes if not isinstance(guided.values, dict) else None,
+        method="guided_grad_cam",
+        units="guided gradient x weighted activation",
+        settings={**grad_cam.settings, **guided.settings},
+        inputs=inputs.tensors()[name].detach().clone(),
+    )
