@@ -20,7 +20,7 @@ from layerlens.wrapped_model import WrappedModel
 from .content import Fact
 from .samples import Sample
 
-PACKAGES = ("torch", "captum", "numpy", "matplotlib")
+PACKAGES = ("captum", "numpy", "matplotlib")
 LONGEST = 400
 
 
@@ -32,7 +32,8 @@ def model_facts(lens: WrappedModel, weights: str, samples: Sequence[Sample]) -> 
     devices = sorted({str(parameter.device) for parameter in parameters})
     trained = sum(parameter.numel() for parameter in set(parameters) if parameter.requires_grad)
     count = parameter_count(model)
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    packages = [f"torch {torch.__version__}"]  # with its build for CPUs or CUDA, which the metadata may leave out
+    versions = ", ".join(packages + [f"{name} {metadata.version(name)}" for name in PACKAGES])
     made = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     return (
         ("Model", f"{type(model).__module__}.{type(model).__qualname__}"),

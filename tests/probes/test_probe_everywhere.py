@@ -157,7 +157,7 @@ def test_parametrized_modules(name):
 
 
 def test_torchscript_is_refused_by_name():
-    with pytest.warns(DeprecationWarning), torch.no_grad():
+    with pytest.warns((DeprecationWarning, FutureWarning)), torch.no_grad():  # torch 2.13, torch 2.14
         script = torch.jit.trace(net(), X)
     with pytest.raises(errors.InputError, match="TorchScript"):
         capture(script, X)
