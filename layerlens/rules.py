@@ -1,8 +1,8 @@
 """What a rulebook is made of: parts of a network and rules of linear operations; and rows for other operations."""
 
 from .analyzers.graph.operation import Kind, Role, Row
-from .analyzers.relevance.linear import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
-from .analyzers.relevance.rules.register import register
+from .analyzers.relevance.rules.linear import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
+from .analyzers.relevance.rules.operation_table import register
 from .analyzers.relevance.rules.rulebook import RULEBOOKS, Part, Rulebook
 
 __all__ = [

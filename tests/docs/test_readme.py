@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from layerlens import Lens
-from layerlens.analyzers.relevance.rules import TABLE
+from layerlens.analyzers.relevance.rules.operation_table import TABLE
 from tests.docs.test_pages import PAGES
 
 README = pathlib.Path(__file__).parents[2] / "README.md"

@@ -1,4 +1,4 @@
-"""Operations of autograd's graph: their names, and the rows that say how relevance passes each."""
+"""Operations of autograd's graph: their nodes, their names, and the rows that say how relevance passes each."""
 
 from __future__ import annotations
 
@@ -7,13 +7,27 @@ import enum
 import functools
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
-Gradients = tuple[torch.Tensor | None, ...]
-Fused = tuple[Gradients, tuple[torch.Tensor, ...]]
-"""Multipliers of the inputs, and the terms whose sum is what was absorbed."""
+
+class Node(Protocol):
+    """A node of autograd's graph, or the `ctx` of a custom function; what it saved is in attributes `_saved_*`."""
+
+    @property
+    def next_functions(self) -> tuple[tuple[Node | None, int], ...]:
+        """The nodes that made its inputs, each with the position among that node's outputs."""
+
+    def name(self) -> str:
+        """The name that torch gives the node, such as `AddmmBackward0`."""
+
+    def __getattr__(self, name: str) -> Any: ...
+
+
+Gradients: TypeAlias = tuple[torch.Tensor | None, ...]
+Fused: TypeAlias = tuple[Gradients, tuple[torch.Tensor, ...]]
+"""Multipliers of the inputs, and the terms whose sum is absorbed."""
 
 
 class Kind(enum.Enum):
@@ -21,7 +35,7 @@ class Kind(enum.Enum):
 
     LINEAR = "gradient"  # y is linear in its signal inputs together: the gradient is the epsilon -> 0 rule
     RATIO = "ratio"  # elementwise y = f(x): g (f(x) - f(0)) / x, and g f(0) is absorbed
-    NORM = "scale constant"  # normalisation: the scale is a constant, the centring stays
+    NORM = "scale constant"  # normalization: the scale is a constant, the centering stays
     PRODUCT = "product"  # y = a b: split between the factors that carry relevance
     FUSED = "fused"  # several steps in one node
     TAYLOR = "gradient, rest absorbed"  # first-order: the gradient, and y g - x g_x is absorbed
@@ -29,13 +43,13 @@ class Kind(enum.Enum):
 
 
 class Role(enum.Enum):
-    """What an operation's output is when it meets another factor in a product."""
+    """What the output of an operation does as a factor of a product."""
 
     SIGNAL = "signal"
     GATE = "gate"  # sigmoid, exp, ...: weighs a signal
     WEIGHT = "attention weight"  # softmax: weighs the values
     SQUASH = "squash"  # tanh, erf: a signal by itself; a gate once a number is added, as in (1 + tanh(x)) / 2
-    SAME = "same"  # shape operations: what their input is
+    SAME = "same"  # shape operations: the role of their input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +58,12 @@ class Row:
 
     Attributes:
         kind: how relevance passes.
-        rule: the function that makes the multipliers of the inputs; its signature depends on `kind`:
+        rule: function that makes the multipliers of the inputs; its signature depends on `kind`:
             RATIO `(node, x) -> (ratio, f(0))` with x the recorded input or None; NORM `(node, g) -> g_x`;
             FUSED `(node, gradients, g, rulebook) -> (multipliers, absorbed)`; TAYLOR `(node) -> (y, x)`.
-        slots: the inputs (positions in `next_functions`) that relevance may enter; None for all.
-        role: what the output is as a factor of a product.
-        label: for FUSED, what is shown as its rule; `{attention}` and `{product}` stand for the rulebook's choices.
+        slots: inputs (positions in `next_functions`) that relevance may enter; None for all.
+        role: role of the output as a factor of a product.
+        label: for FUSED, the rule as it is shown; `{attention}` and `{product}` become the rulebook's choices.
         refine: `node -> Row` for operations whose kind depends on their options.
         adding: slots of a product that add instead of multiply.
     """

@@ -1,18 +1,22 @@
-"""What autograd's graph does not keep: constants that were added, and inputs of functions that save their result only.
+"""A recorder of what autograd's graph does not keep: added constants, and inputs of functions that save their result.
 
 A torch function mode sees every torch call of the forward pass at about a microsecond each. Calls that run many
-operations in one step of C++ or of torch's own Python (recurrent layers, attention) are watched from inside
-by a dispatch mode, which costs more, so it is on during those only. The model is not touched.
+operations in one step of C++ or of torch's own Python (recurrent layers, attention) are watched from inside by a
+dispatch mode, which costs more, so it is on during those only. The model is not touched.
+
+Autograd hides operations that write into a view in one node, so they run as what they mean: `view.gelu_()` becomes
+`view.copy_(gelu(view))`. The function gets a node, and with it a rule, and the copy is linear.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
+import inspect
 import sys
 import types
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +27,11 @@ from layerlens.model.borrowed import primitive_kernels
 from layerlens.model.call_tracking import nodes_made
 from layerlens.model.checkpointing import Once, aside, pack_hooks
 
-from .added_constants import Constant, put
-from .function_table import ATEN, FUNCTIONS, note_input
+from .added_constants import ATEN, FUNCTIONS, Note, Notes, TorchCall, note_input
 from .graph import Graph
-from .joins_and_choices import Note
-from .out_of_place import out_of_place
+
+Function: TypeAlias = Callable[..., Any]
+Index: TypeAlias = "int | slice | torch.Tensor | tuple[Index, ...] | None"
 
 RECURRENT: set[Any] = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
 WATCHED: set[Any] = {
@@ -39,7 +43,7 @@ WATCHED: set[Any] = {
 }
 
 # Functions of torch that are written in Python and add nothing: called as they are.
-_PLAIN: set[Any] = {
+_ADDING_NOTHING: set[Any] = {
     F.relu, F.relu6, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.elu, F.selu, F.celu, F.leaky_relu, F.glu, F.softmax,
     F.log_softmax, F.dropout, F.dropout2d, F.max_pool2d, F.max_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
     F.adaptive_max_pool2d, F.interpolate, F.embedding, F.sigmoid, F.tanh, F.hardtanh, F.threshold,
@@ -48,90 +52,67 @@ _PLAIN: set[Any] = {
 }  # fmt: skip
 
 
-@dataclasses.dataclass
-class Notes:
-    """What was seen, by the sequence number of the node that made the result.
-
-    Attributes:
-        constants: constants that an operation added.
-        inputs: the input of an operation that saves its result only.
-        time_major: numbers of nodes inside calls whose axis order is (time, batch, ...).
-        detached: signals that were detached, and what was made of them, by identity.
-        cuts: numbers of the nodes that add one of them.
-        copying: whether constants are copied, for FSDP2 frees parameters between the passes of their layer.
-    """
-
-    constants: dict[int, list[Constant]] = dataclasses.field(default_factory=dict)
-    inputs: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
-    time_major: list[range] = dataclasses.field(default_factory=list)
-    detached: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
-    cuts: list[int] = dataclasses.field(default_factory=list)
-    copying: bool = False
-
-
 class Recorder(TorchFunctionMode):
-    """Watch the torch calls of a forward pass; see the module's text.
+    """Watch the torch calls of a forward pass, see the module's docstring.
 
     Args:
         graph: knows which tensors carry relevance.
         noting: whether to note what is seen; False only gives writes into views, and the steps of recurrent layers,
-            nodes of their own.
+            their own nodes.
         copying: whether to copy the constants that are noted.
     """
 
     def __init__(self, graph: Graph, *, noting: bool = True, copying: bool = False) -> None:
         super().__init__()
-        self.graph, self.notes, self._noting = graph, Notes(copying=copying), noting
+        self.graph, self.notes, self._noting = graph, Notes(graph, copying), noting
 
     def __torch_function__(
-        self, function: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, function: Function, kinds: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call `function` and note what it adds."""
         kwargs = kwargs or {}
         hooks = pack_hooks()
-        if (
-            hooks is not None
-        ):  # a checkpoint hands each saved tensor out once, and rules read it before the backward pass
-            with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Once(tensor, hooks, self._again), Once.read):
+        if hooks is not None:  # a checkpoint returns each saved tensor once, and rules read it before the backward pass
+            with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Once(tensor, hooks, self._recomputing), Once.read):
                 result = self._call(function, args, kwargs)
         else:
             result = self._call(function, args, kwargs)
         if not self._noting:
             return result
-        known = self.notes.detached
+        detached = self.notes.detached
         cut = function is torch.Tensor.detach and self.graph.carries(args[0])
-        if cut or (known and any(id(part) in known for part in _flat(args))):
+        if cut or (detached and any(id(part) in detached for part in _flat(args))):
             own = sys._getframe(1).f_globals.get("__name__", "").startswith("layerlens.")  # probes detach as well
             if isinstance(result, torch.Tensor) and not result.requires_grad and not own:
-                known[id(result)] = result
+                detached[id(result)] = result
         return result
 
-    def _again(self) -> Recorder:
+    def _recomputing(self) -> Recorder:
         """For a block that is computed again: the same operations, nothing noted."""
         return Recorder(self.graph, noting=False)
 
-    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        rewritten = out_of_place(function, args, kwargs)
+    def _call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        rewritten = _out_of_place(function, args, kwargs)
         if rewritten is not None:
             return args[0].copy_(self._call(*rewritten))
         if function is torch.Tensor.__setitem__:
             return self._write(*args)
         note = FUNCTIONS.get(_as_called(function)) if self._noting else None
         if note is not None:
-            seen = _before_overwriting(self.graph, note, function, args)
+            arguments = _before_overwriting(self.graph, note, function, args)
             result = function(*args, **kwargs)
             tensor = result[0] if isinstance(result, tuple) else result
             if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
                 with aside():
-                    note(self.notes, tensor.grad_fn._sequence_nr(), self.graph, tensor, *seen, **kwargs)
+                    note(TorchCall(self.notes, tensor.grad_fn._sequence_nr(), tensor), *arguments, **kwargs)
             return result
         if function in RECURRENT or (self._noting and function in WATCHED):
-            return self._inside(function, args, kwargs)
-        if self._noting and isinstance(function, types.FunctionType) and function not in _PLAIN:
-            return self._inside(function, args, kwargs)
+            return self._call_watched(function, args, kwargs)
+        if self._noting and isinstance(function, types.FunctionType) and function not in _ADDING_NOTHING:
+            return self._call_watched(function, args, kwargs)
         return function(*args, **kwargs)
 
-    def _write(self, tensor: torch.Tensor, index: Any, value: Any) -> None:
+    def _write(self, tensor: torch.Tensor, index: Index, value: torch.Tensor | float) -> None:
         """`tensor[index] = value`, where one side may be a constant."""
         gradient = tensor.requires_grad or (isinstance(value, torch.Tensor) and value.requires_grad)
         if tensor._is_view() and gradient and torch.is_grad_enabled():
@@ -143,57 +124,62 @@ class Recorder(TorchFunctionMode):
         tensor[index] = value
         if tensor.grad_fn is None or not self._noting:
             return
-        number = tensor.grad_fn._sequence_nr()
-        put(self.notes, number, self.graph, value, 1, "constant written", lambda gradient: gradient[index])
+        call = TorchCall(self.notes, tensor.grad_fn._sequence_nr(), tensor)
+        call.adds(value, "constant written", part=lambda gradient: gradient[index])
         if before is not None and bool(before.any()):  # what a constant tensor held elsewhere
             before[index] = 0
-            put(self.notes, number, self.graph, before, 1, "constant kept")
+            call.adds(before, "constant kept")
 
-    def _inside(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call_watched(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call `function` watched operation by operation, and in primitives where a fused kernel would hide them."""
         start = nodes_made()
         primitive = primitive_kernels() if function in RECURRENT else contextlib.nullcontext()
-        with primitive, _Inside(self.graph, self.notes) if self._noting else contextlib.nullcontext():
+        with primitive, _WatchInside(self.notes) if self._noting else contextlib.nullcontext():
             result = function(*args, **kwargs)
         if function in RECURRENT or function is F.multi_head_attention_forward:
             self.notes.time_major.append(range(start, nodes_made()))
         return result
 
 
-def _as_called(function: Any) -> Any:
-    """The function of torch that an operator of aten is, as the modules of torch.export call them; else `function`."""
+def _as_called(function: Function) -> Function:
+    """The torch function behind an aten operator, which modules of torch.export call; else `function`."""
     if not isinstance(function, torch._ops.OpOverload) or function.namespace != "aten":
         return function
     name = function.overloadpacket.__name__
-    homes = (home for home in (torch, torch._C._nn, torch.Tensor) if hasattr(home, name))
-    return getattr(next(homes, None), name, function)
+    modules = (module for module in (torch, torch._C._nn, torch.Tensor) if hasattr(module, name))
+    called: Function = getattr(next(modules, None), name, function)
+    return called
 
 
-class _Inside(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, graph: Graph, notes: Notes) -> None:
+class _WatchInside(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, notes: Notes) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.graph, self.notes = graph, notes
+        self.notes = notes
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # borrowed models are never traced, and the guard would import the whole compiler, for seconds
 
     def __torch_dispatch__(
-        self, function: Any, kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        function: torch._ops.OpOverload,
+        kinds: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         note = ATEN.get(function.overloadpacket)
-        seen = args if note is None else _before_overwriting(self.graph, note, function.overloadpacket, args)
+        arguments = args if note is None else _before_overwriting(self.notes.graph, note, function.overloadpacket, args)
         number = nodes_made() - 1  # autograd made the node just before it called this operation
         result = function(*args, **kwargs)
         if note is not None and any(isinstance(part, torch.Tensor) and part.requires_grad for part in _flat(args)):
             tensor = result[0] if isinstance(result, tuple) else result
             with aside():
-                note(self.notes, number, self.graph, tensor, *seen, **kwargs)
+                note(TorchCall(self.notes, number, tensor), *arguments, **kwargs)
         return result
 
 
-def _before_overwriting(graph: Graph, note: Note, function: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _before_overwriting(graph: Graph, note: Note, function: Function, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments, with a copy of the first where `function` is about to write into what will be noted."""
     name = getattr(function, "__name__", "")
     in_place = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
@@ -204,8 +190,66 @@ def _before_overwriting(graph: Graph, note: Note, function: Any, args: tuple[Any
     return (args[0].detach().clone(), *args[1:])
 
 
-def _flat(args: tuple[Any, ...]) -> list[Any]:
+def _flat(args: Iterable[Any]) -> list[Any]:
     flat: list[Any] = []
     for part in args:
         flat.extend(part if isinstance(part, (list, tuple)) else [part])
     return flat
+
+
+_LINEAR_IN_PLACE = set(
+    "copy_ zero_ detach_ requires_grad_ set_ resize_ t_ transpose_ squeeze_ unsqueeze_".split()
+)
+"""In-place methods that are linear, or write no numbers."""
+
+
+def _out_of_place(
+    function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Function, tuple[Any, ...], dict[str, Any]] | None:
+    """Return (function, args, kwargs) that compute what `function` would write into its first argument, a view.
+
+    None if it does not write, does not write into a view, or is linear.
+    """
+    form = _functional_form(function)
+    if form is None or not args or not isinstance(args[0], torch.Tensor) or not args[0]._is_view():
+        return None
+    if not torch.is_grad_enabled() or not any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+        return None
+    counterpart, place = form
+    if place is None:
+        return counterpart, (args[0].clone(), *args[1:]), kwargs
+    if not (kwargs.get("inplace", False) or (place < len(args) and args[place])):
+        return None
+    kwargs = {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs
+    rest = tuple(False if index == place else value for index, value in enumerate(args))
+    return counterpart, (args[0].clone(), *rest[1:]), kwargs
+
+
+@functools.cache
+def _functional_form(function: Function) -> tuple[Function, int | None] | None:
+    """The function that makes a new tensor, and the position of its argument `inplace`, if it has one."""
+    name = getattr(function, "__name__", "")
+    if inspect.isfunction(function):
+        code = function.__code__
+        names = code.co_varnames[: code.co_argcount]
+        if "inplace" in names:
+            return function, names.index("inplace")
+    not_operators = ("__init__", "__iter__", "__index__", "__int__", "__invert__")
+    if name.startswith("__i") and name.endswith("__") and name not in not_operators:
+        return _attribute(torch.Tensor, f"__{name[3:]}")
+    if function is torch.Tensor.fill_:
+        return _filled, None
+    if name.endswith("_") and not name.endswith("__") and name not in _LINEAR_IN_PLACE:
+        for module in (torch.Tensor, torch, torch._C._nn, torch.nn.functional):
+            if getattr(module, name, None) is function:
+                return _attribute(module, name[:-1])
+    return None
+
+
+def _filled(tensor: torch.Tensor, value: torch.Tensor | float) -> torch.Tensor:
+    return torch.where(torch.ones_like(tensor, dtype=torch.bool), value, tensor)
+
+
+def _attribute(module: object, name: str) -> tuple[Function, None] | None:
+    function = getattr(module, name, None)
+    return None if function is None else (function, None)

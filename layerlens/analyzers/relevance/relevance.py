@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation on autograd's own graph, for any model, in one backward pass."""
+"""Layer-wise relevance propagation on autograd's own graph, for any model: record, plan, sweep, book."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Relevance
+from layerlens.signatures import public
 from layerlens.targets.target import Spec
 
-from .propagation.conditions import Units
-from .propagation.propagation import Propagation
+from .book import Bookkeeper, book
+from .conditions import Units
+from .plan import make_plan
+from .record import record
 from .rules.rulebook import Rulebook
+from .sweep import sweep
 
 CONSTANT = "all of the score is booked with the additive constants (units that are off, or an input of zeros)"
 
@@ -43,38 +47,35 @@ def relevance(
 
     Every tensor a gets a multiplier g, and its relevance is R = a g (Bach et al. 2015). Linear operations pass g as
     the gradient does, which is the epsilon rule in the limit epsilon -> 0 (their eq. 58; Ancona et al. 2018); an
-    elementwise f passes g (f(x) - f(0)) / x; normalisations keep their scale constant (Ali et al. 2022); products and
-    attention follow the rulebook. The rules are hooks on autograd's nodes, so any model works as it is.
+    elementwise f passes g (f(x) - f(0)) / x; normalizations keep their scale constant (Ali et al. 2022); products and
+    attention follow the rulebook. The rules are hooks on autograd's nodes, so any model works unchanged.
 
     Args:
-        model: any module.
-        x: its input: a tensor `(batch, ...)`, a tuple, or a dict; token ids are attributed at their embedding.
-        target: what to explain, see `as_target`; None for the predicted class.
-        rules: a rulebook or the name of one in `RULEBOOKS`; `"auto"` (default) takes what fits the graph: `"cp"` where
-            there is attention, `"epsilon_plus"` for other networks with convolutions, `"gate"` for those with gates
-            (LSTM, GRU), else `"epsilon"`. `settings["rules"]` says which it was, and why.
-        layers: at which layers' outputs to keep the relevance (see `Selection`); none by default, None for all.
-        through: layer -> units: of the relevance that passes the layer's output only that of these units goes on, and
-            what is held back is absorbed (see `concepts`). An index, several, a list for each sample, or a boolean
-            mask. What goes around the layer, by a skip connection, is not held back: name the block instead.
-        parameters: names of parameters, or globs over them (`"*.weight"`, `"*"`), whose relevance w g is wanted: what
-            of the score passes each weight, summed over the batch (the relevance of weights of Becking et al. 2022).
-            For biases it is what the ledger books. Rules that split by sign give it for weights only.
-        strict: raise on an operation without a rule; otherwise warn and use its gradient.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        x: ... Token ids are attributed at their embedding.
+        rules: rulebook, or the name of one in `RULEBOOKS`; `"auto"` takes the one that fits the graph: `"cp"` with
+            attention, `"epsilon_plus"` for other networks with convolutions, `"gate"` for those with gates (LSTM, GRU),
+            else `"epsilon"`. `settings["rules"]` says which it was, and why.
+        layers: layers at whose outputs to keep the relevance, see `Selection`; none by default, None for all.
+        through: layer -> units: only the relevance of these units passes the layer's output, the rest is absorbed (see
+            `concepts`). An index, several, a list for each sample, or a boolean mask. What goes around the layer, by a
+            skip connection, is not held back: name the block instead.
+        parameters: names of parameters, or globs over them (`"*.weight"`, `"*"`), whose relevance w g to keep: how much
+            of the score passes each weight, summed over the batch (Becking et al. 2022). For biases it is what the
+            ledger books. Rules that split by sign define it for weights only.
+        strict: whether to refuse an operation without a rule, instead of warning and using its gradient.
 
     Returns:
         A `Relevance`: values shaped like the input in units of the score, the ledger (inputs + additive constants +
-        absorbed = score), and the relevance at each layer that was asked for.
+        absorbed = score), and the relevance at each selected layer.
 
     Raises:
-        InputError: when the input cannot carry a gradient.
-        TargetError: when the target does not fit the output.
-        RelevanceError: when no relevance can reach the input.
+        InputError: if the input cannot carry a gradient.
+        TargetError: if the target does not fit the output.
+        RelevanceError: if no relevance can reach the input.
         UnknownOperation: under `strict`.
 
     Warns:
-        UserWarning: when the ledger does not close, the model detaches a signal, or the values of a sample are zero
+        UserWarning: if the ledger does not close, the model detaches a signal, or the values of a sample are zero
             everywhere.
 
     Example:
@@ -85,18 +86,14 @@ def relevance(
         >>> bool(result.ledger.relative.max() < 1e-5)
         True
     """
-    with borrowed(model):
-        propagation = Propagation(
-            model, x, [target], rules=rules, layers=layers, through=through, parameters=parameters, strict=strict,
-            forward=forward,
-        )  # fmt: skip
-        (result,) = propagation.results()
+    (result,) = _propagate(model, x, [target], rules, layers, through, parameters, strict, forward)
     if through is None:
         values = result.values if isinstance(result.values, dict) else {"": result.values}
         warn_of_zeros(values, "relevance", CONSTANT)
     return result
 
 
+@public
 def relevance_by_target(
     model: nn.Module,
     x: Input,
@@ -109,24 +106,21 @@ def relevance_by_target(
     strict: bool = False,
     forward: Forward | None = None,
 ) -> list[Relevance]:
-    """The relevance of several targets from one forward pass: a backward sweep each.
+    """Propagate the scores of several targets from one forward pass, with a backward sweep each.
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`.
         targets: what to explain, each as in `as_target`; contrasts among them.
-        rules: as in `relevance`, as all that follow.
-        layers: where to keep the relevance.
-        through: conditions.
-        parameters: whose relevance is wanted.
-        strict: whether an operation without a rule is an error.
-        forward: in place of calling the model.
+        rules: rulebook, or its name, as in `relevance`.
+        layers: layers at whose outputs to keep the relevance; none by default, None for all.
+        through: layer -> units that relevance may pass, as in `relevance`.
+        parameters: names of parameters, or globs over them, whose relevance to keep.
+        strict: whether to refuse an operation without a rule.
 
     Returns:
         One `Relevance` for each target, in their order.
 
     Raises:
-        OptionError: when there is no target.
+        OptionError: if there is no target.
         InputError, TargetError, RelevanceError, UnknownOperation: as `relevance` does.
 
     Example:
@@ -138,9 +132,25 @@ def relevance_by_target(
     """
     if isinstance(targets, str) or not isinstance(targets, Sequence) or not targets:
         raise OptionError(f"targets must be a list of one or more targets, got {targets!r}.")
+    return _propagate(model, x, targets, rules, layers, through, parameters, strict, forward)
+
+
+def _propagate(
+    model: nn.Module,
+    x: Input,
+    targets: Sequence[Spec],
+    rules: str | Rulebook,
+    layers: Selection,
+    through: Mapping[str, Units] | None,
+    parameters: str | Sequence[str],
+    strict: bool,
+    forward: Forward | None,
+) -> list[Relevance]:
     with borrowed(model):
-        propagation = Propagation(
-            model, x, targets, rules=rules, layers=layers, through=through, parameters=parameters, strict=strict,
-            forward=forward,
-        )  # fmt: skip
-        return propagation.results()
+        recording = record(
+            model, x, targets, rules=rules, layers=layers, through=through, parameters=parameters, forward=forward
+        )
+        plan = make_plan(recording, strict=strict)
+        bookkeeper = Bookkeeper.of(recording)
+        sweeps = sweep(recording, plan, bookkeeper)
+        return [book(recording, plan, bookkeeper, one, index) for index, one in enumerate(sweeps)]

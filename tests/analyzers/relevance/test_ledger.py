@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from layerlens import relevance
-from layerlens.analyzers.relevance.rules.bookkeeper import Bookkeeper
+from layerlens.analyzers.relevance.book import Bookkeeper
 from tests.cases import CASES, double, normal, zero_additive
 
 NOISE = {"vae"}  # adds random noise on purpose: an additive constant that zero_additive cannot remove
@@ -213,7 +213,7 @@ def test_one_sample_that_rounds_badly_does_not_blur_the_others():
     keeper = Bookkeeper(4, [], [])
     score = torch.ones(4)
     keeper.add("input", 0, "x", torch.tensor([[1.0], [1.0], [1.0 - 3e-5], [1.0]]))
-    ledger = keeper.close(score)
+    ledger = keeper.ledger(score)
     assert ledger.by_sample and float(ledger.relative[2]) > 2e-5 and float(ledger.relative[0]) == 0
 
 
@@ -222,5 +222,5 @@ def test_a_batch_that_is_out_of_place_is_told(batch):
     keeper = Bookkeeper(batch, [], [])
     score = torch.arange(1.0, batch + 1)
     keeper.add("input", 0, "x", score.flip(0)[:, None])
-    ledger = keeper.close(score)
+    ledger = keeper.ledger(score)
     assert not ledger.by_sample and float(ledger.relative.max()) < 1e-6

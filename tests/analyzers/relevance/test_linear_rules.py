@@ -6,7 +6,7 @@ from torch import nn
 
 import layerlens
 from layerlens import Rulebook, errors, relevance
-from layerlens.analyzers.relevance.linear import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
+from layerlens.analyzers.relevance.rules.linear import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
 from layerlens.analyzers.relevance.rules.rulebook import RULEBOOKS, Part
 from tests.cases import normal
 from tests.oracles import dense_map, dense_rule, gradient_times_input

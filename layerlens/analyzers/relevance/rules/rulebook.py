@@ -12,7 +12,7 @@ from torch import nn
 from layerlens.errors import OptionError, choose
 from layerlens.model.layers import Selection
 
-from ..linear.rules import AlphaBeta, Flat, Gamma, LinearRule, WSquare, ZBox, ZPlus
+from .linear import AlphaBeta, Flat, Gamma, LinearRule, WSquare, ZBox, ZPlus
 
 
 class Part(enum.Enum):

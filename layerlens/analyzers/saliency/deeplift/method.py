@@ -19,7 +19,7 @@ from layerlens.analyzers.common.warnings import whose
 from layerlens.analyzers.graph.graph import ACCUMULATE, Graph
 from layerlens.analyzers.graph.operation import Gradients
 from layerlens.analyzers.graph.recorder import Recorder
-from layerlens.analyzers.relevance.rules import lookup
+from layerlens.analyzers.relevance.rules.operation_table import TABLE
 from layerlens.errors import TargetError, choose, warn
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed, generator_states, restore_generators
@@ -163,7 +163,7 @@ def _laid_like(leaf: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
 
 def _run(scorer: Scorer, leaves: Leaves, wanted: frozenset[str]) -> Run:
     """The model's forward pass on `leaves`, with fused attention in primitives."""
-    graph, calls = Graph(leaves.values(), lookup), Calls(wanted)
+    graph, calls = Graph(leaves.values(), TABLE), Calls(wanted)
     with sdpa_kernel(SDPBackend.MATH), Recorder(graph, noting=False), calls:
         score = scorer(leaves)
     return Run(score, graph, calls)

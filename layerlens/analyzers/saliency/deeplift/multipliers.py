@@ -15,7 +15,7 @@ import torch
 
 from layerlens.analyzers.graph.graph import NodeInfo
 from layerlens.analyzers.graph.operation import Gradients
-from layerlens.analyzers.relevance.linear.linear_sites import VIEWS
+from layerlens.analyzers.graph.linear_operations import VIEWS
 
 from .calls import Call
 from .pairs import Pair

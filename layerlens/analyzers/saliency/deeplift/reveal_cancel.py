@@ -19,8 +19,7 @@ import torch
 
 from layerlens.analyzers.graph.graph import NodeInfo
 from layerlens.analyzers.graph.operation import Gradients
-from layerlens.analyzers.relevance.linear.linear_maps import LinearMap, linear_map
-from layerlens.analyzers.relevance.linear.linear_sites import BATCH_NORMS, VIEWS
+from layerlens.analyzers.graph.linear_operations import BATCH_NORMS, VIEWS, LinearMap, linear_map
 
 from .calls import Call, key
 from .multipliers import changes, elementwise, same_constants
@@ -219,8 +218,8 @@ def _linear(source: Source) -> Rule:
         call, other = pair.calls
         dx, weight = changes(call.x, other.x), linear.weight
         above, below = weight.clamp(min=0), weight.clamp(max=0)
-        raising = linear.pull(up, above, dx) + linear.pull(down, below, dx)
-        lowering = linear.pull(up, below, dx) + linear.pull(down, above, dx)
+        raising = linear.apply_transposed(up, above, dx) + linear.apply_transposed(down, below, dx)
+        lowering = linear.apply_transposed(up, below, dx) + linear.apply_transposed(down, above, dx)
         native = gradients[slot]
         if native is not None:
             found[slot] = _by_sign(dx, raising, lowering).to(native.dtype)

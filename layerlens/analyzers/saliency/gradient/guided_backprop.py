@@ -16,7 +16,7 @@ from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Scorer, backward_pass
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
 from layerlens.analyzers.graph.recorder import Recorder
-from layerlens.analyzers.relevance.rules import lookup
+from layerlens.analyzers.relevance.rules.operation_table import TABLE
 from layerlens.errors import TargetError, warn
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
@@ -112,7 +112,7 @@ def _rectified(
         freeze(model)
         scorer = Scorer(model, x, target, where=where, forward=forward)
         leaves = scorer.start()
-        graph = Graph(leaves.values(), lookup)
+        graph = Graph(leaves.values(), TABLE)
         with Recorder(graph, noting=False):  # which gives rectifiers that write into a view a node of their own
             score = scorer(leaves)
         if score.grad_fn is None or not graph.visit(score.grad_fn).depends:

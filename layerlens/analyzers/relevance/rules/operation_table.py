@@ -1,25 +1,31 @@
-"""Rules for operations that the table does not know: custom autograd functions, and what torch adds next."""
+"""The operation table: which relevance rule each operation of autograd's graph gets, and how to add one."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 
 from layerlens.analyzers.graph.operation import Row
 from layerlens.errors import OptionError
+from layerlens.signatures import public
 
-from . import TABLE
+from .attention import ATTENTION
+from .elementwise import ELEMENTWISE
+from .normalization import NORMALIZATION
+from .products import PRODUCTS
+from .structure import LINEAR, STOPS
+
+TABLE: dict[str, Row] = {**LINEAR, **STOPS, **ELEMENTWISE, **NORMALIZATION, **PRODUCTS, **ATTENTION}
+"""Operation -> its row."""
 
 
 class Registration:
-    """A row in the op table, until `remove()`; as a context manager, for the length of a block."""
+    """A row in the operation table, until `remove()`; as a context manager, for the length of a block."""
 
     def __init__(self, op: str, before: Row | None) -> None:
         self.op, self._before = op, before
 
     def remove(self) -> None:
-        """Put the table back as it was."""
+        """Restore the table as it was."""
         if self._before is None:
             TABLE.pop(self.op, None)
         else:
@@ -35,19 +41,20 @@ class Registration:
         return f"Registration({self.op!r})"
 
 
+@public
 def register(op: str | type[torch.autograd.Function], row: Row, *, replace: bool = False) -> Registration:
-    """Tell relevance how it passes an operation.
+    """Register how relevance passes an operation: a custom autograd function, or one that torch added.
 
     Args:
         op: a `torch.autograd.Function`, or the operation's name as the warning about it prints it.
         row: how relevance passes, see `Row`; the node given to its rule is the function's `ctx`.
-        replace: whether a row that exists may be replaced.
+        replace: whether to replace a row that exists.
 
     Returns:
         The registration; `.remove()` undoes it.
 
     Raises:
-        OptionError: when `row` is no `Row`, or the operation has one and `replace` is False.
+        OptionError: if `row` is not a `Row`, or the operation has one and `replace` is False.
 
     Example:
         >>> class Square(torch.autograd.Function):
@@ -65,7 +72,7 @@ def register(op: str | type[torch.autograd.Function], row: Row, *, replace: bool
     name = op if isinstance(op, str) else op.__name__
     if not isinstance(row, Row):
         raise OptionError(f"row must be a Row, such as Row(Kind.LINEAR), got {row!r}.")
-    before: Any = TABLE.get(name)
+    before = TABLE.get(name)
     if before is not None and not replace:
         raise OptionError(f"{name} has a rule already ({before.kind.value}); replace=True replaces it.")
     TABLE[name] = row

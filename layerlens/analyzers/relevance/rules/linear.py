@@ -217,7 +217,7 @@ class ZBox(LinearRule):
         return low, high
 
 
-DIRECT = (Flat, WSquare, ZBox)
+FIRST_LAYER_RULES = (Flat, WSquare, ZBox)
 """Rules that give relevance to inputs that are 0: they make relevance itself, not a multiplier."""
 
 

@@ -3,49 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
 
+from layerlens.analyzers.graph.operation import Node
 from layerlens.axes.names import unit_axis
 from layerlens.errors import OptionError, RelevanceError
 from layerlens.model.layers import LayerPath, Layers
 from layerlens.model.trees import first_tensor
 from layerlens.probes.probe import Probe
 
-from .hook_plan import Plan
-
+OnHeld: TypeAlias = Callable[[Node, torch.Tensor, torch.Tensor], None]
 Units: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]] | torch.Tensor
 """Units of a layer by index, a list of them for each sample, or a boolean mask that broadcasts to its output."""
 
 
 class Conditions:
-    """Let relevance pass the chosen units of layers only, and book what is held back.
+    """Let relevance pass only the chosen units of layers, and book what is held back.
 
     Args:
-        model: a borrowed model.
+        model: borrowed model.
         through: layer -> units; several layers are conditions that hold together.
+
+    Attributes:
+        nodes: nodes whose outputs are held back, once the model has run.
     """
 
-    def __init__(self, model: nn.Module, through: Mapping[str, Units] | None) -> None:
-        self.plan: Plan | None = None
-        self.nodes: list[Any] = []
+    def __init__(self, model: nn.Module, through: Mapping[str, Units]) -> None:
+        self.nodes: list[Node] = []
         self._layers = Layers(model)
-        chosen: dict[LayerPath, Units] = {}
-        for selection, units in (through or {}).items():
+        self._on_held: OnHeld | None = None
+        units_of: dict[LayerPath, Units] = {}
+        for selection, units in through.items():
             for path in self._layers.select(selection):
-                chosen[path] = units
-        self._probe = Probe(model, (), edits={path: self._edit(path, units) for path, units in chosen.items()})
-        self._any = bool(chosen)
+                units_of[path] = units
+        self._probe = Probe(model, (), edits={path: self._edit(path, units) for path, units in units_of.items()})
 
     def __enter__(self) -> None:
-        if self._any:
-            self._probe.__enter__()
+        self._probe.__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        if self._any:
-            self._probe.__exit__(*error)
+        self._probe.__exit__(*error)
+
+    def on_held(self, report: OnHeld) -> None:
+        """Call `report(node, output, multiplier)` in each backward pass for what is held back at a node's output."""
+        self._on_held = report
 
     def _edit(self, path: LayerPath, units: Units) -> Callable[[Any], Any]:
         def edit(output: Any) -> Any:
@@ -53,30 +57,29 @@ class Conditions:
             if tensor is None or not tensor.requires_grad:
                 raise RelevanceError(f"layer {path!r} returned nothing that relevance passes on its way to the input.")
             mask = unit_mask(path, self._layers[path], tensor, units)
-            node, value = tensor.grad_fn, tensor.detach().clone()
+            node, value = cast(Node, tensor.grad_fn), tensor.detach().clone()
+
+            def hold(g: torch.Tensor) -> torch.Tensor:
+                assert self._on_held is not None
+                passed = g * mask
+                self._on_held(node, value, g - passed)
+                return passed
+
             self.nodes.append(node)
-            tensor.register_hook(lambda g: self._held(g, mask, node, value))  # type: ignore[no-untyped-call]
+            tensor.register_hook(hold)  # type: ignore[no-untyped-call]
             return output
 
         return edit
 
-    def _held(self, g: torch.Tensor, mask: torch.Tensor, node: Any, value: torch.Tensor) -> torch.Tensor:
-        assert self.plan is not None
-        folded = self.plan.outputs.get(node)
-        passed = g * mask
-        held = (value if folded is None else folded) * (g - passed)
-        self.plan.keeper.add("absorbed", int(node._sequence_nr()), "held back by the condition", held)
-        return passed
-
 
 def unit_mask(path: LayerPath, module: nn.Module, output: torch.Tensor, units: Units) -> torch.Tensor:
-    """1 where relevance may pass and 0 elsewhere, broadcasting to `output`.
+    """Return 1 where relevance may pass and 0 elsewhere, broadcasting to `output`.
 
     Units lie along the channel axis of an output with places (batch, channel, height, width) and along the last axis
     of others.
 
     Raises:
-        OptionError: when a unit does not exist, or a mask does not fit.
+        OptionError: if a unit does not exist, or a mask does not fit.
     """
     if isinstance(units, torch.Tensor) and units.dtype == torch.bool:
         try:
@@ -89,8 +92,8 @@ def unit_mask(path: LayerPath, module: nn.Module, output: torch.Tensor, units: U
         return units.to(output)
     axis = unit_axis(module, output)
     count = output.shape[axis]
-    chosen: Any = units.tolist() if isinstance(units, torch.Tensor) else units
-    listed: list[Any] = [chosen] if isinstance(chosen, int) else list(chosen)
+    given: Any = units.tolist() if isinstance(units, torch.Tensor) else units
+    listed: list[Any] = [given] if isinstance(given, int) else list(given)
     by_sample: list[Any] = [list(part) for part in listed] if listed and not isinstance(listed[0], int) else [listed]
     if len(by_sample) not in (1, len(output)):
         raise OptionError(f"units for {len(by_sample)} samples, but layer {path!r} returned {len(output)}.")

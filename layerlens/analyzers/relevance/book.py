@@ -1,0 +1,203 @@
+"""The fourth act of a relevance propagation: where relevance ended, sample by sample, under the name of the layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from layerlens.analyzers.graph.linear_operations import LinearOperation
+from layerlens.analyzers.graph.operation import Node
+from layerlens.errors import warn
+from layerlens.results import Entry, Ledger, Relevance
+
+from .layer_relevance import profile
+from .plan import Plan
+from .record import Recording, Span, innermost
+
+COST = "about 3 gradients"
+"""Cost per sample: 1 to 3 gradients, depending on the rules (benchmarks/relevance.md)."""
+
+LOST = 1e-3
+"""A relative residual above this is not a rounding error."""
+
+_FOLDED_BATCH = 1e-5
+"""Relative residuals above this in half of the samples, and ten times that of the totals in the worst, show a batch
+axis out of place; in a few samples it is the rounding of float32 where a rule divides by almost nothing."""
+
+_RUN = 256
+"""How many numbers are added up in their own type."""
+
+
+@dataclasses.dataclass
+class Sweep:
+    """What one backward pass brought.
+
+    Attributes:
+        booked: (number, kind, source) of each amount.
+        amounts: the amounts, `(batch,)` each.
+        mixed: whether an amount could not be split by sample.
+        first_layer: relevance of the inputs of first-layer rules, with their operations.
+        ends: multipliers of the leaves, then of the layers' outputs.
+        carried: relevance that first-layer rules brought to each of them.
+        parameters: multipliers of the parameters.
+    """
+
+    booked: list[tuple[int, str, str]] = dataclasses.field(default_factory=list)
+    amounts: list[torch.Tensor] = dataclasses.field(default_factory=list)
+    mixed: bool = False
+    first_layer: list[tuple[LinearOperation, torch.Tensor]] = dataclasses.field(default_factory=list)
+    ends: Sequence[torch.Tensor | None] = ()
+    carried: Sequence[torch.Tensor | None] = ()
+    parameters: Sequence[torch.Tensor | None] = ()
+
+
+@dataclasses.dataclass
+class Bookkeeper:
+    """Collects amounts during a backward pass and makes the ledger of them.
+
+    Attributes:
+        batch: number of samples.
+        spans: which autograd nodes were made during which call of which layer.
+        time_major: spans inside of which axis 0 is time and axis 1 the batch.
+        folded: nodes at which relevance is read; set to the output with batch norm where a rule treats both as one.
+        sweep: the backward pass under way.
+    """
+
+    batch: int
+    spans: Sequence[Span]
+    time_major: Sequence[range]
+    folded: dict[Node, torch.Tensor | None] = dataclasses.field(default_factory=dict)
+    sweep: Sweep = dataclasses.field(default_factory=Sweep)
+
+    @classmethod
+    def of(cls, recording: Recording) -> Bookkeeper:
+        """Make the bookkeeper of a forward pass."""
+        return cls(len(recording.scores.values[0]), recording.spans, recording.notes.time_major)
+
+    def add(self, kind: str, number: int, source: str, *terms: torch.Tensor, linear: bool = False) -> None:
+        """Book the sum of `terms`, tensors of relevance with a batch axis, at the node of this number.
+
+        Args:
+            kind: as in `Entry`.
+            number: sequence number of the node.
+            source: what adds or absorbs it.
+            terms: amounts, elementwise.
+            linear: whether a linear layer absorbs it; inside recurrent layers its rows are of all time steps.
+        """
+        for term in terms:
+            time_major = (linear or kind == "additive") and any(number in span for span in self.time_major)
+            self.sweep.booked.append((number, kind, source))
+            self.sweep.amounts.append(self.by_sample(term, time_major=time_major))
+
+    def by_sample(self, term: torch.Tensor, *, time_major: bool = False) -> torch.Tensor:
+        """Return the sum of a term for each sample, `(batch,)`, in float64.
+
+        The batch is axis 0, alone or with places folded into it (batch first). What linear layers add inside recurrent
+        layers and multi-head attention has time first. Where neither fits, the sum is spread evenly and the ledger
+        says so.
+        """
+        term = term.detach()
+        if self.batch == 1:
+            return _row_sums(term.reshape(1, -1))
+        if time_major and term.ndim >= 3 and term.shape[1] == self.batch:
+            term = term.transpose(0, 1)
+        elif time_major and term.shape[0] % self.batch == 0 and term.shape[0] != self.batch:
+            term = term.reshape(-1, self.batch, term[0].numel()).transpose(0, 1)
+        if term.shape[0] % self.batch:
+            self.sweep.mixed = True
+            return term.sum(dtype=torch.float64).expand(self.batch) / self.batch
+        return _row_sums(term.reshape(self.batch, -1))
+
+    def ledger(self, score: torch.Tensor) -> Ledger:
+        """Make the ledger of the sweep; amounts of one source in one layer are added up."""
+        booked = self.sweep.booked
+        layers = innermost(self.spans, sorted({number for number, _, _ in booked}))
+        order = sorted(range(len(booked)), key=lambda entry: booked[entry][0])
+        rows: dict[tuple[str, str, str], int] = {}
+        row_of = [0] * len(order)
+        for entry in order:
+            number, kind, source = booked[entry]
+            row_of[entry] = rows.setdefault((kind, layers[number], source), len(rows))
+        sums = torch.zeros(len(rows), self.batch, dtype=torch.float64)
+        sums.index_add_(0, torch.tensor(row_of), torch.stack(self.sweep.amounts).cpu())
+        nonzero = sums.any(dim=1).tolist()
+        entries = tuple(Entry(*key, sums[row]) for key, row in rows.items() if nonzero[row])
+        ledger = Ledger(score.detach().double().cpu(), entries, by_sample=not self.sweep.mixed)
+        if not float(ledger.relative.median()) > _FOLDED_BATCH:
+            return ledger
+        worst = float(ledger.relative.max())
+        # exact in total and not by sample: the model folds the batch in an order of its own
+        whole = dataclasses.replace(ledger, by_sample=False)
+        return whole if worst > 10 * float(whole.relative.max()) else ledger
+
+
+def _row_sums(rows: torch.Tensor) -> torch.Tensor:
+    """The sum of each row in float64: short runs in the numbers' own type, because converting all is slower."""
+    length = rows.shape[1]
+    whole = length - length % _RUN
+    if rows.dtype is not torch.float32 or whole < 8 * _RUN:
+        return rows.sum(dim=1, dtype=torch.float64)
+    runs = rows[:, :whole].reshape(len(rows), -1, _RUN).sum(dim=2).sum(dim=1, dtype=torch.float64)
+    rest: torch.Tensor = rows[:, whole:].sum(dim=1, dtype=torch.float64)
+    return runs + rest
+
+
+def book(recording: Recording, plan: Plan, bookkeeper: Bookkeeper, sweep: Sweep, index: int) -> Relevance:
+    """Close the ledger of one sweep, and make the result.
+
+    Args:
+        recording: the forward pass.
+        plan: the rules.
+        bookkeeper: as it was during the sweep.
+        sweep: the backward pass.
+        index: index of its target.
+    """
+    score, scorer, leaves = recording.scores.values[index], recording.scorer, recording.leaves
+    bookkeeper.sweep = sweep
+    values = {
+        name: _relevance_of(leaf.detach(), sweep.ends[place], sweep.carried[place])
+        for place, (name, leaf) in enumerate(leaves.items())
+    }
+    for name, value in values.items():
+        bookkeeper.add("input", -1, name, value)
+    ledger = bookkeeper.ledger(score)
+    _warn_of_residual(ledger, score.dtype)
+    scorer.target = recording.scores.targets[index]
+    fields = scorer.fields(
+        values,
+        method=f"relevance, {plan.rulebook.name}",
+        settings=plan.settings,
+        score=score,
+        checks={"conservation gap": ledger.gap, "ledger residual": ledger.relative},
+    )
+    at_layers = {}
+    if recording.outputs is not None:
+        first = len(leaves)
+        at_layers = recording.outputs.relevance(sweep.ends[first:], sweep.carried[first:], bookkeeper.folded)
+    return Relevance(
+        **fields,
+        ledger=ledger,
+        layers=at_layers,
+        profile=profile(at_layers, plan.settings) if at_layers else None,
+        rules_used=plan.rules_used,
+        parameters=recording.parameters.relevance(sweep.parameters),
+        cost=COST,
+    )
+
+
+def _relevance_of(value: torch.Tensor, multiplier: torch.Tensor | None, carried: torch.Tensor | None) -> torch.Tensor:
+    relevance = torch.zeros_like(value) if multiplier is None else value * multiplier
+    return relevance if carried is None else relevance + carried
+
+
+def _warn_of_residual(ledger: Ledger, dtype: torch.dtype) -> None:
+    """Say when relevance was lost or made that no rule accounts for."""
+    worst = float(ledger.relative.max())
+    if dtype in (torch.float32, torch.float64) and not worst < LOST:
+        warn(
+            f"relevance: the ledger does not close, its residual is {worst:.1e} of the largest amount and should be "
+            "below 1e-5. An operation adds something that is not accounted for, or numbers overflow; "
+            "relevance.ledger.table() shows where the rest went. Please report the model.",
+        )

@@ -1,1 +1,0 @@
-"""The backward sweep of relevance: plan, conditions and books."""

@@ -1,0 +1,243 @@
+"""The first act of a relevance propagation: a forward pass, recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.graph.added_constants import Notes
+from layerlens.analyzers.graph.graph import Graph, NodeInfo
+from layerlens.analyzers.graph.operation import Node
+from layerlens.analyzers.graph.recorder import Recorder
+from layerlens.errors import OptionError, RelevanceError, TargetError
+from layerlens.inputs.inputs import Forward, Input
+from layerlens.model.call_tracking import Spans
+from layerlens.model.layers import LayerPath, Selection, matching_names
+from layerlens.model.placement import is_fsdp, need_weights
+from layerlens.model.tensor_parallel import refuse_parts
+from layerlens.targets.target import Spec, Target, as_target
+
+from .conditions import Conditions, Units
+from .layer_relevance import LayerOutputs
+from .rules.operation_table import TABLE
+from .rules.rulebook import Rulebook, as_rulebook
+
+Span: TypeAlias = tuple[int, int, LayerPath]
+"""First number, number after the last, and layer of the autograd nodes made during one call."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A forward pass of a borrowed model, with what a relevance propagation needs of it.
+
+    Attributes:
+        model: the model.
+        rulebook: the rulebook asked for; None for `"auto"`.
+        scorer: from leaves to scores.
+        leaves: input tensors, or embeddings, at which relevance ends.
+        scores: scores of the targets.
+        nodes: nodes of the graph between scores and leaves.
+        roots: the node of each score.
+        notes: constants that operations added, and inputs that they did not save.
+        spans: which autograd nodes were made during which call of which layer.
+        outputs: outputs of layers at which relevance is read; None if there are none.
+        conditions: layers of which relevance passes chosen units only; None if there are none.
+        parameters: parameters whose relevance is wanted.
+    """
+
+    model: nn.Module
+    rulebook: Rulebook | None
+    scorer: Scorer
+    leaves: dict[str, torch.Tensor]
+    scores: TargetScores
+    nodes: list[NodeInfo]
+    roots: list[NodeInfo]
+    notes: Notes
+    spans: list[Span]
+    outputs: LayerOutputs | None
+    conditions: Conditions | None
+    parameters: Parameters
+
+
+def record(
+    model: nn.Module,
+    x: Input,
+    targets: Sequence[Spec],
+    *,
+    rules: str | Rulebook,
+    layers: Selection = (),
+    through: Mapping[str, Units] | None = None,
+    parameters: str | Sequence[str] = (),
+    forward: Forward | None = None,
+) -> Recording:
+    """Run a borrowed model, and record its graph and what the graph does not keep.
+
+    Args:
+        model: borrowed model.
+        x: its input.
+        targets: what to explain.
+        rules: rulebook, its name, or `"auto"`.
+        layers: layers at whose outputs to read the relevance.
+        through: layer -> units that relevance may pass.
+        parameters: patterns of names of parameters whose relevance is wanted.
+        forward: function to call instead of the model.
+
+    Raises:
+        RelevanceError: if a score has no gradient.
+    """
+    refuse_parts(
+        model,
+        "relevance",
+        "Shard the model by FSDP2 (fully_shard), which gathers each layer's weights, or take a gradient method of "
+        "saliency, such as input_x_gradient.",
+    )
+    rulebook = None if rules == "auto" else as_rulebook(rules)
+    wanted = Parameters(model, parameters)
+    if rulebook is None or rulebook.linear:
+        _save_inputs(model)
+    else:
+        _freeze(model, but=wanted.tensors)
+    scores = TargetScores(targets)
+    scorer = Scorer(model, x, scores.joint_target(), forward=forward)
+    leaves = scorer.start()
+    graph = Graph(leaves.values(), TABLE)
+    recorder = Recorder(graph, copying=any(is_fsdp(module) for module in model.modules()))
+    outputs = None if layers == () else LayerOutputs(model, layers)
+    conditions = Conditions(model, through) if through else None
+    with contextlib.ExitStack() as stack:
+        spans = stack.enter_context(Spans(model))
+        for watcher in (outputs, conditions, recorder):
+            if watcher is not None:
+                stack.enter_context(watcher)
+        scorer(leaves)
+    roots = [_root(score, graph) for score in scores.values]
+    nodes = list({id(info): info for root in roots for info in graph.reached(root)}.values())
+    return Recording(
+        model, rulebook, scorer, leaves, scores, nodes, roots, recorder.notes, spans.found, outputs, conditions, wanted
+    )
+
+
+def _root(score: torch.Tensor, graph: Graph) -> NodeInfo:
+    if score.grad_fn is None:
+        raise RelevanceError("the score does not depend on the input by operations that have a gradient.")
+    return graph.visit(cast(Node, score.grad_fn))
+
+
+def _save_inputs(model: nn.Module) -> None:
+    """Make autograd save the input of every linear operation, as it does for a weight that needs a gradient."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad and parameter.is_floating_point() and not parameter.is_inference():
+            parameter.requires_grad_(True)
+
+
+def _freeze(model: nn.Module, but: Sequence[torch.Tensor]) -> None:
+    """Make autograd save neither the inputs of linear operations nor offloaded weights, where no rule reads them."""
+    wanted = {id(parameter) for parameter in but}
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in wanted:
+            parameter.requires_grad_(False)
+
+
+class TargetScores:
+    """The scores of several targets, read from one output.
+
+    Args:
+        specs: targets, each as in `as_target`.
+
+    Attributes:
+        targets: the targets, resolved once the model has run.
+        values: one `(batch,)` for each, once the model has run.
+
+    Raises:
+        TargetError: if the targets read different layers.
+    """
+
+    def __init__(self, specs: Sequence[Spec]) -> None:
+        self.targets: list[Target] = [as_target(spec) for spec in specs]
+        self.values: list[torch.Tensor] = []
+        self._at = self.targets[0].at
+        if any(target.at != self._at for target in self.targets):
+            raise TargetError("the targets read different layers; give those of one layer together.")
+
+    def joint_target(self) -> Target:
+        """Return one target that scores the output with all of them."""
+        return Target(self._score, self._label(), chooser=self._resolve, at=self._at)
+
+    def _label(self) -> str:
+        return "; ".join(target.label for target in self.targets)
+
+    def _resolve(self, output: object) -> Target:
+        self.targets = [target.resolve(output) for target in self.targets]
+        return Target(self._score, self._label(), at=self._at)
+
+    def _score(self, output: object, rows: torch.Tensor) -> torch.Tensor:
+        for target in self.targets:
+            target.check(len(rows))
+        self.values = [target(output, rows, at=self._at) for target in self.targets]
+        return self.values[0] if len(self.values) == 1 else torch.stack(self.values).sum(dim=0)
+
+
+class Parameters:
+    """The parameters of a borrowed model whose relevance is wanted; they require gradients from here on.
+
+    Args:
+        model: borrowed model.
+        patterns: names or globs; none for no parameter.
+
+    Raises:
+        LayerNotFound: if a pattern matches no parameter.
+        OptionError: if a parameter that matches holds no floating-point numbers.
+    """
+
+    def __init__(self, model: nn.Module, patterns: str | Sequence[str]) -> None:
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        self._named: dict[str, nn.Parameter] = {}
+        if patterns:
+            need_weights(model, "the relevance of parameters (parameters=)")
+            known = dict(model.named_parameters())
+            for name in matching_names(patterns, known, "parameter", type(model).__name__):
+                self._named[name] = known[name]
+        for name, parameter in self._named.items():
+            if not parameter.is_floating_point():
+                raise OptionError(f"parameter {name!r} holds {parameter.dtype}, so no relevance can pass it.")
+            parameter.requires_grad_(True)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The parameters, as further inputs of `torch.autograd.grad`."""
+        return list(self._named.values())
+
+    def relevance(self, multipliers: Sequence[torch.Tensor | None]) -> dict[str, torch.Tensor]:
+        """Return R = w g by name, summed over the batch; 0 where the score does not depend on the parameter."""
+        pairs = zip(self._named.items(), multipliers, strict=True)
+        return {
+            name: torch.zeros_like(parameter) if g is None else parameter.detach() * g for (name, parameter), g in pairs
+        }
+
+
+def innermost(spans: Sequence[Span], numbers: Sequence[int]) -> dict[int, LayerPath]:
+    """Return the path of the innermost layer during whose call each node was made; `""` for none.
+
+    Args:
+        spans: as recorded.
+        numbers: sequence numbers of nodes, sorted.
+    """
+    pending = sorted(spans, key=lambda span: (span[0], -span[1]), reverse=True)
+    paths: dict[int, LayerPath] = {}
+    running: list[Span] = []
+    for number in numbers:
+        while pending and pending[-1][0] <= number:
+            span = pending.pop()
+            while running and running[-1][1] <= span[0]:
+                running.pop()
+            running.append(span)
+        while running and running[-1][1] <= number:
+            running.pop()
+        paths[number] = running[-1][2] if running else ""
+    return paths

@@ -1,0 +1,239 @@
+"""The third act of a relevance propagation: a backward pass for each score, with rules as hooks on autograd's nodes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch.autograd.graph import GradientEdge
+from torch.utils.hooks import RemovableHandle
+
+from layerlens.analyzers.common.scorer import backward_pass
+from layerlens.analyzers.graph.graph import NodeInfo
+from layerlens.analyzers.graph.linear_operations import BATCH_NORMS, LinearOperation
+from layerlens.analyzers.graph.operation import Gradients, Kind, Node
+from layerlens.errors import RelevanceError, warn
+
+from .book import Bookkeeper, Sweep
+from .linear_hooks import attach_linear
+from .plan import Plan, PlannedNode
+from .record import Recording, innermost
+from .rules.rulebook import Rulebook
+
+Hook: TypeAlias = Callable[[Gradients, Gradients], "Gradients | None"]
+
+
+def sweep(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> list[Sweep]:
+    """Propagate each score in turn.
+
+    Args:
+        recording: the forward pass.
+        plan: the rules.
+        bookkeeper: notes what is absorbed and what constants get.
+
+    Raises:
+        RelevanceError: if a rule does not fit the model.
+    """
+    outputs, conditions = recording.outputs, recording.conditions
+    edges = [] if outputs is None else outputs.edges()
+    ends: list[Any] = [*recording.leaves.values(), *edges]
+    read = [edge.node for edge in edges]
+    if conditions is not None:
+        read += conditions.nodes
+        conditions.on_held(lambda node, output, g: _book_held(bookkeeper, node, output, g))
+    bookkeeper.folded.update(dict.fromkeys(read))
+    scores = recording.scores.values
+    handles: list[RemovableHandle] = []
+    sweeps = []
+    try:
+        handles += itertools.chain.from_iterable(attach_linear(planned, bookkeeper) for planned in plan.linear)
+        handles += _attach_nodes(recording, plan, bookkeeper)
+        for index, score in enumerate(scores):
+            bookkeeper.sweep = Sweep()
+            keep = plan.sweeps_twice or index < len(scores) - 1
+            with backward_pass(recording.model):
+                multipliers = torch.autograd.grad(
+                    score, [*ends, *recording.parameters.tensors], torch.ones_like(score), allow_unused=True,
+                    retain_graph=keep,
+                )  # fmt: skip
+            bookkeeper.sweep.ends, bookkeeper.sweep.parameters = multipliers[: len(ends)], multipliers[len(ends) :]
+            sweeps.append(bookkeeper.sweep)
+    finally:
+        for handle in handles:
+            handle.remove()
+    _warn_of_cuts(recording)
+    for one in sweeps:
+        bookkeeper.sweep = one
+        one.carried = _carry_to_ends(one.first_layer, ends, bookkeeper)
+    return sweeps
+
+
+def _book_held(bookkeeper: Bookkeeper, node: Node, output: torch.Tensor, g: torch.Tensor) -> None:
+    normalized = bookkeeper.folded.get(node)
+    held = (output if normalized is None else normalized) * g
+    bookkeeper.add("absorbed", int(node._sequence_nr()), "held back by the condition", held)
+
+
+def _warn_of_cuts(recording: Recording) -> None:
+    """Say where the model detaches a signal: what it adds from there on looks like a constant."""
+    cuts = recording.notes.cuts
+    if cuts:
+        places = innermost(recording.spans, sorted(cuts))
+        where = ", ".join(dict.fromkeys(repr(path) if path else "the model itself" for path in places.values()))
+        warn(
+            f"relevance: the model detaches a signal in {where}, so relevance is cut there; what the detached signal "
+            "adds is booked with the additive constants.",
+        )
+
+
+def _attach_nodes(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> Iterator[RemovableHandle]:
+    for planned in plan.nodes:
+        hook = _node_hook(planned, recording, plan.rulebook, bookkeeper)
+        if hook is not None:
+            yield planned.info.node.register_hook(hook)
+
+
+def _node_hook(planned: PlannedNode, recording: Recording, rulebook: Rulebook, bookkeeper: Bookkeeper) -> Hook | None:
+    """The hook that turns the gradient of a node into its relevance rule; None where they are the same."""
+    info, shares = planned
+    row, node, op, number = info.row, info.node, info.op, info.number
+    constants = recording.notes.constants.get(number, [])
+    blocked = [
+        slot
+        for slot, edge in enumerate(info.edges)
+        if edge is not None and edge.depends and not (edge.carries and info.admits(slot))
+    ]
+    kind = Kind.LINEAR if row is None else row.kind
+    rule: Any = None if row is None else row.rule
+    if kind in (Kind.LINEAR, Kind.PRODUCT) and not (constants or blocked or shares):
+        return None
+    x = recording.notes.inputs.get(number)
+
+    def hook(gradients: Gradients, outer: Gradients) -> Gradients | None:
+        g = outer[0]
+        if g is None:
+            return None
+        passed = list(gradients)
+        if kind is Kind.RATIO:
+            ratio, at_zero = rule(node, x)
+            passed[0] = g * ratio
+            if isinstance(at_zero, torch.Tensor) or at_zero:
+                bookkeeper.add("absorbed", number, f"{op} at 0", g * at_zero)
+        elif kind is Kind.NORM:
+            passed[0] = rule(node, g)
+        elif kind is Kind.FUSED:
+            multipliers, absorbed = rule(node, gradients, g, rulebook)
+            passed = list(multipliers)
+            bookkeeper.add("absorbed", number, op, *absorbed)
+        elif kind is Kind.TAYLOR:
+            y, taken_at = rule(node)
+            bookkeeper.add("absorbed", number, op, y * g)
+            if passed[0] is not None:
+                bookkeeper.add("absorbed", number, op, -taken_at * passed[0])
+        for slot, share in (shares or {}).items():
+            multiplier = passed[slot]
+            if multiplier is not None:
+                passed[slot] = multiplier * share if share else None
+        for slot in blocked:
+            passed[slot] = None
+        sums: dict[tuple[int, ...], torch.Tensor] = {}
+        for constant in constants:
+            bookkeeper.add(constant.kind, number, constant.source, constant.relevance(g, sums))
+        return tuple(passed)
+
+    return hook
+
+
+# From the input of a first layer to the ends, relevance itself moves, not a multiplier: rules for the first layer give
+# relevance to inputs that are 0. Only operations that move numbers, or scale and shift each by itself, may lie there.
+
+_MOVES = set(
+    """
+    Alias AsStrided Clone Contiguous Expand Flip Movedim Narrow Permute Reshape ReshapeAlias Roll Rot90 Select Slice
+    Split SplitWithSizes Squeeze Swapaxes T ToCopy Transpose Unbind Unflatten Unfold UnsafeSplit UnsafeView Unsqueeze
+    View Cat Stack Gather Index IndexSelect PixelShuffle PixelUnshuffle ChannelShuffle Im2Col ConstantPadNd
+    ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D Copy CopySlices
+    RegisterPostBackwardFunction
+    """.split()
+)
+_ELEMENTWISE = {"Add", "Sub", "Rsub", "Mul", "Div", "Neg"} | BATCH_NORMS
+
+
+def _carry_to_ends(
+    first_layer: Sequence[tuple[LinearOperation, torch.Tensor]], ends: Sequence[Any], bookkeeper: Bookkeeper
+) -> list[torch.Tensor | None]:
+    """The relevance that first-layer rules bring to each of `ends`; what padding gets is absorbed.
+
+    Raises:
+        RelevanceError: if an operation below the first layer does not keep each number's relevance.
+    """
+    totals: list[torch.Tensor | None] = [None] * len(ends)
+    for operation, relevance in first_layer:
+        slot = operation.map.slot
+        node, index = operation.info.node.next_functions[slot]
+        region = _nodes_below(operation)
+        handles = [_keep_relevance(info) for info in region if info.op in _ELEMENTWISE]
+        handles += [_book_padding(info, bookkeeper) for info in region if info.op == "ConstantPadNd"]
+        try:
+            start: Any = GradientEdge(node, index)  # type: ignore[arg-type]
+            shares = torch.autograd.grad(start, list(ends), relevance, allow_unused=True, retain_graph=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for place, share in enumerate(shares):
+            if share is not None:
+                before = totals[place]
+                totals[place] = share if before is None else before + share
+    return totals
+
+
+def _nodes_below(operation: LinearOperation) -> list[NodeInfo]:
+    """The nodes between a first layer's input and the leaves."""
+    below = operation.info.edges[operation.map.slot]
+    assert below is not None
+    region: dict[int, NodeInfo] = {id(below): below}
+    stack = [below]
+    while stack:
+        info = stack.pop()
+        if info.op == "leaf":
+            continue
+        linear = info.row is not None and info.row.kind in (Kind.LINEAR, Kind.PRODUCT)
+        alone = sum(edge is not None and edge.depends for edge in info.edges) == 1
+        if not (info.op in _MOVES or (info.op in _ELEMENTWISE and alone and linear)):
+            raise RelevanceError(
+                f"a first-layer rule (flat, w2, z-box) is used for {operation.info.op}, but {info.op} lies between it "
+                "and the input, so relevance cannot be given to the input as it is. Use epsilon or z+ there."
+            )
+        for edge in info.edges:
+            if edge is not None and edge.depends and id(edge) not in region:
+                region[id(edge)] = edge
+                stack.append(edge)
+    return list(region.values())
+
+
+def _keep_relevance(info: NodeInfo) -> RemovableHandle:
+    """Let relevance pass a node that scales or shifts each number by itself."""
+    (slot,) = (slot for slot, edge in enumerate(info.edges) if edge is not None and edge.depends)
+
+    def hook(gradients: Gradients, outer: Gradients) -> Gradients:
+        passed: list[torch.Tensor | None] = [None] * len(gradients)
+        before, after = gradients[slot], outer[0]
+        if before is not None and after is not None:
+            passed[slot] = after.sum_to_size(before.shape) if after.shape != before.shape else after
+        return tuple(passed)
+
+    handle: RemovableHandle = info.node.register_hook(hook)
+    return handle
+
+
+def _book_padding(info: NodeInfo, bookkeeper: Bookkeeper) -> RemovableHandle:
+    """Book what goes to the padding of a node."""
+
+    def hook(gradients: Gradients, outer: Gradients) -> None:
+        if outer[0] is not None and gradients[0] is not None:
+            bookkeeper.add("absorbed", info.number, "padding", outer[0], -gradients[0])
+
+    handle: RemovableHandle = info.node.register_hook(hook)
+    return handle
