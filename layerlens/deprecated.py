@@ -71,19 +71,20 @@ _MOVED: Final = {
     ("analyzers.relevance", "analyzers.common.features"): "batch_targets",
     ("analyzers.relevance", "analyzers.concepts"): "concepts=concept_relevance ranking=unit_ranking top_inputs",
     ("analyzers.relevance", "analyzers.graph"): """
-        constants=added_constants graph inplace=out_of_place recorder selections=joins_and_choices
-        sources=function_table
+        constants=added_constants graph inplace=recorder recorder selections=added_constants sources=added_constants
     """,
-    ("analyzers.relevance", "analyzers.relevance"): "centred=centred_relevance propagate=relevance",
-    ("analyzers.relevance", "analyzers.relevance.propagation"): """
-        assign=rule_assignment automatic=default_rulebook conditions parameters=parameter_relevance plan=hook_plan
-        several=multi_target sweep=propagation taps=layer_relevance
+    ("analyzers.relevance", "analyzers.relevance"): """
+        assign=plan automatic=plan centred=centred_relevance ledger=book parameters=record propagate=relevance
+        several=record taps=layer_relevance
     """,
-    ("analyzers.relevance", "analyzers.relevance.rules"): "ledger=bookkeeper rulebook",
-    ("analyzers.relevance.linear", "analyzers.relevance.linear"): """
-        direct=input_relevance maps=linear_maps sites=linear_sites split=sign_split
+    ("analyzers.relevance", "analyzers.relevance.rules"): "rulebook",
+    ("analyzers.relevance.linear", "analyzers.graph"): "maps=linear_operations sites=linear_operations",
+    ("analyzers.relevance.linear", "analyzers.relevance"): """
+        direct=sweep first_layer=linear_hooks hooks=linear_hooks split=linear_hooks
     """,
+    ("analyzers.relevance.linear", "analyzers.relevance.rules"): "rules=linear",
     ("analyzers.relevance.rules", "analyzers.graph"): "row=operation",
+    ("analyzers.relevance.rules", "analyzers.relevance.rules"): "register=operation_table",
     ("analyzers.saliency", "analyzers.common"): "differentiate=gradients",
     ("analyzers.saliency", "analyzers.common.features"): "baselines gaussian=blur superpixels",
     ("analyzers.saliency", "analyzers.saliency"): "methods=saliency",
@@ -165,7 +166,10 @@ _NAMES: Final[dict[str, dict[str, str]]] = {
 }
 """Old package or module -> new module -> the names that went another way than the rest."""
 
-_PACKAGES: Final = {"analyzers.activation.cam": "analyzers.saliency.cam"}
+_PACKAGES: Final = {
+    "analyzers.activation.cam": "analyzers.saliency.cam",
+    "analyzers.relevance.linear": "analyzers.relevance.rules.linear",
+}
 """Packages that moved."""
 
 _ROOT: Final = f"{__package__}."

@@ -50,9 +50,7 @@ class Constant:
             return product if math.isfinite(self.value) else product.nan_to_num_(nan=0.0)
         if self.part is None and self.value.ndim < multiplier.ndim:
             shape = (1,) * (multiplier.ndim - self.value.ndim) + tuple(self.value.shape)
-            axes = tuple(
-                axis for axis in range(2, multiplier.ndim) if shape[axis] == 1 and multiplier.shape[axis] > 1
-            )
+            axes = tuple(axis for axis in range(2, multiplier.ndim) if shape[axis] == 1 and multiplier.shape[axis] > 1)
             if axes:
                 if axes not in sums:
                     sums[axes] = multiplier.sum(dim=axes, keepdim=True)
@@ -224,9 +222,7 @@ def _cat(call: TorchCall, tensors: Sequence[torch.Tensor], dim: int = 0, **_: ob
     start = 0
     for tensor in tensors:
         length = tensor.shape[dim] if tensor.ndim == call.result.ndim else 0
-        call.adds(
-            tensor, "constant joined", part=functools.partial(torch.narrow, dim=dim, start=start, length=length)
-        )
+        call.adds(tensor, "constant joined", part=functools.partial(torch.narrow, dim=dim, start=start, length=length))
         start += length
 
 
@@ -260,9 +256,7 @@ def _masked_fill(call: TorchCall, input: Value, mask: torch.Tensor, value: Value
     call.adds(value, "constant chosen", part=lambda gradient: gradient * mask)
 
 
-def _threshold(
-    call: TorchCall, input: torch.Tensor, threshold: float, value: float, *_: object, **__: object
-) -> None:
+def _threshold(call: TorchCall, input: torch.Tensor, threshold: float, value: float, *_: object, **__: object) -> None:
     below = input.detach() <= threshold
     call.adds(value, "constant chosen", part=lambda gradient: gradient * below)
 

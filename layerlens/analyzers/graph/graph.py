@@ -70,7 +70,7 @@ class Graph:
 
     def info(self, tensor: torch.Tensor) -> NodeInfo | None:
         """Describe the node that made `tensor`; None for a leaf or a constant."""
-        return None if tensor.grad_fn is None else self.visit(cast(Node, tensor.grad_fn))
+        return None if tensor.grad_fn is None else self.visit(tensor.grad_fn)
 
     def carries(self, tensor: torch.Tensor) -> bool:
         """Whether `tensor` carries relevance to a leaf."""
@@ -82,8 +82,9 @@ class Graph:
         info = self.info(tensor)
         return id(tensor) in self._leaves if info is None else info.depends
 
-    def visit(self, root: Node) -> NodeInfo:
+    def visit(self, root: Node | torch.autograd.graph.Node) -> NodeInfo:
         """Describe `root` and, on the way, all nodes that it is computed from."""
+        root = cast(Node, root)
         stack = [root]
         while stack:
             node = stack[-1]

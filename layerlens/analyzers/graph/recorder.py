@@ -73,7 +73,9 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         hooks = pack_hooks()
         if hooks is not None:  # a checkpoint returns each saved tensor once, and rules read it before the backward pass
-            with torch.autograd.graph.saved_tensors_hooks(lambda tensor: Once(tensor, hooks, self._recomputing), Once.read):
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda tensor: Once(tensor, hooks, self._recomputing), Once.read
+            ):
                 result = self._call(function, args, kwargs)
         else:
             result = self._call(function, args, kwargs)
@@ -197,9 +199,7 @@ def _flat(args: Iterable[Any]) -> list[Any]:
     return flat
 
 
-_LINEAR_IN_PLACE = set(
-    "copy_ zero_ detach_ requires_grad_ set_ resize_ t_ transpose_ squeeze_ unsqueeze_".split()
-)
+_LINEAR_IN_PLACE = set("copy_ zero_ detach_ requires_grad_ set_ resize_ t_ transpose_ squeeze_ unsqueeze_".split())
 """In-place methods that are linear, or write no numbers."""
 
 

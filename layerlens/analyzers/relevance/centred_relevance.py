@@ -9,7 +9,6 @@ from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.token_inputs import token_leaves, used_tokens
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec

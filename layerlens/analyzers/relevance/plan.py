@@ -134,7 +134,9 @@ def _assign(rulebook: Rulebook, operations: Sequence[LinearOperation], recording
     paths = innermost(recording.spans, sorted(operation.number for operation in operations))
     selections = [where for where, _ in rulebook.linear if not isinstance(where, Part)]
     layers = Layers(recording.model) if selections else None
-    selected = [None if isinstance(where, Part) or layers is None else set(layers.select(where)) for where, _ in rulebook.linear]
+    selected = [
+        None if isinstance(where, Part) or layers is None else set(layers.select(where)) for where, _ in rulebook.linear
+    ]
 
     def rule_for(operation: LinearOperation) -> LinearRule:
         enclosing = set(_enclosing(paths[operation.number]))

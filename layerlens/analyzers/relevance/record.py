@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -13,7 +13,6 @@ from torch import nn
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.graph.added_constants import Notes
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
-from layerlens.analyzers.graph.operation import Node
 from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.errors import OptionError, RelevanceError, TargetError
 from layerlens.inputs.inputs import Forward, Input
@@ -126,7 +125,7 @@ def record(
 def _root(score: torch.Tensor, graph: Graph) -> NodeInfo:
     if score.grad_fn is None:
         raise RelevanceError("the score does not depend on the input by operations that have a gradient.")
-    return graph.visit(cast(Node, score.grad_fn))
+    return graph.visit(score.grad_fn)
 
 
 def _save_inputs(model: nn.Module) -> None:

@@ -39,7 +39,7 @@ def sweep(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> list[Swee
     outputs, conditions = recording.outputs, recording.conditions
     edges = [] if outputs is None else outputs.edges()
     ends: list[Any] = [*recording.leaves.values(), *edges]
-    read = [edge.node for edge in edges]
+    read: list[Any] = [edge.node for edge in edges]
     if conditions is not None:
         read += conditions.nodes
         conditions.on_held(lambda node, output, g: _book_held(bookkeeper, node, output, g))

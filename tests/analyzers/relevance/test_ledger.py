@@ -218,7 +218,7 @@ def test_one_sample_that_rounds_badly_does_not_blur_the_others():
 
 
 @pytest.mark.parametrize("batch", [2, 5])
-def test_a_batch_that_is_out_of_place_is_told(batch):
+def test_a_batch_that_is_out_of_place_is_reported(batch):
     keeper = Bookkeeper(batch, [], [])
     score = torch.arange(1.0, batch + 1)
     keeper.add("input", 0, "x", score.flip(0)[:, None])

@@ -75,12 +75,12 @@ def test_a_convolution_passes_all_relevance_through_its_weights():
         torch.testing.assert_close(result.parameters["0.weight"].sum(), result.values.sum(), rtol=1e-9, atol=1e-12)
 
 
-def test_what_a_rule_does_not_tell_is_refused():
+def test_what_a_rule_does_not_define_is_refused():
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)).eval()
     x = torch.randn(2, 2, 6, 6)
     for parameters in ("0.bias", "1.weight", "*"):
         before = Snapshot(net, x)
-        with pytest.raises(errors.RelevanceError, match="does not tell the relevance of this parameter"):
+        with pytest.raises(errors.RelevanceError, match="does not define the relevance of this parameter"):
             relevance(net, x, target=1, rules="epsilon_plus", parameters=parameters)
         before.check()
     with pytest.raises(errors.RelevanceError, match="those of a first layer none"):

@@ -87,7 +87,7 @@ class Detaches(nn.Module):
         return self.b(self.inner["a"](x) + 2 * self.inner["a"](x).detach())
 
 
-def test_a_cut_is_told_with_its_place():
+def test_a_cut_is_reported_with_its_place():
     with pytest.warns(UserWarning, match="detaches a signal in the model itself, so relevance is cut there"):
         result = relevance(Detaches(), normal(2, 4), target=0)
     assert float(result.ledger.relative.max()) < 1e-5

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from layerlens.analyzers.graph.graph import NodeInfo
-from layerlens.analyzers.graph.operation import Gradients
 from layerlens.analyzers.graph.linear_operations import VIEWS
+from layerlens.analyzers.graph.operation import Gradients
 
 from .calls import Call
 from .pairs import Pair

@@ -74,7 +74,7 @@ def pair_up(one: Run, other: Run) -> list[Pair]:
     Raises:
         InputError: when the two runs are not made of the same operations.
     """
-    if other.score.grad_fn is None:
+    if one.score.grad_fn is None or other.score.grad_fn is None:
         raise InputError(_OTHER_ROUTE.format(what="the score of the baseline does not depend on it"))
     root, other_root = one.graph.visit(one.score.grad_fn), other.graph.visit(other.score.grad_fn)
     partner: dict[int, NodeInfo] = {id(root): other_root}

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from layerlens.analyzers.graph.graph import NodeInfo
-from layerlens.analyzers.graph.operation import Gradients
 from layerlens.analyzers.graph.linear_operations import BATCH_NORMS, VIEWS, LinearMap, linear_map
+from layerlens.analyzers.graph.operation import Gradients
 
 from .calls import Call, key
 from .multipliers import changes, elementwise, same_constants
