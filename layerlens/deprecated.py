@@ -29,11 +29,11 @@ _MOVED: Final = {
         areas=regions contrasting=contrast language=tokens neurons=units outputs softmaxed=probability target
     """,
     ("analyzers", "analyzers.common"): """
-        methods=registry score=scorer tap=layer_gradient texts=token_inputs warn=warnings
+        methods=registry score=scorer tap=layer_gradient texts=token_inputs warn=scorer
     """,
     ("analyzers", "analyzers.common.calls"): "fastpath",
     ("analyzers", "analyzers.common.features"): "features=layer_features",
-    ("analyzers", "analyzers.common.leaves"): "layout leaves places=layer_leaf token_uses=token_leaf",
+    ("analyzers", "analyzers.common.leaves"): "layout=leaves leaves places=layer_leaf token_uses=token_leaf",
     ("analyzers", "analyzers.structure"): "layer_table routes",
     ("analyzers", "axes"): "series",
     ("analyzers.activation", "analyzers.activation"): "maps=activation_maps",
@@ -85,8 +85,8 @@ _MOVED: Final = {
     ("analyzers.relevance.linear", "analyzers.relevance.rules"): "rules=linear",
     ("analyzers.relevance.rules", "analyzers.graph"): "row=operation",
     ("analyzers.relevance.rules", "analyzers.relevance.rules"): "register=operation_table",
-    ("analyzers.saliency", "analyzers.common"): "differentiate=gradients",
-    ("analyzers.saliency", "analyzers.common.features"): "baselines gaussian=blur superpixels",
+    ("analyzers.saliency", "analyzers.common"): "differentiate=batch_size",
+    ("analyzers.saliency", "analyzers.common.features"): "baselines gaussian=baselines superpixels",
     ("analyzers.saliency", "analyzers.saliency"): "methods=saliency",
     ("analyzers.saliency", "analyzers.saliency.deeplift"): "deep_shap",
     ("analyzers.saliency", "analyzers.saliency.gradient"): """
@@ -161,6 +161,10 @@ _NAMES: Final[dict[str, dict[str, str]]] = {
     },
     "analyzers.relevance": {"analyzers.concepts": "Concept concept_relevance rank_concepts top_inputs"},
     "analyzers.methods": {"analyzers.saliency.saliency": "known_methods"},
+    "analyzers.saliency.differentiate": {
+        "analyzers.common.scorer": "Leaves freeze gradients warn_of_zeros",
+        "analyzers.saliency.path.completeness": "completeness_gap",
+    },
     "neurons": {"probes.units": "read_units"},
     "scale.manifest": {"scale.data.source": "DIGEST"},
 }

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.leaves.layout import place_axes
-from layerlens.analyzers.common.leaves.leaves import Leaf
+from layerlens.analyzers.common.leaves.leaves import Leaf, place_axes
 
 SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 

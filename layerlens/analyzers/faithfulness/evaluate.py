@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.gradients import BatchSize
+from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.saliency.saliency import saliency
 from layerlens.errors import InputError, OptionError, check_seed, choose, warn

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.warnings import warn_of_zeros
+from layerlens.analyzers.common.scorer import warn_of_zeros
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed

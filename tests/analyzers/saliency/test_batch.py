@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from layerlens.analyzers.common import gradients
-from layerlens.analyzers.common.gradients import first_score, freeze
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common import batch_size
+from layerlens.analyzers.common.batch_size import first_score
+from layerlens.analyzers.common.scorer import Scorer, freeze
 from layerlens.analyzers.saliency import feature_ablation, integrated_gradients, occlusion, saliency, smooth_grad
 from layerlens.analyzers.saliency.perturbation.leave_one_out import leave_one_out
 from layerlens.model.borrowed import borrowed
@@ -62,17 +62,17 @@ def test_forward_passes_are_bounded_by_what_layers_take_and_return():
 
 
 def test_a_round_number_is_taken_and_one_large_activation_is_no_matter(monkeypatch):
-    monkeypatch.setattr(gradients, "SMALL", 0)
+    monkeypatch.setattr(batch_size, "SMALL", 0)
     x = torch.rand(1, 2**16)  # 256 KiB
     assert batch(Logits(), x, gradient=False)[1] == 16  # the last layer is a fifth of all bytes
     wide = Logits()
     wide.layers.extend(nn.Identity() for _ in range(32))  # now it is less than an eighth
     assert batch(wide, x, gradient=False)[1] == 32
-    monkeypatch.setattr(gradients, "PASSING", 3.9 * MIB)
+    monkeypatch.setattr(batch_size, "PASSING", 3.9 * MIB)
     assert batch(wide, x, gradient=False)[1] == 12
-    monkeypatch.setattr(gradients, "MEMORY", 20 * MIB)
+    monkeypatch.setattr(batch_size, "MEMORY", 20 * MIB)
     assert batch(wide, x, gradient=False)[1] == 5  # four times the largest activation each
-    monkeypatch.setattr(gradients, "MEMORY", MIB)
+    monkeypatch.setattr(batch_size, "MEMORY", MIB)
     assert batch(wide, x, gradient=False)[1] == 1
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens.analyzers.common import gradients
-from layerlens.analyzers.common.gradients import first_score, freeze
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common import batch_size
+from layerlens.analyzers.common.batch_size import first_score
+from layerlens.analyzers.common.scorer import Scorer, freeze
 from layerlens.analyzers.saliency import saliency
 from layerlens.analyzers.saliency.saliency import known_methods
 from layerlens.errors import InputError, OptionError
@@ -156,13 +156,13 @@ def test_the_automatic_batch_is_bounded_by_what_autograd_saves(monkeypatch):
     assert batch(4) == 1024
     assert batch(2**20) == 8  # 4 MiB each: more than `SMALL` for eight
     assert batch(2**20, samples=9) == 8
-    monkeypatch.setattr(gradients, "REUSED", 5 * 2**20)
-    monkeypatch.setattr(gradients, "SMALL", 0)
+    monkeypatch.setattr(batch_size, "REUSED", 5 * 2**20)
+    monkeypatch.setattr(batch_size, "SMALL", 0)
     assert batch(2**20) == 1  # none above 5 MiB
     monkeypatch.undo()
-    monkeypatch.setattr(gradients, "MEMORY", 2**24)
+    monkeypatch.setattr(batch_size, "MEMORY", 2**24)
     assert batch(2**20) == 3  # 4 MiB and a little each
-    monkeypatch.setattr(gradients, "MEMORY", 2**20)
+    monkeypatch.setattr(batch_size, "MEMORY", 2**20)
     assert batch(2**20) == 1
 
 

@@ -11,16 +11,19 @@ import torch
 from layerlens.errors import OptionError, choose
 from layerlens.model.trees import describe
 
-from ..gradients import Leaves
-from ..leaves.layout import spread_axes
-from ..leaves.leaves import Leaf
-from ..scorer import Scorer
-from .blur import gaussian_blur
+from ..leaves.leaves import Leaf, spread_axes
+from ..scorer import Leaves, Scorer
 
 NAMES = ("zero", "mean", "blur", "black", "white", "noise")
 
 BLUR = 0.1
 """Standard deviation of the blur, as a part of the side of the image."""
+
+REACH = 3
+"""Standard deviations that the kernel reaches to each side."""
+
+WIDE, LONGEST = 16, 2048
+"""A kernel above a sixteenth of such a side, for as many lines, is a matrix: a third to a tenth of the convolution."""
 
 
 def baselines(scorer: Scorer, spec: Any) -> tuple[Leaves, str]:
@@ -119,3 +122,38 @@ def noise(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     mean, spread = flat.mean(dim=1).reshape(shape), flat.std(dim=1, unbiased=False).reshape(shape)
     normal = torch.randn(value.shape[1:], generator=generator, dtype=torch.float64).to(value.device)
     return (mean + spread * normal).to(value.dtype)
+
+
+def gaussian_blur(value: torch.Tensor, sigmas: Mapping[int, float]) -> torch.Tensor:
+    """`value` under a Gaussian along some of its axes; beyond an end its last value goes on.
+
+    Args:
+        value: of any shape.
+        sigmas: the standard deviation along each axis, in steps of that axis; 0 leaves it as it is.
+    """
+    blurred = value.to(torch.promote_types(value.dtype, torch.float32))
+    for axis, sigma in sigmas.items():
+        size = value.shape[axis]
+        if sigma <= 0 or size < 2:
+            continue
+        radius = max(1, round(REACH * sigma))
+        places = torch.arange(-radius, radius + 1, device=value.device, dtype=torch.float64)
+        kernel = torch.exp(-0.5 * (places / sigma) ** 2)
+        kernel = (kernel / kernel.sum()).to(blurred.dtype)
+        lines = blurred.movedim(axis, -1)
+        if WIDE * min(len(kernel), lines.numel() // size) > size and size <= LONGEST:
+            found = lines @ _matrix(kernel, size)
+        else:
+            flat = torch.nn.functional.pad(lines.reshape(-1, 1, size), (radius, radius), mode="replicate")
+            found = torch.nn.functional.conv1d(flat, kernel.reshape(1, 1, -1)).reshape(lines.shape)
+        blurred = found.movedim(-1, axis)
+    return blurred.to(value.dtype)
+
+
+def _matrix(kernel: torch.Tensor, size: int) -> torch.Tensor:
+    """From a line of `size` places to the same line under the kernel, `(from, to)`; ends go on beyond."""
+    radius = len(kernel) // 2
+    to = torch.arange(size, device=kernel.device).unsqueeze(1)
+    start = (to + torch.arange(-radius, radius + 1, device=kernel.device)).clamp(0, size - 1)  # (to, kernel)
+    matrix = torch.zeros(size, size, dtype=kernel.dtype, device=kernel.device)
+    return matrix.scatter_add_(1, start, kernel.expand_as(start)).T

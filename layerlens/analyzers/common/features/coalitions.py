@@ -9,8 +9,8 @@ import torch
 
 from layerlens.progress import track
 
-from ..gradients import BatchSize, Leaves, first_score
-from ..scorer import Scorer
+from ..batch_size import BatchSize, first_score
+from ..scorer import Leaves, Scorer
 from .baselines import baselines
 from .input_features import Features
 

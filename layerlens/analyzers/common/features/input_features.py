@@ -11,8 +11,7 @@ import torch
 from layerlens.errors import InputError, OptionError, choose
 from layerlens.model.trees import describe
 
-from ..leaves.layout import unit_and_places
-from ..leaves.leaves import Leaf
+from ..leaves.leaves import Leaf, unit_and_places
 from ..scorer import Scorer
 from .superpixels import superpixels
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
-from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.results import FaithfulnessCurve
 from layerlens.targets.target import Spec

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.coalitions import Coalitions
-from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import InputError, OptionError, check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input, as_inputs

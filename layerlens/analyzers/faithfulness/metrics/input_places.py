@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.features.input_features import Features
-from layerlens.analyzers.common.leaves.layout import place_axes
-from layerlens.analyzers.common.leaves.leaves import Leaf
+from layerlens.analyzers.common.leaves.leaves import Leaf, place_axes
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import InputError
 from layerlens.model.trees import describe

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.gradients import BatchSize
+from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed

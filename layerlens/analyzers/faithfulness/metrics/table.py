@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.gradients import BatchSize
+from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.results import Attribution

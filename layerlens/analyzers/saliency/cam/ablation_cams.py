@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.gradients import BatchSize, first_score
+from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.registry import method
 from layerlens.errors import OptionError, check_count
 from layerlens.inputs.inputs import Forward, Input

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.gradients import freeze
-from layerlens.analyzers.common.scorer import Scorer
-from layerlens.analyzers.common.warnings import whose
+from layerlens.analyzers.common.scorer import Scorer, freeze, of_samples
 from layerlens.errors import OptionError, SelectionError, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs
 from layerlens.model.borrowed import borrowed
@@ -176,6 +174,5 @@ def _warn_of_zeros(values: torch.Tensor, cam: torch.Tensor, name: str, view: Lay
     negative = "the weighted channels are negative everywhere, so relu=True keeps nothing; relu=False shows them"
     for rows, why in ((empty & some, negative), (empty & ~some, "its gradient or its activation vanishes")):
         if listed := rows.nonzero().flatten().tolist():
-            warn(
-                f"{name}: the map{whose(listed, len(values))} at layer {view.where.path!r} is zero everywhere: {why}.",
-            )
+            of = of_samples(listed, len(values))
+            warn(f"{name}: the map{of} at layer {view.where.path!r} is zero everywhere: {why}.")

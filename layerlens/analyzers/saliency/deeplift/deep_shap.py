@@ -8,9 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.gradients import completeness_gap, freeze, warn_of_zeros
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.scorer import Scorer, freeze, warn_of_zeros
 from layerlens.errors import check_seed, choose
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
@@ -19,6 +18,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
+from ..path.completeness import completeness_gap
 from ..path.references import references
 from .method import RULES, compare, warn_of_gap
 

@@ -12,10 +12,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from layerlens.analyzers.common.features.baselines import baselines
-from layerlens.analyzers.common.gradients import Leaves, completeness_gap, freeze, warn_of_zeros
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer, backward_pass
-from layerlens.analyzers.common.warnings import whose
+from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, freeze, of_samples, warn_of_zeros
 from layerlens.analyzers.graph.graph import ACCUMULATE, Graph
 from layerlens.analyzers.graph.operation import Gradients
 from layerlens.analyzers.graph.recorder import Recorder
@@ -28,6 +26,7 @@ from layerlens.model.placement import refuse_sharded
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
+from ..path.completeness import completeness_gap
 from . import reveal_cancel
 from .calls import Calls
 from .pairs import Pair, Run, pair_up
@@ -230,7 +229,7 @@ def warn_of_gap(method: str, gap: torch.Tensor, found: Comparison) -> None:
     allowed = LOST + rounding / (score - bottom).abs().clamp_min(torch.finfo(torch.float64).tiny)
     missed = (~(gap <= allowed)).nonzero().flatten().tolist()
     if missed and found.score.dtype in (torch.float32, torch.float64):
-        of = whose([f"{row} ({float(gap[row]):.3g})" for row in missed], len(gap)) or f" (gap {float(gap[0]):.3g})"
+        of = of_samples([f"{row} ({float(gap[row]):.3g})" for row in missed], len(gap)) or f" (gap {float(gap[0]):.3g})"
         why = f"{', '.join(found.moved)} chose otherwise for the baseline, or an" if found.moved else "an"
         warn(
             f"{method}: the values{of} miss S(x) - S(baseline) by more than {LOST:g} of it: {why} "

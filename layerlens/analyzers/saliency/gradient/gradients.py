@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from layerlens.analyzers.common.gradients import freeze, gradients, warn_of_zeros
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.scorer import Scorer, freeze, gradients, warn_of_zeros
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection

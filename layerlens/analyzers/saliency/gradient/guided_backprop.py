@@ -11,9 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.gradients import freeze, warn_of_zeros
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer, backward_pass
+from layerlens.analyzers.common.scorer import Scorer, backward_pass, freeze, warn_of_zeros
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
 from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.analyzers.relevance.rules.operation_table import TABLE

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.gradients import BatchSize, Leaves, first_score, freeze, gradients, warn_of_zeros
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.batch_size import BatchSize, first_score
+from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, gradients, warn_of_zeros
 from layerlens.errors import OptionError, check_count, check_seed, warn
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from layerlens.analyzers.common.gradients import BatchSize
+from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.registry import method
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection

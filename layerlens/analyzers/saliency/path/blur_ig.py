@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.features.blur import gaussian_blur
-from layerlens.analyzers.common.gradients import BatchSize, Leaves, first_score, freeze, warn_of_zeros
-from layerlens.analyzers.common.leaves.layout import spread_axes
+from layerlens.analyzers.common.batch_size import BatchSize, first_score
+from layerlens.analyzers.common.features.baselines import gaussian_blur
+from layerlens.analyzers.common.leaves.leaves import spread_axes
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, warn_of_zeros
 from layerlens.errors import InputError, OptionError, warn
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed

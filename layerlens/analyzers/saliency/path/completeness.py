@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from layerlens.analyzers.common.gradients import Leaves, completeness_gap
-from layerlens.analyzers.common.scorer import Scorer
-from layerlens.analyzers.common.warnings import whose
+from layerlens.analyzers.common.scorer import Leaves, Scorer, of_samples
 from layerlens.errors import OptionError, check_count, warn
 from layerlens.progress import track
 
@@ -93,7 +91,7 @@ def warn_of_gap(what: str, gap: torch.Tensor, tolerance: float, advice: str) -> 
     """Warn of the samples whose relative gap is above the tolerance."""
     missed = (gap > tolerance).nonzero().flatten().tolist()
     if missed:
-        of = whose([f"{row} ({float(gap[row]):.3g})" for row in missed], len(gap)) or f" (gap {float(gap[0]):.3g})"
+        of = of_samples([f"{row} ({float(gap[row]):.3g})" for row in missed], len(gap)) or f" (gap {float(gap[0]):.3g})"
         warn(
             f"{what} the values{of} miss S(x) - S(baseline) by more than the tolerance {tolerance:g} of it. {advice}",
         )
@@ -101,3 +99,12 @@ def warn_of_gap(what: str, gap: torch.Tensor, tolerance: float, advice: str) -> 
 
 def _wide(value: torch.Tensor) -> torch.dtype:
     return torch.promote_types(value.dtype, torch.float32)
+
+
+def completeness_gap(values: Mapping[str, torch.Tensor], score: torch.Tensor, bottom: torch.Tensor) -> torch.Tensor:
+    """|sum - (S(x) - S(x'))| over |S(x) - S(x')|, `(batch,)`; a difference within rounding of S counts as that."""
+    total = torch.stack([value.double().reshape(len(value), -1).sum(dim=1) for value in values.values()]).sum(dim=0)
+    change = score.double() - bottom.double()
+    rounding = 100 * torch.finfo(score.dtype).eps * torch.maximum(score.double().abs(), bottom.double().abs())
+    tiny = torch.finfo(torch.float64).tiny
+    return (total - change).abs() / torch.maximum(change.abs(), rounding).clamp_min(tiny)

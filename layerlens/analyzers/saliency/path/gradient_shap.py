@@ -7,17 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.gradients import (
-    BatchSize,
-    Leaves,
-    completeness_gap,
-    first_score,
-    freeze,
-    gradients,
-    warn_of_zeros,
-)
+from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, gradients, warn_of_zeros
 from layerlens.errors import check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
@@ -26,6 +18,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
+from .completeness import completeness_gap
 from .references import references
 
 

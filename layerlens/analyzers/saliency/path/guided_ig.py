@@ -7,18 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.baselines import baselines
-from layerlens.analyzers.common.gradients import (
-    BatchSize,
-    Leaves,
-    completeness_gap,
-    first_score,
-    freeze,
-    gradients,
-    warn_of_zeros,
-)
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, gradients, warn_of_zeros
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
@@ -27,7 +19,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .completeness import check_path_options, scores_at, warn_of_gap
+from .completeness import check_path_options, completeness_gap, scores_at, warn_of_gap
 from .guided_path import GuidedPath
 
 

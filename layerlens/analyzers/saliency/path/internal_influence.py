@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.baselines import baselines
-from layerlens.analyzers.common.gradients import BatchSize, first_score, freeze, warn_of_zeros
 from layerlens.analyzers.common.layer_gradient import Tap
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.scorer import Scorer, freeze, warn_of_zeros
 from layerlens.errors import check_count
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed

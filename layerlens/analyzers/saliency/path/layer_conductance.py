@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.baselines import baselines
-from layerlens.analyzers.common.gradients import BatchSize, Leaves, first_score, freeze, warn_of_zeros
 from layerlens.analyzers.common.layer_gradient import Tap
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, warn_of_zeros
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from layerlens.analyzers.common.gradients import Leaves, gradients
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.scorer import Leaves, Scorer, gradients
 
 Points = Callable[[int], Leaves]
 """From an index 0..steps to the point there: a tensor `(rows, ...)` by leaf."""

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from layerlens.analyzers.common.features.baselines import baselines, noise
-from layerlens.analyzers.common.gradients import Leaves
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.scorer import Leaves, Scorer
 from layerlens.errors import OptionError
 from layerlens.model.trees import describe
 

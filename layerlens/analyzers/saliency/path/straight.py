@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from layerlens.analyzers.common.gradients import Leaves
+from layerlens.analyzers.common.scorer import Leaves
 from layerlens.errors import OptionError
 from layerlens.model.layers import Selection
 

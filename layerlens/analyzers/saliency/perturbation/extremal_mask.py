@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from layerlens.analyzers.common.features.baselines import baselines
-from layerlens.analyzers.common.gradients import freeze, gradients
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.scorer import Scorer, freeze, gradients
 from layerlens.errors import InputError, OptionError, check_count
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed

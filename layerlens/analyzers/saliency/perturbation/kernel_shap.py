@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
-from layerlens.analyzers.common.gradients import BatchSize, warn_of_zeros
 from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.scorer import warn_of_zeros
 from layerlens.errors import OptionError, check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.coalitions import Coalitions
-from layerlens.analyzers.common.gradients import BatchSize, warn_of_zeros
-from layerlens.analyzers.common.leaves.layout import place_axes
+from layerlens.analyzers.common.leaves.leaves import place_axes
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.scorer import Scorer, warn_of_zeros
 from layerlens.errors import OptionError, check_count, check_seed, choose
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed

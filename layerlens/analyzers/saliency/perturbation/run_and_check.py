@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec, features_of
-from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
-from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.errors import OptionError, check_count, warn

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.features.blur import gaussian_blur
+from layerlens.analyzers.common.features.baselines import gaussian_blur
 from layerlens.analyzers.saliency import integrated_gradients, saliency
 from layerlens.analyzers.saliency.path.blur_ig import blur_ig
 from layerlens.analyzers.saliency.path.guided_ig import guided_ig

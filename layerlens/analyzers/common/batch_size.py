@@ -1,24 +1,22 @@
-"""What the gradient methods share: gradients of the scores, and how many samples to run at once."""
+"""The number of samples per pass, chosen by the memory that one pass takes."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from layerlens.errors import TargetError, check_count
+from layerlens.errors import check_count
 from layerlens.model.layers import LayerPath
 from layerlens.model.placement import local
 from layerlens.model.trees import named_tensors
 from layerlens.probes.probe import Probe
 
-from .scorer import Scorer, backward_pass
-from .warnings import warn_of_zeros as warn_of_zeros
+from .scorer import Leaves, Scorer
 
-Leaves = dict[str, torch.Tensor]
 BatchSize = int | Literal["auto"]
 
 MEMORY = 2**30
@@ -41,53 +39,6 @@ with two at once, 35 with eight."""
 
 ROUND = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Batches that are taken: others are slower in some kernels."""
-
-
-def freeze(model: nn.Module) -> None:
-    """Switch off parameter gradients of a borrowed model.
-
-    Linear layers then save no inputs: a ViT keeps 37 % fewer bytes; a convolution net keeps as many.
-    """
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.requires_grad_(False)
-
-
-def gradients(
-    scorer: Scorer, values: Mapping[str, torch.Tensor], rows: torch.Tensor | None = None
-) -> tuple[torch.Tensor, Leaves]:
-    """The scores `(n,)` at `values` and their gradients, one per leaf and shaped like it; zero where it is unused.
-
-    Args:
-        scorer: scores a borrowed model.
-        values: one tensor `(n, ...)` per leaf.
-        rows: which sample of the batch each row belongs to, `(n,)`; None when they are the batch.
-
-    Raises:
-        TargetError: when no gradient reaches any leaf.
-    """
-    start = {name: value.detach().requires_grad_() for name, value in values.items()}
-    score = scorer(start, rows)
-    found: tuple[torch.Tensor | None, ...] = (None,)
-    if score.requires_grad:
-        with backward_pass(scorer.model):
-            found = torch.autograd.grad(score.sum(), list(start.values()), allow_unused=True)
-    if all(gradient is None for gradient in found):
-        place = next(iter(scorer.leaves.values())).place
-        if place is not None:
-            raise TargetError(
-                f"the score {scorer.target.label!r} does not depend on what layer {place.name!r} returned (its first "
-                "floating-point tensor), or not in a way that can be differentiated. Choose another layer."
-            )
-        raise TargetError(
-            f"no gradient flows from the score {scorer.target.label!r} to the input: something on the way cannot be "
-            "differentiated (argmax, round, .detach(), .item(), an integer), or the score does not depend on the "
-            "input. Score a logit or probability instead."
-        )
-    pairs = zip(start.items(), found, strict=True)
-    return score.detach(), {
-        name: torch.zeros_like(value) if gradient is None else gradient for (name, value), gradient in pairs
-    }
 
 
 def first_score(
@@ -189,12 +140,3 @@ def _made(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tuple[to
         with Probe(scorer.model, innermost, inputs=note(taken), reduce=note(returned)):
             score = scorer(values, rows)
     return score, [max(pair) for pair in zip(taken, returned, strict=True)]
-
-
-def completeness_gap(values: Mapping[str, torch.Tensor], score: torch.Tensor, bottom: torch.Tensor) -> torch.Tensor:
-    """|sum - (S(x) - S(x'))| over |S(x) - S(x')|, `(batch,)`; a difference within rounding of S counts as that."""
-    total = torch.stack([value.double().reshape(len(value), -1).sum(dim=1) for value in values.values()]).sum(dim=0)
-    change = score.double() - bottom.double()
-    rounding = 100 * torch.finfo(score.dtype).eps * torch.maximum(score.double().abs(), bottom.double().abs())
-    tiny = torch.finfo(torch.float64).tiny
-    return (total - change).abs() / torch.maximum(change.abs(), rounding).clamp_min(tiny)
