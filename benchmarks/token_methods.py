@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from layerlens import Target, attention_rollout, attention_weights, relevance, saliency
+from layerlens import Target, attention, attention_rollout, relevance, saliency
 
 from .token_truth import Case, Model
 
@@ -55,7 +55,7 @@ def _norm(model: Model, case: Case, target: Target) -> torch.Tensor:
 
 
 def _rollout(model: Model, case: Case, target: Target) -> torch.Tensor:
-    weights = attention_weights(model.model, {"input_ids": case.ids[None]}, forward=model.forward)
+    weights = attention(model.model, {"input_ids": case.ids[None]}, forward=model.forward)
     return attention_rollout(weights)[0, -1]
 
 

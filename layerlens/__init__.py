@@ -12,7 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from .deprecated import install
+from .deprecated import RENAMED, install
+from .errors import warn
 
 __version__ = "0.2.0"
 
@@ -21,7 +22,7 @@ _NAMES = {
     "lens": "Lens",
     "probes.probe": "Probe",
     "probes.run": "capture run",
-    "probes.function_probe": "capture_functions FunctionProbe",
+    "probes.function_probe": "functions FunctionProbe",
     "probes.record": "Record",
     "probes.call": "Call",
     "model.layers": "Layers select",
@@ -32,9 +33,9 @@ _NAMES = {
     "targets.tokens": "continuation",
     "model.borrowed": "borrowed",
     # analyzers
-    "analyzers.structure": "layer_table route compare_routes",
+    "analyzers.structure": "layers route compare_routes",
     "analyzers.activation": """
-        activation_maps attention_weights attention_rollout
+        activation_maps attention attention_rollout
         feature_visualization recurrent_states latent_traversal layer_maps receptive_field
     """,
     "analyzers.saliency": "saliency grad_cam attention_rollout_map",
@@ -74,6 +75,9 @@ __all__ = sorted([*_HOMES, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
+    if name in RENAMED:
+        warn(f"layerlens.{name} is now layerlens.{RENAMED[name]}.", DeprecationWarning)
+        return __getattr__(RENAMED[name])
     if name not in _HOMES and name not in _MODULES:
         raise AttributeError(f"module 'layerlens' has no attribute {name!r}")
     module = importlib.import_module(f".{_HOMES.get(name, name)}", __name__)

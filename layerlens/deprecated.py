@@ -170,10 +170,17 @@ _NAMES: Final[dict[str, dict[str, str]]] = {
 }
 """Old package or module -> new module -> the names that went another way than the rest."""
 
+<<<<<<< HEAD
 _PACKAGES: Final = {
     "analyzers.activation.cam": "analyzers.saliency.cam",
     "analyzers.relevance.linear": "analyzers.relevance.rules.linear",
 }
+=======
+RENAMED: Final = {"attention_weights": "attention", "capture_functions": "functions", "layer_table": "layers"}
+"""Old name -> name of public functions, which have the names of the methods of `Lens` now."""
+
+_PACKAGES: Final = {"analyzers.activation.cam": "analyzers.saliency.cam"}
+>>>>>>> 7e5b2bf (lens: every method shows the options of its function)
 """Packages that moved."""
 
 _ROOT: Final = f"{__package__}."
@@ -207,10 +214,11 @@ def keep_old_names(package: str) -> None:
     def __getattr__(name: str) -> Any:
         home = None if name.startswith("__") else names(old).get(name, modules().get(old))
         module = home and importlib.import_module(_ROOT + home)
-        if not hasattr(module, name):
+        new = RENAMED.get(name, name)
+        if not hasattr(module, new):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        warn(f"{package}.{name} is now {_ROOT}{home}.{name}.", DeprecationWarning)
-        return getattr(module, name)
+        warn(f"{package}.{name} is now {_ROOT}{home}.{new}.", DeprecationWarning)
+        return getattr(module, new)
 
     sys.modules[package].__dict__["__getattr__"] = __getattr__
 
@@ -226,15 +234,17 @@ class _MovedModule(ModuleType):
         super().__init__(name, new.__doc__)
         package, _, self._child = name.rpartition(".")
         self._new, self._package = new, sys.modules[package]
-        self._bound = vars(self._package).get(self._child)
+        self._bound = (
+            getattr(self._package, self._child) if self._child in getattr(self._package, "__all__", ()) else None
+        )
         if hasattr(new, "__path__"):
             self.__path__: list[str] = []  # the modules in it are found by the table, never as files
 
     def __getattr__(self, name: str) -> Any:
-        if self._bound is not None and vars(self._package)[self._child] is self:
+        if self._bound is not None and vars(self._package).get(self._child) is self:
             setattr(self._package, self._child, self._bound)
         home = names(self.__name__.removeprefix(_ROOT)).get(name)
-        return getattr(self._new if home is None else importlib.import_module(_ROOT + home), name)
+        return getattr(self._new if home is None else importlib.import_module(_ROOT + home), RENAMED.get(name, name))
 
     def __dir__(self) -> list[str]:
         return dir(self._new)

@@ -3,249 +3,185 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
-from .analyzers import activation, concepts, faithfulness, groups as group_analyzers, relevance, saliency
-from .analyzers.activation.attention.weights import Part
-from .analyzers.concepts.concept_relevance import Concept
-from .analyzers.structure.layer_table import layer_table
-from .analyzers.structure.routes import compare_routes, route
-from .lens_dynamics import DynamicsLens
-from .lens_sensitivity import SensitivityLens
-from .model.layers import Layers, Selection
-from .model.selection import Matches
-from .probes.function_probe import Functions, Keep, capture_functions
-from .probes.probe import Edits, Probe
-from .probes.record import Record
-from .probes.run import capture, run
-from .results import (
-    ActivationMaps,
-    AttentionWeights,
-    Attribution,
-    ErrorExplanation,
-    FeatureVisualization,
-    GroupComparison,
-    LatentTraversal,
-    LayerTable,
-    Leaderboard,
-    ReceptiveField,
-    RecurrentStates,
-    Relevance,
-    RouteComparison,
-    Routes,
-    TopInputs,
-)
-from .targets.target import Spec
-from .targets.tokens import token_texts
-
-if TYPE_CHECKING:
-    from .scale import Over
+from . import families
+from .analyzers import activation, concepts, dynamics, faithfulness, groups, relevance as lrp, sensitivity as measures
+from .analyzers.activation.feature_visualization.method import feature_visualization as visualize
+from .analyzers.saliency import grad_cam as class_activation_map
+from .analyzers.structure import compare_routes as difference_of_routes, layers as layer_table, route as route_of
+from .binding import bind
+from .inputs.inputs import Input, Inputs
+from .model.layers import select as select_layers
+from .probes.function_probe import functions as function_values
+from .probes.probe import Probe
+from .probes.run import capture as record_calls, run as run_edited
+from .report import report as write_report
+from .results import LogitLens, Matrix, RouteComparison, Routes
+from .scale.over import over as over_data
+from .targets.target import class_index
+from .targets.tokens import Vocabulary, token_pairs
+from .wrapped_model import WrappedModel
 
 
-class Lens(SensitivityLens, DynamicsLens):
+def _read_texts(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
+    """Read reference texts; other references are inputs or data sets, which the function reads."""
+    reference = given.get("reference")
+    if isinstance(reference, (list, tuple)) and all(isinstance(text, str) for text in reference):
+        given["reference"] = lens.inputs(reference)
+
+
+def _read_targets(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
+    given["targets"] = [lens.target(spec, known) for spec in given["targets"]]
+
+
+def _read_aims(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
+    """Read what feature visualization maximizes: one target, or a list of them."""
+    target = given["target"]
+    given["target"] = [lens.target(spec) for spec in target] if isinstance(target, list) else lens.target(target)
+
+
+def _read_model(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
+    """Take the model of another lens."""
+    if isinstance(given.get("other"), WrappedModel):
+        given["other"] = given["other"].model
+
+
+def _read_lens(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
+    """Take the model and the forward of another lens."""
+    if isinstance(given.get("other"), WrappedModel):
+        given.setdefault("other_forward", given["other"].forward)
+        given["other"] = given["other"].model
+
+
+def _read_data(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
+    if given.get("data") is not None:
+        given["data"] = lens.inputs(given["data"])
+
+
+def _pass_lens(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
+    given["lens"] = lens
+
+
+def _read_next_token(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
+    """Name the outputs by class names or tokens, and read a target by those names."""
+    names = lens.class_names
+    if names is None and lens.tokenizer is not None:
+        names = Vocabulary(lens.tokenizer, known)
+    given.setdefault("names", names)
+    if isinstance(given.get("target"), str):
+        given["target"] = class_index(given["target"], names)
+
+
+def _name_columns(lens: WrappedModel, found: LogitLens, given: Mapping[str, Any]) -> LogitLens:
+    """Name the positions of a logit lens by their tokens."""
+    ids = given["x"].tensors().get("input_ids")
+    if lens.tokenizer is None or ids is None or found.axes[1] != "position" or ids.numel() != len(found.columns):
+        return found
+    tokens = Vocabulary(lens.tokenizer)
+    pairs = zip(found.columns, ids.flatten().tolist(), strict=True)
+    return dataclasses.replace(found, columns=tuple(f"{place} {tokens[index]}" for place, index in pairs))
+
+
+def _name_pairs(lens: WrappedModel, found: Any, given: Mapping[str, Any]) -> Any:
+    """Name the positions of a patched text by both of its tokens."""
+    names = None if lens.tokenizer is None else token_pairs(lens.tokenizer, given["x"], given["other"])
+    if names is None or not isinstance(found, Matrix) or len(names) != len(found.columns):
+        return found
+    return dataclasses.replace(found, columns=names)
+
+
+class Lens(WrappedModel):
     """Look inside a model: what each layer holds, what in the input mattered, how the score flows back.
 
-    The model is never changed; it is run in eval mode and given back as it was. A Lens holds no state about past runs.
+    The model is never changed; it runs in eval mode and is returned as it was. A Lens holds no state about past runs.
 
     Args:
         model: any `torch.nn.Module`.
-        class_names: names of the model's classes, by index; with them targets can be names.
-        tokenizer: a callable that turns a text, or a list of texts, into an encoding (as those of `transformers`);
-            with it inputs can be text.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        class_names: names of the model's classes, by index; targets can then be names.
+        tokenizer: turns a text, or a list of texts, into an encoding (like those of `transformers`); inputs can then
+            be texts.
+        forward: `forward(model, *args, **kwargs)` to call instead of the model.
 
     Raises:
-        InputError: when `model` is no module.
+        InputError: when `model` is not a module.
 
     Example:
         >>> import torch
         >>> from torch import nn
         >>> lens = Lens(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)), class_names=["cat", "dog"])
-        >>> lens.saliency(torch.ones(1, 2), target="dog", method="gradient").values.shape
+        >>> lens.saliency.gradient(torch.ones(1, 2), target="dog").values.shape
         torch.Size([1, 2])
     """
 
-    def layers(self, x: Any = None) -> LayerTable:
-        """The layers of the model; see `layer_table`."""
-        return layer_table(self.model, None if x is None else self.inputs(x), forward=self.forward)
+    # what the layers hold
+    layers = bind(layer_table)
+    select = bind(select_layers)
+    probe = bind(Probe, inputs=())
+    capture = bind(record_calls, predicted=False)
+    functions = bind(function_values)
+    run = bind(run_edited)
+    route = bind(route_of)
+    attention = bind(activation.attention)
+    activation_maps = bind(activation.activation_maps)
+    layer_maps = bind(activation.layer_maps)
+    recurrent_states = bind(activation.recurrent_states)
 
-    def route(self, x: Any, layers: Selection = None) -> Routes:
-        """Which layers ran for each sample; see `route`."""
-        return route(self.model, self.inputs(x), layers, forward=self.forward)
+    # what the units respond to
+    receptive_field = bind(activation.receptive_field)
+    feature_visualization = bind(visualize, predicted=False, prepare=_read_aims)
+    latent_traversal = bind(activation.latent_traversal, inputs=("z",))
+    top_inputs = bind(concepts.top_inputs, words=("label",))
 
-    def compare_routes(self, first: Any, second: Any) -> RouteComparison:
-        """Where the routes of two inputs, or of two results of `route`, differ; see `compare_routes`."""
+    # what mattered for the score
+    saliency = families.saliency
+    grad_cam = bind(class_activation_map)
+    relevance = bind(lrp.relevance)
+    relevance_by_target = bind(lrp.relevance_by_target, prepare=_read_targets)
+    rank_concepts = bind(concepts.rank_concepts)  # type: ignore[arg-type]
+    concept_relevance = bind(concepts.concept_relevance)
+    evaluate = bind(faithfulness.evaluate)
+    compare_groups = bind(groups.compare_groups, words=("label",))
+    explain_errors = bind(groups.explain_errors, words=("label",))
+
+    # which layers, inputs and weights are sensitive
+    sensitivity = families.sensitivity
+    jacobian = bind(measures.jacobian)
+    lipschitz = bind(measures.lipschitz)
+    noise_response = bind(measures.noise_response, predicted=False)
+    ablate = bind(measures.ablate, predicted=False, prepare=_read_texts)
+    patch = bind(measures.patch, inputs=("x", "other"), finish=_name_pairs)
+    sobol = bind(measures.sobol, predicted=False)
+    morris = bind(measures.morris, predicted=False)
+    weight_sensitivity = bind(measures.weight_sensitivity, predicted=False)
+    attack_curve = bind(measures.attack_curve, predicted=False)
+    attack_drift = bind(measures.attack_drift, predicted=False)
+    corruption_curve = bind(measures.corruption_curve, predicted=False)
+
+    # how layers transform data, and learn
+    similarity = bind(dynamics.similarity, prepare=_read_lens)
+    geometry = bind(dynamics.geometry)
+    health = bind(dynamics.health, predicted=False, words=("label", "loss"))
+    nonlinearity = bind(dynamics.nonlinearity)
+    logit_lens = bind(
+        dynamics.logit_lens, predicted=False, hidden=("names",), prepare=_read_next_token, finish=_name_columns
+    )
+    linear_probe = bind(dynamics.linear_probe)
+    generalization_gap = bind(dynamics.generalization_gap)
+    compare = bind(dynamics.compare, prepare=_read_model)
+    watch = bind(dynamics.watch, prepare=_read_data)
+
+    # whole data sets, and pages
+    over = bind(over_data)
+    report = bind(write_report, prepare=_pass_lens)
+
+    def compare_routes(self, first: Input | Routes, second: Input | Routes) -> RouteComparison:
+        """Compare the routes of two inputs, or two results of `route`; see `layerlens.compare_routes`.
+
+        Args:
+            first: an input, or its routes.
+            second: another, compared with the first.
+        """
         taken = (given if isinstance(given, Routes) else self.route(given) for given in (first, second))
-        return compare_routes(*taken)
-
-    def select(self, layers: Selection = None) -> Matches:
-        """What a selection matches and why, to look at and to combine; see `Selection`."""
-        return Layers(self.model).select(layers, calls=True)
-
-    def probe(self, layers: Selection = None, **options: Any) -> Probe:
-        """A `Probe` to run the model under yourself: `with lens.probe("blocks.*") as record: model(x)`."""
-        return Probe(self.model, layers, **options)
-
-    def capture(self, x: Any, layers: Selection = None, **options: Any) -> Record:
-        """Run once and record every call of the selected layers; see `capture`."""
-        inputs = self.inputs(x)
-        if options.get("target") is not None:
-            options["target"] = self.target(options["target"], inputs)
-        return capture(self.model, inputs, layers, forward=self.forward, **options)
-
-    def functions(
-        self,
-        x: Any,
-        layers: Selection = None,
-        functions: Functions = None,
-        *,
-        keep: Keep = "shapes",
-        reduce: Callable[[Any], Any] | None = None,
-    ) -> Record:
-        """What torch functions return inside of layers; see `capture_functions`."""
-        return capture_functions(
-            self.model, self.inputs(x), layers, functions, keep=keep, reduce=reduce, forward=self.forward
-        )
-
-    def run(self, x: Any, *, edits: Edits | None = None) -> Any:
-        """What the model returns when layers are edited; see `run`."""
-        return run(self.model, self.inputs(x), edits=edits, forward=self.forward)
-
-    def activation_maps(self, x: Any, layer: Selection, **options: Any) -> ActivationMaps:
-        """One layer's output, unit by unit; see `activation_maps`."""
-        return activation.activation_maps(self.model, self.inputs(x), layer, forward=self.forward, **options)
-
-    def feature_visualization(self, target: Any, shape: Sequence[int], **options: Any) -> FeatureVisualization:
-        """Inputs made to raise the score of a class, a unit or a layer; see `feature_visualization`."""
-        aims = [self.target(spec) for spec in target] if isinstance(target, list) else self.target(target)
-        return activation.feature_visualization(self.model, aims, shape, forward=self.forward, **options)
-
-    def latent_traversal(self, z: Any, dimensions: Any = None, **options: Any) -> LatentTraversal:
-        """What a generator makes when single latents change; see `latent_traversal`."""
-        return activation.latent_traversal(self.model, self.inputs(z), dimensions, forward=self.forward, **options)
-
-    def receptive_field(self, x: Any, layer: Selection, **options: Any) -> ReceptiveField:
-        """What the places of a layer can see of the input, and do see; see `receptive_field`."""
-        return activation.receptive_field(self.model, self.inputs(x), layer, forward=self.forward, **options)
-
-    def recurrent_states(self, x: Any, layer: Selection = None, **options: Any) -> RecurrentStates:
-        """States and gates of a recurrent layer over time; see `recurrent_states`."""
-        return activation.recurrent_states(self.model, self.inputs(x), layer, forward=self.forward, **options)
-
-    def layer_maps(self, x: Any, layers: Selection, **options: Any) -> list[ActivationMaps]:
-        """The outputs of several layers, unit by unit; see `layer_maps`."""
-        return activation.layer_maps(self.model, self.inputs(x), layers, forward=self.forward, **options)
-
-    def attention(
-        self,
-        x: Any,
-        layers: Selection = None,
-        *,
-        heads: Literal["each", "mean"] = "each",
-        queries: Part = None,
-        keys: Part = None,
-    ) -> AttentionWeights:
-        """The weights of every attention; see `attention_weights`."""
-        inputs = self.inputs(x)
-        found = activation.attention_weights(
-            self.model, inputs, layers, heads=heads, queries=queries, keys=keys, forward=self.forward
-        )
-        return (
-            found if self.tokenizer is None else dataclasses.replace(found, tokens=token_texts(self.tokenizer, inputs))
-        )
-
-    def grad_cam(self, x: Any, layer: Selection = None, *, target: Spec = None, **options: Any) -> Attribution:
-        """A class activation map; see `grad_cam`."""
-        return self._attribute(saliency.grad_cam, x, target, layer=layer, **options)
-
-    def saliency(
-        self, x: Any, *, target: Spec = None, method: str = "integrated_gradients", **options: Any
-    ) -> Attribution:
-        """What in the input the score depends on; see `saliency`."""
-        return self._attribute(saliency.saliency, x, target, method=method, **options)
-
-    def evaluate(self, x: Any, attributions: Any, *, target: Spec = None, **options: Any) -> Leaderboard:
-        """Which map is faithful to the model; see `evaluate`."""
-        inputs = self.inputs(x)
-        return faithfulness.evaluate(
-            self.model, inputs, attributions, target=self.target(target, inputs), forward=self.forward, **options
-        )
-
-    def relevance(self, x: Any, *, target: Spec = None, **options: Any) -> Relevance:
-        """Layer-wise relevance propagation with its ledger; see `relevance`."""
-        return self._attribute(relevance.relevance, x, target, **options)
-
-    def relevance_by_target(self, x: Any, *, targets: Sequence[Spec], **options: Any) -> list[Relevance]:
-        """The relevance of several targets from one forward pass; see `relevance_by_target`."""
-        inputs = self.inputs(x)
-        specs = [self.target(spec, inputs) for spec in targets]
-        found = relevance.relevance_by_target(self.model, inputs, targets=specs, forward=self.forward, **options)
-        return [self.with_tokens(result, inputs) for result in found]
-
-    def rank_concepts(self, x: Any, layer: Selection, *, target: Spec = None, **options: Any) -> list[Concept]:
-        """The units of a layer by the relevance that passes them; see `rank_concepts`."""
-        inputs = self.inputs(x)
-        return concepts.rank_concepts(
-            self.model, inputs, layer, target=self.target(target, inputs), forward=self.forward, **options
-        )
-
-    def concept_relevance(self, x: Any, layer: Selection, *, target: Spec = None, **options: Any) -> Relevance:
-        """The relevance that passes single units of a layer; see `concept_relevance`."""
-        return self._attribute(concepts.concept_relevance, x, target, layer=layer, **options)
-
-    def top_inputs(self, data: Any, layer: Selection, *, target: Spec = None, **options: Any) -> TopInputs:
-        """The samples of a data set that units of a layer respond to most; see `top_inputs`."""
-        return concepts.top_inputs(
-            self.model, data, layer, target=self._aim(target), forward=self.forward, read=self.inputs, **options
-        )
-
-    def compare_groups(
-        self, data: Any, groups: Any = None, layers: Selection = None, *, target: Spec = None, **options: Any
-    ) -> GroupComparison:
-        """What sets groups of samples apart, in every layer and over the input; see `compare_groups`."""
-        return group_analyzers.compare_groups(
-            self.model,
-            data,
-            groups,
-            layers,
-            target=self._aim(target),
-            forward=self.forward,
-            read=self.inputs,
-            **options,
-        )
-
-    def explain_errors(
-        self, data: Any, labels: Any = None, layers: Selection = None, *, target: Spec = None, **options: Any
-    ) -> ErrorExplanation:
-        """What tells the model's errors from its hits; see `explain_errors`."""
-        return group_analyzers.explain_errors(
-            self.model,
-            data,
-            labels,
-            layers,
-            target=self._aim(target),
-            forward=self.forward,
-            read=self.inputs,
-            **options,
-        )
-
-    def over(self, data: Any, **options: Any) -> Over:
-        """Analyses of a whole data set, larger than memory if need be; see `over`."""
-        from .scale import over
-
-        known = {"forward": self.forward, "read": self.inputs, "aim": self.target, "tokenizer": self.tokenizer}
-        return over(self.model, data, **{**known, **options})
-
-    def report(
-        self, inputs: Any, targets: Any = None, path: str | os.PathLike[str] = "report.html", **options: Any
-    ) -> Path:
-        """Write one self-contained HTML page on the model and these inputs; see `layerlens.report.report`."""
-        from .report import report
-
-        return report(self, inputs, targets, path, **options)
-
-
-Lens.saliency.methods = saliency.methods  # type: ignore[attr-defined]
+        return difference_of_routes(*taken)

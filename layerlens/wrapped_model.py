@@ -12,11 +12,11 @@ from .errors import InputError, TargetError
 from .inputs.inputs import Inputs, as_inputs
 from .model.borrowed import borrowed
 from .model.layers import Layers, parameter_count
-from .results import Attribution
+from .results import AttentionWeights, Attribution
 from .targets.target import Names, Spec, Target, as_target
 from .targets.tokens import Vocabulary, token_texts
 
-AnyAttribution = TypeVar("AnyAttribution", bound=Attribution)
+Found = TypeVar("Found")
 
 
 class WrappedModel:
@@ -63,22 +63,16 @@ class WrappedModel:
         padded = {"padding": True} if len(texts) > 1 else {}
         return as_inputs(dict(self.tokenizer(list(texts), return_tensors="pt", **padded)))
 
-    def _aim(self, spec: Spec) -> Spec:
-        """A target for a data set: `"label"` is kept, for it is read sample by sample."""
-        return spec if isinstance(spec, str) and spec == "label" else self.target(spec)
-
-    def _attribute(
-        self, analyzer: Callable[..., AnyAttribution], x: Any, target: Spec, **options: Any
-    ) -> AnyAttribution:
-        inputs = self.inputs(x)
-        result = analyzer(self.model, inputs, target=self.target(target, inputs), forward=self.forward, **options)
-        return self.with_tokens(result, inputs)
-
-    def with_tokens(self, result: AnyAttribution, inputs: Inputs) -> AnyAttribution:
-        """The same result with the texts of its tokens, where it has one value per token and they are known."""
-        if self.tokenizer is None or result.axes != ("batch", "token") or result.tokens is not None:
+    def with_tokens(self, result: Found, inputs: Inputs | None) -> Found:
+        """Return a result, or each of a list, with the texts of its tokens, where they are known."""
+        if self.tokenizer is None or inputs is None:
             return result
-        return dataclasses.replace(result, tokens=token_texts(self.tokenizer, inputs))
+        if isinstance(result, list):
+            return [self.with_tokens(one, inputs) for one in result]  # type: ignore[return-value]
+        unnamed = isinstance(result, Attribution) and result.axes == ("batch", "token") and result.tokens is None
+        if unnamed or isinstance(result, AttentionWeights):
+            return dataclasses.replace(result, tokens=token_texts(self.tokenizer, inputs))  # type: ignore[type-var]
+        return result
 
     def __repr__(self) -> str:
         parts = [f"{len(Layers(self.model)) - 1} layers", f"{parameter_count(self.model):,} parameters"]

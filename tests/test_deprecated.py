@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 import layerlens
 from layerlens import deprecated
@@ -65,10 +66,18 @@ def test_an_old_module_imports_and_says_where_it_is(old, names, new):
 def test_a_name_that_left_a_package_is_still_found_there(package, names, new):
     module, home = importlib.import_module(f"layerlens.{package}"), importlib.import_module(f"layerlens.{new}")
     for name in names.split():
-        with pytest.warns(DeprecationWarning, match=rf"^layerlens\.{package}\.{name} is now layerlens\.{new}\.{name}"):
-            assert getattr(module, name) is getattr(home, name)
+        now = deprecated.RENAMED.get(name, name)
+        with pytest.warns(DeprecationWarning, match=rf"^layerlens\.{package}\.{name} is now layerlens\.{new}\.{now}\."):
+            assert getattr(module, name) is getattr(home, now)
     with pytest.raises(AttributeError, match="has no attribute 'nowhere'"):
         module.nowhere  # noqa: B018
+
+
+@pytest.mark.parametrize("old, new", deprecated.RENAMED.items())
+def test_a_function_has_the_name_of_the_method_of_a_lens(old, new):
+    with pytest.warns(DeprecationWarning, match=rf"^layerlens\.{old} is now layerlens\.{new}\."):
+        assert getattr(layerlens, old) is getattr(layerlens, new)
+    assert layerlens.Lens(torch.nn.ReLU()).__getattribute__(new).__name__ == new
 
 
 def test_the_warning_is_at_the_line_of_the_import():

@@ -15,13 +15,14 @@ BASE = {"errors", "progress", "files", "signatures", "deprecated"}
 """Files at the top that every room may import."""
 FACES = {
     "lens",
-    "lens_dynamics",
-    "lens_sensitivity",
     "wrapped_model",
+    "binding",
+    "families",
     "extend",
     "edits",
     "rules",
     "faithfulness",
+    "deprecated",
     "cli",
     "__main__",
     "",

@@ -2,6 +2,9 @@
 
 import ast
 import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from torch import nn
 
 import layerlens
 from layerlens import Lens, errors
+from layerlens.binding import bind
 from tests.cases import CASES, normal
 
 
@@ -96,3 +100,64 @@ def test_type_checkers_see_the_same_names():
 
 def test_methods_are_listed_where_they_are_called():
     assert "grad_cam" in Lens(nn.Linear(2, 2)).saliency.methods()
+
+
+# -- signatures --------------------------------------------------------------------------------------------------------
+
+BOUND = [name for name, value in vars(Lens).items() if isinstance(value, bind)]
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_a_method_shows_every_option_of_its_function(name):
+    binding, method = vars(Lens)[name], getattr(Lens(small()), name)
+    function = inspect.signature(binding.function).parameters
+    shown = inspect.signature(method).parameters
+    assert list(shown) == [one for one in list(function)[1:] if one in shown]
+    assert set(function) - set(shown) <= {"model", "lens", "forward", "read", "aim", "tokenizer", "names"}
+    assert all(shown[one].default == function[one].default for one in shown)
+    assert method.__doc__ == binding.function.__doc__ and len(inspect.getdoc(method).splitlines()) > 3
+    if name in layerlens.__all__:
+        assert inspect.unwrap(getattr(layerlens, name)) is inspect.unwrap(binding.function)
+
+
+@pytest.mark.parametrize("name", [name for name in BOUND if name not in ("saliency", "sensitivity", "rank_concepts")])
+def test_a_misspelt_option_is_named_with_the_nearest(name):
+    method = getattr(Lens(small()), name)
+    option = next(one for one in reversed(list(inspect.signature(method).parameters)) if len(one) > 1 or one == "x")
+    with pytest.raises(errors.UnknownOption, match=rf"{method.__name__}\(\) has no option '{option}_'.*{option}"):
+        method(**{f"{option}_": 1})
+
+
+@pytest.mark.parametrize(("family", "count"), [("saliency", 41), ("sensitivity", 11)])
+def test_methods_of_a_family_have_their_own_signatures(family, count):
+    methods = getattr(Lens(small()), family)
+    names = [name for name in dir(methods) if not name.startswith("_") and name != "methods"]
+    assert len(names) == count == len(methods.methods())
+    for name in names:
+        function = inspect.signature(getattr(Lens, family).functions()[name]).parameters
+        shown = inspect.signature(getattr(methods, name)).parameters
+        assert set(function) - set(shown) <= {"model", "forward", "read"}
+    with pytest.raises(AttributeError, match="has no method 'rize'"):
+        methods.rize  # noqa: B018
+
+
+def test_a_method_of_a_family_is_the_same_call():
+    lens, x = Lens(small(), class_names=["cat", "dog", "owl"]), normal(2, 4)
+    by_name = lens.saliency(x, target="dog", method="smooth_grad", samples=3)
+    assert torch.equal(lens.saliency.smooth_grad(x, target="dog", samples=3).values, by_name.values)
+    assert torch.equal(lens.sensitivity.jacobian(x).values, lens.jacobian(x).values)
+    with pytest.raises(errors.UnknownOption, match=r"has no option 'sample'\. Closest: samples"):
+        lens.saliency.smooth_grad(x, sample=3)
+
+
+def test_type_checkers_name_a_misspelt_option(tmp_path):
+    file = tmp_path / "user.py"
+    file.write_text(
+        "import torch\nfrom layerlens import Lens\nlens = Lens(torch.nn.ReLU())\nx = torch.ones(1)\n"
+        "lens.ablate(x, foo=1)\nlens.saliency.rise(x, foo=1)\nlens.saliency(x, method='rise', foo=1)\n"
+        "lens.ablate(x)\nlens.saliency.rise(x)\nlens.saliency(x, method='rise')\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--config-file", os.devnull, "--follow-imports", "silent", str(file)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(layerlens.__file__).parents[1])
+    found = {line.split(":")[1] for line in run.stdout.splitlines() if "error:" in line}
+    assert found == {"5", "6", "7"}, run.stdout

@@ -15,7 +15,7 @@ GROUPS = {
         "Capture, routes and edits",
         "What layers returned, in which order they ran, and what happens when they return something else.",
         """
-        capture run capture_functions Probe FunctionProbe Record Call Layers select layer_table route compare_routes
+        capture run functions Probe FunctionProbe Record Call Layers select layers route compare_routes
         borrowed edits
         """,
     ),
@@ -28,7 +28,7 @@ GROUPS = {
         "Activation maps",
         "What units hold, see and prefer.",
         """
-        activation_maps layer_maps grad_cam attention_weights attention_rollout attention_rollout_map
+        activation_maps layer_maps grad_cam attention attention_rollout attention_rollout_map
         feature_visualization receptive_field recurrent_states latent_traversal
         """,
     ),

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypeGuard
 from torch import nn
 
 from layerlens.errors import LayerNotFound, SelectionError, suggestion
+from layerlens.signatures import public
 
 from .selection import Calls, Matches, join, name_of
 
@@ -166,9 +167,14 @@ class Layers(Mapping[LayerPath, nn.Module]):
         return f"{what} in {kind} ({len(names)} layers).{suggestion(wanted, names)} List all: lens.layers()"
 
 
-def select(model: nn.Module, selection: Selection = None) -> Matches:
-    """The layers of `model`, and calls of them, that `selection` matches; see `Layers.select`."""
-    return Layers(model).select(selection, calls=True)
+@public(renamed={"selection": "layers"})
+def select(model: nn.Module, layers: Selection = None) -> Matches:
+    """Return what a selection of layers, or of calls of layers, matches and why.
+
+    Raises:
+        LayerNotFound: when it matches no layer; with the nearest names.
+    """
+    return Layers(model).select(layers, calls=True)
 
 
 def matching_names(patterns: Iterable[str], names: Iterable[str], kind: str, owner: str) -> list[str]:

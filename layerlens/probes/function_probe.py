@@ -123,7 +123,7 @@ class FunctionProbe:
             self._watch.check()
 
 
-def capture_functions(
+def functions(
     model: nn.Module,
     x: Input,
     layers: Selection = None,
@@ -154,7 +154,7 @@ def capture_functions(
         >>> class Residual(nn.Module):
         ...     def forward(self, x):
         ...         return x + torch.tanh(x)
-        >>> list(capture_functions(Residual(), torch.ones(1, 2)))
+        >>> list(functions(Residual(), torch.ones(1, 2)))
         ['/tanh#0', '/add#0']
     """
     probe = FunctionProbe(model, layers, functions, keep=keep, reduce=reduce)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerlens.analyzers.saliency.saliency import known_methods
-from layerlens.analyzers.structure.layer_table import layer_table
+from layerlens.analyzers.structure.layer_table import layers as layer_table
 from layerlens.errors import OptionError, choose
 from layerlens.model.hashing import weights_digest
 from layerlens.model.layers import Layers, Selection

@@ -16,7 +16,7 @@ SMALL = {"steps": 4, "tolerance": 10.0}
 
 
 ANALYZERS = {
-    "layer_table": lambda model, x, target: layerlens.layer_table(model, x),
+    "layer_table": lambda model, x, target: layerlens.layers(model, x),
     "capture": lambda model, x, target: layerlens.capture(model, x),
     "route": lambda model, x, target: layerlens.route(model, x),
     "activation_maps": lambda model, x, target: layerlens.activation_maps(model, x, ran_once(model, x)),

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layerlens import FunctionProbe, Lens, capture_functions, errors
+from layerlens import FunctionProbe, Lens, errors, functions
 from tests.families import family
 from tests.snapshot import Snapshot
 
@@ -36,7 +36,7 @@ X = torch.linspace(-1, 1, 24).reshape(2, 3, 4)
 def test_the_values_between_the_layers_are_those_of_the_code():
     model = net()
     before = Snapshot(model, X)
-    record = capture_functions(model, X, keep="clone")
+    record = functions(model, X, keep="clone")
     before.check()
     block = model[0]
     with torch.no_grad():
@@ -63,31 +63,31 @@ def test_listing_holds_no_memory_and_says_what_there_is():
 
 @pytest.mark.parametrize("names", ["softmax", "soft*", F.softmax, torch.softmax, [F.softmax, "soft*"]])
 def test_functions_by_name_glob_and_themselves(names):
-    record = capture_functions(net(), X, "1", names, keep="clone")
+    record = functions(net(), X, "1", names, keep="clone")
     assert list(record) == ["1/softmax#0"]
 
 
 def test_reductions_and_references():
-    record = capture_functions(net(), X, functions="softmax", reduce=lambda output: output.amax(dim=-1))
+    record = functions(net(), X, functions="softmax", reduce=lambda output: output.amax(dim=-1))
     assert record["0/softmax"].shape == (2, 3)
-    record = capture_functions(net(), X, functions="add", keep="reference")
+    record = functions(net(), X, functions="add", keep="reference")
     with pytest.raises(errors.OverwrittenError):
         _ = record["0/add#0"]
 
 
 def test_what_is_not_there_is_told_with_near_names():
     with pytest.raises(errors.LayerNotFound, match=r"no function 'sofmax' was called.*softmax"):
-        capture_functions(net(), X, functions="sofmax")
+        functions(net(), X, functions="sofmax")
     with pytest.raises(errors.LayerNotFound, match="no function 'conv2d' was called"):  # one of several
-        capture_functions(net(), X, functions=["softmax", "conv2d"])
+        functions(net(), X, functions=["softmax", "conv2d"])
     with pytest.raises(errors.LayerNotFound, match="no layer '7'"):
-        capture_functions(net(), X, "7")
+        functions(net(), X, "7")
     with pytest.raises(errors.LayerNotFound, match="inside of the selected layers"):
-        capture_functions(net(), X, "0.q", "softmax")
+        functions(net(), X, "0.q", "softmax")
     with pytest.raises(errors.LayerNotFound, match=r"was called inside of the selected layers\. Called: none"):
-        capture_functions(nn.Sequential(nn.Sequential(nn.Linear(4, 4))), X, "0")  # a layer that only calls others
+        functions(nn.Sequential(nn.Sequential(nn.Linear(4, 4))), X, "0")  # a layer that only calls others
     with pytest.raises(errors.OptionError, match="keep policy"):
-        capture_functions(net(), X, keep="all")
+        functions(net(), X, keep="all")
 
 
 def test_an_error_leaves_nothing():
@@ -98,7 +98,7 @@ def test_an_error_leaves_nothing():
     model = nn.Sequential(nn.Linear(4, 4), Fails())
     before = Snapshot(model, X)
     with pytest.raises(ValueError, match="here"):
-        capture_functions(model, X)
+        functions(model, X)
     before.check()
     assert not torch.nn.modules.module._global_forward_hooks
     assert not torch.overrides._get_current_function_mode()
@@ -135,7 +135,7 @@ def test_a_probe_left_by_an_error_holds_what_there_was_so_far():
 
 def test_a_layer_that_runs_twice_has_two_calls_of_each_name():
     layer = nn.Linear(4, 4)
-    record = capture_functions(nn.Sequential(layer, nn.Tanh(), layer), X, keep="clone")
+    record = functions(nn.Sequential(layer, nn.Tanh(), layer), X, keep="clone")
     assert [call.output.shape for call in record.calls("0/linear")] == [X.shape] * 2
     assert [(call.layer, call.index) for call in record.order] == [
         ("0/linear#0", 0),
@@ -150,7 +150,7 @@ def test_axes_are_named_in_plain_layers_and_nowhere_else():
             return x.unsqueeze(1) * 2
 
     Heads.__name__ = "HeadsConv2d"
-    record = capture_functions(nn.Sequential(nn.Linear(4, 4), Heads()), X)
+    record = functions(nn.Sequential(nn.Linear(4, 4), Heads()), X)
     assert record.calls("0/linear")[0].axes == ("batch", "token", "feature")
     assert record.calls("1/mul")[0].axes is None
 
@@ -167,7 +167,7 @@ def test_writing_by_index_is_seen():
             y[:, 0] = 7
             return y
 
-    assert (capture_functions(Writes(), X, keep="clone")["/setitem"][:, 0] == 7).all()
+    assert (functions(Writes(), X, keep="clone")["/setitem"][:, 0] == 7).all()
 
 
 @pytest.mark.filterwarnings("ignore:.*is compiled")
@@ -175,14 +175,14 @@ def test_a_compiled_model_runs_as_written():
     model = torch.compile(net(), backend="eager")
     with torch.no_grad():
         model(X)
-    assert any(name.endswith("0/softmax#0") for name in capture_functions(model, X))
+    assert any(name.endswith("0/softmax#0") for name in functions(model, X))
     with FunctionProbe(model) as record:
         model(X)
     assert any(name.endswith("0/softmax#0") for name in record)
 
 
 def test_records_of_functions_can_be_cut_and_written(tmp_path):
-    record = capture_functions(net(), X, "0", "softmax", keep="clone")
+    record = functions(net(), X, "0", "softmax", keep="clone")
     assert torch.equal(record.samples([1])["0/softmax"], record["0/softmax"][1:])
     again = type(record).load(record.save(tmp_path / "a.safetensors"))
     assert torch.equal(again["0/softmax#0"], record["0/softmax"])
@@ -191,5 +191,5 @@ def test_records_of_functions_can_be_cut_and_written(tmp_path):
 @pytest.mark.parametrize("name", ["gpt2", "whisper", "convnext"])
 def test_families(name):
     model, x, _ = family(name)
-    record = capture_functions(model, x)
+    record = functions(model, x)
     assert record.count > 10 and all(call.output is not None for call in record.order)

@@ -4,7 +4,7 @@ from layerlens.deprecated import keep_old_names
 
 from .activation_maps import activation_maps, layer_maps
 from .attention.rollout import attention_rollout
-from .attention.weights import attention_weights
+from .attention.weights import attention
 from .feature_visualization import feature_visualization
 from .latent_traversal import latent_traversal
 from .receptive_field import receptive_field
@@ -13,7 +13,7 @@ from .recurrent import recurrent_states
 __all__ = [
     "activation_maps",
     "attention_rollout",
-    "attention_weights",
+    "attention",
     "feature_visualization",
     "latent_traversal",
     "layer_maps",

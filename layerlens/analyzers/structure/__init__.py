@@ -1,6 +1,6 @@
 """The structure of a model: its table of layers and the routes of its samples."""
 
-from .layer_table import layer_table
+from .layer_table import layers
 from .routes import compare_routes, route
 
-__all__ = ["compare_routes", "layer_table", "route"]
+__all__ = ["compare_routes", "layers", "route"]

@@ -20,7 +20,7 @@ from layerlens.probes.record import Record
 from layerlens.results import LayerRow, LayerTable
 
 
-def layer_table(model: nn.Module, x: Input | None = None, *, forward: Forward | None = None) -> LayerTable:
+def layers(model: nn.Module, x: Input | None = None, *, forward: Forward | None = None) -> LayerTable:
     """List the layers of a model; with an input also their calls, output shapes and shares of time.
 
     The time of a layer is its own: what passes between the start and end of its calls, less the calls inside. The model
@@ -36,7 +36,7 @@ def layer_table(model: nn.Module, x: Input | None = None, *, forward: Forward | 
         A `LayerTable`: the model itself, then every module once, in definition order.
 
     Example:
-        >>> table = layer_table(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(4, 2))
+        >>> table = layers(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(4, 2))
         >>> [(row.path, row.type, row.calls, row.output, row.parameters) for row in table.rows]
         [('', 'Sequential', 1, '(4, 3)', 9), ('0', 'Linear', 1, '(4, 3)', 9), ('1', 'ReLU', 1, '(4, 3)', 0)]
     """

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens.analyzers.structure.layer_table import layer_table
+from layerlens.analyzers.structure.layer_table import layers
 from layerlens.inputs.inputs import as_inputs
 from layerlens.model.layers import Layers
 from layerlens.model.trees import named_tensors
@@ -42,7 +42,7 @@ def rows_of(table):
 
 def test_static_table():
     net = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 2, bias=False), nn.ReLU()))
-    table = layer_table(net)
+    table = layers(net)
     assert [(row.path, row.type, row.parameters, row.own) for row in table.rows] == [
         ("", "Sequential", 24, 0),
         ("0", "Linear", 16, 16),
@@ -57,12 +57,12 @@ def test_static_table():
 def test_tied_parameters_count_once():
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     net[1].weight = net[0].weight
-    assert rows_of(layer_table(net))[""].parameters == 9 + 3 + 3
+    assert rows_of(layers(net))[""].parameters == 9 + 3 + 3
 
 
 def test_every_case_has_its_calls_shapes_and_shares(case):
     model, x = case.build(), case.example()
-    table, record = layer_table(model, x), capture(case.build(), x, lambda path, module: True)
+    table, record = layers(model, x), capture(case.build(), x, lambda path, module: True)
     assert [row.path for row in table.rows] == list(Layers(model))
     assert sum(row.share or 0 for row in table.rows) == pytest.approx(1.0)
     assert table.milliseconds > 0
@@ -77,7 +77,7 @@ def test_every_case_has_its_calls_shapes_and_shares(case):
 def test_own_time_is_time_without_the_children():
     shared = Sleep(0.02)
     net = nn.Sequential(Block(shared), shared, Sleep(0.06))
-    table = layer_table(net, normal(1, 1))
+    table = layers(net, normal(1, 1))
     rows = rows_of(table)
     total = table.milliseconds / 1000
     assert total == pytest.approx(0.04 + 2 * 0.02 + 2 * 0.02 + 0.06, rel=0.35)
@@ -98,12 +98,12 @@ def test_a_layer_that_returns_different_shapes_shows_them():
             first, *_ = [self.relu(x[:, :n]) for n in (4, 3, 3, 2)]
             return first
 
-    assert rows_of(layer_table(Reuses(), normal(2, 5)))["relu"].output == "(2, 4), (2, 3), ..."
+    assert rows_of(layers(Reuses(), normal(2, 5)))["relu"].output == "(2, 4), (2, 3), ..."
 
 
 def test_forward_may_call_parts_of_the_model():
     net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    rows = rows_of(layer_table(net, normal(1, 2), forward=lambda model, x: model[0](x)))
+    rows = rows_of(layers(net, normal(1, 2), forward=lambda model, x: model[0](x)))
     assert (rows["0"].calls, rows["1"].calls, rows[""].calls) == (1, 0, 0)
     assert rows["0"].share == 1.0 and rows["1"].output == ""
 
@@ -112,7 +112,7 @@ def test_the_model_is_given_back(hooks_of):
     net = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout()).train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     x = as_inputs(normal(4, 3))
-    layer_table(net, x)
+    layers(net, x)
     assert net.training and hooks_of(net) == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
@@ -121,7 +121,7 @@ def test_inputs_types_order_and_memory():
     net = nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True)), nn.Flatten(), nn.Linear(288, 5)
     ).double()
-    table = layer_table(net, torch.zeros(2, 3, 8, 8, dtype=torch.float64))
+    table = layers(net, torch.zeros(2, 3, 8, 8, dtype=torch.float64))
     rows = {row.path: row for row in table.rows}
     assert [rows[path].input for path in ("", "0.0", "0.1", "2")] == [
         "(2, 3, 8, 8)", "(2, 3, 8, 8)", "(2, 8, 6, 6)", "(2, 288)",
@@ -163,14 +163,14 @@ def made_by_hand(model, x):
 
 
 def test_memory_is_that_of_all_storages_together(case):
-    table = layer_table(case.build(), case.example())
+    table = layers(case.build(), case.example())
     assert table.activation == made_by_hand(case.build(), case.example())
     assert sum(row.activation for row in table.rows if row.activation is not None) == table.activation
 
 
 def test_attention_without_calls_inside_makes_what_it_returns():
     case = CASES["encoder"]
-    rows = rows_of(layer_table(case.build(), case.example()))
+    rows = rows_of(layers(case.build(), case.example()))
     assert rows["encoder.layers.0.self_attn"].activation == 2 * 6 * 8 * 4
     assert rows["encoder.layers.0"].activation is None
 
@@ -194,24 +194,24 @@ def test_a_cache_that_is_returned_twice_counts_once_and_parameters_not_at_all():
         def forward(self, x):
             return self.cache(x)[0] + self.cache(x)[0]
 
-    assert rows_of(layer_table(Asks(), normal(3, 5)))["cache"].activation == 3 * 5 * 4
+    assert rows_of(layers(Asks(), normal(3, 5)))["cache"].activation == 3 * 5 * 4
 
 
 def test_storages_that_follow_each_other_at_one_address_count_each():
     net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(8)))  # each output is freed before the next but one is made
-    assert layer_table(net, normal(4, 64)).activation == 8 * 4 * 64 * 4
+    assert layers(net, normal(4, 64)).activation == 8 * 4 * 64 * 4
 
 
 def test_all_inputs_and_their_types():
     case = CASES["two_inputs"]
-    rows = rows_of(layer_table(case.build(), case.example()))
+    rows = rows_of(layers(case.build(), case.example()))
     assert rows[""].input == "(2, 1, 6, 6) + (2, 5)" and rows["fc"].input == "(2, 4) + (2, 6)"
     case = CASES["hf_bert"]
-    table = layer_table(case.build(), case.example())
+    table = layers(case.build(), case.example())
     row = rows_of(table)["bert.embeddings.word_embeddings"]
     assert (row.input, row.input_dtype, row.dtype) == ("(2, 6)", "int64", "float32")
     assert "int64 -> float32" in table.tree() and "int64 -&gt; float32" in table._repr_html_()
 
 
 def test_the_flat_table_is_not_over_wide(case):
-    assert max(map(len, repr(layer_table(case.build(), case.example())).splitlines())) <= 123
+    assert max(map(len, repr(layers(case.build(), case.example())).splitlines())) <= 123

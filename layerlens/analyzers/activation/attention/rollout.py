@@ -41,7 +41,7 @@ def attention_rollout(weights: AttentionWeights, *, residual: float = 0.5) -> to
             listed += f" for {' and '.join(str(shape[0]) for shape in sorted(shapes))} rows: attention within windows"
         raise InputError(
             "attention rollout needs a stack of self-attention layers over the same tokens; these are of sizes "
-            f"{listed}. Take a part: attention_weights(..., layers)."
+            f"{listed}. Take a part: attention(..., layers)."
         )
     first = next(iter(weights.weights.values()))
     wide = torch.promote_types(first.dtype, torch.float32)

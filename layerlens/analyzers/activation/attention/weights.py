@@ -33,7 +33,7 @@ _HIDDEN = ("attention", "attn", "transformer_encoder_layer")
 """Parts of the names of functions that attend and whose weights cannot be told."""
 
 
-def attention_weights(
+def attention(
     model: nn.Module,
     x: Input,
     layers: Selection = None,
@@ -71,7 +71,7 @@ def attention_weights(
 
     Example:
         >>> encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-        >>> attention_weights(encoder, torch.ones(1, 3, 4))["self_attn"].shape
+        >>> attention(encoder, torch.ones(1, 3, 4))["self_attn"].shape
         torch.Size([1, 2, 3, 3])
     """
     choose("heads", heads, ("each", "mean"))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from layerlens.analyzers.activation.attention.rollout import attention_rollout
-from layerlens.analyzers.activation.attention.weights import attention_weights
+from layerlens.analyzers.activation.attention.weights import attention
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.layers import Selection
@@ -61,7 +61,7 @@ def attention_rollout_map(
         (torch.Size([1, 5]), True)
     """
     given = as_inputs(x)
-    rollout = attention_rollout(attention_weights(model, given, layers, forward=forward), residual=residual)
+    rollout = attention_rollout(attention(model, given, layers, forward=forward), residual=residual)
     tensors = given.tensors()
     image = next((part for part in tensors.values() if part.ndim == 4), None)
     count = rollout.shape[1]

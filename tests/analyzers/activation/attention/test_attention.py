@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layerlens import Lens, attention_rollout, attention_weights, errors
+from layerlens import Lens, attention, attention_rollout, errors
 from layerlens.analyzers.activation.attention.weights import fused_weights
 from tests.snapshot import Snapshot
 
@@ -54,7 +54,7 @@ def test_fused_and_eager_are_what_the_model_itself_tells(name):
     fused, _ = pair(name, "sdpa")
     fused.load_state_dict(eager.state_dict())
     for model, how in ((eager, "softmax and product"), (fused, "scaled_dot_product_attention")):
-        found = attention_weights(model, x)
+        found = attention(model, x)
         assert len(found) == len(expected) and set(found.how.values()) == {how}
         for weights, wanted in zip(found.weights.values(), expected, strict=True):
             seen = x["attention_mask"].bool()  # rows of padding attend to what they like
@@ -65,14 +65,14 @@ def test_an_encoder_and_a_decoder_with_cross_attention_and_position_biases():
     model, x = pair("t5", "eager")
     with torch.no_grad():
         out = model(**x, output_attentions=True)
-    found = attention_weights(model, x)
+    found = attention(model, x)
     expected = [*out.encoder_attentions]
     for own, cross in zip(out.decoder_attentions, out.cross_attentions, strict=True):
         expected += [own, cross]
     assert len(found) == len(expected) == 6
     for weights, wanted in zip(found.weights.values(), expected, strict=True):
         torch.testing.assert_close(weights, wanted, atol=1e-5, rtol=0)
-    assert len(attention_weights(model, x, "encoder")) == 2
+    assert len(attention(model, x, "encoder")) == 2
 
 
 def test_torchs_own_encoder_in_spite_of_its_fast_path():
@@ -80,7 +80,7 @@ def test_torchs_own_encoder_in_spite_of_its_fast_path():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(2, 4, 8)
     before = Snapshot(model, x)
-    found = attention_weights(model, x)
+    found = attention(model, x)
     before.check()
     assert torch.backends.mha.get_fastpath_enabled()
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_the_output_is_the_same_in_bits_with_and_without():
     handle = twin.register_forward_hook(lambda m, a, out: outputs.append(out.last_hidden_state))
     with torch.no_grad():
         twin(**x)
-    attention_weights(twin, x)
+    attention(twin, x)
     handle.remove()
     assert torch.equal(*outputs)
 
@@ -133,7 +133,7 @@ class Router(nn.Module):
 
 def test_a_model_without_attention_is_told():
     with pytest.raises(errors.InputError, match="no attention was found in Router"):
-        attention_weights(Router(), torch.randn(2, 5, 4))
+        attention(Router(), torch.randn(2, 5, 4))
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -144,7 +144,7 @@ def test_an_error_leaves_nothing(error):
 
     model = nn.Sequential(nn.Linear(2, 2), Fails())
     with pytest.raises(error):
-        attention_weights(model, torch.ones(1, 2))
+        attention(model, torch.ones(1, 2))
     assert torch.backends.mha.get_fastpath_enabled()
     assert not torch.nn.modules.module._global_forward_hooks
 
@@ -161,7 +161,7 @@ def test_rollout_is_the_product_over_layers():
     assert not rollout[0].triu(1).any()
     t5, words = pair("t5", "eager")
     with pytest.raises(errors.InputError, match="same tokens"):
-        attention_rollout(attention_weights(t5, words))
+        attention_rollout(attention(t5, words))
     with pytest.raises(errors.RecordError, match=r"no attention in 'h\.7'"):
         _ = found["h.7"]
     assert found.entropy()["h.0.attn"].shape == (2, 4)

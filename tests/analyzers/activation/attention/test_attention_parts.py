@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layerlens import AttentionWeights, Lens, attention_rollout, attention_weights, errors
+from layerlens import AttentionWeights, Lens, attention, attention_rollout, errors
 from layerlens.analyzers.activation.attention.weights import fused_weights
 from tests.snapshot import Snapshot
 
@@ -81,7 +81,7 @@ def expected():
 def test_every_way_to_write_it_gives_the_same_weights(attend):
     model = model_of(attend)
     before = Snapshot(model, X)
-    found = attention_weights(model, X)
+    found = attention(model, X)
     before.check()
     assert list(found) == ["0"]
     torch.testing.assert_close(found["0"], expected())
@@ -103,22 +103,22 @@ def test_the_mean_over_heads_is_one_head():
     found = Lens(model_of(fused)).attention(X, heads="mean")
     assert found.heads == "mean"
     torch.testing.assert_close(found["0"], expected().mean(1, keepdim=True))
-    whole = attention_weights(model_of(fused), X)
+    whole = attention(model_of(fused), X)
     torch.testing.assert_close(attention_rollout(found), attention_rollout(whole))
 
 
 @pytest.mark.parametrize("part", [{"queries": 5}, {"keys": [0, -6]}, {"queries": slice(7, 9)}, {"keys": []}], ids=str)
 def test_positions_that_are_not_there_are_refused(part):
     with pytest.raises(errors.OptionError, match=r"an attention has 5 (queries|keys)"):
-        attention_weights(model_of(fused), X, **part)
+        attention(model_of(fused), X, **part)
 
 
 def test_other_options_are_checked():
     with pytest.raises(errors.OptionError, match="unknown heads 'all'"):
-        attention_weights(model_of(fused), X, heads="all")
+        attention(model_of(fused), X, heads="all")
     for residual in (1, -0.1):
         with pytest.raises(errors.OptionError, match="share of the skip connection"):
-            attention_rollout(attention_weights(model_of(fused), X), residual=residual)
+            attention_rollout(attention(model_of(fused), X), residual=residual)
 
 
 def test_masked_rows_are_zero_as_in_the_kernel_and_nan_is_not_hidden():
@@ -144,7 +144,7 @@ def test_dropout_of_a_fused_call_draws_no_random_numbers_and_thins_no_weights():
             )
             return out
 
-    weights = attention_weights(Drops(), X)["(model)"]
+    weights = attention(Drops(), X)["(model)"]
     torch.testing.assert_close(weights.sum(-1), torch.ones(5, 2, 2))
 
 
@@ -153,7 +153,7 @@ def test_a_softmax_that_is_shared_by_the_batch_is_followed():
         def forward(self, x):
             return (x[:1] @ x[:1].transpose(1, 2)).softmax(-1).expand(len(x), -1, -1) @ x
 
-    assert attention_weights(Shared(), X)["(model)"].shape[-2:] == (5, 5)
+    assert attention(Shared(), X)["(model)"].shape[-2:] == (5, 5)
 
 
 def test_a_layer_that_runs_twice_and_a_softmax_of_its_own_layer():
@@ -166,7 +166,7 @@ def test_a_layer_that_runs_twice_and_a_softmax_of_its_own_layer():
             return self.softmax(x @ x.transpose(1, 2)) @ x
 
     layer = Own()
-    assert list(attention_weights(nn.Sequential(layer, layer), X)) == ["0", "0#1"]
+    assert list(attention(nn.Sequential(layer, layer), X)) == ["0", "0#1"]
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
@@ -178,15 +178,15 @@ def test_a_kernel_that_does_not_tell_is_named():
 
     model = nn.Sequential(Attends(hidden), Attends(fused))
     with pytest.raises(errors.InputError, match=r"0 calls flex_attention.*does not tell its weights"):
-        attention_weights(model, X)
-    assert list(attention_weights(model, X, "1")) == ["1"]
+        attention(model, X)
+    assert list(attention(model, X, "1")) == ["1"]
 
 
 def test_what_a_forward_computes_is_the_models_own():
     lens = Lens(nn.Identity(), forward=lambda model, x: plain(x, x, model(x)))
     assert list(lens.attention(X)) == ["(model)"]
     with pytest.raises(errors.InputError, match="no attention was found in Sequential inside of the selected"):
-        attention_weights(nn.Sequential(nn.Linear(8, 8), Attends(fused)), X, "0")
+        attention(nn.Sequential(nn.Linear(8, 8), Attends(fused)), X, "0")
 
 
 def test_tokens_are_told_where_the_tokenizer_can():

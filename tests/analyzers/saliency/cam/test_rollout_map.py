@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens import attention_rollout, attention_rollout_map, attention_weights
+from layerlens import attention, attention_rollout, attention_rollout_map
 from layerlens.errors import InputError, OptionError
 from tests.cases import CASES, normal
 from tests.snapshot import Snapshot
@@ -17,7 +17,7 @@ def test_each_pixel_has_the_share_of_its_patch():
     before = Snapshot(model, x)
     found = attention_rollout_map(model, x)
     before.check()
-    row = attention_rollout(attention_weights(model, x))[:, 0]  # from the class token
+    row = attention_rollout(attention(model, x))[:, 0]  # from the class token
     side = round((row.shape[1] - 1) ** 0.5)
     pixels = x["pixel_values"].shape[-1] // side
     assert found.tensor.shape == (2, 16, 16) and found.target == "token 0"
@@ -32,7 +32,7 @@ def test_each_pixel_has_the_share_of_its_patch():
 
 def test_of_another_query():
     model, x = vit()
-    rollout = attention_rollout(attention_weights(model, x))
+    rollout = attention_rollout(attention(model, x))
     found = attention_rollout_map(model, x, query=-1)
     assert torch.equal(found.tensor[:, 0, 0], rollout[:, -1, 1])
 
@@ -40,7 +40,7 @@ def test_of_another_query():
 def test_tokens_have_the_mean_over_all_queries():
     model, x = CASES["hf_bert"].build(), CASES["hf_bert"].example()
     found = attention_rollout_map(model, x)
-    expected = attention_rollout(attention_weights(model, x)).mean(dim=1)
+    expected = attention_rollout(attention(model, x)).mean(dim=1)
     assert found.axes == ("batch", "token") and torch.equal(found.tensor, expected)
     assert torch.allclose(found.tensor.sum(dim=1), found.score, atol=1e-6)
 
