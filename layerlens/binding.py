@@ -164,8 +164,9 @@ class Family(Bound):
         if name not in functions:
             raise AttributeError(f"{self.__qualname__} has no method {name!r}.{suggestion(name, functions)}")
         own = getattr(type(self._lens), name, None)
-        same = isinstance(own, bind) and own.function is functions[name]
-        return Bound(own if same else bind(functions[name]), self._lens)
+        if isinstance(own, bind) and own.function is functions[name]:
+            return Bound(own, self._lens)
+        return Bound(bind(functions[name]), self._lens)
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._binding.functions(), "methods"})

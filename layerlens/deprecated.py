@@ -170,17 +170,13 @@ _NAMES: Final[dict[str, dict[str, str]]] = {
 }
 """Old package or module -> new module -> the names that went another way than the rest."""
 
-<<<<<<< HEAD
+RENAMED: Final = {"attention_weights": "attention", "capture_functions": "functions", "layer_table": "layers"}
+"""Old name -> name of public functions, which have the names of the methods of `Lens` now."""
+
 _PACKAGES: Final = {
     "analyzers.activation.cam": "analyzers.saliency.cam",
     "analyzers.relevance.linear": "analyzers.relevance.rules.linear",
 }
-=======
-RENAMED: Final = {"attention_weights": "attention", "capture_functions": "functions", "layer_table": "layers"}
-"""Old name -> name of public functions, which have the names of the methods of `Lens` now."""
-
-_PACKAGES: Final = {"analyzers.activation.cam": "analyzers.saliency.cam"}
->>>>>>> 7e5b2bf (lens: every method shows the options of its function)
 """Packages that moved."""
 
 _ROOT: Final = f"{__package__}."

@@ -5,24 +5,24 @@ from typing import Any, Literal, overload
 
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
 from layerlens.analyzers.common.gradients import BatchSize
-from layerlens.analyzers.relevance.propagation.conditions import Units
+from layerlens.analyzers.relevance.conditions import Units
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
 from layerlens.analyzers.saliency.cam.grid import Reshape
 from layerlens.analyzers.saliency.perturbation.occlusion import Sizes
 from layerlens.analyzers.saliency.perturbation.smooth_masks import Sampling
-from layerlens.analyzers.sensitivity.inputs.factors import Names
+from layerlens.analyzers.sensitivity.inputs.feature_names import Names
 from layerlens.analyzers.sensitivity.interventions.parts import By
-from layerlens.analyzers.sensitivity.interventions.reference_data import Value
-from layerlens.analyzers.sensitivity.local.forward_mode import Route
-from layerlens.analyzers.sensitivity.local.output_metrics import Metric
+from layerlens.analyzers.sensitivity.interventions.replacements import Value
+from layerlens.analyzers.sensitivity.local.directional_derivatives import Route
+from layerlens.analyzers.sensitivity.output_metrics import Metric
 from layerlens.analyzers.sensitivity.robustness.attacks import Norm
 from layerlens.analyzers.sensitivity.robustness.prediction_change import Loss
 from layerlens.analyzers.sensitivity.weights.hessian import Loss as HessianLoss
 from layerlens.analyzers.sensitivity.weights.likelihood import Kind
 from layerlens.analyzers.sensitivity.weights.measured_effect import Metric as MeasuredEffectMetric
-from layerlens.analyzers.sensitivity.weights.parameter_owners import By as ParameterOwnersBy
 from layerlens.analyzers.sensitivity.weights.prune_and_quantize import Granularity
 from layerlens.analyzers.sensitivity.weights.weight_sensitivity import Kinds
+from layerlens.analyzers.sensitivity.weights.weight_task import By as WeightTaskBy
 from layerlens.inputs.inputs import Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution, Curve, Explained, LayerProfile, MethodTable, Ranking, Relevance
@@ -186,7 +186,7 @@ class _Sensitivity:
     @overload
     def __call__(self, x: Input, *, method: Literal['sobol'], ranges: Any = ..., baseline: Any = ..., features: FeatureSpec = ..., names: Names = ..., target: Spec = ..., samples: int = ..., order: Literal[1, 2] = ..., bootstrap: int = ..., batch_size: BatchSize = ..., seed: int = ..., progress: bool | None = ...) -> Ranking: ...
     @overload
-    def __call__(self, x: Input, layers: Selection = ..., *, method: Literal['weight_sensitivity'], measure: Kinds = ..., by: ParameterOwnersBy = ..., labels: Any = ..., likelihood: Kind = ..., loss: HessianLoss | None = ..., empirical: bool = ..., draws: int = ..., probes: int = ..., estimator: Literal['hutch++', 'hutchinson'] = ..., sparsities: Sequence[float] = ..., structured: bool = ..., bits: Sequence[int] = ..., granularity: Granularity = ..., metric: MeasuredEffectMetric = ..., target: Spec = ..., null: bool = ..., batch_size: int = ..., batched: bool | None = ..., seed: int = ..., progress: bool | None = ...) -> LayerProfile: ...
+    def __call__(self, x: Input, layers: Selection = ..., *, method: Literal['weight_sensitivity'], measure: Kinds = ..., by: WeightTaskBy = ..., labels: Any = ..., likelihood: Kind = ..., loss: HessianLoss | None = ..., empirical: bool = ..., draws: int = ..., probes: int = ..., estimator: Literal['hutch++', 'hutchinson'] = ..., sparsities: Sequence[float] = ..., structured: bool = ..., bits: Sequence[int] = ..., granularity: Granularity = ..., metric: MeasuredEffectMetric = ..., target: Spec = ..., null: bool = ..., batch_size: int = ..., batched: bool | None = ..., seed: int = ..., progress: bool | None = ...) -> LayerProfile: ...
     def ablate(self, x: Input, layers: Selection = ..., *, by: By = ..., value: Value = ..., reference: Any = ..., target: Spec = ..., metric: Metric = ..., best: int | None = ..., screen: Literal['first_order'] | None = ..., together: Mapping[str, Sequence[str]] | None = ..., draws: int = ..., heads: int | None = ..., null: bool = ..., seed: int = ..., progress: bool | None = ...) -> Explained: ...
     def attack_curve(self, x: Input, labels: Any = ..., *, eps: Sequence[float] | None = ..., method: str | Sequence[str] = ..., norm: Norm = ..., steps: int = ..., step_size: float | None = ..., restarts: int = ..., bounds: tuple[Any, Any] | None = ..., loss: Loss = ..., target: Spec = ..., null: bool = ..., draws: int = ..., batch_size: int = ..., seed: int = ..., progress: bool | None = ...) -> Curve: ...
     def attack_drift(self, x: Input, labels: Any = ..., layers: Selection = ..., *, eps: Sequence[float] | None = ..., method: str = ..., norm: Norm = ..., steps: int = ..., step_size: float | None = ..., restarts: int = ..., bounds: tuple[Any, Any] | None = ..., loss: Loss = ..., target: Spec = ..., null: bool = ..., draws: int = ..., batch_size: int = ..., seed: int = ..., progress: bool | None = ...) -> LayerProfile: ...
@@ -197,7 +197,7 @@ class _Sensitivity:
     def noise_response(self, x: Input, layers: Selection = ..., *, levels: Sequence[float] = ..., draws: int = ..., metric: Metric = ..., target: Spec = ..., null: bool = ..., seed: int = ..., progress: bool | None = ...) -> LayerProfile: ...
     def patch(self, x: Input, other: Any, layers: Selection = ..., *, by: By = ..., target: Spec = ..., direction: Literal['denoise', 'noise'] = ..., recovery: bool = ..., heads: int | None = ..., null: bool = ..., seed: int = ..., progress: bool | None = ...) -> Explained: ...
     def sobol(self, x: Input, *, ranges: Any = ..., baseline: Any = ..., features: FeatureSpec = ..., names: Names = ..., target: Spec = ..., samples: int = ..., order: Literal[1, 2] = ..., bootstrap: int = ..., batch_size: BatchSize = ..., seed: int = ..., progress: bool | None = ...) -> Ranking: ...
-    def weight_sensitivity(self, x: Input, layers: Selection = ..., *, measure: Kinds = ..., by: ParameterOwnersBy = ..., labels: Any = ..., likelihood: Kind = ..., loss: HessianLoss | None = ..., empirical: bool = ..., draws: int = ..., probes: int = ..., estimator: Literal['hutch++', 'hutchinson'] = ..., sparsities: Sequence[float] = ..., structured: bool = ..., bits: Sequence[int] = ..., granularity: Granularity = ..., metric: MeasuredEffectMetric = ..., target: Spec = ..., null: bool = ..., batch_size: int = ..., batched: bool | None = ..., seed: int = ..., progress: bool | None = ...) -> LayerProfile: ...
+    def weight_sensitivity(self, x: Input, layers: Selection = ..., *, measure: Kinds = ..., by: WeightTaskBy = ..., labels: Any = ..., likelihood: Kind = ..., loss: HessianLoss | None = ..., empirical: bool = ..., draws: int = ..., probes: int = ..., estimator: Literal['hutch++', 'hutchinson'] = ..., sparsities: Sequence[float] = ..., structured: bool = ..., bits: Sequence[int] = ..., granularity: Granularity = ..., metric: MeasuredEffectMetric = ..., target: Spec = ..., null: bool = ..., batch_size: int = ..., batched: bool | None = ..., seed: int = ..., progress: bool | None = ...) -> LayerProfile: ...
     def methods(self) -> MethodTable: ...
 
 class _SensitivityAttribute:

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import families
 from .analyzers import activation, concepts, dynamics, faithfulness, groups, relevance as lrp, sensitivity as measures
-from .analyzers.activation.feature_visualization.method import feature_visualization as visualize
+from .analyzers.activation.feature_visualization.feature_visualization import feature_visualization as visualize
 from .analyzers.saliency import grad_cam as class_activation_map
 from .analyzers.structure import compare_routes as difference_of_routes, layers as layer_table, route as route_of
 from .binding import bind

@@ -29,7 +29,6 @@ def package() -> str:
     return "\n".join([*lines, "", "__version__: str", "__all__: list[str]", ""])
 
 
-<<<<<<< HEAD
 def plotting() -> str:
     """The stub of `layerlens.plotting`: its own names, and the figure of every file in `figures/`."""
     own = [name for name in layerlens.plotting.__all__ if not (PACKAGE / f"plotting/figures/{name}.py").exists()]
@@ -41,8 +40,6 @@ def plotting() -> str:
     return "\n".join([*lines, "", "__all__: list[str]", ""])
 
 
-STUBS = {"__init__.pyi": package, "plotting/__init__.pyi": plotting}
-=======
 def _home(value: Any) -> str:
     return str(value.__module__)
 
@@ -85,9 +82,8 @@ def _header(
     call: tuple[str, bool, Callable[..., Any]] | None = None,
 ) -> str:
     """The header of a function as a method of a lens; with `call` as an overload of the function of its family."""
-    function = inspect.unwrap(function)
     signature = inspect.signature(function)
-    source = Path(inspect.getsourcefile(function) or "")
+    source = Path(str(sys.modules[function.__module__].__file__))
     known = _names(source)
     parts, starred = ["self"], False
     parameters = [one for key, one in list(signature.parameters.items())[1:] if key not in ("forward", "read")]
@@ -166,8 +162,7 @@ def _names(file: Path) -> dict[str, str]:
     return found
 
 
-STUBS = {"__init__.pyi": package, "families.pyi": family_types}
->>>>>>> 7e5b2bf (lens: every method shows the options of its function)
+STUBS = {"__init__.pyi": package, "plotting/__init__.pyi": plotting, "families.pyi": family_types}
 """File inside of the package -> what makes its text."""
 
 if __name__ == "__main__":
