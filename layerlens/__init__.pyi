@@ -3,7 +3,7 @@
 from . import edits as edits, errors as errors, faithfulness as faithfulness, plotting as plotting, results as results
 from .analyzers.activation.activation_maps import activation_maps as activation_maps, layer_maps as layer_maps
 from .analyzers.activation.attention.rollout import attention_rollout as attention_rollout
-from .analyzers.activation.attention.weights import attention_weights as attention_weights
+from .analyzers.activation.attention.weights import attention as attention
 from .analyzers.activation.feature_visualization.feature_visualization import (
     feature_visualization as feature_visualization,
 )
@@ -42,13 +42,13 @@ from .analyzers.sensitivity.robustness.attack_drift import attack_drift as attac
 from .analyzers.sensitivity.robustness.corruption_curve import corruption_curve as corruption_curve
 from .analyzers.sensitivity.sensitivity import sensitivity as sensitivity
 from .analyzers.sensitivity.weights.weight_sensitivity import weight_sensitivity as weight_sensitivity
-from .analyzers.structure.layer_table import layer_table as layer_table
+from .analyzers.structure.layer_table import layers as layers
 from .analyzers.structure.routes import compare_routes as compare_routes, route as route
 from .lens import Lens as Lens
 from .model.borrowed import borrowed as borrowed
 from .model.layers import Layers as Layers, select as select
 from .probes.call import Call as Call
-from .probes.function_probe import FunctionProbe as FunctionProbe, capture_functions as capture_functions
+from .probes.function_probe import FunctionProbe as FunctionProbe, functions as functions
 from .probes.probe import Probe as Probe
 from .probes.record import Record as Record
 from .probes.run import capture as capture, run as run

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
+from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
-from layerlens.analyzers.common.gradients import BatchSize
 from layerlens.analyzers.relevance.conditions import Units
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
 from layerlens.analyzers.saliency.cam.grid import Reshape
