@@ -28,10 +28,9 @@ _MOVED: Final = {
     ("", "targets"): """
         areas=regions contrasting=contrast language=tokens neurons=units outputs softmaxed=probability target
     """,
-    ("analyzers", "analyzers.common"): """
-        methods=registry score=scorer tap=layer_gradient texts=token_inputs warn=scorer
-    """,
+    ("analyzers", "analyzers.common"): "methods=registry score=scorer texts=token_inputs warn=scorer",
     ("analyzers", "analyzers.common.calls"): "fastpath",
+    ("analyzers", "analyzers.saliency.path"): "tap=layer_paths",
     ("analyzers", "analyzers.common.features"): "features=layer_features",
     ("analyzers", "analyzers.common.leaves"): "layout=leaves leaves places=layer_leaf token_uses=token_leaf",
     ("analyzers", "analyzers.structure"): "layer_table routes",
@@ -90,15 +89,19 @@ _MOVED: Final = {
     ("analyzers.saliency", "analyzers.saliency"): "methods=saliency",
     ("analyzers.saliency", "analyzers.saliency.deeplift"): "deep_shap",
     ("analyzers.saliency", "analyzers.saliency.gradient"): """
-        gradients noisy rectified=guided_backprop smooth=smooth_grad smooth_grad_squared var_grad
+        gradients noisy=smooth_grad rectified=guided_backprop smooth=smooth_grad smooth_grad_squared=smooth_grad
+        var_grad=smooth_grad
     """,
     ("analyzers.saliency", "analyzers.saliency.path"): """
-        blur_ig complete=completeness gradient_shap guided_ig guided_path integrated=integrated_gradients
-        internal_influence layer_conductance polyline references straight xrai
+        blur_ig complete=completeness gradient_shap guided_ig guided_path=guided_ig integrated=integrated_gradients
+        internal_influence=layer_paths layer_conductance=layer_paths polyline=blur_ig references straight=layer_paths
+        xrai
     """,
     ("analyzers.saliency", "analyzers.saliency.perturbation"): "leave_one_out",
     ("analyzers.saliency.perturbation", "analyzers.common.features"): "coalitions features=input_features",
-    ("analyzers.saliency.perturbation", "analyzers.saliency.perturbation"): "settle=run_and_check",
+    ("analyzers.saliency.perturbation", "analyzers.saliency.perturbation"): """
+        kernel_shap=shapley ridge=rise settle=game smooth_masks=rise
+    """,
     ("analyzers.sensitivity", "analyzers.common"): "chance=null_model options=messages registry=measure_registry",
     ("analyzers.sensitivity", "analyzers.common.calls"): "sites=call_sites",
     ("analyzers.sensitivity", "analyzers.sensitivity"): "methods=sensitivity",

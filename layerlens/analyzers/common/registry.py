@@ -74,7 +74,13 @@ _RAISES = {
 _WARNS = {"UserWarning": "when the values of a sample are zero everywhere."}
 
 DOCUMENTED: dict[str, Mapping[str, Mapping[str, str]]] = {
-    **{name: {"Args": _ARGS, "Raises": _RAISES, "Warns": _WARNS} for name in ("gradient", "path", "perturbation")},
+    "gradient": {"Args": _ARGS, "Raises": _RAISES, "Warns": _WARNS},
+    "path": {"Args": _ARGS, "Raises": _RAISES, "Warns": _WARNS},
+    "perturbation": {
+        "Args": {name: text for name, text in _ARGS.items() if name not in ("x", "tolerance")},
+        "Raises": {**_RAISES, "TargetError": "when the target does not fit the output."},
+        "Warns": _WARNS,
+    },
     "cam": {
         "Args": {
             "x": "... It has places: an image, a volume, a series, token ids.",

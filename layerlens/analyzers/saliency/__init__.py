@@ -19,15 +19,12 @@ from .deeplift import deep_lift
 from .deeplift.deep_shap import deep_shap
 from .gradient.gradients import gradient, input_x_gradient
 from .gradient.guided_backprop import deconvnet, guided_backprop
-from .gradient.smooth_grad import smooth_grad
-from .gradient.smooth_grad_squared import smooth_grad_squared
-from .gradient.var_grad import var_grad
+from .gradient.smooth_grad import smooth_grad, smooth_grad_squared, var_grad
 from .path.blur_ig import blur_ig
 from .path.gradient_shap import gradient_shap
 from .path.guided_ig import guided_ig
 from .path.integrated_gradients import integrated_gradients
-from .path.internal_influence import internal_influence
-from .path.layer_conductance import layer_conductance
+from .path.layer_paths import internal_influence, layer_conductance
 from .path.xrai import xrai
 from .perturbation import (
     extremal_mask,

@@ -1,5 +1,5 @@
 """DeepLIFT: the difference of a score from that of a baseline, explained operation by operation."""
 
-from .method import deep_lift
+from .deep_lift import deep_lift
 
 __all__ = ["deep_lift"]

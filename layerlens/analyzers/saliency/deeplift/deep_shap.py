@@ -20,7 +20,7 @@ from layerlens.targets.target import Spec
 
 from ..path.completeness import completeness_gap
 from ..path.references import references
-from .method import RULES, compare, warn_of_gap
+from .deep_lift import RULES, compare, warn_of_gap
 
 
 @method(
@@ -43,23 +43,12 @@ def deep_shap(
     """The mean of DeepLIFT over references x' (Lundberg & Lee 2017, sec. 4.2); it sums to S(x) - E[S(x')].
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`, as in `deep_lift`.
-        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         baselines: the references, as in `gradient_shap`.
         rule: of nonlinearities, as in `deep_lift`.
-        seed: of the noise that stands for references when none are given.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score, with the
         standard error over references (not for token ids); its check is the relative `"completeness gap"`.
-
-    Raises:
-        InputError: when the input holds nothing to differentiate, or the model takes another route for a reference.
-        OptionError: when a reference does not fit the input, or the rule is unknown.
-        TargetError: when the target does not fit the output, or no gradient reaches the input.
 
     Warns:
         UserWarning: as `deep_lift`.

@@ -17,7 +17,7 @@ from layerlens.analyzers.graph.graph import NodeInfo
 from layerlens.analyzers.graph.linear_operations import VIEWS
 from layerlens.analyzers.graph.operation import Gradients
 
-from .calls import Call
+from .operation_calls import OperationCall
 from .pairs import Pair
 
 _KEEPS = VIEWS | {"Expand", "ToCopy", "Clone"}
@@ -47,7 +47,7 @@ def quotient(dy: torch.Tensor, x: torch.Tensor, reference: torch.Tensor, limit: 
     return torch.where(too_small(change, x, reference), limit, dy / change)
 
 
-def pulled(node: Any, multipliers: Sequence[torch.Tensor | None]) -> Gradients:
+def vector_jacobian_product(node: Any, multipliers: Sequence[torch.Tensor | None]) -> Gradients:
     """The vector-Jacobian product of a node, at the values that it saved."""
     found: torch.Tensor | Gradients = node(*multipliers)
     return found if isinstance(found, tuple) else (found,)
@@ -65,8 +65,8 @@ def mixed(
     def weighted(by: Sequence[torch.Tensor | float | None]) -> list[torch.Tensor | None]:
         return [None if g is None or w is None else g * w for g, w in zip(outer, by, strict=True)]
 
-    one = pulled(pair.info.node, weighted(weights))
-    other = pulled(pair.reference, weighted(reference_weights))
+    one = vector_jacobian_product(pair.info.node, weighted(weights))
+    other = vector_jacobian_product(pair.reference, weighted(reference_weights))
     return _reduced([None if a is None or b is None else a + b for a, b in zip(one, other, strict=True)], gradients)
 
 
@@ -201,13 +201,13 @@ def _extreme(pair: Pair, gradients: Gradients, outer: Gradients, sign: int) -> G
     return tuple(found)
 
 
-def signals(calls: tuple[Call, Call]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def signals(calls: tuple[OperationCall, OperationCall]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The arguments that need gradients, each with that of the other run."""
     call, other = calls
     return [(call.args[place], other.args[place]) for place in call.varied]
 
 
-def same_constants(call: Call, other: Call) -> bool:
+def same_constants(call: OperationCall, other: OperationCall) -> bool:
     """Whether the arguments that carry no gradient are those of the other run."""
     return same(call.constants(), other.constants())
 

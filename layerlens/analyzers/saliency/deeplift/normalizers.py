@@ -13,8 +13,8 @@ import torch
 
 from layerlens.analyzers.graph.operation import Gradients
 
-from .calls import Call
 from .multipliers import mixed, quotient
+from .operation_calls import OperationCall
 from .pairs import Pair
 
 
@@ -92,7 +92,7 @@ def _scaled(
     return g / n - (c + c0) / 2 * (g * y).mean(dim=axes, keepdim=True) / n**2
 
 
-def _centred(
+def _centered(
     g: torch.Tensor, x: torch.Tensor, x0: torch.Tensor, r: torch.Tensor, r0: torch.Tensor, axes: tuple[int, ...]
 ) -> torch.Tensor:
     """The multiplier of x in y = (x - mean(x)) r, with r as in `_scaled`."""
@@ -110,7 +110,7 @@ def layer_norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients 
     axes = tuple(range(-len(call.args[1]), 0))
     weight = call.args[2]
     weighted = g if weight is None else g * weight
-    return (_centred(weighted, call.x, other.x, call.results[2], other.results[2], axes).to(native.dtype), None, None)
+    return (_centered(weighted, call.x, other.x, call.results[2], other.results[2], axes).to(native.dtype), None, None)
 
 
 def rms_norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
@@ -136,7 +136,7 @@ def group_norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients 
     weighted = g if weight is None else g * weight.reshape(1, -1, *[1] * (g.ndim - 2))
     grouped, x, x0 = (value.reshape(samples, groups, -1) for value in (weighted, call.x, other.x))
     r, r0 = (run.results[2].reshape(samples, groups, 1) for run in (call, other))
-    return (_centred(grouped, x, x0, r, r0, (-1,)).reshape(g.shape).to(native.dtype), None, None)
+    return (_centered(grouped, x, x0, r, r0, (-1,)).reshape(g.shape).to(native.dtype), None, None)
 
 
 def batch_norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
@@ -149,7 +149,7 @@ def batch_norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients 
     weight = call.args[1]
     weighted = g if weight is None else g * weight.reshape(shape)
     r, r0 = (run.results[2].reshape(shape) for run in (call, other))
-    found = _centred(weighted, call.x, other.x, r, r0, (0, *range(2, g.ndim)))
+    found = _centered(weighted, call.x, other.x, r, r0, (0, *range(2, g.ndim)))
     return (found.to(native.dtype), *[None] * (len(gradients) - 1))
 
 
@@ -185,14 +185,14 @@ def norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None
     return ((g.reshape(shape) * of_sum * of_parts).to(native.dtype),)
 
 
-def order(call: Call) -> float:
+def order(call: OperationCall) -> float:
     """The p of a norm."""
     names = {argument.name for argument in call.function._schema.arguments}
     given = call.option("p" if "p" in names else "ord")
     return 2.0 if given is None else float(given)
 
 
-def has_axes(call: Call) -> bool:
+def has_axes(call: OperationCall) -> bool:
     """Whether a norm can be told its axes."""
     return any(argument.name == "dim" for argument in call.function._schema.arguments)
 

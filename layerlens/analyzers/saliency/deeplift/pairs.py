@@ -10,7 +10,7 @@ import torch
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
 from layerlens.errors import InputError
 
-from .calls import Call, Calls
+from .operation_calls import OperationCall, OperationCalls
 
 _OTHER_ROUTE = (
     "the model took another route for the baseline than for the input ({what}), and DeepLIFT compares the two runs "
@@ -32,8 +32,8 @@ class Pair:
 
     info: NodeInfo
     reference: Any
-    call: Call | None
-    reference_call: Call | None
+    call: OperationCall | None
+    reference_call: OperationCall | None
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -41,7 +41,7 @@ class Pair:
         return tuple(slot for slot, edge in enumerate(self.info.edges) if edge is not None and edge.depends)
 
     @property
-    def calls(self) -> tuple[Call, Call] | None:
+    def calls(self) -> tuple[OperationCall, OperationCall] | None:
         """The values of both runs; None when they were not kept, or when other tensors need gradients as well."""
         if self.call is None or self.reference_call is None:
             return None
@@ -61,7 +61,7 @@ class Run:
 
     score: torch.Tensor
     graph: Graph
-    calls: Calls
+    calls: OperationCalls
 
 
 def pair_up(one: Run, other: Run) -> list[Pair]:

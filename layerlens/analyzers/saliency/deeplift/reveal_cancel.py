@@ -21,8 +21,8 @@ from layerlens.analyzers.graph.graph import NodeInfo
 from layerlens.analyzers.graph.linear_operations import BATCH_NORMS, VIEWS, LinearMap, linear_map
 from layerlens.analyzers.graph.operation import Gradients
 
-from .calls import Call, key
 from .multipliers import changes, elementwise, same_constants
+from .operation_calls import OperationCall, key
 from .pairs import Pair
 from .table import RULES, Rule
 
@@ -110,7 +110,7 @@ def _shifts(pair: Pair) -> bool:
     return pair.info.op in _SUMS and pair.slots == (0,) and pair.calls is not None and _same_shape(pair.calls[0])
 
 
-def _same_shape(call: Call) -> bool:
+def _same_shape(call: OperationCall) -> bool:
     return call.x.shape == call.y.shape
 
 
@@ -181,7 +181,9 @@ def _nonlinear(source: Source, norm: NodeInfo | None) -> Rule:
     return rule
 
 
-def _over(amount: torch.Tensor, change: torch.Tensor, call: Call, other: Call, limit: torch.Tensor) -> torch.Tensor:
+def _over(
+    amount: torch.Tensor, change: torch.Tensor, call: OperationCall, other: OperationCall, limit: torch.Tensor
+) -> torch.Tensor:
     """`amount / change`, and the gradient where the part is within rounding of none."""
     size = torch.maximum(call.x.abs(), other.x.abs())
     none = (change == 0) | (change.abs() <= math.pow(torch.finfo(change.dtype).eps, 0.75) * size)

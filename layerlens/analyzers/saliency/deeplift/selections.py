@@ -10,8 +10,8 @@ import torch
 
 from layerlens.analyzers.graph.operation import Gradients
 
-from .calls import Call
 from .multipliers import changes, gated, mixed, same_constants, signals
+from .operation_calls import OperationCall
 from .pairs import Pair
 
 
@@ -64,7 +64,7 @@ def ranked(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | No
     return _mixed(pair, gradients, outer, _at(dx, call), _at(dx, other))
 
 
-def _at(dx: torch.Tensor, call: Call) -> torch.Tensor:
+def _at(dx: torch.Tensor, call: OperationCall) -> torch.Tensor:
     places, axis = call.results[1], call.option("dim")
     if places.ndim == dx.ndim:
         return dx.gather(axis, places)

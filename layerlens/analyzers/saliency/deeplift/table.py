@@ -9,7 +9,6 @@ from layerlens.analyzers.graph.operation import Gradients
 from layerlens.analyzers.relevance.rules.elementwise import ELEMENTWISE
 from layerlens.analyzers.relevance.rules.structure import LINEAR
 
-from .calls import key
 from .multipliers import division, elementwise, gated, glu, larger, midpoint, product, same_constants, smaller
 from .normalizers import (
     batch_norm,
@@ -23,6 +22,7 @@ from .normalizers import (
     rms_norm,
     softmax,
 )
+from .operation_calls import key
 from .pairs import Pair
 from .selections import chosen, picked, ranked
 
@@ -85,7 +85,7 @@ WANTED = frozenset(map(key, MOVES | {op for op, rule in RULES.items() if rule is
 """Keys of the operations whose values are read."""
 
 
-def told_otherwise(pairs: Sequence[Pair]) -> list[str]:
+def changed_choices(pairs: Sequence[Pair]) -> list[str]:
     """The operations of `MOVES` whose constants are others for the baseline, so that their gradient is not all."""
     chosen_by = (pair for pair in pairs if pair.info.op in MOVES)
     return sorted({pair.info.op for pair in chosen_by if pair.calls is not None and not same_constants(*pair.calls)})

@@ -28,20 +28,10 @@ def gradient(
     w = dS/dx at x (Simonyan, Vedaldi & Zisserman 2014, eq. 4).
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. Token ids get the
-            gradient of their embedding, summed over its features.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         magnitude: whether to take absolute values, |w|.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of score per unit of input.
-
-    Raises:
-        InputError: when the input holds nothing to differentiate.
-        TargetError: when the target does not fit the output, or no gradient reaches the input.
 
     Warns:
         UserWarning: when the gradient of a sample is zero everywhere, or that of token ids cancels over the features
@@ -80,23 +70,8 @@ def input_x_gradient(
     x_i dS/dx_i (Shrikumar, Greenside & Kundaje 2017, sec. 2.2). For a network that is linear around x the values of a
     sample and the contribution of the biases sum to the score.
 
-    Args:
-        model: any module.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. Token ids get the
-            product of their embedding and its gradient, summed over its features.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score.
-
-    Raises:
-        InputError: when the input holds nothing to differentiate.
-        TargetError: when the target does not fit the output, or no gradient reaches the input.
-
-    Warns:
-        UserWarning: when the values of a sample are zero everywhere.
 
     Example:
         >>> import torch

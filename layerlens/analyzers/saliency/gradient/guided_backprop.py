@@ -37,17 +37,9 @@ def guided_backprop(
 
     Args:
         model: any module with ReLU or ReLU6.
-        x: its input, `(batch, ...)`.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score per unit of input.
-
-    Raises:
-        InputError: when the input holds nothing to differentiate.
-        TargetError: when the target does not fit the output, or no gradient reaches the input.
 
     Warns:
         UserWarning: when the model has no rectifier, or the values of a sample are zero everywhere.
@@ -73,17 +65,9 @@ def deconvnet(
 
     Args:
         model: any module with ReLU or ReLU6.
-        x: its input, `(batch, ...)`.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score per unit of input.
-
-    Raises:
-        InputError: when the input holds nothing to differentiate.
-        TargetError: when the target does not fit the output, or no gradient reaches the input.
 
     Warns:
         UserWarning: when the model has no rectifier, or the values of a sample are zero everywhere.

@@ -1,17 +1,26 @@
-"""SmoothGrad: the gradient averaged over noisy copies of the input."""
+"""SmoothGrad and its variants: a statistic of the gradients at noisy copies of the input."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
 from torch import nn
 
-from layerlens.analyzers.common.batch_size import BatchSize
+from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, gradients, warn_of_zeros
+from layerlens.errors import OptionError, check_count, check_seed, warn
 from layerlens.inputs.inputs import Forward, Input
+from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
+from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .noisy import noisy_gradients
+Statistic = Literal["mean", "magnitude", "square", "variance"]
+UNITS = {"square": "squared score per unit of input", "variance": "squared score per unit of input"}
 
 
 @method(family="gradient", passes="25 gradients (samples)", source="Smilkov et al. 2017")
@@ -31,45 +40,227 @@ def smooth_grad(
     """Average the gradient of the score over noisy copies of the input.
 
     1/n sum over k of dS/dx at x + e_k, e_k ~ N(0, s^2), s = noise (max x - min x) (Smilkov et al. 2017, sec. 3).
-    The noise is drawn here and not by `captum.attr.NoiseTunnel`, which takes one s for the whole batch and draws other
-    numbers when samples are batched differently: every sample gets the same standard normal draws, scaled by its own
-    range, so that a batch gives what its samples give alone.
+    Every sample gets the same standard normal draws, scaled by its own range, so that a batch gives what its samples
+    give alone (`captum.attr.NoiseTunnel` takes one s for the whole batch, and its draws depend on the batch).
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. For token ids the
-            noise is added to their embeddings, and values are summed over their features.
-        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
-        samples: noisy copies n of each sample.
-        noise: standard deviation s, as a part of the range (max - min) of each sample's input.
-        seed: of the noise.
+        samples: number n of noisy copies of each sample.
+        noise: standard deviation s of the noise, as a share of the range (max - min) of each sample's input.
         magnitude: whether to average absolute values, |dS/dx|.
-        batch_size: copies in one pass; `"auto"` bounds it by memory.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
-        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of score per unit of input;
-        its check is the `"relative standard error"` of each sample: the norm of the standard error over that of the
-        mean. `standard_error` holds that of every value (not for token ids, whose values are sums).
-
-    Raises:
-        InputError: when the input holds nothing to differentiate.
-        OptionError: when an option is out of range.
-        TargetError: when the target does not fit the output, or no gradient reaches the input.
+        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of score per unit of input,
+        with the standard error of every value (not for token ids, whose values are sums). Its check is the
+        `"relative standard error"` of each sample: the norm of the standard error over the norm of the mean.
 
     Warns:
         UserWarning: when a sample is constant, so that it gets no noise, or its values are zero everywhere.
 
     Example:
-        >>> import torch
         >>> net = nn.Linear(2, 1, bias=False)
         >>> _ = net.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
         >>> smooth_grad(net, torch.tensor([[2.0, 5.0]])).tensor
         tensor([[ 3., -1.]])
     """
-    return noisy_gradients(
+    return _noisy_gradients(
         model, x, "smooth_grad", target=target, where=where, samples=samples, noise=noise, seed=seed,
         statistic="magnitude" if magnitude else "mean", batch_size=batch_size, forward=forward,
         settings={"magnitude": magnitude},
     )  # fmt: skip
+
+
+@method(family="gradient", passes="25 gradients (samples)", source="Hooker et al. 2019")
+def smooth_grad_squared(
+    model: nn.Module,
+    x: Input,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    samples: int = 25,
+    noise: float = 0.15,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    forward: Forward | None = None,
+) -> Attribution:
+    """Average the squared gradient of the score over noisy copies of the input.
+
+    1/n sum over k of g_k^2, g_k = dS/dx at x + e_k, e_k ~ N(0, s^2) (Hooker et al. 2019, sec. 4.1).
+
+    Args:
+        samples: number of noisy copies of each sample.
+        noise: standard deviation of the noise, as a share of the range (max - min) of each sample's input.
+
+    Returns:
+        An `Attribution` shaped like the input (`(batch, token)` for token ids), 0 or above, in squared units of score
+        per unit of input.
+
+    Warns:
+        UserWarning: when a sample is constant, so that it gets no noise, or its values are zero everywhere.
+
+    Example:
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> _ = net.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
+        >>> smooth_grad_squared(net, torch.tensor([[2.0, 5.0]])).tensor
+        tensor([[9., 1.]])
+    """
+    return _noisy_gradients(
+        model, x, "smooth_grad_squared", target=target, where=where, samples=samples, noise=noise, seed=seed,
+        statistic="square", batch_size=batch_size, forward=forward, settings={},
+    )  # fmt: skip
+
+
+@method(family="gradient", passes="25 gradients (samples)", source="Adebayo et al. 2018; Seo et al. 2018")
+def var_grad(
+    model: nn.Module,
+    x: Input,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    samples: int = 25,
+    noise: float = 0.15,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    forward: Forward | None = None,
+) -> Attribution:
+    """Compute the variance of the gradient of the score over noisy copies of the input.
+
+    1/n sum over k of (g_k - mean g)^2, g_k = dS/dx at x + e_k, e_k ~ N(0, s^2) (Adebayo et al. 2018, appendix; Seo et
+    al. 2018). It is 0 for a linear model: it shows where the score bends, not how it rises.
+
+    Args:
+        samples: number of noisy copies of each sample, 2 or more.
+        noise: standard deviation of the noise, as a share of the range (max - min) of each sample's input.
+
+    Returns:
+        An `Attribution` shaped like the input (`(batch, token)` for token ids), 0 or above, in squared units of score
+        per unit of input.
+
+    Warns:
+        UserWarning: when a sample is constant, so that it gets no noise, or its values are zero everywhere.
+
+    Example:
+        >>> class Square(nn.Module):
+        ...     def forward(self, x):
+        ...         return x.square().sum(dim=1, keepdim=True)
+        >>> bool((var_grad(Square(), torch.tensor([[2.0, 5.0]])).tensor > 0).all())
+        True
+    """
+    return _noisy_gradients(
+        model, x, "var_grad", target=target, where=where, samples=samples, noise=noise, seed=seed,
+        statistic="variance", batch_size=batch_size, forward=forward, settings={},
+    )  # fmt: skip
+
+
+def _noisy_gradients(
+    model: nn.Module,
+    x: Input,
+    name: str,
+    *,
+    target: Spec,
+    where: Selection,
+    samples: int,
+    noise: float,
+    seed: int,
+    statistic: Statistic,
+    batch_size: BatchSize,
+    forward: Forward | None,
+    settings: Mapping[str, Any],
+) -> Attribution:
+    """Return a statistic of the gradients at noisy copies of x; the arguments are those of `smooth_grad`.
+
+    Raises:
+        OptionError: when an option is out of range.
+    """
+    check_count("samples", samples)
+    if statistic == "variance" and samples < 2:
+        raise OptionError("a variance needs samples=2 or more.")
+    check_seed(seed)
+    if not isinstance(noise, (int, float)) or not 0 <= noise < float("inf"):
+        raise OptionError(f"noise must be a share of the range of the input, 0 or above, got {noise!r}.")
+    with borrowed(model):
+        freeze(model)
+        scorer = Scorer(model, x, target, where=where, forward=forward)
+        values = {leaf: part.value.clone() for leaf, part in scorer.leaves.items()}
+        score, batch = first_score(scorer, values, batch_size)
+        scales = {leaf: noise * _range(value) for leaf, value in values.items()}
+        if noise and bool(torch.stack([scale.flatten() == 0 for scale in scales.values()]).all(dim=0).any()):
+            warn(f"{name}: a sample is constant, so noise relative to its range is zero.")
+        parts = [
+            _moments(scorer, values, scales, rows, samples, seed, statistic, batch, name)
+            for rows in torch.split(scorer.rows, batch)
+        ]
+        means, squares = ({leaf: torch.cat([part[k][leaf] for part in parts]) for leaf in values} for k in (0, 1))
+        spread = {leaf: (squares[leaf] - means[leaf].square()).clamp_min(0) for leaf in values}
+        statistics = spread if statistic == "variance" else means
+        errors = {leaf: (part / max(1, samples - 1)).sqrt() for leaf, part in spread.items()}
+        known = statistic != "variance" and samples > 1
+        if noise or statistic != "variance":
+            warn_of_zeros(statistics, name)
+        return scorer.attribution(
+            {leaf: part.to(values[leaf].dtype) for leaf, part in statistics.items()},
+            method=name,
+            settings={"samples": samples, "noise": noise, "seed": seed, **settings, "batch_size": batch},
+            score=score,
+            signed=statistic == "mean",
+            units=UNITS.get(statistic, "score per unit of input"),
+            checks={"relative standard error": _relative_error(means, errors)} if known else {},
+            standard_error=errors if known and all(leaf.layer is None for leaf in scorer.leaves.values()) else None,
+        )
+
+
+def _range(value: torch.Tensor) -> torch.Tensor:
+    """The range, max - min, of each sample, `(batch, 1, ...)`."""
+    flat = value.reshape(len(value), -1)
+    size: torch.Tensor = flat.amax(dim=1) - flat.amin(dim=1)
+    return size.reshape(-1, *[1] * (value.ndim - 1))
+
+
+def _moments(
+    scorer: Scorer,
+    values: Leaves,
+    scales: Leaves,
+    rows: torch.Tensor,
+    samples: int,
+    seed: int,
+    statistic: Statistic,
+    batch: int,
+    label: str,
+) -> tuple[Leaves, Leaves]:
+    """Mean by leaf of what each copy of the samples `rows` gives, and the mean of its square."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = {name: torch.promote_types(value.dtype, torch.float32) for name, value in values.items()}
+    shape = {name: (len(rows), *value.shape[1:]) for name, value in values.items()}
+    total = {name: torch.zeros(shape[name], dtype=wide[name], device=rows.device) for name in values}
+    squares = {name: torch.zeros_like(part) for name, part in total.items()}
+    at_once = max(1, batch // len(rows))
+    for done in track(range(0, samples, at_once), label):
+        copies = min(at_once, samples - done)
+        drawn = [
+            {
+                name: torch.randn(value.shape[1:], dtype=torch.float32, generator=generator)
+                for name, value in values.items()
+            }
+            for _ in range(copies)
+        ]
+        noisy = {}
+        for name, value in values.items():
+            normal = torch.stack([draw[name] for draw in drawn]).unsqueeze(1).to(value)  # (copies, 1, ...)
+            noisy[name] = (value[rows] + scales[name][rows] * normal).flatten(0, 1)  # (copies * rows, ...)
+        for name, slope in gradients(scorer, noisy, rows.repeat(copies))[1].items():
+            slopes = slope.to(wide[name]).reshape(copies, *shape[name])
+            own = slopes.abs() if statistic == "magnitude" else slopes.square() if statistic == "square" else slopes
+            total[name] += own.sum(dim=0)
+            squares[name] += own.square().sum(dim=0)
+    return {name: part / samples for name, part in total.items()}, {
+        name: part / samples for name, part in squares.items()
+    }
+
+
+def _relative_error(means: Leaves, errors: Leaves) -> torch.Tensor:
+    """Norm of the standard error of the mean over the norm of the mean, one number per sample."""
+
+    def norm(parts: Leaves) -> torch.Tensor:
+        squares = [part.double().square().reshape(len(part), -1).sum(dim=1) for part in parts.values()]
+        return torch.stack(squares).sum(dim=0).sqrt()
+
+    return norm(errors) / norm(means).clamp_min(torch.finfo(torch.float64).tiny)

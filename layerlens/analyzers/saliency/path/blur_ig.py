@@ -1,6 +1,8 @@
-"""Blur integrated gradients: from a blur to the input, by making it sharp."""
+"""Blur integrated gradients: from a blurred input to the sharp one."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.baselines import gaussian_blur
 from layerlens.analyzers.common.leaves.leaves import spread_axes
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, warn_of_zeros
+from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, gradients, warn_of_zeros
 from layerlens.errors import InputError, OptionError, warn
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
@@ -19,7 +21,6 @@ from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
 from .completeness import check_path_options, scores_at, until_complete
-from .polyline import along
 
 
 @method(
@@ -49,16 +50,12 @@ def blur_ig(
     between two blurs is taken by its chord, with the gradient in its middle.
 
     Args:
-        model: any module.
         x: its input, `(batch, ...)`: images, volumes, video or series.
-        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
         where: None for the input, or a layer with places, or a call of one, whose output is attributed to.
         max_sigma: standard deviation of the widest blur, as a part of each side.
         steps: gradients along the way, at first.
         tolerance: largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any.
         max_steps: where doubling ends.
-        batch_size: points in one pass; `"auto"` bounds it by memory.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score; its checks are the relative
@@ -67,7 +64,6 @@ def blur_ig(
     Raises:
         InputError: when the input has no places next to each other (token ids, tables).
         OptionError: when an option is out of range.
-        TargetError: when the target does not fit the output, or no gradient reaches the input.
 
     Warns:
         UserWarning: when one of several inputs cannot be blurred, the tolerance is not reached, or the values of a
@@ -138,3 +134,42 @@ def blur_ig(
             score=score,
             checks=checks,
         )
+
+
+Points = Callable[[int], Leaves]
+"""From an index 0..steps to the point there: a tensor `(rows, ...)` by leaf."""
+
+
+def along(scorer: Scorer, point: Points, steps: int, rows: torch.Tensor, batch: int) -> dict[str, torch.Tensor]:
+    """The sum over pieces of (end - start) dS/dx at the middle of the piece, `(rows, ...)` by leaf.
+
+    The middle makes it exact for a score that is quadratic along each piece.
+
+    Args:
+        scorer: of a borrowed model.
+        point: the points of the line.
+        steps: pieces of it.
+        rows: the samples, `(n,)`.
+        batch: rows in one pass.
+    """
+    total: dict[str, torch.Tensor] = {}
+    together = max(1, batch // len(rows))
+    last = point(0)
+    for first in range(0, steps, together):
+        count = min(together, steps - first)
+        points = [last, *(point(first + k + 1) for k in range(count))]
+        last = points[-1]
+        middles, moves = {}, {}
+        for name in last:
+            stacked = torch.stack([one[name] for one in points]).to(_wide(last[name]))
+            middles[name] = ((stacked[:-1] + stacked[1:]) / 2).flatten(0, 1).to(last[name].dtype)
+            moves[name] = stacked.diff(dim=0)
+        _, slopes = gradients(scorer, middles, rows.repeat(count))
+        for name, slope in slopes.items():
+            part = (slope.reshape(moves[name].shape) * moves[name]).sum(dim=0)
+            total[name] = total[name] + part if name in total else part
+    return total
+
+
+def _wide(value: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)

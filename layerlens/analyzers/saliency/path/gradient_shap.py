@@ -48,30 +48,14 @@ def gradient_shap(
     samples in one pass.
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. For token ids the
-            way leads through the embeddings, and values are summed over their features.
-        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         baselines: the references x': an array `(references, ...)` of samples, best of the data the model knows; a dict
             of those by input name; a list of baselines as in `integrated_gradients`, such as `["zero", "mean"]`; or
             None for noise with the mean and the deviation of each sample.
         samples: points for each sample of the batch, rounded up to a multiple of the references.
-        seed: of the points, and of the noise.
-        batch_size: points in one pass; `"auto"` bounds it by memory.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score, with the
         standard error of its values (not for token ids); its check is the relative `"completeness gap"`.
-
-    Raises:
-        InputError: when the input holds nothing to differentiate.
-        OptionError: when an option is out of range, or a reference does not fit the input.
-        TargetError: when the target does not fit the output, or no gradient reaches the input.
-
-    Warns:
-        UserWarning: when the values of a sample are zero everywhere.
 
     Example:
         >>> net = nn.Linear(2, 1, bias=False)

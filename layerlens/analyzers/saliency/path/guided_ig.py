@@ -1,7 +1,8 @@
-"""Guided integrated gradients: a path from the baseline that keeps away from large gradients."""
+"""Guided integrated gradients: a path from the baseline that avoids large gradients."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
 from .completeness import check_path_options, completeness_gap, scores_at, warn_of_gap
-from .guided_path import GuidedPath
 
 
 @method(
@@ -53,27 +53,18 @@ def guided_ig(
     steps, with both ends by .2 to .4. `integrated_gradients` and `blur_ig` come closer.
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. For token ids the
-            way leads through the embeddings, and values are summed over their features.
-        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         baseline: x', as in `integrated_gradients`.
         fraction: of the values that move together.
         max_dist: 0 is the straight way; 1 lets every value move when it will.
         steps: gradients along the way.
         tolerance: largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| without a warning.
-        batch_size: samples in one pass; `"auto"` bounds it by memory.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score; its check is
         the relative `"completeness gap"`.
 
     Raises:
-        InputError: when the input holds nothing to differentiate.
         OptionError: when an option is out of range, or the baseline does not fit the input.
-        TargetError: when the target does not fit the output, or no gradient reaches the input.
 
     Warns:
         UserWarning: when the tolerance is not reached, or the values of a sample are zero everywhere.
@@ -141,3 +132,68 @@ def _folded(flat: torch.Tensor, like: Leaves) -> Leaves:
         name: part.reshape(-1, *value.shape[1:]).to(value.dtype)
         for (name, value), part in zip(like.items(), parts, strict=True)
     }
+
+
+@dataclasses.dataclass
+class GuidedPath:
+    """One sample on its way from a baseline to the input.
+
+    Attributes:
+        start: the baseline, `(values,)`.
+        end: the input, `(values,)`.
+        fraction: of the values, those with the smallest gradients, that move together.
+        max_dist: how far a value may be ahead of the straight way or behind it, as a part of it.
+    """
+
+    start: torch.Tensor
+    end: torch.Tensor
+    fraction: float
+    max_dist: float
+
+    def __post_init__(self) -> None:
+        self.at = self.start.clone()
+        self.total = torch.zeros_like(self.start)
+        self._move: torch.Tensor | None = None
+        self._delta = self.end - self.start
+        self._rises = self._delta > 0
+        self._length = float(self._delta.abs().sum())
+
+    def step(self, slope: torch.Tensor, alpha: float) -> None:
+        """Go on until the part `alpha` of the length is done.
+
+        Args:
+            slope: dS/dx at `at`, `(values,)`.
+            alpha: 0..1.
+        """
+        self.gather(slope)
+        low, high = max(alpha - self.max_dist, 0.0), min(alpha + self.max_dist, 1.0)
+        lowest, highest = self.start + low * self._delta, self.start + high * self._delta
+        if high == 1.0:
+            highest = self.end
+        goal, size = self._length * (1 - alpha), slope.nan_to_num(nan=torch.inf).abs()  # what has no slope moves last
+        before = self.at
+        now = torch.where(self._rises, before.maximum(lowest), before.minimum(lowest))
+        while True:
+            left = float((now - self.end).abs().sum())
+            free = now != highest
+            if left - goal <= 1e-9 * self._length or not bool(free.any()):
+                break
+            ranked = torch.where(free, size, torch.inf)
+            threshold = ranked.kthvalue(int(self.fraction * (len(ranked) - 1)) + 1).values
+            chosen = (ranked <= threshold) & free
+            room = float(((now - highest).abs() * chosen).sum())
+            gamma = (left - goal) / room if room > 0 else 1.0
+            if gamma >= 1:
+                now = torch.where(chosen, highest, now)
+            else:
+                now = torch.where(chosen, torch.lerp(now, highest, gamma), now)
+                break
+        self._move = now - before
+        self.total += self._move * slope / 2
+        self.at = now
+
+    def gather(self, slope: torch.Tensor) -> None:
+        """Add what the last move did for the score by the gradient at its end; `step` added that at its start."""
+        if self._move is not None:
+            self.total += self._move * slope / 2
+            self._move = None

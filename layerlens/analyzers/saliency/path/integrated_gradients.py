@@ -47,28 +47,16 @@ def integrated_gradients(
     reported; samples where it is too far get twice the steps until it is not.
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. For token ids the
-            way leads through the embeddings, and values are summed over their features.
-        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         baseline: `"zero"`, `"noise"`, of images and series `"mean"`, `"blur"`, `"black"` or `"white"`, a number, a
             tensor, or a dict by input name. For token ids
             zero is the zero embedding, and a whole number is the id of a reference token.
         steps: gradients along the way, at first.
         tolerance: largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any.
         max_steps: where doubling ends.
-        batch_size: points in one pass; `"auto"` bounds it by memory.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score; its checks are
         the relative `"completeness gap"` and the `"steps"` of each sample.
-
-    Raises:
-        InputError: when the input holds nothing to differentiate.
-        OptionError: when an option is out of range, or the baseline does not fit the input.
-        TargetError: when the target does not fit the output, or no gradient reaches the input.
 
     Warns:
         UserWarning: when the tolerance is not reached, or the values of a sample are zero everywhere.

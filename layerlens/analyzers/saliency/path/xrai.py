@@ -54,13 +54,10 @@ def xrai(
     the mean of integrated gradients from black and from white, of each pixel the largest of its channels, as published.
 
     Args:
-        model: any module.
         x: an image batch `(batch, channel, height, width)`.
-        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
         base: the method of the attribution in place of integrated gradients, such as `"relevance"`; its values are
             summed over channels.
         scales: about how many superpixels, for each scale.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
         **options: of the base method.
 
     Returns:
@@ -69,7 +66,6 @@ def xrai(
     Raises:
         InputError: when the input is no batch of images.
         OptionError: when an option is unknown or out of range.
-        TargetError: when the target does not fit the output, or no gradient reaches the input.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2))

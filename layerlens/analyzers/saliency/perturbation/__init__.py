@@ -2,11 +2,10 @@
 
 from .ablation import feature_ablation, permutation
 from .extremal_mask import extremal_mask
-from .kernel_shap import kernel_shap
 from .lime import lime
 from .occlusion import occlusion
 from .rise import rise
-from .shapley import shapley_sampling
+from .shapley import kernel_shap, shapley_sampling
 from .sobol import sobol
 
 __all__ = [

@@ -20,7 +20,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .run_and_check import Game, game, mean_and_error
+from .game import Game, game, mean_and_error
 
 
 @method(family="perturbation", passes="1 forward pass a feature", needs="a baseline", source="Zeiler & Fergus 2014")
@@ -40,27 +40,10 @@ def feature_ablation(
     Every value of a feature gets the feature's number. The model needs no gradient.
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
-        features: what is removed together: None for columns of a table, tokens, about 64 cells of an image, a volume or
-            a series; `"values"`, `"places"`, `"channels"`, `"cells"`, `"superpixels"`, a number of cells; or labels
-            (whole numbers) that broadcast to the input, -1 for what is never removed; or a dict of those by input.
         baseline: what replaces it, as in `integrated_gradients`.
-        batch_size: rows in one forward pass; `"auto"` reads the memory of the layers in a first pass.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score.
-
-    Raises:
-        InputError: when the input holds nothing to remove.
-        OptionError: when features or baseline do not fit the input.
-        TargetError: when the target does not fit the output.
-
-    Warns:
-        UserWarning: when the values of a sample are zero everywhere.
 
     Example:
         >>> net = nn.Linear(2, 1, bias=False)
@@ -95,23 +78,14 @@ def permutation(
     sample and not by data set). Values stay among those that occur, but not their combinations.
 
     Args:
-        model: any module.
         x: its input, `(batch, ...)`, of two samples or more.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
-        features: as in `feature_ablation`.
         draws: of the other sample.
-        seed: of the draws.
-        batch_size: rows in one forward pass.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score, with its standard error over draws.
 
     Raises:
         InputError: when there is one sample only.
-        OptionError: when features do not fit the input.
-        TargetError: when the target does not fit the output.
 
     Warns:
         UserWarning: when the values of a sample are zero everywhere, as where all samples are the same.

@@ -47,15 +47,12 @@ def extremal_mask(
     over the run, so that the score chooses the places first and the area holds at the end.
 
     Args:
-        model: any module.
         x: its input, one tensor `(batch, channel, height, width)`.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
         where: None for the input, or a layer, or a call of one, whose output (of an image's axes) is masked.
         areas: shares of the places that a mask keeps.
         steps: of the optimization, for each area.
         cells: of the mask along the shorter side.
         baseline: what is shown where the mask is 0, as in `integrated_gradients`.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input: the mean mask, 0 to 1, the same in all channels. Its checks are the
@@ -64,7 +61,6 @@ def extremal_mask(
     Raises:
         InputError: when there is no image.
         OptionError: when an option is out of range, or the baseline does not fit.
-        TargetError: when the target does not fit the output, or cannot be differentiated.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1, bias=False))

@@ -55,20 +55,12 @@ def leave_one_out(
         fill: `"drawn"`: tokens of other places of the text; `"zero"`: the zero embedding; a whole number: the id of a
             reference token (mask, padding); or an embedding, such as the mean of the vocabulary's.
         draws: how many tokens are drawn for each place, without repetition; a text of fewer has all of its others.
-        seed: of the draws.
-        batch_size: changed texts in one pass; `"auto"` bounds it by memory.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` `(batch, token)` in units of the score, with the standard error over the draws.
 
     Raises:
-        InputError: when the input holds no token ids, or a text is one token, for which none can be drawn.
         OptionError: when an option is out of range, or the fill does not fit.
-        TargetError: when the target does not fit the output.
-
-    Warns:
-        UserWarning: when the values of a sample are zero everywhere.
 
     Example:
         >>> net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))

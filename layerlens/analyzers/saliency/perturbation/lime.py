@@ -17,7 +17,7 @@ from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .run_and_check import game
+from .game import game
 
 
 @method(
@@ -46,18 +46,11 @@ def lime(
     distance to the input, as in the authors' package. Coefficients are no shares of the score: they do not sum to it.
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         features: as in `feature_ablation`; for images `"superpixels"` are what was published.
         baseline: what replaces a feature, as in `integrated_gradients`.
         samples: drawn around the input, the same for all samples of the batch.
         width: of the kernel.
         ridge: strength of the penalty.
-        seed: of the samples.
-        batch_size: rows in one forward pass.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score per feature, with the standard error of the
@@ -66,10 +59,6 @@ def lime(
 
     Raises:
         OptionError: when an option is out of range, or features or baseline do not fit the input.
-        TargetError: when the target does not fit the output.
-
-    Warns:
-        UserWarning: when the values of a sample are zero everywhere.
 
     Example:
         >>> net = nn.Linear(3, 1)

@@ -49,26 +49,14 @@ def occlusion(
     that do not divide are covered whole.
 
     Args:
-        model: any module.
         x: its input, `(batch, ...)`; with several inputs each is covered in turn.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         window: its size in places, one number or one for each axis of places; None for an eighth of each side of an
             image, a volume or a series, one token, one column of a table.
         stride: likewise; None for half a window.
         baseline: what covers, as in `integrated_gradients`.
-        batch_size: rows in one forward pass; `"auto"` reads the memory of the layers in a first pass.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score.
-
-    Raises:
-        OptionError: when window or stride do not fit the input, or the baseline does not.
-        TargetError: when the target does not fit the output.
-
-    Warns:
-        UserWarning: when the values of a sample are zero everywhere.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))

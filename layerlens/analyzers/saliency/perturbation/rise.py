@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
@@ -18,9 +19,6 @@ from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
-
-from .ridge import ridge_map
-from .smooth_masks import Sampling, SmoothMasks
 
 
 @method(
@@ -56,29 +54,19 @@ def rise(
     1979).
 
     Args:
-        model: any module; no gradient is needed.
         x: its input, `(batch, ...)`, one tensor.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         samples: masks, the same for all samples of the batch.
         cells: of the grid along the shorter side; of tokens and columns each is a cell.
         probability: that a cell is kept; 0.5 for balanced sampling.
         sampling: `"balanced"` or `"random"`.
         estimate: `"regression"`: signed, score per place kept; or `"mean"`: the published one.
         baseline: what a mask leaves instead, as in `integrated_gradients`.
-        seed: of the masks.
-        batch_size: rows in one forward pass; `"auto"` reads the memory of the layers in a first pass.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input, with its standard error. All channels of a place have its number.
 
     Raises:
         OptionError: when an option is out of range, there are several inputs, or the baseline does not fit.
-        TargetError: when the target does not fit the output.
-
-    Warns:
-        UserWarning: when the values of a sample are zero everywhere.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1, bias=False))
@@ -153,3 +141,138 @@ def rise(
 
 def _laid(values: torch.Tensor, shape: list[int], like: torch.Tensor) -> torch.Tensor:
     return values.reshape(len(values), *shape).expand(like.shape).to(like).clone()
+
+
+Sampling = Literal["balanced", "random"]
+
+FINE = 4
+"""Places of the pooled masks in each cell, along each axis."""
+
+MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+class SmoothMasks:
+    """Masks over places, made when asked for by index.
+
+    Args:
+        places: sizes of the axes of places, at most three.
+        cells: of the grid along the shortest axis; 0 for a cell at every place, without shifts.
+        count: of masks.
+        probability: that a cell is kept.
+        sampling: `"random"`: each cell by itself; `"balanced"`: from a scrambled Sobol sequence, each mask followed by
+            its complement under the same shift.
+        seed: of cells and shifts.
+    """
+
+    def __init__(
+        self, places: list[int], cells: int, count: int, probability: float, sampling: Sampling, seed: int
+    ) -> None:
+        choose("sampling", sampling, ("balanced", "random"))
+        self.places = places
+        cell = min(places) / cells if cells else 1.0
+        self._grid = [max(1, round(size / cell)) if cells else size for size in places]
+        self._smooth = bool(cells) and max(self._grid) > 1 and len(places) in MODES
+        grid = [size + 1 for size in self._grid] if self._smooth else self._grid
+        generator = torch.Generator().manual_seed(seed)
+        wide = torch.Size(grid).numel()
+        if sampling == "random":
+            kept = torch.rand(count, wide, generator=generator) < probability
+            shifts = torch.rand(count, len(places), generator=generator)
+        else:
+            half = (count + 1) // 2
+            engine = torch.quasirandom.SobolEngine(wide, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+            one = engine.draw(half) < 0.5
+            kept = torch.stack([one, ~one], dim=1).flatten(0, 1)[:count]
+            shifts = torch.rand(half, len(places), generator=generator).repeat_interleave(2, dim=0)[:count]
+        self._kept = kept.float().reshape(count, *grid)
+        self._shifts = shifts
+        self._pool = [
+            min(size, FINE * cells_) if self._smooth else size for size, cells_ in zip(places, self._grid, strict=True)
+        ]
+
+    @property
+    def coarse(self) -> int:
+        """Numbers in a pooled mask."""
+        return torch.Size(self._pool).numel()
+
+    def __call__(self, chosen: torch.Tensor) -> torch.Tensor:
+        """The masks `(m, *places)`, from 0 to 1."""
+        if not self._smooth:
+            return self._kept[chosen].reshape(len(chosen), *self.places)
+        steps = [-(-size // cells) for size, cells in zip(self.places, self._grid, strict=True)]
+        large = F.interpolate(
+            self._kept[chosen].unsqueeze(1),
+            size=[step * (cells + 1) for step, cells in zip(steps, self._grid, strict=True)],
+            mode=MODES[len(self.places)],
+            align_corners=False,
+        ).squeeze(1)
+        offsets = (self._shifts[chosen] * torch.tensor(steps)).long().tolist()
+        cut = [
+            mask[tuple(slice(start, start + size) for start, size in zip(offset, self.places, strict=True))]
+            for mask, offset in zip(large, offsets, strict=True)
+        ]
+        return torch.stack(cut)
+
+    def pooled(self, masks: torch.Tensor) -> torch.Tensor:
+        """Masks at a few places in each cell, `(m, coarse)`."""
+        if not self._smooth:
+            return masks.flatten(1)
+        return _resized(masks, self._pool, "area").flatten(1)
+
+    def enlarged(self, values: torch.Tensor) -> torch.Tensor:
+        """Numbers by pooled place, `(batch, coarse)`, at every place, `(batch, *places)`."""
+        if not self._smooth:
+            return values.reshape(len(values), *self.places)
+        return _resized(values.reshape(len(values), *self._pool), self.places, MODES[len(self.places)])
+
+
+def _resized(values: torch.Tensor, size: list[int], mode: str) -> torch.Tensor:
+    corners = {} if mode == "area" else {"align_corners": False}
+    return F.interpolate(values.unsqueeze(1), size=size, mode=mode, **corners).squeeze(1)
+
+
+BLOCKS = 8
+"""Groups of masks from whose fits the standard error is read."""
+
+PENALTIES = torch.logspace(-6, 2, 33, dtype=torch.float64)
+"""Relative to the largest eigenvalue of the masks' products."""
+
+
+def ridge_map(masks: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The coefficients of a linear model of the scores, and their standard errors, both `(batch, places)`.
+
+    Args:
+        masks: `(n, places)`.
+        scores: `(n, batch)`.
+    """
+    penalty = _penalty(masks, scores)
+    values = _fit(masks, scores, penalty)
+    group = torch.arange(len(masks)) // 2 % BLOCKS  # a mask and its complement stay together
+    if len(masks) < 4 * BLOCKS:
+        return values, torch.full_like(values, torch.nan)
+    parts = torch.stack([_fit(masks[group != one], scores[group != one], penalty) for one in range(BLOCKS)])
+    error = ((BLOCKS - 1) / BLOCKS * (parts - parts.mean(dim=0)).square().sum(dim=0)).sqrt()
+    return values, error
+
+
+def _fit(masks: torch.Tensor, scores: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """`(batch, places)`: M^T (M M^T + k I)^-1 S of centred masks and scores, with a penalty k for each sample."""
+    design, answer = masks - masks.mean(dim=0), scores - scores.mean(dim=0)
+    values, vectors = torch.linalg.eigh(design @ design.T)
+    turned = vectors.T @ answer  # (n, batch)
+    fitted: torch.Tensor = design.T @ (vectors @ (turned / (values.clamp_min(0)[:, None] + penalty)))
+    return fitted.T
+
+
+def _penalty(masks: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """The penalty of each sample, `(batch,)`, that minimizes n |residual|^2 / trace(I - H)^2."""
+    design, answer = masks - masks.mean(dim=0), scores - scores.mean(dim=0)
+    values, vectors = torch.linalg.eigh(design @ design.T)
+    values = values.clamp_min(0)
+    turned = (vectors.T @ answer).square()  # (n, batch)
+    scale = values.max().clamp_min(1e-12)
+    shrink = PENALTIES[:, None] * scale / (values + PENALTIES[:, None] * scale)  # (penalties, n), 1 - eigenvalue of H
+    free = (shrink.sum(dim=1) - 1).clamp_min(1e-9)  # one is spent on the mean
+    loss = (shrink.square() @ turned) / free[:, None] ** 2
+    best: torch.Tensor = PENALTIES[loss.argmin(dim=0)] * scale
+    return best

@@ -1,7 +1,8 @@
-"""Shapley values by sampling orders of the features."""
+"""Shapley values: by sampling orders of the features, and as a weighted least squares fit (KernelSHAP)."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .run_and_check import efficiency_gap, game, mean_and_error, settled
+from .game import converged, efficiency_gap, game, mean_and_error
 
 
 @method(
@@ -48,17 +49,9 @@ def shapley_sampling(
     values of each order sum to S(x) - S(baseline) exactly.
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
-        features: as in `feature_ablation`.
         baseline: what replaces a feature that has not joined, as in `integrated_gradients`.
         permutations: orders, at most; the same for all samples.
         tolerance: stop when every standard error is below this share of the sample's largest value; None for never.
-        seed: of the orders.
-        batch_size: rows in one forward pass.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score, with its standard error over pairs of orders;
@@ -66,10 +59,6 @@ def shapley_sampling(
 
     Raises:
         OptionError: when an option is out of range, or features or baseline do not fit the input.
-        TargetError: when the target does not fit the output.
-
-    Warns:
-        UserWarning: when the values of a sample are zero everywhere.
 
     Example:
         >>> class Product(nn.Module):
@@ -95,7 +84,7 @@ def shapley_sampling(
             found.append(one.mean(dim=0))
             used += len(orders)
             values, error = mean_and_error(torch.stack(found))
-            if settled(error, values, tolerance):
+            if converged(error, values, tolerance):
                 break
         warn_of_zeros({"": values}, "shapley_sampling")
         return own.attribution(
@@ -117,3 +106,152 @@ def _marginals(own: Any, order: torch.Tensor, bottom: torch.Tensor) -> torch.Ten
     path = torch.cat([bottom[None], inner, own.coalitions.score[None]])  # (features + 1, batch)
     steps = (path[1:] - path[:-1]).double()
     return steps[rank.to(steps.device)].T
+
+
+BLOCKS = 8
+"""Groups of samples from whose estimates the standard error is read."""
+
+
+@method(
+    family="perturbation",
+    passes="512 forward passes (samples)",
+    needs="a baseline",
+    source="Lundberg & Lee 2017; Covert & Lee 2021",
+)
+def kernel_shap(
+    model: nn.Module,
+    x: Input,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    features: FeatureSpec = None,
+    baseline: Any = "zero",
+    samples: int = 512,
+    tolerance: float | None = None,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    forward: Forward | None = None,
+) -> Attribution:
+    """Shapley values as the additive model that fits the scores of coalitions best.
+
+    min over phi of sum over z of pi(z) (S(z) - S(0) - z . phi)^2 with sum phi = S(x) - S(0), and the kernel pi(z) =
+    (d - 1) / (C(d, |z|) |z| (d - |z|)) (Lundberg & Lee 2017, theorem 2). When all 2^d coalitions fit in `samples`
+    they are all used and the values are exact. Otherwise coalitions are drawn from pi in pairs, a coalition and its
+    complement, which cancels part of the noise (Covert & Lee 2021, sec. 4.2).
+
+    Args:
+        baseline: what replaces a feature that is left out, as in `integrated_gradients`.
+        samples: coalitions, at most; the same for all samples of the batch. At least twice the number of features.
+        tolerance: stop when every standard error is below this share of the sample's largest value; None for never.
+
+    Returns:
+        An `Attribution` shaped like the input, in units of the score; every value of a feature gets the feature's
+        number. Its check is the relative `"efficiency gap"`. The standard error is over 8 groups of samples, and there
+        is none where the values are exact; `settings["exact"]` tells.
+
+    Raises:
+        OptionError: when an option is out of range, or there are too few samples for the features.
+
+    Example:
+        >>> class Product(nn.Module):
+        ...     def forward(self, x):
+        ...         return x.prod(dim=1, keepdim=True)
+        >>> kernel_shap(Product(), torch.tensor([[2.0, 3.0, 1.0]]), target=0).tensor
+        tensor([[2., 2., 2.]])
+    """
+    check_count("samples", samples)
+    check_seed(seed)
+    if tolerance is not None and not tolerance > 0:
+        raise OptionError(f"tolerance must be above 0 or None, got {tolerance!r}.")
+    with game(model, x, target, where, features, baseline, batch_size, forward) as own:
+        count, top, bottom = own.count, own.coalitions.score.double(), own.coalitions.bottom().double()
+        exact = count <= 20 and 2**count - 2 <= samples
+        error: torch.Tensor | None = None
+        used = 0
+        if count == 1:
+            values = (top - bottom)[:, None]
+        elif exact:
+            keep, weight = _all_coalitions(count)
+            used = len(keep)
+            values = _fit(keep, weight, own.scores(keep.float(), "KernelSHAP").double(), top, bottom)
+        else:
+            if samples < 2 * count:
+                raise OptionError(
+                    f"samples={samples} are too few for {count} features: give {2 * count} or more, or fewer features."
+                )
+            generator = torch.Generator().manual_seed(seed)
+            keeps, scores = [], []
+            block = max(2 * count, -(-samples // (BLOCKS if tolerance is None else 4 * BLOCKS)))
+            while used < samples:
+                keeps.append(_drawn_coalitions(min(block, samples - used), count, generator))
+                scores.append(own.scores(keeps[-1].float(), "KernelSHAP").double())
+                used += len(keeps[-1])
+                keep, found = torch.cat(keeps), torch.cat(scores)
+                if tolerance is None and used < samples:
+                    continue
+                values = _fit(keep, torch.ones(len(keep)).double(), found, top, bottom)
+                error = _jackknife_error(keep, found, top, bottom)
+                if converged(error, values, tolerance):
+                    break
+        warn_of_zeros({"": values}, "kernel_shap")
+        return own.attribution(
+            values,
+            method="kernel_shap",
+            settings={"samples": used, "exact": exact or count == 1, "tolerance": tolerance, "seed": seed},
+            error=error,
+            checks={"efficiency gap": efficiency_gap(values, own.coalitions.score, bottom)},
+        )
+
+
+def _all_coalitions(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All coalitions but the empty and the full one, `(2^d - 2, d)`, and their kernel."""
+    keep = torch.tensor(list(itertools.product((0, 1), repeat=count))[1:-1], dtype=torch.float64)
+    size = keep.sum(dim=1)
+    choose = torch.exp(torch.lgamma(torch.tensor(count + 1.0).double()) - torch.lgamma(size + 1) -
+                       torch.lgamma(count - size + 1))  # fmt: skip
+    return keep, (count - 1) / (choose * size * (count - size))
+
+
+def _drawn_coalitions(number: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Coalitions `(number, d)` drawn from the kernel, each followed by its complement."""
+    sizes = torch.arange(1, count).double()
+    odds = 1 / (sizes * (count - sizes))
+    pairs = (number + 1) // 2
+    size = torch.multinomial(odds, pairs, replacement=True, generator=generator) + 1
+    order = torch.rand(pairs, count, generator=generator).argsort(dim=1).argsort(dim=1)
+    keep = (order < size[:, None]).double()
+    return torch.stack([keep, 1 - keep], dim=1).flatten(0, 1)[:number]
+
+
+def _fit(
+    keep: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor, top: torch.Tensor, bottom: torch.Tensor
+) -> torch.Tensor:
+    """The values `(batch, d)` of the weighted least squares fit whose sum is S(x) - S(0).
+
+    With A = sum w z z^T and b = sum w z (S(z) - S(0)): phi = A^-1 (b - 1 (1^T A^-1 b - (S(x) - S(0))) / (1^T A^-1 1)).
+    """
+    keep, weight = keep.to(scores), weight.to(scores)
+    gram = keep.T @ (weight[:, None] * keep)
+    right = keep.T @ (weight[:, None] * (scores - bottom))  # (d, batch)
+    ones = torch.ones(len(gram), 1).to(scores)
+    inverse = torch.linalg.pinv(gram, hermitian=True)
+    solved, unit = inverse @ right, inverse @ ones
+    excess = (solved.sum(dim=0) - (top - bottom)) / unit.sum()
+    fitted: torch.Tensor = solved - unit * excess
+    return fitted.T
+
+
+def _jackknife_error(
+    keep: torch.Tensor, scores: torch.Tensor, top: torch.Tensor, bottom: torch.Tensor
+) -> torch.Tensor | None:
+    """The standard error of the fit, from leaving out one of `BLOCKS` groups of pairs at a time (jackknife)."""
+    pair = torch.arange(len(keep)) // 2 % BLOCKS
+    if len(keep) < 2 * BLOCKS:
+        return None
+    parts = []
+    for block in range(BLOCKS):
+        rest = pair != block
+        parts.append(_fit(keep[rest], torch.ones(int(rest.sum())).double(), scores[rest], top, bottom))
+    spread = torch.stack(parts)
+    error: torch.Tensor = ((BLOCKS - 1) / BLOCKS * (spread - spread.mean(dim=0)).square().sum(dim=0)).sqrt()
+    return error

@@ -17,7 +17,7 @@ from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .run_and_check import game
+from .game import game
 
 
 @method(
@@ -46,26 +46,11 @@ def sobol(
     Interactions count, so the indices sum to 1 or more. They have no sign.
 
     Args:
-        model: any module; no gradient is needed.
-        x: its input, `(batch, ...)`.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
-        features: as in `feature_ablation`.
         baseline: what a mask of 0 leaves, as in `integrated_gradients`.
         draws: rows of the designs A and B; a power of 2 keeps the sequence balanced.
-        seed: of the sequence.
-        batch_size: rows in one forward pass.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input, shares of the variance, with standard errors over draws.
-
-    Raises:
-        OptionError: when an option is out of range, or features or baseline do not fit the input.
-        TargetError: when the target does not fit the output.
-
-    Warns:
-        UserWarning: when the values of a sample are zero everywhere.
 
     Example:
         >>> net = nn.Linear(2, 1)

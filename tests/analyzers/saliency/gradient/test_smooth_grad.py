@@ -3,8 +3,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.saliency import gradient, smooth_grad
-from layerlens.analyzers.saliency.gradient.smooth_grad_squared import smooth_grad_squared
-from layerlens.analyzers.saliency.gradient.var_grad import var_grad
+from layerlens.analyzers.saliency.gradient.smooth_grad import smooth_grad_squared, var_grad
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import as_inputs
 from tests.cases import CASES, normal

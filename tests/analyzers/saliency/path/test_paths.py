@@ -8,10 +8,8 @@ from torch import nn
 from layerlens.analyzers.common.features.baselines import gaussian_blur
 from layerlens.analyzers.saliency import integrated_gradients, saliency
 from layerlens.analyzers.saliency.path.blur_ig import blur_ig
-from layerlens.analyzers.saliency.path.guided_ig import guided_ig
-from layerlens.analyzers.saliency.path.guided_path import GuidedPath
-from layerlens.analyzers.saliency.path.internal_influence import internal_influence
-from layerlens.analyzers.saliency.path.layer_conductance import layer_conductance
+from layerlens.analyzers.saliency.path.guided_ig import GuidedPath, guided_ig
+from layerlens.analyzers.saliency.path.layer_paths import internal_influence, layer_conductance
 from layerlens.analyzers.saliency.path.xrai import xrai
 from layerlens.errors import InputError, LayerNotFound, OptionError, TargetError
 from tests.cases import CASES, normal

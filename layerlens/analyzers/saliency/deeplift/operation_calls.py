@@ -18,7 +18,7 @@ from layerlens.model.call_tracking import nodes_made
 
 
 @dataclasses.dataclass(eq=False)
-class Call:
+class OperationCall:
     """One call of an operation.
 
     Attributes:
@@ -71,7 +71,7 @@ def key(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OperationCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keep the calls of some operations during a forward pass; values that are overwritten later are copied first.
 
     Args:
@@ -81,7 +81,7 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, wanted: Container[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.wanted = wanted
-        self._found: dict[int, Call] = {}
+        self._found: dict[int, OperationCall] = {}
         self._passing: dict[Any, bool] = {}
         self._cloned = -1  # number of the last node that copied a tensor
         self._held: dict[int, list[tuple[list[Any], int]]] = {}  # storage -> where its tensors are kept
@@ -90,7 +90,7 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         return False  # borrowed models are never traced, and the guard would import the whole compiler, for seconds
 
-    def of(self, node: Any, op: str) -> Call | None:
+    def of(self, node: Any, op: str) -> OperationCall | None:
         """The call that made `node`, whose operation is `op`; None when it was not kept."""
         call = self._found.get(int(node._sequence_nr()))
         return call if call is not None and key(call.function.overloadpacket.__name__) == key(op) else None
@@ -98,7 +98,7 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, function: Any, kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call `function` and keep what it was given and gave."""
+        """OperationCall `function` and keep what it was given and gave."""
         kwargs = kwargs or {}
         if self._passed(function):
             return function(*args, **kwargs)
@@ -121,7 +121,7 @@ class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
             results = [part.detach() for part in parts if isinstance(part, torch.Tensor)]
             self._hold(results)
             options = {name: _detached(value) for name, value in kwargs.items()}
-            self._found[number] = Call(function, kept, options, varied, results)
+            self._found[number] = OperationCall(function, kept, options, varied, results)
         return result
 
     def _passed(self, function: Any) -> bool:

@@ -28,9 +28,9 @@ from layerlens.targets.target import Spec
 
 from ..path.completeness import completeness_gap
 from . import reveal_cancel
-from .calls import Calls
+from .operation_calls import OperationCalls
 from .pairs import Pair, Run, pair_up
-from .table import WANTED, Rule, rule_of, told_otherwise
+from .table import WANTED, Rule, changed_choices, rule_of
 
 RULES = ("rescale", "reveal_cancel")
 
@@ -66,26 +66,15 @@ def deep_lift(
     The operations are the nodes of autograd's graph: functional calls, reused modules and residual additions count.
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. For token ids the
-            values are those of the embeddings, summed over their features.
-        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
         baseline: x', as in `integrated_gradients`: a name such as `"zero"` or `"blur"`, a number, a tensor, or a
             dict by input name.
         rule: of nonlinearities: `"rescale"`, or `"reveal_cancel"`, which explains apart what raises and what lowers
             their input, so that two causes that hide each other show (sec. 3.5.3). It holds for nonlinearities whose
             input is made by a linear operation, a batch norm of one or an addition; others are rescaled.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score; its check is
         the relative `"completeness gap"` |sum - (S(x) - S(x'))| / |S(x) - S(x')| of each sample.
-
-    Raises:
-        InputError: when the input holds nothing to differentiate, or the model takes another route for the baseline.
-        OptionError: when the baseline does not fit the input, or the rule is unknown.
-        TargetError: when the target does not fit the output, or no gradient reaches the input.
 
     Warns:
         UserWarning: when an operation has no rule, so that its gradient stands in; when the gap is above 0.001; when
@@ -143,7 +132,7 @@ def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
     if one.score.grad_fn is None or not one.graph.visit(one.score.grad_fn).depends:
         raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")
     restore_generators(states)  # a model that draws random numbers draws the same ones
-    other = _run(scorer, {name: _laid_like(leaves[name], start) for name, start in starts.items()}, wanted)
+    other = _run(scorer, {name: _in_layout_of(leaves[name], start) for name, start in starts.items()}, wanted)
     scorer.check_bottom(other.score.detach())
     pairs = pair_up(one, other)
     special = reveal_cancel.reveal_cancel(pairs) if rule == "reveal_cancel" else {}
@@ -152,17 +141,17 @@ def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
         name: torch.zeros_like(leaf) if found is None else (leaf.detach() - starts[name]) * found
         for (name, leaf), found in zip(leaves.items(), multipliers, strict=True)
     }
-    return Comparison(values, one.score.detach(), other.score.detach(), told_otherwise(pairs))
+    return Comparison(values, one.score.detach(), other.score.detach(), changed_choices(pairs))
 
 
-def _laid_like(leaf: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+def _in_layout_of(leaf: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """A baseline in the memory layout of its leaf: of another layout torch runs other operations."""
     return torch.empty_like(leaf, requires_grad=False).copy_(start).requires_grad_()
 
 
 def _run(scorer: Scorer, leaves: Leaves, wanted: frozenset[str]) -> Run:
     """The model's forward pass on `leaves`, with fused attention in primitives."""
-    graph, calls = Graph(leaves.values(), TABLE), Calls(wanted)
+    graph, calls = Graph(leaves.values(), TABLE), OperationCalls(wanted)
     with sdpa_kernel(SDPBackend.MATH), Recorder(graph, noting=False), calls:
         score = scorer(leaves)
     return Run(score, graph, calls)

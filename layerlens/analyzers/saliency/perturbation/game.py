@@ -110,7 +110,7 @@ def mean_and_error(draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | No
     return draws.mean(dim=0), draws.std(dim=0) / count**0.5 if count > 1 else None
 
 
-def settled(error: torch.Tensor | None, values: torch.Tensor, tolerance: float | None) -> bool:
+def converged(error: torch.Tensor | None, values: torch.Tensor, tolerance: float | None) -> bool:
     """Whether every standard error is below `tolerance` times the largest value of its sample."""
     if tolerance is None or error is None:
         return False

@@ -1,0 +1,285 @@
+"""Paths from a baseline to the input, read at a layer: conductance and internal influence of its units."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.batch_size import BatchSize, first_score
+from layerlens.analyzers.common.features.baselines import baselines
+from layerlens.analyzers.common.leaves.layer_leaf import find_place
+from layerlens.analyzers.common.leaves.leaves import Leaf
+from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, freeze, warn_of_zeros
+from layerlens.errors import OptionError, TargetError, check_count
+from layerlens.inputs.inputs import Forward, Input
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Selection
+from layerlens.model.trees import named_tensors
+from layerlens.probes.probe import Edit
+from layerlens.progress import track
+from layerlens.results import Attribution
+from layerlens.targets.target import Spec
+
+from .completeness import check_path_options, scores_at, until_complete
+
+
+@method(
+    family="path",
+    passes="51 gradients or more (steps, until it is complete)",
+    needs="a layer (where=), a baseline",
+    source="Dhamdhere, Sundararajan & Yan 2018",
+)
+def layer_conductance(
+    model: nn.Module,
+    x: Input,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    baseline: Any = "zero",
+    steps: int = 50,
+    tolerance: float = 0.05,
+    max_steps: int = 200,
+    batch_size: BatchSize = "auto",
+    forward: Forward | None = None,
+) -> Attribution:
+    """What each unit y of a layer passes on while the input goes straight from a baseline x' to x.
+
+    Cond(y) = integral over a in 0..1 of dS/dy dy/da, at x' + a (x - x') (Dhamdhere, Sundararajan & Yan 2018, eq. 2).
+    Where every way to the score leads through the layer, the units sum to S(x) - S(x'); the share that does not is the
+    reported gap. `integrated_gradients` of a layer takes the straight way in the layer's own space instead; here its
+    values move as inputs move them. Each piece between two steps counts by the mean of the gradients at its ends.
+
+    Args:
+        where: the layer, or a call of one (`"rnn#1"`).
+        baseline: x', as in `integrated_gradients`.
+        steps: pieces of the way, at first.
+        tolerance: largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any, as it
+            should where the layer is one of several ways.
+        max_steps: where doubling ends.
+
+    Returns:
+        An `Attribution` shaped like the layer's output with the batch first, in units of the score; its checks are the
+        relative `"completeness gap"` and the `"steps"` of each sample.
+
+    Warns:
+        UserWarning: when the tolerance is not reached, or the values of a sample are zero everywhere.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> result = layer_conductance(net, torch.ones(1, 3), target=1, where="1")
+        >>> result.tensor.shape, bool(result.checks["completeness gap"] < 0.05)
+        (torch.Size([1, 4]), True)
+    """
+    check_path_options(steps, tolerance, max_steps)
+    check_layer("layer_conductance", where)
+    with borrowed(model):
+        freeze(model)
+        scorer = Scorer(model, x, target, forward=forward)
+        ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
+        score, batch = first_score(scorer, ends, batch_size)
+        tap = Tap(scorer, where)
+        starts, label = baselines(scorer, baseline)
+
+        def integrate(rows: torch.Tensor, count: int) -> Leaves:
+            ways = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+            total = torch.zeros_like(tap.value[rows], dtype=torch.float64)
+            before: tuple[torch.Tensor, torch.Tensor] | None = None
+            for some in torch.split(ways, max(1, batch // len(rows))):
+                _, outputs, slopes = tap.gradients(points(starts, ends, rows, some), rows.repeat(len(some)))
+                outputs = outputs.double().reshape(len(some), *total.shape)
+                slopes = slopes.double().reshape(outputs.shape)
+                if before is not None:
+                    outputs, slopes = torch.cat([before[0], outputs]), torch.cat([before[1], slopes])
+                total += (outputs.diff(dim=0) * (slopes[1:] + slopes[:-1]) / 2).sum(dim=0)
+                before = outputs[-1:], slopes[-1:]
+            return {tap.place.name: total}
+
+        values, checks = until_complete(
+            "layer_conductance",
+            scorer.rows,
+            integrate,
+            {tap.place.name: tap.value},
+            score,
+            scores_at(scorer, starts, batch),
+            steps=steps,
+            tolerance=tolerance,
+            max_steps=max_steps,
+            batch=batch,
+        )
+        warn_of_zeros(values, "layer_conductance")
+        return tap.attribution(
+            values[tap.place.name],
+            method="layer_conductance",
+            settings={
+                "baseline": label,
+                "steps": steps,
+                "tolerance": tolerance,
+                "max_steps": max_steps,
+                "batch_size": batch,
+            },
+            score=score,
+            checks=checks,
+        )
+
+
+@method(
+    family="path",
+    passes="50 gradients (steps)",
+    needs="a layer (where=), a baseline",
+    source="Leino et al. 2018",
+)
+def internal_influence(
+    model: nn.Module,
+    x: Input,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    baseline: Any = "zero",
+    steps: int = 50,
+    batch_size: BatchSize = "auto",
+    forward: Forward | None = None,
+) -> Attribution:
+    """The gradient of the score at each unit y of a layer, averaged while the input goes straight from x' to x.
+
+    Influence(y) = integral over a in 0..1 of dS/dy at x' + a (x - x') (Leino et al. 2018, eq. 1, with the uniform
+    distribution of interest on that way), by Gauss-Legendre quadrature.
+
+    Args:
+        where: the layer, or a call of one (`"rnn#1"`).
+        baseline: x', as in `integrated_gradients`.
+        steps: gradients along the way.
+
+    Returns:
+        An `Attribution` shaped like the layer's output with the batch first, in units of score per activation.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> result = internal_influence(net, torch.ones(1, 3), target=1, where="1")
+        >>> bool(torch.allclose(result.tensor[0], net[2].weight[1]))
+        True
+    """
+    check_count("steps", steps)
+    check_layer("internal_influence", where)
+    with borrowed(model):
+        freeze(model)
+        scorer = Scorer(model, x, target, forward=forward)
+        ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
+        score, batch = first_score(scorer, ends, batch_size)
+        tap = Tap(scorer, where)
+        starts, label = baselines(scorer, baseline)
+        places, weights = (torch.as_tensor(part) / 2 for part in np.polynomial.legendre.leggauss(steps))
+        values = torch.zeros_like(tap.value, dtype=torch.float64)
+        for rows in track(torch.split(scorer.rows, batch), "internal_influence"):
+            together = max(1, batch // len(rows))
+            for ways, shares in zip(torch.split(places + 0.5, together), torch.split(weights, together), strict=True):
+                slopes = tap.gradients(points(starts, ends, rows, ways), rows.repeat(len(ways)))[2]
+                each = slopes.double().reshape(len(ways), len(rows), *slopes.shape[1:])
+                values[rows] += torch.tensordot(shares.to(each.device), each, dims=1)
+        warn_of_zeros({tap.place.name: values}, "internal_influence")
+        return tap.attribution(
+            values,
+            method="internal_influence",
+            settings={"baseline": label, "steps": steps, "batch_size": batch},
+            score=score,
+            units="score per activation",
+        )
+
+
+def check_layer(method: str, where: Selection) -> None:
+    """Raise an OptionError when no layer was given."""
+    if where is None or (isinstance(where, str) and where == "input"):
+        raise OptionError(
+            f"{method} is about the units of a layer: give where='name of a layer'. For the input itself take "
+            "integrated_gradients."
+        )
+
+
+def points(starts: Leaves, ends: Leaves, rows: torch.Tensor, ways: torch.Tensor) -> Leaves:
+    """X' + a (x - x') of the samples `rows`, `(ways * rows, ...)` by leaf, way by way.
+
+    Args:
+        starts: x' by leaf.
+        ends: x by leaf.
+        rows: the samples, `(n,)`.
+        ways: a, `(ways,)` float64.
+    """
+    found = {}
+    for name, end in ends.items():
+        part = ways.to(end.device).reshape(-1, *[1] * end.ndim)
+        found[name] = torch.lerp(starts[name][rows].double(), end[rows].double(), part).flatten(0, 1).to(end.dtype)
+    return found
+
+
+class Tap:
+    """One call of one layer, read while a scorer runs on changed inputs; use it inside `borrowed(model)`.
+
+    Args:
+        scorer: its leaves are the inputs.
+        where: the layer, or a call of it.
+
+    Attributes:
+        place: how the output is laid out.
+        value: the output for the inputs as they are, `(batch, ...)`.
+
+    Raises:
+        LayerNotFound: when `where` matches no layer; SelectionError when it matches several layers or calls.
+        RecordError: when that layer did not run.
+    """
+
+    def __init__(self, scorer: Scorer, where: Selection) -> None:
+        self.scorer = scorer
+        self.place, self.value = find_place(scorer.model, scorer.inputs, where, scorer.forward)
+
+    def gradients(
+        self, values: Mapping[str, torch.Tensor], rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The scores `(n,)`, the layer's output and the gradients of the scores at it, both `(n, ...)`.
+
+        Args:
+            values: one tensor `(n, ...)` per leaf of the scorer.
+            rows: which sample of the batch each row belongs to, `(n,)`.
+
+        Raises:
+            TargetError: when the score does not depend on the output.
+        """
+        kept: list[torch.Tensor] = []
+        with torch.enable_grad():
+            score = self.scorer(values, rows, then={self.place.layer: self._cut(kept)})
+        leaf = kept[0] if kept else None
+        slope = None
+        if leaf is not None and score.requires_grad:
+            with backward_pass(self.scorer.model):
+                (slope,) = torch.autograd.grad(score.sum(), leaf, allow_unused=True)
+        if leaf is None or slope is None:
+            raise TargetError(
+                f"the score {self.scorer.target.label!r} does not depend on what layer {self.place.name!r} returned, "
+                "or not in a way that can be differentiated. Choose another layer."
+            )
+        return score.detach(), self.place.lay(leaf.detach()), self.place.lay(slope)
+
+    def attribution(self, values: torch.Tensor, **fields: Any) -> Attribution:
+        """An `Attribution` of the layer's values, `(batch, ...)`; see `Scorer.fields`."""
+        at_layer = copy.copy(self.scorer)
+        at_layer.leaves = {self.place.name: Leaf(self.value, place=self.place)}
+        return at_layer.attribution({self.place.name: values.to(self.value.dtype)}, **fields)
+
+    def _cut(self, kept: list[torch.Tensor]) -> Edit:
+        """Makes the graph of the call start at its output, which goes into `kept`."""
+        seen = iter(range(1 << 62))
+
+        def exchange(output: Any) -> Any:
+            if next(seen) != self.place.call:
+                return output
+            main = next(tensor for _, tensor in named_tensors(output) if tensor.is_floating_point())
+            leaf = main.detach().requires_grad_()
+            kept.append(leaf)
+            return self.place.exchange(self.place.lay(leaf))(output)
+
+        return exchange
