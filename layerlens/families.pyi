@@ -9,7 +9,7 @@ from layerlens.analyzers.relevance.conditions import Units
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
 from layerlens.analyzers.saliency.cam.grid import Reshape
 from layerlens.analyzers.saliency.perturbation.occlusion import Sizes
-from layerlens.analyzers.saliency.perturbation.smooth_masks import Sampling
+from layerlens.analyzers.saliency.perturbation.rise import Sampling
 from layerlens.analyzers.sensitivity.inputs.feature_names import Names
 from layerlens.analyzers.sensitivity.interventions.parts import By
 from layerlens.analyzers.sensitivity.interventions.replacements import Value
