@@ -68,7 +68,7 @@ For type checkers and editors the same names stand in `__init__.pyi`."""
 
 install()
 
-_MODULES = ("edits", "errors", "faithfulness", "plotting", "results")
+_MODULES = ("edits", "errors", "extend", "faithfulness", "plotting", "results", "rules")
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted([*_HOMES, *_MODULES])

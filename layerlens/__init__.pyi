@@ -1,6 +1,14 @@
 """The names of the package with their types; at run time they are loaded when they are first used."""
 
-from . import edits as edits, errors as errors, faithfulness as faithfulness, plotting as plotting, results as results
+from . import (
+    edits as edits,
+    errors as errors,
+    extend as extend,
+    faithfulness as faithfulness,
+    plotting as plotting,
+    results as results,
+    rules as rules,
+)
 from .analyzers.activation.activation_maps import activation_maps as activation_maps, layer_maps as layer_maps
 from .analyzers.activation.attention.rollout import attention_rollout as attention_rollout
 from .analyzers.activation.attention.weights import attention as attention
