@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from layerlens import plotting
 from layerlens.plotting import Plot
 from layerlens.plotting.drawing import attribution_sample as shown
+from layerlens.plotting.words import words
 from layerlens.report.alt_text import of_ledger, of_map, of_profile
 from layerlens.results import ActivationMaps, Attribution, LayerProfile
 
@@ -99,7 +100,7 @@ def _saliency(found: Findings, name: str) -> Figure:
         f"{copies} noisy copies; the standard error is {error:.0%} of the map's norm."
     )
     maps = [found.cam, *found.saliency]
-    alt = _alt(maps, [one.how for one in maps])
+    alt = _alt(maps, [words(one.how) for one in maps])
     return Figure(f"{name}_saliency", f"Saliency: {found.title}", alt, caption, plotting.compare_methods(maps))
 
 
@@ -113,7 +114,7 @@ def _relevance(found: Findings, name: str, subject: Subject) -> Figure:
         f"{float(middle.tensor.sum()):.4g}. The rest went to constants, as the ledger shows."
     )
     maps = [found.relevance, middle]
-    alt = _alt(maps, [one.how for one in maps])
+    alt = _alt(maps, [words(one.how) for one in maps])
     return Figure(f"{name}_relevance", f"Relevance: {found.title}", alt, caption, plotting.compare_methods(maps))
 
 

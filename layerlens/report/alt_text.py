@@ -8,6 +8,7 @@ import numpy as np
 
 from layerlens.plotting import Plot
 from layerlens.plotting.drawing.attribution_sample import Sample as Shown
+from layerlens.plotting.words import words
 from layerlens.results import LayerProfile, Ledger
 
 PRESENT = str.maketrans({"Ġ": "␣", "▁": "␣", "Ċ": "↵", "\n": "↵", "\t": "⇥", " ": "␣"})
@@ -22,7 +23,7 @@ def of_map(shown: Shown, how: str) -> str:
         how: the method.
     """
     told = of_values(shown)
-    return f"{how}, in units of {shown.units}: {told[0].lower()}{told[1:]}."
+    return f"{words(how)}, in units of {shown.units}: {told[0].lower()}{told[1:]}."
 
 
 def of_values(shown: Shown) -> str:

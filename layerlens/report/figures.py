@@ -14,6 +14,7 @@ from layerlens import plotting
 from layerlens.errors import PlotError
 from layerlens.plotting import style
 from layerlens.plotting.drawing import attribution_sample as shown_samples
+from layerlens.plotting.words import words
 from layerlens.results import Attribution, LayerProfile, Relevance
 
 from . import alt_text
@@ -37,7 +38,7 @@ def maps(attributions: Sequence[Attribution]) -> list[Block]:
         if form not in ("tokens", None) and not _lines(attributions[0], name):
             blocks.append(_drawn(f"Input{called}", partial(_input, attributions[0], name, f"Input{called}")))
         for one in attributions:
-            title = f"{_title(one.how)}{called}"
+            title = f"{words(one.how)}{called}"
             blocks.append(_drawn(title, partial(_single, one, name, title)))
     return blocks
 
@@ -68,7 +69,7 @@ def profile(found: LayerProfile, title: str, note: str) -> Block:
         finite = torch.cat(parts)[torch.cat(parts).isfinite()]
         spread = len(finite) > 1 and bool((finite > 0).all()) and float(finite.max() / finite.min()) > 30
         plot = plotting.layer_profile(found, scale="log" if spread else "linear", width="page", title="")
-        told = found.explain() if any(found.explanation) else f"{_title(found.quantity)}, in units of {found.units}."
+        told = found.explain() if any(found.explanation) else f"{words(found.quantity)}, in units of {found.units}."
         return Picture(title, alt_text.of_profile(found), f"{told} {note}".strip(), plot.png())
 
     return _drawn(title, draw)
@@ -82,7 +83,7 @@ def _drawn(title: str, draw: Callable[[], Block]) -> Block:
 
 
 def _images(attributions: Sequence[Attribution], name: str | None, title: str) -> Picture:
-    plot = plotting.compare_methods(attributions, name=name, labels=[one.how for one in attributions], title="")
+    plot = plotting.compare_methods(attributions, name=name, title="")
     shown = [shown_samples.read(one, 0, name=name) for one in attributions]
     told = " ".join(alt_text.of_map(one, other.how) for one, other in zip(shown, attributions, strict=True))
     signs = "Red speaks for the target, blue against it; " if any(one.signed for one in attributions) else ""
@@ -154,7 +155,7 @@ def colour(share: float) -> str:
 
 
 def _hows(attributions: Sequence[Attribution]) -> str:
-    return " ".join(f"{_title(one.how)}, in units of {one.units}.{_checked(one)}" for one in attributions)
+    return " ".join(f"{words(one.how)}, in units of {one.units}.{_checked(one)}" for one in attributions)
 
 
 def _checked(one: Attribution) -> str:
@@ -164,10 +165,6 @@ def _checked(one: Attribution) -> str:
     told = [f"{checks[:1].upper()}{checks[1:]}."] if checks else []
     told += [f"Chosen by auto: {chosen}."] if isinstance(chosen, str) else []
     return "".join(f" {sentence}" for sentence in told)
-
-
-def _title(how: str) -> str:
-    return (how[:1].upper() + how[1:]).replace("_", " ")
 
 
 def _names(attribution: Attribution) -> list[str | None]:

@@ -18,7 +18,7 @@ def test_each_method_has_its_own_scale_after_the_picture():
     assert picture.images[0].get_array().shape == (12, 12, 3)
     np.testing.assert_array_equal(one.images[-1].get_array(), first.values[1].sum(dim=0).numpy())
     assert other.images[-1].get_clim()[1] == pytest.approx(100 * one.images[-1].get_clim()[1])
-    assert "target: class 7" in texts(plot)
+    assert "Target: class 7" in texts(plot)
 
 
 def test_maps_can_be_drawn_without_the_picture_below_or_beside_them():
@@ -28,7 +28,7 @@ def test_maps_can_be_drawn_without_the_picture_below_or_beside_them():
 
 def test_different_targets_are_not_summed_up_in_a_title():
     results = [images(), images(target="class 8")]
-    assert not [text for text in texts(compare_methods(results)) if text.startswith("target")]
+    assert not [text for text in texts(compare_methods(results)) if text.startswith("Target")]
 
 
 @pytest.mark.parametrize(

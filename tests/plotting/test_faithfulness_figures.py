@@ -25,7 +25,7 @@ def test_rows_are_in_order_and_show_means_and_intervals():
     means = [own.mean(name) for name in names]
     assert means == sorted(means, reverse=True) == [line.get_xdata()[0] for line in dots(axes)]
     assert [tuple(span) for span in plot.data["interval"]] == [own.interval(name) for name in names]
-    assert [label.get_text().removesuffix(" (control)") for label in axes.get_yticklabels()] == names
+    assert [label.get_text().removesuffix(" (control)").lower() for label in axes.get_yticklabels()] == names
 
 
 def test_controls_are_named_hollow_and_the_best_of_them_is_a_line():
@@ -64,8 +64,8 @@ def test_metrics_stand_side_by_side_and_say_which_way_is_better():
     own = board(metrics=("insertion", "road"), higher=(True, False))
     plot = leaderboard(own, metric=["insertion", "road"])
     assert [axes.get_xlabel().replace("\n", " ") for axes in plot.axes] == [
-        "insertion (higher is better)",
-        "road (lower is better)",
+        "Insertion (higher is better)",
+        "ROAD (lower is better)",
     ]
 
 

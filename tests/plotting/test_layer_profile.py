@@ -95,7 +95,7 @@ def test_signed_bars_are_colored_by_sign():
     given = dataclasses.replace(profile(2, error=False, null=False, signed=True), values=torch.tensor([1.0, -1.0]))
     up, down = (bar.get_facecolor() for bar in layer_profile(given).axes[0].patches)
     assert up[0] > up[2] and down[2] > down[0]
-    assert "exact" in texts(layer_profile(given))
+    assert "Exact" in texts(layer_profile(given))
 
 
 @pytest.mark.parametrize(

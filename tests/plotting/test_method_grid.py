@@ -52,7 +52,7 @@ def test_numbers_of_a_board_stand_below_and_the_best_of_each_row_is_bold(higher,
     values = [float(own.of(name, "road")[1]) for name in ("c", "a")]
     assert list(found) == [f"{value:.2f}".replace("-", "−") for value in values]
     assert [weight == "bold" for weight in found.values()] == [value == ahead(values) for value in values]
-    assert any(text.startswith("road below each map") for text in texts(plot))
+    assert any(text.startswith("ROAD below each map") for text in texts(plot))
 
 
 def test_the_best_in_bold_is_among_the_methods_drawn():

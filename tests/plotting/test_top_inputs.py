@@ -19,7 +19,7 @@ def test_a_row_per_unit_strongest_first_with_value_and_index():
     assert list(plot.data) == expected
     assert plot.axes[0].get_title().startswith(f"#{int(top.index[order[0], 0])}: ")
     assert [text for text in texts(plot) if text.startswith("unit")] == [f"unit {unit}" for unit in order]
-    assert any(text.startswith("blocks.0: relevance (epsilon), sum over places, class 7") for text in texts(plot))
+    assert any(text.startswith("blocks.0: Relevance (epsilon), sum over places, class 7") for text in texts(plot))
     assert next(iter(top.plot(units=[2], labels=["edges"]).data)) == "unit 2, sample 8"
 
 

@@ -372,6 +372,6 @@ def test_the_alternative_text_of_a_map():
     shown = Sample("image", torch.tensor([[1.0, -3.0], [0.0, 2.0]]).numpy(), True, "score", "a map", "", 1.0)
     text = of_map(shown, "gradient")
     assert text == (
-        "gradient, in units of score: values add up to 0 (3 for, 3 against); strongest at row 0, column 1 (-3), row 1, "
+        "Gradient, in units of score: values add up to 0 (3 for, 3 against); strongest at row 0, column 1 (-3), row 1, "
         "column 1 (2), row 0, column 0 (1); half of the size lies in 1 of 4 places."
     )

@@ -67,7 +67,7 @@ def test_the_picture_is_small_and_its_text_has_the_numbers():
     with Image.open(io.BytesIO(content)) as image:
         assert image.size[0] == pytest.approx(1.5 * int(picture["width"]), abs=2) and image.size[0] < 1000
     assert len(content) < 100_000
-    assert picture["alt"].startswith("method: gradient; target: class 7; values: float32 (2, 3, 12, 12), in score")
+    assert picture["alt"].startswith("method: Gradient; target: class 7; values: float32 (2, 3, 12, 12), in score")
     assert "sample 0 of 2" in Page(result._repr_html_()).texts
     assert result._repr_html_() == result._repr_html_()
 

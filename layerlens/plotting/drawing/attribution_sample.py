@@ -13,6 +13,7 @@ from layerlens.errors import OptionError, PlotError, choose
 from layerlens.results import Attribution
 
 from ..style import Array
+from ..words import words
 from . import images
 
 Form = Literal["image", "series", "tokens", "vector"]
@@ -103,7 +104,7 @@ def read(attribution: Attribution, sample: int, *, channel: Channel = "sum", nam
         signed=signed,
         units=units,
         what=what,
-        title=", ".join(part for part in (attribution.how, attribution.target_of(sample)) if part),
+        title=", ".join(part for part in (words(attribution.how), attribution.target_of(sample)) if part),
         score=float(attribution.score[sample]),
         picture=shown,
         tokens=tokens,

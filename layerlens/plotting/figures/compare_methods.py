@@ -17,6 +17,7 @@ from ..drawing import attribution_sample, image_panels
 from ..drawing.attribution_sample import Channel, Sample
 from ..drawing.canvas import Canvas
 from ..plot import Plot
+from ..words import words
 
 NARROWEST: Final = 1.05
 """Inches of figure for a panel: the numbers of its colorbar and a word of its title."""
@@ -81,9 +82,9 @@ def compare_methods(
     shown = [attribution_sample.read(one, sample, channel=channel, name=name) for one in several]
     image_panels.only_images(shown, "compare_methods")
     picture = common_picture(several, shown, sample)
-    labels = [one.method for one in several] if labels is None else list(labels)
-    if len(labels) != len(several):
-        raise PlotError(f"{len(labels)} labels for {len(several)} methods; give one per method.")
+    titles = [words(one.how) for one in several] if labels is None else list(labels)
+    if len(titles) != len(several):
+        raise PlotError(f"{len(titles)} labels for {len(several)} methods; give one per method.")
     count = len(shown) + (picture is not None)
     if columns is not None and columns < 1:
         raise OptionError(f"columns={columns!r}; give 1 or more.")
@@ -95,18 +96,19 @@ def compare_methods(
         shown, note = attribution_sample.coarse(shown, canvas.width / columns)
         picture = shown[0].picture
         aspect = shown[0].values.shape[0] / shown[0].values.shape[1]
-        canvas.title(title, f"target: {targets.pop()}" if len(targets) == 1 else "", note)
+        canvas.title(title, f"Target: {targets.pop()}" if len(targets) == 1 else "", note)
         if picture is not None:
-            axes = canvas.panel(aspect=aspect, title=f"input, score {style.number(shown[0].score)}")
+            axes = canvas.panel(aspect=aspect, title=f"Input, score {style.number(shown[0].score)}")
             image_panels.show_picture(axes, picture)
-        for index, (one, label) in enumerate(zip(shown, labels, strict=True), start=count - len(shown)):
+        for index, (one, line) in enumerate(zip(shown, titles, strict=True), start=count - len(shown)):
             row, column = divmod(index, columns)
             limits = style.limits([one.values], signed=one.signed, clip=clip, vmax=vmax, what=one.what)
-            axes = canvas.panel(row, column, aspect=aspect, title=label)
+            axes = canvas.panel(row, column, aspect=aspect, title=line)
             colors = style.colormap(cmap, signed=one.signed)
             below = picture if overlay else None
             mappable, _ = image_panels.show_map(axes, one.values, limits, colors, picture=below)
-            data[image_panels.unique(label, data)] = one.values
+            key = several[len(data)].method if labels is None else line
+            data[image_panels.unique(key, data)] = one.values
             if colorbar:
                 canvas.colorbar([axes], mappable, limits, one.units, "bottom")
         return canvas.finish(data)

@@ -17,6 +17,7 @@ from ..drawing.canvas import Canvas
 from ..drawing.images import finite_array
 from ..plot import Plot, figure
 from ..style import Array
+from ..words import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +85,7 @@ def curves(
     axis_scales.check_values([line["values"] for line in data.values()], yscale, ylim)
     first = shown[0]
     with Canvas(width=width, ax=ax) as canvas:
-        automatic = "; ".join(dict.fromkeys(one.method for one in shown if one.method))
+        automatic = "; ".join(dict.fromkeys(words(one.method) for one in shown if one.method))
         many = len(data) > MOST_NAMED
         notes = [f"{len(data)} curves in order, from dark to light."] if many else []
         missing = {name: int(np.isnan(line["values"]).sum()) for name, line in data.items()}

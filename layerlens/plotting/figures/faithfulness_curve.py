@@ -15,6 +15,7 @@ from ..drawing.canvas import Canvas
 from ..drawing.image_panels import unique
 from ..drawing.images import finite_array
 from ..plot import Plot, figure
+from ..words import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +88,7 @@ def faithfulness_curve(
             scores = finite_array(one.scores, f"the curve of {name!r}")
             mean = scores.mean(axis=0)
             data[unique(f"{place}: {name}" if place else name, data)] = mean
-            (line,) = axes.plot(shares, mean, label=name, **lines[name])
+            (line,) = axes.plot(shares, mean, label=name if labels is not None else words(name), **lines[name])
             handles.setdefault(name, line)
             if len(scores) > 1:
                 error = scores.std(axis=0, ddof=1) / np.sqrt(len(scores))

@@ -17,6 +17,7 @@ from ..drawing import image_panels, images
 from ..drawing.canvas import Canvas
 from ..plot import Plot
 from ..style import Array
+from ..words import words
 from .top_inputs import Show, read_options, show_inputs
 
 
@@ -91,7 +92,7 @@ def feature_gallery(
         name = f"{top.layer} #{top.call}" if top.call else top.layer
         target = f", {top.target}" if top.target else ""
         note = "left: made for the unit; then: samples that it responds to most, each with its number and value"
-        canvas.title(title, f"{name}: {top.method}{target}", note)
+        canvas.title(title, f"{name}: {words(top.method)}{target}", note)
         for row, (unit, wanted) in enumerate(zip(numbers, targets, strict=True)):
             canvas.header(row, f"unit {unit}" if labels is None else labels[row])
             copies = [place for place, one in enumerate(made.targets) if one == wanted]

@@ -10,6 +10,7 @@ from layerlens.results import LayerProfile, TrainingHistory
 
 from .. import style
 from ..plot import Plot, figure
+from ..words import words
 from .layer_profile import layer_profile
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def gradient_flow(
         settings=history.settings,
         series=tuple(f"step {int(history.steps[place])}" for place in places),
     )
-    title = f"{quantity} of each layer, {found.method}" if title is None else title
+    title = f"{words(quantity)} of each layer, {found.method}" if title is None else title
     return layer_profile(profile, scale=scale, width=width, vmax=vmax, title=title, labels=labels, ax=ax)
 
 

@@ -16,6 +16,7 @@ from ..drawing.canvas import Canvas
 from ..drawing.images import finite_array
 from ..plot import Plot, figure, through
 from ..style import Array
+from ..words import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +88,7 @@ def layer_profile(
         axes = canvas.panel()
         canvas.panels[-1].height = max(bars.name_rows(axes, names, canvas.width), 0.5)
         every = -(-len(names) // len(axes.get_yticks()))
-        canvas.title(title, profile.method, f"one name for {every} layers" if every > 1 else "")
+        canvas.title(title, words(profile.method), f"one name for {every} layers" if every > 1 else "")
         bars.value_axis(axes, label, log=scale == "log")
         if vmax is not None:
             axes.set_xlim(right=vmax)

@@ -16,6 +16,7 @@ from ..drawing.canvas import Canvas
 from ..drawing.images import finite_array
 from ..plot import Plot, figure
 from ..style import Array, Limits
+from ..words import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,7 @@ def matrix(
         width = "column" if values.shape[1] <= 40 else "page"
     with Canvas(width=width, ax=ax) as canvas:
         drawn, note = matrix_cells.together(values, canvas.width)
-        canvas.title(title, found.method, " ".join(part for part in (_chance(found), note) if part))
+        canvas.title(title, words(found.method), " ".join(part for part in (_chance(found), note) if part))
         axes = canvas.panel()
         across, height = _size(canvas, found, values.shape, rows)
         canvas.panels[-1].height = height

@@ -18,6 +18,7 @@ from ..drawing.attribution_sample import Channel, Sample
 from ..drawing.canvas import Canvas
 from ..plot import Plot
 from ..style import Array, Limits
+from ..words import words
 from .compare_methods import common_picture
 
 
@@ -111,7 +112,7 @@ def method_grid(
     colors = style.colormap(cmap, signed=signed)
     drawn = []
     with Canvas(width=width, fig=fig) as canvas:
-        automatic = "" if board is None else f"{metric or board.metrics[0]} below each map"
+        automatic = "" if board is None else f"{words(metric or board.metrics[0])} below each map"
         canvas.title(title, automatic)
         edge = []
         for place, (row, line, picture, label) in enumerate(zip(rows, shown, pictures, labels, strict=True)):
@@ -119,10 +120,10 @@ def method_grid(
             known = {method: float(values[row]) for method, values in numbers.items()}
             ahead = _ahead(known, board, metric)
             if picture is not None:
-                left = canvas.panel(place, 0, aspect=aspect, title="" if place else "input")
+                left = canvas.panel(place, 0, aspect=aspect, title="" if place else "Input")
                 image_panels.show_picture(left, picture)
             for column, (method, one) in enumerate(zip(named, line, strict=True), start=picture is not None):
-                axes = canvas.panel(place, column, aspect=aspect, title="" if place else method)
+                axes = canvas.panel(place, column, aspect=aspect, title="" if place else words(method))
                 part, limits = _parts(one, signed, clip, places)
                 drawn.append(part)
                 mappable, _ = image_panels.show_map(axes, part, limits, colors, picture=picture if overlay else None)

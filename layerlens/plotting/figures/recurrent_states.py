@@ -16,6 +16,7 @@ from ..drawing import attribution_sample, images
 from ..drawing.canvas import Canvas
 from ..plot import Plot, figure
 from ..style import Array
+from ..words import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +98,7 @@ def recurrent_states(
             # a projected LSTM has fewer hidden units than cells: their numbers do not belong together
             chosen = units if len(values) == hidden.shape[-1] else _varying(values, count)
             data[name] = values[chosen]
-            axes = canvas.panel(place, height=high, title=_words(name))
+            axes = canvas.panel(place, height=high, title=words(name))
             _map(canvas, axes, data[name], name in GATES, cmap, clip, colorbar, name)
             axes.tick_params(labelbottom=False)
         gates = [name for name in names if name in GATES]
@@ -139,7 +140,7 @@ def _map(
 def _means(canvas: Canvas, axes: Axes, gates: Sequence[str], means: Array) -> None:
     handles: list[Any] = []
     for index, (name, values) in enumerate(zip(gates, means, strict=True)):
-        handles += axes.plot(values, color=style.COLORS[index], linestyle=style.LINES[index], label=_words(name))
+        handles += axes.plot(values, color=style.COLORS[index], linestyle=style.LINES[index], label=words(name))
     axes.set_ylim(0, 1)
     axes.set_xlim(-0.5, means.shape[1] - 0.5)
     axes.set_ylabel("mean gate")
@@ -153,7 +154,3 @@ def _steps(axes: Axes, steps: int) -> None:
 
     axes.set_xlabel("time step")
     axes.xaxis.set_major_locator(MaxNLocator(min(8, steps), integer=True))
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

@@ -15,6 +15,7 @@ from ..drawing import attribution_sample, bars, images
 from ..drawing.canvas import Canvas
 from ..plot import Plot, figure
 from ..style import Array
+from ..words import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,10 +98,10 @@ def relevance_flow(
     data = {
         field.name: np.array([getattr(row, field.name) for row in rows]) for field in dataclasses.fields(Row)
     }  # fmt: skip
-    automatic = "ledger of relevance"
+    automatic = "Ledger of relevance"
     if isinstance(relevance, Relevance):
         shown = relevance.target if sample is None else relevance.target_of(sample)
-        automatic = f"{relevance.method}, {shown}"
+        automatic = f"{words(relevance.method)}, {shown}"
     with Canvas(width=width, ax=ax) as canvas:
         canvas.title(title, automatic, _note(ledger, sample))
         axes = canvas.panel()

@@ -15,6 +15,7 @@ from ..drawing import bars, images, text
 from ..drawing.canvas import Canvas
 from ..plot import Plot, figure
 from ..style import Array
+from ..words import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +82,7 @@ def sensitivity(
     if width is None:
         width = "column" if bars.room_for_names(rows, 99) < 0.4 * style.WIDTHS["column"] else "page"
     with Canvas(width=width, ax=ax) as canvas:
-        canvas.title(title, ranking.method)
+        canvas.title(title, words(ranking.method))
         axes = canvas.panel()
         high = bars.name_rows(axes, rows, canvas.width)
         if rest:

@@ -10,6 +10,7 @@ from layerlens.results import ActivationMaps, AttentionWeights, Attribution, Rec
 
 from ..drawing import attribution_sample
 from ..plot import figures_of, plot
+from ..words import words
 from .tokens_html import tokens_html
 
 DPI: Final = 144
@@ -56,7 +57,8 @@ def thumbnail(result: Any) -> str:
     drawn = plot(result, **options)
     wide, high = drawn.fig.get_size_inches()
     picture = base64.b64encode(drawn.png(DPI)).decode()
-    alt = html.escape("; ".join(f"{name}: {text}" for name, text in result.summary()))
+    rows = [(name, words(text) if name == "method" else text) for name, text in result.summary()]
+    alt = html.escape("; ".join(f"{name}: {text}" for name, text in rows))
     size = f'width="{round(96 * wide)}" height="{round(96 * high)}" style="max-width:100%;height:auto"'
     return f'<img src="data:image/png;base64,{picture}" alt="{alt}" {size}>{_caption(caption)}'
 

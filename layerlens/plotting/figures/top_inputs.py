@@ -16,6 +16,7 @@ from ..drawing import image_panels, images
 from ..drawing.canvas import Canvas
 from ..plot import Plot, figure
 from ..style import Array
+from ..words import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +78,7 @@ def top_inputs(
         name = f"{top.layer} #{top.call}" if top.call else top.layer
         target = f", {top.target}" if top.target else ""
         region = {"mask": "; framed: what the unit sees", "crop": "; cut to what the unit sees", "input": ""}[show]
-        canvas.title(title, f"{name}: {top.method}{target}", f"above each: its number and its value{region}")
+        canvas.title(title, f"{name}: {words(top.method)}{target}", f"above each: its number and its value{region}")
         for row, unit in enumerate(chosen):
             canvas.header(row, f"unit {unit}" if labels is None else labels[row])
             data |= show_inputs(canvas, row, top, unit, count, show)

@@ -15,6 +15,7 @@ from ..drawing import bars, log_scales, matrix_cells, text
 from ..drawing.canvas import Canvas
 from ..plot import Plot, figure
 from ..style import Array, Limits
+from ..words import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +108,8 @@ def training(
         drawn, note = matrix_cells.together(values, canvas.width)
         uneven = "Columns are the measured steps, at uneven distances." if len(set(np.diff(steps))) > 1 else ""
         lost = [f"{name}: {count} not finite." for name, line in curves.items() if (count := _lost(line))]
-        canvas.title(title, f"{quantity} of each layer, {found.method}", " ".join(filter(None, (uneven, note, *lost))))
+        notes = " ".join(filter(None, (uneven, note, *lost)))
+        canvas.title(title, f"{words(quantity)} of each layer, {found.method}", notes)
         for row, (name, line) in enumerate(curves.items()):
             _curve(canvas.panel(row, height=LOGGED), name, line, steps)
         axes = canvas.panel(len(curves))
