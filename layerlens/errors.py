@@ -102,15 +102,15 @@ def choose(what: str, value: object, options: Iterable[str]) -> str:
     raise OptionError(f"unknown {what} {value!r}.{near} Known: {', '.join(known)}.")
 
 
-def check_count(name: str, value: object, *, also: str = "") -> None:
-    """Check that an option is a whole number, at least 1.
+def check_count(name: str, value: object, *, least: int = 1, also: str = "") -> None:
+    """Check that an option is a whole number, at least 1, or `least`.
 
     Raises:
         OptionError: when it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
         other = f" or {also}" if also else ""
-        raise OptionError(f"{name} must be a whole number of at least 1{other}, got {value!r}.")
+        raise OptionError(f"{name} must be a whole number of at least {least}{other}, got {value!r}.")
 
 
 def check_seed(seed: object) -> None:

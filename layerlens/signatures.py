@@ -20,6 +20,13 @@ SHARED = {
     "where": 'None for the input; or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.',
     "call": "which call of a layer that runs several times.",
     "forward": "`forward(model, *args, **kwargs)` to call instead of the model.",
+    "data": "a data set: a tensor, Dataset, DataLoader, or iterable of samples or of pairs (x, label); or a `Data`.",
+    "labels": "one per sample; None takes those in the data.",
+    "pool": 'how a layer becomes a row: `"mean"` takes each unit\'s mean over places, `"last"` its last place, '
+    '`"flatten"` all numbers, or a function from `(batch, units, *places)` to `(batch, features)`.',
+    "max_samples": "number of samples kept, drawn at random.",
+    "permutations": "number of random orders that the null is made of.",
+    "penalty": "inverse strength C of the penalty of logistic regression, for features of unit variance.",
     "read": "turns a batch, or one text, into model inputs.",
     "batch_size": "samples per pass.",
     "batched": "whether the items of an iterable are batches; None: those of a DataLoader are.",

@@ -3,40 +3,146 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from layerlens.errors import InputError, check_count
+from layerlens.errors import InputError, OptionError, check_count
+from layerlens.model.placement import home
 from layerlens.model.trees import describe, named_tensors
 from layerlens.progress import track
 
 from .inputs import Input, Inputs, as_inputs
 
-Samples: TypeAlias = "Dataset[Any] | DataLoader[Any] | Iterable[Any] | Input"
-"""A data set: a torch Dataset or DataLoader, any iterable of samples or batches, or an input whose rows are samples."""
+Samples: TypeAlias = "Data | Dataset[Any] | DataLoader[Any] | Iterable[Any] | Input"
+"""A data set: a torch Dataset or DataLoader, any iterable of samples or batches, an input whose rows are samples, or
+one of these as `Data`."""
+
+Labels: TypeAlias = "torch.Tensor | np.ndarray[Any, Any] | Sequence[Any]"
+"""One name or number per sample."""
 
 Read: TypeAlias = Callable[[Any], Inputs]
 """Turns one item of a data set into model inputs."""
+
 Tag = TypeVar("Tag")
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Some samples of a data set that follow each other.
+    """Consecutive samples of a data set.
 
     Attributes:
         start: index of the first in the data set.
-        inputs: of the model, for all of them.
+        inputs: model inputs of all of them.
         labels: one per sample; None where the data has none.
     """
 
     start: int
     inputs: Inputs
     labels: list[Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A data set and how it is read; every analyzer takes one as `data`.
+
+    A field that is None leaves the choice to the options of the analyzer; any other holds against them.
+
+    Args:
+        samples: a tensor, an array, or a dict of them, whose first axis is the samples; a torch Dataset or DataLoader;
+            or any iterable. An item may be a pair (x, label), where a label is a whole number or a text.
+        labels: one per sample; None takes those in the samples.
+        batch_size: samples per batch; larger batches of the data are split. None: 16.
+        batched: whether the items of an iterable are batches. None: yes for a DataLoader that makes batches, no for
+            others.
+        read: makes model inputs of a batch, or of one text.
+        progress: whether to show a bar, as in `track`.
+
+    Example:
+        >>> data = Data([torch.ones(2), torch.ones(2)], labels=[7, 3], batch_size=1)
+        >>> [(batch.start, batch.labels) for batch in data.batches()]
+        [(0, [7]), (1, [3])]
+    """
+
+    samples: Samples
+    labels: Labels | None = None
+    batch_size: int | None = None
+    batched: bool | None = None
+    read: Read | None = None
+    progress: bool | None = None
+
+    @classmethod
+    def of(cls, samples: Samples, labels: Labels | None = None, **options: Any) -> Data:
+        """Return a data set with the options of an analyzer where it leaves them open.
+
+        Args:
+            samples: the data set; a `Data` keeps its own options.
+            labels: one per sample; None takes those in the samples.
+            **options: further fields.
+
+        Raises:
+            OptionError: when labels are given twice.
+        """
+        if not isinstance(samples, Data):
+            return cls(samples, labels, **options)
+        if labels is not None and samples.labels is not None:
+            raise OptionError("labels are given twice: as labels= and in Data(..., labels=).")
+        given = {"labels": labels, **options}
+        return dataclasses.replace(samples, **{k: value for k, value in given.items() if getattr(samples, k) is None})
+
+    def batches(self, model: nn.Module | None = None, doing: str = "samples") -> Iterator[Batch]:
+        """Read the data set in batches.
+
+        No more samples than `batch_size`, or than one batch of the data itself, are held at a time. Samples of
+        different shapes do not share a batch.
+
+        Args:
+            model: whose device the inputs are moved to; None leaves them where they are.
+            doing: what is being done, for the bar and for errors.
+
+        Yields:
+            The batches, in order.
+
+        Raises:
+            InputError: when data cannot be iterated, holds no sample, or a sample holds NaN (by its index) or is not
+                one; when labels are not one per sample.
+            OptionError: when the batch size is not a count.
+        """
+        size, read = 16 if self.batch_size is None else self.batch_size, self.read or as_inputs
+        check_count("batch_size", size)
+        given = None if self.labels is None else per_sample(f"{doing}: labels", self.labels)
+        items, whole, total = _items(self.samples, size, self.batched)
+        shown = track(items, doing, total, self.progress)
+        start = 0
+        for inputs, labels in _split(shown, size, read) if whole else grouped(_singles(shown, read), size):
+            stop = start + len(labels)
+            if given is not None:
+                labels = given[start:stop]
+                if stop > len(given):
+                    raise InputError(f"{doing}: {len(given)} labels for {stop} samples or more; give one per sample.")
+            inputs = inputs if model is None else inputs.to(home(model))
+            yield Batch(start, inputs, None if any(label is None for label in labels) else labels)
+            start = stop
+        if not start:
+            raise InputError(f"the data ({describe(self.samples)}) is empty: there is no sample in it.")
+        if given is not None and len(given) != start:
+            raise InputError(f"{doing}: {len(given)} labels for {start} samples; give one per sample.")
+
+    def check_rereadable(self, times: int, what: str) -> None:
+        """Refuse data that is used up by the first reading.
+
+        Raises:
+            InputError: for an iterator.
+        """
+        if isinstance(self.samples, Iterator):
+            raise InputError(
+                f"{what}: the data is {describe(self.samples)}, which is used up by the first reading; give data that "
+                f"can be read {times} times: a tensor, a list, a Dataset or a DataLoader."
+            )
 
 
 def batches(
@@ -48,41 +154,29 @@ def batches(
     progress: bool | None = None,
     doing: str = "samples",
 ) -> Iterator[Batch]:
-    """Read a data set in batches of at most `size` samples.
+    """Read a data set in batches of at most `size` samples; see `Data`."""
+    return Data.of(data, batch_size=size, batched=batched, read=read, progress=progress).batches(doing=doing)
 
-    No more than `size` samples, or one batch of the data itself, are held at a time. Samples of different shapes do
-    not share a batch.
+
+def per_sample(what: str, values: Labels, count: int | None = None) -> list[Any]:
+    """Return one name or number per sample as a list.
 
     Args:
-        data: a tensor, an array, or a dict of them, whose first axis is the samples; a torch Dataset or DataLoader; or
-            any iterable. An item may be a pair (x, label), where a label is a whole number or a text.
-        size: samples per batch; larger batches of the data are split.
-        batched: whether the items of an iterable are batches. None: yes for a DataLoader that makes batches, no for
-            others.
-        read: makes model inputs of a batch, or of one text.
-        progress: whether to show a bar, as in `track`.
-        doing: what is being done, for the bar.
-
-    Yields:
-        The batches, in order.
+        what: name of the values, for errors.
+        values: one per sample.
+        count: number of samples; None if unknown.
 
     Raises:
-        InputError: when data cannot be iterated, holds no sample, or a sample holds NaN (by its index) or is not one.
-        OptionError: when `size` is no count.
-
-    Example:
-        >>> [(batch.start, batch.labels) for batch in batches([(torch.ones(2), 7), (torch.ones(2), 3)], 1)]
-        [(0, [7]), (1, [3])]
+        InputError: when they are not one per sample.
     """
-    check_count("batch_size", size)
-    items, whole, total = _items(data, size, batched)
-    shown = track(items, doing, total, progress)
-    start = 0
-    for inputs, labels in _split(shown, size, read) if whole else grouped(_singles(shown, read), size):
-        yield Batch(start, inputs, None if any(label is None for label in labels) else labels)
-        start += len(labels)
-    if not start:
-        raise InputError(f"the data ({describe(data)}) is empty: there is no sample in it.")
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(listed, str) or not isinstance(listed, Sequence) or count not in (None, len(listed)):
+        shown = f"{len(listed)} of them" if isinstance(listed, Sequence) else repr(values)
+        every = "" if count is None else f", {count} in all"
+        raise InputError(f"{what} must hold one name or number per sample{every}; got {shown}.")
+    if any(isinstance(one, (list, tuple, dict)) or one is None for one in listed):
+        raise InputError(f"{what} must hold one name or number per sample; got {listed[0]!r} for the first.")
+    return list(listed)
 
 
 def grouped(samples: Iterable[tuple[Inputs, Tag]], size: int) -> Iterator[tuple[Inputs, list[Tag]]]:

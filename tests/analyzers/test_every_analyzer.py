@@ -89,7 +89,7 @@ ANALYZERS = {
         permutations=3,
     ),
     "linear_probe": lambda model, x, target: layerlens.linear_probe(
-        model, as_data(x) * 4, [0, 1] * (2 * as_data(x)[0].batch), batched=True, shuffles=0, untrained=False
+        model, as_data(x) * 4, [0, 1] * (2 * as_data(x)[0].batch), batched=True, permutations=0, untrained=False
     ),
     "generalization_gap": lambda model, x, target: layerlens.generalization_gap(
         model,
@@ -104,10 +104,10 @@ ANALYZERS = {
     "similarity": lambda model, x, target: layerlens.similarity(
         model, as_data(x) * 2, pool="mean", permutations=1, batched=True, batch_size=2
     ),
-    "geometry": lambda model, x, target: layerlens.geometry(model, as_data(x) * 4, shuffles=1, batched=True),
+    "geometry": lambda model, x, target: layerlens.geometry(model, as_data(x) * 4, permutations=1, batched=True),
     "health": lambda model, x, target: layerlens.health(model, as_data(x) * 2, target=one_class(target), batched=True),
     "nonlinearity": lambda model, x, target: layerlens.nonlinearity(
-        model, as_data(x) * 2, places=2, most=8, widest=8, batched=True
+        model, as_data(x) * 2, max_places=2, max_rows=8, max_features=8, batched=True
     ),
     "logit_lens": lambda model, x, target: unembedded(model, x),
     "relevance attn": lambda model, x, target: layerlens.relevance(model, x, target=target, rules="attn"),

@@ -2,74 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from layerlens.errors import InputError, check_count, check_seed, warn
-from layerlens.inputs.batches import Samples
-from layerlens.inputs.inputs import Forward, Inputs, as_inputs
+from layerlens.inputs.batches import Data, Labels, Read, Samples, per_sample
+from layerlens.inputs.inputs import Forward, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import GroupComparison, GroupEffects, LayerProfile
-from layerlens.targets.target import Spec, as_target
+from layerlens.signatures import public
+from layerlens.targets.target import Spec
 
-from .gather import Gathered, Gatherer
 from .permutation import Effect, Shuffles, corrected
+from .sample_tables import SampleTables, sample_tables
 from .separation import hold_out, separation
 
 ENOUGH = 5
 """Samples of both groups that a stratum needs to be compared by itself."""
 
 
+@public
 def compare_groups(
     model: nn.Module,
     data: Samples,
-    groups: Any = None,
+    groups: Labels | None = None,
     layers: Selection = None,
     *,
     target: Spec = None,
     method: str | None = "auto",
     options: dict[str, Any] | None = None,
-    strata: Any = None,
+    strata: Labels | None = None,
     permutations: int = 1000,
     seed: int = 0,
     batch_size: int = 16,
     batched: bool | None = None,
     forward: Forward | None = None,
-    read: Callable[[Any], Inputs] = as_inputs,
+    read: Read = as_inputs,
     progress: bool | None = None,
 ) -> GroupComparison:
-    """What sets groups of samples apart inside of a model: unit by unit in every layer, and place by place in its maps.
+    """Compare groups of samples inside a model: unit by unit in every layer, and place by place in its maps.
 
     For every unit the mean activation over places, and for every place the share of the sample's |attribution|, are
     compared between groups: effect size with its standard error, and a p value by shuffling the groups, corrected for
     all units of all layers, or all places, together. A linear readout of each layer, scored on samples held out, says
-    how well the layer as a whole tells the groups apart.
+    how well the layer as a whole separates the groups.
 
     The data is read once, batch by batch; kept are one number per sample and unit, and one per sample and place.
     Pictures are compared in at most 16 x 16 cells, volumes in 8 x 8 x 8.
 
     Args:
-        model: any module.
-        data: samples, see `layerlens.inputs.batches`; for places to be comparable, all of one size.
+        data: ... For places to be comparable, all samples have one size.
         groups: one name or number per sample; None takes the labels in the data. With more than two groups each is
             compared with the rest.
-        layers: see `Selection`; None for every layer.
         target: what to attribute; None is the class predicted for each sample, `"label"` its label in the data. Maps of
             different classes differ by themselves: where groups are not predicted alike, give one class for all.
-        method: of attribution, by name, see `saliency.methods`; None compares activations alone.
-        options: of that method.
-        strata: one name or number per sample: differences are taken, and groups shuffled, within samples of the same.
-            So the class can be kept out of a comparison of sites. Samples of strata with a single group are left out.
-        permutations: how many times the groups are shuffled.
-        seed: of the shuffles and folds.
-        batch_size: samples that run together.
-        batched: whether the items of an iterable are batches; None: those of a DataLoader are.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-        read: makes model inputs of a batch, or of one text.
-        progress: whether to show a bar; None shows it in a terminal.
+        method: name of a method of attribution, see `saliency.methods`; None compares activations alone.
+        options: options of that method.
+        strata: one name or number per sample: differences are taken, and groups shuffled, among samples of the same
+            stratum, for example to keep the class out of a comparison of sites. Samples of strata with a single group
+            are left out.
+        permutations: number of times that the groups are shuffled.
 
     Returns:
         `GroupComparison`.
@@ -96,88 +90,109 @@ def compare_groups(
     """
     check_count("permutations", permutations)
     check_seed(seed)
-    aim = None if isinstance(target, str) and target == "label" else as_target(target)
-    gatherer = Gatherer(model, layers, method, dict(options or {}), aim, forward, classes=False)
-    stream = {"size": batch_size, "batched": batched, "read": read, "progress": progress}
-    gathered = gatherer.read(data, **stream)
-    if groups is None and gathered.labels is None:
+    data = Data.of(data, batch_size=batch_size, batched=batched, read=read, progress=progress)
+    tables = sample_tables(model, data, layers, target, method, options, forward, "compare_groups")
+    groups = tables.labels if groups is None else groups
+    if groups is None:
         raise InputError("no groups: give groups=, one name or number per sample, or data of pairs (x, group).")
-    named = one_per_sample("groups", gathered.labels if groups is None else groups, gathered.count)
-    held = None if strata is None else one_per_sample("strata", strata, gathered.count)
-    fields, _ = compared(gathered, named, held, permutations, seed)
+    group_names = [str(one) for one in per_sample("groups", groups, tables.count)]
+    stratum_names = None if strata is None else [str(one) for one in per_sample("strata", strata, tables.count)]
+    fields = compared(tables, Design(group_names, stratum_names), permutations, seed)
     fields["settings"] |= {"method": method, "options": dict(options or {})}
     return GroupComparison(**fields)
 
 
-def one_per_sample(what: str, given: Any, count: int) -> list[str]:
-    """Names of the groups of samples as texts.
-
-    Raises:
-        InputError: when they are not one per sample.
-    """
-    listed = given.tolist() if hasattr(given, "tolist") else given
-    if isinstance(listed, str) or not isinstance(listed, Sequence) or len(listed) != count:
-        shown = f"{len(listed)} of them" if isinstance(listed, Sequence) else repr(given)
-        raise InputError(f"{what} must hold one name or number per sample, {count} in all; got {shown}.")
-    if any(isinstance(one, (list, tuple, dict)) or one is None for one in listed):
-        raise InputError(f"{what} must hold one name or number per sample; got {listed[0]!r} for the first.")
-    return [str(one) for one in listed]
-
-
-def compared(
-    gathered: Gathered, named: list[str], held: list[str] | None, permutations: int, seed: int, each: str = ""
-) -> tuple[dict[str, Any], torch.Tensor]:
-    """The fields of a `GroupComparison`, and which samples were used, bool `(samples,)`.
+class Design:
+    """Which samples are compared with which.
 
     With `each`, the name of what the strata are, the first two groups are also compared in every stratum that holds
     enough samples of both.
 
+    Args:
+        groups: group of each sample.
+        strata: stratum of each sample; None for one stratum.
+        each: name of what the strata are; empty for no comparison by stratum.
+
+    Attributes:
+        groups: names of the groups.
+        strata: names of the strata; None for one stratum.
+        counts: samples of each group that are used.
+        used: which samples are used, bool `(samples,)`: those of strata with several groups.
+        group: group of each sample used.
+        stratum: stratum of each sample used.
+        contrasts: names of the comparisons.
+        member: which samples are in the first group of each, bool `(samples used, contrasts)`.
+
     Raises:
         InputError: when there are not two groups of two samples in the strata.
     """
-    names = sorted(set(named))
-    if len(names) < 2:
-        raise InputError(f"all {len(named)} samples are in the group {names[0]!r}; two groups are needed.")
-    group = torch.tensor([names.index(one) for one in named])
-    kinds = sorted(set(held or [""]))
-    stratum = torch.zeros_like(group) if held is None else torch.tensor([kinds.index(one) for one in held])
-    mixed = [k for k in range(len(kinds)) if len(set(group[stratum == k].tolist())) > 1]
-    used = torch.isin(stratum, torch.tensor(mixed, dtype=torch.int64))
-    counts = group[used].bincount(minlength=len(names))
-    if int(counts.min()) < 2:
-        few = names[int(counts.argmin())]
-        where = "" if held is None else " in strata that hold several groups; compare with strata=None"
-        raise InputError(f"group {few!r} has {int(counts.min())} sample(s){where}; at least two are needed.")
-    group, stratum = group[used], stratum[used]
-    chosen = [0] if len(names) == 2 else list(range(len(names)))
-    contrasts = tuple(f"{names[k]} - {names[1] if len(names) == 2 else 'rest'}" for k in chosen)
-    members = [group == k for k in chosen]
-    if each:
-        enough = [k for k in mixed if int((group[stratum == k]).bincount(minlength=2).min()) >= ENOUGH]
-        contrasts += tuple(f"{contrasts[0]} ({each} {kinds[k]})" for k in enough)
-        members += [(group == 0) & (stratum == k) for k in enough]
-    shuffles = Shuffles(torch.stack(members, dim=1), stratum, permutations, seed)
-    if int(shuffles.freedom.min()) < 1:
-        raise InputError(f"{len(group)} samples in {len(mixed)} strata are too few to compare groups.")
-    if (least := shuffles.smallest()) > 0.05:
-        sizes = ", ".join(f"{count} of {name!r}" for count, name in zip(counts.tolist(), names, strict=True))
-        more = "permutations" if permutations < 20 * len(contrasts) else "samples"
-        warn(
-            f"with {sizes} and {permutations} permutations no p can fall below {least:.2g}; give more {more}.",
-        )
-    read = _Reader(torch.stack(members, dim=1), contrasts, shuffles)
-    layers = read.effects({name: table[used] for name, table in gathered.layers.items()})
-    activations = {name: read.named(f"layer {name}", ("unit",), *found, "activation") for name, found in layers.items()}
-    tables = {name: maps[used] for name, maps in gathered.maps.items()}
-    places = {
-        name: read.named(f"attribution of {name}", gathered.axes[name], *found, "share of |attribution|")
-        for name, found in read.effects(tables).items()
+
+    def __init__(self, groups: list[str], strata: list[str] | None, each: str = "") -> None:
+        names = sorted(set(groups))
+        if len(names) < 2:
+            raise InputError(f"all {len(groups)} samples are in the group {names[0]!r}; two groups are needed.")
+        group = torch.tensor([names.index(one) for one in groups])
+        kinds = sorted(set(strata or [""]))
+        stratum = torch.zeros_like(group) if strata is None else torch.tensor([kinds.index(one) for one in strata])
+        mixed = [k for k in range(len(kinds)) if len(set(group[stratum == k].tolist())) > 1]
+        self.used = torch.isin(stratum, torch.tensor(mixed, dtype=torch.int64))
+        counts = group[self.used].bincount(minlength=len(names))
+        if int(counts.min()) < 2:
+            few = names[int(counts.argmin())]
+            where = "" if strata is None else " in strata that hold several groups; compare with strata=None"
+            raise InputError(f"group {few!r} has {int(counts.min())} sample(s){where}; at least two are needed.")
+        self.groups, self.strata, self.mixed = tuple(names), None if strata is None else kinds, len(mixed)
+        self.counts = tuple(counts.tolist())
+        self.group, self.stratum = group[self.used], stratum[self.used]
+        first = [0] if len(names) == 2 else list(range(len(names)))
+        self.contrasts = tuple(f"{names[k]} - {names[1] if len(names) == 2 else 'rest'}" for k in first)
+        members = [self.group == k for k in first]
+        if each:
+            enough = [k for k in mixed if int(self.group[self.stratum == k].bincount(minlength=2).min()) >= ENOUGH]
+            self.contrasts += tuple(f"{self.contrasts[0]} ({each} {kinds[k]})" for k in enough)
+            members += [(self.group == 0) & (self.stratum == k) for k in enough]
+        self.member = torch.stack(members, dim=1)
+
+    def shuffles(self, permutations: int, seed: int) -> Shuffles:
+        """Shuffle the groups within strata.
+
+        Raises:
+            InputError: when the samples are too few.
+        """
+        shuffles = Shuffles(self.member, self.stratum, permutations, seed)
+        if int(shuffles.freedom.min()) < 1:
+            raise InputError(f"{len(self.group)} samples in {self.mixed} strata are too few to compare groups.")
+        if (least := shuffles.smallest()) > 0.05:
+            sizes = ", ".join(f"{count} of {name!r}" for count, name in zip(self.counts, self.groups, strict=True))
+            more = "permutations" if permutations < 20 * len(self.contrasts) else "samples"
+            warn(f"with {sizes} and {permutations} permutations no p can fall below {least:.2g}; give more {more}.")
+        return shuffles
+
+
+def compared(tables: SampleTables, design: Design, permutations: int, seed: int) -> dict[str, Any]:
+    """Return the fields of a `GroupComparison`.
+
+    Raises:
+        InputError: when the samples are too few.
+    """
+    shuffles = design.shuffles(permutations, seed)
+    layers = {name: table[design.used] for name, table in tables.layers.items()}
+    activations = {
+        name: _named(design, shuffles, layers[name], *effect, f"layer {name}", ("unit",), "activation")
+        for name, effect in _effects(shuffles, layers).items()
     }
-    folds = hold_out(group, stratum, seed)
-    areas = [separation(gathered.layers[name][used], shuffles, folds) for name in activations]
+    maps = {name: table[design.used] for name, table in tables.maps.items()}
+    attributions = {
+        name: _named(
+            design, shuffles, maps[name], *effect, f"attribution of {name}", tables.axes[name], "share of |attribution|"
+        )
+        for name, effect in _effects(shuffles, maps).items()
+    }
+    folds = hold_out(design.group, design.stratum, seed)
+    areas = [separation(layers[name], shuffles, folds) for name in activations]
     values, null = (torch.stack(parts) for parts in zip(*areas, strict=True))
-    several = len(contrasts) > 1
-    settings: dict[str, Any] = {"permutations": permutations, "seed": seed, "strata": None if held is None else kinds}
+    settings: dict[str, Any] = {"permutations": permutations, "seed": seed, "strata": design.strata}
+    several = len(design.contrasts) > 1
     profile = LayerProfile(
         quantity="separation (ROC area)",
         layers=tuple(activations),
@@ -186,53 +201,54 @@ def compared(
         signed=False,
         method="ridge readout of mean activations, held out; null: 95 % of shuffled groups",
         settings=settings,
-        series=contrasts if several else (),
+        series=design.contrasts if several else (),
         null=null if several else null[:, 0],
     )
-    fields = {
-        "groups": tuple(names),
-        "counts": tuple(counts.tolist()),
+    return {
+        "groups": design.groups,
+        "counts": design.counts,
         "activations": activations,
-        "attributions": places,
+        "attributions": attributions,
         "separation": profile,
-        "left_out": gathered.left_out,
-        "target": gathered.target,
-        "method": f"mean activations{f'; {gathered.how}' if gathered.how else ''}; {permutations} permutations",
+        "left_out": tables.left_out,
+        "target": tables.target,
+        "method": f"mean activations{f'; {tables.method}' if tables.method else ''}; {permutations} permutations",
         "settings": settings,
     }
-    return fields, used
 
 
-class _Reader:
-    """From tables to named effects."""
+def _effects(shuffles: Shuffles, tables: dict[str, torch.Tensor]) -> dict[str, tuple[Effect, torch.Tensor]]:
+    """Return effect and corrected p of each table; the tables are one family."""
+    effects = {name: shuffles.effect(table.double().flatten(1)) for name, table in tables.items()}
+    p = corrected(effects) if effects else {}
+    return {name: (effect, p[name]) for name, effect in effects.items()}
 
-    def __init__(self, member: torch.Tensor, contrasts: tuple[str, ...], shuffles: Shuffles) -> None:
-        self.member, self.contrasts, self.shuffles = member, contrasts, shuffles
 
-    def effects(self, tables: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, Effect, torch.Tensor]]:
-        """Table, effect and corrected p of each; the tables are one family."""
-        found = {name: self.shuffles.effect(table.double().flatten(1)) for name, table in tables.items()}
-        p = corrected(found) if found else {}
-        return {name: (table, found[name], p[name]) for name, table in tables.items()}
-
-    def named(
-        self, what: str, axes: tuple[str, ...], table: torch.Tensor, effect: Effect, p: torch.Tensor, units: str
-    ) -> GroupEffects:
-        """One result."""
-        shape = (len(self.contrasts), *table.shape[1:])
-        sides = zip(self.member.T, self.shuffles.support.T, strict=True)
-        means = torch.stack(
-            [torch.stack([table[ours & both].mean(dim=0), table[~ours & both].mean(dim=0)]) for ours, both in sides]
-        )
-        return GroupEffects(
-            what=what,
-            axes=axes,
-            contrasts=self.contrasts,
-            means=means,
-            difference=effect.difference.reshape(shape),
-            effect=effect.size.reshape(shape),
-            error=effect.error.reshape(shape),
-            p=p.reshape(shape),
-            null=self.shuffles.size(effect.peaks.quantile(0.95, dim=0)).reshape(-1),
-            units=units,
-        )
+def _named(
+    design: Design,
+    shuffles: Shuffles,
+    table: torch.Tensor,
+    effect: Effect,
+    p: torch.Tensor,
+    what: str,
+    axes: tuple[str, ...],
+    units: str,
+) -> GroupEffects:
+    """Return the effects of one table as a result."""
+    shape = (len(design.contrasts), *table.shape[1:])
+    sides = zip(design.member.T, shuffles.support.T, strict=True)
+    means = torch.stack(
+        [torch.stack([table[ours & both].mean(dim=0), table[~ours & both].mean(dim=0)]) for ours, both in sides]
+    )
+    return GroupEffects(
+        what=what,
+        axes=axes,
+        contrasts=design.contrasts,
+        means=means,
+        difference=effect.difference.reshape(shape),
+        effect=effect.size.reshape(shape),
+        error=effect.error.reshape(shape),
+        p=p.reshape(shape),
+        null=shuffles.size(effect.peaks.quantile(0.95, dim=0)).reshape(-1),
+        units=units,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -14,15 +14,18 @@ from layerlens.errors import InputError, OptionError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Layers, Selection
-from layerlens.model.trees import describe, first_tensor
+from layerlens.model.trees import describe, first_tensor, version
 from layerlens.probes.probe import Probe
 
 from ..calls.call_shapes import Seen, seen, watch
 from ..calls.fastpath import layers_called
 
-Pool = Literal["mean", "last", "flatten"]
+POOLS = ("mean", "last", "flatten")
+
+Pool: TypeAlias = Literal["mean", "last", "flatten"] | Callable[[torch.Tensor], torch.Tensor]
 """How the places (pixels, tokens, time steps) of an output become one row per sample: the mean over places of each
-unit, the last place of a text or series, or all numbers as they are."""
+unit, the last place of a text or series, all numbers as they are, or a function from `(batch, units, *places)` to
+`(batch, features)`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +54,9 @@ class FeatureReader:
     Args:
         model: any module.
         layers: which; None for every layer.
-        pool: how places become features, or a function of `(batch, units, *places)` that returns `(batch, features)`.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        pool: how places become features.
+        forward: `forward(model, *args, **kwargs)` to call instead of the model.
+        distinct: whether layers that return what another returned are dropped, where every layer was asked for.
 
     Raises:
         OptionError: when `pool` is unknown.
@@ -64,14 +68,38 @@ class FeatureReader:
         model: nn.Module,
         layers: Selection = None,
         *,
-        pool: Pool | Callable[[torch.Tensor], torch.Tensor] = "mean",
+        pool: Pool = "mean",
         forward: Forward | None = None,
+        distinct: bool = False,
     ) -> None:
-        if not callable(pool) and pool not in get_args(Pool):
-            raise OptionError(f"unknown pool {pool!r}. Known: {', '.join(get_args(Pool))}, or a function.")
+        if not callable(pool) and pool not in POOLS:
+            raise OptionError(f"unknown pool {pool!r}. Known: {', '.join(POOLS)}, or a function.")
         self.model, self.forward, self.pool = model, forward, pool
         self.layers = Layers(model).select(layers)
+        self._distinct = distinct and layers is None
         self._forms: dict[tuple[str, int], Seen] = {}
+
+    def drop_repeated(self, inputs: Inputs) -> None:
+        """Drop the layers that return what another returned, the first time that this is called.
+
+        Such are containers that return the output of their last child, identities, and dropout in eval mode. The
+        model is run on the first sample.
+        """
+        if not self._distinct:
+            return
+        self._distinct = False
+        with (
+            borrowed(self.model, grad=False),
+            layers_called(),
+            Probe(self.model, keep="reference", reduce=_Kept) as record,
+        ):
+            inputs.rows(torch.arange(1)).run(self.model, self.forward)
+        ran, first = dict[LayerPath, None](), dict[tuple[int, int], LayerPath]()
+        for call in record.order:
+            ran[call.layer] = None
+            first.setdefault(call.output.key, call.layer)
+        repeated = ran.keys() - set(first.values())
+        self.layers = Layers(self.model).select([path for path in self.layers if path not in repeated])
 
     def read(self, inputs: Inputs) -> Rows:
         """The features of one batch; a layer whose numbers are not finite is left out.
@@ -109,6 +137,14 @@ class FeatureReader:
         with watch(self.model) as watched:
             inputs.run(self.model, self.forward)
         self._forms = {(one.path, one.index): one for one in seen(self.model, watched)}
+
+
+class _Kept:
+    """A tensor as its hook saw it, held so that no other gets its id."""
+
+    def __init__(self, output: Any) -> None:
+        self.tensor = first_tensor(output)
+        self.key = (id(self), 0) if self.tensor is None else (id(self.tensor), version(self.tensor))
 
 
 class _Run:
@@ -157,6 +193,11 @@ class _Run:
         return self.reader.reduced(name, path, units_first(tensor.detach(), form.axes))
 
 
+def pool_name(pool: Pool) -> str:
+    """Name a pool in settings."""
+    return pool if isinstance(pool, str) else getattr(pool, "__name__", type(pool).__name__)
+
+
 def units_first(tensor: torch.Tensor, axes: Sequence[str]) -> torch.Tensor:
     """`(batch, units, *places)`; an output without units has one."""
     rows = axes.index("batch")
@@ -167,7 +208,7 @@ def units_first(tensor: torch.Tensor, axes: Sequence[str]) -> torch.Tensor:
     return tensor.movedim(unit if unit > rows else unit + 1, 1)
 
 
-def _pooled(values: torch.Tensor, pool: Pool | Callable[[torch.Tensor], torch.Tensor], path: str) -> torch.Tensor:
+def _pooled(values: torch.Tensor, pool: Pool, path: str) -> torch.Tensor:
     if pool == "flatten":
         return values.flatten(1).to(torch.promote_types(values.dtype, torch.float32), copy=True)
     if callable(pool):

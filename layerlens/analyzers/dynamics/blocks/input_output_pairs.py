@@ -24,30 +24,32 @@ from .residual import first_floating
 from .windows import window_of
 
 OUTPUTS = 256
-"""Numbers of an output that are kept as they are; of more, random sums are taken, whose R^2 is the same on average."""
+"""Numbers of an output kept as they are; of more, random sums are taken, whose R^2 is the same on average."""
 
 TWIN = 8
 """Outputs of the linear twin, a random linear map of the same input."""
 
+SAME = "it returns its input"
+
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """What is kept of each layer.
+class RowOptions:
+    """What is kept of each layer, see `nonlinearity`.
 
     Attributes:
         whole: whether a row is a whole sample, and not one place of it.
         window: places of the input in each direction that a block sees, see `window_of`.
-        places: most places of a sample.
-        most: rows that are kept.
-        widest: features of a row; of more, random sums are taken.
-        seed: of all choices.
+        max_places: places of a sample.
+        max_rows: rows kept.
+        max_features: features of a row; of more, random sums are taken.
+        seed: seed of all choices.
     """
 
     whole: bool
     window: int
-    places: int
-    most: int
-    widest: int
+    max_places: int
+    max_rows: int
+    max_features: int
     seed: int
 
 
@@ -56,11 +58,11 @@ class Pairs:
 
     Attributes:
         influence: 1 - cosine of input and output for each sample, `(batch,)` by batch; empty where shapes differ.
-        how: what a row is.
-        features: of a row, before random sums are taken.
+        kind: what a row is.
+        features: number of features of a row, before random sums are taken.
     """
 
-    def __init__(self, name: str, options: Options) -> None:
+    def __init__(self, name: str, options: RowOptions) -> None:
         self.options = options
         number = options.seed + zlib.crc32(name.encode())
         self.places = torch.Generator().manual_seed(number)
@@ -68,31 +70,31 @@ class Pairs:
         self.parts: list[tuple[torch.Tensor, ...]] = []
         self.influence: list[torch.Tensor] = []
         self.samples = self.features = 0
-        self.how = ""
+        self.kind = ""
         self._maps: dict[str, torch.Tensor] = {}
 
-    def add(self, x: torch.Tensor, y: torch.Tensor, how: str) -> str:
-        """Rows of one batch, `(batch, rows, features)` and `(batch, rows, numbers)`; why they do not fit, or ""."""
+    def add(self, x: torch.Tensor, y: torch.Tensor, kind: str) -> str:
+        """Add rows of a batch, `(batch, rows, features)` and `(batch, rows, numbers)`; return why not, or ""."""
         batch, rows, features = x.shape
-        if self.how and (how, features) != (self.how, self.features):
+        if self.kind and (kind, features) != (self.kind, self.features):
             return "its input has another number of values in some samples"
-        self.how, self.features = how, features
+        self.kind, self.features = kind, features
         samples = torch.arange(self.samples, self.samples + batch).repeat_interleave(rows)
         keys = torch.rand(batch * rows, generator=self.keys, dtype=torch.float64)
         x, y = x.reshape(batch * rows, -1).double(), y.reshape(batch * rows, -1).double()
         twin = x @ self._map("twin", features, TWIN)
         self.samples += batch
         self.parts.append(
-            (self._summed("x", x, self.options.widest), self._summed("y", y, OUTPUTS), twin, samples, keys)
+            (self._summed("x", x, self.options.max_features), self._summed("y", y, OUTPUTS), twin, samples, keys)
         )
-        if sum(len(part[-1]) for part in self.parts) > 2 * self.options.most:
+        if sum(len(part[-1]) for part in self.parts) > 2 * self.options.max_rows:
             self.parts = [self.rows()]
         return ""
 
     def rows(self) -> tuple[torch.Tensor, ...]:
-        """Inputs, outputs, those of the linear twin, and the sample of each row, with its key; `(rows, ...)` each."""
+        """Return inputs, outputs, outputs of the linear twin, sample and key of each row; `(rows, ...)` each."""
         whole = [torch.cat(column) for column in zip(*self.parts, strict=True)]
-        chosen = whole[-1].argsort()[: self.options.most].sort().values
+        chosen = whole[-1].argsort()[: self.options.max_rows].sort().values
         return tuple(column[chosen] for column in whole)
 
     def _map(self, name: str, given: int, made: int) -> torch.Tensor:
@@ -101,15 +103,15 @@ class Pairs:
             self._maps[name] = torch.randn(given, made, generator=own, dtype=torch.float64) / given**0.5
         return self._maps[name]
 
-    def _summed(self, name: str, rows: torch.Tensor, widest: int) -> torch.Tensor:
-        """Random sums of features, each feature in one of them with a random sign (Charikar et al. 2002)."""
-        count = rows.shape[1]
-        if count <= widest:
+    def _summed(self, name: str, rows: torch.Tensor, count: int) -> torch.Tensor:
+        """Sum features at random, each with a random sign in one sum (Charikar et al. 2002)."""
+        features = rows.shape[1]
+        if features <= count:
             return rows
         own = torch.Generator().manual_seed(self.options.seed + zlib.crc32(name.encode()))
-        place = torch.randint(widest, (count,), generator=own)
-        sign = torch.randint(2, (count,), generator=own) * 2.0 - 1
-        return torch.zeros(len(rows), widest, dtype=rows.dtype).index_add_(1, place, rows * sign)
+        place = torch.randint(count, (features,), generator=own)
+        sign = torch.randint(2, (features,), generator=own) * 2.0 - 1
+        return torch.zeros(len(rows), count, dtype=rows.dtype).index_add_(1, place, rows * sign)
 
 
 class PairReader:
@@ -118,34 +120,34 @@ class PairReader:
     Args:
         model: any module.
         layers: which.
-        residual: calls whose output is the input and something else; the input is taken off.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        forward: `forward(model, *args, **kwargs)` to call instead of the model.
         options: what is kept.
-        always: whether the input is taken off wherever it has the shape of the output.
+        always: whether the input is subtracted wherever it has the shape of the output.
+
+    Attributes:
+        residual: calls whose output is the input plus something else; the input is subtracted.
     """
 
     def __init__(
         self,
         model: nn.Module,
         layers: list[LayerPath],
-        residual: set[str],
         forward: Forward | None,
-        options: Options,
-        always: bool = False,
+        options: RowOptions,
+        always: bool,
     ) -> None:
-        self.always = always
-        self.model, self.layers, self.residual, self.forward = model, layers, residual, forward
-        self.options = options
+        self.model, self.layers, self.forward, self.options, self.always = model, layers, forward, options, always
+        self.residual: set[str] = set()
         self.pairs: dict[str, Pairs] = {}
         self.left_out: dict[str, str] = {}
         self._forms: dict[tuple[str, int], Seen] = {}
 
-    def takes_off(self, name: str) -> bool:
-        """Whether the input of a call is taken off its output."""
+    def subtracts_input(self, name: str) -> bool:
+        """Whether the input of a call is subtracted from its output."""
         return self.always or name in self.residual
 
     def read(self, inputs: Inputs, seed: int) -> None:
-        """Take the pairs of one batch."""
+        """Add the pairs of one batch."""
         with borrowed(self.model, grad=False), layers_called():
             if not self._forms:
                 torch.manual_seed(seed)
@@ -158,6 +160,12 @@ class PairReader:
                     stack.enter_context(Probe(self.model, [path], keep="reference", inputs=before, reduce=after))
                 torch.manual_seed(seed)
                 inputs.run(self.model, self.forward)
+
+    def finish(self) -> dict[str, str]:
+        """Return why layers have no pairs; a layer that returns its input does nothing, and is not listed."""
+        ran = {name.split(" #")[0] for name in (*self.pairs, *self.left_out)}
+        silent = {path: "did not run" for path in self.layers if path not in ran}
+        return {name: why for name, why in self.left_out.items() if why != SAME} | silent
 
     def _hooks(self, path: LayerPath, batch: int) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
         entered: list[tuple[Any, Any]] = []
@@ -192,13 +200,13 @@ class PairReader:
         form: Seen | None,
         batch: int,
     ) -> str:
-        """Take one call; why it cannot be taken, or the empty text."""
+        """Add one call; return why it cannot be added, or the empty text."""
         if given is None or made is None or not made.is_floating_point():
             return "it takes or returns no floating-point tensor"
         if (id(made), version(made)) == key:
-            return "it hands on its input"
+            return SAME
         if form is None or form.axes is None or len(form.axes) != made.ndim or "batch" not in form.axes:
-            return "no axis of its output tells samples apart"
+            return "no axis of its output is the batch"
         axis = form.axes.index("batch")
         if made.shape[axis] != batch:
             return f"it returns {describe(made)} for {batch} sample(s)"
@@ -208,23 +216,23 @@ class PairReader:
         if not bool(given.isfinite().all() and made.isfinite().all()):
             return "its input or output holds NaN or infinity"
         made = made.detach()
-        alike = given.ndim == made.ndim
+        same_rank = given.ndim == made.ndim
         y = units_first(made, form.axes).cpu()
-        x = units_first(given, form.axes).cpu() if alike else given.movedim(source, 0).flatten(1).cpu()
+        x = units_first(given, form.axes).cpu() if same_rank else given.movedim(source, 0).flatten(1).cpu()
         pairs = self.pairs.setdefault(name, Pairs(name, self.options))
         if given.shape == made.shape and any(module.children()) and x.shape[1] > 1:
             cosine = torch.cosine_similarity(x.double(), y.double(), dim=1)  # (batch, *places)
             pairs.influence.append(1 - cosine.reshape(batch, -1).mean(dim=1))
-        if given.shape == made.shape and self.takes_off(name):
+        if given.shape == made.shape and self.subtracts_input(name):
             y = y - x
         window = None
-        if alike and y.ndim > 2 and not self.options.whole:
+        if same_rank and y.ndim > 2 and not self.options.whole:
             window = window_of(module, form.axes, x.shape[2:], y.shape[2:], self.options.window)
         if window is None:
-            how = "sample" if y.ndim > 2 or x.ndim > 2 else "row"
-            return pairs.add(x.flatten(1).unsqueeze(1), y.flatten(1).unsqueeze(1), how)
+            kind = "sample" if y.ndim > 2 or x.ndim > 2 else "row"
+            return pairs.add(x.flatten(1).unsqueeze(1), y.flatten(1).unsqueeze(1), kind)
         count = y.shape[2:].numel()
-        kept = min(count, self.options.places)
+        kept = min(count, self.options.max_places)
         flat = torch.cat([x.flatten(2), x.new_zeros(*x.shape[:2], 1)], dim=2)
         rows, answers = [], []
         for sample in range(batch):
@@ -233,5 +241,5 @@ class PairReader:
             rows.append(flat[sample][:, index].movedim(0, 1).flatten(1))  # (places, units * window)
             answers.append(y[sample].flatten(1)[:, chosen].T)
         size = " x ".join(str(one) for one in window.size)
-        how = "place" if max(window.size) == 1 else f"window {size}"
-        return pairs.add(torch.stack(rows), torch.stack(answers), how)
+        kind = "place" if max(window.size) == 1 else f"window {size}"
+        return pairs.add(torch.stack(rows), torch.stack(answers), kind)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.features.feature_batches import Source, worth_telling
-from layerlens.analyzers.common.messages import listed, warn_left_out
+from layerlens.analyzers.common.features.feature_batches import warn_unread
+from layerlens.analyzers.common.messages import listed
 from layerlens.errors import InputError, OptionError, check_count, choose, warn
-from layerlens.inputs.batches import Samples
-from layerlens.inputs.inputs import Forward, Inputs, as_inputs
-from layerlens.model.layers import LayerPath, Layers, Selection
+from layerlens.inputs.batches import Data, Read, Samples
+from layerlens.inputs.inputs import Forward, as_inputs
+from layerlens.model.layers import Layers, Selection
 from layerlens.progress import track
 from layerlens.results import LayerProfile
+from layerlens.signatures import public
 
-from .input_output_pairs import Options, PairReader
-from .linear_fit import folds_of, unexplained
+from .input_output_pairs import PairReader, Pairs, RowOptions
 from .residual import residual_calls
 
+PENALTIES = torch.cat([10.0 ** torch.arange(-14, 3, dtype=torch.float64), torch.tensor([torch.inf]).double()])
+"""Penalties of the ridge, as shares of the largest eigenvalue of X'X; the last one predicts the mean."""
 
+FOLDS = 5
+
+
+@public(renamed={"places": "max_places", "most": "max_rows", "widest": "max_features"})
 def nonlinearity(
     model: nn.Module,
     data: Samples,
@@ -31,60 +36,50 @@ def nonlinearity(
     window: int = 3,
     residual: bool | None = None,
     redundant: float = 0.05,
-    places: int = 16,
-    most: int = 1000,
-    widest: int = 1024,
+    max_places: int = 16,
+    max_rows: int = 1000,
+    max_features: int = 1024,
     batch_size: int = 16,
     batched: bool | None = None,
-    read: Callable[[Any], Inputs] = as_inputs,
+    read: Read = as_inputs,
     seed: int = 0,
     progress: bool | None = None,
     forward: Forward | None = None,
 ) -> LayerProfile:
-    r"""How much of what each layer returns is no linear map of what it is given; which blocks change next to nothing.
+    r"""Measure how much of each layer's output is not a linear map of its input, and find blocks that change little.
 
     - nonlinearity: 1 - R^2 of the best linear map (with an offset) from a layer's first floating-point input x to its
       output y, on samples held out: 0 for a linear layer, 1 where x says nothing linearly. The map is a ridge
-      regression whose penalty is chosen on the other folds. Where a block returns x + f(x), f(x) is asked for instead
-      of y: the stream alone would make any block look linear (Razzhigaev et al. 2024). Such blocks are found in
-      autograd's graph.
+      regression whose penalty is chosen on the other folds. Where a block returns x + f(x), y is f(x): the stream
+      alone would make any block look linear (Razzhigaev et al. 2024). Such blocks are found in autograd's graph.
     - block influence: 1 - cos(x, y), mean over samples and places, of layers with children whose input and output have
       one shape (Men et al. 2024). Blocks below `redundant` change next to nothing, and are named.
 
     A row is a place of the output (token, step, pixel) with what lies under it in the input: itself, the kernel of a
     convolution or pooling, and for blocks of convolutions a window. What reaches farther, as attention does, counts as
-    nonlinear: no one linear map of the place explains it. Where places do not fit each other, or with
-    `rows="sample"`, a row is a whole sample.
+    nonlinear: no linear map of the place explains it. Where places do not fit each other, or with `rows="sample"`, a
+    row is a whole sample.
 
-    With few rows for many features even a linear layer is not told to be one. The null is what a linear layer would
-    get: a random linear map of the same rows, fitted in the same way. Read a value by its distance to the null.
+    With few rows for many features even a linear layer looks nonlinear. The null is what a linear layer would get: a
+    random linear map of the same rows, fitted in the same way. Read a value by its distance to the null.
 
-    The data is read once. Cost: F for each sample; two runs of the first batch and a run with a graph of one sample
-    more; and for each layer five eigenvalue problems in `min(most, features)`.
+    The data is read once. Cost: F for each sample; two more runs of the first batch and a run with a graph of one
+    sample; and for each layer five eigenvalue problems in `min(max_rows, features)`.
 
     Args:
-        model: any module; it is run in eval mode.
-        data: samples, see `layerlens.inputs.batches`.
-        layers: which layers, see `Selection`; None for every layer.
         rows: what a row is, see above.
-        window: places of the input, in each direction, that blocks are given of it at most; odd.
-        residual: whether the input is taken off the output; None where the graph says that it was added.
+        window: places of the input, in each direction, given to blocks at most; odd.
+        residual: whether the input is subtracted from the output; None where the graph says that it was added.
         redundant: block influence below which a block is named as redundant.
-        places: most places of a sample that are used, chosen at random.
-        most: how many rows are kept of each layer.
-        widest: features of a row above which random sums of them take their place.
-        batch_size: samples that run together.
-        batched: whether the items of an iterable are batches; None: those of a DataLoader are.
-        read: makes model inputs of a batch, or of one text.
-        seed: of all choices, and for models that draw numbers.
-        progress: whether to show a bar; None shows it in a terminal.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        max_places: places of a sample used at most, chosen at random.
+        max_rows: rows of each layer kept at most, drawn at random.
+        max_features: features of a row above which random sums of them are used instead.
 
     Returns:
         A `LayerProfile` of the nonlinearity, with the standard error over the five folds. Its checks are
-        `"block influence"` and `"block influence error"`, over samples, `(layers,)`, NaN for layers that are no such
-        block, and `"features"` of a row. `settings` names the `"redundant"` blocks, the `"residual"` calls, and what a
-        row is in each layer, `"rows"`.
+        `"block influence"` and `"block influence error"`, over samples, `(layers,)`, NaN for layers that are not such
+        blocks, and `"features"` of a row. `settings` names the `"redundant"` blocks, the `"residual"` calls, and what
+        a row is in each layer, `"rows"`.
 
     Raises:
         InputError: when there are fewer than two samples, or no layer has pairs.
@@ -92,8 +87,8 @@ def nonlinearity(
         OptionError: when an option is out of range.
 
     Warns:
-        UserWarning: when a linear layer of the same size would not be told to be one (null above .05), when an output
-            is constant, and for layers left out.
+        UserWarning: when a linear layer of the same size would look nonlinear (null above .05), when an output is
+            constant, and for layers left out.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
@@ -102,82 +97,71 @@ def nonlinearity(
         [0.0, ...]
     """
     choose("rows", rows, ("auto", "sample"))
-    for name, value in (("window", window), ("places", places), ("most", most), ("widest", widest)):
-        check_count(name, value)
+    counts = {"window": window, "max_places": max_places, "max_rows": max_rows, "max_features": max_features}
+    for name, count in counts.items():
+        check_count(name, count)
     if window % 2 == 0:
         raise OptionError(f"window must be odd, so that it has a middle, got {window}.")
-    options = Options(rows == "sample", window, places, most, widest, seed)
-    source = Source(data, batch_size, batched, read, progress, "reading layers")
-    selected: list[LayerPath] = list(Layers(model).select(layers))
-    reader: PairReader | None = None
-    count = 0
-    for batch in source.batches(model):
-        if reader is None:
-            blocks = residual_calls(model, batch.inputs, forward, seed) if residual is None else set[str]()
-            reader = PairReader(model, selected, blocks, forward, options, always=bool(residual))
-        reader.read(batch.inputs, seed + count)
-        count += batch.inputs.batch
-    if count < 2:
+    data = Data.of(data, batch_size=batch_size, batched=batched, read=read, progress=progress)
+    reader = PairReader(
+        model, Layers(model).select(layers), forward, RowOptions(rows == "sample", seed=seed, **counts), bool(residual)
+    )
+    samples = 0
+    for batch in data.batches(model, "nonlinearity"):
+        if not samples and residual is None:
+            reader.residual = residual_calls(model, batch.inputs, forward, seed)
+        reader.read(batch.inputs, seed + samples)
+        samples += batch.inputs.batch
+    if samples < 2:
         raise InputError("nonlinearity: one sample leaves none to hold out; give two or more.")
-    found = {} if reader is None else reader.pairs
-    left_out = {} if reader is None else _left_out(reader)
-    if not found or reader is None:
+    left_out = reader.finish()
+    if not reader.pairs:
         raise InputError(
             f"no layer has an input and an output. {'; '.join(f'{k}: {v}' for k, v in list(left_out.items())[:5])}"
         )
-    values, errors, nulls, influences = [], [], [], []
-    for pairs in track(found.values(), "fitting lines", enabled=progress):
-        x, y, twin, samples, _ = pairs.rows()
-        own, chance = unexplained(x, [y, twin], folds_of(samples, seed))
-        influence = torch.cat(pairs.influence) if pairs.influence else torch.full((2,), torch.nan, dtype=torch.float64)
-        values.append(float(own.mean()))
-        errors.append(_error(own))
-        nulls.append(float(chance.mean()))
-        influences.append([float(influence.mean()), _error(influence)])
-    names = tuple(found)
-    table, null, turned = (torch.tensor(part, dtype=torch.float64) for part in (values, nulls, influences))
-    slight = [name for name, (influence, _) in zip(names, influences, strict=True) if influence < redundant]
-    _warn(names, table, null, left_out, layers is not None)
+    fits = [_fit(pairs, seed) for pairs in track(reader.pairs.values(), "fitting lines", enabled=progress)]
+    values, error, null, influence, influence_error = torch.tensor(fits, dtype=torch.float64).unbind(dim=1)
+    names = tuple(reader.pairs)
+    slight = [name for name, fit in zip(names, fits, strict=True) if fit[3] < redundant]
+    _warn(names, values, null, left_out, layers is not None)
+    ending = f"; next to nothing is changed by {', '.join(slight[:3])}." if slight else "."
     return LayerProfile(
         quantity="nonlinearity",
         layers=names,
-        values=table,
+        values=values,
         units="1",
         signed=False,
-        method=f"ridge regression, held out, {count} samples",
+        method=f"ridge regression, held out, {samples} samples",
         settings={
-            "window": window,
-            "places": places,
-            "most": most,
-            "widest": widest,
+            **counts,
             "seed": seed,
-            "residual": [name for name in names if reader.takes_off(name)],
+            "residual": [name for name in names if reader.subtracts_input(name)],
             "redundant": slight,
-            "rows": {name: pairs.how for name, pairs in found.items()},
+            "rows": {name: pairs.kind for name, pairs in reader.pairs.items()},
             "left_out": left_out,
         },
-        error=torch.tensor(errors, dtype=torch.float64),
+        error=error,
         null=null,
         checks={
-            "block influence": turned[:, 0],
-            "block influence error": turned[:, 1],
-            "features": torch.tensor([pairs.features for pairs in found.values()]),
+            "block influence": influence,
+            "block influence error": influence_error,
+            "features": torch.tensor([pairs.features for pairs in reader.pairs.values()]),
         },
         explanation=(
             "Each value is the share of what a layer returns, or adds to its stream, that no linear map of its input "
-            "explains on samples held out"
-            + (f"; next to nothing is changed by {', '.join(slight[:3])}." if slight else "."),
+            f"explains on samples held out{ending}",
             "A value at its null is what a linear layer gets with these rows, and what a layer takes from other "
             "places counts as nonlinear; a block that changes little may still matter to the output.",
         ),
     )
 
 
-def _left_out(reader: PairReader) -> dict[str, str]:
-    ran = {name.split(" #")[0] for name in (*reader.pairs, *reader.left_out)}
-    silent = {path: "did not run" for path in reader.layers if path not in ran}
-    # what hands on its input does nothing, and is no loss
-    return {k: v for k, v in reader.left_out.items() if v != "it hands on its input"} | silent
+def _fit(pairs: Pairs, seed: int) -> tuple[float, float, float, float, float]:
+    """Return nonlinearity, its error, its null, block influence and its error, of one layer."""
+    x, y, twin, samples, _ = pairs.rows()
+    own, chance = unexplained(x, [y, twin], split_samples(samples, seed))
+    influence = torch.cat(pairs.influence) if pairs.influence else torch.full((2,), torch.nan, dtype=torch.float64)
+    return float(own.mean()), _error(own), float(chance.mean()), float(influence.mean()), _error(influence)
 
 
 def _error(parts: torch.Tensor) -> float:
@@ -187,13 +171,65 @@ def _error(parts: torch.Tensor) -> float:
 def _warn(
     names: tuple[str, ...], values: torch.Tensor, null: torch.Tensor, left_out: dict[str, str], explicit: bool
 ) -> None:
-    """Say what would mislead."""
-    warn_left_out("nonlinearity", worth_telling(left_out, explicit), explicit)
+    """Warn of what would mislead."""
+    warn_unread("nonlinearity", left_out, explicit)
     if blurred := [name for name, floor in zip(names, null.tolist(), strict=True) if floor > 0.05]:
         worst = float(null.nan_to_num().max())
         warn(
             f"nonlinearity: too few rows for the features of {listed(blurred)}: a linear layer would get up to "
-            f"{worst:.2f} (the null). Give more samples, or raise most=.",
+            f"{worst:.2f} (the null). Give more samples, or raise max_rows=.",
         )
-    if flat := [name for name, value in zip(names, values.tolist(), strict=True) if value != value]:
-        warn(f"nonlinearity: what {listed(flat)} adds is constant: NaN.")
+    if constant := [name for name, value in zip(names, values.tolist(), strict=True) if value != value]:
+        warn(f"nonlinearity: what {listed(constant)} adds is constant: NaN.")
+
+
+def split_samples(samples: torch.Tensor, seed: int) -> torch.Tensor:
+    """Draw the fold of each row; rows of one sample share one. At most `FOLDS`, at least two."""
+    names, place = torch.unique(samples, return_inverse=True)
+    count = min(FOLDS, len(names))
+    fold = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)) % count
+    return fold[place]
+
+
+def unexplained(x: torch.Tensor, outputs: list[torch.Tensor], folds: torch.Tensor) -> list[torch.Tensor]:
+    """Return 1 - R^2 of the best linear map with an offset on each fold held out, `(folds,)` for each output.
+
+    A ridge regression on all other folds; its penalty is the one that is best on those, each held out in turn.
+
+    Args:
+        x: `(rows, features)`.
+        outputs: each `(rows, numbers)`.
+        folds: fold of each row.
+    """
+    count = int(folds.max()) + 1
+    errors = torch.zeros(len(outputs), count, len(PENALTIES), dtype=torch.float64)
+    totals = torch.zeros(len(outputs), count, dtype=torch.float64)
+    for fold in range(count):
+        train, test = folds != fold, folds == fold
+        middle = x[train].mean(dim=0)
+        known, new = x[train] - middle, x[test] - middle
+        wide = known.shape[1] > len(known)
+        values, vectors = torch.linalg.eigh(known @ known.T if wide else known.T @ known)
+        values = values.clamp_min(0)
+        top = values.amax().clamp_min(torch.finfo(values.dtype).tiny)
+        # with K = X X' = U e U': prediction = new X' U (e + penalty)^-1 U' y, and the same by features
+        basis = new @ (known.T @ vectors) if wide else new @ vectors
+        for place, output in enumerate(outputs):
+            mean = output[train].mean(dim=0)
+            answers = output[train] - mean
+            parts = vectors.T @ (answers if wide else known.T @ answers)
+            truth = output[test] - mean
+            totals[place, fold] = truth.square().sum()
+            for k, penalty in enumerate(PENALTIES.tolist()):
+                weight = torch.zeros_like(values) if penalty == float("inf") else 1 / (values + penalty * top)
+                guess = (basis * weight) @ parts
+                errors[place, fold, k] = (truth - guess).square().sum()
+    found = []
+    for place in range(len(outputs)):
+        shares = torch.full((count,), torch.nan, dtype=torch.float64)
+        for fold in range(count):
+            others = errors[place, torch.arange(count) != fold].sum(dim=0)
+            if float(totals[place, fold]):
+                shares[fold] = errors[place, fold, int(others.argmin())] / totals[place, fold]
+        found.append(shares)
+    return found

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.calls.call_sites import row_norms
+from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.features.batch_targets import check_length, class_lists, of_batch
-from layerlens.analyzers.common.features.feature_batches import Source, distinct, run_once, worth_telling
-from layerlens.analyzers.common.messages import listed, warn_left_out
+from layerlens.analyzers.common.features.feature_batches import warn_unread
+from layerlens.analyzers.common.messages import listed
 from layerlens.analyzers.common.null_model import shuffled
+from layerlens.axes.names import batch_axis
 from layerlens.errors import InputError, OptionError, check_count, warn
-from layerlens.inputs.batches import Samples
+from layerlens.inputs.batches import Batch, Data, Read, Samples
 from layerlens.inputs.inputs import Forward, Inputs, as_inputs
-from layerlens.model.layers import Selection
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import LayerPath, Selection
+from layerlens.probes.run import capture
 from layerlens.results import LayerHealth
-from layerlens.targets.target import Spec, as_target
+from layerlens.signatures import public
+from layerlens.targets.outputs import class_scores
+from layerlens.targets.target import Spec, Target, as_target
 
-from ..training.gradient_norms import gradient_norms, loss
 from .unit_moments import UnitReader, Units
 
 SERIES = ("dead", "doubled", "saturated", "zero", "not finite")
@@ -27,6 +32,7 @@ ENOUGH = 30
 """Samples below which a unit is easily called dead."""
 
 
+@public(renamed={"widest": "max_units"})
 def health(
     model: nn.Module,
     data: Samples,
@@ -34,52 +40,43 @@ def health(
     *,
     target: Spec = None,
     double: float = 0.999,
-    widest: int = 2048,
+    max_units: int = 2048,
     null: bool = False,
     batch_size: int = 16,
     batched: bool | None = None,
-    read: Callable[[Any], Inputs] = as_inputs,
+    read: Read = as_inputs,
     seed: int = 0,
     progress: bool | None = None,
     forward: Forward | None = None,
 ) -> LayerHealth:
-    """Which units of every layer are dead, doubled or saturated over a data set; how large values and gradients are.
+    """Find the dead, doubled and saturated units of every layer, and measure its values and gradients.
 
     Of each layer's values h, unit by unit (channel, feature) over all samples and places:
 
     - dead: units that are constant, and units of a rectifier (ReLU, GELU, SiLU, ...) that are never above zero. A dead
       unit was silent for the n samples seen: with 95 % confidence it answers to less than 1 - .05^(1/n), about 3/n,
       of such samples (the rule of three, Hanley & Lippman-Hand 1983), so n is in the result;
-    - doubled: units whose correlation with an earlier unit is at least `double` in size;
-    - saturated: values within 2 % of an end of the layer's range, of sigmoid, tanh, ReLU6 and the like, and of
-      recurrent layers' outputs; NaN for layers without ends;
+    - doubled: units whose |correlation| with an earlier unit is at least `double`;
+    - saturated: values within 2 % of an end of the layer's range, for sigmoid, tanh, ReLU6 and similar, and for the
+      outputs of recurrent layers; NaN for layers without ends;
     - zero, and not finite: shares of the values;
-    - mean and standard deviation of the values, and with a target the norm of the gradient of its score by the layer's
-      output, mean over samples: it tells vanishing and exploding gradients.
+    - mean and standard deviation of the values; with a target, the norm of the gradient of its score with respect to
+      the layer's output, mean over samples: it shows vanishing and exploding gradients.
 
-    The data is read once; memory is that of one batch and of `units x units` numbers per layer. Cost: F for each
-    sample, two runs of the first batch more; with a target F + B for each sample more, with the null F more.
+    The data is read once; memory is one batch and `units x units` numbers per layer. Cost: F for each sample, two more
+    runs of the first batch; with a target F + B more for each sample, with the null F more.
 
     Args:
-        model: any module; it is run in eval mode.
-        data: samples, see `layerlens.inputs.batches`.
-        layers: which layers, see `Selection`; None for every distinct activation (of layers that hand on the same
-            tensor, the first).
-        target: of the gradients: a score, as in `layerlens.as_target`; `"label"` the score of each sample's
-            label in the data, `"loss"` its cross-entropy. None for no gradients.
-        double: correlation from which a unit repeats another.
-        widest: units above which no doubles are looked for in a layer.
-        null: also measure the model with the entries of each parameter tensor in random order.
-        batch_size: samples that run together.
-        batched: whether the items of an iterable are batches; None: those of a DataLoader are.
-        read: makes model inputs of a batch, or of one text.
-        seed: of the null, and for models that draw numbers.
-        progress: whether to show a bar; None shows it in a terminal.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        layers: which layers, see `Selection`; None for every layer but those that return another's output.
+        target: score whose gradients are measured, see `as_target`; `"label"` is the score of each sample's label in
+            the data, `"loss"` its cross-entropy. None for no gradients.
+        double: correlation at which a unit counts as a double of another.
+        max_units: units above which no doubles are looked for in a layer.
+        null: whether to measure the model with the entries of each parameter tensor in random order as well.
 
     Returns:
-        `LayerHealth`: the shares by layer, with the standard error over samples of the last three, the dead units and
-        the doubled ones by number, and the samples seen.
+        `LayerHealth`: the shares by layer, with the standard error over samples of the last three, the dead and the
+        doubled units by number, and the number of samples seen.
 
     Raises:
         InputError: when there are fewer than two samples, or no layer can be read.
@@ -98,28 +95,27 @@ def health(
         >>> found.dead, round(found.of("1")["bound of dead"], 3)
         ({'1': (1,)}, 0.03)
     """
-    check_count("widest", widest)
+    check_count("max_units", max_units)
     if isinstance(double, bool) or not isinstance(double, (int, float)) or not 0 < double <= 1:
         raise OptionError(f"double must be a correlation above 0 and at most 1, got {double!r}.")
-    aim = None if isinstance(target, str) and target in ("label", "loss") else as_target(target)
-    lists = class_lists(aim) if target is not None else []
-    source = Source(data, batch_size, batched, read, progress, "health")
-    reader = UnitReader(model, layers, forward, widest)
+    by_label = isinstance(target, str) and target in ("label", "loss")
+    score = None if by_label else as_target(target)
+    lists = class_lists(score) if target is not None else []
+    data = Data.of(data, batch_size=batch_size, batched=batched, read=read, progress=progress)
+    reader = UnitReader(model, layers, forward, max_units)
     twin: UnitReader | None = None
     gradients: dict[str, list[torch.Tensor]] = {}
     count = 0
-    for batch in source.batches(model):
-        if not count:
-            chosen = distinct(model, batch.inputs, forward) if layers is None else layers
-            reader = UnitReader(model, chosen, forward, widest)
-            twin = UnitReader(model, chosen, shuffled(model, forward, seed), widest) if null else None
-        for one in (reader, twin):
-            if one is not None:
-                one.left_out.update(run_once(one, batch.inputs, seed + count).left_out)
+    for batch in data.batches(model, "health"):
+        reader.add(batch.inputs, seed + count)
+        if null:
+            twin = twin or UnitReader(model, reader.layers, shuffled(model, forward, seed), max_units)
+            twin.add(batch.inputs, seed + count)
         if target is not None:
-            score = loss(batch) if isinstance(target, str) and target == "loss" else of_batch(aim, batch)
-            for name, norms in gradient_norms(model, batch.inputs, reader.layers, score, forward, seed + count).items():
-                gradients.setdefault(name, []).append(norms)
+            scored = _cross_entropy(batch) if isinstance(target, str) and target == "loss" else of_batch(score, batch)
+            norms = _gradient_norms(model, batch.inputs, reader.layers, scored, forward, seed + count)
+            for name, norm in norms.items():
+                gradients.setdefault(name, []).append(norm)
         count += batch.inputs.batch
     check_length(lists, count)
     if count < 2:
@@ -128,12 +124,13 @@ def health(
     names = tuple(reader.units)
     if not names:
         raise InputError(f"no layer can be read. {'; '.join(f'{k}: {v}' for k, v in list(left_out.items())[:5])}")
-    every = [reader.units[name] for name in names]
-    values, error = _shares(every, double)
-    moments = torch.tensor([units.moments() for units in every], dtype=torch.float64)
-    samples = torch.tensor([units.samples for units in every])
-    doubles = {name: tuple(units.doubles(double) or ()) for name, units in zip(names, every, strict=True)}
-    dead = {name: tuple(units.dead().nonzero().squeeze(1).tolist()) for name, units in zip(names, every, strict=True)}
+    layer_units = list(reader.units.values())
+    values, error = _shares(layer_units, double)
+    moments = torch.tensor([units.moments() for units in layer_units], dtype=torch.float64)
+    samples = torch.tensor([units.samples for units in layer_units])
+    doubles = {name: units.doubles(double) for name, units in reader.units.items()}
+    dead = {name: tuple(units.dead().nonzero().squeeze(1).tolist()) for name, units in reader.units.items()}
+    missing = torch.tensor(torch.nan)
     _warn(names, values, count, left_out, layers is not None)
     return LayerHealth(
         quantity="share of units or values",
@@ -143,11 +140,11 @@ def health(
         signed=False,
         method=f"{count} samples",
         settings={
-            "target": target if isinstance(target, str) or aim is None or target is None else aim.label,
+            "target": target if isinstance(target, str) or target is None or score is None else score.label,
             "double": double,
-            "widest": widest,
+            "max_units": max_units,
             "seed": seed,
-            "no doubles sought": [n for n, units in zip(names, every, strict=True) if units.doubles(double) is None],
+            "no doubles sought": [name for name, pairs in doubles.items() if pairs is None],
             "left_out": left_out,
         },
         series=SERIES,
@@ -160,17 +157,53 @@ def health(
             "depends on the samples seen, and a unit that lives may still not matter to the output.",
         ),
         dead={name: units for name, units in dead.items() if units},
-        doubles={name: pairs for name, pairs in doubles.items() if pairs},
+        doubles={name: tuple(pairs) for name, pairs in doubles.items() if pairs},
         mean=moments[:, 0],
         std=moments[:, 1],
         gradient=None
         if target is None
-        else torch.stack(
-            [torch.cat(gradients[n]).mean() if n in gradients else torch.tensor(torch.nan) for n in names]
-        ),
+        else torch.stack([torch.cat(gradients[name]).mean() if name in gradients else missing for name in names]),
         samples=samples,
         bound=1 - 0.05 ** (1 / samples.double()),
     )
+
+
+def _cross_entropy(batch: Batch) -> Target:
+    """Score each sample by the cross-entropy of its label."""
+    chosen = of_batch(None, batch)
+
+    def entropy(output: Any, rows: torch.Tensor) -> torch.Tensor:
+        return class_scores(output).logsumexp(dim=1) - chosen(output, rows)
+
+    return Target(entropy, "cross-entropy")
+
+
+def _gradient_norms(
+    model: nn.Module,
+    inputs: Inputs,
+    layers: list[LayerPath],
+    score: Target,
+    forward: Forward | None,
+    seed: int,
+) -> dict[str, torch.Tensor]:
+    """Return by call of a layer the norm of the gradient of each sample's score, `(batch,)`."""
+    found: dict[str, torch.Tensor] = {}
+    with borrowed(model), layers_called():
+        torch.manual_seed(seed)
+        record = capture(
+            model, inputs, layers, keep="reference", reduce=lambda output: None, gradients=True, target=score,
+            forward=forward,
+        )  # fmt: skip
+        for call in record.order:
+            parts = {} if call.gradients is None else call.gradients.found
+            gradient = next((part for part in parts.values() if part is not None), None)
+            if gradient is None or not gradient.ndim:
+                continue
+            axis = batch_axis(model.get_submodule(call.layer), gradient)
+            if gradient.shape[axis] == inputs.batch:
+                name = f"{call.layer} #{call.index}" if call.index else call.layer
+                found[name] = row_norms(gradient, axis, inputs.batch)
+    return found
 
 
 def _shares(every: list[Units], double: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,7 +215,7 @@ def _shares(every: list[Units], double: float) -> tuple[torch.Tensor, torch.Tens
         shares = torch.cat(units.per_sample)[:, :3]
         error = shares.std(dim=0) / len(shares) ** 0.5 if len(shares) > 1 else torch.full((3,), torch.nan)
         means = shares.mean(dim=0)
-        if units.spans is None:
+        if units.ends is None:
             means[0] = error[0] = torch.nan
         dead = float(units.dead().double().mean())
         values.append([dead, torch.nan if doubles is None else len(doubles) / count, *means.tolist()])
@@ -201,12 +234,12 @@ def _aligned(twin: UnitReader, names: tuple[str, ...], double: float) -> torch.T
 
 
 def _warn(names: tuple[str, ...], values: torch.Tensor, count: int, left_out: dict[str, str], explicit: bool) -> None:
-    """Say what would mislead."""
-    warn_left_out("health", worth_telling(left_out, explicit), explicit)
+    """Warn of what would mislead."""
+    warn_unread("health", left_out, explicit)
     if count < ENOUGH:
         bound = 1 - 0.05 ** (1 / count)
         warn(
             f"health: over {count} samples a unit that answers to {bound:.0%} of inputs may be called dead; give more.",
         )
-    if odd := [name for name, share in zip(names, values[:, 4].tolist(), strict=True) if share]:
-        warn(f"health: {listed(odd)} holds values that are not finite.")
+    if infinite := [name for name, share in zip(names, values[:, 4].tolist(), strict=True) if share]:
+        warn(f"health: {listed(infinite)} holds values that are not finite.")

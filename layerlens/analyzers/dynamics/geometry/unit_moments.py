@@ -1,4 +1,4 @@
-"""What the units of a layer did over a data set, added up batch by batch."""
+"""Statistics of the units of a layer over a data set, added up batch by batch."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import dataclasses
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.features.feature_batches import run_once
 from layerlens.analyzers.common.features.layer_features import FeatureReader
-from layerlens.inputs.inputs import Forward
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath, Selection
 
 RECTIFIERS = ("relu", "elu", "silu", "swish", "mish")  # `elu` also names ReLU, GELU, SELU, CELU
-"""In the names of classes that answer to negative input with nothing, or next to nothing."""
+"""Parts of the names of classes whose output for negative input is zero, or close to it."""
 
 NEAR = 0.02
-"""How near to an end of its range a value is saturated, as a share of that range."""
+"""Distance from an end of its range at which a value is saturated, as a share of that range."""
 
 FEW = 10
-"""Rows below which correlations are high by chance; as many must a unit stand out at."""
+"""Rows below which correlations are high by chance; a unit must also vary at as many."""
 
 
 def rectifies(module: nn.Module) -> bool:
@@ -26,8 +27,8 @@ def rectifies(module: nn.Module) -> bool:
     return any(part in type(module).__name__.lower() for part in RECTIFIERS)
 
 
-def ends(module: nn.Module) -> tuple[float | None, float | None] | None:
-    """Where the values of a layer saturate, below and above; None for a layer without ends."""
+def saturation_ends(module: nn.Module) -> tuple[float | None, float | None] | None:
+    """Return where the values of a layer saturate, below and above; None for a layer without ends."""
     if isinstance(module, nn.Hardtanh):
         # the zero of ReLU6 is that of any rectifier, and counted as such
         return (None if module.min_val == 0 else float(module.min_val), float(module.max_val))
@@ -49,15 +50,15 @@ class Units:
 
     Attributes:
         module: the layer.
-        widest: units above which no doubles are looked for.
+        max_units: units above which no doubles are looked for.
     """
 
     module: nn.Module
-    widest: int
+    max_units: int
 
     def __post_init__(self) -> None:
         self.samples = self.rows = 0
-        self.spans = ends(self.module)
+        self.ends = saturation_ends(self.module)
         self.eps = 0.0
         self.per_sample: list[torch.Tensor] = []
         self.low = self.high = self.count = self.total = self.squares = self.fourths = torch.empty(0)
@@ -65,7 +66,7 @@ class Units:
         self.products: torch.Tensor | None = None
 
     def add(self, values: torch.Tensor) -> str:
-        """One batch, `(batch, units, *places)`; why it does not fit, or the empty text.
+        """Add one batch, `(batch, units, *places)`; return why it does not fit, or the empty text.
 
         Means and sums over places are added up in float64, products within a batch in the layer's own precision.
         """
@@ -89,56 +90,56 @@ class Units:
             self.count, self.total, self.squares, self.fourths = empty, empty, empty, empty
             self.eps = torch.finfo(values.dtype).eps
             self.shift = (known @ ones).double().sum(dim=0) / counts.sum(dim=0).clamp_min(1)
-            self.products = torch.zeros(units, units, dtype=torch.float64) if units <= self.widest else None
+            self.products = torch.zeros(units, units, dtype=torch.float64) if units <= self.max_units else None
         self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
-        centred = known - self.shift.to(known.dtype)[:, None]
+        centered = known - self.shift.to(known.dtype)[:, None]
         if good is not None:
-            centred = centred.masked_fill(~good, 0.0)
+            centered = centered.masked_fill(~good, 0.0)
             self.products = None
         if self.products is None:
-            self.squares = self.squares + (centred.square() @ ones).double().sum(dim=0)
+            self.squares = self.squares + (centered.square() @ ones).double().sum(dim=0)
         else:
-            products = (centred @ centred.mT).sum(dim=0).double()
+            products = (centered @ centered.mT).sum(dim=0).double()
             self.products = self.products + products
             self.squares = self.squares + products.diagonal()
-            self.fourths = self.fourths + (centred.square().square_() @ ones).double().sum(dim=0)
+            self.fourths = self.fourths + (centered.square().square_() @ ones).double().sum(dim=0)
         self.count = self.count + counts.sum(dim=0)
-        sums = (centred @ ones).double()  # (batch, units)
+        sums = (centered @ ones).double()  # (batch, units)
         self.total = self.total + sums.sum(dim=0)
         size = float(units * places)
-        ended = torch.zeros(batch, dtype=torch.float64) if self.spans is None else self._ended(table, good)
+        at_end = torch.zeros(batch, dtype=torch.float64) if self.ends is None else self._count_at_end(table, good)
         zero = _counted([row == 0 for row in known]) - (size - counts.sum(dim=1))
         mean = (sums + self.shift * counts).sum(dim=1) / counts.sum(dim=1).clamp_min(1)
-        self.per_sample.append(torch.stack([ended / size, zero / size, 1 - counts.sum(dim=1) / size, mean], dim=1))
+        self.per_sample.append(torch.stack([at_end / size, zero / size, 1 - counts.sum(dim=1) / size, mean], dim=1))
         self.samples += batch
         self.rows += batch * places
         return ""
 
-    def _ended(self, table: torch.Tensor, good: torch.Tensor | None) -> torch.Tensor:
-        """How many values of each sample lie at an end, `(batch,)`."""
-        low, high = self.spans or (None, None)
+    def _count_at_end(self, table: torch.Tensor, good: torch.Tensor | None) -> torch.Tensor:
+        """Count the values of each sample that lie at an end, `(batch,)`."""
+        low, high = self.ends or (None, None)
         near = NEAR * ((high or 0.0) - (low or 0.0))
         lowest = -float("inf") if low is None else low + near
         highest = float("inf") if high is None else high - near
-        ended = [(row <= lowest) | (row >= highest) for row in table]
-        return _counted(ended if good is None else [one & known for one, known in zip(ended, good, strict=True)])
+        at_end = [(row <= lowest) | (row >= highest) for row in table]
+        return _counted(at_end if good is None else [one & known for one, known in zip(at_end, good, strict=True)])
 
     @property
     def variance(self) -> torch.Tensor:
-        """Of each unit, `(units,)`."""
+        """Variance of each unit, `(units,)`."""
         count = self.count.clamp_min(1)
         return (self.squares / count - (self.total / count).square()).clamp_min(0)
 
     def dead(self) -> torch.Tensor:
-        """Which units never answered, bool `(units,)`: constant, or of a rectifier never above zero."""
+        """Return which units never answered, bool `(units,)`: constant, or in a rectifier never above zero."""
         size = torch.maximum(self.low.abs(), self.high.abs())
         constant = (self.count > 0) & (self.high - self.low <= 4 * self.eps * size)
         return constant | (self.high <= 0) & (self.count > 0) if rectifies(self.module) else constant
 
     def doubles(self, least: float) -> list[tuple[int, int, float]] | None:
-        """`(unit, earlier unit, correlation)` of units that repeat an earlier one; None where it cannot be told.
+        """Return `(unit, earlier unit, correlation)` of units that repeat an earlier one; None if unknown.
 
-        A unit that stands out at a few places alone, by (sum c^2)^2 / sum c^4, has no correlation to speak of: two that
+        A unit that varies at few places, by (sum c^2)^2 / sum c^4, has no meaningful correlation: two units that
         answer to the same single place would have one of 1.
         """
         if self.products is None or self.rows < FEW:
@@ -158,7 +159,7 @@ class Units:
         return found
 
     def moments(self) -> tuple[float, float]:
-        """Mean and standard deviation of all values."""
+        """Return mean and standard deviation of all values."""
         count = float(self.count.sum())
         if not count:
             return float("nan"), float("nan")
@@ -168,35 +169,39 @@ class Units:
 
 
 def _counted(rows: list[torch.Tensor]) -> torch.Tensor:
-    """How many are true in each of some rows, which is far faster than a sum along axes."""
+    """Count the true entries of each row, which is far faster than a sum along axes."""
     return torch.stack([row.count_nonzero() for row in rows]).double()
 
 
 class UnitReader(FeatureReader):
-    """Reads layers unit by unit: of each call it keeps `Units` alone.
+    """Reads layers unit by unit and keeps only the `Units` of each call.
 
     Args:
         model: any module.
-        layers: which.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-        widest: units above which no doubles are looked for.
+        layers: which; None for every layer but those that return another's output.
+        forward: `forward(model, *args, **kwargs)` to call instead of the model.
+        max_units: units above which no doubles are looked for.
     """
 
-    def __init__(self, model: nn.Module, layers: Selection, forward: Forward | None, widest: int) -> None:
-        super().__init__(model, layers, forward=forward)
-        self.widest = widest
+    def __init__(self, model: nn.Module, layers: Selection, forward: Forward | None, max_units: int) -> None:
+        super().__init__(model, layers, forward=forward, distinct=True)
+        self.max_units = max_units
         self.units: dict[str, Units] = {}
         self.left_out: dict[str, str] = {}
+
+    def add(self, inputs: Inputs, seed: int) -> None:
+        """Add one batch."""
+        self.left_out.update(run_once(self, inputs, seed).left_out)
 
     def reduced(self, name: str, path: LayerPath, values: torch.Tensor) -> tuple[torch.Tensor | None, str]:
         """Add one call."""
         if name not in self.units:
-            self.units[name] = Units(self.model.get_submodule(path), self.widest)
+            self.units[name] = Units(self.model.get_submodule(path), self.max_units)
         why = self.units[name].add(values)
         return (None, why) if why else (torch.empty(len(values), 0), "")
 
     def finish(self) -> dict[str, str]:
-        """Why layers have no numbers; those of which a part could not be read are dropped."""
+        """Return why layers have no numbers; layers of which a part could not be read are dropped."""
         for name in self.left_out:
             self.units.pop(name, None)
         ran = {name.split(" #")[0] for name in (*self.units, *self.left_out)}

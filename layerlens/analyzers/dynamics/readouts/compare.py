@@ -1,60 +1,62 @@
-"""What separates two models with the same layers: pretrained and fine-tuned, two epochs, with and without dropout."""
+"""How two models with the same layers differ: pretrained and fine-tuned, two epochs, with and without dropout."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.features.feature_batches import Source, Table, read_again, worth_telling
-from layerlens.analyzers.common.features.layer_features import Pool
-from layerlens.analyzers.common.messages import warn_left_out
+from layerlens.analyzers.common.features.feature_batches import Table, warn_unread
+from layerlens.analyzers.common.features.layer_features import Pool, pool_name
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.errors import InputError, OptionError, check_count, warn
-from layerlens.inputs.batches import Samples
-from layerlens.inputs.inputs import Forward, Inputs, as_inputs
+from layerlens.inputs.batches import Data, Labels, Read, Samples
+from layerlens.inputs.inputs import Forward, as_inputs
 from layerlens.model.layers import Layers, Selection
 from layerlens.model.placement import need_weights, offloaded, sharded
 from layerlens.progress import track
 from layerlens.results import LayerProfile
+from layerlens.signatures import public
 
 from ..similarity.similarity_measures import LEAST, Sums, gram, unbiased
-from .linear_probe import INPUT, known_labels, rows_of
-from .linear_readout import FOLDS, Labels, Readout, folds_of, mean_and_error
+from .linear_probe import INPUT, layer_rows
+from .linear_readout import FOLDS, Readout, Truth, split_folds, true_labels
 
 SERIES = ("CKA", "CKA with an untrained twin", "change of the output", "change of the weights")
 PROBES = ("probe", "probe of the other")
+NAN = torch.tensor(torch.nan, dtype=torch.float64)
 
 
+@public(renamed={"most": "max_samples"})
 def compare(
     model: nn.Module,
     other: nn.Module | Mapping[str, torch.Tensor],
     data: Samples,
-    labels: Any = None,
+    labels: Labels | None = None,
     layers: Selection = None,
     *,
-    pool: Pool | Callable[[torch.Tensor], torch.Tensor] = "mean",
+    pool: Pool = "mean",
     permutations: int = 20,
     penalty: float = 1.0,
-    most: int = 1000,
+    max_samples: int = 1000,
     batch_size: int = 16,
     batched: bool | None = None,
-    read: Callable[[Any], Inputs] = as_inputs,
+    read: Read = as_inputs,
     seed: int = 0,
     progress: bool | None = None,
     forward: Forward | None = None,
 ) -> LayerProfile:
-    """How far the layers of two models of one kind are apart: in what they return, in their weights, in what they tell.
+    """Compare the layers of two models of one kind: their outputs, their weights, and the labels read from them.
 
     For each layer that both models have under one name:
 
     - `"CKA"`: debiased linear CKA of the two layers on the data (Kornblith et al. 2019; Song et al. 2012): 1 is the
       same up to rotation and scale;
-    - `"CKA with an untrained twin"`: the same between the first model and itself with its weights in random order, for
+    - `"CKA with an untrained twin"`: the CKA between the first model and itself with its weights in random order, for
       scale: first layers are alike even then (.95 is common);
     - `"change of the output"`: ||h' - h|| / ||h|| over all samples; NaN where the widths differ;
     - `"change of the weights"`: ||W' - W|| / ||W|| over all parameters of the layer and of the layers inside it; NaN
@@ -62,30 +64,19 @@ def compare(
     - `"probe"`, `"probe of the other"`, with labels: right answers of a linear readout, see `linear_probe`.
 
     A model compared with itself has 1, 0 and 0. Layers that other tasks can build on keep a high CKA and probe while
-    those that were made anew do not, which is what tells what a fine-tuning changed (Neyshabur et al. 2020).
+    those that were replaced do not, which shows what a fine-tuning changed (Neyshabur et al. 2020).
 
     Cost: 3 F for each sample, and ten fits per layer with labels.
 
     Args:
-        model: any module; both are run in eval mode.
         other: the second model, or a state dict of the first, as of another epoch.
-        data: samples, see `layerlens.inputs.batches`; they are read three times.
-        labels: one per sample; None takes those in the data, if it has any.
-        layers: which layers, see `Selection`; None for every distinct activation of the first model.
-        pool: how a layer becomes a row, as in `linear_probe`.
-        permutations: of the samples, for the null of the CKA.
-        penalty: inverse strength C of the logistic regression's penalty, for features of unit variance.
-        most: how many samples are kept, drawn at random.
-        batch_size: samples that run together.
-        batched: whether the items of an iterable are batches; None: those of a DataLoader are.
-        read: makes model inputs of a batch, or of one text.
-        seed: of samples, permutations, folds and the twin.
-        progress: whether to show a bar; None shows it in a terminal.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the models.
+        data: ... It is read three times.
+        layers: which layers, see `Selection`; None for every layer but those that return another's output.
+        permutations: number of random orders of the samples for the null of the CKA.
 
     Returns:
-        A `LayerProfile` with the series above. The error of the CKA is a jackknife over groups of samples, that of the
-        probes the standard error over samples; the null of the CKA is the mean over permuted samples. Its check is
+        A `LayerProfile` with the series above. The error of the CKA is a jackknife over groups of samples; for the
+        probes, the standard error over samples. The null of the CKA is the mean over permuted samples. Its check is
         `"samples"`; `settings["left_out"]` says which layers could not be compared, and why.
 
     Raises:
@@ -104,11 +95,12 @@ def compare(
         (('0', '1', '2'), [1.0, 0.0, 0.0])
     """
     check_count("permutations", permutations)
-    check_count("most", most)
-    read_again(data, 3, "compare")
+    check_count("max_samples", max_samples)
+    data = Data.of(data, labels, batch_size=batch_size, batched=batched, read=read, progress=progress)
+    data.check_rereadable(3, "compare")
     second = _second(model, other)
-    source = Source(data, batch_size, batched, read, progress, "comparing models")
-    own = rows_of(model, source, layers, pool, forward, most, seed)
+    rows_of = functools.partial(layer_rows, pool=pool, max_samples=max_samples, seed=seed, what="compare")
+    own = rows_of(model, data, layers, forward)
     paths = list(dict.fromkeys(name.split(" #")[0] for name in own.layers if name != INPUT))
     shared = [path for path in paths if path in Layers(second)]
     if not shared:
@@ -116,8 +108,8 @@ def compare(
             f"{type(model).__name__} and {type(second).__name__} have no layer of one name; compare layers of any "
             "models with similarity(model, data, other=...)."
         )
-    theirs = rows_of(second, source, shared, pool, forward, most, seed)
-    twin = rows_of(model, source, shared, pool, shuffled(model, forward, seed), most, seed)
+    theirs = rows_of(second, data, shared, forward)
+    twin = rows_of(model, data, shared, shuffled(model, forward, seed))
     counts = (own.count, theirs.count, twin.count)
     if len(set(counts)) > 1 or len(own.index) < 2 * LEAST:
         raise InputError(
@@ -129,29 +121,30 @@ def compare(
     for name in own.layers:
         if name not in names and name != INPUT:
             left_out.setdefault(name, "the other model has none of that name, or it did not run there")
-    read_labels = labels is not None or own.labels is not None
-    truth = known_labels(labels, own, "compare") if read_labels else None
-    probe = None if truth is None else _Probe(truth, Readout(penalty, seed), seed)
-    found = [
-        _one(name, own, theirs, twin, (model, second), probe, permutations, seed)
+    probe = None
+    if own.labels is not None:
+        probe = _Probe(true_labels(own.labels, "compare"), Readout(penalty, seed), seed)
+    series = [
+        _series(name, own, theirs, twin, (model, second), probe, permutations, seed)
         for name in track(names, "comparing models", enabled=progress)
     ]
-    warn_left_out("compare", worth_telling(left_out, layers is not None), layers is not None)
+    warn_unread("compare", left_out, layers is not None)
     if len(own.index) < 64:
         warn(f"compare: {len(own.index)} samples are few; read the CKA with its error and null.")
-    values, error, null = (torch.stack(parts) for parts in zip(*found, strict=True))
+    values, error, null = (part.clone() for part in torch.stack(series, dim=1))
+    other_name = type(second).__name__ if isinstance(other, nn.Module) else "a state dict of it"
     return LayerProfile(
         quantity="likeness and change",
         layers=tuple(names),
         values=values,
         units="1",
         signed=False,
-        method=f"{type(model).__name__} and {_name(other, second)} on {len(own.index)} samples",
+        method=f"{type(model).__name__} and {other_name} on {len(own.index)} samples",
         settings={
-            "pool": pool if isinstance(pool, str) else getattr(pool, "__name__", type(pool).__name__),
+            "pool": pool_name(pool),
             "permutations": permutations,
             "penalty": penalty,
-            "most": most,
+            "max_samples": max_samples,
             "seed": seed,
             "left_out": left_out,
         },
@@ -172,16 +165,14 @@ def compare(
 class _Probe:
     """Reads the labels from a layer's rows."""
 
-    labels: Labels
+    truth: Truth
     readout: Readout
     seed: int
 
-    def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean over samples of held-out scores, and its error."""
-        classes = self.labels.kind == "classes"
-        fewest = int(self.labels.values.bincount().min()) if classes else len(self.labels.values)
-        folds = folds_of(self.labels, min(FOLDS, fewest), self.seed)
-        return mean_and_error(self.readout.held_out(self.readout.projected(rows), self.labels, folds))
+    def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the mean over samples of held-out scores, its error, and chance."""
+        folds = split_folds(self.truth, min(FOLDS, self.truth.smallest), self.seed)
+        return (*self.readout.score(self.readout.projected(rows), self.truth, folds), torch.tensor(self.truth.chance))
 
 
 def _second(model: nn.Module, other: nn.Module | Mapping[str, torch.Tensor]) -> nn.Module:
@@ -205,11 +196,7 @@ def _second(model: nn.Module, other: nn.Module | Mapping[str, torch.Tensor]) -> 
     return made
 
 
-def _name(other: Any, second: nn.Module) -> str:
-    return type(second).__name__ if isinstance(other, nn.Module) else "a state dict of it"
-
-
-def _one(
+def _series(
     name: str,
     own: Table,
     theirs: Table,
@@ -218,23 +205,26 @@ def _one(
     probe: _Probe | None,
     permutations: int,
     seed: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Values, errors and nulls of the series of one layer."""
+) -> torch.Tensor:
+    """Return value, error and null of each series of one layer, `(3, series)`."""
     first, second = own.layers[name].double(), theirs.layers[name].double()
-    cka = _cka(first, second, permutations, seed)
-    chance = _cka(first, twin.layers[name].double(), permutations, seed) if name in twin.layers else None
-    missing = torch.tensor(torch.nan, dtype=torch.float64)
-    drawn = (missing, missing, missing) if chance is None else chance
-    moved = (second - first).norm() / first.norm() if first.shape == second.shape else missing
-    path = name.split(" #")[0]
-    parts = [cka, drawn, (moved, missing, missing), (_weights(path, *models), missing, missing)]
+    untrained = twin.layers.get(name)
+    moved = (second - first).norm() / first.norm() if first.shape == second.shape else NAN
+    series = [
+        _cka(first, second, permutations, seed),
+        (NAN, NAN, NAN) if untrained is None else _cka(first, untrained.double(), permutations, seed),
+        (moved, NAN, NAN),
+        (_weight_change(name.split(" #")[0], *models), NAN, NAN),
+    ]
     if probe is not None:
-        parts += [(*probe(rows), torch.tensor(probe.labels.chance)) for rows in (first, second)]
-    return tuple(torch.stack([part[k].double() for part in parts]) for k in range(3))  # type: ignore[return-value]
+        series += [probe(first), probe(second)]
+    return torch.stack([torch.stack([part.double() for part in parts]) for parts in zip(*series, strict=True)])
 
 
-def _cka(first: torch.Tensor, second: torch.Tensor, permutations: int, seed: int) -> tuple[torch.Tensor, ...]:
-    """CKA, its error by the jackknife, and the mean over permuted samples."""
+def _cka(
+    first: torch.Tensor, second: torch.Tensor, permutations: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the CKA, its error by the jackknife, and the mean over permuted samples."""
     sums = Sums(unbiased, permutations, torch.Generator().manual_seed(seed))
     sums.add(gram(first)[None], gram(second)[None])
     error, null = sums.error(), sums.null()
@@ -242,15 +232,14 @@ def _cka(first: torch.Tensor, second: torch.Tensor, permutations: int, seed: int
     return sums.ratio()[0, 0], error[0, 0], null.mean(dim=0)[0, 0]
 
 
-def _weights(path: str, first: nn.Module, second: nn.Module) -> torch.Tensor:
-    """The relative change of all parameters at and below a path."""
+def _weight_change(path: str, first: nn.Module, second: nn.Module) -> torch.Tensor:
+    """Return the relative change of all parameters at and below a path."""
     parts = [model.get_submodule(path) for model in (first, second)]
     ours, theirs = (list(part.parameters()) for part in parts)
-    nothing = torch.tensor(torch.nan, dtype=torch.float64)
     if any(offloaded(part) or sharded(part) for part in parts):
-        return nothing  # they are not here to be compared
+        return NAN  # they are not here to be compared
     if not ours or [one.shape for one in ours] != [one.shape for one in theirs]:
-        return nothing
+        return NAN
     before = torch.cat([one.detach().double().cpu().flatten() for one in ours])
     after = torch.cat([one.detach().double().cpu().flatten() for one in theirs])
-    return (after - before).norm() / before.norm() if bool(before.any()) else nothing
+    return (after - before).norm() / before.norm() if bool(before.any()) else NAN

@@ -1,26 +1,23 @@
-"""Where training and test samples part: the gap of a linear readout between them, layer by layer."""
+"""Where training and test samples differ: the gap of a linear readout between them, layer by layer."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.features.feature_batches import Source, Table, worth_telling
-from layerlens.analyzers.common.features.layer_features import Pool, Rows
-from layerlens.analyzers.common.messages import warn_left_out
+from layerlens.analyzers.common.features.feature_batches import warn_unread
+from layerlens.analyzers.common.features.layer_features import Pool, Rows, pool_name
 from layerlens.errors import InputError, check_count, warn
-from layerlens.inputs.batches import Batch
-from layerlens.inputs.inputs import Forward, Inputs, as_inputs
+from layerlens.inputs.batches import Batch, Data, Labels, Read, Samples
+from layerlens.inputs.inputs import Forward, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import LayerProfile
+from layerlens.signatures import public
 from layerlens.targets.outputs import main_output
 
-from .linear_probe import known_labels, rows_of
-from .linear_readout import Labels, Readout, as_labels, folds_of
+from .linear_probe import layer_rows
+from .linear_readout import Readout, Truth, as_truth, split_folds, true_labels
 
 ANSWER = "(answer)"
 """Name of the rows that hold the model's own class."""
@@ -28,53 +25,44 @@ ANSWER = "(answer)"
 LEVEL = 0.05
 
 
+@public(renamed={"most": "max_samples"})
 def generalization_gap(
     model: nn.Module,
-    train: Any,
-    test: Any,
+    train: Samples,
+    test: Samples,
     layers: Selection = None,
     *,
-    train_labels: Any = None,
-    test_labels: Any = None,
-    pool: Pool | Callable[[torch.Tensor], torch.Tensor] = "mean",
+    train_labels: Labels | None = None,
+    test_labels: Labels | None = None,
+    pool: Pool = "mean",
     penalty: float = 1.0,
     permutations: int = 1000,
-    most: int = 2000,
+    max_samples: int = 2000,
     batch_size: int = 16,
     batched: bool | None = None,
-    read: Callable[[Any], Inputs] = as_inputs,
+    read: Read = as_inputs,
     seed: int = 0,
     progress: bool | None = None,
     forward: Forward | None = None,
 ) -> LayerProfile:
-    """How much better the label can be read, in each layer, from samples that the model was trained on.
+    """Measure in each layer how much better a label is read from samples that the model was trained on.
 
     A linear readout is fitted to one half of the training samples, and tested on the other half and on the test
-    samples; then the halves change places. Neither the other half nor the test samples were seen by the readout, so
-    the gap between them, right answers on training samples less those on test samples, is the model's doing: it is
-    where the layer has made samples easy because it was trained on them. A model that generalises has gaps near zero
-    in all layers; one that memorised labels opens the gap in the layers that hold them, and not in those before.
+    samples; then the halves change places. The readout saw neither the other half nor the test samples, so the gap
+    between them, right answers on training samples less those on test samples, is due to the model: it is where the
+    layer has made samples easy because it was trained on them. A model that generalizes has gaps near zero in all
+    layers; one that memorized labels opens the gap in the layers that hold them, and not in those before.
 
-    The null: samples are what they are, but which of them count as training samples is put in random order; the gap
-    that 95 % of the orders stay below. Cost: F for each sample, and two fits per layer.
+    The null: which samples count as training samples is put in random order; the gap that 95 % of the orders stay
+    below. Cost: F for each sample, and two fits per layer.
 
     Args:
-        model: any module; it is run in eval mode.
-        train: samples that the model was trained on, see `layerlens.inputs.batches`.
+        train: samples that the model was trained on, see `Data`.
         test: samples of the same kind that it was not trained on.
-        layers: which layers, see `Selection`; None for every distinct activation.
-        train_labels: of `train`, as the model was trained on them (also if they are wrong); None takes those in it.
-        test_labels: of `test`.
-        pool: how a layer becomes a row, as in `linear_probe`.
-        penalty: inverse strength C of the logistic regression's penalty, for features of unit variance.
-        permutations: for the null and p.
-        most: how many samples of each set are kept, drawn at random.
-        batch_size: samples that run together.
-        batched: whether the items of an iterable are batches; None: those of a DataLoader are.
-        read: makes model inputs of a batch, or of one text.
-        seed: of samples, halves, permutations and projection.
-        progress: whether to show a bar; None shows it in a terminal.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        layers: which layers, see `Selection`; None for every layer but those that return another's output.
+        train_labels: labels of `train`, as the model was trained on them (also if wrong); None takes those in it.
+        test_labels: labels of `test`; None takes those in it.
+        max_samples: number of samples of each set kept, drawn at random.
 
     Returns:
         A `LayerProfile` of gaps, with their standard error over samples and the null. Its checks are `"train"` and
@@ -98,48 +86,48 @@ def generalization_gap(
         ('(input)', '0', '1', '2')
     """
     check_count("permutations", permutations)
-    check_count("most", most)
+    check_count("max_samples", max_samples)
     readout = Readout(penalty, seed)
     sides = []
-    for name, data in (("train", train), ("test", test)):
-        source = Source(data, batch_size, batched, read, progress, f"reading layers ({name})")
-        sides.append(rows_of(model, source, layers, pool, forward, most, seed, more=_answers))
+    for name, samples, labels in (("train", train, train_labels), ("test", test, test_labels)):
+        data = Data.of(samples, labels, batch_size=batch_size, batched=batched, read=read, progress=progress)
+        what = f"generalization_gap ({name})"
+        sides.append(layer_rows(model, data, layers, forward, pool, max_samples, seed, what, more=_answers))
     own, other = sides
-    truth = known_labels(train_labels, own, "generalization_gap (train)")
-    asked = _of_the_same(test_labels, other, truth)
-    halves = folds_of(truth, 2, seed)
+    truth = true_labels(own.labels, "generalization_gap (train)")
+    test_truth = _in_classes_of(truth, other.labels)
+    halves = split_folds(truth, 2, seed)
     generator = torch.Generator().manual_seed(seed)
     orders = torch.stack(
         [torch.randperm(len(own.index) + len(other.index), generator=generator) for _ in range(permutations)]
     )
     names = [name for name in own.layers if name in other.layers and name != ANSWER]
-    found = []
+    gaps = []
     for name in track(names, "generalization gap", enabled=progress):
         first, second = (readout.projected(side.layers[name]) for side in sides)
-        found.append(_one(first, second, truth, asked, halves, orders, readout))
+        gaps.append(_gap(first, second, truth, test_truth, halves, orders, readout))
     left_out = own.left_out | other.left_out
-    warn_left_out("generalization_gap", worth_telling(left_out, layers is not None), layers is not None)
+    warn_unread("generalization_gap", left_out, layers is not None)
     if readout.unfinished:
         warn(f"generalization_gap: {readout.unfinished} fit(s) did not converge; a smaller penalty= helps.")
-    gap, error, null, p, seen, unseen = (torch.stack(parts) for parts in zip(*found, strict=True))
+    gap, error, null, p, seen, unseen = (torch.stack(parts) for parts in zip(*gaps, strict=True))
     checks = {"train": seen, "test": unseen, "p": p}
-    score = "right answers" if truth.kind == "classes" else "R2"
-    if truth.kind == "classes" and ANSWER in own.layers and ANSWER in other.layers:
-        answers = [_right(side.layers[ANSWER], labels) for side, labels in ((own, truth), (other, asked))]
-        if all(answer is not None for answer in answers):
-            checks["model"] = torch.stack([answer for answer in answers if answer is not None])
+    classes = truth.kind == "classes"
+    if classes and ANSWER in own.layers and ANSWER in other.layers and all(name.isdigit() for name in truth.names):
+        answers = (own.layers[ANSWER], truth), (other.layers[ANSWER], test_truth)
+        checks["model"] = torch.stack([_right_answers(answer, labels) for answer, labels in answers])
     return LayerProfile(
-        quantity=f"{score} on training less on test samples",
+        quantity=f"{'right answers' if classes else 'R2'} on training less on test samples",
         layers=tuple(names),
         values=gap,
-        units="share of samples" if truth.kind == "classes" else "1",
+        units="share of samples" if classes else "1",
         signed=True,
         method=f"linear readout, {len(own.index)} training and {len(other.index)} test samples",
         settings={
-            "pool": pool if isinstance(pool, str) else getattr(pool, "__name__", type(pool).__name__),
+            "pool": pool_name(pool),
             "penalty": penalty,
             "permutations": permutations,
-            "most": most,
+            "max_samples": max_samples,
             "seed": seed,
             "left_out": left_out,
         },
@@ -147,7 +135,7 @@ def generalization_gap(
         null=null,
         checks=checks,
         explanation=(
-            "Each value is how much better a linear readout, fitted to other training samples, tells the label of "
+            "Each value is how much better a linear readout, fitted to other training samples, predicts the label of "
             "training samples than of test samples from that layer: above the null, the layer fits the training set.",
             "It is about these two sets: where they differ in more than training, such as their source or their "
             "share of hard samples, the gap has other reasons too.",
@@ -156,7 +144,7 @@ def generalization_gap(
 
 
 def _answers(batch: Batch, rows: Rows) -> dict[str, torch.Tensor]:
-    """The model's own class of each sample, where its output is one score for each class."""
+    """Return the model's own class of each sample, where its output is one score for each class."""
     try:
         output = main_output(rows.output)
     except ValueError:
@@ -166,64 +154,54 @@ def _answers(batch: Batch, rows: Rows) -> dict[str, torch.Tensor]:
     return {ANSWER: output.detach().argmax(dim=1, keepdim=True).double().cpu()}
 
 
-def _right(answers: torch.Tensor, labels: Labels) -> torch.Tensor | None:
-    """The share of right answers; None where the labels are no class indices."""
-    if not all(name.isdigit() for name in labels.names):
-        return None
-    classes = torch.tensor([int(name) for name in labels.names])[labels.values]
+def _right_answers(answers: torch.Tensor, truth: Truth) -> torch.Tensor:
+    """Return the share of right answers; the names of the classes are their indices."""
+    classes = torch.tensor([int(name) for name in truth.names])[truth.values]
     return (answers.squeeze(1) == classes).double().mean()
 
 
-def _of_the_same(given: Any, table: Table, truth: Labels) -> Labels:
-    """The labels of the test samples, by the numbers of the training labels.
+def _in_classes_of(train: Truth, labels: list[object] | None) -> Truth:
+    """Read the labels of the test samples, by the numbers of the training labels.
 
     Raises:
-        InputError: when they are missing, or of another kind or of classes that the training set does not have.
+        InputError: when they are missing, of another kind, or of classes that the training set does not have.
     """
-    if given is None and table.labels is None:
+    if labels is None:
         raise InputError("generalization_gap: no labels of the test samples: give test_labels=, one per sample.")
-    labels = known_labels_of(given, table)
-    if labels.kind != truth.kind:
-        raise InputError(f"generalization_gap: the labels are {truth.kind} in train and {labels.kind} in test.")
-    if labels.kind == "numbers":
-        return labels
-    unknown = [name for name in labels.names if name not in truth.names]
+    test = as_truth(labels, "generalization_gap (test)")
+    if test.kind != train.kind:
+        raise InputError(f"generalization_gap: the labels are {train.kind} in train and {test.kind} in test.")
+    if test.kind == "numbers":
+        return test
+    unknown = [name for name in test.names if name not in train.names]
     if unknown:
         raise InputError(f"generalization_gap: no training sample has the label {unknown[0]!r} of the test samples.")
-    place = torch.tensor([truth.names.index(name) for name in labels.names])
-    return Labels(place[labels.values], "classes", truth.names)
+    place = torch.tensor([train.names.index(name) for name in test.names])
+    return Truth(place[test.values], "classes", train.names)
 
 
-def known_labels_of(given: Any, table: Table) -> Labels:
-    """The labels of test samples, of which a class may have one alone."""
-    if given is None:
-        return as_labels(table.labels, len(table.index), "generalization_gap (test)")
-    return as_labels(given, table.count, "generalization_gap (test)").take(table.index)
-
-
-def _one(
+def _gap(
     first: torch.Tensor,
     second: torch.Tensor,
-    truth: Labels,
-    asked: Labels,
+    train: Truth,
+    test: Truth,
     halves: torch.Tensor,
     orders: torch.Tensor,
     readout: Readout,
 ) -> tuple[torch.Tensor, ...]:
-    """Gap, error, null, p, and the scores on both sets, of one layer."""
+    """Return gap, error, null, p, and the scores on both sets, of one layer."""
     rows = torch.cat([first.double(), second.double()])
-    labels = Labels(torch.cat([truth.values, asked.values]), truth.kind, truth.names)
+    truth = Truth(torch.cat([train.values, test.values]), train.kind, train.names)
     count = len(first)
     outside = torch.arange(count, len(rows))
     seen = torch.empty(count, dtype=torch.float64)
     unseen = torch.zeros(len(outside), dtype=torch.float64)
     for half in (0, 1):
         fitted, tested = (halves == half).nonzero().squeeze(1), (halves != half).nonzero().squeeze(1)
-        scores = readout.scores(rows, labels, fitted, torch.cat([tested, outside]), labels)
+        scores = readout.scores(rows, truth, fitted, torch.cat([tested, outside]))
         seen[tested] = scores[: len(tested)]
         unseen += scores[len(tested) :] / 2
-    whole = torch.cat([seen, unseen])
-    shuffled = whole[orders]
+    shuffled = torch.cat([seen, unseen])[orders]
     chance = shuffled[:, :count].mean(dim=1) - shuffled[:, count:].mean(dim=1)
     gap = seen.mean() - unseen.mean()
     error = (seen.var() / len(seen) + unseen.var() / len(unseen)).sqrt()

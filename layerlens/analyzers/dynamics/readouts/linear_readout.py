@@ -1,4 +1,4 @@
-"""Linear readouts: what can be told of a label from one layer's rows, on samples that the readout was not fitted to."""
+"""Linear readouts: how well a label is predicted from one layer's rows, on samples held out of the fit."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from layerlens.model.borrowed import generator_states, restore_generators
 Kind = Literal["classes", "numbers"]
 FOLDS = 5
 MOST_FEATURES = 1024
-"""Wider rows are projected to so many random directions, which keeps distances to within some per cent
+"""Wider rows are projected to as many random directions, which keeps distances to within a few percent
 (Johnson & Lindenstrauss 1984)."""
 
 FEWEST = 2
-"""Samples of a class that are needed to fit and to test."""
+"""Samples of a class needed to fit and to test."""
 
 PENALTIES = tuple(10.0**power for power in range(-3, 4))
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
-    """One label per sample.
+class Truth:
+    """The label of each sample.
 
     Attributes:
         values: classes by number, or numbers as they are, `(samples,)`.
         kind: which of the two.
-        names: of the classes; empty for numbers.
+        names: names of the classes; empty for numbers.
     """
 
     values: torch.Tensor
     kind: Kind
     names: tuple[str, ...]
 
-    def take(self, index: torch.Tensor) -> Labels:
-        """Those of some samples."""
+    def take(self, index: torch.Tensor) -> Truth:
+        """Return the labels of some samples."""
         return dataclasses.replace(self, values=self.values[index])
 
     @property
@@ -49,41 +49,56 @@ class Labels:
             return 0.0
         return float(self.values.bincount().max()) / len(self.values)
 
+    @property
+    def smallest(self) -> int:
+        """The number of samples of the smallest class; of all samples for numbers."""
+        return int(self.values.bincount().min()) if self.kind == "classes" else len(self.values)
 
-def as_labels(given: Any, count: int, what: str) -> Labels:
+
+def as_truth(labels: list[Any], what: str) -> Truth:
     """Read labels: whole numbers, texts and booleans are classes, floating-point numbers are numbers.
 
     Args:
-        given: one per sample.
-        count: how many samples there are.
-        what: is done, for the error.
+        labels: one per sample.
+        what: name of the analysis, for errors.
 
     Raises:
-        InputError: when they are not one per sample, or all the same.
+        InputError: when they are all the same, or not finite.
     """
-    listed = given.tolist() if hasattr(given, "tolist") else given
-    if isinstance(listed, str) or not isinstance(listed, (list, tuple)) or len(listed) != count:
-        shown = f"{len(listed)} of them" if isinstance(listed, (list, tuple)) else repr(given)
-        raise InputError(f"{what}: labels must hold one per sample, {count} in all; got {shown}.")
-    if any(isinstance(one, (list, tuple, dict)) or one is None for one in listed):
-        raise InputError(f"{what}: labels must hold one name or number per sample; got {listed[0]!r} for the first.")
-    if len(set(listed)) < 2:
-        raise InputError(f"{what}: all {count} samples have the label {listed[0]!r}; a readout needs two.")
-    if all(isinstance(one, float) for one in listed):
-        values = torch.tensor(listed, dtype=torch.float64)
+    if len(set(labels)) < 2:
+        raise InputError(f"{what}: all {len(labels)} samples have the label {labels[0]!r}; a readout needs two.")
+    if all(isinstance(one, float) for one in labels):
+        values = torch.tensor(labels, dtype=torch.float64)
         if not bool(values.isfinite().all()):
             raise InputError(f"{what}: a label is not finite.")
-        return Labels(values, "numbers", ())
-    names = sorted(set(listed), key=lambda one: (str(type(one)), one))
+        return Truth(values, "numbers", ())
+    names = sorted(set(labels), key=lambda one: (str(type(one)), one))
     place = {name: index for index, name in enumerate(names)}
-    return Labels(torch.tensor([place[one] for one in listed]), "classes", tuple(map(str, names)))
+    return Truth(torch.tensor([place[one] for one in labels]), "classes", tuple(map(str, names)))
 
 
-def folds_of(labels: Labels, count: int, seed: int) -> torch.Tensor:
-    """A fold for each sample, `(samples,)`; classes are spread evenly over the folds."""
-    order = torch.randperm(len(labels.values), generator=torch.Generator().manual_seed(seed))
-    if labels.kind == "classes":
-        order = order[labels.values[order].argsort(stable=True)]
+def true_labels(labels: list[Any] | None, what: str) -> Truth:
+    """Read labels of which there are enough to fit and to test.
+
+    Raises:
+        InputError: when there are none, or too few of a class.
+    """
+    if labels is None:
+        raise InputError(f"{what}: no labels: give labels=, one per sample, or data of pairs (x, label).")
+    truth = as_truth(labels, what)
+    if truth.kind == "classes" and truth.smallest < FEWEST:
+        few = truth.names[int(truth.values.bincount().argmin())]
+        raise InputError(f"{what}: class {few!r} has {truth.smallest} sample(s); {FEWEST} are needed to test.")
+    if truth.smallest < FEWEST * 2 and truth.kind == "numbers":
+        raise InputError(f"{what}: {len(truth.values)} samples are too few to fit and to test.")
+    return truth
+
+
+def split_folds(truth: Truth, count: int, seed: int) -> torch.Tensor:
+    """Draw a fold for each sample, `(samples,)`; classes are spread evenly over the folds."""
+    order = torch.randperm(len(truth.values), generator=torch.Generator().manual_seed(seed))
+    if truth.kind == "classes":
+        order = order[truth.values[order].argsort(stable=True)]
     folds = torch.empty(len(order), dtype=torch.int64)
     folds[order] = torch.arange(len(order)) % count
     return folds
@@ -96,7 +111,7 @@ class Readout:
 
     Args:
         penalty: inverse strength C of logistic regression's penalty. Ridge regression chooses its own by leave-one-out.
-        seed: of the projection.
+        seed: seed of the projection.
 
     Raises:
         MissingPackage: when scikit-learn is not installed.
@@ -112,7 +127,7 @@ class Readout:
         self.unfinished = 0
 
     def projected(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows, or at most `MOST_FEATURES` random directions of them."""
+        """Project the rows to `MOST_FEATURES` random directions, if they are wider."""
         if rows.shape[1] <= MOST_FEATURES:
             return rows
         generator = torch.Generator().manual_seed(self.seed)
@@ -120,17 +135,17 @@ class Readout:
         projected: torch.Tensor = rows @ directions.to(rows.dtype) / MOST_FEATURES**0.5
         return projected
 
-    def scores(
-        self, rows: torch.Tensor, labels: Labels, fitted: torch.Tensor, tested: torch.Tensor, truth: Labels
-    ) -> torch.Tensor:
-        """How well each tested sample is read, `(tested,)`: 1 or 0 for a class, 1 - (y - f)^2 / var y for a number.
+    def scores(self, rows: torch.Tensor, truth: Truth, fitted: torch.Tensor, tested: torch.Tensor) -> torch.Tensor:
+        """Score the prediction of each tested sample, `(tested,)`: 1 or 0 for a class, 1 - (y - f)^2 / var y else.
 
         Args:
             rows: `(samples, features)`.
-            labels: to fit to, of all samples.
+            truth: labels of all samples.
             fitted: index of the samples to fit to.
             tested: index of the samples to test on.
-            truth: of all samples.
+
+        Raises:
+            InputError: when the fit gives numbers that are not finite.
         """
         import numpy as np
         from sklearn.exceptions import ConvergenceWarning
@@ -138,12 +153,12 @@ class Readout:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        known = labels.values[fitted]
-        if labels.kind == "classes" and len(set(known.tolist())) < 2:  # nothing to tell apart: one answer for all
+        known = truth.values[fitted]
+        if truth.kind == "classes" and len(set(known.tolist())) < 2:  # one answer for all
             return (truth.values[tested] == known[0]).double()
         estimator = (
             LogisticRegression(C=self.penalty, max_iter=2000, tol=1e-3)
-            if labels.kind == "classes"
+            if truth.kind == "classes"
             else RidgeCV(alphas=PENALTIES)
         )
         model = make_pipeline(StandardScaler(), estimator)
@@ -156,31 +171,31 @@ class Readout:
                 self.unfinished += 1
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 model.fit(rows[fitted].numpy(), known.numpy())
-            found = torch.from_numpy(np.asarray(model.predict(rows[tested].numpy())))
+            answers = torch.from_numpy(np.asarray(model.predict(rows[tested].numpy())))
         if not np.isfinite(estimator.coef_).all():
             raise InputError("a linear readout came out as numbers that are not finite; a smaller penalty= helps.")
         right = truth.values[tested]
-        if labels.kind == "classes":
-            return (found == right).double()
-        scores: torch.Tensor = 1 - (found - right).square() / right.var(correction=0).clamp_min(1e-300)
+        if truth.kind == "classes":
+            return (answers == right).double()
+        scores: torch.Tensor = 1 - (answers - right).square() / right.var(correction=0).clamp_min(1e-300)
         return scores
 
-    def held_out(self, rows: torch.Tensor, labels: Labels, folds: torch.Tensor) -> torch.Tensor:
-        """How well each sample is read by a readout fitted to the other folds, `(samples,)`."""
-        found = torch.empty(len(rows), dtype=torch.float64)
+    def held_out(self, rows: torch.Tensor, truth: Truth, folds: torch.Tensor) -> torch.Tensor:
+        """Score each sample by a readout fitted to the other folds, `(samples,)`."""
+        scores = torch.empty(len(rows), dtype=torch.float64)
         for fold in sorted(set(folds.tolist())):
             tested, fitted = (folds == fold).nonzero().squeeze(1), (folds != fold).nonzero().squeeze(1)
-            found[tested] = self.scores(rows, labels, fitted, tested, labels)
-        return found
+            scores[tested] = self.scores(rows, truth, fitted, tested)
+        return scores
 
-
-def mean_and_error(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean over samples, and its standard error."""
-    return scores.mean(dim=-1), scores.std(dim=-1) / scores.shape[-1] ** 0.5
+    def score(self, rows: torch.Tensor, truth: Truth, folds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean of `held_out` over samples, and its standard error."""
+        scores = self.held_out(rows, truth, folds)
+        return scores.mean(), scores.std() / len(scores) ** 0.5
 
 
 def inputs_as_rows(tensors: dict[str, torch.Tensor], batch: int) -> torch.Tensor | None:
-    """The floating-point inputs of each sample side by side, `(batch, numbers)`; None when there are none."""
+    """Return the floating-point inputs of each sample side by side, `(batch, numbers)`; None if there are none."""
     parts = [
         tensor.detach().reshape(batch, -1).cpu().to(torch.promote_types(tensor.dtype, torch.float32))
         for tensor in tensors.values()

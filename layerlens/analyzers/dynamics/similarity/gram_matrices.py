@@ -9,7 +9,7 @@ import torch
 from layerlens.analyzers.common.features.feature_batches import run_once
 from layerlens.analyzers.common.features.layer_features import FeatureReader, Rows
 from layerlens.errors import InputError
-from layerlens.inputs.batches import grouped
+from layerlens.inputs.batches import Batch, grouped
 from layerlens.inputs.inputs import Inputs
 from layerlens.model.layers import LayerPath
 
@@ -20,10 +20,10 @@ Grams = dict[str, torch.Tensor]
 
 
 class GramReader(FeatureReader):
-    """Reads layers whole: of each it keeps only the samples' inner products, `(batch, batch)`."""
+    """Reads layers whole and keeps only the samples' inner products, `(batch, batch)`."""
 
     def reduced(self, name: str, path: LayerPath, values: torch.Tensor) -> tuple[torch.Tensor | None, str]:
-        """The Gram matrix of one call."""
+        """Return the Gram matrix of one call."""
         if not bool(values.isfinite().all()):
             return None, "it holds NaN or infinity"
         self.widths[name] = values[0].numel()
@@ -33,11 +33,11 @@ class GramReader(FeatureReader):
 
 
 class Side:
-    """One of the models that are compared: reads layers, and notes what cannot be compared.
+    """One of the models compared: reads layers, and notes what cannot be compared.
 
     Args:
-        reader: of the layers.
-        seed: for models that draw numbers.
+        reader: reader of the layers.
+        seed: seed of models that draw numbers.
     """
 
     def __init__(self, reader: FeatureReader, seed: int) -> None:
@@ -50,14 +50,14 @@ class Side:
             reader.widths = self.widths
 
     def read(self, inputs: Inputs) -> Rows:
-        """The rows, or Gram matrices, of one batch."""
+        """Read the rows, or Gram matrices, of one batch."""
         rows = run_once(self.reader, inputs, self.seed + self.count)
         self.count += inputs.batch
         self.left_out.update(rows.left_out)
         return rows
 
     def grams(self, parts: list[Rows]) -> Grams:
-        """The Gram matrices of the rows of some batches together."""
+        """Return the Gram matrices of the rows of some batches together."""
         if isinstance(self.reader, GramReader):
             (rows,) = parts
             found = dict(rows.layers)
@@ -80,7 +80,11 @@ class Side:
         return found
 
     def finish(self) -> list[str]:
-        """The calls that were read in every minibatch, in order; notes the layers that did not run."""
+        """Return the calls that were read in every minibatch, in order, and note the layers that did not run.
+
+        Raises:
+            InputError: when there are none.
+        """
         known = {name.split(" #")[0] for name in (*(self.names or ()), *self.left_out)}
         self.left_out.update({path: "did not run" for path in self.reader.layers if path not in known})
         names = [name for name in self.names or () if name not in self.left_out]
@@ -90,8 +94,11 @@ class Side:
         return names
 
 
-def of_whole(pairs: Iterable[tuple[Inputs, ...]], sides: list[Side]) -> Iterator[list[Grams]]:
-    """A minibatch for each batch, in which layers are read whole; batches that are too small join a neighbour.
+def whole_minibatches(pairs: Iterable[tuple[Inputs, ...]], sides: list[Side]) -> Iterator[list[Grams]]:
+    """Make a minibatch of each batch, in which layers are read whole; batches that are too small join a neighbor.
+
+    Yields:
+        The Gram matrices of both sides.
 
     Raises:
         InputError: when there are too few samples, or too few of one shape.
@@ -106,33 +113,41 @@ def of_whole(pairs: Iterable[tuple[Inputs, ...]], sides: list[Side]) -> Iterator
                 continue
         if held is not None:
             start += held[0].batch
-            yield _enough(held, sides, start - held[0].batch)
+            yield _minibatch(held, sides, start - held[0].batch)
         held = inputs
     if held is not None:
-        yield _enough(held, sides, start)
+        yield _minibatch(held, sides, start)
 
 
-def _enough(held: tuple[Inputs, ...], sides: list[Side], start: int) -> list[Grams]:
+def _minibatch(held: tuple[Inputs, ...], sides: list[Side], start: int) -> list[Grams]:
+    """Read a minibatch that starts at a sample.
+
+    Raises:
+        InputError: when it is too small.
+    """
     if held[0].batch < LEAST:
         alone = (
-            f"samples {start} to {start + held[0].batch - 1} differ in shape from those beside them: " if start else ""
+            f"samples {start} to {start + held[0].batch - 1} differ in shape from those around them: " if start else ""
         )
         raise InputError(
-            f"{alone}{held[0].batch} sample(s) are too few, for the unbiased estimator needs {LEAST} at a time. "
+            f"{alone}{held[0].batch} sample(s) are too few: the unbiased estimator needs {LEAST} at a time. "
             "Give more, or read one number per unit, whatever the shape: pool='mean'."
         )
     return [side.grams([side.read(inputs)]) for side, inputs in zip(sides, held, strict=True)]
 
 
 def _joined(first: Inputs, second: Inputs) -> Inputs | None:
-    """Both as one batch; None when their samples differ in shape."""
+    """Join both as one batch; None when their samples differ in shape."""
     singles = [(inputs.rows(torch.tensor([row])), None) for inputs in (first, second) for row in range(inputs.batch)]
     parts = list(grouped(singles, len(singles)))
     return parts[0][0] if len(parts) == 1 else None
 
 
-def of_rows(pairs: Iterable[tuple[Inputs, ...]], sides: list[Side], size: int) -> Iterator[list[Grams]]:
-    """Minibatches of at least `size` samples, whose rows come from one batch or from several; the rest joins the last.
+def row_minibatches(pairs: Iterable[tuple[Inputs, ...]], sides: list[Side], size: int) -> Iterator[list[Grams]]:
+    """Make minibatches of at least `size` samples, from the rows of one batch or of several; the rest joins the last.
+
+    Yields:
+        The Gram matrices of both sides.
 
     Raises:
         InputError: when there are too few samples.
@@ -157,21 +172,24 @@ def of_rows(pairs: Iterable[tuple[Inputs, ...]], sides: list[Side], size: int) -
         yield [side.grams(rows) for side, rows in zip(sides, held, strict=True)]
 
 
-def side_by_side(first: Iterable[Inputs], second: Iterable[Inputs]) -> Iterator[tuple[Inputs, ...]]:
-    """The batches of two data sets that hold the same samples.
+def side_by_side(pairs: Iterable[tuple[Inputs, ...]], others: Iterable[Batch]) -> Iterator[tuple[Inputs, ...]]:
+    """Pair the batches of two data sets that hold the same samples.
+
+    Yields:
+        The inputs of both models.
 
     Raises:
         InputError: when they do not hold as many samples in batches of the same sizes.
     """
-    others = iter(second)
-    for inputs in first:
-        other = next(others, None)
-        if other is None or other.batch != inputs.batch:
-            found = "ends" if other is None else f"has one of {other.batch}"
+    second = iter(others)
+    for (inputs,) in pairs:
+        other = next(second, None)
+        if other is None or other.inputs.batch != inputs.batch:
+            where = "ends" if other is None else f"has one of {other.inputs.batch}"
             raise InputError(
                 "the two models must see the same samples in the same order: where data has a batch of "
-                f"{inputs.batch}, other_data {found}."
+                f"{inputs.batch}, other_data {where}."
             )
-        yield inputs, other
-    if next(others, None) is not None:
+        yield inputs, other.inputs
+    if next(second, None) is not None:
         raise InputError("the two models must see the same samples: other_data holds more of them than data.")

@@ -1,29 +1,40 @@
-"""How alike the layers of one model, or of two, see a data set."""
+"""How similarly the layers of one model, or of two, represent a data set."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.features.feature_batches import Source, distinct, moved
-from layerlens.analyzers.common.features.layer_features import FeatureReader
-from layerlens.errors import OptionError, check_count, choose
-from layerlens.inputs.batches import Samples
+from layerlens.analyzers.common.features.feature_batches import warn_unread
+from layerlens.analyzers.common.features.layer_features import FeatureReader, Pool, pool_name
+from layerlens.analyzers.common.messages import listed
+from layerlens.errors import OptionError, check_count, choose, warn
+from layerlens.inputs.batches import Data, Read, Samples
 from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.layers import Selection
+from layerlens.model.placement import home
 from layerlens.results import Matrix
+from layerlens.signatures import public
 
-from .gram_matrices import GramReader, Grams, Side, of_rows, of_whole, side_by_side
-from .labels import explained, warn_of
+from .gram_matrices import GramReader, Grams, Side, row_minibatches, side_by_side, whole_minibatches
 from .similarity_measures import Measure, Sums, biased, distances, nearest, unbiased
 
 QUANTITIES = {"cka": "CKA", "rsa": "correlation of distances", "neighbors": "shared nearest neighbors"}
+MEANINGS = {
+    "cka": "Each value says how alike two layers place the samples to each other, up to rotation and scale: 1 is "
+    "the same arrangement, 0 is what unrelated layers have on average.",
+    "rsa": "Each value is the correlation, between two layers, of the distances of all pairs of samples.",
+    "neighbors": "Each value is the share of a sample's nearest samples in one layer that are nearest in the other "
+    "as well; unrelated layers share the null.",
+}
+
+ENOUGH = 64
+"""Samples below which similarities are too uncertain to be read without their errors."""
 
 
+@public
 def similarity(
     model: nn.Module,
     data: Samples,
@@ -31,21 +42,21 @@ def similarity(
     *,
     other: nn.Module | None = None,
     other_layers: Selection = None,
-    other_data: Any = None,
+    other_data: Samples | None = None,
     measure: Measure = "cka",
     debiased: bool = True,
-    pool: Literal["flatten", "mean", "last"] | Callable[[torch.Tensor], torch.Tensor] = "flatten",
+    pool: Pool = "flatten",
     neighbors: int = 10,
     permutations: int = 20,
     batch_size: int = 64,
     batched: bool | None = None,
-    read: Callable[[Any], Inputs] = as_inputs,
+    read: Read = as_inputs,
     seed: int = 0,
     progress: bool | None = None,
     forward: Forward | None = None,
     other_forward: Forward | None = None,
 ) -> Matrix:
-    r"""How alike the layers of a model, or of two models, see a data set: one number for each pair of layers.
+    r"""Measure how similarly the layers of a model, or of two models, represent a data set, for each pair of layers.
 
     Each layer is a table with a row per sample, and the tables are compared by how they place the samples to each
     other, so that layers of different widths, and of different models, can be compared.
@@ -57,35 +68,26 @@ def similarity(
     - `"rsa"`: the correlation of the Euclidean distances of all pairs of samples (Kriegeskorte et al. 2008).
     - `"neighbors"`: the share of each sample's nearest samples that the layers have in common (Huh et al. 2024).
 
-    CCA and its kin (SVCCA, PWCCA) are not offered: with no more samples than features they are near 1 for anything.
+    CCA and its variants (SVCCA, PWCCA) are not offered: with no more samples than features they are near 1 for
+    anything.
 
-    Sums are in float64. A layer that is read whole is reduced to its samples' inner products inside of the run, so
-    that memory is that of one minibatch. Cost: F for each sample (2 F with `other`), two runs of the first batch to
-    learn the layers' axes, and sums in n^2 L^2 for n samples in a minibatch and L layers.
+    Sums are in float64. A layer that is read whole is reduced to its samples' inner products during the run, so that
+    memory is one minibatch. Cost: F for each sample (2 F with `other`), two runs of the first batch to learn the
+    layers' axes, and sums in n^2 L^2 for n samples in a minibatch and L layers.
 
     Args:
-        model: any module; it is run in eval mode.
-        data: samples, see `layerlens.inputs.batches`.
-        layers: which layers, see `Selection`; None for every distinct activation (of layers that hand on the same
-            tensor, the first).
+        layers: which layers, see `Selection`; None for every layer but those that return another's output.
         other: a second model, whose layers become the columns; None compares the model with itself.
-        other_layers: of that model.
+        other_layers: layers of that model.
         other_data: the same samples in the same order, as the second model takes them; None gives both the same.
         measure: see above.
         debiased: whether CKA uses the unbiased HSIC. The biased one is about d / (n + d) for independent tables of n
             samples and d features: .67 for d = 2 n, .89 for d = 8 n.
-        pool: how a layer becomes a row: `"flatten"` takes all its numbers, `"mean"` each unit's mean over places,
-            `"last"` its last place, or a function from `(batch, units, *places)` to `(batch, features)`. Samples of
-            different shapes need one that does not depend on the number of places.
-        neighbors: how many, for that measure.
-        permutations: how often the samples are put in random order for the null; 0 for none.
+        pool: ... Samples of different shapes need one that does not depend on the number of places.
+        neighbors: number of nearest samples, for that measure.
+        permutations: ... 0 for none.
         batch_size: samples in a minibatch. Fewer than 4 at the end join the minibatch before.
-        batched: whether the items of an iterable are batches; None: those of a DataLoader are.
-        read: makes model inputs of a batch, or of one text.
-        seed: of permutations and groups, and for models that draw numbers.
-        progress: whether to show a bar; None shows it in a terminal.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-        other_forward: the same for the second model.
+        other_forward: `forward` of the second model.
 
     Returns:
         A `Matrix`, layer x layer, with the standard error by a jackknife over groups of samples, and the mean over
@@ -110,52 +112,40 @@ def similarity(
     choose("measure", measure, QUANTITIES)
     check_count("batch_size", batch_size)
     check_count("neighbors", neighbors)
-    if isinstance(permutations, bool) or not isinstance(permutations, int) or permutations < 0:
-        raise OptionError(f"permutations must be a whole number of at least 0, got {permutations!r}.")
+    check_count("permutations", permutations, least=0)
     if not debiased and measure != "cka":
         raise OptionError(f"debiased=False belongs to measure 'cka'; {measure!r} has no such choice.")
     if other is None and not (other_layers is None and other_data is None and other_forward is None):
         raise OptionError("other_layers, other_data and other_forward belong to a second model: give other=.")
-
-    def stream(what: Any, of: nn.Module, shown: bool | None) -> Iterator[Inputs]:
-        source = Source(what, batch_size, batched, read, shown, "comparing layers")
-        return (batch.inputs for batch in source.batches(of))
-
-    first = stream(data, model, progress)
-    pairs: Iterator[tuple[Inputs, ...]]
-    if other is None:
-        pairs = ((inputs,) for inputs in first)
-    elif other_data is None:
-        pairs = ((inputs, moved(inputs, other)) for inputs in first)
-    else:
-        pairs = side_by_side(first, stream(other_data, other, False))
-    start = next(pairs)
-    models = [(model, layers, forward), (other, other_layers, other_forward)][: len(start)]
-    sides = [
-        Side(_reader(one, chosen, run, pool, inputs), seed)
-        for (one, chosen, run), inputs in zip(models, start, strict=True)
-        if one is not None
-    ]
-    pairs = itertools.chain([start], pairs)
+    data = Data.of(data, batch_size=batch_size, batched=batched, read=read, progress=progress)
+    pairs: Iterator[tuple[Inputs, ...]] = ((batch.inputs,) for batch in data.batches(model, "similarity"))
+    sides = [Side(_reader(model, layers, forward, pool), seed)]
+    if other is not None:
+        sides.append(Side(_reader(other, other_layers, other_forward, pool), seed))
+        if other_data is None:
+            device = home(other)
+            pairs = ((inputs, inputs.to(device)) for (inputs,) in pairs)
+        else:
+            second = Data.of(other_data, batch_size=batch_size, batched=batched, read=read, progress=False)
+            pairs = side_by_side(pairs, second.batches(other, "similarity"))
     vectors = {"cka": unbiased if debiased else biased, "rsa": distances, "neighbors": nearest(neighbors)}[measure]
     sums = Sums(vectors, permutations, torch.Generator().manual_seed(seed))
-    for grams in of_whole(pairs, sides) if pool == "flatten" else of_rows(pairs, sides, batch_size):
+    size = data.batch_size or batch_size
+    for grams in whole_minibatches(pairs, sides) if pool == "flatten" else row_minibatches(pairs, sides, size):
         sums.add(*(_stacked(side, part) for side, part in zip(sides, grams, strict=True)), *[None] * (other is None))
     names = [side.finish() for side in sides]
-    chosen = [
-        torch.tensor([(side.names or []).index(name) for name in kept]) for side, kept in zip(sides, names, strict=True)
+    kept = [
+        torch.tensor([(side.names or []).index(name) for name in own]) for side, own in zip(sides, names, strict=True)
     ]
-    rows, columns = chosen[0], chosen[-1]
 
     def cut(matrix: torch.Tensor) -> torch.Tensor:
-        return matrix[..., rows, :][..., columns]
+        return matrix[..., kept[0], :][..., kept[-1]]
 
     values, error, null = cut(sums.ratio()), sums.error(), sums.null()
     left_out = dict(sides[0].left_out)
     if other is not None:
         left_out |= {f"other {name}": why for name, why in sides[1].left_out.items()}
-    widths = [side.widths for side in sides]
-    warn_of(sums, values, (names[0], names[-1]), widths, debiased, left_out, layers is not None)
+    _warn(sums, values, (names[0], names[-1]), sides, debiased, left_out, layers is not None)
     batches = f"{sums.samples} samples in {sums.batches} minibatch{'es' * (sums.batches > 1)}"
     kind = {"cka": f"{'debiased' if debiased else 'biased'} linear CKA"}.get(measure, QUANTITIES[measure])
     return Matrix(
@@ -170,10 +160,10 @@ def similarity(
         settings={
             "measure": measure,
             "debiased": debiased,
-            "pool": pool if isinstance(pool, str) else getattr(pool, "__name__", type(pool).__name__),
+            "pool": pool_name(pool),
             "neighbors": neighbors if measure == "neighbors" else None,
             "permutations": permutations,
-            "batch_size": batch_size,
+            "batch_size": size,
             "seed": seed,
             "left_out": left_out,
         },
@@ -184,18 +174,53 @@ def similarity(
             "samples": torch.tensor(sums.samples),
             "minibatches": torch.tensor(sums.batches),
         },
-        explanation=explained(measure, other is not None),
+        explanation=(
+            MEANINGS[measure],
+            "Alike does not mean doing the same or being as good: a few directions of large spread set the value, and "
+            "first layers are alike even with an untrained twin"
+            + ("; compare with one by other=." if other is None else ", so compare with that too."),
+        ),
     )
 
 
-def _reader(model: nn.Module, layers: Selection, forward: Forward | None, pool: Any, inputs: Inputs) -> FeatureReader:
-    selection = distinct(model, inputs, forward) if layers is None else layers
+def _reader(model: nn.Module, layers: Selection, forward: Forward | None, pool: Pool) -> FeatureReader:
     kind = GramReader if pool == "flatten" else FeatureReader
-    return kind(model, selection, pool=pool, forward=forward)
+    return kind(model, layers, pool=pool, forward=forward, distinct=True)
 
 
 def _stacked(side: Side, grams: Grams) -> torch.Tensor:
-    """`(layers, n, n)` in the order of the first minibatch; zeros for a layer that was not read."""
+    """Return `(layers, n, n)` in the order of the first minibatch; zeros for a layer that was not read."""
     n = next(len(one) for one in grams.values())
     empty = torch.zeros(n, n, dtype=torch.float64)
     return torch.stack([grams.get(name, empty) for name in side.names or ()])
+
+
+def _warn(
+    sums: Sums,
+    values: torch.Tensor,
+    names: tuple[list[str], list[str]],
+    sides: list[Side],
+    debiased: bool,
+    left_out: dict[str, str],
+    explicit: bool,
+) -> None:
+    """Warn of what would mislead."""
+    warn_unread("similarity", left_out, explicit)
+    n = sums.samples
+    if n < ENOUGH:
+        warn(f"similarity: {n} samples are few; read the errors and the null, or give 64 or more.")
+    if not debiased:
+        size = n // sums.batches
+        wide = [name for side in sides for name, width in side.widths.items() if 2 * width >= size]
+        if wide:
+            warn(
+                f"similarity: with {size} samples in a minibatch the biased CKA of {listed(wide)} is high for anything "
+                "(see the null); use debiased=True.",
+            )
+    constant = [name for name, row in zip(names[0], values.isnan().all(dim=1).tolist(), strict=True) if row]
+    constant += [name for name, column in zip(names[1], values.isnan().all(dim=0).tolist(), strict=True) if column]
+    if constant:
+        warn(
+            f"similarity: {listed(list(dict.fromkeys(constant)))} does not distinguish these samples (it is constant, "
+            "or too few samples differ), so it is like nothing: NaN.",
+        )

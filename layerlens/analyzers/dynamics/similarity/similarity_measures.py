@@ -1,4 +1,4 @@
-"""How alike two tables of the same samples are: measures as inner products of what each table's Gram matrix gives."""
+"""How similar two tables of the same samples are: measures as inner products of vectors made of Gram matrices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Measure = Literal["cka", "rsa", "neighbors"]
 
 
 def gram(rows: torch.Tensor) -> torch.Tensor:
-    """`(n, n)` inner products of the samples, their mean taken off, float64 on the main processor."""
+    """Return the inner products of the samples less their mean, `(n, n)`, float64 on the main processor."""
     wide = rows.double()
     wide = wide - wide.mean(dim=0)
     products: torch.Tensor = (wide @ wide.T).cpu()
@@ -26,9 +26,9 @@ def gram(rows: torch.Tensor) -> torch.Tensor:
 
 
 def unbiased(grams: torch.Tensor) -> torch.Tensor:
-    """U-centred: their inner products over n(n - 3) are the unbiased HSIC (Song et al. 2012, eq. 5).
+    """U-center Gram matrices: their inner products over n(n - 3) are the unbiased HSIC (Song et al. 2012, eq. 5).
 
-    The diagonal is left out, and rows, columns and the whole are centred so that each row sums to zero without it
+    The diagonal is left out, and rows, columns and the whole are centered so that each row sums to zero without it
     (Székely & Rizzo 2014, eq. 2.3).
     """
     n = grams.shape[-1]
@@ -49,7 +49,7 @@ def biased(grams: torch.Tensor) -> torch.Tensor:
 
 
 def distances(grams: torch.Tensor) -> torch.Tensor:
-    """The distances of all pairs of samples, less their mean (Kriegeskorte et al. 2008)."""
+    """Return the distances of all pairs of samples less their mean (Kriegeskorte et al. 2008)."""
     n = grams.shape[-1]
     squares = grams.diagonal(dim1=-2, dim2=-1)
     d = (squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * grams).clamp_min(0).sqrt()
@@ -60,11 +60,7 @@ def distances(grams: torch.Tensor) -> torch.Tensor:
 
 
 def nearest(count: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Marks of each sample's nearest others (Huh et al. 2024, mutual nearest neighbours).
-
-    Args:
-        count: of neighbours.
-    """
+    """Mark each sample's `count` nearest others (Huh et al. 2024, mutual nearest neighbors)."""
 
     def marks(grams: torch.Tensor) -> torch.Tensor:
         n = grams.shape[-1]
@@ -81,12 +77,12 @@ def nearest(count: int) -> Callable[[torch.Tensor], torch.Tensor]:
 
 @dataclasses.dataclass
 class Sums:
-    """Inner products of two sets of tables, added up over minibatches, and the same without each group of samples.
+    """Inner products of two sets of tables, added up over minibatches, also without each group of samples.
 
     Attributes:
-        vectors: of a measure: from Gram matrices `(layers, n, n)` to `(layers, m)`.
-        permutations: how often the samples of the second set are put in random order.
-        generator: of orders and groups.
+        vectors: vectors of a measure, from Gram matrices `(layers, n, n)` to `(layers, m)`.
+        permutations: number of random orders of the samples of the second set.
+        generator: draws orders and groups.
     """
 
     vectors: Callable[[torch.Tensor], torch.Tensor]
@@ -99,7 +95,7 @@ class Sums:
         self.products: dict[str, torch.Tensor] = {}
 
     def add(self, first: torch.Tensor, second: torch.Tensor | None) -> None:
-        """One minibatch: Gram matrices `(layers, n, n)` of both; None for the second when it is the first."""
+        """Add a minibatch: Gram matrices `(layers, n, n)` of both; None for the second when it is the first."""
         n = first.shape[-1]
         a = self.vectors(first)
         b = a if second is None else self.vectors(second)
@@ -120,10 +116,10 @@ class Sums:
         self.batches += 1
 
     def _groups(self, n: int) -> list[torch.Tensor]:
-        """The samples that stay when each group is left out; of a smallest minibatch all of them, or none."""
+        """Return the samples that stay when each group is left out; of the smallest minibatch all or none."""
         if n == LEAST:
             return [torch.arange(0 if group == self.batches % GROUPS else n) for group in range(GROUPS)]
-        # samples are dealt out in turn, so that all groups of a long stream grow alike
+        # samples are dealt out in turn, so that all groups of a long stream grow evenly
         place = (torch.randperm(n, generator=self.generator) + self.samples) % GROUPS
         groups = [(place != group).nonzero().squeeze(1) for group in range(GROUPS)]
         return [left if len(left) >= LEAST else torch.arange(n) for left in groups]
@@ -135,12 +131,12 @@ class Sums:
             self.products[key] = self.products.get(key, torch.zeros_like(part)) + n * part
 
     def ratio(self, what: str = "whole") -> torch.Tensor:
-        """The similarity: sums are divided once, at the end (Nguyen et al. 2021, eq. 2 and 3). NaN for no spread."""
+        """Return the similarity: sums divided once, at the end (Nguyen et al. 2021, eq. 2 and 3). NaN for no spread."""
         spread = torch.outer(self.products[f"{what} aa"], self.products[f"{what} bb"]).sqrt()
         return self.products[f"{what} ab"] / spread.masked_fill(spread == 0, torch.nan)
 
     def error(self) -> torch.Tensor | None:
-        """The standard error by the jackknife over groups of samples (Efron & Tibshirani 1993, eq. 11.5)."""
+        """Return the standard error by the jackknife over groups of samples (Efron & Tibshirani 1993, eq. 11.5)."""
         parts = [self.ratio(f"without {group}") for group in range(GROUPS) if f"without {group} ab" in self.products]
         if self.samples < 2 * LEAST:
             return None
@@ -148,7 +144,7 @@ class Sums:
         return ((each - each.mean(dim=0)).square().sum(dim=0) * (len(each) - 1) / len(each)).sqrt()
 
     def null(self) -> torch.Tensor | None:
-        """What permuted rows give, `(permutations, layers, layers)`."""
+        """Return the similarity to permuted rows, `(permutations, layers, layers)`."""
         if not self.permutations:
             return None
         return torch.stack([self.ratio(f"permuted {time}") for time in range(self.permutations)])

@@ -10,7 +10,7 @@ from torch import nn
 
 from layerlens import Lens, errors
 from layerlens.analyzers.dynamics import nonlinearity
-from layerlens.analyzers.dynamics.blocks.linear_fit import folds_of, unexplained
+from layerlens.analyzers.dynamics.blocks.nonlinearity import split_samples, unexplained
 from layerlens.analyzers.dynamics.blocks.residual import residual_calls
 from layerlens.inputs.inputs import as_inputs
 from tests.cases import CASES, double, normal
@@ -78,7 +78,7 @@ def test_a_square_of_symmetric_input_is_at_one():
 
 def test_a_relu_of_a_normal_number_has_its_closed_form():
     """Best linear map of max(x, 0): slope 1/2, so R^2 = (1/4) / Var = .25 / (1/2 - 1/(2 pi))."""
-    found = nonlinearity(nn.Sequential(nn.ReLU()), normal(4000, 3).double(), most=4000)
+    found = nonlinearity(nn.Sequential(nn.ReLU()), normal(4000, 3).double(), max_rows=4000)
     assert float(found.values[0]) == pytest.approx(1 - 0.25 / (0.5 - 0.5 / math.pi), abs=0.02)
 
 
@@ -187,7 +187,7 @@ def test_input_of_few_directions_needs_few_rows():
 def test_wide_inputs_are_summed_at_random_and_the_null_tells_the_price():
     net = nn.Sequential(nn.Linear(300, 20)).double()
     with pytest.warns(UserWarning, match="the null"):
-        found = nonlinearity(net, normal(900, 300).double(), widest=100)
+        found = nonlinearity(net, normal(900, 300).double(), max_features=100)
     assert int(found.checks["features"][0]) == 300
     assert float(found.values[0]) == pytest.approx(float(found.null[0]), abs=0.1) and float(found.null[0]) > 0.3
 
@@ -196,7 +196,7 @@ def test_the_fit_against_lstsq():
     x, y = normal(100, 6).double(), normal(100, 2).double()
     y[:, 0] += 2 * x[:, 1] + 3
     y[:, 1] -= x[:, 5]
-    folds = folds_of(torch.arange(100), 0)
+    folds = split_samples(torch.arange(100), 0)
     (found,) = unexplained(x, [y], folds)
     for fold in range(5):
         train, test = folds != fold, folds == fold
@@ -208,9 +208,9 @@ def test_the_fit_against_lstsq():
 
 def test_samples_are_held_out_as_a_whole():
     samples = torch.arange(20).repeat_interleave(5)
-    folds = folds_of(samples, 0).reshape(20, 5)
+    folds = split_samples(samples, 0).reshape(20, 5)
     assert bool((folds == folds[:, :1]).all()) and folds[:, 0].bincount().tolist() == [4] * 5
-    assert folds_of(torch.tensor([0, 0, 1]), 0).max() == 1
+    assert split_samples(torch.tensor([0, 0, 1]), 0).max() == 1
 
 
 def test_noise_is_not_learned():
@@ -229,7 +229,7 @@ def test_batches_do_not_matter():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).double()
     x = normal(90, 3, 8, 8).double()
     with pytest.warns(UserWarning):
-        first, second = (nonlinearity(net, x, batch_size=size, most=300) for size in (90, 7))
+        first, second = (nonlinearity(net, x, batch_size=size, max_rows=300) for size in (90, 7))
     torch.testing.assert_close(first.values, second.values, equal_nan=True)
 
 
@@ -248,7 +248,7 @@ def test_attention_reaches_farther_than_a_place_and_counts_as_nonlinear():
 def test_every_case(case):
     model, x = case.build().double(), double(case.example())
     with quiet():
-        found = nonlinearity(model, [as_inputs(x)] * 3, batched=True, places=4, most=40)
+        found = nonlinearity(model, [as_inputs(x)] * 3, batched=True, max_places=4, max_rows=40)
     known = found.values[found.values.isfinite()]
     assert len(known) and float(known.min()) >= 0
 
@@ -262,7 +262,7 @@ def test_families_unseen(name):
     torch.manual_seed(0)
     model = getattr(transformers, kind)(getattr(transformers, configuration)(**options)).eval()
     with quiet():
-        found = nonlinearity(model, [as_inputs(data())] * 4, batched=True, places=4, most=40, widest=32)
+        found = nonlinearity(model, [as_inputs(data())] * 4, batched=True, max_places=4, max_rows=40, max_features=32)
     assert len(found) > 5
 
 
@@ -271,7 +271,7 @@ def test_what_is_refused_and_warned_of(tmp_path):
     for options, text in (
         ({"rows": "pixel"}, "unknown rows"),
         ({"window": 2}, "window must be odd"),
-        ({"most": 0}, "most must be"),
+        ({"max_rows": 0}, "max_rows must be"),
     ):
         with pytest.raises(errors.OptionError, match=text):
             nonlinearity(net, x, **options)

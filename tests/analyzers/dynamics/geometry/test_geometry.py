@@ -8,11 +8,11 @@ from torch import nn
 
 from layerlens import Lens, errors
 from layerlens.analyzers.dynamics import geometry
-from layerlens.analyzers.dynamics.geometry.spectrum import (
+from layerlens.analyzers.dynamics.geometry.dimensions import (
     compact,
     effective_rank,
+    eigenvalues,
     gaussian,
-    spread,
     two_nearest,
     two_nn,
 )
@@ -52,7 +52,7 @@ def test_a_swiss_roll_is_a_sheet_in_three_dimensions():
     generator = torch.Generator().manual_seed(0)
     turn = 1.5 * torch.pi * (1 + 2 * torch.rand(2000, generator=generator).double())
     height = 21 * torch.rand(2000, generator=generator).double()
-    found = shaped(torch.stack([turn * turn.cos(), height, turn * turn.sin()], dim=1), most=2000)
+    found = shaped(torch.stack([turn * turn.cos(), height, turn * turn.sin()], dim=1), max_samples=2000)
     assert float(found.values[0, TWO]) == pytest.approx(2, abs=0.12)
     assert float(found.values[0, PR]) > 2.7
 
@@ -123,8 +123,8 @@ def test_the_gaussian_null_has_the_spread_of_a_gaussian_of_that_many_features():
     assert float(wide.mean()) == pytest.approx(300, rel=0.02)
     assert float(wide.var()) == pytest.approx(600, rel=0.15)
     assert gaussian(40, 7, 0).shape == (40, 7)
-    direct = effective_rank(spread(normal(40, 300).double()))
-    assert float(effective_rank(spread(gaussian(40, 300, 0)))) == pytest.approx(float(direct), rel=0.02)
+    direct = effective_rank(eigenvalues(normal(40, 300).double()))
+    assert float(effective_rank(eigenvalues(gaussian(40, 300, 0)))) == pytest.approx(float(direct), rel=0.02)
 
 
 def test_class_separation_is_the_share_between_classes_and_its_null_what_shuffling_leaves():
@@ -132,7 +132,7 @@ def test_class_separation_is_the_share_between_classes_and_its_null_what_shuffli
     x = normal(300, 6).double()
     x[:, 0] += 2.0 * y
     x[:, 1] -= 2.0 * (y == 1)
-    found = shaped(x, y, shuffles=50)
+    found = shaped(x, y, permutations=50)
     assert found.series[-1] == "class separation"
     within = sum(((x[y == k] - x[y == k].mean(dim=0)) ** 2).sum() for k in range(3))
     expected = 1 - within / ((x - x.mean(dim=0)) ** 2).sum()
@@ -146,11 +146,11 @@ def test_class_separation_is_the_share_between_classes_and_its_null_what_shuffli
 
 def test_at_most_so_many_samples_are_kept_each_as_likely():
     x = torch.arange(4000.0).double()[:, None] * torch.ones(1, 2).double() + normal(4000, 2).double()
-    found = shaped(x, most=200, batch_size=64)
+    found = shaped(x, max_samples=200, batch_size=64)
     assert int(found.checks["samples"]) == 200 and "200 of 4000 samples" in found.method
-    whole = shaped(x, (torch.arange(4000) > 1999).long(), most=400, batch_size=64)
+    whole = shaped(x, (torch.arange(4000) > 1999).long(), max_samples=400, batch_size=64)
     assert float(whole.values[0, -1]) == pytest.approx(0.75, abs=0.03)  # labels are kept with their samples
-    again = shaped(x, most=200, batch_size=7)
+    again = shaped(x, max_samples=200, batch_size=7)
     torch.testing.assert_close(again.values, found.values)  # the choice does not depend on the batches
 
 
@@ -159,7 +159,7 @@ def test_every_case_has_a_shape(case):
         return  # it draws other numbers for each batch
     data = [as_inputs(case.example())] * 5
     with pytest.warns(UserWarning):  # five times the same two samples: twins
-        found = geometry(case.build(), data, batched=True, shuffles=1)
+        found = geometry(case.build(), data, batched=True, permutations=1)
     known = found.values[found.values[:, 0].isfinite(), 0]
     torch.testing.assert_close(known, torch.ones_like(known), atol=1e-3, rtol=0)  # two points span a line
 
@@ -168,15 +168,15 @@ def test_what_is_refused_and_warned_of():
     x = normal(40, 3).double()
     with pytest.raises(errors.InputError, match="7 samples have no shape"):
         shaped(x[:7])
-    with pytest.raises(errors.InputError, match="labels must hold one per sample, 40 in all; got 39"):
+    with pytest.raises(errors.InputError, match="geometry: 39 labels for 40 samples or more"):
         shaped(x, [0] * 39)
     with pytest.raises(errors.InputError, match="all samples have one label"):
         shaped(x, [1] * 40)
-    with pytest.raises(errors.OptionError, match="most must be"):
-        shaped(x, most=0)
+    with pytest.raises(errors.OptionError, match="max_samples must be"):
+        shaped(x, max_samples=0)
     with pytest.warns(UserWarning, match="layer 0 is constant"):
         assert bool(shaped(torch.ones(20, 3)).values.isnan().all())
-    with pytest.warns(UserWarning, match="have a twin"):
+    with pytest.warns(UserWarning, match="have a duplicate"):
         found = shaped(torch.cat([x, x[:20]]))
     assert float(found.values[0, TWO]) > 0
 

@@ -98,7 +98,7 @@ def test_few_rows_make_no_doubles():
     with pytest.warns(UserWarning, match="2 samples"):
         found = health(net, normal(2, 4).double())  # any two units of two samples correlate by 1
     assert math.isnan(found.of("0")["doubled"]) and found.settings["no doubles sought"] == ["0", "1", "2"]
-    wide = health(net, normal(60, 4).double(), widest=5)
+    wide = health(net, normal(60, 4).double(), max_units=5)
     assert wide.settings["no doubles sought"] == ["0", "1"] and wide.of("2")["doubled"] == 0
 
 
@@ -221,8 +221,8 @@ def test_what_is_refused():
         health(net, x[:1])
     with pytest.raises(errors.OptionError, match="double must be a correlation"):
         health(net, x, double=1.5)
-    with pytest.raises(errors.OptionError, match="widest must be"):
-        health(net, x, widest=0)
+    with pytest.raises(errors.OptionError, match="max_units must be"):
+        health(net, x, max_units=0)
     with pytest.raises(errors.LayerNotFound):
         health(net, x, "9")
     with pytest.raises(errors.InputError, match="no layer can be read"):

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from layerlens import Lens, compare, errors, generalization_gap, linear_probe
-from layerlens.analyzers.dynamics.readouts.linear_readout import MOST_FEATURES, Readout, as_labels, folds_of
+from layerlens.analyzers.dynamics.readouts.linear_readout import MOST_FEATURES, Readout, as_truth, split_folds
 from tests.cases import normal
 
 
@@ -42,9 +42,9 @@ class Square(nn.Module):
 def test_a_probe_is_that_of_scikit_learn():
     x = normal(100, 6)
     labels = (x[:, 0] + 0.5 * x[:, 1] > 0).long()
-    found = linear_probe(net(), x, labels, untrained=False, shuffles=0)
+    found = linear_probe(net(), x, labels, untrained=False, permutations=0)
     rows = net()(x).detach().double().numpy()
-    folds = folds_of(as_labels(labels, 100, "test"), 5, 0).numpy()
+    folds = split_folds(as_truth(labels.tolist(), "test"), 5, 0).numpy()
     right = np.empty(100)
     for fold in range(5):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2000, tol=1e-3))
@@ -59,7 +59,7 @@ def test_a_probe_is_that_of_scikit_learn():
 def test_a_planted_label_is_found_where_it_is_and_shuffled_labels_are_chance():
     x = normal(200, 6)
     x[:, 0] = x[:, 0].sign() * (1 + x[:, 0].abs())
-    found = linear_probe(Reads(), x, x[:, 0] > 0, untrained=False, shuffles=4)
+    found = linear_probe(Reads(), x, x[:, 0] > 0, untrained=False, permutations=4)
     values = dict(zip(found.layers, found.values.tolist(), strict=True))
     null = dict(zip(found.layers, found.null.tolist(), strict=True))
     assert values["(input)"] == values["keep"] == 1
@@ -72,7 +72,7 @@ def test_a_planted_label_is_found_where_it_is_and_shuffled_labels_are_chance():
 
 def test_numbers_are_read_by_ridge_regression():
     x = normal(150, 6).double()
-    found = linear_probe(Reads(), x, (2 * x[:, 0] - x[:, 3]).tolist(), untrained=False, shuffles=2)
+    found = linear_probe(Reads(), x, (2 * x[:, 0] - x[:, 3]).tolist(), untrained=False, permutations=2)
     values = dict(zip(found.layers, found.values.tolist(), strict=True))
     assert values["keep"] > 0.999 and values["square"] < 0.1 and found.quantity.startswith("R2")
     assert all(value < 0.05 for value in found.null.tolist())
@@ -90,13 +90,13 @@ def test_training_adds_to_the_untrained_twin():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    found = linear_probe(model, normal(300, 2, seed=9), (normal(300, 2, seed=9).prod(dim=1) > 0).long(), shuffles=1)
+    found = linear_probe(model, normal(300, 2, seed=9), (normal(300, 2, seed=9).prod(dim=1) > 0).long(), permutations=1)
     assert found.series == ("trained", "untrained")
     trained, untrained = (dict(zip(found.layers, column, strict=True)) for column in found.values.T.tolist())
     assert trained["(input)"] == untrained["(input)"] < 0.65
     assert trained["3"] > 0.9 and trained["3"] > untrained["3"] + 0.1
     assert bool((found.null < 0.65).all())
-    ours = linear_probe(model, x, labels, untrained=net_like(model), shuffles=0)
+    ours = linear_probe(model, x, labels, untrained=net_like(model), permutations=0)
     assert ours.settings["untrained"] == "Sequential"
 
 
@@ -114,7 +114,7 @@ def test_wide_rows_are_projected_and_stay_readable():
     x[:, 0] = x[:, 0].sign() * 60
     assert Readout(1.0, 0).projected(x).shape == (120, MOST_FEATURES)
     with pytest.warns(UserWarning, match="more features than the 120 samples"):
-        found = linear_probe(nn.Sequential(nn.Flatten()), x, x[:, 0] > 0, untrained=False, shuffles=0)
+        found = linear_probe(nn.Sequential(nn.Flatten()), x, x[:, 0] > 0, untrained=False, permutations=0)
     assert float(found.values[0]) > 0.95
 
 
@@ -122,7 +122,7 @@ def test_labels_that_do_not_fit_are_refused():
     x = normal(20, 6)
     for labels, told in (
         (None, "no labels: give labels="),
-        ([1, 2], "labels must hold one per sample, 20 in all; got 2"),
+        ([1, 2], "2 labels for 16 samples or more"),
         ([0] * 20, "all 20 samples have the label 0"),
         ([0] * 19 + [1], r"class '1' has 1 sample\(s\)"),
         ([None] * 20, "one name or number per sample"),
@@ -280,6 +280,6 @@ def test_models_that_cannot_be_compared_are_refused():
 
 def test_a_lens_binds_them():
     lens, x = Lens(net()), normal(100, 6)
-    assert lens.linear_probe(x, [0, 1] * 50, shuffles=0, untrained=False).layers[0] == "(input)"
+    assert lens.linear_probe(x, [0, 1] * 50, permutations=0, untrained=False).layers[0] == "(input)"
     assert lens.generalization_gap(x[:50], x[50:], train_labels=[0, 1] * 25, test_labels=[0, 1] * 25).signed
     assert lens.compare(Lens(net(1)), x).values.shape == (3, 4)

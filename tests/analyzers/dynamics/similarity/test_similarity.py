@@ -252,7 +252,7 @@ def test_every_case_is_one_with_itself(case):
 
 def test_constant_layers_are_named():
     a = normal(70, 3).double()
-    with pytest.warns(UserWarning, match="layer parts.1 does not tell these samples apart"):
+    with pytest.warns(UserWarning, match="layer parts.1 does not distinguish these samples"):
         found = pair(a, torch.ones(70, 2).double())
     assert math.isnan(found.at("parts.0", "parts.1")) and found.at("parts.0", "parts.0") == pytest.approx(1)
 

@@ -1,6 +1,8 @@
-"""The shape of a cloud of points: how many directions it fills, and how apart its classes are."""
+"""The shape of a cloud of points: how many directions it fills, and how separate its classes are."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import torch
@@ -9,7 +11,70 @@ GROUPS = 10
 """Groups of samples that the jackknife leaves out in turn."""
 
 
-def spread(rows: torch.Tensor) -> torch.Tensor:
+@dataclasses.dataclass(frozen=True)
+class LayerShape:
+    """The shape of one layer's rows; `(series,)` each.
+
+    Attributes:
+        values: one per series.
+        error: standard errors.
+        null: values expected by chance.
+        features: number of features of the layer.
+        largest: unit with the largest spread, and its share.
+        duplicates: share of samples that equal another.
+    """
+
+    values: torch.Tensor
+    error: torch.Tensor
+    null: torch.Tensor
+    features: int
+    largest: tuple[int, float]
+    duplicates: float
+
+
+def layer_shape(rows: torch.Tensor, classes: torch.Tensor | None, permutations: int, seed: int) -> LayerShape:
+    """Measure the rows of a layer.
+
+    Args:
+        rows: `(samples, features)`.
+        classes: class of each sample, `(samples,)`; None for no class separation.
+        permutations: number of random orders of the classes.
+        seed: seed of groups, orders and the Gaussian cloud.
+    """
+    n, features = rows.shape
+    generator = torch.Generator().manual_seed(seed)
+    groups = torch.randperm(n, generator=generator) % GROUPS
+    values, near = _spectra(rows), two_nearest(compact(rows))
+    dimension, fit = two_nn(near)
+    without = torch.stack([_spectra(rows[groups != group]) for group in range(min(GROUPS, n))])
+    error = torch.cat([jackknife(without), fit.reshape(1)])
+    cloud = gaussian(n, features, seed)
+    spectrum = eigenvalues(cloud)
+    ratio, rank = participation_ratio(spectrum), effective_rank(spectrum)
+    null = torch.stack([ratio, ratio, rank, two_nn(two_nearest(cloud))[0]])
+    values = torch.cat([values, dimension.reshape(1)])
+    if classes is not None:
+        chance = torch.stack([classes[torch.randperm(n, generator=generator)] for _ in range(permutations)])
+        parts = [separation(rows[groups != group], classes[groups != group]) for group in range(min(GROUPS, n))]
+        values = torch.cat([values, separation(rows, classes).reshape(1)])
+        error = torch.cat([error, jackknife(torch.stack(parts)).reshape(1)])
+        null = torch.cat([null, separation(rows, chance).mean().reshape(1)])
+    variance = rows.var(dim=0)
+    total = float(variance.sum())
+    largest = (int(variance.argmax()), float(variance.max()) / total if total else float("nan"))
+    return LayerShape(values, error, null, features, largest, float((near[:, 0] == 0).double().mean()))
+
+
+def _spectra(rows: torch.Tensor) -> torch.Tensor:
+    """Participation ratio, as it is and with units alike, and effective rank, `(3,)`."""
+    rows = rows - rows.mean(dim=0)
+    scale = rows.square().mean(dim=0).sqrt()
+    moving = scale > torch.finfo(torch.float32).eps * scale.max()
+    values, alike = eigenvalues(rows), eigenvalues(rows[:, moving] / scale[moving])
+    return torch.stack([participation_ratio(values), participation_ratio(alike), effective_rank(values)])
+
+
+def eigenvalues(rows: torch.Tensor) -> torch.Tensor:
     """The eigenvalues of the covariance times samples, those that are not zero, of `(n, features)`; smallest first."""
     if not rows.shape[1]:
         return rows.new_empty(0)
@@ -52,7 +117,7 @@ def two_nearest(points: torch.Tensor, chunk: int = 256) -> torch.Tensor:
     parts = []
     for start in range(0, len(points), chunk):
         part = points[start : start + chunk]
-        # differences, not inner products: near points are told apart to the last digit
+        # differences, not inner products: near points are distinguished to the last digit
         d = torch.cdist(part, points, compute_mode="donot_use_mm_for_euclid_dist")
         d[torch.arange(len(part)), torch.arange(start, start + len(part))] = float("inf")
         parts.append(d.topk(2, dim=1, largest=False).values)
