@@ -49,19 +49,20 @@ _MOVED: Final = {
     """,
     ("analyzers.dynamics", "analyzers.common.features"): "reading=feature_batches",
     ("analyzers.dynamics", "analyzers.dynamics.blocks"): """
-        head=output_head linear_fit logit_lens nonlinearity pairs=input_output_pairs residual stack=block_stack windows
+        head=output_head linear_fit=nonlinearity logit_lens nonlinearity pairs=input_output_pairs residual
+        stack=block_stack windows
     """,
     ("analyzers.dynamics", "analyzers.dynamics.geometry"): """
-        cloud=layer_geometry geometry health shape=spectrum units=unit_moments
+        cloud=dimensions geometry gradient_norms=health health shape=dimensions units=unit_moments
     """,
     ("analyzers.dynamics", "analyzers.dynamics.readouts"): """
         compare generalization_gap linear_probe readout=linear_readout
     """,
     ("analyzers.dynamics", "analyzers.dynamics.similarity"): """
-        alike=similarity_measures blocks=gram_matrices similarity similarity_words=labels
+        alike=similarity_measures blocks=gram_matrices similarity similarity_words=similarity
     """,
     ("analyzers.dynamics", "analyzers.dynamics.training"): """
-        drift gradient_norms layer_statistics lightning moves=parameter_updates training_record watch watching
+        drift layer_statistics lightning moves=parameter_updates training_record watch watching
     """,
     ("analyzers.faithfulness", "analyzers.common"): "correlation=statistics",
     ("analyzers.faithfulness", "analyzers.faithfulness.metrics"): """
