@@ -54,7 +54,7 @@ def photographs() -> Iterator[tuple[str, Draw]]:
             crops.append(efficientnet.preprocess(picture.crop((left, top, left + side, top + side)))[0])
     alike = lens.similarity(torch.stack(crops), ["_bn0", "_blocks.*", "_bn1", "_fc"], batch_size=24)
     yield "matrix", partial(plotting.matrix, alike)
-    top = lens.top_inputs(torch.stack(crops), "_blocks.10", units=[6, 70, 96], by="activation", k=6)
+    top = lens.top_inputs(torch.stack(crops), "_blocks.10", units=[6, 70, 96], by="activation", count=6)
     yield "top_inputs", partial(plotting.top_inputs, top)
     wanted = [neuron("_blocks.10", unit) for unit in top.units]
     made = lens.feature_visualization(wanted, (3, 160, 160), bounds=(-1, 1), steps=120)

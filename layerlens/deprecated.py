@@ -69,7 +69,7 @@ _MOVED: Final = {
         curves deletion erasure infidelity insertion localization metrics=table places=input_places road sparsity
     """,
     ("analyzers.relevance", "analyzers.common.features"): "batch_targets",
-    ("analyzers.relevance", "analyzers.concepts"): "concepts=concept_relevance ranking=unit_ranking top_inputs",
+    ("analyzers.relevance", "analyzers.concepts"): "concepts=concept_relevance ranking=top_inputs top_inputs",
     ("analyzers.relevance", "analyzers.graph"): """
         constants=added_constants graph inplace=recorder recorder selections=added_constants sources=added_constants
     """,

@@ -16,6 +16,7 @@ from layerlens.inputs.inputs import as_inputs
 from layerlens.model.layers import Layers, Selection
 from layerlens.probes.probe import Edits
 from layerlens.results import TopInputs, UnitStatistics
+from layerlens.signatures import public
 from layerlens.targets.target import Spec, Target, as_target
 
 from .data.as_source import as_source, batch_of
@@ -136,7 +137,8 @@ class Over:
         store = self._stored(job)
         return statistics.gathered(store.shards, {**job.settings(), "samples": len(store.ids)})
 
-    def top_inputs(self, layer: Selection, *, target: Spec = None, k: int = 8, **options: Any) -> TopInputs:
+    @public(renamed={"k": "count"})
+    def top_inputs(self, layer: Selection, *, target: Spec = None, count: int = 8, **options: Any) -> TopInputs:
         """The samples that each unit of a layer responds to most; see `layerlens.top_inputs`.
 
         The samples found are read from the data once more, for where the units look in them.
@@ -152,7 +154,7 @@ class Over:
                 raise OptionError(f"top_inputs over a data set has no option {name!r}; give it to over.")
         aim = self.aim(target)
         path = str(Layers(self.model).select(layer)[0])
-        job = TopInputsJob(path, aim, k, options, self.forward)
+        job = TopInputsJob(path, aim, count, options, self.forward)
         store = self._stored(job, aim)
         return top_inputs.gathered(store.shards, job, self.model, self.source, {"samples": len(store.ids)})
 

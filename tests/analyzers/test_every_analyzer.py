@@ -75,10 +75,10 @@ ANALYZERS = {
         model, x, target=target, rules="epsilon", parameters="*"
     ),
     "top inputs by activation": lambda model, x, target: layerlens.top_inputs(
-        model, as_data(x), ran_once(model, x), by="activation", units=0, k=2, batched=True
+        model, as_data(x), ran_once(model, x), by="activation", units=0, count=2, batched=True
     ),
     "top inputs by relevance": lambda model, x, target: layerlens.top_inputs(
-        model, as_data(x), ran_once(model, x), target=target, units=0, k=2, batched=True
+        model, as_data(x), ran_once(model, x), target=target, units=0, count=2, batched=True
     ),
     "compare_groups": lambda model, x, target: layerlens.compare_groups(
         model,

@@ -204,7 +204,7 @@ def test_weights_go_back_where_they_were_after_an_error(act, tmp_path):
 def test_data_go_where_an_offloaded_model_runs(tmp_path):
     data = [X[:1], X[1:]]
     found = [
-        ll.top_inputs(model, data, "3", by="activation", k=1, batched=True).values
+        ll.top_inputs(model, data, "3", by="activation", count=1, batched=True).values
         for model in (net(), spread(net(), "cpu", tmp_path))
     ]
     assert torch.equal(*found)

@@ -18,6 +18,7 @@ from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Layers, Selection
 from layerlens.results import Relevance
+from layerlens.signatures import public
 from layerlens.targets.target import Spec, Target, as_target
 
 
@@ -27,8 +28,8 @@ class Concept:
 
     Attributes:
         unit: index of the channel or feature.
-        relevance: that passes it, in units of the score.
-        share: of the sum of magnitudes over all units.
+        relevance: relevance that passes it, in units of the score.
+        share: share of the sum of magnitudes over all units.
     """
 
     unit: int
@@ -36,18 +37,16 @@ class Concept:
     share: float
 
 
+@public
 def rank_concepts(
     model: nn.Module, x: Input, layer: Selection, *, target: Spec = None, sample: int = 0, **options: Any
 ) -> list[Concept]:
-    """The units of a layer by the relevance that passes them, largest magnitude first.
+    """Rank the units of a layer by the relevance that passes them, largest magnitude first.
 
     Args:
-        model: any module.
-        x: its input.
-        layer: one layer.
-        target: what to explain, see `as_target`.
-        sample: which of the batch.
-        options: further options of `relevance`.
+        layer: a path, or any selection that matches one layer.
+        sample: index of the sample in the batch.
+        **options: options of `relevance`.
 
     Source: Achtibat et al. 2023, Nature Machine Intelligence 5, eq. 4: the sum of the relevance of a channel.
 
@@ -66,6 +65,7 @@ def rank_concepts(
     return [Concept(unit, float(sums[unit]), float(sums[unit].abs()) / total) for unit in order]
 
 
+@public
 def concept_relevance(
     model: nn.Module,
     x: Input,
@@ -76,23 +76,20 @@ def concept_relevance(
     rules: str | Rulebook = "auto",
     forward: Forward | None = None,
 ) -> Relevance:
-    """The relevance of the input that passes each of some units of a layer, all of them in one pass.
+    """Attribute to the input the relevance that passes each of some units of a layer, all units in one pass.
 
     Args:
-        model: any module.
-        x: its input, one sample.
-        layer: the layer whose units are the concepts; one that nothing goes around, such as a whole residual block.
-        units: which, or how many: a number takes those with the largest relevance.
-        target: what to explain, see `as_target`; None is the predicted class.
-        rules: as in `relevance`.
-        forward: as in `relevance`.
+        x: ... It holds one sample.
+        layer: layer whose units are the concepts; one that nothing goes around, such as a whole residual block.
+        units: indices of units; or a number, to take that many with the largest relevance.
+        rules: rulebook, or its name, as in `relevance`.
 
     Returns:
         A `Relevance` with one sample per unit; `targets` names the units, and `overlay_grid` draws them.
 
     Raises:
-        InputError: when x holds more than one sample.
-        OptionError: when there is no such unit.
+        InputError: if x holds more than one sample.
+        OptionError: if a unit does not exist.
 
     Source: Achtibat et al. 2023, conditional relevance attributions.
 

@@ -1,4 +1,4 @@
-"""Which inputs of a data set a unit stands for: those with its largest relevance, or its largest activation."""
+"""The inputs of a data set that drive a unit: those with its largest relevance, or its largest activation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from layerlens.analyzers.common.features.batch_targets import check_length, clas
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
 from layerlens.axes.names import axes_of, unit_axis
-from layerlens.errors import RecordError, check_count, choose
+from layerlens.errors import InputError, RecordError, check_count, choose
 from layerlens.inputs.batches import Samples, batches, grouped
 from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -23,9 +23,10 @@ from layerlens.model.placement import home
 from layerlens.model.trees import describe, first_tensor
 from layerlens.probes.probe import Probe
 from layerlens.results import TopInputs
+from layerlens.results.maps.attribution import Values
+from layerlens.signatures import public
 from layerlens.targets.target import Spec, as_target
 
-from .unit_ranking import Ranking
 from .unit_regions import input_regions
 
 By = Literal["relevance", "activation"]
@@ -35,6 +36,7 @@ EFFECTIVE = 0.0455
 """Share of the largest gradient below which a place does not count to a region (Luo et al. 2016: 1 - 95.45%)."""
 
 
+@public(renamed={"k": "count"})
 def top_inputs(
     model: nn.Module,
     data: Samples,
@@ -42,7 +44,7 @@ def top_inputs(
     *,
     units: int | Sequence[int] | None = None,
     by: By = "relevance",
-    k: int = 8,
+    count: int = 8,
     target: Spec = None,
     rules: str | Rulebook = "auto",
     reduce: Reduce | None = None,
@@ -55,47 +57,40 @@ def top_inputs(
     read: Callable[[Any], Inputs] = as_inputs,
     progress: bool | None = None,
 ) -> TopInputs:
-    """The samples of a data set that each unit of a layer responds to most, in one pass through the data.
+    """Find the samples of a data set that each unit of a layer responds to most, in one pass through the data.
 
     `by="activation"` is activation maximization over the data set: what the unit detects. `by="relevance"` is relevance
     maximization: what the unit is used for when the model predicts the target; a strong activation that the score does
     not depend on ranks low.
 
-    The data is read batch by batch. Memory holds one batch and at most units x k samples, whatever the data's size. Of
-    equal values the earlier sample comes first.
+    The data is read batch by batch. Memory holds one batch and at most units x count samples, whatever the data's size.
+    Of equal values the earlier sample comes first.
 
     Args:
-        model: any module.
         data: a tensor `(sample, ...)` or a dict of them, a torch Dataset or DataLoader, or any iterable of samples; an
             item may be a pair (x, label), where a label is a whole number. See `layerlens.inputs.batches`.
         layer: a path, or any selection that matches one layer.
-        units: which, one or several; None for all.
+        units: one unit or several; None for all.
         by: `"relevance"` (default) or `"activation"`.
-        k: how many samples per unit; fewer where the data holds fewer.
-        target: whose relevance, see `as_target`: None is the class predicted for each sample, `"label"` its label.
-        rules: as in `relevance`.
-        reduce: what of a unit's map counts: its largest value (None with activation), its sum (None with relevance) or
+        count: number of samples per unit; fewer if the data holds fewer.
+        target: ... `"label"` is the label of each sample.
+        rules: rulebook, or its name, as in `relevance`.
+        reduce: value of a unit's map that counts: its largest (None with activation), its sum (None with relevance) or
             its mean.
-        call: which call of a layer that runs several times.
         regions: whether to find the box of the input that the unit sees at its strongest place; a forward and a
             backward pass for each unit and rank, after the data has been read.
-        level: how much gradient a place in that box needs, as a share of the largest; 0 is the whole receptive field.
+        level: gradient that a place in that box needs, as a share of the largest; 0 gives the whole receptive field.
             See `input_regions`.
-        batch_size: samples that run together; it changes speed and memory only.
-        batched: whether the items of an iterable are batches; None: those of a DataLoader are.
-        forward: as in `relevance`.
-        read: makes model inputs of a batch, or of one text.
-        progress: whether to show a bar; None shows it in a terminal.
 
     Returns:
         `TopInputs`: index, value, place and region of each unit's samples, and the samples.
 
     Raises:
-        InputError: when the data is empty, cannot be read, or holds NaN; the message names the sample.
-        LayerNotFound, SelectionError: when the selection does not match one layer.
-        RecordError: when the layer does not run or returns no tensor with units.
-        OptionError: when there is no such unit, or an option is out of range.
-        TargetError: when the target does not fit, or a label is missing.
+        InputError: if the data is empty, cannot be read, or holds NaN; the message names the sample.
+        LayerNotFound, SelectionError: if the selection does not match one layer.
+        RecordError: if the layer does not run or returns no tensor with units.
+        OptionError: if a unit does not exist, or an option is out of range.
+        TargetError: if the target does not fit, or a label is missing.
 
     Source: Achtibat et al. 2023, Nature Machine Intelligence 5, "From attribution maps to human-understandable
     explanations through concept relevance propagation": relevance maximization, the samples with the largest sum of
@@ -105,19 +100,19 @@ def top_inputs(
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
         >>> _ = net[0].weight.data.copy_(torch.eye(2)), net[0].bias.data.zero_()
         >>> data = torch.tensor([[1.0, 0.0], [3.0, 1.0], [2.0, 5.0]])
-        >>> top_inputs(net, data, "1", by="activation", k=2).index
+        >>> top_inputs(net, data, "1", by="activation", count=2).index
         tensor([[1, 2],
                 [2, 1]])
     """
     choose("ranking", by, ("relevance", "activation"))
     how = choose("reduction", reduce or ("sum" if by == "relevance" else "max"), ("max", "sum", "mean"))
-    check_count("k", k)
-    path, module = one_layer(model, layer), Layers(model)[one_layer(model, layer)]
-    aim = None if isinstance(target, str) and target == "label" else as_target(target)
-    lists = class_lists(aim)
-    device = home(model)
-    settings: dict[str, Any] = {"k": k, "reduce": how, "call": call, "level": level if regions else None}
-    ranking = Ranking(k, how)
+    check_count("count", count)
+    path = one_layer(model, layer)
+    module, device = Layers(model)[path], home(model)
+    given = None if isinstance(target, str) and target == "label" else as_target(target)
+    lists = class_lists(given)
+    settings: dict[str, Any] = {"count": count, "reduce": how, "call": call, "level": level if regions else None}
+    ranking = Ranking(count, how)
     chosen: tuple[int, ...] = ()
     stream = batches(data, batch_size, batched=batched, read=read, progress=progress, doing=f"top inputs by {by}")
     for batch in stream:
@@ -125,15 +120,15 @@ def top_inputs(
         if by == "activation":
             output = _output(model, here, path, call, forward)
         else:
-            found = relevance(model, here, target=of_batch(aim, batch), rules=rules, layers=path, forward=forward)
-            calls = found.layers.get(path, ())
+            result = relevance(model, here, target=of_batch(given, batch), rules=rules, layers=path, forward=forward)
+            calls = result.layers.get(path, ())
             output = calls[call_index(path, len(calls), call)]
-            settings |= {"rules": found.settings["rules"]}
+            settings |= {"rules": result.settings["rules"]}
         maps = unit_maps(path, module, output, here.batch)
         chosen = chosen or chosen_units(path, maps.shape[1], units)
         with torch.inference_mode(False), torch.no_grad():
             ranking.add(batch.start, batch.inputs, maps[:, list(chosen)], chosen)
-    check_length(lists, ranking.count)
+    check_length(lists, ranking.seen)
     boxes = None
     if regions:
         boxes = _regions(model, ranking, path, module, chosen, call, level, batch_size, forward)
@@ -148,24 +143,30 @@ def top_inputs(
         places=ranking.places,
         regions=boxes,
         inputs={index: _sample(inputs) for index, inputs in sorted(ranking.kept.items())},
-        count=ranking.count,
-        target="" if by == "activation" else "label of each sample" if aim is None else aim.label,
+        count=ranking.seen,
+        target="" if by == "activation" else "label of each sample" if given is None else given.label,
         method=f"{named}, {how} over places",
         settings=settings,
     )
 
 
 def unit_maps(path: LayerPath, module: nn.Module, output: torch.Tensor, batch: int) -> torch.Tensor:
-    """A layer's output, or its relevance, as `(batch, unit, *places)`.
+    """Return a layer's output, or its relevance, as `(batch, unit, *places)`.
+
+    Args:
+        path: path of the layer.
+        module: the layer.
+        output: its output, or the relevance of it.
+        batch: number of samples.
 
     Raises:
-        RecordError: when it has no batch axis of this length.
+        RecordError: if it has no batch axis of this length.
     """
     axes = axes_of(module, output)
     sample = axes.index("batch") if axes is not None and "batch" in axes else 0
     if not output.ndim or output.shape[sample] != batch:
         raise RecordError(
-            f"layer {path!r} returned {describe(output)} for {batch} sample(s): no axis tells them apart."
+            f"layer {path!r} returned {describe(output)} for {batch} sample(s): no axis distinguishes them."
         )
     if output.ndim == 1:
         return output.unsqueeze(1)
@@ -178,7 +179,7 @@ def _output(model: nn.Module, inputs: Inputs, path: LayerPath, call: int, forwar
     calls = record.calls(path)
     output = first_tensor(calls[call_index(path, len(calls), call)].output)
     if output is None:
-        raise RecordError(f"layer {path!r} returned no tensor, in which units could be told.")
+        raise RecordError(f"layer {path!r} returned no tensor, so it has no units.")
     return output
 
 
@@ -197,24 +198,105 @@ def _regions(
     device = home(model)
     ranks = [(row, rank) for row in range(len(units)) for rank in range(ranking.index.shape[1])]
     wanted = ((ranking.kept[int(ranking.index[place])], place) for place in ranks)
-    found: list[torch.Tensor] = []
-    for inputs, places in grouped(wanted, size):
-        at = [(row, *ranking.places[row, rank].tolist()) for row, rank in places]  # (row, *place) of each sample
+    by_batch: list[torch.Tensor] = []
+    for inputs, pairs in grouped(wanted, size):
+        index = [
+            (sample, units[row], *ranking.places[row, rank].tolist()) for sample, (row, rank) in enumerate(pairs)
+        ]  # (sample, unit, *place)
 
-        def pick(output: torch.Tensor, at: Any = at) -> torch.Tensor:
-            maps = unit_maps(path, module, output, len(at))
-            index = [(sample, units[row], *place) for sample, (row, *place) in enumerate(at)]
-            return torch.stack([maps[one] for one in index])
+        def pick(output: torch.Tensor, index: list[tuple[int, ...]] = index) -> torch.Tensor:
+            maps = unit_maps(path, module, output, len(index))
+            return torch.stack([maps[place] for place in index])
 
-        here = inputs.to(device)
-        boxes = input_regions(model, here, path, pick, call=call, level=level, forward=forward)
+        boxes = input_regions(model, inputs.to(device), path, pick, call=call, level=level, forward=forward)
         if boxes is None:
             return None
-        found.append(boxes)
-    joined = torch.cat(found)
+        by_batch.append(boxes)
+    joined = torch.cat(by_batch)
     return joined.reshape(len(units), -1, *joined.shape[1:])
 
 
-def _sample(inputs: Inputs) -> Any:
+def _sample(inputs: Inputs) -> Values:
     tensors = {name: tensor[0] if tensor.ndim else tensor for name, tensor in inputs.tensors().items()}
     return next(iter(tensors.values())) if len(tensors) == 1 else tensors
+
+
+class Ranking:
+    """The samples with the largest value of each unit, kept while a data set goes by.
+
+    Args:
+        best: number of samples per unit.
+        reduce: how a map becomes a value: `"max"`, `"sum"` or `"mean"` over its places.
+
+    Attributes:
+        values: `(unit, rank)` float64, largest first.
+        index: indices of the samples, `(unit, rank)`; of equal values the earlier comes first.
+        places: place of the largest value of each map, `(unit, rank, axis)`.
+        kept: the samples that are ranked for some unit, each a batch of one in main memory.
+        seen: number of samples so far.
+    """
+
+    def __init__(self, best: int, reduce: str) -> None:
+        self.best, self.reduce = best, reduce
+        self.values = torch.zeros(0, 0, dtype=torch.float64)
+        self.index = torch.zeros(0, 0, dtype=torch.int64)
+        self.places = torch.zeros(0, 0, 0, dtype=torch.int64)
+        self.kept: dict[int, Inputs] = {}
+        self.seen = 0
+
+    def add(self, start: int, inputs: Inputs, maps: torch.Tensor, units: tuple[int, ...]) -> None:
+        """Rank the samples of a batch among those so far.
+
+        Args:
+            start: index of its first sample.
+            inputs: the batch.
+            maps: `(batch, unit, *places)`.
+            units: the unit of each entry of axis 1, for errors.
+
+        Raises:
+            InputError: if a value is NaN.
+        """
+        values, places = _summarize(maps, self.reduce)
+        nan = values.isnan().nonzero()
+        if len(nan):
+            row, unit = nan[0].tolist()
+            raise InputError(f"the value of unit {units[unit]} for sample {start + row} of the data is NaN.")
+        index = torch.arange(start, start + len(values)).expand(values.shape[1], -1)
+        if self.seen:
+            values = torch.cat([self.values, values.T], dim=1)
+            index = torch.cat([self.index, index], dim=1)
+            places = torch.cat([self.places, places.transpose(0, 1)], dim=1)
+        else:
+            values, places = values.T, places.transpose(0, 1)
+        self.values, order = values.sort(dim=1, descending=True, stable=True)  # stable: earlier samples come first
+        self.values, order = self.values[:, : self.best], order[:, : self.best]
+        self.index = index.gather(1, order)
+        self.places = places.gather(1, order.unsqueeze(-1).expand(-1, -1, places.shape[-1]))
+        wanted = set(self.index.flatten().tolist())
+        self.kept = {
+            sample: self.kept[sample] if sample < start else _copy(inputs, sample - start) for sample in sorted(wanted)
+        }
+        self.seen = start + inputs.batch
+
+
+def _summarize(maps: torch.Tensor, reduce: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return value and place of each map: `(batch, unit)` float64 and `(batch, unit, axis)`.
+
+    Args:
+        maps: `(batch, unit, *places)`.
+        reduce: `"max"`, `"sum"` or `"mean"`.
+    """
+    shape = maps.shape[2:]
+    flat = maps.detach().double().reshape(*maps.shape[:2], -1)
+    largest = flat.max(dim=-1, keepdim=True).values
+    positions = torch.arange(flat.shape[-1], device=flat.device)
+    first = torch.where(flat == largest, positions, flat.shape[-1] - 1).amin(dim=-1).cpu()
+    values = {"max": largest.squeeze(-1), "sum": flat.sum(dim=-1), "mean": flat.mean(dim=-1)}[reduce].cpu()
+    if not shape:
+        return values, torch.zeros(*values.shape, 0, dtype=torch.int64)
+    return values, torch.stack(torch.unravel_index(first, shape), dim=-1)
+
+
+def _copy(inputs: Inputs, row: int) -> Inputs:
+    """One sample as a batch of one, copied to main memory."""
+    return inputs.rows(torch.tensor([row])).map(lambda tensor: tensor.detach().to("cpu", copy=True))

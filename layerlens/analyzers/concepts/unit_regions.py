@@ -14,9 +14,11 @@ from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import first_tensor
 from layerlens.probes.probe import Probe
+from layerlens.signatures import public
 from layerlens.targets.target import Target
 
 
+@public
 def input_regions(
     model: nn.Module,
     inputs: Inputs,
@@ -27,28 +29,25 @@ def input_regions(
     level: float = 0.0,
     forward: Forward | None = None,
 ) -> torch.Tensor | None:
-    """The smallest box of each input that holds the gradient of one value of a layer, in one backward pass.
+    """Find the smallest box of each input that holds the gradient of one value of a layer, in one backward pass.
 
     With `level=0` it is the receptive field as this input uses it: all places with a gradient that is not zero. In deep
-    layers that soon is the whole input, though places at its rim hardly count (Luo et al. 2016, Understanding the
+    layers that soon is the whole input, though places at its edge hardly count (Luo et al. 2016, Understanding the
     effective receptive field in deep convolutional neural networks, NeurIPS); `level` leaves those out.
 
     Args:
-        model: any module.
-        inputs: of the model, `(batch, ...)`.
+        inputs: inputs of the model, `(batch, ...)`.
         layer: path of the layer.
         pick: takes one value per sample, `(batch,)`, out of the layer's (first) output tensor.
-        call: which of its calls.
-        level: a place counts when its gradient, summed in magnitude over the other axes, exceeds this share of the
+        level: a place counts if its gradient, summed in magnitude over the other axes, exceeds this share of the
             largest along that axis.
-        forward: as in `relevance`.
 
     Returns:
-        `(batch, axis, 2)`: start and stop along each axis of a sample, both 0 where there is no gradient. None when the
+        `(batch, axis, 2)`: start and stop along each axis of a sample, both 0 where there is no gradient. None if the
         model has several inputs.
 
     Raises:
-        InputError: when the input cannot carry a gradient.
+        InputError: if the input cannot carry a gradient.
 
     Example:
         >>> from layerlens.inputs.inputs import as_inputs

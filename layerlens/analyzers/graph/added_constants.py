@@ -281,7 +281,7 @@ def _pad(call: TorchCall, input: torch.Tensor, pad: Sequence[int], mode: str = "
 
 
 def _written(function: Callable[..., torch.Tensor], linear: int = 9) -> Note:
-    """For a function linear in its (first `linear`) tensors: it adds what it makes of 0 in place of signals."""
+    """For a function linear in its (first `linear`) tensors: it adds what it makes of 0 instead of signals."""
 
     def note(call: TorchCall, *arguments: object, **options: object) -> None:
         def at_zero(value: object) -> object:

@@ -27,7 +27,12 @@ _SAVED_BY_CONSUMER = {"Relu": "result", "Gelu": "self", "Silu": "self", "Hardswi
 
 
 def attach_linear(planned: PlannedLinear, bookkeeper: Bookkeeper) -> list[RemovableHandle]:
-    """Register the hooks of a linear operation; returns their handles."""
+    """Register the hooks of a linear operation; returns their handles.
+
+    Args:
+        planned: operation and rule.
+        bookkeeper: where amounts go.
+    """
     operation, rule, path = planned
     if isinstance(rule, Epsilon):
         return [_EpsilonHook(operation, rule, bookkeeper).attach()]
@@ -120,7 +125,11 @@ class _LinearHooks:
         return (outer[0], *[None] * (len(gradients) - 1))
 
     def _before(self, outer: Gradients) -> Gradients | None:
-        """Turn the multiplier of z into what the rule sends through the transposed map."""
+        """Turn the multiplier of z into what the rule sends through the transposed map.
+
+        Raises:
+            RelevanceError: if the input was not kept.
+        """
         g = outer[0]
         if g is None:
             return None

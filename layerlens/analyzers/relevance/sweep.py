@@ -190,7 +190,11 @@ def _carry_to_ends(
 
 
 def _nodes_below(operation: LinearOperation) -> list[NodeInfo]:
-    """The nodes between a first layer's input and the leaves."""
+    """The nodes between a first layer's input and the leaves.
+
+    Raises:
+        RelevanceError: if one of them does not keep each number's relevance.
+    """
     below = operation.info.edges[operation.map.slot]
     assert below is not None
     region: dict[int, NodeInfo] = {id(below): below}

@@ -43,7 +43,7 @@ class TopInputsJob:
 
     def run(self, model: nn.Module, items: Any, target: Any, **options: Any) -> TopInputs:
         """`top_inputs` of some items."""
-        given = {"k": self.k, "forward": self.forward, "progress": False, **self.options, **options}
+        given = {"count": self.k, "forward": self.forward, "progress": False, **self.options, **options}
         return top_inputs(model, items, self.layer, target=target, **given)
 
 

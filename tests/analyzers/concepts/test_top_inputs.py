@@ -45,13 +45,13 @@ def check(top, maps, reduce, k):
 @pytest.mark.parametrize("reduce", ["max", "sum", "mean"])
 def test_activation_is_brute_force(net, data, reduce):
     maps = activation_maps(net, data, "conv3").values
-    check(top_inputs(net, data, "conv3", by="activation", k=5, reduce=reduce, batch_size=4), maps, reduce, 5)
+    check(top_inputs(net, data, "conv3", by="activation", count=5, reduce=reduce, batch_size=4), maps, reduce, 5)
 
 
 @pytest.mark.parametrize("reduce", ["max", "sum", None])
 def test_relevance_is_brute_force(net, data, reduce):
     maps = relevance(net, data, target=2, layers="bn2", rules="epsilon_plus").layers["bn2"][0]
-    top = top_inputs(net, data, "bn2", k=4, reduce=reduce, target=2, rules="epsilon_plus", batch_size=5)
+    top = top_inputs(net, data, "bn2", count=4, reduce=reduce, target=2, rules="epsilon_plus", batch_size=5)
     check(top, maps, reduce or "sum", 4)
     assert top.settings["rules"]["name"] == "epsilon_plus" and top.target == "class 2"
 
@@ -61,7 +61,7 @@ def test_relevance_is_brute_force(net, data, reduce):
 def test_places_of_other_kinds_of_models(name, layer, by):
     case = CASES[name]
     model, x, target = case.build().double(), double(case.example()), case.target
-    top = top_inputs(model, x, layer, by=by, k=2, target=target, reduce="max", batch_size=1)
+    top = top_inputs(model, x, layer, by=by, count=2, target=target, reduce="max", batch_size=1)
     if by == "activation":
         maps = activation_maps(model, x, layer).values
     else:
@@ -93,7 +93,7 @@ def forms(data):
 def test_the_form_of_the_data_and_the_size_of_a_batch_do_not_matter(net, data, form, size):
     given, batched = forms(data)[form]
     model = CASES["cnn"].build() if form == "array" else net
-    options = {"by": "activation", "k": 3, "regions": False}
+    options = {"by": "activation", "count": 3, "regions": False}
     expected = top_inputs(net, data, "conv3", **options)
     found = top_inputs(model, given, "conv3", batch_size=size, batched=batched, **options)
     assert torch.equal(found.index, expected.index) and torch.equal(found.places, expected.places)
@@ -108,7 +108,7 @@ def test_dicts_of_tokens_and_samples_of_different_length():
     model, x = case.build().double(), case.example()
     rows = [{name: part[row] for name, part in x.items()} for row in range(2)]
     short = {name: part[:-2] for name, part in rows[0].items()}
-    options = {"by": "activation", "units": [0, 3], "k": 2}
+    options = {"by": "activation", "units": [0, 3], "count": 2}
     whole, single = (top_inputs(model, given, "bert.encoder.layer.0", **options) for given in (x, rows))
     assert torch.equal(whole.index, single.index) and torch.equal(whole.places, single.places)
     mixed = top_inputs(model, [*rows, short, rows[0]], "bert.encoder.layer.0", **options)
@@ -119,13 +119,13 @@ def test_ties_go_to_the_earlier_sample():
     data = torch.tensor([1.0, 3.0, 2.0, 3.0, 3.0]).reshape(-1, 1)
     for size in (1, 2, 5):
         top = top_inputs(
-            nn.Sequential(nn.Identity(), nn.Linear(1, 2)), data, "0", by="activation", k=4, batch_size=size
+            nn.Sequential(nn.Identity(), nn.Linear(1, 2)), data, "0", by="activation", count=4, batch_size=size
         )
         assert top.index.tolist() == [[1, 3, 4, 2]] and top.places.shape == (1, 4, 0)
 
 
 def test_two_passes_are_equal_and_k_may_exceed_the_data(net, data):
-    first, second = (top_inputs(net, data, "conv1", k=99, target=1, units=[2, -1]) for _ in range(2))
+    first, second = (top_inputs(net, data, "conv1", count=99, target=1, units=[2, -1]) for _ in range(2))
     assert first.index.shape == (2, 23) and first.units == (2, 7)
     for name in ("index", "values", "places", "regions"):
         assert torch.equal(getattr(first, name), getattr(second, name))
@@ -133,7 +133,7 @@ def test_two_passes_are_equal_and_k_may_exceed_the_data(net, data):
 
 def test_labels_and_one_class_per_sample_are_targets(net, data):
     labels = torch.arange(len(data)) % 4
-    options = {"k": 3, "batch_size": 5, "regions": False}
+    options = {"count": 3, "batch_size": 5, "regions": False}
     expected = relevance(net, data, target=labels, layers="conv3").layers["conv3"][0]
     for top in (
         top_inputs(net, TensorDataset(data, labels), "conv3", target="label", **options),
@@ -164,7 +164,7 @@ def test_labels_and_one_class_per_sample_are_targets(net, data):
 def test_contrasts_with_one_class_per_sample_are_read_batch_by_batch(net, data, target):
     aim = target(torch.arange(len(data)) % 4)
     expected = relevance(net, data, target=aim, layers="conv3").layers["conv3"][0]
-    check(top_inputs(net, data, "conv3", target=aim, k=3, batch_size=5, regions=False), expected, "sum", 3)
+    check(top_inputs(net, data, "conv3", target=aim, count=3, batch_size=5, regions=False), expected, "sum", 3)
 
 
 def test_contrasts_whose_classes_cannot_be_followed_are_refused(net, data):
@@ -180,13 +180,13 @@ def test_the_region_is_the_receptive_field(net):
     torch.manual_seed(0)
     convs = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 4, 3, stride=2, padding=1))
     data = normal(6, 1, 12, 12)
-    top = top_inputs(convs, data, "1", by="activation", k=3, level=0.0, batch_size=4)
+    top = top_inputs(convs, data, "1", by="activation", count=3, level=0.0, batch_size=4)
     for row in range(4):
         for rank in range(3):
             place = top.places[row, rank].tolist()
             box = [[max(0, 2 * at - 2), min(12, 2 * at + 3)] for at in place]
             assert top.regions[row, rank].tolist() == [[0, 1], *box]
-    smaller = top_inputs(convs, data, "1", by="activation", k=3, level=0.2)
+    smaller = top_inputs(convs, data, "1", by="activation", count=3, level=0.2)
     assert bool(
         ((smaller.regions[..., 1] - smaller.regions[..., 0]) <= (top.regions[..., 1] - top.regions[..., 0])).all()
     )
@@ -208,7 +208,7 @@ def test_no_more_than_a_batch_is_alive():
             yield sample
 
     for by in ("activation", "relevance"):
-        top = top_inputs(model, stream(5), "conv3", by=by, k=2, batch_size=4, target=1)
+        top = top_inputs(model, stream(5), "conv3", by=by, count=2, batch_size=4, target=1)
         assert top.count == 60 and len(top.inputs) <= 2 * len(top.units)
     with pytest.raises(AssertionError, match="4 samples are alive"):
         top_inputs(model, stream(3), "conv3", by="activation", batch_size=4)
@@ -216,17 +216,17 @@ def test_no_more_than_a_batch_is_alive():
 
 def test_the_kept_samples_do_not_hold_their_batch():
     data = normal(40, 3, 8, 8)
-    top = top_inputs(CASES["cnn"].build(), data, "conv3", by="activation", k=1, units=0)
+    top = top_inputs(CASES["cnn"].build(), data, "conv3", by="activation", count=1, units=0)
     (sample,) = top.inputs.values()
     assert sample.untyped_storage().nbytes() == sample.numel() * sample.element_size()
     assert sample.data_ptr() != data[next(iter(top.inputs))].data_ptr()
 
 
 def test_the_progress_bar_counts_and_is_wiped(net, data, capsys):
-    top_inputs(net, data, "conv3", by="activation", k=1, batch_size=4, regions=False, progress=True)
+    top_inputs(net, data, "conv3", by="activation", count=1, batch_size=4, regions=False, progress=True)
     shown = capsys.readouterr().err
     assert "top inputs by activation" in shown and "/6" in shown and shown.split("\r")[-2].strip() == ""
-    top_inputs(net, data, "conv3", by="activation", k=1, progress=False)
+    top_inputs(net, data, "conv3", by="activation", count=1, progress=False)
     assert capsys.readouterr().err == ""
 
 
@@ -278,8 +278,8 @@ def test_bad_data_is_refused(net, given, says):
 def test_other_bad_use(net, data):
     with pytest.raises(errors.OptionError, match="unknown ranking 'gradient'"):
         top_inputs(net, data, "conv3", by="gradient")
-    with pytest.raises(errors.OptionError, match="k must be"):
-        top_inputs(net, data, "conv3", k=0)
+    with pytest.raises(errors.OptionError, match="count must be"):
+        top_inputs(net, data, "conv3", count=0)
     with pytest.raises(errors.OptionError, match="there is no unit 99"):
         top_inputs(net, data, "conv3", units=99)
     with pytest.raises(errors.InputError, match=r"1 labels for the 2 sample\(s\) from 0 on"):
@@ -290,7 +290,7 @@ def test_other_bad_use(net, data):
 
 def test_a_table(net, data):
     pytest.importorskip("pandas")
-    top = top_inputs(net, data, "conv3", by="activation", k=2, regions=False)
+    top = top_inputs(net, data, "conv3", by="activation", count=2, regions=False)
     frame = top.to_pandas()
     assert (
         len(frame) == 16
@@ -309,5 +309,5 @@ def test_text_is_read_by_the_tokenizer_of_the_lens():
     def tokenizer(texts, return_tensors, padding=False):
         return {name: part[: len(texts)] for name, part in x.items()}
 
-    top = Lens(model, tokenizer=tokenizer).top_inputs(["one", "two"], "bert.encoder.layer.0", by="activation", k=2)
+    top = Lens(model, tokenizer=tokenizer).top_inputs(["one", "two"], "bert.encoder.layer.0", by="activation", count=2)
     assert top.count == 2

@@ -77,7 +77,7 @@ BUILT = {
     "randomization": lambda model: layerlens.cascading_randomization(model, X, "gradient", target=1),
     "compare_groups": lambda model: layerlens.compare_groups(model, X, [0, 1] * 3, target=1, permutations=3),
     "explain_errors": lambda model: layerlens.explain_errors(model, X, [0, 1] * 3, permutations=3),
-    "top_inputs": lambda model: layerlens.top_inputs(model, X, "conv", target=1, units=0, k=2),
+    "top_inputs": lambda model: layerlens.top_inputs(model, X, "conv", target=1, units=0, count=2),
     "feature_visualization": lambda model: layerlens.feature_visualization(model, 1, (3, 8, 8), steps=3),
 }
 

@@ -7,16 +7,14 @@ halves the relevance at each of the two products.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Role, Row
+from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Node, Role, Row
 
 from .rulebook import Rulebook
 
 
-def fused(node: Any, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
+def fused_attention(node: Node, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
     """Multipliers of (query, key, value): (0, 0, 1) of their gradients for CP; (1/4, 1/4, 1/2) for Attn."""
     if book.attention == "cp":
         return tuple(passed if slot == 2 else None for slot, passed in enumerate(gradients)), ()
@@ -25,28 +23,28 @@ def fused(node: Any, gradients: Gradients, gradient: torch.Tensor, book: Ruleboo
         passed * shares[slot] if passed is not None and slot < 3 else None for slot, passed in enumerate(gradients)
     )
     factors = (node._saved_query, node._saved_key, node._saved_value)
-    out = [-factor * passed for factor, passed in zip(factors, shared, strict=False) if passed is not None]
-    return shared, (node._saved_output * gradient, *out)
+    passed_on = [-factor * passed for factor, passed in zip(factors, shared, strict=False) if passed is not None]
+    return shared, (node._saved_output * gradient, *passed_on)
 
 
-def softmax(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """(y, x) of the Taylor rule; log(y) serves as x, for the multipliers sum to 0 over the axis."""
+def softmax(node: Node) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, x) of the Taylor rule; log(y) serves as x because the multipliers sum to 0 over the axis."""
     y = node._saved_result
     return y, torch.where(y > 0, torch.log(y), torch.zeros_like(y))
 
 
-def log_softmax(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """(y, x) of the Taylor rule; y serves as x, for the multipliers sum to 0 over the axis."""
+def log_softmax(node: Node) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y, x) of the Taylor rule; y serves as x because the multipliers sum to 0 over the axis."""
     return node._saved_result, node._saved_result
 
 
-def logarithm(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def logarithm(node: Node) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, x) of the Taylor rule: log has no value at 0 from which a ratio could start."""
     x = node._saved_self
     return torch.log(x), x
 
 
-def log_sum_exp(node: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def log_sum_exp(node: Node) -> tuple[torch.Tensor, torch.Tensor]:
     """(y, x) of the Taylor rule."""
     return node._saved_result, node._saved_self
 
@@ -57,7 +55,7 @@ ScaledDotProductCudnnAttention ScaledDotProductFusedAttentionOverrideable
 """.split()
 
 ATTENTION: dict[str, Row] = {
-    **{name: Row(Kind.FUSED, fused, slots=(0, 1, 2), label="attention, {attention}") for name in _FUSED},
+    **{name: Row(Kind.FUSED, fused_attention, slots=(0, 1, 2), label="attention, {attention}") for name in _FUSED},
     "Softmax": Row(Kind.TAYLOR, softmax, role=Role.WEIGHT),
     "SafeSoftmax": Row(Kind.TAYLOR, softmax, role=Role.WEIGHT),
     "SparseSoftmax": Row(Kind.TAYLOR, softmax, role=Role.WEIGHT),

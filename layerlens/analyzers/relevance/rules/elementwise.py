@@ -1,25 +1,27 @@
 """Elementwise functions: relevance passes by the ratio (f(x) - f(0)) / x, and g f(0) is absorbed.
 
-The ratio is what the slope would be if the function were linear from 0 to x (Bach et al. 2015 call it the
-identity rule of activations: R_x = R_y). For f(0) = 0 it is f(x) / x.
+The ratio is what the slope would be if the function were linear from 0 to x (the identity rule of activations,
+R_x = R_y, of Bach et al. 2015). For f(0) = 0 it is f(x) / x.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 
-from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Role, Row
+from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Node, Role, Row
 
-Ratio = tuple[torch.Tensor, "float | torch.Tensor"]
-BLOCK = 1 << 15
-"""Elements in one part of a large tensor."""
+Ratio: TypeAlias = tuple[torch.Tensor, "float | torch.Tensor"]
+"""(f(x) - f(0)) / x, and f(0)."""
+PART_SIZE = 1 << 15
+"""Elements per part of a large tensor."""
 
-Function = Callable[[torch.Tensor], torch.Tensor]
+Function: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+Bound: TypeAlias = torch.Tensor | float | None
 
 
 def quotient(numerator: torch.Tensor, x: torch.Tensor, limit: float | torch.Tensor) -> torch.Tensor:
@@ -29,7 +31,7 @@ def quotient(numerator: torch.Tensor, x: torch.Tensor, limit: float | torch.Tens
     return (numerator / x).masked_fill_(x == 0, limit)
 
 
-def gelu(node: Any, _: torch.Tensor | None) -> Ratio:
+def gelu(node: Node, _: torch.Tensor | None) -> Ratio:
     """The normal distribution function of x; its tanh form when that was used (Hendrycks and Gimpel 2016)."""
     x = node._saved_self
     if node._saved_approximate == "tanh":
@@ -37,22 +39,22 @@ def gelu(node: Any, _: torch.Tensor | None) -> Ratio:
     return (1 + torch.erf(x / math.sqrt(2))) / 2, 0.0
 
 
-def silu(node: Any, _: torch.Tensor | None) -> Ratio:
+def silu(node: Node, _: torch.Tensor | None) -> Ratio:
     """The sigmoid of x."""
     return torch.sigmoid(node._saved_self), 0.0
 
 
-def mish(node: Any, _: torch.Tensor | None) -> Ratio:
+def mish(node: Node, _: torch.Tensor | None) -> Ratio:
     """tanh(softplus(x))."""
     return torch.tanh(F.softplus(node._saved_self)), 0.0
 
 
-def hardswish(node: Any, _: torch.Tensor | None) -> Ratio:
+def hardswish(node: Node, _: torch.Tensor | None) -> Ratio:
     """clamp(x + 3, 0, 6) / 6."""
     return (node._saved_self + 3).clamp(0, 6) / 6, 0.0
 
 
-def elu(node: Any, _: torch.Tensor | None) -> Ratio:
+def elu(node: Node, _: torch.Tensor | None) -> Ratio:
     """ELU, SELU: `scale` above 0 and scale alpha (exp(input_scale x) - 1) / x below; also of the in-place form."""
     alpha, scale = float(node._saved_alpha), float(node._saved_scale)
     input_scale = float(node._saved_input_scale)
@@ -65,7 +67,7 @@ def elu(node: Any, _: torch.Tensor | None) -> Ratio:
     return torch.where(x > 0, torch.full_like(x, scale), below), 0.0
 
 
-def celu(node: Any, _: torch.Tensor | None) -> Ratio:
+def celu(node: Node, _: torch.Tensor | None) -> Ratio:
     """CELU: 1 above 0 and alpha (exp(x / alpha) - 1) / x below; also of the in-place form."""
     alpha = float(node._saved_alpha)
     if hasattr(node, "_saved_self"):
@@ -77,33 +79,33 @@ def celu(node: Any, _: torch.Tensor | None) -> Ratio:
     return torch.where(x > 0, torch.ones_like(x), below), 0.0
 
 
-def softplus(node: Any, _: torch.Tensor | None) -> Ratio:
+def softplus(node: Node, _: torch.Tensor | None) -> Ratio:
     """Softplus, whose value at 0 is log(2) / beta."""
     x, beta = node._saved_self, float(node._saved_beta)
-    start = math.log(2) / beta
-    return quotient(F.softplus(x, beta, float(node._saved_threshold)) - start, x, 0.5), start
+    at_zero = math.log(2) / beta
+    return quotient(F.softplus(x, beta, float(node._saved_threshold)) - at_zero, x, 0.5), at_zero
 
 
-def hardsigmoid(node: Any, _: torch.Tensor | None) -> Ratio:
+def hardsigmoid(node: Node, _: torch.Tensor | None) -> Ratio:
     """Hardsigmoid, whose value at 0 is 1/2."""
     x = node._saved_self
     return quotient(F.hardsigmoid(x) - 0.5, x, 1 / 6), 0.5
 
 
-def hardtanh(node: Any, gradients: Gradients, gradient: torch.Tensor, _: Any) -> Fused:
+def hardtanh(node: Node, gradients: Gradients, gradient: torch.Tensor, _: object) -> Fused:
     """ReLU6 and hardtanh keep their relevance where they saturate: the ratio there is bound / x, not 0.
 
-    Elsewhere the ratio is the gradient, which autograd has just made: the saturated places are added to it.
+    Elsewhere the ratio is the gradient, which autograd has just made: the saturated elements are added to it.
     """
     x, low, high = node._saved_self, float(node._saved_min_val), float(node._saved_max_val)
     if low > 0 or high <= 0:
-        ratio, start = clamped(x, low, high)
-        return (gradient * ratio,), (gradient * start,)
+        ratio, at_zero = clamp_ratio(x, low, high)
+        return (gradient * ratio,), (gradient * at_zero,)
     (passed,) = gradients
     if passed is None:
         return gradients, ()
     zero = x.new_zeros(())
-    for x_part, g_part, out in blocks(x, gradient, passed):
+    for x_part, g_part, out in cache_sized_parts(x, gradient, passed):
         if low == 0:  # g high / max(x, high) above 0
             ratio = torch.clamp(x_part, min=high)
             torch.addcdiv(zero, g_part, ratio, value=high, out=ratio)
@@ -114,53 +116,60 @@ def hardtanh(node: Any, gradients: Gradients, gradient: torch.Tensor, _: Any) ->
     return (passed,), ()
 
 
-def blocks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The tensors in parts that stay in a processor's cache while several operations pass over them; views of them."""
+def cache_sized_parts(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield views of the tensors small enough to stay in a processor's cache while several operations pass over them.
+
+    Yields:
+        One part of each tensor.
+    """
     if tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
         yield tensors
         return
-    yield from zip(*(torch.split(tensor.view(-1), BLOCK) for tensor in tensors), strict=True)
+    yield from zip(*(torch.split(tensor.view(-1), PART_SIZE) for tensor in tensors), strict=True)
 
 
-def clamp(node: Any, _: torch.Tensor | None) -> Ratio:
+def clamp(node: Node, _: torch.Tensor | None) -> Ratio:
     """A clamp of x to (min, max) with numbers or tensors as bounds."""
-    return clamped(node._saved_self, getattr(node, "_saved_min", None), getattr(node, "_saved_max", None))
+    return clamp_ratio(node._saved_self, getattr(node, "_saved_min", None), getattr(node, "_saved_max", None))
 
 
-def clamped(x: torch.Tensor, low: Any, high: Any) -> Ratio:
-    """The ratio of a clamp between two numbers or tensors."""
-    start = torch.clamp(x.new_zeros(()), low, high)
-    bounded = torch.clamp(x, low, high)
-    inside = torch.clamp(x.new_full((), 1e-3), low, high) != start
-    return quotient(bounded - start, x, inside.to(x.dtype)), start
+def clamp_ratio(x: torch.Tensor, low: Bound, high: Bound) -> Ratio:
+    """Return the ratio of a clamp between two numbers or tensors, and its value at 0."""
+
+    def bounded(value: torch.Tensor) -> torch.Tensor:
+        return torch.clamp(value, low, high)  # type: ignore[arg-type]
+
+    at_zero = bounded(x.new_zeros(()))
+    inside = bounded(x.new_full((), 1e-3)) != at_zero
+    return quotient(bounded(x) - at_zero, x, inside.to(x.dtype)), at_zero
 
 
-def softshrink(node: Any, _: torch.Tensor | None) -> Ratio:
+def softshrink(node: Node, _: torch.Tensor | None) -> Ratio:
     """Softshrink of x, over x."""
     x = node._saved_self
     return quotient(F.softshrink(x, float(node._saved_lambd)), x, 0.0), 0.0
 
 
-def log_sigmoid(node: Any, _: torch.Tensor | None) -> Ratio:
+def log_sigmoid(node: Node, _: torch.Tensor | None) -> Ratio:
     """log(sigmoid(x)), whose value at 0 is -log(2)."""
     x = node._saved_self
     return quotient(F.logsigmoid(x) + math.log(2), x, 0.5), -math.log(2)
 
 
-def tanh(node: Any, x: torch.Tensor | None) -> Ratio:
-    """The tanh of x, over x; x is recorded, for it cannot be told from a saturated result."""
+def tanh(node: Node, x: torch.Tensor | None) -> Ratio:
+    """The tanh of x, over x; x is recorded, because a saturated result does not determine it."""
     x = torch.atanh(node._saved_result.clamp(-1 + 1e-7, 1 - 1e-7)) if x is None else x
     return quotient(torch.tanh(x), x, 1.0), 0.0
 
 
-def sigmoid(node: Any, x: torch.Tensor | None) -> Ratio:
-    """The sigmoid of x less 1/2, over x; x is recorded, for it cannot be told from a saturated result."""
+def sigmoid(node: Node, x: torch.Tensor | None) -> Ratio:
+    """The sigmoid of x less 1/2, over x; x is recorded, because a saturated result does not determine it."""
     x = torch.logit(node._saved_result, eps=1e-7) if x is None else x
     return quotient(torch.tanh(x / 2) / 2, x, 0.25), 0.5
 
 
-def exp(node: Any, x: torch.Tensor | None) -> Ratio:
-    """(exp(x) - 1) / x; a masked place, x = -inf, neither passes nor absorbs anything."""
+def exp(node: Node, x: torch.Tensor | None) -> Ratio:
+    """(exp(x) - 1) / x; a masked element, x = -inf, neither passes nor absorbs anything."""
     x = torch.log(node._saved_result) if x is None else x
     masked = x == -math.inf
     if not bool(masked.any()):
@@ -168,13 +177,13 @@ def exp(node: Any, x: torch.Tensor | None) -> Ratio:
     return quotient(torch.expm1(x), x, 1.0).masked_fill_(masked, 0.0), (~masked).to(x.dtype)
 
 
-def expm1(node: Any, _: torch.Tensor | None) -> Ratio:
+def expm1(node: Node, _: torch.Tensor | None) -> Ratio:
     """(exp(x) - 1) / x, from the result."""
     y = node._saved_result
     return quotient(y, torch.log1p(y.clamp_min(-1 + 1e-7)), 1.0), 0.0
 
 
-def power(node: Any) -> Row:
+def power(node: Node) -> Row:
     """The power p of x: x ** (p - 1) for p > 0; a negative power divides, so it stops relevance."""
     if node.name() == "PowBackward2":  # a number to the power x
         return Row(Kind.RATIO, exponential)
@@ -182,26 +191,26 @@ def power(node: Any) -> Row:
     return Row(Kind.STOP) if bool((exponent < 0).any()) else Row(Kind.RATIO, positive_power, slots=(0,))
 
 
-def exponential(node: Any, _: torch.Tensor | None) -> Ratio:
+def exponential(node: Node, _: torch.Tensor | None) -> Ratio:
     """(b ** x - 1) / x for a number b."""
     x, base = node._saved_exponent, torch.as_tensor(node._saved_self)
     return quotient(torch.pow(base, x) - 1, x, float(torch.log(base))), 1.0
 
 
-def positive_power(node: Any, _: torch.Tensor | None) -> Ratio:
+def positive_power(node: Node, _: torch.Tensor | None) -> Ratio:
     """X ** p / x, and 1 absorbed where p is 0."""
     x = node._saved_self
     exponent = torch.as_tensor(node._saved_exponent, device=x.device)
-    start = (exponent == 0).to(x.dtype)
-    return quotient(torch.pow(x, exponent.to(x.dtype)) - start, x, (exponent == 1).to(x.dtype)), start
+    at_zero = (exponent == 0).to(x.dtype)
+    return quotient(torch.pow(x, exponent.to(x.dtype)) - at_zero, x, (exponent == 1).to(x.dtype)), at_zero
 
 
-def _through(function: Function, slope: float, start: float = 0.0, role: Role = Role.SIGNAL) -> Row:
-    """The row of a function of `node._saved_self` with slope `slope` and value `start` at 0."""
+def _row(function: Function, slope: float, at_zero: float = 0.0, role: Role = Role.SIGNAL) -> Row:
+    """The row of a function of `node._saved_self` with slope `slope` and value `at_zero` at 0."""
 
-    def ratio(node: Any, _: torch.Tensor | None) -> Ratio:
+    def ratio(node: Node, _: torch.Tensor | None) -> Ratio:
         x = node._saved_self
-        return quotient(function(x) - start, x, slope), start
+        return quotient(function(x) - at_zero, x, slope), at_zero
 
     return Row(Kind.RATIO, ratio, role=role)
 
@@ -225,19 +234,19 @@ ELEMENTWISE: dict[str, Row] = {
     "Sigmoid": Row(Kind.RATIO, sigmoid, role=Role.GATE),
     "Exp": Row(Kind.RATIO, exp, role=Role.GATE),
     "Pow": Row(Kind.RATIO, refine=power),
-    "Erf": _through(torch.erf, 2 / math.sqrt(math.pi), role=Role.SQUASH),
-    "Sin": _through(torch.sin, 1.0),
-    "Cos": _through(torch.cos, 0.0, 1.0),
-    "Tan": _through(torch.tan, 1.0),
-    "Atan": _through(torch.atan, 1.0),
-    "Asin": _through(torch.asin, 1.0),
-    "Sinh": _through(torch.sinh, 1.0),
-    "Asinh": _through(torch.asinh, 1.0),
-    "Log1P": _through(torch.log1p, 1.0),
+    "Erf": _row(torch.erf, 2 / math.sqrt(math.pi), role=Role.SQUASH),
+    "Sin": _row(torch.sin, 1.0),
+    "Cos": _row(torch.cos, 0.0, 1.0),
+    "Tan": _row(torch.tan, 1.0),
+    "Atan": _row(torch.atan, 1.0),
+    "Asin": _row(torch.asin, 1.0),
+    "Sinh": _row(torch.sinh, 1.0),
+    "Asinh": _row(torch.asinh, 1.0),
+    "Log1P": _row(torch.log1p, 1.0),
     "Expm1": Row(Kind.RATIO, expm1),
-    "Erfc": _through(torch.erfc, -2 / math.sqrt(math.pi), 1.0),
-    "Acos": _through(torch.acos, -1.0, math.pi / 2),
-    "Cosh": _through(torch.cosh, 0.0, 1.0),
-    "I0": _through(torch.special.i0, 0.0, 1.0),
-    "Sinc": _through(torch.sinc, 0.0, 1.0),
+    "Erfc": _row(torch.erfc, -2 / math.sqrt(math.pi), 1.0),
+    "Acos": _row(torch.acos, -1.0, math.pi / 2),
+    "Cosh": _row(torch.cosh, 0.0, 1.0),
+    "I0": _row(torch.special.i0, 0.0, 1.0),
+    "Sinc": _row(torch.sinc, 0.0, 1.0),
 }

@@ -1,10 +1,10 @@
-"""The rules for linear operations, as published; each says how relevance is split among the contributions x_i w_ij."""
+"""Rules for linear operations, as published: how each splits relevance among the contributions x_i w_ij."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -13,13 +13,13 @@ from layerlens.errors import OptionError
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """One part of a rule: relevance in proportion to x_i v_ij, where v depends on the sign of x_i.
+    """One term of a rule: relevance in proportion to x_i v_ij, where v depends on the sign of x_i.
 
     Attributes:
-        positive: weight on positive w, for x above 0 (below 0 it is used on negative w).
-        negative: weight on negative w, for x above 0.
-        share: how much of the relevance this part takes, a factor.
-        where: the sign of z for whose outputs it is used; 0 for all.
+        positive: factor of positive w for x above 0, of negative w for x below 0.
+        negative: factor of negative w for x above 0, of positive w for x below 0.
+        share: factor of the relevance that this term takes.
+        where: sign of the outputs z that it is used for; 0 for all.
     """
 
     positive: float
@@ -28,7 +28,7 @@ class Term:
     where: int = 0
 
     def weight(self, w: torch.Tensor, sign: int = 1) -> torch.Tensor:
-        """V for x of this sign, without the share: a new tensor shaped like w."""
+        """Return v for x of this sign, without the share, in a new tensor."""
         above, below = (self.positive, self.negative) if sign > 0 else (self.negative, self.positive)
         if below == 0 or above == 0:
             part = w.clamp(min=0) if below == 0 else w.clamp(max=0)
@@ -37,7 +37,7 @@ class Term:
         return torch.add(w if below == 1 else w * below, w.clamp(min=0), alpha=above - below)
 
     def bias(self, b: torch.Tensor) -> torch.Tensor:
-        """The bias's contribution, without the share: its x is 1."""
+        """Return the contribution of the bias, whose x is 1, without the share."""
         return self.weight(b)
 
 
@@ -48,13 +48,16 @@ class LinearRule:
     citation: ClassVar[str] = ""
 
     def __str__(self) -> str:
-        shown = [
-            f for f in dataclasses.fields(self) if not isinstance(f.default, bool) or getattr(self, f.name) != f.default
-        ]
-        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
+        values = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
+        shown = (
+            f"{name}={value!r}"
+            for name, (value, default) in values.items()
+            if not isinstance(default, bool) or value != default
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def terms(self) -> tuple[Term, ...]:
-        """The parts of a rule that splits by sign; none for other rules."""
+        """The terms of a rule that splits by sign; none for other rules."""
         return ()
 
 
@@ -63,7 +66,7 @@ class Epsilon(LinearRule):
     """R_i = sum_j x_i w_ij / (z_j + epsilon sign(z_j)) R_j; what epsilon takes is absorbed.
 
     Args:
-        epsilon: at least 0; 0 is the limit in which the gradient is the rule (LRP-0).
+        epsilon: number of at least 0; 0 is the limit in which the gradient is the rule (LRP-0).
         relative: whether epsilon is in units of the standard deviation of the sample's z.
 
     Source: Bach et al. 2015, eq. 58.
@@ -77,7 +80,7 @@ class Epsilon(LinearRule):
         _check("epsilon", self.epsilon, self.epsilon >= 0, "at least 0")
 
     def damped(self, z: torch.Tensor) -> torch.Tensor:
-        """Z / (z + epsilon sign(z)), elementwise."""
+        """Return z / (z + epsilon sign(z)), elementwise."""
         epsilon: float | torch.Tensor = self.epsilon
         if self.relative:
             rows = z.reshape(len(z), -1)
@@ -88,10 +91,10 @@ class Epsilon(LinearRule):
 
 @dataclasses.dataclass(frozen=True)
 class Gamma(LinearRule):
-    """R_i = sum_j (z_ij + gamma z_ij^+) / (sum) R_j for z_j > 0, with z_ij^- in its place for z_j < 0, z_ij = x_i w_ij.
+    """R_i = sum_j (z_ij + gamma z_ij^+) / (sum) R_j for z_j > 0, with z_ij^- instead for z_j < 0, z_ij = x_i w_ij.
 
     Args:
-        gamma: at least 0; 0 is LRP-0, infinity is z+ (for outputs above 0).
+        gamma: number of at least 0; 0 is LRP-0, infinity is z+ (for outputs above 0).
 
     Source: Montavon et al. 2019, section 10.2.1; for signed inputs and outputs Andeol et al. 2022.
     """
@@ -103,7 +106,7 @@ class Gamma(LinearRule):
         _check("gamma", self.gamma, self.gamma >= 0, "at least 0")
 
     def terms(self) -> tuple[Term, ...]:
-        """One for outputs above 0, one for those below."""
+        """One term for outputs above 0, one for outputs below."""
         return Term(1 + self.gamma, 1, where=1), Term(1, 1 + self.gamma, where=-1)
 
 
@@ -112,8 +115,8 @@ class AlphaBeta(LinearRule):
     """R_i = sum_j (alpha z_ij^+ / sum z_ij^+ - beta z_ij^- / sum z_ij^-) R_j, with z_ij = x_i w_ij.
 
     Args:
-        alpha: of the contributions that support the output, at least 1.
-        beta: of those that oppose it, alpha - 1.
+        alpha: factor of the contributions that support the output, at least 1.
+        beta: factor of the contributions that oppose it, alpha - 1.
 
     Source: Bach et al. 2015, eq. 60.
     """
@@ -127,7 +130,7 @@ class AlphaBeta(LinearRule):
         _check("beta", self.beta, abs(self.alpha - self.beta - 1) < 1e-9, "alpha - 1, so that relevance is conserved")
 
     def terms(self) -> tuple[Term, ...]:
-        """Supporting and opposing contributions."""
+        """A term for supporting, and one for opposing contributions."""
         supporting = Term(1, 0, self.alpha)
         return (supporting, Term(0, 1, -self.beta)) if self.beta else (supporting,)
 
@@ -137,7 +140,7 @@ class ZPlus(LinearRule):
     """R_i = sum_j z_ij^+ / sum z_ij^+ R_j with z_ij = x_i w_ij: alpha 1, beta 0.
 
     Args:
-        bias: whether a positive bias takes its share; without it this is excitation backprop (Zhang et al. 2016).
+        bias: whether a positive bias takes a share; without it this is excitation backprop (Zhang et al. 2016).
 
     Source: Montavon et al. 2017, eq. 14; signed inputs as in Bach et al. 2015.
     """
@@ -146,7 +149,7 @@ class ZPlus(LinearRule):
     bias: bool = True
 
     def terms(self) -> tuple[Term, ...]:
-        """Supporting contributions."""
+        """A term for supporting contributions."""
         return (Term(1, 0),)
 
 
@@ -175,8 +178,8 @@ class ZBox(LinearRule):
     """R_i = sum_j (x_i w_ij - l w_ij^+ - h w_ij^-) / (sum) R_j: for the first layer on inputs in a box [l, h].
 
     Args:
-        low: smallest value that an input can have, in its units; None takes the smallest of the batch, by channel.
-        high: largest; None takes the largest of the batch, by channel.
+        low: smallest value that an input can have; None takes the smallest of the batch, by channel.
+        high: largest value that an input can have; None takes the largest of the batch, by channel.
 
     Source: Montavon et al. 2017, eq. 13.
     """
@@ -191,16 +194,16 @@ class ZBox(LinearRule):
             _check(name, value, all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers), "finite")
 
     def bounds(self, x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(low, high), shaped like x.
+        """Return low and high, shaped like x.
 
         Raises:
-            OptionError: when x leaves the box, or the bounds are not one per channel.
+            OptionError: if x leaves the box, or the bounds are not one per channel.
         """
         axes = tuple(a for a in range(x.ndim) if a != axis % x.ndim)
         shape = [1] * x.ndim
         shape[axis] = -1
 
-        def bound(value: Any, of_data: torch.Tensor) -> torch.Tensor:
+        def bound(value: float | tuple[float, ...] | None, of_data: torch.Tensor) -> torch.Tensor:
             if value is None:
                 return of_data.reshape(shape).expand_as(x)
             given = torch.as_tensor(value, dtype=x.dtype, device=x.device)
@@ -221,6 +224,6 @@ FIRST_LAYER_RULES = (Flat, WSquare, ZBox)
 """Rules that give relevance to inputs that are 0: they make relevance itself, not a multiplier."""
 
 
-def _check(name: str, value: object, good: bool, wanted: str) -> None:
-    if not good:
+def _check(name: str, value: object, valid: bool, wanted: str) -> None:
+    if not valid:
         raise OptionError(f"{name} must be {wanted}, got {value!r}.")

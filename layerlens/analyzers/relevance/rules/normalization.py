@@ -1,52 +1,51 @@
-"""Normalisations: the scale is a constant, the centring stays (Ali et al. 2022, Achtibat et al. 2024)."""
+"""Normalizations: the scale is a constant, the centering stays (Ali et al. 2022, Achtibat et al. 2024)."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from layerlens.analyzers.graph.operation import Kind, Row
+from layerlens.analyzers.graph.operation import Kind, Node, Row
 
 
-def layer_norm(node: Any, gradient: torch.Tensor) -> Any:
-    """g_x = rstd (w g - mean(w g)) over the normalised axes."""
+def layer_norm(node: Node, gradient: torch.Tensor) -> torch.Tensor:
+    """g_x = rstd (w g - mean(w g)) over the normalized axes."""
     axes = tuple(range(gradient.ndim - len(node._saved_normalized_shape), gradient.ndim))
-    weighted = gradient if node._saved_weight is None else gradient * node._saved_weight
-    rstd = node._saved_result2.to(gradient.dtype)
+    weighted: torch.Tensor = gradient if node._saved_weight is None else gradient * node._saved_weight
+    rstd: torch.Tensor = node._saved_result2.to(gradient.dtype)
     return (weighted - weighted.mean(dim=axes, keepdim=True)) * rstd
 
 
-def group_norm(node: Any, gradient: torch.Tensor) -> Any:
+def group_norm(node: Node, gradient: torch.Tensor) -> torch.Tensor:
     """g_x = rstd (w g - mean(w g)) over each group of channels and all places."""
     samples, groups = int(node._saved_N), int(node._saved_group)
-    weighted = gradient
+    weighted: torch.Tensor = gradient
     if node._saved_weight is not None:
         weighted = gradient * node._saved_weight.reshape(1, -1, *[1] * (gradient.ndim - 2))
     grouped = weighted.reshape(samples, groups, -1)  # (batch, group, channels in it x places)
-    rstd = node._saved_result2.reshape(samples, groups, 1).to(gradient.dtype)
+    rstd: torch.Tensor = node._saved_result2.reshape(samples, groups, 1).to(gradient.dtype)
     return ((grouped - grouped.mean(dim=-1, keepdim=True)) * rstd).reshape(gradient.shape)
 
 
-def batch_norm(node: Any) -> Row:
+def batch_norm(node: Node) -> Row:
     """With running statistics batch norm is affine, so its gradient is the rule; with batch statistics it is a norm."""
     return Row(Kind.NORM, batch_statistics, slots=(0,)) if node._saved_training else Row(Kind.LINEAR, slots=(0,))
 
 
-def batch_statistics(node: Any, gradient: torch.Tensor) -> Any:
+def batch_statistics(node: Node, gradient: torch.Tensor) -> torch.Tensor:
     """g_x = rstd w (g - mean(g)) over the batch and all places; instance norm is this on reshaped input."""
     axes = (0, *range(2, gradient.ndim))
     shape = (1, -1, *[1] * (gradient.ndim - 2))
-    scale = node._saved_result2.reshape(shape).to(gradient.dtype)
+    scale: torch.Tensor = node._saved_result2.reshape(shape).to(gradient.dtype)
     if node._saved_weight is not None:
         scale = scale * node._saved_weight.reshape(shape)
     return (gradient - gradient.mean(dim=axes, keepdim=True)) * scale
 
 
-def rms_norm(node: Any, gradient: torch.Tensor) -> Any:
-    """g_x = rrms w g; there is no centring."""
+def rms_norm(node: Node, gradient: torch.Tensor) -> torch.Tensor:
+    """g_x = rrms w g; without centering."""
     weight = getattr(node, "_saved_weight", None)
-    return (gradient if weight is None else gradient * weight) * node._saved_result1.to(gradient.dtype)
+    rrms: torch.Tensor = node._saved_result1.to(gradient.dtype)
+    return (gradient if weight is None else gradient * weight) * rrms
 
 
 NORMALIZATION: dict[str, Row] = {

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Role, Row
+from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Node, Role, Row
 
 from .elementwise import quotient
 from .rulebook import Rulebook
 
 
-def glu(node: Any, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
+def glu(node: Node, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
     """Two halves, a sigmoid(b), in one node: all to a, or half to each, b by the ratio (sigmoid(b) - 1/2) / b."""
     axis = int(node._saved_dim)
     axis = axis - (1 << 64) if axis >= 1 << 63 else axis  # saved without its sign
@@ -25,14 +23,14 @@ def glu(node: Any, gradients: Gradients, gradient: torch.Tensor, book: Rulebook)
     return (torch.cat([half * weight, half * signal * ratio], dim=axis),), (half * signal / 2,)
 
 
-def division(node: Any) -> Row:
+def division(node: Node) -> Row:
     """All to the numerator; one that rounds has no useful slope."""
     if getattr(node, "_saved_rounding_mode", None):
         return Row(Kind.STOP)
     return Row(Kind.LINEAR, slots=(0,), role=Role.SAME)
 
 
-def product(node: Any, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
+def product(node: Node, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
     """A product of n numbers: x_i dy/dx_i = y for each, so each takes an n-th."""
     (passed, *_) = gradients
     x = node._saved_self

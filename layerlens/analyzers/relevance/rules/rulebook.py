@@ -16,7 +16,7 @@ from .linear import AlphaBeta, Flat, Gamma, LinearRule, WSquare, ZBox, ZPlus
 
 
 class Part(enum.Enum):
-    """Linear operations by what they are and where they stand, whatever the layers are called."""
+    """Linear operations by what they are and where they are, whatever the layers are called."""
 
     FIRST = "first"  # no other linear operation lies between it and the input
     LAST = "last"  # none lies between it and the score
@@ -26,7 +26,7 @@ class Part(enum.Enum):
 
 
 Where: TypeAlias = "Part | Selection"
-"""A part, or layers as in `Selection`: everything inside of a selected layer is meant."""
+"""A part, or layers as in `Selection`, with everything inside them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,19 +34,19 @@ class Rulebook:
     """The choices of a relevance propagation.
 
     Attributes:
-        name: what it is called.
+        name: name of the rulebook.
         attention: `"cp"` treats attention weights as constants, so relevance flows through the values only and is
             conserved (CP-LRP, Ali et al. 2022); `"attn"` passes through the softmax by its Taylor rule
             (AttnLRP, Achtibat et al. 2024), whose remainder is absorbed.
-        product: how two factors that both carry relevance share it: `"gate"` gives all to the signal when the other
-            is a gate, a sigmoid or a softmax (Arras et al. 2017), and half to each otherwise; `"uniform"` always
-            gives half to each.
+        product: how two factors that both carry relevance share it: `"gate"` gives all to the signal if the other is a
+            gate, a sigmoid or a softmax (Arras et al. 2017), and half to each otherwise; `"uniform"` always gives half
+            to each.
         linear: (where, rule) for linear operations with constant weights; the first that fits counts, and where none
             does the gradient is the rule, which is epsilon -> 0. A batch norm right after one belongs to it.
-        citation: where it is from.
+        citation: where it was published.
 
     Raises:
-        OptionError: for an unknown choice, or a rule that is none.
+        OptionError: if a choice is unknown, or a rule is not a `LinearRule`.
 
     Example:
         >>> as_rulebook("attn").product
@@ -78,20 +78,20 @@ class Rulebook:
 
     def __str__(self) -> str:
         lines = [f"{self.name}: attention {self.attention}, products {self.product}"]
-        lines += [f"  {_shown(where)}: {rule}" for where, rule in self.linear]
+        lines += [f"  {_where_text(where)}: {rule}" for where, rule in self.linear]
         return "\n".join([*lines, "  else: epsilon -> 0"] if self.linear else lines)
 
     def settings(self) -> dict[str, Any]:
-        """The choices as plain data, to be stored with a result."""
+        """Return the choices as plain data, to be stored with a result."""
         return {
             "name": self.name,
             "attention": self.attention,
             "product": self.product,
-            "linear": [f"{_shown(where)}: {rule}" for where, rule in self.linear],
+            "linear": [f"{_where_text(where)}: {rule}" for where, rule in self.linear],
         }
 
 
-def _shown(where: Where) -> str:
+def _where_text(where: Where) -> str:
     if isinstance(where, Part):
         return where.value
     if isinstance(where, tuple) and where and all(isinstance(kind, type) for kind in where):
@@ -163,9 +163,12 @@ RULEBOOKS = {
 
 
 def as_rulebook(rules: str | Rulebook) -> Rulebook:
-    """A rulebook by its name, or itself.
+    """Return a rulebook by its name, or the rulebook itself.
+
+    Args:
+        rules: rulebook, or the name of one in `RULEBOOKS`.
 
     Raises:
-        OptionError: with the known names.
+        OptionError: if no rulebook has this name.
     """
     return rules if isinstance(rules, Rulebook) else RULEBOOKS[choose("rulebook", rules, ("auto", *RULEBOOKS))]

@@ -1,11 +1,11 @@
-"""Operations that need no rule, because the gradient is one, and operations that stop relevance."""
+"""Operations whose rule is the gradient, and operations that stop relevance."""
 
 from __future__ import annotations
 
 from layerlens.analyzers.graph.operation import Kind, Role, Row
 
 # Linear in all differentiable inputs together: moving, adding, averaging. Selection (max pooling, sorting) is linear
-# for the elements that it selects; ReLU and its kin have the gradient y / x wherever x is not 0.
+# for the elements that it selects; ReLU and its variants have the gradient y / x wherever x is not 0.
 _SHAPE = """
 Alias AliasBackward AsStrided Clone Contiguous Detach Diag DiagEmbed Diagonal Expand Flip Movedim Narrow Permute
 Repeat Reshape ReshapeAlias Roll Rot90 Select Slice Split SplitWithSizes Squeeze Swapaxes T ToCopy Transpose Tril Triu
@@ -43,7 +43,7 @@ LINEAR: dict[str, Row] = {
     "GridSampler3D": Row(Kind.LINEAR, slots=(0,)),
 }
 
-# What measures the size of a signal in order to divide by it, and what has no useful slope.
+# Operations that measure the size of a signal in order to divide by it, and those without a useful slope.
 STOPS: dict[str, Row] = {
     name: Row(Kind.STOP)
     for name in """
