@@ -83,7 +83,7 @@ def test_what_a_rule_does_not_define_is_refused():
         with pytest.raises(errors.RelevanceError, match="does not define the relevance of this parameter"):
             relevance(net, x, target=1, rules="epsilon_plus", parameters=parameters)
         before.check()
-    with pytest.raises(errors.RelevanceError, match="those of a first layer none"):
+    with pytest.raises(errors.RelevanceError, match="those of a first layer for none"):
         relevance(net, x, target=1, rules="epsilon_plus_flat", parameters="0.weight")
     with pytest.raises(errors.LayerNotFound, match=r"'0\.wieght' matches no parameter of Sequential.*0\.weight"):
         relevance(net, x, target=1, parameters="0.wieght")

@@ -204,7 +204,7 @@ def test_an_unknown_operation_is_named():
             return g * 3
 
     model, x = Apply(Odd.apply), normal(2, 4)
-    with pytest.warns(UserWarning, match=r"no relevance rule is known for Odd: the gradient stands in"):
+    with pytest.warns(UserWarning, match=r"no relevance rule is known for Odd: the gradient is used instead"):
         assert float(relevance(model, x, target=0).ledger.relative.max()) < 1e-5
     with pytest.raises(errors.UnknownOperation, match="no relevance rule is known for Odd"):
         relevance(model, x, target=0, strict=True)
