@@ -26,7 +26,7 @@ _MOVED: Final = {
         record_views=export
     """,
     ("", "targets"): """
-        areas=regions contrasting=contrast language=tokens neurons=units outputs softmaxed=probability target
+        areas=regions contrasting=contrast language=tokens neurons=units outputs=target softmaxed=probability target
     """,
     ("analyzers", "analyzers.common"): "methods=registry score=scorer texts=token_inputs warn=scorer",
     ("analyzers", "analyzers.common.calls"): "fastpath",

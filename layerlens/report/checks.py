@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from layerlens.results import Attribution, Leaderboard, Relevance
-from layerlens.targets.outputs import main_output
+from layerlens.targets.target import main_output
 
 from .content import Check
 from .samples import Sample

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from layerlens.targets.outputs import main_output
+from layerlens.targets.target import main_output
 from layerlens.wrapped_model import WrappedModel
 
 from .samples import Sample

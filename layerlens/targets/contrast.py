@@ -9,8 +9,7 @@ import torch
 
 from layerlens.errors import TargetError
 
-from .outputs import by_place, class_scores
-from .target import Names, Spec, Target, as_target
+from .target import Names, Spec, Target, as_target, by_place, class_scores
 
 
 def contrast(positive: Spec, negative: Spec = None, *, names: Names = None) -> Target:

@@ -7,8 +7,7 @@ import torch
 from layerlens.errors import TargetError
 
 from .contrast import read_later
-from .outputs import by_place, class_scores
-from .target import Names, Spec, Target
+from .target import Names, Spec, Target, by_place, class_scores
 
 
 def probability(spec: Spec = None, *, names: Names = None) -> Target:

@@ -9,8 +9,7 @@ import torch
 from layerlens.errors import TargetError, choose
 from layerlens.model.trees import describe
 
-from .outputs import main_output
-from .target import Target
+from .target import Target, main_output
 
 
 def area(label: int, where: torch.Tensor | tuple[int, int, int, int] | None = None, *, over: str = "mean") -> Target:

@@ -11,8 +11,7 @@ from layerlens.errors import TargetError
 from layerlens.inputs.inputs import Inputs
 from layerlens.model.trees import describe
 
-from .outputs import main_output
-from .target import Names, Target, TokenNames, as_target
+from .target import Names, Target, TokenNames, as_target, main_output
 
 
 class Vocabulary(TokenNames):

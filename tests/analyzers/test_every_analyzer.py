@@ -116,7 +116,7 @@ ANALYZERS = {
 
 def mean_output(output):
     """The mean of the main output, (batch,)."""
-    main = layerlens.targets.outputs.main_output(output)
+    main = layerlens.targets.target.main_output(output)
     return main.flatten(1).mean(dim=1)
 
 
@@ -233,7 +233,7 @@ def one_or_two(x):
 
 def squared(output, labels):
     """The mean square of the output, a loss for any model."""
-    return layerlens.targets.outputs.main_output(output).square().mean()
+    return layerlens.targets.target.main_output(output).square().mean()
 
 
 def as_data(x):

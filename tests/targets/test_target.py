@@ -4,8 +4,7 @@ import torch
 
 from layerlens.errors import TargetError
 from layerlens.targets.contrast import contrast
-from layerlens.targets.outputs import main_output
-from layerlens.targets.target import Target, as_target
+from layerlens.targets.target import Target, as_target, main_output
 
 OUT = torch.tensor([[1.0, 5.0, 3.0], [7.0, 2.0, 4.0]])
 NAMES = ["cat", "dog", "tabby cat"]

@@ -14,7 +14,7 @@ from layerlens.model.borrowed import borrowed
 from layerlens.model.trees import describe
 from layerlens.progress import track
 from layerlens.results import LatentTraversal
-from layerlens.targets.outputs import main_output
+from layerlens.targets.target import main_output
 
 
 def latent_traversal(

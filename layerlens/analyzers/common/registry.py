@@ -1,12 +1,11 @@
-"""The methods that put a number on every place of an input, by name, with what each costs and needs."""
+"""The methods of attribution by name, with what each costs and needs, and what their docstrings share."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from layerlens.results import Attribution
 from layerlens.signatures import documented, public, with_section
@@ -20,11 +19,11 @@ class Method:
     """One method of attribution.
 
     Attributes:
-        name: the field's name for it, in snake case.
-        function: takes `(model, x, *, target, forward, **options)`.
-        family: what it is made of.
-        passes: its cost per sample, in forward passes or gradients (a forward and a backward pass).
-        needs: what it asks of model and input; empty for any that can be differentiated.
+        name: published name, in snake case.
+        function: takes `(model, x, *, target, forward, ...)`.
+        family: what the method is made of.
+        passes: cost per sample, in forward passes or gradients (a forward and a backward pass).
+        needs: what it needs of model and input; empty for any that can be differentiated.
         source: where it was published.
     """
 
@@ -34,20 +33,6 @@ class Method:
     passes: str
     needs: str
     source: str
-
-    def cost(self, settings: Mapping[str, Any]) -> str:
-        """Its cost per sample with these settings: the number that an option sets is that of the option.
-
-        Example:
-            >>> import layerlens.analyzers.saliency
-            >>> row = METHODS["smooth_grad"]
-            >>> row.passes, row.cost({"samples": 4})
-            ('25 gradients (samples)', '4 gradients (samples)')
-        """
-        found = re.match(r"\d+(?= [^(]*\((\w+))", self.passes)
-        given = settings.get(found.group(1)) if found else None
-        whole = isinstance(given, int) and not isinstance(given, bool)
-        return f"{given}{self.passes[found.end() :]}" if found and whole else self.passes
 
 
 METHODS: dict[str, Method] = {}
@@ -117,11 +102,11 @@ def method(
     """Register a function as a method of attribution, and complete its docstring by `DOCUMENTED`; see `Method`.
 
     Args:
-        family: what it is made of.
-        passes: its cost per sample.
+        family: what the method is made of.
+        passes: cost per sample.
         source: where it was published.
         needs: what it needs of model and input.
-        name: its name; None for the name of the function.
+        name: name of the method; None for the name of the function.
     """
 
     def register(function: AnyMethod) -> AnyMethod:

@@ -20,6 +20,7 @@ from layerlens.targets.target import Spec
 
 from .path.integrated_gradients import integrated_gradients
 from .perturbation.leave_one_out import leave_one_out
+from .saliency import with_cost
 
 Choice = tuple[str, dict[str, Any], str]
 """Name of a method, its options, and why."""
@@ -51,13 +52,6 @@ def auto(
     (docs/language-models.md). Images, by a model with convolutions and no attention: `relevance` by the z+ rule
     (docs/faithfulness.md). All else, and layers: `integrated_gradients`.
 
-    Args:
-        model: any module.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        where: None for the input, or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-
     Returns:
         The `Attribution` of the chosen method; `settings["chosen"]` says why it was chosen.
 
@@ -78,8 +72,7 @@ def auto(
     if name == "relevance" and result.settings["rules"]["name"] != MEASURED:
         name, options, why = _other(where)
         result = CHOSEN[name](model, inputs, target=target, forward=forward, **options)
-    cost = result.cost or METHODS[name].cost(result.settings)
-    return dataclasses.replace(result, settings={**result.settings, "chosen": why}, cost=cost)
+    return dataclasses.replace(with_cost(result, METHODS[name]), settings={**result.settings, "chosen": why})
 
 
 def _choice(model: nn.Module, inputs: Inputs, forward: Forward | None) -> Choice:

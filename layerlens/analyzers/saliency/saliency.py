@@ -1,24 +1,26 @@
-"""One door to all saliency methods, by name."""
+"""Saliency by a method of choice, named."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from typing import Any
 
 from torch import nn
 
 from layerlens.analyzers.common.registry import METHODS, Method
-from layerlens.errors import OptionError, choose, suggestion
+from layerlens.errors import OptionError, choose
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution, MethodTable
-from layerlens.signatures import old_names
+from layerlens.signatures import old_names, public, refuse_unknown
 from layerlens.targets.target import Spec
 
 _COMMON = ("model", "x", "target", "forward")
 
 
+@public
 def saliency(
     model: nn.Module,
     x: Input,
@@ -29,26 +31,22 @@ def saliency(
     forward: Forward | None = None,
     **options: Any,
 ) -> Attribution:
-    """How much each input value contributed to the score, by a method of choice.
+    """Attribute the score to the values of the input, by a method of choice.
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        method: its name; the function of that name says what it computes. `saliency.methods()` lists all with their
-            cost, what they need and where they were published.
-        where: None or `"input"` for the input; or a layer, or a call of one (`"rnn#1"`), whose output the score is
-            attributed to. Methods of the CAM family read their layer from it.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-        **options: those of the method's function.
+        method: name of the method; the function of that name says what it computes. `saliency.methods()` lists all
+            with their cost, what they need and where they were published.
+        where: ... Methods of the CAM family read their layer from it.
+        **options: options of the method.
 
     Returns:
         An `Attribution` shaped like the input, `(batch, token)` for token ids; shaped like the layer's output where a
-        layer was asked for.
+        layer was named.
 
     Raises:
-        OptionError: when the method is unknown or has no such option.
-        InputError: when the input holds nothing to differentiate.
+        OptionError: when the method is unknown, or cannot attribute to a layer.
+        UnknownOption: when the method has no such option.
+        InputError: when the input holds nothing to attribute to.
         TargetError: when the target does not fit the output, or no gradient reaches the input.
 
     Example:
@@ -56,23 +54,35 @@ def saliency(
         >>> saliency(nn.Linear(3, 2), torch.ones(1, 3), target=0, method="gradient").tensor.shape
         torch.Size([1, 3])
     """
-    row = METHODS[choose("saliency method", method, METHODS)]
-    function = row.function
-    parameters = inspect.signature(function).parameters
+    row = METHODS.get(str(method)) or METHODS[choose("saliency method", method, METHODS)]
+    parameters = inspect.signature(row.function).parameters
     known = [name for name in parameters if name not in _COMMON]
-    for name in options:
-        if name not in known and name not in old_names(function):
-            raise OptionError(
-                f"method {method!r} has no option {name!r}.{suggestion(name, known)} "
-                f"Known: {', '.join(known) or 'none'}."
-            )
+    if not options.keys() <= {*known, *old_names(row.function)}:
+        refuse_unknown(method, options, known)
     if where is not None and not (isinstance(where, str) and where == "input"):
         place = "where" if "where" in parameters else "layer"
         if place not in parameters:
             raise OptionError(f"method {method!r} attributes to the input only; where={where!r} needs another method.")
         options[place] = where
-    found = function(model, x, target=target, forward=forward, **options)
-    return dataclasses.replace(found, cost=found.cost or row.cost(found.settings))
+    result = row.function(model, x, target=target, forward=forward, **options)
+    return with_cost(result, row)
+
+
+def with_cost(result: Attribution, row: Method) -> Attribution:
+    """Return the result with the cost of its method, where it has none: the number that an option sets is the option's.
+
+    Example:
+        >>> import torch
+        >>> METHODS["smooth_grad"].passes
+        '25 gradients (samples)'
+        >>> saliency(nn.Linear(3, 2), torch.rand(1, 3), method="smooth_grad", samples=4).cost
+        '4 gradients (samples)'
+    """
+    number = re.match(r"\d+(?= [^(]*\((\w+))", row.passes)
+    value = result.settings.get(number.group(1)) if number else None
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    cost = f"{value}{row.passes[number.end() :]}" if number and whole else row.passes
+    return dataclasses.replace(result, cost=result.cost or cost)
 
 
 def known_methods() -> dict[str, Method]:
@@ -81,7 +91,7 @@ def known_methods() -> dict[str, Method]:
 
 
 def methods() -> MethodTable:
-    """Every method of attribution: its family, its cost in passes, what it needs, where it was published.
+    """List every method of attribution: its family, its cost in passes, what it needs, where it was published.
 
     Example:
         >>> print(methods()["gradient"])

@@ -8,7 +8,7 @@ import torch
 
 from layerlens.analyzers.common.calls.call_sites import MEMORY
 from layerlens.errors import OptionError, TargetError
-from layerlens.targets.outputs import main_output
+from layerlens.targets.target import main_output
 
 from .block_stack import Stream
 

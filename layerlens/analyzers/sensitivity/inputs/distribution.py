@@ -14,8 +14,7 @@ from layerlens.analyzers.common.features.input_features import Features
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import OptionError, TargetError, warn
 from layerlens.inputs.inputs import Forward, Input, as_inputs
-from layerlens.targets.outputs import main_output
-from layerlens.targets.target import Spec, Target, as_target
+from layerlens.targets.target import Spec, Target, as_target, main_output
 
 from .feature_names import Names, named_features, read_ranges
 

@@ -12,8 +12,7 @@ from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import OptionError, TargetError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.trees import map_tensors
-from layerlens.targets.outputs import main_output
-from layerlens.targets.target import Target, as_target
+from layerlens.targets.target import Target, as_target, main_output
 
 from ..output_metrics import Readout
 from .hook_points import Key, tapped

@@ -15,7 +15,7 @@ from layerlens.errors import warn
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.trees import map_tensors
 from layerlens.progress import track
-from layerlens.targets.outputs import main_output
+from layerlens.targets.target import main_output
 
 from ..output_metrics import Readout
 from .hook_points import Key, tapped

@@ -9,8 +9,7 @@ import torch
 
 from layerlens.errors import InputError, OptionError, TargetError
 from layerlens.model.trees import describe
-from layerlens.targets.outputs import main_output
-from layerlens.targets.target import Spec, Target, as_target
+from layerlens.targets.target import Spec, Target, as_target, main_output
 
 Loss = Literal["cross_entropy", "margin"]
 LOSSES = ("cross_entropy", "margin")

@@ -222,7 +222,7 @@ def test_attention_recurrence_and_operations_without_a_second_derivative_are_rea
     layer = layer or next(path for path, _ in model.named_modules() if path.endswith(("query", "q_proj")))
 
     def loss(output, labels):
-        return layerlens.targets.outputs.main_output(output).square().mean()
+        return layerlens.targets.target.main_output(output).square().mean()
 
     found = weight_sensitivity(model, x, layer, measure="hessian_trace", loss=loss, estimator="hutchinson", probes=3)
     module = model.get_submodule(layer)
