@@ -75,9 +75,10 @@ def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
             if bool((parameter == parameter.flatten()[0]).all()):
                 if "layer_scale" in name:
                     parameter.fill_(0.5)
-                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                assert module.running_var is not None
                 module.running_mean.copy_(0.3 * torch.randn(module.running_mean.shape, generator=generator))
                 module.running_var.copy_(0.5 + 1.5 * torch.rand(module.running_var.shape, generator=generator))
     return model

@@ -23,8 +23,8 @@ def package() -> str:
         '"""The names of the package with their types; at run time they are loaded when they are first used."""',
         "",
     ]
-    lines += [f"from . import {name} as {name}" for name in sorted(layerlens._MODULES)]
-    homes = {name: _home(getattr(layerlens, name)) for name in layerlens._HOMES}
+    lines += [f"from . import {name} as {name}" for name in sorted(vars(layerlens)["_MODULES"])]
+    homes = {name: _home(getattr(layerlens, name)) for name in vars(layerlens)["_HOMES"]}
     lines += [f"from {homes[name].replace('layerlens', '', 1)} import {name} as {name}" for name in sorted(homes)]
     return "\n".join([*lines, "", "__version__: str", "__all__: list[str]", ""])
 

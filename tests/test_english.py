@@ -130,7 +130,8 @@ def python(text: str) -> Iterator[tuple[int, str]]:
                 )
             ),
         )
-    run, first, last = [], 0, -1
+    run: list[str] = []
+    first, last = 0, -1
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type != tokenize.COMMENT:
             continue

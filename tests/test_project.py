@@ -12,7 +12,7 @@ import layerlens
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 RELEASED = re.findall(r'^  "/(.+)",$', PYPROJECT, re.M)
-NAME = re.search(r'^name = "(.+)"$', PYPROJECT, re.M)[1]
+(NAME,) = re.findall(r'^name = "(.+)"$', PYPROJECT, re.M)
 OTHER_PROJECT = re.compile(
     r"""(?<![\w.-])layerlens\\?\[                       # layerlens[report]
     | pip\ install\ [^\n#`]*?(?<![\w./-])layerlens(?![\w./-])  # pip install layerlens

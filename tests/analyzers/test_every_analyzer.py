@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from layerlens.errors import LayerLensError
 from tests.cases import CASES, normal
 from tests.snapshot import Snapshot
 
-SMALL = {"steps": 4, "tolerance": 10.0}
+SMALL: dict[str, Any] = {"steps": 4, "tolerance": 10.0}
 
 
 ANALYZERS = {

@@ -38,7 +38,7 @@ VALUES = [
     [ONE, "text"],
     {"a": ONE, 5: {"b": ONE}},
     collections.OrderedDict(a=ONE, b=None),
-    collections.defaultdict(list, a=ONE),
+    collections.defaultdict(lambda: ONE, a=ONE),
     collections.UserDict({"a": ONE}),
     Pair(ONE, (ONE, None)),
     Frozen(ONE, [ONE]),
@@ -71,7 +71,7 @@ def test_the_given_value_is_not_changed():
 
 
 def test_a_default_dict_keeps_its_default():
-    assert map_tensors(collections.defaultdict(list, a=ONE), torch.neg)["new"] == []
+    assert map_tensors(collections.defaultdict(lambda: ONE, a=ONE), torch.neg)["new"] == []
 
 
 def test_sequences_and_mappings_that_cannot_be_rebuilt_become_plain():

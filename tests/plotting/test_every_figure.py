@@ -106,7 +106,7 @@ OF_SEVERAL = {
 }
 """Figures that no single result draws."""
 DRAW = {
-    **{pair: lambda pair=pair: EXAMPLES[pair]().plot(pair[1]) for pair in EXAMPLES},
+    **{pair: functools.partial(lambda pair: EXAMPLES[pair]().plot(pair[1]), pair) for pair in EXAMPLES},
     **{("several", name): draw for name, draw in OF_SEVERAL.items()},
 }
 NO_PLOT = {

@@ -177,7 +177,7 @@ FIGURES = {
     "gradient flow": lambda **o: gradient_flow(history(), **o),
 }
 EACH = pytest.mark.parametrize("kind", FIGURES)
-KINDS = ("image", "tokens", "grid of 1", "2 methods", "mosaic", "profile", "flow", "top inputs")
+KINDS: tuple[str, ...] = ("image", "tokens", "grid of 1", "2 methods", "mosaic", "profile", "flow", "top inputs")
 ONE_PANEL = ("ranking", "matrix", "curves", "training", "gradient flow", "curve", "board")
 KINDS += ("made", "states", "field", "attention", "traversal", "channels", "text", "time", "map of layers", *ONE_PANEL)
 KINDS += ("methods by pictures",)

@@ -14,6 +14,7 @@ from layerlens.scale.store.plan import Plan
 from .helpers import Broken, pictures
 
 X, Y = pictures(11), torch.arange(11) % 4
+DICTS: Any = [{"x": X[k]} for k in range(11)]
 
 
 class Pairs(Dataset):
@@ -55,7 +56,7 @@ DATA = {
     "stream": (Flow(), True),
     "loader of a stream": (DataLoader(Flow(), batch_size=4), True),
     "loader of single samples of a stream": (DataLoader(Flow(), batch_size=None), True),
-    "loader of dicts": (DataLoader([{"x": X[k]} for k in range(11)], batch_size=4), False),
+    "loader of dicts": (DataLoader(DICTS, batch_size=4), False),
     "generator": ((X[k] for k in range(11)), False),
 }
 

@@ -286,8 +286,8 @@ def test_a_checkpointed_block_gives_the_same():
     (lambda: AlphaBeta(2, 0), "beta must be alpha - 1"),
     (lambda: AlphaBeta(0.5, -0.5), "alpha must be at least 1"),
     (lambda: ZBox(float("nan"), 1.0), "low must be finite"),
-    (lambda: Rulebook("b", linear=[ZPlus()]), "pairs"),
-    (lambda: Rulebook("b", linear=[(Part.ANY, "z+")]), "pairs"),
+    (lambda: Rulebook("b", linear=[ZPlus()]), "pairs"),  # type: ignore[list-item]
+    (lambda: Rulebook("b", linear=[(Part.ANY, "z+")]), "pairs"),  # type: ignore[list-item]
 ])  # fmt: skip
 def test_bad_parameters_are_refused(make, match):
     with pytest.raises(errors.OptionError, match=match):

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ PICTURES = {
     "convT dil": nn.ConvTranspose2d(4, 4, 3, 2, 1, 1, 2, True, 2),
     "grid_sample": lambda x: F.grid_sample(x, torch.rand(2, 5, 5, 2, dtype=x.dtype) * 2 - 1, align_corners=False),
     "batchnorm train stats": nn.BatchNorm2d(4, track_running_stats=False),
-    "maxunpool": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+    "maxunpool": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), (2, 2)),
     "se": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
     "global resp norm": lambda x: (
         x * (x.norm(dim=(2, 3), keepdim=True) / (x.norm(dim=(2, 3), keepdim=True).mean(1, keepdim=True) + 1e-6))
@@ -178,7 +179,9 @@ class Around(nn.Module):
         return torch.stack([y.mean(1), (y * weights).sum(1)], 1)
 
 
-ALL = {name: (nn.Conv2d, (3, 4, 3, 1, 1), (2, 3, 8, 8), operation) for name, operation in PICTURES.items()}
+ALL: dict[str, Any] = {
+    name: (nn.Conv2d, (3, 4, 3, 1, 1), (2, 3, 8, 8), operation) for name, operation in PICTURES.items()
+}
 ALL |= {name: (nn.Linear, (6, 8), (2, 6), operation) for name, operation in VECTORS.items()}
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -62,17 +63,20 @@ def test_a_seed_is_a_whole_number(method, seed):
         ask(method, normal(2, 3, 8, 8), seed=seed)
 
 
+WORD: Any = "a"
+
+
 @pytest.mark.parametrize(
     "call",
     [
-        lambda model, x: layerlens.evaluate(model, x, "gradient", target=1, seed="a"),
-        lambda model, x: layerlens.faithfulness.insertion(model, x, x, target=1, seed="a"),
-        lambda model, x: layerlens.faithfulness.infidelity(model, x, x, target=1, seed="a"),
-        lambda model, x: layerlens.cascading_randomization(model, x, "gradient", target=1, seed="a"),
-        lambda model, x: layerlens.compare_groups(model, x, [0, 1], target=1, seed="a"),
-        lambda model, x: layerlens.explain_errors(model, x, [0, 1], seed="a"),
-        lambda model, x: layerlens.receptive_field(model, x, "0", seed="a"),
-        lambda model, x: layerlens.feature_visualization(model, 1, x.shape[1:], seed="a"),
+        lambda model, x: layerlens.evaluate(model, x, "gradient", target=1, seed=WORD),
+        lambda model, x: layerlens.faithfulness.insertion(model, x, x, target=1, seed=WORD),
+        lambda model, x: layerlens.faithfulness.infidelity(model, x, x, target=1, seed=WORD),
+        lambda model, x: layerlens.cascading_randomization(model, x, "gradient", target=1, seed=WORD),
+        lambda model, x: layerlens.compare_groups(model, x, [0, 1], target=1, seed=WORD),
+        lambda model, x: layerlens.explain_errors(model, x, [0, 1], seed=WORD),
+        lambda model, x: layerlens.receptive_field(model, x, "0", seed=WORD),
+        lambda model, x: layerlens.feature_visualization(model, 1, x.shape[1:], seed=WORD),
     ],
 )
 def test_a_seed_is_a_whole_number_elsewhere_too(call):

@@ -43,7 +43,8 @@ def shapley(function, x, base):
                 continue
             size = sum(kept)
             weight = math.factorial(size) * math.factorial(count - size - 1) / math.factorial(count)
-            total += weight * (scores[(*kept[:j], 1, *kept[j + 1 :])] - score)
+            joined = (*kept[:j], 1, *kept[j + 1 :])
+            total += weight * (scores[joined] - score)
         values.append(total)
     return torch.tensor(values, dtype=x.dtype)
 
