@@ -19,7 +19,7 @@ _MOVED: Final = {
     ("", "inputs"): "inputs stream=batches",
     ("", "model"): """
         borrow=borrowed checkpoints=checkpointing digest=hashing layers matches=selection nested=trees placement
-        spans=call_tracking tensor_parallel
+        spans=call_tracking tensor_parallel=placement
     """,
     ("", "probes"): """
         call capturing=run functions=function_probe hooks=probe_hooks probe record record_batches record_files=storage

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from .layers import LayerPath, Layers
+from .layers import LayerPath
 
 
 class Spans:
@@ -37,7 +37,7 @@ class Spans:
 
     def __init__(self, model: nn.Module) -> None:
         self.found: list[tuple[int, int, LayerPath]] = []
-        self._paths = {id(module): path for path, module in Layers(model).items()}
+        self._paths = {id(module): path for path, module in model.named_modules()}
         self._starts: list[int] = []
         self._handles: list[RemovableHandle] = []
 
@@ -88,7 +88,7 @@ class Running:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._paths = {id(module): path for path, module in Layers(model).items()}
+        self._paths = {id(module): path for path, module in model.named_modules()}
         self._stack: list[Frame] = []
         self._handles: list[RemovableHandle] = []
         self._owner = get_ident()

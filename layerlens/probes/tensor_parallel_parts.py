@@ -9,7 +9,7 @@ from torch import nn
 
 from layerlens.errors import warn
 from layerlens.model.layers import LayerPath
-from layerlens.model.tensor_parallel import parts
+from layerlens.model.placement import parts
 from layerlens.model.trees import first_tensor
 
 from .record import Record

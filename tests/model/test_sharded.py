@@ -15,8 +15,7 @@ from torch import nn
 
 import layerlens as ll
 from layerlens import errors
-from layerlens.model.placement import is_fsdp, sharded
-from layerlens.model.tensor_parallel import tensor_parallel
+from layerlens.model.placement import is_fsdp, sharded, tensor_parallel
 from tests.model.test_placement import IDS, NEED_WEIGHTS, X, analyzers, checkpointed, deep_lift, last, llama, net
 from tests.processes import verdicts_of_two
 
@@ -191,14 +190,14 @@ def told_parts(model):
             found, wanted = (ll.saliency(m, IDS, target=last, method=method, **options).values for m in (model, plain))
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
     for rules in ("auto", "epsilon", "epsilon_plus", "attn"):
-        with pytest.raises(errors.InputError, match=r"relevance cannot be told of a tensor parallel .*FSDP2"):
+        with pytest.raises(errors.InputError, match=r"relevance cannot be computed for a tensor parallel .*FSDP2"):
             ll.relevance(model, IDS, target=last, rules=rules)
     with pytest.raises(errors.InputError, match="deep_lift reads weights between the passes"):
         ll.saliency(model, IDS, target=last, method="deep_lift")
     with pytest.raises(errors.InputError, match=r"weight_sensitivity needs the weights.*spread over processes"):
         ll.weight_sensitivity(model, IDS, draws=1)
     for method in ("jacobian", "noise_response"):
-        with pytest.raises(errors.InputError, match=f"{method} cannot be told of a tensor parallel .*FSDP2"):
+        with pytest.raises(errors.InputError, match=f"{method} cannot be computed for a tensor parallel .*FSDP2"):
             ll.sensitivity(model, IDS, method=method)
 
 

@@ -18,8 +18,7 @@ from layerlens.errors import OptionError, RelevanceError, TargetError
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.call_tracking import Spans
 from layerlens.model.layers import LayerPath, Selection, matching_names
-from layerlens.model.placement import is_fsdp, need_weights
-from layerlens.model.tensor_parallel import refuse_parts
+from layerlens.model.placement import is_fsdp, need_weights, refuse_parts
 from layerlens.targets.target import Spec, Target, as_target
 
 from .conditions import Conditions, Units

@@ -17,7 +17,7 @@ from layerlens.errors import InputError, LayerNotFound, check_count, choose, war
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
-from layerlens.model.tensor_parallel import GATHERED, refuse_parts
+from layerlens.model.placement import GATHERED, refuse_parts
 from layerlens.results import LayerProfile
 
 from ..stepped_runs import Answers, Job, directions, lengths

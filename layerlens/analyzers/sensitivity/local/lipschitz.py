@@ -20,7 +20,7 @@ from layerlens.errors import InputError, LayerNotFound, OptionError, check_count
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
-from layerlens.model.tensor_parallel import GATHERED, refuse_parts
+from layerlens.model.placement import GATHERED, refuse_parts
 from layerlens.progress import track
 from layerlens.results import LayerProfile
 

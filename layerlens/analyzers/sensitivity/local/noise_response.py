@@ -18,7 +18,7 @@ from layerlens.errors import LayerNotFound, OptionError, check_count, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
-from layerlens.model.tensor_parallel import GATHERED, refuse_parts
+from layerlens.model.placement import GATHERED, refuse_parts
 from layerlens.model.trees import map_tensors
 from layerlens.probes.probe import Edit, Probe
 from layerlens.progress import track
