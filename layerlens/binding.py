@@ -35,7 +35,7 @@ class bind(Generic[P, R]):
         function: takes the model first.
         inputs: parameters that are read as model inputs; data sets are left to the function.
         predicted: whether a target of None means the predicted class; otherwise None stays None.
-        words: targets that the function reads by itself, such as `"label"`.
+        words: targets that the function reads by itself, such as `"label"`; None if it reads all of them.
         hidden: parameters that the lens fills in.
         prepare: reads more of the arguments.
         finish: adds to the result; None names its tokens.
@@ -47,7 +47,7 @@ class bind(Generic[P, R]):
         *,
         inputs: tuple[str, ...] = ("x",),
         predicted: bool = True,
-        words: tuple[str, ...] = (),
+        words: tuple[str, ...] | None = (),
         hidden: tuple[str, ...] = (),
         prepare: Prepare | None = None,
         finish: Finish | None = None,
@@ -92,7 +92,7 @@ class bind(Generic[P, R]):
             if value is not None and "read" not in parameters and not isinstance(value, (Dataset, DataLoader)):
                 given[name] = known = lens.inputs(value)
         spec = given.get("target")
-        word = isinstance(spec, str) and spec in self.words
+        word = self.words is None or (isinstance(spec, str) and spec in self.words)
         if "target" in parameters and not word and (spec is not None or self.predicted):
             given["target"] = lens.target(spec, known)
         filled = {"forward": lens.forward, "read": lens.inputs, "aim": lens.target, "tokenizer": lens.tokenizer}

@@ -165,7 +165,7 @@ class Lens(WrappedModel):
     health = bind(dynamics.health, predicted=False, words=("label", "loss"))
     nonlinearity = bind(dynamics.nonlinearity)
     logit_lens = bind(
-        dynamics.logit_lens, predicted=False, hidden=("names",), prepare=_read_next_token, finish=_name_columns
+        dynamics.logit_lens, words=None, hidden=("names",), prepare=_read_next_token, finish=_name_columns
     )
     linear_probe = bind(dynamics.linear_probe)
     generalization_gap = bind(dynamics.generalization_gap)

@@ -36,7 +36,7 @@ GROUPS = {
     "relevance": (
         "Relevance",
         "Layer-wise relevance propagation with its ledger, concepts, and rules.",
-        "relevance relevance_by_target Rulebook rank_concepts concept_relevance top_inputs",
+        "relevance relevance_by_target Rulebook rules rank_concepts concept_relevance top_inputs",
     ),
     "sensitivity": (
         "Sensitivity, robustness, interventions, weights",
@@ -64,7 +64,7 @@ GROUPS = {
     "scale": (
         "Data sets",
         "Analyses of every sample, in bounded memory, by one process or many, and the stores that they fill.",
-        "over open_store Store",
+        "Data over open_store Store",
     ),
     "results": (
         "Results",
@@ -77,11 +77,12 @@ GROUPS = {
         """,
     ),
     "plotting": ("Figures", "Functions of results that return a `Plot`.", "plotting"),
+    "extend": ("Write your own", "Everything that your own methods, rules and figures import.", "extend"),
     "errors": ("Errors", "What is raised: what failed, what was given, what to try.", "errors"),
 }
 """Page -> its title, a sentence, and its public names of `layerlens`."""
 
-MORE = {"relevance": ["layerlens.rules"], "results": ["layerlens.report"], "scale": ["layerlens.scale"]}
+MORE = {"results": ["layerlens.report"], "scale": ["layerlens.scale"]}
 """Page -> public modules that are not in `layerlens.__all__`."""
 
 
