@@ -97,6 +97,6 @@ METHODS: dict[str, Map] = {
 
 CONTROLS: dict[str, Map] = {
     "control: Sobel edges": lambda model, x, target: controls.sobel(Leaf(x), 0),
-    "control: centre": lambda model, x, target: controls.centre(Leaf(x), 0),
+    "control: center": lambda model, x, target: controls.center(Leaf(x), 0),
     "control: random": lambda model, x, target: controls.random(Leaf(x), 0),
 }

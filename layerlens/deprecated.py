@@ -66,7 +66,8 @@ _MOVED: Final = {
     """,
     ("analyzers.faithfulness", "analyzers.common"): "correlation=statistics",
     ("analyzers.faithfulness", "analyzers.faithfulness.metrics"): """
-        curves deletion erasure infidelity insertion localization metrics=table places=input_places road sparsity
+        curves=insertion_deletion deletion=insertion_deletion erasure=insertion_deletion infidelity
+        insertion=insertion_deletion localization metrics=table places=place_ranks road sparsity
     """,
     ("analyzers.relevance", "analyzers.common.features"): "batch_targets",
     ("analyzers.relevance", "analyzers.concepts"): "concepts=concept_relevance ranking=top_inputs top_inputs",

@@ -27,6 +27,12 @@ SHARED = {
     "max_samples": "number of samples kept, drawn at random.",
     "permutations": "number of random orders that the null is made of.",
     "penalty": "inverse strength C of the penalty of logistic regression, for features of unit variance.",
+    "attribution": "an `Attribution` of x, an array like x or without its channels, or a coarser map of an image. "
+    "Signed: evidence against the target comes last; equal values come in random order.",
+    "masks": "bool `(batch, *places)`, True on the object.",
+    "fill": "what removed places become, see `baseline` in `integrated_gradients`.",
+    "measure": '`"probability"` of the target\'s class, `"score"`, or `"auto"`: the probability where the target is '
+    "one of several classes.",
     "read": "turns a batch, or one text, into model inputs.",
     "batch_size": "samples per pass.",
     "batched": "whether the items of an iterable are batches; None: those of a DataLoader are.",

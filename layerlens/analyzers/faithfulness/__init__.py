@@ -1,10 +1,8 @@
-"""Faithfulness: whether a map tells what the model does, by metrics, controls and tasks whose truth is known."""
+"""Faithfulness: whether a map shows what the model does, by metrics, controls and tasks with a known truth."""
 
 from .evaluate import evaluate
-from .metrics.deletion import deletion
-from .metrics.erasure import comprehensiveness, sufficiency
 from .metrics.infidelity import infidelity, max_sensitivity
-from .metrics.insertion import insertion
+from .metrics.insertion_deletion import comprehensiveness, deletion, insertion, sufficiency
 from .metrics.localization import pointing_game, relevance_mass, relevance_rank
 from .metrics.road import road
 from .metrics.sparsity import sparsity

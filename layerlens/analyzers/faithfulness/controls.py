@@ -1,4 +1,4 @@
-"""Controls: maps that look at the input, or at nothing, and never at the model."""
+"""Controls: maps made from the input, or from nothing, and never from the model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 
 
 def random(leaf: Leaf, seed: int) -> torch.Tensor:
-    """A random order of the places, another for each sample."""
+    """Rank the places at random, differently for each sample."""
     return torch.rand(_places(leaf), generator=torch.Generator().manual_seed(seed)).to(leaf.value.device)
 
 
 def sobel(leaf: Leaf, seed: int) -> torch.Tensor:
-    """The strength of edges of each image: the norm of the Sobel gradient of its mean over channels."""
+    """Return the strength of edges of each image: the norm of the Sobel gradient of its mean over channels."""
     image = leaf.value.float().mean(dim=1, keepdim=True)
     kernel = torch.tensor(SOBEL, device=image.device)
     padded = nn.functional.pad(image, (1, 1, 1, 1), mode="replicate")
@@ -26,8 +26,8 @@ def sobel(leaf: Leaf, seed: int) -> torch.Tensor:
     return torch.hypot(across, down)
 
 
-def centre(leaf: Leaf, seed: int) -> torch.Tensor:
-    """A Gaussian in the middle of each image, a quarter of its sides wide."""
+def center(leaf: Leaf, seed: int) -> torch.Tensor:
+    """Return a Gaussian in the middle of each image, a quarter of its sides wide."""
     height, width = leaf.value.shape[2:]
     down, across = (torch.linspace(-2, 2, size, device=leaf.value.device) for size in (height, width))
     bell = torch.outer((-0.5 * down**2).exp(), (-0.5 * across**2).exp())
@@ -35,29 +35,29 @@ def centre(leaf: Leaf, seed: int) -> torch.Tensor:
 
 
 def magnitude(leaf: Leaf, seed: int) -> torch.Tensor:
-    """The size of what stands at each place."""
+    """Return the size of the value at each place."""
     if leaf.layer is not None:
         return leaf.value.float().square().sum(dim=-1).sqrt()
     return leaf.value.float().abs()
 
 
 def later(leaf: Leaf, seed: int) -> torch.Tensor:
-    """Later places are worth more."""
+    """Rank later places higher."""
     shape = _places(leaf)
     return torch.arange(shape[1], device=leaf.value.device).float().expand(shape)
 
 
 def controls_for(leaf: Leaf) -> dict[str, Callable[[Leaf, int], torch.Tensor]]:
-    """The controls that fit a leaf, by name."""
+    """Return the controls that fit a leaf, by name."""
     if leaf.layer is not None and leaf.value.ndim == 3:
         return {"random": random, "later": later}
     if leaf.value.ndim == 4 and min(leaf.value.shape[2:]) > 2:
-        return {"random": random, "sobel": sobel, "centre": centre}
+        return {"random": random, "sobel": sobel, "center": center}
     return {"random": random, "magnitude": magnitude}
 
 
 def control_maps(leaves: Mapping[str, Leaf], seed: int) -> dict[str, dict[str, torch.Tensor]]:
-    """The controls of all leaves, by name, each a map by leaf: those of its kind for one leaf, random for several."""
+    """Return the controls of all leaves by name, each a map by leaf; random alone for several leaves."""
     if len(leaves) == 1:
         ((name, leaf),) = leaves.items()
         return {control: {name: make(leaf, seed)} for control, make in controls_for(leaf).items()}

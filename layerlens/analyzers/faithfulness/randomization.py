@@ -1,4 +1,4 @@
-"""Cascading randomization: a map of the model must change when the model is no longer the trained one."""
+"""Cascading randomization: a map must change when the model is no longer the trained one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from layerlens.model.placement import need_weights
 from layerlens.probes.run import capture
 from layerlens.progress import track
 from layerlens.results import Attribution, LayerProfile
-from layerlens.targets.target import Spec, as_target
+from layerlens.signatures import public
+from layerlens.targets.target import Spec, Target, as_target
 
 
+@public
 def cascading_randomization(
     model: nn.Module,
     x: Input,
@@ -33,22 +35,18 @@ def cascading_randomization(
     forward: Forward | None = None,
     **options: Any,
 ) -> LayerProfile:
-    """How like the map of the trained model a map stays while layers are made random, from the output down.
+    """Measure how similar a map stays to the trained model's while layers are randomized, from the output down.
 
     Each step gives one more layer parameters drawn from a normal distribution with the mean and the deviation of its
-    trained ones, and explains again (Adebayo et al. 2018, sec. 4). A method whose maps stay alike does not look at
-    those layers: it shows the input and not the model. The parameters are given back to the bit at the end, also after
-    an error.
+    trained ones, and explains again (Adebayo et al. 2018, sec. 4). A method whose maps stay the same does not depend on
+    those layers: it shows the input and not the model. The parameters are restored to the bit at the end, also after an
+    error.
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`.
         method: name of a saliency method, or a function `(model, x, target=..., forward=...) -> Attribution`.
-        target: what to score, as in `layerlens.as_target`; None is the class that the trained model predicts.
-        layers: which layers to make random, in reversed order of execution; None takes all that have parameters.
-        seed: of the parameters.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-        **options: of the method.
+        target: what to score, see `as_target`; None is the class that the trained model predicts.
+        layers: layers to randomize, in reversed order of execution; None takes all that have parameters.
+        **options: options of the method.
 
     Returns:
         A `LayerProfile`, in the order of randomization, of Spearman's rank correlation with the map of the trained
@@ -66,7 +64,7 @@ def cascading_randomization(
     """
     inputs = as_inputs(x)
 
-    def explain(aim: Any) -> torch.Tensor:
+    def explain(aim: Target) -> torch.Tensor:
         if isinstance(method, str):
             found = saliency(model, inputs, target=aim, method=method, forward=forward, **options)
         else:
@@ -86,7 +84,7 @@ def cascading_randomization(
         raise InputError("no selected layer that ran has parameters of its own to make random.")
     trained = explain(aim)
     rows = []
-    with given_back([parameter for path in chosen for parameter in modules[path].parameters(recurse=False)]):
+    with restored([parameter for path in chosen for parameter in modules[path].parameters(recurse=False)]):
         generator = torch.Generator().manual_seed(seed)
         done: set[int] = set()
         for path in track(chosen, "randomization"):
@@ -112,8 +110,12 @@ def cascading_randomization(
 
 
 @contextmanager
-def given_back(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Parameters may be overwritten in the block; they get their bits back."""
+def restored(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Restore parameters, which may be overwritten in the block, to the bit.
+
+    Yields:
+        Nothing.
+    """
     kept = [parameter.detach().clone() for parameter in parameters]
     try:
         yield
@@ -124,6 +126,11 @@ def given_back(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _randomize(parameter: nn.Parameter, generator: torch.Generator, path: str) -> None:
+    """Draw a parameter.
+
+    Raises:
+        OptionError: when it is not a floating-point tensor.
+    """
     if not parameter.is_floating_point():
         raise OptionError(f"layer {path!r} holds parameters of type {parameter.dtype}, which cannot be drawn.")
     with torch.no_grad():
@@ -134,6 +141,6 @@ def _randomize(parameter: nn.Parameter, generator: torch.Generator, path: str) -
 
 
 def _name(method: str | Callable[..., Attribution]) -> str:
-    """A method's name, also that of a partial function."""
+    """Return a method's name, also for a partial function."""
     inner = getattr(method, "func", method)
     return inner if isinstance(inner, str) else getattr(inner, "__name__", type(inner).__name__)

@@ -12,7 +12,7 @@ import layerlens
 from layerlens import Lens
 from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.common.statistics import spearman
-from layerlens.analyzers.faithfulness.controls import centre, random, sobel
+from layerlens.analyzers.faithfulness.controls import center, random, sobel
 from layerlens.analyzers.saliency import gradient
 from layerlens.errors import InputError, OptionError
 from layerlens.faithfulness import (
@@ -148,7 +148,7 @@ def test_controls_know_nothing_of_the_model():
     leaf = Leaf(torch.zeros(2, 3, 9, 9).index_fill(3, torch.tensor([5, 6, 7, 8]), 1.0))
     edges = sobel(leaf, 0)
     assert edges.shape == (2, 9, 9) and bool((edges[:, :, 4:6] == 4).all()) and float(edges[:, :, :4].sum()) == 0
-    assert int(centre(leaf, 0)[0].argmax()) == 40
+    assert int(center(leaf, 0)[0].argmax()) == 40
     assert torch.equal(random(leaf, 1), random(leaf, 1)) and not torch.equal(random(leaf, 1), random(leaf, 2))
 
 
@@ -159,8 +159,8 @@ def test_a_leaderboard_of_maps_methods_and_functions():
         model, PICTURES, {"ig": "integrated_gradients", "given": given, "function": gradient}, target=1,
         fills=("zero", "blur"), steps=8,
     )  # fmt: skip
-    assert set(board.methods) == {"ig", "given", "function", "random", "sobel", "centre"}
-    assert board.controls == ("random", "sobel", "centre") and board.best() == "ig"
+    assert set(board.methods) == {"ig", "given", "function", "random", "sobel", "center"}
+    assert board.controls == ("random", "sobel", "center") and board.best() == "ig"
     assert board.metrics[0] == "insertion - deletion" and len(board.metrics) == 5
     put, taken = (
         torch.stack([board.of("ig", f"{part} ({fill})") for fill in ("zero", "blur")]).mean(dim=0)
@@ -194,7 +194,7 @@ def test_controls_take_part_in_localization():
     masks[:, 2:6, 2:6] = True
     board = evaluate(net(), PICTURES, ["gradient"], target=1, metrics=("relevance_mass", "sparsity"), masks=masks)
     leaf = Leaf(PICTURES)
-    torch.testing.assert_close(board.of("centre", "relevance_mass"), relevance_mass(centre(leaf, 0), masks))
+    torch.testing.assert_close(board.of("center", "relevance_mass"), relevance_mass(center(leaf, 0), masks))
     torch.testing.assert_close(board.of("random", "sparsity"), sparsity(random(leaf, 0)))
 
 
@@ -207,7 +207,7 @@ def test_warnings_where_numbers_would_mislead():
         evaluate(model, PICTURES[:1], ["gradient"], target=1, steps=2)
     with pytest.warns(UserWarning, match="one group"):
         evaluate(model, PICTURES, ["gradient"], target=1, steps=2, groups=["a"] * len(PICTURES))
-    with pytest.raises(InputError, match=r"2 group\(s\) for 4 sample"):
+    with pytest.raises(InputError, match=r"groups must hold one .*, 4 in all; got 2 of them"):
         evaluate(model, PICTURES, ["gradient"], target=1, steps=2, groups=["a", "b"])
     with pytest.raises(InputError, match="nothing to evaluate"):
         evaluate(model, PICTURES, {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from layerlens.model.trees import describe
 
 from ..leaves.leaves import Leaf, spread_axes
 from ..scorer import Leaves, Scorer
+
+Baseline: TypeAlias = "str | float | torch.Tensor | np.ndarray[Any, Any] | Mapping[str, Baseline]"
+"""What removed values become: a name, a number, a tensor that broadcasts to the input, or a dict of those by input."""
 
 NAMES = ("zero", "mean", "blur", "black", "white", "noise")
 
@@ -26,7 +29,7 @@ WIDE, LONGEST = 16, 2048
 """A kernel above a sixteenth of such a side, for as many lines, is a matrix: a third to a tenth of the convolution."""
 
 
-def baselines(scorer: Scorer, spec: Any) -> tuple[Leaves, str]:
+def baselines(scorer: Scorer, spec: Baseline) -> tuple[Leaves, str]:
     """One baseline per leaf, shaped like it, and a name for the settings.
 
     Args:
@@ -53,11 +56,11 @@ def baselines(scorer: Scorer, spec: Any) -> tuple[Leaves, str]:
         return {name: _baseline(scorer, name, scorer.leaves[name], part) for name, part in by_name.items()}, label
 
 
-def _label(spec: Any) -> str:
+def _label(spec: Baseline) -> str:
     return describe(spec) if isinstance(spec, (torch.Tensor, np.ndarray)) else str(spec)
 
 
-def _baseline(scorer: Scorer, name: str, leaf: Leaf, spec: Any) -> torch.Tensor:
+def _baseline(scorer: Scorer, name: str, leaf: Leaf, spec: Baseline) -> torch.Tensor:
     value = leaf.value
     if isinstance(spec, str):
         choose("baseline", spec, NAMES)

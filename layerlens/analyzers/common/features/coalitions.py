@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
@@ -11,7 +10,7 @@ from layerlens.progress import track
 
 from ..batch_size import BatchSize, first_score
 from ..scorer import Leaves, Scorer
-from .baselines import baselines
+from .baselines import Baseline, baselines
 from .input_features import Features
 
 Masks = dict[str, torch.Tensor]
@@ -34,7 +33,7 @@ class Coalitions:
         label: of the baseline.
     """
 
-    def __init__(self, scorer: Scorer, baseline: Any, batch_size: BatchSize = "auto") -> None:
+    def __init__(self, scorer: Scorer, baseline: Baseline, batch_size: BatchSize = "auto") -> None:
         self.scorer = scorer
         self.ends: Leaves = {name: leaf.value for name, leaf in scorer.leaves.items()}
         self.score, self.batch_size = first_score(scorer, self.ends, batch_size, gradient=False)

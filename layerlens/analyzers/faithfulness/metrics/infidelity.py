@@ -18,9 +18,11 @@ from layerlens.errors import InputError, OptionError, check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.results import Attribution
+from layerlens.signatures import public
 from layerlens.targets.target import Spec, Target, as_target
 
 
+@public
 def infidelity(
     model: nn.Module,
     x: Input,
@@ -34,26 +36,21 @@ def infidelity(
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
 ) -> torch.Tensor:
-    """How badly a map predicts what noise does to the score, `(batch,)`; lower is better.
+    """Measure how badly a map predicts the effect of noise on the score, `(batch,)`; lower is better.
 
     E[(I . phi - (S(x) - S(x - I)))^2], I normal (Yeh et al. 2019, definition 2.1), computed by
     `captum.metrics.infidelity`. Only values in units of the score per unit of the input can be faithful here: gradients
     and not gradient x input.
 
     Args:
-        model: any module; no gradient is needed.
-        x: its input, `(batch, ...)`, one floating-point tensor.
+        x: ... One floating-point tensor.
         attribution: values shaped like x.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class.
-        noise: standard deviation of I, as a part of that of x.
-        samples: draws of I.
+        noise: standard deviation of I, as a share of the standard deviation of x.
+        samples: number of draws of I.
         normalize: whether the map is scaled by the factor that fits best (captum's `normalize`).
-        seed: of the noise.
-        batch_size: rows in one forward pass.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Raises:
-        InputError: when x is no single floating-point tensor, or the values are not shaped like it.
+        InputError: when x is not a single floating-point tensor, or the values are not shaped like it.
         OptionError: when an option is out of range.
         TargetError: when the target does not fit the output.
 
@@ -94,6 +91,7 @@ def infidelity(
     return torch.as_tensor(found).detach().double()
 
 
+@public
 def max_sensitivity(
     model: nn.Module,
     x: Input,
@@ -105,23 +103,19 @@ def max_sensitivity(
     seed: int = 0,
     forward: Forward | None = None,
 ) -> torch.Tensor:
-    """How much a map changes, at most, when the input is changed a little, `(batch,)`; lower is steadier.
+    """Measure how much a map changes, at most, when the input changes a little, `(batch,)`; lower is steadier.
 
     max over ||y - x||_inf <= radius of ||phi(y) - phi(x)|| / ||phi(x)|| (Yeh et al. 2019, definition 4.1), over random
     y, computed by `captum.metrics.sensitivity_max`. A map that never looks at the input is steady too.
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`, one floating-point tensor.
+        x: ... One floating-point tensor.
         explain: `(model, x, target=..., forward=...) -> Attribution`, such as `layerlens.analyzers.saliency.gradient`.
-        target: what to score, as in `layerlens.as_target`; None is the class predicted at x.
-        radius: of the change, as a part of the range of x.
-        samples: changed inputs.
-        seed: of the changes.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        radius: largest change, as a share of the range of x.
+        samples: number of changed inputs.
 
     Raises:
-        InputError: when x is no single floating-point tensor.
+        InputError: when x is not a single floating-point tensor.
         OptionError: when an option is out of range.
         TargetError: when the target does not fit the output.
 
@@ -166,7 +160,7 @@ def max_sensitivity(
 
 
 def _for_row(scorer: Scorer, row: int) -> Target:
-    """The target of one sample of the batch, for that sample and copies of it."""
+    """Return the target of one sample of the batch, for that sample and copies of it."""
     target = scorer.target
 
     def own(output: Any, rows: torch.Tensor) -> torch.Tensor:
@@ -176,7 +170,11 @@ def _for_row(scorer: Scorer, row: int) -> Target:
 
 
 def _single(scorer: Scorer, what: str) -> tuple[str, torch.Tensor]:
-    """The one floating-point input."""
+    """Return name and value of the one floating-point input.
+
+    Raises:
+        InputError: when there are several.
+    """
     found = {name: leaf.value for name, leaf in scorer.leaves.items() if leaf.is_input}
     if len(found) != 1 or len(scorer.leaves) != 1:
         raise InputError(f"{what} needs one floating-point input; the leaves are {', '.join(scorer.leaves)}.")

@@ -1,22 +1,20 @@
-"""Localization: does a map lie where the object is known to be?"""
+"""Localization: whether a map lies where the object is known to be."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 
 from layerlens.errors import InputError
 from layerlens.model.trees import describe
 from layerlens.results import Attribution
+from layerlens.signatures import public
+
+from .place_ranks import Map
 
 
-def pointing_game(attribution: Any, masks: torch.Tensor) -> torch.Tensor:
-    """1 where the largest value of a map lies on the object, 0 where not, `(batch,)` (Zhang et al. 2016).
-
-    Args:
-        attribution: an `Attribution`, `(batch, channel, *places)`, or maps `(batch, *places)`.
-        masks: bool `(batch, *places)`, True on the object.
+@public
+def pointing_game(attribution: Map, masks: torch.Tensor) -> torch.Tensor:
+    """Return 1 where the largest value of a map lies on the object, 0 where not, `(batch,)` (Zhang et al. 2016).
 
     Raises:
         InputError: when map and mask do not fit, or a mask is empty.
@@ -29,10 +27,14 @@ def pointing_game(attribution: Any, masks: torch.Tensor) -> torch.Tensor:
     return inside.gather(1, values.argmax(dim=1, keepdim=True)).squeeze(1).double()
 
 
-def relevance_mass(attribution: Any, masks: torch.Tensor) -> torch.Tensor:
-    """The share of the positive values that lies on the object, `(batch,)` (Arras, Osman & Samek 2022, eq. 1).
+@public
+def relevance_mass(attribution: Map, masks: torch.Tensor) -> torch.Tensor:
+    """Return the share of the positive values that lies on the object, `(batch,)` (Arras et al. 2022, eq. 1).
 
-    A map without positive values gets 0. Arguments and errors as in `pointing_game`.
+    A map without positive values gets 0.
+
+    Raises:
+        InputError: when map and mask do not fit, or a mask is empty.
 
     Example:
         >>> relevance_mass(torch.tensor([[1.0, 3.0, -5.0]]), torch.tensor([[False, True, True]]))
@@ -44,10 +46,12 @@ def relevance_mass(attribution: Any, masks: torch.Tensor) -> torch.Tensor:
     return torch.where(total > 0, (positive * inside).sum(dim=1) / total.where(total > 0, torch.ones_like(total)), 0.0)
 
 
-def relevance_rank(attribution: Any, masks: torch.Tensor) -> torch.Tensor:
-    """Of the K largest values, K being the size of the object, the share on it, `(batch,)` (Arras et al. 2022, eq. 2).
+@public
+def relevance_rank(attribution: Map, masks: torch.Tensor) -> torch.Tensor:
+    """Return the share on the object of the K largest values, K its size, `(batch,)` (Arras et al. 2022, eq. 2).
 
-    Arguments and errors as in `pointing_game`.
+    Raises:
+        InputError: when map and mask do not fit, or a mask is empty.
 
     Example:
         >>> relevance_rank(torch.tensor([[1.0, 3.0, -5.0]]), torch.tensor([[False, True, True]]))
@@ -61,8 +65,12 @@ def relevance_rank(attribution: Any, masks: torch.Tensor) -> torch.Tensor:
     return (sorted_inside * first).sum(dim=1) / size
 
 
-def _fitted(attribution: Any, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and masks `(batch, places)`."""
+def _fitted(attribution: Map, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return values and masks `(batch, places)`.
+
+    Raises:
+        InputError: when they do not fit, or a mask is empty.
+    """
     values = attribution.tensor if isinstance(attribution, Attribution) else torch.as_tensor(attribution)
     values, inside = values.detach().double(), torch.as_tensor(masks).to(values.device) != 0
     if values.ndim == inside.ndim + 1 and values.shape[2:] == inside.shape[1:]:

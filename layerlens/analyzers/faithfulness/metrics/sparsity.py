@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from layerlens.results import Attribution
+from layerlens.signatures import public
+
+from .place_ranks import Map
 
 
-def sparsity(attribution: Any) -> torch.Tensor:
-    """The Gini index of the absolute values, `(batch,)`: 0 when all are equal, towards 1 when one holds all.
+@public
+def sparsity(attribution: Map) -> torch.Tensor:
+    """Return the Gini index of the absolute values, `(batch,)`: 0 when all are equal, towards 1 when one holds all.
 
     1 - 2 sum over k of |v|_(k) / ||v||_1 (d - k + 1/2) / d, with the values in ascending order (Hurley & Rickard 2009;
     of explanations: Chalasani et al. 2020). A map of zeros gets 0. It says nothing about truth: one pixel chosen at
     random is as sparse as a map can be.
-
-    Args:
-        attribution: an `Attribution`, or values `(batch, ...)`.
 
     Example:
         >>> sparsity(torch.tensor([[1.0, 1.0], [0.0, 2.0]]))

@@ -4,119 +4,129 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
+from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.results import Attribution
 from layerlens.targets.target import Target
 
-from .deletion import deletion
-from .erasure import comprehensiveness, sufficiency
 from .infidelity import infidelity, max_sensitivity
-from .insertion import insertion
+from .insertion_deletion import Measure, comprehensiveness, deletion, insertion, sufficiency
 from .localization import pointing_game, relevance_mass, relevance_rank
+from .place_ranks import Map
 from .road import road
 from .sparsity import sparsity
 
+Explain = Callable[..., Attribution]
+"""`(model, x, target=..., forward=...) -> Attribution`."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
+class Setting:
     """What every metric is computed with; see `evaluate`."""
 
     model: nn.Module
     inputs: Inputs
     target: Target
-    fills: tuple[Any, ...]
+    fills: tuple[Baseline, ...]
     masks: torch.Tensor | None
     steps: int
-    measure: str
+    measure: Measure
     seed: int
     batch_size: BatchSize
     forward: Forward | None
-    functions: dict[str, Callable[..., Attribution]]
+    functions: dict[str, Explain]
 
-    @property
-    def common(self) -> dict[str, Any]:
-        """Options that the metrics which run the model share."""
-        return {"target": self.target, "seed": self.seed, "batch_size": self.batch_size, "forward": self.forward}
+    def run(self, metric: Callable[..., Any], attribution: Map, **options: Any) -> Any:
+        """Compute a metric that runs the model."""
+        shared = {"target": self.target, "seed": self.seed, "batch_size": self.batch_size, "forward": self.forward}
+        return metric(self.model, self.inputs, attribution, **shared, **options)
+
+
+class Columns(Protocol):
+    """Computes the columns of a metric for one map."""
+
+    def __call__(self, setting: Setting, attribution: Map, name: str) -> list[torch.Tensor]:
+        """Return one `(batch,)` per column; `name` is that of the method."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One metric.
+    """A metric of a leaderboard.
 
     Attributes:
-        values: `(trial, map, name of the method) -> [(batch,), ...]`, one for each column.
+        values: computes its columns.
         higher: whether a larger value is better.
         needs: `"masks"`, `"functions"` or nothing.
         per_fill: whether it has a column for each fill.
     """
 
-    values: Callable[[Trial, Any, str], list[torch.Tensor]]
+    values: Columns
     higher: bool
     needs: str = ""
     per_fill: bool = False
 
-    def columns(self, name: str, trial: Trial) -> list[str]:
-        """The names of its columns."""
-        return [f"{name} ({_short(fill)})" for fill in trial.fills] if self.per_fill else [name]
+    def columns(self, name: str, setting: Setting) -> list[str]:
+        """Name its columns."""
+        return [f"{name} ({_short(fill)})" for fill in setting.fills] if self.per_fill else [name]
 
 
-def _short(fill: Any) -> str:
+def _short(fill: Baseline) -> str:
     return fill if isinstance(fill, str) else f"{float(fill):g}" if isinstance(fill, (int, float)) else "given"
 
 
-def _area(function: Callable[..., Any]) -> Callable[[Trial, Any, str], list[torch.Tensor]]:
-    def areas(trial: Trial, given: Any, name: str) -> list[torch.Tensor]:
-        options = {"steps": trial.steps, "measure": trial.measure, **trial.common}
-        return [function(trial.model, trial.inputs, given, fill=fill, **options).area for fill in trial.fills]
+def _areas(metric: Callable[..., Any]) -> Columns:
+    def values(setting: Setting, attribution: Map, name: str) -> list[torch.Tensor]:
+        options = {"steps": setting.steps, "measure": setting.measure}
+        return [setting.run(metric, attribution, fill=fill, **options).area for fill in setting.fills]
 
-    return areas
-
-
-def _fall(function: Callable[..., torch.Tensor]) -> Callable[[Trial, Any, str], list[torch.Tensor]]:
-    def falls(trial: Trial, given: Any, name: str) -> list[torch.Tensor]:
-        options = {"measure": trial.measure, **trial.common}
-        return [function(trial.model, trial.inputs, given, fill=fill, **options) for fill in trial.fills]
-
-    return falls
+    return values
 
 
-def _located(function: Callable[..., torch.Tensor]) -> Callable[[Trial, Any, str], list[torch.Tensor]]:
-    return lambda trial, given, name: [function(given, trial.masks)]
+def _falls(metric: Callable[..., torch.Tensor]) -> Columns:
+    def values(setting: Setting, attribution: Map, name: str) -> list[torch.Tensor]:
+        return [setting.run(metric, attribution, fill=fill, measure=setting.measure) for fill in setting.fills]
+
+    return values
 
 
-def _road(trial: Trial, given: Any, name: str) -> list[torch.Tensor]:
-    return [road(trial.model, trial.inputs, given, measure=trial.measure, **trial.common).area]
+def _located(metric: Callable[..., torch.Tensor]) -> Columns:
+    return lambda setting, attribution, name: [metric(attribution, setting.masks)]
 
 
-def _steadiness(trial: Trial, given: Any, name: str) -> list[torch.Tensor]:
-    if name not in trial.functions:
+def _max_sensitivity(setting: Setting, attribution: Map, name: str) -> list[torch.Tensor]:
+    """Explain changed inputs.
+
+    Raises:
+        OptionError: when the map was given, and not made by a method.
+    """
+    if name not in setting.functions:
         raise OptionError(f"max_sensitivity explains changed inputs: give {name!r} as a method and not as a map.")
+    explain, seed = setting.functions[name], setting.seed
     return [
         max_sensitivity(
-            trial.model, trial.inputs, trial.functions[name], target=trial.target, seed=trial.seed,
-            forward=trial.forward,
+            setting.model, setting.inputs, explain, target=setting.target, seed=seed, forward=setting.forward
         )
-    ]  # fmt: skip
+    ]
 
 
 METRICS: dict[str, Metric] = {
-    "insertion": Metric(_area(insertion), True, per_fill=True),
-    "deletion": Metric(_area(deletion), False, per_fill=True),
-    "comprehensiveness": Metric(_fall(comprehensiveness), True, per_fill=True),
-    "sufficiency": Metric(_fall(sufficiency), False, per_fill=True),
-    "road": Metric(_road, False),
-    "infidelity": Metric(
-        lambda trial, given, name: [infidelity(trial.model, trial.inputs, given, **trial.common)], False
+    "insertion": Metric(_areas(insertion), True, per_fill=True),
+    "deletion": Metric(_areas(deletion), False, per_fill=True),
+    "comprehensiveness": Metric(_falls(comprehensiveness), True, per_fill=True),
+    "sufficiency": Metric(_falls(sufficiency), False, per_fill=True),
+    "road": Metric(
+        lambda setting, attribution, name: [setting.run(road, attribution, measure=setting.measure).area], False
     ),
-    "max_sensitivity": Metric(_steadiness, False, "functions"),
-    "sparsity": Metric(lambda trial, given, name: [sparsity(given)], True),
+    "infidelity": Metric(lambda setting, attribution, name: [setting.run(infidelity, attribution)], False),
+    "max_sensitivity": Metric(_max_sensitivity, False, "functions"),
+    "sparsity": Metric(lambda setting, attribution, name: [sparsity(attribution)], True),
     "pointing_game": Metric(_located(pointing_game), True, "masks"),
     "relevance_mass": Metric(_located(relevance_mass), True, "masks"),
     "relevance_rank": Metric(_located(relevance_rank), True, "masks"),

@@ -1,10 +1,11 @@
-"""From a map to one number per place: what the metrics of faithfulness rank, add up and remove."""
+"""From a map to one number per place, which the metrics of faithfulness rank."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,37 +16,42 @@ from layerlens.errors import InputError
 from layerlens.model.trees import describe
 from layerlens.results import Attribution
 
-Given = Attribution | torch.Tensor | Mapping[str, torch.Tensor] | Any
-"""A map: an attribution, an array like the input, without its channels, or coarser than an image."""
+Map: TypeAlias = "Attribution | torch.Tensor | np.ndarray[Any, Any] | Mapping[str, torch.Tensor]"
+"""A map: an attribution, or an array like the input, without its channels, or coarser than an image; by input where
+the model has several."""
 
 
-def by_place(scorer: Scorer, features: Features, given: Given, name: str = "the map") -> torch.Tensor:
-    """The sum of a map over the values of each feature, `(batch, features)`, in float64.
+def by_place(scorer: Scorer, features: Features, attribution: Map) -> torch.Tensor:
+    """Sum a map over the values of each feature, `(batch, features)`, in float64.
 
     Raises:
         InputError: when the map does not fit the input, or holds NaN or infinity.
     """
-    values = given.values if isinstance(given, Attribution) else given
+    values: Any = attribution.values if isinstance(attribution, Attribution) else attribution
     if not isinstance(values, Mapping):
         if len(scorer.leaves) > 1:
-            raise InputError(f"{name} is one array, but the model has inputs {', '.join(scorer.leaves)}: give a dict.")
+            raise InputError(f"the map is one array, but the model has inputs {', '.join(scorer.leaves)}: give a dict.")
         values = dict.fromkeys(scorer.leaves, values)
     missing = [leaf for leaf in scorer.leaves if leaf not in values]
     if missing:
-        raise InputError(f"{name} holds no values for input {missing[0]!r}; it holds {', '.join(map(str, values))}.")
+        raise InputError(f"the map holds no values for input {missing[0]!r}; it holds {', '.join(map(str, values))}.")
     total = torch.zeros(len(scorer.rows), features.count + 1, dtype=torch.float64, device=scorer.rows.device)
-    for leaf_name, leaf in scorer.leaves.items():
-        fitted = _fit(leaf, torch.as_tensor(values[leaf_name]), name).to(total)
+    for name, leaf in scorer.leaves.items():
+        fitted = _fit(leaf, torch.as_tensor(values[name])).to(total)
         if not bool(fitted.isfinite().all()):
-            raise InputError(f"{name} holds NaN or infinite values, so its places cannot be ranked.")
-        labels = features.labels[leaf_name]
+            raise InputError("the map holds NaN or infinite values, so its places cannot be ranked.")
+        labels = features.labels[name]
         index = torch.where(labels < 0, features.count, labels).expand(fitted.shape)
         total.scatter_add_(1, index.flatten(1), fitted.flatten(1))
     return total[:, :-1]
 
 
-def _fit(leaf: Leaf, values: torch.Tensor, name: str) -> torch.Tensor:
-    """The map with the axes of its leaf; axes that it leaves out have size 1."""
+def _fit(leaf: Leaf, values: torch.Tensor) -> torch.Tensor:
+    """Give a map the axes of its leaf; axes that it leaves out have size 1.
+
+    Raises:
+        InputError: when it does not fit.
+    """
     shape, values = leaf.value.shape, values.detach()
     if leaf.layer is not None:
         if values.shape == shape[:-1]:
@@ -68,13 +74,13 @@ def _fit(leaf: Leaf, values: torch.Tensor, name: str) -> torch.Tensor:
             if list(values.shape[1:]) == size:
                 return values.unsqueeze(unit)
     raise InputError(
-        f"{name} has shape {tuple(values.shape)}, which does not fit the input {describe(leaf.value)}: give one number "
-        "per value, or per place (without the channels)."
+        f"the map has shape {tuple(values.shape)}, which does not fit the input {describe(leaf.value)}: give one "
+        "number per value, or per place (without the channels)."
     )
 
 
 def ranks(values: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """The rank of each feature, `(batch, features)`: 0 is the largest value; equal ones are in random order."""
+    """Rank each feature, `(batch, features)`: 0 is the largest value; equal ones are in random order."""
     count = values.shape[1]
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.stack([torch.randperm(count, generator=generator) for _ in range(len(values))]).to(values.device)

@@ -1,0 +1,322 @@
+"""The score while places are removed, or put in, in the order of a map: insertion, deletion, erasure."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.batch_size import BatchSize
+from layerlens.analyzers.common.features.baselines import Baseline
+from layerlens.analyzers.common.features.coalitions import Coalitions
+from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec, features_of
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.errors import OptionError, TargetError, check_count, check_seed, choose
+from layerlens.inputs.inputs import Forward, Input
+from layerlens.model.borrowed import borrowed
+from layerlens.progress import track
+from layerlens.results import FaithfulnessCurve
+from layerlens.signatures import public
+from layerlens.targets.probability import probability
+from layerlens.targets.target import Spec
+
+from .place_ranks import Map, by_place, ranks
+
+Measure: TypeAlias = Literal["auto", "score", "probability"]
+
+SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
+"""Shares of the places: the bins of DeYoung et al. 2020, sec. 4."""
+
+
+@public
+def insertion(
+    model: nn.Module,
+    x: Input,
+    attribution: Map,
+    *,
+    target: Spec = None,
+    fill: Baseline = "zero",
+    steps: int = 32,
+    measure: Measure = "auto",
+    features: FeatureSpec = "places",
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    forward: Forward | None = None,
+) -> FaithfulnessCurve:
+    """Measure the score while places are put into the fill in the order of a map; a larger area is better.
+
+    Petsiuk, Das & Saenko 2018, sec. 3.3, who insert into a blurred image (`fill="blur"`).
+
+    Args:
+        steps: number of parts in which the places are put in.
+        features: what is put in at a time, `"places"` (pixels, tokens, steps, columns) or as in `feature_ablation`.
+
+    Returns:
+        A `FaithfulnessCurve` of `steps + 1` points; `.area` is `(batch,)`.
+
+    Raises:
+        InputError: when the map does not fit the input, or holds NaN or infinity.
+        OptionError: when an option is out of range, or the fill does not fit.
+        TargetError: when the target does not fit the output.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Linear(4, 1, bias=False)
+        >>> x = torch.rand(2, 4)
+        >>> insertion(model, x, x * model.weight.detach(), target=0).area.shape
+        torch.Size([2])
+    """
+    check_count("steps", steps)
+    with removal(model, x, target, fill, features, measure, seed, batch_size, forward) as removed:
+        return removed.curve("insertion", attribution, steps, keep=True)
+
+
+@public
+def deletion(
+    model: nn.Module,
+    x: Input,
+    attribution: Map,
+    *,
+    target: Spec = None,
+    fill: Baseline = "zero",
+    steps: int = 32,
+    measure: Measure = "auto",
+    features: FeatureSpec = "places",
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    forward: Forward | None = None,
+) -> FaithfulnessCurve:
+    """Measure the score while places are replaced by the fill in the order of a map; a smaller area is better.
+
+    Petsiuk, Das & Saenko 2018, sec. 3.3. With few places at a time it is pixel flipping (Bach et al. 2015), whose area
+    over the curve, the mean fall of the score (Samek et al. 2017, eq. 12), is the score of x less `.area`.
+
+    Args:
+        steps: number of parts in which the places are removed.
+        features: what is removed at a time, as in `insertion`.
+
+    Returns:
+        A `FaithfulnessCurve` of `steps + 1` points; `.area` is `(batch,)`.
+
+    Raises:
+        InputError: when the map does not fit the input, or holds NaN or infinity.
+        OptionError: when an option is out of range, or the fill does not fit.
+        TargetError: when the target does not fit the output.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Linear(4, 1, bias=False)
+        >>> x = torch.rand(2, 4)
+        >>> deletion(model, x, x * model.weight.detach(), target=0).scores.shape
+        torch.Size([2, 33])
+    """
+    check_count("steps", steps)
+    with removal(model, x, target, fill, features, measure, seed, batch_size, forward) as removed:
+        return removed.curve("deletion", attribution, steps, keep=False)
+
+
+@public
+def comprehensiveness(
+    model: nn.Module,
+    x: Input,
+    attribution: Map,
+    *,
+    target: Spec = None,
+    fill: Baseline = "zero",
+    shares: Sequence[float] = SHARES,
+    measure: Measure = "auto",
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    forward: Forward | None = None,
+) -> torch.Tensor:
+    """Measure how far the score falls without the most important places, `(batch,)`; higher is better.
+
+    The mean over shares k of S(x) - S(x without the first k) (DeYoung et al. 2020, eq. 1 and 3).
+
+    Args:
+        shares: shares of the places, each above 0 and below 1; at least one place is removed.
+
+    Raises:
+        InputError: when the map does not fit the input.
+        OptionError: when an option is out of range.
+        TargetError: when the target does not fit the output.
+
+    Example:
+        >>> model = nn.Linear(10, 1, bias=False)
+        >>> comprehensiveness(model, torch.ones(2, 10), torch.rand(2, 10), target=0).shape
+        torch.Size([2])
+    """
+    with removal(model, x, target, fill, "places", measure, seed, batch_size, forward) as removed:
+        return removed.mean_fall("comprehensiveness", attribution, shares, keep=False)
+
+
+@public
+def sufficiency(
+    model: nn.Module,
+    x: Input,
+    attribution: Map,
+    *,
+    target: Spec = None,
+    fill: Baseline = "zero",
+    shares: Sequence[float] = SHARES,
+    measure: Measure = "auto",
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    forward: Forward | None = None,
+) -> torch.Tensor:
+    """Measure how far the score falls when only the most important places are kept, `(batch,)`; lower is better.
+
+    The mean over shares k of S(x) - S(the first k alone) (DeYoung et al. 2020, eq. 2 and 3).
+
+    Args:
+        shares: shares of the places, each above 0 and below 1; at least one place is kept.
+
+    Raises:
+        InputError: when the map does not fit the input.
+        OptionError: when an option is out of range.
+        TargetError: when the target does not fit the output.
+
+    Example:
+        >>> model = nn.Linear(10, 1, bias=False)
+        >>> sufficiency(model, torch.ones(2, 10), torch.rand(2, 10), target=0).shape
+        torch.Size([2])
+    """
+    with removal(model, x, target, fill, "places", measure, seed, batch_size, forward) as removed:
+        return removed.mean_fall("sufficiency", attribution, shares, keep=True)
+
+
+@dataclasses.dataclass
+class Removal:
+    """A model on an input of which the places of a map can be removed, with one fill.
+
+    Attributes:
+        scorer: scorer of the borrowed model.
+        coalitions: scores with parts of the input replaced by the fill.
+        features: what is removed at a time.
+        ends: scores `(batch,)` of the input as it is, and of the fill alone.
+        units: units of the scores.
+        seed: seed of the order of equal values.
+    """
+
+    scorer: Scorer
+    coalitions: Coalitions
+    features: Features
+    ends: tuple[torch.Tensor, torch.Tensor]
+    units: str
+    seed: int
+
+    def ranks(self, attribution: Map) -> torch.Tensor:
+        """Rank every feature by a map, `(batch, features)`, 0 first."""
+        return ranks(by_place(self.scorer, self.features, attribution), self.seed)
+
+    def scores(self, label: str, rank: torch.Tensor, shares: torch.Tensor, *, keep: bool) -> torch.Tensor:
+        """Return the scores `(batch, shares)` with a share of the features, by rank, removed or alone kept."""
+        batch, count = rank.shape
+        full, empty = self.ends
+        numbers = (shares * count).round().long()
+        found = torch.empty(batch, len(shares), dtype=full.dtype, device=full.device)
+        found[:, numbers == 0] = (empty if keep else full).unsqueeze(1)
+        found[:, numbers == count] = (full if keep else empty).unsqueeze(1)
+        inner = ((numbers > 0) & (numbers < count)).nonzero().flatten()
+        step = max(1, self.coalitions.batch_size // batch)
+        rows = self.scorer.rows
+        for part in track(torch.split(inner, step), label):
+            first = rank.unsqueeze(0) < numbers[part].to(rank.device)[:, None, None]
+            kept = (first if keep else ~first).flatten(0, 1).to(full.dtype)
+            places = rows.repeat(len(part))
+            own = self.coalitions(self.features.masks(kept, places), places)
+            found[:, part.to(found.device)] = own.reshape(len(part), batch).T
+        return found
+
+    def curve(self, name: str, attribution: Map, steps: int, *, keep: bool) -> FaithfulnessCurve:
+        """Return the scores with more and more features removed, or kept."""
+        shares = torch.arange(steps + 1).double() / steps
+        return self.as_curve(
+            name, shares, self.scores(name, self.ranks(attribution), shares, keep=keep).double(), steps=steps
+        )
+
+    def as_curve(
+        self, name: str, shares: torch.Tensor, scores: torch.Tensor, fill: str | None = None, **settings: float
+    ) -> FaithfulnessCurve:
+        """Return scores as a result; `settings` are those of the metric."""
+        return FaithfulnessCurve(
+            name=name,
+            shares=shares,
+            scores=scores,
+            fill=fill or self.coalitions.label,
+            units=self.units,
+            target=self.scorer.target.label,
+            settings={**settings, "seed": self.seed, "batch_size": self.coalitions.batch_size},
+        )
+
+    def mean_fall(self, name: str, attribution: Map, shares: Sequence[float], *, keep: bool) -> torch.Tensor:
+        """Return the mean over shares of the score less that with the features removed, or alone kept."""
+        check_shares(shares)
+        least = torch.tensor(shares).double().clamp_min(1 / self.features.count)
+        scores = self.scores(name, self.ranks(attribution), least, keep=keep)
+        return (self.ends[0].unsqueeze(1) - scores).double().mean(dim=1)
+
+
+def check_shares(shares: Sequence[float]) -> None:
+    """Check shares of places.
+
+    Raises:
+        OptionError: when one is not above 0 and below 1.
+    """
+    if not shares or not all(0 < share < 1 for share in shares):
+        raise OptionError(f"shares lie above 0 and below 1, got {shares!r}.")
+
+
+@contextlib.contextmanager
+def removal(
+    model: nn.Module,
+    x: Input,
+    target: Spec,
+    fill: Baseline,
+    features: FeatureSpec,
+    measure: Measure,
+    seed: int,
+    batch_size: BatchSize,
+    forward: Forward | None,
+) -> Iterator[Removal]:
+    """Borrow a model to remove places of an input; arguments as in `insertion`.
+
+    Yields:
+        The `Removal`.
+
+    Raises:
+        OptionError: when the measure is unknown.
+    """
+    choose("measure", measure, ("auto", "score", "probability"))
+    check_seed(seed)
+    with borrowed(model, grad=False):
+        scorer, units = Scorer(model, x, target, forward=forward), "score"
+        if measure != "score":
+            scorer, units = _probability(scorer, measure, forward)
+        coalitions = Coalitions(scorer, fill, batch_size)
+        ends = (coalitions.score, coalitions.bottom())
+        yield Removal(scorer, coalitions, features_of(scorer, features), ends, units, seed)
+
+
+def _probability(scorer: Scorer, measure: Measure, forward: Forward | None) -> tuple[Scorer, str]:
+    """Return a scorer of the probability; for `"auto"` the given one where the output holds no classes.
+
+    Raises:
+        TargetError: when a probability was asked for, and the output holds no classes.
+    """
+    if scorer.target.at is not None:
+        return scorer, "score"
+    wanted = probability(scorer.target)
+    own = Scorer(scorer.model, scorer.inputs, wanted, forward=forward)
+    try:
+        with torch.no_grad():
+            own({name: leaf.value for name, leaf in own.leaves.items()})
+    except TargetError:
+        if measure == "probability":
+            raise
+        return scorer, "score"
+    return Scorer(scorer.model, scorer.inputs, wanted, forward=forward), "probability"
