@@ -13,7 +13,7 @@ from PIL import Image
 
 from layerlens import Lens, contrast
 from layerlens.demo.demo_subject import subject
-from layerlens.demo.measure import at_depth
+from layerlens.demo.gallery import at_depth
 from layerlens.plotting import Plot, compare_methods
 
 DPI = {"photograph": 100, "tokens": 140, "layers": 140}

@@ -1,4 +1,4 @@
-"""Files written whole: a reader sees the old content or the new one, and nothing is left behind after an error."""
+"""Atomic writes: a reader sees the old content or the new one, and nothing is left behind after an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that stands at `path` when the block ends, and nowhere after an error or Ctrl-C in it."""
+    """Open a file that replaces `path` when the `with` block ends, and is removed after an error or Ctrl-C in it.
+
+    Yields:
+        The file, to be written.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -26,7 +30,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def umask() -> int:
-    """The permissions that new files of this process do not get."""
+    """Return the permissions that new files of this process do not get."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

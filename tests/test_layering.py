@@ -22,8 +22,6 @@ FACES = {
     "edits",
     "rules",
     "faithfulness",
-    "deprecated",
-    "cli",
     "__main__",
     "",
 }

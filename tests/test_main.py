@@ -57,15 +57,15 @@ def test_unknown_words_end_with_code_2_and_the_usage(capsys):
 
 
 def test_a_cancelled_run_leaves_nothing(tmp_path, monkeypatch, capsys):
-    def cancel(*_):
+    def cancel(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("layerlens.demo.gallery.examine", cancel)
+    monkeypatch.setattr("layerlens.demo.gallery.build", cancel)
     assert embedded("--out", tmp_path / "out") == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
-    monkeypatch.setattr("layerlens.demo.gallery.page", cancel)
+    monkeypatch.setattr("layerlens.demo.gallery.render", cancel)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("stays")
     assert embedded("--out", tmp_path / "out") == 130

@@ -1,4 +1,4 @@
-"""What the demo looks at: a model, its class names and pictures."""
+"""The subject of the demo: a model, its class names and pictures."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Subject:
     """A model to look into, with pictures.
 
     Attributes:
-        name: of the model, as shown.
-        model: in evaluation mode.
-        class_names: by index.
+        name: name of the model, as shown.
+        model: the model in evaluation mode.
+        class_names: names by index.
         pictures: title -> input (1, channels, height, width).
-        preprocess: makes an input of a picture.
+        preprocess: turns a picture into an input.
         mosaic: layers whose activations are shown, from the first to the last.
-        depth: a layer in the middle, at whose output relevance is shown.
-        source: where model and pictures are from.
+        depth: layer in the middle at whose output relevance is shown.
+        source: origin of model and pictures.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Subject:
 
 
 def subject(model: ModelName) -> Subject:
-    """The demo's subject: `"efficientnet"`, `"embedded"`, or `"auto"`, the first when its packages are installed.
+    """Return the demo's subject: `"efficientnet"`, `"embedded"`, or `"auto"`, the first if its packages are installed.
 
     Raises:
         MissingPackage: when EfficientNet is asked for and not installed.

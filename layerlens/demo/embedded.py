@@ -1,8 +1,8 @@
 """The embedded demo model: a small trained CNN and sixteen pictures with known answers, in the base install.
 
 The task is *digit in clutter*: one bright handwritten digit somewhere in a 48 x 48 picture, over fainter strokes,
-blobs and fragments of other digits. The digit's pixels are known, so a good attribution can be told from a bad one.
-`train_digits.py` makes the weights, the pictures and the record of the accuracy that lie in `data/`.
+blobs and fragments of other digits. The digit's pixels are known, so good and bad attributions can be distinguished.
+`train_digits.py` makes the weights, the pictures and the record of the accuracy in `data/`.
 
 The digits are the 8 x 8 pictures of `sklearn.datasets.load_digits`: Alpaydin and Kaynak 1998, Optical Recognition of
 Handwritten Digits, UCI Machine Learning Repository, https://doi.org/10.24432/C50P49 (CC BY 4.0).
@@ -21,6 +21,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from layerlens.errors import InputError
+from layerlens.inputs.images import check_8_bit, upright
 
 SIDE: Final = 48
 """Height and width of a picture, in pixels."""
@@ -37,9 +38,9 @@ class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions and a skip connection; one in-place ReLU module is called twice.
 
     Args:
-        inputs: channels that come in.
-        outputs: channels that go out.
-        stride: of the first convolution and of the skip connection, in pixels.
+        inputs: channels of the input.
+        outputs: channels of the output.
+        stride: stride of the first convolution and of the skip connection, in pixels.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
@@ -55,7 +56,7 @@ class ResidualBlock(nn.Module):
             self.skip = nn.Sequential(OrderedDict(conv=skip_conv, norm=nn.BatchNorm2d(outputs)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add what two convolutions make of `x` to `x`: (batch, inputs, h, w) to (batch, outputs, h, w) / stride."""
+        """Add the output of two convolutions to `x`: (batch, inputs, h, w) to (batch, outputs, h, w) / stride."""
         y = self.relu(self.norm1(self.conv1(x)))  # (batch, outputs, h / stride, w / stride)
         y = self.norm2(self.conv2(y))
         x = self.skip(x)
@@ -122,7 +123,7 @@ def sample_pictures() -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         images: (16, 1, 48, 48) float32, brightness in 0..1 in steps of 1/255.
-        labels: (16,) int64, the digit and its place in `CLASS_NAMES`.
+        labels: (16,) int64, the digit, its index in `CLASS_NAMES`.
         masks: (16, 48, 48) bool, True where the digit has ink.
 
     Example:
@@ -142,7 +143,7 @@ def preprocess(picture: Image.Image) -> Tensor:
     count as white paper. The model expects one digit that is a third to a half of the picture high.
 
     Args:
-        picture: any 8-bit Pillow image; the rotation that a camera noted in it is applied.
+        picture: any 8-bit Pillow image; the rotation noted by the camera is applied.
 
     Returns:
         (1, 1, 48, 48) float32, brightness in 0..1.
@@ -156,15 +157,8 @@ def preprocess(picture: Image.Image) -> Tensor:
         >>> preprocess(paper)[0, 0, 24, 24].item()
         1.0
     """
-    if picture.mode.startswith(("I", "F")):
-        raise InputError(
-            f"a picture of mode {picture.mode!r} has no fixed range of brightness. Scale it to 0..255 and make it "
-            "8-bit: Image.fromarray(array.astype('uint8'))"
-        )
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.endswith(("A", "a")) or "transparency" in upright.info:
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-    gray = upright.convert("L")
+    check_8_bit(picture)
+    gray = upright(picture).convert("L")
     darkest, brightest = gray.getextrema()
     if darkest == brightest:
         raise InputError(

@@ -1,7 +1,7 @@
 """Train the embedded demo model: `python -m layerlens.demo.train_digits`, two to three minutes on one core.
 
-Writes the weights, the sample pictures and a record of the accuracy, the files that `embedded.py` reads. One seed
-fixes everything; the same seed, machine and torch give the same bits. No source digit that a test scene shows, as its
+Writes the weights, the sample pictures and a record of the accuracy, which `embedded.py` reads. One seed determines
+everything; the same seed, machine and torch give the same bits. No source digit that a test scene shows, as its
 target or as clutter, occurs in a training scene. The digits are split by picture, so both sides hold the same writers.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from layerlens.files import whole
 
 from .embedded import CLASS_NAMES, PICTURES, RECORD, SIDE, WEIGHTS, DigitNet
 
@@ -51,7 +52,7 @@ class Scenes(NamedTuple):
 
 
 def split_digits(seed: int) -> tuple[Digits, Digits]:
-    """The digits for training and the others for the test: 1438 and 359 of scikit-learn's 1797."""
+    """Return the digits for training and those for the test: 1438 and 359 of scikit-learn's 1797."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -64,7 +65,7 @@ def split_digits(seed: int) -> tuple[Digits, Digits]:
 
 
 def stroke(rng: np.random.Generator) -> FloatArray:
-    """A soft straight line of 8 to 24 px, (48, 48)."""
+    """Draw a soft straight line of 8 to 24 px, (48, 48)."""
     row, column = rng.uniform(0, SIDE, 2)
     angle, length, width = rng.uniform(0, 2 * np.pi), rng.uniform(8, 24), rng.uniform(0.7, 1.4)
     down, right = ROWS - row, COLUMNS - column
@@ -75,7 +76,7 @@ def stroke(rng: np.random.Generator) -> FloatArray:
 
 
 def blob(rng: np.random.Generator) -> FloatArray:
-    """A Gaussian spot of 2 to 6 px standard deviation, (48, 48)."""
+    """Draw a Gaussian spot of 2 to 6 px standard deviation, (48, 48)."""
     row, column = rng.uniform(0, SIDE, 2)
     distance2 = (ROWS - row) ** 2 + (COLUMNS - column) ** 2
     spot: FloatArray = rng.uniform(0.1, 0.35) * np.exp(-distance2 / (2 * rng.uniform(2, 6) ** 2))
@@ -83,7 +84,7 @@ def blob(rng: np.random.Generator) -> FloatArray:
 
 
 def placed(rng: np.random.Generator, ink: FloatArray, side: int) -> FloatArray:
-    """Enlarge `ink` (k, k) bilinearly to `side` px and put it, with a soft margin, anywhere inside (48, 48)."""
+    """Enlarge `ink` (k, k) bilinearly to `side` px and place it, with a soft margin, anywhere inside (48, 48)."""
     padded = np.pad(ink, 1)  # (k + 2, k + 2): strokes that reach the border fade out
     side = round(side * len(padded) / len(ink))
     large = F.interpolate(torch.from_numpy(padded)[None, None], size=(side, side), mode="bilinear")[0, 0].numpy()
@@ -94,7 +95,7 @@ def placed(rng: np.random.Generator, ink: FloatArray, side: int) -> FloatArray:
 
 
 def fragment(rng: np.random.Generator, digits: Digits, label: int) -> FloatArray:
-    """A piece (4 x 4 of 8 x 8) of a digit other than `label`, 6 to 9 px and faint, (48, 48)."""
+    """Draw a part (4 x 4 of 8 x 8) of a digit other than `label`, 6 to 9 px and faint, (48, 48)."""
     other = digits.images[rng.choice(np.flatnonzero(digits.labels != label))]
     row, column = rng.integers(0, 5, 2)
     piece = placed(rng, other[row : row + 4, column : column + 4], int(rng.integers(6, 10)))
@@ -103,12 +104,12 @@ def fragment(rng: np.random.Generator, digits: Digits, label: int) -> FloatArray
 
 
 def scene(rng: np.random.Generator, digits: Digits, source: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """One digit, 16 to 24 px and bright, in front of clutter.
+    """Draw one digit, 16 to 24 px and bright, in front of clutter.
 
     Args:
-        rng: the only source of chance.
-        digits: where the digit and the fragments of others come from.
-        source: the digit's place in `digits`.
+        rng: the only source of randomness.
+        digits: source of the digit and of fragments of others.
+        source: index of the digit in `digits`.
 
     Returns:
         The picture (48, 48) in 0..255 and the mask (48, 48) of the digit's ink.
@@ -123,7 +124,7 @@ def scene(rng: np.random.Generator, digits: Digits, source: int) -> tuple[npt.ND
 
 
 def make_scenes(digits: Digits, sources: Sequence[int] | npt.NDArray[np.int64], *, seed: int) -> Scenes:
-    """One scene for each of `sources` (places in `digits`); the same `seed` gives the same bits."""
+    """Make one scene for each of `sources` (indices into `digits`); the same `seed` gives the same bits."""
     rng = np.random.default_rng(seed)
     images, masks = zip(*(scene(rng, digits, int(source)) for source in sources), strict=True)
     labels = torch.from_numpy(digits.labels[np.asarray(sources)])
@@ -135,9 +136,9 @@ def train(digits: Digits, *, epochs: int, scenes: int, seed: int, report: Callab
 
     Args:
         digits: the training digits.
-        epochs: how many; the last one's weights are returned.
-        scenes: per epoch, rounded down to whole batches of 64; each digit is used equally often, give or take one.
-        seed: of the weights, the scenes and their order.
+        epochs: number of epochs; the weights of the last one are returned.
+        scenes: scenes per epoch, in whole batches of 64; each digit is used equally often, up to one.
+        seed: seed of the weights, the scenes and their order.
         report: called with one line per epoch.
     """
     with torch.random.fork_rng(devices=[]):
@@ -147,7 +148,7 @@ def train(digits: Digits, *, epochs: int, scenes: int, seed: int, report: Callab
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=epochs * (scenes // batch))
     for epoch in range(1, epochs + 1):
-        start, loss_sum, hits = time.perf_counter(), 0.0, 0
+        start, loss_sum, correct = time.perf_counter(), 0.0, 0
         sources = rng.permutation(np.arange(scenes // batch * batch) % len(digits.labels))
         data = make_scenes(digits, sources, seed=int(rng.integers(2**32)))
         for i in range(0, len(sources), batch):
@@ -159,35 +160,31 @@ def train(digits: Digits, *, epochs: int, scenes: int, seed: int, report: Callab
             optimizer.step()
             schedule.step()
             loss_sum += loss.item() * len(labels)
-            hits += int((logits.argmax(1) == labels).sum())
+            correct += int((logits.argmax(1) == labels).sum())
         seconds = time.perf_counter() - start
         n = len(sources)
-        report(f"epoch {epoch:2d}/{epochs}  loss {loss_sum / n:.4f}  accuracy {hits / n:.4f}  {seconds:.1f} s")
+        report(f"epoch {epoch:2d}/{epochs}  loss {loss_sum / n:.4f}  accuracy {correct / n:.4f}  {seconds:.1f} s")
     return model.eval()
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, scenes: Scenes) -> float:
-    """The share of `scenes` whose digit `model` names, in 0..1."""
+    """Return the share of `scenes` whose digit `model` names, in 0..1."""
     n, batch = len(scenes.labels), 256
     guesses = torch.cat([model(scenes.images[i : i + batch].float() / 255).argmax(1) for i in range(0, n, batch)])
     return int((guesses == scenes.labels).sum()) / n
 
 
 def choose_samples(digits: Digits, *, count: int = 16) -> list[int]:
-    """The places of `count` different digits in the order 0, 1, .. 9, 0, ..: the first ones, not the easy ones."""
+    """Return the indices of `count` digits in the order 0, 1, .. 9, 0, ..: the first ones, not the easy ones."""
     places = [np.flatnonzero(digits.labels == label) for label in range(len(CLASS_NAMES))]
     return [int(places[i % len(places)][i // len(places)]) for i in range(count)]
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file that is either there in full or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Write a file whole or not at all."""
+    with whole(path) as file:
+        file.write(content)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a figure shows, in words and numbers: for those who do not see it, and for those who want to quote it."""
+"""Texts that say in words and numbers what a figure shows, for those who cannot see it or want to quote it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ PRESENT = str.maketrans({"Ġ": "␣", "▁": "␣", "Ċ": "↵", "\n": "↵", "\
 
 
 def of_map(shown: Shown, how: str) -> str:
-    """A map of one sample, with the name of its method.
+    """Describe a map of one sample, with the name of its method.
 
     Args:
-        shown: what is drawn.
-        how: the method.
+        shown: the sample as drawn.
+        how: name of the method.
     """
-    told = of_values(shown)
-    return f"{words(how)}, in units of {shown.units}: {told[0].lower()}{told[1:]}."
+    text = of_values(shown)
+    return f"{words(how)}, in units of {shown.units}: {text[0].lower()}{text[1:]}."
 
 
 def of_values(shown: Shown) -> str:
-    """The sums of a map, its strongest places, and how much it is spread: a sentence without its full stop."""
+    """Describe the sums of a map, its strongest places and its spread, without a full stop."""
     values = np.asarray(shown.values, dtype=np.float64)
     if shown.signed:
         sums = f"Values add up to {values.sum():.4g} ({values[values > 0].sum():.4g} for, {abs(values[values < 0].sum()):.4g} against)"  # noqa: E501
@@ -57,10 +57,10 @@ def _place(shown: Shown, index: tuple[int, ...]) -> str:
 
 
 def of_ledger(ledger: Ledger, plot: Plot) -> str:
-    """Where the score of the one sample went, and the layers that took most of it.
+    """Describe where the score of one sample went, and the layers that took most of it.
 
     Args:
-        ledger: of one sample.
+        ledger: ledger of one sample.
         plot: its figure, whose rows are named; the first is the score.
     """
     totals = (plot.data["additive"] + plot.data["absorbed"] + plot.data["whole"]).tolist()
@@ -75,7 +75,7 @@ def of_ledger(ledger: Ledger, plot: Plot) -> str:
 
 
 def of_profile(profile: LayerProfile) -> str:
-    """The ends, the largest and the smallest layers of a profile."""
+    """Describe the ends, the largest and the smallest layers of a profile."""
     ranked = profile.ranked()
     values = dict(ranked)
     first, last = profile.layers[0], profile.layers[-1]

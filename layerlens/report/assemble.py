@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from layerlens.analyzers.saliency.saliency import known_methods
 from layerlens.analyzers.structure.layer_table import layers as layer_table
 from layerlens.errors import OptionError, choose
+from layerlens.inputs.inputs import Input
 from layerlens.model.hashing import weights_digest
 from layerlens.model.layers import Layers, Selection
 from layerlens.progress import track
 from layerlens.results import LayerTable
+from layerlens.targets.target import Spec
 from layerlens.wrapped_model import WrappedModel
 
 from . import checks, provenance
@@ -22,21 +25,22 @@ from .content import Report
 from .page import check_place, write
 from .sample_section import PROFILES, examine, measure
 from .samples import Sample, read
-from .warning_log import Told
 
 METHODS = ("auto", "integrated_gradients")
-"""What is run when nothing is asked for, beside relevance."""
+"""Saliency methods shown next to relevance by default."""
 
 MOST_LAYERS = 64
+ONE_SAMPLE = "one sample gives no interval"
+Methods: TypeAlias = Sequence[str] | Mapping[str, Mapping[str, Any]]
 
 
 def report(
     lens: WrappedModel,
-    inputs: Any,
-    targets: Any = None,
+    inputs: Input,
+    targets: Spec | list[Spec] = None,
     path: str | os.PathLike[str] = "report.html",
     *,
-    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = METHODS,
+    methods: Methods = METHODS,
     layers: Selection = None,
     labels: Sequence[str] | None = None,
     title: str | None = None,
@@ -46,35 +50,35 @@ def report(
 ) -> Path:
     """Write one self-contained HTML page on a model and some inputs: no script, nothing from outside, works offline.
 
-    On it stand what was run (weights and inputs by their SHA-256), checks with their numbers, for each sample the
-    input, the relevance with its ledger and the saliency maps, profiles by layer, and the layer table. It is written
-    whole or not at all; what the analyzers warn of, and what they cannot do with this model, stands on the page.
+    It shows what was run (weights and inputs by their SHA-256), checks with their numbers, the input, relevance, ledger
+    and saliency maps of each sample, profiles by layer, and the layer table. It is written whole or not at all.
+    Warnings of the analyzers, and what they cannot do with this model, are on the page.
 
     Args:
         lens: a `Lens`.
-        inputs: as the lens takes them, `(batch, ...)`: images, series, vectors, token ids, several inputs; or texts.
-            Each sample is run for itself.
-        targets: what is explained: a list holds one per sample, anything else is for all; None is the predicted class.
-        path: the file; one that is there is replaced.
-        methods: names of saliency methods shown beside relevance, or name -> options.
-        layers: whose relevance and profiles are shown; None takes the model's blocks, or all layers of a small one.
+        inputs: inputs as the lens takes them, `(batch, ...)`: images, series, vectors, token ids, several inputs; or
+            texts. Each sample is run by itself.
+        targets: what is explained: a list has one per sample, anything else is for all; None is the predicted class.
+        path: the file; an existing one is replaced.
+        methods: names of saliency methods shown next to relevance, or name -> options.
+        layers: layers whose relevance and profiles are shown; None for the blocks of the model, or all layers of a
+            small one.
         labels: one name per sample.
-        title: of the page; None makes one of the name of the model.
-        profiles: which measures by layer: `"jacobian"`, `"noise_response"`.
-        controls: whether each map is held against maps that never look at the model (the dearest part).
-        progress: whether to show a bar; None when stderr is a terminal and it takes long.
+        title: title of the page; None makes one from the name of the model.
+        profiles: measures by layer: `"jacobian"`, `"noise_response"`.
+        controls: whether to compare each map with maps that never look at the model, the slowest part.
 
     Returns:
         The path written.
 
     Raises:
-        ResultFileError: when the file cannot be written there.
+        ResultFileError: when the file cannot be written.
         MissingPackage: when jinja2 is not installed.
         InputError, TargetError, OptionError, LayerNotFound: when inputs, targets, options or layers cannot be used.
 
     Cost:
-        For each sample about 3 gradients for relevance, what the methods take, and 2 x 17 forward passes for each map
-        and control (4 x 17 for images); for the profiles about 50 passes, and 8 for each layer.
+        For each sample about 3 gradients for relevance, the passes of the methods, and 2 x 17 forward passes for each
+        map and control (4 x 17 for images); for the profiles about 50 passes, and 8 for each layer.
 
     Example:
         >>> import tempfile, torch
@@ -97,76 +101,72 @@ def report(
 
 def build(
     lens: WrappedModel,
-    inputs: Any,
-    targets: Any = None,
+    inputs: Input,
+    targets: Spec | list[Spec] = None,
     *,
     recipe: Callable[[list[Sample]], str],
-    path: str | os.PathLike[str],
-    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = METHODS,
+    path: str | os.PathLike[str] | None = None,
+    methods: Methods = METHODS,
     layers: Selection = None,
     labels: Sequence[str] | None = None,
     title: str | None = None,
     profiles: Sequence[str] = tuple(PROFILES),
     controls: bool = True,
     progress: bool | None = None,
+    keep: bool = False,
 ) -> Report:
-    """What `report` writes, as data; see there.
+    """Gather what `report` writes, as data.
 
     Args:
         lens: a `Lens`.
-        inputs: of it.
-        targets: what is explained.
-        recipe: makes the text that says how to make the report again.
-        path: where it will be written, looked at before the work.
-        methods: as in `report`, as all that follow.
-        layers: whose relevance and profiles are shown.
-        labels: one name per sample.
-        title: of the page.
-        profiles: which measures by layer.
-        controls: whether maps are held against controls.
-        progress: whether to show a bar.
+        inputs: inputs, as all parameters that are not described here, as in `report`.
+        recipe: returns the text that says how to reproduce the report.
+        path: where it will be written, checked before the work.
+        keep: whether to keep results and plots, which are large, with the pictures made from them.
 
     Raises:
         ResultFileError, InputError, TargetError, OptionError, LayerNotFound: as `report`.
     """
-    check_place(path)
+    if path is not None:
+        check_place(path)
     wanted = _methods(methods)
     for name in profiles:
         choose("profile", name, PROFILES)
     if layers is not None:
         Layers(lens.model).select(layers)
     before = weights_digest(lens.model)
-    told = Told()
-    with told.of():
+    log = WarningLog()
+    with log.collect():
         samples = read(lens, inputs, targets, labels)
         table = layer_table(lens.model, samples[0].inputs, forward=lens.forward)
     chosen = main_layers(table) if layers is None else layers
     count = len(samples) * (2 + len(wanted)) + len(profiles)
-    examined = []
+    panels, made = [], []
     with contextlib.closing(track(range(count), "report", enabled=progress)) as steps:
         for sample in samples:
-            with told.of(sample.label):
-                examined.append(examine(lens, sample, wanted, chosen, controls, steps))
-        with told.of():
+            with log.collect(sample.label):
+                panel, found = examine(lens, sample, wanted, chosen, controls, steps)
+            panels.append(panel if keep else panel.light())
+            made += found
+        with log.collect():
             measured = [measure(lens, name, samples, chosen, steps) for name in profiles]
-    found = [check for _, made in examined for check in made]
-    found.append(checks.of_weights(before, weights_digest(lens.model)))
+    made.append(checks.of_weights(before, weights_digest(lens.model)))
     name = type(lens.model).__name__
     return Report(
         title=title or f"Inside {name}",
         summary=f"{name} on {len(samples)} sample{'s' * (len(samples) > 1)}, looked at with layerlens.",
         facts=provenance.model_facts(lens, before, samples),
         recipe=recipe(samples),
-        checks=checks.ordered(found),
-        warnings=told.texts(len(samples)),
-        panels=tuple(panel for panel, _ in examined),
+        checks=checks.ordered(made),
+        warnings=log.texts(len(samples)),
+        panels=tuple(panels),
         profiles=tuple(measured),
         table=((*table.HEADS, *table.MORE), *(one + two for one, two in zip(table.cells(), table.more(), strict=True))),
         table_summary=", ".join(f"{name} {text}" for name, text in table.summary()[1:]),
     )
 
 
-def _methods(methods: Any) -> dict[str, dict[str, Any]]:
+def _methods(methods: Methods) -> dict[str, dict[str, Any]]:
     if isinstance(methods, str):
         raise OptionError(f"methods must be a list of names, got the text {methods!r}: methods=[{methods!r}].")
     given = {name: dict(methods[name]) if isinstance(methods, Mapping) else {} for name in methods}
@@ -176,9 +176,9 @@ def _methods(methods: Any) -> dict[str, dict[str, Any]]:
 
 
 def main_layers(table: LayerTable) -> list[str]:
-    """The layers that tell most in one figure: as deep as at most 64 of them go, those without any inside included.
+    """Return the layers to show in one figure: as deep as at most 64 of them go, with those that have none inside.
 
-    Containers that do not run themselves, such as lists of layers, count as no depth.
+    Containers that do not run themselves, such as lists of layers, do not count as depth.
     """
     ran = [row.path for row in table.rows if row.path and row.calls]
     depth = {path: sum(path.startswith(f"{other}.") for other in ran) for path in ran}
@@ -189,3 +189,32 @@ def main_layers(table: LayerTable) -> list[str]:
         if len(cut) <= MOST_LAYERS or len(best) < 3:
             best = cut
     return best
+
+
+class WarningLog:
+    """The warnings of the analyzers, each text once; warnings that are not meant for users are passed on."""
+
+    def __init__(self) -> None:
+        self._labels: dict[str, list[str]] = {}
+
+    @contextlib.contextmanager
+    def collect(self, label: str | None = None) -> Iterator[None]:
+        """Collect the warnings raised inside the `with` block, about the sample `label` unless None."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        for one in caught:
+            text = " ".join(str(one.message).split())
+            if not issubclass(one.category, (UserWarning, RuntimeWarning)):
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+            elif ONE_SAMPLE not in text:  # each sample is run for itself, which is meant
+                labels = self._labels.setdefault(text, [])
+                if label is not None and label not in labels:
+                    labels.append(label)
+
+    def texts(self, count: int) -> tuple[str, ...]:
+        """Return the texts, each with the samples that it is about unless it is about all `count`."""
+        return tuple(
+            f"{', '.join(labels)}: {text}" if labels and len(labels) < count else text
+            for text, labels in self._labels.items()
+        )

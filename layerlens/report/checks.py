@@ -1,4 +1,4 @@
-"""The checks of a report: numbers that say whether its other numbers can be believed."""
+"""The checks of a report: numbers that say whether its other numbers can be trusted."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .content import Check
 from .samples import Sample
 
 GAP = 0.05
-"""The largest completeness gap of a method that names no tolerance of its own."""
+"""The largest completeness gap of a method without its own tolerance."""
 
 
 def rounding(sample: Sample) -> float:
-    """What rounding may make of a number: the root of the step size of the output's data type."""
+    """Return the relative error allowed for rounding: the square root of the step size of the output's data type."""
     kind = main_output(sample.output).dtype
     return math.sqrt(torch.finfo(kind).eps) if kind.is_floating_point else math.sqrt(torch.finfo(torch.float32).eps)
 
 
 def of_ledger(sample: Sample, relevance: Relevance) -> Check:
-    """Whether the ledger accounts for the score."""
+    """Check that the ledger accounts for the score."""
     residual, limit = float(relevance.ledger.relative[0]), rounding(sample)
     return Check(
         "The ledger accounts for the score: relative residual", sample.label, f"{residual:.1e}", f"at most {limit:.1e}",
@@ -33,7 +33,7 @@ def of_ledger(sample: Sample, relevance: Relevance) -> Check:
 
 
 def of_attribution(sample: Sample, found: Attribution) -> list[Check]:
-    """Whether a method scored what the model says, and whether its values are complete."""
+    """Check that a method explains the score of a plain run, and that its values are complete."""
     checks = []
     if sample.score is not None:
         off = abs(float(found.score[0]) - sample.score) / max(abs(sample.score), 1e-12)
@@ -61,7 +61,7 @@ def of_attribution(sample: Sample, found: Attribution) -> list[Check]:
 
 
 def of_controls(sample: Sample, board: Leaderboard) -> list[Check]:
-    """Whether each map says more of the model than maps that never look at it."""
+    """Check that each map says more about the model than maps that never look at it."""
     name = "{} beats its controls: insertion less deletion"
     methods = [method for method in board.methods if method not in board.controls]
     if not board.controls:
@@ -76,7 +76,7 @@ def of_controls(sample: Sample, board: Leaderboard) -> list[Check]:
 
 
 def of_weights(before: str, after: str) -> Check:
-    """Whether the model is as it was."""
+    """Check that the model is unchanged."""
     return Check(
         "The weights are the same after the run: SHA-256", "model", after[:12], f"equal to {before[:12]}",
         before == after,
@@ -84,11 +84,11 @@ def of_weights(before: str, after: str) -> Check:
 
 
 def missing(name: str, where: str, reason: Exception) -> Check:
-    """A check that could not be made."""
+    """Return a check that could not be made."""
     return Check(name, where, " ".join(str(reason).split()), "", None)
 
 
 def ordered(checks: Sequence[Check]) -> tuple[Check, ...]:
-    """Failed checks first, then those that could not be made, then the passed ones."""
+    """Return failed checks first, then those that could not be made, then the passed ones."""
     rank = {False: 0, None: 1, True: 2}
     return tuple(sorted(checks, key=lambda check: rank[check.passed]))

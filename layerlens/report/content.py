@@ -1,9 +1,14 @@
-"""What a report holds, as plain data: numbers, pictures and texts, ready for a page."""
+"""The content of a report as plain data: numbers, pictures and texts, ready for a page."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from layerlens.plotting import Plot
+    from layerlens.results import Attribution
 
 Fact: TypeAlias = tuple[str, str]
 """A name and its text."""
@@ -14,31 +19,40 @@ class Picture:
     """A figure.
 
     Attributes:
-        title: short.
-        alt: what is to be seen, with its numbers, for those who do not see it.
+        name: short, for a file.
+        title: a few words.
+        alt: what the figure shows, in numbers, for those who cannot see it.
         caption: how it was made and how to read it.
         png: the picture.
+        plot: the figure itself, where the report keeps it.
     """
 
+    name: str
     title: str
     alt: str
     caption: str
     png: bytes
+    plot: Plot | None = None
+
+    @classmethod
+    def of(cls, plot: Plot, name: str, title: str, alt: str, caption: str) -> Picture:
+        """Return the picture of a plot."""
+        return cls(name, title, alt, caption, plot.png(), plot)
 
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """A token with its value and the colour that stands for it.
+    """A token with its value and the color of that value.
 
     Attributes:
-        text: of the token.
-        value: as text.
-        colour: red and blue for more and less, as a CSS colour that dark text can be read on.
+        text: text of the token.
+        value: the number, as text.
+        color: a CSS color, red for positive and blue for negative, pale enough for dark text.
     """
 
     text: str
     value: str
-    colour: str
+    color: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +60,9 @@ class Strip:
     """A text with a value at each of its tokens.
 
     Attributes:
-        title: short.
+        title: a few words.
         caption: how it was made and how to read it.
-        tokens: in order.
+        tokens: tokens in order.
     """
 
     title: str
@@ -61,7 +75,7 @@ class Note:
     """What cannot be shown, and why.
 
     Attributes:
-        title: of what is missing.
+        title: what is missing.
         text: the reason.
     """
 
@@ -74,14 +88,14 @@ Block: TypeAlias = "Picture | Strip | Note"
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A number that says whether other numbers can be believed.
+    """A number that says whether other numbers can be trusted.
 
     Attributes:
-        name: of the check.
+        name: what is checked.
         where: the sample, or the model.
         value: the number, as text.
-        limit: what it is held against, as text.
-        passed: None where it could not be made; `value` says why.
+        limit: what it is compared with, as text.
+        passed: None if it could not be made; `value` says why.
     """
 
     name: str
@@ -91,7 +105,7 @@ class Check:
     passed: bool | None
 
     @property
-    def verdict(self) -> str:
+    def outcome(self) -> str:
         """The outcome in a word."""
         return {True: "passed", False: "failed", None: "not made"}[self.passed]
 
@@ -101,12 +115,14 @@ class Panel:
     """One sample.
 
     Attributes:
-        label: its name.
+        label: name of the sample.
         facts: target, score and the like.
-        outputs: the largest outputs of the model: name, value, and share by softmax (empty where that means nothing).
-        text: the sample itself, where it is a text.
+        outputs: the largest outputs of the model: name, value, and share by softmax (empty if it has no meaning).
+        text: the sample itself, if it is a text.
         blocks: figures.
-        settings: of every method, as used.
+        settings: settings of every method, as used.
+        times: method -> its time as a multiple of one forward pass.
+        results: the results behind the figures, where the report keeps them.
     """
 
     label: str
@@ -115,23 +131,31 @@ class Panel:
     text: str | None
     blocks: tuple[Block, ...]
     settings: tuple[Fact, ...]
+    times: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    results: tuple[Attribution, ...] = ()
+
+    def light(self) -> Panel:
+        """Return the panel without results and plots, which are large."""
+        blocks = (dataclasses.replace(one, plot=None) if isinstance(one, Picture) else one for one in self.blocks)
+        return dataclasses.replace(self, blocks=tuple(blocks), results=())
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Everything that stands on a page.
+    """Everything on a page.
 
     Attributes:
-        title: of the page.
+        title: title of the page.
         summary: one sentence.
         facts: what was run.
-        recipe: code or a command that makes the report again.
-        checks: in order.
-        warnings: what the analyzers warned of.
+        recipe: code or a command that reproduces the report.
+        checks: checks in order.
+        warnings: warnings of the analyzers.
         panels: one per sample.
         profiles: figures by layer.
-        table: the layers: its head, then its rows.
+        table: the layer table: its head, then its rows.
         table_summary: one sentence on the layers.
+        overview: figures of several samples.
     """
 
     title: str
@@ -144,11 +168,22 @@ class Report:
     profiles: tuple[Block, ...]
     table: tuple[tuple[str, ...], ...]
     table_summary: str
+    overview: tuple[Block, ...] = ()
+
+    def pictures(self) -> Iterator[tuple[str, Picture]]:
+        """Yield the pictures in the order of the page, each with the label of its sample, or an empty one.
+
+        Yields:
+            The label and the picture.
+        """
+        groups = [("", self.overview), *((panel.label, panel.blocks) for panel in self.panels), ("", self.profiles)]
+        for label, blocks in groups:
+            yield from ((label, block) for block in blocks if isinstance(block, Picture))
 
     @property
     def tally(self) -> str:
-        """How many checks passed, failed and could not be made."""
-        counts = [(word, sum(check.verdict == word for check in self.checks)) for word in ("passed", "failed")]
+        """The number of checks that passed, failed and could not be made."""
+        counts = [(word, sum(check.outcome == word for check in self.checks)) for word in ("passed", "failed")]
         missing = sum(check.passed is None for check in self.checks)
         parts = [f"{count} {word}" for word, count in counts] + [f"{missing} not made"] * bool(missing)
         return ", ".join(parts)

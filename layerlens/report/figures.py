@@ -1,4 +1,4 @@
-"""The figures of a report, each with its alternative text and its caption; what cannot be drawn says why."""
+"""The figures of a report, each with its alternative text and its caption, or the reason why it cannot be drawn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_LINES: Final = 8
 
 
 def maps(attributions: Sequence[Attribution]) -> list[Block]:
-    """All maps of one sample: images side by side with the input, texts as strips, all else one below the other."""
+    """Draw all maps of one sample: images next to the input, texts as strips, anything else one below the other."""
     if not attributions:
         return []
     blocks: list[Block] = []
@@ -44,33 +44,34 @@ def maps(attributions: Sequence[Attribution]) -> list[Block]:
 
 
 def flow(relevance: Relevance) -> Block:
-    """The ledger of one sample."""
+    """Draw the ledger of one sample."""
 
     def draw() -> Picture:
         plot = plotting.relevance_flow(relevance, title="")
         flows = bool(np.isfinite(plot.data["flow"]).any())
-        line = " The line is what still flows on at the outputs of layers." if flows else ""
-        return Picture(
+        line = " The line is the relevance that is left at the outputs of layers." if flows else ""
+        return Picture.of(
+            plot,
+            "ledger",
             "Where the score went",
             alt_text.of_ledger(relevance.ledger, plot),
             "The ledger of relevance: what each layer's additive constants (biases, shifts, running means) took of the "
             f"score on its way back to the input, and what rules absorbed. All rows add up to the score.{line}",
-            plot.png(),
         )
 
     return _drawn("Where the score went", draw)
 
 
-def profile(found: LayerProfile, title: str, note: str) -> Block:
-    """A measure by layer."""
+def profile(found: LayerProfile, name: str, title: str, note: str) -> Block:
+    """Draw a measure by layer."""
 
     def draw() -> Picture:
         parts = [part.double().flatten() for part in (found.values, found.null) if part is not None]
         finite = torch.cat(parts)[torch.cat(parts).isfinite()]
         spread = len(finite) > 1 and bool((finite > 0).all()) and float(finite.max() / finite.min()) > 30
         plot = plotting.layer_profile(found, scale="log" if spread else "linear", width="page", title="")
-        told = found.explain() if any(found.explanation) else f"{words(found.quantity)}, in units of {found.units}."
-        return Picture(title, alt_text.of_profile(found), f"{told} {note}".strip(), plot.png())
+        text = found.explain() if any(found.explanation) else f"{words(found.quantity)}, in units of {found.units}."
+        return Picture.of(plot, name, title, alt_text.of_profile(found), f"{text} {note}".strip())
 
     return _drawn(title, draw)
 
@@ -85,10 +86,12 @@ def _drawn(title: str, draw: Callable[[], Block]) -> Block:
 def _images(attributions: Sequence[Attribution], name: str | None, title: str) -> Picture:
     plot = plotting.compare_methods(attributions, name=name, title="")
     shown = [shown_samples.read(one, 0, name=name) for one in attributions]
-    told = " ".join(alt_text.of_map(one, other.how) for one, other in zip(shown, attributions, strict=True))
+    described = " ".join(alt_text.of_map(one, other.how) for one, other in zip(shown, attributions, strict=True))
     signs = "Red speaks for the target, blue against it; " if any(one.signed for one in attributions) else ""
     caption = f"{signs}each map has its own scale, at its bar. {_hows(attributions)}"
-    return Picture(title, f"The input and {len(shown)} map(s) of it. {told}", caption, plot.png())
+    return Picture.of(
+        plot, _file("saliency", name), title, f"The input and {len(shown)} map(s) of it. {described}", caption
+    )
 
 
 def _input(attribution: Attribution, name: str | None, title: str) -> Picture:
@@ -110,8 +113,8 @@ def _input(attribution: Attribution, name: str | None, title: str) -> Picture:
     if given.axes is None and _form(attribution) == "series":
         given = dataclasses.replace(given, axes=("batch", "time", "feature"))
     plot = plotting.heatmap(given, width=_width(given, None), title="", cmap=None if signed else "viridis")
-    told = alt_text.of_map(shown_samples.read(given, 0), "Input")
-    return Picture(title, told, "The input as the model gets it.", plot.png())
+    alt = alt_text.of_map(shown_samples.read(given, 0), "Input")
+    return Picture.of(plot, _file("input", name), title, alt, "The input as the model gets it.")
 
 
 def _single(one: Attribution, name: str | None, title: str) -> Block:
@@ -122,7 +125,7 @@ def _single(one: Attribution, name: str | None, title: str) -> Block:
             Token(
                 text.translate(alt_text.PRESENT) or "∅",
                 style.number(float(value), 2),
-                colour(float(value) / limits.high),
+                color(float(value) / limits.high),
             )
             for text, value in zip(shown.tokens, shown.values, strict=True)
         )
@@ -134,18 +137,18 @@ def _single(one: Attribution, name: str | None, title: str) -> Block:
         plot = plotting.timeseries(one, name=name, count=MOST_LINES, title="")
         signs = "red where it speaks for the target, blue against it" if one.signed else "the darker, the larger"
         caption = (
-            f"The line is the input, channel by channel; the colours are what each step counts, {signs}. {caption}"
+            f"The line is the input, channel by channel; the colors are the values of the steps, {signs}. {caption}"
         )
     else:
         plot = plotting.heatmap(one, name=name, width=_width(one, name), title="")
-    return Picture(title, alt_text.of_map(shown, one.how), caption, plot.png())
+    return Picture.of(plot, _file(one.how, name), title, alt_text.of_map(shown, one.how), caption)
 
 
-def colour(share: float) -> str:
-    """White to red, or to blue for a negative share, never so dark that dark text could not be read on it.
+def color(share: float) -> str:
+    """Return a color from white to red, or to blue for a negative share, pale enough for dark text.
 
     Example:
-        >>> colour(0.0), colour(1.0)
+        >>> color(0.0), color(1.0)
         ('rgb(255 255 255)', 'rgb(213 128 138)')
     """
     end = style.POSITIVE if share >= 0 else style.NEGATIVE
@@ -159,12 +162,16 @@ def _hows(attributions: Sequence[Attribution]) -> str:
 
 
 def _checked(one: Attribution) -> str:
-    """What a method proves about itself, and why it was chosen, as sentences with a space before each."""
+    """The checks of a method and why it was chosen, as sentences with a space before each."""
     checks = "; ".join(f"{name} {float(value.reshape(-1)[0]):.3g}" for name, value in one.checks.items())
     chosen = one.settings.get("chosen")
-    told = [f"{checks[:1].upper()}{checks[1:]}."] if checks else []
-    told += [f"Chosen by auto: {chosen}."] if isinstance(chosen, str) else []
-    return "".join(f" {sentence}" for sentence in told)
+    sentences = [f"{checks[:1].upper()}{checks[1:]}."] if checks else []
+    sentences += [f"Chosen by auto: {chosen}."] if isinstance(chosen, str) else []
+    return "".join(f" {sentence}" for sentence in sentences)
+
+
+def _file(what: str, name: str | None) -> str:
+    return what if name is None else f"{what}_{name}"
 
 
 def _names(attribution: Attribution) -> list[str | None]:
@@ -179,7 +186,7 @@ def _form(attribution: Attribution, name: str | None = None) -> str | None:
 
 
 def _lines(attribution: Attribution, name: str | None) -> bool:
-    """Whether this is a series of so few channels that each is drawn as a line; of more, all are seen in a heat map."""
+    """Whether this is a series with few enough channels to draw each as a line instead of a heat map."""
     if _form(attribution, name) != "series":
         return False
     inputs = attribution.inputs if name is None else (attribution.inputs or {}).get(name)  # type: ignore[union-attr]

@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from layerlens.errors import InputError, OptionError
+from layerlens.inputs.images import read_picture, upright
 from layerlens.inputs.inputs import Inputs, as_inputs
 
 PICTURES: Final = (".png", ".jpg", ".jpeg")
@@ -24,13 +25,13 @@ TEXTS: Final = (".txt",)
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How pictures become the input of a model: brightness 0..1, less `mean`, over `std`, channels first.
+    """The way from a picture to a model input: brightness 0..1, minus `mean`, divided by `std`, channels first.
 
     Attributes:
-        size: height and width in pixels, cut from the middle after scaling; None keeps that of the picture.
+        size: height and width in pixels, cut from the middle after scaling; None keeps the size of the picture.
         mean: one number per channel, or one for all.
-        std: likewise.
-        channels: 1 for grey, 3 for colours.
+        std: one number per channel, or one for all.
+        channels: 1 for gray, 3 for color.
     """
 
     size: tuple[int, int] | None = None
@@ -39,7 +40,7 @@ class Preparation:
     channels: int = 3
 
     def check(self) -> None:
-        """See whether the numbers can be used.
+        """Check that the numbers can be used.
 
         Raises:
             OptionError: when they cannot.
@@ -55,14 +56,11 @@ class Preparation:
             raise OptionError(f"std must be above 0, got {tuple(self.std)}.")
 
     def __call__(self, picture: Image.Image) -> torch.Tensor:
-        """The input `(1, channels, height, width)`, float32; transparent pixels are white."""
-        upright = ImageOps.exif_transpose(picture)
-        if upright.mode.endswith(("A", "a")) or "transparency" in upright.info:
-            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-        plain = upright.convert("L" if self.channels == 1 else "RGB")
+        """Return the input `(1, channels, height, width)`, float32; transparent pixels are white."""
+        pixels = upright(picture).convert("L" if self.channels == 1 else "RGB")
         if self.size is not None:
-            plain = ImageOps.fit(plain, (self.size[1], self.size[0]), Image.Resampling.BICUBIC)
-        values = torch.from_numpy(np.array(plain, dtype=np.float32) / 255).reshape(plain.height, plain.width, -1)
+            pixels = ImageOps.fit(pixels, (self.size[1], self.size[0]), Image.Resampling.BICUBIC)
+        values = torch.from_numpy(np.array(pixels, dtype=np.float32) / 255).reshape(pixels.height, pixels.width, -1)
         mean, std = (torch.tensor(list(given), dtype=torch.float32) for given in (self.mean, self.std))
         return ((values - mean) / std).permute(2, 0, 1).unsqueeze(0).contiguous()
 
@@ -70,13 +68,13 @@ class Preparation:
 def read_inputs(
     paths: Sequence[Path], prepare: Preparation, tokenizer: Callable[..., Any] | None, *, single: bool = False
 ) -> tuple[list[Any], list[str]]:
-    """The inputs in some files of one kind, and a label for each sample.
+    """Read the inputs in files of one kind, and a label for each sample.
 
     Args:
-        paths: pictures, arrays or texts. An array file holds a batch; several arrays in it are keyword arguments.
-        prepare: for pictures.
-        tokenizer: for texts.
-        single: whether an array file holds one sample, without the batch axis.
+        paths: pictures, arrays or texts. An array file has a batch; several arrays in it are keyword arguments.
+        prepare: turns pictures into inputs.
+        tokenizer: turns texts into inputs.
+        single: whether an array file has one sample, without the batch axis.
 
     Returns:
         Texts, or `Inputs`; and labels.
@@ -142,21 +140,3 @@ def _read_arrays(path: Path, single: bool) -> Inputs:
     if single:
         tensors = {name: tensor.unsqueeze(0) for name, tensor in tensors.items()}
     return as_inputs(dict(tensors) if len(tensors) > 1 else next(iter(tensors.values())))
-
-
-def read_picture(path: str | Path) -> Image.Image:
-    """Open a picture file.
-
-    Raises:
-        InputError: when there is no such file, or it is no picture.
-    """
-    try:
-        with Image.open(path) as opened:
-            picture: Image.Image = opened.copy()
-            return picture
-    except FileNotFoundError:
-        raise InputError(f"there is no file {str(path)!r}.") from None
-    except IsADirectoryError:
-        raise InputError(f"{str(path)!r} is a folder, not a picture.") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{str(path)!r} cannot be read as a picture ({error}).") from None

@@ -1,4 +1,4 @@
-"""Pages as one HTML file each: no script, nothing from outside."""
+"""The page of a report: one HTML file without scripts and without anything from outside."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .content import Note, Picture, Report, Strip
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 SHARE = 0.71
-"""Pixels of the page for one of a picture, so that all figures have text of one size."""
+"""Pixels of the page per pixel of a picture; the same for all, so that text has one size."""
 
 
 def check_place(path: str | os.PathLike[str]) -> None:
-    """See, before the work, whether a page can be written to `path`.
+    """Check, before the work, that a page can be written to `path`.
 
     Raises:
         ResultFileError: when it cannot.
@@ -55,7 +55,7 @@ def write(report: Report, path: str | os.PathLike[str]) -> Path:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page of a template; every value is escaped, and what a template lacks is an error.
+    """Return a page from a template; every value is escaped, and a missing one is an error.
 
     Raises:
         MissingPackage: when jinja2 is not installed.
@@ -76,7 +76,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def image(png: bytes) -> dict[str, Any]:
-    """A PNG as the attributes of an `img`: its source, its size, and its width on the page, in pixels."""
+    """Return a PNG as attributes of an `img`: source, size, and width on the page in pixels."""
     width, height = struct.unpack(">II", png[16:24])
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return {"src": source, "width": width, "height": height, "shown": round(SHARE * width)}

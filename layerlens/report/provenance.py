@@ -1,4 +1,4 @@
-"""What was run: the model, its weights, the inputs, the versions, and how to do it again."""
+"""What was run: the model, its weights, the inputs and the versions, and how to reproduce it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONGEST = 400
 
 
 def model_facts(lens: WrappedModel, weights: str, samples: Sequence[Sample]) -> tuple[Fact, ...]:
-    """What was run, for the head of the page."""
+    """Return the facts about the run, for the head of the page."""
     model = lens.model
     parameters = list(model.parameters())
     kinds = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
@@ -48,7 +48,7 @@ def model_facts(lens: WrappedModel, weights: str, samples: Sequence[Sample]) -> 
 
 
 def input_facts(sample: Sample) -> list[Fact]:
-    """Shape, range and SHA-256 of the tensors of one sample."""
+    """Return shape, range and SHA-256 of the tensors of one sample."""
     rows = []
     for name, tensor in sample.inputs.tensors().items():
         called = "input" if len(sample.inputs.tensors()) == 1 else f"input {name}"
@@ -65,7 +65,7 @@ def _span(tensor: torch.Tensor) -> str:
 
 
 def recipe(lens: WrappedModel, samples: Sequence[Sample], path: str | os.PathLike[str], options: dict[str, Any]) -> str:
-    """Python code that makes the report again, given the model and the inputs."""
+    """Return Python code that reproduces the report, given the model and the inputs."""
     known = ["model"]
     for name in ("class_names", "tokenizer", "forward"):
         if getattr(lens, name) is not None:
@@ -95,13 +95,13 @@ def _targets(labels: list[str]) -> str:
 
 
 def _literal(targets: Any) -> str:
-    """Targets as code, where they are plain values."""
+    """Targets as code, if they are names and indices."""
     parts = targets if isinstance(targets, (list, tuple)) else [targets]
     return repr(targets) if all(part is None or isinstance(part, (int, str)) for part in parts) else "targets"
 
 
 def settings_text(settings: dict[str, Any]) -> str:
-    """The settings of a method in one line; long values are cut, and say so."""
+    """Return the settings of a method in one line; long values are cut and marked."""
     return "; ".join(f"{name}: {_short(value)}" for name, value in settings.items()) or "none"
 
 

@@ -1,8 +1,10 @@
-"""What the analyzers find on one sample, and by layer."""
+"""The section of one sample, and measures by layer: run the analyzers and draw what they find."""
 
 from __future__ import annotations
 
 import functools
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,15 +16,17 @@ from layerlens.analyzers.saliency.saliency import saliency
 from layerlens.analyzers.sensitivity import jacobian, noise_response
 from layerlens.errors import LayerLensError
 from layerlens.inputs.inputs import Inputs
+from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution, LayerProfile, Relevance
+from layerlens.targets.target import main_output
 from layerlens.wrapped_model import WrappedModel
 
 from . import checks, figures, provenance
 from .content import Block, Check, Note, Panel
-from .predictions import largest
 from .samples import Sample
 
+MOST_OUTPUTS = 5
 STEPS = 16
 """Points of an insertion or deletion curve of the controls."""
 
@@ -41,15 +45,18 @@ def examine(
     controls: bool,
     steps: Iterator[int],
 ) -> tuple[Panel, list[Check]]:
-    """Run relevance, the methods and the controls on one sample; each takes one of the `steps` of the progress bar."""
+    """Run relevance, the methods and the controls on one sample, each as one of the `steps` of the progress bar."""
     model = lens.model
     given: dict[str, Any] = {"target": sample.target, "forward": lens.forward}
     found: list[Attribution] = []
     missing: list[Block] = []
     made: list[Check] = []
+    times: dict[str, float] = {}
+    forward_time = _forward_time(lens, sample)
 
     def attribute(title: str, run: Callable[[], Attribution]) -> None:
         next(steps)
+        start = _now()
         try:
             result = lens.with_tokens(run(), sample.inputs)
         except LayerLensError as error:
@@ -57,6 +64,7 @@ def examine(
             made.append(checks.missing(f"{title} can be computed", sample.label, error))
             return
         if all(result.method != other.method for other in found):
+            times[title] = (_now() - start) / forward_time
             found.append(result)
             made.extend(checks.of_attribution(sample, result))
 
@@ -75,10 +83,30 @@ def examine(
         made.insert(0, checks.of_ledger(sample, one))
     blocks = (*figures.maps(found), *map(figures.flow, ledgers), *missing)
     used = tuple((one.how, provenance.settings_text(one.settings)) for one in found)
-    return Panel(sample.label, tuple(_facts(sample, ledgers)), largest(lens, sample), sample.text, blocks, used), made
+    outputs = largest_outputs(lens, sample)
+    facts = tuple(_facts(sample, ledgers, times))
+    return Panel(sample.label, facts, outputs, sample.text, blocks, used, times, tuple(found)), made
 
 
-def _facts(sample: Sample, ledgers: Sequence[Relevance]) -> Iterator[tuple[str, str]]:
+def _now() -> float:
+    """The time in seconds, after the GPU has finished."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _forward_time(lens: WrappedModel, sample: Sample) -> float:
+    """Seconds of one forward pass, the median of three."""
+    seconds = []
+    with borrowed(lens.model, grad=False), torch.no_grad():
+        for _ in range(3):
+            start = _now()
+            sample.inputs.run(lens.model, lens.forward)
+            seconds.append(_now() - start)
+    return statistics.median(seconds)
+
+
+def _facts(sample: Sample, ledgers: Sequence[Relevance], times: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     yield "target", sample.target.label
     if sample.score is not None:
         yield "score", f"{sample.score:.6g}"
@@ -89,11 +117,13 @@ def _facts(sample: Sample, ledgers: Sequence[Relevance]) -> Iterator[tuple[str, 
         yield from ((name, f"{float(amount[0]):.6g}") for name, amount in zip(names, amounts, strict=True))
         yield "residual", f"{float(ledger.residual[0]):.2e}"
         yield "conservation gap of the map alone", f"{float(ledger.gap[0]):.1%}"
+    if times:
+        yield "time in forward passes", ", ".join(f"{name} {value:.1f}" for name, value in times.items())
     yield from provenance.input_facts(sample)
 
 
 def measure(lens: WrappedModel, name: str, samples: Sequence[Sample], layers: Selection, steps: Iterator[int]) -> Block:
-    """One measure by layer, over all samples where they can be joined."""
+    """Run and draw one measure by layer, over all samples if they can be joined."""
     next(steps)
     title, function, options = PROFILES[name]
     if name == "noise_response" and lens.class_names is None:  # two columns and more need not be classes
@@ -107,18 +137,18 @@ def measure(lens: WrappedModel, name: str, samples: Sequence[Sample], layers: Se
     over = (
         f"mean over {len(samples)} samples"
         if whole and len(samples) > 1
-        else f"of {samples[0].label}{'' if whole else ', for the inputs differ in shape'}"
+        else f"of {samples[0].label}{'' if whole else ', because the inputs differ in shape'}"
     )
     chance = (
         " The mark is the same model with the entries of every weight tensor shuffled."
         if found.null is not None
         else ""
     )
-    return figures.profile(found, title, f"Measured by: {found.method}; {over}.{chance}")
+    return figures.profile(found, name, title, f"Measured by: {found.method}; {over}.{chance}")
 
 
 def together(several: Sequence[Inputs]) -> Inputs | None:
-    """The samples as one batch, or None where their tensors differ in number or shape."""
+    """Return the samples as one batch, or None if their tensors differ in number or shape."""
     first, *others = (one.tensors() for one in several)
     for other in others:
         if {n: t.shape for n, t in first.items()} != {n: t.shape for n, t in other.items()}:
@@ -128,3 +158,30 @@ def together(several: Sequence[Inputs]) -> Inputs | None:
         for name, tensor in first.items()
     }
     return several[0].replace(joined)
+
+
+def largest_outputs(lens: WrappedModel, sample: Sample) -> tuple[tuple[str, str, str], ...]:
+    """Return the largest outputs of one sample: name, value, and the softmax share of classes or tokens.
+
+    For an output `(1, classes)`, or the last position of `(1, position, vocabulary)` if there is a tokenizer; empty for
+    any other.
+    """
+    values = main_output(sample.output).detach()
+    words = lens.tokenizer is not None and values.ndim == 3 and lens.class_names is None
+    if words:
+        values = values[:, -1]
+    if values.ndim != 2 or values.shape[1] < 2 or values.is_complex():
+        return ()
+    row = values[0].double().cpu()
+    shares = torch.softmax(row, dim=0) if words or lens.class_names is not None else None
+    if shares is not None and bool((row >= 0).all()) and abs(float(row.sum()) - 1) < 1e-3:
+        shares = row  # the model returns shares itself
+    best = row.topk(min(MOST_OUTPUTS, len(row)))
+    return tuple(
+        (
+            lens.target(index, sample.inputs).label,
+            f"{value:.4g}",
+            "" if shares is None else f"{float(shares[index]):.1%}",
+        )
+        for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    )

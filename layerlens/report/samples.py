@@ -21,12 +21,12 @@ class Sample:
     """One input.
 
     Attributes:
-        label: its name.
+        label: name of the sample.
         inputs: a batch of one.
-        target: what is explained, chosen on the output where it depends on it.
-        output: what the model returned.
-        score: of the target; None where it is read inside of the model.
-        text: the input, where it was given as text.
+        target: what is explained; resolved on the output if it depends on it.
+        output: output of the model.
+        score: score of the target; None if it is read inside the model.
+        text: the input, if it was given as text.
     """
 
     label: str
@@ -38,13 +38,12 @@ class Sample:
 
 
 def read(lens: WrappedModel, inputs: Any, targets: Any, labels: Sequence[str] | None) -> list[Sample]:
-    """The samples with their targets, each run once through the model.
+    """Return the samples with their targets, each run once through the model.
 
     Args:
         lens: the model.
-        inputs: as a lens takes them, `(batch, ...)`; texts and `Inputs` in a list are read one by one, so that they
-            need not be of one length.
-        targets: a list holds one per sample, anything else is for all of them.
+        inputs: inputs as a lens takes them, `(batch, ...)`; texts and `Inputs` in a list may differ in length.
+        targets: a list has one per sample, anything else is for all of them.
         labels: one name per sample.
 
     Raises:

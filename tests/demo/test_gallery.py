@@ -31,22 +31,22 @@ def out(made, tmp_path_factory):
 
 
 class Reader(HTMLParser):
-    """Notes tags with their attributes, and the text of table cells and of the heads of rows."""
+    """Notes tags with their attributes, the text of table cells and of the heads of rows, and of facts."""
 
     def __init__(self):
         super().__init__()
-        self.tags, self.cells, self.inside = [], [], False
+        self.tags, self.cells, self.facts, self.inside = [], [], [], None
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        self.inside = tag in ("td", "th")
+        self.inside = {"td": self.cells, "th": self.cells, "dd": self.facts}.get(tag)
 
     def handle_endtag(self, tag):
-        self.inside = False
+        self.inside = None
 
     def handle_data(self, data):
-        if self.inside:
-            self.cells.append(data)
+        if self.inside is not None:
+            self.inside.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def read(out):
 
 
 def test_each_figure_is_a_png_and_a_pdf(made, out):
-    names = {f.name for f in made.figures}
+    names = set(gallery.files(made))
     expected = {"activations", "grad_cam", "sensitivity"}
     expected |= {f"{digit}_in_clutter_{kind}" for digit in ("seven", "three") for kind in KINDS}
     assert names == expected
@@ -75,43 +75,45 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(made, out, read):
     (policy,) = [a["content"] for tag, a in read.tags if tag == "meta" and "Content-Security-Policy" in a.values()]
     assert "default-src 'none'" in policy
     images = [attributes for tag, attributes in read.tags if tag == "img"]
-    assert len(images) == len(made.figures)
-    for attributes, figure in zip(images, made.figures, strict=True):
+    assert len(images) == len(gallery.files(made))
+    for attributes, (name, figure) in zip(images, gallery.files(made).items(), strict=True):
         data = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
-        assert data == (out / f"{figure.name}.png").read_bytes()
+        assert data == (out / f"{name}.png").read_bytes()
         assert Image.open(io.BytesIO(data)).size == (int(attributes["width"]), int(attributes["height"]))
         assert attributes["alt"] == figure.alt and len(re.findall(r"\d", figure.alt)) > 5
 
 
 def test_the_numbers_on_the_page_are_those_that_were_computed(made, read):
-    for found in made.findings:
-        ledger = found.relevance.ledger
-        at = read.cells.index(found.title)
-        assert read.cells[at + 1] == found.top
-        score, inputs, additive = (float(cell) for cell in read.cells[at + 3 : at + 6])
+    for panel in made.panels:
+        ledger, facts = panel.results[0].ledger, dict(panel.facts)
+        assert panel.outputs[0][0] in read.cells
+        names = ("score", "relevance in the input", "in additive constants")
+        score, inputs, additive = (float(facts[name]) for name in names)
+        assert all(facts[name] in read.facts for name in names)
         assert score == pytest.approx(float(ledger.score[0]), rel=1e-3)
         assert inputs + additive == pytest.approx(score, rel=1e-2)
         assert float(ledger.relative[0]) < 1e-5
-        assert found.completeness < 0.05
-    paths = {row.path for row in made.table.rows}
-    assert paths - {""} <= set(read.cells)
+        (gap,) = [one.checks["completeness gap"] for one in panel.results if one.method == "integrated_gradients"]
+        assert float(gap[0]) < 0.05
+    paths = {row[0] for row in made.table[1:]}
+    assert len(paths) > 20 and paths <= set(read.cells)
 
 
 def test_what_is_explained_is_what_is_seen(made):
     """The relevance of the prediction lies on the digit, not on the clutter."""
-    assert [found.top for found in made.findings] == ["seven", "three"]
-    assert all(found.probability > 0.8 for found in made.findings)
-    assert all(found.target.label == f"{found.top}" for found in made.findings)
+    tops = [panel.outputs[0] for panel in made.panels]
+    assert [name for name, _, _ in tops] == ["seven", "three"]
+    assert all(float(share.rstrip("%")) > 80 for _, _, share in tops)
+    targets = [dict(panel.facts)["target"].removesuffix(" (predicted)") for panel in made.panels]
+    assert targets == ["seven", "three"]
 
 
 def test_the_map_in_the_middle_sums_to_the_layers_relevance(made):
-    from layerlens.demo.measure import at_depth
-
-    found, layer = made.findings[0], made.subject.depth
-    spread = at_depth(found.relevance, layer)
-    assert spread.tensor.shape == (1, *found.x.shape[-2:])
+    relevance, layer = made.panels[0].results[0], subject("embedded").depth
+    spread = gallery.at_depth(relevance, layer)
+    assert spread.tensor.shape == (1, *relevance.inputs.shape[-2:])
     torch.testing.assert_close(
-        spread.tensor.double().sum(), found.relevance.layers[layer][0].double().sum(), rtol=1e-5, atol=1e-5
+        spread.tensor.double().sum(), relevance.layers[layer][0].double().sum(), rtol=1e-5, atol=1e-5
     )
 
 
@@ -120,8 +122,9 @@ def test_the_summary_has_a_column_per_picture_with_the_numbers_that_matter(made)
     heads = [line[:30].split("  ")[0] for line in lines]
     wanted = ["picture", "top class", "prob.", "conservation gap", "ledger residual", "completeness gap"]
     assert heads[:6] == wanted
-    assert [head for head in heads if head.endswith(", x fwd")] == [f"{name}, x fwd" for name in made.findings[0].times]
-    assert all(value > 0 for found in made.findings for value in found.times.values())
+    assert [head for head in heads if head.endswith(", x fwd")] == [f"{name}, x fwd" for name in made.panels[0].times]
+    assert all(value > 0 for panel in made.panels for value in panel.times.values())
+    assert {"relevance", "grad_cam", "integrated_gradients"} <= set(made.panels[0].times)
 
 
 def test_a_second_run_replaces_its_files_and_leaves_others(made, out):

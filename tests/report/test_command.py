@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from layerlens.__main__ import main
-from layerlens.cli import imported, made, target
+from layerlens.__main__ import create, import_object, main, parse_target
 from layerlens.errors import InputError, OptionError
 from layerlens.report.files import Preparation, read_inputs
 
@@ -144,13 +143,13 @@ def test_wrong_use_is_one_line_and_code_2(folder, capsys, words, says):
     assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
 
 
-def test_a_cancelled_run_says_so_and_leaves_nothing(folder, capsys, monkeypatch):
+def test_a_canceled_run_says_so_and_leaves_nothing(folder, capsys, monkeypatch):
     def cancel(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("layerlens.report.assemble.examine", cancel)
     assert run("--model", "usermodels:ready", "--input", "rows.npy") == 130
-    assert "cancelled; nothing was written" in capsys.readouterr().err
+    assert "canceled; nothing was written" in capsys.readouterr().err
     assert not (folder / "report.html").exists()
 
 
@@ -174,10 +173,11 @@ def test_the_preparation_of_a_picture():
 
 def test_targets_and_objects(folder):
     assert (
-        json.dumps([target("3", None, True), target("3", ["3"], True), target("3", ["cat"], True)]) == '["3", "3", 3]'
+        json.dumps([parse_target("3", None, True), parse_target("3", ["3"], True), parse_target("3", ["cat"], True)])
+        == '["3", "3", 3]'
     )
-    assert target("usermodels:total", None, False).__name__ == "total"
-    assert imported("torch:nn.Linear", "the model") is torch.nn.Linear
+    assert parse_target("usermodels:total", None, False).__name__ == "total"
+    assert import_object("torch:nn.Linear", "the model") is torch.nn.Linear
     with pytest.raises(InputError, match=r"has no 'nn.Liner'\. Closest: Linear"):
-        imported("torch:nn.Liner", "the model")
-    assert made("usermodels:ready", "the model", torch.nn.Module) is imported("usermodels:ready", "the model")
+        import_object("torch:nn.Liner", "the model")
+    assert create("usermodels:ready", "the model", torch.nn.Module) is import_object("usermodels:ready", "the model")

@@ -133,7 +133,7 @@ def test_a_check_can_fail():
         methods={"integrated_gradients": {"steps": 1, "max_steps": 1, "tolerance": 1e-6}},
     )
     (check,) = [check for check in made.checks if "is complete" in check.name]
-    assert check.verdict == "failed" and check is made.checks[0] and "1 failed" in made.tally
+    assert check.outcome == "failed" and check is made.checks[0] and "1 failed" in made.tally
     assert any("integrated_gradients" in text for text in made.warnings)
 
 
@@ -142,7 +142,7 @@ def test_a_map_that_looks_the_wrong_way_does_not_beat_its_controls(monkeypatch):
     net.weight.data.copy_(torch.arange(12.0).sub(5.5).unsqueeze(0))
     options = {"controls": True, "methods": ["input_x_gradient"]}
     good = built(Lens(net), torch.ones(1, 12), **options)
-    verdicts = {check.name.split(":")[0]: check.verdict for check in good.checks if "controls" in check.name}
+    verdicts = {check.name.split(":")[0]: check.outcome for check in good.checks if "controls" in check.name}
     assert verdicts["input_x_gradient beats its controls"] == "passed"
     own = sample_section.saliency
 
@@ -152,7 +152,7 @@ def test_a_map_that_looks_the_wrong_way_does_not_beat_its_controls(monkeypatch):
 
     monkeypatch.setattr(sample_section, "saliency", reversed_map)
     bad = built(Lens(net), torch.ones(1, 12), **options)
-    verdicts = {check.name.split(":")[0]: check.verdict for check in bad.checks if "controls" in check.name}
+    verdicts = {check.name.split(":")[0]: check.outcome for check in bad.checks if "controls" in check.name}
     assert verdicts["input_x_gradient beats its controls"] == "failed"
 
 
