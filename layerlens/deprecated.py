@@ -30,9 +30,9 @@ _MOVED: Final = {
     """,
     ("analyzers", "analyzers.common"): "methods=registry score=scorer texts=token_inputs warn=scorer",
     ("analyzers", "analyzers.common.calls"): "fastpath",
-    ("analyzers", "analyzers.saliency.path"): "tap=layer_paths",
     ("analyzers", "analyzers.common.features"): "features=layer_features",
     ("analyzers", "analyzers.common.leaves"): "layout=leaves leaves places=layer_leaf token_uses=token_leaf",
+    ("analyzers", "analyzers.saliency.path"): "tap=layer_paths",
     ("analyzers", "analyzers.structure"): "layer_table routes",
     ("analyzers", "axes"): "series",
     ("analyzers.activation", "analyzers.activation"): "maps=activation_maps",
@@ -47,23 +47,26 @@ _MOVED: Final = {
         layer_cam=gradient_cams maps=class_map owners=input_of_layer score_cam=ablation_cams seat=layer_view
         trials=ablation_cams x_grad_cam=gradient_cams
     """,
+    ("analyzers.activation.feature_visualization", "analyzers.activation.feature_visualization"): """
+        ascent=feature_visualization method=feature_visualization
+    """,
+    ("analyzers.activation.recurrent", "analyzers.activation.recurrent"): "cells=states",
     ("analyzers.dynamics", "analyzers.common.features"): "reading=feature_batches",
     ("analyzers.dynamics", "analyzers.dynamics.blocks"): """
         head=output_head linear_fit=nonlinearity logit_lens nonlinearity pairs=input_output_pairs residual
         stack=block_stack windows
     """,
-    ("analyzers.dynamics", "analyzers.dynamics.geometry"): """
-        cloud=dimensions geometry gradient_norms=health health shape=dimensions units=unit_moments
-    """,
+    ("analyzers.dynamics", "analyzers.dynamics.geometry"): "geometry health shape=dimensions units=unit_moments",
     ("analyzers.dynamics", "analyzers.dynamics.readouts"): """
         compare generalization_gap linear_probe readout=linear_readout
     """,
     ("analyzers.dynamics", "analyzers.dynamics.similarity"): """
-        alike=similarity_measures blocks=gram_matrices similarity similarity_words=similarity
+        alike=similarity_measures blocks=gram_matrices similarity
     """,
     ("analyzers.dynamics", "analyzers.dynamics.training"): """
         drift layer_statistics lightning moves=parameter_updates training_record watch watching
     """,
+    ("analyzers.dynamics", "analyzers.sensitivity.weights"): "cloud=measured_effect",
     ("analyzers.faithfulness", "analyzers.common"): "correlation=statistics",
     ("analyzers.faithfulness", "analyzers.faithfulness.metrics"): """
         curves=insertion_deletion deletion=insertion_deletion erasure=insertion_deletion infidelity
@@ -71,18 +74,10 @@ _MOVED: Final = {
     """,
     ("analyzers.relevance", "analyzers.common.features"): "batch_targets",
     ("analyzers.relevance", "analyzers.concepts"): "concepts=concept_relevance ranking=top_inputs top_inputs",
-    ("analyzers.relevance", "analyzers.graph"): """
-        constants=added_constants graph inplace=recorder recorder selections=added_constants sources=added_constants
-    """,
-    ("analyzers.relevance", "analyzers.relevance"): """
-        assign=plan automatic=plan centred=centred_relevance ledger=book parameters=record propagate=relevance
-        several=record taps=layer_relevance
-    """,
+    ("analyzers.relevance", "analyzers.graph"): "constants=added_constants graph recorder sources=added_constants",
+    ("analyzers.relevance", "analyzers.relevance"): "centred=centred_relevance parameters=record propagate=relevance",
     ("analyzers.relevance", "analyzers.relevance.rules"): "rulebook",
     ("analyzers.relevance.linear", "analyzers.graph"): "maps=linear_operations sites=linear_operations",
-    ("analyzers.relevance.linear", "analyzers.relevance"): """
-        direct=sweep first_layer=linear_hooks hooks=linear_hooks split=linear_hooks
-    """,
     ("analyzers.relevance.linear", "analyzers.relevance.rules"): "rules=linear",
     ("analyzers.relevance.rules", "analyzers.graph"): "row=operation",
     ("analyzers.relevance.rules", "analyzers.relevance.rules"): "register=operation_table",
@@ -100,43 +95,47 @@ _MOVED: Final = {
         xrai
     """,
     ("analyzers.saliency", "analyzers.saliency.perturbation"): "leave_one_out",
+    ("analyzers.saliency.deeplift", "analyzers.saliency.deeplift"): "method=deep_lift",
     ("analyzers.saliency.perturbation", "analyzers.common.features"): "coalitions features=input_features",
     ("analyzers.saliency.perturbation", "analyzers.saliency.perturbation"): """
         kernel_shap=shapley ridge=rise settle=game smooth_masks=rise
     """,
     ("analyzers.sensitivity", "analyzers.common"): "chance=null_model options=messages registry=measure_registry",
     ("analyzers.sensitivity", "analyzers.common.calls"): "sites=call_sites",
-    ("analyzers.sensitivity", "analyzers.sensitivity"): "methods=sensitivity",
+    ("analyzers.sensitivity", "analyzers.sensitivity"): "job=stepped_runs methods=sensitivity metrics=output_metrics",
     ("analyzers.sensitivity", "analyzers.sensitivity.local"): """
-        differences=finite_differences estimate jacobian job=probe_run lanczos lipschitz metrics=output_metrics
-        noise=noise_response perturb products=jacobian_products routes=forward_mode spectrum
+        differences=directional_derivatives estimate=jacobian jacobian lanczos lipschitz noise=noise_response
+        perturb=noise_response products=jacobian_products routes=directional_derivatives spectrum=lipschitz
     """,
-    ("analyzers.sensitivity.inputs", "analyzers.sensitivity.inputs"): "designs=sobol_designs rows=row_features",
+    ("analyzers.sensitivity.inputs", "analyzers.sensitivity.inputs"): """
+        designs=jansen factors=feature_names rows=distribution
+    """,
     ("analyzers.sensitivity.interventions", "analyzers.sensitivity.interventions"): """
-        exchange=replace_parts find=intervention_sites grid=parts reference=reference_data screen=first_order
-        taps=hook_points values=replacements words=labels
+        batching=trials exchange=trials find=intervention_sites grid=parts reference=replacements screen=first_order
+        taps=hook_points values=replacements words=results
     """,
     ("analyzers.sensitivity.robustness", "analyzers.sensitivity.robustness"): """
-        corrupting=corrupted_runs parts=sample_chunks verdict=prediction_change
+        corrupting=corruption_curve options=attack_options parts=sample_chunks verdict=prediction_change
     """,
     ("analyzers.sensitivity.weights", "analyzers.sensitivity.weights"): """
-        damage=prune_and_quantize measured=measured_effect owners=parameter_owners profiles=results
-        samples=labelled_batches task=weight_task trace=trace_estimators
+        damage=prune_and_quantize measured=measured_effect owners=weight_task samples=labeled_batches task=weight_task
+        trace=hessian
     """,
+    ("demo", "analyzers.common.features"): "page=layer_features",
     ("demo", "demo"): "subject=demo_subject",
+    ("plotting", "plotting"): "styling=style",
     ("plotting", "plotting.drawing"): """
-        bars board cells=matrix_cells colorbar decades=log_scales images layout model_tree panels=image_panels
+        bars cells=matrix_cells colorbar decades=log_scales images layout=canvas model_tree panels=image_panels
         samples=attribution_sample scales=axis_scales text wording=token_text
     """,
     ("plotting", "plotting.figures"): """
         activation_mosaic attention channels compare_methods curves faithfulness_curve feature_gallery
         feature_visualization gradient_flow group_effects heatmap latent_traversal layer_profile leaderboard matrix
-        method_grid model_map overlay_grid receptive_field recurrent_states relevance_flow sensitivity=ranking thumbnail
+        method_grid model_map overlay_grid receptive_field recurrent_states relevance_flow sensitivity thumbnail
         timeseries tokens tokens_html top_inputs training
     """,
-    ("report", "report"): """
-        alt=alt_text examine=sample_section facts=provenance make=assemble outputs=predictions told=warning_log
-    """,
+    ("report", "analyzers.sensitivity.local"): "outputs=lanczos",
+    ("report", "report"): "alt=alt_text examine=sample_section facts=provenance make=assemble told=assemble",
     ("results", "results"): "combining=arithmetic frames=tables",
     ("results", "results.maps"): """
         attention=attention_weights attribution feature_visualization receptive_field recurrent=recurrent_states

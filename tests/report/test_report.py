@@ -359,11 +359,11 @@ def test_the_layers_shown_are_blocks_of_a_deep_model():
     block = lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))  # noqa: E731
     small, deep = nn.Sequential(block(), block()), nn.Sequential(*(block() for _ in range(30)))
     x = torch.ones(1, 2)
-    assert main_layers(layerlens.layer_table(small, x)) == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
-    assert main_layers(layerlens.layer_table(deep, x)) == [str(k) for k in range(30)]
+    assert main_layers(layerlens.layers(small, x)) == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
+    assert main_layers(layerlens.layers(deep, x)) == [str(k) for k in range(30)]
     listed = nn.ModuleDict({"blocks": nn.ModuleList([block()])})
     listed.forward = lambda x: listed["blocks"][0](x)
-    assert main_layers(layerlens.layer_table(listed, x)) == ["blocks.0.0", "blocks.0.1", "blocks.0.2"]
+    assert main_layers(layerlens.layers(listed, x)) == ["blocks.0.0", "blocks.0.1", "blocks.0.2"]
 
 
 def test_the_alternative_text_of_a_map():
