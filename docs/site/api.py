@@ -143,6 +143,8 @@ def entry(path: str, value: object) -> str:
         return directive("autofunction", path)
     if isinstance(value, dict):
         return f"### `{path}`\n\nA table by name: {', '.join(f'`{name}`' for name in value)}.\n"
+    if isinstance(value, str):  # a type alias
+        return f"### `{path}`\n\nThe type `{value}`.\n"
     raise TypeError(f"docs/site/api.py: {path} is a {type(value).__name__}; say how it is shown.")
 
 
@@ -155,11 +157,14 @@ def directive(kind: str, path: str, options: str = "") -> str:
 def module(path: str) -> str:
     """Return a section with the public names of a module that are in no other group."""
     found = importlib.import_module(path)
+    others = [layerlens] + [layerlens.errors, layerlens.rules] * (path == "layerlens.extend")
     heading = f"## `{path}`\n\n{inspect.getdoc(found)}\n"
     names = getattr(found, "__all__", None) or [name for name, value in vars(found).items() if defined(value, path)]
     values = {name: getattr(found, name) for name in names if not inspect.ismodule(getattr(found, name))}
-    own = {name: value for name, value in values.items() if getattr(layerlens, name, None) is not value}
-    shown = [entry(f"{path}.{name}", value) for name, value in own.items()]
+    seen = [name for name, value in values.items() if any(getattr(other, name, None) is value for other in others)]
+    shown = [entry(f"{path}.{name}", value) for name, value in values.items() if name not in seen]
+    if path == "layerlens.extend":
+        heading += f"\nAlso here, with entries in other groups: {', '.join(f'`{name}`' for name in seen)}.\n"
     return "\n".join([heading, *shown])
 
 
