@@ -185,7 +185,9 @@ def test_layers_whose_names_look_like_calls(store):
 @pytest.mark.parametrize("by", ["activation", "relevance"])
 def test_top_inputs_are_those_of_one_pass(by, store):
     model, data = net(), pictures()
-    options = {"by": by, "count": 3, "target": list(range(4)) * 5 + [0]} if by == "relevance" else {"by": by, "count": 3}
+    options = (
+        {"by": by, "count": 3, "target": list(range(4)) * 5 + [0]} if by == "relevance" else {"by": by, "count": 3}
+    )
     found = over(model, data, store=store, batch_size=4, shard_size=8).top_inputs("1", **options)
     wanted = layerlens.top_inputs(model, data, "1", **options)
     same(found.values, wanted.values)

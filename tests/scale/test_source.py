@@ -1,5 +1,7 @@
 """Data of every kind, by sample number: the same samples whatever holds them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch

@@ -127,7 +127,9 @@ def test_unknown_names_are_errors_that_list_the_known():
         saliency(model, x, method="gradient", steps=3)
     with pytest.raises(OptionError, match=r"input_x_gradient\(\) has no option 'steps'. Known: where"):
         saliency(model, x, method="input_x_gradient", steps=3)
-    with pytest.raises(OptionError, match=r"no option 'step'. Closest: steps.* Known: baseline, batch_size, max_steps, steps"):
+    with pytest.raises(
+        OptionError, match=r"no option 'step'. Closest: steps.* Known: baseline, batch_size, max_steps, steps"
+    ):
         saliency(model, x, step=3)
 
 
