@@ -64,7 +64,7 @@ _MOVED: Final = {
         alike=similarity_measures blocks=gram_matrices similarity
     """,
     ("analyzers.dynamics", "analyzers.dynamics.training"): """
-        drift layer_statistics lightning moves=parameter_updates training_record watch watching
+        drift layer_statistics lightning moves=layer_statistics training_record watch watching=watch
     """,
     ("analyzers.dynamics", "analyzers.sensitivity.weights"): "cloud=measured_effect",
     ("analyzers.faithfulness", "analyzers.common"): "correlation=statistics",

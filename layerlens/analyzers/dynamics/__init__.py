@@ -8,8 +8,7 @@ from .readouts.compare import compare
 from .readouts.generalization_gap import generalization_gap
 from .readouts.linear_probe import linear_probe
 from .similarity.similarity import similarity
-from .training.watch import watch
-from .training.watching import Watch
+from .training.watch import Watch, watch
 
 __all__ = [
     "Watch",

@@ -1,14 +1,12 @@
-"""How far what layers make of fixed samples has moved since the start of a training."""
+"""How far the layers' outputs for fixed samples have moved since the start of a training."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 
 from layerlens.analyzers.common.features.layer_features import FeatureReader
 from layerlens.errors import InputError
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.inputs import Input, as_inputs
 
 from ..similarity.similarity_measures import gram, unbiased
 
@@ -17,17 +15,17 @@ FEWEST = 8
 
 
 class Drift:
-    """Compares the layers on some samples with what they were.
+    """Compares the layers on some samples with the layers at the start.
 
     Args:
-        reader: of the layers.
+        reader: reader of the layers.
         data: inputs, `(samples, ...)`.
 
     Raises:
         InputError: when the data cannot be read, or holds too few samples.
     """
 
-    def __init__(self, reader: FeatureReader, data: Any) -> None:
+    def __init__(self, reader: FeatureReader, data: Input) -> None:
         self.reader, self.inputs = reader, as_inputs(data)
         if self.inputs.batch < FEWEST:
             raise InputError(f"the drift needs at least {FEWEST} samples, got {self.inputs.batch}.")
@@ -38,7 +36,7 @@ class Drift:
         self._start = self._vectors()
 
     def now(self) -> dict[str, float]:
-        """1 - debiased linear CKA of each layer with the start; NaN where the layer is constant over the samples."""
+        """Return 1 - debiased linear CKA of each layer with the start; NaN where it is constant over the samples."""
         found = {}
         for name, now in self._vectors().items():
             start = self._start.get(name)

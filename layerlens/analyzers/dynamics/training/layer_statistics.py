@@ -1,4 +1,4 @@
-"""Numbers of one training step: what a layer returned, and how its parameters were moved."""
+"""Numbers of one training step: what a layer returned, and how its parameters moved."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ HEALTH = ("constant units", "zeros", "activation mean", "activation std")
 
 
 @dataclasses.dataclass
-class Sums:
-    """What the calls of a layer in one step add up to; small tensors on the layer's device, read at the end.
+class OutputSums:
+    """Sums over the calls of a layer in one step; small tensors on the layer's device, read at the end.
 
     Attributes:
-        low: the smallest value of each unit so far; None where calls have different units.
-        high: the largest.
-        zeros: how many values were 0.
-        mean: of all values, float64.
-        spread: the sum of squared differences from it, float64.
-        count: of values.
-        rows: samples, of the first call.
+        low: smallest value of each unit so far; None where calls have different units.
+        high: largest value of each unit.
+        zeros: number of values that were 0.
+        mean: mean of all values, float64.
+        spread: sum of squared differences from the mean, float64.
+        count: number of values.
+        rows: number of samples of the first call.
     """
 
     low: torch.Tensor | None
@@ -37,20 +37,20 @@ class Sums:
     count: int
     rows: int
 
-    def add(self, other: Sums) -> None:
-        """Take another call of the same step."""
+    def add(self, other: OutputSums) -> None:
+        """Add another call of the same step."""
         if self.low is not None and self.high is not None and other.low is not None and other.high is not None:
             same = self.low.shape == other.low.shape
             self.low = torch.minimum(self.low, other.low) if same else None
             self.high = torch.maximum(self.high, other.high) if same else None
         whole = self.count + other.count
-        apart = other.mean - self.mean  # Chan, Golub & LeVeque 1983, eq. 2.1
-        self.spread = self.spread + other.spread + apart.square() * (self.count * other.count / whole)
-        self.mean = self.mean + apart * (other.count / whole)
+        gap = other.mean - self.mean  # Chan, Golub & LeVeque 1983, eq. 2.1
+        self.spread = self.spread + other.spread + gap.square() * (self.count * other.count / whole)
+        self.mean = self.mean + gap * (other.count / whole)
         self.zeros, self.count = self.zeros + other.zeros, whole
 
     def numbers(self) -> dict[str, float]:
-        """By quantity."""
+        """Return the numbers by quantity."""
         constant = float("nan")
         if self.low is not None and self.high is not None:
             constant = float((self.low == self.high).double().mean())
@@ -58,8 +58,8 @@ class Sums:
         return dict(zip(HEALTH, found, strict=True))
 
 
-def sums_of(module: nn.Module, output: Any) -> Sums | None:
-    """What one call of a layer adds; None when it returned no floating-point tensor with a batch axis."""
+def output_sums(module: nn.Module, output: Any) -> OutputSums | None:
+    """Return the sums of one call of a layer; None when it returned no floating-point tensor with a batch axis."""
     tensor = first_tensor(output)
     if tensor is None or not tensor.is_floating_point() or tensor.ndim < 1 or not tensor.numel():
         return None
@@ -72,11 +72,11 @@ def sums_of(module: nn.Module, output: Any) -> Sums | None:
     mean = wide.mean()
     spread = (wide - mean).square_().mean() * count  # a tenth of the time of var_mean on a CPU
     zeros = count - torch.count_nonzero(values)
-    return Sums(low, high, zeros, mean.double(), spread.double(), count, len(tensor))
+    return OutputSums(low, high, zeros, mean.double(), spread.double(), count, len(tensor))
 
 
-def owners(model: nn.Module, parameters: Iterable[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
-    """Path of a module -> its own parameters among `parameters`; a shared one belongs to the first that has it."""
+def parameters_by_layer(model: nn.Module, parameters: Iterable[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
+    """Return by path each module's own parameters among `parameters`; a shared one belongs to the first module."""
     wanted = {id(parameter) for parameter in parameters}
     found: dict[str, list[nn.Parameter]] = {}
     for path, module in model.named_modules():
@@ -88,10 +88,58 @@ def owners(model: nn.Module, parameters: Iterable[nn.Parameter]) -> dict[str, li
 
 
 def norms(groups: Mapping[str, list[torch.Tensor]]) -> torch.Tensor:
-    """The Euclidean norm of all tensors of each group together, `(groups,)`; NaN where there are none."""
+    """Return the Euclidean norm of all tensors of each group together, `(groups,)`; NaN where there are none."""
     found = []
     for tensors in groups.values():
         parts = [torch.linalg.vector_norm(part.detach(), dtype=torch.promote_types(part.dtype, torch.float32)).cpu()
                  for part in tensors]  # fmt: skip
         found.append(torch.stack([part.double() for part in parts]).norm() if parts else torch.tensor(float("nan")))
     return torch.stack([norm.double() for norm in found])
+
+
+class ParameterUpdates:
+    """Norms of gradients, weights and updates by layer.
+
+    Args:
+        parameters: path of a layer -> its own parameters.
+    """
+
+    def __init__(self, parameters: dict[str, list[nn.Parameter]]) -> None:
+        self._parameters = parameters
+        self._before: dict[str, list[torch.Tensor]] = {}
+
+    @property
+    def begun(self) -> bool:
+        """Whether a step is being measured."""
+        return bool(self._before)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Remember the parameters before a step."""
+        self._before = {path: [one.detach().clone() for one in own] for path, own in self._parameters.items()}
+
+    @torch.no_grad()
+    def gradients(self) -> dict[str, float]:
+        """Return ||dL/dW|| by layer; NaN where there is no gradient."""
+        found = {
+            path: [one.grad.coalesce().values() if one.grad.is_sparse else one.grad for one in own
+                   if one.grad is not None]
+            for path, own in self._parameters.items()
+        }  # fmt: skip
+        return dict(zip(found, norms(found).tolist(), strict=True))
+
+    @torch.no_grad()
+    def end(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return ||W|| before the step, and ||W' - W|| / ||W||, by layer."""
+        before, self._before = self._before, {}
+        moved = {
+            path: [new.detach() - old for new, old in zip(self._parameters[path], own, strict=True)]
+            for path, own in before.items()
+        }
+        sizes, change = norms(before), norms(moved)
+        ratio = torch.where(change == 0, 0.0, change / sizes)
+        return dict(zip(moved, sizes.tolist(), strict=True)), dict(zip(moved, ratio.tolist(), strict=True))
+
+    def forget(self) -> None:
+        """Drop what is remembered."""
+        self._before = {}

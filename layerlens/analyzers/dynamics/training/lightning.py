@@ -1,4 +1,4 @@
-"""A watch as a callback of Lightning's Trainer, which knows the optimizer only when the fit begins."""
+"""A watch as a callback of Lightning's Trainer, which has the optimizer only once the fit begins."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from layerlens.errors import MissingPackage, OptionError, warn
 
 if TYPE_CHECKING:
-    from .watching import Watch
+    from .watch import Watch
 
 
 def lightning_callback(watch: Watch, optimizer: int = 0) -> Any:
-    """A callback that turns the watch on when a fit begins, and off when it ends, also by an error.
+    """Return a callback that turns the watch on when a fit begins, and off when it ends, also by an error.
 
     Args:
-        watch: of the model that is fitted.
-        optimizer: which of the fit's.
+        watch: watch of the model that is fitted.
+        optimizer: number of the optimizer of the fit.
 
     Raises:
         MissingPackage: when neither `lightning` nor `pytorch_lightning` is installed.
@@ -32,16 +32,16 @@ def lightning_callback(watch: Watch, optimizer: int = 0) -> Any:
 
         @property
         def state_key(self) -> str:
-            """Of its own for each optimizer: a trainer may have a watch on every one."""
+            """A key for each optimizer: a trainer may have a watch on every one."""
             return f"WatchLayers[{optimizer}]"
 
         def on_train_start(self, trainer: Any, module: Any) -> None:
-            """The optimizers exist from here on."""
+            """Start the watch: the optimizers exist from here on."""
             watch.optimizer = _chosen(trainer.optimizers, optimizer)
             watch.__enter__()
 
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
-            """With gradient accumulation several batches belong to one step."""
+            """Note the step: with gradient accumulation several batches belong to one."""
             self._step = watch.seen
 
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
@@ -54,18 +54,18 @@ def lightning_callback(watch: Watch, optimizer: int = 0) -> Any:
             watch.log_at(self._step, loss=loss)
 
         def on_train_end(self, trainer: Any, module: Any) -> None:
-            """The fit is over."""
+            """Stop the watch."""
             watch.__exit__(None, None, None)
 
         def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-            """The fit failed, or was interrupted: nothing may stay on the model."""
+            """Stop the watch of a fit that failed or was interrupted: nothing may stay on the model."""
             watch.__exit__(type(exception), exception, None)
 
     return WatchLayers()
 
 
 def _chosen(optimizers: list[Any], index: int) -> Any:
-    """One of a trainer's optimizers.
+    """Return one of a trainer's optimizers.
 
     Raises:
         OptionError: when there is none of that number.
@@ -81,6 +81,11 @@ def _chosen(optimizers: list[Any], index: int) -> Any:
 
 
 def _base() -> type[Any]:
+    """Import the class of callbacks.
+
+    Raises:
+        MissingPackage: when no package that has it is installed.
+    """
     for package in ("lightning.pytorch", "pytorch_lightning"):
         try:
             found: type[Any] = importlib.import_module(package).Callback

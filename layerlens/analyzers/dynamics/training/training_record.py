@@ -1,4 +1,4 @@
-"""What a watched training showed, step by step."""
+"""The numbers of a watched training, step by step."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ class TrainingRecord:
         self._logged: dict[str, list[tuple[int, float]]] = {}
 
     def note(self, quantity: str, values: dict[str, float]) -> None:
-        """Take a quantity of the step that is being measured, by layer; the last one counts when a step is repeated."""
+        """Add a quantity of the step being measured, by layer; the last one counts when a step is repeated."""
         series = self._found.setdefault(quantity, [])
         del series[len(self.steps) :]
         series.append(values)
 
     def close(self, step: int, rows: int) -> None:
-        """The step is measured; `rows` samples were seen."""
+        """Finish a step, in which `rows` samples were seen."""
         self.steps.append(step)
         self._rows.append(rows)
 
     def log(self, name: str, step: int, value: Any) -> None:
-        """Take a number of the training loop.
+        """Add a number of the training loop.
 
         Raises:
-            OptionError: when it is no single number.
+            OptionError: when it is not a single number.
         """
         try:
             number = float(value.detach() if isinstance(value, torch.Tensor) else value)
@@ -54,7 +54,7 @@ class TrainingRecord:
         self._logged.setdefault(name, []).append((step, number))
 
     def history(self, *, method: str, settings: dict[str, Any], checks: dict[str, torch.Tensor]) -> TrainingHistory:
-        """All of it so far."""
+        """Return all numbers so far."""
         count, layers, values = len(self.steps), {}, {}
         for quantity, found in self._found.items():
             names = list(dict.fromkeys(name for step in found for name in step))

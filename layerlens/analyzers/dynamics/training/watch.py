@@ -1,18 +1,37 @@
-"""Look on while a model is trained: gradients, updates, activations and drift of every layer, at a bounded price."""
+"""Watch a training: gradients, updates, activations and drift of every layer, at a bounded cost."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from layerlens.inputs.inputs import Forward
-from layerlens.model.layers import Selection
+from layerlens.analyzers.common.features.layer_features import FeatureReader
+from layerlens.errors import OptionError, check_count, warn
+from layerlens.inputs.inputs import Forward, Input
+from layerlens.model.layers import Layers, Selection
+from layerlens.probes.probe import Probe
+from layerlens.results import TrainingHistory
+from layerlens.signatures import public
 
-from .watching import Watch
+from .drift import Drift
+from .layer_statistics import HEALTH, OutputSums, ParameterUpdates, output_sums, parameters_by_layer
+from .lightning import lightning_callback
+from .training_record import TrainingRecord
+
+FEWEST_BETWEEN = 10
+"""Steps between two measured ones on an accelerator, whose time the clock of this process does not show."""
+
+SEEN = 0.8
+"""Share of the cost that the clock of the watch sees (.8 to .9 in benchmarks); the rest is the calls of hooks."""
 
 
+@public
 def watch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
@@ -20,10 +39,10 @@ def watch(
     *,
     every: int | Literal["auto"] = "auto",
     budget: float = 0.05,
-    data: Any = None,
+    data: Input | None = None,
     forward: Forward | None = None,
 ) -> Watch:
-    r"""Record what happens in every layer while the user's own loop trains the model.
+    r"""Record what happens in every layer while your own loop trains the model.
 
     At the steps that are measured:
 
@@ -31,25 +50,26 @@ def watch(
     - `"update ratio"`: ||W' - W|| / ||W||, what the step changed (for plain SGD, lr ||dL/dW|| / ||W||), and
       `"weight norm"`: ||W||;
     - `"constant units"`: the share of units (channels, features) whose output is one number for all samples and places
-      of the step, as that of a dead ReLU is; `"zeros"`: the share of values that are 0; `"activation mean"` and
+      of the step, as for a dead ReLU; `"zeros"`: the share of values that are 0; `"activation mean"` and
       `"activation std"`;
-    - `"drift"`, with `data`: 1 - CKA of what a layer makes of these samples now and at the start, both in eval mode
-      (debiased linear CKA, Kornblith et al. 2019; Song et al. 2012): 0 is the same up to rotation and scale.
+    - `"drift"`, with `data`: 1 - CKA between each layer's output for these samples now and at the start, both in eval
+      mode (debiased linear CKA, Kornblith et al. 2019; Song et al. 2012): 0 is the same up to rotation and scale.
 
-    Nothing stands on the model between measured steps, and nothing of the training changes: the loop's numbers are the
+    Nothing is left on the model between measured steps, and nothing of the training changes: the loop's numbers are the
     same to the bit. Runs without gradients, such as a validation, are not counted. With gradient accumulation all
     forward passes of a step are taken together; of a closure that `step` calls several times, as LBFGS does, the first
     call counts.
 
     Args:
         model: any module.
-        optimizer: whose `step` is watched; None only for `callback()`.
-        layers: whose outputs are looked at; None for all layers that have no layers inside them.
-        every: measure each so many steps; `"auto"` as often as `budget` allows, the first step always.
-        budget: with `"auto"`, the share of the time, from the start of the watch on, that measuring may take.
+        optimizer: optimizer whose `step` is watched; None only for `callback()`.
+        layers: layers whose outputs are measured; None for all layers that have no layers inside them.
+        every: number of steps from one measured step to the next; `"auto"` measures as often as `budget` allows, the
+            first step always.
+        budget: with `"auto"`, the share of the time since the start of the watch that measuring may take.
         data: inputs, `(samples, ...)`, for the drift; 8 samples or more. Each measured step costs a forward pass on
             them, and the sums of products of all samples.
-        forward: `forward(model, *args, **kwargs)` to run on `data` in place of calling the model.
+        forward: `forward(model, *args, **kwargs)` to run on `data` instead of the model.
 
     Returns:
         A `Watch`: a context in which the training runs. Its `history` is a `TrainingHistory`, at any time.
@@ -75,3 +95,231 @@ def watch(
         torch.Size([2, 3])
     """
     return Watch(model, optimizer, layers, every, budget, data, forward)
+
+
+class Watch:
+    """A training that is watched; made by `watch`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        layers: Selection,
+        every: int | Literal["auto"],
+        budget: float,
+        data: Input | None,
+        forward: Forward | None,
+    ) -> None:
+        if every != "auto":
+            check_count("every", every, also="'auto'")
+        if not isinstance(budget, (int, float)) or isinstance(budget, bool) or not 0 < budget < 1:
+            raise OptionError(f"budget must be a share of the time between 0 and 1, got {budget!r}.")
+        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+            raise OptionError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+        known = Layers(model)
+        leaves = [path for path, module in known.items() if not any(module.children())]
+        self.layers = known.select(leaves if layers is None else layers)
+        self.model, self.optimizer, self.every, self.budget = model, optimizer, every, float(budget)
+        self.drift = None if data is None else Drift(FeatureReader(model, self.layers, forward=forward), data)
+        if optimizer is not None:
+            self._parameters(optimizer)
+        self._handles: list[RemovableHandle] = []
+        self._probe: Probe | None = None
+        self._updates = ParameterUpdates({})
+        self._record = TrainingRecord(tuple(self.layers))
+        self._seen, self._since, self._start, self._spent, self._ended = 0, 0, 0.0, 0.0, 0.0
+        self._setup = 0.0
+
+    def _parameters(self, optimizer: torch.optim.Optimizer) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters that the optimizer moves by layer.
+
+        Raises:
+            OptionError: when there are none.
+        """
+        groups = parameters_by_layer(self.model, (one for group in optimizer.param_groups for one in group["params"]))
+        if not groups:
+            raise OptionError(
+                f"the optimizer moves none of the parameters of {type(self.model).__name__}; give the one that trains "
+                "this model."
+            )
+        return groups
+
+    def __enter__(self) -> Watch:
+        if self._handles:
+            raise OptionError("this watch is already on; make a second one to watch twice.")
+        if self.optimizer is None:
+            raise OptionError("there is no optimizer to watch: watch(model, optimizer), or hand over .callback().")
+        self._updates = ParameterUpdates(self._parameters(self.optimizer))
+        begun = time.perf_counter()
+        self._start = begun - (self._ended - self._start)  # what an earlier time of this watch took counts as well
+        self._ended = begun
+        if self.drift is not None and not self._seen:
+            self.drift.begin()
+        self._handles = [
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+        ]
+        try:
+            self._attach()
+        except BaseException:
+            self._stop()
+            raise
+        taken = time.perf_counter() - begun
+        self._spent, self._setup = self._spent + taken, self._setup + taken
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+        if kind is None and not self._record.steps:
+            warn("watch: no step of the optimizer was seen inside the block; is another optimizer at work?")
+
+    def _stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._detach()
+        self._updates.forget()
+        self._ended = time.perf_counter()
+
+    def _attach(self) -> None:
+        """Read the layers' outputs from now until the next step."""
+        modules = dict(Layers(self.model).items())
+        edits = {path: self._reader(path, modules[path]) for path in self.layers}
+        self._sums: dict[str, OutputSums] = {}
+        self._probe = Probe(self.model, (), edits=edits)
+        self._probe.__enter__()
+
+    def _detach(self) -> None:
+        if self._probe is not None:
+            probe, self._probe = self._probe, None
+            probe.__exit__(None, None, None)
+
+    def _reader(self, path: str, module: nn.Module) -> Callable[[Any], Any]:
+        def read(output: Any) -> Any:
+            if torch.is_grad_enabled():
+                begun = time.perf_counter()
+                with torch.no_grad():
+                    found = output_sums(module, output)
+                if found is not None:
+                    known = self._sums.get(path)
+                    if known is None:
+                        self._sums[path] = found
+                    else:
+                        known.add(found)
+                self._spent += time.perf_counter() - begun
+            return output
+
+        return read
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._probe is None:
+            return None
+        begun = time.perf_counter()
+        self._updates.begin()
+        self._spent += time.perf_counter() - begun
+        kwargs = dict(kwargs)
+        closure = kwargs.pop("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._read_gradients()
+            return None
+
+        def watched() -> Any:  # forward and backward pass run inside the step, as in LBFGS and Lightning
+            loss = closure()
+            self._read_gradients()
+            return loss
+
+        return (args[0], watched, *args[2:]), kwargs
+
+    def _read_gradients(self) -> None:
+        """Read the gradients of the step, once, and stop reading the layers."""
+        if self._probe is None:
+            return
+        begun = time.perf_counter()
+        self._detach()
+        self._record.note("gradient norm", self._updates.gradients())
+        self._spent += time.perf_counter() - begun
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._updates.begun:
+            self._read_gradients()  # of an optimizer that has not called its closure
+        begun = time.perf_counter()
+        if self._updates.begun:
+            self._measure()
+        self._seen += 1
+        self._since += 1
+        self._spent += time.perf_counter() - begun
+        if self._due():
+            begun = time.perf_counter()
+            self._attach()
+            self._spent += time.perf_counter() - begun
+
+    def _measure(self) -> None:
+        sizes, ratio = self._updates.end()
+        self._record.note("weight norm", sizes)
+        self._record.note("update ratio", ratio)
+        numbers = {path: sums.numbers() for path, sums in self._sums.items()}
+        for quantity in HEALTH:
+            self._record.note(quantity, {path: own[quantity] for path, own in numbers.items()})
+        if self.drift is not None:
+            self._record.note("drift", self.drift.now())
+        self._record.close(self._seen, max((sums.rows for sums in self._sums.values()), default=0))
+        self._since = 0
+
+    def _due(self) -> bool:
+        """Whether the next step is to be measured."""
+        if self.every != "auto":
+            return self._seen % self.every == 0
+        device = next(self.model.parameters()).device.type
+        fewest = 0 if device == "cpu" else FEWEST_BETWEEN
+        elapsed = time.perf_counter() - self._start
+        each = (self._spent - self._setup) / max(1, len(self._record.steps))
+        return self._since >= fewest and self._spent + each <= SEEN * self.budget * elapsed
+
+    def log(self, **values: float | torch.Tensor) -> None:
+        """Keep numbers of the training loop with the last step that was taken, such as `log(loss=loss)`.
+
+        Raises:
+            OptionError: when a value is no single number.
+        """
+        self.log_at(max(self._seen - 1, 0), **values)
+
+    def log_at(self, step: int, **values: float | torch.Tensor) -> None:
+        """Keep numbers with a step, counted from 0."""
+        for name, value in values.items():
+            self._record.log(name, step, value)
+
+    @property
+    def seen(self) -> int:
+        """Steps of the optimizer so far; also the number of the one to come."""
+        return self._seen
+
+    def callback(self, optimizer: int = 0) -> Any:
+        """A Lightning callback that watches one of the trainer's optimizers from the start to the end of its fit.
+
+        The loss of each batch is kept as `"loss"`, with the step that the batch belongs to. Give the `LightningModule`,
+        or any module inside it, to `watch`.
+
+        Args:
+            optimizer: number of the optimizer among those that `configure_optimizers` returns.
+
+        Raises:
+            MissingPackage: when neither `lightning` nor `pytorch_lightning` is installed.
+        """
+        return lightning_callback(self, optimizer)
+
+    @property
+    def history(self) -> TrainingHistory:
+        """What was recorded so far."""
+        now = time.perf_counter() if self._handles else self._ended
+        share = min(1.0, self._spent / SEEN / max(now - self._start, 1e-9))
+        return self._record.history(
+            method=f"hooks on {type(self.optimizer).__name__}.step",
+            settings={"every": self.every, "budget": self.budget, "layers": tuple(self.layers)},
+            checks={"share of time": torch.tensor(share), "steps seen": torch.tensor(self._seen)},
+        )
+
+    def __repr__(self) -> str:
+        state = "on" if self._handles else "off"
+        return f"Watch({type(self.model).__name__}, {state}: {len(self._record.steps)} of {self._seen} steps measured)"
