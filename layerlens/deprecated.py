@@ -53,7 +53,7 @@ _MOVED: Final = {
     ("analyzers.activation.recurrent", "analyzers.activation.recurrent"): "cells=states",
     ("analyzers.dynamics", "analyzers.common.features"): "reading=feature_batches",
     ("analyzers.dynamics", "analyzers.dynamics.blocks"): """
-        head=output_head linear_fit=nonlinearity logit_lens nonlinearity pairs=input_output_pairs residual
+        head=logit_lens linear_fit=nonlinearity logit_lens nonlinearity pairs=input_output_pairs residual
         stack=block_stack windows
     """,
     ("analyzers.dynamics", "analyzers.dynamics.geometry"): "geometry health shape=dimensions units=unit_moments",

@@ -1,4 +1,4 @@
-"""The stack of blocks that a model is mostly made of, and the model run on from its end with other values."""
+"""The stack of blocks that most of a model is made of, and the model run from its end with other values."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .residual import first_floating
 
 
 def find_stack(model: nn.Module, inputs: Inputs, forward: Forward | None, seed: int) -> list[LayerPath]:
-    """The layers of a list (`blocks.0`, `blocks.1`, ...) that ran one after another with outputs of one shape.
+    """Find the layers of a list (`blocks.0`, `blocks.1`, ...) that ran one after another with outputs of one shape.
 
-    Of several such lists the one nearest to the model itself is taken, and then the one that ran last: the decoder.
+    Of several such lists the one nearest to the model itself is taken, then the one that ran last: the decoder.
 
     Raises:
         LayerNotFound: when there is none.
@@ -48,7 +48,7 @@ def find_stack(model: nn.Module, inputs: Inputs, forward: Forward | None, seed: 
     if not best:
         raise LayerNotFound(
             "this model has no list of blocks with outputs of one shape. Give the layers: layers=[...], the last of "
-            "which is where the model goes on."
+            "which is where the model continues."
         )
     return best
 
@@ -72,13 +72,17 @@ def _shape(output: Any) -> Any:
 
 @dataclasses.dataclass
 class Stream:
-    """What a stack of blocks held, and the model behind it.
+    """The values of a stack of blocks, and the model that continues from it.
 
     Attributes:
-        names: of the rows: what went into the first block, and what each block returned.
+        model: the borrowed model.
+        inputs: its inputs.
+        forward: called instead of the model; None for the model.
+        seed: seed of models that draw numbers.
+        names: names of the rows: the input of the first block, and the output of each block.
         values: each `(batch, ...)`, or with the batch on another axis.
-        axis: of the batch.
-        output: what the model returned.
+        axis: axis of the batch.
+        output: output of the model.
         left_out: name of a layer -> why it has no row.
         site: the end of the stack.
     """
@@ -106,7 +110,7 @@ class Stream:
         last = found.sites[-1]
         axis = last.axes[last.main]
         if axis is None:
-            raise LayerNotFound(f"the output of {last.name} has no batch axis, so no other can take its place.")
+            raise LayerNotFound(f"the output of {last.name} has no batch axis, so it cannot be replaced.")
         kept: dict[str, torch.Tensor] = {}
         entered: list[torch.Tensor] = []
 
@@ -139,11 +143,11 @@ class Stream:
         return cls(model, inputs, forward, seed, names, values, axis, output, left_out, last)
 
     def read_on(self, values: list[torch.Tensor], copies: bool) -> torch.Tensor:
-        """The model's main output for each of some values at the end of the stack, `(len(values) * batch, ...)`.
+        """Return the model's main output for each of some values at the end of the stack, `(values * batch, ...)`.
 
         Args:
-            values: one after another along the batch axis.
-            copies: whether the input is copied as often, for models that need it behind the stack as well.
+            values: values, joined along the batch axis.
+            copies: whether the input is copied as often, for models that need it after the stack as well.
         """
         stacked = torch.cat(values, dim=self.axis)
 

@@ -1,13 +1,14 @@
-"""What a model would say if each layer were its last: every layer's stream, read by the model's own head."""
+"""What a model would predict if each layer were its last: every layer's stream, read by the model's own head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.calls.call_sites import MEMORY
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.errors import OptionError, TargetError, check_count, choose, warn
@@ -16,21 +17,31 @@ from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import LogitLens
-from layerlens.targets.target import Names
+from layerlens.signatures import public
+from layerlens.targets.target import Names, main_output
 
 from .block_stack import Stream
-from .output_head import CLOSE, HeadReader
 
 VALUES = {"probability": "1", "logit": "score", "rank": "1 is the likeliest"}
 
+CLOSE = 1e-3
+"""Largest difference of the last layer's answer from the model's own, relative to its size."""
 
+Head: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""From the stream to scores, `(batch, classes)` or `(batch, positions, classes)`."""
+
+Classes: TypeAlias = int | Sequence[int] | torch.Tensor | None
+"""The classes to watch: one for all columns, one per sample, or one per column."""
+
+
+@public
 def logit_lens(
     model: nn.Module,
     x: Input,
     layers: Selection = None,
     *,
-    head: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    target: int | Sequence[int] | torch.Tensor | None = None,
+    head: Head | None = None,
+    target: Classes = None,
     value: Literal["probability", "logit", "rank"] = "probability",
     top: int = 5,
     names: Names = None,
@@ -38,43 +49,39 @@ def logit_lens(
     progress: bool | None = None,
     forward: Forward | None = None,
 ) -> LogitLens:
-    r"""What the model would answer if the stream of each layer were that of its last block.
+    r"""Read what the model would answer if the stream of each layer were that of its last block.
 
-    The stream h_l behind block l is put in the place of the last block's, and the model goes on from there with its own
-    code: p_l = softmax(W norm(h_l)) in a language model (nostalgebraist 2020, "interpreting GPT: the logit lens"), the
+    The stream h_l after block l replaces that of the last block, and the model continues from there with its own code:
+    p_l = softmax(W norm(h_l)) in a language model (nostalgebraist 2020, "interpreting GPT: the logit lens"), the
     pooling and head of a classifier. So the last row is the model's answer itself. For a language model there is an
     answer at each position.
 
     Cost: 7 F (find the blocks, find the batch axis on a doubled batch, keep the streams, try the head, read all streams
-    at once), and a head for each layer. Where the model needs its input behind the last block as well, the last run is
+    at once), and a head for each layer. Where the model needs its input after the last block as well, the last run is
     one on L copies of the batch, L the layers.
 
     Args:
         model: any module with at least two layers that return tensors of one shape; it is run in eval mode.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        layers: which layers to read, see `Selection`; the last of them to run is where the model goes on. None takes
-            the list of blocks that the model is mostly made of (`model.layers.*`), and what went into the first.
-        head: from the stream to scores `(batch, classes)` or `(batch, positions, classes)`, in place of the model's own
-            code behind the last layer.
-        target: the class, or token id, to watch: one for all, or one for each column; None takes the model's answer at
-            each.
+        layers: which layers to read, see `Selection`; the model continues from the last of them to run. None takes the
+            list of blocks that most of the model is made of (`model.layers.*`), and the input of the first.
+        head: from the stream to scores `(batch, classes)` or `(batch, positions, classes)`, instead of the model's own
+            code after the last layer.
+        target: class, or token id, to watch: one for all, one per sample, or one per column; None takes the model's
+            answer at each.
         value: its probability, its logit, or its rank.
-        top: how many of the likeliest classes to keep for each layer and position.
-        names: of the classes.
-        seed: for models that draw numbers.
-        progress: whether to show a bar; None when stderr is a terminal and it takes long.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        top: number of the likeliest classes kept for each layer and position.
+        names: names of the classes.
 
     Returns:
-        `LogitLens`: layer x position (of all samples, one after another), or layer x sample. The null is the same
-        number for the same target at all other columns, mean: what a layer says whatever the position. Its checks are
-        `"kl"`, the divergence KL(p_last || p_l) in nats, `(rows, columns)`, and `"own output"`, the largest difference
-        of the last row, as computed by the lens, from the model's own, relative to its size.
+        `LogitLens`: layer x position (of all samples, one after another), or layer x sample. The null is the mean of
+        the same number for the same target at all other columns: what a layer says whatever the position. Its checks
+        are `"kl"`, the divergence KL(p_last || p_l) in nats, `(rows, columns)`, and `"own output"`, the largest
+        difference of the last row, as computed by the lens, from the model's own, relative to its size.
 
     Raises:
         LayerNotFound: when no layers fit.
         OptionError: when an option does not fit the output.
-        TargetError: when the output holds no scores, or the target is no class.
+        TargetError: when the output holds no scores, or the target is not a class.
 
     Warns:
         UserWarning: when the last layer read in this way differs from the model's own output, and for layers whose
@@ -92,14 +99,14 @@ def logit_lens(
     check_count("top", top)
     with borrowed(model, grad=False), layers_called():
         stream = Stream.read(model, as_inputs(x), layers, forward, seed)
-        read = HeadReader(stream, head)
-        own = _log_p(read.own)
+        reader = HeadReader(stream, head)
+        own = _log_p(reader.own)
         batch, columns, classes = stream.inputs.batch, own.shape[0], own.shape[1]
         if classes < 2:
-            raise OptionError(f"the output {tuple(read.own.shape)} has one class; a lens compares several.")
+            raise OptionError(f"the output {tuple(reader.own.shape)} has one class; a lens compares several.")
         watched = _targets(target, own, batch)
         values, tops, scores, kl, null = [], [], [], [], []
-        for logits in track(read.rows(), "logit lens", total=len(stream.names), enabled=progress):
+        for logits in track(reader.rows(), "logit lens", total=len(stream.names), enabled=progress):
             log_p = _log_p(logits)
             likeliest = log_p.topk(min(top, classes), dim=1)
             tops.append(likeliest.indices)
@@ -108,21 +115,23 @@ def logit_lens(
             number = _number(_columns(logits).double().cpu(), log_p, watched, value)  # (columns, targets)
             values.append(number.diagonal())
             null.append((number.sum(dim=0) - number.diagonal()) / max(columns - 1, 1))
-    _warn(read, stream, layers is not None)
-    places = columns // batch
-    labels = [f"sample {k}" for k in range(batch)] if read.own.ndim == 2 else [
-        f"{place}" if batch == 1 else f"sample {k}, {place}" for k in range(batch) for place in range(places)
-    ]  # fmt: skip
+    warn_left_out("logit_lens", stream.left_out, layers is not None)
+    if not reader.difference < CLOSE:
+        warn(
+            "logit_lens: the last layer, read in this way, does not give the model's own output "
+            f"(relative difference {reader.difference:.2g}); is the head complete, with its norm?",
+        )
+    positions = reader.own.ndim == 3
     ids = torch.stack(tops)
     return LogitLens(
         quantity=f"{value} of the target",
         rows=tuple(stream.names),
-        columns=tuple(labels),
+        columns=_column_names(batch, columns // batch, positions),
         values=torch.stack(values),
-        axes=("layer", "sample" if read.own.ndim == 2 else "position"),
+        axes=("layer", "position" if positions else "sample"),
         units=VALUES[value],
         signed=value == "logit",
-        method=f"logit lens, {read.how}",
+        method=f"logit lens, {reader.method}",
         settings={
             "value": value,
             "target": target if isinstance(target, int) else "the model's answer" if target is None else "given",
@@ -131,9 +140,9 @@ def logit_lens(
             "left_out": stream.left_out,
         },
         null=torch.stack(null) if columns > 1 else None,
-        checks={"kl": torch.stack(kl), "own output": torch.tensor(read.difference, dtype=torch.float64)},
+        checks={"kl": torch.stack(kl), "own output": torch.tensor(reader.difference, dtype=torch.float64)},
         explanation=(
-            f"Each value is the {value} of the target when the stream of that layer is read by what stands behind the "
+            f"Each value is the {value} of the target when the stream of that layer is read by what comes after the "
             "last one.",
             "Early layers need not speak the last layer's language: that a target is not read there does not say that "
             "it is not known yet, and a value at its null is said at other positions as well.",
@@ -145,13 +154,91 @@ def logit_lens(
     )
 
 
+class HeadReader:
+    """Reads streams by the model's own code, or by a given head.
+
+    Args:
+        stream: stream of the layers.
+        head: from the stream to scores; None for the model's own code.
+
+    Raises:
+        OptionError: when the head does not return scores.
+        TargetError: when the model does not.
+    """
+
+    def __init__(self, stream: Stream, head: Head | None) -> None:
+        self.stream, self.head = stream, head
+        self.own = main_output(stream.output)
+        self.copies, self.method = False, "the model's own head, all layers in one run"
+        self.difference = 0.0
+        last = stream.values[-1]
+        if head is not None:
+            self.own = head(last.movedim(stream.axis, 0))
+            self.method = "the head given"
+            if (
+                not isinstance(self.own, torch.Tensor)
+                or self.own.ndim not in (2, 3)
+                or len(self.own) != stream.inputs.batch
+            ):
+                raise OptionError("head must return scores (batch, classes) or (batch, positions, classes).")
+            self.difference = _relative_difference(self.own, main_output(stream.output))
+            return
+        if self.own.ndim not in (2, 3) or not self.own.is_floating_point() or len(self.own) != stream.inputs.batch:
+            raise TargetError(
+                f"the output {tuple(self.own.shape)} is no (batch, classes) or (batch, positions, classes): give head=."
+            )
+        # whether what follows takes other batch sizes than the input's is tried: twice the last must be the answer
+        try:
+            twice = stream.read_on([last, last], copies=False)
+            fits = len(twice) == 2 * len(self.own) and all(
+                _relative_difference(part, self.own) < CLOSE for part in twice.chunk(2)
+            )
+        except Exception:  # whatever the model says to a batch that does not fit its input
+            fits = False
+        if not fits:
+            self.copies, self.method = True, "the model's own head, a run for each layer"
+
+    def rows(self) -> Iterator[torch.Tensor]:
+        """Read each layer.
+
+        Yields:
+            The scores, `(batch, ...)`; for the last layer the model's own.
+        """
+        values = self.stream.values
+        if self.head is not None:
+            for value in values:
+                yield self.head(value.movedim(self.stream.axis, 0))
+            return
+        size = max(1, MEMORY // max(1, self.own.numel() * 8))
+        for start in range(0, len(values), size):
+            part = values[start : start + size]
+            scores = self.stream.read_on(part, self.copies).chunk(len(part))
+            if start + size >= len(values):
+                self.difference = _relative_difference(scores[-1], self.own)
+                scores = (*scores[:-1], self.own)
+            yield from scores
+
+
+def _relative_difference(scores: torch.Tensor, own: torch.Tensor) -> float:
+    """Return the largest difference, relative to the largest score."""
+    if scores.shape != own.shape:
+        return float("inf")
+    return float((scores.double() - own.double()).abs().max() / own.double().abs().max().clamp_min(1e-30))
+
+
+def _column_names(batch: int, places: int, positions: bool) -> tuple[str, ...]:
+    if not positions:
+        return tuple(f"sample {k}" for k in range(batch))
+    return tuple(f"{place}" if batch == 1 else f"sample {k}, {place}" for k in range(batch) for place in range(places))
+
+
 def _columns(scores: torch.Tensor) -> torch.Tensor:
     """`(columns, classes)`."""
     return scores.reshape(-1, scores.shape[-1])
 
 
 def _log_p(scores: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities `(columns, classes)`, float64; of a distribution its logarithms."""
+    """Return log-probabilities `(columns, classes)`, float64; for a distribution its logarithms."""
     rows = _columns(scores).double().cpu()
     if bool((rows >= 0).all()) and bool(((rows.sum(dim=1) - 1).abs() < 1e-3).all()):
         return rows.log()
@@ -159,7 +246,7 @@ def _log_p(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _number(scores: torch.Tensor, log_p: torch.Tensor, watched: torch.Tensor, value: str) -> torch.Tensor:
-    """At each column the number of each column's target, `(columns, columns)`."""
+    """Return at each column the value of each column's target, `(columns, columns)`."""
     if value == "logit":
         return scores[:, watched]
     if value == "probability":
@@ -167,7 +254,12 @@ def _number(scores: torch.Tensor, log_p: torch.Tensor, watched: torch.Tensor, va
     return torch.stack([(log_p > log_p[:, [k]]).sum(dim=1) + 1.0 for k in watched.tolist()], dim=1).double()
 
 
-def _targets(target: Any, own: torch.Tensor, batch: int) -> torch.Tensor:
+def _targets(target: Classes, own: torch.Tensor, batch: int) -> torch.Tensor:
+    """Return the class to watch at each column, `(columns,)`.
+
+    Raises:
+        TargetError: when they do not fit the output.
+    """
     columns, classes = own.shape
     if target is None:
         return own.argmax(dim=1)
@@ -194,12 +286,3 @@ def _names(names: Names, ids: list[int]) -> dict[int, str]:
         known = {index: names.get(index) for index in ids}
         return {index: name for index, name in known.items() if name is not None}
     return {index: names[index] for index in ids if index < len(names)}
-
-
-def _warn(read: HeadReader, stream: Stream, explicit: bool) -> None:
-    warn_left_out("logit_lens", stream.left_out, explicit)
-    if not read.difference < CLOSE:
-        warn(
-            "logit_lens: the last layer, read in this way, does not give the model's own output "
-            f"(relative difference {read.difference:.2g}); is the head complete, with its norm?",
-        )

@@ -1,4 +1,4 @@
-"""Which layers are residual blocks: what comes in is part of the sum that goes out."""
+"""Which layers are residual blocks: their input is part of the sum that they return."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PASSING = (
     "ViewBackward0",
     "UnsafeViewBackward0",
 )
-"""Nodes of autograd's graph that hand on what came in, alone or as a part of a sum."""
+"""Nodes of autograd's graph that return their input, alone or as a part of a sum."""
 
 
 def residual_calls(model: nn.Module, inputs: Inputs, forward: Forward | None, seed: int) -> set[str]:
-    """The calls, by name, that returned their first floating-point input plus something else.
+    """Find the calls, by name, that returned their first floating-point input plus something else.
 
     The sum is looked for in autograd's graph of one sample: from the output back, through additions alone, to the
-    input. A block that ends in another operation (ReLU, LayerNorm) is none.
+    input. A block that ends in another operation (ReLU, LayerNorm) does not count.
     """
     sample = inputs.rows(torch.arange(1)).map(
         lambda x: x.detach().clone().requires_grad_() if x.is_floating_point() else x
@@ -53,7 +53,7 @@ def residual_calls(model: nn.Module, inputs: Inputs, forward: Forward | None, se
 
 
 def first_floating(given: Any) -> torch.Tensor | None:
-    """The first floating-point tensor among the arguments of a call."""
+    """Return the first floating-point tensor among the arguments of a call."""
     return next((tensor for _, tensor in named_tensors(given) if tensor.is_floating_point()), None)
 
 

@@ -1,11 +1,10 @@
-"""Which part of a layer's input makes one place of its output: the windows of convolutions, poolings and blocks."""
+"""Which part of a layer's input makes one place of its output: windows of convolutions, poolings and blocks."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,9 +25,9 @@ class Window:
     dilation: tuple[int, ...]
 
     def index(self, places: torch.Tensor, given: Sequence[int], made: Sequence[int]) -> torch.Tensor:
-        """The flat places of the input under each of some places of the output, `(places, window)`.
+        """Return the flat places of the input under each of some places of the output, `(places, window)`.
 
-        Places outside of the input, which hold zeros, are numbered as one behind the last.
+        Places outside the input, which hold zeros, have the number after the last.
         """
         steps = torch.tensor(list(itertools.product(*(range(size) for size in self.size))))  # (window, axes)
         where = torch.stack(torch.unravel_index(places, tuple(made)), dim=1)  # (places, axes)
@@ -41,11 +40,11 @@ class Window:
         return flat.masked_fill(~inside, int(sizes.prod()))
 
 
-def window_of(module: nn.Module, axes: Axes, given: Sequence[int], made: Sequence[int], widest: int) -> Window | None:
-    """The window of a layer whose input has the places `given`, and its output those `made`; None where there is none.
+def window_of(module: nn.Module, axes: Axes, given: Sequence[int], made: Sequence[int], max_size: int) -> Window | None:
+    """Return the window of a layer whose input has the places `given` and its output `made`; None if it has none.
 
     Exact for convolutions. Other layers without children work place by place, poolings in their kernel, and blocks in
-    the reach of the convolutions in them, at most `widest` places in each direction.
+    the reach of the convolutions in them, at most `max_size` places in each direction.
     """
     rank = len(made)
     if not rank or len(given) != rank:
@@ -63,8 +62,8 @@ def window_of(module: nn.Module, axes: Axes, given: Sequence[int], made: Sequenc
         stride.append(step)
     size = 1
     if spatial:
-        size = min(widest, _reach(module)) if any(module.children()) else _kernel(module)
-        size = max(size, min(max(stride), widest))
+        size = min(max_size, _reach(module)) if any(module.children()) else _kernel(module)
+        size = max(size, min(max(stride), max_size))
         size += size % 2 == 0  # an even kernel lies within the next odd one
     if max(stride) > size:
         return None
@@ -72,27 +71,26 @@ def window_of(module: nn.Module, axes: Axes, given: Sequence[int], made: Sequenc
     return Window(same, tuple(stride), (size // 2,) * rank, (1,) * rank)
 
 
-def _exact(module: Any) -> Window | None:
+def _exact(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Window | None:
     if module.padding_mode != "zeros":
         return None
     size, dilation = tuple(module.kernel_size), tuple(module.dilation)
     padding = module.padding
-    if padding == "valid":
-        padding = (0,) * len(size)
-    elif padding == "same":
-        padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, size, strict=True))
+    if isinstance(padding, str):
+        same = padding == "same"
+        padding = tuple(d * (k - 1) // 2 if same else 0 for d, k in zip(dilation, size, strict=True))
     return Window(size, tuple(module.stride), tuple(padding), dilation)
 
 
 def _kernel(module: nn.Module) -> int:
-    """The reach of a layer by itself."""
+    """Return the reach of a layer by itself."""
     size = getattr(module, "kernel_size", 1)
     dilation = getattr(module, "dilation", 1)
     sizes = size if isinstance(size, (tuple, list)) else (size,)
-    apart = dilation if isinstance(dilation, (tuple, list)) else (dilation,)
-    if not all(isinstance(one, int) for one in (*sizes, *apart)):
+    spacing = dilation if isinstance(dilation, (tuple, list)) else (dilation,)
+    if not all(isinstance(one, int) for one in (*sizes, *spacing)):
         return 1
-    return int((max(sizes) - 1) * max(apart) + 1)
+    return int((max(sizes) - 1) * max(spacing) + 1)
 
 
 def _reach(module: nn.Module) -> int:

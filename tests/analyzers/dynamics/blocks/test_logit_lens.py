@@ -242,7 +242,7 @@ def test_a_distribution_is_read_as_it_is():
 
 
 def test_memory_is_bounded_by_reading_few_layers_at_a_time(monkeypatch):
-    from layerlens.analyzers.dynamics.blocks import output_head as head
+    from layerlens.analyzers.dynamics.blocks import logit_lens as head
 
     model, x = CASES["hf_llama"].build().double(), CASES["hf_llama"].example()
     whole = logit_lens(model, x)
