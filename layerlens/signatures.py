@@ -35,6 +35,8 @@ SHARED = {
     "one of several classes.",
     "read": "turns a batch, or one text, into model inputs.",
     "batch_size": "samples per pass.",
+    "draws": "number of random draws.",
+    "null": "whether to measure the model with the entries of each parameter in random order too, as a reference.",
     "batched": "whether the items of an iterable are batches; None: those of a DataLoader are.",
     "seed": "seed of every random draw, also of models that draw numbers.",
     "progress": "whether to show a progress bar; None shows it in a terminal when the work takes long.",

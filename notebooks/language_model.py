@@ -133,7 +133,7 @@ heads.plot(
 # preference for *Paris* falls. All 270 heads are ranked by one gradient, then the 12 most promising are measured.
 
 # %%
-without = lens.ablate(prompt, by="head", target=fact, best=12)
+without = lens.ablate(prompt, by="head", target=fact, count=12)
 without.plot(title="Change of the score without a head")
 
 # %%

@@ -38,17 +38,17 @@ ANALYZERS = {
     "grad_cam": lambda model, x, target: mapped(model, x, target, "grad_cam"),
     "score_cam": lambda model, x, target: mapped(model, x, target, "score_cam", units=2),
     "ablation_cam": lambda model, x, target: mapped(model, x, target, "ablation_cam", units=2),
-    "jacobian": lambda model, x, target: layerlens.sensitivity(model, x, probes=2),
+    "jacobian": lambda model, x, target: layerlens.sensitivity(model, x, draws=2),
     "noise_response": lambda model, x, target: layerlens.sensitivity(
         model, x, method="noise_response", levels=(0.5,), draws=2
     ),
-    "lipschitz": lambda model, x, target: layerlens.lipschitz(model, x, ran_once(model, x), iterations=2, starts=1),
+    "lipschitz": lambda model, x, target: layerlens.lipschitz(model, x, ran_once(model, x), iterations=2, restarts=1),
     "attack_curve": lambda model, x, target: attacked(model, x, layerlens.attack_curve, method=("fgsm", "pgd")),
     "attack_drift": lambda model, x, target: attacked(model, x, layerlens.attack_drift, layers=ran_once(model, x)),
     "corruption_curve": lambda model, x, target: layerlens.corruption_curve(
         model, x, target=mean_output, severities=(3,), draws=1
     ),
-    "ablate": lambda model, x, target: layerlens.ablate(model, x, by="channel", target=target, best=3, null=True),
+    "ablate": lambda model, x, target: layerlens.ablate(model, x, by="channel", target=target, count=3, null=True),
     "resample": lambda model, x, target: layerlens.ablate(
         model, x, value="resample", draws=1, metric="relative_change"
     ),
@@ -150,7 +150,7 @@ def seen_by(model, x):
     if not (isinstance(x, torch.Tensor) and x.is_floating_point() and x.ndim > 2):
         return layerlens.capture(model, x)
     try:
-        return layerlens.receptive_field(model, x, ran_once(model, x), by="change", probes=1)
+        return layerlens.receptive_field(model, x, ran_once(model, x), by="change", draws=1)
     except LayerLensError as error:
         if "no gradient of layer" not in str(error):
             raise

@@ -82,7 +82,7 @@ def analyzers(target, image):
         "integrated_gradients": lambda model, x: (
             ll.saliency(model, x, target=target, method="integrated_gradients", steps=4, tolerance=10.0).values
         ),
-        "jacobian": lambda model, x: ll.sensitivity(model, x, method="jacobian", probes=2).values,
+        "jacobian": lambda model, x: ll.sensitivity(model, x, method="jacobian", draws=2).values,
         "noise_response": lambda model, x: (
             ll.sensitivity(model, x, method="noise_response", levels=(0.5,), draws=2).values
         ),
@@ -164,7 +164,7 @@ def test_an_offloaded_language_model(tied, tmp_path):
 
 NEED_WEIGHTS = {
     "the relevance of parameters": lambda model: ll.relevance(model, X, target=1, parameters="*.weight"),
-    "the null": lambda model: ll.sensitivity(model, X, null=True, probes=1),
+    "the null": lambda model: ll.sensitivity(model, X, null=True, draws=1),
     "weight_sensitivity": lambda model: ll.weight_sensitivity(model, X, measure="pruning", sparsities=(0.5,)),
     "cascading_randomization": lambda model: ll.faithfulness.cascading_randomization(model, X, "gradient", target=1),
     "a copy of the model": lambda model: ll.compare(model, dict(net().state_dict()), X),
@@ -227,7 +227,7 @@ def test_relevance_does_not_pass_quantized_layers_in_silence():
         ll.relevance(model, torch.ones(1, 4), target=0)
     with pytest.raises(errors.TargetError, match="no gradient flows"):
         ll.saliency(model, torch.ones(1, 4), target=0, method="gradient")
-    assert "differences" in ll.sensitivity(model, torch.ones(1, 4), probes=2).method
+    assert "differences" in ll.sensitivity(model, torch.ones(1, 4), draws=2).method
     assert ll.sensitivity(model, torch.ones(1, 4), method="noise_response", draws=2).values.isfinite().all()
     assert ll.saliency(nn.Sequential(nn.Flatten(2), model), torch.rand(1, 1, 2, 2), target=mean, method="occlusion")
 
@@ -269,7 +269,7 @@ def test_what_reads_weights_works_with_checkpointed_layers():
     for analyzer in (
         lambda m: ll.relevance(m, IDS, target=last, rules="epsilon", parameters="*").parameters,
         lambda m: ll.weight_sensitivity(m, IDS, draws=1).values,
-        lambda m: ll.sensitivity(m, IDS, probes=2, null=True).null,
+        lambda m: ll.sensitivity(m, IDS, draws=2, null=True).null,
         lambda m: ll.saliency(m, IDS, target=last, method="leave_one_out").values,
         lambda m: ll.faithfulness.cascading_randomization(m, IDS, "gradient", layers="lm_head", target=last).values,
     ):

@@ -101,7 +101,7 @@ def ddp(rank):
     for explain in (
         lambda m: deep_lift(m, X),
         lambda m: list(ll.relevance(m, X, target=1, rules="epsilon", parameters="*").parameters.values()),
-        lambda m: ll.sensitivity(m, X, probes=1, null=True).null,
+        lambda m: ll.sensitivity(m, X, draws=1, null=True).null,
         lambda m: randomized(m, "module.6" if m is model else "6"),
         lambda m: ll.weight_sensitivity(m, X, measure="pruning", sparsities=(0.5,)).values,
     ):

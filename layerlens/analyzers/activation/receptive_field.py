@@ -18,12 +18,14 @@ from layerlens.probes.probe import Probe
 from layerlens.probes.units import read_units
 from layerlens.progress import track
 from layerlens.results import ReceptiveField
+from layerlens.signatures import public
 from layerlens.targets.units import at_place
 
 By = Literal["nan", "change"]
 AT_ONCE = 8
 
 
+@public(renamed={"probes": "draws"})
 def receptive_field(
     model: nn.Module,
     x: Input,
@@ -33,7 +35,7 @@ def receptive_field(
     place: tuple[int, ...] | None = None,
     axes: tuple[int, ...] | None = None,
     by: By = "nan",
-    probes: int = 8,
+    draws: int = 8,
     call: int = 0,
     seed: int = 0,
     batch_size: int = AT_ONCE,
@@ -58,7 +60,7 @@ def receptive_field(
         by: how a replaced line is noticed. `"nan"`: it is filled with NaN, which passes through every operation but
             also through a product with 0, such as masked attention; `"change"`: it gets other random numbers, and an
             output notices that is no longer the same. Lines that only dead units read are then missed.
-        probes: random sign vectors for the effective field of all units; 0 leaves it to the sum of the units.
+        draws: random sign vectors for the effective field of all units; 0 leaves it to the sum of the units.
         call: which call of a layer that runs several times.
         seed: of the random numbers.
         batch_size: lines in one pass.
@@ -66,7 +68,7 @@ def receptive_field(
         progress: whether to show a bar, as in `track`.
 
     Returns:
-        A `ReceptiveField`; costs one forward pass per line of the input and `probes` gradients.
+        A `ReceptiveField`; costs one forward pass per line of the input and `draws` gradients.
 
     Raises:
         InputError: when there is not one floating-point input with places.
@@ -106,10 +108,10 @@ def receptive_field(
         with torch.no_grad():
             boxes = _boxes(units, values[:1].detach(), spatial, by, seed, batch_size, progress)
         at = _place(place, boxes.shape[:-2], path)
-        effective = _effective(model, units, values.detach(), at, unit, probes, seed, path)
+        effective = _effective(model, units, values.detach(), at, unit, draws, seed, path)
     others = [axis for axis in range(1, values.ndim) if axis not in spatial]
     effective = effective.mean(dim=others).sqrt() if others else effective.sqrt()
-    settings = {"unit": unit, "axes": spatial, "by": by, "probes": probes, "seed": seed}
+    settings = {"unit": unit, "axes": spatial, "by": by, "draws": draws, "seed": seed}
     size = tuple(values.shape[axis] for axis in spatial)
     return ReceptiveField(path, call, boxes, size, at, effective, settings, values.detach().clone())
 
@@ -200,7 +202,7 @@ def _effective(
     values: torch.Tensor,
     place: tuple[int, ...],
     unit: int | None,
-    probes: int,
+    draws: int,
     seed: int,
     path: str,
 ) -> torch.Tensor:
@@ -215,12 +217,12 @@ def _effective(
         raise TargetError(f"no gradient of layer {path!r} reaches the input: it does not depend on it.")
     if unit is not None:
         weights = [torch.nn.functional.one_hot(torch.tensor(unit % count), count)]
-    elif count <= probes:
+    elif count <= draws:
         weights = list(torch.eye(count))  # exact
     else:
         generator = torch.Generator().manual_seed(seed)
-        weights = [2 * torch.randint(2, (count,), generator=generator) - 1 for _ in range(max(probes, 1))]
-        weights = weights if probes else [torch.ones(count)]
+        weights = [2 * torch.randint(2, (count,), generator=generator) - 1 for _ in range(max(draws, 1))]
+        weights = weights if draws else [torch.ones(count)]
     total = torch.zeros_like(values)
     for index, one in enumerate(weights):
         with backward_pass(model):
@@ -228,4 +230,4 @@ def _effective(
             (gradient,) = torch.autograd.grad(score, leaf, retain_graph=index + 1 < len(weights))
         total += gradient.square()
     # random signs: E (sum of s_u g_u)^2 is the sum over units, so one vector estimates all of them
-    return total / (1 if unit is not None else count if count <= probes else len(weights) * count)
+    return total / (1 if unit is not None else count if count <= draws else len(weights) * count)

@@ -1,4 +1,4 @@
-"""What is read of a model's output, and how far two outputs are apart."""
+"""What is read of a model's output, and how far two outputs differ."""
 
 from __future__ import annotations
 
@@ -37,40 +37,45 @@ class Readout:
     probabilities: bool = False
 
     @property
-    def words(self) -> str:
-        """What is compared."""
+    def text(self) -> str:
+        """A description of what is compared."""
         of = {"kl": "of the output" if self.probabilities else "of softmax(output)", "flip": "of the largest output"}
         what = "of the output" if self.target is None else f"of the score {self.target.label!r}"
         return f"{self.metric} {of.get(self.metric, what)}"
 
+    @property
+    def signed(self) -> bool:
+        """Whether the change is a signed difference of scores."""
+        return self.target is not None and self.metric == "change"
+
     def __call__(self, output: Any, rows: torch.Tensor) -> torch.Tensor:
-        """The numbers to compare, `(len(rows), ...)`, float64 on the main processor.
+        """Return the numbers to compare, `(len(rows), ...)`, float64 on the CPU.
 
         Args:
-            output: of the model.
-            rows: which sample each row is.
+            output: output of the model.
+            rows: index of each row's sample.
 
         Raises:
-            TargetError: when they are not one per sample.
+            TargetError: when the output has no batch axis.
         """
         if self.target is not None:
             return self.target(output, rows).double().cpu().unsqueeze(1)
         main = main_output(output)
         if main.ndim == 0 or len(main) != len(rows):
             raise TargetError(
-                f"the model's output {tuple(main.shape)} has no first axis of {len(rows)} samples, so noise cannot be "
-                "told apart by sample. Give target=, a function from the output to a score (batch,)."
+                f"the model's output {tuple(main.shape)} has no first axis of {len(rows)} samples, so noise cannot "
+                "be measured by sample. Give target=, a function from the output to a score (batch,)."
             )
         return main.double().cpu()
 
     def change(self, clean: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
-        """The metric of each row, `(rows,)`."""
+        """Return the metric of each row, `(rows,)`."""
         if self.metric == "flip":
             return (clean.argmax(dim=1) != noisy.argmax(dim=1)).double()
         if self.metric == "kl":
             before, after = self._log(clean), self._log(noisy)
             terms = torch.where(before.isneginf(), 0.0, before.exp() * (before - after))  # 0 log 0 = 0
-            return terms.sum(dim=1).clamp_min(0)  # rounding can leave it a little below
+            return terms.sum(dim=1).clamp_min(0)  # rounding can make it slightly negative
         rows = len(clean)
         difference: torch.Tensor = by_row(noisy - clean, 0, rows).norm(dim=1)
         if self.metric == "change":
@@ -84,12 +89,12 @@ class Readout:
         return output.log_softmax(dim=1)
 
 
-def readout(metric: Metric, target: Spec, output: Any, batch: int) -> Readout:
-    """Settle what to read and compare, on the clean output.
+def choose_readout(metric: Metric, target: Spec, output: Any, batch: int) -> Readout:
+    """Choose what to read and compare, from the clean output.
 
     Raises:
         OptionError: when the metric is unknown or does not fit.
-        TargetError: when the target does not fit the output, or nothing can be read of it.
+        TargetError: when the target does not fit the output, or has no tensor to read.
     """
     choose("metric", metric, ("auto", *QUANTITIES))
     if target is not None:

@@ -1,4 +1,4 @@
-"""Steps of the input and the layers' answers to them, whatever the route."""
+"""Runs on stepped inputs, and how the layers respond."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, row_norms, taps
-from layerlens.analyzers.common.leaves.leaves import Leaf, substitute
+from layerlens.analyzers.common.leaves.leaves import Leaf, find_leaves, substitute
 from layerlens.analyzers.common.messages import NO_BATCH
-from layerlens.inputs.inputs import Forward, Inputs
+from layerlens.errors import InputError, LayerNotFound
 from layerlens.probes.probe import Probe
 from layerlens.progress import track
+
+from .model_run import ModelRun
 
 Values = dict[str, torch.Tensor]
 """One tensor per leaf."""
 
 
 class Unavailable(Exception):
-    """A route cannot run on this model."""
+    """This route cannot run on the model."""
 
 
 @dataclasses.dataclass
-class Answers:
-    """What the layers answered, by site; each list holds a tensor `(copies, batch)` per chunk of probes.
+class Responses:
+    """Responses of the layers by site; each list holds a tensor `(copies, batch)` per chunk of directions.
 
     Attributes:
         norms: ||J u||.
         sizes: ||h||.
-        doubtful: sites whose answers are close to rounding.
+        doubtful: sites whose responses are close to rounding.
         left_out: name of a site that ran and cannot be read -> why.
     """
 
@@ -41,12 +42,12 @@ class Answers:
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def add(self, site: Site, value: torch.Tensor, norm: torch.Tensor, batch: int) -> None:
-        """Note one chunk: what the layer returned, and the norms of its answer, `(copies * batch,)`."""
+        """Add one chunk: what the layer returned, and the norms of its response, `(copies * batch,)`."""
         size = row_norms(value, site.axes[site.main], len(norm))
-        self.note(site, norm.reshape(-1, batch), size.reshape(-1, batch))
+        self.add_norms(site, norm.reshape(-1, batch), size.reshape(-1, batch))
 
-    def note(self, site: Site, norms: torch.Tensor, sizes: torch.Tensor) -> None:
-        """Note one chunk, `(copies, batch)` each."""
+    def add_norms(self, site: Site, norms: torch.Tensor, sizes: torch.Tensor) -> None:
+        """Add the norms of one chunk, `(copies, batch)` each."""
         if site.axes[site.main] is None and bool((norms != 0).any()):
             self.left_out[site.name] = NO_BATCH
         self.norms.setdefault(site, []).append(norms)
@@ -54,37 +55,29 @@ class Answers:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """Directions to step in, and where to read the answer.
+class SteppedRun:
+    """Directions to step the input in, and where to read the response.
 
     Attributes:
-        model: a borrowed model.
-        inputs: its input.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        run: the model and its input.
         leaves: what is stepped, each `(batch, ...)`.
-        directions: by leaf, `(probes, ...)`: the same directions u for all samples.
+        label: label of the progress bar.
+        directions: by leaf, `(draws, ...)`: the same directions u for all samples.
         sites: where to read.
-        copies: probes run at once.
-        seed: for models that draw numbers.
-        progress: as in `track`.
-        label: of the progress bar.
+        copies: number of directions run at once.
     """
 
-    model: nn.Module
-    inputs: Inputs
-    forward: Forward | None
+    run: ModelRun
     leaves: Mapping[str, Leaf]
-    directions: Values
-    sites: list[Site]
-    copies: int
-    seed: int
-    progress: bool | None
     label: str
+    directions: Values = dataclasses.field(default_factory=dict)
+    sites: list[Site] = dataclasses.field(default_factory=list)
+    copies: int = 1
 
     @property
     def name(self) -> str:
-        """The class of the model."""
-        return type(self.model).__name__
+        """The class name of the model."""
+        return type(self.run.model).__name__
 
     @property
     def start(self) -> Values:
@@ -92,21 +85,21 @@ class Job:
         return {name: leaf.value.clone() for name, leaf in self.leaves.items()}
 
     def chunks(self) -> Iterator[tuple[Values, Values]]:
-        """Leaves and directions of some probes at a time, each `(copies * batch, ...)`."""
-        batch, start = self.inputs.batch, self.start
-        for part in self.parts():
+        """Yield leaves and directions for some draws at a time, each `(copies * batch, ...)`."""
+        batch, start = self.run.batch, self.start
+        for part in self.direction_chunks():
             copies = len(next(iter(part.values())))
             values = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in start.items()}
             steps = {name: part[name].repeat_interleave(batch, dim=0) for name in start}
             yield values, steps
 
-    def parts(self) -> Iterator[Values]:
-        """The directions of some probes at a time, `(copies, ...)`."""
-        probes = torch.arange(len(next(iter(self.directions.values()))))
-        for part in track(torch.split(probes, self.copies), self.label, enabled=self.progress):
+    def direction_chunks(self) -> Iterator[Values]:
+        """Yield the directions of some draws at a time, `(copies, ...)`."""
+        draws = torch.arange(len(next(iter(self.directions.values()))))
+        for part in track(torch.split(draws, self.copies), self.label, enabled=self.run.progress):
             yield {name: steps[part] for name, steps in self.directions.items()}
 
-    def run(
+    def evaluate(
         self,
         values: Values,
         read: Callable[[Site, Any], None],
@@ -117,49 +110,70 @@ class Job:
         """Run on `values`, `(rows, ...)` per leaf, and call `read(site, output)` at each site.
 
         Args:
-            values: what to put in the place of the leaves.
-            read: what to do at the sites.
-            sites: which ones; None for those of the job.
-            stop: end the run once each of the sites has returned.
+            values: values to replace the leaves with.
+            read: called at each site.
+            sites: where to read; None for `self.sites`.
+            stop: whether to end the run once each of the sites has returned.
 
         Returns:
-            What the model returned; None where the run was ended.
+            What the model returned; None when the run was stopped.
         """
         sites = self.sites if sites is None else sites
-        rows = copied_rows(self.inputs.batch, len(next(iter(values.values()))) // self.inputs.batch)
+        rows = copied_rows(self.run.batch, len(next(iter(values.values()))) // self.run.batch)
 
-        def tap(site: Site, output: Any) -> Any:
+        def read_only(site: Site, output: Any) -> Any:
             read(site, output)
             return output
 
-        inputs = self.inputs.rows(rows)
+        inputs = self.run.inputs.rows(rows)
         inputs = inputs.replace({name: values[name] for name, leaf in self.leaves.items() if leaf.is_input})
         last = [f"{site.path}#{site.index}" for site in sites] if stop and all(site.path for site in sites) else ()
-        torch.manual_seed(self.seed)
+        torch.manual_seed(self.run.seed)
         output = None
         with (
-            Probe(self.model, (), edits=substitute(self.leaves, values)),  # first, so that the sites see what it does
-            Probe(self.model, (), edits=taps(sites, tap)),
-            Probe(self.model, last, stop=bool(last), reduce=lambda output: None),
+            Probe(
+                self.run.model, (), edits=substitute(self.leaves, values)
+            ),  # first, so that the sites see what it does
+            Probe(self.run.model, (), edits=taps(sites, read_only)),
+            Probe(self.run.model, last, stop=bool(last), reduce=lambda output: None),
         ):
-            output = inputs.run(self.model, self.forward)
+            output = inputs.run(self.run.model, self.run.forward)
         return output
 
 
-def lengths(values: Values) -> torch.Tensor:
-    """The Euclidean length of each row over all leaves together, `(rows,)`, float64."""
+def row_lengths(values: Values) -> torch.Tensor:
+    """Return the Euclidean length of each row over all leaves together, `(rows,)`, float64."""
     return torch.stack([row_norms(value, 0, len(value)).square() for value in values.values()]).sum(dim=0).sqrt()
 
 
-def directions(leaves: dict[str, Leaf], probes: int, seed: int) -> tuple[Values, int]:
-    """The directions u by leaf, `(probes, ...)`, and the number n of values they step.
+def draw_directions(leaves: dict[str, Leaf], draws: int, seed: int) -> tuple[Values, int]:
+    """Draw directions u by leaf, `(draws, ...)`, and count the values n that they step.
 
-    Drawn probe by probe on the main processor, so that they are the same whatever the batch, dtype and device.
+    They are drawn one by one on the main processor, so that they do not depend on batch, dtype or device.
     """
     generator = torch.Generator().manual_seed(seed)
     count = sum(leaf.value[0].numel() for leaf in leaves.values())
     drawn: dict[str, list[torch.Tensor]] = {name: [] for name in leaves}
-    for _ in range(probes):
+    for _ in range(draws):
         for name, leaf in leaves.items():
             drawn[name].append(torch.randn(leaf.value.shape[1:], generator=generator, dtype=torch.float32))
     return {name: (torch.stack(drawn[name]) / count**0.5).to(leaf.value) for name, leaf in leaves.items()}, count
+
+
+def stepped_leaves(run: ModelRun) -> dict[str, Leaf]:
+    """Find what can be stepped in the input.
+
+    Raises:
+        InputError: when nothing can.
+    """
+    leaves = find_leaves(run.model, run.inputs, run.forward)
+    leaves = {name: leaf for name, leaf in leaves.items() if leaf.value.ndim}
+    if not leaves:
+        raise InputError("the input holds single numbers only, and no floating-point tensor with a batch axis.")
+    return leaves
+
+
+def layer_not_found(layers: int, left_out: Mapping[str, str]) -> LayerNotFound:
+    """Say why no layer could be measured."""
+    reasons = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:4])
+    return LayerNotFound(f"no layer of {layers} could be measured. {reasons}.")

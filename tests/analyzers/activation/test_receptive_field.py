@@ -94,7 +94,7 @@ def test_a_recurrent_layer_sees_the_past_and_masked_attention_too():
 def test_the_effective_field_is_the_gradient_of_the_units():
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Conv2d(3, 4, 3)).double()
     x = normal(2, 2, 9, 9).double()
-    field = receptive_field(net, x, "2", place=(1, 3), probes=8)
+    field = receptive_field(net, x, "2", place=(1, 3), draws=8)
     leaf = x.clone().requires_grad_()
     out = net(leaf)[:, :, 1, 3]
     squares = torch.zeros_like(x)
@@ -113,8 +113,8 @@ def test_the_effective_field_is_the_gradient_of_the_units():
 
 def test_random_signs_estimate_the_sum_over_many_units():
     net = nn.Sequential(nn.Conv1d(1, 64, 5)).double()
-    exact = receptive_field(net, normal(1, 1, 11).double(), "0", probes=64).effective
-    signs = receptive_field(net, normal(1, 1, 11).double(), "0", probes=63, seed=1).effective
+    exact = receptive_field(net, normal(1, 1, 11).double(), "0", draws=64).effective
+    signs = receptive_field(net, normal(1, 1, 11).double(), "0", draws=63, seed=1).effective
     assert torch.allclose(signs, exact, rtol=0.35, atol=1e-12) and not torch.equal(signs, exact)
 
 

@@ -133,7 +133,7 @@ def test_every_method_takes_them(name):
         saliency(kind(), x, target=1, method=method)
     result = relevance(kind(), x, target=1)
     assert float(result.ledger.relative.max()) < 1e-5
-    sensitivity(kind(), x, probes=2)
+    sensitivity(kind(), x, draws=2)
 
 
 def test_ids_that_no_table_reads_are_an_error():

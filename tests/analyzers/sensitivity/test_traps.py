@@ -14,9 +14,9 @@ from tests.analyzers.sensitivity.local.test_jacobian import dense_norms
 from tests.cases import CASES, double, normal
 
 
-def agrees(model, x, layer, probes=300):
+def agrees(model, x, layer, draws=300):
     """Whether the profile of a layer is its dense Jacobian, within its standard error."""
-    profile = jacobian(model, x, layer, relative=False, probes=probes)
+    profile = jacobian(model, x, layer, relative=False, draws=draws)
     with sdpa_kernel(SDPBackend.MATH):
         expected = dense_norms(model.eval(), x, layer).mean()
     assert abs(profile.values[0] - expected) < 4 * profile.error[0] + 1e-9
@@ -48,11 +48,11 @@ def test_a_model_that_insists_on_the_fused_kernel_takes_finite_differences_and_s
 
     torch.manual_seed(0)
     model, x = Block(fused_only).double().eval(), normal(2, 5, 8).double()
-    profile = jacobian(model, x, "out", probes=3)
+    profile = jacobian(model, x, "out", draws=3)
     assert "finite differences" in profile.method and "no dual numbers:" in profile.method
     plain = Block(nn.functional.scaled_dot_product_attention).double().eval()
     plain.load_state_dict(model.state_dict())
-    torch.testing.assert_close(profile.values, jacobian(plain, x, "out", probes=3).values, rtol=1e-5, atol=0)
+    torch.testing.assert_close(profile.values, jacobian(plain, x, "out", draws=3).values, rtol=1e-5, atol=0)
     sigma = lipschitz(model, x, "out")
     assert "finite differences" in sigma.method
     torch.testing.assert_close(sigma.values, lipschitz(plain, x, "out").values, rtol=1e-4, atol=0)
@@ -61,9 +61,9 @@ def test_a_model_that_insists_on_the_fused_kernel_takes_finite_differences_and_s
 def test_a_fused_lstm_takes_the_plain_kernel():
     torch.manual_seed(0)
     model, x = nn.LSTM(4, 6, batch_first=True).eval(), normal(2, 5, 4)
-    fused = jacobian(model, x, probes=4)
+    fused = jacobian(model, x, draws=4)
     assert "plain attention and recurrent kernels" in fused.method
-    exact = jacobian(model.double(), x.double(), probes=4)
+    exact = jacobian(model.double(), x.double(), draws=4)
     torch.testing.assert_close(fused.values, exact.values, rtol=1e-4, atol=0)
 
 
@@ -91,9 +91,9 @@ def test_batch_norm_in_train_mode_is_measured_in_eval_mode_and_given_back():
     model[1].running_mean.normal_()
     model[1].running_var.uniform_(0.5, 2)
     x = normal(3, 4).double()
-    trained = jacobian(model.train(), x, "1", probes=4)
+    trained = jacobian(model.train(), x, "1", draws=4)
     assert model[1].training and int(model[1].num_batches_tracked) == 0
-    torch.testing.assert_close(trained.values, jacobian(model.eval(), x, "1", probes=4).values, rtol=0, atol=0)
+    torch.testing.assert_close(trained.values, jacobian(model.eval(), x, "1", draws=4).values, rtol=0, atol=0)
 
 
 class Branching(nn.Module):
@@ -139,10 +139,10 @@ def test_what_probes_cannot_share_runs_on_copies_of_the_batch():
 def test_sharing_gives_the_numbers_of_copies(name, monkeypatch):
     case = CASES[name]
     model, x = case.build().double(), double(case.example())
-    shared = jacobian(model, x, probes=3)
+    shared = jacobian(model, x, draws=3)
     kept = tuple(row for row in _ROUTES if row[3] not in _SHARED)
     monkeypatch.setattr("layerlens.analyzers.sensitivity.local.directional_derivatives._ROUTES", kept)
-    copies = jacobian(model, x, probes=3)
+    copies = jacobian(model, x, draws=3)
     assert "copies" in copies.method and "copies" not in shared.method and shared.layers == copies.layers
     torch.testing.assert_close(shared.values, copies.values, rtol=1e-10, atol=0)
     torch.testing.assert_close(shared.checks["per sample"], copies.checks["per sample"], rtol=1e-10, atol=0)
@@ -171,12 +171,12 @@ def test_the_callers_grad_mode_changes_nothing(measure, mode):
 def test_ties_of_a_max_pool_part_the_routes_and_neither_is_wrong():
     """At a tie the dual number follows the first of the equal values, a step to both sides the mean of two."""
     model, x = nn.Sequential(nn.MaxPool1d(2)).double(), torch.ones(1, 1, 40).double()
-    dual = jacobian(model, x, relative=False, probes=200)
-    steps = jacobian(model, x, relative=False, probes=200, route="finite_differences")
+    dual = jacobian(model, x, relative=False, draws=200)
+    steps = jacobian(model, x, relative=False, draws=200, route="finite_differences")
     assert abs(dual.values[0] - 20**0.5) < 4 * dual.error[0]  # one value of each pair
     assert float(steps.values[0]) < 0.9 * float(dual.values[0])  # (max - min) / 2 of two
     apart = x + 0.1 * torch.arange(40)
-    pair = (jacobian(model, apart, probes=5, route=route).values for route in ("forward_ad", "finite_differences"))
+    pair = (jacobian(model, apart, draws=5, route=route).values for route in ("forward_ad", "finite_differences"))
     torch.testing.assert_close(*pair, rtol=1e-6, atol=0)
 
 

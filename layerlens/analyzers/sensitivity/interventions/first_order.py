@@ -1,4 +1,4 @@
-"""What every part is worth to first order: all of them from one forward and one backward pass."""
+"""First-order effects of all parts, from one forward and one backward pass."""
 
 from __future__ import annotations
 
@@ -6,51 +6,40 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import OptionError, TargetError
-from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.trees import map_tensors
 from layerlens.targets.target import Target, as_target, main_output
 
+from ..model_run import ModelRun
 from ..output_metrics import Readout
-from .hook_points import Key, tapped
-from .intervention_sites import Seam
-from .replacements import Misfit, Source
+from .hook_points import Key, hooked
+from .intervention_sites import InterventionSite
+from .replacements import Misfit, Replacement
 
 
-def screened(
-    model: nn.Module,
-    inputs: Inputs,
-    forward: Forward | None,
-    seams: Sequence[Seam],
-    source: Source,
-    draws: int,
-    read: Readout,
-    seed: int,
+def first_order_effects(
+    run: ModelRun, sites: Sequence[InterventionSite], replacement: Replacement, draws: int, readout: Readout
 ) -> torch.Tensor:
-    """The change of the score to first order in the values of each part, `(parts of all seams,)`: mean over the batch.
+    """Return the first-order change of the score when each part is replaced, `(parts of all sites,)`: batch means.
 
-    sum over the numbers of a part of g (v - a): g is the gradient of the score, a the value and v what replaces it,
-    the mean over draws (Molchanov et al. 2017, eq. 7, with v = 0; Nanda 2023, attribution patching).
+    It is the sum of g (v - a) over the values of a part: g is the gradient of the score, a the value and v what
+    replaces it, the mean over draws (Molchanov et al. 2017, eq. 7, with v = 0; Nanda 2023, attribution patching).
 
     Args:
-        model: a model borrowed with gradients.
-        inputs: its input.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-        seams: where.
-        source: of v.
-        draws: of v.
-        read: whose target is the score; without one it is that of the predicted class.
-        seed: for models that draw numbers.
+        run: a model borrowed with gradients.
+        sites: the sites.
+        replacement: replacement v.
+        draws: number of draws of v.
+        readout: its target is the score; without a target the score is that of the predicted class.
 
     Raises:
         OptionError: when there is no score.
-        TargetError: when the score does not depend on any seam in a way that can be differentiated.
+        TargetError: when the score has no gradient at any site.
     """
-    source.load(seams)
-    wanted = {seam.key: seam for seam in seams}
+    replacement.load(sites)
+    wanted = {site.key: site for site in sites}
     values: dict[Key, list[torch.Tensor]] = {}
     leaves: dict[Key, list[torch.Tensor]] = {}
 
@@ -72,51 +61,63 @@ def screened(
 
         return map_tensors(value, add)
 
-    torch.manual_seed(seed)
+    torch.manual_seed(run.seed)
     with torch.enable_grad():
-        with tapped(model, [key[:2] for key in wanted], add_leaves) as running:
-            output = inputs.run(model, forward if running is None else running.around(forward))
-        score = _score(read, output)(output, torch.arange(inputs.batch))
+        with hooked(run.model, [key[:2] for key in wanted], add_leaves) as running:
+            output = run.inputs.run(run.model, run.forward if running is None else running.around(run.forward))
+        score = _score(readout, output)(output, torch.arange(run.batch))
     flat = [leaf for added in leaves.values() for leaf in added]
     slopes: Sequence[torch.Tensor | None] = [None] * len(flat)
     if score.requires_grad:
-        with backward_pass(model):
+        with backward_pass(run.model):
             slopes = torch.autograd.grad(score.sum(), flat, allow_unused=True)
     if all(slope is None for slope in slopes):
         raise TargetError(
-            f"the score {'of the predicted class' if read.target is None else read.target.label!r} does not depend on "
-            "any of the layers in a way that can be differentiated: leave the screen out."
+            f"the score {'of the predicted class' if readout.target is None else readout.target.label!r} has no "
+            "gradient at any of the layers: leave the screen out."
         )
     by_leaf = iter(slopes)
     gradients = {key: [next(by_leaf) for _ in added] for key, added in leaves.items()}
-    return torch.cat(
-        [_worth(seam, values.get(seam.key, []), gradients.get(seam.key, []), source, draws) for seam in seams]
-    ) / inputs.batch  # fmt: skip
+    effects = [
+        _part_effects(site, values.get(site.key, []), gradients.get(site.key, []), replacement, draws) for site in sites
+    ]
+    return torch.cat(effects) / run.batch
 
 
-def _score(read: Readout, output: Any) -> Target:
-    if read.target is not None:
-        return read.target
+def _score(readout: Readout, output: object) -> Target:
+    """Choose the score to differentiate.
+
+    Raises:
+        OptionError: when there is none.
+    """
+    if readout.target is not None:
+        return readout.target
     if main_output(output).ndim != 2:
-        raise OptionError("a first-order screen needs a score to differentiate: give target=, or leave best= out.")
+        raise OptionError("a first-order screen needs a score to differentiate: give target=, or leave count= out.")
     return as_target(None).resolve(output)
 
 
-def _worth(
-    seam: Seam, values: list[torch.Tensor], gradients: list[torch.Tensor | None], source: Source, draws: int
+def _part_effects(
+    site: InterventionSite,
+    values: list[torch.Tensor],
+    gradients: list[torch.Tensor | None],
+    replacement: Replacement,
+    draws: int,
 ) -> torch.Tensor:
-    """The sums of g (v - a) over each part, `(parts,)`."""
-    total = torch.zeros(seam.grid.size, dtype=torch.float64)
-    for place, (value, gradient) in enumerate(zip(values, gradients, strict=True)):
-        parts = seam.grids[place]
+    """Sum g (v - a) over each part, `(parts,)`."""
+    total = torch.zeros(site.grid.size, dtype=torch.float64)
+    for index, (value, gradient) in enumerate(zip(values, gradients, strict=True)):
+        parts = site.grids[index]
         if parts is None or gradient is None:
             continue
         step = torch.zeros_like(value, dtype=torch.float64)
         try:
             for draw in range(draws):
-                step += (source(seam, place, (), value, draw).double() - value.double()) / draws
+                step += (replacement(site, index, (), value, draw).double() - value.double()) / draws
         except Misfit:
             return torch.full_like(total, float("nan"))
-        product = torch.where(step == 0, 0.0, gradient.double() * step)  # a gradient of infinity times no change
+        product = torch.where(
+            step == 0, 0.0, gradient.double() * step
+        )  # not NaN where an infinite gradient meets no change
         total += parts.sums(product).cpu()
     return total

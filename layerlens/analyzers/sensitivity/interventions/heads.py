@@ -1,10 +1,9 @@
-"""Where the heads of an attention lie side by side: in what its output projection is given."""
+"""The heads of an attention, which lie side by side in the input of its output projection."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
 
 from torch import nn
 
@@ -20,7 +19,7 @@ WIDTHS = ("head_dim", "attention_head_size", "dim_head", "head_size")
 """Attributes that hold the number of features of a head."""
 
 PROJECTIONS = ("o_proj", "out_proj", "c_proj", "proj", "dense", "out_lin", "to_out", "wo", "o", "out", "fc_out")
-"""Names of output projections; in `output.dense` beside an attention `output` counts as a part of it."""
+"""Names of output projections; `output.dense` next to an attention counts as a part of it."""
 
 _ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
 
@@ -32,9 +31,9 @@ class Heads:
     Attributes:
         label: path of the attention, for names.
         kind: where the heads are read.
-        path: of the layer whose input, or inside, they are.
-        count: how many; 0 when only the width is known.
-        width: features of each; 0 when only the count is known.
+        path: path of the layer whose input, or inside, they are.
+        count: number of heads; 0 when only the width is known.
+        width: number of features of each; 0 when only the count is known.
     """
 
     label: LayerPath
@@ -45,21 +44,21 @@ class Heads:
 
 
 def find_heads(model: nn.Module, layers: Selection, heads: int | None) -> list[Heads]:
-    """The attentions that are selected, lie inside of what is selected, or whose output projection is selected.
+    """Find the attentions that are selected, lie inside a selected layer, or whose output projection is selected.
 
     Args:
         model: any module.
-        layers: as in `Selection`; None for all of the model.
-        heads: how many; None for what the modules say. A selected layer that belongs to no known attention is then
-            taken for an output projection.
+        layers: which layers, see `Selection`; None for the whole model.
+        heads: number of heads of each; None for the number in the modules. A selected layer that belongs to no known
+            attention is then taken for an output projection.
 
     Raises:
         LayerNotFound: when there is no attention, or nothing says how many heads it has.
-        OptionError: when `heads` is no count.
+        OptionError: when `heads` is not a count.
     """
     if heads is not None:
         check_count("heads", heads)
-    known = _known(model)
+    known = _known_attentions(model)
     if layers is not None:
         selected = list(Layers(model).select(layers))
         inside = tuple(f"{path}." if path else "" for path in selected)
@@ -79,7 +78,7 @@ def find_heads(model: nn.Module, layers: Selection, heads: int | None) -> list[H
     return known
 
 
-def _known(model: nn.Module) -> list[Heads]:
+def _known_attentions(model: nn.Module) -> list[Heads]:
     layers = Layers(model)
     found: dict[LayerPath, Heads] = {}
     for path, module in layers.items():
@@ -88,34 +87,35 @@ def _known(model: nn.Module) -> list[Heads]:
             continue
         count, width = _number(module, COUNTS), _number(module, WIDTHS)
         projection = _projection(layers, path) if count or width else None
-        if projection is None or not (_own(module) or _ATTENTION.search(type(module).__name__)):
+        if projection is None or not (_states_heads(module) or _ATTENTION.search(type(module).__name__)):
             continue
-        found.pop(projection, None)  # of an attention inside another one, the inner is meant: it comes later
+        found.pop(projection, None)  # of nested attentions the inner one, which comes later, counts
         found[projection] = Heads(path, "input", projection, count, 0 if count else width)
     inner = [one.path for one in found.values() if one.kind == "attention"]
     return [one for path, one in found.items() if path in inner or not path.startswith(tuple(f"{p}." for p in inner))]
 
 
-def _own(module: nn.Module) -> bool:
-    return any(_whole(getattr(module, name, None)) for name in (*COUNTS, *WIDTHS))
+def _states_heads(module: nn.Module) -> bool:
+    """Return whether the module itself, not its config, states the number or size of heads."""
+    return any(_is_positive_int(getattr(module, name, None)) for name in (*COUNTS, *WIDTHS))
 
 
 def _number(module: nn.Module, names: tuple[str, ...]) -> int:
-    """The first of the attributes that is a positive whole number, of the module or of its config; 0 for none."""
+    """Return the first of the attributes that is a positive whole number, of the module or its config; 0 for none."""
     for owner in (module, getattr(module, "config", None)):
         for name in names:
             value = getattr(owner, name, None)
-            if _whole(value):
+            if _is_positive_int(value):
                 return int(value)  # type: ignore[arg-type]
     return 0
 
 
-def _whole(value: Any) -> bool:
+def _is_positive_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _projection(layers: Layers, path: LayerPath) -> LayerPath | None:
-    """The path of the output projection of the attention at `path`."""
+    """Return the path of the output projection of the attention at `path`."""
     parent = path.rpartition(".")[0]
     starts = [f"{path}." if path else ""]
     if path and _ATTENTION.search(type(layers[parent]).__name__):
@@ -126,15 +126,15 @@ def _projection(layers: Layers, path: LayerPath) -> LayerPath | None:
                 continue
             module = layers[f"{start}{name}"]
             if isinstance(module, nn.Sequential):
-                linear = next((k for k, part in module.named_children() if _mixes(part)), None)
+                linear = next((k for k, part in module.named_children() if _has_weight_matrix(part)), None)
                 if linear is not None:
                     return f"{start}{name}.{linear}"
-            elif _mixes(module):
+            elif _has_weight_matrix(module):
                 return f"{start}{name}"
     return None
 
 
-def _mixes(module: nn.Module) -> bool:
-    """Whether it is a layer with a weight matrix."""
+def _has_weight_matrix(module: nn.Module) -> bool:
+    """Return whether a layer has a weight matrix."""
     weight = getattr(module, "weight", None)
     return hasattr(module, "in_features") or getattr(weight, "ndim", 0) >= 2

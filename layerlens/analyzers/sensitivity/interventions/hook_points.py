@@ -1,4 +1,4 @@
-"""Where values are read and exchanged: what layers return, what they are given, and the heads inside an attention."""
+"""Where values are read and replaced: what layers return, what they are given, and the heads inside an attention."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from layerlens.probes.probe import Edit, Probe
 
 Kind = Literal["output", "input", "attention"]
 """What a layer returned; the first floating-point tensor that it is given; what the heads of `nn.MultiheadAttention`
-made, side by side, before its output projection."""
+returned, side by side, before its output projection."""
 
 Key = tuple[Kind, LayerPath, int]
-"""Kind, layer, and which of its calls."""
+"""Kind, layer, and index of its call."""
 
-Exchange = Callable[[Key, Any], Any]
-"""From the value of a call to the one to go on with."""
+Replace = Callable[[Key, Any], Any]
+"""From the value of a call to the value to continue with."""
 
 _FUSED = inspect.signature(F.multi_head_attention_forward)
 
 
 @contextlib.contextmanager
-def tapped(model: nn.Module, places: Iterable[tuple[Kind, LayerPath]], function: Exchange) -> Iterator[Running | None]:
+def hooked(model: nn.Module, places: Iterable[tuple[Kind, LayerPath]], function: Replace) -> Iterator[Running | None]:
     """Call `function` on every value at some places while a `with` block runs the model once.
 
     Args:
         model: a borrowed model, with torch's fused transformer path off.
-        places: where.
-        function: takes the key and the value, and returns the value to go on with.
+        places: kind and layer of each place.
+        function: takes the key and the value, and returns the value to continue with.
 
     Yields:
-        What knows which layer runs, where attentions are among the places.
+        The tracker of running layers if attentions are among the places, else None.
     """
     by_kind: dict[str, list[LayerPath]] = {"output": [], "input": [], "attention": []}
     for kind, path in dict.fromkeys(places):
         by_kind[kind].append(path)
-    after = {path: _after(path, function) for path in by_kind["output"]}
-    before = {path: _before(path, function) for path in by_kind["input"]}
+    after = {path: _output_edit(path, function) for path in by_kind["output"]}
+    before = {path: _input_edit(path, function) for path in by_kind["input"]}
     with contextlib.ExitStack() as stack:
         stack.enter_context(Probe(model, (), edits=after, arguments=before))
         running = None
@@ -58,12 +58,12 @@ def tapped(model: nn.Module, places: Iterable[tuple[Kind, LayerPath]], function:
         yield running
 
 
-def _after(path: LayerPath, function: Exchange) -> Edit:
+def _output_edit(path: LayerPath, function: Replace) -> Edit:
     calls = itertools.count()
     return lambda output: function(("output", path, next(calls)), output)
 
 
-def _before(path: LayerPath, function: Exchange) -> Edit:
+def _input_edit(path: LayerPath, function: Replace) -> Edit:
     calls = itertools.count()
 
     def edit(given: Any) -> Any:
@@ -78,12 +78,12 @@ def _before(path: LayerPath, function: Exchange) -> Edit:
 
 
 class _Attention(TorchFunctionMode):
-    """Splits the output projection off `F.multi_head_attention_forward`, and calls `function` on what it is given.
+    """Splits the output projection off `F.multi_head_attention_forward`, and calls `function` on its input.
 
-    The projection that the call itself makes is the identity, which leaves every number as it is.
+    The call itself projects with the identity, which changes no number.
     """
 
-    def __init__(self, running: Running, paths: set[LayerPath], function: Exchange) -> None:
+    def __init__(self, running: Running, paths: set[LayerPath], function: Replace) -> None:
         super().__init__()
         self._running, self._paths, self._function = running, paths, function
         self._counts: Counter[LayerPath] = Counter()

@@ -1,4 +1,4 @@
-"""The values of a run that can be exchanged part by part, and how each is laid out."""
+"""The values of a run that can be replaced part by part, and their layout."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from layerlens.analyzers.common.calls.call_shapes import GUESSES, seen, watch
 from layerlens.analyzers.common.calls.call_sites import MEMORY, copied_rows, floating, grown, main_index, survey
 from layerlens.axes.names import Axes
 from layerlens.errors import LayerNotFound
-from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import Layers, Selection
 from layerlens.model.trees import named_tensors
 
+from ..model_run import ModelRun
 from .heads import Heads, find_heads
-from .hook_points import Key, Kind, tapped
+from .hook_points import Key, Kind, hooked
 from .parts import Grid, grid
 
 OTHER_POSITIONS = "has another number of positions than most layers"
 
-AT_MOST = 64
-"""Copies of the batch in one run, whatever the memory: more gain nothing."""
+MOST_COPIES = 64
+"""Largest number of copies of the batch in one run; more are no faster."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Seam:
+class InterventionSite:
     """One value of a run: what a call of a layer returned, or was given.
 
     Attributes:
-        key: where it is.
-        name: of the layer, for names of parts: `path`, or `path #1` for the second call.
-        axes: the batch axis of each of its floating-point tensors; None where there is none.
-        grids: how each of them is cut into parts; None for those that stay as they are.
-        main: which of them is the layer's value.
-        alone: whether copies of the batch cannot be told apart in it.
-        nbytes: of those tensors, for the batch.
+        key: kind, layer and call.
+        name: name of the layer, for names of parts: `path`, or `path #1` for the second call.
+        axes: batch axis of each of its floating-point tensors, or None.
+        grids: how each tensor is cut into parts; None for tensors that stay unchanged.
+        main: index of the tensor that is the layer's value.
+        unsplittable: whether the copies of a batch cannot be separated in it.
+        nbytes: bytes of those tensors, for the batch.
     """
 
     key: Key
@@ -47,85 +47,80 @@ class Seam:
     axes: tuple[int | None, ...]
     grids: tuple[Grid | None, ...]
     main: int
-    alone: bool
+    unsplittable: bool
     nbytes: int
 
     @property
     def grid(self) -> Grid:
-        """That of the main tensor."""
-        found = self.grids[self.main]
-        assert found is not None
-        return found
+        """The grid of the main tensor."""
+        grid = self.grids[self.main]
+        assert grid is not None
+        return grid
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class SiteSurvey:
     """What clean runs showed.
 
     Attributes:
-        seams: what can be exchanged, in order of execution.
-        left_out: name of a layer that cannot -> why.
-        output: what the model returned.
-        copies: of the batch that fit into memory at once.
-        stays: names of layers with an output beside the main one that is left as it is.
+        sites: values that can be replaced, in order of execution.
+        left_out: name of a layer whose value cannot be replaced -> why.
+        output: output of the model.
+        copies: number of copies of the batch that fit into memory at once.
+        unchanged_states: names of layers that also return states, which stay unchanged.
     """
 
-    seams: list[Seam]
+    sites: list[InterventionSite]
     left_out: dict[str, str]
     output: Any
     copies: int
-    stays: list[str]
+    unchanged_states: list[str]
 
 
-def find(
-    model: nn.Module,
-    inputs: Inputs,
-    layers: Selection,
-    by: str,
-    heads: int | None,
-    forward: Forward | None,
-    seed: int,
-) -> Found:
-    """Run a borrowed model, alone and on its batch twice, and find what can be exchanged.
+def find_intervention_sites(run: ModelRun, layers: Selection, by: str, heads: int | None) -> SiteSurvey:
+    """Run the model on its batch, and on two copies of it, and find the values that can be replaced.
 
     Raises:
-        LayerNotFound: when no layer that is selected can be measured.
-        OptionError: when `heads` is no count.
+        LayerNotFound: when no selected layer can be measured.
+        OptionError: when `heads` is not a count.
     """
     if by == "head":
-        spans = {(one.kind, one.path): one for one in find_heads(model, layers, heads)}
-        outline = _values(model, inputs, list(spans), forward, seed)
-        left_out = {
-            one.label: "did not run" for place, one in spans.items() if place not in {k[:2] for k in outline.first}
-        }
-        named = {key: (*_labelled(spans[key[:2]], key[2]), None) for key in outline.first}
+        attentions = {(one.kind, one.path): one for one in find_heads(run.model, layers, heads)}
+        outline = _outline(run, list(attentions))
+        ran = {key[:2] for key in outline.first}
+        left_out = {one.label: "did not run" for place, one in attentions.items() if place not in ran}
+        named = {key: _name_and_heads(attentions[key[:2]], key[2]) for key in outline.first}
     else:
-        clean = survey(model, inputs, layers, forward, seed=seed)
-        keys: dict[Key, Any] = {("output", site.path, site.index): (site.name, (0, 0), site) for site in clean.sites}
-        outline = _values(model, inputs, [key[:2] for key in keys], forward, seed)
-        left_out, named = dict(clean.left_out), {key: keys[key] for key in outline.first if key in keys}
-    seams, stays = [], []
-    for key, (name, count, site) in named.items():
-        seam = outline.seam(key, name, by, count, site)
-        if isinstance(seam, str):
-            left_out[name] = seam
-            continue
-        seams.append(seam)
-        stays += [name] * (by != "layer" and isinstance(outline.layers[key[1]], nn.RNNBase) and None in seam.grids)
-    if by == "layer_position" and seams:
-        wanted = Counter(seam.grid.counts for seam in seams).most_common(1)[0][0]
-        left_out |= {
-            seam.name: f"has other positions than most layers, {wanted}" for seam in seams if seam.grid.counts != wanted
+        clean = survey(run.model, run.inputs, layers, run.forward, seed=run.seed)
+        keys: dict[Key, tuple[str, tuple[int, int]]] = {
+            ("output", site.path, site.index): (site.name, (0, 0)) for site in clean.sites
         }
-        seams = [seam for seam in seams if seam.grid.counts == wanted]
-    if not seams:
+        outline = _outline(run, [key[:2] for key in keys])
+        left_out, named = dict(clean.left_out), {key: keys[key] for key in outline.first if key in keys}
+    sites, unchanged_states = [], []
+    for key, (name, head_sizes) in named.items():
+        site = outline.site(key, name, by, head_sizes)
+        if isinstance(site, str):
+            left_out[name] = site
+            continue
+        sites.append(site)
+        if by != "layer" and isinstance(outline.layers[key[1]], nn.RNNBase) and None in site.grids:
+            unchanged_states.append(name)
+    if by == "layer_position" and sites:
+        wanted = Counter(site.grid.counts for site in sites).most_common(1)[0][0]
+        left_out |= {
+            site.name: f"has other positions than most layers, {wanted}" for site in sites if site.grid.counts != wanted
+        }
+        sites = [site for site in sites if site.grid.counts == wanted]
+    if not sites:
         reasons = "; ".join(f"{name} {why}" for name, why in list(left_out.items())[:4])
         raise LayerNotFound(f"none of the selected layers can be measured by {by}: {reasons}.")
-    copies = max(1, min(AT_MOST, MEMORY // max(1, outline.nbytes)))
-    return Found(seams, left_out, outline.output, copies, stays)
+    copies = max(1, min(MOST_COPIES, MEMORY // max(1, outline.nbytes)))
+    return SiteSurvey(sites, left_out, outline.output, copies, unchanged_states)
 
 
-def _labelled(one: Heads, index: int) -> tuple[str, tuple[int, int]]:
+def _name_and_heads(one: Heads, index: int) -> tuple[str, tuple[int, int]]:
+    """Return the name of a call of an attention, and the number and width of its heads."""
     return (one.label or "(model)") + (f" #{index}" if index else ""), (one.count, one.width)
 
 
@@ -152,13 +147,13 @@ class _Outline:
     output: Any
     nbytes: int
 
-    def seam(self, key: Key, name: str, by: str, heads: tuple[int, int], site: Any) -> Seam | str:
-        """The seam of a value, or why there is none."""
+    def site(self, key: Key, name: str, by: str, heads: tuple[int, int]) -> InterventionSite | str:
+        """Return the site of a value, or why there is none."""
         form, wider = self.first[key], self.second.get(key)
         if not form.shapes:
             return "holds no floating-point tensor"
         if wider is None or len(wider.shapes) != len(form.shapes):
-            return "did not run again when the batch was doubled: the route of this model changes"
+            return "did not run when the batch was doubled: the route of this model changes"
         axes = tuple(grown(was, now) for was, now in zip(form.shapes, wider.shapes, strict=True))
         main = form.shapes[form.main]
         names = self._names(key, len(main), axes[form.main])
@@ -169,11 +164,11 @@ class _Outline:
             parts if one == form.ids[form.main] or not parts.axes else self._state(key, shape, main, parts)
             for one, shape in zip(form.ids, form.shapes, strict=True)
         ]
-        alone = None in axes or not self.equal.get(key, False)
-        return Seam(key, name, axes, tuple(grids), form.main, alone, form.nbytes)
+        unsplittable = None in axes or not self.equal.get(key, False)
+        return InterventionSite(key, name, axes, tuple(grids), form.main, unsplittable, form.nbytes)
 
     def _names(self, key: Key, ndim: int, batch: int | None) -> Axes:
-        """Names of the axes of a main tensor, with the batch where it was seen to be."""
+        """Return the names of the axes of a main tensor, with the batch axis where it was observed."""
         if key[0] == "output":
             known = self.names.get((key[1], key[2]))
         else:  # what goes into a projection
@@ -189,23 +184,19 @@ class _Outline:
         return (*rest[:batch], "batch", *rest[batch:])
 
     def _state(self, key: Key, shape: tuple[int, ...], main: tuple[int, ...], parts: Grid) -> Grid | None:
-        """How a tensor beside the main one is cut: states of recurrent layers by unit; others stay as they are."""
+        """Return how a tensor besides the main one is cut: recurrent states by unit; others stay unchanged."""
         recurrent = isinstance(self.layers[key[1]], nn.RNNBase)
         if recurrent and parts.axes == (len(main) - 1,) and shape[-1] == main[-1]:
             return dataclasses.replace(parts, axes=(len(shape) - 1,))
         return None
 
 
-def _values(
-    model: nn.Module,
-    inputs: Inputs,
-    places: list[tuple[Kind, str]],
-    forward: Forward | None,
-    seed: int,
-) -> _Outline:
+def _outline(run: ModelRun, places: list[tuple[Kind, str]]) -> _Outline:
+    """Run on the batch, and on two copies of it, and note the values at some places."""
+    model, inputs = run.model, run.inputs
     first, second, equal = dict[Key, _Form](), dict[Key, _Form](), dict[Key, bool]()
 
-    def look(into: dict[Key, _Form]) -> Callable[[Key, Any], Any]:
+    def noting(into: dict[Key, _Form]) -> Callable[[Key, Any], Any]:
         def note(key: Key, value: Any) -> Any:
             tensors = floating(value)
             nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -221,10 +212,10 @@ def _values(
         return note
 
     def once(copies: int, into: dict[Key, _Form]) -> Any:
-        torch.manual_seed(seed)
-        with tapped(model, places, look(into)) as running:
-            run = inputs.rows(copied_rows(inputs.batch, copies)) if copies > 1 else inputs
-            return run.run(model, forward if running is None else running.around(forward))
+        torch.manual_seed(run.seed)
+        with hooked(model, places, noting(into)) as running:
+            rows = inputs.rows(copied_rows(inputs.batch, copies)) if copies > 1 else inputs
+            return rows.run(model, run.forward if running is None else running.around(run.forward))
 
     with watch(model) as record:
         output = once(1, first)
@@ -237,15 +228,15 @@ def _values(
 
 
 def _halves_equal(tensor: torch.Tensor, axis: int | None) -> bool:
-    """Whether the copies of the batch lie one after the other along an axis."""
+    """Return whether the copies of the batch follow each other along an axis."""
     if axis is None:
         return False
     first, second = tensor.chunk(2, dim=axis)
-    return tolerant(first, second)
+    return nearly_equal(first, second)
 
 
-def tolerant(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two tensors are equal up to what another size of the batch may make of rounding."""
+def nearly_equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Return whether two tensors are equal up to the rounding differences of another batch size."""
     scale = float(first.abs().max()) if first.numel() else 0.0
     if not scale < float("inf"):
         return bool(torch.equal(first.nan_to_num(), second.nan_to_num()))

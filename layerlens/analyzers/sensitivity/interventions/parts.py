@@ -14,7 +14,7 @@ By = Literal["layer", "channel", "head", "position", "unit", "layer_position"]
 KINDS: tuple[str, ...] = get_args(By)
 
 Cut = tuple[tuple[int, int, int], ...]
-"""Axis, first entry and number of entries, for each axis along which a part is less than the whole."""
+"""Axis, first entry and number of entries, for each axis along which a part is smaller than the whole."""
 
 NO_POSITIONS = "has no axis of positions"
 
@@ -27,9 +27,9 @@ class Grid:
     """How a tensor is cut into parts.
 
     Attributes:
-        axes: along which parts lie; none for the tensor as a whole.
-        counts: how many parts along each.
-        widths: how many entries of the axis a part has.
+        axes: axes along which parts lie; none for the tensor as a whole.
+        counts: number of parts along each axis.
+        widths: number of entries of a part along each axis.
     """
 
     axes: tuple[int, ...] = ()
@@ -38,11 +38,11 @@ class Grid:
 
     @property
     def size(self) -> int:
-        """How many parts."""
+        """The number of parts."""
         return torch.Size(self.counts).numel()
 
     def index(self, number: int) -> tuple[int, ...]:
-        """The place of a part along each axis."""
+        """Return the index of a part along each axis."""
         places = []
         for count in reversed(self.counts):
             number, place = divmod(number, count)
@@ -50,14 +50,14 @@ class Grid:
         return tuple(reversed(places))
 
     def cut(self, number: int) -> Cut:
-        """Where in the tensor a part is."""
+        """Return where a part is in the tensor."""
         return tuple(
             (axis, place * width, width)
             for axis, place, width in zip(self.axes, self.index(number), self.widths, strict=True)
         )
 
     def sums(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over each part, `(parts,)`."""
+        """Sum over each part, `(parts,)`."""
         others = [axis for axis in range(tensor.ndim) if axis not in self.axes]
         rest = tensor.sum(dim=others) if others else tensor
         for place, count in enumerate(self.counts):
@@ -66,13 +66,13 @@ class Grid:
 
 
 def grid(by: str, shape: Sequence[int], names: Axes, heads: tuple[int, int] = (0, 0)) -> Grid | str:
-    """The parts of a tensor, or why it has none.
+    """Return the parts of a tensor, or why it has none.
 
     Args:
         by: one of `KINDS`.
-        shape: of the tensor.
-        names: of its axes; `"batch"` is no axis of parts.
-        heads: how many heads and how many features of each; 0 for what follows from the other.
+        shape: shape of the tensor.
+        names: names of its axes; parts never lie along `"batch"`.
+        heads: number of heads and number of features of each; 0 if it follows from the other.
     """
     unit = next((axis for axis, name in enumerate(names) if name in UNITS), None)
     places = [axis for axis, name in enumerate(names) if name != "batch" and axis != unit and shape[axis] > 1]
@@ -97,13 +97,13 @@ def grid(by: str, shape: Sequence[int], names: Axes, heads: tuple[int, int] = (0
 
 
 def split(tensor: torch.Tensor, axis: int, count: int) -> torch.Tensor:
-    """The tensor with an axis in two: `count` parts that follow each other, and the entries of each."""
+    """Split an axis in two: `count` parts that follow each other, and the entries of each."""
     shape = tensor.shape
     return tensor.reshape(*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
 
 
 def narrow(tensor: torch.Tensor, cut: Cut, axis: int | None = None) -> torch.Tensor:
-    """A view of the part; `axis` is one that was inserted into the tensor after the cut was made."""
+    """Return a view of the part; `axis` is one that was inserted into the tensor after the cut was made."""
     for place, start, length in cut:
         tensor = tensor.narrow(place + (axis is not None and place >= axis), start, length)
     return tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
-from layerlens.errors import InputError, LayerNotFound, TargetError, choose, warn
+from layerlens.errors import InputError, TargetError, choose, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
@@ -17,13 +18,15 @@ from layerlens.model.trees import describe
 from layerlens.results import Explained
 from layerlens.targets.target import Spec, Target, as_target
 
+from ..model_run import ModelRun
 from ..output_metrics import Readout
-from .ablate import NULL_DRAWS
-from .intervention_sites import find
+from .intervention_sites import find_intervention_sites
 from .parts import KINDS, By
-from .replacements import RandomDirection, Recorded
-from .results import PARTS, named, result, size_of, warn_of_misleading
-from .trials import Part, Runner, Trial
+from .replacements import RecordedValues
+from .results import PARTS, as_result, null_values, part_name, warn_of_misleading
+from .trials import Part, TrialRunner
+
+Direction = Literal["denoise", "noise"]
 
 
 @measure(
@@ -35,12 +38,12 @@ from .trials import Part, Runner, Trial
 def patch(
     model: nn.Module,
     x: Input,
-    other: Any,
+    other: Input,
     layers: Selection = None,
     *,
     by: By = "layer",
     target: Spec = None,
-    direction: Literal["denoise", "noise"] = "denoise",
+    direction: Direction = "denoise",
     recovery: bool = True,
     heads: int | None = None,
     null: bool = False,
@@ -48,7 +51,7 @@ def patch(
     progress: bool | None = None,
     forward: Forward | None = None,
 ) -> Explained:
-    """How much of the difference between two inputs passes through one part of a model at a time.
+    """Measure how much of the difference between two inputs passes through one part of a model at a time.
 
     The model runs on x (corrupted) with the values that one part had on `other` (clean). With the scores S of the
     target, the recovery is (S_patched - S_x) / (S_other - S_x), each S a mean over the batch: 1 where the part carries
@@ -61,37 +64,33 @@ def patch(
     where a pass over many rows is cheaper than many passes.
 
     Args:
-        model: any module; it is run in eval mode.
-        x: the corrupted input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        other: the clean input, of the same shapes; texts must have as many tokens.
-        layers: which layers, as in `Selection`; None for every distinct activation, see `jacobian`,
-            and for every attention with `by="head"`.
+        x: ... This is the corrupted input.
+        other: the clean input, of the same shapes; texts must have the same number of tokens.
+        layers: which layers, see `Selection`; None for every distinct activation, see `jacobian`, and for every
+            attention with `by="head"`.
         by: the parts, as in `ablate`: `"layer"`, `"channel"`, `"head"`, `"position"`, `"unit"` or `"layer_position"`.
-        target: the score, as in `layerlens.as_target`, best a contrast of what the clean and the corrupted input
-            should give; None for the class predicted on `other`.
+        target: the score, see `as_target`, best a contrast of the expected outputs of the clean and the corrupted
+            input; None for the class predicted on `other`.
         direction: whether clean values go into the corrupted run, or corrupted ones into the clean run.
-        recovery: False for the plain change of the score in place of shares.
+        recovery: False for the change of the score instead of shares.
         heads: as in `ablate`.
-        null: also move each part as far as its replacement does in a random direction (4 draws): the root of the mean
-            square of what that does, on the value's side of zero.
-        seed: of the directions, and for models that draw numbers.
-        progress: whether to show a bar; None when stderr is a terminal and it takes long.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        null: whether to move each part as far as its replacement does in a random direction too (4 draws): the root
+            mean square of the effect, with the sign of the value.
 
     Returns:
         A `LayerProfile` for `by="layer"`, a `Matrix` of layers by positions for `"layer_position"`, else a `Ranking`.
         With two samples or more, `error` is the standard error over samples. The checks are `"change"`, `(parts,)`, in
-        units of the score, `"per sample"`, `(parts, batch)`, likewise, and `"scores"`, `(2,)`, those of x and of
-        `other`. `settings["left_out"]` says which layers could not be measured, and why.
+        units of the score, `"per sample"`, `(parts, batch)`, in the same units, and `"scores"`, `(2,)`, of x and
+        of `other`. `settings["left_out"]` maps the layers that could not be measured to the reason.
 
     Raises:
-        InputError: when the inputs differ in shape, or in which places are padding.
+        InputError: when the inputs differ in shape, or in their padding.
         LayerNotFound: when the selection matches no layer, or no attention, that can be measured.
         OptionError: when an option is unknown or out of range.
         TargetError: when the target does not fit the output, or has the same score on both inputs.
 
     Warns:
-        UserWarning: as `ablate`, and when the scores of both inputs are hardly apart.
+        UserWarning: as `ablate`, and when the scores of both inputs hardly differ.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
@@ -104,124 +103,200 @@ def patch(
     choose("direction", direction, ("denoise", "noise"))
     with borrowed(model, grad=False), layers_called():
         corrupted, clean = as_inputs(x), as_inputs(other)
-        _check_alike(corrupted, clean)
-        into, source_of = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
-        found = find(model, into, layers, by, heads, forward, seed)
-        torch.manual_seed(seed)
-        there = source_of.run(model, forward)
-        aim = _aim(target, found.output if direction == "noise" else there)
-        rows = torch.arange(into.batch)
-        start, goal = aim(found.output, rows).double().cpu(), aim(there, rows).double().cpu()  # (batch,)
-        whole = goal - start if recovery else torch.ones_like(start)
-        if recovery:
-            _check_gap(start, goal, aim)
-        read = Readout("change", aim)
-        runner = Runner(model, into, forward, read, found, seed, progress, "patching", found.copies)
-        parts = [Part(seam, number) for seam in found.seams for number in range(seam.grid.size)]
-        source = Recorded(model, lambda: [source_of], [rows], forward, seed)
-        changes = runner([Trial((part,)) for part in parts], source)  # (parts, batch)
-        chance = None
-        if null:
-            wild = RandomDirection(source, into.batch, seed)
-            trials = [Trial((part,), draw) for part in parts for draw in range(NULL_DRAWS)]
-            chance = runner(trials, wild).reshape(len(parts), NULL_DRAWS, -1).mean(dim=2)
-    left_out = {**found.left_out, **runner.failed}
-    made = [index for index, part in enumerate(parts) if part.seam.name not in runner.failed]
-    if not made:
-        reasons = "; ".join(f"{name} {why}" for name, why in list(left_out.items())[:4])
-        raise LayerNotFound(f"no part of the selected layers could be replaced: {reasons}.")
-    changes, parts = changes[made], [parts[index] for index in made]
-    change = changes.mean(dim=1)
-    values = change / whole.mean()
-    # the delta method for a ratio of means: the spread of c - r d, over |d|
-    spread = (changes - values.unsqueeze(1) * whole if recovery else changes).std(dim=1) if len(whole) > 1 else None
-    error = None if spread is None else spread / len(whole) ** 0.5 / whole.mean().abs()
+        _check_same_form(corrupted, clean)
+        inputs, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+        run = ModelRun(model, inputs, forward, seed, progress)
+        patched = _patch_parts(run, source, layers, target, Patching(by, direction, recovery, heads, null))
+    names = [part_name(by, part) for part in patched.parts]
+    warn_of_misleading("patch", patched.runner, layers is not None, patched.values, names)
+    return _as_result(patched)
+
+
+@dataclasses.dataclass(frozen=True)
+class Patching:
+    """Options of `patch` that define what is measured."""
+
+    by: By
+    direction: Direction
+    recovery: bool
+    heads: int | None
+    null: bool
+
+    @property
+    def denoise(self) -> bool:
+        """Whether clean values go into the corrupted run."""
+        return self.direction == "denoise"
+
+
+@dataclasses.dataclass(frozen=True)
+class Patched:
+    """The parts that were patched.
+
+    Attributes:
+        options: what was measured.
+        runner: ran the trials.
+        target: the score.
+        parts: the parts.
+        changes: changes of the score, `(parts, batch)`.
+        null: changes in random directions, `(parts, draws)`, or None.
+        scores: scores of the input and of the source, `(batch,)` each.
+    """
+
+    options: Patching
+    runner: TrialRunner
+    target: Target
+    parts: list[Part]
+    changes: torch.Tensor
+    null: torch.Tensor | None
+    scores: tuple[torch.Tensor, torch.Tensor]
+
+    @property
+    def whole(self) -> torch.Tensor:
+        """The whole difference of the scores, `(batch,)`; 1 where changes are not divided by it."""
+        start, goal = self.scores
+        return goal - start if self.options.recovery else torch.ones_like(start)
+
+    @property
+    def values(self) -> torch.Tensor:
+        """Shares of the whole difference, `(parts,)`."""
+        return self.changes.mean(dim=1) / self.whole.mean()
+
+    @property
+    def error(self) -> torch.Tensor | None:
+        """The standard error over samples, `(parts,)`; None for one sample."""
+        changes, whole = self.changes, self.whole
+        if len(whole) < 2:
+            return None
+        # the delta method for a ratio of means: the spread of c - r d, over |d|
+        spread = (changes - self.values.unsqueeze(1) * whole if self.options.recovery else changes).std(dim=1)
+        error: torch.Tensor = spread / len(whole) ** 0.5 / whole.mean().abs()
+        return error
+
+
+def _patch_parts(run: ModelRun, source: Inputs, layers: Selection, target: Spec, options: Patching) -> Patched:
+    """Run on the input with the values of each part on the source."""
+    survey = find_intervention_sites(run, layers, options.by, options.heads)
+    torch.manual_seed(run.seed)
+    output = source.run(run.model, run.forward)
+    resolved = as_target(target).resolve(output if options.denoise else survey.output)  # on the clean output
+    rows = torch.arange(run.batch)
+    start, goal = resolved(survey.output, rows).double().cpu(), resolved(output, rows).double().cpu()  # (batch,)
+    if options.recovery:
+        _check_gap(start, goal, resolved)
+    runner = TrialRunner(run, Readout("change", resolved), survey, "patching", survey.copies)
+    parts = [Part(site, number) for site in survey.sites for number in range(site.grid.size)]
+    groups: list[tuple[Part, ...]] = [(part,) for part in parts]
+    replacement = RecordedValues(run, lambda: [source], [rows])
+    changes = runner(groups, replacement, 1).squeeze(1)  # (parts, batch)
+    null = runner.null_changes(groups, replacement) if options.null else None
+    kept = runner.measured(groups)
+    return Patched(
+        options,
+        runner,
+        resolved,
+        [parts[index] for index in kept],
+        changes[kept],
+        None if null is None else null[kept],
+        (start, goal),
+    )
+
+
+def _as_result(patched: Patched) -> Explained:
+    """Return values and errors with their meaning, in the result that fits the kind of part."""
+    options, runner, label = patched.options, patched.runner, patched.target.label
+    values, whole = patched.values, patched.whole.mean()
     columns: dict[str, Any] = {
         "values": values,
-        "error": error,
-        "null": None if chance is None else size_of(chance[made] / whole.mean(), values, signed=True),
+        "error": patched.error,
+        "null": None if patched.null is None else null_values(patched.null / whole, values, signed=True),
     }
-    denoise = direction == "denoise"
-    verb = "recovered" if denoise else "lost"
-    shared: dict[str, Any] = {
-        "quantity": f"share of the difference {verb}" if recovery else "change of the score",
-        "units": "1" if recovery else "score",
+    scores = patched.scores if options.denoise else patched.scores[::-1]
+    share = f"share of the difference {'recovered' if options.denoise else 'lost'}"
+    fields: dict[str, Any] = {
+        "quantity": share if options.recovery else "change of the score",
+        "units": "1" if options.recovery else "score",
         "signed": True,
-        "method": f"patching ({direction}), {aim.label}",
+        "method": f"patching ({options.direction}), {label}",
         "settings": {
-            "by": by,
-            "direction": direction,
-            "target": aim.label,
-            "recovery": recovery,
+            "by": options.by,
+            "direction": options.direction,
+            "target": label,
+            "recovery": options.recovery,
             "at_once": runner.copies,
-            "seed": seed,
-            "left_out": left_out,
+            "seed": runner.run.seed,
+            "left_out": runner.left_out,
         },
         "checks": {
-            "change": change,
-            "per sample": changes,
-            "scores": torch.stack([score.mean() for score in ((start, goal) if denoise else (goal, start))]),
+            "change": patched.changes.mean(dim=1),
+            "per sample": patched.changes,
+            "scores": torch.stack([score.mean() for score in scores]),
         },
-        "explanation": _explanation(by, denoise, recovery),
+        "explanation": _explanation(options),
     }
-    warn_of_misleading("patch", found, left_out, layers is not None, values, [named(by, part) for part in parts])
-    return result(by, parts, columns, shared)
+    return as_result(options.by, patched.parts, columns, fields)
 
 
-def _check_alike(x: Inputs, other: Inputs) -> None:
-    """See that two inputs have the same tensors, shapes and padding."""
+def _check_same_form(x: Inputs, other: Inputs) -> None:
+    """Check that two inputs have the same tensors, shapes and padding.
+
+    Raises:
+        InputError: when they differ.
+    """
     ours, theirs = x.tensors(), other.tensors()
     if list(ours) != list(theirs):
         raise InputError(f"x and other must have the same parts, got {', '.join(ours)} and {', '.join(theirs)}.")
     for name, tensor in ours.items():
-        twin = theirs[name]
-        if tensor.shape != twin.shape:
+        other_tensor = theirs[name]
+        if tensor.shape != other_tensor.shape:
             counts = ""
-            if not tensor.is_floating_point() and tensor.ndim == twin.ndim == 2:
-                counts = f": {tensor.shape[1]} tokens and {twin.shape[1]}. Choose words of as many tokens each"
+            if not tensor.is_floating_point() and tensor.ndim == other_tensor.ndim == 2:
+                counts = f": {tensor.shape[1]} tokens and {other_tensor.shape[1]}. Choose words of equal token counts"
             raise InputError(
-                "x and other must have the same shape, for values to be put from one run into the other. Input "
-                f"{name!r} is {describe(tensor)} and {describe(twin)}{counts}."
+                "x and other must have the same shape, to put values of one run into the other. Input "
+                f"{name!r} is {describe(tensor)} and {describe(other_tensor)}{counts}."
             )
-        if name.endswith(("attention_mask", "padding_mask")) and not torch.equal(tensor, twin):
-            lengths = [part.long().flatten(1).sum(dim=1).tolist() if part.ndim > 1 else part for part in (tensor, twin)]
+        if name.endswith(("attention_mask", "padding_mask")) and not torch.equal(tensor, other_tensor):
+            lengths = [
+                part.long().flatten(1).sum(dim=1).tolist() if part.ndim > 1 else part for part in (tensor, other_tensor)
+            ]
             raise InputError(
-                f"x and other must be padded alike, for positions to stand for the same places: {name!r} holds "
+                f"x and other must have the same padding, so that positions correspond: {name!r} holds "
                 f"{lengths[0]} and {lengths[1]} tokens by sample."
             )
 
 
-def _aim(target: Spec, clean: Any) -> Target:
-    """The score, chosen on the clean output."""
-    return as_target(target).resolve(clean)
+def _check_gap(start: torch.Tensor, goal: torch.Tensor, target: Target) -> None:
+    """Check that there is a difference to recover.
 
-
-def _check_gap(start: torch.Tensor, goal: torch.Tensor, aim: Target) -> None:
-    """See that there is a difference to pass on."""
+    Raises:
+        TargetError: when there is none.
+    """
     size, gap = float(torch.cat([start, goal]).abs().max()), goal - start
     if not bool(gap.isfinite().all()) or float(gap.mean().abs()) <= 1e-9 * size:
         raise TargetError(
-            f"the score {aim.label!r} is {float(start.mean()):.4g} on one input and {float(goal.mean()):.4g} on the "
+            f"the score {target.label!r} is {float(start.mean()):.4g} on one input and {float(goal.mean()):.4g} on the "
             "other: there is no difference to recover. Give a target in which they differ, such as contrast(a, b), or "
             "recovery=False."
         )
     if float(gap.mean().abs()) < max(1e-3 * size, 0.1 * float(gap.square().mean().sqrt())):
         warn(
-            f"patch: the scores of both inputs are hardly apart ({float(gap.mean()):.3g}), so shares of that "
+            f"patch: the scores of both inputs hardly differ ({float(gap.mean()):.3g}), so shares of that "
             "difference are mostly noise. Give a target in which they differ more, or recovery=False.",
         )
 
 
-def _explanation(by: By, denoise: bool, recovery: bool) -> tuple[str, str]:
-    part = PARTS[by]
+def _explanation(options: Patching) -> tuple[str, str]:
+    part, denoise, recovery = PARTS[options.by], options.denoise, options.recovery
     run, source = ("corrupted", "clean") if denoise else ("clean", "corrupted")
     verb = "recovered" if denoise else "lost"
-    says = f"which share of the difference between both scores is {verb}" if recovery else "how much the score changes"
-    whole = ": 1 would be all that sets the two inputs apart" if recovery else ""
+    change = (
+        f"which share of the difference between both scores is {verb}" if recovery else "how much the score changes"
+    )
+    whole = ": 1 would be the whole difference of the two inputs" if recovery else ""
     return (
-        f"Each value says {says} when one {part} of the {run} run gets the values that it has in the {source} "
+        f"Each value says {change} when one {part} of the {run} run gets the values that it has in the {source} "
         f"run{whole}."
     ), (
-        "It is about these two inputs and this score, and values do not add up: what both inputs have in common shows "
-        f"nothing, and a {'needed part that does not suffice' if denoise else 'part that others stand in for'} neither."
+        "It is about these two inputs and this score, and values do not add up: what both inputs have in common does "
+        f"not show, nor does a {'needed part that does not suffice' if denoise else 'part that others can replace'}."
     )

@@ -1,4 +1,4 @@
-"""Three ways to the layers' answers: dual numbers, dual numbers with plain kernels, finite differences."""
+"""Directional derivatives of all layers: dual numbers, with primitive kernels if needed, or finite differences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from layerlens.analyzers.common.calls.call_sites import Site, floating, row_norm
 from layerlens.errors import OptionError
 from layerlens.model.borrowed import primitive_kernels
 
-from ..stepped_runs import Answers, Job, Unavailable, Values, lengths
+from ..stepped_runs import Responses, SteppedRun, Unavailable, Values, row_lengths
 
 Route = Literal["auto", "forward_ad", "finite_differences"]
 ROUTES = ("auto", "forward_ad", "finite_differences")
@@ -26,31 +26,31 @@ SMOOTH = 0.05
 """Share of an output's numbers that a small step must change if the output depends on it by more than a threshold."""
 
 
-def answer(job: Job, route: Route, *, shared: bool = True) -> tuple[Answers, str, Kind]:
-    """The layers' answers, the route in words, and which of the three ways it was.
+def measure_responses(stepped: SteppedRun, route: Route, *, shared: bool = True) -> tuple[Responses, str, Kind]:
+    """Return the responses of the layers, a description of the route, and its kind.
 
     Args:
-        job: what to measure.
-        route: which way, or `"auto"` for the first that works.
-        shared: whether probes may share what they have in common.
+        stepped: what to measure.
+        route: which route, or `"auto"` for the first that works.
+        shared: whether directions may share one computation of the values.
 
     Raises:
         OptionError: when the route, or with `"auto"` every route, is impossible.
     """
     reasons = {}
-    for name, kind, words, function in _ROUTES:
+    for name, kind, text, function in _ROUTES:
         if route in ("auto", name) and (shared or function not in _SHARED):
             try:
-                answers = function(job)
+                responses = function(stepped)
             except Unavailable as error:
                 reasons[name] = str(error)
             else:
                 if kind == "differences":
-                    return answers, words + (f"; no dual numbers: {reasons['forward_ad']}" if reasons else ""), kind
-                return answers, words + ", on copies of the batch" * (shared and function not in _SHARED), kind
+                    return responses, text + (f"; no dual numbers: {reasons['forward_ad']}" if reasons else ""), kind
+                return responses, text + ", on copies of the batch" * (shared and function not in _SHARED), kind
     listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     other = "" if route == "auto" else " Use route='auto'."
-    raise OptionError(f"route={route!r} is impossible for {job.name}. {listed}.{other}")
+    raise OptionError(f"route={route!r} is impossible for {stepped.name}. {listed}.{other}")
 
 
 @functools.cache
@@ -65,43 +65,45 @@ def load_formulas() -> None:
         jvp(torch.neg, (torch.zeros(1),), (torch.zeros(1),))
 
 
-def dual_numbers(job: Job) -> Answers:
-    """Tangents at all sites from one pass over dual numbers (Baydin et al. 2018, sec. 3.1).
+def dual_numbers(stepped: SteppedRun) -> Responses:
+    """Return tangents at all sites from one pass over dual numbers (Baydin et al. 2018, sec. 3.1).
 
     Norms are taken in the hooks: an operation after the layer may write into its output, and into the tangent.
 
     Raises:
         Unavailable: when an operation of the model has no rule for dual numbers, or drops the tangent.
+        OutOfMemoryError: from torch.
     """
     load_formulas()
-    answers, silent = Answers(), dict[Site, None]()
-    for values, steps in job.chunks():
+    responses, silent = Responses(), dict[Site, None]()
+    for values, steps in stepped.chunks():
         rows = len(next(iter(values.values())))
         try:
             with forward_ad.dual_level():
                 duals = {name: _dual(value, steps[name]) for name, value in values.items()}
-                job.run(duals, _tangent_reader(answers, silent, rows, job.inputs.batch))
+                stepped.evaluate(duals, _tangent_reader(responses, silent, rows, stepped.run.batch))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # NotImplementedError is one; a run without dual numbers has passed before
-            raise Unavailable(sentence(error)) from error
-    for name in _depending(job, list(silent)):
+            raise Unavailable(first_sentence(error)) from error
+    for name in _detached_sites(stepped, list(silent)):
         raise Unavailable(f"the tangent is cut before layer {name!r} (by detach, numpy or inference mode)")
-    return answers
+    return responses
 
 
-def shared_dual_numbers(job: Job) -> Answers:
-    """The same for all probes of a chunk at once: the values, which they share, are computed once.
+def shared_dual_numbers(stepped: SteppedRun) -> Responses:
+    """Return tangents for all directions of a chunk at once; the values, which they share, are computed once.
 
-    The tangents are a batch of their own (`torch.func.vmap`), which not every model bears: one that writes what it
-    computes into a buffer, or chooses its route by it, does not.
+    The tangents are batched by `torch.func.vmap`, which fails for models that write what they compute into a buffer or
+    choose their route by it.
 
     Raises:
-        Unavailable: also when an operation of the model has no rule for such batches.
+        Unavailable: when an operation of the model has no rule for dual numbers or for such batches.
+        OutOfMemoryError: from torch.
     """
     load_formulas()
-    answers, silent = Answers(), dict[Site, None]()
-    start, batch = job.start, job.inputs.batch
+    responses, silent = Responses(), dict[Site, None]()
+    start, batch = stepped.start, stepped.run.batch
     order: list[Site] = []
 
     def lengths_of(steps: Values) -> list[torch.Tensor]:
@@ -118,15 +120,15 @@ def shared_dual_numbers(job: Job) -> Answers:
             )
 
         def run(values: Values) -> tuple[torch.Tensor, list[torch.Tensor]]:
-            job.run(values, read)
+            stepped.evaluate(values, read)
             return next(iter(values.values())), found  # what is wanted was read on the way
 
         tangents = {name: steps[name].expand_as(value) for name, value in start.items()}
         jvp: Any = torch.func.jvp
-        _, _, aside = jvp(run, (start,), (tangents,), has_aux=True)
-        return list(aside)
+        _, _, norms_and_sizes = jvp(run, (start,), (tangents,), has_aux=True)
+        return list(norms_and_sizes)
 
-    for part in job.parts():
+    for part in stepped.direction_chunks():
         order.clear()
         try:
             with warnings.catch_warnings():
@@ -135,22 +137,24 @@ def shared_dual_numbers(job: Job) -> Answers:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # what is wrong with the model itself shows again on copies of the batch
-            raise Unavailable(sentence(error)) from error
+            raise Unavailable(first_sentence(error)) from error
         for place, site in enumerate(order):
-            answers.note(site, found[2 * place], found[2 * place + 1])
-    for name in _depending(job, list(silent)):
+            responses.add_norms(site, found[2 * place], found[2 * place + 1])
+    for name in _detached_sites(stepped, list(silent)):
         raise Unavailable(f"the tangent is cut before layer {name!r} (by detach, numpy or inference mode)")
-    return answers
+    return responses
 
 
-def _tangent_reader(answers: Answers, silent: dict[Site, None], rows: int, batch: int) -> Callable[[Site, Any], None]:
+def _tangent_reader(
+    responses: Responses, silent: dict[Site, None], rows: int, batch: int
+) -> Callable[[Site, Any], None]:
     def read(site: Site, output: Any) -> None:
         value, tangent = forward_ad.unpack_dual(floating(output)[site.main])  # type: ignore[no-untyped-call]
         if tangent is None:
             silent[site] = None
-            answers.add(site, value, torch.zeros(rows, dtype=torch.float64), batch)
+            responses.add(site, value, torch.zeros(rows, dtype=torch.float64), batch)
         else:
-            answers.add(site, value, row_norms(tangent, site.axes[site.main], rows), batch)
+            responses.add(site, value, row_norms(tangent, site.axes[site.main], rows), batch)
 
     return read
 
@@ -160,36 +164,36 @@ def _dual(value: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
     return dual
 
 
-def _plainly(function: Callable[[Job], Answers]) -> Callable[[Job], Answers]:
-    """The same with the plain kernels of attention and recurrent layers: the fused ones have no dual numbers."""
+def _with_primitive_kernels(function: Callable[[SteppedRun], Responses]) -> Callable[[SteppedRun], Responses]:
+    """Use primitive kernels of attention and recurrent layers, as the fused ones have no dual numbers."""
 
-    def run(job: Job) -> Answers:
-        with plain_kernels():
-            return function(job)
+    def run(stepped: SteppedRun) -> Responses:
+        with dual_number_kernels():
+            return function(stepped)
 
     return run
 
 
 @contextlib.contextmanager
-def plain_kernels() -> Iterator[None]:
-    """The plain kernels of attention and recurrent layers for the length of a block."""
+def dual_number_kernels() -> Iterator[None]:
+    """Use primitive kernels of attention and recurrent layers inside a block."""
     with sdpa_kernel(SDPBackend.MATH), primitive_kernels():
         yield
 
 
-def _depending(job: Job, sites: list[Site]) -> list[str]:
-    """The sites without a tangent whose output changes with the input all the same.
+def _detached_sites(stepped: SteppedRun, sites: list[Site]) -> list[str]:
+    """Return the sites without a tangent whose output changes with the input all the same.
 
     A threshold (a mask, a chosen index) has derivative zero and changes in few numbers; what was detached changes in
     most.
     """
     if not sites:
         return []
-    start = job.start
-    steps = {name: job.directions[name][:1].expand_as(value) for name, value in start.items()}
+    start = stepped.start
+    steps = {name: stepped.directions[name][:1].expand_as(value) for name, value in start.items()}
     rough = max(torch.finfo(value.dtype).eps for value in start.values()) > 1e-6
-    before = outputs_at(job, start, sites)
-    after = outputs_at(job, moved(start, steps, step_length(start, 0.1 if rough else 1e-4)), sites)
+    before = outputs_at(stepped, start, sites)
+    after = outputs_at(stepped, step_values(start, steps, step_length(start, 0.1 if rough else 1e-4)), sites)
     changed = {
         site: float((before[site] != after[site]).double().mean())
         for site in sites
@@ -198,8 +202,8 @@ def _depending(job: Job, sites: list[Site]) -> list[str]:
     return [site.name for site, share in changed.items() if share > SMOOTH]
 
 
-def sentence(error: BaseException) -> str:
-    """The first sentence of an error, on one line."""
+def first_sentence(error: BaseException) -> str:
+    """Return the first sentence of an error, on one line."""
     text = " ".join(str(error).split())
     return text.split(" because it has not been")[0].split(". ")[0].rstrip(".") or type(error).__name__
 
@@ -212,26 +216,28 @@ ROUNDING = 10
 """A difference below this many units of rounding of the output is doubtful."""
 
 
-def finite_differences(job: Job) -> Answers:
-    """Central differences (h(x + s u) - h(x - s u)) / 2s with s = `STEP` ||x||; both runs draw the same numbers.
+def finite_differences(stepped: SteppedRun) -> Responses:
+    """Return central differences (h(x + s u) - h(x - s u)) / 2s with s = `STEP` ||x||; both runs draw the same numbers.
 
     Raises:
         Unavailable: when the numbers are too short for differences.
     """
-    for value in job.start.values():
+    for value in stepped.start.values():
         if torch.finfo(value.dtype).eps > 1e-6:
             dtype = str(value.dtype).removeprefix("torch.")
             raise Unavailable(f"differences in {dtype} are rounding noise, use model.float() and x.float()")
-    answers = Answers()
-    for values, steps in job.chunks():
+    responses = Responses()
+    for values, steps in stepped.chunks():
         length = step_length(values, STEP)  # (rows,)
-        above = outputs_at(job, moved(values, steps, length), job.sites)
-        job.run(moved(values, steps, -length), _difference_reader(answers, above, length, job.inputs.batch))
-    return answers
+        above = outputs_at(stepped, step_values(values, steps, length), stepped.sites)
+        stepped.evaluate(
+            step_values(values, steps, -length), _difference_reader(responses, above, length, stepped.run.batch)
+        )
+    return responses
 
 
 def _difference_reader(
-    answers: Answers, above: dict[Site, torch.Tensor], length: torch.Tensor, batch: int
+    responses: Responses, above: dict[Site, torch.Tensor], length: torch.Tensor, batch: int
 ) -> Callable[[Site, Any], None]:
     def read(site: Site, output: Any) -> None:
         below, axis = floating(output)[site.main], site.axes[site.main]
@@ -240,43 +246,43 @@ def _difference_reader(
         difference = row_norms(above.pop(site) - below, axis, len(length))
         noise = ROUNDING * torch.finfo(below.dtype).eps * row_norms(below, axis, len(length))
         if bool(((difference > 0) & (difference < noise)).any()):
-            answers.doubtful.add(site)
-        answers.add(site, below, difference / (2 * length), batch)
+            responses.doubtful.add(site)
+        responses.add(site, below, difference / (2 * length), batch)
 
     return read
 
 
-def outputs_at(job: Job, values: Values, sites: list[Site]) -> dict[Site, torch.Tensor]:
-    """What the sites return at `values`."""
+def outputs_at(stepped: SteppedRun, values: Values, sites: list[Site]) -> dict[Site, torch.Tensor]:
+    """Return the outputs of the sites at `values`."""
     found: dict[Site, torch.Tensor] = {}
 
     def keep(site: Site, output: Any) -> None:
         found[site] = floating(output)[site.main].clone()
 
-    job.run(values, keep, sites)
+    stepped.evaluate(values, keep, sites)
     return found
 
 
 def step_length(values: Values, step: float) -> torch.Tensor:
-    """`step` times the length of each row's input, `(rows,)`; `step` itself where the input is zero."""
-    length = step * lengths(values)
+    """Return `step` times the length of each row's input, `(rows,)`; `step` itself where the input is zero."""
+    length = step * row_lengths(values)
     return torch.where(length > 0, length, step)
 
 
-def moved(values: Values, steps: Values, length: torch.Tensor) -> Values:
-    """`values` plus `length`, `(rows,)`, times `steps`."""
+def step_values(values: Values, steps: Values, length: torch.Tensor) -> Values:
+    """Return `values` plus `length`, `(rows,)`, times `steps`."""
     return {
         name: value + steps[name] * length.to(value).reshape(-1, *[1] * (value.ndim - 1))
         for name, value in values.items()
     }
 
 
-_SHARED = (shared_dual_numbers, plain_shared := _plainly(shared_dual_numbers))
-_PLAIN = "dual numbers with plain attention and recurrent kernels"
-_ROUTES: tuple[tuple[str, Kind, str, Callable[[Job], Answers]], ...] = (
+_SHARED = (shared_dual_numbers, shared_with_primitive_kernels := _with_primitive_kernels(shared_dual_numbers))
+_PRIMITIVE = "dual numbers with plain attention and recurrent kernels"
+_ROUTES: tuple[tuple[str, Kind, str, Callable[[SteppedRun], Responses]], ...] = (
     ("forward_ad", "dual", "dual numbers", shared_dual_numbers),
-    ("forward_ad", "plain dual", _PLAIN, plain_shared),
+    ("forward_ad", "plain dual", _PRIMITIVE, shared_with_primitive_kernels),
     ("forward_ad", "dual", "dual numbers", dual_numbers),
-    ("forward_ad", "plain dual", _PLAIN, _plainly(dual_numbers)),
+    ("forward_ad", "plain dual", _PRIMITIVE, _with_primitive_kernels(dual_numbers)),
     ("finite_differences", "differences", f"central finite differences (relative step {STEP:g})", finite_differences),
 )

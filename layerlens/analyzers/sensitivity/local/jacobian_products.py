@@ -11,52 +11,68 @@ import torch.autograd.forward_ad as forward_ad
 from layerlens.analyzers.common.calls.call_sites import Site, by_row, floating
 from layerlens.analyzers.common.scorer import backward_pass
 
-from ..stepped_runs import Job, Unavailable, Values
-from .directional_derivatives import STEP, Kind, load_formulas, moved, plain_kernels, sentence, step_length
+from ..stepped_runs import SteppedRun, Unavailable, Values
+from .directional_derivatives import (
+    STEP,
+    Kind,
+    dual_number_kernels,
+    first_sentence,
+    load_formulas,
+    step_length,
+    step_values,
+)
 
 
 class Products:
     """J v and J' u at several sites: the rows are copies of the batch, and copy k belongs to the k-th site.
 
-    Use it with gradients on. The graph of the one run that the transposed products need is kept until the object goes.
+    Use it with gradients on. The object holds the graph of the one run that the transposed products need.
 
     Args:
-        job: what is stepped, and how the model is run.
+        stepped: what is stepped, and how the model is run.
         owners: the site of each copy, in order of execution; a site may have several.
-        kind: how J v is found, as `answer` of routes says.
+        kind: how to compute J v, see `measure_responses`.
     """
 
-    def __init__(self, job: Job, owners: list[Site], kind: Kind) -> None:
-        self.job, self.owners, self.kind = job, owners, kind
+    def __init__(self, stepped: SteppedRun, owners: list[Site], kind: Kind) -> None:
+        self.stepped, self.owners, self.kind = stepped, owners, kind
         self.sites = list(dict.fromkeys(owners))
-        self.batch = job.inputs.batch
-        self.values = {name: value.repeat(len(owners), *[1] * (value.ndim - 1)) for name, value in job.start.items()}
+        self.batch = stepped.run.batch
+        self.values = {
+            name: value.repeat(len(owners), *[1] * (value.ndim - 1)) for name, value in stepped.start.items()
+        }
         self.rows = len(owners) * self.batch
         self.sizes = torch.zeros(len(owners), self.batch, dtype=torch.float64)
         self._graph: tuple[list[torch.Tensor], dict[Site, torch.Tensor]] | None = None
 
     def __call__(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """J' J v `(rows, n)` and ||J v||^2 `(rows,)` for v `(rows, n)`.
+        """Return J' J v `(rows, n)` and ||J v||^2 `(rows,)` for v `(rows, n)`.
 
         Raises:
-            Unavailable: when the model has no J v by this kind.
+            Unavailable: when J v cannot be computed this way.
         """
         with torch.no_grad():
-            answers = self.pushed(self._by_leaf(vectors))
-        squares = torch.cat([answer.double().square().sum(dim=1) for answer in answers])
-        return self.pulled(answers).to(vectors), squares
+            responses = self.times_jacobian(self._by_leaf(vectors))
+        squares = torch.cat([response.double().square().sum(dim=1) for response in responses])
+        return self.times_transpose(responses).to(vectors), squares
 
-    def pushed(self, steps: Values) -> list[torch.Tensor]:
-        """J v of each copy, `(batch, m)`, m being the size of its layer."""
+    def times_jacobian(self, steps: Values) -> list[torch.Tensor]:
+        """Return J v of each copy, `(batch, m)` for a layer of size m.
+
+        Raises:
+            Unavailable: when J v cannot be computed this way, or a layer did not run.
+        """
         with self._kernels():
             found = self._differences(steps) if self.kind == "differences" else self._tangents(steps)
         missing = [site.name for site in self.sites if site not in found]
         if missing:
-            raise Unavailable(f"layer {missing[0]!r} did not run in the same way again: the model changes its route")
-        return [self._own(found[site], place) for place, site in enumerate(self.owners)]
+            raise Unavailable(
+                f"layer {missing[0]!r} did not run the same way a second time: the model changes its route"
+            )
+        return [self._copy_rows(found[site], copy) for copy, site in enumerate(self.owners)]
 
-    def pulled(self, answers: list[torch.Tensor]) -> torch.Tensor:
-        """J' u of each copy, `(rows, n)`; zero where no gradient passes."""
+    def times_transpose(self, vectors: list[torch.Tensor]) -> torch.Tensor:
+        """Return J' u of each copy, `(rows, n)`; zero where no gradient passes."""
         if self._graph is None:
             self._graph = self._recorded()
         leaves, outputs = self._graph
@@ -64,14 +80,14 @@ class Products:
         for site, output in outputs.items():
             if output.requires_grad:
                 whole = torch.zeros_like(output)
-                for place, owner in enumerate(self.owners):
+                for copy, owner in enumerate(self.owners):
                     if owner is site:
-                        self._own(whole, place).copy_(answers[place])
+                        self._copy_rows(whole, copy).copy_(vectors[copy])
                 targets.append(output)
                 given.append(whole)
         found: Any = [None] * len(leaves)
         if targets:
-            with self._kernels(), backward_pass(self.job.model):
+            with self._kernels(), backward_pass(self.stepped.run.model):
                 found = torch.autograd.grad(targets, leaves, given, retain_graph=True, allow_unused=True)
         parts = [
             torch.zeros_like(leaf) if gradient is None else gradient
@@ -79,9 +95,9 @@ class Products:
         ]
         return torch.cat([part.detach().reshape(self.rows, -1).to(_wide(part)) for part in parts], dim=1)
 
-    def _own(self, rows: torch.Tensor, place: int) -> torch.Tensor:
-        """The rows of one copy, a view."""
-        return rows[place * self.batch : (place + 1) * self.batch]
+    def _copy_rows(self, rows: torch.Tensor, copy: int) -> torch.Tensor:
+        """Return a view of the rows of one copy."""
+        return rows[copy * self.batch : (copy + 1) * self.batch]
 
     def _by_leaf(self, vectors: torch.Tensor) -> Values:
         sizes = [value[0].numel() for value in self.values.values()]
@@ -106,11 +122,11 @@ class Products:
                     name: forward_ad.make_dual(value, steps[name])  # type: ignore[no-untyped-call]
                     for name, value in self.values.items()
                 }
-                self.job.run(duals, read, self.sites, stop=True)
+                self.stepped.evaluate(duals, read, self.sites, stop=True)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise Unavailable(sentence(error)) from error
+            raise Unavailable(first_sentence(error)) from error
         return found
 
     def _differences(self, steps: Values) -> dict[Site, torch.Tensor]:
@@ -124,7 +140,7 @@ class Products:
                 self._note_size(site, value)
                 found[site] = self._flat(site, value.clone())
 
-            self.job.run(moved(self.values, steps, sign * length), read, self.sites, stop=True)
+            self.stepped.evaluate(step_values(self.values, steps, sign * length), read, self.sites, stop=True)
             ends.append(found)
         above, below = ends
         return {
@@ -134,7 +150,10 @@ class Products:
         }
 
     def _recorded(self) -> tuple[list[torch.Tensor], dict[Site, torch.Tensor]]:
-        """The leaves, and each site's output as rows with its graph: a copy, for a later operation may write in it."""
+        """Return the leaves, and each site's output as rows with its graph.
+
+        The outputs are copies, as a later operation may write into them.
+        """
         leaves = {name: value.clone().requires_grad_() for name, value in self.values.items()}
         found: dict[Site, torch.Tensor] = {}
 
@@ -142,14 +161,14 @@ class Products:
             found[site] = self._flat(site, floating(output)[site.main].clone())
 
         with self._kernels():
-            self.job.run(leaves, read, self.sites, stop=True)
+            self.stepped.evaluate(leaves, read, self.sites, stop=True)
         return list(leaves.values()), found
 
     def _note_size(self, site: Site, value: torch.Tensor) -> None:
         flat = self._flat(site, value)
-        for place, owner in enumerate(self.owners):
+        for copy, owner in enumerate(self.owners):
             if owner is site:
-                self.sizes[place] = torch.linalg.vector_norm(self._own(flat, place), dim=1, dtype=_wide(flat)).cpu()
+                self.sizes[copy] = torch.linalg.vector_norm(self._copy_rows(flat, copy), dim=1, dtype=_wide(flat)).cpu()
 
     def _flat(self, site: Site, value: torch.Tensor) -> torch.Tensor:
         axis = site.axes[site.main]
@@ -157,7 +176,7 @@ class Products:
         return by_row(value, axis, self.rows)
 
     def _kernels(self) -> contextlib.AbstractContextManager[None]:
-        return plain_kernels() if self.kind == "plain dual" else contextlib.nullcontext()
+        return dual_number_kernels() if self.kind == "plain dual" else contextlib.nullcontext()
 
 
 def _wide(tensor: torch.Tensor) -> torch.dtype:

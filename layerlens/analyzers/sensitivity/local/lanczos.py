@@ -1,4 +1,4 @@
-"""The largest eigenvalue of a symmetric matrix that is known by its products only."""
+"""The largest eigenvalue of a symmetric matrix that is known only by its products."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterable
 import torch
 
 Product = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""v `(rows, n)` -> A v `(rows, n)` and v' A v `(rows,)`: each row has a matrix A of its own."""
+"""v `(rows, n)` -> A v `(rows, n)` and v' A v `(rows,)`: each row has its own matrix A."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Largest:
-    """What was found, row by row.
+    """The largest eigenvalue of each row's matrix.
 
     Attributes:
-        value: the largest eigenvalue, `(rows,)`, never above the true one but for rounding.
+        value: the largest eigenvalue, `(rows,)`, never above the true one except by rounding.
         residual: ||A v - value v|| / value: an eigenvalue lies that near, relative to it.
         used: iterations until the residual was within the tolerance, or all of them.
-        history: the value after each iteration, `(rows, iterations)`; what was found stays.
-        asymmetry: |v' A v - v' (A v)| / v' A v of the first vector: 0 where the two products belong to one matrix.
+        history: the value after each iteration, `(rows, iterations)`, constant once a row is done.
+        asymmetry: |v' A v - v' (A v)| / v' A v of the first vector: 0 where both products belong to one matrix.
     """
 
     value: torch.Tensor
@@ -31,45 +31,47 @@ class Largest:
 
 
 def largest(product: Product, start: torch.Tensor, iterations: Iterable[int], count: int, tolerance: float) -> Largest:
-    """The largest eigenvalue of every row's positive semidefinite A by Lanczos iteration (Lanczos 1950).
+    """Find the largest eigenvalue of every row's positive semidefinite A by Lanczos iteration (Lanczos 1950).
 
     The iterates of the power method v, A v, A A v, ... are made orthogonal, and the largest value that any vector
-    of their span gives is taken (Golub & Van Loan 2013, sec. 10.1): at least what the power method has after as many
-    products. Rows are independent: each keeps what it found when it first came within the tolerance.
+    of their span gives is taken (Golub & Van Loan 2013, sec. 10.1): at least that of the power method after as many
+    products. Rows are independent: each keeps its value from when it first came within the tolerance.
 
     Args:
-        product: of the matrices with a vector each.
-        start: `(rows, n)`, none of them zero.
-        iterations: what to go through, `count` of it, so that progress can be shown.
-        count: of iterations.
-        tolerance: for the residual.
+        product: product of the matrices with one vector each.
+        start: first vectors, `(rows, n)`, none of them zero.
+        iterations: an iterable of `count` numbers, so that progress can be shown.
+        count: number of iterations.
+        tolerance: largest residual of a row that is done.
     """
     rows = len(start)
     tiny = 10 * torch.finfo(start.dtype).eps
     vector = start / start.norm(dim=1, keepdim=True)
     basis = [vector]
-    middle = torch.zeros(rows, count, dtype=torch.float64)
-    beside = torch.zeros(rows, count, dtype=torch.float64)
+    diagonal = torch.zeros(rows, count, dtype=torch.float64)
+    off_diagonal = torch.zeros(rows, count, dtype=torch.float64)
     value, residual = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
     used, done = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.bool)
     asymmetry, history = torch.zeros(rows, dtype=torch.float64), list[torch.Tensor]()
     for step in iterations:
         image, square = product(vector)
-        middle[:, step] = square.double().cpu()
+        diagonal[:, step] = square.double().cpu()
         if step == 0:
-            asymmetry = _relative((image * vector).sum(dim=1).double().cpu() - middle[:, 0], middle[:, 0])
-        for _ in range(2):  # once leaves rounding behind
+            asymmetry = _relative((image * vector).sum(dim=1).double().cpu() - diagonal[:, 0], diagonal[:, 0])
+        for _ in range(2):  # a single pass leaves rounding errors
             for known in basis:
                 image = image - (image * known).sum(dim=1, keepdim=True) * known
         length = image.norm(dim=1)
-        theta, last = _ritz(middle[:, : step + 1], beside[:, :step])
-        length = torch.where(length.double().cpu() > tiny * theta, length.double().cpu(), 0.0)  # the span is closed
-        beside[:, step] = length
-        value, was = torch.where(done, value, theta), done
-        residual = torch.where(was, residual, _relative(length * last, theta))
-        used = torch.where(was, used, step + 1)
+        theta, last = _ritz(diagonal[:, : step + 1], off_diagonal[:, :step])
+        length = torch.where(
+            length.double().cpu() > tiny * theta, length.double().cpu(), 0.0
+        )  # zero: the span is closed
+        off_diagonal[:, step] = length
+        value, was_done = torch.where(done, value, theta), done
+        residual = torch.where(was_done, residual, _relative(length * last, theta))
+        used = torch.where(was_done, used, step + 1)
         history.append(value)
-        done = was | (residual <= tolerance)
+        done = was_done | (residual <= tolerance)
         if bool(done.all()) or step + 1 == count:
             break
         scale = torch.where(length > 0, 1 / length, 0.0).to(image)
@@ -79,10 +81,10 @@ def largest(product: Product, start: torch.Tensor, iterations: Iterable[int], co
     return Largest(value, residual, used, torch.stack(history, dim=1), asymmetry)
 
 
-def _ritz(middle: torch.Tensor, beside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest eigenvalue of each tridiagonal matrix, and the magnitude of the last entry of its eigenvector."""
-    bad = ~(middle.isfinite().all(dim=1) & beside.isfinite().all(dim=1))
-    matrix = torch.diag_embed(middle) + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
+def _ritz(diagonal: torch.Tensor, off_diagonal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest eigenvalue of each tridiagonal matrix, and the size of its eigenvector's last entry."""
+    bad = ~(diagonal.isfinite().all(dim=1) & off_diagonal.isfinite().all(dim=1))
+    matrix = torch.diag_embed(diagonal) + torch.diag_embed(off_diagonal, 1) + torch.diag_embed(off_diagonal, -1)
     values, vectors = torch.linalg.eigh(torch.where(bad[:, None, None], 0.0, matrix))
     return values[:, -1].clamp_min(0).masked_fill(bad, float("nan")), vectors[:, -1, -1].abs()
 

@@ -1,4 +1,4 @@
-"""How much the output depends on each layer: the answer of the output to noise at that layer."""
+"""How much the output depends on each layer: how it responds to noise at that layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.errors import LayerNotFound, OptionError, check_count, warn
-from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.model.placement import GATHERED, refuse_parts
@@ -25,7 +25,8 @@ from layerlens.progress import track
 from layerlens.results import LayerProfile
 from layerlens.targets.target import Spec
 
-from ..output_metrics import QUANTITIES, Metric, Readout, readout
+from ..model_run import ModelRun
+from ..output_metrics import QUANTITIES, Metric, Readout, choose_readout
 
 
 @measure(
@@ -48,41 +49,33 @@ def noise_response(
     progress: bool | None = None,
     forward: Forward | None = None,
 ) -> LayerProfile:
-    """How much the model's output changes when Gaussian noise is added at one layer at a time.
+    """Measure how much the model's output changes when Gaussian noise is added at one layer at a time.
 
-    At a call of a layer that returned h the model goes on with h + level std(h) e, e ~ N(0, I), where std(h) is that of
-    each sample's own values (their magnitude, for a layer with one number per sample); all other calls stay as they
-    are. With y and y' the output without and with noise, the metrics are
+    After a call of a layer that returned h, the model continues with h + level std(h) e, e ~ N(0, I), where std(h) is
+    the standard deviation of each sample's own values (their magnitude, for a layer with one number per sample); all
+    other calls stay as they are. With y and y' the output without and with noise, the metrics are
 
     - `"kl"`: KL(p || p') = sum of p log(p / p'), p = softmax(y), or y itself where it is a distribution;
     - `"flip"`: the share of samples whose largest output is another one;
     - `"relative_change"`: ||y' - y|| / ||y||;
     - `"change"`: ||y' - y||.
 
-    Of a nested layer output every floating-point tensor gets noise relative to its own spread (of an LSTM the sequence
-    and both states), so that none of the ways on is overlooked. All samples get the same draws e, so that a batch gives
-    what its samples give alone; all levels too, so that they can be compared. One run of the model per layer, level
-    and draw, many at once.
+    Every floating-point tensor of a nested layer output gets noise relative to its own spread (of an LSTM the sequence
+    and both states). All samples and levels get the same draws e, so a batch gives what its samples give alone and
+    levels can be compared. The model runs once per layer, level and draw, many of these at once.
 
     Args:
-        model: any module; it is run in eval mode.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        layers: which layers, as in `Selection`; None for every distinct activation, see `jacobian`.
-        levels: standard deviations of the noise, relative to that of the layer's output; at 0 the answer is 0.
-        draws: of the noise, for each layer and level.
+        layers: which layers, see `Selection`; None for every distinct activation, see `jacobian`.
+        levels: standard deviations of the noise, relative to the spread of the layer's output; the response at 0 is 0.
+        draws: number of draws of the noise, for each layer and level.
         metric: `"auto"` is `"kl"` for an output `(batch, classes)`, `"change"` with a target, and `"relative_change"`
             for any other.
-        target: a score to watch instead of the whole output, as in `layerlens.as_target`.
-        null: also measure the model with the entries of each parameter tensor in random order (buffers stay), as a
-            mark for what the architecture alone gives.
-        seed: of the noise, of the null, and for models that draw numbers.
-        progress: whether to show a bar; None when stderr is a terminal and it takes long.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        target: a score to watch instead of the whole output, see `as_target`.
 
     Returns:
         A `LayerProfile` with values `(layers, levels)`: means over draws and batch, with the standard error over draws.
-        Its check is `"per sample"`, `(layers, levels, batch)`; `settings["left_out"]` says which layers could not be
-        measured, and why.
+        Its check is `"per sample"`, `(layers, levels, batch)`; `settings["left_out"]` maps the layers that could not be
+        measured to the reason.
 
     Raises:
         InputError: when the input cannot be read.
@@ -91,8 +84,8 @@ def noise_response(
         TargetError: when the output has no batch axis and no target is given, or the target does not fit it.
 
     Warns:
-        UserWarning: when there is one draw only, when layers had to be left out, when a layer's output is constant
-            across a sample (its noise is none then), or when values are not finite.
+        UserWarning: when there is only one draw, layers had to be left out, a layer's output is constant across a
+            sample (and so gets no noise), or values are not finite.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -104,105 +97,107 @@ def noise_response(
     sizes = _levels(levels)
     with borrowed(model, grad=False), layers_called():
         refuse_parts(model, "noise_response", GATHERED)
-        inputs = as_inputs(x)
-        found = survey(model, inputs, layers, forward, seed=seed)
-        read = readout(metric, target, found.output, inputs.batch)
-        trial = _Trial(model, inputs, forward, read, seed, sizes, draws, found.copies(len(sizes) * draws))
-        left_out, constant = dict(found.left_out), list[str]()
-        answers: dict[str, torch.Tensor] = {}
-        for site in track(found.sites, "noise response", enabled=progress):
-            answer, flat = trial(site)
-            if answer is None:
-                left_out[site.name] = "did not run again in the same way: the route of this model changes"
+        run = ModelRun(model, as_inputs(x), forward, seed, progress)
+        clean = survey(model, run.inputs, layers, forward, seed=seed)
+        readout = choose_readout(metric, target, clean.output, run.batch)
+        noisy_runs = _NoisyRuns(run, readout, sizes, draws, clean.copies(len(sizes) * draws))
+        left_out, constant = dict(clean.left_out), list[str]()
+        by_site: dict[str, torch.Tensor] = {}
+        for site in track(clean.sites, "noise response", enabled=progress):
+            response, is_constant = noisy_runs(site)
+            if response is None:
+                left_out[site.name] = "did not run the same way a second time: the route of this model changes"
                 continue
-            constant += [site.name] * flat
-            answers[site.name] = answer
-        if not answers:
-            raise LayerNotFound(f"none of the {len(found.sites)} layer(s) ran again in the same way.")
-        chance = _chance(trial, [site for site in found.sites if site.name in answers], progress) if null else None
-    responses = torch.stack(list(answers.values()))  # (layers, levels, draws, batch)
+            constant += [site.name] * is_constant
+            by_site[site.name] = response
+        if not by_site:
+            raise LayerNotFound(f"none of the {len(clean.sites)} layer(s) ran the same way a second time.")
+        measured = [site for site in clean.sites if site.name in by_site]
+        null_values = _null_values(noisy_runs, measured) if null else None
+    responses = torch.stack(list(by_site.values()))  # (layers, levels, draws, batch)
     by_draw = responses.mean(dim=3)
-    names = tuple(answers)
+    names = tuple(by_site)
     _warn(names, by_draw, left_out, constant, layers is not None)
-    quantity, units = QUANTITIES[read.metric]
+    quantity, units = QUANTITIES[readout.metric]
     return LayerProfile(
         quantity=quantity,
         layers=names,
         values=by_draw.mean(dim=2),
-        units=units if read.target is None else "score",
+        units=units if readout.target is None else "score",
         signed=False,
-        method=f"noise at one layer at a time, {draws} draw{'s' * (draws > 1)}, {read.words}",
+        method=f"noise at one layer at a time, {draws} draw{'s' * (draws > 1)}, {readout.text}",
         settings={
             "levels": tuple(sizes),
             "draws": draws,
-            "metric": read.metric,
-            "target": None if read.target is None else read.target.label,
+            "metric": readout.metric,
+            "target": None if readout.target is None else readout.target.label,
             "seed": seed,
             "left_out": left_out,
         },
         series=tuple(f"noise {level:g} std" for level in sizes),
         error=by_draw.std(dim=2) / draws**0.5 if draws > 1 else None,
-        null=chance,
+        null=null_values,
         checks={"per sample": responses.mean(dim=2)},
         explanation=(
-            f"Each value is the mean {quantity} ({units if read.target is None else 'units of the score'}) when noise "
-            "of the given size, relative to the layer's own spread, is added at this layer alone: the larger, the more "
-            "the output depends on it.",
-            "It does not say what the layer does, nor that the model needs it: noise takes a layer where training "
-            "never did, and what follows can make up for it (see ablate).",
+            f"Each value is the mean {quantity} ({units if readout.target is None else 'units of the score'}) when "
+            "noise of the given size, relative to the layer's own spread, is added at this layer alone: the larger, "
+            "the more the output depends on it.",
+            "It does not say what the layer does, nor that the model needs it: noise moves a layer to values it never "
+            "had in training, and later layers can compensate (see ablate).",
         ),
     )
 
 
-def _chance(trial: _Trial, sites: list[Site], progress: bool | None) -> torch.Tensor:
-    """The same of the model with shuffled weights, `(layers, levels)`; NaN where it takes another route."""
-    twin = dataclasses.replace(trial, forward=shuffled(trial.model, trial.forward, trial.seed), clean={})
-    found = [twin(site)[0] for site in track(sites, "noise response, null", enabled=progress)]
-    other = torch.full((len(trial.levels),), float("nan"), dtype=torch.float64)
-    return torch.stack([other if answer is None else answer.mean(dim=(1, 2)) for answer in found])
+def _null_values(noisy_runs: _NoisyRuns, sites: list[Site]) -> torch.Tensor:
+    """Measure the model with shuffled weights, `(layers, levels)`; NaN where it takes another route."""
+    run = noisy_runs.run
+    shuffled_run = dataclasses.replace(run, forward=shuffled(run.model, run.forward, run.seed))
+    shuffled_runs = dataclasses.replace(noisy_runs, run=shuffled_run, clean={})
+    responses = [shuffled_runs(site)[0] for site in track(sites, "noise response, null", enabled=run.progress)]
+    missing = torch.full((len(noisy_runs.levels),), float("nan"), dtype=torch.float64)
+    return torch.stack([missing if response is None else response.mean(dim=(1, 2)) for response in responses])
 
 
 @dataclasses.dataclass
-class _Trial:
-    """Measures one site at a time."""
+class _NoisyRuns:
+    """Runs with noise, one site at a time."""
 
-    model: nn.Module
-    inputs: Inputs
-    forward: Forward | None
-    read: Readout
-    seed: int
+    run: ModelRun
+    readout: Readout
     levels: list[float]
     draws: int
     copies: int
     clean: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def __call__(self, site: Site) -> tuple[torch.Tensor | None, bool]:
-        """`(levels, draws, batch)`, None when the site did not run; and whether its output is constant."""
-        batch = self.inputs.batch
-        answer = torch.zeros(len(self.levels), self.draws, batch, dtype=torch.float64)
+        """Return `(levels, draws, batch)`, None when the site did not run; and whether its output is constant."""
+        batch = self.run.batch
+        response = torch.zeros(len(self.levels), self.draws, batch, dtype=torch.float64)
         places = [(place, draw) for draw in range(self.draws) for place, level in enumerate(self.levels) if level]
-        at_once = 1 if None in site.axes else self.copies  # an output that all rows share holds one draw at a time
+        at_once = 1 if None in site.axes else self.copies  # one draw at a time for an output that all rows share
         constant = False
         for start in range(0, len(places), at_once):
             part = places[start : start + at_once]
-            if len(part) not in self.clean:  # made in the same company, so that what does not answer is equal in bits
+            if (
+                len(part) not in self.clean
+            ):  # run with as many copies, so that what does not respond is equal bit for bit
                 self.clean[len(part)] = self._output(len(part), {})
-            noise = Noise([(draw, self.levels[place]) for place, draw in part], self.seed, batch)
+            noise = Noise([(draw, self.levels[place]) for place, draw in part], self.run.seed, batch)
             noisy = self._output(len(part), taps([site], noise))
-            if not noise.fired:
+            if not noise.added:
                 return None, False
             constant |= noise.constant
-            change = self.read.change(self.clean[len(part)], noisy).reshape(len(part), batch)
+            change = self.readout.change(self.clean[len(part)], noisy).reshape(len(part), batch)
             for (place, draw), values in zip(part, change, strict=True):
-                answer[place, draw] = values
-        return answer, constant
+                response[place, draw] = values
+        return response, constant
 
     def _output(self, copies: int, edits: dict[str, Edit]) -> torch.Tensor:
-        rows = copied_rows(self.inputs.batch, copies)
-        inputs = self.inputs.rows(rows)
-        torch.manual_seed(self.seed)
-        with Probe(self.model, (), edits=edits):
-            return self.read(inputs.run(self.model, self.forward), rows)
+        rows = copied_rows(self.run.batch, copies)
+        inputs = self.run.inputs.rows(rows)
+        torch.manual_seed(self.run.seed)
+        with Probe(self.run.model, (), edits=edits):
+            return self.readout(inputs.run(self.run.model, self.run.forward), rows)
 
 
 def _levels(levels: Sequence[float]) -> list[float]:
@@ -218,19 +213,22 @@ def _levels(levels: Sequence[float]) -> list[float]:
 def _warn(
     names: Sequence[str], by_draw: torch.Tensor, left_out: dict[str, str], constant: list[str], explicit: bool
 ) -> None:
-    """Say what would mislead."""
+    """Warn of what would mislead."""
     warn_left_out("noise_response", left_out, explicit)
     if by_draw.shape[2] == 1:
         warn("noise_response: one draw gives no standard error. Use draws=8.")
     if constant:
         warn(
-            f"noise_response: the output of {listed(constant)} is constant across a sample, so noise relative to its "
-            "spread is none there: a value of 0 does not say that the layer is not used.",
+            f"noise_response: the output of {listed(constant)} is constant across a sample, so it gets no noise "
+            "relative to its spread: a value of 0 does not say that the layer is not used.",
         )
-    odd = [name for name, finite in zip(names, by_draw.isfinite().all(dim=(1, 2)).tolist(), strict=True) if not finite]
-    if odd:
+    not_finite = [
+        name for name, finite in zip(names, by_draw.isfinite().all(dim=(1, 2)).tolist(), strict=True) if not finite
+    ]
+    if not_finite:
         warn(
-            f"noise_response: the values of {listed(odd)} are not finite: the output is zero or overflows there.",
+            f"noise_response: the values of {listed(not_finite)} are not finite: the output is zero or overflows "
+            "there.",
         )
 
 
@@ -238,46 +236,46 @@ class Noise:
     """Adds level std(h) e to each floating-point tensor h of an output, for several (draw, level) at once.
 
     The rows of the output are copies of the batch, one copy for each pair. Every sample gets the same e, which depends
-    on the seed, the draw and the tensor's place in the output only. A tensor that occurs twice gets its noise once.
+    only on the seed, the draw and the tensor's position in the output. A tensor that occurs twice gets its noise once.
 
     Args:
-        pairs: (draw, level) of each copy.
-        seed: of the draws.
-        batch: samples in a copy.
+        pairs: draw and level of each copy.
+        seed: seed of the draws.
+        batch: number of samples in a copy.
 
     Attributes:
-        fired: whether the noise was added.
+        added: whether the noise was added.
         constant: whether some sample's output had no spread, and so got no noise.
     """
 
     def __init__(self, pairs: list[tuple[int, float]], seed: int, batch: int) -> None:
         self.pairs, self.seed, self.batch = pairs, seed, batch
-        self.fired = self.constant = False
+        self.added = self.constant = False
 
     def __call__(self, site: Site, output: Any) -> Any:
-        """The output with noise: new tensors, so that what the layer keeps is not written to."""
+        """Return the output with noise in new tensors, so that what the layer holds is not written to."""
         axes: Iterator[tuple[int, int | None]] = iter(enumerate(site.axes))
-        done: dict[int, torch.Tensor] = {}
-        flat: list[bool] = []
+        noisy_tensors: dict[int, torch.Tensor] = {}
+        zero_spread: list[bool] = []
 
         def add(tensor: torch.Tensor) -> torch.Tensor:
             if not tensor.is_floating_point():
                 return tensor
             place, axis = next(axes)
-            if id(tensor) not in done:
+            if id(tensor) not in noisy_tensors:
                 spread, noise = self._noise(tensor, axis, place, site.single)
-                flat.append(bool((spread == 0).any()))
-                done[id(tensor)] = tensor.clone().add_(noise)  # laid out in memory as it was
-            return done[id(tensor)]
+                zero_spread.append(bool((spread == 0).any()))
+                noisy_tensors[id(tensor)] = tensor.clone().add_(noise)  # with the same memory layout
+            return noisy_tensors[id(tensor)]
 
         noisy = map_tensors(output, add)
-        self.fired, self.constant = True, self.constant or all(flat)
+        self.added, self.constant = True, self.constant or all(zero_spread)
         return noisy
 
     def _noise(
         self, tensor: torch.Tensor, axis: int | None, place: int, single: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The spread of each sample, `(copies, batch, 1)`, and the noise, shaped like the tensor."""
+        """Return the spread of each sample, `(copies, batch, 1)`, and the noise, shaped like the tensor."""
         rows = tensor.unsqueeze(0) if axis is None else tensor.movedim(axis, 0)
         wide = torch.promote_types(tensor.dtype, torch.float32)
         copies, batch = len(self.pairs), 1 if axis is None else self.batch

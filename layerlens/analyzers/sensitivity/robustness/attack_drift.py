@@ -1,4 +1,4 @@
-"""How far an attack drives every layer from what it was."""
+"""How far an attack moves the output of every layer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ from layerlens.results import LayerProfile
 from layerlens.targets.target import Spec
 
 from ..stepped_runs import Values
-from .attack_curve import draw_seed
-from .attack_options import plan, warn_flat
-from .attacks import METHODS, Norm
-from .prediction_change import Loss
-from .sample_chunks import Part, parts
+from .attacks import METHODS, Attack, AttackOptions, Bounds, Norm, attack_options, random_changes, warn_zero_gradient
+from .prediction_change import Labels, Loss
+from .sample_chunks import LabeledSamples, SampleChunk, sample_chunks
 
 
 @measure(
@@ -37,7 +35,7 @@ from .sample_chunks import Part, parts
 def attack_drift(
     model: nn.Module,
     x: Input,
-    labels: Any = None,
+    labels: Labels | None = None,
     layers: Selection = None,
     *,
     eps: Sequence[float] | None = None,
@@ -46,7 +44,7 @@ def attack_drift(
     steps: int = 10,
     step_size: float | None = None,
     restarts: int = 1,
-    bounds: tuple[Any, Any] | None = None,
+    bounds: Bounds | None = None,
     loss: Loss = "cross_entropy",
     target: Spec = None,
     null: bool = True,
@@ -56,46 +54,41 @@ def attack_drift(
     progress: bool | None = None,
     forward: Forward | None = None,
 ) -> LayerProfile:
-    """How far an attack drives the output of every layer from what it was: ||h(x + d) - h(x)|| / ||h(x)||.
+    """Measure how far an attack moves the output of every layer: ||h(x + d) - h(x)|| / ||h(x)||.
 
-    The change d is that of `attack_curve`, for each eps. Beside it stands what random signs (l2: random directions) of
-    the same size do: a layer that amplifies the attack and not the noise is where the two part (Liao et al. 2018,
-    fig. 2).
+    The change d is that of `attack_curve`, for each eps. The null is the response to random signs (l2: random
+    directions) of the same size: a layer that amplifies the attack but not the noise is where the two part (Liao et al.
+    2018, fig. 2).
 
     Args:
-        model: any module; it is run in eval mode.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        labels: the class index of each sample; None for what the model says without an attack.
-        layers: which layers, as in `Selection`; None for every distinct activation, see `jacobian`.
+        labels: the class index of each sample; None for the model's answer without an attack.
+        layers: which layers, see `Selection`; None for every distinct activation, see `jacobian`.
         eps: sizes, rising, as in `attack_curve`; 0 gives no drift.
         method: `"pgd"` or `"fgsm"`.
         norm: `"linf"` or `"l2"`.
-        steps: of PGD.
-        step_size: of a step, in units of eps; None for 2.5 / steps.
-        restarts: random starts of PGD.
-        bounds: least and largest value of the input; None sets none.
+        steps: number of steps of PGD.
+        step_size: size of a step of PGD, in units of eps; None for 2.5 / steps.
+        restarts: number of random starts of PGD.
+        bounds: smallest and largest value of the input; None sets none.
         loss: `"cross_entropy"` or `"margin"`.
-        target: a score that shall fall, in place of classes.
-        null: also measure random changes of the same size.
-        draws: of them.
-        batch_size: samples that run together.
-        seed: of random starts and noise, and for models that draw numbers.
-        progress: whether to show a bar; None when stderr is a terminal and it takes long.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        target: a score to lower instead of classes.
+        null: whether to measure random changes of the same size too.
+        draws: number of draws of the null.
 
     Returns:
         A `LayerProfile` with values `(layers, eps)`: means over samples, with the standard error over samples, and the
         null. Its checks are `"per sample"`, `(layers, eps, batch)`, `"eps"`, `(eps,)`, and `"held"`, `(eps, batch)`, 1
-        where the answer held; `settings["left_out"]` says which layers could not be measured, and why.
+        where the answer held; `settings["left_out"]` maps the layers that could not be measured to
+        the reason.
 
     Raises:
-        InputError: when input or labels cannot be used, values lie outside of the bounds, or no gradient passes.
+        InputError: when input or labels cannot be used, values lie outside the bounds, or the input gets no gradient.
         LayerNotFound: when the selection matches no layer that can be measured.
         OptionError: when an option is unknown or out of range.
         TargetError: when the output is not `(batch, classes)` and no target is given, or the target does not fit it.
 
     Warns:
-        UserWarning: when the loss of a sample has no gradient, or when layers had to be left out.
+        UserWarning: when the loss of a sample has no gradient, or layers had to be left out.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
@@ -105,41 +98,38 @@ def attack_drift(
                 [0.0000, 0.1414]], dtype=torch.float64)
     """
     choose("attack", method, METHODS)
-    made = plan(method, norm, eps, steps, step_size, restarts, bounds, loss, seed)
+    options = attack_options(method, norm, eps, steps, step_size, restarts, bounds, loss, seed)
     check_count("draws", draws)
     with borrowed(model), layers_called():
         inputs = as_inputs(x)
         with torch.no_grad():
-            found = survey(model, inputs, layers, forward, seed=seed)
-        left_out = dict(found.left_out)
-        sites = [site for site in found.sites if site.axes[site.main] is not None]
-        left_out.update({site.name: "its output has no batch axis" for site in found.sites if site not in sites})
+            clean = survey(model, inputs, layers, forward, seed=seed)
+        left_out = dict(clean.left_out)
+        sites = [site for site in clean.sites if site.axes[site.main] is not None]
+        left_out.update({site.name: "its output has no batch axis" for site in clean.sites if site not in sites})
         drift: list[dict[Site, torch.Tensor]] = []
         noise: list[dict[Site, torch.Tensor]] = []
-        held, flat = list[torch.Tensor](), list[torch.Tensor]()
-        sizes: list[float] | None = list(made.eps) if made.eps is not None else None
-        pieces = parts(
-            model, inputs, labels, target=target, loss=loss, batch_size=batch_size, seed=seed, forward=forward,
-            label="attack drift",
-        )  # fmt: skip
-        for part in track(pieces, "attack drift", enabled=progress):
-            sizes = made.sizes(part) if sizes is None else sizes
-            attack = made.attack(part, method)
+        held, zero_gradient = list[torch.Tensor](), list[torch.Tensor]()
+        sizes: list[float] | None = list(options.eps) if options.eps is not None else None
+        samples = LabeledSamples(inputs, labels, target, loss, batch_size, seed, forward)
+        for chunk in track(sample_chunks(model, samples), "attack drift", enabled=progress):
+            sizes = options.sizes(chunk) if sizes is None else sizes
+            attack = Attack(chunk, options, method)
             best = list(attack(sizes))
-            held.append(torch.stack([one.held for one in best]))
-            flat.append(torch.zeros(part.batch, dtype=torch.bool) if attack.flat is None else attack.flat)
+            held.append(torch.stack([change.held for change in best]))
+            zero_gradient.append(attack.has_zero_gradient)
             with torch.no_grad():
-                clean = _outputs(part, part.job.start, sites)
-                drift.append(_stacked([_drift(part, one.values, clean) for one in best]))
+                outputs = _outputs(chunk, chunk.stepped.start, sites)
+                drift.append(_stack_common([_drift(chunk, change.values, outputs) for change in best]))
                 if null:
-                    noise.append(_stacked([_noise(part, made.ball, clean, size, draws, seed) for size in sizes]))
+                    noise.append(_stack_common([_null_drift(chunk, options, outputs, size, draws) for size in sizes]))
     assert sizes is not None
-    kept = [site for site in sites if all(site in one for one in [*drift, *noise])]
-    left_out.update({site.name: "did not run in the same way under the attack" for site in sites if site not in kept})
+    kept = [site for site in sites if all(site in chunk_drift for chunk_drift in [*drift, *noise])]
+    left_out.update({site.name: "did not run the same way under the attack" for site in sites if site not in kept})
     if not kept:
-        raise LayerNotFound(f"none of {len(sites)} layer(s) ran in the same way under the attack.")
+        raise LayerNotFound(f"none of {len(sites)} layer(s) ran the same way under the attack.")
     warn_left_out("attack_drift", left_out, layers is not None)
-    warn_flat("attack_drift", torch.cat(flat), loss)
+    warn_zero_gradient("attack_drift", torch.cat(zero_gradient), loss)
     values = torch.stack([torch.cat([one[site] for one in drift], dim=1) for site in kept])  # (layers, eps, batch)
     count = values.shape[2]
     return LayerProfile(
@@ -148,8 +138,8 @@ def attack_drift(
         values=values.mean(dim=2),
         units="1",
         signed=False,
-        method=made.words(method),
-        settings={**made.settings(), "method": method, "eps": tuple(sizes), "draws": draws, "left_out": left_out},
+        method=options.describe(method),
+        settings={**options.settings(), "method": method, "eps": tuple(sizes), "draws": draws, "left_out": left_out},
         series=tuple(f"eps {size:.4g}" for size in sizes),
         error=values.std(dim=2) / count**0.5 if count > 1 else None,
         null=torch.stack([torch.cat([one[site] for one in noise], dim=1).mean(dim=1) for site in kept])
@@ -163,28 +153,28 @@ def attack_drift(
         explanation=(
             "Each value is how far the attack moves a layer's output, relative to its length, for changes of the input "
             "of at most eps; the null is what random changes of the same size do.",
-            "It says where the attack is amplified and not which layer is at fault: a layer can move far in directions "
+            "It shows where the attack is amplified, not which layer is at fault: a layer can move far in directions "
             "that the output does not depend on (see noise_response).",
         ),
     )
 
 
-def _outputs(part: Part, values: Values, sites: list[Site]) -> dict[Site, torch.Tensor]:
-    """The outputs of the sites as rows, `(batch, m)`."""
+def _outputs(chunk: SampleChunk, values: Values, sites: list[Site]) -> dict[Site, torch.Tensor]:
+    """Return the outputs of the sites as rows, `(batch, m)`."""
     found: dict[Site, torch.Tensor] = {}
 
     def read(site: Site, output: Any) -> None:
         axis = site.axes[site.main]
         assert axis is not None
-        found[site] = by_row(floating(output)[site.main].clone(), axis, part.batch)
+        found[site] = by_row(floating(output)[site.main].clone(), axis, chunk.batch)
 
-    part(values, read, sites)
+    chunk(values, read, sites)
     return found
 
 
-def _drift(part: Part, values: Values, clean: dict[Site, torch.Tensor]) -> dict[Site, torch.Tensor]:
-    """||h' - h|| / ||h|| of each sample, `(batch,)`; zero where nothing changed."""
-    moved = _outputs(part, values, list(clean))
+def _drift(chunk: SampleChunk, values: Values, clean: dict[Site, torch.Tensor]) -> dict[Site, torch.Tensor]:
+    """Return ||h' - h|| / ||h|| of each sample, `(batch,)`; zero where nothing changed."""
+    moved = _outputs(chunk, values, list(clean))
     found = {}
     for site, before in clean.items():
         after = moved.get(site)
@@ -196,17 +186,15 @@ def _drift(part: Part, values: Values, clean: dict[Site, torch.Tensor]) -> dict[
     return found
 
 
-def _noise(
-    part: Part, ball: Any, clean: dict[Site, torch.Tensor], size: float, draws: int, seed: int
+def _null_drift(
+    chunk: SampleChunk, options: AttackOptions, clean: dict[Site, torch.Tensor], size: float, draws: int
 ) -> dict[Site, torch.Tensor]:
-    """The mean drift over draws of random changes."""
-    start = part.job.start
-    each = _stacked(
-        [_drift(part, ball.random(start, size, draw_seed(seed, draw), edge=True), clean) for draw in range(draws)]
-    )
-    return {site: values.mean(dim=0) for site, values in each.items()}
+    """Return the mean drift over draws of random changes."""
+    by_draw = [_drift(chunk, values, clean) for values in random_changes(chunk, options, size, draws)]
+    return {site: values.mean(dim=0) for site, values in _stack_common(by_draw).items()}
 
 
-def _stacked(several: list[dict[Site, torch.Tensor]]) -> dict[Site, torch.Tensor]:
-    """The sites that are in all, stacked."""
-    return {site: torch.stack([one[site] for one in several]) for site in several[0] if all(site in o for o in several)}
+def _stack_common(by_run: list[dict[Site, torch.Tensor]]) -> dict[Site, torch.Tensor]:
+    """Stack the values of the sites that all runs have."""
+    common = [site for site in by_run[0] if all(site in values for values in by_run)]
+    return {site: torch.stack([values[site] for values in by_run]) for site in common}

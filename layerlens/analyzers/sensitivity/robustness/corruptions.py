@@ -23,12 +23,12 @@ SIDE = 224
 
 @dataclasses.dataclass(frozen=True)
 class Corruption:
-    """One kind.
+    """One kind of corruption.
 
     Attributes:
-        change: of a sample.
-        strengths: at severities 0 (no change) to 5.
-        image: whether it is for images, and not for anything else.
+        change: changes a sample.
+        strengths: strengths at severities 0 (no change) to 5.
+        image: whether it is for images only, rather than for other inputs only.
         random: whether it draws numbers.
     """
 
@@ -38,7 +38,7 @@ class Corruption:
     random: bool = False
 
     def strength(self, severity: float) -> float:
-        """The strength at a severity from 0 to 5."""
+        """Return the strength at a severity from 0 to 5."""
         low = min(math.floor(severity), len(self.strengths) - 2)
         share = severity - low
         return (1 - share) * self.strengths[low] + share * self.strengths[low + 1]
@@ -53,29 +53,29 @@ def _uniform(shape: torch.Size | tuple[int, ...], like: torch.Tensor, generator:
 
 
 def gaussian_noise(sample: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """Normal noise of this standard deviation."""
+    """Add normal noise of this standard deviation."""
     return sample + strength * _normal(sample, generator)
 
 
 def shot_noise(sample: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """Counts of photons: 1 / strength of them at the brightest."""
+    """Draw counts of photons, 1 / strength of them at the brightest."""
     counts = torch.poisson(sample.clamp(0, 1).double().cpu() / strength, generator=generator)
     return (counts * strength).to(sample)
 
 
 def impulse_noise(sample: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """This share of the values black or white."""
+    """Set this share of the values to black or white."""
     drawn = _uniform(sample.shape, sample, generator)
     return torch.where(drawn < strength / 2, 0.0, torch.where(drawn < strength, 1.0, sample))
 
 
 def speckle_noise(sample: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """Normal noise in proportion to the value."""
+    """Add normal noise in proportion to the value."""
     return sample + strength * sample * _normal(sample, generator)
 
 
 def gaussian_blur(sample: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """A Gaussian of this width, in pixels of a picture 224 high; edges are mirrored."""
+    """Blur with a Gaussian of this width, in pixels of a picture 224 high; edges are mirrored."""
     width = strength * sample.shape[-2] / SIDE
     reach = min(math.ceil(3 * width), min(sample.shape[-2:]) - 1)
     places = torch.arange(-reach, reach + 1, dtype=torch.float64)
@@ -88,18 +88,18 @@ def gaussian_blur(sample: torch.Tensor, strength: float, generator: torch.Genera
 
 
 def contrast(sample: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """Values this much as far from the mean of their channel."""
+    """Scale the distance of values from the mean of their channel."""
     mean = sample.mean(dim=(-2, -1), keepdim=True)
     return mean + strength * (sample - mean)
 
 
 def brightness(sample: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """All values raised."""
+    """Raise all values."""
     return sample + strength
 
 
 def pixelate(sample: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """Shrunk to this share by averaging, and grown again with hard pixels."""
+    """Shrink to this share by averaging, and enlarge with hard pixels."""
     high, wide = sample.shape[-2:]
     planes = sample.reshape(-1, 1, high, wide)
     small = F.adaptive_avg_pool2d(planes, (max(1, round(high * strength)), max(1, round(wide * strength))))
@@ -107,7 +107,7 @@ def pixelate(sample: torch.Tensor, strength: float, generator: torch.Generator) 
 
 
 def occlusion(sample: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """A grey square at a random place that covers this share of the picture."""
+    """Cover this share of the picture with a gray square at a random place."""
     high, wide = sample.shape[-2:]
     tall, broad = max(1, round(high * strength**0.5)), max(1, round(wide * strength**0.5))
     down, right = torch.rand(2, generator=generator).tolist()  # a larger square holds the smaller ones
@@ -118,17 +118,17 @@ def occlusion(sample: torch.Tensor, strength: float, generator: torch.Generator)
 
 
 def relative_noise(sample: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """Normal noise of this many times the sample's own root mean square."""
+    """Add normal noise of this many times the sample's own root mean square."""
     return sample + strength * sample.double().square().mean().sqrt().to(sample) * _normal(sample, generator)
 
 
 def masking(sample: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """This share of the values set to zero."""
+    """Set this share of the values to zero."""
     return torch.where(_uniform(sample.shape, sample, generator) < strength, 0.0, sample)
 
 
 def scaling(sample: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """The whole sample times exp(strength e), e ~ N(0, 1): a gain that is off."""
+    """Multiply the whole sample by exp(strength e), e ~ N(0, 1): a wrong gain."""
     return sample * math.exp(strength * float(torch.randn((), generator=generator)))
 
 
@@ -152,7 +152,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 def corrupted(
     sample: torch.Tensor, kind: Corruption, severity: float, low: float, high: float, seed: int
 ) -> torch.Tensor:
-    """One sample with a corruption; values of images stay in low..high."""
+    """Corrupt one sample; values of images stay in low..high."""
     if severity == 0:
         return sample
     generator = torch.Generator().manual_seed(seed)

@@ -1,9 +1,10 @@
-"""What an attack or a corruption does to the output: the loss that it raises, and whether the answer holds."""
+"""How a change of the input affects the output: the loss, and whether the answer holds."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
@@ -14,17 +15,20 @@ from layerlens.targets.target import Spec, Target, as_target, main_output
 Loss = Literal["cross_entropy", "margin"]
 LOSSES = ("cross_entropy", "margin")
 
+Labels = int | Sequence[int] | torch.Tensor
+"""Class indices, one per sample; a single number for all samples."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class AnswerReader:
     """Reads outputs, row by row.
 
     Attributes:
-        labels: the class that is right for each sample, `(batch,)`; None with a target.
-        target: the score that shall fall; None with labels.
-        loss: which loss rises, with labels.
-        given: whether the labels are the user's, and not the model's own answers.
-        probabilities: whether the output is a distribution already and not logits.
+        labels: the correct class of each sample, `(batch,)`; None with a target.
+        target: the score to lower; None with labels.
+        loss: the loss to raise, with labels.
+        given: whether the labels are the user's rather than the model's own answers.
+        probabilities: whether the output is a distribution rather than logits.
     """
 
     labels: torch.Tensor | None
@@ -35,60 +39,63 @@ class Verdict:
 
     @property
     def quantity(self) -> str:
-        """What a mean of what `__call__` holds is."""
+        """Name of the mean over what holds."""
         if self.target is not None:
             return "score"
         return "accuracy" if self.given else "decisions that hold"
 
     @property
-    def words(self) -> str:
-        """The same in a sentence."""
+    def text(self) -> str:
+        """The quantity as part of a sentence."""
         return {"score": "mean score", "accuracy": "accuracy"}.get(self.quantity, "share of the model's own decisions")
 
     @property
     def units(self) -> str:
-        """Of it."""
+        """Units of the quantity."""
         return "score" if self.target is not None else "share of samples"
 
-    def __call__(self, output: Any, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss, and 1 where the answer holds and 0 where not, or the score with a target; `(rows,)`, float64.
+    def __call__(self, output: object, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss, and 1 where the answer holds and 0 elsewhere, or the score with a target.
 
         Args:
-            output: of the model.
-            rows: which sample each row is.
+            output: output of the model.
+            rows: index of each row's sample.
+
+        Returns:
+            Two float64 tensors `(rows,)`.
         """
         if self.target is not None:
             score = self.target(output, rows.to(main_output(output).device)).double()
             return -score, score.detach().cpu()
         assert self.labels is not None
-        scores = _classes(output, len(rows)).double()
-        right = self.labels[rows].to(scores.device).unsqueeze(1)
-        own = scores.gather(1, right).squeeze(1)
-        held = scores.argmax(dim=1) == right.squeeze(1)
+        scores = _class_scores(output, len(rows)).double()
+        correct = self.labels[rows].to(scores.device).unsqueeze(1)
+        correct_score = scores.gather(1, correct).squeeze(1)
+        held = scores.argmax(dim=1) == correct.squeeze(1)
         if self.loss == "margin":
-            loss = scores.scatter(1, right, float("-inf")).amax(dim=1) - own
+            loss = scores.scatter(1, correct, float("-inf")).amax(dim=1) - correct_score
         elif self.probabilities:
-            loss = -own.clamp_min(1e-300).log()
+            loss = -correct_score.clamp_min(1e-300).log()
         else:
-            loss = torch.logsumexp(scores, dim=1) - own
+            loss = torch.logsumexp(scores, dim=1) - correct_score
         return loss, held.double().cpu()
 
-    def answers(self, output: Any, rows: torch.Tensor) -> torch.Tensor:
-        """The class that the output names for each row; 0 with a target."""
+    def answers(self, output: object, rows: torch.Tensor) -> torch.Tensor:
+        """Return the class of the largest output of each row; 0 with a target."""
         if self.target is not None:
             return torch.zeros(len(rows), dtype=torch.int64)
-        return _classes(output, len(rows)).argmax(dim=1).cpu()
+        return _class_scores(output, len(rows)).argmax(dim=1).cpu()
 
 
-def verdict(output: Any, labels: Any, target: Spec, loss: str, batch: int) -> Verdict:
-    """Settle what is read, on the clean output.
+def answer_reader(output: object, labels: Labels | None, target: Spec, loss: str, batch: int) -> AnswerReader:
+    """Choose what to read, from the clean output.
 
     Args:
-        output: of the model, as it is.
-        labels: as users give them; None for what the model says itself.
-        target: a score to watch in place of classes.
+        output: clean output of the model.
+        labels: labels as users give them; None for the model's own answers.
+        target: a score to watch instead of classes.
         loss: a member of `LOSSES`.
-        batch: samples.
+        batch: number of samples.
 
     Raises:
         InputError: when the labels do not fit.
@@ -97,20 +104,20 @@ def verdict(output: Any, labels: Any, target: Spec, loss: str, batch: int) -> Ve
     """
     if target is not None:
         if labels is not None:
-            raise OptionError("give labels, for accuracy, or a target, for a score, and not both.")
+            raise OptionError("give labels for accuracy, or a target for a score, not both.")
         resolved = as_target(target).resolve(output)
         resolved.check(batch)
-        return Verdict(None, resolved, loss, True)
-    scores = _classes(output, batch)
+        return AnswerReader(None, resolved, loss, True)
+    scores = _class_scores(output, batch)
     with torch.no_grad():
         distribution = bool((scores >= 0).all()) and bool(((scores.double().sum(dim=1) - 1).abs() < 1e-3).all())
     if labels is None:
-        return Verdict(scores.detach().argmax(dim=1).cpu(), None, loss, False, distribution)
-    return Verdict(as_labels(labels, batch, scores.shape[1]), None, loss, True, distribution)
+        return AnswerReader(scores.detach().argmax(dim=1).cpu(), None, loss, False, distribution)
+    return AnswerReader(as_labels(labels, batch, scores.shape[1]), None, loss, True, distribution)
 
 
-def as_labels(labels: Any, batch: int, classes: int) -> torch.Tensor:
-    """The right class of each sample, `(batch,)`.
+def as_labels(labels: Labels, batch: int, classes: int) -> torch.Tensor:
+    """Read the correct class of each sample, `(batch,)`.
 
     Raises:
         InputError: when they are not one class index per sample, or out of range.
@@ -132,12 +139,17 @@ def as_labels(labels: Any, batch: int, classes: int) -> torch.Tensor:
     return found
 
 
-def _classes(output: Any, batch: int) -> torch.Tensor:
+def _class_scores(output: object, batch: int) -> torch.Tensor:
+    """Return the scores of the classes, `(batch, classes)`.
+
+    Raises:
+        TargetError: when the output has another shape.
+    """
     main = main_output(output)
     if main.ndim != 2 or main.shape[0] != batch or main.shape[1] < 2:
         raise TargetError(
             f"accuracy needs an output (batch, classes); this one is {tuple(main.shape)} for {batch} sample(s). Give "
-            "target=, a score that shall fall, such as (-1, 5) or a function of the output, in place of labels; or "
+            "target=, a score to lower, such as (-1, 5) or a function of the output, instead of labels; or "
             "forward=, which can return the logits of one position."
         )
     return main

@@ -1,123 +1,125 @@
-"""Samples part by part, each ready to be run on changed inputs."""
+"""Samples in chunks, each ready to run on changed inputs."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from layerlens.analyzers.common.calls.call_sites import Site
-from layerlens.analyzers.common.leaves.leaves import find_leaves
 from layerlens.errors import InputError, check_count
-from layerlens.inputs.batches import batches
+from layerlens.inputs.batches import Samples, batches
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.targets.target import Spec, Target, as_target
 
-from ..stepped_runs import Job, Values
-from .prediction_change import Verdict, verdict
+from ..model_run import ModelRun
+from ..stepped_runs import SteppedRun, Values, stepped_leaves
+from .prediction_change import AnswerReader, Labels, answer_reader
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class SampleChunk:
     """Some samples.
 
     Attributes:
-        job: runs the model on them.
-        verdict: reads the output.
+        stepped: runs the model on them.
+        reader: reads the output.
         start: index of the first sample.
-        loss: of the samples as they are, `(batch,)`.
-        held: 1 where the answer is right as they are, `(batch,)`; or the score.
+        loss: loss of the unchanged samples, `(batch,)`.
+        held: 1 where the answer to the unchanged sample is correct, `(batch,)`; or the score.
     """
 
-    job: Job
-    verdict: Verdict
+    stepped: SteppedRun
+    reader: AnswerReader
     start: int
     loss: torch.Tensor
     held: torch.Tensor
 
     @property
     def batch(self) -> int:
-        """How many they are."""
-        return self.job.inputs.batch
+        """The number of samples."""
+        return self.stepped.run.batch
 
     def __call__(
         self, values: Values, read: Callable[[Site, Any], None] | None = None, sites: list[Site] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and answer with `values` in the place of the leaves, `(batch,)` each; `read(site, output)` at sites."""
-        return self.verdict(self.run(values, read, sites), torch.arange(self.batch))
+        """Return loss and answer with the leaves replaced by `values`, `(batch,)` each; calls `read(site, output)`."""
+        return self.reader(self.run(values, read, sites), torch.arange(self.batch))
 
     def run(
         self, values: Values, read: Callable[[Site, Any], None] | None = None, sites: list[Site] | None = None
     ) -> Any:
-        """The output with `values` in the place of the leaves."""
-        return self.job.run(values, read or (lambda site, output: None), sites or [])
+        """Return the output with the leaves replaced by `values`."""
+        return self.stepped.evaluate(values, read or (lambda site, output: None), sites or [])
 
 
-def parts(
-    model: nn.Module,
-    x: Input,
-    labels: Any,
-    *,
-    target: Spec,
-    loss: str,
-    batch_size: int,
-    seed: int,
-    forward: Forward | None,
-    label: str,
-) -> Iterator[Part]:
-    """Go through the samples of a borrowed model.
+@dataclasses.dataclass(frozen=True)
+class LabeledSamples:
+    """The samples to attack or corrupt, and how their answers are read.
 
-    Args:
-        model: borrowed.
-        x: an input as in `as_inputs`, or a Dataset or DataLoader, which is read batch by batch and may hold the labels.
-        labels: the right class of each sample, or None.
-        target: a score in place of classes; one with a class for each sample goes with an input only.
-        loss: see `Verdict`.
-        batch_size: samples at once, at most.
-        seed: for models that draw numbers.
-        forward: to use in place of calling the model.
-        label: what is being done.
+    Attributes:
+        x: an input, or a Dataset or DataLoader, which is read batch by batch and may hold the labels.
+        labels: the correct class of each sample, or None.
+        target: a score instead of classes.
+        loss: loss to raise, see `AnswerReader`.
+        batch_size: largest number of samples in a chunk.
+        seed: seed of every run, for models that draw numbers.
+        forward: `forward(model, *args, **kwargs)` to call instead of the model.
+    """
+
+    x: Samples
+    labels: Labels | None
+    target: Spec
+    loss: str
+    batch_size: int
+    seed: int
+    forward: Forward | None
+
+
+def sample_chunks(model: nn.Module, samples: LabeledSamples) -> Iterator[SampleChunk]:
+    """Yield the samples of a borrowed model in chunks.
 
     Raises:
         InputError: when labels and samples do not fit each other.
     """
-    check_count("batch_size", batch_size)
-    aim = None if target is None else as_target(target)
-    for start, inputs, own, place in _read(x, labels, batch_size):
-        leaves = find_leaves(model, inputs, forward)
-        leaves = {name: leaf for name, leaf in leaves.items() if leaf.value.ndim}
-        if not leaves:
-            raise InputError("the input holds single numbers only, and no floating-point tensor with a batch axis.")
-        job = Job(model, inputs, forward, leaves, {}, [], 1, seed, False, label)
+    check_count("batch_size", samples.batch_size)
+    target = None if samples.target is None else as_target(samples.target)
+    for start, inputs, labels, first_row in _labeled_inputs(samples):
+        run = ModelRun(model, inputs, samples.forward, samples.seed, progress=False)
+        stepped = SteppedRun(run, stepped_leaves(run), "samples")
         with torch.no_grad():
-            output = job.run(job.start, lambda site, output: None)
-            judge = verdict(
-                output, own, None if aim is None else _for_rows(aim, place, inputs.batch), loss, inputs.batch
-            )
-            clean, held = judge(output, torch.arange(inputs.batch))
-        yield Part(job, judge, start, clean.cpu(), held)
+            output = stepped.evaluate(stepped.start, lambda site, output: None)
+            chunk_target = None if target is None else _target_of_rows(target, first_row, inputs.batch)
+            reader = answer_reader(output, labels, chunk_target, samples.loss, inputs.batch)
+            loss, held = reader(output, torch.arange(inputs.batch))
+        yield SampleChunk(stepped, reader, start, loss.cpu(), held)
 
 
-def _read(x: Any, labels: Any, size: int) -> Iterator[tuple[int, Inputs, Any, int | None]]:
-    """(start, inputs, labels, place in the whole input or None) of each part."""
+def _labeled_inputs(samples: LabeledSamples) -> Iterator[tuple[int, Inputs, Labels | None, int | None]]:
+    """Yield start, inputs, labels, and first row of the whole input (None for a data set) of each chunk.
+
+    Raises:
+        InputError: when labels and samples do not fit each other.
+    """
+    x, labels, size = samples.x, samples.labels, samples.batch_size
     if isinstance(x, (Dataset, DataLoader)):
-        given = None if labels is None else list(labels)
+        given = None if labels is None else list(cast("Sequence[int]", labels))
         seen = 0
         for batch in batches(x, size, progress=False):
             count = batch.inputs.batch
             seen = batch.start + count
-            own = batch.labels if given is None else given[batch.start : seen]
-            if given is not None and len(own or ()) != count:
-                raise InputError(f"there are {len(given)} labels, and more samples.")
-            yield batch.start, batch.inputs, own, None
+            chunk_labels = batch.labels if given is None else given[batch.start : seen]
+            if given is not None and len(chunk_labels or ()) != count:
+                raise InputError(f"there are {len(given)} labels and more samples than that.")
+            yield batch.start, batch.inputs, chunk_labels, None
         if given is not None and len(given) != seen:
             raise InputError(f"there are {len(given)} labels for {seen} samples.")
         return
-    inputs = as_inputs(x)
+    inputs = as_inputs(cast("Input", x))
     whole = inputs.batch
     if labels is not None and not isinstance(labels, int):
         try:
@@ -128,19 +130,23 @@ def _read(x: Any, labels: Any, size: int) -> Iterator[tuple[int, Inputs, Any, in
             raise InputError(f"there are {len(labels)} labels for {whole} sample(s); give one per sample.")
     for start in range(0, whole, size):
         rows = torch.arange(start, min(start + size, whole))
-        mine = labels[rows] if isinstance(labels, torch.Tensor) and labels.ndim else labels
-        yield start, inputs if len(rows) == whole else inputs.rows(rows), mine, start
+        row_labels = labels[rows] if isinstance(labels, torch.Tensor) and labels.ndim else labels
+        yield start, inputs if len(rows) == whole else inputs.rows(rows), row_labels, start
 
 
-def _for_rows(aim: Target, place: int | None, batch: int) -> Target:
-    """The target for a part whose first sample has the index `place`; one class per sample is told by index."""
-    if aim.each is None:
-        return aim
-    if place is None:
-        raise InputError("a target with a class for each sample needs an input and not a data set; give labels.")
-    function = aim.function
+def _target_of_rows(target: Target, first_row: int | None, batch: int) -> Target:
+    """Return the target of a chunk; a target with one class per sample needs to know the rows.
+
+    Raises:
+        InputError: when such a target is used with a data set.
+    """
+    if target.each is None:
+        return target
+    if first_row is None:
+        raise InputError("a target with a class for each sample needs an input, not a data set; give labels.")
+    function = target.function
     return dataclasses.replace(
-        aim,
-        function=lambda output, rows: function(output, rows + place),
-        each=aim.each[place : place + batch],
+        target,
+        function=lambda output, rows: function(output, rows + first_row),
+        each=target.each[first_row : first_row + batch],
     )

@@ -6,28 +6,25 @@ import dataclasses
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
 from layerlens.analyzers.common.null_model import shuffled_parameters, with_parameters
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import InputError, warn
-from layerlens.inputs.inputs import Forward
 from layerlens.results import LayerProfile
 
-from .labeled_batches import Samples
-from .likelihood import EXACT, Kind, Likelihood, likelihood
-from .weight_task import Job, Owners
+from .likelihood import EXACT, Likelihood, choose_likelihood
+from .weight_task import WeightTask
 
 
 @dataclasses.dataclass
-class Information:
-    """Of every sample; all float64 on the main processor.
+class FisherTraces:
+    """The Fisher information of every sample, float64 on the CPU.
 
     Attributes:
         trace: sum of squared gradients by row, `(samples, rows)`.
-        relative: the same with every gradient times its weight.
-        scatter: the variance of `trace` over the labels drawn for a sample; zero where classes are summed over.
-        likelihood: of the labels.
+        relative: sum of squared products of gradient and weight.
+        scatter: variance of `trace` over the labels drawn for a sample; zero where classes are summed over.
+        likelihood: likelihood of the labels.
         exact: whether classes are summed over.
     """
 
@@ -38,53 +35,36 @@ class Information:
     exact: bool
 
 
-def fisher(
-    model: nn.Module,
-    samples: Samples,
-    owners: Owners,
-    parameters: Mapping[str, torch.Tensor],
-    *,
-    kind: Kind,
-    draws: int,
-    empirical: bool,
-    seed: int,
-    progress: bool | None,
-    forward: Forward | None,
-) -> Information:
-    """Go through the samples one by one.
+def fisher_traces(
+    task: WeightTask, parameters: Mapping[str, torch.Tensor], *, draws: int, empirical: bool
+) -> FisherTraces:
+    """Compute the trace of the Fisher information of each row, sample by sample.
 
     tr F = mean over x of sum_k |grad_w (s_k . y(x))|^2, where the vectors s_k make up the Fisher information of the
-    output y (Martens 2020, sec. 9.2): F = E[J' F_y J]. It is the curvature of the loss without that of the model, and
-    equals the Hessian where every residual is zero.
+    output y (Martens 2020, sec. 9.2): F = E[J' F_y J]. It is the curvature of the loss without the curvature of the
+    model, and equals the Hessian where every residual is zero.
 
     Args:
-        model: a borrowed model.
-        samples: to be read once.
-        owners: rows of the result.
-        parameters: by name, those to run with; all of the rows' among them.
-        kind: of the likelihood.
-        draws: labels drawn per sample where there are too many to be summed over.
+        task: the model, samples and rows.
+        parameters: parameters to run with, by name, including all of the rows.
+        draws: number of labels drawn per sample where there are too many to sum over.
         empirical: whether to take the gradients at the given labels.
-        seed: of the labels, and for models that draw numbers.
-        progress: as in `track`.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Raises:
         InputError: when no gradient reaches the parameters, or labels are needed and missing.
     """
-    own = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-    wanted = [own[name] for name in owners.names]
-    run = with_parameters(model, forward, own)
-    found: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    settled: Likelihood | None = None
+    copies = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+    run = with_parameters(task.model, task.forward, copies)
+    by_sample: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    chosen: Likelihood | None = None
     exact = True
-    for piece in samples("Fisher information", progress):
+    for piece in task.samples("Fisher information", task.progress):
         for row in range(piece.inputs.batch):
             inputs = piece.inputs.rows(torch.tensor([row]))
-            torch.manual_seed(seed)
-            output = inputs.run(model, run)
-            settled = settled or likelihood(kind, output, 1)
-            y = settled.read(output)
+            torch.manual_seed(task.seed)
+            output = inputs.run(task.model, run)
+            chosen = chosen or choose_likelihood(task.likelihood, output, 1)
+            y = chosen.read(output)
             if not y.requires_grad:
                 raise InputError(
                     "no gradient flows from the output to the parameters: something on the way cannot be "
@@ -93,60 +73,54 @@ def fisher(
             labels = None if piece.labels is None else piece.labels[row : row + 1]
             if empirical and labels is None:
                 raise InputError("the empirical Fisher needs labels=, one for each sample.")
-            weights = settled.weights(y, inputs, labels if empirical else None)
-            summed = settled.factors(y)
+            weights = chosen.weights(y, inputs, labels if empirical else None)
+            summed = chosen.factors(y)
             if empirical:
                 assert labels is not None
-                vectors = [settled.residual(y, labels, weights)]
+                vectors = [chosen.residual(y, labels, weights)]
             elif summed is not None:
                 vectors = summed
             else:
                 exact = False
-                generator = torch.Generator().manual_seed(seed + 7919 * (piece.start + row))
-                vectors = [settled.draw(y, weights, generator) for _ in range(draws)]
-            squares = [_squares(model, y, s, wanted, owners, own, last=s is vectors[-1]) for s in vectors]
+                generator = torch.Generator().manual_seed(task.seed + 7919 * (piece.start + row))
+                vectors = [chosen.draw(y, weights, generator) for _ in range(draws)]
+            squares = [_squared_gradients(task, y, s, copies, last=s is vectors[-1]) for s in vectors]
             traces = torch.stack([trace for trace, _ in squares])
             relatives = torch.stack([relative for _, relative in squares])
             if empirical or summed is not None:
-                found.append((traces.sum(dim=0), relatives.sum(dim=0), torch.zeros(traces.shape[1])))
+                by_sample.append((traces.sum(dim=0), relatives.sum(dim=0), torch.zeros(traces.shape[1])))
             else:
                 scatter = traces.var(dim=0) if draws > 1 else torch.full(traces.shape[1:], float("nan"))
-                found.append((traces.mean(dim=0), relatives.mean(dim=0), scatter))
-    assert settled is not None
-    trace, relative, scatter = (torch.stack(parts).double() for parts in zip(*found, strict=True))
-    return Information(trace, relative, scatter, settled, exact)
+                by_sample.append((traces.mean(dim=0), relatives.mean(dim=0), scatter))
+    assert chosen is not None
+    trace, relative, scatter = (torch.stack(parts).double() for parts in zip(*by_sample, strict=True))
+    return FisherTraces(trace, relative, scatter, chosen, exact)
 
 
-def _squares(
-    model: nn.Module,
-    y: torch.Tensor,
-    s: torch.Tensor,
-    wanted: list[torch.Tensor],
-    owners: Owners,
-    own: Mapping[str, torch.Tensor],
-    *,
-    last: bool,
+def _squared_gradients(
+    task: WeightTask, y: torch.Tensor, s: torch.Tensor, parameters: Mapping[str, torch.Tensor], *, last: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of squared gradients of s . y, by row: as they are, and times the weights."""
-    with backward_pass(model):
+    """Sum the squared gradients of s . y by row, and the squares of gradient times weight."""
+    wanted = [parameters[name] for name in task.owners.names]
+    with backward_pass(task.model):
         gradients = torch.autograd.grad(y, wanted, s, retain_graph=not last, allow_unused=True)
-    by_name = dict(zip(owners.names, gradients, strict=True))
+    by_name = dict(zip(task.owners.names, gradients, strict=True))
     trace, relative = [], []
-    for names in owners.rows.values():
-        one = other = torch.zeros((), dtype=torch.float64)
+    for names in task.owners.rows.values():
+        squares = relative_squares = torch.zeros((), dtype=torch.float64)
         for name in names:
             gradient = by_name[name]
             if gradient is not None:
                 gradient = gradient.double()
-                one = one + gradient.square().sum().cpu()
-                other = other + (gradient * own[name].detach()).square().sum().cpu()
-        trace.append(one)
-        relative.append(other)
+                squares = squares + gradient.square().sum().cpu()
+                relative_squares = relative_squares + (gradient * parameters[name].detach()).square().sum().cpu()
+        trace.append(squares)
+        relative.append(relative_squares)
     return torch.stack(trace), torch.stack(relative)
 
 
-def words(found: Information, draws: int, empirical: bool) -> str:
-    """How it was computed."""
+def _method(found: FisherTraces, draws: int, empirical: bool) -> str:
+    """Describe how the traces were computed."""
     if empirical:
         return f"empirical Fisher at the given labels, {found.likelihood.kind}"
     what = {"categorical": "classes", "gaussian": "outputs", "bernoulli": "outputs"}[found.likelihood.kind]
@@ -154,46 +128,35 @@ def words(found: Information, draws: int, empirical: bool) -> str:
     return f"Fisher information, {found.likelihood.kind}, {how}"
 
 
-def by_information(job: Job, *, draws: int, empirical: bool) -> LayerProfile:
-    """The trace of the Fisher information."""
+def fisher_profile(task: WeightTask, *, draws: int, empirical: bool) -> LayerProfile:
+    """Return the trace of the Fisher information of each row."""
     if empirical:
         warn(
             "the empirical Fisher is taken at the labels of the data: it vanishes where the model has fitted them, and "
-            "is no curvature. empirical=False sums over the model's own labels.",
+            "is not a curvature. empirical=False sums over the model's own labels.",
         )
 
-    def run(parameters: dict[str, torch.Tensor]) -> Information:
-        return fisher(
-            job.model,
-            job.samples,
-            job.owners,
-            parameters,
-            kind=job.likelihood,
-            draws=draws,
-            empirical=empirical,
-            seed=job.seed,
-            progress=job.progress,
-            forward=job.forward,
-        )
-
-    if job.null:
-        job.samples.check_again("null=True")
-    found = run(job.parameters)
-    chance = run(shuffled_parameters(job.model, job.seed)).trace.mean(dim=0) if job.null else None
+    if task.null:
+        task.samples.check_rereadable("null=True")
+    found = fisher_traces(task, task.parameters, draws=draws, empirical=empirical)
+    null_values = None
+    if task.null:
+        shuffled = shuffled_parameters(task.model, task.seed)
+        null_values = fisher_traces(task, shuffled, draws=draws, empirical=empirical).trace.mean(dim=0)
     count = len(found.trace)
     values = found.trace.mean(dim=0)
-    by_draws = (found.scatter / draws).sum(dim=0).sqrt() / count
+    draw_error = (found.scatter / draws).sum(dim=0).sqrt() / count
     error = found.trace.std(dim=0) / count**0.5 if count > 1 else None
     if error is None and not (found.exact or empirical) and draws > 1:
-        error = by_draws
+        error = draw_error
     return LayerProfile(
         quantity="trace of the Fisher information",
-        layers=tuple(job.owners.rows),
+        layers=tuple(task.owners.rows),
         values=values,
         units="nats per squared unit of weight",
         signed=False,
-        method=words(found, draws, empirical) + job.told,
-        settings=job.settings(
+        method=_method(found, draws, empirical) + task.shared_note,
+        settings=task.settings(
             measure="fisher",
             likelihood=found.likelihood.kind,
             empirical=empirical,
@@ -201,19 +164,19 @@ def by_information(job: Job, *, draws: int, empirical: bool) -> LayerProfile:
             samples=count,
         ),
         error=error,
-        null=chance,
+        null=null_values,
         checks={
-            "parameters": job.counts,
-            "per parameter": values / job.counts,
+            "parameters": task.counts,
+            "per parameter": values / task.counts,
             "relative": found.relative.mean(dim=0),
-            "draw error": by_draws,
+            "draw error": draw_error,
         },
         explanation=(
             "Each value is the summed squared slope of the model's log probabilities along every weight of the layer: "
             "half of it times s^2 is how far, in nats, independent noise of variance s^2 on its weights moves the "
             "output's distribution.",
-            "It is the curvature at these weights and inputs, in the units of the weights: it says nothing of large "
-            "changes, such as pruning, and layers whose weights are small by their scale come out large: see "
+            "It is the curvature at these weights and inputs, in the units of the weights: it does not cover large "
+            "changes, such as pruning, and layers with weights of a small scale get large values: see "
             "checks['relative'].",
         ),
     )

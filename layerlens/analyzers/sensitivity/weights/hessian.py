@@ -14,13 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from layerlens.analyzers.common.null_model import shuffled_parameters, with_parameters
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import InputError
-from layerlens.inputs.inputs import Forward
 from layerlens.model.borrowed import primitive_kernels
 from layerlens.results import LayerProfile
 
-from .labeled_batches import Piece, Samples
-from .likelihood import Kind, likelihood
-from .weight_task import Job, Owners
+from .labeled_batches import Piece
+from .likelihood import choose_likelihood
+from .weight_task import WeightTask
 
 Loss = Callable[[Any, "torch.Tensor | None"], torch.Tensor]
 Block = list[torch.Tensor]
@@ -35,68 +34,53 @@ class Curvature:
     By double backward; by differences of gradients where an operation has no second derivative, named in `missing`.
 
     Args:
-        model: a borrowed model.
-        samples: with labels, unless the loss needs none.
-        owners: rows of the result.
-        parameters: by name, those to run with.
-        kind: of the likelihood whose loss is taken, where no loss is given.
+        task: the model, samples (with labels, unless the loss needs none) and rows.
+        parameters: parameters to run with, by name.
         loss: `loss(output, labels)`, the mean over samples; None for minus the log likelihood.
-        seed: for models that draw numbers.
-        progress: as in `track`.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        samples: Samples,
-        owners: Owners,
-        parameters: Mapping[str, torch.Tensor],
-        *,
-        kind: Kind,
-        loss: Loss | None,
-        seed: int,
-        progress: bool | None,
-        forward: Forward | None,
-    ) -> None:
-        self.model, self.samples, self.kind, self.loss = model, samples, kind, loss
-        self.seed, self.progress = seed, progress
-        own = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-        self.rows: list[Block] = [[own[name] for name in names] for names in owners.rows.values()]
-        self.run = with_parameters(model, forward, own)
+    def __init__(self, task: WeightTask, parameters: Mapping[str, torch.Tensor], loss: Loss | None) -> None:
+        self.task, self.loss = task, loss
+        copies = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+        self.rows: list[Block] = [[copies[name] for name in names] for names in task.owners.rows.values()]
+        self.run = with_parameters(task.model, task.forward, copies)
         self.used = "given loss" if loss is not None else ""
         self.missing = ""
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers in each row."""
+        """The number of values in each row."""
         return [sum(tensor.numel() for tensor in block) for block in self.rows]
 
     def products(self, vectors: Sequence[torch.Tensor], *, jointly: bool = False) -> list[torch.Tensor]:
-        """H_ll v for the vectors of each row, `(numbers, k)` each.
+        """Return H_ll v for the vectors of each row, `(numbers, k)` each.
 
         Args:
             vectors: for each row `(numbers, k)`, k may be 0.
-            jointly: whether to multiply by the whole H at once, for k of all rows alike: one double backward pass for
-                all rows, whose products then hold what the other rows' vectors add.
+            jointly: whether to multiply by the whole H at once, with the same k for all rows: one double backward pass
+                for all rows, whose products include what the other rows' vectors add.
         """
         sums = [torch.zeros_like(columns) for columns in vectors]
         count = 0
-        with _plain_kernels(self.model), backward_pass(self.model):
-            for piece in self.samples("Hessian", self.progress):
-                for total, part in zip(sums, self._of_piece(piece, vectors, jointly), strict=True):
+        with _double_backward_kernels(self.task.model), backward_pass(self.task.model):
+            for piece in self.task.samples("Hessian", self.task.progress):
+                for total, part in zip(sums, self._piece_products(piece, vectors, jointly), strict=True):
                     total += part
                 count += piece.inputs.batch
         return [total / count for total in sums]
 
-    def _of_piece(self, piece: Piece, vectors: Sequence[torch.Tensor], jointly: bool) -> list[torch.Tensor]:
+    def _piece_products(self, piece: Piece, vectors: Sequence[torch.Tensor], jointly: bool) -> list[torch.Tensor]:
         flat = [tensor for block in self.rows for tensor in block]
         if not self.missing:
             try:
                 gradients = torch.autograd.grad(
                     self._loss(piece), flat, create_graph=True, allow_unused=True, materialize_grads=True
                 )
-                return self._jointly(gradients, flat, vectors) if jointly else self._apart(gradients, vectors)
+                return (
+                    self._joint_products(gradients, flat, vectors)
+                    if jointly
+                    else self._row_products(gradients, vectors)
+                )
             except RuntimeError as error:
                 found = _MISSING.search(str(error))
                 if found is None:
@@ -108,7 +92,7 @@ class Curvature:
         return [self._differences(piece, block, columns) for block, columns in zip(self.rows, vectors, strict=True)]
 
     def _differences(self, piece: Piece, block: Block, columns: torch.Tensor) -> torch.Tensor:
-        """Central differences of the gradient along each vector: two backward passes a product.
+        """Return central differences of the gradient along each vector: two backward passes a product.
 
         The step is the cube root of the rounding unit times the length of the weights, where truncation and rounding
         balance (Nocedal & Wright 2006, sec. 8.1).
@@ -123,7 +107,7 @@ class Curvature:
                 ends = []
                 for sign in (1, -1):
                     for tensor, old, part in zip(block, start, _split(column, block), strict=True):
-                        tensor.data = old + sign * step * part  # ours: new memory, never the model's
+                        tensor.data = old + sign * step * part  # a copy, never the model's own tensor
                     parts = torch.autograd.grad(self._loss(piece), block, allow_unused=True, materialize_grads=True)
                     ends.append(torch.cat([part.double().flatten() for part in parts]))
                 products.append((ends[0] - ends[1]).to(columns) / (2 * step))
@@ -132,7 +116,7 @@ class Curvature:
                 tensor.data = old
         return torch.stack(products, dim=1) if products else torch.zeros_like(columns)
 
-    def _apart(self, gradients: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _row_products(self, gradients: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         found, start = [], 0
         for block, columns in zip(self.rows, vectors, strict=True):
             own = gradients[start : start + len(block)]
@@ -140,7 +124,7 @@ class Curvature:
             found.append(_columns(own, block, [_split(column, block) for column in columns.T], columns))
         return found
 
-    def _jointly(
+    def _joint_products(
         self, gradients: Sequence[torch.Tensor], flat: Block, vectors: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
         whole = torch.cat(list(vectors))
@@ -148,9 +132,13 @@ class Curvature:
         return list(torch.split(products, [len(columns) for columns in vectors]))
 
     def _loss(self, piece: Piece) -> torch.Tensor:
-        """The sum over the samples of a piece."""
-        torch.manual_seed(self.seed)
-        output = piece.inputs.run(self.model, self.run)
+        """Return the loss summed over the samples of a piece.
+
+        Raises:
+            InputError: when the loss is not one number, needs missing labels, or has no gradient.
+        """
+        torch.manual_seed(self.task.seed)
+        output = piece.inputs.run(self.task.model, self.run)
         if self.loss is not None:
             value = self.loss(output, piece.labels)
             if not isinstance(value, torch.Tensor) or value.numel() != 1:
@@ -162,17 +150,17 @@ class Curvature:
                     "the Hessian of the loss needs labels=, one for each sample, or loss=, a function of the output "
                     "and the labels. measure='fisher' needs no labels."
                 )
-            own = likelihood(self.kind, output, piece.inputs.batch)
-            y = own.read(output)
-            total = own.losses(y, piece.labels, own.weights(y, piece.inputs, piece.labels)).sum()
-            self.used = f"{own.kind} likelihood"
+            chosen = choose_likelihood(self.task.likelihood, output, piece.inputs.batch)
+            y = chosen.read(output)
+            total = chosen.losses(y, piece.labels, chosen.weights(y, piece.inputs, piece.labels)).sum()
+            self.used = f"{chosen.kind} likelihood"
         if not total.requires_grad:
             raise InputError("no gradient flows from the loss to the parameters.")
         return total
 
 
 def _columns(gradients: Sequence[torch.Tensor], block: Block, vectors: list[Block], like: torch.Tensor) -> torch.Tensor:
-    """Derivatives of gradients . v by the block, `(numbers, k)`."""
+    """Return derivatives of gradients . v with respect to the block, `(numbers, k)`."""
     used = [place for place, gradient in enumerate(gradients) if gradient.requires_grad]
     if not used or not vectors:  # the loss is linear in these parameters
         return torch.zeros_like(like)
@@ -196,8 +184,8 @@ def _split(vector: torch.Tensor, block: Block) -> Block:
 
 
 @contextlib.contextmanager
-def _plain_kernels(model: nn.Module) -> Iterator[None]:
-    """Kernels that can be differentiated twice: attention from matrix products, recurrent layers step by step."""
+def _double_backward_kernels(model: nn.Module) -> Iterator[None]:
+    """Use kernels that can be differentiated twice: attention from matrix products, recurrent layers step by step."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
@@ -210,10 +198,10 @@ Traces = tuple[torch.Tensor, torch.Tensor]
 
 
 def hutch_plus_plus(curvature: Curvature, probes: int, seed: int) -> Traces:
-    """Tr H_ll of every row by Hutch++ (Meyer et al. 2021, algorithm 1), with `probes` products each.
+    """Estimate tr H_ll of every row by Hutch++ (Meyer et al. 2021, algorithm 1), with `probes` products each.
 
-    A third of the products finds the space Q of the largest eigenvalues, a third gives the trace there exactly, and the
-    rest is Hutchinson's estimate on what Q leaves, whose scatter is the standard error. A row with no more numbers
+    A third of the products finds the space Q of the largest eigenvalues, a third gives the exact trace there, and the
+    rest is Hutchinson's estimate on the complement of Q, whose scatter is the standard error. A row with no more values
     than a third of the probes is exact.
     """
     third = probes // 3
@@ -241,7 +229,7 @@ def hutch_plus_plus(curvature: Curvature, probes: int, seed: int) -> Traces:
 
 
 def hutchinson(curvature: Curvature, probes: int, seed: int) -> Traces:
-    """Tr H_ll of all rows at once: mean of v_l' (H v)_l over random signs v (Hutchinson 1990).
+    """Estimate tr H_ll of all rows at once: mean of v_l' (H v)_l over random signs v (Hutchinson 1990).
 
     What the rows' vectors add to each other's products has mean zero and is part of the scatter.
     """
@@ -256,50 +244,40 @@ def _signs(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randint(2, (count, size), generator=generator).double().T * 2 - 1
 
 
-def by_curvature(job: Job, *, loss: Loss | None, probes: int, estimator: str) -> LayerProfile:
-    """The trace of the Hessian of the loss."""
+def hessian_profile(task: WeightTask, *, loss: Loss | None, probes: int, estimator: str) -> LayerProfile:
+    """Return the trace of the Hessian of the loss of each row."""
     plus = estimator == "hutch++"
-    if plus or job.null:
-        job.samples.check_again("Hutch++" if plus else "null=True")
+    if plus or task.null:
+        task.samples.check_rereadable("Hutch++" if plus else "null=True")
     used = route = ""
 
     def run(parameters: dict[str, torch.Tensor]) -> Traces:
         nonlocal used, route
-        curvature = Curvature(
-            job.model,
-            job.samples,
-            job.owners,
-            parameters,
-            kind=job.likelihood,
-            loss=loss,
-            seed=job.seed,
-            progress=job.progress,
-            forward=job.forward,
-        )
-        found = (hutch_plus_plus if plus else hutchinson)(curvature, probes, job.seed)
+        curvature = Curvature(task, parameters, loss)
+        found = (hutch_plus_plus if plus else hutchinson)(curvature, probes, task.seed)
         used = curvature.used
         route = f"differences of gradients ({curvature.missing})" if curvature.missing else "double backward"
         return found
 
-    values, error = run(job.parameters)
+    values, error = run(task.parameters)
     name = "Hutch++ for each layer" if plus else "Hutchinson for all layers at once"
     method = f"trace of the Hessian, {used}, {name}, {probes} products, {route}"
-    chance = run(shuffled_parameters(job.model, job.seed))[0] if job.null else None
+    null_values = run(shuffled_parameters(task.model, task.seed))[0] if task.null else None
     return LayerProfile(
         quantity="trace of the Hessian of the loss",
-        layers=tuple(job.owners.rows),
+        layers=tuple(task.owners.rows),
         values=values,
         units="loss per squared unit of weight",
         signed=True,
-        method=method + job.told,
-        settings=job.settings(measure="hessian_trace", loss=used, probes=probes, estimator=estimator, route=route),
+        method=method + task.shared_note,
+        settings=task.settings(measure="hessian_trace", loss=used, probes=probes, estimator=estimator, route=route),
         error=error,
-        null=chance,
-        checks={"parameters": job.counts, "per parameter": values / job.counts},
+        null=null_values,
+        checks={"parameters": task.counts, "per parameter": values / task.counts},
         explanation=(
             "Each value is the summed curvature of the mean loss along the weights of the layer: half of it times "
             "s^2 is how much independent noise of variance s^2 on its weights raises the loss.",
             "A sum of curvatures in all directions, in which positive and negative ones cancel, and an estimate with "
-            "the given error; it says nothing of large changes of the weights.",
+            "the given error; it does not cover large changes of the weights.",
         ),
     )

@@ -1,4 +1,4 @@
-"""The samples and labels that weights are judged on, read batch by batch."""
+"""The samples and labels that measures of weights use, read batch by batch."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Piece:
     """Some samples.
 
     Attributes:
-        inputs: of the model.
-        labels: one row for each sample; None where there are none.
-        start: index of the first in the data.
+        inputs: inputs of the model.
+        labels: one row for each sample, or None.
+        start: index of the first sample in the data.
     """
 
     inputs: Inputs
@@ -35,16 +35,16 @@ class Piece:
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
-    """Model inputs or a data set, with or without labels, that can be gone through.
+class LabeledSamples:
+    """Model inputs or a data set, with or without labels, to read in pieces.
 
     Attributes:
         x: a tensor, a tuple of arguments, a dict, `Inputs`, a text; else a data set, see `layerlens.inputs.batches`.
-        labels: one for each sample; None for those in the data; `"last"` when they are the last entry of each item.
-        size: samples in a piece.
+        labels: one for each sample; None for the labels in the data; `"last"` if they are the last entry of each item.
+        size: number of samples in a piece.
         batched: whether the items of a data set are batches; None: those of a DataLoader are.
-        read: makes model inputs of a batch, or of one text.
-        device: of the model.
+        read: turns a batch, or one text, into model inputs.
+        device: device of the model.
     """
 
     x: Any
@@ -54,11 +54,11 @@ class Samples:
     read: Callable[[Any], Inputs]
     device: torch.device | None
 
-    def check_again(self, what: str) -> None:
-        """See that the data can be read more than once.
+    def check_rereadable(self, what: str) -> None:
+        """Check that the data can be read more than once.
 
         Raises:
-            InputError: when it can not.
+            InputError: when it cannot.
         """
         if isinstance(self.x, Iterator):
             raise InputError(
@@ -66,7 +66,7 @@ class Samples:
             )
 
     def __call__(self, doing: str, progress: bool | None) -> Iterator[Piece]:
-        """The samples, in order.
+        """Yield the samples, in order.
 
         Raises:
             InputError: when they cannot be read, or labels do not fit.
@@ -75,14 +75,16 @@ class Samples:
         if isinstance(self.labels, str):
             if self.labels != "last":
                 raise InputError(f"labels must be one for each sample, None or 'last', got {self.labels!r}.")
-            whole = isinstance(data, DataLoader) and data.batch_sampler is not None if batched is None else batched
-            data, batched = _Parted(data, whole, self.read), whole
+            batched_items = (
+                isinstance(data, DataLoader) and data.batch_sampler is not None if batched is None else batched
+            )
+            data, batched = _SplitLabels(data, batched_items, self.read), batched_items
         elif isinstance(data, (str, torch.Tensor, np.ndarray, tuple, Mapping, Inputs)):
             data, batched = [data if isinstance(data, Inputs) else self.read(data)], True
-        given = None if self.labels is None or isinstance(self.labels, str) else _tensor(self.labels)
+        given = None if self.labels is None or isinstance(self.labels, str) else _as_tensor(self.labels)
         count = 0
         for batch in batches(data, self.size, batched=batched, read=self.read, progress=progress, doing=doing):
-            inputs, labels = batch.inputs, _numbers(batch.labels)
+            inputs, labels = batch.inputs, _class_numbers(batch.labels)
             if LABELS in inputs.kwargs:
                 rest = dict(inputs.kwargs)
                 labels = rest.pop(LABELS)
@@ -97,11 +99,11 @@ class Samples:
             raise InputError(f"labels hold {len(given)} rows for {count} samples; give one for each.")
 
 
-class _Parted:
-    """A data set of items whose last entry is the label, as inputs that carry it."""
+class _SplitLabels:
+    """A data set of items whose last entry is the label, read as inputs that carry it."""
 
-    def __init__(self, data: Any, whole: bool, read: Callable[[Any], Inputs]) -> None:
-        self.data, self.whole, self.read = data, whole, read
+    def __init__(self, data: Any, batched_items: bool, read: Callable[[Any], Inputs]) -> None:
+        self.data, self.batched_items, self.read = data, batched_items, read
 
     def __iter__(self) -> Iterator[Inputs]:
         data = self.data
@@ -110,9 +112,9 @@ class _Parted:
         for item in items:
             if not isinstance(item, (tuple, list)) or len(item) < 2:
                 raise InputError(f"labels='last' needs items (x, ..., label), got {describe(item)}.")
-            rest, label = item[:-1], _tensor(item[-1])
+            rest, label = item[:-1], _as_tensor(item[-1])
             x = rest[0] if len(rest) == 1 else tuple(rest)
-            if not self.whole:
+            if not self.batched_items:
                 x, label = map_tensors(_arrays(x), lambda tensor: tensor[None]), label[None]
             inputs = self.read(x)
             yield Inputs(inputs.args, {**inputs.kwargs, LABELS: label})
@@ -124,14 +126,14 @@ def _arrays(x: Any) -> Any:
     return tuple(_arrays(part) for part in x) if isinstance(x, tuple) else x
 
 
-def _tensor(labels: Any) -> torch.Tensor:
+def _as_tensor(labels: Any) -> torch.Tensor:
     try:
         return torch.as_tensor(labels).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"labels must be numbers, one row for each sample, got {describe(labels)}.") from error
 
 
-def _numbers(labels: list[Any] | None) -> torch.Tensor | None:
+def _class_numbers(labels: list[Any] | None) -> torch.Tensor | None:
     if labels is None:
         return None
     if any(isinstance(label, str) for label in labels):

@@ -1,9 +1,9 @@
-"""What a model's output says of labels: the likelihoods whose curvature is the Fisher information."""
+"""What a model's output says about labels: the likelihoods whose curvature is the Fisher information."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -16,10 +16,10 @@ Kind = Literal["auto", "categorical", "gaussian", "bernoulli"]
 KINDS = ("auto", "categorical", "gaussian", "bernoulli")
 
 EXACT = 20
-"""So many classes, or numbers of the output, are summed over; of more, labels are drawn."""
+"""Largest number of classes, or output values, that are summed over; with more, labels are drawn."""
 
 IGNORED = -100
-"""The label of a place that does not count, as in torch."""
+"""The label of a place that is ignored, as in torch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Likelihood:
     Attributes:
         kind: `"categorical"`: softmax of the logits; `"gaussian"`: N(output, 1), `"bernoulli"`: sigmoid of each logit.
         probabilities: whether the output of a categorical one is a distribution already.
-        axis: that of the classes.
+        axis: axis of the classes.
     """
 
     kind: str
     probabilities: bool
     axis: int
 
-    def read(self, output: Any) -> torch.Tensor:
-        """The logits or means, `(batch, places, numbers)`; one place but for texts and segmentations."""
+    def read(self, output: object) -> torch.Tensor:
+        """Return the logits or means, `(batch, places, numbers)`; one place except for texts and segmentations."""
         main = main_output(output)
         if self.kind != "categorical":
             return main.reshape(len(main), 1, -1)
@@ -46,17 +46,17 @@ class Likelihood:
         return main.movedim(self.axis, -1).reshape(len(main), -1, main.shape[self.axis])
 
     def weights(self, y: torch.Tensor, inputs: Inputs, labels: torch.Tensor | None) -> torch.Tensor:
-        """How much each place counts, `(batch, places)`: equal shares of those that are no padding."""
+        """Return the weight of each place, `(batch, places)`: equal shares of those that are not padding."""
         counted = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device)
         mask = inputs.tensors().get("attention_mask")
         if self.kind == "categorical" and mask is not None and mask.shape == counted.shape and y.shape[1] > 1:
             counted &= mask.bool()
         if self.kind == "categorical" and labels is not None:
-            counted &= labels.to(y.device).reshape(self._fitting(y, labels)) != IGNORED
+            counted &= labels.to(y.device).reshape(self._label_shape(y, labels)) != IGNORED
         return counted.to(y.dtype) / counted.sum(dim=1, keepdim=True).clamp_min(1)
 
     def factors(self, y: torch.Tensor) -> list[torch.Tensor] | None:
-        """Vectors s, shaped like y, whose outer products sum to the Fisher information of y; None for too many.
+        """Return vectors s, shaped like y, whose outer products sum to the Fisher information of y; None for too many.
 
         Categorical: sqrt(p_c) (e_c - p) for every class c; Gaussian: e_k; Bernoulli: sqrt(p (1 - p)) e_k.
         """
@@ -73,10 +73,10 @@ class Likelihood:
         return list(e * (p * (1 - p)).sqrt())
 
     def draw(self, y: torch.Tensor, weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """A random s, shaped like y, whose mean outer product is the Fisher information of the output.
+        """Draw a random s, shaped like y, whose mean outer product is the Fisher information of the output.
 
-        Labels are drawn from the model's own distribution: s = e_label - p, or label - p; for a Gaussian, whose label
-        minus mean has variance 1 whatever the mean, random signs do as well and scatter less.
+        Labels are drawn from the model's own distribution: s = e_label - p, or label - p; for a Gaussian, where label
+        minus mean always has variance 1, random signs serve as well and scatter less.
         """
         flat = y.detach().flatten(0, 1)
         if self.kind == "categorical":
@@ -91,28 +91,30 @@ class Likelihood:
         return s.to(y).reshape(y.shape) * weights.sqrt().unsqueeze(2)
 
     def residual(self, y: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Minus the gradient of the loss by y, shaped like it: what the empirical Fisher is made from."""
+        """Return minus the gradient of the loss with respect to y: what the empirical Fisher is made from."""
         start = y.detach().requires_grad_()
         loss = self.losses(start, labels, weights).sum()
         (gradient,) = torch.autograd.grad(loss, start)
         return -gradient
 
     def losses(self, y: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """-log p(labels | y) of each sample up to a constant, `(batch,)`, places averaged.
+        """Return -log p(labels | y) of each sample up to a constant, `(batch,)`, averaged over places.
 
         Cross-entropy, half the squared distance, or the binary cross-entropies summed.
 
         Raises:
             InputError: when the labels do not fit.
         """
-        wanted = self._fitting(y, labels)
-        labels = labels.to(y.device).reshape(wanted)
+        expected = self._label_shape(y, labels)
+        labels = labels.to(y.device).reshape(expected)
         if self.kind == "categorical":
             if labels.is_floating_point() or labels.dtype == torch.bool:
                 raise InputError(f"labels of classes must be whole numbers, got {describe(labels)}.")
-            off = (labels != IGNORED) & ((labels < 0) | (labels >= y.shape[2]))
-            if bool(off.any()):
-                raise InputError(f"label {int(labels[off][0])} is none of the {y.shape[2]} classes of the output.")
+            out_of_range = (labels != IGNORED) & ((labels < 0) | (labels >= y.shape[2]))
+            if bool(out_of_range.any()):
+                raise InputError(
+                    f"label {int(labels[out_of_range][0])} is none of the {y.shape[2]} classes of the output."
+                )
             chosen = labels.clamp_min(0).long().unsqueeze(2)
             return -(y.log_softmax(dim=2).gather(2, chosen).squeeze(2) * weights).sum(dim=1)
         labels = labels.to(y.dtype)
@@ -120,34 +122,38 @@ class Likelihood:
             return (y - labels).square().sum(dim=(1, 2)) / 2
         return torch.nn.functional.binary_cross_entropy_with_logits(y, labels, reduction="none").sum(dim=(1, 2))
 
-    def _fitting(self, y: torch.Tensor, labels: torch.Tensor) -> tuple[int, ...]:
-        """The shape that labels must have."""
-        wanted = tuple(y.shape[:2]) if self.kind == "categorical" else tuple(y.shape)
-        if labels.numel() != torch.Size(wanted).numel() or len(labels) != len(y):
-            raise InputError(
-                f"labels {describe(labels)} do not fit an output that is {self.kind}: {wanted} numbers are needed for "
-                "(samples, places), or for (samples, places, outputs)."
-            )
-        return wanted
-
-    def hits(self, y: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """The share of right places of each sample, `(batch,)`.
+    def _label_shape(self, y: torch.Tensor, labels: torch.Tensor) -> tuple[int, ...]:
+        """Return the shape that labels must have.
 
         Raises:
-            OptionError: when labels are no classes.
+            InputError: when these labels do not fit.
+        """
+        expected = tuple(y.shape[:2]) if self.kind == "categorical" else tuple(y.shape)
+        if labels.numel() != torch.Size(expected).numel() or len(labels) != len(y):
+            raise InputError(
+                f"labels {describe(labels)} do not fit an output that is {self.kind}: {expected} numbers are needed "
+                "for (samples, places), or for (samples, places, outputs)."
+            )
+        return expected
+
+    def accuracy(self, y: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return the share of correct places of each sample, `(batch,)`.
+
+        Raises:
+            OptionError: when labels are not classes.
         """
         if self.kind == "gaussian":
             raise OptionError("metric 'accuracy' needs classes; this output is read as real numbers. Use 'loss'.")
         if self.kind == "bernoulli":
             return ((y > 0).to(y.dtype) == labels.to(y).reshape(y.shape)).double().mean(dim=(1, 2))
-        right = y.argmax(dim=2) == labels.to(y.device).reshape(y.shape[:2])
-        return (right.double() * weights.double()).sum(dim=1)
+        correct = y.argmax(dim=2) == labels.to(y.device).reshape(y.shape[:2])
+        return (correct.double() * weights.double()).sum(dim=1)
 
 
-def likelihood(kind: Kind, output: Any, batch: int) -> Likelihood:
-    """Settle the likelihood on the output of the model.
+def choose_likelihood(kind: Kind, output: object, batch: int) -> Likelihood:
+    """Choose the likelihood from the output of the model.
 
-    `"auto"` is categorical for an output `(batch, classes)` with two or more of them and for `logits` `(batch, place,
+    `"auto"` is categorical for an output `(batch, classes)` with two or more classes and for `logits` `(batch, place,
     classes)`, and Gaussian for any other.
 
     Raises:

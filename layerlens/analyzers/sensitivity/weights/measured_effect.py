@@ -1,4 +1,4 @@
-"""What spoiled weights do to the output, the loss or the accuracy: one layer at a time, by running the model."""
+"""How pruned or rounded weights change the output, the loss or the accuracy, one layer at a time."""
 
 from __future__ import annotations
 
@@ -7,38 +7,36 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from layerlens.analyzers.common.null_model import with_parameters
 from layerlens.errors import InputError, LayerNotFound, OptionError, choose
-from layerlens.inputs.inputs import Forward
 from layerlens.progress import track
 from layerlens.results import LayerProfile
 from layerlens.targets.target import Spec
 
-from ..output_metrics import QUANTITIES, readout
-from .labeled_batches import Piece, Samples
-from .likelihood import Kind, likelihood
-from .prune_and_quantize import Block, Damage, pruning, quantization, weight_names
-from .weight_task import Job, Owners
+from ..output_metrics import QUANTITIES, choose_readout
+from .labeled_batches import Piece
+from .likelihood import Kind, choose_likelihood
+from .prune_and_quantize import Block, WeightPerturbation, weight_names
+from .weight_task import ParameterOwners, WeightTask
 
 Metric = Literal["auto", "loss", "accuracy", "kl", "flip", "relative_change", "change"]
 METRICS = ("auto", "loss", "accuracy", *QUANTITIES)
 
 
 @dataclasses.dataclass
-class Measured:
-    """Means over samples; float64.
+class MeasuredEffect:
+    """Means over samples, float64.
 
     Attributes:
-        rows: with a value.
+        rows: rows with a value.
         values: `(rows, levels)`.
         error: standard errors over samples, None for one sample.
-        null: of random damage, None when not asked for.
-        clean: the mean loss or accuracy of the model as it is; None for other metrics.
-        count: of samples.
-        metric: as used.
-        words: what is read.
+        null: values of random changes of the same size, or None.
+        clean: mean loss or accuracy of the unchanged model; None for other metrics.
+        count: number of samples.
+        metric: the metric used.
+        text: description of what is read.
         left_out: row -> why it has no value.
     """
 
@@ -49,26 +47,14 @@ class Measured:
     clean: torch.Tensor | None
     count: int
     metric: str
-    words: str
+    text: str
     left_out: dict[str, str]
 
 
-def measured(
-    model: nn.Module,
-    samples: Samples,
-    owners: Owners,
-    damage: Damage,
-    *,
-    metric: Metric,
-    target: Spec,
-    kind: Kind,
-    null: bool,
-    draws: int,
-    seed: int,
-    progress: bool | None,
-    forward: Forward | None,
-) -> Measured:
-    """Run every sample with each row spoiled at each level; the spoiled tensors are copies that are lent to the model.
+def measure_effect(
+    task: WeightTask, perturbation: WeightPerturbation, metric: Metric, target: Spec, draws: int
+) -> MeasuredEffect:
+    """Run every sample with the weights of each row changed at each level; the model runs on changed copies.
 
     Raises:
         InputError: when the metric needs labels and there are none.
@@ -78,47 +64,49 @@ def measured(
     choose("metric", metric, METRICS)
     if target is not None and metric in ("loss", "accuracy"):
         raise OptionError(f"metric {metric!r} reads the whole output; a target is one score: metric='change'.")
-    parameters = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    blocks, left_out = _blocks(owners, parameters)
-    levels = len(damage.series)
+    parameters = {name: tensor.detach() for name, tensor in task.model.named_parameters()}
+    blocks, left_out = _weight_blocks(task.owners, parameters)
+    levels = len(perturbation.series)
     sums, squares = torch.zeros(2, len(blocks), levels, dtype=torch.float64)
-    chance = torch.zeros(len(blocks), levels, dtype=torch.float64)
+    random_sums = torch.zeros(len(blocks), levels, dtype=torch.float64)
     clean, count, read = torch.zeros((), dtype=torch.float64), 0, None
-    for piece in samples("weights", False):
-        run = _Run(model, forward, piece, seed)
+    for piece in task.samples("weights", False):
+        run = _Run(task, piece)
         output = run({})
         if read is None:
-            read = _reader(metric, target, kind, output, piece)
+            read = _choose_reader(metric, target, task.likelihood, output, piece)
         before = read(output, piece)
         clean += before.level.sum()
         doing = f"weights, samples from {piece.start}"
-        for row, block in enumerate(track(blocks.values(), doing, enabled=progress)):
+        for row, block in enumerate(track(blocks.values(), doing, enabled=task.progress)):
             for level in range(levels):
-                change = read.change(before, read(run(damage.apply(block, level)), piece))
+                change = read.change(before, read(run(perturbation.apply(block, level)), piece))
                 sums[row, level] += change.sum()
                 squares[row, level] += change.square().sum()
-                for draw in range(draws if null else 0):
-                    generator = torch.Generator().manual_seed(seed + 7919 * draw + 104729 * row)
-                    spoiled = read(run(damage.chance(block, level, generator)), piece)
-                    chance[row, level] += read.change(before, spoiled).sum() / draws
+                for draw in range(draws if task.null else 0):
+                    generator = torch.Generator().manual_seed(task.seed + 7919 * draw + 104729 * row)
+                    randomized = read(run(perturbation.random(block, level, generator)), piece)
+                    random_sums[row, level] += read.change(before, randomized).sum() / draws
         count += piece.inputs.batch
     assert read is not None
     mean = sums / count
     spread = (squares / count - mean.square()).clamp_min(0) * count / max(1, count - 1)
-    return Measured(
+    return MeasuredEffect(
         list(blocks),
         mean,
         (spread / count).sqrt() if count > 1 else None,
-        chance / count if null else None,
+        random_sums / count if task.null else None,
         clean / count if read.metric in ("loss", "accuracy") else None,
         count,
         read.metric,
-        read.words,
+        read.text,
         left_out,
     )
 
 
-def _blocks(owners: Owners, parameters: Mapping[str, torch.Tensor]) -> tuple[dict[str, Block], dict[str, str]]:
+def _weight_blocks(
+    owners: ParameterOwners, parameters: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, Block], dict[str, str]]:
     blocks, left_out = {}, {}
     for row, names in owners.rows.items():
         weights = weight_names(names, parameters)
@@ -130,30 +118,31 @@ def _blocks(owners: Owners, parameters: Mapping[str, torch.Tensor]) -> tuple[dic
             left_out[row] = "it holds no weights, only biases or scales with one axis"
     if not blocks:
         reasons = "; ".join(f"{row}: {why}" for row, why in list(left_out.items())[:3])
-        raise LayerNotFound(f"none of the selected layers holds weights that can be spoiled. {reasons}")
+        raise LayerNotFound(f"none of the selected layers holds weights that can be changed. {reasons}")
     return blocks, left_out
 
 
 def _is_reparametrized(name: str, parameters: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a parameter is what `torch.nn.utils.parametrize`, or the older weight norm, computes a weight from."""
+    """Return whether a weight is computed from this parameter by `parametrize` or the older weight norm."""
     return ".parametrizations." in f".{name}" or {f"{name[:-2]}_g", f"{name[:-2]}_v"} <= parameters.keys()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    model: nn.Module
-    forward: Forward | None
+    """Runs the model on a piece with changed weights."""
+
+    task: WeightTask
     piece: Piece
-    seed: int
 
     def __call__(self, parameters: Block) -> Any:
-        torch.manual_seed(self.seed)
-        return self.piece.inputs.run(self.model, with_parameters(self.model, self.forward, parameters))
+        model = self.task.model
+        torch.manual_seed(self.task.seed)
+        return self.piece.inputs.run(model, with_parameters(model, self.task.forward, parameters))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Level:
-    """What was read of an output: what a `Readout` compares, or a number for each sample."""
+class _Reading:
+    """What was read of an output: the values that a `Readout` compares, or a number for each sample."""
 
     output: torch.Tensor
     level: torch.Tensor
@@ -161,64 +150,52 @@ class _Level:
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    metric: str
-    words: str
-    read: Callable[[Any, Piece], _Level]
-    change: Callable[[_Level, _Level], torch.Tensor]
+    """Reads and compares outputs by one metric."""
 
-    def __call__(self, output: Any, piece: Piece) -> _Level:
+    metric: str
+    text: str
+    read: Callable[[Any, Piece], _Reading]
+    change: Callable[[_Reading, _Reading], torch.Tensor]
+
+    def __call__(self, output: Any, piece: Piece) -> _Reading:
         return self.read(output, piece)
 
 
-def _reader(metric: Metric, target: Spec, kind: Kind, output: Any, piece: Piece) -> _Reader:
+def _choose_reader(metric: Metric, target: Spec, kind: Kind, output: Any, piece: Piece) -> _Reader:
     batch = piece.inputs.batch
     if metric == "auto" and piece.labels is not None and target is None:
         metric = "loss"
     if metric in ("loss", "accuracy"):
         if piece.labels is None:
             raise InputError(f"metric {metric!r} needs labels=, one for each sample.")
-        own = likelihood(kind, output, batch)
+        chosen = choose_likelihood(kind, output, batch)
 
-        def scored(output: Any, piece: Piece) -> _Level:
-            y = own.read(output).double()
+        def scored(output: Any, piece: Piece) -> _Reading:
+            y = chosen.read(output).double()
             assert piece.labels is not None
-            score = own.losses if metric == "loss" else own.hits
-            values = score(y, piece.labels, own.weights(y, piece.inputs, piece.labels)).cpu()
-            return _Level(values, values)
+            score = chosen.losses if metric == "loss" else chosen.accuracy
+            values = score(y, piece.labels, chosen.weights(y, piece.inputs, piece.labels)).cpu()
+            return _Reading(values, values)
 
         sign = 1.0 if metric == "loss" else -1.0
-        what = f"{own.kind} loss" if metric == "loss" else "accuracy"
+        what = f"{chosen.kind} loss" if metric == "loss" else "accuracy"
         return _Reader(metric, what, scored, lambda before, after: sign * (after.level - before.level))
-    found = readout(metric, target, output, batch)  # type: ignore[arg-type]  # loss and accuracy are done
+    found = choose_readout(metric, target, output, batch)  # type: ignore[arg-type]  # not loss or accuracy
 
-    def compared(output: Any, piece: Piece) -> _Level:
+    def compared(output: Any, piece: Piece) -> _Reading:
         rows = torch.arange(piece.inputs.batch) + (0 if target is None else piece.start)
         values = found(output, rows)
-        return _Level(values, torch.zeros(len(values), dtype=torch.float64))
+        return _Reading(values, torch.zeros(len(values), dtype=torch.float64))
 
-    return _Reader(found.metric, found.words, compared, lambda before, after: found.change(before.output, after.output))
+    return _Reader(found.metric, found.text, compared, lambda before, after: found.change(before.output, after.output))
 
 
-def by_damage(
-    job: Job, measure: str, levels: Any, how: Any, *, metric: Metric, target: Spec, draws: int
+def effect_profile(
+    task: WeightTask, perturbation: WeightPerturbation, metric: Metric, target: Spec, draws: int
 ) -> LayerProfile:
-    """The change of loss, accuracy or output with spoiled weights."""
-    damage = pruning(job.model, levels, how) if measure == "pruning" else quantization(job.model, levels, how)
-    found = measured(
-        job.model,
-        job.samples,
-        job.owners,
-        damage,
-        metric=metric,
-        target=target,
-        kind=job.likelihood,
-        null=job.null,
-        draws=draws,
-        seed=job.seed,
-        progress=job.progress,
-        forward=job.forward,
-    )
-    after = "pruning" if measure == "pruning" else "rounding"
+    """Return the change of loss, accuracy or output with changed weights."""
+    found = measure_effect(task, perturbation, metric, target, draws)
+    after = "pruning" if perturbation.measure == "pruning" else "rounding"
     kinds = {
         "loss": (f"rise of the loss after {after}", "loss"),
         "accuracy": (f"drop of the accuracy after {after}", "share of samples"),
@@ -227,16 +204,16 @@ def by_damage(
         QUANTITIES[found.metric][0].replace("under noise", f"after {after}"),
         QUANTITIES[found.metric][1],
     )
-    checks = {"parameters": job.counts[[list(job.owners.rows).index(row) for row in found.rows]]}
+    checks = {"parameters": task.counts[[list(task.owners.rows).index(row) for row in found.rows]]}
     if found.clean is not None:
         checks["clean"] = found.clean
-    settings = job.settings(
-        measure=measure,
-        levels=levels,
+    settings = task.settings(
+        measure=perturbation.measure,
+        levels=perturbation.levels,
         metric=found.metric,
         samples=found.count,
-        draws=draws if job.null else None,
-        **({"structured": how} if measure == "pruning" else {"granularity": how}),
+        draws=draws if task.null else None,
+        **perturbation.settings,
     )
     settings["left_out"] |= found.left_out
     return LayerProfile(
@@ -245,16 +222,16 @@ def by_damage(
         values=found.values,
         units=units,
         signed=found.metric in ("loss", "accuracy"),
-        method=f"{damage.words}, {found.words}, {found.count} samples{job.told}",
+        method=f"{perturbation.text}, {found.text}, {found.count} samples{task.shared_note}",
         settings=settings,
-        series=damage.series,
+        series=perturbation.series,
         error=found.error,
         null=found.null,
         checks=checks,
         explanation=(
-            f"Each value is the {quantity}, as measured with {damage.words}; null, where asked for, is the same amount "
-            "of damage at random places.",
+            f"Each value is the {quantity}, as measured with {perturbation.text}; null, where asked for, is a random "
+            "change of the same size.",
             "It holds for one layer at a time with the others intact and without training afterwards, on these "
-            "samples; damage to several layers does not add up.",
+            "samples; effects of several layers do not add up.",
         ),
     )

@@ -1,10 +1,10 @@
-"""Ways to spoil the weights of one layer: the smallest set to zero, or all rounded to a few bits."""
+"""Changes of the weights of one layer: the smallest set to zero, or all rounded to a few bits."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,29 +18,35 @@ Granularity = Literal["channel", "tensor"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Damage:
-    """One way to spoil weights, at several levels.
+class WeightPerturbation:
+    """One way to change weights, at several levels.
 
     Attributes:
+        measure: `"pruning"` or `"quantization"`.
+        levels: share of zeros, or number of bits, of each level.
+        settings: the other settings.
         series: name of each level.
-        apply: `(block, level) -> block`, of spoiled copies.
-        chance: `(block, level, generator) -> block`: as much damage at random places.
-        words: what is done.
+        apply: `(block, level) -> block` of changed copies.
+        random: `(block, level, generator) -> block` with a random change of the same size.
+        text: description of the change.
     """
 
+    measure: str
+    levels: tuple[float, ...]
+    settings: dict[str, Any]
     series: tuple[str, ...]
     apply: Callable[[Block, int], Block]
-    chance: Callable[[Block, int, torch.Generator], Block]
-    words: str
+    random: Callable[[Block, int, torch.Generator], Block]
+    text: str
 
 
 def weight_names(names: list[str], parameters: Mapping[str, torch.Tensor]) -> list[str]:
-    """The parameters that are weights: matrices and kernels, no biases and no scales of norms."""
+    """Return the parameters that are weights: matrices and kernels, not biases or scales of norms."""
     return [name for name in names if parameters[name].ndim >= 2]
 
 
 def channel_axes(model: nn.Module) -> dict[str, int]:
-    """Name of a parameter -> the axis of its output channels where that is not the first: transposed convolutions."""
+    """Return the axis of the output channels, by parameter, where it is not the first: transposed convolutions."""
     axes = {}
     for path, module in model.named_modules():
         if isinstance(module, nn.modules.conv._ConvTransposeNd):
@@ -48,11 +54,11 @@ def channel_axes(model: nn.Module) -> dict[str, int]:
     return axes
 
 
-def pruning(model: nn.Module, sparsities: tuple[float, ...], structured: bool) -> Damage:
-    """The share of weights with the smallest magnitude becomes zero; of whole channels, with the smallest norm.
+def pruning(model: nn.Module, sparsities: tuple[float, ...], structured: bool) -> WeightPerturbation:
+    """Set the share of weights with the smallest magnitude to zero; or of whole channels, with the smallest norm.
 
-    The weights of a row are put in one order. A channel's norm is the root mean square of its weights, so that those of
-    several matrices compare.
+    The weights of a row are sorted together. A channel's norm is the root mean square of its weights, so that
+    channels of several matrices compare.
     """
     axes = channel_axes(model)
 
@@ -63,7 +69,7 @@ def pruning(model: nn.Module, sparsities: tuple[float, ...], structured: bool) -
             [_channels(t, axes.get(name, 0)).double().square().mean(dim=1).sqrt() for name, t in block.items()]
         )
 
-    def zeroed(block: Block, chosen: torch.Tensor) -> Block:
+    def set_to_zero(block: Block, chosen: torch.Tensor) -> Block:
         found, start = {}, 0
         for name, tensor in block.items():
             axis = axes.get(name, 0)
@@ -74,27 +80,30 @@ def pruning(model: nn.Module, sparsities: tuple[float, ...], structured: bool) -
             found[name] = tensor.masked_fill(own.reshape(shape), 0.0)
         return found
 
-    def pick(block: Block, order: torch.Tensor, level: int) -> Block:
+    def prune_first(block: Block, order: torch.Tensor, level: int) -> Block:
         chosen = torch.zeros(len(order), dtype=torch.bool, device=order.device)
         chosen[order[: round(sparsities[level] * len(order))]] = True
-        return zeroed(block, chosen)
+        return set_to_zero(block, chosen)
 
-    def chance(block: Block, level: int, generator: torch.Generator) -> Block:
+    def random(block: Block, level: int, generator: torch.Generator) -> Block:
         count = len(scores(block))
         device = next(iter(block.values())).device
-        return pick(block, torch.randperm(count, generator=generator).to(device), level)
+        return prune_first(block, torch.randperm(count, generator=generator).to(device), level)
 
     what = "channels" if structured else "weights"
-    return Damage(
+    return WeightPerturbation(
+        "pruning",
+        sparsities,
+        {"structured": structured},
         tuple(f"{100 * share:g} % of {what} zero" for share in sparsities),
-        lambda block, level: pick(block, scores(block).argsort(stable=True), level),
-        chance,
+        lambda block, level: prune_first(block, scores(block).argsort(stable=True), level),
+        random,
         f"the smallest {what} of one layer at a time set to zero",
     )
 
 
-def quantization(model: nn.Module, bits: tuple[int, ...], granularity: Granularity) -> Damage:
-    """Every weight w becomes s round(w / s), s = max |w| / (2^(bits - 1) - 1), over its channel or tensor.
+def quantization(model: nn.Module, bits: tuple[int, ...], granularity: Granularity) -> WeightPerturbation:
+    """Round every weight w to s round(w / s), s = max |w| / (2^(bits - 1) - 1), over its channel or tensor.
 
     Symmetric uniform rounding to nearest (Krishnamoorthi 2018, sec. 2.2).
     """
@@ -107,7 +116,7 @@ def quantization(model: nn.Module, bits: tuple[int, ...], granularity: Granulari
         scale = wide.abs().amax(dim=over, keepdim=True) / (2 ** (bits[level] - 1) - 1)
         return torch.where(scale > 0, (wide / scale).round() * scale, wide).to(tensor.dtype)
 
-    def chance(block: Block, level: int, generator: torch.Generator) -> Block:
+    def random(block: Block, level: int, generator: torch.Generator) -> Block:
         found = {}
         for name, tensor in block.items():
             change = (rounded(name, tensor, level) - tensor).flatten()
@@ -115,16 +124,19 @@ def quantization(model: nn.Module, bits: tuple[int, ...], granularity: Granulari
             found[name] = tensor + change[order].reshape(tensor.shape)
         return found
 
-    return Damage(
+    return WeightPerturbation(
+        "quantization",
+        bits,
+        {"granularity": granularity},
         tuple(f"{bit} bits" for bit in bits),
         lambda block, level: {name: rounded(name, tensor, level) for name, tensor in block.items()},
-        chance,
+        random,
         f"weights of one layer at a time rounded, one scale for each {granularity}",
     )
 
 
 def check_levels(sparsities: object, bits: object) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Both as tuples.
+    """Read both as tuples.
 
     Raises:
         OptionError: when they are out of range.
@@ -142,5 +154,5 @@ def check_levels(sparsities: object, bits: object) -> tuple[tuple[float, ...], t
 
 
 def _channels(tensor: torch.Tensor, axis: int) -> torch.Tensor:
-    """`(channels, weights)`."""
+    """Reshape weights to `(channels, weights)`."""
     return tensor.movedim(axis, 0).flatten(1)

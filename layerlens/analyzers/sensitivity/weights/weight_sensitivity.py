@@ -19,15 +19,15 @@ from layerlens.model.placement import home, need_weights
 from layerlens.results import LayerProfile
 from layerlens.targets.target import Spec
 
-from .fisher import by_information
-from .hessian import Loss, by_curvature
-from .labeled_batches import Samples
+from .fisher import fisher_profile
+from .hessian import Loss, hessian_profile
+from .labeled_batches import LabeledSamples
 from .likelihood import Kind
-from .measured_effect import Metric, by_damage
-from .prune_and_quantize import Granularity, check_levels
-from .weight_task import By, Job, owners
+from .measured_effect import Metric, effect_profile
+from .prune_and_quantize import Granularity, check_levels, pruning, quantization
+from .weight_task import By, WeightTask, parameter_owners
 
-Kinds = Literal["fisher", "hessian_trace", "pruning", "quantization"]
+WeightMeasure = Literal["fisher", "hessian_trace", "pruning", "quantization"]
 OPTIONS: dict[str, tuple[str, ...]] = {
     "fisher": ("empirical", "draws", "likelihood"),
     "hessian_trace": ("loss", "likelihood", "probes", "estimator"),
@@ -48,7 +48,7 @@ def weight_sensitivity(
     x: Input,
     layers: Selection = None,
     *,
-    measure: Kinds = "fisher",
+    measure: WeightMeasure = "fisher",
     by: By = "layer",
     labels: Any = None,
     likelihood: Kind = "auto",
@@ -71,20 +71,20 @@ def weight_sensitivity(
     read: Callable[[Any], Inputs] = as_inputs,
     forward: Forward | None = None,
 ) -> LayerProfile:
-    """How much the output, or the loss, depends on the weights of each layer.
+    """Measure how much the output, or the loss, depends on the weights of each layer.
 
     - `"fisher"`: the trace of the layer's block of the Fisher information, F = E_x E_y~p(.|x) |grad log p(y|x)|^2:
-      to second order the model's distribution moves by d' F d / 2 nats when the weights move by d. Labels are the
-      model's own: summed over for up to 20 classes or outputs, drawn for more. Never the labels of the data, unless
-      `empirical`: that sum vanishes where a model has fitted them (Kunstner et al. 2019).
+      to second order the model's distribution moves by d' F d / 2 nats when the weights move by d. The labels are the
+      model's own: summed over for up to 20 classes or outputs, drawn for more. The labels of the data are used only
+      with `empirical`; that sum vanishes where a model has fitted them (Kunstner et al. 2019).
     - `"hessian_trace"`: the trace of the layer's block of the Hessian of the mean loss, which can be negative, by
       Hutch++ or, all layers at once, by Hutchinson's estimate.
-    - `"pruning"`: what happens to loss, accuracy or output when the smallest weights of one layer are zero.
-    - `"quantization"`: the same with the weights of one layer rounded to a few bits.
+    - `"pruning"`: the change of loss, accuracy or output when the smallest weights of one layer are set to zero.
+    - `"quantization"`: the same when the weights of one layer are rounded to a few bits.
 
-    The last two are measured by runs with spoiled copies; they include all orders and what a ranking by curvature
-    leaves out. The loss is minus the log likelihood: cross-entropy, or half the squared distance of real outputs;
-    places of a text or segmentation are averaged.
+    The last two are measured by runs with changed copies; they include all orders, which a ranking by curvature does
+    not. The loss is minus the log likelihood: cross-entropy, or half the squared distance of real outputs; places of
+    a text or segmentation are averaged.
 
     Cost: Fisher F + C B a sample, one at a time (C classes or draws); Hessian F + B and, for each layer, `probes`
     double backward passes, two readings of the data (Hutchinson: `probes` for all layers, one reading); pruning and
@@ -92,47 +92,41 @@ def weight_sensitivity(
     the size of the parameters, in float64.
 
     Args:
-        model: any module; it is run in eval mode, and its parameters are never written to.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict; or a data set: a Dataset, DataLoader,
-            list or other iterable of samples or of pairs (x, class), see `layerlens.inputs.batches`.
-        layers: which, as in `Selection`; None for every module that holds parameters itself. A
-            selected container has all parameters below it that no deeper selected layer has. Parameters that layers
-            share are counted once, for the first.
+        x: ... Or a data set: a Dataset, DataLoader, list or other iterable of samples or of pairs (x, class), see
+            `layerlens.inputs.batches`.
+        layers: which layers, see `Selection`; None for every module that holds parameters itself. A selected container
+            has all parameters below it that no deeper selected layer has. Parameters that layers share are counted
+            once, for the first.
         measure: what is computed.
         by: `"layer"`, or `"parameter"` for a row per parameter tensor.
         labels: one for each sample: classes `(samples,)`, classes of places `(samples, places)` (-100 for none), or
-            real numbers shaped like the output; None for those in the data; `"last"` where the last entry of each
+            real numbers shaped like the output; None for the labels in the data; `"last"` where the last entry of each
             item of a data set is the label.
         likelihood: `"categorical"`, `"gaussian"` with variance 1, or `"bernoulli"` of logits; `"auto"` is categorical
             for an output `(batch, classes)` and for `logits` of texts, Gaussian for any other.
-        loss: `loss(output, labels)` in place of minus the log likelihood, the mean over the samples it is given.
+        loss: `loss(output, labels)` instead of minus the log likelihood, the mean over the samples it is given.
         empirical: whether the Fisher information is taken at the labels of the data.
-        draws: labels for a sample of more than 20 classes or outputs; draws of `null` for pruning and quantization.
-        probes: products with the Hessian, 3 or more; for each layer, or with Hutchinson for all.
-        estimator: of the trace of the Hessian.
-        sparsities: shares of a layer's weights that are zeroed, a series each.
-        structured: whether to zero whole output channels.
-        bits: of the rounded weights, a series each.
+        draws: number of labels drawn for a sample with more than 20 classes or outputs; for pruning and quantization
+            number of draws of the null.
+        probes: number of products with the Hessian, 3 or more; for each layer, or with Hutchinson for all.
+        estimator: estimator of the trace of the Hessian.
+        sparsities: shares of a layer's weights that are set to zero, a series each.
+        structured: whether to set whole output channels to zero.
+        bits: numbers of bits of the rounded weights, a series each.
         granularity: whether each output channel or each tensor has its own scale.
-        metric: of pruning and quantization: `"loss"` (its rise) or `"accuracy"` (its drop), which need labels; or one
+        metric: for pruning and quantization: `"loss"` (its rise) or `"accuracy"` (its drop), which need labels; or one
             that compares outputs, as in `noise_response`; `"auto"` is the loss where there are labels.
         target: a score to watch instead of the whole output.
-        null: Fisher and Hessian: the same of the model with its weights in random order. Pruning: as many random
-            weights zeroed. Quantization: the same rounding errors at other places of the tensor.
-        batch_size: samples that run together.
-        batched: whether the items of an iterable are batches; None: those of a DataLoader are.
-        seed: of draws and probes, and for models that draw numbers.
-        progress: whether to show a bar; None when stderr is a terminal and it takes long.
-        read: makes model inputs of a batch, or of one text.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        null: ... For pruning, zeros for as many random weights instead; for quantization, the same rounding errors at
+            other places of the tensor.
 
     Returns:
         A `LayerProfile` in order of definition. Values `(layers,)`, or `(layers, levels)`. Standard errors are over
         samples (Fisher, pruning, quantization), or over probes (Hessian). Checks: `"parameters"`, how many;
         `"per parameter"`, the mean of the diagonal; of Fisher `"relative"`, the trace with each weight as its unit, and
         `"draw error"`, the part of the standard error that is due to drawn labels; of measured ones `"clean"`, the loss
-        or accuracy as it is. `settings["shared"]` tells of shared parameters, `settings["left_out"]` of layers without
-        a value.
+        or accuracy as it is. `settings["shared"]` lists shared parameters, `settings["left_out"]` layers without a
+        value.
 
     Raises:
         InputError: when input or labels cannot be read or are missing, or the model cannot be differentiated.
@@ -147,7 +141,7 @@ def weight_sensitivity(
         >>> import torch
         >>> net = nn.Linear(2, 1, bias=False).double()
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 0.0]]).double()
-        >>> weight_sensitivity(net, x).values.tolist()  # of a linear model: trace of x'x / n = (5 + 9) / 2
+        >>> weight_sensitivity(net, x).values.tolist()  # for a linear model: trace of x'x / n = (5 + 9) / 2
         [7.0]
     """
     choose("measure of weights", measure, OPTIONS)
@@ -167,23 +161,24 @@ def weight_sensitivity(
             raise OptionError(f"measure {measure!r} does not read {option}=; it is an option of {fitting}.")
     with borrowed(model, grad=measure in ("fisher", "hessian_trace")), layers_called():
         need_weights(model, "weight_sensitivity")
-        device = home(model)
-        own = owners(model, layers, by)
-        samples = Samples(x, labels, batch_size, batched, read, device)
-        job = Job(model, samples, own, likelihood, null, seed, progress, forward)
+        samples = LabeledSamples(x, labels, batch_size, batched, read, home(model))
+        task = WeightTask(
+            model, samples, parameter_owners(model, layers, by), likelihood, null, seed, progress, forward
+        )
         if measure == "fisher":
-            profile = by_information(job, draws=draws, empirical=empirical)
+            profile = fisher_profile(task, draws=draws, empirical=empirical)
         elif measure == "hessian_trace":
-            profile = by_curvature(job, loss=loss, probes=probes, estimator=estimator)
+            profile = hessian_profile(task, loss=loss, probes=probes, estimator=estimator)
         else:
-            level = (shares, structured) if measure == "pruning" else (levels, granularity)
-            profile = by_damage(job, measure, *level, metric=metric, target=target, draws=draws)
+            pruned = measure == "pruning"
+            change = pruning(model, shares, structured) if pruned else quantization(model, levels, granularity)
+            profile = effect_profile(task, change, metric, target, draws)
     _warn(profile, layers is not None)
     return profile
 
 
 def _warn(profile: LayerProfile, explicit: bool) -> None:
-    """Say what would mislead; norms have no weights to prune, which is told only where layers were asked for."""
+    """Warn of what would mislead; layers without weights are reported only where layers were selected."""
     if explicit:
         warn_left_out("weight_sensitivity", profile.settings["left_out"], explicit)
     if not bool(profile.values.isfinite().all()):

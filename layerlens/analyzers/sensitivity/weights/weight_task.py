@@ -1,4 +1,4 @@
-"""What all measures of weights are given."""
+"""What all measures of weights are given: the model, samples, and the parameters of each row of the result."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from layerlens.errors import LayerNotFound
 from layerlens.inputs.inputs import Forward
 from layerlens.model.layers import Layers, Selection
 
-from .labeled_batches import Samples
+from .labeled_batches import LabeledSamples
 from .likelihood import Kind
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What all measures are given; see `weight_sensitivity`."""
+class WeightTask:
+    """What all measures of weights are given, see `weight_sensitivity`."""
 
     model: nn.Module
-    samples: Samples
-    owners: Owners
+    samples: LabeledSamples
+    owners: ParameterOwners
     likelihood: Kind
     null: bool
     seed: int
@@ -31,18 +31,18 @@ class Job:
 
     @property
     def parameters(self) -> dict[str, torch.Tensor]:
-        """Those of the rows, by name."""
+        """The parameters of the rows, by name."""
         names = set(self.owners.names)
         return {name: tensor for name, tensor in self.model.named_parameters() if name in names}
 
     @property
     def counts(self) -> torch.Tensor:
-        """How many numbers each row holds."""
-        own = self.parameters
-        return torch.tensor([sum(own[name].numel() for name in names) for names in self.owners.rows.values()])
+        """The number of values in each row."""
+        parameters = self.parameters
+        return torch.tensor([sum(parameters[name].numel() for name in names) for names in self.owners.rows.values()])
 
     def settings(self, **more: Any) -> dict[str, Any]:
-        """For the result."""
+        """Return the settings of the result."""
         return {
             **more,
             "seed": self.seed,
@@ -51,8 +51,8 @@ class Job:
         }
 
     @property
-    def told(self) -> str:
-        """What is shared, for the method."""
+    def shared_note(self) -> str:
+        """A note on shared parameters, for the method of the result."""
         shared = [f"{name} with {', '.join(others)}" for name, others in self.owners.shared.items()]
         return f"; shared parameters counted once ({'; '.join(shared[:3])})" if shared else ""
 
@@ -61,11 +61,11 @@ By = Literal["layer", "parameter"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Owners:
+class ParameterOwners:
     """Groups of parameters, one for each row of a result.
 
     Attributes:
-        rows: layer, or name of a parameter -> the names of its parameters, as in `model.named_parameters()`.
+        rows: layer, or name of a parameter -> names of its parameters, as in `model.named_parameters()`.
         shared: name of a parameter -> its other names, where layers share it.
         left_out: layer -> why it has no row.
     """
@@ -76,15 +76,15 @@ class Owners:
 
     @property
     def names(self) -> list[str]:
-        """Of all parameters in the rows."""
+        """The names of all parameters in the rows."""
         return [name for names in self.rows.values() for name in names]
 
 
-def owners(model: nn.Module, layers: Selection, by: By) -> Owners:
-    """Give each parameter to a row.
+def parameter_owners(model: nn.Module, layers: Selection, by: By) -> ParameterOwners:
+    """Assign each parameter to a row.
 
-    With `layers=None` a parameter belongs to the module that holds it. Of selected layers each has all parameters
-    below it, except those of a deeper one that is selected too. A parameter that layers share belongs to the first.
+    With `layers=None` a parameter belongs to the module that holds it. Of selected layers each owns all parameters
+    below it, except those of a deeper layer that is selected too. A parameter that layers share belongs to the first.
 
     Raises:
         LayerNotFound: when the selection matches no layer, or no layer with a floating-point parameter.
@@ -116,11 +116,11 @@ def owners(model: nn.Module, layers: Selection, by: By) -> Owners:
                     left_out.setdefault(other, f"{name} is {first}, counted there")
     if not rows:
         raise LayerNotFound("none of the selected layers holds a floating-point parameter. List all: lens.layers()")
-    return Owners(rows, shared, {name: why for name, why in left_out.items() if name not in rows})
+    return ParameterOwners(rows, shared, {name: why for name, why in left_out.items() if name not in rows})
 
 
 def _owner(name: str, selected: set[str], known: Layers) -> str | None:
-    """The deepest selected layer around a parameter; None where there is none."""
+    """Return the deepest selected layer around a parameter, or None."""
     path = name.rpartition(".")[0]
     while True:
         canonical = known.canonical(path)

@@ -186,7 +186,7 @@ def test_rows_that_are_ordered_by_frame_and_not_by_sample():
     for unit in range(4):
         changed = edited(model, x, "frame", lambda t: t.index_fill(1, torch.tensor(unit), 0.0))[:, 1]  # noqa: B023
         assert float(found.values[unit]) == pytest.approx(float((changed - clean).mean()), rel=1e-9)
-    with pytest.raises(errors.LayerNotFound, match="its samples cannot be told apart"):
+    with pytest.raises(errors.LayerNotFound, match="its samples cannot be separated"):
         ablate(model, x, "frame", by="channel", target=1, value="resample")
 
 
@@ -207,10 +207,10 @@ def test_a_batch_is_the_mean_of_its_samples(name):
 
 
 def test_resampling_a_batch_gives_each_sample_that_of_another():
-    from layerlens.analyzers.sensitivity.interventions.replacements import others
+    from layerlens.analyzers.sensitivity.interventions.replacements import other_samples
 
     for batch in (2, 3, 8):
-        orders = others(batch, 20, seed=1)
+        orders = other_samples(batch, 20, seed=1)
         assert len(orders) == batch - 1
         assert all(sorted(order.tolist()) == list(range(batch)) for order in orders)
         pairs = {(row, got) for order in orders for row, got in enumerate(order.tolist())}
@@ -248,7 +248,7 @@ def test_the_screen_is_exact_where_the_model_is_linear():
     whole = ablate(net, x, ["h", "a"], by="channel", target=1, screen="first_order")
     torch.testing.assert_close(whole.checks["first order"], whole.values, rtol=1e-10, atol=1e-12)
     assert float(whole.checks["rank correlation"]) == pytest.approx(1)
-    best = ablate(net, x, ["h", "a"], by="channel", target=1, best=4)
+    best = ablate(net, x, ["h", "a"], by="channel", target=1, count=4)
     assert len(best) == 4 and best.settings["not_measured"] == 5
     assert dict(best.ranked()) == pytest.approx(dict(whole.ranked()[:4]))
     assert "of 9, the 4 with the largest first-order effects" in best.explain()
@@ -320,7 +320,7 @@ def test_a_state_that_stays_is_told():
             return self.fc(self.rnn(x)[1][0][-1])  # reads the state, not the sequence
 
     model, x = Last(), normal(2, 5, 3)
-    with pytest.warns(UserWarning, match=r"layer rnn returned states that stay as they are"):
+    with pytest.warns(UserWarning, match=r"layer rnn also returned states that stay unchanged"):
         assert float(ablate(model, x, "rnn", by="position", target=0).values.abs().max()) == 0
     assert float(ablate(model, x, "rnn", by="channel", target=0).values.abs().min()) > 0
     assert float(ablate(model, x, "rnn", target=0).values.abs()) > 0
@@ -332,7 +332,7 @@ def test_one_door_leads_here():
     assert torch.equal(through.values, ablate(model, x).values)
     assert methods()["ablate"][0] == methods()["patch"][0] == "matters_to_output"
     assert torch.equal(Lens(model).ablate(x, "0", by="unit").values, ablate(model, x, "0", by="unit").values)
-    assert "does not say what a part does in company" in through.explain()
+    assert "does not say what a part does together with others" in through.explain()
 
 
 @pytest.mark.parametrize(
@@ -340,11 +340,11 @@ def test_one_door_leads_here():
     [
         ({"by": "chanel"}, errors.OptionError, "unknown by 'chanel'. Closest: channel"),
         ({"value": "noise"}, errors.OptionError, "unknown value 'noise'"),
-        ({"best": 0}, errors.OptionError, "best must be a whole number"),
+        ({"count": 0}, errors.OptionError, "count must be a whole number"),
         ({"draws": 0}, errors.OptionError, "draws must be a whole number"),
         ({"reference": torch.ones(2, 6)}, errors.OptionError, "value='zero' takes no reference"),
-        ({"value": "mean", "reference": torch.ones(2, 5)}, errors.InputError, "may differ in their first axis only"),
-        ({"best": 2, "together": {"a": ["0"]}}, errors.OptionError, "leave best= and screen= out"),
+        ({"value": "mean", "reference": torch.ones(2, 5)}, errors.InputError, "only the first axis may differ"),
+        ({"count": 2, "together": {"a": ["0"]}}, errors.OptionError, "leave count= and screen= out"),
         ({"by": "head"}, errors.LayerNotFound, "no attention with a number of heads"),
         ({"by": "position"}, errors.LayerNotFound, "has no axis of positions"),
         ({"layers": "9"}, errors.LayerNotFound, "no layer '9'"),
@@ -357,8 +357,8 @@ def test_what_cannot_be_done_is_refused(options, error, text):
 
 def test_refused_in_company_of_the_input():
     model = CASES["mlp"].build()
-    with pytest.raises(errors.InputError, match="takes other samples than the one that is given"):
+    with pytest.raises(errors.InputError, match="needs other samples than the one given"):
         ablate(model, normal(1, 6), value="mean")
     gan = CASES["gan"]
     with pytest.raises(errors.OptionError, match="a first-order screen needs a score"):
-        ablate(gan.build(), gan.example(), by="channel", best=3)
+        ablate(gan.build(), gan.example(), by="channel", count=3)

@@ -39,7 +39,7 @@ def test_the_heads_that_move_it_are_needed_together():
     assert isinstance(patched, Ranking) and len(patched) == 30 * 9
     (best, share), (_, second) = patched.ranked()[:2]
     assert share > 0.5 and share > 2 * abs(second)
-    screened = lens.ablate(CLEAN, by="head", target=FACT, best=40)
+    screened = lens.ablate(CLEAN, by="head", target=FACT, count=40)
     assert float(screened.checks["rank correlation"]) > 0.5
     assert min(screened.ranked(), key=lambda pair: pair[1])[0] == best
     top = [item for item, _ in sorted(screened.ranked(), key=lambda pair: pair[1])[:5]]
@@ -73,5 +73,5 @@ def test_first_order_effects_of_a_sentence_encoder_agree_with_exact_ones():
 def test_channels_of_a_recurrent_speaker_encoder():
     mels = torch.rand(2, 20, 40, generator=torch.Generator().manual_seed(0))
     lens = Lens(speaker_encoder())
-    found = lens.ablate(mels, "relu", by="channel", target=lambda output: output[:, :64].sum(1), best=30)
+    found = lens.ablate(mels, "relu", by="channel", target=lambda output: output[:, :64].sum(1), count=30)
     assert len(found) == 30 and float(found.checks["rank correlation"]) > 0.8

@@ -35,7 +35,7 @@ def capture_with_grad(model, x, layer):
 def test_a_linear_net_has_the_norm_of_its_matrix_product():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 3)).double()
-    profile = jacobian(net, normal(2, 6).double(), relative=False, probes=400)
+    profile = jacobian(net, normal(2, 6).double(), relative=False, draws=400)
     product = torch.eye(6).double()
     for row, layer in enumerate(net):
         product = layer.weight @ product
@@ -52,7 +52,7 @@ def test_values_agree_with_the_dense_jacobian(name, layer):
     x = x.double()
     record = capture(model, x)
     layers = [layer] if layer else [path for path in record if len(record.calls(path)) == 1][:6]
-    profile = jacobian(model, x, layers, relative=False, probes=300)
+    profile = jacobian(model, x, layers, relative=False, draws=300)
     for row, name in enumerate(profile.layers):
         expected = dense_norms(model, x, name).mean()
         assert abs(profile.values[row] - expected) < 4 * profile.error[row] + 1e-9, name
@@ -71,8 +71,8 @@ def test_the_two_routes_agree(name):
         else x
     )
     x = x.double() if torch.is_tensor(x) and x.is_floating_point() else x
-    exact = jacobian(model, x, probes=3)
-    steps = jacobian(model, x, probes=3, route="finite_differences")
+    exact = jacobian(model, x, draws=3)
+    steps = jacobian(model, x, draws=3, route="finite_differences")
     assert "dual numbers" in exact.method and "finite differences" in steps.method
     assert exact.layers == steps.layers
     torch.testing.assert_close(exact.values, steps.values, rtol=2e-3, atol=1e-6)
@@ -119,12 +119,12 @@ def test_the_null_differs_and_leaves_the_model_alone():
 
 def test_bad_options_are_named():
     model, x = CASES["mlp"].build(), CASES["mlp"].example()
-    with pytest.raises(errors.OptionError, match="probes must be a whole number of at least 1, got 0"):
-        jacobian(model, x, probes=0)
+    with pytest.raises(errors.OptionError, match="draws must be a whole number of at least 1, got 0"):
+        jacobian(model, x, draws=0)
     with pytest.raises(errors.OptionError, match="unknown route 'dual'"):
         jacobian(model, x, route="dual")
-    with pytest.warns(UserWarning, match="one probe gives no standard error"):
-        assert jacobian(model, x, probes=1).error is None
+    with pytest.warns(UserWarning, match="one draw gives no standard error"):
+        assert jacobian(model, x, draws=1).error is None
 
 
 FIRST_USE = """
@@ -132,7 +132,7 @@ import warnings
 import torch
 from layerlens import jacobian
 warnings.simplefilter("error")
-jacobian(torch.nn.Linear(3, 2), torch.ones(2, 3), route="forward_ad", probes=2, relative=False)
+jacobian(torch.nn.Linear(3, 2), torch.ones(2, 3), route="forward_ad", draws=2, relative=False)
 """
 
 

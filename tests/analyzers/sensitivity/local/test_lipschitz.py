@@ -39,13 +39,13 @@ def test_a_linear_net_has_the_sigma_of_its_matrix_product():
     assert int(quick.checks["iterations"].max()) < 20
 
 
-@pytest.mark.filterwarnings("ignore:.*have not settled")
+@pytest.mark.filterwarnings("ignore:.*have not converged")
 @pytest.mark.parametrize("iterations", [1, 2, 3, 5])
 def test_few_iterations_stay_below_and_never_fall_behind_power_iteration(iterations):
     torch.manual_seed(1)
     net, x = nn.Sequential(nn.Linear(40, 40)).double(), normal(1, 40).double()
     with pytest.warns(UserWarning, match="one start gives no standard error"):
-        found = lipschitz(net, x, iterations=iterations, starts=1, tolerance=0)
+        found = lipschitz(net, x, iterations=iterations, restarts=1, tolerance=0)
     matrix = net[0].weight.detach()
     v = torch.randn(40, generator=torch.Generator().manual_seed(0)).double()
     for _ in range(iterations - 1):
@@ -58,7 +58,7 @@ def test_few_iterations_stay_below_and_never_fall_behind_power_iteration(iterati
 
 def test_an_unsettled_value_is_told():
     torch.manual_seed(1)
-    with pytest.warns(UserWarning, match=r"layer 0 have not settled .* give more iterations"):
+    with pytest.warns(UserWarning, match=r"layer 0 have not converged .* give more iterations"):
         lipschitz(nn.Sequential(nn.Linear(40, 40)), normal(1, 40), iterations=2)
 
 
@@ -137,7 +137,7 @@ def test_a_layer_whose_gradient_is_not_its_own_is_left_out():
         def forward(self, x):
             return self.b(Reversed.apply(self.a(x)))
 
-    with pytest.warns(UserWarning, match="b: its backward pass is not that of its forward pass"):
+    with pytest.warns(UserWarning, match="b: its backward pass does not belong to its forward pass"):
         profile = lipschitz(Net().double(), normal(1, 3).double())
     assert profile.layers == ("a",)
 

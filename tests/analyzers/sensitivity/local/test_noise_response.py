@@ -100,8 +100,8 @@ def test_one_door_knows_the_methods_and_their_options():
         sensitivity(mlp.build(), mlp.example(), question="wieghts")
     with pytest.raises(errors.OptionError, match=r"unknown sensitivity method 'jacobi'\. Closest: jacobian"):
         sensitivity(mlp.build(), mlp.example(), method="jacobi")
-    with pytest.raises(errors.OptionError, match=r"method 'jacobian' has no option 'draws'\. Known: relative, probes"):
-        sensitivity(mlp.build(), mlp.example(), draws=3)
+    with pytest.raises(errors.OptionError, match=r"method 'jacobian' has no option 'levels'\. Closest: null. Known: relative, draws"):
+        sensitivity(mlp.build(), mlp.example(), levels=3)
 
 
 def test_the_score_of_a_linear_head_varies_as_its_weights_say():

@@ -223,13 +223,13 @@ def test_bad_options_are_named():
         attack_curve(net, x, method="cw")
     with pytest.raises(errors.OptionError, match="unknown norm 'l1'"):
         attack_curve(net, x, norm="l1")
-    with pytest.raises(errors.InputError, match="outside of the bounds 0 to 1"):
+    with pytest.raises(errors.InputError, match="outside the bounds 0 to 1"):
         attack_curve(net, x, bounds=(0, 1))
     with pytest.raises(errors.InputError, match="there are 3 labels for 4 sample"):
         attack_curve(net, x, [0, 1, 0])
     with pytest.raises(errors.InputError, match="label 2 is out of range: the output has 2 classes"):
         attack_curve(net, x, [0, 1, 2, 0])
-    with pytest.raises(errors.OptionError, match="give labels, for accuracy, or a target"):
+    with pytest.raises(errors.OptionError, match="give labels for accuracy, or a target"):
         attack_curve(net, x, [0] * 4, target=1)
     bert = CASES["hf_bert"]
     with pytest.raises(errors.OptionError, match="'input_ids' is attacked in its embeddings"):

@@ -161,11 +161,11 @@ def test_a_data_set_is_read_batch_by_batch_and_severity_zero_is_the_model():
 def test_bad_options_are_named_and_guesses_are_told():
     case = CASES["cnn"]
     model, x = case.build(), case.example()
-    with pytest.warns(UserWarning, match=r"images have values from -.* which is no usual range"):
+    with pytest.warns(UserWarning, match=r"images have values from -.* which is not a usual range"):
         corruption_curve(model, x, corruptions="contrast", severities=(1,))
-    with pytest.raises(errors.InputError, match="outside of 0 to 1; give bounds"):
+    with pytest.raises(errors.InputError, match="outside 0 to 1; give bounds"):
         corruption_curve(model, x, bounds=(0, 1))
-    with pytest.raises(errors.OptionError, match=r"'masking' is for what is no image; the input is 0 \(2, 3, 8, 8\)"):
+    with pytest.raises(errors.OptionError, match=r"'masking' is for inputs other than images; the input is 0 \(2, 3, 8, 8\)"):
         corruption_curve(model, x, corruptions="masking", bounds=(-5, 5))
     with pytest.raises(errors.OptionError, match="unknown corruption 'fog'"):
         corruption_curve(model, x, corruptions="fog")

@@ -463,7 +463,7 @@ def test_weights_that_are_computed_from_others_are_not_spoiled():
     found = weight_sensitivity(net, x, measure="pruning")
     assert found.layers == ("1",)
     assert "remove_parametrizations" in found.settings["left_out"]["0.parametrizations.weight"]
-    with pytest.raises(errors.LayerNotFound, match=r"can be spoiled. 0: its weight is computed from other parameters"):
+    with pytest.raises(errors.LayerNotFound, match=r"can be changed. 0: its weight is computed from other parameters"):
         weight_sensitivity(net, x, "0", measure="pruning")
     assert len(weight_sensitivity(net, x).layers) == 3
 
