@@ -119,7 +119,7 @@ def texts() -> Iterator[tuple[str, Draw]]:
         "attention (mean)",
         partial(plotting.attention, lens.attention(prompt, "model.layers.23.self_attn"), heads="mean"),
     )
-    yield "sensitivity", partial(plotting.sensitivity, lens.ablate(prompt, by="head", target=fact, best=12))
+    yield "sensitivity", partial(plotting.sensitivity, lens.ablate(prompt, by="head", target=fact, count=12))
     traced = lens.patch("The capital of Italy is", prompt, "model.layers.*", by="layer_position", target=fact)
     yield "matrix (signed)", partial(plotting.matrix, traced)
     encoder, reader = minilm()

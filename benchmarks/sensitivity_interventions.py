@@ -49,7 +49,7 @@ def rows(runs: int = 9) -> list[tuple[str, float, float, str]]:
                 "hooks": lambda: hooked(net, layer, channels, x),
                 "channels": lambda: layerlens.ablate(net, x, layer, by="channel", target=3),
                 "layers": lambda: found.update(layers=layerlens.ablate(net, x, target=3)),
-                "best": lambda: layerlens.ablate(net, x, by="channel", target=3, best=10),
+                "best": lambda: layerlens.ablate(net, x, by="channel", target=3, count=10),
                 "model": lambda: model(**prompt),
                 "heads": lambda: layerlens.ablate(model, prompt, by="head", target=(-1, 5)),
                 "patch": lambda: layerlens.patch(model, prompt, other, **blocks),
@@ -63,7 +63,7 @@ def rows(runs: int = 9) -> list[tuple[str, float, float, str]]:
         ("hooks by hand, a run each", channels, seconds["hooks"] / small, f"{net16}, 24 channels: no more than runs"),
         ("ablate, channels", _passes(channels), seconds["channels"] / small, f"{net16}, the same 24"),
         ("ablate, layers", _passes(layers), seconds["layers"] / small, f"{net16}, every distinct activation"),
-        ("ablate, channels, best=10", _passes(10) + 3, seconds["best"] / small, f"{net16}, all channels screened"),
+        ("ablate, channels, count=10", _passes(10) + 3, seconds["best"] / small, f"{net16}, all channels screened"),
         ("ablate, heads", _passes(64), seconds["heads"] / large, "Llama, 8 layers of 8 heads, 8 tokens"),
         ("patch, layers x positions", _passes(64) + 2, seconds["patch"] / large, "the same, 8 layers x 8 positions"),
     ]

@@ -29,8 +29,8 @@ def _jacobians() -> list[tuple[str, float, float, str]]:
     """A probe of `jacobian`, all layers, the fixed part shared out among the probes."""
     found = []
     for name, (model, x) in _models().items():
-        profile = layerlens.jacobian(model, x, probes=PROBES)
-        ratio = _ratio(model, x, lambda model=model, x=x: layerlens.jacobian(model, x, probes=PROBES)) / PROBES
+        profile = layerlens.jacobian(model, x, draws=PROBES)
+        ratio = _ratio(model, x, lambda model=model, x=x: layerlens.jacobian(model, x, draws=PROBES)) / PROBES
         remark = f"{len(profile)} layers, {profile.method.split(', ', 2)[2]}"
         found.append((f"jacobian, a probe of {PROBES}: {name}", 4.0, ratio, remark))
     return found

@@ -100,7 +100,9 @@ def test_one_door_knows_the_methods_and_their_options():
         sensitivity(mlp.build(), mlp.example(), question="wieghts")
     with pytest.raises(errors.OptionError, match=r"unknown sensitivity method 'jacobi'\. Closest: jacobian"):
         sensitivity(mlp.build(), mlp.example(), method="jacobi")
-    with pytest.raises(errors.OptionError, match=r"method 'jacobian' has no option 'levels'\. Closest: null. Known: relative, draws"):
+    with pytest.raises(
+        errors.OptionError, match=r"'jacobian' has no option 'levels'\. Closest: null. Known: relative, draws"
+    ):
         sensitivity(mlp.build(), mlp.example(), levels=3)
 
 
