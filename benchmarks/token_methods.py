@@ -67,8 +67,8 @@ PATH = {"steps": 16, "max_steps": 16, "tolerance": math.inf}
 
 METHODS: dict[str, Map] = {
     "leave_one_out": _saliency("leave_one_out"),
-    "centred relevance, attn": _saliency("centred_relevance"),
-    "centred relevance, cp": _saliency("centred_relevance", rules="cp"),
+    "centred relevance, attn": _saliency("centered_relevance"),
+    "centred relevance, cp": _saliency("centered_relevance", rules="cp"),
     "relevance, attn (AttnLRP)": _relevance("attn"),
     "relevance, cp (CP-LRP)": _relevance("cp"),
     "gradient norm": _norm,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -75,7 +75,7 @@ _MOVED: Final = {
     ("analyzers.relevance", "analyzers.common.features"): "batch_targets",
     ("analyzers.relevance", "analyzers.concepts"): "concepts=concept_relevance ranking=top_inputs top_inputs",
     ("analyzers.relevance", "analyzers.graph"): "constants=added_constants graph recorder sources=added_constants",
-    ("analyzers.relevance", "analyzers.relevance"): "centred=centred_relevance parameters=record propagate=relevance",
+    ("analyzers.relevance", "analyzers.relevance"): "centred=centered_relevance parameters=record propagate=relevance",
     ("analyzers.relevance", "analyzers.relevance.rules"): "rulebook",
     ("analyzers.relevance.linear", "analyzers.graph"): "maps=linear_operations sites=linear_operations",
     ("analyzers.relevance.linear", "analyzers.relevance.rules"): "rules=linear",
@@ -203,15 +203,19 @@ def names(old: str) -> dict[str, str]:
     return {name: home for home, words in _NAMES.get(old, {}).items() for name in words.split()}
 
 
-def keep_old_names(package: str) -> None:
+def keep_old_names(package: str, renamed: Mapping[str, str] = {}) -> None:
     """Let a package answer to the names that it held before, with a warning.
 
     Args:
         package: its `__name__`.
+        renamed: old name -> its name in the package.
     """
     old = package.removeprefix(_ROOT)
 
     def __getattr__(name: str) -> Any:
+        if name in renamed:
+            warn(f"{package}.{name} is now {package}.{renamed[name]}.", DeprecationWarning)
+            return getattr(sys.modules[package], renamed[name])
         home = None if name.startswith("__") else names(old).get(name, modules().get(old))
         module = home and importlib.import_module(_ROOT + home)
         new = RENAMED.get(name, name)

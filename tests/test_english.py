@@ -81,7 +81,6 @@ NAMES = {
 ALLOWED: list[tuple[str, str, str]] = [
     (r"docs/faithfulness\.md", r"control: centre", "a row of benchmarks/faithfulness.md, as it was measured"),
     (r"notebooks/which_method\.py", r"^centre$", "the name of a control"),
-    (r"docs/saliency\.md", r"Achtibat et al\. 2024, centred", "the source that the method states"),
 ]
 """(file, text around the finding, why it may stay)."""
 

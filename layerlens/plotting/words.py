@@ -10,7 +10,7 @@ KNOWN: Final = {
     "attn": "AttnLRP",
     "blur_ig": "Blur IG",
     "cam": "CAM",
-    "centred_relevance": "Centered relevance",
+    "centered_relevance": "Centered relevance",
     "cka": "CKA",
     "cp": "CP-LRP",
     "deconvnet": "DeconvNet",

@@ -32,7 +32,7 @@ ANALYZERS = {
         model, x, target=target, method="smooth_grad", samples=3
     ),
     "auto": lambda model, x, target: layerlens.saliency(model, x, target=target, method="auto"),
-    "centred_relevance": lambda model, x, target: of_text(model, x, target),
+    "centered_relevance": lambda model, x, target: of_text(model, x, target),
     "guided_backprop": lambda model, x, target: layerlens.saliency(model, x, target=target, method="guided_backprop"),
     "deep_lift": lambda model, x, target: compared(model, x, target),
     "grad_cam": lambda model, x, target: mapped(model, x, target, "grad_cam"),
@@ -178,7 +178,7 @@ def compared(model, x, target):
 def of_text(model, x, target):
     """Centred relevance; what is no text is refused."""
     try:
-        return layerlens.saliency(model, x, target=target, method="centred_relevance")
+        return layerlens.saliency(model, x, target=target, method="centered_relevance")
     except LayerLensError as error:
         if "takes token ids" not in str(error):
             raise

@@ -59,8 +59,8 @@ def rows(text, title, stop="\n\n"):
 
 NAMES = {
     "`leave_one_out`": "leave_one_out",
-    "`centred_relevance` (AttnLRP rules)": "centred relevance, attn",
-    "`centred_relevance` (CP-LRP rules)": "centred relevance, cp",
+    "`centered_relevance` (AttnLRP rules)": "centred relevance, attn",
+    "`centered_relevance` (CP-LRP rules)": "centred relevance, cp",
     "`relevance` (AttnLRP)": "relevance, attn (AttnLRP)",
     "`relevance` (CP-LRP)": "relevance, cp (CP-LRP)",
     "control: later tokens are worth more": "control: later is more",

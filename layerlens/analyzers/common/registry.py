@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar
 
+from layerlens.errors import choose, warn
 from layerlens.results import Attribution
 from layerlens.signatures import documented, public, with_section
 
@@ -57,6 +58,26 @@ _RAISES = {
     "TargetError": "when the target does not fit the output, or no gradient reaches the input.",
 }
 _WARNS = {"UserWarning": "when the values of a sample are zero everywhere."}
+
+_RENAMED = {"centred_relevance": "centered_relevance"}
+"""Old name of a method -> its name."""
+
+
+def method_named(name: str, kind: str = "saliency method") -> Method:
+    """Return the method of a name; an old name is accepted with a DeprecationWarning.
+
+    Args:
+        name: name of the method.
+        kind: what the name is called in errors.
+
+    Raises:
+        OptionError: when no method has this name.
+    """
+    if name in _RENAMED:
+        warn(f"the {kind} {name!r} is now {_RENAMED[name]!r}.", DeprecationWarning)
+        name = _RENAMED[name]
+    return METHODS[choose(kind, name, METHODS)]
+
 
 DOCUMENTED: dict[str, Mapping[str, Mapping[str, str]]] = {
     "gradient": {"Args": _ARGS, "Raises": _RAISES, "Warns": _WARNS},

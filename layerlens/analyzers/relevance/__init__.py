@@ -2,7 +2,7 @@
 
 from layerlens.deprecated import keep_old_names
 
-from .centred_relevance import centred_relevance
+from .centered_relevance import centered_relevance
 from .relevance import relevance, relevance_by_target
 from .rules.rulebook import RULEBOOKS, Rulebook, as_rulebook
 
@@ -10,9 +10,9 @@ __all__ = [
     "RULEBOOKS",
     "Rulebook",
     "as_rulebook",
-    "centred_relevance",
+    "centered_relevance",
     "relevance",
     "relevance_by_target",
 ]
 
-keep_old_names(__name__)
+keep_old_names(__name__, {"centred_relevance": "centered_relevance"})

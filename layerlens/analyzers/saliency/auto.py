@@ -10,7 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.leaves.leaves import Leaf, find_leaves
 from layerlens.analyzers.common.registry import METHODS, method
-from layerlens.analyzers.relevance.centred_relevance import centred_relevance
+from layerlens.analyzers.relevance.centered_relevance import centered_relevance
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -48,7 +48,7 @@ def auto(
 ) -> Attribution:
     """Attribute by the method that is most faithful on inputs of this kind; the result says which, and why.
 
-    Token ids: `leave_one_out` with 4 draws up to 50 tokens, fewer up to 200; `centred_relevance` beyond
+    Token ids: `leave_one_out` with 4 draws up to 50 tokens, fewer up to 200; `centered_relevance` beyond
     (docs/language-models.md). Images, by a model with convolutions and no attention: `relevance` by the z+ rule
     (docs/faithfulness.md). All else, and layers: `integrated_gradients`.
 
@@ -101,7 +101,7 @@ def _for_text(leaves: Mapping[str, Leaf]) -> Choice:
     count = sum(lengths)
     why = f"a text of {count} token(s): docs/language-models.md"
     if count > PASSES:
-        return "centred_relevance", {}, why
+        return "centered_relevance", {}, why
     if min(lengths) < 2:  # no other token to draw
         return "leave_one_out", {"fill": "zero"}, why
     return "leave_one_out", {"draws": max(1, min(4, PASSES // count))}, why
@@ -114,7 +114,7 @@ def _other(where: Selection) -> Choice:
 
 
 CHOSEN: dict[str, Callable[..., Attribution]] = {
-    function.__name__: function for function in (centred_relevance, integrated_gradients, leave_one_out, relevance)
+    function.__name__: function for function in (centered_relevance, integrated_gradients, leave_one_out, relevance)
 }
 
 KINDS: tuple[tuple[Callable[[Mapping[str, Leaf]], bool], Callable[[Mapping[str, Leaf]], Choice]], ...] = (

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from layerlens.analyzers.common.registry import METHODS, Method
-from layerlens.errors import OptionError, choose
+from layerlens.analyzers.common.registry import METHODS, Method, method_named
+from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution, MethodTable
@@ -54,7 +54,7 @@ def saliency(
         >>> saliency(nn.Linear(3, 2), torch.ones(1, 3), target=0, method="gradient").tensor.shape
         torch.Size([1, 3])
     """
-    row = METHODS.get(str(method)) or METHODS[choose("saliency method", method, METHODS)]
+    row = METHODS.get(str(method)) or method_named(method)
     parameters = inspect.signature(row.function).parameters
     known = [name for name in parameters if name not in _COMMON]
     if not options.keys() <= {*known, *old_names(row.function)}:

@@ -133,7 +133,7 @@ ELSEWHERE = {
     "blur_ig": "path/test_paths.py::test_blur_ig_of_a_separable_score_in_closed_form",
     "xrai": "test_ground_truth.py::test_xrai_takes_regions_by_the_mean_of_what_they_add",
     "extremal_mask": "perturbation/test_perturbation.py::test_extremal_masks_keep_what_matters_and_their_area",
-    "centred_relevance": "test_tokens.py::test_a_linear_model_has_a_closed_form",
+    "centered_relevance": "test_tokens.py::test_a_linear_model_has_a_closed_form",
     "leave_one_out": "test_tokens.py::test_a_linear_model_has_a_closed_form",
     "grad_cam": "cam/test_grad_cam.py::test_equals_eq_1_and_2_by_hand_also_before_an_in_place_relu",
     "hi_res_cam": CAMS + "test_the_gradient_ones_by_hand",

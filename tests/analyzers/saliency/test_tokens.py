@@ -1,4 +1,4 @@
-"""Methods for text: leave-one-out, centred relevance, and the method that `auto` chooses."""
+"""Methods for text: leave-one-out, centered relevance, and the method that `auto` chooses."""
 
 import functools
 
@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from layerlens import Lens, contrast, relevance, saliency
-from layerlens.analyzers.relevance import centred_relevance
+from layerlens.analyzers import relevance as relevance_package
+from layerlens.analyzers.relevance import centered_relevance
 from layerlens.analyzers.saliency.auto import auto
 from layerlens.analyzers.saliency.perturbation.leave_one_out import leave_one_out
 from layerlens.errors import InputError, OptionError
@@ -100,7 +101,7 @@ def test_draws_come_from_the_seed_and_not_from_the_batch():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("method", [leave_one_out, centred_relevance])
+@pytest.mark.parametrize("method", [leave_one_out, centered_relevance])
 def test_padding_is_no_token(method):
     model = language_model("llama")
     padded = torch.tensor([[5, 9, 2, 31, 17], [0, 0, 3, 12, 30]])
@@ -111,7 +112,17 @@ def test_padding_is_no_token(method):
     torch.testing.assert_close(alone.tensor[0], result.tensor[1, 2:])  # rotary positions: only distances count
 
 
-# -- centred relevance -------------------------------------------------------------------------------------------------
+# -- centered relevance ------------------------------------------------------------------------
+
+
+def test_the_old_name_of_centered_relevance_still_works():
+    model = language_model("llama")
+    new = saliency(model, {"input_ids": IDS}, target=TARGET, method="centered_relevance")
+    with pytest.warns(DeprecationWarning, match="'centred_relevance' is now 'centered_relevance'"):
+        old = saliency(model, {"input_ids": IDS}, target=TARGET, method="centred_relevance")
+    assert torch.equal(old.tensor, new.tensor) and old.method == "centered_relevance"
+    with pytest.warns(DeprecationWarning, match=r"centred_relevance is now .*centered_relevance"):
+        assert relevance_package.centred_relevance is centered_relevance
 
 
 class Bag(nn.Module):
@@ -128,7 +139,7 @@ class Bag(nn.Module):
 
 def test_a_linear_model_has_a_closed_form():
     model = Bag().double()
-    result = centred_relevance(model, IDS, target=1)
+    result = centered_relevance(model, IDS, target=1)
     x = model.table.weight.detach()[IDS]
     expected = ((x - x.mean(1, keepdim=True)) * model.weights.double()[:, None]) @ model.head.weight.detach()[1]
     torch.testing.assert_close(result.tensor, expected)
@@ -143,7 +154,7 @@ def test_the_multipliers_are_those_of_relevance(kind, rules):
     x = model.get_input_embeddings()(IDS).detach()
     full = relevance(model, {"inputs_embeds": x}, target=TARGET, rules=rules)  # per feature
     expected = (full.tensor / x * (x - x.mean(1, keepdim=True))).sum(-1)
-    result = centred_relevance(model, {"input_ids": IDS}, target=TARGET, rules=rules)
+    result = centered_relevance(model, {"input_ids": IDS}, target=TARGET, rules=rules)
     torch.testing.assert_close(result.tensor, expected)
     torch.testing.assert_close(result.checks["conservation gap"], full.checks["conservation gap"])
 
@@ -160,7 +171,7 @@ def test_auto_chooses_by_the_number_of_tokens():
         assert (result.settings["fill"], result.settings["draws"]) == (fill, draws)
         assert result.settings["chosen"] == f"a text of {count} token(s): docs/language-models.md"
     result = saliency(model, {"input_ids": long}, target=TARGET, method="auto")
-    assert result.method == "centred_relevance" and result.tensor.shape == (1, 240)
+    assert result.method == "centered_relevance" and result.tensor.shape == (1, 240)
 
 
 @pytest.mark.filterwarnings("ignore:integrated_gradients")
@@ -181,7 +192,7 @@ def test_auto_on_other_inputs_and_layers():
 
 def test_bad_input_and_options():
     image, case = CASES["cnn"].build(), CASES["cnn"]
-    for method in (leave_one_out, centred_relevance):
+    for method in (leave_one_out, centered_relevance):
         with pytest.raises(InputError, match=rf"{method.__name__} takes token ids .* input '0' is not embedded"):
             method(image, case.example(), target=0)
     model = language_model()
@@ -195,7 +206,7 @@ def test_bad_input_and_options():
         with pytest.raises(OptionError, match=message):
             leave_one_out(model, IDS, target=TARGET, **options)
     with pytest.raises(OptionError, match="'epsilon_plus_flat' has a rule for the first layer"):
-        centred_relevance(model, IDS, target=TARGET, rules="epsilon_plus_flat")
+        centered_relevance(model, IDS, target=TARGET, rules="epsilon_plus_flat")
     with pytest.raises(OptionError, match="attributes to the input only"):
         saliency(model, IDS, target=TARGET, method="leave_one_out", where="transformer.h.0")
 
@@ -210,7 +221,7 @@ def test_smollm2_needs_the_country_to_name_its_capital():
     model, tokenizer = smollm2()
     lens = Lens(model, tokenizer=tokenizer)
     for country, city, other in (("France", " Paris", " London"), ("Japan", " Tokyo", " Rome")):
-        for method in ("auto", "centred_relevance"):
+        for method in ("auto", "centered_relevance"):
             words = lens.saliency(f"The capital of {country} is", target=contrast(city, other), method=method).by_word()
             assert words.tokens[0] == ["The", "capital", "of", country, "is"]
             assert int(words.tensor[0].argmax()) == 3

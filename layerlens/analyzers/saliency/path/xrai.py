@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.features.superpixels import superpixels
-from layerlens.analyzers.common.registry import METHODS, method
-from layerlens.errors import InputError, OptionError, choose
+from layerlens.analyzers.common.registry import method, method_named
+from layerlens.errors import InputError, OptionError
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.trees import describe
 from layerlens.results import Attribution
@@ -87,7 +87,7 @@ def xrai(
         found = ends[0]
         pixels = ((ends[0].tensor + ends[1].tensor) / 2).amax(dim=1)
     else:
-        function = METHODS[choose("base method", base, METHODS)].function
+        function = method_named(base, "base method").function
         found = function(model, x, target=target, forward=forward, **options)
         pixels = found.tensor.sum(dim=1) if found.tensor.ndim == 4 else found.tensor
     if pixels.shape != images[:, 0].shape:

@@ -25,9 +25,9 @@ from .sweep import sweep
     family="relevance",
     passes="1 gradient",
     needs="token ids",
-    source="Achtibat et al. 2024, centred",
+    source="Achtibat et al. 2024, centered",
 )
-def centred_relevance(
+def centered_relevance(
     model: nn.Module,
     x: Input,
     *,
@@ -53,7 +53,7 @@ def centred_relevance(
 
     Returns:
         An `Attribution` `(batch, token)` in units of the score. Its sum is not the score; the check
-        `"conservation gap"` is that of the relevance before centring.
+        `"conservation gap"` is measured before centering.
 
     Raises:
         InputError: if the input holds no token ids.
@@ -63,18 +63,18 @@ def centred_relevance(
 
     Example:
         >>> net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))
-        >>> centred_relevance(net, torch.tensor([[3, 1, 4]]), target=0).tensor.shape
+        >>> centered_relevance(net, torch.tensor([[3, 1, 4]]), target=0).tensor.shape
         torch.Size([1, 3])
     """
     if rules != "auto" and any(isinstance(rule, FIRST_LAYER_RULES) for _, rule in as_rulebook(rules).linear):
         raise OptionError(
-            f"centred_relevance needs multipliers at the input, and the rulebook {as_rulebook(rules).name!r} has a "
+            f"centered_relevance needs multipliers at the input, and the rulebook {as_rulebook(rules).name!r} has a "
             "rule for the first layer that gives none. Take 'attn', 'cp' or 'epsilon'."
         )
     with borrowed(model):
         recording = record(model, x, [target], rules=rules, forward=forward)
         plan, bookkeeper, scorer = make_plan(recording), Bookkeeper.of(recording), recording.scorer
-        token_leaves(scorer, "centred_relevance")
+        token_leaves(scorer, "centered_relevance")
         (swept,) = sweep(recording, plan, bookkeeper)
         result = book(recording, plan, bookkeeper, swept, 0)
         values = {}
@@ -85,7 +85,7 @@ def centred_relevance(
             values[name] = torch.zeros_like(leaf.value) if multiplier is None else centered * multiplier
         return scorer.attribution(
             values,
-            method="centred_relevance",
+            method="centered_relevance",
             settings=result.settings,
             score=result.score,
             checks={"conservation gap": result.checks["conservation gap"]},
