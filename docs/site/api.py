@@ -157,7 +157,9 @@ def directive(kind: str, path: str, options: str = "") -> str:
 def module(path: str) -> str:
     """Return a section with the public names of a module that are in no other group."""
     found = importlib.import_module(path)
-    others = [layerlens] + [layerlens.errors, layerlens.rules] * (path == "layerlens.extend")
+    others = [layerlens] + [layerlens.errors, layerlens.plotting, layerlens.results, layerlens.rules] * (
+        path == "layerlens.extend"
+    )
     heading = f"## `{path}`\n\n{inspect.getdoc(found)}\n"
     names = getattr(found, "__all__", None) or [name for name, value in vars(found).items() if defined(value, path)]
     values = {name: getattr(found, name) for name in names if not inspect.ismodule(getattr(found, name))}

@@ -7,7 +7,20 @@ from typing import Any
 
 import layerlens
 
-ALIASES = ("Spec", "Selection", "Edits", "Names", "Units", "Keep", "Functions")
+ALIASES = (
+    "Spec",
+    "Selection",
+    "Edits",
+    "Names",
+    "Units",
+    "Keep",
+    "Functions",
+    "Input",
+    "Samples",
+    "Labels",
+    "Where",
+    "Map",
+)
 """Type aliases whose name says more than their definition."""
 
 LITERAL = re.compile(r"(``.+?``|(?<![:`])`[^`]+`(?![`_]))", re.DOTALL)
