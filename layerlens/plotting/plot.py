@@ -9,10 +9,11 @@ import re
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from layerlens.errors import OptionError, PlotError, UnknownOption, choose
 from layerlens.files import whole
+from layerlens.results import Result
 from layerlens.signatures import old_names, public
 
 from . import style
@@ -201,7 +202,7 @@ def through(read: Callable[..., Any], draw: FigureFunction) -> FigureFunction:
     _, *options = inspect.signature(draw).parameters.values()
     names = [one.name for one in own]
 
-    def drawn(result: Any, **given: Any) -> Plot:
+    def drawn(result: Result, **given: Any) -> Plot:
         chosen = {name: given.pop(name) for name in names if name in given}
         return draw(read(result, **chosen), **given)
 
@@ -213,7 +214,7 @@ def through(read: Callable[..., Any], draw: FigureFunction) -> FigureFunction:
     return drawn
 
 
-def plot(result: Any, kind: str | None = None, **options: Any) -> Plot:
+def plot(result: Result, kind: str | None = None, **options: Any) -> Plot:
     """Draw any result that has a figure; `result.plot(kind, ...)` is the same.
 
     Args:
@@ -267,7 +268,7 @@ def _check_options(of: type[Any], kind: str, figures: dict[str, FigureFunction],
             raise UnknownOption(f"the figure {kind!r} of a {of.__name__} has no option {option!r}; {others[0]} has.")
 
 
-def plot_method(of: type[Any], result: Any = None) -> FigureFunction:
+def plot_method(of: type[Any], result: Result | None = None) -> FigureFunction:
     """Return `result.plot`: a function with the options of the usual figure, and an attribute for every kind.
 
     Args:
@@ -277,11 +278,11 @@ def plot_method(of: type[Any], result: Any = None) -> FigureFunction:
     figures = figures_of(of)
     Parameter = inspect.Parameter
 
-    def of_class(self: Any, kind: str | None = None, **options: Any) -> Plot:
+    def of_class(self: Result, kind: str | None = None, **options: Any) -> Plot:
         return plot(self, kind, **options)
 
     def of_result(kind: str | None = None, **options: Any) -> Plot:
-        return plot(result, kind, **options)
+        return plot(cast(Result, result), kind, **options)
 
     draw: Any = of_class if result is None else of_result
     draw.__name__, draw.__qualname__, draw.__module__ = "plot", f"{of.__name__}.plot", of.__module__

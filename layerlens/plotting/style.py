@@ -18,6 +18,8 @@ from layerlens.errors import OptionError, PlotError, choose, warn
 from layerlens.signatures import public
 
 Array = np.ndarray[Any, Any]
+Line = Literal["-", "--", "-.", ":", "none"] | tuple[float, Sequence[float]]
+"""A style of lines: its mark, or offset and dashes."""
 Width = Literal["column", "page"] | float
 """Width of a figure: one column of a paper (3.25 in), its page (6.75 in), or a number of inches."""
 
@@ -36,11 +38,11 @@ SIGNED: Final = "RdBu_r"
 
 # Okabe and Ito 2008, without the yellow that vanishes on white paper; each with its own line, for print in gray
 COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES: Final[tuple[Any, ...]] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2)))
+LINES: Final[tuple[Line, ...]] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2)))
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 """Marks of the categories; every second one is drawn hollow."""
 
-RC: Final[dict[str, Any]] = {
+RC: Final[dict[Any, Any]] = {
     "font.family": ["DejaVu Sans"],  # ships with matplotlib: the same figure on every machine
     "font.size": TEXT,
     "text.color": INK,
@@ -265,7 +267,7 @@ def _changed(
     positive: str | None,
     negative: str | None,
     signed: str | None,
-    rc: dict[str, Any],
+    rc: dict[Any, Any],
 ) -> dict[str, Any]:
     """The names of `style` that change, with their new values."""
     import matplotlib

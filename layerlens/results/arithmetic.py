@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
@@ -12,7 +12,7 @@ from layerlens.errors import InputError
 from layerlens.model.trees import describe
 
 if TYPE_CHECKING:
-    from .maps.attribution import Attribution
+    from .maps.attribution import Attribution, Values
     from .values.layer_profile import LayerProfile
 
 WORDS = {"+": "add", "-": "subtract"}
@@ -75,7 +75,7 @@ def _check_alike(first: Attribution, second: Attribution, verb: str) -> None:
             raise InputError(f"{start}: they are of different {name}. Make both of the same batch, in the same order.")
 
 
-def _shapes(values: Any) -> Any:
+def _shapes(values: Values) -> object:
     return {name: part.shape for name, part in values.items()} if isinstance(values, Mapping) else values.shape
 
 
@@ -85,7 +85,7 @@ def _told(one: Attribution) -> str:
     return "; ".join(f"{name} {describe(values)}" for name, values in one.values.items())
 
 
-def _same(one: Any, two: Any) -> bool:
+def _same(one: object, two: object) -> bool:
     if isinstance(one, Mapping) and isinstance(two, Mapping):
         return one.keys() == two.keys() and all(_same(one[name], two[name]) for name in one)
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
@@ -93,10 +93,11 @@ def _same(one: Any, two: Any) -> bool:
     return bool(one == two)
 
 
-def _each(one: Any, two: Any, sign: str) -> Any:
-    if isinstance(one, Mapping):
-        return {name: _each(one[name], two[name], sign) for name in one}
-    return one + two if sign == "+" else one - two
+def _each(one: Values, two: Values, sign: str) -> Values:
+    if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
+        return one + two if sign == "+" else one - two
+    one, two = cast(dict[str, torch.Tensor], one), cast(dict[str, torch.Tensor], two)
+    return {name: one[name] + two[name] if sign == "+" else one[name] - two[name] for name in one}
 
 
 def _joined(one: str, two: str, sign: str) -> str:

@@ -21,7 +21,7 @@ from layerlens.model.trees import as_array
 FORMAT = "layerlens-result/1"
 
 
-def write(path: str | os.PathLike[str], value: Any) -> Path:
+def write(path: str | os.PathLike[str], value: object) -> Path:
     """Write a result dataclass to `path` in one step: a reader sees the old file or the whole new one."""
     path = Path(path)
     if path.suffix != ".npz":
@@ -63,7 +63,7 @@ def read(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -> Any:
         raise ResultFileError(f"{path} is no result of layerlens, or is damaged ({error}).") from error
 
 
-def _encode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+def _encode(value: object, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, torch.Tensor):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -230,7 +230,7 @@ def coarse(shown: Sequence[Sample], inches: float) -> tuple[list[Sample], str]:
     return blocks, f"each dot: the mean of {each} x {each} pixels"
 
 
-def given_picture(overlay: Any, sample: Sample) -> Array | None:
+def given_picture(overlay: bool | torch.Tensor | Array, sample: Sample) -> Array | None:
     """The picture to lay under a map: the input for `overlay=True`, none for False, or the picture given instead.
 
     Raises:

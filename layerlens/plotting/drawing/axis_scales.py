@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def along(axes: Axes, points: Array, scale: str, across: float) -> None:
         axes.spines[side].set_visible(False)
 
 
-def check_values(lines: Sequence[Array], yscale: str, ylim: Any) -> None:
+def check_values(lines: Sequence[Array], yscale: str, ylim: tuple[float, float] | None) -> None:
     """Refuse an axis of values that cannot be drawn.
 
     Args:
@@ -68,7 +68,7 @@ def check_values(lines: Sequence[Array], yscale: str, ylim: Any) -> None:
         )
 
 
-def values(axes: Axes, yscale: str, ylim: Any) -> None:
+def values(axes: Axes, yscale: str, ylim: tuple[float, float] | None) -> None:
     """The axis of the values of curves, and the numbers of both."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 

@@ -13,6 +13,7 @@ from . import text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.container import BarContainer
 
 PITCH: Final = 0.125
 """Height of one row, in inches: a line of the smallest text and a little air."""
@@ -92,7 +93,7 @@ def few_decades() -> Any:
     return Locator(numticks=6)
 
 
-def draw(axes: Axes, values: Array, *, colors: Any, **options: Any) -> Any:
+def draw(axes: Axes, values: Array, *, colors: str | Sequence[str], **options: Any) -> BarContainer:
     """Bars from zero, row by row from the top; `options` go to matplotlib's `barh`."""
     return axes.barh(np.arange(len(values)), values, height=0.72, color=colors, linewidth=0, **options)
 

@@ -18,7 +18,12 @@ from . import text
 from .colorbar import LONGEST, Side, attach, thin
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colorbar import Colorbar
+    from matplotlib.figure import FigureBase
+    from matplotlib.text import Text
 
 MARGIN: Final = 0.05
 GAP: Final = 0.08
@@ -48,14 +53,14 @@ class Panel:
 class Bar:
     """A colorbar of one panel or several."""
 
-    bar: Any
+    bar: Colorbar
     panels: list[Axes]
     side: Side
     units: str
     note: str
 
     @property
-    def label(self) -> Any:
+    def label(self) -> Text:
         """The text along it."""
         return self.bar.ax.yaxis.label if self.side == "right" else self.bar.ax.xaxis.label
 
@@ -78,18 +83,18 @@ class Canvas:
         fig: figure or subfigure of the user to draw into; its size is kept.
     """
 
-    def __init__(self, *, width: style.Width = "column", ax: Any = None, fig: Any = None) -> None:
+    def __init__(self, *, width: style.Width = "column", ax: Axes | None = None, fig: FigureBase | None = None) -> None:
         self.width = style.inches(width)
         self.given = ax
         self.own = ax is None and fig is None
-        self.fig = fig
+        self.fig: Any = fig
         self.panels: list[Panel] = []
         self.bars: list[Bar] = []
-        self.headers: dict[int, tuple[Any, str, float]] = {}
-        self.heading: list[tuple[Any, str, float]] = []
-        self.labels: dict[Any, str] = {}
-        self.legends: list[tuple[Any, Any]] = []
-        self.keys: list[Any] = []
+        self.headers: dict[int, tuple[Text, str, float]] = {}
+        self.heading: list[tuple[Text, str, float]] = []
+        self.labels: dict[Text, str] = {}
+        self.legends: list[tuple[Axes, Sequence[Artist]]] = []
+        self.keys: list[Axes] = []
 
     def __enter__(self) -> Canvas:
         import matplotlib
@@ -163,18 +168,20 @@ class Canvas:
     def _text(self, size: float) -> Any:
         return self.fig.text(0, 0, "", fontsize=size, ha="left", va="top") if self.given is None else None
 
-    def colorbar(self, panels: Sequence[Axes], mappable: Any, limits: style.Limits, units: str, side: Side) -> None:
+    def colorbar(
+        self, panels: Sequence[Axes], mappable: ScalarMappable, limits: style.Limits, units: str, side: Side
+    ) -> None:
         """Put a colorbar with its numbers beside or below panels."""
         bar = attach(panels, mappable, limits, side)
         bar.ax.set_in_layout(self.given is not None)  # a canvas measures it for itself: it may belong to several rows
         note = f"({limits.note})" if limits.note else ""
         self.bars.append(Bar(bar, list(panels), side, units, note))
 
-    def legend(self, axes: Axes, handles: Sequence[Any]) -> None:
+    def legend(self, axes: Axes, handles: Sequence[Artist]) -> None:
         """Put a legend above a panel, in as many columns as fit."""
         self.legends.append((axes, handles))
 
-    def key(self, row: int, handles: Sequence[Any]) -> None:
+    def key(self, row: int, handles: Sequence[Artist]) -> None:
         """Put one legend for all panels into a row of its own."""
         axes = self.panel(row, height=0.01, span=True)
         axes.set_axis_off()
@@ -255,7 +262,7 @@ def _break_text(canvas: Canvas) -> None:
         _draw_legend(canvas, axes, handles)
 
 
-def _draw_legend(canvas: Canvas, axes: Axes, handles: Sequence[Any]) -> None:
+def _draw_legend(canvas: Canvas, axes: Axes, handles: Sequence[Artist]) -> None:
     """Above the panel, in as many columns as its width holds."""
     if not handles:  # nothing but the ends of a ledger, say
         return
@@ -339,7 +346,7 @@ def _place(canvas: Canvas, over: Overhang) -> None:
         y -= over.bottom[row] + GAP
 
 
-def _set(canvas: Canvas, artist: Any, line: str, size: float, room: float) -> float:
+def _set(canvas: Canvas, artist: Text, line: str, size: float, room: float) -> float:
     """Break a line over the panels to fit; returns the height that it takes, in inches."""
     artist.set_text(text.wrap(line, size, room))
     high: float = artist.get_window_extent(text.renderer(canvas.dpi)).height / canvas.dpi

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from .. import style
 from . import text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colorbar import Colorbar
+    from matplotlib.transforms import Bbox
 
 Side = Literal["right", "bottom"]
 THICK: Final = 0.08
@@ -18,7 +21,7 @@ LONGEST: Final = 2.4
 """Inches; a bar along many rows of panels would be all color and no numbers."""
 
 
-def attach(panels: Sequence[Axes], mappable: Any, limits: style.Limits, side: Side) -> Any:
+def attach(panels: Sequence[Axes], mappable: ScalarMappable, limits: style.Limits, side: Side) -> Colorbar:
     """Draw a colorbar along the right or bottom edge of panels; it follows them wherever they are placed.
 
     Args:
@@ -31,7 +34,7 @@ def attach(panels: Sequence[Axes], mappable: Any, limits: style.Limits, side: Si
     fig = last.figure
     axes = last.inset_axes((1, 0, 0.1, 1))
 
-    def locate(_axes: Any, _renderer: Any) -> Any:
+    def locate(_axes: object, _renderer: object) -> Bbox:
         from matplotlib.transforms import Bbox
 
         dpi = fig.figure.dpi
@@ -57,7 +60,7 @@ def attach(panels: Sequence[Axes], mappable: Any, limits: style.Limits, side: Si
     return bar
 
 
-def thin(bar: Any, side: Side, room: float) -> None:
+def thin(bar: Colorbar, side: Side, room: float) -> None:
     """Leave out the middle number of a bar that is too short for three; those below a map stay inside of its width.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from .attribution_sample import Sample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Colormap
 
 PAPER: Final = 0.65
 """The shade of gray on which a colorbar shows the colors of an overlay: the middle of the underlay's."""
@@ -26,7 +28,9 @@ def show_picture(axes: Axes, picture: Array) -> None:
     frame(axes)
 
 
-def show_map(axes: Axes, values: Array, limits: Limits, colors: Any, *, picture: Array | None) -> tuple[Any, Array]:
+def show_map(
+    axes: Axes, values: Array, limits: Limits, colors: Colormap, *, picture: Array | None
+) -> tuple[ScalarMappable, Array]:
     """Draw a map in colors; over a picture, the opacity is |value| relative to the end of the scale.
 
     Args:
@@ -50,7 +54,7 @@ def show_map(axes: Axes, values: Array, limits: Limits, colors: Any, *, picture:
     return (image if picture is None else _as_seen(colors, limits)), alpha
 
 
-def _as_seen(colors: Any, limits: Limits) -> Any:
+def _as_seen(colors: Colormap, limits: Limits) -> ScalarMappable:
     """The colors of an overlay as they appear on middle gray, so that the colorbar matches the picture."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -12,7 +10,7 @@ from layerlens.errors import PlotError
 from ..style import Array
 
 
-def finite_array(values: Any, what: str) -> Array:
+def finite_array(values: object, what: str) -> Array:
     """A numpy copy of a tensor or array of finite numbers; gradients are left behind, bfloat16 becomes float32.
 
     Raises:
@@ -47,7 +45,7 @@ def finite_array(values: Any, what: str) -> Array:
     return copy
 
 
-def picture(image: Any, what: str = "the picture", *, channels_first: bool = False) -> Array:
+def picture(image: object, what: str = "the picture", *, channels_first: bool = False) -> Array:
     """Read one picture for showing: brightness 0..1, `(height, width)` or `(height, width, 3)`.
 
     Taken are `(height, width)`, `(channel, height, width)` and `(height, width, channel)`, in 0..1, in 0..255, or

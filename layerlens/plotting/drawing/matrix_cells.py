@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from . import text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 LONGEST_NAME: Final = 1.1
 """Inches of the name of a column."""
@@ -82,7 +83,7 @@ def together(values: Array, width: float) -> tuple[Array, str]:
     return values, f"each cell: {' x '.join(said)}, the value farthest from 0." if said else ""
 
 
-def write(axes: Axes, image: Any, values: Array, size: tuple[float, float], *, forced: bool) -> None:
+def write(axes: Axes, image: AxesImage, values: Array, size: tuple[float, float], *, forced: bool) -> None:
     """Write the numbers into the cells, dark on light and light on dark.
 
     Args:
@@ -107,7 +108,8 @@ def write(axes: Axes, image: Any, values: Array, size: tuple[float, float], *, f
                 "('page' is 6.75), fewer rows or columns, or annotate=False."
             )
         return
-    shades = image.cmap(image.norm(values))[..., :3] @ np.array([0.2126, 0.7152, 0.0722])
+    colors: Array = np.asarray(image.cmap(image.norm(values)))
+    shades = colors[..., :3] @ np.array([0.2126, 0.7152, 0.0722])
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
             axes.text(

@@ -18,7 +18,7 @@ def renderer(dpi: float) -> Any:
     """What measures text, without a figure."""
     from matplotlib.backends.backend_agg import RendererAgg
 
-    return RendererAgg(8, 8, dpi)
+    return RendererAgg(8, 8, dpi)  # type: ignore[no-untyped-call]
 
 
 def _family() -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -16,6 +16,11 @@ from ..drawing import attribution_sample, bars, image_panels, images, text
 from ..drawing.canvas import GAP, Canvas
 from ..plot import Plot, figure
 from ..style import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+    from matplotlib.image import AxesImage
 
 BESIDE: Final = 0.9
 """Inches that the colorbar of a row takes with its numbers."""
@@ -35,7 +40,7 @@ def activation_mosaic(
     title: str | None = None,
     labels: Sequence[str] | None = None,
     colorbar: bool = True,
-    fig: Any = None,
+    fig: FigureBase | None = None,
 ) -> Plot:
     """Draw the strongest units of each layer: a row per layer, a tile per unit, one scale per row.
 
@@ -153,7 +158,7 @@ def _picture(one: ActivationMaps, sample: int) -> Array | None:
 
 def _tiles(
     canvas: Canvas, row: int, tiles: Array, titles: list[str], options: dict[str, Any], picture: Array | None
-) -> tuple[Any, Any]:
+) -> tuple[Axes, AxesImage]:
     """The input, where it is a picture, and a tile for each unit."""
     aspect = tiles.shape[1] / tiles.shape[2]
     if picture is not None:
@@ -165,7 +170,7 @@ def _tiles(
     return axes, image
 
 
-def _bar_place(canvas: Canvas, row: int, columns: int, last: Any) -> Any:
+def _bar_place(canvas: Canvas, row: int, columns: int, last: Axes) -> Axes:
     """The panel that a colorbar stands beside: the last column's, so that those of all rows stand below each other."""
     if canvas.panels[-1].column == columns - 1:
         return last
@@ -177,7 +182,7 @@ def _bar_place(canvas: Canvas, row: int, columns: int, last: Any) -> Any:
 
 def _steps(
     canvas: Canvas, row: int, one: ActivationMaps, tiles: Array, units: list[int], options: dict[str, Any]
-) -> tuple[Any, Any]:
+) -> tuple[Axes, AxesImage]:
     """Units as rows over tokens or time steps."""
     from matplotlib.ticker import MaxNLocator
 

@@ -14,10 +14,13 @@ from .. import style
 from ..drawing import attribution_sample, images, token_text
 from ..drawing.canvas import Canvas
 from ..plot import Plot, figure
+from ..style import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
+Heads = Sequence[int] | Literal["mean"] | None
 MOST_TOKENS: Final = 40
 """Tokens that are written beside a map; more would not be legible."""
 NARROWEST: Final = 0.5
@@ -34,7 +37,7 @@ def attention(
     sample: int = 0,
     *,
     layers: Sequence[str] | None = None,
-    heads: Sequence[int] | Literal["mean"] | None = None,
+    heads: Heads = None,
     width: style.Width | None = None,
     cmap: str | None = None,
     vmax: float | None = None,
@@ -42,7 +45,7 @@ def attention(
     title: str | None = None,
     labels: Sequence[str] | None = None,
     colorbar: bool = True,
-    fig: Any = None,
+    fig: FigureBase | None = None,
 ) -> Plot:
     """Draw attention as maps of queries (down) by keys (across): the heads of each layer beside each other.
 
@@ -129,20 +132,21 @@ def _columns(heads: int, inches: float) -> int:
     return -(-heads // rows)
 
 
-def _pooled(maps: Any, each: int) -> Any:
+def _pooled(maps: Array, each: int) -> Array:
     """The largest weight of each block of `each` queries and keys."""
     for axis in (1, 2) if each > 1 else ():
         maps = np.maximum.reduceat(maps, np.arange(0, maps.shape[axis], each), axis=axis)
     return maps
 
 
-def _maps(weights: AttentionWeights, name: str, sample: int, heads: Any) -> Any:
+def _maps(weights: AttentionWeights, name: str, sample: int, heads: Heads) -> Array:
     """The maps of one layer, `(head, query, key)`."""
     given = weights[name]
     row = attribution_sample.place(sample, len(given), f"the attention of {name!r}")
     values = images.finite_array(given[row], f"the attention of {name!r}")
     if heads == "mean":
-        return values.mean(axis=0, keepdims=True)
+        mean: Array = values.mean(axis=0, keepdims=True)
+        return mean
     count = len(values)
     listed = list(range(min(count, 12))) if heads is None else list(heads)
     if not listed or any(isinstance(head, str) or not -count <= head < count for head in listed):
@@ -150,11 +154,13 @@ def _maps(weights: AttentionWeights, name: str, sample: int, heads: Any) -> Any:
     return values[listed]
 
 
-def _head(heads: Any, column: int) -> int:
+def _head(heads: Heads, column: int) -> int:
     return column if heads is None else int(heads[column])
 
 
-def _name(axes: Axes, weights: AttentionWeights, layer: str, tokens: Any, shape: tuple[int, ...]) -> None:
+def _name(
+    axes: Axes, weights: AttentionWeights, layer: str, tokens: Sequence[str] | None, shape: tuple[int, ...]
+) -> None:
     """Write queries and keys beside a map."""
     queries, keys = weights.queries.get(layer), weights.keys.get(layer)
     axes.set_ylabel("query")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from ..drawing.attribution_sample import Channel, Sample
 from ..drawing.canvas import Canvas
 from ..plot import Plot
 from ..words import words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
 
 NARROWEST: Final = 1.05
 """Inches of figure for a panel: the numbers of its colorbar and a word of its title."""
@@ -39,7 +42,7 @@ def compare_methods(
     title: str | None = None,
     labels: Sequence[str] | None = None,
     colorbar: bool = True,
-    fig: Any = None,
+    fig: FigureBase | None = None,
 ) -> Plot:
     """Draw several methods on the same image, after the picture itself; each has its own scale, as units differ.
 

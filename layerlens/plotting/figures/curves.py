@@ -22,7 +22,7 @@ from ..words import words
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LINES: Final[tuple[Any, ...]] = ("-", "-.", (0, (7, 2)), (0, (5, 1, 1, 1, 1, 1)), ":", (0, (1, 2, 4, 2)), "-")
+LINES: Final[tuple[style.Line, ...]] = ("-", "-.", (0, (7, 2)), (0, (5, 1, 1, 1, 1, 1)), ":", (0, (1, 2, 4, 2)), "-")
 """Of the curves; fine dashes are left to chance."""
 CHANCE: Final = (0, (2.5, 1.8))
 MOST_MARKED: Final = 25
@@ -113,7 +113,7 @@ def curves(
         return canvas.finish(data)
 
 
-def _kinds(curve: Any) -> str:
+def _kinds(curve: object) -> str:
     if isinstance(curve, (list, tuple)):
         return f"[{', '.join(type(one).__name__ for one in curve)}]"
     return f"a {type(curve).__name__}"
@@ -172,7 +172,7 @@ def _lines(one: Curve) -> list[dict[str, Array]]:
     ]
 
 
-def _looks(index: int, count: int) -> tuple[Any, Any]:
+def _looks(index: int, count: int) -> tuple[Any, style.Line]:
     if count <= MOST_NAMED:
         return style.COLORS[index], LINES[index]
     import matplotlib

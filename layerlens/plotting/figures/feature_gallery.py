@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from ..style import Array
 from ..words import words
 from .top_inputs import Show, read_options, show_inputs
 
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
+
 
 @public
 def feature_gallery(
@@ -32,7 +35,7 @@ def feature_gallery(
     width: style.Width = "page",
     title: str | None = None,
     labels: Sequence[str] | None = None,
-    fig: Any = None,
+    fig: FigureBase | None = None,
 ) -> Plot:
     """Draw, for units of a layer, the picture made for each beside the samples of a data set that it responds to most.
 

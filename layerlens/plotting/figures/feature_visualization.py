@@ -18,6 +18,7 @@ from ..style import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
 
 @figure(FeatureVisualization, kind="images", usual=True)
@@ -31,7 +32,7 @@ def feature_visualization(
     clip: float = 99.5,
     title: str | None = None,
     labels: Sequence[str] | None = None,
-    fig: Any = None,
+    fig: FigureBase | None = None,
 ) -> Plot:
     """Draw the inputs that were made: pictures, series as heat maps over time, vectors as bars.
 

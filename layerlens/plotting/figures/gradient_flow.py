@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from layerlens.errors import OptionError, PlotError, choose
 from layerlens.results import LayerProfile, TrainingHistory
@@ -91,7 +91,7 @@ def gradient_flow(
     return layer_profile(profile, scale=scale, width=width, vmax=vmax, title=title, labels=labels, ax=ax)
 
 
-def _place(step: Any, history: TrainingHistory) -> int:
+def _place(step: int | str, history: TrainingHistory) -> int:
     """Where a step stands among those measured."""
     count = len(history)
     if isinstance(step, str):

@@ -17,9 +17,12 @@ from ..drawing.attribution_sample import Channel, Sample
 from ..drawing.canvas import Canvas
 from ..drawing.token_text import spelled
 from ..plot import Plot, figure
+from ..style import Array
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
 
 MOST_TOKENS: Final = 60
 MOST_FEATURES: Final = 40
@@ -30,7 +33,7 @@ def heatmap(
     attribution: Attribution,
     sample: int = 0,
     *,
-    overlay: Any = True,
+    overlay: bool | torch.Tensor | Array = True,
     channel: Channel = "sum",
     name: str | None = None,
     width: style.Width = "column",
@@ -111,7 +114,7 @@ def heatmap(
         return canvas.finish(data)
 
 
-def _series(canvas: Canvas, shown: Sample, limits: style.Limits, colors: Any, labels: Sequence[str] | None) -> Any:
+def _series(canvas: Canvas, shown: Sample, limits: style.Limits, colors: Colormap, labels: Sequence[str] | None) -> Any:
     rows = len(shown.values)
     axes = canvas.panel(height=min(max(0.09 * rows, 0.8), 2.6) if labels is None else bars.pitch_of(1) * rows)
     image = axes.imshow(
@@ -129,7 +132,7 @@ def _series(canvas: Canvas, shown: Sample, limits: style.Limits, colors: Any, la
     return axes, image
 
 
-def _bars(canvas: Canvas, shown: Sample, labels: Sequence[str] | None, vmax: float | None) -> Any:
+def _bars(canvas: Canvas, shown: Sample, labels: Sequence[str] | None, vmax: float | None) -> Array:
     if labels is not None:
         names = list(labels)
     elif shown.tokens is not None:

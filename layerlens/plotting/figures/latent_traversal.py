@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerlens.errors import OptionError, PlotError
 from layerlens.results import LatentTraversal
@@ -12,6 +12,9 @@ from .. import style
 from ..drawing import image_panels, images
 from ..drawing.canvas import Canvas
 from ..plot import Plot, figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
 
 
 @figure(LatentTraversal, kind="rows", usual=True)
@@ -23,7 +26,7 @@ def latent_traversal(
     width: style.Width = "page",
     title: str | None = None,
     labels: Sequence[str] | None = None,
-    fig: Any = None,
+    fig: FigureBase | None = None,
 ) -> Plot:
     """Draw the outputs along directions of the latent space: pictures from the smallest step to the largest.
 

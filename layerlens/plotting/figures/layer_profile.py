@@ -170,7 +170,7 @@ def _lines(axes: Axes, data: dict[str, Array], series: Sequence[str], scale: str
     return _keys(data, style.COLORS[0], style.COLORS[4])
 
 
-def _marks(axes: Axes, data: dict[str, Array], index: int, color: str, null: str, line: Any = "none") -> None:
+def _marks(axes: Axes, data: dict[str, Array], index: int, color: str, null: str, line: style.Line = "none") -> None:
     """Whiskers of the standard error and marks of the null."""
     rows = np.arange(len(data["values"]))
     if "error" in data:
@@ -185,7 +185,7 @@ def _marks(axes: Axes, data: dict[str, Array], index: int, color: str, null: str
         )  # fmt: skip
 
 
-def _keys(data: dict[str, Array], color: str, null: str, line: Any = "none") -> list[Any]:
+def _keys(data: dict[str, Array], color: str, null: str, line: style.Line = "none") -> list[Any]:
     from matplotlib.lines import Line2D
 
     keys = []

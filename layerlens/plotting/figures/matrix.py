@@ -20,6 +20,8 @@ from ..words import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.image import AxesImage
 
 
 @figure(Matrix, kind="matrix", usual=True)
@@ -105,7 +107,9 @@ def _read(found: Matrix) -> Array:
     return values
 
 
-def _names(found: Matrix, shape: tuple[int, ...], labels: Any) -> tuple[list[str], list[str]]:
+def _names(
+    found: Matrix, shape: tuple[int, ...], labels: tuple[Sequence[str], Sequence[str]] | None
+) -> tuple[list[str], list[str]]:
     if labels is not None and (isinstance(labels, str) or len(labels) != 2):
         raise PlotError("labels= of a matrix are two: the names of the rows, and the names of the columns.")
     rows, columns = (found.rows, found.columns) if labels is None else labels
@@ -162,7 +166,7 @@ def _size(canvas: Canvas, found: Matrix, shape: tuple[int, ...], rows: list[str]
     return across, min(max(shape[0] * pitch, 0.3), max(0.65 * canvas.width, 4.0))
 
 
-def _show(axes: Axes, drawn: Array, shape: tuple[int, ...], limits: Limits, colors: Any) -> Any:
+def _show(axes: Axes, drawn: Array, shape: tuple[int, ...], limits: Limits, colors: Colormap) -> AxesImage:
     if np.isnan(drawn).any():
         axes.add_patch(_hatched(xy=(0, 0), width=1, height=1, transform=axes.transAxes, zorder=0))
     rows, columns = shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from ..plot import Plot
 from ..style import Array, Limits
 from ..words import words
 from .compare_methods import common_picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
 
 
 @public
@@ -39,7 +42,7 @@ def method_grid(
     title: str | None = None,
     labels: Sequence[str] | None = None,
     colorbar: bool = True,
-    fig: Any = None,
+    fig: FigureBase | None = None,
 ) -> Plot:
     """Draw methods beside each other on several images, each picture first in its row; with a board, their numbers.
 

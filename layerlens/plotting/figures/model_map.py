@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ..style import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
 NARROWEST: Final = 2.2
 """Inches of a column of the tree."""
@@ -38,7 +39,7 @@ def model_map(
     width: style.Width = "page",
     vmax: float | None = None,
     title: str | None = None,
-    fig: Any = None,
+    fig: FigureBase | None = None,
 ) -> Plot:
     """Draw the layers of a model as an indented tree, with a bar and a number for each.
 

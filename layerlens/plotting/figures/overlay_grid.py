@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from layerlens.errors import OptionError, PlotError
 from layerlens.results import Attribution
@@ -13,6 +13,9 @@ from ..drawing import attribution_sample, image_panels
 from ..drawing.attribution_sample import Channel, Sample
 from ..drawing.canvas import Canvas
 from ..plot import Plot, figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
 
 NARROWEST: Final = 1.9
 """Inches of figure for a pair."""
@@ -33,7 +36,7 @@ def overlay_grid(
     title: str | None = None,
     labels: Sequence[str] | None = None,
     colorbar: bool = True,
-    fig: Any = None,
+    fig: FigureBase | None = None,
 ) -> Plot:
     """Draw one method on several images: each input picture beside its map, on one shared scale.
 

@@ -13,6 +13,7 @@ from .. import style
 from ..drawing import attribution_sample, image_panels, images
 from ..drawing.canvas import Canvas
 from ..plot import Plot, figure
+from ..style import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,14 +89,14 @@ def receptive_field(
         return canvas.finish(data)
 
 
-def _picture(field: ReceptiveField, row: int, size: tuple[int, ...]) -> Any:
+def _picture(field: ReceptiveField, row: int, size: tuple[int, ...]) -> Array | None:
     inputs = field.inputs
     if inputs is None or inputs.ndim != 4 or tuple(inputs.shape[-2:]) != size:
         return None
     return images.picture(inputs[row], "the input", channels_first=True)
 
 
-def _outline(axes: Axes, box: Any) -> None:
+def _outline(axes: Axes, box: Array) -> None:
     from matplotlib.patches import Rectangle
 
     (top, bottom), (left, right) = box
@@ -113,7 +114,7 @@ def _outline(axes: Axes, box: Any) -> None:
     )
 
 
-def _line(canvas: Canvas, values: Any, box: Any) -> None:
+def _line(canvas: Canvas, values: Array, box: Array) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes = canvas.panel(height=1.0)

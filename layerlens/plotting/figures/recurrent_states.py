@@ -20,6 +20,7 @@ from ..words import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
 OPEN: Final = style.Limits(0.0, 1.0, False, "")
 
@@ -38,7 +39,7 @@ def recurrent_states(
     clip: float = 99.5,
     title: str | None = None,
     colorbar: bool = True,
-    fig: Any = None,
+    fig: FigureBase | None = None,
 ) -> Plot:
     """Draw units over time: a heat map for each quantity, and lines for the mean of each gate over all units.
 

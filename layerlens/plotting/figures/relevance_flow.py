@@ -18,6 +18,7 @@ from ..style import Array
 from ..words import words
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.axes import Axes
 
 ENDS: Final = "#4D4D4D"
@@ -115,7 +116,7 @@ def relevance_flow(
 
 
 def _rows(relevance: Relevance | Ledger, ledger: Ledger, sample: int | None, most: int) -> list[Row]:
-    def amount(values: Any, what: str) -> float:
+    def amount(values: torch.Tensor, what: str) -> float:
         array = images.finite_array(values, what)
         return float(array.sum(dtype=np.float64) if sample is None else array[sample])
 
@@ -193,7 +194,7 @@ def _draw(axes: Axes, data: dict[str, Array], rows: list[Row]) -> list[Any]:
 
 
 def _note(ledger: Ledger, sample: int | None) -> str:
-    def text(values: Any) -> str:
+    def text(values: torch.Tensor) -> str:
         return style.number(float(values.sum() if sample is None else values[sample]))
 
     score, inputs = (

@@ -101,7 +101,7 @@ def sensitivity(
         return canvas.finish(data)
 
 
-def _series(ranking: Ranking, series: Any) -> tuple[list[int], list[str]]:
+def _series(ranking: Ranking, series: str | int | Sequence[str | int] | None) -> tuple[list[int], list[str]]:
     """Numbers and names of the series to draw."""
     count = ranking.values.reshape(len(ranking.items), -1).shape[1] if len(ranking.items) else 0
     names = list(ranking.series) or [f"series {index}" for index in range(count)]

@@ -6,7 +6,7 @@ import base64
 import html
 from typing import Any, Final
 
-from layerlens.results import ActivationMaps, AttentionWeights, Attribution, RecurrentStates
+from layerlens.results import ActivationMaps, AttentionWeights, Attribution, RecurrentStates, Result
 
 from ..drawing import attribution_sample
 from ..plot import figures_of, plot
@@ -17,7 +17,7 @@ DPI: Final = 144
 """Dots per inch of the picture; it is shown at 96, so that it is sharp on fine screens."""
 
 
-def thumbnail(result: Any) -> str:
+def thumbnail(result: Result) -> str:
     """The first figure of a result as an image, or its text with colored tokens; `""` where it has no figure.
 
     Of a batch it shows the first sample, of several inputs the first, of attention the mean over the heads.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from ..plot import Plot, figure
 from ..style import Array
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
 MOST_STEPS: Final = 2000
 """Colors along the time axis; more than a page has dots."""
@@ -34,7 +36,7 @@ def timeseries(
     *,
     channels: Sequence[int] | None = None,
     count: int = 6,
-    signal: Any = None,
+    signal: torch.Tensor | Array | None = None,
     rate: float | None = None,
     name: str | None = None,
     width: style.Width = "page",
@@ -44,7 +46,7 @@ def timeseries(
     title: str | None = None,
     labels: Sequence[str] | None = None,
     colorbar: bool = True,
-    fig: Any = None,
+    fig: FigureBase | None = None,
 ) -> Plot:
     """Draw a series over its relevance: a panel for each channel, its signal as a line on colored time steps.
 
@@ -140,7 +142,12 @@ def _read(attribution: Attribution, sample: int, name: str | None) -> tuple[Samp
 
 
 def _signal(
-    attribution: Attribution, shown: Sample, values: Array, signal: Any, sample: int, name: str | None
+    attribution: Attribution,
+    shown: Sample,
+    values: Array,
+    signal: torch.Tensor | Array | None,
+    sample: int,
+    name: str | None,
 ) -> Array:
     """What is drawn as lines, `(channel, time)`."""
     kept = attribution.inputs

@@ -16,9 +16,11 @@ from ..drawing import text, token_text
 from ..drawing.canvas import MARGIN, Canvas
 from ..drawing.token_text import Piece
 from ..plot import Plot, figure
+from ..style import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
 
 EDGE: Final = 0.02
 """Inches from the edge of a cell to its text."""
@@ -152,7 +154,7 @@ def _placed(found: Sequence[Piece], room: float) -> list[_Cell]:
     return cells
 
 
-def _draw(axes: Axes, cells: Sequence[_Cell], pitch: float, limits: style.Limits, colors: Any) -> None:
+def _draw(axes: Axes, cells: Sequence[_Cell], pitch: float, limits: style.Limits, colors: Colormap) -> None:
     from matplotlib.collections import LineCollection, PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -179,12 +181,12 @@ def _draw(axes: Axes, cells: Sequence[_Cell], pitch: float, limits: style.Limits
     axes.add_collection(LineCollection(under, colors=inks, linewidths=0.6), autolim=False)
 
 
-def text_color(fill: Any) -> str:
+def text_color(fill: Sequence[float] | Array) -> str:
     """White on dark cells, ink on light ones."""
     return "white" if float(np.dot(fill[:3], (0.2126, 0.7152, 0.0722))) < 0.45 else style.INK
 
 
-def _mappable(limits: style.Limits, colors: Any) -> Any:
+def _mappable(limits: style.Limits, colors: Colormap) -> Any:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 

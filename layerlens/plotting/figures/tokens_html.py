@@ -6,7 +6,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -17,7 +17,11 @@ from .. import style
 from ..drawing import token_text
 from ..drawing.attribution_sample import Sample
 from ..drawing.token_text import Piece
+from ..style import Array
 from .tokens import LEFT_OUT, text_color
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
 
 PAPER: Final = f"background:#FFFFFF;color:{style.INK};padding:.6em .8em;border-radius:4px;font:14px/1.9 sans-serif"
 """White paper also on a dark page: the colors of the scale are made for it."""
@@ -84,7 +88,7 @@ def tokens_html(
     return f'<div role="group" aria-label="{described}" style="{PAPER}">{"".join(parts)}</div>'
 
 
-def _span(piece: Piece, limits: style.Limits, colors: Any, units: str) -> str:
+def _span(piece: Piece, limits: style.Limits, colors: Colormap, units: str) -> str:
     value = f"{style.number(piece.value)} {units}"
     if piece.count:
         look, hover = f"background:{LEFT_OUT};color:{style.INK}", f"{piece.count} tokens, sum: {value}"
@@ -98,7 +102,7 @@ def _span(piece: Piece, limits: style.Limits, colors: Any, units: str) -> str:
     return f'{space}<span style="{look};padding:.15em .1em" title="{html.escape(hover)}">{escaped}</span>{end}'
 
 
-def _scale(limits: style.Limits, colors: Any, units: str, *, negative: bool) -> str:
+def _scale(limits: style.Limits, colors: Colormap, units: str, *, negative: bool) -> str:
     stops = ",".join(_hex(colors(place)) for place in np.linspace(0, 1, 9))
     bar = f"display:inline-block;width:12em;height:.7em;margin:0 .5em;background:linear-gradient(to right,{stops})"
     label = ", ".join([units, *[limits.note] * bool(limits.note), *["underlined: negative"] * negative])
@@ -116,7 +120,7 @@ def _described(shown: Sample, heading: str) -> str:
     return f"{heading or shown.what}; strongest of {len(names)} tokens, in {shown.units}: {strongest}"
 
 
-def _hex(color: Any) -> str:
+def _hex(color: Sequence[float] | Array) -> str:
     return "#" + "".join(f"{round(255 * float(part)):02x}" for part in color[:3])
 
 

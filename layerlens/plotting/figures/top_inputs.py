@@ -20,6 +20,7 @@ from ..words import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
 Show = Literal["crop", "mask", "input"]
 
@@ -34,7 +35,7 @@ def top_inputs(
     width: style.Width = "page",
     title: str | None = None,
     labels: Sequence[str] | None = None,
-    fig: Any = None,
+    fig: FigureBase | None = None,
 ) -> Plot:
     """Draw the samples that units respond to most: a row per unit, strongest first.
 

@@ -19,6 +19,7 @@ from ..words import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
 
 MOST_LOGGED: Final = 3
 LOGGED: Final = 0.5
@@ -172,7 +173,7 @@ def _size(canvas: Canvas, names: list[str]) -> tuple[float, float]:
     return across, min(max(len(names) * pitch, 0.4), max(0.9 * canvas.width, 4.0))
 
 
-def _show(axes: Axes, drawn: Array, values: Array, limits: Limits | None, colors: Any) -> tuple[Any, list[Any]]:
+def _show(axes: Axes, drawn: Array, values: Array, limits: Limits | None, colors: Colormap) -> tuple[Any, list[Any]]:
     """Draw the cells; returns the image, for a colorbar, and the keys of the marks."""
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.patches import Patch

@@ -91,7 +91,7 @@ class Attribution(Result):
         """A pandas DataFrame with a row for each value: input where there are several, sample, place, token, value."""
         return rows(self.values, self.axes, self.tokens)
 
-    def __add__(self, other: Any) -> Attribution:
+    def __add__(self, other: object) -> Attribution:
         """The sum with another attribution of the same inputs in the same units, as of the sum of both targets.
 
         Checks, standard errors and what belongs to a method alone are left out.
@@ -101,7 +101,7 @@ class Attribution(Result):
         """
         return combined(Attribution, self, other, "+") if isinstance(other, Attribution) else NotImplemented
 
-    def __sub__(self, other: Any) -> Attribution:
+    def __sub__(self, other: object) -> Attribution:
         """The difference from another attribution of the same inputs in the same units; see `+`.
 
         Of two targets of a method that is linear in the score it is the attribution of their difference; of two

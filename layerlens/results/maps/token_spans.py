@@ -6,7 +6,7 @@ import functools
 import itertools
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import torch
 
@@ -104,7 +104,7 @@ def span_groups(tokens: Sequence[str] | None, spans: Sequence[Span], count: int)
     return [_found(tokens, span, count) if isinstance(span, str) else _checked(span, count) for span in spans]
 
 
-def _checked(span: Any, count: int) -> Group:
+def _checked(span: object, count: int) -> Group:
     pair = tuple(span) if isinstance(span, (tuple, list)) else ()
     if len(pair) != 2 or not all(isinstance(end, int) and not isinstance(end, bool) for end in pair):
         raise InputError(f"a span is (start, stop) or a part of the text, got {span!r}.")

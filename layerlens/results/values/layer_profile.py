@@ -70,7 +70,7 @@ class LayerProfile(Explained):
         """The values as a numpy array."""
         return as_array(self.values)
 
-    def __sub__(self, other: Any) -> LayerProfile:
+    def __sub__(self, other: object) -> LayerProfile:
         """How much larger each layer's value is here than in another profile of the same quantity and layers.
 
         The standard error is that of independent measurements: too large where both saw the same samples. The null and
