@@ -44,6 +44,14 @@ SHARED = {
     "fig": "figure or subfigure to draw into, in its size; None makes one.",
     "width": '`"column"` (3.25 in), `"page"` (6.75 in), or inches.',
     "title": 'None for method and target, `""` for none.',
+    "sample": "which sample of the batch.",
+    "name": "which input, if there are several.",
+    "channel": 'how channels become one number: `"sum"`, `"abs"` (sum of absolute values), or the index of one.',
+    "cmap": "matplotlib colormap; None is RdBu_r for signed values and magma for magnitudes.",
+    "vmax": "end of the scale or axis; None fits the data.",
+    "clip": "percentile of |value| where colors saturate, stated at the colorbar.",
+    "colorbar": "whether to draw the colorbar.",
+    "scale": '`"linear"` or `"log"`.',
 }
 """Parameter -> its description, where several functions share it."""
 

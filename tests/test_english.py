@@ -79,6 +79,7 @@ NAMES = {
 """Words in names of functions, classes, arguments and variables that explain nothing, for `--names`."""
 
 ALLOWED: list[tuple[str, str, str]] = [
+    (r"layerlens/plotting/(plot|style)\.py", r"colours|COLOURS", "an old name that is still accepted"),
     (r"docs/faithfulness\.md", r"control: centre", "a row of benchmarks/faithfulness.md, as it was measured"),
     (r"notebooks/which_method\.py", r"^centre$", "the name of a control"),
 ]

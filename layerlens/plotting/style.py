@@ -88,7 +88,7 @@ RC: Final[dict[Any, Any]] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "layerlens",
 }
-"""Settings under which every figure is drawn and saved; those of the user come back after."""
+"""Settings under which every figure is drawn and saved; the user's are restored afterwards."""
 
 
 def inches(width: Width) -> float:
@@ -269,7 +269,11 @@ def _changed(
     signed: str | None,
     rc: dict[Any, Any],
 ) -> dict[str, Any]:
-    """The names of `style` that change, with their new values."""
+    """The names of `style` that change, with their new values.
+
+    Raises:
+        OptionError: if a value is not one that matplotlib knows.
+    """
     import matplotlib
     from matplotlib.colors import is_color_like
     from matplotlib.font_manager import get_font_names

@@ -24,13 +24,13 @@ def combined(kind: type[Attribution], first: Attribution, second: Attribution, s
     Raises:
         InputError: when inputs, shapes, units, layers or signs do not agree.
     """
-    _check_alike(first, second, WORDS[sign])
+    _check_compatible(first, second, WORDS[sign])
     count = len(first.score)
     sides = [[one.target_of(row) for row in range(count)] for one in (first, second)]
     targets = tuple(f"{one} {sign} {two}" for one, two in zip(*sides, strict=True))
     fields = {field.name: getattr(first, field.name) for field in dataclasses.fields(kind)}
     fields |= {
-        "values": _each(first.values, second.values, sign),
+        "values": _combined_values(first.values, second.values, sign),
         "signed": first.signed or sign == "-",
         "target": f"{first.target} {sign} {second.target}",
         "targets": None if first.targets is second.targets is None else targets,
@@ -46,12 +46,12 @@ def combined(kind: type[Attribution], first: Attribution, second: Attribution, s
     return kind(**fields)
 
 
-def _check_alike(first: Attribution, second: Attribution, verb: str) -> None:
+def _check_compatible(first: Attribution, second: Attribution, verb: str) -> None:
     start = f"cannot {verb} these attributions"
     if first.units != second.units:
         raise InputError(
             f"{start}: one is in {first.units!r}, the other in {second.units!r}. Numbers in different units have no "
-            f"common scale; put the maps beside each other: plotting.compare_methods([a, b])."
+            f"common scale; draw the maps side by side: plotting.compare_methods([a, b])."
         )
     if first.signed != second.signed:
         raise InputError(
@@ -59,7 +59,7 @@ def _check_alike(first: Attribution, second: Attribution, verb: str) -> None:
         )
     shapes = [_shapes(one.values) for one in (first, second)]
     if shapes[0] != shapes[1]:
-        raise InputError(f"{start}: their values have different shapes, {_told(first)} and {_told(second)}.")
+        raise InputError(f"{start}: their values have different shapes, {_described(first)} and {_described(second)}.")
     places = [one.settings.get("where") for one in (first, second)]
     if places[0] != places[1] or first.axes != second.axes:
         raise InputError(
@@ -71,7 +71,7 @@ def _check_alike(first: Attribution, second: Attribution, verb: str) -> None:
             f"{start}: their scores have shapes {tuple(first.score.shape)} and {tuple(second.score.shape)}."
         )
     for name, one, two in (("inputs", first.inputs, second.inputs), ("tokens", first.tokens, second.tokens)):
-        if one is not None and two is not None and not _same(one, two):
+        if one is not None and two is not None and not _equal(one, two):
             raise InputError(f"{start}: they are of different {name}. Make both of the same batch, in the same order.")
 
 
@@ -79,21 +79,21 @@ def _shapes(values: Values) -> object:
     return {name: part.shape for name, part in values.items()} if isinstance(values, Mapping) else values.shape
 
 
-def _told(one: Attribution) -> str:
+def _described(one: Attribution) -> str:
     if isinstance(one.values, torch.Tensor):
         return describe(one.values)
     return "; ".join(f"{name} {describe(values)}" for name, values in one.values.items())
 
 
-def _same(one: object, two: object) -> bool:
+def _equal(one: object, two: object) -> bool:
     if isinstance(one, Mapping) and isinstance(two, Mapping):
-        return one.keys() == two.keys() and all(_same(one[name], two[name]) for name in one)
+        return one.keys() == two.keys() and all(_equal(one[name], two[name]) for name in one)
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
         return one.shape == two.shape and torch.equal(one, two.to(one.device, one.dtype))
     return bool(one == two)
 
 
-def _each(one: Values, two: Values, sign: str) -> Values:
+def _combined_values(one: Values, two: Values, sign: str) -> Values:
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
         return one + two if sign == "+" else one - two
     one, two = cast(dict[str, torch.Tensor], one), cast(dict[str, torch.Tensor], two)
@@ -107,7 +107,7 @@ def _joined(one: str, two: str, sign: str) -> str:
 
 def _settings(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
     """What both share, and what each has for itself."""
-    shared = {name: value for name, value in one.items() if name in two and _same(value, two[name])}
+    shared = {name: value for name, value in one.items() if name in two and _equal(value, two[name])}
     own = [{name: value for name, value in each.items() if name not in shared} for each in (one, two)]
     return {**shared, **{name: rest for name, rest in zip(("first", "second"), own, strict=True) if rest}}
 

@@ -80,7 +80,7 @@ class Result:
         raise NotImplementedError
 
     def details(self) -> list[tuple[str, str]]:
-        """More of the same for notebooks, where there is room: what it took."""
+        """More rows for notebooks, where there is room: the cost."""
         cost = getattr(self, "cost", "")
         return [("cost", cost)] if cost else []
 
@@ -99,7 +99,7 @@ class Result:
         return f"<div>{self._picture()}{''.join(parts)}</div>"
 
     def _picture(self) -> str:
-        """A small figure as HTML; where it cannot be drawn, why: the numbers beside it must be seen all the same."""
+        """A small figure as HTML, or why it cannot be drawn: the numbers next to it are shown in any case."""
         try:
             from layerlens import plotting
 

@@ -22,7 +22,11 @@ FORMAT = "layerlens-result/1"
 
 
 def write(path: str | os.PathLike[str], value: object) -> Path:
-    """Write a result dataclass to `path` in one step: a reader sees the old file or the whole new one."""
+    """Write a result dataclass to `path` in one step: a reader sees the old file or the whole new one.
+
+    Raises:
+        ResultFileError: if the folder does not exist.
+    """
     path = Path(path)
     if path.suffix != ".npz":
         path = path.with_name(path.name + ".npz")
@@ -60,7 +64,7 @@ def read(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -> Any:
     ) as error:
         if isinstance(error, ResultFileError):
             raise
-        raise ResultFileError(f"{path} is no result of layerlens, or is damaged ({error}).") from error
+        raise ResultFileError(f"{path} is not a result of layerlens, or is damaged ({error}).") from error
 
 
 def _encode(value: object, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:

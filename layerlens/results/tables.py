@@ -22,8 +22,8 @@ def rows(
     Args:
         values: `(batch, ...)`, or by input name.
         axes: names of the axes, the batch first; None, or a number of names that does not fit, counts them.
-        tokens: of each sample, for values `(batch, token)` and `(batch, token, ...)`; those of a shorter text may be
-            fewer, and get the empty text.
+        tokens: tokens of each sample, for values `(batch, token)` and `(batch, token, ...)`; a shorter text may have
+            fewer, and gets the empty text.
 
     Raises:
         MissingPackage: when pandas is not installed.

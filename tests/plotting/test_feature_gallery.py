@@ -43,7 +43,7 @@ def test_targets_with_other_names_are_given_their_units():
 @pytest.mark.parametrize(
     "pictures, top, options, error, expected",
     [
-        (made(2, 3, 6, 6), tops(3, 2), {}, PlotError, r"'class 0' is no unit of layer 'blocks.0'.*neuron.*units="),
+        (made(2, 3, 6, 6), tops(3, 2), {}, PlotError, r"'class 0' is not a unit of layer 'blocks.0'.*neuron.*units="),
         (made(1, 3, 6, 6, targets=("unit 1 of blocks.1",)), tops(3, 2), {}, PlotError, "'unit 1 of blocks.1' is no"),
         (made(2, 3, 6, 6), tops(3, 2), {"units": [1]}, PlotError, r"1 units for 2 targets \(class 0, class 1\)"),
         (made(1, 3, 6, 6), tops(3, 2), {"units": [9]}, OptionError, "unit 9"),

@@ -345,10 +345,10 @@ def test_a_pickle_is_not_read(tmp_path):
 
     path = tmp_path / "trap.npz"
     path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(ResultFileError, match=r"trap\.npz is no result of layerlens, or is damaged"):
+    with pytest.raises(ResultFileError, match=r"trap\.npz is not a result of layerlens, or is damaged"):
         load(path)
     np.savez(path, description=np.array([Trap()], dtype=object))
-    with pytest.raises(ResultFileError, match=r"trap\.npz is no result of layerlens, or is damaged"):
+    with pytest.raises(ResultFileError, match=r"trap\.npz is not a result of layerlens, or is damaged"):
         load(path)
 
 
@@ -389,7 +389,7 @@ def damage(path, how):
 def test_a_damaged_file_says_so(how, tmp_path):
     path = attribution().save(tmp_path / "r.npz")
     damage(path, how)
-    with pytest.raises(ResultFileError, match=r"r\.npz is no result of layerlens, or is damaged \("):
+    with pytest.raises(ResultFileError, match=r"r\.npz is not a result of layerlens, or is damaged \("):
         load(path)
     gc.collect()  # a file that numpy left open would warn here
 
@@ -406,7 +406,7 @@ def test_another_format_and_another_class(tmp_path):
         load(path)
     text = json.dumps({"format": "layerlens-result/1", "value": {"class": "Popen", "fields": {}}})
     np.savez(path, description=np.frombuffer(text.encode(), dtype=np.uint8))
-    with pytest.raises(ResultFileError, match=r"is no result of layerlens, or is damaged \('Popen'\)"):
+    with pytest.raises(ResultFileError, match=r"is not a result of layerlens, or is damaged \('Popen'\)"):
         load(path)
 
 

@@ -82,7 +82,7 @@ def read(attribution: Attribution, sample: int, *, channel: Channel = "sum", nam
     what = f"the {attribution.method} attribution"
     if values.ndim == 0 or values.ndim == 1:
         raise PlotError(f"{what} has shape {tuple(values.shape)}; a figure needs (batch, ...) with places to show.")
-    sample = place(sample, len(values), what)
+    sample = sample_index(sample, len(values), what)
     form, axes = _form(attribution, values, inputs, what)
     array = images.finite_array(values[sample], f"{what} of sample {sample}")
     units, signed = attribution.units, attribution.signed
@@ -112,7 +112,7 @@ def read(attribution: Attribution, sample: int, *, channel: Channel = "sum", nam
     )
 
 
-def place(sample: int, size: int, what: str) -> int:
+def sample_index(sample: int, size: int, what: str) -> int:
     """The index of a sample, counted from the start.
 
     Raises:
@@ -162,7 +162,7 @@ def _form(
     named = f" with axes {axes}" if axes else ""
     raise PlotError(
         f"{what} has shape {shape}{named}; a figure shows (batch, channel, height, width), (batch, height, width), "
-        "(batch, time, feature), (batch, token) or (batch, feature). Take a slice of a volume or film, or sum over an "
+        "(batch, time, feature), (batch, token) or (batch, feature). Take a slice of a volume or video, or sum over an "
         "axis: dataclasses.replace(result, values=result.values[:, :, 8], inputs=None, axes=None)."
     )
 
@@ -207,7 +207,7 @@ DOTS: Final = 300
 """Pixels that an inch of figure shows."""
 
 
-def coarse(shown: Sequence[Sample], inches: float) -> tuple[list[Sample], str]:
+def averaged_to_fit(shown: Sequence[Sample], inches: float) -> tuple[list[Sample], str]:
     """Maps with no more than twice the pixels that a panel shows, averaged over blocks; with a note of it.
 
     Drawn as they are, most pixels of a map much larger than its panel would not be seen.

@@ -25,7 +25,7 @@ def along(axes: Axes, points: Array, scale: str, across: float) -> None:
 
     Args:
         axes: where.
-        points: of all curves.
+        points: points of all curves.
         scale: `"linear"`, `"log"` or `"symlog"`.
         across: width of the figure, in inches.
     """
@@ -55,7 +55,7 @@ def check_values(lines: Sequence[Array], yscale: str, ylim: tuple[float, float] 
         ylim: smallest and largest value, or None.
 
     Raises:
-        OptionError: for an unknown scale, or an `ylim` that is no range.
+        OptionError: for an unknown scale, or a `ylim` that is not a range.
         PlotError: when a logarithm of zero or less is asked for.
     """
     choose("yscale", yscale, ("linear", "log"))
@@ -74,7 +74,7 @@ def values(axes: Axes, yscale: str, ylim: tuple[float, float] | None) -> None:
 
     if yscale == "log":
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(bars.few_decades())
+        axes.yaxis.set_major_locator(bars.log_ticks())
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))

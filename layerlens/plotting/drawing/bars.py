@@ -70,7 +70,7 @@ def value_axis(axes: Axes, label: str, *, log: bool = False) -> None:
     axes.set_xlabel(label)
     if log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(few_decades())
+        axes.xaxis.set_major_locator(log_ticks())
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -80,7 +80,7 @@ def value_axis(axes: Axes, label: str, *, log: bool = False) -> None:
     axes.grid(axis="x", color="#E6E6E6", linewidth=0.5)
 
 
-def few_decades() -> Any:
+def log_ticks() -> Any:
     """Ticks of a log axis: at 1, 2 and 5 where it spans about two decades, else at powers of ten."""
     from matplotlib.ticker import LogLocator
 
@@ -127,8 +127,8 @@ def write_hidden(
         near = slice(row, row + every)
         found: dict[str, set[int]] = {}
         for value, (_, column) in zip(values[near][~shows[near]], np.argwhere(~shows[near]), strict=True):
-            found.setdefault(_spelled(value), set()).add(int(column))
-        hidden = ", ".join(_whose(value, columns, series) for value, columns in found.items())
+            found.setdefault(_written(value), set()).add(int(column))
+        hidden = ", ".join(_with_series(value, columns, series) for value, columns in found.items())
         if shows[near].any():
             covers = max(covers, text.width(hidden, style.SMALL) + 0.1)
         axes.annotate(
@@ -143,14 +143,14 @@ def write_hidden(
         axes.set_xlim(left=float(scale.inverted().transform((low - share * high) / (1 - share))))
 
 
-def _whose(value: str, columns: set[int], series: Sequence[str]) -> str:
+def _with_series(value: str, columns: set[int], series: Sequence[str]) -> str:
     """A value that is written, with the series that have it unless all do."""
     if len(columns) >= len(series):
         return value
     return f"{value} ({', '.join(series[column] for column in sorted(columns))})"
 
 
-def _spelled(value: float) -> str:
+def _written(value: float) -> str:
     return "NaN" if np.isnan(value) else style.number(float(value)).replace("inf", "infinite")
 
 

@@ -15,7 +15,7 @@ from layerlens.errors import OptionError, PlotError
 from .. import style
 from ..plot import Plot
 from . import text
-from .colorbar import LONGEST, Side, attach, thin
+from .colorbar import LONGEST, Side, attach, drop_middle_number
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -78,9 +78,9 @@ class Canvas:
     """Where a figure is drawn; a context in which the settings of all figures hold.
 
     Args:
-        width: of the figure; see `style.Width`.
-        ax: axes of the user to draw the one panel into, left in their place.
-        fig: figure or subfigure of the user to draw into; its size is kept.
+        width: width of the figure, see `style.Width`.
+        ax: axes of the user to draw the only panel into; they are not moved.
+        fig: figure or subfigure of the user; its size is kept.
     """
 
     def __init__(self, *, width: style.Width = "column", ax: Axes | None = None, fig: FigureBase | None = None) -> None:
@@ -109,7 +109,7 @@ class Canvas:
         self._settings.__enter__()
         if self.given is not None:
             self.fig = self.given.figure
-            self.width = 1.3 * self.given.bbox.width / self.dpi  # with names beside it
+            self.width = 1.3 * self.given.bbox.width / self.dpi  # with names on its left
         elif self.fig is None:
             self.fig = Figure(figsize=(self.width, self.width))
         else:
@@ -171,7 +171,7 @@ class Canvas:
     def colorbar(
         self, panels: Sequence[Axes], mappable: ScalarMappable, limits: style.Limits, units: str, side: Side
     ) -> None:
-        """Put a colorbar with its numbers beside or below panels."""
+        """Put a colorbar with its numbers to the right of panels or below them."""
         bar = attach(panels, mappable, limits, side)
         bar.ax.set_in_layout(self.given is not None)  # a canvas measures it for itself: it may belong to several rows
         note = f"({limits.note})" if limits.note else ""
@@ -203,7 +203,7 @@ class Canvas:
 
 
 def _lay_out(canvas: Canvas) -> None:
-    """Place all panels and texts; the height of a figure of our own follows from them.
+    """Place all panels and texts; the height of a figure made here follows from them.
 
     Raises:
         PlotError: when they do not fit.
@@ -257,7 +257,7 @@ def _break_text(canvas: Canvas) -> None:
         if text.width(line, style.SMALL) > room:
             line = f"{one.units}\n{one.note}".strip()
         one.label.set_text(text.wrap(line, style.SMALL, max(room, 0.7)))
-        thin(one.bar, one.side, room)
+        drop_middle_number(one.bar, one.side, room)
     for axes, handles in canvas.legends:
         _draw_legend(canvas, axes, handles)
 
@@ -319,8 +319,8 @@ def _place(canvas: Canvas, over: Overhang) -> None:
     # the title starts over the panels, unless names to their left would leave it little room
     indent = over.left[columns[0]]
     start = MARGIN + (indent if indent < 0.2 * canvas.width else 0)
-    heading = [_set(canvas, *one, canvas.width - start - MARGIN) for one in canvas.heading]
-    headers = {row: _set(canvas, *one, canvas.width - 2 * MARGIN) for row, one in canvas.headers.items()}
+    heading = [_write_line(canvas, *one, canvas.width - start - MARGIN) for one in canvas.heading]
+    headers = {row: _write_line(canvas, *one, canvas.width - 2 * MARGIN) for row, one in canvas.headers.items()}
     fixed = 2 * MARGIN + GAP * (len(rows) - 1) + sum(heading) + sum(headers.values())
     fixed += sum(over.top.values()) + sum(over.bottom.values())
     high = _fit(canvas, high, fixed)
@@ -346,7 +346,7 @@ def _place(canvas: Canvas, over: Overhang) -> None:
         y -= over.bottom[row] + GAP
 
 
-def _set(canvas: Canvas, artist: Text, line: str, size: float, room: float) -> float:
+def _write_line(canvas: Canvas, artist: Text, line: str, size: float, room: float) -> float:
     """Break a line over the panels to fit; returns the height that it takes, in inches."""
     artist.set_text(text.wrap(line, size, room))
     high: float = artist.get_window_extent(text.renderer(canvas.dpi)).height / canvas.dpi
@@ -354,7 +354,11 @@ def _set(canvas: Canvas, artist: Text, line: str, size: float, room: float) -> f
 
 
 def _fit(canvas: Canvas, high: dict[int, float], fixed: float) -> dict[int, float]:
-    """Give a figure of our own its height; shrink the panels to that of a given one."""
+    """Give our own figure its height; shrink the panels to the height of a given one.
+
+    Raises:
+        PlotError: if a given figure is too low.
+    """
     total = fixed + sum(high.values())
     if canvas.own:
         canvas.fig.set_size_inches(canvas.width, total)

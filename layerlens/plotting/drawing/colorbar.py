@@ -60,7 +60,7 @@ def attach(panels: Sequence[Axes], mappable: ScalarMappable, limits: style.Limit
     return bar
 
 
-def thin(bar: Colorbar, side: Side, room: float) -> None:
+def drop_middle_number(bar: Colorbar, side: Side, room: float) -> None:
     """Leave out the middle number of a bar that is too short for three; those below a map stay inside of its width.
 
     Args:

@@ -58,7 +58,7 @@ def picture(image: object, what: str = "the picture", *, channels_first: bool = 
         channels_first: whether the first axis is known to be the channels.
 
     Raises:
-        PlotError: when the shape is no picture's, channels could be first or last, or values are not finite.
+        PlotError: if the shape does not fit a picture, channels could be first or last, or values are not finite.
 
     Example:
         >>> picture(np.full((3, 4, 5), 255, dtype=np.uint8)).shape
@@ -112,7 +112,7 @@ def averaged(array: Array, each: int) -> Array:
 
     Args:
         array: `(height, width)` or `(height, width, 3)`.
-        each: of a block, in pixels.
+        each: rows and columns of a block.
 
     Example:
         >>> averaged(np.arange(6.0).reshape(2, 3), 2)

@@ -15,8 +15,8 @@ from ..style import Array, Limits
 
 LOGARITHMIC: Final = ("gradient norm", "update ratio", "weight norm", "activation std")
 """Quantities of which only positive values are expected; drawn on a log scale from one decade on."""
-DECADES: Final = 8
-"""Of a log scale, counted from its end, unless asked for more."""
+MOST_DECADES: Final = 8
+"""Decades of a log scale, counted from its end."""
 
 
 def limits(
@@ -51,7 +51,7 @@ def limits(
         spans = bool(positive.size) and positive.max() >= 10 * positive.min()
         log = quantity in LOGARITHMIC and (spans or not positive.size)
     if log:
-        return _decades(positive, vmax, percentile)
+        return _log_limits(positive, vmax, percentile)
     if not known.size:
         return None
     low = float(known.min())
@@ -66,12 +66,12 @@ def limits(
     return dataclasses.replace(shown, note=note, below=True)
 
 
-def _decades(positive: Array, vmax: float | None, percentile: float) -> Limits | None:
+def _log_limits(positive: Array, vmax: float | None, percentile: float) -> Limits | None:
     if not positive.size:
         return None
     largest, smallest = float(positive.max()), float(positive.min())
     high = float(np.percentile(positive, percentile)) if vmax is None else float(vmax)
-    low = max(smallest, high * 10.0**-DECADES)
+    low = max(smallest, high * 10.0**-MOST_DECADES)
     if not low < high:
         low = high / 10
     notes = [f"clipped at {percentile:g}%"] if vmax is None and high < largest else []

@@ -60,12 +60,12 @@ def _step(least: float) -> int:
     return next(digit * int(10**tens) for digit in (1, 2, 5, 10) if digit * 10**tens >= least)
 
 
-def together(values: Array, width: float) -> tuple[Array, str]:
-    """No more rows and columns than a figure shows: neighbors become the one farthest from zero; with a note of it.
+def pooled(values: Array, width: float) -> tuple[Array, str]:
+    """Pool neighboring cells to what a figure can show, as the one farthest from zero; return them with a note.
 
     Args:
         values: `(rows, columns)`.
-        width: of the figure, in inches.
+        width: width of the figure, in inches.
     """
     most, said = max(FEWEST_TOGETHER, int(PER_INCH * width)), []
     for axis, name in ((0, "rows"), (1, "columns")):
@@ -99,7 +99,7 @@ def write(axes: Axes, image: AxesImage, values: Array, size: tuple[float, float]
     height, across = size
     cell = across / values.shape[1], height / values.shape[0]
     fits = cell[1] >= style.SMALL * 1.2 / 72 and values.size <= MOST_NUMBERS
-    written = _alike(values) if fits else []
+    written = _same_decimals(values) if fits else []
     widest = max((text.width(one, style.SMALL) for row in written for one in row), default=0.0)
     if not fits or widest + 0.03 > cell[0]:
         if forced:
@@ -118,7 +118,7 @@ def write(axes: Axes, image: AxesImage, values: Array, size: tuple[float, float]
             )  # fmt: skip
 
 
-def _alike(values: Array) -> list[list[str]]:
+def _same_decimals(values: Array) -> list[list[str]]:
     """All numbers with as many decimals, so that they compare at a glance; powers of ten where that takes too many."""
     sizes = np.abs(values[~np.isnan(values)])
     decimals = max(0, min(2, 2 - int(np.floor(np.log10(sizes.max() or 1.0)))))

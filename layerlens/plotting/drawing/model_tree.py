@@ -28,7 +28,7 @@ class Row:
         level: how deep.
         value: its number; NaN where it has none, see `known`.
         known: whether it has a number.
-        path: of the layer, with `#1` for its second call.
+        path: path of the layer, with `#1` for its second call.
         below: numbers of the layers that are not drawn.
         hidden: how many those are.
     """
@@ -46,7 +46,12 @@ class Row:
 def read(
     table: LayerTable, profile: LayerProfile | None, quantity: Quantity, series: str | int
 ) -> tuple[dict[str, float], str, str]:
-    """Path (with `#1` for a second call) -> number; what it is, and how it was measured."""
+    """Return path (with `#1` for a second call) -> number, what the number is, and how it was measured.
+
+    Raises:
+        OptionError: if there is no such quantity or series.
+        PlotError: if there is no number, or a layer is not in the table.
+    """
     if profile is None:
         choose("quantity", quantity, OF_TABLE)
         found = {row.path: number for row in table.rows if (number := _of(row, quantity)) is not None}
@@ -66,7 +71,7 @@ def read(
     strange = [name for name in named if name.split(" #")[0] not in paths]
     if strange:
         raise PlotError(
-            f"{len(strange)} of the {len(named)} layers of the profile are no layers of {table.model}: "
+            f"{len(strange)} of the {len(named)} layers of the profile are not in {table.model}: "
             f"{', '.join(strange[:3])}. Give the table of the same model, or draw the profile: layer_profile."
         )
     what = f"{profile.quantity}, {profile.series[series]}" if profile.series else profile.quantity

@@ -81,7 +81,7 @@ def _lines(text: str, size: float, limit: float) -> list[str]:
 
 @functools.lru_cache(4096)
 def _drawn(letter: str, family: tuple[str, ...]) -> str:
-    """A letter, or its number where it is no sign or the font has none for it."""
+    """A letter, or its number if it is a control character or the font lacks it."""
     if unicodedata.category(letter).startswith("C"):
         return f"\\x{ord(letter):02x}"
     from matplotlib.font_manager import findfont, get_font
@@ -102,11 +102,11 @@ def visible(token: str) -> str:
     return "".join(_drawn(letter, family) for letter in shown) or "∅"
 
 
-def plain(name: str) -> str:
-    r"""A name with white space made visible where it would be lost: at its ends, and all that is no space.
+def printable(name: str) -> str:
+    r"""A name with white space made visible where it would be lost: at its ends, and all but spaces inside.
 
     Example:
-        >>> plain(" Paris"), plain("blocks.2 head 3"), plain("\n")
+        >>> printable(" Paris"), printable("blocks.2 head 3"), printable("\n")
         ('␣Paris', 'blocks.2 head 3', '↵')
     """
     core = name.strip(" ")

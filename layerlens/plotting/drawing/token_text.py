@@ -27,8 +27,8 @@ class Piece:
 
     Attributes:
         text: as it is read, without the markers of the tokenizer.
-        value: of the token; the sum of a run.
-        apart: whether a space stands before it.
+        value: value of the token, or the sum of a run.
+        apart: whether a space comes before it.
         ends: whether a line ends after it.
         count: how many tokens are left out; 0 for a token.
     """
@@ -96,7 +96,7 @@ def pieces(tokens: Sequence[str], values: Array, most: int | None) -> list[Piece
 
 
 def spelled(token: str) -> str:
-    """A token as it stands beside a bar or a map: what a tokenizer writes for a space is shown as one.
+    """A token as the name of a bar or of a row: the tokenizer's mark for a space is shown as one.
 
     Example:
         >>> spelled("Ġcapital"), spelled("##ing"), spelled("[CLS]")
@@ -106,14 +106,14 @@ def spelled(token: str) -> str:
 
 
 def _kept(values: Array, most: int | None) -> Array:
-    """Which tokens are shown: the strongest with those beside them, about `most`."""
+    """Which tokens are shown: the strongest with their neighbors, about `most`."""
     if most is None or len(values) <= most:
         return np.ones(len(values), dtype=bool)
     kept = np.zeros(len(values), dtype=bool)
-    beside = min(CONTEXT, (most - 1) // 2)
+    around = min(CONTEXT, (most - 1) // 2)
     count = 0
     for place in np.argsort(-np.abs(values), kind="stable").tolist():
-        window = slice(max(place - beside, 0), place + beside + 1)
+        window = slice(max(place - around, 0), place + around + 1)
         count += int((~kept[window]).sum())
         if count > most:
             break

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
     from matplotlib.image import AxesImage
 
-BESIDE: Final = 0.9
+BAR_WIDTH: Final = 0.9
 """Inches that the colorbar of a row takes with its numbers."""
 
 
@@ -44,29 +44,24 @@ def activation_mosaic(
 ) -> Plot:
     """Draw the strongest units of each layer: a row per layer, a tile per unit, one scale per row.
 
-    The strongest units are those whose mean activation over the places of this sample is largest. Units of a
-    transformer or recurrent layer are rows over its tokens or time steps; those of a dense layer are bars.
+    The strongest units have the largest mean activation over the places of the sample. Units of a transformer or
+    recurrent layer are rows over its tokens or time steps; units of a dense layer are bars.
 
     Args:
-        maps: of one layer or several, in the order of the rows.
-        sample: which of the batch.
-        count: how many units of each layer.
+        maps: maps of one layer or several, in the order of the rows.
+        count: number of units of each layer.
         picture: whether a row of tiles begins with the input, where the maps keep it.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
-        cmap: a matplotlib colormap; None is viridis, or RdBu_r for a layer with negative values.
-        vmax: largest value of every row's scale; None gives each row its own, from `clip`.
-        clip: percentile of |activation| where colors saturate; each colorbar says so.
-        title: None or `""` for none: the rows say what they are.
-        labels: one per row; None is the name of the layer and its size.
-        colorbar: whether to draw one for each row.
-        fig: figure or subfigure to draw into, in its size; None makes one.
+        cmap: matplotlib colormap; None is viridis, or RdBu_r for a layer with negative values.
+        vmax: end of every row's scale; None gives each row its own, from `clip`.
+        title: None or `""` for none: the rows name their contents.
+        labels: names of the rows; None is the name of the layer and its size.
 
     Returns:
-        The plot; `data` holds the tiles `(unit, *places)` of each row and `"units <label>"`, the units they are of.
+        The plot; `data` holds the tiles `(unit, *places)` of each row and `"units <label>"`, their units.
 
     Raises:
-        OptionError: when there is no such sample or colormap, or `count` is below 1.
-        PlotError: when there are no maps, or values cannot be drawn.
+        OptionError: if there is no such sample or colormap, or `count` is below 1.
+        PlotError: if there are no maps, or values cannot be drawn.
 
     Example:
         >>> import torch
@@ -90,7 +85,7 @@ def activation_mosaic(
     data: dict[str, Any] = {}
     clipped = False
     with Canvas(width=width, fig=fig) as canvas:
-        titles = _titles([units for _, units in chosen], (canvas.width - BESIDE) / columns)
+        titles = _titles([units for _, units in chosen], (canvas.width - BAR_WIDTH) / columns)
         for row, (one, (tiles, units)) in enumerate(zip(several, chosen, strict=True)):
             label = image_panels.unique(_label(one, len(units)) if labels is None else labels[row], data)
             canvas.header(row, label)
@@ -121,7 +116,7 @@ def activation_mosaic(
 
 
 def _titles(units: list[list[int]], across: float) -> list[list[str]]:
-    """The title of each tile: the bare number where the word does not fit beside it."""
+    """The title of each tile: the bare number where the word does not fit."""
     named = [[f"unit {unit}" for unit in row] for row in units]
     fits = max(text.width(name, style.SMALL) for row in named for name in row) <= across - GAP
     return named if fits else [[str(unit) for unit in row] for row in units]
@@ -131,11 +126,11 @@ def _strongest(one: ActivationMaps, sample: int, count: int) -> tuple[Array, lis
     if not isinstance(one, ActivationMaps):
         raise PlotError(f"activation_mosaic draws ActivationMaps, not a {type(one).__name__}.")
     what = f"the activation of layer {one.layer!r}"
-    values = images.finite_array(one.values[attribution_sample.place(sample, len(one.values), what)], what)
+    values = images.finite_array(one.values[attribution_sample.sample_index(sample, len(one.values), what)], what)
     if values.ndim not in (1, 2, 3):
         raise PlotError(
             f"{what} has shape {tuple(one.values.shape)}; a mosaic shows (batch, unit), (batch, unit, token) and "
-            "(batch, unit, height, width). Take a slice of a volume or film."
+            "(batch, unit, height, width). Take a slice of a volume or video."
         )
     means = values.reshape(len(values), -1).mean(axis=1)
     best = np.argsort(-means, kind="stable")[:count]
@@ -171,7 +166,7 @@ def _tiles(
 
 
 def _bar_place(canvas: Canvas, row: int, columns: int, last: Axes) -> Axes:
-    """The panel that a colorbar stands beside: the last column's, so that those of all rows stand below each other."""
+    """The panel to the left of a colorbar: the last column's, so that the colorbars of all rows are aligned."""
     if canvas.panels[-1].column == columns - 1:
         return last
     axes = canvas.panel(row, columns - 1, aspect=0.1)

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 Heads = Sequence[int] | Literal["mean"] | None
 MOST_TOKENS: Final = 40
-"""Tokens that are written beside a map; more would not be legible."""
+"""Tokens that are written next to a map; more would not be legible."""
 NARROWEST: Final = 0.5
-"""Inches of a map with the gap beside it."""
-BESIDE: Final = 0.6
+"""Inches of a map with the gap next to it."""
+BAR_WIDTH: Final = 0.6
 """Inches of the colorbar with its numbers."""
 PER_INCH: Final = 200
 """Dots that an inch of a map shows."""
@@ -47,32 +47,26 @@ def attention(
     colorbar: bool = True,
     fig: FigureBase | None = None,
 ) -> Plot:
-    """Draw attention as maps of queries (down) by keys (across): the heads of each layer beside each other.
+    """Draw attention as maps of queries (down) by keys (across): the heads of each layer side by side, on one scale.
 
-    The tokens are written beside the maps where there is one map of each layer and at most 40 of them. One scale for
-    all maps. Of more tokens than a panel has dots for, neighbors are drawn together, as their largest weight; a note
-    says so.
+    Tokens are written next to the maps if there is one map of each layer and at most 40 tokens. If a panel has fewer
+    dots than tokens, neighbors are drawn together, as their largest weight; a note says so.
 
     Args:
-        weights: of some layers.
-        sample: which of the batch.
-        layers: which, from top to bottom; None for all, at most 12.
-        heads: which, from left to right; None for all, at most 12; `"mean"` for their mean.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for more than one head.
-        cmap: a matplotlib colormap; None is viridis.
-        vmax: end of the scale; None takes it from `clip`.
-        clip: percentile of the weights where colors saturate.
-        title: None or `""` for none: the rows say what they are.
-        labels: the tokens; None takes those that a tokenizer told.
-        colorbar: whether to draw it.
-        fig: figure or subfigure to draw into, in its size; None makes one.
+        weights: attention of some layers.
+        layers: layers from top to bottom; None for all, at most 12.
+        heads: heads from left to right; None for all, at most 12; `"mean"` for their mean.
+        width: ... None is the page for more than one head.
+        cmap: matplotlib colormap; None is viridis.
+        title: None or `""` for none: the rows name their contents.
+        labels: the tokens; None takes those of the tokenizer.
 
     Returns:
         The plot; `data` holds the maps `(head, query, key)` of each layer.
 
     Raises:
-        OptionError: when there is no such sample, layer or head.
-        PlotError: when the labels do not fit, or there is no map.
+        OptionError: if there is no such sample, layer or head.
+        PlotError: if the labels do not fit, or there is no map.
 
     Example:
         >>> import torch
@@ -127,8 +121,8 @@ def attention(
 
 
 def _columns(heads: int, inches: float) -> int:
-    """Heads beside each other, none too narrow, with the last row as full as can be."""
-    rows = -(-heads // int(max((inches - BESIDE) / NARROWEST, 1)))
+    """Heads in a row, none too narrow, with the last row as full as can be."""
+    rows = -(-heads // int(max((inches - BAR_WIDTH) / NARROWEST, 1)))
     return -(-heads // rows)
 
 
@@ -140,9 +134,13 @@ def _pooled(maps: Array, each: int) -> Array:
 
 
 def _maps(weights: AttentionWeights, name: str, sample: int, heads: Heads) -> Array:
-    """The maps of one layer, `(head, query, key)`."""
+    """The maps of one layer, `(head, query, key)`.
+
+    Raises:
+        OptionError: if there is no such head.
+    """
     given = weights[name]
-    row = attribution_sample.place(sample, len(given), f"the attention of {name!r}")
+    row = attribution_sample.sample_index(sample, len(given), f"the attention of {name!r}")
     values = images.finite_array(given[row], f"the attention of {name!r}")
     if heads == "mean":
         mean: Array = values.mean(axis=0, keepdims=True)
@@ -161,7 +159,11 @@ def _head(heads: Heads, column: int) -> int:
 def _name(
     axes: Axes, weights: AttentionWeights, layer: str, tokens: Sequence[str] | None, shape: tuple[int, ...]
 ) -> None:
-    """Write queries and keys beside a map."""
+    """Write queries and keys next to a map.
+
+    Raises:
+        PlotError: if there is not one label per token.
+    """
     queries, keys = weights.queries.get(layer), weights.keys.get(layer)
     axes.set_ylabel("query")
     axes.set_xlabel("key")

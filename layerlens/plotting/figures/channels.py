@@ -28,7 +28,7 @@ STRIP: Final = 0.35
 """Height / width of a tile of a layer whose places are in a row."""
 LARGEST: Final = 2.0
 """Inches of the width of a tile."""
-BESIDE: Final = 0.5
+BAR_WIDTH: Final = 0.5
 """Inches of a colorbar with its numbers."""
 
 Order = Literal["strength", "number"]
@@ -59,33 +59,27 @@ def channels(
     colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Plot:
-    """Draw the units of one layer as tiles: all of them, or the strongest, on one scale.
+    """Draw the units of one layer as tiles on one scale: all of them, or the strongest.
 
-    Over each tile stands the number of its unit, left out where a tile is narrower than it: then the rows are named
-    by their first unit. Strength is the mean activation over the places of this sample. A unit of a convolution is its
-    map, one of a transformer or recurrent layer a strip over its tokens or steps, one of a dense layer a square.
+    Above each tile is the number of its unit; where tiles are too narrow, the rows are named by their first unit.
+    Strength is the mean activation over the places of the sample. A unit of a convolution is its map, a unit of a
+    transformer or recurrent layer a strip over its tokens or steps, a unit of a dense layer a square.
 
     Args:
-        maps: of one layer; `activation_mosaic` sets layers beside each other.
-        sample: which of the batch.
-        count: how many units, the strongest; None for all.
+        maps: maps of one layer; `activation_mosaic` draws several layers.
+        count: number of units, the strongest; None for all.
         order: `"number"` of the unit, or `"strength"`, strongest first.
-        columns: tiles in a row; None takes as many as make the largest tiles on a page.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
-        cmap: a matplotlib colormap; None is viridis, or RdBu_r for a layer with negative values.
-        vmax: largest value of the scale; None takes it from `clip`.
-        clip: percentile of |activation|, over all tiles, where colors saturate; the colorbar says so.
+        columns: tiles in a row; None makes the tiles as large as a page allows.
+        cmap: matplotlib colormap; None is viridis, or RdBu_r for a layer with negative values.
         title: None for the layer and the number of units, `""` for none.
         labels: names of the units of the layer, instead of their numbers.
-        colorbar: whether to draw it.
-        ax: axes to draw into; None makes a figure.
 
     Returns:
-        The plot; `data` holds `"tiles"` `(unit, *places)` and `"units"`, the units they are of.
+        The plot; `data` holds `"tiles"` `(unit, *places)` and `"units"`, their units.
 
     Raises:
-        OptionError: when there is no such sample, order or colormap, or `count` or `columns` is below 1.
-        PlotError: when the values cannot be drawn, or the labels are not one per unit.
+        OptionError: if there is no such sample, order or colormap, or `count` or `columns` is below 1.
+        PlotError: if the values cannot be drawn, or there is not one label per unit.
 
     Example:
         >>> import torch
@@ -109,7 +103,7 @@ def channels(
         canvas.title(title, _heading(maps, len(units), order), _note(tiles, shapes))
         axes = canvas.panel()
         given = None if ax is None else axes.bbox.height / canvas.dpi
-        room = canvas.width - 0.1 - BESIDE * colorbar if given is None else axes.bbox.width / canvas.dpi
+        room = canvas.width - 0.1 - BAR_WIDTH * colorbar if given is None else axes.bbox.width / canvas.dpi
         grid = _arranged(names, aspect, room, given, columns)
         across = grid.columns * (grid.wide + GAP) - GAP
         down = _height(grid)
@@ -128,18 +122,23 @@ def channels(
 
 
 def _chosen(maps: ActivationMaps, sample: int, count: int | None, order: Order) -> tuple[Array, list[int], str]:
-    """The tiles to draw and their places among the units."""
+    """The tiles to draw and their places among the units.
+
+    Raises:
+        OptionError: if `count` is below 1.
+        PlotError: if the maps have no tiles.
+    """
     if not isinstance(maps, ActivationMaps):
         raise PlotError(f"channels draws the ActivationMaps of one layer, not a {type(maps).__name__}.")
     choose("order", order, ("strength", "number"))
     if count is not None and count < 1:
         raise OptionError(f"count={count!r} units; give 1 or more, or None for all.")
     what = f"the activation of layer {maps.layer!r}"
-    values = images.finite_array(maps.values[attribution_sample.place(sample, len(maps.values), what)], what)
+    values = images.finite_array(maps.values[attribution_sample.sample_index(sample, len(maps.values), what)], what)
     if values.ndim not in (1, 2, 3):
         raise PlotError(
             f"{what} has shape {tuple(maps.values.shape)}; tiles show (batch, unit), (batch, unit, token) and "
-            "(batch, unit, height, width). Take a slice of a volume or film: "
+            "(batch, unit, height, width). Take a slice of a volume or video: "
             "dataclasses.replace(maps, values=maps.values[..., 4], axes=maps.axes[:-1])."
         )
     best = np.argsort(-values.reshape(len(values), -1).mean(axis=1), kind="stable")[:count].tolist()
@@ -162,7 +161,12 @@ def _note(tiles: Array, shapes: Array) -> str:
 
 
 def _arranged(names: Sequence[str], aspect: float, room: float, given: float | None, columns: int | None) -> _Grid:
-    """The grid with the largest tiles that fit the width and, if they can, the height of a page or of the axes."""
+    """The grid with the largest tiles that fit the width and, if they can, the height of a page or of the axes.
+
+    Raises:
+        OptionError: if `columns` is below 1.
+        PlotError: if the tiles do not fit.
+    """
     count = len(names)
     if columns is not None and columns < 1:
         raise OptionError(f"columns={columns!r}; give 1 or more.")

@@ -17,6 +17,7 @@ from ..drawing import attribution_sample, image_panels
 from ..drawing.attribution_sample import Channel, Sample
 from ..drawing.canvas import Canvas
 from ..plot import Plot
+from ..style import Array
 from ..words import words
 
 if TYPE_CHECKING:
@@ -47,27 +48,19 @@ def compare_methods(
     """Draw several methods on the same image, after the picture itself; each has its own scale, as units differ.
 
     Args:
-        attributions: one per method, on the same inputs.
-        sample: which of the batch.
-        columns: panels in a row; None takes up to five, as many as are wide enough to be read.
-        overlay: whether maps lie over the picture.
-        channel: how channels become one number: `"sum"`, `"abs"` (sum of absolute values), or one of them.
-        name: which input, when there are several.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
-        cmap: a matplotlib colormap; None is RdBu_r for signed values and magma for magnitudes.
-        vmax: largest value of every scale; None gives each its own, from `clip`.
-        clip: percentile of |value| where colors saturate; each colorbar says so.
-        title: None for the target, where it is the same for all; `""` for none.
-        labels: one per method; None is its name.
-        colorbar: whether to draw one below each map.
-        fig: figure or subfigure to draw into, in its size; None makes one.
+        attributions: one per method, for the same inputs.
+        columns: panels in a row; None takes up to five that are wide enough to be read.
+        overlay: whether maps are drawn over the picture.
+        vmax: end of every scale; None gives each its own, from `clip`.
+        title: None for the target if all have the same, `""` for none.
+        labels: titles of the maps; None takes their methods.
 
     Returns:
         The plot; `data` holds the maps drawn, by label.
 
     Raises:
-        OptionError: when there is no such sample, channel, input name or colormap.
-        PlotError: for other than images, differing inputs, or values that cannot be drawn.
+        OptionError: if there is no such sample, channel, input name or colormap.
+        PlotError: for anything but images, for differing inputs, or values that cannot be drawn.
 
     Example:
         >>> import torch
@@ -96,7 +89,7 @@ def compare_methods(
     with Canvas(width=width, fig=fig) as canvas:
         columns = _balanced(count, canvas.width) if columns is None else columns
         shown = [dataclasses.replace(one, picture=picture) for one in shown]
-        shown, note = attribution_sample.coarse(shown, canvas.width / columns)
+        shown, note = attribution_sample.averaged_to_fit(shown, canvas.width / columns)
         picture = shown[0].picture
         aspect = shown[0].values.shape[0] / shown[0].values.shape[1]
         canvas.title(title, f"Target: {targets.pop()}" if len(targets) == 1 else "", note)
@@ -123,8 +116,12 @@ def _balanced(count: int, inches: float) -> int:
     return -(-count // rows)
 
 
-def common_picture(several: list[Attribution], shown: list[Sample], sample: int) -> Any:
-    """The input picture that all share, or None when none keeps it."""
+def common_picture(several: list[Attribution], shown: list[Sample], sample: int) -> Array | None:
+    """The input picture that all share, or None if none keeps it.
+
+    Raises:
+        PlotError: if the inputs differ.
+    """
     first = shown[0]
     known = [(one, other.picture) for one, other in zip(several, shown, strict=True) if other.picture is not None]
     for other in shown[1:]:

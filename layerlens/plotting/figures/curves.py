@@ -43,28 +43,26 @@ def curves(
     labels: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Plot:
-    """Draw curves: a line each, one standard error as a band about it, chance in thin dashes.
+    """Draw curves: a line each, one standard error as a band around it, chance in thin dashes.
 
-    Up to 7 curves have their own color, line and mark. More are taken as an ordered row, such as layers, and
-    colored from the first (dark) to the last (light); some of them are named.
+    Up to 7 curves have their own color, line and mark. More are an ordered row, such as layers, colored from the first
+    (dark) to the last (light); some of them are named.
 
     Args:
-        curve: one, or several of the same quantity along the same thing.
-        scale: of the points: `"linear"`, `"log"`, or `"symlog"`, which is linear from zero to the smallest point.
-        yscale: of the values: `"linear"` or `"log"`.
-        ylim: smallest and largest value of the axis; None fits the data. What lies outside is counted in a note.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
+        curve: one, or several of the same quantity along the same axis.
+        scale: scale of the points: `"linear"`, `"log"`, or `"symlog"`, linear from zero to the smallest point.
+        yscale: scale of the values: `"linear"` or `"log"`.
+        ylim: smallest and largest value of the axis; None fits the data. A note counts the values outside.
         title: None for the method, `""` for none.
-        labels: a name for each line; None for the names of the series.
-        ax: axes to draw into; None makes a figure.
+        labels: names of the lines; None takes the names of the series.
 
     Returns:
-        The plot; `data` holds, for each label, `"points"`, `"values"` and, where known, `"error"` and `"null"`.
+        The plot; `data` holds, for each label, `"points"`, `"values"` and, if known, `"error"` and `"null"`.
 
     Raises:
-        OptionError: for an unknown scale or width, or an `ylim` that is no range.
-        PlotError: when there is nothing to draw, curves do not belong together, names are missing or not distinct,
-            or a logarithm of zero is asked for.
+        OptionError: for an unknown scale or width, or a `ylim` that is not a range.
+        PlotError: if there is nothing to draw, the curves do not belong together, names are missing or not distinct, or
+            a logarithm of zero is asked for.
 
     Example:
         >>> import torch
@@ -130,15 +128,17 @@ def _agree(shown: list[Curve]) -> None:
 
 
 def _read(shown: list[Curve], labels: Sequence[str] | None) -> dict[str, dict[str, Array]]:
-    names = [text.plain(name) for one in shown for name in one.series]
+    names = [text.printable(name) for one in shown for name in one.series]
     if labels is None and len(set(names)) < len(names):
-        names = [f"{one.method}: {text.plain(name)}" if one.method else name for one in shown for name in one.series]
+        names = [
+            f"{one.method}: {text.printable(name)}" if one.method else name for one in shown for name in one.series
+        ]
     if labels is not None:
         if len(labels) != len(names):
             raise PlotError(
                 f"{len(labels)} labels for {len(names)} curves ({', '.join(names[:6])}); give one for each."
             )
-        names = [text.plain(name) for name in labels]
+        names = [text.printable(name) for name in labels]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise PlotError(f"more than one curve is named {twice!r}. Give labels=, a name for each.")
@@ -156,7 +156,7 @@ def _lines(one: Curve) -> list[dict[str, Array]]:
         part = getattr(one, name)
         if part is None:
             continue
-        finite_array(part.nan_to_num(), f"{name} of the curve")  # only the type: NaN leaves a gap, and is told
+        finite_array(part.nan_to_num(), f"{name} of the curve")  # only the type: NaN leaves a gap, with a note
         array = part.detach().double().cpu().numpy()
         if array.shape != (len(one.series), len(points)) or points.ndim != 1:
             raise PlotError(

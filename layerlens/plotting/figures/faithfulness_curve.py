@@ -1,4 +1,4 @@
-"""The score while places are removed or put in: one curve, or methods beside each other."""
+"""The score while places are removed or inserted: one curve, or several methods."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def faithfulness_curve(
     """Draw one curve or several: the mean over samples as a line, its standard error as a band.
 
     Args:
-        curves: with the same units.
-        labels: a name for each; None for metric and fill. The same name in several panels has the same line, and stands
-            in the legend once.
-        panels: the panel of each curve by its title, such as `"insertion"` and `"deletion"`; None draws all in one.
-        controls: the labels to draw in gray.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for several panels.
+        curves: one or several, with the same units.
+        labels: names of the curves; None for metric and fill. The same name in several panels has the same line, and
+            one entry in the legend.
+        panels: title of each curve's panel, such as `"insertion"` and `"deletion"`; None draws all in one.
+        controls: labels to draw in gray.
+        width: ... None is the page for several panels.
         title: None for the target, `""` for none.
         ax: axes to draw one panel into; None makes a figure.
 
@@ -48,8 +48,8 @@ def faithfulness_curve(
         The plot; `data` holds the means by label, or by panel and label: `"insertion: gradient"`.
 
     Raises:
-        OptionError: when no curve has the name of a control, or several panels do not fit `ax`.
-        PlotError: when there is nothing to draw, the units differ, or names and curves do not agree in number.
+        OptionError: if no curve has the name of a control, or several panels do not fit `ax`.
+        PlotError: if there is nothing to draw, the units differ, or names and curves do not agree in number.
 
     Example:
         >>> import torch

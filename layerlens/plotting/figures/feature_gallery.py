@@ -1,4 +1,4 @@
-"""What units want to see beside what they respond to: a row per unit."""
+"""Pictures made for units next to the samples that they respond to: a row per unit."""
 
 from __future__ import annotations
 
@@ -37,30 +37,28 @@ def feature_gallery(
     labels: Sequence[str] | None = None,
     fig: FigureBase | None = None,
 ) -> Plot:
-    """Draw, for units of a layer, the picture made for each beside the samples of a data set that it responds to most.
+    """Draw, for each unit of a layer, the picture made for it next to the samples that it responds to most.
 
-    One without the other misleads: the made picture shows what a unit responds to, alone and in excess, and the samples
-    what of it there is in the data (Olah, Mordvintsev & Schubert 2017). Of several copies made for a unit, the one with
-    the largest score is drawn.
+    One without the other misleads: the picture shows what a unit responds to, alone and in excess, and the samples show
+    what of it is in the data (Olah, Mordvintsev & Schubert 2017). Of several copies made for a unit, the one with the
+    largest score is drawn.
 
     Args:
         made: pictures made for units, `lens.feature_visualization([neuron(layer, 3), ...], shape)`.
-        top: of the same layer, `lens.top_inputs(data, layer)`.
-        units: the unit that each target of `made` stands for, in their order; None reads them off the targets.
-        count: samples per unit.
-        show: `"crop"` cuts to what the unit sees, `"mask"` darkens the rest, `"input"` shows the sample as it is.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
+        top: samples ranked for the same layer, `lens.top_inputs(data, layer)`.
+        units: the unit of each target of `made`, in order; None reads them from the targets.
+        count: number of samples per unit.
+        show: `"crop"` cuts to what the unit sees, `"mask"` darkens the rest, `"input"` shows the whole sample.
         title: None for the layer and how samples were ranked, `""` for none.
-        labels: one per row; None is the unit's number.
-        fig: figure or subfigure to draw into, in its size; None makes one.
+        labels: names of the rows; None is the unit's number.
 
     Returns:
-        The plot; `data` holds what was drawn, `(height, width)` or `(height, width, 3)`, by `"unit 3, made"` and
-        `"unit 3, sample 17"`.
+        The plot; `data` holds what was drawn, `(height, width)` or `(height, width, 3)`, by `"unit 3, made"` and `"unit
+        3, sample 17"`.
 
     Raises:
-        OptionError: when a unit was not ranked, or an option is out of range.
-        PlotError: when targets are no units of the layer, or what is to be drawn are no images.
+        OptionError: if a unit was not ranked, or an option is out of range.
+        PlotError: if targets are not units of the layer, or there is something other than images to draw.
 
     Example:
         >>> import torch
@@ -109,13 +107,17 @@ def feature_gallery(
 
 
 def _units(targets: Sequence[str], top: TopInputs) -> list[int]:
-    """The units that targets name."""
+    """The units that targets name.
+
+    Raises:
+        PlotError: if a target is not a unit of the layer.
+    """
     found = []
     for target in targets:
         match = re.fullmatch(rf"unit (\d+) of {re.escape(top.layer)}( at .*)?", target)
         if match is None:
             raise PlotError(
-                f"the target {target!r} is no unit of layer {top.layer!r}, whose inputs were ranked. Make it with "
+                f"the target {target!r} is not a unit of layer {top.layer!r}, whose inputs were ranked. Make it with "
                 f"neuron({top.layer!r}, unit), or say which unit each target stands for: units=."
             )
         found.append(int(match[1]))

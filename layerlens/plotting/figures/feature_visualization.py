@@ -1,4 +1,4 @@
-"""What units and classes want to see: a row of pictures for each target."""
+"""Inputs made for units and classes: a row of pictures for each target."""
 
 from __future__ import annotations
 
@@ -36,26 +36,22 @@ def feature_visualization(
 ) -> Plot:
     """Draw the inputs that were made: pictures, series as heat maps over time, vectors as bars.
 
-    The copies of a target stand beside each other; targets with one copy each fill rows. Over each picture stands its
-    score.
+    Copies of a target are drawn side by side; targets with one copy each fill rows. The score is above each picture.
 
     Args:
         made: the result.
-        columns: how many panels in a row.
+        columns: panels in a row.
         curve: whether to draw the scores over the steps below.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
-        cmap: a matplotlib colormap for series.
-        clip: percentile of |value| where the colors of series saturate.
-        title: None or `""` for none: the panels say what they are.
-        labels: one per target; None takes the targets' own.
-        fig: figure or subfigure to draw into, in its size; None makes one.
+        cmap: matplotlib colormap for series.
+        title: None or `""` for none: the panels name their contents.
+        labels: names of the targets; None takes their own.
 
     Returns:
         The plot; `data` holds each picture by `"class 3"`, `"class 3 #1"`, ..., and `"curve"` `(input, step)`.
 
     Raises:
-        OptionError: when `columns` is below 1.
-        PlotError: when the labels do not fit, or values cannot be drawn.
+        OptionError: if `columns` is below 1.
+        PlotError: if the labels do not fit, or values cannot be drawn.
 
     Example:
         >>> import torch
@@ -110,7 +106,11 @@ def _panel(
     cmap: str | None,
     clip: float,
 ) -> Array:
-    """Draw one input; returns what was drawn."""
+    """Draw one input; return what was drawn.
+
+    Raises:
+        PlotError: if inputs with these axes have no figure.
+    """
     if kind == ("channel", "height", "width") and values.shape[1] * values.shape[2] > 1:
         picture = np.moveaxis(values, 0, -1)
         shown = picture[..., :3] if len(values) in (3, 4) else picture.mean(axis=-1)

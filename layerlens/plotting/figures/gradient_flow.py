@@ -33,28 +33,27 @@ def gradient_flow(
     labels: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Plot:
-    """Draw how a quantity runs through the layers at some steps of a training: does the gradient reach the first ones?
+    """Draw how a quantity changes through the layers at some steps of a training.
 
-    Layers run from top to bottom, values from left to right, with a line for each step. A value that the axis cannot
-    show (NaN, infinity, zero on a log scale) is written out at the left edge, with its step.
+    With the gradient norm it shows whether the gradient reaches the first layers.
+
+    Layers run from top to bottom, values from left to right, with a line for each step. A value without a place on the
+    axis (NaN, infinity, zero on a log scale) is written at the left edge, with its step.
 
     Args:
-        history: of a training.
-        quantity: which of those that were recorded.
-        steps: up to 7 measured steps, each by its number or as `"first"`, `"middle"` or `"last"`.
-        scale: `"log"` or `"linear"`.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the column unless the names are long.
-        vmax: end of the axis; None fits the data.
+        history: record of a training.
+        quantity: one of the recorded quantities.
+        steps: up to 7 measured steps, by number or as `"first"`, `"middle"` or `"last"`.
+        width: ... None is the column unless the names are long.
         title: None for the quantity and how it was measured, `""` for none.
         labels: names of the rows instead of the layers' paths.
-        ax: axes to draw into; None makes a figure.
 
     Returns:
         The plot; `data["values"]` is `(layers, steps)`.
 
     Raises:
         OptionError: for an unknown quantity, scale or width, or a step that was not measured.
-        PlotError: when nothing was measured, or no value can be shown on the scale.
+        PlotError: if nothing was measured, or no value has a place on the scale.
 
     Example:
         >>> import torch
@@ -92,7 +91,11 @@ def gradient_flow(
 
 
 def _place(step: int | str, history: TrainingHistory) -> int:
-    """Where a step stands among those measured."""
+    """The position of a step among those measured.
+
+    Raises:
+        OptionError: if it was not measured.
+    """
     count = len(history)
     if isinstance(step, str):
         return {"first": 0, "middle": (count - 1) // 2, "last": count - 1}[choose("step", step, WORDS)]

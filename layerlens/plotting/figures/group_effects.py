@@ -36,18 +36,17 @@ def group_effects(
     title: str | None = None,
     labels: Sequence[str] | None = None,
 ) -> Plot:
-    """Draw where groups differ: each group's mean map and the effect size, places with p <= .05 outlined.
+    """Draw where groups differ: the mean map of each group and the effect size, places with p <= .05 outlined.
 
-    Units, tokens and features are bars with one standard error to each side, strong where p <= .05; of more than 40
-    the largest are drawn. Series are a line.
+    Units, tokens and features are bars with whiskers of one standard error, strong where p <= .05; of more than 40 the
+    largest are drawn. Series are a line.
 
     Args:
-        effects: of a comparison, or one whose attributions are drawn.
-        contrast: which one.
-        name: which input of a comparison, when there are several.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for maps.
-        cmap: a matplotlib colormap of the effect; None is RdBu_r.
-        vmax: end of the effect's scale, in standard deviations; None fits the data.
+        effects: effects of a comparison, or a comparison whose attributions are drawn.
+        contrast: index of the contrast.
+        name: which input of a comparison, if there are several.
+        width: ... None is the page for maps.
+        cmap: matplotlib colormap of the effect; None is RdBu_r.
         title: None for contrast and contents, `""` for none.
         labels: names of the units, tokens or features.
 
@@ -55,14 +54,14 @@ def group_effects(
         The plot; `data` holds `"effect"`, `"p"` and, for maps, `"means"`.
 
     Raises:
-        OptionError: when there is no such contrast or input.
-        PlotError: when there are more than two axes of places.
+        OptionError: if there is no such contrast or input.
+        PlotError: if there are more than two axes of places.
     """
     if isinstance(effects, GroupComparison):
         effects = effects.attribution(name)
     if not isinstance(effects, GroupEffects):
         raise PlotError(f"group_effects draws GroupEffects or a GroupComparison, not a {type(effects).__name__}.")
-    row = attribution_sample.place(contrast, len(effects.contrasts), "the comparison (contrasts)")
+    row = attribution_sample.sample_index(contrast, len(effects.contrasts), "the comparison (contrasts)")
     effect = images.finite_array(effects.effect[row], f"the effects on the {effects.what}")
     data: dict[str, Any] = {"effect": effect, "p": effects.p[row].numpy()}
     heading = f"{effects.what}, {effects.contrasts[row]}"

@@ -47,34 +47,26 @@ def heatmap(
 ) -> Plot:
     """Draw one sample of an attribution.
 
-    An image lies in colors over its input in middle gray, with opacity proportional to |value|; one with many more
-    pixels than the figure has dots is averaged over blocks, as a note says. A series is an
-    image with time from left to right. Tokens are bars with their texts, at most 60: the weakest are added up in one
-    row. A vector is bars, or a line when it has more than 40 features.
+    An image is drawn in colors over its input in middle gray, with opacity proportional to |value|; an image with many
+    more pixels than the figure has dots is averaged over blocks, as a note says. A series is an image with time from
+    left to right. Tokens are bars with their texts, at most 60: the weakest are added up in one row. A vector is bars,
+    or a line if it has more than 40 features.
 
     Args:
         attribution: values `(batch, channel, height, width)`, `(batch, height, width)`, `(batch, time, feature)`,
             `(batch, token)` or `(batch, feature)`.
-        sample: which of the batch.
-        overlay: True lays an image over its input, False draws it alone; or a picture of the same height and width,
-            such as the photograph before it was standardized.
-        channel: how channels become one number: `"sum"`, `"abs"` (sum of absolute values), or one of them.
-        name: which input, when there are several.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
-        cmap: a matplotlib colormap; None is RdBu_r for signed values and magma for magnitudes. For images and series.
-        vmax: largest value of the scale, in units of the attribution; None takes it from `clip`.
-        clip: percentile of |value| where colors saturate; the colorbar says so. For images and series.
-        title: None for method and target, `""` for none.
+        overlay: True draws an image over its input, False alone; or a picture of the same height and width to draw it
+            over, such as the photograph before it was standardized.
+        cmap: ... For images and series.
+        clip: ... For images and series.
         labels: names of the features or tokens, or of the rows of a series.
-        colorbar: whether to draw it.
-        ax: axes to draw into; None makes a figure.
 
     Returns:
         The plot; `data["values"]` is what was drawn.
 
     Raises:
-        OptionError: when there is no such sample, channel, input name or colormap.
-        PlotError: when the values are zero everywhere, not finite, or of a shape that is no picture's.
+        OptionError: if there is no such sample, channel, input name or colormap.
+        PlotError: if the values are zero everywhere, not finite, or not of the shape of a picture.
 
     Example:
         >>> import torch
@@ -91,7 +83,7 @@ def heatmap(
     with Canvas(width=width, ax=ax) as canvas:
         if shown.form == "image":
             shown = dataclasses.replace(shown, picture=attribution_sample.given_picture(overlay, shown))
-        (shown,), note = attribution_sample.coarse([shown], canvas.width)
+        (shown,), note = attribution_sample.averaged_to_fit([shown], canvas.width)
         limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
         canvas.title(title, shown.title, note)
         data = {"values": shown.values}

@@ -1,4 +1,4 @@
-"""What latents do: a row of outputs for each direction."""
+"""Outputs along directions of a latent space: a row for each."""
 
 from __future__ import annotations
 
@@ -30,23 +30,21 @@ def latent_traversal(
 ) -> Plot:
     """Draw the outputs along directions of the latent space: pictures from the smallest step to the largest.
 
-    All pictures share one range of brightness, so that they can be compared; outputs that are no images are lines.
+    All pictures share one range of brightness, so that they can be compared; outputs other than images are lines.
 
     Args:
         traversal: the result.
-        rows: which directions, by name or latent; None takes those with the largest effect.
-        count: how many of these.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
-        title: None or `""` for none: rows and columns say what they are.
-        labels: one per row; None is the direction and its effect.
-        fig: figure or subfigure to draw into, in its size; None makes one.
+        rows: directions by name or latent; None takes those with the largest effect.
+        count: number of directions where `rows` is None.
+        title: None or `""` for none: rows and columns name their contents.
+        labels: names of the rows; None is the direction and its effect.
 
     Returns:
         The plot; `data` holds the outputs of each row as drawn, by direction.
 
     Raises:
-        OptionError: when there is no such direction, or `count` is below 1.
-        PlotError: when the outputs cannot be drawn.
+        OptionError: if there is no such direction, or `count` is below 1.
+        PlotError: if the outputs cannot be drawn.
 
     Example:
         >>> import torch

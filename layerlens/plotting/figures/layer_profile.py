@@ -39,25 +39,22 @@ def layer_profile(
 ) -> Plot:
     """Draw a profile: layers from top to bottom in order of execution, values from left to right.
 
-    One series of at most 40 layers is drawn as bars, more layers, several series or a log scale as lines. Whiskers
-    are one standard error to each side, upright marks the null. A value that an axis cannot show (NaN, infinity,
-    zero or less on a log scale) is written out at the left edge.
+    One series of at most 40 layers is drawn as bars; more layers, several series or a log scale are lines. Whiskers are
+    one standard error to each side, upright marks the null. A value without a place on the axis (NaN, infinity, zero or
+    less on a log scale) is written at the left edge.
 
     Args:
         profile: values `(layers,)` or `(layers, series)`.
-        scale: `"linear"` or `"log"`.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the column unless the names are long.
-        vmax: end of the axis, in units of the profile; None fits the data.
+        width: ... None is the column unless the names are long.
         title: None for the method, `""` for none.
         labels: names of the rows instead of the layers' paths.
-        ax: axes to draw into; None makes a figure.
 
     Returns:
-        The plot; `data` holds `"values"` `(layers, series)` and, where known, `"error"` and `"null"`.
+        The plot; `data` holds `"values"` `(layers, series)` and, if known, `"error"` and `"null"`.
 
     Raises:
         OptionError: for an unknown scale or width.
-        PlotError: when no value can be shown on the scale, or the sizes do not agree.
+        PlotError: if no value has a place on the scale, or the sizes do not agree.
 
     Example:
         >>> import torch

@@ -40,7 +40,7 @@ def leaderboard(
 
     Args:
         board: leaderboard, or several with the same methods.
-        metric: which metrics; None is the first.
+        metric: one or several metrics; None is the first.
         width: ... None is the page for several panels.
         title: None for the metric, `""` for none.
         labels: names of the panels; None for the target, or the metric.

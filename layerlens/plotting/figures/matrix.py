@@ -44,22 +44,20 @@ def matrix(
 
     Args:
         found: values `(rows, columns)`.
-        cmap: a matplotlib colormap; None is RdBu_r about zero for signed values and viridis for others.
-        vmax: end of the scale, in units of the matrix; None fits the data.
-        clip: percentile of |value| where colors saturate; the colorbar says so. None clips nothing.
-        annotate: whether to write the numbers into the cells; `"auto"` where they fit.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for more than 40 columns.
+        cmap: matplotlib colormap; None is RdBu_r around zero for signed values and viridis for others.
+        clip: ... None clips nothing.
+        annotate: whether to write the numbers into the cells; `"auto"` if they fit.
+        width: ... None is the page for more than 40 columns.
         title: None for the method, `""` for none.
         labels: names of the rows and names of the columns.
-        ax: axes to draw into; None makes a figure.
 
     Returns:
-        The plot; `data` holds `"values"` as they are, and `"drawn"`, the cells of the figure.
+        The plot; `data` holds `"values"` unchanged, and `"drawn"`, the cells of the figure.
 
     Raises:
-        OptionError: when `vmax`, `clip`, `annotate`, the colormap or the width is none that exists.
-        PlotError: when there is no number to draw, one is infinite, names and values do not agree in number, or
-            numbers that were asked for do not fit.
+        OptionError: for a `vmax`, `clip`, `annotate`, colormap or width that does not exist.
+        PlotError: if there is no number to draw, one is infinite, names and values do not agree in number, or numbers
+            that were asked for do not fit.
 
     Example:
         >>> import torch
@@ -77,7 +75,7 @@ def matrix(
     if width is None:
         width = "column" if values.shape[1] <= 40 else "page"
     with Canvas(width=width, ax=ax) as canvas:
-        drawn, note = matrix_cells.together(values, canvas.width)
+        drawn, note = matrix_cells.pooled(values, canvas.width)
         canvas.title(title, words(found.method), " ".join(part for part in (_chance(found), note) if part))
         axes = canvas.panel()
         across, height = _size(canvas, found, values.shape, rows)
@@ -118,7 +116,7 @@ def _names(
             f"the matrix of {found.quantity!r} has values of shape {shape} for {len(rows)} names of rows and "
             f"{len(columns)} of columns; they must agree."
         )
-    return [text.plain(name) for name in rows], [text.plain(name) for name in columns]
+    return [text.printable(name) for name in rows], [text.printable(name) for name in columns]
 
 
 def _limits(values: Array, found: Matrix, clip: float | None, vmax: float | None) -> Limits:

@@ -44,37 +44,32 @@ def method_grid(
     colorbar: bool = True,
     fig: FigureBase | None = None,
 ) -> Plot:
-    """Draw methods beside each other on several images, each picture first in its row; with a board, their numbers.
+    """Draw methods side by side on several images, each picture first in its row; with a board, their numbers.
 
-    Units differ between methods and sizes between pictures, so every map is shown as parts of its own largest value,
-    on one colorbar; where any method is signed, maps of magnitude take the positive half of its colors. Large maps
-    are averaged over blocks, for panels this small would leave out most of their places.
+    Units differ between methods and sizes between pictures, so every map is shown as parts of its own largest value, on
+    one colorbar; if any method is signed, maps of magnitude take the positive half of its colors. Large maps are
+    averaged over blocks, as panels this small would leave out most of their places.
 
     Args:
         attributions: by the names to show, each with all samples of the same inputs; or a sequence, named by method.
-        which: the samples to draw; None draws the first six.
-        board: a leaderboard of the same methods and samples: what each map scores is written below it, the best of
-            the row in bold.
-        metric: of the board; None takes its first.
-        overlay: whether maps lie over the picture, which hides what is fine in small panels.
-        channel: how channels become one number: `"sum"`, `"abs"` (sum of absolute values), or one of them.
-        name: which input, when there are several.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
-        cmap: a matplotlib colormap; None is RdBu_r where any method is signed, else magma.
-        clip: percentile of |value| of each map, averaged, that counts as its largest; the colorbar says so.
-        places: the largest height or width of a map as drawn; larger ones are averaged to it.
+        which: samples to draw; None draws the first six.
+        board: leaderboard of the same methods and samples: the score of each map is written below it, the best of the
+            row in bold.
+        metric: metric of the board; None is its first.
+        overlay: whether maps are drawn over the picture, which hides what is fine in small panels.
+        cmap: matplotlib colormap; None is RdBu_r if any method is signed, else magma.
+        clip: percentile of |value| of each averaged map that counts as its largest, stated at the colorbar.
+        places: largest height or width of a map as drawn; larger ones are averaged to it.
         title: None for the metric of the board, `""` for none.
-        labels: one per row; None is target and score.
-        colorbar: whether to draw it.
-        fig: figure or subfigure to draw into, in its size; None makes one.
+        labels: names of the rows; None is target and score.
 
     Returns:
         The plot; `data["maps"]` holds what was drawn, as parts of the largest, `(rows, methods, height, width)`.
 
     Raises:
-        OptionError: when there is no such sample, channel, input name, metric or colormap, or `places` is no count.
-        PlotError: for other than images, differing or missing inputs, a board of other methods or samples, or values
-            that cannot be drawn.
+        OptionError: if there is no such sample, channel, input name, metric or colormap, or `places` is below 1.
+        PlotError: for anything but images, for differing or missing inputs, a board of other methods or samples, or
+            values that cannot be drawn.
 
     Example:
         >>> import torch
@@ -92,12 +87,12 @@ def method_grid(
     several = list(named.values())
     check_count("places", places)
     numbers = _numbers(board, metric, named)
-    first = attribution_sample.read(several[0], 0, channel=channel, name=name)  # refuses what is no attribution
+    first = attribution_sample.read(several[0], 0, channel=channel, name=name)  # refuses anything else
     count = len(several[0].score)
     rows = (
         list(range(min(count, 6)))
         if which is None
-        else [attribution_sample.place(one, count, "the batch") for one in which]
+        else [attribution_sample.sample_index(one, count, "the batch") for one in which]
     )
     if not rows:
         raise PlotError("which=[] draws nothing; give the samples to draw, or None for the first six.")

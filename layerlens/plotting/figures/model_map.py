@@ -43,28 +43,24 @@ def model_map(
 ) -> Plot:
     """Draw the layers of a model as an indented tree, with a bar and a number for each.
 
-    A long tree runs on in further columns, as many as fit the width. One that is longer still is cut at the level
-    that fits a page: a row then says how many layers it holds, and shows the number of each as a tick. Standard
-    errors and nulls are in `layer_profile`.
+    A long tree continues in further columns, as many as fit the width. A longer one is cut at the level that fits a
+    page: a row then says how many layers it holds, and shows the number of each as a tick. `layer_profile` draws
+    standard errors and nulls.
 
     Args:
-        table: from `lens.layers()`.
-        profile: the numbers, of some layers or all; None takes `quantity` from the table.
-        quantity: `"parameters"` that a layer holds itself, share of `"time"` in itself, or `"memory"` of its output.
-        series: which of the profile's.
-        depth: how many levels below the model; None takes as many as fit a page.
-        scale: `"linear"` or `"log"`.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
-        vmax: end of the axes; None fits the data.
+        table: result of `lens.layers()`.
+        profile: numbers of some layers or all; None takes `quantity` from the table.
+        quantity: own `"parameters"` of a layer, share of `"time"` in the layer itself, or `"memory"` of its output.
+        series: series of the profile.
+        depth: levels below the model; None takes as many as fit a page.
         title: None for model, quantity and method, `""` for none.
-        fig: figure or subfigure to draw into, in its size; None makes one.
 
     Returns:
         The plot; `data` holds `"paths"` and `"values"` of the rows, NaN for a row without a number.
 
     Raises:
         OptionError: for an unknown quantity, series, scale or width, or a depth below 1.
-        PlotError: when a layer of the profile is not in the table, or there is no number to draw.
+        PlotError: if a layer of the profile is not in the table, or there is no number to draw.
 
     Example:
         >>> import torch
@@ -113,7 +109,7 @@ def model_map(
 
 
 def _columns(rows: list[Row], every: int) -> list[list[Row]]:
-    """The rows in columns, each but the first under the name of what it goes on with."""
+    """The rows in columns, each but the first under the name of the layer that it continues."""
     parts = [rows[start : start + every] for start in range(0, len(rows), every)]
     for part in parts[1:]:
         parent = part[0].path.rpartition(".")[0]

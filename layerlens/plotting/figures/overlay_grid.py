@@ -1,4 +1,4 @@
-"""One method on several images: each picture beside its map, all on one scale."""
+"""One method on several images: each picture next to its map, all on one scale."""
 
 from __future__ import annotations
 
@@ -38,29 +38,21 @@ def overlay_grid(
     colorbar: bool = True,
     fig: FigureBase | None = None,
 ) -> Plot:
-    """Draw one method on several images: each input picture beside its map, on one shared scale.
+    """Draw one method on several images: each input picture next to its map, on one shared scale.
 
     Args:
         attributions: one attribution with several samples, or several of the same method, each with all its samples.
-        which: the samples to draw, counted over all attributions; None draws the first twelve.
-        columns: pairs of picture and map in a row; None takes up to three, as many as are wide enough to be seen.
-        channel: how channels become one number: `"sum"`, `"abs"` (sum of absolute values), or one of them.
-        name: which input, when there are several.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
-        cmap: a matplotlib colormap; None is RdBu_r for signed values and magma for magnitudes.
-        vmax: largest value of the scale, in units of the attribution; None takes it from `clip`.
-        clip: percentile of |value|, over all samples, where colors saturate; the colorbar says so.
-        title: None for method and target, `""` for none.
-        labels: one per pair; None is the number of the sample with its score.
-        colorbar: whether to draw it.
-        fig: figure or subfigure to draw into, in its size; None makes one.
+        which: samples to draw, counted over all attributions; None draws the first twelve.
+        columns: pairs of picture and map in a row; None takes up to three that are wide enough to be seen.
+        clip: ... It is taken over all samples.
+        labels: names of the pairs; None is the number of the sample with its score.
 
     Returns:
         The plot; `data` holds what was drawn, by label.
 
     Raises:
-        OptionError: when there is no such sample, channel, input name or colormap.
-        PlotError: for other than images, a missing input, several methods, or values that cannot be drawn.
+        OptionError: if there is no such sample, channel, input name or colormap.
+        PlotError: for anything but images, for a missing input, several methods, or values that cannot be drawn.
 
     Example:
         >>> import torch
@@ -81,7 +73,7 @@ def overlay_grid(
     with Canvas(width=width, fig=fig) as canvas:
         if columns is None:
             columns = min(len(shown), 3, int(max(canvas.width / NARROWEST, 1)))
-        shown, note = attribution_sample.coarse(shown, canvas.width / (2 * columns))
+        shown, note = attribution_sample.averaged_to_fit(shown, canvas.width / (2 * columns))
         limits = style.limits(
             [one.values for one in shown], signed=shown[0].signed, clip=clip, vmax=vmax, what=shown[0].what
         )
@@ -114,7 +106,7 @@ def _samples(
     numbers = list(range(min(len(places), 12))) if which is None else list(which)
     if not numbers:
         raise PlotError("which=[] draws nothing; give the samples to draw, or None for the first twelve.")
-    numbers = [attribution_sample.place(number, len(places), "the batch") for number in numbers]
+    numbers = [attribution_sample.sample_index(number, len(places), "the batch") for number in numbers]
     shown = [attribution_sample.read(*places[number], channel=channel, name=name) for number in numbers]
     image_panels.only_images([first, *shown], "overlay_grid")
     for other in several[1:]:
@@ -127,7 +119,7 @@ def _samples(
     for one in shown:
         if one.picture is None:
             raise PlotError(
-                f"{one.what} keeps no input picture to show beside it. Add it: dataclasses.replace(result, inputs=x), "
+                f"{one.what} keeps no input picture to show next to it. Add it: dataclasses.replace(result, inputs=x), "
                 "or draw the map alone with heatmap."
             )
     return shown, numbers

@@ -1,4 +1,4 @@
-"""The receptive field of one place: what it can see, and what it does see."""
+"""The receptive field of one place: all that can reach it, and what does."""
 
 from __future__ import annotations
 
@@ -37,22 +37,16 @@ def receptive_field(
     A series is drawn as a line, with the theoretical field shaded.
 
     Args:
-        field: of an image or a series.
-        sample: which of the batch.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
-        cmap: a matplotlib colormap; None is magma.
-        vmax: largest value of the scale, in units of the gradient; None takes it from `clip`.
-        clip: percentile of the gradient where colors saturate.
+        field: field of an image or a series.
+        cmap: matplotlib colormap; None is magma.
         title: None for layer and sizes, `""` for none.
-        colorbar: whether to draw it.
-        ax: axes to draw into; None makes a figure.
 
     Returns:
         The plot; `data` holds `"effective"` and `"box"`.
 
     Raises:
-        OptionError: when there is no such sample.
-        PlotError: when the input has more than two axes of places.
+        OptionError: if there is no such sample.
+        PlotError: if the input has more than two axes of places.
 
     Example:
         >>> import torch
@@ -63,7 +57,7 @@ def receptive_field(
     """
     if not isinstance(field, ReceptiveField):
         raise PlotError(f"receptive_field draws a ReceptiveField, not a {type(field).__name__}.")
-    row = attribution_sample.place(sample, len(field.effective), "the receptive field")
+    row = attribution_sample.sample_index(sample, len(field.effective), "the receptive field")
     what = f"the effective receptive field of layer {field.layer!r}"
     values = images.finite_array(field.effective[row], what)
     box = field.box.numpy()
@@ -78,7 +72,7 @@ def receptive_field(
         if values.ndim == 1:
             _line(canvas, values, box)
             return canvas.finish(data)
-        inside = values[tuple(slice(int(start), int(stop)) for start, stop in box)]  # the zeros around it are no data
+        inside = values[tuple(slice(int(start), int(stop)) for start, stop in box)]  # the zeros around it do not count
         limits = style.limits([inside if inside.any() else values], signed=False, clip=clip, vmax=vmax, what=what)
         axes = canvas.panel(aspect=values.shape[0] / values.shape[1])
         shown = _picture(field, row, values.shape)

@@ -44,29 +44,24 @@ def recurrent_states(
     """Draw units over time: a heat map for each quantity, and lines for the mean of each gate over all units.
 
     All maps show the same units: those whose hidden state varies most over the steps, in the order in which their
-    hidden state is largest, so that units that act one after the other lie on a diagonal.
+    hidden state is largest, so that units that act one after the other are on a diagonal.
 
     Args:
-        states: of a recurrent layer.
-        sample: which of the batch.
-        layer: which of the stacked layers.
+        states: states of a recurrent layer.
+        layer: index among the stacked layers.
         reverse: whether to draw the backward direction.
-        quantities: which, from top to bottom; None for all.
-        count: how many units.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
-        cmap: a matplotlib colormap for the states; None is RdBu_r, gates are in viridis from 0 to 1.
-        clip: percentile of |state| where colors saturate.
+        quantities: quantities from top to bottom; None for all.
+        count: number of units.
+        cmap: matplotlib colormap for the states; None is RdBu_r, gates are in viridis from 0 to 1.
         title: None for layer and kind, `""` for none.
-        colorbar: whether to draw one for each map.
-        fig: figure or subfigure to draw into, in its size; None makes one.
 
     Returns:
         The plot; `data` holds each quantity `(unit, time)`, `"units"`, and `"means"` `(gate, time)`.
 
     Raises:
-        OptionError: when there is no such sample, or `count` is below 1.
-        PlotError: when a state is not finite.
-        RecordError: when there is no such layer, direction or quantity.
+        OptionError: if there is no such sample, or `count` is below 1.
+        PlotError: if a state is not finite.
+        RecordError: if there is no such layer, direction or quantity.
 
     Example:
         >>> import torch
@@ -80,7 +75,7 @@ def recurrent_states(
     if count < 1:
         raise OptionError(f"count={count!r} units; give 1 or more.")
     hidden = states.of("hidden", layer, reverse=reverse)
-    row = attribution_sample.place(sample, len(hidden), "the recurrent states")
+    row = attribution_sample.sample_index(sample, len(hidden), "the recurrent states")
     steps = int(states.lengths[row])
     names = list(states.quantities if quantities is None else quantities)
 

@@ -61,24 +61,20 @@ def relevance_flow(
     """Draw the ledger from the score at the top, against the order of execution, down to the inputs.
 
     Each layer has a bar of the relevance that went to its additive constants and one of what its rules absorbed; the
-    number at the right is their sum. All rows, with the residual, add up to the score. Where layers were asked for, a
-    line shows the relevance at their outputs, still flowing to the inputs.
+    number at the right is their sum. All rows, with the residual, add up to the score. If layers were asked for, a line
+    shows the relevance at their outputs, still flowing to the inputs.
 
     Args:
         relevance: the result, or its ledger.
-        sample: which of the batch; None sums over all of them.
-        most: layers with a row of their own; the smaller ones are added up in one row.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
-        vmax: end of the axis, in units of the score; None fits the data.
-        title: None for method and target, `""` for none.
-        ax: axes to draw into; None makes a figure.
+        sample: which sample of the batch; None sums over all of them.
+        most: layers with their own row; the smaller ones are added up in one row.
 
     Returns:
         The plot; `data` holds the rows as drawn: `"name"`, `"additive"`, `"absorbed"`, `"whole"`, `"flow"` and `"end"`.
 
     Raises:
-        OptionError: when there is no such sample, or `most` is below 1.
-        PlotError: when an amount is not finite.
+        OptionError: if there is no such sample, or `most` is below 1.
+        PlotError: if an amount is not finite.
 
     Example:
         >>> import torch
@@ -94,7 +90,7 @@ def relevance_flow(
         raise OptionError(f"most={most!r} layers; give 1 or more.")
     ledger = relevance.ledger if isinstance(relevance, Relevance) else relevance
     if sample is not None:
-        sample = attribution_sample.place(sample, len(ledger.score), "the ledger")
+        sample = attribution_sample.sample_index(sample, len(ledger.score), "the ledger")
     rows = _rows(relevance, ledger, sample, most)
     data = {
         field.name: np.array([getattr(row, field.name) for row in rows]) for field in dataclasses.fields(Row)

@@ -38,27 +38,26 @@ def sensitivity(
 ) -> Plot:
     """Draw a ranking: a row for each item, the largest at the top, a dot at its value.
 
-    Signed values go by their size; of several series the largest counts. Lines through the dots are 95 % intervals
-    or, where the ranking has none, one standard error to each side: the key says which. Chance is a dashed line when
-    it is the same for all items, else an upright mark in each row. The last row tells what was left out.
+    Signed values are ordered by size; of several series the largest counts. Lines through the dots are 95 % intervals
+    or, if the ranking has none, one standard error to each side: the key says which. Chance is a dashed line if it is
+    the same for all items, else an upright mark in each row. The last row says what was left out.
 
     Args:
         ranking: values `(items,)` or `(items, series)`.
-        series: which to draw, by name or number; None draws all, at most 6.
-        most: how many items; None for all.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the column unless the names are long.
-        vmax: end of the axis, in units of the ranking; None fits the data. Values beyond are written out.
+        series: series to draw, by name or number; None draws all, at most 6.
+        most: number of items; None for all.
+        width: ... None is the column unless the names are long.
+        vmax: ... Values beyond it are written at the edge.
         title: None for the method, `""` for none.
         labels: names of the items, in the order of `ranking.items`.
-        ax: axes to draw into; None makes a figure.
 
     Returns:
-        The plot; `data` holds `"items"` in the order drawn, `"values"` `(items, series)` and, where known,
-        `"interval"` `(items, series, 2)`, `"error"` and `"null"`.
+        The plot; `data` holds `"items"` in the order drawn, `"values"` `(items, series)` and, if known, `"interval"`
+        `(items, series, 2)`, `"error"` and `"null"`.
 
     Raises:
-        OptionError: when there is no such series, or `most`, `vmax` or `width` is out of range.
-        PlotError: when no value is finite, or the sizes do not agree.
+        OptionError: if there is no such series, or `most`, `vmax` or `width` is out of range.
+        PlotError: if no value is finite, or the sizes do not agree.
 
     Example:
         >>> import torch
@@ -75,7 +74,7 @@ def sensitivity(
     chosen, drawn = _series(ranking, series)
     full = _read(ranking, chosen, labels)
     order, rest = _order(full["values"], ranking.signed, most)
-    names = [text.plain(name) for name in (ranking.items if labels is None else labels)]
+    names = [text.printable(name) for name in (ranking.items if labels is None else labels)]
     data: dict[str, Any] = {name: part[order] for name, part in full.items()}
     data = {"items": [(ranking.items if labels is None else labels)[row] for row in order], **data}
     rows = [names[row] for row in order]
@@ -95,14 +94,18 @@ def sensitivity(
         axes.set_xlim(*_range(data, ranking.signed, vmax))
         handles = _draw(axes, data, drawn, ranking.signed)
         if rest:
-            _tell(axes, len(rows), full["values"][rest], ranking.signed)
+            _write_rest(axes, len(rows), full["values"][rest], ranking.signed)
         if handles:
             canvas.legend(axes, handles)
         return canvas.finish(data)
 
 
 def _series(ranking: Ranking, series: str | int | Sequence[str | int] | None) -> tuple[list[int], list[str]]:
-    """Numbers and names of the series to draw."""
+    """Numbers and names of the series to draw.
+
+    Raises:
+        PlotError: if there are none, or too many.
+    """
     count = ranking.values.reshape(len(ranking.items), -1).shape[1] if len(ranking.items) else 0
     names = list(ranking.series) or [f"series {index}" for index in range(count)]
     if not count or len(names) != max(count, 1):
@@ -147,7 +150,7 @@ def _order(values: Array, signed: bool, most: int | None) -> tuple[list[int], li
     """Rows to draw, the largest first, and rows left out; rows without a number come last."""
     sizes = np.where(np.isnan(values), -np.inf, np.abs(values) if signed else values).max(axis=1)
     order = np.argsort(-sizes, kind="stable").tolist()
-    cut = len(order) if most is None or len(order) <= most + 1 else most  # a line that tells of one takes its place
+    cut = len(order) if most is None or len(order) <= most + 1 else most  # a line about one item would take its place
     return order[:cut], order[cut:]
 
 
@@ -240,7 +243,7 @@ def _keys(axes: Axes, data: dict[str, Any], count: int, rows: Array, signed: boo
     return [*handles, _key("chance", color=CHANCE, marker="|", markersize=6, markeredgewidth=1.1)]
 
 
-def _tell(axes: Axes, row: int, values: Array, signed: bool) -> None:
+def _write_rest(axes: Axes, row: int, values: Array, signed: bool) -> None:
     """Say in the last row how many items were left out, and the largest of them."""
     known = values[np.isfinite(values)]
     line = f"+ {len(values)} more"

@@ -18,18 +18,18 @@ DPI: Final = 144
 
 
 def thumbnail(result: Result) -> str:
-    """The first figure of a result as an image, or its text with colored tokens; `""` where it has no figure.
+    """Draw the usual figure of a result as an image, or its text with colored tokens; `""` if it has no figure.
 
     Of a batch it shows the first sample, of several inputs the first, of attention the mean over the heads.
 
     Args:
-        result: of any kind.
+        result: any result.
 
     Returns:
-        HTML without script and without anything to load; the text instead of the picture says what the numbers are.
+        HTML without script that loads nothing; the text instead of the picture says what the numbers are.
 
     Raises:
-        PlotError: when the result has a figure, but its values cannot be drawn.
+        PlotError: if the result has a figure, but its values cannot be drawn.
 
     Example:
         >>> import torch

@@ -50,34 +50,27 @@ def timeseries(
 ) -> Plot:
     """Draw a series over its relevance: a panel for each channel, its signal as a line on colored time steps.
 
-    All channels share one color scale; each signal has its own axis. Of a series with more than 2,000 steps, each
-    color is the value of largest size among some steps, as a note says; the line is of all steps. The states of a
-    recurrent layer over time are drawn by `recurrent_states`.
+    All channels share one color scale; each signal has its own axis. Of a series with more than 2,000 steps, each color
+    is the value of largest size among several steps, as a note says; the line is of all steps. `recurrent_states` draws
+    the states of a recurrent layer over time.
 
     Args:
-        attribution: of a series, `(batch, time, feature)`, `(batch, channel, length)` or `(batch, time)`.
-        sample: which of the batch.
-        channels: which to draw, from top to bottom; None takes the `count` with the largest sum of |relevance|, in
-            their order.
-        count: how many channels, where `channels` is None.
-        signal: the series to draw, shaped like one sample of the attribution; None takes the input that it keeps.
+        attribution: attribution of a series, `(batch, time, feature)`, `(batch, channel, length)` or `(batch, time)`.
+        channels: channels from top to bottom; None takes the `count` with the largest sum of |relevance|, in their
+            order.
+        count: number of channels, where `channels` is None.
+        signal: series to draw, shaped like one sample of the attribution; None takes the input that it keeps.
         rate: steps per second, for an axis in seconds; None counts steps.
-        name: which input, when there are several.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
-        cmap: a matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
-        vmax: largest value of the scale, in units of the attribution; None takes it from `clip`.
-        clip: percentile of |value|, over the channels drawn, where colors saturate; the colorbar says so.
-        title: None for method and target, `""` for none.
+        cmap: matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
+        clip: ... It is taken over the channels drawn.
         labels: names of all channels of the series.
-        colorbar: whether to draw it.
-        fig: figure or subfigure to draw into, in its size; None makes one.
 
     Returns:
-        The plot; `data` holds `"relevance"` and `"signal"`, `(channel, time)` each, and `"channels"`, which they are.
+        The plot; `data` holds `"relevance"` and `"signal"`, `(channel, time)` each, and `"channels"`, their numbers.
 
     Raises:
-        OptionError: when there is no such sample, channel, input name or colormap, or `count` or `rate` is too small.
-        PlotError: when this is no series, there is no signal of its shape, or values cannot be drawn.
+        OptionError: if there is no such sample, channel, input name or colormap, or `count` or `rate` is too small.
+        PlotError: if this is not a series, there is no signal of its shape, or values cannot be drawn.
 
     Example:
         >>> import torch
@@ -128,7 +121,11 @@ def timeseries(
 
 
 def _read(attribution: Attribution, sample: int, name: str | None) -> tuple[Sample, Array, str]:
-    """The sample, its values `(channel, time)`, and what a channel is called."""
+    """The sample, its values `(channel, time)`, and what a channel is called.
+
+    Raises:
+        PlotError: if this is not a series.
+    """
     shown = attribution_sample.read(attribution, sample, name=name)
     if shown.form == "series":
         return shown, shown.values, shown.axes[0] or "channel"
@@ -149,7 +146,11 @@ def _signal(
     sample: int,
     name: str | None,
 ) -> Array:
-    """What is drawn as lines, `(channel, time)`."""
+    """What is drawn as lines, `(channel, time)`.
+
+    Raises:
+        PlotError: if there is no signal of this shape.
+    """
     kept = attribution.inputs
     if isinstance(kept, dict):
         kept = kept.get(name or "")

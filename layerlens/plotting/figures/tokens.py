@@ -57,30 +57,22 @@ def tokens(
 ) -> Plot:
     """Draw a text whose tokens are colored by their attribution.
 
-    Words stand apart as they are read, parts of a word touch; negative tokens are underlined, so that they are told
-    from positive ones in print without color. Of more than `most` tokens, runs of weak ones are left out: a gray cell
-    says how many, and their sum. `tokens_html` makes the same for a web page, with each value under the pointer.
+    Spaces are drawn as they are read, and parts of a word touch; negative tokens are underlined, for print without
+    color. Of more than `most` tokens, runs of weak ones are left out: a gray cell says how many, and their sum.
+    `tokens_html` draws the same for a web page, with each value under the pointer.
 
     Args:
         attribution: values `(batch, token)`, or `(batch, word)` from `.by_word()`.
-        sample: which of the batch.
-        most: about how many tokens to show, the strongest with those beside them; None for all.
-        name: which input, when there are several.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
-        cmap: a matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
-        vmax: largest value of the scale, in units of the attribution; None takes it from `clip`.
-        clip: percentile of |value| where colors saturate; the colorbar says so.
-        title: None for method and target, `""` for none.
-        labels: the texts of the tokens, where the attribution does not know them.
-        colorbar: whether to draw it.
-        ax: axes to draw into; None makes a figure.
+        most: about how many tokens to show, the strongest with their neighbors; None for all.
+        cmap: matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
+        labels: texts of the tokens, if the attribution does not know them.
 
     Returns:
         The plot; `data` holds `"values"` of all tokens, and `"tokens"`, what is written in the cells.
 
     Raises:
-        OptionError: when there is no such sample, input name or colormap, or `most` is below 1.
-        PlotError: when there is not one number per token, all are zero, or the text does not fit into `ax`.
+        OptionError: if there is no such sample, input name or colormap, or `most` is below 1.
+        PlotError: if there is not one number per token, all are zero, or the text does not fit into `ax`.
 
     Example:
         >>> import torch
@@ -122,15 +114,15 @@ def _room(canvas: Canvas, axes: Axes) -> float:
     """The width of a line, in inches."""
     if canvas.given is not None:
         return float(axes.bbox.width) / canvas.dpi
-    beside = 0.4 if canvas.width < 3 else 0.02  # the numbers of a colorbar as wide as the panel
-    return canvas.width - 2 * MARGIN - beside
+    bar_numbers = 0.4 if canvas.width < 3 else 0.02  # the numbers of a colorbar as wide as the panel
+    return canvas.width - 2 * MARGIN - bar_numbers
 
 
 def _placed(found: Sequence[Piece], room: float) -> list[_Cell]:
-    """Where each token stands: lines are broken between words, and within those that are longer than a line."""
+    """The position of each token: lines are broken between words, and within those that are longer than a line."""
     words: list[list[tuple[Piece, str, float]]] = []
     for piece in found:
-        shown = text.plain(piece.text) if piece.count else text.visible(piece.text)
+        shown = text.printable(piece.text) if piece.count else text.visible(piece.text)
         shown = text.shorten(shown, style.TEXT, room - 2 * EDGE)
         entry = (piece, shown, text.width(shown, style.TEXT) + 2 * EDGE)
         if words and not piece.apart:

@@ -44,27 +44,22 @@ def tokens_html(
     """Write a text whose tokens are colored by their attribution as HTML, for a notebook, a page or a mail.
 
     Each token shows its value under the pointer; negative ones are underlined. The fragment has inline styles and no
-    script, every text in it is escaped, and it brings its own white paper, so that it reads on dark pages. In a
-    notebook: `IPython.display.HTML(tokens_html(result))`.
+    script, every text in it is escaped, and its paper is white on dark pages too. In a notebook:
+    `IPython.display.HTML(tokens_html(result))`.
 
     Args:
         attribution: values `(batch, token)`, or `(batch, word)` from `.by_word()`.
-        sample: which of the batch.
-        most: about how many tokens to show, the strongest with those beside them; None for all.
-        name: which input, when there are several.
-        cmap: a matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
-        vmax: largest value of the scale, in units of the attribution; None takes it from `clip`.
-        clip: percentile of |value| where colors saturate; the scale says so.
-        title: None for method and target, `""` for none.
-        labels: the texts of the tokens, where the attribution does not know them.
+        most: about how many tokens to show, the strongest with their neighbors; None for all.
+        cmap: matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
+        labels: texts of the tokens, if the attribution does not know them.
         colorbar: whether to write the scale below.
 
     Returns:
         One `<div>`.
 
     Raises:
-        OptionError: when there is no such sample, input name or colormap, or `most` is below 1.
-        PlotError: when there is not one number per token, or all are zero.
+        OptionError: if there is no such sample, input name or colormap, or `most` is below 1.
+        PlotError: if there is not one number per token, or all are zero.
 
     Example:
         >>> import torch
@@ -113,7 +108,7 @@ def _scale(limits: style.Limits, colors: Colormap, units: str, *, negative: bool
 
 
 def _described(shown: Sample, heading: str) -> str:
-    """What one who does not see the colors is told: the three strongest tokens."""
+    """The three strongest tokens, for those who do not see the colors."""
     best = np.argsort(-np.abs(shown.values), kind="stable")[:3].tolist()
     names = shown.tokens or ()
     strongest = ", ".join(f"{_seen(names[place])} {style.number(float(shown.values[place]))}" for place in best)

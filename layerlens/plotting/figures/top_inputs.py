@@ -1,4 +1,4 @@
-"""What units stand for: the samples of a data set that each responds to most, a row per unit."""
+"""The samples of a data set that units respond to most, a row per unit."""
 
 from __future__ import annotations
 
@@ -40,22 +40,20 @@ def top_inputs(
     """Draw the samples that units respond to most: a row per unit, strongest first.
 
     Args:
-        top: of a data set of images.
-        units: the rows; None takes the five with the largest value.
-        count: samples per unit.
-        show: `"mask"` darkens what the unit does not see, `"crop"` cuts it away, `"input"` shows the sample as it is;
-            the region is `top.regions`, made a square for a crop.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches.
+        top: units of a layer with samples of a data set of images.
+        units: units in the order of the rows; None takes the five with the largest value.
+        count: number of samples per unit.
+        show: `"mask"` darkens what the unit does not see, `"crop"` cuts it away, `"input"` shows the whole sample; the
+            region is `top.regions`, made a square for a crop.
         title: None for layer and method, `""` for none.
-        labels: one per row; None is the unit's number.
-        fig: figure or subfigure to draw into, in its size; None makes one.
+        labels: names of the rows; None is the unit's number.
 
     Returns:
         The plot; `data` holds what was drawn, `(height, width)` or `(height, width, 3)` by `"unit 3, sample 17"`.
 
     Raises:
-        OptionError: when there is no such unit, or an option is out of range.
-        PlotError: when the samples are no images, or there are no regions to mask or crop to.
+        OptionError: if there is no such unit, or an option is out of range.
+        PlotError: if the samples are not images, or there are no regions to mask or crop to.
 
     Example:
         >>> samples = {4: torch.rand(3, 8, 8), 9: torch.rand(3, 8, 8)}

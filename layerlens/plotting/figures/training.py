@@ -51,31 +51,30 @@ def training(
 ) -> Plot:
     """Draw a quantity of every layer over a training: layers from top to bottom, measured steps from left to right.
 
-    Above stand the numbers that the training loop logged, such as the loss, over the same steps. Cells that no color
-    shows (NaN, infinity, and zero on a log scale) have marks of their own, counted in the key. Steps without an even
-    distance are drawn as wide as others, which a note says.
+    Above are the numbers that the training loop logged, such as the loss, over the same steps. Cells without a color
+    (NaN, infinity, and zero on a log scale) have their own marks, counted in the key. Steps at uneven distances are
+    drawn equally wide, as a note says.
 
     Args:
-        history: of a training.
-        quantity: which of those that were recorded; None takes the gradient norm, or the first.
+        history: record of a training.
+        quantity: one of the recorded quantities; None takes the gradient norm, or the first.
         log: whether colors are on a log scale; None for norms and ratios that span a decade.
-        logged: which logged values to draw above; None for the first three, `()` for none.
-        cmap: a matplotlib colormap; None is RdBu_r about zero for activation means and viridis for others.
-        vmax: end of the scale, in units of the quantity; None fits the data.
-        clip: percentile of |value| where colors saturate; the colorbar says so. None clips nothing.
-        width: `"column"` (3.25 in), `"page"` (6.75 in), or inches; None takes the page for more than 40 steps.
+        logged: logged values to draw above; None for the first three, `()` for none.
+        cmap: matplotlib colormap; None is RdBu_r around zero for activation means and viridis for others.
+        clip: ... None clips nothing.
+        width: ... None is the page for more than 40 steps.
         title: None for quantity and method, `""` for none.
         labels: names of the rows instead of the layers' paths.
         ax: axes to draw the layers into, without logged values; None makes a figure.
 
     Returns:
-        The plot; `data` holds `"values"` `(layers, steps)` as they are, `"drawn"`, the cells of the figure, `"steps"`,
+        The plot; `data` holds `"values"` `(layers, steps)` unchanged, `"drawn"`, the cells of the figure, `"steps"`,
         and each logged value `(2, n)`, its steps and numbers.
 
     Raises:
-        OptionError: for an unknown quantity, logged value, colormap or width, or when `vmax` or `clip` is out of range.
-        PlotError: when nothing was measured, names and layers do not agree in number, or a log scale is asked for
-            values below zero.
+        OptionError: for an unknown quantity, logged value, colormap or width, or a `vmax` or `clip` out of range.
+        PlotError: if nothing was measured, names and layers do not agree in number, or a log scale is asked for values
+            below zero.
 
     Example:
         >>> import torch
@@ -97,7 +96,7 @@ def training(
         quantity = "gradient norm" if "gradient norm" in history.values else next(iter(history.values))
     found = history.of(quantity)
     values: Array = found.values.detach().double().cpu().numpy()
-    names = [text.plain(name) for name in (found.rows if labels is None else labels)]
+    names = [text.printable(name) for name in (found.rows if labels is None else labels)]
     if len(names) != len(values) or not names:
         raise PlotError(f"{len(names)} labels for the {len(values)} layers of {quantity!r}; give one for each.")
     limits = log_scales.limits(values, quantity, signed=found.signed, log=log, vmax=vmax, clip=clip)
@@ -106,7 +105,7 @@ def training(
     if width is None:
         width = "column" if len(steps) <= 40 else "page"
     with Canvas(width=width, ax=ax) as canvas:
-        drawn, note = matrix_cells.together(values, canvas.width)
+        drawn, note = matrix_cells.pooled(values, canvas.width)
         uneven = "Columns are the measured steps, at uneven distances." if len(set(np.diff(steps))) > 1 else ""
         lost = [f"{name}: {count} not finite." for name, line in curves.items() if (count := _lost(line))]
         notes = " ".join(filter(None, (uneven, note, *lost)))
@@ -159,7 +158,7 @@ def _curve(axes: Axes, name: str, line: Array, steps: Array) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
     axes.tick_params(axis="x", bottom=False, labelbottom=False)
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.5)
-    axes.set_ylabel(text.shorten(text.plain(name), style.TEXT, 2 * LOGGED))
+    axes.set_ylabel(text.shorten(text.printable(name), style.TEXT, 2 * LOGGED))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 

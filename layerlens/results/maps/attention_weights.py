@@ -25,9 +25,9 @@ class AttentionWeights(Result):
             windows they count as samples, one after the other.
         how: layer -> how its attention was found.
         queries: layer -> positions of the queries, where a part of them was asked for; else empty.
-        keys: layer -> positions of the keys, likewise.
+        keys: layer -> positions of the keys, in the same way.
         heads: `"each"`, or `"mean"` where one head is the mean of all.
-        tokens: text of each input token, by sample, where a tokenizer told.
+        tokens: text of each input token, by sample, if a tokenizer is known.
     """
 
     model: str

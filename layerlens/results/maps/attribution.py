@@ -41,8 +41,8 @@ class Attribution(Result):
         inputs: the input, in the same form as `values` where it has the same axes; None where it is not kept.
         tokens: the text of each token, when known.
         targets: what was scored, sample by sample, where that differs.
-        standard_error: of the values, in the same form, where they are a mean over random draws.
-        cost: what the method takes for a sample, in forward passes or gradients; empty where it is not told.
+        standard_error: standard error of the values, in the same form, if they are a mean over random draws.
+        cost: what the method takes for a sample, in forward passes or gradients; empty if unknown.
     """
 
     values: Values
@@ -105,7 +105,7 @@ class Attribution(Result):
         """The difference from another attribution of the same inputs in the same units; see `+`.
 
         Of two targets of a method that is linear in the score it is the attribution of their difference; of two
-        methods it shows where they part.
+        methods it shows where they differ.
         """
         return combined(Attribution, self, other, "-") if isinstance(other, Attribution) else NotImplemented
 
@@ -113,7 +113,7 @@ class Attribution(Result):
         """The sums over the tokens of each word, `(batch, word)`, with the words as `tokens`.
 
         A word begins where the tokenizer says so (a leading `Ġ`, `▁`, space, or no `##`); punctuation and special
-        tokens stand alone. Texts of fewer words than the longest of a batch get zeros and empty words at their end.
+        tokens are words themselves. Shorter texts of a batch get zeros and empty words at their end.
 
         Raises:
             InputError: when the values are not one number per token, or the texts of the tokens are not known.
@@ -211,7 +211,7 @@ class Relevance(Attribution):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ActivationMaps(Result):
-    """The output of one layer, unit by unit, laid over the places of its input.
+    """The output of one layer, unit by unit, on the places of its input.
 
     Attributes:
         layer: path of the layer.

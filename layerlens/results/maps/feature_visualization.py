@@ -1,4 +1,4 @@
-"""Inputs made by an optimiser to excite something inside of a model."""
+"""Inputs optimized to excite something inside a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FeatureVisualization(Result):
         targets: what each of `images` excites.
         curve: the score of each at each step, under that step's transformations, `(target x copy, step)`.
         score: the score of each as it is, `(target x copy,)`.
-        units: of the score.
+        units: units of the score.
         settings: every option as used.
         checks: `"transformed"`: the mean score under transformations that were not used to make it; `"noise"`: the
             mean score of the random inputs that it was made from, under the same. `(target x copy,)` each.

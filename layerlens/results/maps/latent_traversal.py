@@ -18,7 +18,7 @@ class LatentTraversal(Result):
     """Outputs of a model along directions of its latent space.
 
     Attributes:
-        names: of the directions, one per row: `"latent 3"`.
+        names: names of the directions, one per row: `"latent 3"`.
         steps: the values that a latent was set to, or how far it was moved, `(step,)`.
         move: `"set"` or `"add"`.
         outputs: `(direction, step, *output)`.

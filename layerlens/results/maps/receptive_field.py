@@ -25,7 +25,7 @@ class ReceptiveField(Result):
         call: which of its calls.
         boxes: the part of the input that each place can depend on, `(*places, axis, 2)`: start and stop along each
             axis of places of the input, stop excluded; both 0 where there is none.
-        input_size: of the input along these axes.
+        input_size: size of the input along these axes.
         place: the place whose effective field was measured.
         effective: how strongly the units at that place answer to each place of the input, `(batch, *input_size)`: the
             root mean square over units and input channels of the gradient.

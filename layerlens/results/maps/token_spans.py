@@ -34,7 +34,7 @@ def word_groups(tokens: Sequence[str]) -> list[Group]:
     pieces = any(token.startswith("##") for token in tokens)
     spaced = any(token.startswith(SPACES) for token in tokens)
     whole = any(token.startswith("[") and _special(token) for token in tokens)  # as "##" has them
-    touching = any(not (_apart(left) or _apart(right)) for left, right in itertools.pairwise(tokens))
+    touching = any(not (_outside_words(left) or _outside_words(right)) for left, right in itertools.pairwise(tokens))
     if touching and not (pieces or spaced or whole):
         warn(
             f"none of the {len(tokens)} tokens says where a word begins (a leading 'Ġ', '▁', '##' or space), so each "
@@ -46,8 +46,8 @@ def word_groups(tokens: Sequence[str]) -> list[Group]:
         if place == 0
         or token.startswith(SPACES)
         or (not token.startswith("##") if pieces or not spaced else False)
-        or _apart(token)
-        or _apart(tokens[place - 1])
+        or _outside_words(token)
+        or _outside_words(tokens[place - 1])
     ]
     return list(zip(starts, [*starts[1:], len(tokens)], strict=True))
 
@@ -57,8 +57,8 @@ def _special(token: str) -> bool:
     return len(token) > 2 and (token[0], token[-1]) in {("[", "]"), ("<", ">")}
 
 
-def _apart(token: str) -> bool:
-    """Whether a token is no part of a word: a special token, white space, or punctuation other than ' and -."""
+def _outside_words(token: str) -> bool:
+    """Whether a token is outside of words: a special token, white space, or punctuation other than ' and -."""
     text = token.removeprefix("##").lstrip("Ġ▁ ")
     return (
         _special(token)
@@ -101,10 +101,12 @@ def span_groups(tokens: Sequence[str] | None, spans: Sequence[Span], count: int)
     """
     if isinstance(spans, str) or not isinstance(spans, Sequence) or not spans:
         raise InputError(f"spans must be a list of (start, stop) or of parts of the text, got {spans!r}.")
-    return [_found(tokens, span, count) if isinstance(span, str) else _checked(span, count) for span in spans]
+    return [
+        _group_of_text(tokens, span, count) if isinstance(span, str) else _check_span(span, count) for span in spans
+    ]
 
 
-def _checked(span: object, count: int) -> Group:
+def _check_span(span: object, count: int) -> Group:
     pair = tuple(span) if isinstance(span, (tuple, list)) else ()
     if len(pair) != 2 or not all(isinstance(end, int) and not isinstance(end, bool) for end in pair):
         raise InputError(f"a span is (start, stop) or a part of the text, got {span!r}.")
@@ -114,7 +116,7 @@ def _checked(span: object, count: int) -> Group:
     return start, stop
 
 
-def _found(tokens: Sequence[str] | None, text: str, count: int) -> Group:
+def _group_of_text(tokens: Sequence[str] | None, text: str, count: int) -> Group:
     if tokens is None:
         raise InputError(f"the span {text!r} is a text, but the texts of the tokens are not known; give (start, stop).")
     wanted = text.split()
@@ -123,7 +125,7 @@ def _found(tokens: Sequence[str] | None, text: str, count: int) -> Group:
         for stop in range(start + 1, count + 1):
             words = _words(tokens, start, stop)
             if words == wanted:
-                found = [group for group in found if group[1] != stop]  # white space before it is no part of it
+                found = [group for group in found if group[1] != stop]  # without the white space before it
                 found.append((start, stop))
                 break
             if len(words) > len(wanted):
@@ -138,7 +140,7 @@ def _found(tokens: Sequence[str] | None, text: str, count: int) -> Group:
 
 
 def _words(tokens: Sequence[str], start: int, stop: int) -> list[str]:
-    """The text of tokens as words: those of a tokenizer without spaces are set apart."""
+    """The text of tokens as words: tokens without marks of spaces are separated."""
     part = tokens[start:stop]
     if any(token.startswith("##") for token in tokens) or not any(token.startswith(SPACES) for token in tokens):
         return "".join(f" {token}" if not token.startswith("##") else token[2:] for token in part).split()

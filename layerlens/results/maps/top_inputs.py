@@ -23,8 +23,8 @@ class TopInputs(Result):
         call: which of its calls.
         by: `"relevance"` or `"activation"`.
         units: the unit that each row is of.
-        index: of the samples in the data set, `(unit, rank)`.
-        values: of the unit there, `(unit, rank)` float64; in units of the score for relevance.
+        index: indices of the samples in the data set, `(unit, rank)`.
+        values: values of the unit there, `(unit, rank)` float64; in units of the score for relevance.
         places: where in the layer's map the unit was largest, `(unit, rank, axis)`: (row, column) of a convolution, a
             token or time step; no axis for a dense layer.
         regions: the box of the input that the unit sees there, `(unit, rank, axis, 2)`: start and stop along each axis

@@ -23,18 +23,18 @@ class GroupEffects(Result):
     """The differences between groups in many quantities: the units of a layer, or the places of an attribution.
 
     Attributes:
-        what: is compared.
+        what: what is compared.
         axes: names of the axes after the first: `("unit",)`, `("height", "width")`, ...
         contrasts: what the first axis is: `"a - b"`, or `"a - rest"` where there are more than two groups; with
             `"(label 3)"` after it where it is about samples of that label alone.
-        means: of the contrast's group and of what it is compared with, `(contrasts, 2, *shape)` float64.
-        difference: of the means, within the strata, `(contrasts, *shape)`.
+        means: means of the contrast's group and of what it is compared with, `(contrasts, 2, *shape)` float64.
+        difference: difference of the means, within the strata, `(contrasts, *shape)`.
         effect: Hedges' g: the difference in standard deviations within groups, corrected for small samples. Where
             nothing varies within the groups, a number of some thousand stands for infinity.
         error: standard error of `effect`.
         p: by permutation, corrected for every quantity of the family (all units of all layers; all places).
         null: the |effect| that the largest of these quantities exceeds in 5 % of the permutations, one per contrast.
-        units: of the means and the difference.
+        units: units of the means and the difference.
     """
 
     what: str
@@ -71,8 +71,8 @@ class GroupEffects(Result):
         rows = [("of", self.what), ("quantities", f"{shape} ({', '.join(self.axes)})")]
         for row, contrast in enumerate(self.contrasts):
             at = (row, *self.peak(row))
-            told = f"{int(self.found()[row].sum())} with p <= {LEVEL:g}; largest effect {self.effect[at]:+.2f}"
-            rows.append((contrast, f"{told} at {at[1:]}, p = {self.p[at]:.3g}"))
+            line = f"{int(self.found()[row].sum())} with p <= {LEVEL:g}; largest effect {self.effect[at]:+.2f}"
+            rows.append((contrast, f"{line} at {at[1:]}, p = {self.p[at]:.3g}"))
         return rows
 
 
@@ -86,8 +86,8 @@ class GroupComparison(Result):
         activations: call of a layer -> the effects on its units, means over places.
         attributions: name of an input -> the effects on its places, in shares of a sample's |attribution|; empty when
             no attribution was asked for.
-        separation: how well a linear readout of each layer tells the groups apart on samples it was not fitted to, as
-            the area under the ROC curve, beside what 95 % of the permutations stay below.
+        separation: how well a linear readout of each layer distinguishes the groups on samples it was not fitted to, as
+            the area under the ROC curve, with what 95 % of the permutations stay below.
         left_out: layer -> why it could not be compared.
         target: what was attributed.
         method: how.
@@ -191,8 +191,8 @@ class GroupComparison(Result):
             rows.append((f"units, {contrast}", ", ".join(found)))
             for name, effects in self.attributions.items():
                 differ = int(effects.found()[row].sum())
-                told = f"{differ} of {effects.p[row].numel()} places differ, most {effects.peak(row)}"
-                rows.append((f"attribution of {name}, {contrast}", f"{told}, smallest p = {effects.p[row].min():.3g}"))
+                line = f"{differ} of {effects.p[row].numel()} places differ, most {effects.peak(row)}"
+                rows.append((f"attribution of {name}, {contrast}", f"{line}, smallest p = {effects.p[row].min():.3g}"))
         best, value = self.separation.ranked()[0]
         rows.append(("best separation", f"{best} (ROC area {value:.2f})"))
         return [*rows, ("method", self.method), ("target", self.target)]
@@ -200,7 +200,7 @@ class GroupComparison(Result):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ErrorExplanation(GroupComparison):
-    """What tells a model's errors from its hits: groups "error" and "hit".
+    """What distinguishes a model's errors from its hits: groups "error" and "hit".
 
     Attributes:
         labels: the right class of each sample, `(samples,)`.

@@ -25,11 +25,11 @@ class LayerRow:
         own: how many it holds itself.
         share: share of the model's time spent in it and not in its children, 0..1; None when the model was not run.
         input: shapes of the tensors that it was given, the first two of them, as text.
-        dtype: of its (first) output tensor.
+        dtype: data type of its (first) output tensor.
         order: place of its first call's end in the run; None when it did not run.
         activation: bytes of what its calls without others inside returned, each storage counted where it is returned
             first and those of parameters not at all; None when it had no such call.
-        input_dtype: of the first tensor that it was given.
+        input_dtype: data type of the first tensor that it was given.
     """
 
     path: str
@@ -57,7 +57,7 @@ class LayerTable(Result):
         model: name of the model's class.
         rows: one `LayerRow` per layer, the model itself first.
         milliseconds: duration of the timed run; None when the model was not run.
-        device: of the first parameter.
+        device: device of the first parameter.
     """
 
     model: str

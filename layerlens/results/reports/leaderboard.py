@@ -1,4 +1,4 @@
-"""Methods beside each other: what each scores by each metric, sample by sample."""
+"""Methods compared: the score of each by every metric, sample by sample."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Leaderboard(Result):
 
     The rows are in the order of the first metric, best first. Intervals are of the mean over samples, 95 %, by the
     bootstrap over samples; those of differences are paired: the same samples on both sides. Samples of one group (crops
-    of a picture, frames of a film) are alike, so that they are drawn together: the intervals are over groups.
+    of a picture, frames of a video) are alike, so that they are drawn together: the intervals are over groups.
 
     Attributes:
         methods: names, best first by the first metric.
@@ -33,7 +33,7 @@ class Leaderboard(Result):
         controls: the methods that look at the picture, or at nothing, and not at the model.
         target: what was scored.
         settings: every option as used.
-        groups: which samples are alike, a name for each; None where each stands for itself.
+        groups: which samples are alike, a name for each; None if all are independent.
     """
 
     methods: tuple[str, ...]
@@ -76,7 +76,7 @@ class Leaderboard(Result):
         return named if self.groups is None else f"{named} of {len(set(self.groups))} groups"
 
     def best(self, metric: str | None = None) -> str:
-        """The method with the best mean, controls left aside."""
+        """The method with the best mean, without the controls."""
         column = 0 if metric is None else self.metrics.index(choose("metric", metric, self.metrics))
         sign = 1 if self.higher[column] else -1
         rows = [name for name in self.methods if name not in self.controls] or list(self.methods)

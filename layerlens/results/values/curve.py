@@ -22,7 +22,7 @@ class Curve(Explained):
         points: `(points,)`, rising.
         series: name of each curve.
         values: `(series, points)`.
-        units: of the values.
+        units: units of the values.
         method: how it was measured.
         settings: every option as used.
         error: standard error of each value, shaped like `values`; None when there is none.

@@ -18,10 +18,10 @@ class FaithfulnessCurve(Result):
     """The score of every sample while places are removed, or kept, most important first.
 
     Attributes:
-        name: of the metric: `"insertion"`, `"deletion"`, ...
-        shares: of the places that are removed or kept, `(points,)`, from 0 to 1.
+        name: name of the metric: `"insertion"`, `"deletion"`, ...
+        shares: shares of the places that are removed or kept, `(points,)`, from 0 to 1.
         scores: `(batch, points)`, float64.
-        fill: what stands in removed places.
+        fill: what replaces removed places.
         units: `"probability"` or `"score"`.
         target: what was scored.
         settings: every option as used.

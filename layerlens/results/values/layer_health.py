@@ -19,12 +19,12 @@ class LayerHealth(LayerProfile):
     Attributes:
         dead: layer -> its dead units; layers without any are not listed.
         doubles: layer -> `(unit, earlier unit, correlation)` of its units that repeat an earlier one.
-        mean: of the layer's values, `(layers,)`.
-        std: of the layer's values, `(layers,)`.
+        mean: mean of the layer's values, `(layers,)`.
+        std: standard deviation of the layer's values, `(layers,)`.
         gradient: norm of the gradient of the score by the layer's output, mean over samples, `(layers,)`; None when
             none was asked for.
         samples: how many samples each layer was seen with, `(layers,)`.
-        bound: of the share of such samples for which a dead unit answers, at 95 % confidence, `(layers,)`.
+        bound: upper bound of the share of such samples for which a dead unit answers, at 95 % confidence, `(layers,)`.
     """
 
     dead: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)

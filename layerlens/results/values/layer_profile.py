@@ -22,7 +22,7 @@ class LayerProfile(Explained):
         quantity: what is measured, for the axis of a figure: `"Jacobian norm"`.
         layers: one name per row, in order of execution; a layer's second call is `name #1`.
         values: `(layers,)`, or `(layers, series)`.
-        units: of the values.
+        units: units of the values.
         signed: whether negative values have a meaning.
         method: how it was measured, and by which route.
         settings: every option as used.

@@ -22,7 +22,7 @@ class Matrix(Explained):
         columns: names of the columns.
         values: `(rows, columns)`; NaN where there is no number.
         axes: what rows and columns are: `("layer", "position")`.
-        units: of the values.
+        units: units of the values.
         signed: whether values are read as distances from zero to both sides.
         method: how it was measured.
         settings: every option as used.

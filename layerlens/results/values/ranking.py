@@ -20,7 +20,7 @@ class Ranking(Explained):
         quantity: what is measured, for the axis of a figure: `"drop of the score"`.
         items: one name per row, as measured and not sorted: `"blocks.2 head 3"`, `"age"`.
         values: `(items,)`, or `(items, series)`.
-        units: of the values.
+        units: units of the values.
         signed: whether negative values have a meaning.
         method: how it was measured.
         settings: every option as used.

@@ -37,7 +37,7 @@ class TrainingHistory(Explained):
     """Numbers of every layer at some steps of a training.
 
     Attributes:
-        steps: of the optimizer at which layers were measured, `(n,)`, counted from 0.
+        steps: steps of the optimizer at which layers were measured, `(n,)`, counted from 0.
         layers: quantity -> the layers it was measured at, in order of execution, or of registration for parameters.
         values: quantity -> `(n, layers)`; NaN where there is no number.
         logged: name -> `(m, 2)`: step and value of what the training loop logged, such as the loss.
@@ -101,25 +101,27 @@ class TrainingHistory(Explained):
         """
         if last < 1:
             raise OptionError(f"last={last!r}: at least one step is needed.")
-        told = []
+        sentences = []
         for quantity, values in self.values.items():
             bad = ((~values.isfinite()) & ~values.isnan()).any(dim=0) | self._lost(quantity)
-            told += self._named(quantity, bad, f"{quantity} that is not finite")
+            sentences += self._named(quantity, bad, f"{quantity} that is not finite")
         middle = {name: values[-last:].nanmedian(dim=0).values for name, values in self.values.items()}
         if "gradient norm" in middle:
             norms = middle["gradient norm"]
-            told += self._named("gradient norm", norms == 0, "no gradient")
+            sentences += self._named("gradient norm", norms == 0, "no gradient")
             small = (norms > 0) & (norms < VANISHING * norms.nan_to_num(0, 0, 0).max())
-            told += self._named("gradient norm", small, f"a gradient below {VANISHING:g} of the largest layer's", norms)
+            sentences += self._named(
+                "gradient norm", small, f"a gradient below {VANISHING:g} of the largest layer's", norms
+            )
         if "update ratio" in middle:
             ratio = middle["update ratio"]
-            told += self._named("update ratio", ratio > HIGH, f"updates above {HIGH:g} of the weights", ratio)
-            told += self._named("update ratio", ratio < LOW, f"updates below {LOW:g} of the weights", ratio)
+            sentences += self._named("update ratio", ratio > HIGH, f"updates above {HIGH:g} of the weights", ratio)
+            sentences += self._named("update ratio", ratio < LOW, f"updates below {LOW:g} of the weights", ratio)
         if "constant units" in middle:
             share = middle["constant units"]
             text = f"units that are the same for all of the {int(self.rows[-1])} samples of a step"
-            told += self._named("constant units", share > 0, text, share)
-        return told
+            sentences += self._named("constant units", share > 0, text, share)
+        return sentences
 
     def _lost(self, quantity: str) -> torch.Tensor:
         """Layers whose last number is NaN although one before it was not."""

@@ -23,7 +23,7 @@ class UnitStatistics(Result):
     Each of the first six is a dict by layer, `"rnn#1"` for a second call of one, of `(units,)` float64.
 
     Attributes:
-        mean: of the finite values.
+        mean: mean of the finite values.
         std: their standard deviation, over the population.
         low: the smallest of them.
         high: the largest.
