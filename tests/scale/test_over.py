@@ -220,7 +220,7 @@ def test_lists_of_classes_in_a_joined_target_belong_to_their_samples():
     )
     with pytest.raises(TargetError, match="5 classes for 21 samples"):
         over(model, data).saliency(target=contrast(labels[:5], 1), method="gradient")
-    with pytest.raises(TargetError, match="cannot be told apart batch by batch"):
+    with pytest.raises(TargetError, match="cannot be read batch by batch"):
         over(model, data).saliency(target=as_target(labels) - as_target(None), method="gradient")
 
 

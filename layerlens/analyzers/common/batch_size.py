@@ -26,25 +26,25 @@ SMALL = 2**24
 """Bytes of saved activations that are never worth splitting."""
 
 AT_ONCE = {"cpu": 32}
-"""Samples in one pass by kind of device: a processor gains nothing from more; others run 64."""
+"""Samples per pass by kind of device: a processor gains nothing from more; others run 64."""
 
 REUSED = 2**25
 """Bytes of most activations of a gradient on a processor: larger blocks come fresh from the system each time, page by
 page (32 MiB is the most that glibc's allocator keeps). EfficientNet-Lite0: 15 ms per gradient below, 18 to 25 above."""
 
 PASSING = 2**24
-"""The same for a forward pass alone. It frees each activation soon, and glibc gives back what lies free beyond 64 MiB,
+"""As `REUSED`, for a forward pass alone. It frees each activation soon, and glibc returns what is free beyond 64 MiB,
 about four blocks: input and output of a layer, and its kernel's copies of both. EfficientNet-Lite0: 21 ms per sample
 with two at once, 35 with eight."""
 
 ROUND = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""Batches that are taken: others are slower in some kernels."""
+"""Batch sizes to choose from: others are slower in some kernels."""
 
 
 def first_score(
     scorer: Scorer, values: Leaves, batch_size: BatchSize, *, gradient: bool = True
 ) -> tuple[torch.Tensor, int]:
-    """The scores of the batch as it is, and how many samples to run at once.
+    """Return the scores of the batch as it is, and how many samples to run at once.
 
     `"auto"` reads the bytes that this pass makes, so that the same call takes the same batches, and gives the same
     bits, every time: as many samples as fit `MEMORY`, at most `AT_ONCE` of the device, and on a processor with most
@@ -55,7 +55,7 @@ def first_score(
         scorer: scores a borrowed model.
         values: the leaves as they are.
         batch_size: samples in one pass, or `"auto"`.
-        gradient: whether the passes to come are gradients, whose activations are kept, or forward passes alone.
+        gradient: whether the passes to come keep activations for gradients, or are forward passes alone.
 
     Raises:
         OptionError: when the batch size is neither `"auto"` nor a positive number.
@@ -93,7 +93,7 @@ def _keep_what_is_freed() -> None:
 
 
 def _usual(sizes: list[int]) -> int:
-    """The size that an eighth of all bytes exceed: one large activation, such as all logits of a text, is no matter."""
+    """The size that an eighth of all bytes exceed: one large tensor, such as the logits of a text, does not count."""
     rest = sum(sizes) / 8
     for size in sorted(sizes, reverse=True):
         rest -= size

@@ -20,8 +20,8 @@ def listed(names: Sequence[str], count: int = 4) -> str:
 
 def warn_left_out(method: str, left_out: Mapping[str, str], explicit: bool) -> None:
     """Warn of layers without a value; of those that cannot have one only when they were asked for by name."""
-    told = {name: why for name, why in left_out.items() if explicit or why not in ("did not run", NO_BATCH)}
-    if told:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(told.items())[:4])
-        more = f"; and {len(told) - 4} more, see settings['left_out']" if len(told) > 4 else ""
-        warn(f"{method}: {len(told)} layer(s) left out. {reasons}{more}.")
+    named = {name: why for name, why in left_out.items() if explicit or why not in ("did not run", NO_BATCH)}
+    if named:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(named.items())[:4])
+        more = f"; and {len(named) - 4} more, see settings['left_out']" if len(named) > 4 else ""
+        warn(f"{method}: {len(named)} layer(s) left out. {reasons}{more}.")

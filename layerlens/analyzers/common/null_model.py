@@ -1,4 +1,4 @@
-"""The same model with other weights: given ones, and the chance mark, its own in random order."""
+"""The same model with other weights: given ones, or its own in random order, which shows what chance gives."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class _Carrier(nn.Module):
 def with_parameters(
     model: nn.Module, forward: Forward | None, parameters: Mapping[str, torch.Tensor]
 ) -> Callable[..., Any]:
-    """A `forward` that runs the model with other tensors in the place of some of its parameters.
+    """Return a `forward` that runs the model with other tensors instead of some of its parameters.
 
     A parameter that the model shares between layers is exchanged in all of them. The model holds the others only while
-    it runs, and gets its own back also after an error.
+    it runs, and has its own again also after an error.
 
     Args:
         model: any module.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-        parameters: by name, as in `model.named_parameters()`.
+        forward: `forward(model, *args, **kwargs)` to call instead of the model.
+        parameters: tensors by name, as in `model.named_parameters()`.
     """
     carrier = _Carrier(model, forward)
     given = {f"model.{name}": tensor for name, tensor in parameters.items()}
@@ -48,7 +48,7 @@ def with_parameters(
 
 
 def shuffled_parameters(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
-    """Copies of all parameters by name, each with its entries in random order."""
+    """Copy all parameters by name, each with its entries in random order."""
     need_weights(model, "the null, a model with its weights in random order,")
     generator = torch.Generator().manual_seed(seed)
     parameters = {}
@@ -59,7 +59,7 @@ def shuffled_parameters(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
 
 
 def shuffled(model: nn.Module, forward: Forward | None, seed: int) -> Callable[..., Any]:
-    """A `forward` that runs the model on copies of its parameters, each with its entries in random order.
+    """Return a `forward` that runs the model on copies of its parameters, each with its entries in random order.
 
     Every parameter tensor keeps its values and loses their arrangement, which is what training made (compare the
     randomization test of Adebayo et al. 2018, sec. 3). Buffers, such as running statistics, stay. The model holds the
@@ -67,7 +67,7 @@ def shuffled(model: nn.Module, forward: Forward | None, seed: int) -> Callable[.
 
     Args:
         model: any module.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-        seed: of the permutations.
+        forward: `forward(model, *args, **kwargs)` to call instead of the model.
+        seed: seed of the permutations.
     """
     return with_parameters(model, forward, shuffled_parameters(model, seed))

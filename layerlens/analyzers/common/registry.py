@@ -43,6 +43,9 @@ _ARGS = {
     "x": "... Token ids count by their embeddings, and values are summed over the features of these.",
     "baseline": 'reference input: `"zero"`, `"noise"`, a number, a tensor, or a dict by input name; of images and '
     'series also `"mean"`, `"blur"`, `"black"`, `"white"`; of token ids a whole number is the id of a reference token.',
+    "baselines": "references: an array `(references, ...)` of samples, best of the data the model knows; a dict of "
+    'arrays by input name; a list of baselines, such as `["zero", "mean"]`; or None for noise with the mean and '
+    "deviation of each sample.",
     "features": "values that are removed together. None: columns of a table, tokens, about 64 cells of an image, a "
     'volume or a series. `"values"`, `"places"`, `"channels"`, `"cells"`, `"superpixels"`; a number of cells; labels '
     "(whole numbers) that broadcast to the input, -1 for what is never removed; or a dict of those by input name.",

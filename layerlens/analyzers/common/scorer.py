@@ -32,14 +32,14 @@ class Scorer:
     """The score of a model as a function of its leaves; use it inside `borrowed(model)`.
 
     The first call must be on the leaves as they are: a target that depends on the output (the predicted class) is
-    chosen there and kept, so that a method that changes the input goes on to explain the same thing.
+    chosen there and kept, so that a method that changes the input still explains the same score.
 
     Args:
         model: a borrowed model.
-        x: its input, as in `as_inputs`.
+        x: input of the model, as in `as_inputs`.
         target: what to score, as in `as_target`.
         where: None or `"input"` for the inputs; else a layer, or a call of one, whose output is the leaf.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        forward: `forward(model, *args, **kwargs)` to call instead of the model.
 
     Raises:
         InputError: when there is nothing to differentiate.
@@ -70,7 +70,7 @@ class Scorer:
         self._resolved = False
 
     def start(self) -> dict[str, torch.Tensor]:
-        """Fresh copies of the leaves that require gradients, by name."""
+        """Return fresh copies of the leaves that require gradients, by name."""
         return {name: leaf.value.clone().requires_grad_() for name, leaf in self.leaves.items()}
 
     def __call__(
@@ -80,12 +80,12 @@ class Scorer:
         *,
         then: Mapping[LayerPath, Edit] | None = None,
     ) -> torch.Tensor:
-        """The scores `(n,)` with `values`, each `(n, ...)`, in the place of the leaves.
+        """Return the scores `(n,)` with `values`, each `(n, ...)`, instead of the leaves.
 
         Args:
             values: one tensor per leaf; a leaf that is left out stays as it is.
-            rows: which sample of the batch each row of `values` belongs to, `(n,)`; None when they are the batch.
-            then: further edits of layers, after the leaves are in their place.
+            rows: sample of the batch that each row of `values` belongs to, `(n,)`; None when they are the batch.
+            then: further edits of layers, after the leaves are replaced.
 
         Raises:
             TargetError: when the target does not fit the output.
@@ -109,8 +109,8 @@ class Scorer:
             )
         return scores
 
-    def check_bottom(self, scores: torch.Tensor) -> torch.Tensor:
-        """The scores of the baseline, `(batch,)`, as they are.
+    def check_baseline(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores of the baseline, `(batch,)`, as they are.
 
         Raises:
             TargetError: when one of them is NaN or infinite.
@@ -125,7 +125,7 @@ class Scorer:
         return scores
 
     def _run(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> Any:
-        """What the target reads: the model's output, or that of the layer whose unit it is."""
+        """Return what the target reads: the output of the model, or of the layer whose unit it is."""
         with contextlib.ExitStack() as stack:
             if edits:
                 stack.enter_context(Probe(self.model, (), edits=edits))
@@ -137,7 +137,7 @@ class Scorer:
             return read_units(self.model, record, call)
 
     def _first_not_finite(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> str:
-        """Which layer made the first NaN or infinity, as a sentence."""
+        """Say which layer made the first NaN or infinity."""
 
         def finite(output: object) -> bool:
             tensors = (tensor for _, tensor in named_tensors(output) if tensor.is_floating_point())
@@ -150,12 +150,12 @@ class Scorer:
             return f"Input {infinite[0]!r} itself holds infinite values."
         for call in record.order:
             if call.output is False:
-                layer = f"layer {call.layer!r}" if call.layer else "the model itself, outside of its layers,"
-                return f"The first output that is not finite is that of {layer} (call {call.index})."
+                layer = f"layer {call.layer!r}" if call.layer else "the model itself, outside its layers,"
+                return f"The first output that is not finite comes from {layer} (call {call.index})."
         return "Every layer's output is finite: the target makes it."
 
     def attribution(self, values: Mapping[str, torch.Tensor], **fields: Any) -> Attribution:
-        """An `Attribution` of the values by leaf; see `fields`."""
+        """Return an `Attribution` of the values by leaf; see `fields`."""
         return Attribution(**self.fields(values, **fields))
 
     def fields(
@@ -170,44 +170,44 @@ class Scorer:
         checks: Mapping[str, torch.Tensor] | None = None,
         standard_error: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, Any]:
-        """The fields of an `Attribution`, or of a subclass of it.
+        """Return the fields of an `Attribution`, or of a subclass of it.
 
         Args:
             values: one tensor per leaf, shaped like it; those of embeddings are summed over their features.
             method: name of the method.
             settings: every option of the method as used.
-            score: the score of each sample, `(batch,)`.
+            score: score of each sample, `(batch,)`.
             signed: whether negative values have a meaning.
             units: what a value is.
             checks: what the method can prove about itself, each `(batch,)`.
-            standard_error: of the values, where the method draws random numbers: by leaf, shaped as the values are
-                returned (one number per token).
+            standard_error: standard error of the values by leaf, where the method draws random numbers, shaped as the
+                values are returned (one number per token).
         """
         tensors = self.inputs.tensors()
-        folded = {
+        summed = {
             name: (values[name] if leaf.layer is None else values[name].sum(dim=-1)).detach()
             for name, leaf in self.leaves.items()
         }
-        warn_of_not_finite(folded, method)
+        warn_of_not_finite(summed, method)
         if signed:
-            warn_of_cancelling({name: values[name] for name, leaf in self.leaves.items() if leaf.uses}, method)
+            warn_of_canceling({name: values[name] for name, leaf in self.leaves.items() if leaf.uses}, method)
         axes: tuple[str, ...] | None = None
-        if len(folded) == 1:
-            (name,) = folded
+        if len(summed) == 1:
+            (name,) = summed
             place = self.leaves[name].place
             if place is not None:
                 axes, settings = place.axes, {"where": place.name, **settings}
             elif self.leaves[name].layer is not None:
-                axes = ("batch", "token") if folded[name].ndim == 2 else None
+                axes = ("batch", "token") if summed[name].ndim == 2 else None
             elif self.leaves[name].axes is not None:
                 axes = self.leaves[name].axes
-            elif folded[name].ndim == 4:
+            elif summed[name].ndim == 4:
                 axes = IMAGE_AXES
-            elif folded[name].ndim == 2:
+            elif summed[name].ndim == 2:
                 axes = ("batch", "feature")
-        shown = {name: tensors[name].detach().clone() for name in folded if self.leaves[name].place is None}
+        shown = {name: tensors[name].detach().clone() for name in summed if self.leaves[name].place is None}
         return {
-            "values": _single(folded),
+            "values": _single(summed),
             "axes": axes,
             "signed": signed,
             "units": units,
@@ -240,9 +240,13 @@ def freeze(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def backward_pass(model: nn.Module) -> Iterator[None]:
-    """A backward pass through `model`: an error that its own code causes says so.
+    """Run a backward pass through `model`: an error that its own code causes says so.
+
+    Yields:
+        Nothing.
 
     Raises:
+        RuntimeError: as autograd raises it.
         InputError: when an operation of the model wrote into what autograd needs, or checkpoints by re-entering.
     """
     try:
@@ -263,23 +267,23 @@ def backward_pass(model: nn.Module) -> Iterator[None]:
 def gradients(
     scorer: Scorer, values: Mapping[str, torch.Tensor], rows: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, Leaves]:
-    """The scores `(n,)` at `values` and their gradients, one per leaf and shaped like it; zero where it is unused.
+    """Return the scores `(n,)` at `values` and their gradients, one per leaf and shaped like it; zero if unused.
 
     Args:
         scorer: scores a borrowed model.
         values: one tensor `(n, ...)` per leaf.
-        rows: which sample of the batch each row belongs to, `(n,)`; None when they are the batch.
+        rows: sample of the batch that each row belongs to, `(n,)`; None when they are the batch.
 
     Raises:
         TargetError: when no gradient reaches any leaf.
     """
     start = {name: value.detach().requires_grad_() for name, value in values.items()}
     score = scorer(start, rows)
-    found: tuple[torch.Tensor | None, ...] = (None,)
+    slopes: tuple[torch.Tensor | None, ...] = (None,)
     if score.requires_grad:
         with backward_pass(scorer.model):
-            found = torch.autograd.grad(score.sum(), list(start.values()), allow_unused=True)
-    if all(gradient is None for gradient in found):
+            slopes = torch.autograd.grad(score.sum(), list(start.values()), allow_unused=True)
+    if all(slope is None for slope in slopes):
         place = next(iter(scorer.leaves.values())).place
         if place is not None:
             raise TargetError(
@@ -291,14 +295,12 @@ def gradients(
             "differentiated (argmax, round, .detach(), .item(), an integer), or the score does not depend on the "
             "input. Score a logit or probability instead."
         )
-    pairs = zip(start.items(), found, strict=True)
-    return score.detach(), {
-        name: torch.zeros_like(value) if gradient is None else gradient for (name, value), gradient in pairs
-    }
+    pairs = zip(start.items(), slopes, strict=True)
+    return score.detach(), {name: torch.zeros_like(value) if slope is None else slope for (name, value), slope in pairs}
 
 
 def of_samples(rows: Sequence[int | str], count: int) -> str:
-    """The samples that a warning is about, in words; nothing where the batch holds only that one.
+    """Name the samples that a warning is about; the empty string where the batch holds only one.
 
     Example:
         >>> of_samples([1, 3], 8), of_samples([0], 1)
@@ -328,7 +330,7 @@ def warn_of_not_finite(values: Mapping[str, torch.Tensor], method: str) -> None:
         )
 
 
-def warn_of_cancelling(values: Mapping[str, torch.Tensor], method: str) -> None:
+def warn_of_canceling(values: Mapping[str, torch.Tensor], method: str) -> None:
     """Warn when the values of embeddings, `(..., feature)`, sum to nothing but rounding error for every token.
 
     A LayerNorm behind the embedding sees neither its mean over features nor its size, so the gradient sums to zero over

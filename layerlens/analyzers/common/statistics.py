@@ -6,11 +6,11 @@ import torch
 
 
 def spearman(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Spearman's rank correlation of each row, `(batch,)`, ties at their mean rank; 0 where a row is constant.
+    """Compute Spearman's rank correlation of each row, `(batch,)`, ties at their mean rank; 0 where a row is constant.
 
     Args:
-        first: `(batch, n)`.
-        second: likewise.
+        first: values, `(batch, n)`.
+        second: other values, `(batch, n)`.
     """
     ranks = [torch.stack([_ranks(row) for row in rows]) for rows in (first, second)]
     a, b = (rank - rank.mean(dim=1, keepdim=True) for rank in ranks)

@@ -35,7 +35,7 @@ MEASURED = "epsilon_plus"
 @method(
     name="auto",
     family="automatic",
-    passes="those of the method it chooses",
+    passes="as the method it chooses",
     source="benchmarks/tokens.md, benchmarks/faithfulness.md",
 )
 def auto(

@@ -112,7 +112,7 @@ class Norm(nn.Module):
 
 def test_the_layer_that_made_the_first_nan_is_named():
     for analyze in (Lens(Divides()).relevance, Lens(Divides()).saliency):
-        with pytest.raises(errors.TargetError, match="first output that is not finite is that of layer 'norm'"):
+        with pytest.raises(errors.TargetError, match="first output that is not finite comes from layer 'norm'"):
             analyze(normal(2, 4), target=0)
 
 

@@ -1,9 +1,8 @@
-"""What ran and what shape it had: the calls of all layers with the names of their axes, without keeping outputs."""
+"""The calls of all layers of a run with the shapes and axes of their outputs, which are not kept."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ GUESSES: dict[int, Axes] = {
     4: ("batch", "channel", "height", "width"),
     5: ("batch", "channel", "depth", "height", "width"),
 }
-"""Axes by number, where neither the layer nor one of the same shape before it says what they are."""
+"""Axes by number, where neither the layer nor an earlier one with an output of the same shape shows them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +29,10 @@ class Seen:
     """One call of one layer.
 
     Attributes:
-        path: of the layer.
-        index: which of its calls.
-        shape: of its first output tensor; None when it returned none.
-        axes: their names; None when they cannot be told.
+        path: path of the layer.
+        index: index of the call.
+        shape: shape of its first output tensor; None when it returned none.
+        axes: names of the axes; None if unknown.
         floating: whether that tensor holds floating-point numbers.
     """
 
@@ -45,7 +44,7 @@ class Seen:
 
 
 def watch(model: nn.Module, edits: Edits | None = None) -> Probe:
-    """A probe that notes the shape of what every layer, and the model, returns, in the order of the calls' ends."""
+    """Return a probe that notes the shape of what every layer and the model return, in the order of the calls' ends."""
     return Probe(model, lambda path, module: True, reduce=_form, edits=edits)
 
 
@@ -58,16 +57,16 @@ class _Form:
         self.shape, self.floating = tuple(tensor.shape), tensor.is_floating_point()
 
 
-def _form(output: Any) -> _Form | None:
+def _form(output: object) -> _Form | None:
     tensor = output if isinstance(output, torch.Tensor) else first_tensor(output)
     return None if tensor is None else _Form(tensor)
 
 
 def seen(model: nn.Module, record: Record) -> list[Seen]:
-    """The calls of a `watch` record, with their axes.
+    """Return the calls of a `watch` record, with their axes.
 
-    A layer that does not tell its axes by its kind (a block, an activation) has those of the last layer before it with
-    an output of the same shape that does.
+    A layer whose kind does not show its axes (a block, an activation) has those of the last layer before it with an
+    output of the same shape whose kind does.
     """
     layers, by_shape = Layers(model), dict[tuple[int, ...], Axes]()
     meta: dict[tuple[int, ...], torch.Tensor] = {}
@@ -98,7 +97,7 @@ def _own_axes(module: nn.Module, output: torch.Tensor) -> Axes | None:
 
 
 def one_layer(model: nn.Module, layer: Selection) -> LayerPath:
-    """The path of the one layer that a selection names.
+    """Return the path of the one layer that a selection names.
 
     Raises:
         LayerNotFound: when it matches none.
@@ -114,7 +113,7 @@ def one_layer(model: nn.Module, layer: Selection) -> LayerPath:
 
 
 def call_index(path: LayerPath, count: int, call: int) -> int:
-    """The index, counted from the start, of a call of a layer that ran `count` times.
+    """Return the index, counted from the start, of a call of a layer that ran `count` times.
 
     Raises:
         RecordError: when there is no such call.

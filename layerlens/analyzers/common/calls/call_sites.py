@@ -1,4 +1,4 @@
-"""Where layers are measured: the calls of the selected layers, what they return and where its batch axis is."""
+"""The calls at which layers are measured: what they return, and its batch axis."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Site:
     """One call of one layer.
 
     Attributes:
-        path: of the layer.
-        index: which of its calls.
-        axes: the batch axis of each floating-point tensor that it returned; None where there is none.
-        main: which of those tensors is the layer's value.
+        path: path of the layer.
+        index: index of the call.
+        axes: batch axis of each floating-point tensor that it returned; None where there is none.
+        main: index of the tensor among these that is the layer's value.
         single: whether each of them holds one number per sample.
     """
 
@@ -48,13 +48,13 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What a clean run showed.
+    """What a run of the model as it is showed.
 
     Attributes:
         sites: what can be measured, in order of execution.
         left_out: name of a layer or call that cannot -> why.
         output: what the model returned.
-        nbytes: of the sites' outputs.
+        nbytes: bytes of the outputs of the sites.
     """
 
     sites: list[Site]
@@ -70,7 +70,7 @@ class Survey:
 class _Seen:
     """A call as its hook saw it; it holds the tensor itself when duplicates are looked for."""
 
-    def __init__(self, output: Any, hold: bool) -> None:
+    def __init__(self, output: object, hold: bool) -> None:
         tensors = floating(output)
         self.shapes = [tuple(tensor.shape) for tensor in tensors]
         self.nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -84,8 +84,8 @@ def survey(model: nn.Module, inputs: Inputs, layers: Selection, forward: Forward
     """Run a borrowed model, as it is and on its batch twice, and find the calls that can be measured.
 
     For `layers=None` each distinct activation is listed once, under the first layer that returned it: a container that
-    hands on the output of its last child, an identity and dropout in eval mode are not. The second run tells the batch
-    axis of every output: it is the one that grew.
+    returns the output of its last child, an identity and dropout in eval mode are not. The second run shows the batch
+    axis of every output: the one that grew.
 
     Raises:
         LayerNotFound: when none of the selected layers ran, or none can be measured.
@@ -154,12 +154,12 @@ def copied_rows(batch: int, copies: int) -> torch.Tensor:
     return torch.arange(batch).repeat(copies)
 
 
-def floating(output: Any) -> list[torch.Tensor]:
+def floating(output: object) -> list[torch.Tensor]:
     """The floating-point tensors of a nested output, in order."""
     return [tensor for _, tensor in named_tensors(output) if tensor.is_floating_point()]
 
 
-def main_index(output: Any) -> int:
+def main_index(output: object) -> int:
     """Which of them is the value of the layer: the one named as in `MAIN_OUTPUTS`, or else the first."""
     names = [name for name, tensor in named_tensors(output) if tensor.is_floating_point()]
     return next((names.index(name) for name in MAIN_OUTPUTS if name in names), 0)
@@ -171,7 +171,7 @@ def by_row(tensor: torch.Tensor, axis: int, rows: int) -> torch.Tensor:
 
 
 def taps(sites: Sequence[Site], function: Callable[[Site, Any], Any]) -> dict[LayerPath, Edit]:
-    """Edits for a `Probe` that put `function(site, output)` in the place of what each site returned."""
+    """Return edits for a `Probe` that replace what each site returned by `function(site, output)`."""
     by_path: dict[LayerPath, dict[int, Site]] = {}
     for site in sites:
         by_path.setdefault(site.path, {})[site.index] = site
@@ -179,7 +179,7 @@ def taps(sites: Sequence[Site], function: Callable[[Site, Any], Any]) -> dict[La
     def edit(by_index: dict[int, Site]) -> Edit:
         calls = iter(range(1 << 62))
 
-        def tap(output: Any) -> Any:
+        def tap(output: object) -> Any:
             site = by_index.get(next(calls))
             return output if site is None else function(site, output)
 

@@ -1,4 +1,4 @@
-"""Baselines: the input that counts as nothing, from which a path method starts."""
+"""Baselines: reference inputs that stand for the absence of a signal."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from ..leaves.leaves import Leaf, spread_axes
 from ..scorer import Leaves, Scorer
 
 Baseline: TypeAlias = "str | float | torch.Tensor | np.ndarray[Any, Any] | Mapping[str, Baseline]"
-"""What removed values become: a name, a number, a tensor that broadcasts to the input, or a dict of those by input."""
+"""What may be given as a baseline; `baselines` says how it is read."""
 
 NAMES = ("zero", "mean", "blur", "black", "white", "noise")
 
 BLUR = 0.1
-"""Standard deviation of the blur, as a part of the side of the image."""
+"""Standard deviation of the blur, as a share of the side of the image."""
 
 REACH = 3
-"""Standard deviations that the kernel reaches to each side."""
+"""Reach of the kernel to each side, in standard deviations."""
 
 WIDE, LONGEST = 16, 2048
 """A kernel above a sixteenth of such a side, for as many lines, is a matrix: a third to a tenth of the convolution."""
 
 
 def baselines(scorer: Scorer, spec: Baseline) -> tuple[Leaves, str]:
-    """One baseline per leaf, shaped like it, and a name for the settings.
+    """Return one baseline per leaf, shaped like it, and a name for the settings.
 
     Args:
         scorer: scores a borrowed model.
         spec: `"zero"`; `"noise"`, normal with the mean and the deviation of each sample (seed 0); for images, volumes,
             video and series `"mean"`, the mean of each channel over places, `"blur"`, a Gaussian blur with a standard
             deviation of a tenth of each side, `"black"` and `"white"`, the smallest and the largest value of each
-            channel of the sample, which are black and white however pictures were normalised, if both occur; a number;
+            channel of the sample, which are black and white however pictures were normalized, if both occur; a number;
             a tensor that broadcasts to the input; or a dict of those by input name (zero where a name is missing). For
             token ids zero is the zero embedding, a whole number or an integer tensor are ids of reference tokens
             (padding, mask), a floating-point tensor is an embedding.
@@ -114,12 +114,12 @@ def _broadcast(given: torch.Tensor, value: torch.Tensor, name: str) -> torch.Ten
 
 
 def blur(value: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
-    """Under a Gaussian with a standard deviation of a tenth of each of the axes."""
+    """Blur by a Gaussian with a standard deviation of a tenth of each axis."""
     return gaussian_blur(value, {axis: BLUR * value.shape[axis] for axis in axes})
 
 
 def noise(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Normal noise with the mean and the deviation of each sample, the same draws for all samples of the batch."""
+    """Draw normal noise with the mean and deviation of each sample; all samples of the batch get the same draws."""
     flat = value.double().reshape(len(value), -1)
     shape = [-1] + [1] * (value.ndim - 1)
     mean, spread = flat.mean(dim=1).reshape(shape), flat.std(dim=1, unbiased=False).reshape(shape)
@@ -128,11 +128,11 @@ def noise(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def gaussian_blur(value: torch.Tensor, sigmas: Mapping[int, float]) -> torch.Tensor:
-    """`value` under a Gaussian along some of its axes; beyond an end its last value goes on.
+    """Blur by a Gaussian along some axes; beyond an end its last value is repeated.
 
     Args:
-        value: of any shape.
-        sigmas: the standard deviation along each axis, in steps of that axis; 0 leaves it as it is.
+        value: tensor of any shape.
+        sigmas: standard deviation along each axis, in steps of that axis; 0 leaves it as it is.
     """
     blurred = value.to(torch.promote_types(value.dtype, torch.float32))
     for axis, sigma in sigmas.items():
@@ -154,7 +154,7 @@ def gaussian_blur(value: torch.Tensor, sigmas: Mapping[int, float]) -> torch.Ten
 
 
 def _matrix(kernel: torch.Tensor, size: int) -> torch.Tensor:
-    """From a line of `size` places to the same line under the kernel, `(from, to)`; ends go on beyond."""
+    """From a line of `size` places to the same line under the kernel, `(from, to)`; ends are repeated beyond."""
     radius = len(kernel) // 2
     to = torch.arange(size, device=kernel.device).unsqueeze(1)
     start = (to + torch.arange(-radius, radius + 1, device=kernel.device)).clamp(0, size - 1)  # (to, kernel)

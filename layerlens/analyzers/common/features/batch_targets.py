@@ -23,7 +23,7 @@ def class_lists(aim: Target | None) -> list[tuple[str, ...]]:
     if aim is not None and aim.chooser is not None and found:
         raise TargetError(
             f"target {aim.label!r} joins the class predicted for each sample with a list of classes, which cannot be "
-            "told apart batch by batch. Give the predicted classes as a list as well."
+            "read batch by batch. Give the predicted classes as a list as well."
         )
     return found
 
@@ -42,7 +42,7 @@ def of_batch(aim: Target | None, batch: Batch) -> Target:
     """The target of one batch: its rows are places in the whole data set. None is the label of each sample.
 
     Raises:
-        TargetError: when a label is missing, or is no class index; when a list of classes is too short.
+        TargetError: when a label is missing, or is not a class index; when a list of classes is too short.
     """
     if aim is None:
         labels = batch.labels

@@ -20,17 +20,17 @@ Masks = dict[str, torch.Tensor]
 class Coalitions:
     """The score as a function of what is kept of the input; what is removed becomes the baseline.
 
-    Use it inside of `borrowed(model, grad=False)`.
+    Use it inside `borrowed(model, grad=False)`.
 
     Args:
-        scorer: of a borrowed model.
+        scorer: scorer of a borrowed model.
         baseline: as in `layerlens.analyzers.common.features.baselines`.
         batch_size: rows in one forward pass; `"auto"` reads the memory of the layers in a first pass.
 
     Attributes:
-        score: of the input as it is, `(batch,)`.
-        batch_size: as used.
-        label: of the baseline.
+        score: score of the input as it is, `(batch,)`.
+        batch_size: rows in one forward pass, as used.
+        label: name of the baseline.
     """
 
     def __init__(self, scorer: Scorer, baseline: Baseline, batch_size: BatchSize = "auto") -> None:
@@ -45,7 +45,7 @@ class Coalitions:
         return len(self.scorer.rows)
 
     def __call__(self, masks: Masks, rows: torch.Tensor) -> torch.Tensor:
-        """The scores `(n,)` of samples `rows` with masks `(n, ...)`, `batch_size` in a pass."""
+        """Return the scores `(n,)` of samples `rows` with masks `(n, ...)`, `batch_size` in a pass."""
         found = []
         with torch.no_grad():
             for places in torch.split(torch.arange(len(rows), device=rows.device), self.batch_size):
@@ -59,20 +59,20 @@ class Coalitions:
         return torch.cat(found)
 
     def bottom(self) -> torch.Tensor:
-        """The score of the baseline, `(batch,)`."""
+        """Return the score of the baseline, `(batch,)`."""
         nothing = {name: torch.zeros_like(end[..., :1]) for name, end in self.ends.items()}
-        return self.scorer.check_bottom(self(nothing, self.scorer.rows))
+        return self.scorer.check_baseline(self(nothing, self.scorer.rows))
 
     def every(
         self, count: int, masks: Callable[[torch.Tensor], Masks], label: str, *, progress: bool | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The scores of every sample with each of `count` masks, some masks at a time.
+        """Yield the scores of every sample with each of `count` masks, some masks at a time.
 
         Args:
-            count: of masks.
-            masks: from their indices `(m,)` to the masks of all samples: `(m, ...)` when all samples share them.
-            label: of the progress bar.
-            progress: as in `track`.
+            count: number of masks.
+            masks: makes masks, shared by all samples, from their indices `(m,)`.
+            label: label of the progress bar.
+            progress: whether to show the bar, as in `track`.
 
         Yields:
             The indices `(m,)` and the scores `(m, batch)`.
@@ -87,13 +87,13 @@ class Coalitions:
     def features(
         self, features: Features, keep: torch.Tensor, label: str, *, progress: bool | None = None
     ) -> torch.Tensor:
-        """The scores `(m, batch)` of every sample with each coalition of features.
+        """Return the scores `(m, batch)` of every sample with each coalition of features.
 
         Args:
-            features: of the input.
+            features: features of the input.
             keep: `(m, features)`, 1 keeps.
-            label: of the progress bar.
-            progress: as in `track`.
+            label: label of the progress bar.
+            progress: whether to show the bar, as in `track`.
         """
         found = []
         step = max(1, self.batch_size // self.batch)

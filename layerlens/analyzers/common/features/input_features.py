@@ -18,7 +18,7 @@ from .superpixels import superpixels
 Spec: TypeAlias = str | int | torch.Tensor | Mapping[str, Any] | None
 NAMES = ("values", "places", "channels", "cells", "superpixels")
 CELLS = 64
-"""Features of an image, a volume or a series, about, when nothing is asked for."""
+"""About how many features an image, a volume or a series has by default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,18 +27,18 @@ class Features:
 
     Attributes:
         labels: by leaf, `(1 or batch, ...)`, broadcasting to the leaf; -1 for values that are never removed.
-        count: of features; labels run from 0 to count - 1 over all leaves.
+        count: number of features; labels run from 0 to count - 1 over all leaves.
     """
 
     labels: dict[str, torch.Tensor]
     count: int
 
     def masks(self, keep: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What is kept of each value, by leaf `(n, ...)`, from what is kept of each feature, `(n, count)`.
+        """Return what is kept of each value, by leaf `(n, ...)`, from what is kept of each feature, `(n, count)`.
 
         Args:
             keep: 1 or True keeps, 0 or False removes.
-            rows: which sample of the batch each row is of, `(n,)`.
+            rows: sample of the batch that each row belongs to, `(n,)`.
         """
         padded = torch.cat([keep, torch.ones_like(keep[:, :1])], dim=1)  # the last is for -1
         found = {}
@@ -49,7 +49,7 @@ class Features:
         return found
 
     def spread(self, values: torch.Tensor, leaves: Mapping[str, Leaf]) -> dict[str, torch.Tensor]:
-        """Numbers by feature, `(batch, count)`, at every value of the leaves; 0 where there is no feature."""
+        """Put numbers by feature, `(batch, count)`, at every value of the leaves; 0 where there is no feature."""
         padded = torch.cat([values, torch.zeros_like(values[:, :1])], dim=1)
         found = {}
         for name, labels in self.labels.items():
@@ -65,17 +65,18 @@ class Features:
 
 
 def features_of(scorer: Scorer, spec: Spec = None) -> Features:
-    """The features of the leaves of a scorer.
+    """Return the features of the leaves of a scorer.
 
     Args:
-        scorer: of a borrowed model.
-        spec: None for what fits: every column of a table, every token, about `CELLS` cells of an image, a volume or a
+        scorer: scorer of a borrowed model.
+        spec: None for the usual: every column of a table, every token, about `CELLS` cells of an image, a volume or a
             series. `"values"`: each value by itself; `"places"`: each pixel, token or step; `"channels"`; `"cells"`
             or a whole number: about so many equal boxes of places; `"superpixels"` of an image. Or a tensor of labels
             (whole numbers) that broadcasts to the input, -1 for what is never removed; or a dict of those by input.
 
     Raises:
         OptionError: when it does not fit the input.
+        InputError: when no value has a feature.
     """
     if isinstance(spec, Mapping):
         for name in spec:
@@ -115,7 +116,7 @@ def _labels(name: str, leaf: Leaf, spec: Spec) -> torch.Tensor:
     unit, places = unit_and_places(leaf)
     if spec == "channels":
         if unit is None:
-            raise OptionError(f"input {name!r}, {describe(value)}, has no channels to tell from places.")
+            raise OptionError(f"input {name!r}, {describe(value)}, has no axis of channels that is known.")
         return torch.arange(sizes[unit]).reshape(1, *[size if axis == unit else 1 for axis, size in enumerate(sizes)])
     if spec == "superpixels":
         if len(sizes) != 3:
@@ -131,7 +132,11 @@ def _labels(name: str, leaf: Leaf, spec: Spec) -> torch.Tensor:
 
 
 def _boxes(shape: list[int], count: int) -> torch.Tensor:
-    """Labels of about `count` equal boxes of the places, `(1, *shape)`."""
+    """Labels of about `count` equal boxes of the places, `(1, *shape)`.
+
+    Raises:
+        OptionError: when the count is below 1.
+    """
     if count < 1:
         raise OptionError(f"features must be 1 or more, got {count}.")
     places = [size for size in shape if size > 1]
@@ -146,6 +151,11 @@ def _boxes(shape: list[int], count: int) -> torch.Tensor:
 
 
 def _given(name: str, leaf: Leaf, labels: torch.Tensor) -> torch.Tensor:
+    """Check labels that the caller gave.
+
+    Raises:
+        OptionError: when they are not whole numbers, or do not broadcast to the input.
+    """
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
         raise OptionError(f"labels of features are whole numbers, got {describe(labels)}.")
     if leaf.layer is not None and labels.ndim < leaf.value.ndim:
@@ -161,7 +171,7 @@ def _given(name: str, leaf: Leaf, labels: torch.Tensor) -> torch.Tensor:
 
 
 def _without_padding(scorer: Scorer, name: str, labels: torch.Tensor) -> torch.Tensor:
-    """Padding is no feature: nothing would change without it."""
+    """Give padding the label -1: it is not a feature, as nothing would change without it."""
     mask = scorer.inputs.tensors().get("attention_mask")
     shape = scorer.leaves[name].value.shape[:-1]
     if mask is None or mask.shape != shape or bool(mask.all()):

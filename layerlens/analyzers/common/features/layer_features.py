@@ -1,4 +1,4 @@
-"""What every layer makes of each sample, as rows of numbers: `(samples, features)` for each layer of a data set."""
+"""What every layer makes of each sample, as rows of numbers: `(samples, features)` for each layer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Rows:
     """What one run gave.
 
     Attributes:
-        layers: call of a layer (`"rnn"`, `"rnn #1"`) -> `(batch, features)` on the main processor.
+        layers: call of a layer (`"rnn"`, `"rnn #1"`) -> `(batch, features)` on the CPU.
         left_out: call of a layer -> why it has none.
         output: what the model returned.
         batch: samples.
@@ -126,8 +126,8 @@ class FeatureReader:
         """What is kept of one call, or None and why; a reader that keeps something else overrides this.
 
         Args:
-            name: of the call.
-            path: of the layer.
+            name: name of the call.
+            path: path of the layer.
             values: what it returned, `(batch, units, *places)`, not copied.
         """
         rows = _pooled(values, self.pool, path)
@@ -165,7 +165,7 @@ class _Run:
     def _tap(self, path: str) -> Callable[[Any], Any]:
         calls = itertools.count()
 
-        def tap(output: Any) -> Any:
+        def tap(output: object) -> object:
             index = next(calls)
             name = f"{path} #{index}" if index else path
             tensor, form = first_tensor(output), self.reader._forms.get((path, index))
@@ -186,7 +186,7 @@ class _Run:
         if tensor is None or not tensor.is_floating_point() or form is None or form.axes is None:
             return None, "it returns no floating-point tensor whose axes are known"
         if tensor.ndim != len(form.axes) or "batch" not in form.axes:
-            return None, "no axis of it tells samples apart"
+            return None, "it has no batch axis that is known"
         axis = form.axes.index("batch")
         if tensor.shape[axis] != self.batch:
             return None, f"it returns {describe(tensor)} for {self.batch} sample(s)"
@@ -254,7 +254,7 @@ class Features:
         self.count += rows.batch
 
     def keep(self, index: torch.Tensor) -> None:
-        """Go on with these samples alone."""
+        """Keep these samples alone."""
         for name, parts in self._parts.items():
             if name not in self.left_out:
                 parts[:] = [torch.cat(parts)[index]]
@@ -264,7 +264,7 @@ class Features:
         """Call of a layer -> `(samples, features)`, of the layers that have them for every sample.
 
         Args:
-            doing: what was wanted, for the error.
+            doing: what is done with the layers, for the error.
 
         Raises:
             InputError: when there is no such layer.

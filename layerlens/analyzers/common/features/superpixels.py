@@ -1,4 +1,4 @@
-"""Superpixels: patches of an image that hold together by colour and place."""
+"""Superpixels: patches of an image that are alike in color and place."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from layerlens.model.trees import describe
 
 
 def superpixels(images: torch.Tensor, count: int = 64, *, compactness: float = 0.3, steps: int = 8) -> torch.Tensor:
-    """Cut each image into about `count` patches of like colour: k-means over colour and place from a grid of seeds.
+    """Cut each image into about `count` patches of similar color: k-means over color and place from a grid of seeds.
 
-    Each pixel joins one of the nine seeds of the grid around it, by |colour - colour'|^2 / variance + compactness
+    Each pixel joins one of the nine seeds of the grid around it, by |color - color'|^2 / variance + compactness
     |place - place'|^2 / cell^2; seeds then move to the mean of their pixels.
 
     Args:
         images: `(batch, channel, height, width)`.
-        count: how many patches, about: they start as the cells of a grid of nearly square cells.
-        compactness: how much place weighs against colour; larger gives squarer patches.
-        steps: of the k-means.
+        count: about how many patches: they start as the cells of a grid of nearly square cells.
+        compactness: how much place weighs against color; larger gives squarer patches.
+        steps: steps of the k-means.
 
     Returns:
         Labels `(batch, height, width)` int64, from 0 without gaps.
 
     Raises:
-        InputError: when it is no batch of images.
-        OptionError: when count is no whole number of at least 1.
+        InputError: when it is not a batch of images.
+        OptionError: when count is not a whole number of at least 1.
 
     Source: Achanta et al. 2012, SLIC superpixels, without the pass that joins stray pixels.
 
@@ -49,8 +49,8 @@ def _one(image: torch.Tensor, count: int, compactness: float, steps: int) -> tor
     columns = max(1, min(width, round(count / rows)))
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     place = torch.stack([(y + 0.5) * rows / height, (x + 0.5) * columns / width]).double()  # in cells
-    colour = image / image.std().clamp_min(1e-12)
-    points = torch.cat([colour, compactness**0.5 * place]).flatten(1).T  # (pixels, features)
+    color = image / image.std().clamp_min(1e-12)
+    points = torch.cat([color, compactness**0.5 * place]).flatten(1).T  # (pixels, features)
     home_row, home_column = (place[0].long().clamp_max(rows - 1), place[1].long().clamp_max(columns - 1))
     near = torch.stack(
         [

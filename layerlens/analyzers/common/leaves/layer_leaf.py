@@ -1,4 +1,4 @@
-"""Leaves inside of a model: the output of one call of one layer, in the place of the input."""
+"""Leaves inside a model: the output of one call of one layer instead of the input."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from layerlens.probes.probe import Probe
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """One call of one layer, and how its output is laid out.
+    """One call of one layer, and the layout of its output.
 
     Attributes:
-        layer: its path.
-        call: which of its calls.
-        axis: where the output has its batch.
-        fold: how many rows of the output belong to one sample, such as the windows of an image; 1 for most layers.
+        layer: path of the layer.
+        call: index of the call.
+        axis: batch axis of the output.
+        fold: rows of the output that belong to one sample, such as the windows of an image; 1 for most layers.
         axes: names of the axes with the batch first, where they are known.
     """
 
@@ -37,26 +37,28 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The path, and the call where it is not the first."""
+        """Path of the layer, with the call unless it is the first."""
         return f"{self.layer}#{self.call}" if self.call else self.layer
 
-    def lay(self, output: torch.Tensor) -> torch.Tensor:
-        """The output `(batch, ...)`."""
+    def batch_first(self, output: torch.Tensor) -> torch.Tensor:
+        """Return the output as `(batch, ...)`."""
         moved = output.movedim(self.axis, 0)
         return moved if self.fold == 1 else moved.reshape(-1, self.fold, *moved.shape[1:])
 
-    def back(self, value: torch.Tensor) -> torch.Tensor:
-        """What `lay` made, as the layer returned it."""
+    def as_returned(self, value: torch.Tensor) -> torch.Tensor:
+        """Undo `batch_first`."""
         flat = value if self.fold == 1 else value.flatten(0, 1)
         return flat.movedim(0, self.axis)
 
     def exchange(self, value: torch.Tensor) -> Callable[[Any], Any]:
-        """Puts `value` in the place of the first floating-point tensor of an output."""
+        """Return a function that replaces the first floating-point tensor of an output by `value`."""
 
-        def changed(output: Any) -> Any:
+        def changed(output: object) -> Any:
             names = iter(dict(named_tensors(output)))
             chosen = _main(output)
-            return map_tensors(output, lambda tensor: self.back(value).clone() if next(names) == chosen else tensor)
+            return map_tensors(
+                output, lambda tensor: self.as_returned(value).clone() if next(names) == chosen else tensor
+            )
 
         return changed
 
@@ -64,14 +66,14 @@ class Place:
 def find_place(
     model: nn.Module, inputs: Inputs, where: Selection, forward: Forward | None
 ) -> tuple[Place, torch.Tensor]:
-    """The call that `where` names, and its output with the batch first; the model is run once.
+    """Find the call that `where` names, and its output with the batch first; the model is run once.
 
     Raises:
         LayerNotFound: when the selection matches no layer.
         SelectionError: when it matches several layers or calls.
         RecordError: when the layer did not run, ran several times and no call was named, or returned no tensor of
             floating-point numbers.
-        InputError: when the samples of the batch cannot be told in its output.
+        InputError: when the batch axis of its output is unknown.
     """
     matches = Layers(model).select(where, calls=True)
     if len(matches.calls) > 1:
@@ -96,7 +98,7 @@ def find_place(
     axis, batch = batch_axis(model.get_submodule(path), output), inputs.batch
     if not output.ndim or output.shape[axis] % batch:
         raise InputError(
-            f"layer {path!r} returned {describe(output)} for a batch of {batch}: its samples cannot be told apart. "
+            f"layer {path!r} returned {describe(output)} for a batch of {batch}: its batch axis is unknown. "
             "Choose another layer, or give one sample."
         )
     fold = output.shape[axis] // batch
@@ -104,9 +106,9 @@ def find_place(
     if axes is not None:
         axes = ("batch", *(name for name in axes if name != "batch")) if "batch" in axes else None
     place = Place(path, index, axis, fold, axes)
-    return place, place.lay(output)
+    return place, place.batch_first(output)
 
 
-def _main(output: Any) -> str | None:
+def _main(output: object) -> str | None:
     """The name of the first floating-point tensor in an output."""
     return next((name for name, tensor in named_tensors(output) if tensor.is_floating_point()), None)

@@ -1,4 +1,4 @@
-"""Where gradients start: the floating-point inputs, or the embeddings of token ids."""
+"""Leaves, where gradients start: the floating-point inputs, or the embeddings of token ids; and their layout."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Leaf:
             side by side; for a layer its output with the batch first.
         uses: the calls of embedding layers whose output it is; none for other leaves.
         place: the call of the layer whose output it is, where one was asked for.
-        axes: their names, of a series whose axes the layers of the model tell; else None.
+        axes: names of the axes of a series, where the layers of the model show them; else None.
     """
 
     value: torch.Tensor
@@ -42,7 +42,7 @@ class Leaf:
 
     @property
     def layer(self) -> LayerPath | None:
-        """The (first) embedding layer; None where the leaf is no embedding of token ids."""
+        """The (first) embedding layer; None where the leaf is not an embedding of token ids."""
         return self.uses[0].layer if self.uses else None
 
     @property
@@ -52,7 +52,7 @@ class Leaf:
 
 
 def find_leaves(model: nn.Module, inputs: Inputs, forward: Forward | None) -> dict[str, Leaf]:
-    """The leaves of a run of `model` on `inputs`, by input name.
+    """Find the leaves of a run of `model` on `inputs`, by input name.
 
     Floating-point inputs are leaves, except those whose name ends in `mask` when there are others. Token ids cannot
     carry a gradient: their leaf is what the embedding layers make of them, in every call that reads them, for which
@@ -62,11 +62,11 @@ def find_leaves(model: nn.Module, inputs: Inputs, forward: Forward | None) -> di
         InputError: when there is neither.
     """
     floating = inputs.floating()
-    leaves = {name: _plain(model, x) for name, x in floating.items() if not name.endswith("mask")}
+    leaves = {name: _input_leaf(model, x) for name, x in floating.items() if not name.endswith("mask")}
     ids = {name: x for name, x in inputs.tensors().items() if x.dtype in (torch.int64, torch.int32) and x.ndim}
     uses = token_uses(model, inputs, forward, ids) if ids else {}
     if not (leaves or uses):
-        leaves = {name: _plain(model, x) for name, x in floating.items()}
+        leaves = {name: _input_leaf(model, x) for name, x in floating.items()}
     if leaves or uses:
         return leaves | {name: Leaf(_embedded(ids[name], found), tuple(found)) for name, found in uses.items()}
     if any(isinstance(module, nn.Embedding) for module in model.modules()) and ids:
@@ -77,7 +77,7 @@ def find_leaves(model: nn.Module, inputs: Inputs, forward: Forward | None) -> di
     raise InputError(f"gradients need a floating-point input or token ids; got {inputs}. Try x.float().")
 
 
-def _plain(model: nn.Module, x: torch.Tensor) -> Leaf:
+def _input_leaf(model: nn.Module, x: torch.Tensor) -> Leaf:
     """The leaf of a floating-point input."""
     time = time_axis(model.modules(), x.shape) if x.ndim == 3 else None
     return Leaf(x.detach(), axes=None if time is None else SERIES[time])
@@ -107,7 +107,7 @@ def _embedded(ids: torch.Tensor, uses: Sequence[Use]) -> torch.Tensor:
 
 
 def substitute(leaves: Mapping[str, Leaf], values: Mapping[str, torch.Tensor]) -> dict[LayerPath, Edit]:
-    """Edits for a `Probe` that put `values` in the place of what layers returned."""
+    """Return edits for a `Probe` that replace what layers returned by `values`."""
     replaced: dict[LayerPath, dict[int, Callable[[Any], Any]]] = {}
     for name, leaf in leaves.items():
         if leaf.place is not None:
@@ -119,7 +119,7 @@ def substitute(leaves: Mapping[str, Leaf], values: Mapping[str, torch.Tensor]) -
     def edit(by_call: dict[int, Callable[[Any], Any]]) -> Edit:
         calls = iter(range(1 << 62))
 
-        def exchange(output: Any) -> Any:
+        def exchange(output: object) -> Any:
             change = by_call.get(next(calls))
             return output if change is None else change(output)
 
@@ -134,10 +134,10 @@ def _laid_out(use: Use, value: torch.Tensor, table: slice) -> Callable[[Any], An
 
 
 def unit_and_places(leaf: Leaf) -> tuple[int | None, list[int]]:
-    """The axis of channels or features of a sample (None where there is none), and the axes that are places.
+    """Return the axis of channels or features of a sample (None where there is none), and the axes that are places.
 
     Of a series `(batch, channel, time)` or `(batch, time, feature)` time is what no layer reads as channels or
-    features, and where none tells, the longer one.
+    features, and where no layer shows it, the longer axis.
     """
     sizes = leaf.value.shape[1:]
     axes = leaf.axes if leaf.place is None else leaf.place.axes
@@ -152,12 +152,12 @@ def unit_and_places(leaf: Leaf) -> tuple[int | None, list[int]]:
 
 
 def place_axes(leaf: Leaf) -> list[int]:
-    """The axes of a sample that are places: tokens, steps, pixels, the columns of a table; none of a single id."""
+    """Return the axes of a sample that are places: tokens, steps, pixels, columns of a table; none for a single id."""
     return list(range(leaf.value.ndim - 2)) if leaf.layer is not None else unit_and_places(leaf)[1]
 
 
 def spread_axes(leaf: Leaf) -> list[int]:
-    """The axes of the whole batch along which neighbours are alike: pixels, voxels, frames, steps.
+    """Return the axes of the whole batch along which neighbors are alike: pixels, voxels, frames, steps.
 
     Empty for token ids and for tables, whose places have no order.
     """

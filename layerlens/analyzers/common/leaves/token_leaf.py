@@ -17,10 +17,10 @@ from layerlens.probes.call import Call
 from layerlens.probes.probe import Probe
 
 Arrange = Callable[[torch.Tensor], torch.Tensor]
-"""From the ids' own layout, (batch, token, ...) with any axes behind, to that of a call's input."""
+"""From the layout of the ids, (batch, token, ...) with any axes behind, to that of a call's input."""
 
-_ASIDE = re.compile(r"position|pos_ids|type|segment|mask|lang", re.IGNORECASE)
-"""Names of integer inputs that say where or of what kind a token is, and not which."""
+_NOT_TOKENS = re.compile(r"position|pos_ids|type|segment|mask|lang", re.IGNORECASE)
+"""Names of integer inputs that hold the position or kind of a token, not its id."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Use:
 
     Attributes:
         layer: path of the embedding.
-        call: which of its calls.
+        call: index of the call.
         arrange: how the ids, and what is embedded, are laid out in the call.
         output: what the call returned.
     """
@@ -43,9 +43,9 @@ class Use:
 def token_uses(
     model: nn.Module, inputs: Inputs, forward: Forward | None, ids: Mapping[str, torch.Tensor]
 ) -> dict[str, list[Use]]:
-    """The uses of each integer input that feeds embeddings, by input name; the model is run once.
+    """Find the uses of each integer input that feeds embeddings, by input name; the model is run once.
 
-    Inputs that say where a token is or of what kind (`position_ids`, `token_type_ids`, or rows that count 0, 1, 2, ...)
+    Inputs that hold positions or kinds of tokens (`position_ids`, `token_type_ids`, or rows that count 0, 1, 2, ...)
     are left out when others feed embeddings as well.
     """
     try:
@@ -63,12 +63,12 @@ def token_uses(
             arrange, starts[name] = _arrangement(ids[name], given, starts[name])
             if arrange is not None:
                 found.setdefault(name, []).append(Use(call.layer, call.index, arrange, call.output))
-    meant = {name: uses for name, uses in found.items() if not (_ASIDE.search(name) or _counts(ids[name]))}
+    meant = {name: uses for name, uses in found.items() if not (_NOT_TOKENS.search(name) or _counts(ids[name]))}
     return meant or found
 
 
 def _read(model: nn.Module, call: Call) -> torch.Tensor | None:
-    """What an embedding looked up; None when the call is no lookup of its input, as in some position embeddings."""
+    """Return what an embedding looked up; None when it did not look up its input, as in some position embeddings."""
     args, kwargs = call.inputs
     given = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), None)
     if given is None or given.is_floating_point() or not given.ndim or not isinstance(call.output, torch.Tensor):
@@ -91,7 +91,7 @@ def _read(model: nn.Module, call: Call) -> torch.Tensor | None:
 def _by_content(
     calls: list[tuple[Call, torch.Tensor]], ids: Mapping[str, torch.Tensor]
 ) -> dict[tuple[str, ...], list[tuple[Call, torch.Tensor]]]:
-    """The calls that read each input; inputs of equal content, which the calls do not tell apart, together."""
+    """The calls that read each input; inputs of equal content, which no call distinguishes, together."""
     found: dict[tuple[str, ...], list[tuple[Call, torch.Tensor]]] = {}
     for call, given in calls:
         names = tuple(name for name, x in ids.items() if _arrangement(x, given, 0)[0] is not None)
@@ -102,7 +102,7 @@ def _by_content(
 
 
 def _arrangement(ids: torch.Tensor, given: torch.Tensor, start: int) -> tuple[Arrange | None, int]:
-    """How `given` is made of `ids`, None when it is not; and where the next part of them would start."""
+    """How `given` is made of `ids`, None if it is not; and where the next part of them would start."""
     if ids.shape == given.shape and torch.equal(ids, given):
         return _same, start
     rest = tuple(given.shape[1:])
@@ -132,7 +132,11 @@ def _same(v: torch.Tensor) -> torch.Tensor:
 
 
 def _from(start: int, count: int) -> Iterator[int]:
-    """0 to count - 1, from `start` on first."""
+    """Count from `start` to count - 1, then from 0.
+
+    Yields:
+        The numbers.
+    """
     start = start if 0 <= start < count else 0
     yield from range(start, count)
     yield from range(start)

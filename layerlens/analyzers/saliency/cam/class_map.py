@@ -1,4 +1,4 @@
-"""From a view to a map: weighted units are added up, rectified and laid over the input."""
+"""From a layer to a map: weighted units are added up, rectified and enlarged to the input."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def class_map(
     conserves: bool = False,
     settings: dict[str, Any] | None = None,
 ) -> tuple[Attribution, LayerView]:
-    """A class activation map over the input, and the view that it was made at.
+    """Make a class activation map over the input; also return the view of the layer that it was made at.
 
     Args:
-        name: of the method.
+        name: name of the method.
         weigh: makes the weighted units of a view.
         model: any module.
-        x: its input.
+        x: input of the model.
         target: what to score.
-        options: of every such method.
-        forward: in place of calling the model.
+        options: options that all such methods share.
+        forward: `forward(model, *args, **kwargs)` to call instead of the model.
         gradient: whether `weigh` needs the gradient.
-        principal: take the first principal component of the weighted units in place of their sum.
-        conserves: check how far the sum of the map, before it is rectified, is from the score.
+        principal: whether to take the first principal component of the weighted units, not their sum.
+        conserves: whether to check how far the sum of the map, before it is rectified, is from the score.
         settings: further options as used.
     """
     with borrowed(model):
@@ -73,7 +73,7 @@ def class_map(
             others = [
                 flip(view.extent.enlarge(part.relu() if options.relu else part))
                 for variant, flip in _variants(view)
-                for part in [_cam(_same(view, variant, name, options, gradient), weigh, options, principal)[0]]
+                for part in [_cam(_same_view(view, variant, name, options, gradient), weigh, options, principal)[0]]
             ]
             values = torch.stack([values, *others]).mean(dim=0)
     _warn_of_zeros(values, cam, name, view)
@@ -102,7 +102,12 @@ def class_map(
 
 
 def _layer(model: nn.Module, options: Options) -> tuple[LayerPath | None, int | None]:
-    """The path of the layer, and its call by `call=` or by a name such as `"relu#1"`."""
+    """The path of the layer, and its call by `call=` or by a name such as `"relu#1"`.
+
+    Raises:
+        OptionError: when a call is given without a layer.
+        SelectionError: when the selection matches several layers or calls.
+    """
     if options.layer is None:
         if options.call is not None:
             raise OptionError("call= is one of the calls of a layer; say which: layer=...")
@@ -129,7 +134,7 @@ def _cam(
 
 
 def principal_component(weighted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The projection of each place's units on their first right singular vector, not centred.
+    """The projection of each place's units on their first right singular vector, not centered.
 
     The sign of a singular vector is arbitrary; here the map agrees with the sum of the units.
 
@@ -150,7 +155,11 @@ def principal_component(weighted: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 
 def _variants(view: LayerView) -> list[tuple[Inputs, Callable[[torch.Tensor], torch.Tensor]]]:
-    """The image mirrored or not, times 0.9, 1 and 1.1, but for itself; each with the way back for its map."""
+    """The image mirrored or not, times 0.9, 1 and 1.1, except itself; each with how to mirror its map back.
+
+    Raises:
+        OptionError: when the input is not an image.
+    """
     if view.extent.axes[-2:] != ("height", "width"):
         raise OptionError(f"aug_smooth mirrors images; input {view.extent.name!r} has axes {view.extent.axes}.")
     image = view.scorer.inputs.tensors()[view.extent.name].detach()
@@ -162,14 +171,14 @@ def _variants(view: LayerView) -> list[tuple[Inputs, Callable[[torch.Tensor], to
     return made
 
 
-def _same(view: LayerView, inputs: Inputs, name: str, options: Options, gradient: bool) -> LayerView:
-    """The same view in a run on another input."""
+def _same_view(view: LayerView, inputs: Inputs, name: str, options: Options, gradient: bool) -> LayerView:
+    """The view of the same layer in a run on another input."""
     scorer = Scorer(view.scorer.model, inputs, view.scorer.target, forward=view.scorer.forward)
     return view_of(scorer, name, view.where.path, options, call=view.where.index, gradient=gradient)
 
 
 def _warn_of_zeros(values: torch.Tensor, cam: torch.Tensor, name: str, view: LayerView) -> None:
-    """Warn of maps that are zero everywhere, apart where all was negative and where there was nothing."""
+    """Warn of maps that are zero everywhere, and say whether all was negative or nothing was there."""
     empty, some = values.flatten(1).eq(0).all(dim=1), cam.flatten(1).ne(0).any(dim=1)
     negative = "the weighted channels are negative everywhere, so relu=True keeps nothing; relu=False shows them"
     for rows, why in ((empty & some, negative), (empty & ~some, "its gradient or its activation vanishes")):

@@ -122,7 +122,7 @@ def cam(view: LayerView) -> torch.Tensor:
     """Weight the units of the last layer with places by the weights of the linear layer that reads their means.
 
     M(x, y) = sum over k of w_k A_k(x, y) (Zhou et al. 2016, eq. 2). The weights w of any target that the linear
-    layer's output makes are the gradient with respect to the pooled units; those of a class are its row of the
+    layer's output makes are the gradient with respect to the pooled units; for a class they are its row of the
     matrix. That the linear layer reads the mean of this layer's units, and makes the output, is checked in the run.
     """
     activations, gradients = view.activations, view.gradients

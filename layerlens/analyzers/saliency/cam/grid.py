@@ -1,4 +1,4 @@
-"""The grid of places in a layer's output: of a convolution, of patch tokens, of time steps, of the frames of a film."""
+"""The grid of places in a layer's output: of a convolution, patch tokens, time steps, or video frames."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from layerlens.axes.names import Axes
 
 MOST_EXTRA = 8
-"""Leading tokens that are no patches: a class token, a distillation token, registers."""
+"""Most leading tokens that are not patches: a class token, a distillation token, registers."""
 
 SERIES = ("time", "length", "token")
 """Names of an axis of places in a row."""
@@ -27,8 +27,8 @@ class Grid:
         places: how many along each axis.
         order: the axes of the output as `(batch, unit, *places)`, or `(batch, unit, token)`.
         extra: leading tokens to drop.
-        fold: rows of the output that belong to one sample: the frames of a film that a network for images reads.
-        reshape: the caller's own way, in place of all that.
+        fold: rows of the output that belong to one sample: the frames of a video that a network for images reads.
+        reshape: function of the caller that makes the view instead.
     """
 
     places: tuple[int, ...]
@@ -68,13 +68,14 @@ def grid_of(
     """The grid of an output of this shape, or None when it has none with more than one place.
 
     Tokens over an image lie on a grid that a convolution of the same run has, after the fewest leading tokens that
-    leave such a number, or without leading tokens on one of those halved: other tokens (object queries) are no patches.
+    leave such a number, or without leading tokens on one of those halved; other tokens (object queries) are not
+    patches.
     Where no grid is known it has the aspect of the image.
 
     Args:
-        shape: of the output.
-        axes: their names.
-        size: of the input: (height, width), (depth, height, width), or (length,).
+        shape: shape of the output.
+        axes: names of its axes.
+        size: size of the input: (height, width), (depth, height, width), or (length,).
         known: what `patch_grids` found in the same run.
         fold: rows of the output for one sample.
     """

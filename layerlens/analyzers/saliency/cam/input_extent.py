@@ -1,4 +1,4 @@
-"""What a class activation map is laid over: the places of an image, a volume, a film, a series or a text."""
+"""The places that a class activation map covers: of an image, a volume, a video, a series or a text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Extent:
     """The places of one input.
 
     Attributes:
-        name: of the input.
+        name: name of the input.
         size: how many places along each axis.
         where: the axes of the leaf along which they lie, in ascending order.
         axes: their names.
@@ -34,7 +34,7 @@ class Extent:
     axes: Axes
 
     def enlarge(self, maps: torch.Tensor) -> torch.Tensor:
-        """Maps `(n, *grid)` laid over the places, `(n, *size)`, by linear interpolation."""
+        """Enlarge maps `(n, *grid)` to the places, `(n, *size)`, by linear interpolation."""
         if tuple(maps.shape[1:]) == self.size:
             return maps
         mode = MODES[len(self.size)]
@@ -49,7 +49,7 @@ class Extent:
 
 
 def extents(scorer: Scorer, calls: Sequence[Seen]) -> list[Extent]:
-    """Every input with places, images first, then volumes and films, texts, series and rows of numbers."""
+    """Find every input with places, images first, then volumes and videos, texts, series and rows of numbers."""
     found: list[tuple[int, Extent]] = []
     for name, leaf in scorer.leaves.items():
         shape = tuple(leaf.value.shape)
@@ -59,11 +59,11 @@ def extents(scorer: Scorer, calls: Sequence[Seen]) -> list[Extent]:
         elif len(shape) == 4 and shape[2] * shape[3] > 1:
             found.append((0, Extent(name, shape[2:], (2, 3), ("height", "width"))))
         elif len(shape) == 5:
-            film = _is_film(scorer, calls, shape)
-            where = (1, 3, 4) if film else (2, 3, 4)
-            axes = ("time" if film else "depth", "height", "width")
+            video = _is_video(scorer, calls, shape)
+            where = (1, 3, 4) if video else (2, 3, 4)
+            axes = ("time" if video else "depth", "height", "width")
             found.append((1, Extent(name, tuple(shape[axis] for axis in where), where, axes)))
-            if film:
+            if video:
                 found.append((5, Extent(name, shape[1:2], (1,), ("time",))))
         elif len(shape) == 3:
             layers = Layers(scorer.model)
@@ -74,7 +74,7 @@ def extents(scorer: Scorer, calls: Sequence[Seen]) -> list[Extent]:
     return [extent for _, extent in sorted(found, key=lambda pair: pair[0])]
 
 
-def _is_film(scorer: Scorer, calls: Iterable[Seen], shape: tuple[int, ...]) -> bool:
+def _is_video(scorer: Scorer, calls: Iterable[Seen], shape: tuple[int, ...]) -> bool:
     """Whether the input is `(batch, time, channel, height, width)`, not `(batch, channel, depth, height, width)`."""
     layers = Layers(scorer.model)
     for one in calls:

@@ -1,4 +1,4 @@
-"""Which input the places of a layer belong to, in a model with several: a layer of the text is no map of the image."""
+"""Which of several inputs the places of a layer belong to: a layer of the text makes no map of the image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Sources = Mapping[Place, tuple[str, ...]]
 
 
 def sources(scorer: Scorer, over: Sequence[Extent]) -> Sources:
-    """What every call depends on, by one more forward pass; empty where one input has all places, or no graph tells."""
+    """Find what every call depends on, by one more forward pass; empty if one input has all places."""
     if len({extent.name for extent in over}) < 2:
         return {}
     start = scorer.start()

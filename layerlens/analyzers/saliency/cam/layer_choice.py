@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ Candidate = tuple[Seen, Grid]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What all class activation maps can be told; see `grad_cam`."""
+    """The options of all class activation maps; see `grad_cam`."""
 
     layer: Selection = None
     call: int | None = None
@@ -34,26 +35,30 @@ class Options:
 
 
 def places_of(scorer: Scorer, calls: Sequence[Seen], name: str) -> list[Extent]:
-    """What a map can be laid over; InputError when there is nothing."""
-    found = extents(scorer, calls)
-    if not found:
-        raise no_places(scorer, name)
-    return found
+    """Find what a map can cover; refuse an input without places."""
+    covered = extents(scorer, calls)
+    if not covered:
+        refuse_without_places(scorer, name)
+    return covered
 
 
-def no_places(scorer: Scorer, name: str) -> InputError:
-    """The error for an input without places."""
+def refuse_without_places(scorer: Scorer, name: str) -> NoReturn:
+    """Refuse an input without places.
+
+    Raises:
+        InputError: always.
+    """
     given = ", ".join(f"{key} {describe(x)}" for key, x in scorer.inputs.tensors().items())
-    return InputError(
+    raise InputError(
         f"{name} needs an image input (batch, channel, height, width), a volume, a series or token ids, that is, "
-        f"places to lay a map over; got {given}."
+        f"places that a map can cover; got {given}."
     )
 
 
 def grid_at(
     one: Seen, extent: Extent, every: Sequence[Seen], scorer: Scorer, options: Options, output: torch.Tensor | None
 ) -> Grid | None:
-    """The grid of a call's output over an extent, or None."""
+    """Return the grid of a call's output over an extent, or None."""
     if one.shape is None or one.axes is None or not one.floating:
         return None
     if options.reshape is not None:

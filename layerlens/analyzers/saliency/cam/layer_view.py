@@ -21,7 +21,7 @@ from layerlens.probes.probe import Probe
 from .grid import Grid
 from .input_extent import Extent
 from .input_of_layer import belongs, sources
-from .layer_choice import Candidate, Options, candidates_over, grid_at, no_places, places_of
+from .layer_choice import Candidate, Options, candidates_over, grid_at, places_of, refuse_without_places
 
 Place = tuple[LayerPath, int]
 
@@ -34,13 +34,13 @@ class LayerView:
     """A layer in one run.
 
     Attributes:
-        scorer: of the run.
-        score: of each sample, `(batch,)`.
+        scorer: scorer of the run.
+        score: score of each sample, `(batch,)`.
         where: the call.
-        grid: how its output is laid out.
-        extent: what the map is laid over.
-        activation: what it returned, before any operation that later writes into it.
-        gradient: of the score; None where it was not asked for, or there is none.
+        grid: layout of its output.
+        extent: places that the map covers.
+        activation: what the layer returned, before any operation that later writes into it.
+        gradient: gradient of the score; None where it was not asked for, or there is none.
     """
 
     scorer: Scorer
@@ -74,16 +74,16 @@ def leaf_values(scorer: Scorer) -> dict[str, torch.Tensor]:
 def view_of(
     scorer: Scorer, name: str, path: LayerPath, options: Options, *, call: int | None, gradient: bool = True
 ) -> LayerView:
-    """The view at a layer of the caller's choice, from one run.
+    """Return the view of a layer of the caller's choice, from one run.
 
     Raises:
         InputError: when the input has no places.
         RecordError: when the layer did not run, has no such call, or ran several times and none was chosen.
         OptionError: when its output has no places, or the score does not depend on it.
     """
-    tap = _Tap("hold", _same)
-    with contextlib.nullcontext() if gradient else torch.no_grad(), watch(scorer.model, {path: tap}) as shapes:
-        score, held = scorer({}), tap.held
+    hold = _Hold("hold", _same)
+    with contextlib.nullcontext() if gradient else torch.no_grad(), watch(scorer.model, {path: hold}) as shapes:
+        score, held = scorer({}), hold.held
     every = seen(scorer.model, shapes)
     calls = [one for one in every if one.path == path]
     if call is None and len(calls) > 1:
@@ -107,7 +107,7 @@ def view_of(
         raise OptionError(f"layer {path!r} returned {returned}, which cannot be laid on grid={options.grid}.")
     size = " x ".join(map(str, over[0].size))
     raise OptionError(
-        f"layer {path!r} returned {returned}, which is no grid of places over the {size} of input {over[0].name!r}: "
+        f"layer {path!r} returned {returned}, which is not a grid of places over the {size} of input {over[0].name!r}: "
         f"{name} needs (batch, channel, *places), or (batch, token, feature) whose tokens, but for leading class "
         "tokens, are patches of the image, steps of the series or tokens of the text. layer=None finds one; "
         "lens.layers(x) lists the shapes; grid=(height, width) or reshape= say how tokens lie."
@@ -115,9 +115,9 @@ def view_of(
 
 
 def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool = True) -> LayerView:
-    """The view at the last layer with places on which the score depends, at several of them where there is such a one.
+    """Return the view of the last layer with places on which the score depends, if possible at several of them.
 
-    Without `gradient` a score that cannot be differentiated is well: the last layer with places is taken then.
+    Without `gradient` a score that cannot be differentiated is accepted: the last layer with places is taken then.
 
     Raises:
         InputError: when the input has no places.
@@ -125,9 +125,9 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
     """
     if options.reshape is not None:
         raise OptionError("reshape= lays out the output of one layer; say which: layer=...")
-    tap = _Tap("hold", _same, wanted=_Late(scorer.model))
-    with watch(scorer.model, {_inner: tap}) as shapes:
-        score, held = scorer({}), tap.held
+    hold = _Hold("hold", _same, wanted=_Late(scorer.model))
+    with watch(scorer.model, {_inner: hold}) as shapes:
+        score, held = scorer({}), hold.held
     every = seen(scorer.model, shapes)
     over = places_of(scorer, every, name)
     extent, candidates, origins = over[0], list[Candidate](), sources(scorer, over)
@@ -138,7 +138,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
             break
     if not candidates:
         if scorer.leaves[over[0].name].value.ndim == 2:
-            raise no_places(scorer, name)
+            refuse_without_places(scorer, name)
         raise OptionError(
             f"no layer of {type(scorer.model).__name__} returns (batch, channel, *places), steps, or patch tokens with "
             f"more than one place, which {name} needs; grid= lays tokens out, and saliency(...) by a method of another "
@@ -148,9 +148,9 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
     for group in _groups(candidates, held):
         places = [(where.path, where.index) for where, _ in group]
         if not held.keys() >= set(places):
-            tap = _Tap("hold", _same, wanted=set(places).__contains__)
-            with Probe(scorer.model, (), edits={path: tap for path, _ in places}):
-                score, held = scorer({}), tap.held
+            hold = _Hold("hold", _same, wanted=set(places).__contains__)
+            with Probe(scorer.model, (), edits={path: hold for path, _ in places}):
+                score, held = scorer({}), hold.held
         if not (gradient or score.requires_grad or _differentiable(scorer)):
             where, grid = group[-1]
             return LayerView(scorer, score, where, grid, extent, held[places[-1]].detach(), None)
@@ -173,7 +173,11 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
 
 
 def _groups(candidates: list[Candidate], held: Mapping[Place, torch.Tensor]) -> Iterator[list[Candidate]]:
-    """The candidates from the last on: those that were held already, then `GROUP` at a time."""
+    """Group the candidates from the last on: those that were held already, then `GROUP` at a time.
+
+    Yields:
+        Some candidates.
+    """
     start = len(candidates)
     while start and (candidates[start - 1][0].path, candidates[start - 1][0].index) in held:
         start -= 1
@@ -184,17 +188,17 @@ def _groups(candidates: list[Candidate], held: Mapping[Place, torch.Tensor]) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tap(Change):
+class _Hold(Change):
     """Holds the first floating-point tensor of wanted calls as the layer returned it, inside the graph.
 
-    The model goes on with a copy, so that an in-place operation after the layer cannot change it.
+    The model continues with a copy, so that an in-place operation after the layer cannot change it.
     """
 
     wanted: Callable[[Place], bool] = lambda place: True
     held: dict[Place, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def apply(self, output: Any, site: Site) -> Any:
-        """What the model goes on with."""
+        """Return what the model continues with."""
         place = (site.path, site.call)
         return map_tensors(output, lambda tensor: self._hold(place, tensor)) if self.wanted(place) else output
 
@@ -206,7 +210,7 @@ class _Tap(Change):
 
 
 class _Late:
-    """Whether a call is one of the last: told, as it returns, by how many innermost layers have not returned yet.
+    """Whether a call is one of the last: seen, as it returns, by how many innermost layers have not returned yet.
 
     A guess, which spares a second run where it is right. A model that runs its layers again and again is not followed.
     """
@@ -215,12 +219,12 @@ class _Late:
         layers = Layers(model)
         self._left = {path for path in layers if not next(layers[path].children(), None)}
         self._few = max(GROUP, len(self._left) // 10)
-        self._told = 0
+        self._late = 0
 
     def __call__(self, place: Place) -> bool:
         self._left.discard(place[0])
-        late = len(self._left) <= self._few and self._told < 2 * self._few
-        self._told += late
+        late = len(self._left) <= self._few and self._late < 2 * self._few
+        self._late += late
         return late
 
 

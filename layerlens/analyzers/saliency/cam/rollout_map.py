@@ -1,4 +1,4 @@
-"""Attention rollout laid over the input: patches of an image, or tokens."""
+"""Attention rollout over the input: patches of an image, or tokens."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from layerlens.errors import InputError, OptionError
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
+from layerlens.signatures import public
 
 from .grid import Grid, grid_of
 
@@ -19,6 +20,7 @@ AXES: tuple[str, ...] = ("batch", "token")
 IMAGE_AXES: tuple[str, ...] = ("batch", "height", "width")
 
 
+@public
 def attention_rollout_map(
     model: nn.Module,
     x: Input,
@@ -28,28 +30,27 @@ def attention_rollout_map(
     residual: float = 0.5,
     forward: Forward | None = None,
 ) -> Attribution:
-    """How much of each input token, or patch of an image, attention carries to a token of the last layer.
+    """Attribute a token of the last layer to the input tokens, or patches of an image, by what attention carries to it.
 
-    The rollout of Abnar & Zuidema 2020 as an attribution: for an image, patches are laid out on their grid and
-    enlarged to its pixels. It knows nothing of values, of feed-forward parts, or of any target: the same map for every
+    The rollout of Abnar & Zuidema 2020 as an attribution: for an image, patches are arranged on their grid and
+    enlarged to its pixels. Values, feed-forward parts and targets have no part in it: it is the same map for every
     class.
 
     Args:
-        model: a model with a stack of self-attention layers over the same tokens.
-        x: its input: one image batch `(batch, channel, height, width)`, token ids, or embeddings.
-        layers: attention inside of which layers; None for all.
-        query: the token of the last layer that is looked from; None for the first where an image has tokens before its
+        model: ... It has a stack of self-attention layers over the same tokens.
+        x: ... An image batch `(batch, channel, height, width)`, token ids, or embeddings.
+        layers: ... Attention inside them is read.
+        query: token of the last layer to attribute; None for the first where an image has tokens before its
             patches (the class token), else the mean over all.
         residual: share of the skip connection, from 0 to below 1.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Returns:
         An `Attribution` `(batch, height, width)` of an image, each pixel with the share of its patch, or
         `(batch, token)`. The score is 1, the sum of the shares of all tokens; the check `"left out"` is the share of
-        those that are no patches.
+        tokens that are not patches.
 
     Raises:
-        InputError: when there is no attention, layers attend over different tokens, or there is no grid of patches.
+        InputError: when there is no attention, layers attend to different tokens, or the patches form no grid.
         OptionError: when there is no such query.
 
     Source: Abnar & Zuidema 2020, ACL, eq. 1; Dosovitskiy et al. 2021, appendix D.7, for images.

@@ -1,4 +1,4 @@
-"""DeepLIFT on autograd's own graph: the runs on the input and on a baseline compared operation by operation."""
+"""DeepLIFT on autograd's graph: the runs on the input and on a baseline compared operation by operation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from layerlens.analyzers.common.features.baselines import baselines
+from layerlens.analyzers.common.features.baselines import Baseline, baselines
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, freeze, of_samples, warn_of_zeros
 from layerlens.analyzers.graph.graph import ACCUMULATE, Graph
@@ -35,10 +35,10 @@ from .table import WANTED, Rule, changed_choices, rule_of
 RULES = ("rescale", "reveal_cancel")
 
 LOST = 1e-3
-"""A relative completeness gap above this is no rounding error."""
+"""A relative completeness gap above this is more than rounding."""
 
 ROUNDING = 16
-"""How many times the last digit of the scores a sum may be off by rounding."""
+"""Rounding errors of the scores that a sum may be off by."""
 
 
 @method(
@@ -53,13 +53,13 @@ def deep_lift(
     *,
     target: Spec = None,
     where: Selection = None,
-    baseline: Any = "zero",
+    baseline: Baseline = "zero",
     rule: Literal["rescale", "reveal_cancel"] = "rescale",
     forward: Forward | None = None,
 ) -> Attribution:
-    """DeepLIFT: explain the difference of the score from that of a baseline, S(x) - S(x'), to which the values sum.
+    """Explain the difference of the score from the score of a baseline, S(x) - S(x'), to which the values sum.
 
-    Every operation passes, in place of its gradient, multipliers m with m (x - x') = y - y' (Shrikumar, Greenside &
+    Every operation passes, instead of its gradient, multipliers m with m (x - x') = y - y' (Shrikumar, Greenside &
     Kundaje 2017, ICML, eq. 2 and 3). Nonlinearities follow the rescale rule, m = (y - y') / (x - x') (sec. 3.5.2), or
     reveal-cancel (sec. 3.5.3); products of two signals, softmax, norms and attention are composed of such steps, so
     that nothing is lost in them.
@@ -68,8 +68,8 @@ def deep_lift(
     Args:
         baseline: x', as in `integrated_gradients`: a name such as `"zero"` or `"blur"`, a number, a tensor, or a
             dict by input name.
-        rule: of nonlinearities: `"rescale"`, or `"reveal_cancel"`, which explains apart what raises and what lowers
-            their input, so that two causes that hide each other show (sec. 3.5.3). It holds for nonlinearities whose
+        rule: rule of nonlinearities: `"rescale"`, or `"reveal_cancel"`, which explains what raises and what lowers
+            their input separately, so that causes that cancel show (sec. 3.5.3). It holds for nonlinearities whose
             input is made by a linear operation, a batch norm of one or an addition; others are rescaled.
 
     Returns:
@@ -77,7 +77,7 @@ def deep_lift(
         the relative `"completeness gap"` |sum - (S(x) - S(x'))| / |S(x) - S(x')| of each sample.
 
     Warns:
-        UserWarning: when an operation has no rule, so that its gradient stands in; when the gap is above 0.001; when
+        UserWarning: when an operation has no rule, so that its gradient is used; when the gap is above 0.001; when
             the values of a sample are zero everywhere.
 
     Example:
@@ -107,12 +107,12 @@ def deep_lift(
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What every value did for the difference of the scores of the input and of one baseline.
+    """The contribution of every value to the difference of the scores of the input and of one baseline.
 
     Attributes:
-        values: by leaf, shaped like it.
-        score: of the input, `(batch,)`.
-        bottom: of the baseline, `(batch,)`.
+        values: contributions by leaf, shaped like it.
+        score: score of the input, `(batch,)`.
+        bottom: score of the baseline, `(batch,)`.
         moved: operations that chose otherwise for the baseline.
     """
 
@@ -123,7 +123,11 @@ class Comparison:
 
 
 def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
-    """DeepLIFT of a borrowed, frozen model against one baseline per leaf, shaped like it."""
+    """Compare a borrowed, frozen model on its input with one baseline per leaf, shaped like it.
+
+    Raises:
+        TargetError: when no gradient reaches the input.
+    """
     refuse_sharded(scorer.model, "deep_lift", "Take integrated_gradients, or relevance with the model under FSDP2.")
     wanted = WANTED | reveal_cancel.WANTED if rule == "reveal_cancel" else WANTED
     leaves = scorer.start()
@@ -133,7 +137,7 @@ def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
         raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")
     restore_generators(states)  # a model that draws random numbers draws the same ones
     other = _run(scorer, {name: _in_layout_of(leaves[name], start) for name, start in starts.items()}, wanted)
-    scorer.check_bottom(other.score.detach())
+    scorer.check_baseline(other.score.detach())
     pairs = pair_up(one, other)
     special = reveal_cancel.reveal_cancel(pairs) if rule == "reveal_cancel" else {}
     multipliers = _multipliers(scorer.model, one, leaves, pairs, special)
@@ -145,7 +149,7 @@ def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
 
 
 def _in_layout_of(leaf: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """A baseline in the memory layout of its leaf: of another layout torch runs other operations."""
+    """A baseline in the memory layout of its leaf; torch runs other operations on another layout."""
     return torch.empty_like(leaf, requires_grad=False).copy_(start).requires_grad_()
 
 
@@ -158,7 +162,7 @@ def _run(scorer: Scorer, leaves: Leaves, wanted: frozenset[str]) -> Run:
 
 
 def _multipliers(model: nn.Module, one: Run, leaves: Leaves, pairs: list[Pair], special: dict[int, Rule]) -> Gradients:
-    """The multiplier of each leaf: one backward pass with the rules in the place of the gradients."""
+    """The multiplier of each leaf: one backward pass with the rules instead of the gradients."""
     handles: list[Any] = []
     unknown: set[str] = set()
     try:
@@ -172,12 +176,12 @@ def _multipliers(model: nn.Module, one: Run, leaves: Leaves, pairs: list[Pair], 
                 handles.append(pair.info.node.register_hook(_hook(pair, rule)))
         if unknown:
             warn(
-                f"deep_lift: no rule is known for {', '.join(sorted(unknown))}: the gradient stands in, so the values "
+                f"deep_lift: no rule is known for {', '.join(sorted(unknown))}: the gradient is used, so the values "
                 "need not sum to the difference of the scores; the completeness gap shows by how much.",
             )
         # .backward, as .grad would keep nodes that rules call on the way from computing anything outside of its graph
         # in primitives again, for blocks that are computed again
-        with sdpa_kernel(SDPBackend.MATH), backward_pass(model), _own_gradients(one.score.grad_fn):
+        with sdpa_kernel(SDPBackend.MATH), backward_pass(model), _gradients_restored(one.score.grad_fn):
             one.score.sum().backward()  # type: ignore[no-untyped-call]
             return tuple(leaf.grad for leaf in leaves.values())
     finally:
@@ -186,8 +190,8 @@ def _multipliers(model: nn.Module, one: Run, leaves: Leaves, pairs: list[Pair], 
 
 
 @contextlib.contextmanager
-def _own_gradients(root: Any) -> Iterator[None]:
-    """Give every tensor at which the graph of `root` ends its `.grad` back as it was."""
+def _gradients_restored(root: Any) -> Iterator[None]:
+    """Restore the `.grad` of every tensor at which the graph of `root` ends."""
     seen, stack, before = {root}, [root], []
     while stack:
         node = stack.pop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
 from ..path.completeness import completeness_gap
-from ..path.references import references
+from ..path.references import Baselines, references
 from .deep_lift import RULES, compare, warn_of_gap
 
 
@@ -35,16 +35,15 @@ def deep_shap(
     *,
     target: Spec = None,
     where: Selection = None,
-    baselines: Any = None,
+    baselines: Baselines = None,
     rule: Literal["rescale", "reveal_cancel"] = "rescale",
     seed: int = 0,
     forward: Forward | None = None,
 ) -> Attribution:
-    """The mean of DeepLIFT over references x' (Lundberg & Lee 2017, sec. 4.2); it sums to S(x) - E[S(x')].
+    """Average DeepLIFT over references x' (Lundberg & Lee 2017, sec. 4.2); it sums to S(x) - E[S(x')].
 
     Args:
-        baselines: the references, as in `gradient_shap`.
-        rule: of nonlinearities, as in `deep_lift`.
+        rule: rule of nonlinearities, as in `deep_lift`.
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score, with the

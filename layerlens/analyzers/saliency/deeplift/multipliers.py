@@ -212,7 +212,7 @@ def same_constants(call: OperationCall, other: OperationCall) -> bool:
     return same(call.constants(), other.constants())
 
 
-def same(one: Any, other: Any) -> bool:
+def same(one: object, other: object) -> bool:
     """Whether two arguments, or lists of them, are equal."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return one is other or (one.shape == other.shape and bool(torch.equal(one, other)))

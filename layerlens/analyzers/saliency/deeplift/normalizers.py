@@ -1,4 +1,4 @@
-"""DeepLIFT's multipliers of softmax and of normalisations, composed of the exact ones of their steps.
+"""DeepLIFT's multipliers of softmax and of normalizations, composed of the exact ones of their steps.
 
 The steps are sums, products (midpoint), squares (midpoint), exponentials, logarithms and powers (quotients). Written
 out, the composition needs no quotient that could be 0 / 0. Throughout, D is the difference between the two runs and a
@@ -7,7 +7,7 @@ bar is their mean.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
@@ -193,10 +193,10 @@ def order(call: OperationCall) -> float:
 
 
 def has_axes(call: OperationCall) -> bool:
-    """Whether a norm can be told its axes."""
+    """Whether a norm takes axes."""
     return any(argument.name == "dim" for argument in call.function._schema.arguments)
 
 
-def _axes(given: Any, count: int) -> tuple[int, ...]:
-    listed = () if given is None else given if isinstance(given, (list, tuple)) else (given,)
+def _axes(given: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
+    listed = () if given is None else (given,) if isinstance(given, int) else given
     return tuple(axis % count for axis in listed) or tuple(range(count))

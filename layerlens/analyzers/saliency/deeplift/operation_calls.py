@@ -23,8 +23,8 @@ class OperationCall:
 
     Attributes:
         function: the aten operator.
-        args: its positional arguments, tensors detached.
-        kwargs: the others.
+        args: positional arguments, tensors detached.
+        kwargs: keyword arguments.
         varied: positions in `args` of the tensors that need a gradient.
         results: what it returned, detached.
     """
@@ -51,7 +51,11 @@ class OperationCall:
         return [value for place, value in enumerate(self.args) if place not in self.varied] + list(self.kwargs.values())
 
     def option(self, name: str) -> Any:
-        """The argument of that name, given or by default."""
+        """Return the argument of that name, given or by default.
+
+        Raises:
+            KeyError: when the operation has no such argument.
+        """
         for place, argument in enumerate(self.function._schema.arguments):
             if argument.name == name:
                 return self.args[place] if place < len(self.args) else self.kwargs.get(name, argument.default_value)
@@ -149,7 +153,7 @@ class OperationCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     values[index] = values[index].clone()
 
 
-def _varies(value: Any) -> bool:
+def _varies(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.requires_grad
 
 

@@ -26,8 +26,8 @@ class Pair:
     Attributes:
         info: the node of the run on the input.
         reference: the node of the run on the baseline.
-        call: values of the run on the input, None when they were not kept.
-        reference_call: values of the run on the baseline, None likewise.
+        call: values of the run on the input; None when they were not kept.
+        reference_call: values of the run on the baseline; None when they were not kept.
     """
 
     info: NodeInfo
@@ -54,8 +54,8 @@ class Run:
     """What one forward pass left.
 
     Attributes:
-        score: of each sample.
-        graph: knows what depends on the leaves.
+        score: score of each sample.
+        graph: graph, which knows what depends on the leaves.
         calls: the values of the operations.
     """
 
@@ -65,7 +65,7 @@ class Run:
 
 
 def pair_up(one: Run, other: Run) -> list[Pair]:
-    """The operations of two runs in pairs.
+    """Pair the operations of two runs.
 
     Args:
         one: the run on the input.
@@ -100,9 +100,13 @@ def pair_up(one: Run, other: Run) -> list[Pair]:
 
 
 def _check(info: NodeInfo, reference: NodeInfo) -> None:
-    """Refuse two nodes that are not the same operation of the same inputs, in the same shapes."""
+    """Refuse two nodes that are not the same operation on the same inputs, in the same shapes.
+
+    Raises:
+        InputError: when they differ.
+    """
     if info.op != reference.op or info.node.name() != reference.node.name():
-        raise InputError(_OTHER_ROUTE.format(what=f"{reference.op} in place of {info.op}"))
+        raise InputError(_OTHER_ROUTE.format(what=f"{reference.op} instead of {info.op}"))
     depends, other = ([edge is not None and edge.depends for edge in node.edges] for node in (info, reference))
     if depends != other:
         raise InputError(_OTHER_ROUTE.format(what=f"{info.op} has other inputs"))

@@ -1,4 +1,4 @@
-"""The reveal-cancel rule: what raises the input of a nonlinearity and what lowers it are explained apart.
+"""The reveal-cancel rule: what raises the input of a nonlinearity and what lowers it are explained separately.
 
 With the positive part Dx+ and the negative part Dx- of the input's change, gathered from the contributions of the
 linear operation that makes the input, the result's change is split into (Shrikumar et al. 2017, sec. 3.5.3)
@@ -41,8 +41,8 @@ class Source:
         pair: the operation.
         positive: the part of its change that positive contributions make.
         negative: the rest of its change.
-        raise_more: what is to be added to its multiplier for positive contributions; gathered in the backward pass.
-        lower_more: likewise for negative contributions.
+        raise_more: addition to its multiplier for positive contributions, gathered in the backward pass.
+        lower_more: addition to its multiplier for negative contributions.
     """
 
     pair: Pair

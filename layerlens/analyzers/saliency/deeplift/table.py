@@ -79,20 +79,20 @@ MOVES = frozenset(
     Where MaskedFill
     """.split()
 )
-"""Operations that are linear in signals and are told by a constant what to do with them: where to put them, say."""
+"""Operations that are linear in signals, with a constant that says what is done with them, such as an index."""
 
 WANTED = frozenset(map(key, MOVES | {op for op, rule in RULES.items() if rule is not midpoint}))
 """Keys of the operations whose values are read."""
 
 
 def changed_choices(pairs: Sequence[Pair]) -> list[str]:
-    """The operations of `MOVES` whose constants are others for the baseline, so that their gradient is not all."""
+    """Return the operations of `MOVES` whose constants differ for the baseline, which their gradient misses."""
     chosen_by = (pair for pair in pairs if pair.info.op in MOVES)
     return sorted({pair.info.op for pair in chosen_by if pair.calls is not None and not same_constants(*pair.calls)})
 
 
 def rule_of(pair: Pair) -> Rule | None:
-    """The rule of an operation; None when its gradient is right.
+    """Return the rule of an operation; None when its gradient is right.
 
     Raises:
         KeyError: when none is known.

@@ -1,4 +1,4 @@
-"""Plain gradients: how the score answers to a small change of each input value."""
+"""Gradients: how the score responds to a small change of each input value."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def gradient(
         An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of score per unit of input.
 
     Warns:
-        UserWarning: when the gradient of a sample is zero everywhere, or that of token ids cancels over the features
-            of the embedding, as before a LayerNorm.
+        UserWarning: when the gradient of a sample is zero everywhere, or the gradient of token ids cancels over the
+            features of the embedding, as before a LayerNorm.
 
     Example:
         >>> import torch

@@ -1,7 +1,7 @@
-"""Guided backpropagation and deconvnet: gradients whose backward pass through rectifiers is another one.
+"""Guided backpropagation and deconvnet: gradients with another backward pass through rectifiers.
 
-The rectifiers are found as nodes of autograd's graph, so that a module used twice, a functional call, one in place and
-a ReLU6 all count; hooks on modules miss those.
+Rectifiers are found as nodes of autograd's graph, so that a module used twice, a functional call, an in-place call
+and a ReLU6 all count; hooks on modules miss those.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def guided_backprop(
     it between 0 and 6. It resembles an edge detector and depends little on the class (Adebayo et al. 2018).
 
     Args:
-        model: any module with ReLU or ReLU6.
+        model: ... It has ReLU or ReLU6.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score per unit of input.
@@ -64,7 +64,7 @@ def deconvnet(
     al. 2015, fig. 1).
 
     Args:
-        model: any module with ReLU or ReLU6.
+        model: ... It has ReLU or ReLU6.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score per unit of input.

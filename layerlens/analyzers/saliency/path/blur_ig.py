@@ -46,16 +46,14 @@ def blur_ig(
 
     BlurIG(i) = integral over sigma from max_sigma to 0 of dS/dL(i, sigma) dL(i, sigma)/dsigma, where L is the input
     under a Gaussian of that width (Xu, Venugopalan & Sundararajan 2020, eq. 4). No baseline is made up: what the path
-    starts from has the colours of the input and no edges. Widths grow with the square of the step, and each piece
+    starts from has the colors of the input and no edges. Widths grow with the square of the step, and each piece
     between two blurs is taken by its chord, with the gradient in its middle.
 
     Args:
-        x: its input, `(batch, ...)`: images, volumes, video or series.
-        where: None for the input, or a layer with places, or a call of one, whose output is attributed to.
-        max_sigma: standard deviation of the widest blur, as a part of each side.
-        steps: gradients along the way, at first.
-        tolerance: largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any.
-        max_steps: where doubling ends.
+        x: ... Images, volumes, video or series.
+        where: ... The layer has places.
+        max_sigma: standard deviation of the widest blur, as a share of each side.
+        steps: gradients along the path, at first.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score; its checks are the relative
@@ -146,11 +144,11 @@ def along(scorer: Scorer, point: Points, steps: int, rows: torch.Tensor, batch: 
     The middle makes it exact for a score that is quadratic along each piece.
 
     Args:
-        scorer: of a borrowed model.
-        point: the points of the line.
-        steps: pieces of it.
-        rows: the samples, `(n,)`.
-        batch: rows in one pass.
+        scorer: scorer of a borrowed model.
+        point: makes the points of the line.
+        steps: number of pieces of the line.
+        rows: samples, `(n,)`.
+        batch: rows per pass.
     """
     total: dict[str, torch.Tensor] = {}
     together = max(1, batch // len(rows))

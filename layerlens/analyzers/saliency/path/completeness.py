@@ -15,7 +15,11 @@ Integrate = Callable[[torch.Tensor, int], Mapping[str, torch.Tensor]]
 
 
 def check_path_options(steps: int, tolerance: float, max_steps: int) -> None:
-    """Raise an OptionError for options of a path that are out of range."""
+    """Check the options of a path.
+
+    Raises:
+        OptionError: when one is out of range.
+    """
     check_count("steps", steps)
     check_count("max_steps", max_steps)
     if not tolerance > 0:
@@ -23,7 +27,7 @@ def check_path_options(steps: int, tolerance: float, max_steps: int) -> None:
 
 
 def scores_at(scorer: Scorer, values: Leaves, batch: int) -> torch.Tensor:
-    """The scores `(batch,)` of the samples with a baseline in the place of the leaves, `batch` at once.
+    """Return the scores `(batch,)` of the samples with a baseline instead of the leaves, `batch` at once.
 
     Raises:
         TargetError: when one is not finite.
@@ -31,7 +35,7 @@ def scores_at(scorer: Scorer, values: Leaves, batch: int) -> torch.Tensor:
     with torch.no_grad():
         chunks = torch.split(scorer.rows, batch)
         found = [scorer({name: value[rows] for name, value in values.items()}, rows) for rows in chunks]
-    return scorer.check_bottom(torch.cat(found))
+    return scorer.check_baseline(torch.cat(found))
 
 
 def until_complete(
@@ -47,18 +51,18 @@ def until_complete(
     max_steps: int,
     batch: int,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The values of all samples and their checks; samples that miss the tolerance get twice the steps, alone.
+    """Return the values of all samples and their checks; samples that miss the tolerance get twice the steps, alone.
 
     Args:
-        method: its name, for the bar and the warning.
-        rows: the samples, `(batch,)`.
+        method: name of the method, for the bar and the warning.
+        rows: samples, `(batch,)`.
         integrate: makes the values of some samples with some steps.
         shapes: a tensor per leaf, shaped like its values.
         score: S(x), `(batch,)`.
         bottom: S(x'), `(batch,)`.
-        steps: at first.
+        steps: number of steps at first.
         tolerance: largest relative gap that is accepted.
-        max_steps: where doubling ends.
+        max_steps: most steps.
         batch: samples that are integrated at once.
 
     Warns:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -19,7 +17,7 @@ from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
 from .completeness import completeness_gap
-from .references import references
+from .references import Baselines, references
 
 
 @method(
@@ -34,24 +32,20 @@ def gradient_shap(
     *,
     target: Spec = None,
     where: Selection = None,
-    baselines: Any = None,
+    baselines: Baselines = None,
     samples: int = 64,
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
 ) -> Attribution:
-    """The mean over references x' of integrated gradients from x', by random points; it sums to S(x) - E[S(x')].
+    """Average integrated gradients over references x', by random points; the values sum to S(x) - E[S(x')].
 
     E over x' and a of (x_i - x'_i) dS/dx_i at x' + a (x - x'), a uniform in 0..1 (Erion et al. 2021, eq. 3). Every
-    reference gets as many points as the others, one in each of so many equal parts of the way: the same expectation as
-    with independent draws, at a smaller error. `captum.attr.GradientShap` draws both independently, and runs all
-    samples in one pass.
+    reference gets equally many points, one in each of equal parts of the path: the same expectation as with independent
+    draws, with a smaller error. `captum.attr.GradientShap` draws both independently, and runs all samples in one pass.
 
     Args:
-        baselines: the references x': an array `(references, ...)` of samples, best of the data the model knows; a dict
-            of those by input name; a list of baselines as in `integrated_gradients`, such as `["zero", "mean"]`; or
-            None for noise with the mean and the deviation of each sample.
-        samples: points for each sample of the batch, rounded up to a multiple of the references.
+        samples: number of points for each sample of the batch, rounded up to a multiple of the references.
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score, with the
@@ -111,15 +105,20 @@ def _stacked(starts: list[Leaves], chosen: torch.Tensor, rows: torch.Tensor) -> 
 
 
 def _parts(
-    scorer: Scorer, ends: Leaves, starts: list[Leaves], rows: torch.Tensor, chosen: torch.Tensor, ways: torch.Tensor
+    scorer: Scorer,
+    ends: Leaves,
+    starts: list[Leaves],
+    rows: torch.Tensor,
+    chosen: torch.Tensor,
+    fractions: torch.Tensor,
 ) -> Leaves:
-    """(x - x') dS/dx at points, each on the way from its reference, `(points, rows, ...)` by leaf, in float64."""
+    """(x - x') dS/dx at points, each on the path from its reference, `(points, rows, ...)` by leaf, in float64."""
     wide = {name: start.double() for name, start in _stacked(starts, chosen, rows).items()}
     mixed = {}
     for name, end in ends.items():
-        own = ways.to(end.device).reshape(-1, *[1] * end.ndim)
+        own = fractions.to(end.device).reshape(-1, *[1] * end.ndim)
         mixed[name] = torch.lerp(wide[name], end[rows].double(), own).flatten(0, 1).to(end.dtype)
-    slopes = gradients(scorer, mixed, rows.repeat(len(ways)))[1]
+    slopes = gradients(scorer, mixed, rows.repeat(len(fractions)))[1]
     return {
         name: slope.double().reshape(wide[name].shape) * (ends[name][rows].double() - wide[name])
         for name, slope in slopes.items()

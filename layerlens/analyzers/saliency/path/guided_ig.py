@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
-from layerlens.analyzers.common.features.baselines import baselines
+from layerlens.analyzers.common.features.baselines import Baseline, baselines
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, gradients, warn_of_zeros
 from layerlens.errors import OptionError
@@ -35,7 +34,7 @@ def guided_ig(
     *,
     target: Spec = None,
     where: Selection = None,
-    baseline: Any = "zero",
+    baseline: Baseline = "zero",
     fraction: float = 0.25,
     max_dist: float = 0.02,
     steps: int = 100,
@@ -45,18 +44,17 @@ def guided_ig(
 ) -> Attribution:
     """Integrate the gradient on a path that moves the values with the smallest gradients first.
 
-    At every step the quarter of the values whose |dS/dx| is smallest goes towards the input, until an equal part of the
-    whole L1 distance is done; no value may be more than `max_dist` ahead of the straight way or behind it (Kapishnikov
-    et al. 2021, algorithm 1): the path keeps away from the large gradients that leave noise in the map. A step counts
-    for the score by the mean of the gradients at its two ends. Published is the one at its start, which the choice of
-    the path makes small on purpose: on EfficientNet-Lite0 the sum then misses S(x) - S(x') by .7 to 2.2 of it with 200
-    steps, with both ends by .2 to .4. `integrated_gradients` and `blur_ig` come closer.
+    At every step the quarter of the values whose |dS/dx| is smallest moves towards the input, until an equal part of
+    the whole L1 distance is covered; no value may be more than `max_dist` ahead of the straight path or behind it
+    (Kapishnikov et al. 2021, algorithm 1): the path avoids the large gradients that leave noise in the map. A step
+    counts by the mean of the gradients at its two ends; published is the gradient at its start, which the choice of
+    the path makes small: on EfficientNet-Lite0 the sum then misses S(x) - S(x') by .7 to 2.2 of it with 200 steps,
+    with both ends by .2 to .4. `integrated_gradients` and `blur_ig` come closer.
 
     Args:
-        baseline: x', as in `integrated_gradients`.
-        fraction: of the values that move together.
-        max_dist: 0 is the straight way; 1 lets every value move when it will.
-        steps: gradients along the way.
+        fraction: share of the values that move together.
+        max_dist: 0 for the straight path; 1 lets every value move at any time.
+        steps: number of gradients along the path.
         tolerance: largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| without a warning.
 
     Returns:
@@ -136,13 +134,13 @@ def _folded(flat: torch.Tensor, like: Leaves) -> Leaves:
 
 @dataclasses.dataclass
 class GuidedPath:
-    """One sample on its way from a baseline to the input.
+    """The path of one sample from a baseline to the input.
 
     Attributes:
         start: the baseline, `(values,)`.
         end: the input, `(values,)`.
-        fraction: of the values, those with the smallest gradients, that move together.
-        max_dist: how far a value may be ahead of the straight way or behind it, as a part of it.
+        fraction: share of the values, those with the smallest gradients, that move together.
+        max_dist: largest distance of a value ahead of the straight path or behind it, as a share of it.
     """
 
     start: torch.Tensor
@@ -159,11 +157,11 @@ class GuidedPath:
         self._length = float(self._delta.abs().sum())
 
     def step(self, slope: torch.Tensor, alpha: float) -> None:
-        """Go on until the part `alpha` of the length is done.
+        """Continue until the share `alpha` of the length is covered.
 
         Args:
             slope: dS/dx at `at`, `(values,)`.
-            alpha: 0..1.
+            alpha: share, 0..1.
         """
         self.gather(slope)
         low, high = max(alpha - self.max_dist, 0.0), min(alpha + self.max_dist, 1.0)
@@ -193,7 +191,7 @@ class GuidedPath:
         self.at = now
 
     def gather(self, slope: torch.Tensor) -> None:
-        """Add what the last move did for the score by the gradient at its end; `step` added that at its start."""
+        """Add the effect of the last move by the gradient at its end; `step` added it by the gradient at its start."""
         if self._move is not None:
             self.total += self._move * slope / 2
             self._move = None

@@ -1,4 +1,4 @@
-"""Integrated gradients: gradients gathered on the straight way from a baseline to the input."""
+"""Integrated gradients: gradients gathered on the straight path from a baseline to the input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
-from layerlens.analyzers.common.features.baselines import baselines
+from layerlens.analyzers.common.features.baselines import Baseline, baselines
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, gradients, warn_of_zeros
 from layerlens.inputs.inputs import Forward, Input
@@ -33,7 +33,7 @@ def integrated_gradients(
     *,
     target: Spec = None,
     where: Selection = None,
-    baseline: Any = "zero",
+    baseline: Baseline = "zero",
     steps: int = 50,
     tolerance: float = 0.05,
     max_steps: int = 200,
@@ -43,16 +43,11 @@ def integrated_gradients(
     """Integrate the gradient of the score from a baseline x' to the input x; the values sum to S(x) - S(x').
 
     IG_i = (x_i - x'_i) * integral over a in 0..1 of dS/dx_i at x' + a (x - x') (Sundararajan, Taly & Yan 2017, eq. 1),
-    by `captum.attr.IntegratedGradients` with Gauss-Legendre quadrature. How far the sum is from S(x) - S(x') is
-    reported; samples where it is too far get twice the steps until it is not.
+    by `captum.attr.IntegratedGradients` with Gauss-Legendre quadrature. The distance of the sum from
+    S(x) - S(x') is reported; samples beyond the tolerance get twice the steps until they meet it.
 
     Args:
-        baseline: `"zero"`, `"noise"`, of images and series `"mean"`, `"blur"`, `"black"` or `"white"`, a number, a
-            tensor, or a dict by input name. For token ids
-            zero is the zero embedding, and a whole number is the id of a reference token.
-        steps: gradients along the way, at first.
-        tolerance: largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any.
-        max_steps: where doubling ends.
+        steps: number of gradients along the path, at first.
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score; its checks are

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
-from layerlens.analyzers.common.features.baselines import baselines
+from layerlens.analyzers.common.features.baselines import Baseline, baselines
 from layerlens.analyzers.common.leaves.layer_leaf import find_place
 from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.common.registry import method
@@ -41,27 +41,24 @@ def layer_conductance(
     *,
     target: Spec = None,
     where: Selection = None,
-    baseline: Any = "zero",
+    baseline: Baseline = "zero",
     steps: int = 50,
     tolerance: float = 0.05,
     max_steps: int = 200,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
 ) -> Attribution:
-    """What each unit y of a layer passes on while the input goes straight from a baseline x' to x.
+    """Compute what each unit y of a layer passes on while the input moves straight from a baseline x' to x.
 
     Cond(y) = integral over a in 0..1 of dS/dy dy/da, at x' + a (x - x') (Dhamdhere, Sundararajan & Yan 2018, eq. 2).
-    Where every way to the score leads through the layer, the units sum to S(x) - S(x'); the share that does not is the
-    reported gap. `integrated_gradients` of a layer takes the straight way in the layer's own space instead; here its
+    Where every path to the score leads through the layer, the units sum to S(x) - S(x'); the share that does not is the
+    reported gap. `integrated_gradients` of a layer takes the straight path in the space of the layer instead; here its
     values move as inputs move them. Each piece between two steps counts by the mean of the gradients at its ends.
 
     Args:
         where: the layer, or a call of one (`"rnn#1"`).
-        baseline: x', as in `integrated_gradients`.
-        steps: pieces of the way, at first.
-        tolerance: largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any, as it
-            should where the layer is one of several ways.
-        max_steps: where doubling ends.
+        steps: number of pieces of the path, at first.
+        tolerance: ... Give `math.inf` where the layer is one of several paths.
 
     Returns:
         An `Attribution` shaped like the layer's output with the batch first, in units of the score; its checks are the
@@ -84,28 +81,28 @@ def layer_conductance(
         scorer = Scorer(model, x, target, forward=forward)
         ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
         score, batch = first_score(scorer, ends, batch_size)
-        tap = Tap(scorer, where)
+        layer = LayerOnPath(scorer, where)
         starts, label = baselines(scorer, baseline)
 
         def integrate(rows: torch.Tensor, count: int) -> Leaves:
-            ways = torch.linspace(0, 1, count + 1, dtype=torch.float64)
-            total = torch.zeros_like(tap.value[rows], dtype=torch.float64)
+            fractions = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+            total = torch.zeros_like(layer.value[rows], dtype=torch.float64)
             before: tuple[torch.Tensor, torch.Tensor] | None = None
-            for some in torch.split(ways, max(1, batch // len(rows))):
-                _, outputs, slopes = tap.gradients(points(starts, ends, rows, some), rows.repeat(len(some)))
+            for some in torch.split(fractions, max(1, batch // len(rows))):
+                _, outputs, slopes = layer.gradients(points(starts, ends, rows, some), rows.repeat(len(some)))
                 outputs = outputs.double().reshape(len(some), *total.shape)
                 slopes = slopes.double().reshape(outputs.shape)
                 if before is not None:
                     outputs, slopes = torch.cat([before[0], outputs]), torch.cat([before[1], slopes])
                 total += (outputs.diff(dim=0) * (slopes[1:] + slopes[:-1]) / 2).sum(dim=0)
                 before = outputs[-1:], slopes[-1:]
-            return {tap.place.name: total}
+            return {layer.place.name: total}
 
         values, checks = until_complete(
             "layer_conductance",
             scorer.rows,
             integrate,
-            {tap.place.name: tap.value},
+            {layer.place.name: layer.value},
             score,
             scores_at(scorer, starts, batch),
             steps=steps,
@@ -114,8 +111,8 @@ def layer_conductance(
             batch=batch,
         )
         warn_of_zeros(values, "layer_conductance")
-        return tap.attribution(
-            values[tap.place.name],
+        return layer.attribution(
+            values[layer.place.name],
             method="layer_conductance",
             settings={
                 "baseline": label,
@@ -141,20 +138,19 @@ def internal_influence(
     *,
     target: Spec = None,
     where: Selection = None,
-    baseline: Any = "zero",
+    baseline: Baseline = "zero",
     steps: int = 50,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
 ) -> Attribution:
-    """The gradient of the score at each unit y of a layer, averaged while the input goes straight from x' to x.
+    """Average the gradient of the score at each unit y of a layer while the input moves straight from x' to x.
 
     Influence(y) = integral over a in 0..1 of dS/dy at x' + a (x - x') (Leino et al. 2018, eq. 1, with the uniform
-    distribution of interest on that way), by Gauss-Legendre quadrature.
+    distribution of interest on that path), by Gauss-Legendre quadrature.
 
     Args:
         where: the layer, or a call of one (`"rnn#1"`).
-        baseline: x', as in `integrated_gradients`.
-        steps: gradients along the way.
+        steps: number of gradients along the path.
 
     Returns:
         An `Attribution` shaped like the layer's output with the batch first, in units of score per activation.
@@ -172,18 +168,20 @@ def internal_influence(
         scorer = Scorer(model, x, target, forward=forward)
         ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
         score, batch = first_score(scorer, ends, batch_size)
-        tap = Tap(scorer, where)
+        layer = LayerOnPath(scorer, where)
         starts, label = baselines(scorer, baseline)
         places, weights = (torch.as_tensor(part) / 2 for part in np.polynomial.legendre.leggauss(steps))
-        values = torch.zeros_like(tap.value, dtype=torch.float64)
+        values = torch.zeros_like(layer.value, dtype=torch.float64)
         for rows in track(torch.split(scorer.rows, batch), "internal_influence"):
             together = max(1, batch // len(rows))
-            for ways, shares in zip(torch.split(places + 0.5, together), torch.split(weights, together), strict=True):
-                slopes = tap.gradients(points(starts, ends, rows, ways), rows.repeat(len(ways)))[2]
-                each = slopes.double().reshape(len(ways), len(rows), *slopes.shape[1:])
+            for fractions, shares in zip(
+                torch.split(places + 0.5, together), torch.split(weights, together), strict=True
+            ):
+                slopes = layer.gradients(points(starts, ends, rows, fractions), rows.repeat(len(fractions)))[2]
+                each = slopes.double().reshape(len(fractions), len(rows), *slopes.shape[1:])
                 values[rows] += torch.tensordot(shares.to(each.device), each, dims=1)
-        warn_of_zeros({tap.place.name: values}, "internal_influence")
-        return tap.attribution(
+        warn_of_zeros({layer.place.name: values}, "internal_influence")
+        return layer.attribution(
             values,
             method="internal_influence",
             settings={"baseline": label, "steps": steps, "batch_size": batch},
@@ -193,7 +191,11 @@ def internal_influence(
 
 
 def check_layer(method: str, where: Selection) -> None:
-    """Raise an OptionError when no layer was given."""
+    """Check that a layer was given.
+
+    Raises:
+        OptionError: when none was.
+    """
     if where is None or (isinstance(where, str) and where == "input"):
         raise OptionError(
             f"{method} is about the units of a layer: give where='name of a layer'. For the input itself take "
@@ -201,23 +203,23 @@ def check_layer(method: str, where: Selection) -> None:
         )
 
 
-def points(starts: Leaves, ends: Leaves, rows: torch.Tensor, ways: torch.Tensor) -> Leaves:
-    """X' + a (x - x') of the samples `rows`, `(ways * rows, ...)` by leaf, way by way.
+def points(starts: Leaves, ends: Leaves, rows: torch.Tensor, fractions: torch.Tensor) -> Leaves:
+    """Return the points x' + a (x - x') of the samples `rows`, `(fractions * rows, ...)` by leaf, fraction by fraction.
 
     Args:
         starts: x' by leaf.
         ends: x by leaf.
         rows: the samples, `(n,)`.
-        ways: a, `(ways,)` float64.
+        fractions: a, `(fractions,)` float64.
     """
     found = {}
     for name, end in ends.items():
-        part = ways.to(end.device).reshape(-1, *[1] * end.ndim)
+        part = fractions.to(end.device).reshape(-1, *[1] * end.ndim)
         found[name] = torch.lerp(starts[name][rows].double(), end[rows].double(), part).flatten(0, 1).to(end.dtype)
     return found
 
 
-class Tap:
+class LayerOnPath:
     """One call of one layer, read while a scorer runs on changed inputs; use it inside `borrowed(model)`.
 
     Args:
@@ -225,8 +227,8 @@ class Tap:
         where: the layer, or a call of it.
 
     Attributes:
-        place: how the output is laid out.
-        value: the output for the inputs as they are, `(batch, ...)`.
+        place: the call, and the layout of its output.
+        value: output for the inputs as they are, `(batch, ...)`.
 
     Raises:
         LayerNotFound: when `where` matches no layer; SelectionError when it matches several layers or calls.
@@ -240,11 +242,11 @@ class Tap:
     def gradients(
         self, values: Mapping[str, torch.Tensor], rows: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The scores `(n,)`, the layer's output and the gradients of the scores at it, both `(n, ...)`.
+        """Return the scores `(n,)`, the layer's output and the gradients of the scores at it, both `(n, ...)`.
 
         Args:
             values: one tensor `(n, ...)` per leaf of the scorer.
-            rows: which sample of the batch each row belongs to, `(n,)`.
+            rows: sample of the batch that each row belongs to, `(n,)`.
 
         Raises:
             TargetError: when the score does not depend on the output.
@@ -262,24 +264,24 @@ class Tap:
                 f"the score {self.scorer.target.label!r} does not depend on what layer {self.place.name!r} returned, "
                 "or not in a way that can be differentiated. Choose another layer."
             )
-        return score.detach(), self.place.lay(leaf.detach()), self.place.lay(slope)
+        return score.detach(), self.place.batch_first(leaf.detach()), self.place.batch_first(slope)
 
     def attribution(self, values: torch.Tensor, **fields: Any) -> Attribution:
-        """An `Attribution` of the layer's values, `(batch, ...)`; see `Scorer.fields`."""
+        """Return an `Attribution` of the layer's values, `(batch, ...)`; see `Scorer.fields`."""
         at_layer = copy.copy(self.scorer)
         at_layer.leaves = {self.place.name: Leaf(self.value, place=self.place)}
         return at_layer.attribution({self.place.name: values.to(self.value.dtype)}, **fields)
 
     def _cut(self, kept: list[torch.Tensor]) -> Edit:
-        """Makes the graph of the call start at its output, which goes into `kept`."""
+        """Return an edit that makes the graph of the call start at its output, which goes into `kept`."""
         seen = iter(range(1 << 62))
 
-        def exchange(output: Any) -> Any:
+        def exchange(output: object) -> Any:
             if next(seen) != self.place.call:
                 return output
             main = next(tensor for _, tensor in named_tensors(output) if tensor.is_floating_point())
             leaf = main.detach().requires_grad_()
             kept.append(leaf)
-            return self.place.exchange(self.place.lay(leaf))(output)
+            return self.place.exchange(self.place.batch_first(leaf))(output)
 
         return exchange

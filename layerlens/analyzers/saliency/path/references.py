@@ -1,24 +1,27 @@
-"""References: several baselines, of which an expectation is taken."""
+"""References: several baselines, over which an expectation is taken."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from layerlens.analyzers.common.features.baselines import baselines, noise
+from layerlens.analyzers.common.features.baselines import Baseline, baselines, noise
 from layerlens.analyzers.common.scorer import Leaves, Scorer
 from layerlens.errors import OptionError
 from layerlens.model.trees import describe
+
+Baselines: TypeAlias = "torch.Tensor | np.ndarray[Any, Any] | Mapping[str, Any] | Sequence[Baseline] | None"
+"""What may be given as references; `specs` says how it is read."""
 
 DRAWN = 8
 """References that are drawn when none are given."""
 
 
-def specs(given: Any) -> list[Any] | None:
-    """One baseline after the other, as `baselines` reads them; None when they are to be drawn.
+def specs(given: Baselines) -> list[Baseline] | None:
+    """Return one baseline after the other, as `baselines` reads them; None when they are to be drawn.
 
     Args:
         given: None, to draw normal noise with the mean and the deviation of each sample; an array whose first axis
@@ -26,33 +29,33 @@ def specs(given: Any) -> list[Any] | None:
             `baselines` reads, such as `("zero", "mean", "blur")`.
 
     Raises:
-        OptionError: when it is none of these, or is empty.
+        OptionError: when it is something else, or is empty.
     """
     if given is None:
         return None
-    found: list[Any]
+    listed: list[Baseline]
     if isinstance(given, Mapping):
         counts = {len(torch.as_tensor(part)) for part in given.values()}
         if len(counts) != 1:
             raise OptionError(f"references of several inputs must be as many for each, got {sorted(counts)}.")
-        found = [{name: torch.as_tensor(part)[k] for name, part in given.items()} for k in range(counts.pop())]
+        listed = [{name: torch.as_tensor(part)[k] for name, part in given.items()} for k in range(counts.pop())]
     elif isinstance(given, (torch.Tensor, np.ndarray)):
         array = torch.as_tensor(given)
-        found = list(array) if array.ndim else []
+        listed = list(array) if array.ndim else []
     elif isinstance(given, Sequence) and not isinstance(given, str):
-        found = list(given)
+        listed = list(given)
     else:
         raise OptionError(
             f"cannot read references from {describe(given)}. Give an array (references, ...) of samples, a dict of "
             "those by input name, or a list of baselines."
         )
-    if not found:
+    if not listed:
         raise OptionError("there are no references: give one or more, or None to draw noise.")
-    return found
+    return listed
 
 
-def references(scorer: Scorer, given: Any, seed: int) -> tuple[list[Leaves], str]:
-    """Each reference for the whole batch, shaped like the leaves, and a name for the settings."""
+def references(scorer: Scorer, given: Baselines, seed: int) -> tuple[list[Leaves], str]:
+    """Return each reference for the whole batch, shaped like the leaves, and a name for the settings."""
     wanted = specs(given)
     if wanted is None:
         return list(_drawn(scorer, seed)), f"noise ({DRAWN})"

@@ -22,13 +22,13 @@ SCALES = (16, 32, 64, 128, 256)
 """Superpixels of an image, from coarse to fine; a region may be of any."""
 
 GROWN = 0.02
-"""How far a region reaches over its border, as a part of the shorter side: edges belong to what they bound."""
+"""How far a region reaches over its border, as a share of the shorter side: edges belong to what they bound."""
 
 SMALLEST = 1e-3
-"""Part of the image that a region must add."""
+"""Share of the image that a region must add."""
 
 LARGEST = 256
-"""Pixels a side on which regions are ranked; larger images are made smaller for it."""
+"""Pixels per side on which regions are ranked; larger images are reduced."""
 
 
 @method(
@@ -54,17 +54,17 @@ def xrai(
     the mean of integrated gradients from black and from white, of each pixel the largest of its channels, as published.
 
     Args:
-        x: an image batch `(batch, channel, height, width)`.
-        base: the method of the attribution in place of integrated gradients, such as `"relevance"`; its values are
-            summed over channels.
-        scales: about how many superpixels, for each scale.
-        **options: of the base method.
+        x: ... An image batch `(batch, channel, height, width)`.
+        base: method of the attribution instead of integrated gradients, such as `"relevance"`; its values are summed
+            over channels.
+        scales: about how many superpixels each scale has.
+        **options: options of the base method.
 
     Returns:
         An `Attribution` `(batch, height, width)`, in units of the score per pixel: constant in each region.
 
     Raises:
-        InputError: when the input is no batch of images.
+        InputError: when the input is not a batch of images.
         OptionError: when an option is unknown or out of range.
 
     Example:

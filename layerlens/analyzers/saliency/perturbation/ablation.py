@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
+from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec, features_of
 from layerlens.analyzers.common.registry import method
@@ -20,7 +19,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .game import Game, game, mean_and_error
+from .game import Game, feature_game, mean_and_error
 
 
 @method(family="perturbation", passes="1 forward pass a feature", needs="a baseline", source="Zeiler & Fergus 2014")
@@ -31,16 +30,13 @@ def feature_ablation(
     target: Spec = None,
     where: Selection = None,
     features: FeatureSpec = None,
-    baseline: Any = "zero",
+    baseline: Baseline = "zero",
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
 ) -> Attribution:
-    """What the score loses when one feature is replaced by the baseline: S(x) - S(x without it).
+    """Measure what the score loses when one feature is replaced by the baseline: S(x) - S(x without it).
 
     Every value of a feature gets the feature's number. The model needs no gradient.
-
-    Args:
-        baseline: what replaces it, as in `integrated_gradients`.
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score.
@@ -51,10 +47,10 @@ def feature_ablation(
         >>> feature_ablation(net, torch.tensor([[2.0, 5.0]])).tensor
         tensor([[ 6., -5.]])
     """
-    with game(model, x, target, where, features, baseline, batch_size, forward) as own:
-        values = own.coalitions.score - own.scores(1 - torch.eye(own.count), "feature ablation")  # (features, batch)
+    with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
+        values = game.coalitions.score - game.scores(1 - torch.eye(game.count), "feature ablation")  # (features, batch)
         warn_of_zeros({"": values.T}, "feature_ablation")
-        return own.attribution(values.T, method="feature_ablation", settings={})
+        return game.attribution(values.T, method="feature_ablation", settings={})
 
 
 @method(
@@ -72,14 +68,14 @@ def permutation(
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
 ) -> Attribution:
-    """What the score loses when one feature comes from another sample of the batch, mean over draws.
+    """Measure what the score loses when one feature comes from another sample of the batch, mean over draws.
 
-    S(x) - S(x with feature j of x'), x' another sample drawn without regard to the others (Breiman 2001, sec. 10, by
+    S(x) - S(x with feature j of x'), x' another sample drawn independently (Breiman 2001, sec. 10, by
     sample and not by data set). Values stay among those that occur, but not their combinations.
 
     Args:
-        x: its input, `(batch, ...)`, of two samples or more.
-        draws: of the other sample.
+        x: ... It has two samples or more.
+        draws: number of draws of the other sample.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score, with its standard error over draws.
@@ -104,18 +100,18 @@ def permutation(
         batch = len(scorer.rows)
         if batch < 2:
             raise InputError("permutation takes features from other samples; give a batch of two or more.")
-        own = Game(scorer, Coalitions(scorer, "zero", batch_size), features_of(scorer, features))
+        game = Game(scorer, Coalitions(scorer, "zero", batch_size), features_of(scorer, features))
         generator = torch.Generator().manual_seed(seed)
         shifts = torch.randint(1, batch, (draws, batch), generator=generator)
-        keep, found = 1 - torch.eye(own.count), []
+        keep, found = 1 - torch.eye(game.count), []
         for shift in track(shifts, "permutation"):
             others = ((torch.arange(batch) + shift) % batch).to(scorer.rows.device)
-            own.coalitions.starts = {name: leaf.value[others] for name, leaf in scorer.leaves.items()}
-            found.append(own.coalitions.score - own.coalitions.features(own.features, keep, "", progress=False))
+            game.coalitions.starts = {name: leaf.value[others] for name, leaf in scorer.leaves.items()}
+            found.append(game.coalitions.score - game.coalitions.features(game.features, keep, "", progress=False))
         values, error = mean_and_error(torch.stack(found))  # (features, batch)
         warn_of_zeros({"": values.T}, "permutation")
-        own.coalitions.label = "other samples"
-        return own.attribution(
+        game.coalitions.label = "other samples"
+        return game.attribution(
             values.T,
             method="permutation",
             settings={"draws": draws, "seed": seed},

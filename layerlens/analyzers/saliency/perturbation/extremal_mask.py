@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from layerlens.analyzers.common.features.baselines import baselines
+from layerlens.analyzers.common.features.baselines import Baseline, baselines
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Scorer, freeze, gradients
 from layerlens.errors import InputError, OptionError, check_count
@@ -37,29 +36,29 @@ def extremal_mask(
     areas: Sequence[float] = (0.05, 0.1, 0.2, 0.4),
     steps: int = 80,
     cells: int = 14,
-    baseline: Any = "blur",
+    baseline: Baseline = "blur",
     forward: Forward | None = None,
 ) -> Attribution:
-    """The smooth masks of given areas that keep the score highest, mean over the areas.
+    """Find the smooth masks of given areas that keep the score highest, and average them over the areas.
 
     max over m of S(m x + (1 - m) x') - strength |sort(m) - r_a|^2, r_a the step function of area a (Fong et al. 2019,
     eq. 2 and 3), by Adam from a flat mask; m is a grid of cells enlarged smoothly. The strength grows a thousandfold
     over the run, so that the score chooses the places first and the area holds at the end.
 
     Args:
-        x: its input, one tensor `(batch, channel, height, width)`.
+        x: ... One tensor `(batch, channel, height, width)`.
         where: None for the input, or a layer, or a call of one, whose output (of an image's axes) is masked.
         areas: shares of the places that a mask keeps.
-        steps: of the optimization, for each area.
-        cells: of the mask along the shorter side.
-        baseline: what is shown where the mask is 0, as in `integrated_gradients`.
+        steps: steps of the optimization, for each area.
+        cells: cells of the mask along the shorter side.
+        baseline: ... It is shown where the mask is 0.
 
     Returns:
         An `Attribution` shaped like the input: the mean mask, 0 to 1, the same in all channels. Its checks are the
         score that each mask keeps, `"score at area 0.05"` and so on.
 
     Raises:
-        InputError: when there is no image.
+        InputError: when the input is not an image.
         OptionError: when an option is out of range, or the baseline does not fit.
 
     Example:

@@ -1,4 +1,4 @@
-"""What the perturbation methods share around their estimate: the run, its checks, and the result."""
+"""A game of features: the score of any coalition of the features of an input, and the result from it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
+from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec, features_of
 from layerlens.analyzers.common.scorer import Scorer
@@ -26,9 +27,9 @@ class Game:
     """A model, its input cut into features, and the score of any coalition of them.
 
     Attributes:
-        scorer: of the borrowed model.
+        scorer: scorer of the borrowed model.
         coalitions: scores of inputs of which parts are removed.
-        features: of the input.
+        features: features of the input.
     """
 
     scorer: Scorer
@@ -41,7 +42,7 @@ class Game:
         return self.features.count
 
     def scores(self, keep: torch.Tensor, label: str) -> torch.Tensor:
-        """The scores `(m, batch)` with the features `(m, features)` kept."""
+        """Return the scores `(m, batch)` with the features `(m, features)` kept."""
         return self.coalitions.features(self.features, keep, label)
 
     def attribution(
@@ -55,7 +56,7 @@ class Game:
         signed: bool = True,
         units: str = "score",
     ) -> Attribution:
-        """The result from numbers by feature, `(batch, features)`: every value of a feature gets its number."""
+        """Return the result from numbers by feature, `(batch, features)`: every value of a feature gets its number."""
         leaves = self.scorer.leaves
         errors = None
         if error is not None:
@@ -80,17 +81,21 @@ class Game:
 
 
 @contextlib.contextmanager
-def game(
+def feature_game(
     model: nn.Module,
     x: Input,
     target: Spec,
     where: Selection,
     features: FeatureSpec,
-    baseline: Any,
+    baseline: Baseline,
     batch_size: BatchSize,
     forward: Forward | None,
 ) -> Iterator[Game]:
-    """A game on a model that is borrowed for the block; no gradients are made."""
+    """Borrow the model for a game, without gradients.
+
+    Yields:
+        The game.
+    """
     with borrowed(model, grad=False):
         scorer = Scorer(model, x, target, where=where, forward=forward)
         coalitions = Coalitions(scorer, baseline, batch_size)
@@ -98,14 +103,14 @@ def game(
 
 
 def efficiency_gap(values: torch.Tensor, score: torch.Tensor, bottom: torch.Tensor) -> torch.Tensor:
-    """|sum of values - (S(x) - S(x'))| over |S(x) - S(x')|, `(batch,)`."""
+    """Return |sum of values - (S(x) - S(x'))| over |S(x) - S(x')|, `(batch,)`."""
     change = score.double() - bottom.double()
     gap = (values.double().sum(dim=1) - change).abs()
     return gap / torch.maximum(change.abs(), 1e-6 * score.double().abs()).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def mean_and_error(draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The mean over the first axis and its standard error; None for one draw."""
+    """Return the mean over the first axis and its standard error; None for one draw."""
     count = len(draws)
     return draws.mean(dim=0), draws.std(dim=0) / count**0.5 if count > 1 else None
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
-from layerlens.analyzers.common.features.baselines import baselines
+from layerlens.analyzers.common.features.baselines import Baseline, baselines
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, warn_of_zeros
 from layerlens.analyzers.common.token_inputs import token_leaves, used_tokens
@@ -31,30 +29,28 @@ def leave_one_out(
     x: Input,
     *,
     target: Spec = None,
-    fill: Any = "drawn",
+    fill: Baseline = "drawn",
     draws: int = 4,
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
 ) -> Attribution:
-    """How much the score falls when each token of a text is exchanged for another one.
+    """Measure how much the score falls when each token of a text is exchanged for another one.
 
-    R_t = S(x) - mean over fills f of S(x with f in the place of t) (Li, Monroe & Jurafsky 2016, eq. 4, of scores and
+    R_t = S(x) - mean over fills f of S(x with f instead of t) (Li, Monroe & Jurafsky 2016, eq. 4, of scores and
     not of log-probabilities). The embedding of the token is exchanged; its position stays.
 
     Nothing is approximated, but what is asked depends on the fill: docs/language-models.md measures by how much. By
-    default other tokens of the same text are put there, which a model knows better what to do with than with an
-    embedding of zeros.
+    default other tokens of the same text replace it, which are more natural to a model than an embedding of zeros.
 
     Args:
-        model: any module that reads token ids by an `nn.Embedding`.
-        x: its input: token ids `(batch, token)`, or a dict that holds them. Places where a tensor `attention_mask` is 0
-            get 0.
-        target: what to score, as in `layerlens.as_target`; None is the predicted class. For the next token of a
-            language model take a contrast of two tokens, or a log-probability, rather than a bare logit.
-        fill: `"drawn"`: tokens of other places of the text; `"zero"`: the zero embedding; a whole number: the id of a
-            reference token (mask, padding); or an embedding, such as the mean of the vocabulary's.
-        draws: how many tokens are drawn for each place, without repetition; a text of fewer has all of its others.
+        model: ... It reads token ids by an `nn.Embedding`.
+        x: ... Token ids `(batch, token)`, or a dict that holds them; places where a tensor `attention_mask` is 0 get 0.
+        target: ... For the next token of a language model take a contrast of two tokens or a log-probability, not a
+            logit.
+        fill: what replaces a token. `"drawn"`: tokens of other places of the text; `"zero"`: the zero embedding; a
+            whole number: the id of a reference token (mask, padding); or an embedding, such as the mean of all.
+        draws: number of tokens drawn for each place, without repetition; a shorter text uses all its others.
 
     Returns:
         An `Attribution` `(batch, token)` in units of the score, with the standard error over the draws.
@@ -83,12 +79,12 @@ def leave_one_out(
         for name in whole:
             used = used_tokens(scorer, name)
             if drawn:
-                jobs = torch.cat([_jobs(row, kept, draws, seed) for row, kept in enumerate(used)])
+                exchanges = torch.cat([_exchanges(row, kept, draws, seed) for row, kept in enumerate(used)])
             else:
                 row, place = used.nonzero().unbind(dim=1)
-                jobs = torch.stack([row, place, place], dim=1)
-            drops = _drops(scorer, whole, name, fills.get(name), jobs, score, batch)
-            found[name], errors[name] = _means(drops, jobs, whole[name].shape[:2])
+                exchanges = torch.stack([row, place, place], dim=1)
+            drops = _drops(scorer, whole, name, fills.get(name), exchanges, score, batch)
+            found[name], errors[name] = _means(drops, exchanges, whole[name].shape[:2])
         warn_of_zeros(found, "leave_one_out")
         return scorer.attribution(
             {name: value.unsqueeze(-1) for name, value in found.items()},
@@ -99,13 +95,17 @@ def leave_one_out(
         )
 
 
-def _jobs(row: int, used: torch.Tensor, draws: int, seed: int) -> torch.Tensor:
-    """Which place gets the token of which other place, `(jobs, 3)`: row, place, source."""
+def _exchanges(row: int, used: torch.Tensor, draws: int, seed: int) -> torch.Tensor:
+    """Which place gets the token of which other place, `(exchanges, 3)`: row, place, source.
+
+    Raises:
+        InputError: when the text is one token.
+    """
     places = used.nonzero().flatten()
     count = len(places)
     if count < 2:
         raise InputError(
-            f"sample {row} is a text of {count} token(s), so no other token can stand in its place. "
+            f"sample {row} is a text of {count} token(s), so no other token can replace it. "
             "Give fill='zero' or the id of a reference token."
         )
     order = torch.rand(count, count - 1, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)[:, :draws]
@@ -121,15 +121,15 @@ def _drops(
     whole: Leaves,
     name: str,
     fill: torch.Tensor | None,
-    jobs: torch.Tensor,
+    exchanges: torch.Tensor,
     score: torch.Tensor,
     batch: int,
 ) -> torch.Tensor:
-    """S(x) - S(x changed) of each job, in double precision."""
+    """S(x) - S(x changed) for each exchange, in double precision."""
     source = whole[name] if fill is None else fill
     drops = []
     with torch.no_grad():
-        for part in track(torch.split(jobs, batch), "leave_one_out"):
+        for part in track(torch.split(exchanges, batch), "leave_one_out"):
             rows, places, others = part.unbind(dim=1)
             values = {other: value[rows] for other, value in whole.items()}
             values[name][torch.arange(len(rows), device=rows.device), places] = source[rows, others]
@@ -137,9 +137,9 @@ def _drops(
     return torch.cat(drops)
 
 
-def _means(drops: torch.Tensor, jobs: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
+def _means(drops: torch.Tensor, exchanges: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean of the drops at each place `(batch, token)`, and its standard error."""
-    where = jobs[:, 0] * shape[1] + jobs[:, 1]
+    where = exchanges[:, 0] * shape[1] + exchanges[:, 1]
     sums, squares, counts = (
         torch.zeros(shape.numel(), dtype=drops.dtype, device=drops.device).index_add_(0, where, part)
         for part in (drops, drops.square(), torch.ones_like(drops))

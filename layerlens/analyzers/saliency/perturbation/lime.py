@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
+from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import warn_of_zeros
@@ -17,7 +16,7 @@ from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .game import game
+from .game import feature_game
 
 
 @method(
@@ -31,7 +30,7 @@ def lime(
     target: Spec = None,
     where: Selection = None,
     features: FeatureSpec = None,
-    baseline: Any = "zero",
+    baseline: Baseline = "zero",
     samples: int = 512,
     width: float = 0.25,
     ridge: float = 1.0,
@@ -39,23 +38,22 @@ def lime(
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
 ) -> Attribution:
-    """The coefficients of a linear model of which features are there, fitted near the input.
+    """Fit a linear model of which features are present near the input; the values are its coefficients.
 
     min over b of sum over z of exp(-d(z)^2 / width^2) (S(z) - b_0 - z . b)^2 + ridge |b|^2 (Ribeiro et al. 2016, eq. 1
     and alg. 1), z with each feature kept by a fair coin and d(z) = 1 - sqrt(share of features kept), the cosine
-    distance to the input, as in the authors' package. Coefficients are no shares of the score: they do not sum to it.
+    distance to the input, as in the authors' package. Coefficients do not sum to the score.
 
     Args:
-        features: as in `feature_ablation`; for images `"superpixels"` are what was published.
-        baseline: what replaces a feature, as in `integrated_gradients`.
-        samples: drawn around the input, the same for all samples of the batch.
-        width: of the kernel.
+        features: ... Published for images: `"superpixels"`.
+        samples: number of points drawn around the input, the same for all samples of the batch.
+        width: width of the kernel.
         ridge: strength of the penalty.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score per feature, with the standard error of the
         coefficients; its check `"fit"` is the weighted R^2 of the linear model, `(batch,)`: a low one says that the
-        score is not linear in these features, and the coefficients tell little.
+        score is not linear in these features, and the coefficients mean little.
 
     Raises:
         OptionError: when an option is out of range, or features or baseline do not fit the input.
@@ -70,26 +68,26 @@ def lime(
     check_seed(seed)
     if not width > 0 or not ridge >= 0:
         raise OptionError(f"width must be above 0 and ridge at least 0, got {width!r} and {ridge!r}.")
-    with game(model, x, target, where, features, baseline, batch_size, forward) as own:
+    with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
         generator = torch.Generator().manual_seed(seed)
-        keep = (torch.rand(samples, own.count, generator=generator) < 0.5).double()
+        keep = (torch.rand(samples, game.count, generator=generator) < 0.5).double()
         keep[0] = 1  # the input itself
-        scores = own.scores(keep.float(), "LIME").double()  # (samples, batch)
+        scores = game.scores(keep.float(), "LIME").double()  # (samples, batch)
         keep = keep.to(scores.device)
         weight = torch.exp(-((1 - keep.mean(dim=1).sqrt()) ** 2) / width**2)[:, None]
-        centre = (weight * keep).sum(dim=0) / weight.sum()
+        center = (weight * keep).sum(dim=0) / weight.sum()
         middle = (weight * scores).sum(dim=0) / weight.sum()
-        design, answer = keep - centre, scores - middle
+        design, answer = keep - center, scores - middle
         gram = design.T @ (weight * design)
-        inverse = torch.linalg.inv(gram + ridge * torch.eye(own.count).to(gram))
+        inverse = torch.linalg.inv(gram + ridge * torch.eye(game.count).to(gram))
         values = inverse @ (design.T @ (weight * answer))  # (features, batch)
         residual = answer - design @ values
         fit = 1 - (weight * residual**2).sum(dim=0) / (weight * answer**2).sum(dim=0).clamp_min(1e-300)
         meat = torch.einsum("sf,sb,sg->bfg", design, (weight * residual) ** 2, design)
-        freedom = max(1, samples - own.count - 1)
+        freedom = max(1, samples - game.count - 1)
         error = torch.stack([(inverse @ one @ inverse).diagonal() for one in meat]).clamp_min(0).sqrt()
         warn_of_zeros({"": values.T}, "lime")
-        return own.attribution(
+        return game.attribution(
             values.T,
             method="lime",
             settings={"samples": samples, "width": width, "ridge": ridge, "seed": seed},

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
+from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.leaves.leaves import Leaf, place_axes
 from layerlens.analyzers.common.registry import method
@@ -38,22 +39,21 @@ def occlusion(
     where: Selection = None,
     window: Sizes = None,
     stride: Sizes = None,
-    baseline: Any = "zero",
+    baseline: Baseline = "zero",
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
 ) -> Attribution:
-    """What the score loses when a window of the input is covered, mean over the windows that cover a place.
+    """Measure what the score loses when a window of the input is covered, mean over the windows that cover a place.
 
     S(x) - S(x with the window replaced by the baseline) (Zeiler & Fergus 2014, sec. 4.2). All channels or features of
     a place are covered together. Windows start every `stride` places; the last ones end with the input, so that sizes
     that do not divide are covered whole.
 
     Args:
-        x: its input, `(batch, ...)`; with several inputs each is covered in turn.
-        window: its size in places, one number or one for each axis of places; None for an eighth of each side of an
-            image, a volume or a series, one token, one column of a table.
-        stride: likewise; None for half a window.
-        baseline: what covers, as in `integrated_gradients`.
+        x: ... Several inputs are covered in turn.
+        window: size of the window in places, one number or one for each axis of places; None for an eighth of each
+            side of an image, a volume or a series, one token, one column of a table.
+        stride: distance of the windows in places; None for half a window.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score.
@@ -89,7 +89,11 @@ def occlusion(
 
 
 def _windows(name: str, leaf: Leaf, window: Sizes, stride: Sizes) -> tuple[list[int], tuple[int, ...], tuple[int, ...]]:
-    """The axes of places (of a sample), and size and stride of the window along them."""
+    """The axes of places (of a sample), and size and stride of the window along them.
+
+    Raises:
+        OptionError: when the window does not fit.
+    """
     axes = place_axes(leaf)
     places = [leaf.value.shape[1 + axis] for axis in axes]
     single = leaf.layer is not None or leaf.value.ndim <= 2

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
+from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.leaves.leaves import place_axes
 from layerlens.analyzers.common.registry import method
@@ -38,29 +39,28 @@ def rise(
     probability: float = 0.5,
     sampling: Sampling = "balanced",
     estimate: Literal["regression", "mean"] = "regression",
-    baseline: Any = "zero",
+    baseline: Baseline = "zero",
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
 ) -> Attribution:
-    """How the score depends on which places are kept, from random smooth masks.
+    """Estimate how the score depends on which places are kept, from random smooth masks.
 
     The input is multiplied with masks that keep each cell of a coarse grid with some probability, enlarged linearly and
     shifted at random. As published the value of a place is the mean score of the masks that keep it, sum over i of S_i
     M_i / (N p) (Petsiuk et al. 2018, eq. 6): `sampling="random", estimate="mean"`. Most of its noise is the score's
     dependence on all other places. The default removes that: masks come in pairs with their complements from a
-    quasi-random sequence, so that each cell is kept equally often beside every other; and the map is the ridge
+    quasi-random sequence, so that each cell is kept equally often with every other; and the map is the ridge
     regression of the scores on the masks, whose penalty generalized cross-validation chooses (Golub, Heath & Wahba
     1979).
 
     Args:
-        x: its input, `(batch, ...)`, one tensor.
-        samples: masks, the same for all samples of the batch.
-        cells: of the grid along the shorter side; of tokens and columns each is a cell.
-        probability: that a cell is kept; 0.5 for balanced sampling.
+        x: ... One tensor.
+        samples: number of masks, the same for all samples of the batch.
+        cells: cells of the grid along the shorter side; each token or column is a cell.
+        probability: probability that a cell is kept; 0.5 for balanced sampling.
         sampling: `"balanced"` or `"random"`.
         estimate: `"regression"`: signed, score per place kept; or `"mean"`: the published one.
-        baseline: what a mask leaves instead, as in `integrated_gradients`.
 
     Returns:
         An `Attribution` shaped like the input, with its standard error. All channels of a place have its number.
@@ -152,16 +152,16 @@ MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class SmoothMasks:
-    """Masks over places, made when asked for by index.
+    """Smooth masks over places, made by index.
 
     Args:
         places: sizes of the axes of places, at most three.
-        cells: of the grid along the shortest axis; 0 for a cell at every place, without shifts.
-        count: of masks.
-        probability: that a cell is kept.
+        cells: cells of the grid along the shortest axis; 0 for a cell at every place, without shifts.
+        count: number of masks.
+        probability: probability that a cell is kept.
         sampling: `"random"`: each cell by itself; `"balanced"`: from a scrambled Sobol sequence, each mask followed by
             its complement under the same shift.
-        seed: of cells and shifts.
+        seed: seed of cells and shifts.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class SmoothMasks:
         return torch.Size(self._pool).numel()
 
     def __call__(self, chosen: torch.Tensor) -> torch.Tensor:
-        """The masks `(m, *places)`, from 0 to 1."""
+        """Return the masks `(m, *places)`, from 0 to 1."""
         if not self._smooth:
             return self._kept[chosen].reshape(len(chosen), *self.places)
         steps = [-(-size // cells) for size, cells in zip(self.places, self._grid, strict=True)]
@@ -214,13 +214,13 @@ class SmoothMasks:
         return torch.stack(cut)
 
     def pooled(self, masks: torch.Tensor) -> torch.Tensor:
-        """Masks at a few places in each cell, `(m, coarse)`."""
+        """Return masks at a few places in each cell, `(m, coarse)`."""
         if not self._smooth:
             return masks.flatten(1)
         return _resized(masks, self._pool, "area").flatten(1)
 
     def enlarged(self, values: torch.Tensor) -> torch.Tensor:
-        """Numbers by pooled place, `(batch, coarse)`, at every place, `(batch, *places)`."""
+        """Enlarge numbers by pooled place, `(batch, coarse)`, to every place, `(batch, *places)`."""
         if not self._smooth:
             return values.reshape(len(values), *self.places)
         return _resized(values.reshape(len(values), *self._pool), self.places, MODES[len(self.places)])
@@ -239,7 +239,9 @@ PENALTIES = torch.logspace(-6, 2, 33, dtype=torch.float64)
 
 
 def ridge_map(masks: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The coefficients of a linear model of the scores, and their standard errors, both `(batch, places)`.
+    """Fit a linear model of the scores; return its coefficients and their standard errors, both `(batch, places)`.
+
+    Generalized cross-validation chooses the penalty.
 
     Args:
         masks: `(n, places)`.
@@ -256,7 +258,7 @@ def ridge_map(masks: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _fit(masks: torch.Tensor, scores: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """`(batch, places)`: M^T (M M^T + k I)^-1 S of centred masks and scores, with a penalty k for each sample."""
+    """`(batch, places)`: M^T (M M^T + k I)^-1 S of centered masks and scores, with a penalty k for each sample."""
     design, answer = masks - masks.mean(dim=0), scores - scores.mean(dim=0)
     values, vectors = torch.linalg.eigh(design @ design.T)
     turned = vectors.T @ answer  # (n, batch)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
+from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import warn_of_zeros
@@ -19,7 +19,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .game import converged, efficiency_gap, game, mean_and_error
+from .game import Game, converged, efficiency_gap, feature_game, mean_and_error
 
 
 @method(
@@ -35,23 +35,23 @@ def shapley_sampling(
     target: Spec = None,
     where: Selection = None,
     features: FeatureSpec = None,
-    baseline: Any = "zero",
+    baseline: Baseline = "zero",
     permutations: int = 26,
     tolerance: float | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
 ) -> Attribution:
-    """Shapley values: a feature's mean contribution when features join one by one in random order.
+    """Sample Shapley values: the mean contribution of a feature when features join one by one in random order.
 
     phi_j = mean over orders of S(those before j and j) - S(those before j) (Castro et al. 2009, eq. 4). Orders are
     drawn in pairs, one the reverse of the other, which cancels part of the noise (Mitchell et al. 2022, sec. 4.1). The
     values of each order sum to S(x) - S(baseline) exactly.
 
     Args:
-        baseline: what replaces a feature that has not joined, as in `integrated_gradients`.
-        permutations: orders, at most; the same for all samples.
-        tolerance: stop when every standard error is below this share of the sample's largest value; None for never.
+        permutations: most orders; the same for all samples.
+        tolerance: share of the largest value of the sample below which all its standard errors end the run; None for
+            never.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score, with its standard error over pairs of orders;
@@ -71,39 +71,39 @@ def shapley_sampling(
     check_seed(seed)
     if tolerance is not None and not tolerance > 0:
         raise OptionError(f"tolerance must be above 0 or None, got {tolerance!r}.")
-    with game(model, x, target, where, features, baseline, batch_size, forward) as own:
-        count, generator = own.count, torch.Generator().manual_seed(seed)
-        bottom = own.coalitions.bottom()
+    with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
+        count, generator = game.count, torch.Generator().manual_seed(seed)
+        bottom = game.coalitions.bottom()
         found: list[torch.Tensor] = []  # one (batch, features) for each pair of orders
         used = 0
         values, error = torch.zeros(0), None
         for _ in track(range((permutations + 1) // 2), "Shapley sampling"):
             order = torch.randperm(count, generator=generator)
             orders = [order, order.flip(0)][: min(2, permutations - used)]
-            one = torch.stack([_marginals(own, order, bottom) for order in orders])
+            one = torch.stack([_marginals(game, order, bottom) for order in orders])
             found.append(one.mean(dim=0))
             used += len(orders)
             values, error = mean_and_error(torch.stack(found))
             if converged(error, values, tolerance):
                 break
         warn_of_zeros({"": values}, "shapley_sampling")
-        return own.attribution(
+        return game.attribution(
             values,
             method="shapley_sampling",
             settings={"permutations": used, "tolerance": tolerance, "seed": seed},
             error=error,
-            checks={"efficiency gap": efficiency_gap(values, own.coalitions.score, bottom)},
+            checks={"efficiency gap": efficiency_gap(values, game.coalitions.score, bottom)},
         )
 
 
-def _marginals(own: Any, order: torch.Tensor, bottom: torch.Tensor) -> torch.Tensor:
+def _marginals(game: Game, order: torch.Tensor, bottom: torch.Tensor) -> torch.Tensor:
     """What each feature adds in one order, `(batch, features)`."""
     count = len(order)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(count)
     keep = (rank[None] <= torch.arange(count - 1)[:, None]).float()  # coalition k holds the first k + 1 features
-    inner = own.coalitions.features(own.features, keep, "", progress=False) if count > 1 else bottom[None][:0]
-    path = torch.cat([bottom[None], inner, own.coalitions.score[None]])  # (features + 1, batch)
+    inner = game.coalitions.features(game.features, keep, "", progress=False) if count > 1 else bottom[None][:0]
+    path = torch.cat([bottom[None], inner, game.coalitions.score[None]])  # (features + 1, batch)
     steps = (path[1:] - path[:-1]).double()
     return steps[rank.to(steps.device)].T
 
@@ -125,14 +125,14 @@ def kernel_shap(
     target: Spec = None,
     where: Selection = None,
     features: FeatureSpec = None,
-    baseline: Any = "zero",
+    baseline: Baseline = "zero",
     samples: int = 512,
     tolerance: float | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
 ) -> Attribution:
-    """Shapley values as the additive model that fits the scores of coalitions best.
+    """Fit Shapley values: the additive model that fits the scores of coalitions best.
 
     min over phi of sum over z of pi(z) (S(z) - S(0) - z . phi)^2 with sum phi = S(x) - S(0), and the kernel pi(z) =
     (d - 1) / (C(d, |z|) |z| (d - |z|)) (Lundberg & Lee 2017, theorem 2). When all 2^d coalitions fit in `samples`
@@ -140,14 +140,14 @@ def kernel_shap(
     complement, which cancels part of the noise (Covert & Lee 2021, sec. 4.2).
 
     Args:
-        baseline: what replaces a feature that is left out, as in `integrated_gradients`.
-        samples: coalitions, at most; the same for all samples of the batch. At least twice the number of features.
-        tolerance: stop when every standard error is below this share of the sample's largest value; None for never.
+        samples: most coalitions; the same for all samples of the batch. At least twice the number of features.
+        tolerance: share of the largest value of the sample below which all its standard errors end the run; None for
+            never.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score; every value of a feature gets the feature's
-        number. Its check is the relative `"efficiency gap"`. The standard error is over 8 groups of samples, and there
-        is none where the values are exact; `settings["exact"]` tells.
+        number. Its check is the relative `"efficiency gap"`. The standard error is over 8 groups of samples; exact
+        values have none, see `settings["exact"]`.
 
     Raises:
         OptionError: when an option is out of range, or there are too few samples for the features.
@@ -163,8 +163,8 @@ def kernel_shap(
     check_seed(seed)
     if tolerance is not None and not tolerance > 0:
         raise OptionError(f"tolerance must be above 0 or None, got {tolerance!r}.")
-    with game(model, x, target, where, features, baseline, batch_size, forward) as own:
-        count, top, bottom = own.count, own.coalitions.score.double(), own.coalitions.bottom().double()
+    with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
+        count, top, bottom = game.count, game.coalitions.score.double(), game.coalitions.bottom().double()
         exact = count <= 20 and 2**count - 2 <= samples
         error: torch.Tensor | None = None
         used = 0
@@ -173,7 +173,7 @@ def kernel_shap(
         elif exact:
             keep, weight = _all_coalitions(count)
             used = len(keep)
-            values = _fit(keep, weight, own.scores(keep.float(), "KernelSHAP").double(), top, bottom)
+            values = _fit(keep, weight, game.scores(keep.float(), "KernelSHAP").double(), top, bottom)
         else:
             if samples < 2 * count:
                 raise OptionError(
@@ -184,7 +184,7 @@ def kernel_shap(
             block = max(2 * count, -(-samples // (BLOCKS if tolerance is None else 4 * BLOCKS)))
             while used < samples:
                 keeps.append(_drawn_coalitions(min(block, samples - used), count, generator))
-                scores.append(own.scores(keeps[-1].float(), "KernelSHAP").double())
+                scores.append(game.scores(keeps[-1].float(), "KernelSHAP").double())
                 used += len(keeps[-1])
                 keep, found = torch.cat(keeps), torch.cat(scores)
                 if tolerance is None and used < samples:
@@ -194,12 +194,12 @@ def kernel_shap(
                 if converged(error, values, tolerance):
                     break
         warn_of_zeros({"": values}, "kernel_shap")
-        return own.attribution(
+        return game.attribution(
             values,
             method="kernel_shap",
             settings={"samples": used, "exact": exact or count == 1, "tolerance": tolerance, "seed": seed},
             error=error,
-            checks={"efficiency gap": efficiency_gap(values, own.coalitions.score, bottom)},
+            checks={"efficiency gap": efficiency_gap(values, game.coalitions.score, bottom)},
         )
 
 

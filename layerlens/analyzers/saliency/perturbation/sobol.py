@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
+from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import warn_of_zeros
@@ -17,7 +16,7 @@ from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .game import game
+from .game import feature_game
 
 
 @method(
@@ -33,21 +32,20 @@ def sobol(
     target: Spec = None,
     where: Selection = None,
     features: FeatureSpec = None,
-    baseline: Any = "zero",
+    baseline: Baseline = "zero",
     draws: int = 32,
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
 ) -> Attribution:
-    """The total Sobol index of each feature: how much of the score's variance under random masks it takes part in.
+    """Estimate the total Sobol index of each feature: its share in the variance of the score under random masks.
 
     Masks have a number from 0 (baseline) to 1 (input) for each feature, uniform and independent, from a scrambled Sobol
     sequence; S_T(j) = E[(S(A) - S(A with j of B))^2] / (2 Var S) (Jansen 1999; for images Fel et al. 2021, eq. 5).
     Interactions count, so the indices sum to 1 or more. They have no sign.
 
     Args:
-        baseline: what a mask of 0 leaves, as in `integrated_gradients`.
-        draws: rows of the designs A and B; a power of 2 keeps the sequence balanced.
+        draws: number of rows of the designs A and B; a power of 2 keeps the sequence balanced.
 
     Returns:
         An `Attribution` shaped like the input, shares of the variance, with standard errors over draws.
@@ -60,22 +58,22 @@ def sobol(
     """
     check_count("draws", draws)
     check_seed(seed)
-    with game(model, x, target, where, features, baseline, batch_size, forward) as own:
-        count = own.count
+    with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
+        count = game.count
         engine = torch.quasirandom.SobolEngine(2 * count, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
         one, other = engine.draw(draws).tensor_split(2, dim=1)
         mixed = one.repeat(count, 1, 1)  # (features, draws, features)
         index = torch.arange(count)
         mixed[index, :, index] = other.T
         every = torch.cat([one, other, mixed.flatten(0, 1)])
-        scores = own.scores(every, "Sobol indices").double()
+        scores = game.scores(every, "Sobol indices").double()
         a, b, rest = scores[:draws], scores[draws : 2 * draws], scores[2 * draws :].reshape(count, draws, -1)
         variance = torch.cat([a, b]).var(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
         squares = (a - rest).square() / 2  # (features, draws, batch)
         values = squares.mean(dim=1) / variance
         error = squares.std(dim=1) / draws**0.5 / variance if draws > 1 else None
         warn_of_zeros({"": values.T}, "sobol")
-        return own.attribution(
+        return game.attribution(
             values.T,
             method="sobol",
             settings={"draws": draws, "seed": seed},

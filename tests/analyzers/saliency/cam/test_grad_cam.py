@@ -199,7 +199,7 @@ def test_errors():
     model, x = net(), normal(1, 3, 8, 8).double()
     with pytest.raises(InputError, match=r"needs an image input .* got 0 float32 \(2, 6\)"):
         grad_cam(CASES["mlp"].build(), CASES["mlp"].example())
-    with pytest.raises(OptionError, match=r"layer '6' returned shape \(1, 4\), which is no grid of places"):
+    with pytest.raises(OptionError, match=r"layer '6' returned shape \(1, 4\), which is not a grid of places"):
         grad_cam(model, x, "6", target=0)
     with pytest.raises(SelectionError, match=r"matches 2 layers"):
         grad_cam(model, x, nn.Conv2d)
