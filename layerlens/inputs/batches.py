@@ -309,7 +309,7 @@ def _labels(label: Any, count: int, start: int) -> list[Any]:
 
 
 def _read(x: Any, start: int, read: Read) -> Inputs:
-    """Model inputs of a batch whose first sample has the index `start`, which is told if anything is wrong."""
+    """Model inputs of a batch whose first sample has the index `start`, which errors name."""
     if isinstance(x, Inputs):
         return x
     for name, tensor in named_tensors(_tensors(x)):

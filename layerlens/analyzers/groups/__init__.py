@@ -1,4 +1,4 @@
-"""Groups of samples: what sets them apart inside of a model, and what sets its errors apart from its hits."""
+"""Groups of samples: how they differ inside a model, and how its errors differ from its right answers."""
 
 from .compare_groups import compare_groups
 from .explain_errors import explain_errors

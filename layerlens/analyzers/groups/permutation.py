@@ -14,14 +14,14 @@ CHUNK = 2**22
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """What one table `(samples, quantities)` says of the contrasts: each `(contrasts, quantities)`.
+    """The effects in one table `(samples, quantities)`: each `(contrasts, quantities)`.
 
     Attributes:
-        difference: of the means within strata.
+        difference: difference of the means within strata.
         size: Hedges' g.
         error: its standard error.
-        correlation: of membership and quantity within strata, in [-1, 1].
-        peaks: the largest |correlation| of each permutation, `(permutations, contrasts)`.
+        correlation: correlation of membership and quantity within strata, in [-1, 1].
+        peaks: largest |correlation| of each permutation, `(permutations, contrasts)`.
     """
 
     difference: torch.Tensor
@@ -41,20 +41,20 @@ class Shuffles:
     Args:
         member: bool `(samples, contrasts)`, the samples of the contrast's group.
         strata: `(samples,)` whole numbers. A contrast is about the samples of those strata that hold both its sides.
-        permutations: how many.
-        seed: of the shuffles.
+        permutations: number of shuffles.
+        seed: seed of the shuffles.
     """
 
     def __init__(self, member: torch.Tensor, strata: torch.Tensor, permutations: int, seed: int) -> None:
         self.strata = torch.unique(strata, return_inverse=True)[1]
         sizes = self.strata.bincount()
-        centred = self.within(member.double())
-        mixed = torch.zeros(len(sizes), member.shape[1]).index_add_(0, self.strata, centred.abs().float()) > 1e-6
+        centered = self.within(member.double())
+        mixed = torch.zeros(len(sizes), member.shape[1]).index_add_(0, self.strata, centered.abs().float()) > 1e-6
         self.support = mixed[self.strata]
         """Which samples a contrast is about, bool `(samples, contrasts)`."""
         self.freedom = (self.support.sum(dim=0) - mixed.sum(dim=0) - 1).double()
-        self.norm = centred.norm(dim=0)
-        self.member = centred / self.norm.clamp_min(1e-300)
+        self.norm = centered.norm(dim=0)
+        self.member = centered / self.norm.clamp_min(1e-300)
         generator = torch.Generator().manual_seed(seed)
         base = self.strata.argsort(stable=True)
         self.orders = torch.empty(permutations, len(member), dtype=torch.int64)
@@ -64,26 +64,26 @@ class Shuffles:
             self.orders[row, base] = drawn
 
     def within(self, values: torch.Tensor) -> torch.Tensor:
-        """The values less the means of their strata."""
+        """Subtract from values the means of their strata."""
         count = self.strata.bincount().to(values)
         sums = torch.zeros(len(count), *values.shape[1:], dtype=values.dtype).index_add_(0, self.strata, values)
         means: torch.Tensor = (sums / count.reshape(-1, *[1] * (values.ndim - 1)))[self.strata]
         return values - means
 
     def effect(self, table: torch.Tensor) -> Effect:
-        """What `table` `(samples, quantities)` says."""
+        """Return the effects in `table`, `(samples, quantities)`."""
         floor = 1e-9 * table.abs().amax(dim=0) * math.sqrt(len(table))
-        centred = self.within(table)
-        norm = (self.support.double().T @ centred.square()).sqrt()  # (contrasts, quantities)
+        centered = self.within(table)
+        norm = (self.support.double().T @ centered.square()).sqrt()  # (contrasts, quantities)
         weight = torch.where(
             norm > floor, 1 / norm.clamp_min(1e-300), torch.zeros_like(norm)
         )  # constants differ nowhere
-        r = (self.member.T @ centred * weight).clamp(-1, 1)
+        r = (self.member.T @ centered * weight).clamp(-1, 1)
         peaks = torch.empty(len(self.orders), r.shape[0], dtype=torch.float64)
         step = max(1, CHUNK // max(1, r.shape[0] * max(table.shape)))
         for start in range(0, len(self.orders), step):
             shuffled = self.member[self.orders[start : start + step]]  # (step, samples, contrasts)
-            found = torch.einsum("psc,sq->pcq", shuffled, centred)
+            found = torch.einsum("psc,sq->pcq", shuffled, centered)
             peaks[start : start + step] = (found * weight).abs().amax(dim=2)
         difference = r * norm / self.norm[:, None].clamp_min(1e-300)
         size = self.size(r)
@@ -92,7 +92,7 @@ class Shuffles:
         return Effect(difference, size, variance.sqrt(), r, peaks)
 
     def size(self, correlation: torch.Tensor) -> torch.Tensor:
-        """Hedges' g of correlations `(contrasts, ...)`."""
+        """Return Hedges' g for correlations `(contrasts, ...)`."""
         shape = (-1, *[1] * (correlation.ndim - 1))
         norm, freedom = self.norm.reshape(shape).clamp_min(1e-300), self.freedom.reshape(shape)
         small = torch.where(freedom > 1, 1 - 3 / (4 * freedom - 1), torch.ones_like(freedom))
@@ -101,7 +101,7 @@ class Shuffles:
         return size
 
     def smallest(self) -> float:
-        """The smallest p that these groups can reach, by the number of ways to shuffle them."""
+        """Return the smallest p that these groups can reach, by the number of ways to shuffle them."""
         ways = 0.0
         for stratum in range(int(self.strata.max()) + 1):
             rows = self.member[self.strata == stratum].round(decimals=9)
@@ -112,9 +112,9 @@ class Shuffles:
 
 
 def corrected(effects: Mapping[str, Effect]) -> dict[str, torch.Tensor]:
-    """P of every quantity, `(contrasts, quantities)`, corrected for all quantities and contrasts together.
+    """Return p of every quantity, `(contrasts, quantities)`, corrected for all quantities and contrasts together.
 
-    Within a contrast a quantity is held against the largest of each permutation (max-T). Contrasts of few samples have
+    Within a contrast a quantity is compared with the largest of each permutation (max-T). Contrasts of few samples have
     a wider null than those of many, so they are joined by their p, and the smallest of each permutation (min-P).
 
     Source: Westfall & Young 1993, "Resampling-based multiple testing", single-step max-T and min-P.

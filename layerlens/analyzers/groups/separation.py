@@ -1,4 +1,4 @@
-"""How well a linear readout of a layer tells groups apart on samples that it was not fitted to."""
+"""How well a linear readout of a layer separates groups, on samples that it was not fitted to."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from .permutation import Shuffles
 
 FOLDS, MOST_SHUFFLES, RIDGE = 5, 200, 0.1
 MOST_SAMPLES = 2000
-"""More samples than these make the readout slow and hardly better; as many are drawn."""
+"""Samples drawn at most: more make the readout slow and hardly better."""
 
 
 def separation(table: torch.Tensor, shuffles: Shuffles, folds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The area under the ROC curve, and what 95 % of the shuffled groups stay below, each `(contrasts,)`."""
+    """Return the area under the ROC curve, and what 95 % of the shuffled groups stay below, each `(contrasts,)`."""
     values = shuffles.within(table)
-    found = [_one(values, shuffles, contrast, folds) for contrast in range(shuffles.member.shape[1])]
-    area, null = (torch.stack(parts) for parts in zip(*found, strict=True))
+    areas = [_area_and_null(values, shuffles, contrast, folds) for contrast in range(shuffles.member.shape[1])]
+    area, null = (torch.stack(parts) for parts in zip(*areas, strict=True))
     return area, null
 
 
-def _one(
+def _area_and_null(
     values: torch.Tensor, shuffles: Shuffles, contrast: int, folds: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Area and null of one contrast, on the samples that it is about.
+    """Return area and null of one contrast, on the samples that it is about.
 
     A ridge regression of membership on the units, less the means of the strata, in its dual form: one inverse for each
     fold serves all shuffles. The penalty is a tenth of the samples' mean square.
@@ -30,8 +30,8 @@ def _one(
     Args:
         values: `(samples, units)`, less the means of the strata.
         shuffles: groups, as they are and shuffled.
-        contrast: which.
-        folds: which fold each sample is held out in, `(samples,)`.
+        contrast: number of the contrast.
+        folds: fold in which each sample is held out, `(samples,)`.
     """
     orders = torch.cat([torch.arange(len(values))[None], shuffles.orders[:MOST_SHUFFLES]])
     rows = shuffles.support[:, contrast].nonzero().flatten()
@@ -53,7 +53,7 @@ def _one(
 
 
 def hold_out(groups: torch.Tensor, strata: torch.Tensor, seed: int) -> torch.Tensor:
-    """A fold for each sample; groups, and strata within them, are spread evenly over the folds."""
+    """Draw a fold for each sample; groups, and strata within them, are spread evenly over the folds."""
     count = min(FOLDS, int(groups.bincount().min()))
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
     order = order[strata[order].argsort(stable=True)]
@@ -64,9 +64,9 @@ def hold_out(groups: torch.Tensor, strata: torch.Tensor, seed: int) -> torch.Ten
 
 
 def _area(scores: torch.Tensor, member: torch.Tensor) -> torch.Tensor:
-    """The area under the ROC curve of each column, by ranks; NaN where a side is empty.
+    """Return the area under the ROC curve of each column, by ranks; NaN where a side is empty.
 
-    Membership is centred within strata: above 0 in the group.
+    Membership is centered within strata: above 0 in the group.
     """
     columns = scores.T.contiguous()
     ordered = columns.sort(dim=1).values

@@ -66,16 +66,16 @@ def layer_shape(rows: torch.Tensor, classes: torch.Tensor | None, permutations: 
 
 
 def _spectra(rows: torch.Tensor) -> torch.Tensor:
-    """Participation ratio, as it is and with units alike, and effective rank, `(3,)`."""
+    """Return participation ratio, as it is and with units alike, and effective rank, `(3,)`."""
     rows = rows - rows.mean(dim=0)
     scale = rows.square().mean(dim=0).sqrt()
     moving = scale > torch.finfo(torch.float32).eps * scale.max()
-    values, alike = eigenvalues(rows), eigenvalues(rows[:, moving] / scale[moving])
-    return torch.stack([participation_ratio(values), participation_ratio(alike), effective_rank(values)])
+    values, scaled = eigenvalues(rows), eigenvalues(rows[:, moving] / scale[moving])
+    return torch.stack([participation_ratio(values), participation_ratio(scaled), effective_rank(values)])
 
 
 def eigenvalues(rows: torch.Tensor) -> torch.Tensor:
-    """The eigenvalues of the covariance times samples, those that are not zero, of `(n, features)`; smallest first."""
+    """Return the nonzero eigenvalues of the covariance of `(n, features)` times n, smallest first."""
     if not rows.shape[1]:
         return rows.new_empty(0)
     rows = rows - rows.mean(dim=0)
@@ -86,24 +86,24 @@ def eigenvalues(rows: torch.Tensor) -> torch.Tensor:
 
 
 def participation_ratio(values: torch.Tensor) -> torch.Tensor:
-    """(sum of l)^2 / sum of l^2 over the eigenvalues l of the covariance (Gao et al. 2017); NaN for none."""
+    """Return (sum of l)^2 / sum of l^2 over the eigenvalues l of the covariance (Gao et al. 2017); NaN for none."""
     return values.sum().square() / values.square().sum()
 
 
 def effective_rank(values: torch.Tensor) -> torch.Tensor:
-    """The exponential of the entropy of the singular values, scaled to sum to 1 (Roy & Vetterli 2007, def. 1)."""
+    """Return the exponential of the entropy of the normalized singular values (Roy & Vetterli 2007, def. 1)."""
     p = values.sqrt() / values.sqrt().sum()
     return torch.special.entr(p).sum().exp() if len(values) else values.new_tensor(torch.nan)
 
 
 def compact(rows: torch.Tensor) -> torch.Tensor:
-    """The same points, turned into as few features as there are samples; distances stay."""
+    """Rotate points into as few features as there are samples; distances stay."""
     n, features = rows.shape
     return rows if features <= n else torch.linalg.qr(rows.T, mode="r").R.T
 
 
 def gaussian(n: int, features: int, seed: int) -> torch.Tensor:
-    """Points of a Gaussian cloud, alike in all directions, turned as in `compact` (Bartlett 1933)."""
+    """Draw an isotropic Gaussian cloud of points, rotated as in `compact` (Bartlett 1933)."""
     generator = torch.Generator().manual_seed(seed)
     if features <= n:
         return torch.randn(n, features, generator=generator, dtype=torch.float64)
@@ -113,7 +113,7 @@ def gaussian(n: int, features: int, seed: int) -> torch.Tensor:
 
 
 def two_nearest(points: torch.Tensor, chunk: int = 256) -> torch.Tensor:
-    """The distances of each point to its nearest and second nearest other, `(n, 2)`."""
+    """Return the distances of each point to its nearest and second nearest other, `(n, 2)`."""
     parts = []
     for start in range(0, len(points), chunk):
         part = points[start : start + chunk]
@@ -125,11 +125,11 @@ def two_nearest(points: torch.Tensor, chunk: int = 256) -> torch.Tensor:
 
 
 def two_nn(nearest: torch.Tensor, kept: float = 0.9) -> tuple[torch.Tensor, torch.Tensor]:
-    """The intrinsic dimension by the ratio of the two nearest distances, and its standard error (Facco et al. 2017).
+    """Estimate the intrinsic dimension by the ratio of the two nearest distances, with its error (Facco et al. 2017).
 
     With mu = r2 / r1, of which F is the share below, -log(1 - F(mu)) = d log(mu): the slope of a line through the
-    origin, over the smallest ratios. The largest tenth, which is least local, is left out. Twins (r1 = 0) have no
-    ratio. The error is that of the d of the Pareto law, d / sqrt(ratios).
+    origin, over the smallest ratios. The largest tenth, which is least local, is left out. Duplicates (r1 = 0) have no
+    ratio. The error is the standard error of the d of the Pareto law, d / sqrt(ratios).
 
     Args:
         nearest: distances, `(n, 2)`.
@@ -147,11 +147,11 @@ def two_nn(nearest: torch.Tensor, kept: float = 0.9) -> tuple[torch.Tensor, torc
 
 
 def separation(points: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """The share of the spread that lies between classes: tr S_B / (tr S_B + tr S_W), 0 to 1.
+    """Return the share of the spread that lies between classes: tr S_B / (tr S_B + tr S_W), 0 to 1.
 
     Args:
         points: `(n, features)`.
-        classes: by number, `(n,)`, or `(times, n)` for several labellings of the same points.
+        classes: class numbers, `(n,)`, or `(times, n)` for several ways to label the same points.
     """
     rows = points - points.mean(dim=0)
     total = rows.square().sum()
@@ -166,5 +166,5 @@ def separation(points: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 
 def jackknife(parts: torch.Tensor) -> torch.Tensor:
-    """The standard error from values without each group of samples, along the first axis (Efron & Tibshirani 1993)."""
+    """Return the standard error from values without each group, along the first axis (Efron & Tibshirani 1993)."""
     return ((parts - parts.mean(dim=0)).square().sum(dim=0) * (len(parts) - 1) / len(parts)).sqrt()

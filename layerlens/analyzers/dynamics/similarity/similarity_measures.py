@@ -42,7 +42,7 @@ def unbiased(grams: torch.Tensor) -> torch.Tensor:
 
 
 def biased(grams: torch.Tensor) -> torch.Tensor:
-    """Centred: their inner products over (n - 1)^2 are the biased HSIC (Gretton et al. 2005, eq. 9)."""
+    """Center Gram matrices: their inner products over (n - 1)^2 are the biased HSIC (Gretton et al. 2005, eq. 9)."""
     rows = grams.mean(dim=-1, keepdim=True)
     k = grams - rows - rows.mT + rows.mean(dim=-2, keepdim=True)
     return k.flatten(-2) / (grams.shape[-1] - 1)

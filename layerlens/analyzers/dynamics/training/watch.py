@@ -281,7 +281,7 @@ class Watch:
         """Keep numbers of the training loop with the last step that was taken, such as `log(loss=loss)`.
 
         Raises:
-            OptionError: when a value is no single number.
+            OptionError: when a value is not a single number.
         """
         self.log_at(max(self._seen - 1, 0), **values)
 

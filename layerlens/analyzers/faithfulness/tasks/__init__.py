@@ -1,4 +1,4 @@
-"""Tasks whose truth is known by construction, to hold methods against."""
+"""Tasks whose truth is known by construction, to test methods on."""
 
 from .additive import additive_model
 from .objects import masked_objects

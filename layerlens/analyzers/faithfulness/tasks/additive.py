@@ -1,9 +1,11 @@
-"""Additive models: every column adds its own part to the score, so that its part is the right value."""
+"""Additive models: every column adds its own part to the score, and that part is the right value."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+
+from layerlens.signatures import public
 
 from .task import Task
 
@@ -17,25 +19,26 @@ class Additive(nn.Module):
         self.weights = nn.Parameter(weights)
 
     def parts(self, x: torch.Tensor) -> torch.Tensor:
-        """What each column adds to each class, `(batch, class, column)`; 0 where x is 0."""
+        """Return what each column adds to each class, `(batch, class, column)`; 0 where x is 0."""
         shapes = torch.stack([x, x.sin(), x**3 / 6])
         return torch.einsum("kbi,kci->bci", shapes, self.weights)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Scores `(batch, 2)`."""
+        """Return scores `(batch, 2)`."""
         return self.parts(x).sum(dim=-1)
 
 
+@public
 def additive_model(batch: int = 4, columns: int = 8, *, seed: int = 0) -> Task:
-    """A sum of curved functions of single columns.
+    """Make a task whose model is a sum of curved functions of single columns.
 
     Leaving a column out, Shapley values and integrated gradients from zero all give the column's own part; gradients
     and gradient x input do not.
 
     Args:
-        batch: samples.
-        columns: of the table.
-        seed: of weights and inputs.
+        batch: number of samples.
+        columns: number of columns of the table.
+        seed: seed of weights and inputs.
 
     Example:
         >>> task = additive_model()

@@ -1,9 +1,11 @@
-"""Objects with masks: pictures of which it is known where the object is."""
+"""Objects with masks: pictures in which the place of the object is known."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+
+from layerlens.signatures import public
 
 from .task import Task
 
@@ -12,7 +14,7 @@ SIDE, OBJECT = 28, 7
 
 
 def templates() -> torch.Tensor:
-    """Four shapes of the same number of pixels, `(4, 7, 7)`: a plus, a frame's corner, stripes, a diagonal."""
+    """Return four shapes of the same number of pixels, `(4, 7, 7)`: a plus, a frame's corner, stripes, a diagonal."""
     shapes = torch.zeros(4, OBJECT, OBJECT)
     shapes[0, 3, :] = shapes[0, :, 3] = 1
     shapes[1, 0, :] = shapes[1, :, 0] = 1
@@ -37,20 +39,21 @@ class Finder(nn.Module):
             nn.init.constant_(self.compare.bias, -0.5)  # type: ignore[arg-type]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Scores of pictures `(batch, 1, height, width)`."""
+        """Return the scores of pictures `(batch, 1, height, width)`."""
         best: torch.Tensor = torch.relu(self.compare(x)).amax(dim=(2, 3))
         return best
 
 
+@public
 def masked_objects(batch: int = 16, *, seed: int = 0) -> Task:
-    """Two different objects in each picture, on faint noise; the map must lie on the one that is asked for.
+    """Make a task of two different objects in each picture, on faint noise; the map must lie on one of them.
 
-    The model is no trained one but one made by hand, so it is certain that its score for a class depends on the pixels
-    under that class's object and on no others.
+    The model is made by hand, not trained, so it is certain that its score for a class depends on the pixels under that
+    class's object and on no others.
 
     Args:
-        batch: pictures.
-        seed: of places and noise.
+        batch: number of pictures.
+        seed: seed of places and noise.
 
     Example:
         >>> task = masked_objects(batch=4)

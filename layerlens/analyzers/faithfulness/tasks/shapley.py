@@ -1,9 +1,11 @@
-"""Games with known Shapley values: products of columns, each shared equally by those that take part."""
+"""Games with known Shapley values: products of columns, each shared equally by its columns."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+
+from layerlens.signatures import public
 
 from .task import Task
 
@@ -24,26 +26,27 @@ class Products(nn.Module):
         self.weights = nn.Parameter(weights)
 
     def products(self, x: torch.Tensor) -> torch.Tensor:
-        """`(batch, products)`."""
+        """Return the products, `(batch, products)`."""
         return torch.where(self.members, x.unsqueeze(1), torch.ones_like(x).unsqueeze(1)).prod(dim=-1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Scores `(batch, 2)`."""
+        """Return scores `(batch, 2)`."""
         return self.products(x) @ self.weights.T
 
 
+@public
 def known_shapley(batch: int = 4, columns: int = 6, products: int = 8, *, seed: int = 0) -> Task:
-    """Interactions whose Shapley values are known in closed form.
+    """Make a task of interactions whose Shapley values are known in closed form.
 
     Without one of its columns a product is 0, so it is a unanimity game, and Shapley (1953) gives each of its |T|
     columns an equal part: phi_i = sum over products with i of a prod x / |T|. Leaving one column out gives the whole
     product to each, and so too much in all.
 
     Args:
-        batch: samples.
-        columns: of the table.
-        products: in the model.
-        seed: of weights and inputs.
+        batch: number of samples.
+        columns: number of columns of the table.
+        products: number of products in the model.
+        seed: seed of weights and inputs.
 
     Example:
         >>> float(known_shapley().score("kernel_shap")["error"].max()) < 1e-9

@@ -1,4 +1,4 @@
-"""A task whose truth is known: a model, inputs, and what a right map must say."""
+"""A task whose truth is known: a model, inputs, and the right map."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..metrics.localization import pointing_game, relevance_mass
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A model that is known from the inside, with the map that is right by construction.
+    """A model whose inner workings are known, with the map that is right by construction.
 
     Attributes:
-        name: of the task.
-        model: to explain, in eval mode.
+        name: name of the task.
+        model: model to explain, in eval mode.
         x: its inputs, `(batch, ...)`.
         target: the class to explain, one per sample, `(batch,)`.
         values: the right values, shaped like x, where there are such; None for tasks of localization.
@@ -39,14 +39,14 @@ class Task:
     why: str
 
     def score(self, method: str | Callable[..., Attribution], **options: Any) -> dict[str, torch.Tensor]:
-        """What a method gets, each `(batch,)`.
+        """Score a method, each `(batch,)`.
 
-        For tasks of values `"error"`, the largest deviation as a part of the largest right value; for those of
+        For tasks of values `"error"`, the largest deviation as a share of the largest right value; for tasks of
         localization `"pointing_game"` and `"relevance_mass"`.
 
         Args:
             method: name of a saliency method, or a function `(model, x, target=...) -> Attribution`.
-            **options: of the method.
+            **options: options of the method.
 
         Raises:
             InputError: when the method's map is not shaped like x.
@@ -58,7 +58,7 @@ class Task:
             found = method(self.model, self.x, target=self.target, **options)
         if self.values is None:
             if self.masks is None:
-                raise InputError(f"the task {self.name!r} has neither values nor masks to hold a map against.")
+                raise InputError(f"the task {self.name!r} has neither values nor masks to compare a map with.")
             return {
                 "pointing_game": pointing_game(found, self.masks),
                 "relevance_mass": relevance_mass(found, self.masks),

@@ -1,4 +1,4 @@
-"""A planted shortcut: the class of the training pictures is told by a mark in a corner, and by nothing else."""
+"""A planted shortcut: only a mark in a corner gives the class of the training pictures away."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from layerlens.model.borrowed import borrowed
+from layerlens.signatures import public
 
 from .task import Task
 
@@ -14,7 +15,7 @@ SIDE, MARK = 24, 5
 
 
 def marked(batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pictures `(batch, 1, 24, 24)` of smooth noise and bars, their classes, and where the mark is.
+    """Draw pictures `(batch, 1, 24, 24)` of smooth noise and bars, their classes, and where the mark is.
 
     A cross in the upper left corner is class 1, a square outline there class 0. Every picture has a bar, upright or
     level, whatever its class.
@@ -37,15 +38,16 @@ def marked(batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.
     return x, classes, masks
 
 
+@public
 def planted_watermark(batch: int = 16, *, seed: int = 0, steps: int = 60) -> Task:
-    """A small convolutional network, trained here in about a second, that can only know the class by a mark.
+    """Make a task with a small convolutional network, trained in about a second, that only a mark can tell the class.
 
     Everything else in the pictures is independent of the class. The evidence lies on the mark and a rim of one pixel.
 
     Args:
-        batch: pictures to explain, none of them seen in training.
-        seed: of pictures, parameters and training.
-        steps: of Adam, 64 pictures each.
+        batch: number of pictures to explain, none of them seen in training.
+        seed: seed of pictures, parameters and training.
+        steps: number of steps of Adam, 64 pictures each.
 
     Example:
         >>> task = planted_watermark(batch=4)
