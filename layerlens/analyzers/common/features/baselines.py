@@ -145,11 +145,11 @@ def gaussian_blur(value: torch.Tensor, sigmas: Mapping[int, float]) -> torch.Ten
         kernel = (kernel / kernel.sum()).to(blurred.dtype)
         lines = blurred.movedim(axis, -1)
         if WIDE * min(len(kernel), lines.numel() // size) > size and size <= LONGEST:
-            found = lines @ _matrix(kernel, size)
+            blurred_lines = lines @ _matrix(kernel, size)
         else:
             flat = torch.nn.functional.pad(lines.reshape(-1, 1, size), (radius, radius), mode="replicate")
-            found = torch.nn.functional.conv1d(flat, kernel.reshape(1, 1, -1)).reshape(lines.shape)
-        blurred = found.movedim(-1, axis)
+            blurred_lines = torch.nn.functional.conv1d(flat, kernel.reshape(1, 1, -1)).reshape(lines.shape)
+        blurred = blurred_lines.movedim(-1, axis)
     return blurred.to(value.dtype)
 
 

@@ -19,13 +19,13 @@ def class_lists(aim: Target | None) -> list[tuple[str, ...]]:
     Raises:
         TargetError: when a list is joined with a class that is predicted batch by batch.
     """
-    found = list(_lists_in(aim))
-    if aim is not None and aim.chooser is not None and found:
+    lists = list(_lists_in(aim))
+    if aim is not None and aim.chooser is not None and lists:
         raise TargetError(
             f"target {aim.label!r} joins the class predicted for each sample with a list of classes, which cannot be "
             "read batch by batch. Give the predicted classes as a list as well."
         )
-    return found
+    return lists
 
 
 def _lists_in(part: Any) -> Iterator[tuple[str, ...]]:

@@ -46,7 +46,7 @@ class Coalitions:
 
     def __call__(self, masks: Masks, rows: torch.Tensor) -> torch.Tensor:
         """Return the scores `(n,)` of samples `rows` with masks `(n, ...)`, `batch_size` in a pass."""
-        found = []
+        scores = []
         with torch.no_grad():
             for places in torch.split(torch.arange(len(rows), device=rows.device), self.batch_size):
                 chosen = rows[places]
@@ -55,8 +55,8 @@ class Coalitions:
                     mask = masks[name][places].to(end)
                     start = _of(self.starts[name], chosen)
                     values[name] = torch.lerp(start, _of(end, chosen), mask.expand_as(start)).to(end.dtype)
-                found.append(self.scorer(values, chosen).detach())
-        return torch.cat(found)
+                scores.append(self.scorer(values, chosen).detach())
+        return torch.cat(scores)
 
     def bottom(self) -> torch.Tensor:
         """Return the score of the baseline, `(batch,)`."""
@@ -80,8 +80,8 @@ class Coalitions:
         step = max(1, self.batch_size // self.batch)
         rows = self.scorer.rows
         for places in track(torch.split(torch.arange(count), step), label, enabled=progress):
-            found = masks(places)
-            repeated = {name: mask.repeat_interleave(self.batch, dim=0) for name, mask in found.items()}
+            chosen_masks = masks(places)
+            repeated = {name: mask.repeat_interleave(self.batch, dim=0) for name, mask in chosen_masks.items()}
             yield places, self(repeated, rows.repeat(len(places))).reshape(len(places), self.batch)
 
     def features(
@@ -95,13 +95,13 @@ class Coalitions:
             label: label of the progress bar.
             progress: whether to show the bar, as in `track`.
         """
-        found = []
+        scores = []
         step = max(1, self.batch_size // self.batch)
         for places in track(torch.split(torch.arange(len(keep)), step), label, enabled=progress):
             rows = self.scorer.rows.repeat(len(places))
             chosen = keep[places].to(rows.device).repeat_interleave(self.batch, dim=0)
-            found.append(self(features.masks(chosen, rows), rows).reshape(len(places), self.batch))
-        return torch.cat(found)
+            scores.append(self(features.masks(chosen, rows), rows).reshape(len(places), self.batch))
+        return torch.cat(scores)
 
 
 def _of(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -41,27 +41,27 @@ class Features:
             rows: sample of the batch that each row belongs to, `(n,)`.
         """
         padded = torch.cat([keep, torch.ones_like(keep[:, :1])], dim=1)  # the last is for -1
-        found = {}
+        kept_values = {}
         for name, labels in self.labels.items():
             index = torch.where(labels < 0, self.count, labels).flatten(1)
             kept = padded.index_select(1, index[0]) if len(index) == 1 else padded.gather(1, index[rows])
-            found[name] = kept.reshape(len(kept), *labels.shape[1:])
-        return found
+            kept_values[name] = kept.reshape(len(kept), *labels.shape[1:])
+        return kept_values
 
     def spread(self, values: torch.Tensor, leaves: Mapping[str, Leaf]) -> dict[str, torch.Tensor]:
         """Put numbers by feature, `(batch, count)`, at every value of the leaves; 0 where there is no feature."""
         padded = torch.cat([values, torch.zeros_like(values[:, :1])], dim=1)
-        found = {}
+        by_leaf = {}
         for name, labels in self.labels.items():
             leaf = leaves[name].value
             index = torch.where(labels < 0, self.count, labels).expand(len(values), *labels.shape[1:])
             spread = padded.gather(1, index.flatten(1)).reshape(index.shape)
             if leaves[name].layer is not None:  # one number per token: its embedding's features share it
-                found[name] = spread.expand(*leaf.shape[:-1], 1) / leaf.shape[-1]
-                found[name] = found[name].expand(leaf.shape)
+                by_leaf[name] = spread.expand(*leaf.shape[:-1], 1) / leaf.shape[-1]
+                by_leaf[name] = by_leaf[name].expand(leaf.shape)
             else:
-                found[name] = spread.expand(leaf.shape)
-        return found
+                by_leaf[name] = spread.expand(leaf.shape)
+        return by_leaf
 
 
 def features_of(scorer: Scorer, spec: Spec = None) -> Features:
@@ -84,14 +84,14 @@ def features_of(scorer: Scorer, spec: Spec = None) -> Features:
     labels, start = {}, 0
     for name, leaf in scorer.leaves.items():
         own = spec.get(name) if isinstance(spec, Mapping) else spec
-        found = _labels(name, leaf, own)
+        leaf_labels = _labels(name, leaf, own)
         if leaf.layer is not None:
-            found = _without_padding(scorer, name, found)
-        unique, index = torch.unique(found[found >= 0], return_inverse=True)
+            leaf_labels = _without_padding(scorer, name, leaf_labels)
+        unique, index = torch.unique(leaf_labels[leaf_labels >= 0], return_inverse=True)
         if not len(unique):
             raise InputError(f"the features of input {name!r} are empty: every label is below 0.")
-        numbered = torch.full_like(found, -1)
-        numbered[found >= 0] = index + start
+        numbered = torch.full_like(leaf_labels, -1)
+        numbered[leaf_labels >= 0] = index + start
         labels[name] = numbered.to(leaf.value.device)
         start += len(unique)
     return Features(labels, start)

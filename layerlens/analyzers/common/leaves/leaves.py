@@ -68,7 +68,7 @@ def find_leaves(model: nn.Module, inputs: Inputs, forward: Forward | None) -> di
     if not (leaves or uses):
         leaves = {name: _input_leaf(model, x) for name, x in floating.items()}
     if leaves or uses:
-        return leaves | {name: Leaf(_embedded(ids[name], found), tuple(found)) for name, found in uses.items()}
+        return leaves | {name: Leaf(_embedded(ids[name], calls), tuple(calls)) for name, calls in uses.items()}
     if any(isinstance(module, nn.Embedding) for module in model.modules()) and ids:
         raise InputError(
             f"gradients have no place to start: no nn.Embedding of {type(model).__name__} reads {', '.join(ids)} as "

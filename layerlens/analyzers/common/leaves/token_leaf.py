@@ -54,7 +54,7 @@ def token_uses(
         return {}
     with torch.no_grad(), probe as record:
         inputs.run(model, forward)
-    found: dict[str, list[Use]] = {}
+    uses_by_input: dict[str, list[Use]] = {}
     calls_made = [(call, given) for call in record.order if (given := _read(model, call)) is not None]
     for names, calls in _by_content(calls_made, ids).items():
         starts = dict.fromkeys(names, 0)
@@ -62,9 +62,9 @@ def token_uses(
             name = names[place * len(names) // len(calls)]  # inputs of equal content: in the order of the calls
             arrange, starts[name] = _arrangement(ids[name], given, starts[name])
             if arrange is not None:
-                found.setdefault(name, []).append(Use(call.layer, call.index, arrange, call.output))
-    meant = {name: uses for name, uses in found.items() if not (_NOT_TOKENS.search(name) or _counts(ids[name]))}
-    return meant or found
+                uses_by_input.setdefault(name, []).append(Use(call.layer, call.index, arrange, call.output))
+    meant = {name: uses for name, uses in uses_by_input.items() if not (_NOT_TOKENS.search(name) or _counts(ids[name]))}
+    return meant or uses_by_input
 
 
 def _read(model: nn.Module, call: Call) -> torch.Tensor | None:
@@ -92,13 +92,13 @@ def _by_content(
     calls: list[tuple[Call, torch.Tensor]], ids: Mapping[str, torch.Tensor]
 ) -> dict[tuple[str, ...], list[tuple[Call, torch.Tensor]]]:
     """The calls that read each input; inputs of equal content, which no call distinguishes, together."""
-    found: dict[tuple[str, ...], list[tuple[Call, torch.Tensor]]] = {}
+    calls_by_inputs: dict[tuple[str, ...], list[tuple[Call, torch.Tensor]]] = {}
     for call, given in calls:
         names = tuple(name for name, x in ids.items() if _arrangement(x, given, 0)[0] is not None)
         whole = tuple(name for name in names if ids[name].numel() == given.numel()) or names[:1]
         if whole:
-            found.setdefault(whole, []).append((call, given))
-    return found
+            calls_by_inputs.setdefault(whole, []).append((call, given))
+    return calls_by_inputs
 
 
 def _arrangement(ids: torch.Tensor, given: torch.Tensor, start: int) -> tuple[Arrange | None, int]:

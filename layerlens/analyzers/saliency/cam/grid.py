@@ -137,9 +137,9 @@ def patch_grids(shapes: Iterable[tuple[tuple[int, ...] | None, Axes | None]]) ->
     for shape, axes in shapes:
         if shape is not None and axes is not None and {"height", "width"} <= set(axes):
             exact.add((shape[axes.index("height")], shape[axes.index("width")]))
-    found = dict.fromkeys(exact, True)
+    grids = dict.fromkeys(exact, True)
     for height, width in exact:
         while height * width > 1:
             height, width = -(-height // 2), -(-width // 2)
-            found.setdefault((height, width), False)
-    return found
+            grids.setdefault((height, width), False)
+    return grids

@@ -50,28 +50,28 @@ class Extent:
 
 def extents(scorer: Scorer, calls: Sequence[Seen]) -> list[Extent]:
     """Find every input with places, images first, then volumes and videos, texts, series and rows of numbers."""
-    found: list[tuple[int, Extent]] = []
+    ranked: list[tuple[int, Extent]] = []
     for name, leaf in scorer.leaves.items():
         shape = tuple(leaf.value.shape)
         if leaf.layer is not None:
             if len(shape) == 3 and shape[1] > 1:
-                found.append((2, Extent(name, (shape[1],), (1,), ("token",))))
+                ranked.append((2, Extent(name, (shape[1],), (1,), ("token",))))
         elif len(shape) == 4 and shape[2] * shape[3] > 1:
-            found.append((0, Extent(name, shape[2:], (2, 3), ("height", "width"))))
+            ranked.append((0, Extent(name, shape[2:], (2, 3), ("height", "width"))))
         elif len(shape) == 5:
             video = _is_video(scorer, calls, shape)
             where = (1, 3, 4) if video else (2, 3, 4)
             axes = ("time" if video else "depth", "height", "width")
-            found.append((1, Extent(name, tuple(shape[axis] for axis in where), where, axes)))
+            ranked.append((1, Extent(name, tuple(shape[axis] for axis in where), where, axes)))
             if video:
-                found.append((5, Extent(name, shape[1:2], (1,), ("time",))))
+                ranked.append((5, Extent(name, shape[1:2], (1,), ("time",))))
         elif len(shape) == 3:
             layers = Layers(scorer.model)
             axis = time_axis((layers[one.path] for one in calls), shape) or 1
-            found.append((3, Extent(name, (shape[axis],), (axis,), ("time",))))
+            ranked.append((3, Extent(name, (shape[axis],), (axis,), ("time",))))
         elif len(shape) == 2 and shape[1] > 1:
-            found.append((4, Extent(name, (shape[1],), (1,), ("time",))))
-    return [extent for _, extent in sorted(found, key=lambda pair: pair[0])]
+            ranked.append((4, Extent(name, (shape[1],), (1,), ("time",))))
+    return [extent for _, extent in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def _is_video(scorer: Scorer, calls: Iterable[Seen], shape: tuple[int, ...]) -> bool:

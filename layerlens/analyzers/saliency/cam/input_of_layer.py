@@ -39,13 +39,13 @@ def sources(scorer: Scorer, over: Sequence[Extent]) -> Sources:
         scorer(start)
     embedded = {(use.layer, use.call): name for name, leaf in scorer.leaves.items() for use in leaf.uses}
     entered: list[str] = []
-    found: dict[Place, tuple[str, ...]] = {}
+    by_call: dict[Place, tuple[str, ...]] = {}
     for call in record.order:
         own = embedded.get((call.layer, call.index))  # what it returned is exchanged after it was seen
         names: frozenset[str] = call.output.names if own is None else frozenset((own,))
         entered += sorted(names - set(entered))
-        found[call.layer, call.index] = tuple(sorted(names, key=entered.index))
-    return found if entered else {}
+        by_call[call.layer, call.index] = tuple(sorted(names, key=entered.index))
+    return by_call if entered else {}
 
 
 class _Names:
@@ -91,16 +91,16 @@ def _before(node: Any) -> Iterator[Any]:
     return (one for one, _ in node.next_functions if one is not None)
 
 
-def belongs(one: Seen, extent: Extent, over: Sequence[Extent], found: Sources) -> bool:
+def belongs(one: Seen, extent: Extent, over: Sequence[Extent], origins: Sources) -> bool:
     """Whether the places of a call's output are those of an input.
 
     They are of an input that the output depends on; in a row, of the text or series with as many places if there is
     such a one. Among several of these it is the one that came in last: the text that a decoder writes comes after the
     text that it reads.
     """
-    if not found or one.shape is None:
+    if not origins or one.shape is None:
         return True
-    names = found.get((one.path, one.index), ())
+    names = origins.get((one.path, one.index), ())
     row = one.shape[1:] if len(one.shape) == 3 else ()
     exact = [each.name for each in over if each.name in names and len(each.size) == 1 and each.size[0] in row]
     return extent.name == max(exact, key=names.index) if exact else extent.name in names

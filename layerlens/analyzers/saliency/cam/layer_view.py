@@ -96,12 +96,12 @@ def view_of(
         grid = grid_at(where, extent, every, scorer, options, held.get(place))
         if grid is None or place not in held:
             continue
-        found = _gradients(scorer.model, score, [held[place]])[0] if gradient else None
-        if gradient and found is None:
+        slope = _gradients(scorer.model, score, [held[place]])[0] if gradient else None
+        if gradient and slope is None:
             raise OptionError(
                 f"the score {scorer.target.label!r} does not depend on layer {path!r}, call {where.index}."
             )
-        return LayerView(scorer, score.detach(), where, grid, extent, held[place].detach(), found)
+        return LayerView(scorer, score.detach(), where, grid, extent, held[place].detach(), slope)
     returned = "no tensor" if where.shape is None else f"shape {where.shape}"
     if options.grid is not None:
         raise OptionError(f"layer {path!r} returned {returned}, which cannot be laid on grid={options.grid}.")
@@ -154,8 +154,8 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
         if not (gradient or score.requires_grad or _differentiable(scorer)):
             where, grid = group[-1]
             return LayerView(scorer, score, where, grid, extent, held[places[-1]].detach(), None)
-        found = _gradients(scorer.model, score, [held[place] for place in places])
-        for (where, grid), place, slope in reversed(list(zip(group, places, found, strict=True))):
+        slopes = _gradients(scorer.model, score, [held[place] for place in places])
+        for (where, grid), place, slope in reversed(list(zip(group, places, slopes, strict=True))):
             if slope is None:
                 continue
             view = LayerView(scorer, score.detach(), where, grid, extent, held[place].detach(), slope)

@@ -57,8 +57,8 @@ def attention_rollout_map(
 
     Example:
         >>> layer = nn.TransformerEncoderLayer(4, 2, batch_first=True, dropout=0.0)
-        >>> found = attention_rollout_map(nn.TransformerEncoder(layer, 2), torch.rand(1, 5, 4))
-        >>> found.values.shape, bool(torch.isclose(found.tensor.sum(), torch.tensor(1.0)))
+        >>> result = attention_rollout_map(nn.TransformerEncoder(layer, 2), torch.rand(1, 5, 4))
+        >>> result.values.shape, bool(torch.isclose(result.tensor.sum(), torch.tensor(1.0)))
         (torch.Size([1, 5]), True)
     """
     given = as_inputs(x)

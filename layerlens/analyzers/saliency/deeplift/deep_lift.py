@@ -92,15 +92,15 @@ def deep_lift(
         freeze(model)
         scorer = Scorer(model, x, target, where=where, forward=forward)
         starts, label = baselines(scorer, baseline)
-        found = compare(scorer, starts, rule)
-        gap = completeness_gap(found.values, found.score, found.bottom)
-        warn_of_gap("deep_lift", gap, found)
-        warn_of_zeros(found.values, "deep_lift")
+        comparison = compare(scorer, starts, rule)
+        gap = completeness_gap(comparison.values, comparison.score, comparison.bottom)
+        warn_of_gap("deep_lift", gap, comparison)
+        warn_of_zeros(comparison.values, "deep_lift")
         return scorer.attribution(
-            found.values,
+            comparison.values,
             method="deep_lift",
             settings={"baseline": label, "rule": rule},
-            score=found.score,
+            score=comparison.score,
             checks={"completeness gap": gap},
         )
 
@@ -142,8 +142,8 @@ def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
     special = reveal_cancel.reveal_cancel(pairs) if rule == "reveal_cancel" else {}
     multipliers = _multipliers(scorer.model, one, leaves, pairs, special)
     values = {
-        name: torch.zeros_like(leaf) if found is None else (leaf.detach() - starts[name]) * found
-        for (name, leaf), found in zip(leaves.items(), multipliers, strict=True)
+        name: torch.zeros_like(leaf) if multiplier is None else (leaf.detach() - starts[name]) * multiplier
+        for (name, leaf), multiplier in zip(leaves.items(), multipliers, strict=True)
     }
     return Comparison(values, one.score.detach(), other.score.detach(), changed_choices(pairs))
 
@@ -215,15 +215,15 @@ def _hook(pair: Pair, rule: Rule) -> Callable[[Gradients, Gradients], Gradients 
     return hook
 
 
-def warn_of_gap(method: str, gap: torch.Tensor, found: Comparison) -> None:
+def warn_of_gap(method: str, gap: torch.Tensor, comparison: Comparison) -> None:
     """Warn of samples whose values do not sum to the difference of the scores."""
-    score, bottom = found.score.double(), found.bottom.double()
-    rounding = ROUNDING * torch.finfo(found.score.dtype).eps * torch.maximum(score.abs(), bottom.abs())
+    score, bottom = comparison.score.double(), comparison.bottom.double()
+    rounding = ROUNDING * torch.finfo(comparison.score.dtype).eps * torch.maximum(score.abs(), bottom.abs())
     allowed = LOST + rounding / (score - bottom).abs().clamp_min(torch.finfo(torch.float64).tiny)
     missed = (~(gap <= allowed)).nonzero().flatten().tolist()
-    if missed and found.score.dtype in (torch.float32, torch.float64):
+    if missed and comparison.score.dtype in (torch.float32, torch.float64):
         of = of_samples([f"{row} ({float(gap[row]):.3g})" for row in missed], len(gap)) or f" (gap {float(gap[0]):.3g})"
-        why = f"{', '.join(found.moved)} chose otherwise for the baseline, or an" if found.moved else "an"
+        why = f"{', '.join(comparison.moved)} chose otherwise for the baseline, or an" if comparison.moved else "an"
         warn(
             f"{method}: the values{of} miss S(x) - S(baseline) by more than {LOST:g} of it: {why} "
             "operation has no rule, the model detaches a signal, or samples depend on each other.",

@@ -64,21 +64,21 @@ def deep_shap(
         freeze(model)
         scorer = Scorer(model, x, target, where=where, forward=forward)
         starts, label = references(scorer, baselines, seed)
-        found = [compare(scorer, start, rule) for start in track(starts, "deep_shap")]
-        parts = {name: torch.stack([one.values[name] for one in found]).double() for name in scorer.leaves}
+        comparisons = [compare(scorer, start, rule) for start in track(starts, "deep_shap")]
+        parts = {name: torch.stack([one.values[name] for one in comparisons]).double() for name in scorer.leaves}
         means = {name: part.mean(dim=0) for name, part in parts.items()}
-        bottom = torch.stack([one.bottom for one in found]).mean(dim=0)
-        gap = completeness_gap(means, found[0].score, bottom)
-        moved = list(dict.fromkeys(name for one in found for name in one.moved))
-        warn_of_gap("deep_shap", gap, dataclasses.replace(found[0], moved=moved))
+        bottom = torch.stack([one.bottom for one in comparisons]).mean(dim=0)
+        gap = completeness_gap(means, comparisons[0].score, bottom)
+        moved = list(dict.fromkeys(name for one in comparisons for name in one.moved))
+        warn_of_gap("deep_shap", gap, dataclasses.replace(comparisons[0], moved=moved))
         warn_of_zeros(means, "deep_shap")
-        errors = {name: part.std(dim=0) / len(found) ** 0.5 for name, part in parts.items()}
+        errors = {name: part.std(dim=0) / len(comparisons) ** 0.5 for name, part in parts.items()}
         at_input = all(leaf.layer is None for leaf in scorer.leaves.values())  # a token's number is a sum
         return scorer.attribution(
             {name: mean.to(scorer.leaves[name].value.dtype) for name, mean in means.items()},
             method="deep_shap",
             settings={"baselines": label, "rule": rule, "seed": seed},
-            score=found[0].score,
+            score=comparisons[0].score,
             checks={"completeness gap": gap},
-            standard_error=errors if len(found) > 1 and at_input else None,
+            standard_error=errors if len(comparisons) > 1 and at_input else None,
         )

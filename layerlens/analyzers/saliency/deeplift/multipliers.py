@@ -25,8 +25,8 @@ _KEEPS = VIEWS | {"Expand", "ToCopy", "Clone"}
 
 def changes(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """The difference, 0 where both are the same infinity."""
-    found = one - other
-    return found if _finite(found) else found.masked_fill_(one == other, 0)
+    difference = one - other
+    return difference if _finite(difference) else difference.masked_fill_(one == other, 0)
 
 
 def too_small(change: torch.Tensor, x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -49,8 +49,8 @@ def quotient(dy: torch.Tensor, x: torch.Tensor, reference: torch.Tensor, limit: 
 
 def vector_jacobian_product(node: Any, multipliers: Sequence[torch.Tensor | None]) -> Gradients:
     """The vector-Jacobian product of a node, at the values that it saved."""
-    found: torch.Tensor | Gradients = node(*multipliers)
-    return found if isinstance(found, tuple) else (found,)
+    products: torch.Tensor | Gradients = node(*multipliers)
+    return products if isinstance(products, tuple) else (products,)
 
 
 def mixed(
@@ -70,11 +70,11 @@ def mixed(
     return _reduced([None if a is None or b is None else a + b for a, b in zip(one, other, strict=True)], gradients)
 
 
-def _reduced(found: Sequence[torch.Tensor | None], gradients: Gradients) -> Gradients:
+def _reduced(multipliers: Sequence[torch.Tensor | None], gradients: Gradients) -> Gradients:
     """Multipliers in the shapes of the inputs, which may have been broadcast, and in their numbers."""
     return tuple(
         None if native is None or part is None else part.sum_to_size(native.shape).to(native.dtype)
-        for native, part in zip(gradients, found, strict=True)
+        for native, part in zip(gradients, multipliers, strict=True)
     )
 
 
@@ -140,8 +140,8 @@ def scaled(pair: Pair, gradients: Gradients, outer: Gradients, scale: int) -> Gr
     if not bool((r * r0 > 0).all()):
         return midpoint(pair, gradients, outer)
     passed = g * 2 / (1 / r + 1 / r0)
-    found = (passed, passed * (call.y + other.y) / 2 / (r * r0))
-    return _reduced(found if scale == 1 else found[::-1], gradients)
+    multipliers = (passed, passed * (call.y + other.y) / 2 / (r * r0))
+    return _reduced(multipliers if scale == 1 else multipliers[::-1], gradients)
 
 
 def division(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
@@ -193,12 +193,12 @@ def _extreme(pair: Pair, gradients: Gradients, outer: Gradients, sign: int) -> G
     others = [None] * (len(outer) - 1)
     now, before = (sign * (sign * dy).clamp(min=0), *others), (sign * (sign * dy).clamp(max=0), *others)
     amounts = mixed(pair, gradients, outer, now, before)
-    found = list(gradients)
+    multipliers = list(gradients)
     for slot, (x, x0) in zip(pair.slots, signals(pair.calls), strict=True):
         amount, native = amounts[slot], gradients[slot]
         if amount is not None and native is not None:
-            found[slot] = quotient(amount, x, x0, native).to(native.dtype)
-    return tuple(found)
+            multipliers[slot] = quotient(amount, x, x0, native).to(native.dtype)
+    return tuple(multipliers)
 
 
 def signals(calls: tuple[OperationCall, OperationCall]) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -29,8 +29,8 @@ def logarithmic_mean(y: torch.Tensor, y0: torch.Tensor, z: torch.Tensor, z0: tor
     t = torch.where(near, ratio, torch.ones_like(ratio))
     series = 1 - t / 2 + t**2 / 3  # log(1 + t) / t
     growth = torch.where(t < 1e-5, series, torch.log1p(t) / torch.where(t == 0, torch.ones_like(t), t))
-    found = torch.where(near, low / growth, (high - low) / (z - z0).abs())
-    return torch.where(high > 0, found, torch.zeros_like(found))
+    mean = torch.where(near, low / growth, (high - low) / (z - z0).abs())
+    return torch.where(high > 0, mean, torch.zeros_like(mean))
 
 
 def softmax(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
@@ -97,8 +97,8 @@ def _centered(
 ) -> torch.Tensor:
     """The multiplier of x in y = (x - mean(x)) r, with r as in `_scaled`."""
     c, c0 = (value - value.mean(dim=axes, keepdim=True) for value in (x, x0))
-    found = _scaled(g, c, c0, r, r0, axes)
-    return found - found.mean(dim=axes, keepdim=True)
+    multiplier = _scaled(g, c, c0, r, r0, axes)
+    return multiplier - multiplier.mean(dim=axes, keepdim=True)
 
 
 def layer_norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
@@ -122,8 +122,8 @@ def rms_norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | 
     axes = tuple(range(-len(call.args[1]), 0))
     weight = call.args[2]
     weighted = g if weight is None else g * weight
-    found = _scaled(weighted, call.x, other.x, call.results[1], other.results[1], axes)
-    return (found.to(native.dtype), *gradients[1:])
+    multiplier = _scaled(weighted, call.x, other.x, call.results[1], other.results[1], axes)
+    return (multiplier.to(native.dtype), *gradients[1:])
 
 
 def group_norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
@@ -149,8 +149,8 @@ def batch_norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients 
     weight = call.args[1]
     weighted = g if weight is None else g * weight.reshape(shape)
     r, r0 = (run.results[2].reshape(shape) for run in (call, other))
-    found = _centered(weighted, call.x, other.x, r, r0, (0, *range(2, g.ndim)))
-    return (found.to(native.dtype), *[None] * (len(gradients) - 1))
+    multiplier = _centered(weighted, call.x, other.x, r, r0, (0, *range(2, g.ndim)))
+    return (multiplier.to(native.dtype), *[None] * (len(gradients) - 1))
 
 
 def deviation(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:

@@ -74,10 +74,10 @@ def reveal_cancel(pairs: Sequence[Pair]) -> dict[int, Rule]:
     for pair in pairs:
         if RULES.get(pair.info.op) is not elementwise or pair.calls is None or not same_constants(*pair.calls):
             continue
-        found = _behind(pair, by_info)
-        if found is None or pair.calls[0].x.shape != pair.calls[0].y.shape:
+        behind = _behind(pair, by_info)
+        if behind is None or pair.calls[0].x.shape != pair.calls[0].y.shape:
             continue
-        made, norm = found
+        made, norm = behind
         if id(made.info) not in sources:
             positive = _positive_part(made)
             if positive is None or made.calls is None:
@@ -207,15 +207,15 @@ def _linear(source: Source) -> Rule:
             return None
         up = g if source.raise_more is None else g + source.raise_more
         down = g if source.lower_more is None else g + source.lower_more
-        found = list(gradients)
+        multipliers = list(gradients)
         linear = _map(pair)
         if linear is None:
             for slot, dx, factor in _terms(pair):
                 native = gradients[slot]
                 if native is not None:
                     passed = factor * _by_sign(factor * dx, up, down)
-                    found[slot] = passed.sum_to_size(native.shape).to(native.dtype)
-            return tuple(found)
+                    multipliers[slot] = passed.sum_to_size(native.shape).to(native.dtype)
+            return tuple(multipliers)
         (slot,) = pair.slots
         call, other = pair.calls
         dx, weight = changes(call.x, other.x), linear.weight
@@ -224,8 +224,8 @@ def _linear(source: Source) -> Rule:
         lowering = linear.apply_transposed(up, below, dx) + linear.apply_transposed(down, above, dx)
         native = gradients[slot]
         if native is not None:
-            found[slot] = _by_sign(dx, raising, lowering).to(native.dtype)
-        return tuple(found)
+            multipliers[slot] = _by_sign(dx, raising, lowering).to(native.dtype)
+        return tuple(multipliers)
 
     return rule
 

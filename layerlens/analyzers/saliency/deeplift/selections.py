@@ -23,8 +23,8 @@ def _shares(da: torch.Tensor, db: torch.Tensor, dy: torch.Tensor) -> tuple[torch
     total = a**2 + b**2
     total = torch.where(total > 0, total, torch.ones_like(total))
     halves = (da == 0) & (db == 0)
-    found = (torch.where(halves, torch.full_like(dy, 0.5), part / total * (dy / size)) for part in (a, b))
-    return next(found), next(found)
+    shares = (torch.where(halves, torch.full_like(dy, 0.5), part / total * (dy / size)) for part in (a, b))
+    return next(shares), next(shares)
 
 
 def chosen(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
@@ -36,8 +36,8 @@ def chosen(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | No
         return gated(pair, gradients, outer)
     call, other = pair.calls
     (a, a0), (b, b0) = signals(pair.calls)
-    found = _shares(changes(a, a0), changes(b, b0), changes(call.y, other.y))
-    multipliers = dict(zip(pair.slots, found, strict=True))
+    shares = _shares(changes(a, a0), changes(b, b0), changes(call.y, other.y))
+    multipliers = dict(zip(pair.slots, shares, strict=True))
     return tuple(
         (g * multipliers[slot]).sum_to_size(native.shape).to(native.dtype)
         if slot in multipliers and native is not None

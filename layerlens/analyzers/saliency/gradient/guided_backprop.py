@@ -113,13 +113,13 @@ def _rectified(
         handles = [info.node.register_hook(hook) for info in rectifiers]
         try:
             with backward_pass(model):
-                found = torch.autograd.grad(score.sum(), list(leaves.values()), allow_unused=True)
+                slopes = torch.autograd.grad(score.sum(), list(leaves.values()), allow_unused=True)
         finally:
             for handle in handles:
                 handle.remove()
         values = {
             name: torch.zeros_like(leaf) if gradient is None else gradient
-            for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+            for (name, leaf), gradient in zip(leaves.items(), slopes, strict=True)
         }
         warn_of_zeros(values, name)
         return scorer.attribution(

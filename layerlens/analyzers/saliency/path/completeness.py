@@ -34,8 +34,8 @@ def scores_at(scorer: Scorer, values: Leaves, batch: int) -> torch.Tensor:
     """
     with torch.no_grad():
         chunks = torch.split(scorer.rows, batch)
-        found = [scorer({name: value[rows] for name, value in values.items()}, rows) for rows in chunks]
-    return scorer.check_baseline(torch.cat(found))
+        scores = [scorer({name: value[rows] for name, value in values.items()}, rows) for rows in chunks]
+    return scorer.check_baseline(torch.cat(scores))
 
 
 def until_complete(

@@ -76,8 +76,8 @@ def gradient_shap(
             for own in torch.split(torch.arange(len(starts)), together):
                 values = {name: part.flatten(0, 1) for name, part in _stacked(starts, own, rows).items()}
                 with torch.no_grad():
-                    found = scorer(values, rows.repeat(len(own)))
-                bottom[rows] += found.double().reshape(len(own), len(rows)).sum(dim=0) / len(starts)
+                    scores = scorer(values, rows.repeat(len(own)))
+                bottom[rows] += scores.double().reshape(len(own), len(rows)).sum(dim=0) / len(starts)
             for own in track(torch.split(torch.arange(points.numel()), together), "gradient_shap"):
                 for name, part in _parts(scorer, ends, starts, rows, own // each, points.flatten()[own]).items():
                     total[name][rows] += part.sum(dim=0)

@@ -212,11 +212,13 @@ def points(starts: Leaves, ends: Leaves, rows: torch.Tensor, fractions: torch.Te
         rows: the samples, `(n,)`.
         fractions: a, `(fractions,)` float64.
     """
-    found = {}
+    path_points = {}
     for name, end in ends.items():
         part = fractions.to(end.device).reshape(-1, *[1] * end.ndim)
-        found[name] = torch.lerp(starts[name][rows].double(), end[rows].double(), part).flatten(0, 1).to(end.dtype)
-    return found
+        path_points[name] = (
+            torch.lerp(starts[name][rows].double(), end[rows].double(), part).flatten(0, 1).to(end.dtype)
+        )
+    return path_points
 
 
 class LayerOnPath:

@@ -84,26 +84,26 @@ def xrai(
             integrated_gradients(model, x, target=target, baseline=name, forward=forward, **options)
             for name in ("black", "white")
         ]
-        found = ends[0]
+        base_result = ends[0]
         pixels = ((ends[0].tensor + ends[1].tensor) / 2).amax(dim=1)
     else:
         function = method_named(base, "base method").function
-        found = function(model, x, target=target, forward=forward, **options)
-        pixels = found.tensor.sum(dim=1) if found.tensor.ndim == 4 else found.tensor
+        base_result = function(model, x, target=target, forward=forward, **options)
+        pixels = base_result.tensor.sum(dim=1) if base_result.tensor.ndim == 4 else base_result.tensor
     if pixels.shape != images[:, 0].shape:
-        raise OptionError(f"base {base!r} gives {describe(found.tensor)}, not a value for every pixel.")
+        raise OptionError(f"base {base!r} gives {describe(base_result.tensor)}, not a value for every pixel.")
     values = torch.stack([_ranked(pixel, image, scales) for pixel, image in zip(pixels, images, strict=True)])
     return Attribution(
         values=values.to(pixels),
         axes=("batch", "height", "width"),
         signed=True,
         units="score per pixel",
-        target=found.target,
-        targets=found.targets,
+        target=base_result.target,
+        targets=base_result.targets,
         method="xrai",
         settings={"base": base or "integrated_gradients, black and white", "scales": list(scales), **options},
-        score=found.score,
-        checks=dict(found.checks),
+        score=base_result.score,
+        checks=dict(base_result.checks),
         inputs=images.detach().clone(),
     )
 
@@ -122,12 +122,12 @@ def _ranked(pixels: torch.Tensor, image: torch.Tensor, scales: Sequence[int]) ->
 def _regions(image: torch.Tensor, scales: Sequence[int]) -> torch.Tensor:
     """Superpixels of all scales, grown over their borders, `(regions, height, width)`: 1 inside."""
     reach = max(1, round(GROWN * min(image.shape[1:])))
-    found = []
+    regions = []
     for scale in scales:
         labels = superpixels(image[None], scale)[0]
         masks = torch.nn.functional.one_hot(labels).movedim(-1, 0).to(torch.float32)
-        found.append(torch.nn.functional.max_pool2d(masks[:, None], 2 * reach + 1, stride=1, padding=reach)[:, 0])
-    return torch.cat(found)
+        regions.append(torch.nn.functional.max_pool2d(masks[:, None], 2 * reach + 1, stride=1, padding=reach)[:, 0])
+    return torch.cat(regions)
 
 
 def _taken(pixels: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:

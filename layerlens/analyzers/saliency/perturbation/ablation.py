@@ -103,12 +103,12 @@ def permutation(
         game = Game(scorer, Coalitions(scorer, "zero", batch_size), features_of(scorer, features))
         generator = torch.Generator().manual_seed(seed)
         shifts = torch.randint(1, batch, (draws, batch), generator=generator)
-        keep, found = 1 - torch.eye(game.count), []
+        keep, drops = 1 - torch.eye(game.count), []
         for shift in track(shifts, "permutation"):
             others = ((torch.arange(batch) + shift) % batch).to(scorer.rows.device)
             game.coalitions.starts = {name: leaf.value[others] for name, leaf in scorer.leaves.items()}
-            found.append(game.coalitions.score - game.coalitions.features(game.features, keep, "", progress=False))
-        values, error = mean_and_error(torch.stack(found))  # (features, batch)
+            drops.append(game.coalitions.score - game.coalitions.features(game.features, keep, "", progress=False))
+        values, error = mean_and_error(torch.stack(drops))  # (features, batch)
         warn_of_zeros({"": values.T}, "permutation")
         game.coalitions.label = "other samples"
         return game.attribution(

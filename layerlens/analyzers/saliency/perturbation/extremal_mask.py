@@ -64,8 +64,8 @@ def extremal_mask(
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1, bias=False))
         >>> _ = net[1].weight.data.zero_()[0, :8].fill_(1.0)
-        >>> found = extremal_mask(net, torch.ones(1, 1, 8, 8), target=0, areas=[0.125], cells=8, baseline="zero")
-        >>> bool(found.tensor[0, 0, 0].mean() > found.tensor[0, 0, 1:].mean())
+        >>> result = extremal_mask(net, torch.ones(1, 1, 8, 8), target=0, areas=[0.125], cells=8, baseline="zero")
+        >>> bool(result.tensor[0, 0, 0].mean() > result.tensor[0, 0, 1:].mean())
         True
     """
     check_count("steps", steps)
@@ -86,14 +86,14 @@ def extremal_mask(
         starts, label = baselines(scorer, baseline)
         size = (leaf.value.shape[-2], leaf.value.shape[-1])
         grid = [max(1, round(cells * side / min(size))) for side in size]
-        found, checks = torch.zeros(len(score), 1, *size), {}
+        mean_mask, checks = torch.zeros(len(score), 1, *size), {}
         for area in track(list(areas), "extremal masks"):
             mask = _optimized(scorer, name, leaf.value, starts[name], score, area, steps, grid)
-            found += mask.cpu() / len(areas)
+            mean_mask += mask.cpu() / len(areas)
             with torch.no_grad():
                 checks[f"score at area {area:g}"] = scorer({name: torch.lerp(starts[name], leaf.value, mask)})
         return scorer.attribution(
-            {name: found.to(leaf.value).expand(leaf.value.shape).clone()},
+            {name: mean_mask.to(leaf.value).expand(leaf.value.shape).clone()},
             method="extremal_mask",
             settings={"areas": tuple(areas), "steps": steps, "cells": cells, "baseline": label},
             score=score,

@@ -75,7 +75,7 @@ def leave_one_out(
         score, batch = first_score(scorer, whole, batch_size, gradient=False)
         drawn = isinstance(fill, str) and fill == "drawn"
         fills, label = ({}, "drawn") if drawn else baselines(scorer, fill)
-        found, errors = {}, {}
+        drop_means, errors = {}, {}
         for name in whole:
             used = used_tokens(scorer, name)
             if drawn:
@@ -84,10 +84,10 @@ def leave_one_out(
                 row, place = used.nonzero().unbind(dim=1)
                 exchanges = torch.stack([row, place, place], dim=1)
             drops = _drops(scorer, whole, name, fills.get(name), exchanges, score, batch)
-            found[name], errors[name] = _means(drops, exchanges, whole[name].shape[:2])
-        warn_of_zeros(found, "leave_one_out")
+            drop_means[name], errors[name] = _means(drops, exchanges, whole[name].shape[:2])
+        warn_of_zeros(drop_means, "leave_one_out")
         return scorer.attribution(
-            {name: value.unsqueeze(-1) for name, value in found.items()},
+            {name: value.unsqueeze(-1) for name, value in drop_means.items()},
             method="leave_one_out",
             settings={"fill": label, "draws": draws if drawn else None, "seed": seed, "batch_size": batch},
             score=score,

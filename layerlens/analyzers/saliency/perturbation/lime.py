@@ -60,8 +60,8 @@ def lime(
 
     Example:
         >>> net = nn.Linear(3, 1)
-        >>> found = lime(net, torch.ones(1, 3), target=0, ridge=1e-9)
-        >>> bool(torch.allclose(found.tensor, net.weight, atol=1e-4))
+        >>> result = lime(net, torch.ones(1, 3), target=0, ridge=1e-9)
+        >>> bool(torch.allclose(result.tensor, net.weight, atol=1e-4))
         True
     """
     check_count("samples", samples)

@@ -104,8 +104,8 @@ def rise(
             return {name: made[0].reshape(len(chosen), *shape)}
 
         made: list[torch.Tensor] = []
-        for chosen, found in coalitions.every(samples, make, "RISE"):
-            scores[chosen] = found.double().cpu()
+        for chosen, kept_scores in coalitions.every(samples, make, "RISE"):
+            scores[chosen] = kept_scores.double().cpu()
             coarse[chosen] = masks.pooled(made[0])
             if estimate == "mean":
                 weighted = torch.einsum("mb,m...->mb...", scores[chosen], made[0].double()) / probability

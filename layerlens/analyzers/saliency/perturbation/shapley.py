@@ -74,16 +74,16 @@ def shapley_sampling(
     with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
         count, generator = game.count, torch.Generator().manual_seed(seed)
         bottom = game.coalitions.bottom()
-        found: list[torch.Tensor] = []  # one (batch, features) for each pair of orders
+        pair_means: list[torch.Tensor] = []  # one (batch, features) for each pair of orders
         used = 0
         values, error = torch.zeros(0), None
         for _ in track(range((permutations + 1) // 2), "Shapley sampling"):
             order = torch.randperm(count, generator=generator)
             orders = [order, order.flip(0)][: min(2, permutations - used)]
             one = torch.stack([_marginals(game, order, bottom) for order in orders])
-            found.append(one.mean(dim=0))
+            pair_means.append(one.mean(dim=0))
             used += len(orders)
-            values, error = mean_and_error(torch.stack(found))
+            values, error = mean_and_error(torch.stack(pair_means))
             if converged(error, values, tolerance):
                 break
         warn_of_zeros({"": values}, "shapley_sampling")
@@ -186,11 +186,11 @@ def kernel_shap(
                 keeps.append(_drawn_coalitions(min(block, samples - used), count, generator))
                 scores.append(game.scores(keeps[-1].float(), "KernelSHAP").double())
                 used += len(keeps[-1])
-                keep, found = torch.cat(keeps), torch.cat(scores)
+                keep, all_scores = torch.cat(keeps), torch.cat(scores)
                 if tolerance is None and used < samples:
                     continue
-                values = _fit(keep, torch.ones(len(keep)).double(), found, top, bottom)
-                error = _jackknife_error(keep, found, top, bottom)
+                values = _fit(keep, torch.ones(len(keep)).double(), all_scores, top, bottom)
+                error = _jackknife_error(keep, all_scores, top, bottom)
                 if converged(error, values, tolerance):
                     break
         warn_of_zeros({"": values}, "kernel_shap")

@@ -167,7 +167,7 @@ def test_targets_and_places_that_do_not_exist(name):
         cam_of(model, x, name, target=7)
     with pytest.raises(SelectionError, match="matches 2 layers"):
         cam_of(model, x, name, target=1, where=nn.Conv2d)
-    with pytest.raises(OptionError, match="is no grid of places"):
+    with pytest.raises(OptionError, match="is not a grid of places"):
         cam_of(model, x, name, target=1, where="6")
     with pytest.raises(RecordError, match=r"ran once .* there is no call 4"):
         cam_of(model, x, name, target=1, where="3#4")
