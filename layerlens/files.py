@@ -15,11 +15,12 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     """Open a file that replaces `path` when the `with` block ends, and is removed after an error or Ctrl-C in it.
 
     Yields:
-        The file, to be written.
+        The file, to be written; other writers may use its `name`.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             yield file
         os.chmod(temporary, 0o666 & ~umask())  # mkstemp makes files that only their owner reads
         os.replace(temporary, path)

@@ -1,32 +1,27 @@
-"""One call of one layer: what it returned, what it was given, and the gradient that came by."""
+"""One call of one layer: its output, its arguments, and the gradient of its output."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
 from layerlens.errors import OverwrittenError, RecordError
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import describe, named_tensors, version
 
-Stored = tuple[tuple[torch.Tensor, int], ...]
-"""Tensors kept by reference, each with the version that it had when it was recorded."""
-
-
-Noted = tuple[LayerPath, int, nn.Module, torch.Tensor, int]
-"""Layer, index of the call, module, output and its version."""
+Stored: TypeAlias = tuple[tuple[torch.Tensor, int], ...]
+"""Tensors kept by reference, each with its version when it was recorded."""
 
 
 class Gradients:
     """Gradients of the tensors that one call returned, added up over backward passes as in `.grad`.
 
     Args:
-        output: of the call, nested as it may be.
+        output: output of the call, possibly nested.
     """
 
     def __init__(self, output: Any) -> None:
@@ -52,10 +47,10 @@ class Call:
         index: 0 for the layer's first call in the run, 1 for the second, ...
         order: position of the call's end among all recorded calls of the run.
         type: name of the module's class.
-        axes: names of the output's axes, for example `("batch", "channel", "height", "width")`; None where unknown.
-        output: what the layer returned, nested as it was (tuples, dicts, None kept in place).
-        inputs: positional and keyword arguments as `(args, kwargs)` when they were asked for, else None.
-        seconds: time from entry to exit of the call, children included, when timing was asked for, else None.
+        axes: names of the output's axes, for example `("batch", "channel", "height", "width")`; None if unknown.
+        output: output of the layer, nested as it was.
+        inputs: positional and keyword arguments as `(args, kwargs)` if they were asked for, else None.
+        seconds: time from entry to exit of the call, children included, if timing was asked for, else None.
     """
 
     layer: LayerPath
@@ -72,7 +67,7 @@ class Call:
 
     @property
     def output(self) -> Any:
-        """What the layer returned.
+        """The output of the layer.
 
         Raises:
             OverwrittenError: when it was kept by reference and an operation has written into it since.
@@ -82,7 +77,7 @@ class Call:
 
     @property
     def inputs(self) -> Any:
-        """The layer's `(args, kwargs)` as they were on entry, or None when inputs were not asked for.
+        """The `(args, kwargs)` of the layer as they were on entry; None if inputs were not asked for.
 
         Raises:
             OverwrittenError: when they were kept by reference and an operation, perhaps the layer, wrote into them.
@@ -92,29 +87,29 @@ class Call:
 
     @property
     def gradient(self) -> Any:
-        """The gradient of the output: a tensor like it, or a dict by dotted name where it is nested.
+        """The gradient of the output: a tensor like it, or a dict by dotted name if it is nested.
 
         Raises:
-            RecordError: when none was asked for, no backward pass has come by, or the output requires no gradient.
+            RecordError: when none was asked for, no backward pass has run, or the output requires no gradient.
         """
         if self.gradients is None:
             raise RecordError("gradients were not recorded: Probe(gradients=True), or capture(gradients=True).")
         found = {name: gradient for name, gradient in self.gradients.found.items() if gradient is not None}
         if not found:
-            why = "no backward pass has come by" if self.gradients.found else "it was made without gradients"
+            why = "no backward pass has run" if self.gradients.found else "it was computed without gradients"
             raise RecordError(f"layer {self.layer!r}, call {self.index}, has no gradient: {why}.")
         return found[""] if list(found) == [""] else found
 
     @property
     def overwritten(self) -> bool:
-        """Whether a tensor kept by reference has been written in place since the call."""
+        """Whether a tensor kept by reference was written in place since the call."""
         return _written((*self.stored, *self.stored_inputs))
 
     def _check(self, stored: Stored, what: str) -> None:
         if _written(stored):
             raise OverwrittenError(
                 f"layer {self.layer!r}, call {self.index}: a later operation wrote into this {what} in place, so its "
-                "value is gone. Capture with keep='clone' (or keep='auto' of lens.capture)."
+                "value is lost. Capture with keep='clone' (or keep='auto' of lens.capture)."
             )
 
     def __repr__(self) -> str:

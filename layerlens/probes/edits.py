@@ -1,4 +1,4 @@
-"""Changes of what layers return: scaled, set, patched, resampled, in whole or in part.
+"""Changes of the outputs of layers: scaled, set, patched, resampled, in whole or in part.
 
 lens.run(x, edits={"blocks.3.attn": zero(heads=(2, 12)), "blocks.4#1": scale(0.5)})
 """
@@ -23,7 +23,7 @@ Indices: TypeAlias = int | Sequence[int] | None
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """Where a change is made: one call of one layer."""
+    """The call of a layer whose output is changed."""
 
     path: str
     call: int
@@ -32,13 +32,13 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Which part of a layer's (first) output tensor a change is made in; everything that is given must hold.
+    """The part of a layer's (first) output tensor that is changed; all given conditions must hold.
 
     Attributes:
-        samples: of the batch.
+        samples: samples of the batch.
         units: channels or features.
         positions: tokens or time steps; negative ones count from the end.
-        heads: (which, of how many): features in that many equal groups.
+        heads: (which, number of heads): features in that many equal groups.
         mask: a boolean tensor that broadcasts to the output.
     """
 
@@ -49,7 +49,7 @@ class Part:
     mask: torch.Tensor | None = None
 
     def of(self, tensor: torch.Tensor, site: Site) -> torch.Tensor | None:
-        """The part as a boolean mask that broadcasts to `tensor`; None for all of it.
+        """Return the part as a boolean mask that broadcasts to `tensor`; None for all of it.
 
         Raises:
             OptionError: when an index is out of range, or the output has no such axis.
@@ -79,14 +79,14 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A change of a part of what a layer returns, as made by `scale`, `zero`, `replace`, `patch` and the others.
+    """A change of a part of a layer's output, as made by `scale`, `zero`, `replace`, `patch` and the others.
 
-    In a nested output the first tensor is changed; all else stays.
+    In a nested output only the first tensor is changed.
 
     Attributes:
-        name: what it does.
-        function: `(tensor, site) -> tensor` that broadcasts to the first.
-        part: where.
+        name: description of the change.
+        function: `(tensor, site) -> tensor` that broadcasts to the first tensor.
+        part: the part that is changed.
     """
 
     name: str
@@ -94,14 +94,14 @@ class Change:
     part: Part = dataclasses.field(default=Part(), repr=False)
 
     def apply(self, output: Any, site: Site) -> Any:
-        """The changed output of one call.
+        """Return the changed output of one call.
 
         Raises:
             OptionError: when the change or its part does not fit the output.
         """
         tensor = first_tensor(output)
         if tensor is None:
-            raise OptionError(f"layer {site.path!r} returned {describe(output)}, which holds no tensor to change.")
+            raise OptionError(f"layer {site.path!r} returned {describe(output)}, which has no tensor to change.")
         new = self.function(tensor, site).to(dtype=tensor.dtype, device=tensor.device)
         try:
             new = new.expand_as(tensor)
@@ -131,7 +131,7 @@ def scale(factor: float, **part: Any) -> Change:
 
 
 def zero(**part: Any) -> Change:
-    """Set to 0 (zero ablation), also what is not finite."""
+    """Set to 0 (zero ablation), including values that are not finite."""
     return Change("zero()", lambda tensor, site: tensor.new_zeros(()), Part(**part))
 
 
@@ -148,12 +148,12 @@ def add(value: float | torch.Tensor, **part: Any) -> Change:
 
 
 def patch(source: Record, *, layer: str | None = None, call: int | None = None, **part: Any) -> Change:
-    """Put what another run recorded in the place (activation patching, Meng et al. 2022; Wang et al. 2022).
+    """Replace by the output recorded in another run (activation patching, Meng et al. 2022; Wang et al. 2022).
 
     Args:
-        source: of a run whose outputs have the same shape, or one sample for all.
-        layer: from which layer to take it; None for the layer that is changed.
-        call: from which call; None for the same call.
+        source: record of a run whose outputs have the same shape, or of one sample for all.
+        layer: layer to take the output of; None for the layer that is changed.
+        call: call to take the output of; None for the same call.
         part: as in `Part`.
     """
 
@@ -171,10 +171,10 @@ def patch(source: Record, *, layer: str | None = None, call: int | None = None, 
 
 
 def mean(source: Record | None = None, **part: Any) -> Change:
-    """Set to the mean over the batch (mean ablation): of a reference run, or of the output itself.
+    """Set to the mean over the batch (mean ablation), of a reference run or of the output itself.
 
     Args:
-        source: the reference run; None for the output's own batch, which must then hold two samples or more.
+        source: record of the reference run; None for the batch itself, which must then have two samples or more.
         part: as in `Part`.
     """
 
@@ -189,10 +189,10 @@ def mean(source: Record | None = None, **part: Any) -> Change:
 
 
 def resample(seed: int = 0, **part: Any) -> Change:
-    """Give each sample the output of another one of the batch (resampling ablation): none keeps its own.
+    """Replace each sample's output by that of another sample of the batch (resampling ablation).
 
     Args:
-        seed: of the order.
+        seed: seed of the order.
         part: as in `Part`.
     """
 
@@ -224,13 +224,13 @@ def _chosen(indices: Indices, axis: int, tensor: torch.Tensor, what: str, site: 
 
 def _heads(heads: tuple[int | Sequence[int], int], tensor: torch.Tensor, site: Site) -> torch.Tensor:
     if not isinstance(heads, tuple) or len(heads) != 2:
-        raise OptionError(f"heads must be (which, of how many), such as (2, 12), got {heads!r}.")
+        raise OptionError(f"heads must be (which, number of heads), such as (2, 12), got {heads!r}.")
     which, count = heads
     check_count("the number of heads", count)
     axis = unit_axis(site.module, tensor)
     size = tensor.shape[axis]
     if size % count:
-        raise OptionError(f"the {size} features of layer {site.path!r} are not {count} heads of one size.")
+        raise OptionError(f"the {size} features of layer {site.path!r} cannot be split into {count} equal heads.")
     wanted = [which] if isinstance(which, int) else list(which)
     for head in wanted:
         if not -count <= head < count:

@@ -1,35 +1,70 @@
-"""Records for other tools: numpy, xarray, pandas; and where two records differ."""
+"""Records in other forms: units of a layer, numpy, xarray, pandas; and where two records differ."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from layerlens.errors import RecordError, need
-from layerlens.model.trees import as_array, describe, named_tensors
+from layerlens.axes.names import batch_axis, unit_axis
+from layerlens.errors import RecordError, TargetError, need
+from layerlens.model.layers import Layers
+from layerlens.model.trees import as_array, describe, first_tensor, named_tensors
 
 from .call import Call
-from .record import Record
-from .record_batches import batch_size, part_axes
+from .record import Record, batch_size, part_axes
 from .storage import outline
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+
+
+def read_units(model: nn.Module, record: Record, call: int) -> torch.Tensor:
+    """Return the recorded output of one call of the only layer in `record`, `(batch, unit, *places)`.
+
+    Raises:
+        TargetError: when the record holds several layers.
+        RecordError: when there is no such call, or its output is not a tensor with units.
+    """
+    paths = list(record)
+    if len(paths) != 1:
+        raise TargetError(f"a unit is of one layer; the selection matches {len(paths)}: {', '.join(paths[:8])}.")
+    calls = record.calls(paths[0])
+    if not -len(calls) <= call < len(calls):
+        raise RecordError(f"layer {paths[0]!r} ran {len(calls)} time(s); there is no call {call}.")
+    output = first_tensor(calls[call].output)
+    if output is None or output.ndim < 2:
+        raise RecordError(
+            f"layer {paths[0]!r} returned {describe(calls[call].output)}, which has no known axis of units."
+        )
+    module = Layers(model)[paths[0]]
+    return output.movedim((batch_axis(module, output), unit_axis(module, output)), (0, 1))
 
 
 def named_outputs(record: Record) -> Iterator[tuple[str, Call, torch.Tensor]]:
-    """(name, call, tensor) of every tensor: `layer`, `layer#2` from the second call on, `layer.0` inside a nest."""
+    """Yield every tensor of the outputs by name.
+
+    Yields:
+        Name, call, tensor. The name is `layer`, `layer#1` for its second call, `layer:0` inside a nested output.
+    """
     for call in record.order:
         place = f"{call.layer or '(model)'}#{call.index}" if call.index else call.layer or "(model)"
         for name, tensor in named_tensors(call.output):
             yield (f"{place}:{name}" if name else place), call, tensor
 
 
-def _distinct(record: Record) -> Iterator[tuple[str, Call, torch.Tensor]]:
-    """As `named_outputs`, where no name may stand for two tensors.
+def _uniquely_named(record: Record) -> Iterator[tuple[str, Call, torch.Tensor]]:
+    """Yield the same as `named_outputs`.
+
+    Yields:
+        Name, call, tensor.
 
     Raises:
-        RecordError: when one does, as in `{"a.b": x, "a": {"b": y}}`.
+        RecordError: when two tensors have one name, as in `{"a.b": x, "a": {"b": y}}`.
     """
     seen = set()
     for name, call, tensor in named_outputs(record):
@@ -43,15 +78,15 @@ def _distinct(record: Record) -> Iterator[tuple[str, Call, torch.Tensor]]:
 
 
 def to_numpy(record: Record) -> dict[str, np.ndarray[Any, Any]]:
-    """Every tensor as an array, by name; what numpy does not know (bfloat16, float8) becomes float32."""
-    return {name: _array(call, tensor) for name, call, tensor in _distinct(record)}
+    """Return every tensor as an array, by name; types that numpy does not have (bfloat16, float8) become float32."""
+    return {name: _array(call, tensor) for name, call, tensor in _uniquely_named(record)}
 
 
-def to_xarray(record: Record) -> Any:
-    """A `Dataset` with named axes; those that are not known are called `<name>_<axis>`."""
-    xarray = need("xarray", "to_xarray")
+def to_xarray(record: Record) -> xarray.Dataset:
+    """Return a `Dataset` with named axes; unknown ones are called `<name>_<axis>`."""
+    package = need("xarray", "to_xarray")
     arrays = {}
-    named = list(_distinct(record))
+    named = list(_uniquely_named(record))
     known = {name: part_axes(call, name.partition(":")[2], tensor) for name, call, tensor in named}
     samples = batch_size(record) if any(tensor.ndim for _, _, tensor in named) else 0
     for name, call, tensor in named:
@@ -61,23 +96,25 @@ def to_xarray(record: Record) -> Any:
             str(axis) if axis == "batch" and size == samples else f"{name}_{axis}"
             for axis, size in zip(axes, array.shape, strict=True)
         ]
-        arrays[name] = xarray.DataArray(array, dims=dims, attrs={"type": call.type, "order": call.order})
-    return xarray.Dataset(arrays)
+        arrays[name] = package.DataArray(array, dims=dims, attrs={"type": call.type, "order": call.order})
+    dataset: xarray.Dataset = package.Dataset(arrays)
+    return dataset
 
 
-def to_pandas(record: Record) -> Any:
-    """Statistics of every tensor, one row each."""
-    pandas = need("pandas", "to_pandas")
+def to_pandas(record: Record) -> pandas.DataFrame:
+    """Return statistics of every tensor, one row each."""
+    package = need("pandas", "to_pandas")
     rows = [{"name": name, **_statistics(call, tensor)} for name, call, tensor in named_outputs(record)]
     columns = ["name", "layer", "call", "type", "shape", "dtype", *_NUMBERS]
-    return pandas.DataFrame(rows, columns=columns).set_index("name")
+    table: pandas.DataFrame = package.DataFrame(rows, columns=columns).set_index("name")
+    return table
 
 
 _NUMBERS = ("mean", "std", "min", "max", "zeros", "not finite")
 
 
 def _statistics(call: Call, tensor: torch.Tensor) -> dict[str, Any]:
-    kind, tensor = str(tensor.dtype).removeprefix("torch."), _plain(call, tensor)
+    kind, tensor = str(tensor.dtype).removeprefix("torch."), _dense(call, tensor)
     row: dict[str, Any] = {"layer": call.layer, "call": call.index, "type": call.type}
     row |= {"shape": tuple(tensor.shape), "dtype": kind}
     values = tensor.abs().double() if tensor.is_complex() else tensor.double()
@@ -95,64 +132,68 @@ def _statistics(call: Call, tensor: torch.Tensor) -> dict[str, Any]:
 
 
 def difference(one: Record, other: Record, *, rtol: float = 0.0, atol: float = 0.0) -> str | None:
-    """The first place where two records differ, as a sentence; None where they are equal."""
-    places = [[f"{call.layer}#{call.index}" for call in record.order] for record in (one, other)]
-    for number, pair in enumerate(zip(*places, strict=False)):
+    """Say where two records differ first; None if they are equal."""
+    routes = [[f"{call.layer}#{call.index}" for call in record.order] for record in (one, other)]
+    for number, pair in enumerate(zip(*routes, strict=False)):
         if pair[0] != pair[1]:
             return f"call {number} of the run is {pair[0]} in one and {pair[1]} in the other"
-    if len(places[0]) != len(places[1]):
-        return f"one holds {len(places[0])} calls, the other {len(places[1])}"
+    if len(routes[0]) != len(routes[1]):
+        return f"one holds {len(routes[0])} calls, the other {len(routes[1])}"
     for mine, theirs in zip(one.order, other.order, strict=True):
         place = f"layer {mine.layer!r}, call {mine.index}"
         parts: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         outlines = [outline(call.output, found) for call, found in zip((mine, theirs), parts, strict=True)]
-        if apart := _apart(outlines[0], outlines[1], rtol, atol):
-            return f"{place}: {apart}"
+        if difference := _outline_difference(outlines[0], outlines[1], rtol, atol):
+            return f"{place}: {difference}"
         for a, b in zip(*parts, strict=True):
             if (a.shape, a.dtype) != (b.shape, b.dtype):
                 return f"{place}: {describe(a)} in one, {describe(b)} in the other"
-            a, b = _plain(mine, a), _plain(theirs, b).to(a.device)
+            a, b = _dense(mine, a), _dense(theirs, b).to(a.device)
             if not torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True):
-                return f"{place}: values differ by up to {_gap(a, b)}"
+                return f"{place}: values differ by up to {_largest_difference(a, b)}"
     return None
 
 
-def _apart(one: Any, other: Any, rtol: float, atol: float) -> str | None:
-    """Where two outlines differ in nesting, or in what is no tensor; objects without a text of their own are equal."""
+def _outline_difference(one: Any, other: Any, rtol: float, atol: float) -> str | None:
+    """Say where two outlines differ in nesting or in numbers and texts; objects kept by their text only are equal."""
     ((kind, a),), ((other_kind, b),) = one.items(), other.items()
-    if "text" in (kind, other_kind):  # what such an object looks like may hold its address
-        return None if {kind, other_kind} <= {"text", "plain"} else f"{_told(one)} in one, {_told(other)} in the other"
+    if "text" in (kind, other_kind):  # the text of an object may include its address
+        return (
+            None
+            if {kind, other_kind} <= {"text", "plain"}
+            else f"{_outline_text(one)} in one, {_outline_text(other)} in the other"
+        )
     if kind == other_kind == "plain":
         numbers = all(isinstance(value, (int, float)) for value in (a, b))
         same = bool(np.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True)) if numbers else a == b
         return None if same else f"{a!r} in one, {b!r} in the other"
     if kind != other_kind or (kind != "tensor" and len(a) != len(b)):
-        return f"{_told(one)} in one, {_told(other)} in the other"
+        return f"{_outline_text(one)} in one, {_outline_text(other)} in the other"
     if kind == "tensor":
         return None
     if kind == "dict":
         if [key for key, _ in a] != [key for key, _ in b]:
-            return f"{_told(one)} in one, {_told(other)} in the other"
+            return f"{_outline_text(one)} in one, {_outline_text(other)} in the other"
         a, b = [part for _, part in a], [part for _, part in b]
-    return next((found for x, y in zip(a, b, strict=True) if (found := _apart(x, y, rtol, atol))), None)
+    return next((found for x, y in zip(a, b, strict=True) if (found := _outline_difference(x, y, rtol, atol))), None)
 
 
-def _told(described: Any) -> str:
+def _outline_text(described: Any) -> str:
     ((kind, content),) = described.items()
     if kind == "dict":
         return f"dict with {', '.join(str(key) for key, _ in content)}"
     return {"tensor": "a tensor", "plain": repr(content), "text": str(content)}.get(kind) or f"{kind} of {len(content)}"
 
 
-def _gap(a: torch.Tensor, b: torch.Tensor) -> str:
-    """The largest difference of two tensors of one shape, as text."""
+def _largest_difference(a: torch.Tensor, b: torch.Tensor) -> str:
+    """Return the largest difference of two tensors of one shape, as text."""
     wide = torch.complex128 if a.is_complex() else torch.float64 if a.is_floating_point() else torch.int64
     gap = (a.to(wide) - b.to(wide)).abs()
     return f"{float(gap.double().nan_to_num(nan=float('inf'), posinf=float('inf')).max()):.3g}"
 
 
-def _plain(call: Call, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor as one of dense layout that torch can compute with.
+def _dense(call: Call, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in a dense layout that torch can compute with.
 
     Raises:
         RecordError: when it is nested or has no data.
@@ -160,14 +201,15 @@ def _plain(call: Call, tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
     if tensor.is_nested or tensor.is_meta:
         why = "parts of different length" if tensor.is_nested else "no data"
-        raise RecordError(f"layer {call.layer!r}, call {call.index}: {describe(tensor)} has {why}, so it is no array.")
+        raise RecordError(
+            f"layer {call.layer!r}, call {call.index}: {describe(tensor)} has {why}, so it is not an array."
+        )
     if tensor.is_quantized:
         tensor = tensor.dequantize()
     tensor = tensor if tensor.layout is torch.strided else tensor.to_dense()
-    return (
-        tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
-    )  # float8 has few operations
+    few_operations = tensor.is_floating_point() and tensor.itemsize == 1  # float8
+    return tensor.float() if few_operations else tensor
 
 
 def _array(call: Call, tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    return as_array(_plain(call, tensor).resolve_conj().resolve_neg())
+    return as_array(_dense(call, tensor).resolve_conj().resolve_neg())

@@ -1,7 +1,7 @@
-"""Functional values: what torch functions return inside of layers, where no module has a name for it.
+"""Functional values: the results of torch functions inside layers, which no module has a name for.
 
-A torch function mode sees every call that Python makes: `x + y`, `F.softmax(scores)`, `torch.cat(parts)`. What one call
-does inside itself it does not see: the steps of `nn.LSTM`, the weights inside of `F.multi_head_attention_forward` and
+A torch function mode sees every call that Python makes: `x + y`, `F.softmax(scores)`, `torch.cat(parts)`. It does not
+see what happens inside one call: the steps of `nn.LSTM`, the weights inside of `F.multi_head_attention_forward` and
 `F.scaled_dot_product_attention`, a TorchScript function, a compiled region. Compiled models are run as written.
 """
 
@@ -25,12 +25,13 @@ from layerlens.model.borrowed import as_written, borrowed, is_compiled
 from layerlens.model.call_tracking import Running
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.trees import map_tensors, named_tensors
+from layerlens.signatures import public
 
 from .call import Call
-from .probe_hooks import recomputing, stored, versions
+from .probe import recomputing, stored, versions
 from .record import Record
 
-_PLAIN = {
+_NAMES = {
     "radd": "add", "iadd": "add", "rsub": "sub", "isub": "sub", "subtract": "sub", "rmul": "mul", "imul": "mul",
     "multiply": "mul", "truediv": "div", "rtruediv": "div", "itruediv": "div", "rdiv": "div", "idiv": "div",
     "divide": "div", "true_divide": "div", "floordiv": "floor_divide", "rfloordiv": "floor_divide",
@@ -56,16 +57,16 @@ class FunctionProbe:
 
     Args:
         model: any module.
-        layers: inside of which layers (see `Selection`), not of layers below them; None for all and the model itself.
+        layers: layers to look inside (see `Selection`), not including layers below them; None for all and the model.
         functions: names of functions, globs (`"*softmax"`), or functions (`F.softmax`); None for all that return
             floating-point or complex tensors. `x + y`, `x.add_(y)` and `torch.add(x, y)` are all `add`.
-        keep: `"shapes"` (default) keeps tensors without memory, of the meta device, to look at what there is;
-            the others as in `Probe`.
-        reduce: applied to each value; only what it returns is kept.
+        keep: `"shapes"` (default) keeps tensors without memory, on the meta device, to see what there is; the others
+            as in `Probe`.
+        reduce: applied to each value; only its result is kept.
 
     Raises:
-        LayerNotFound: when a layer selection matches nothing; on leaving the block, when a function was asked for and
-            not called, or nothing was seen at all. Names the nearest.
+        LayerNotFound: when a layer selection matches nothing; on leaving the block, when a selected function was not
+            called, or nothing was seen at all. Names the nearest.
         OptionError: when `keep` is unknown.
 
     Example:
@@ -95,7 +96,7 @@ class FunctionProbe:
         self.record = self._watch.record
 
     def around(self, forward: Forward | None) -> Callable[..., Any] | None:
-        """`forward`, with what it computes outside of every layer counted as the model's own."""
+        """Return `forward` so that its computations outside all layers count as those of the model."""
         return self._running.around(forward)
 
     def __enter__(self) -> Record:
@@ -123,6 +124,7 @@ class FunctionProbe:
             self._watch.check()
 
 
+@public
 def functions(
     model: nn.Module,
     x: Input,
@@ -133,18 +135,15 @@ def functions(
     reduce: Callable[[Any], Any] | None = None,
     forward: Forward | None = None,
 ) -> Record:
-    """Run `model` once, in eval mode and without gradients, and record what torch functions return inside its layers.
+    """Run `model` once, in eval mode and without gradients, and record the results of torch functions in its layers.
 
-    The names of the values, and what is not seen, are those of `FunctionProbe`.
+    Values are named, and limited, as in `FunctionProbe`.
 
     Args:
-        model: any module.
-        x: its input, as in `capture`.
-        layers: inside of which layers, not of layers below them; None for all and the model itself.
-        functions: which functions: names, globs, or functions; None for all that return floating-point tensors.
+        layers: layers to look inside, not including layers below them; None for all and the model itself.
+        functions: names, globs, or functions; None for all that return floating-point tensors.
         keep: `"shapes"` (default) lists without memory; `"clone"`, `"reference"` and `"cpu"` keep values.
         reduce: applied to each value; only what it returns is kept.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
 
     Raises:
         LayerNotFound: when no layer, or no function inside of the layers, matches; names the nearest.
@@ -164,6 +163,8 @@ def functions(
 
 
 class _Watch(TorchFunctionMode):
+    """Sees every call of a torch function and records the selected ones."""
+
     def __init__(
         self,
         running: Running,
@@ -178,7 +179,7 @@ class _Watch(TorchFunctionMode):
         self._running, self._modules, self._inside, self._keep, self._reduce = running, modules, inside, keep, reduce
         given = [functions] if isinstance(functions, str) or callable(functions) else functions
         self._globs = None if given is None else [f if isinstance(f, str) else function_name(f) for f in given]
-        self._unmet, self._seen = set(self._globs or ()), set[str]()
+        self._not_called, self._seen = set(self._globs or ()), set[str]()
 
     def __torch_function__(
         self, function: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -188,7 +189,7 @@ class _Watch(TorchFunctionMode):
         if frame is None or recomputing() or (self._inside is not None and frame.layer not in self._inside):
             return result
         name = function_name(function)
-        value = args[0] if name == "setitem" else result  # which writes, and returns nothing
+        value = args[0] if name == "setitem" else result  # it writes, and returns nothing
         tensors = [tensor for _, tensor in named_tensors(value)] if name not in _UNSEEN else []
         if tensors:
             index = frame.counts[name]
@@ -202,7 +203,7 @@ class _Watch(TorchFunctionMode):
         if self._globs is None:
             return any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
         met = {glob for glob in self._globs if fnmatch.fnmatchcase(name, glob)}
-        self._unmet -= met
+        self._not_called -= met
         return bool(met)
 
     def _note(self, layer: LayerPath, name: str, index: int, result: Any, main: torch.Tensor) -> None:
@@ -217,37 +218,41 @@ class _Watch(TorchFunctionMode):
         if index == 0:
             record.aliases.setdefault(f"{layer}/{name}", place)
         else:
-            record.aliases[f"{layer}/{name}"] = f"{layer}/{name}"  # of several none is meant
+            record.aliases[f"{layer}/{name}"] = f"{layer}/{name}"  # ambiguous: none of several
         record.declare(place)
         axes = _axes(self._modules[layer], main) if self._reduce is None and layer in self._modules else None
         record.add(Call(place, len(record.calls(place)), record.count, name, axes, value, stored=held))
 
     def check(self) -> None:
-        """Refuse what was asked for and did not occur, when the model ran at all."""
-        if not self._running.ran or (self.record.count and not self._unmet):
+        """Check that the selected functions were called, if the model ran at all.
+
+        Raises:
+            LayerNotFound: when one was not.
+        """
+        if not self._running.ran or (self.record.count and not self._not_called):
             return
-        what = ", ".join(repr(glob) for glob in sorted(self._unmet)) or "that returns floating-point tensors"
-        near = "".join(suggestion(glob, sorted(self._seen)) for glob in sorted(self._unmet))
+        what = ", ".join(repr(glob) for glob in sorted(self._not_called)) or "that returns floating-point tensors"
+        near = "".join(suggestion(glob, sorted(self._seen)) for glob in sorted(self._not_called))
         where = "" if self._inside is None else " inside of the selected layers"
         seen = ", ".join(sorted(self._seen)[:20]) or "none"
         raise LayerNotFound(f"no function {what} was called{where}.{near} Called: {seen}.")
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """The plain name of a torch function: `add` for `x + y`, `x += y`, `x.add_(y)` and `torch.add(x, y)`."""
+    """Return the simple name of a torch function: `add` for `x + y`, `x += y`, `x.add_(y)` and `torch.add(x, y)`."""
     name = str(getattr(function, "__name__", type(function).__name__)).partition(".")[0].strip("_")
-    return _PLAIN.get(name, name)
+    return _NAMES.get(name, name)
 
 
 def _axes(module: nn.Module, value: torch.Tensor) -> Axes | None:
-    """The names of the axes of a value inside of one of torch's plain layers, which keep their order throughout."""
-    many = (nn.RNNBase, nn.MultiheadAttention)  # whose values have axes of many kinds
-    plain = type(module).__module__.startswith("torch.nn.modules.") and not isinstance(module, many)
-    return axes_of(module, value) if plain else None
+    """The axes of a value inside one of the simple layers of torch, which keep their order throughout."""
+    varied = (nn.RNNBase, nn.MultiheadAttention)  # their values have axes of many kinds
+    simple = type(module).__module__.startswith("torch.nn.modules.") and not isinstance(module, varied)
+    return axes_of(module, value) if simple else None
 
 
 def _shape(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the meta device with this shape and type, which holds no memory."""
+    """A tensor of this shape and type on the meta device, which takes no memory."""
     size = tuple(tensor.shape) if not tensor.is_nested else _largest(tensor)
     return torch.empty((), dtype=tensor.dtype, device="meta").expand(size)
 

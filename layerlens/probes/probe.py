@@ -1,66 +1,70 @@
-"""Probes: hooks that read, and edit, what layers return. Only this file and `spans` register hooks on modules."""
+"""Probes: hooks that read, and edit, the outputs of layers. Only this file and `call_tracking` hook modules."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from layerlens.axes.names import axes_of
-from layerlens.errors import OptionError, choose
+from layerlens.errors import OptionError, choose, warn
 from layerlens.model.borrowed import as_written, is_compiled
 from layerlens.model.checkpointing import as_edit, refuse_in_checkpoints
 from layerlens.model.layers import LayerPath, Layers, Selection
+from layerlens.model.placement import parts
 from layerlens.model.selection import Calls
-from layerlens.model.trees import first_tensor, map_tensors
+from layerlens.model.trees import first_tensor, map_tensors, named_tensors, version
 
 from .call import Call, Gradients, Stored
 from .edits import Change, Site
-from .probe_hooks import PROBING, Note, Stop, foreign, leave, recomputing, stored, versions
 from .record import Record
-from .tensor_parallel_parts import mark_parts
 
 Keep = Literal["reference", "clone", "cpu"]
 Edit: TypeAlias = Callable[[Any], Any] | Change
-"""A function of a layer's output that returns what the layer shall return instead, or a `Change`."""
+"""A function of a layer's output that returns the new output, or a `Change`."""
 
 Edits: TypeAlias = Mapping[Any, Edit | Sequence[Edit]]
 """Layer selection, which may name calls -> an edit, or several that follow each other."""
+
+_graph_task = torch._C._current_graph_task_id  # -1 outside of backward passes
+_OPEN_PROBES: dict[int, int] = {}
+"""Thread -> number of open probes in it."""
 
 
 class Probe:
     """Record every call of the selected layers of a model while a `with` block runs it.
 
     Nothing of the model is replaced: forward hooks are added on entry and removed on exit, also after an error. Values
-    are detached unless `graph` is set. Edits run first and what they return is recorded; hooks that the user
-    registered before run before both. Calls made while backward recomputes a checkpointed block are not recorded twice.
+    are detached unless `graph` is set. Edits run first, and their results are recorded; hooks that the user registered
+    before run before both. Calls made while backward recomputes a checkpointed block are not recorded twice.
     Compiled modules run eagerly inside the block, since compiled code skips hooks.
 
     Args:
-        model: any module; it runs in the mode and grad mode that it is in.
+        model: any module; it runs in its current mode and grad mode.
         layers: which layers to record (see `Selection`); None for all, an empty tuple for none (edits only).
         keep: `"clone"` (default) copies, so that later in-place operations cannot change what was recorded;
             `"reference"` keeps the tensors themselves, and reading one that was overwritten raises; `"cpu"` copies
-            to main memory. A mapping from path to one of these sets it by layer, others being `"reference"`.
-        inputs: record the arguments of each call as well, or what a function of `(args, kwargs)` makes of them.
-        graph: keep the tensors themselves, in the autograd graph; with `keep="clone"` the rest of the model goes on
-            with a copy, so that gradients with respect to what was recorded exist and nothing overwrites it.
+            to main memory. A mapping from path to one of these sets it by layer, `"reference"` for all others.
+        inputs: whether to record the arguments of each call as well, or a function of `(args, kwargs)` to record.
+        graph: keep the tensors themselves, in the autograd graph; with `keep="clone"` the rest of the model continues
+            with a copy, so that gradients with respect to recorded tensors exist and nothing overwrites them.
         timing: record the seconds of each call.
-        reduce: applied to each output inside the hook; only what it returns is kept.
+        reduce: applied to each output inside the hook; only its result is kept.
         gradients: keep the gradient of each output once the user calls backward: `call.gradient`.
         stop: end the model's run, and the `with` block, when every selected layer (or call, as in `"rnn#2"`) has
-            returned once. `record.stopped` tells; later calls of those layers are then not made.
-        edits: layer selection -> a function of the layer's output that returns what the layer shall return instead,
-            a `Change` (see `layerlens.probes.edits`), or a list of them that follow each other.
-        arguments: the same for what layers are given, `(args, kwargs)`, of which a `Change` changes the first tensor.
+            returned once; see `record.stopped`. Later calls of those layers are then not made.
+        edits: layer selection -> a function of the layer's output that returns the new output, a `Change` (see
+            `layerlens.edits`), or a list of them that follow each other.
+        arguments: the same for the arguments of layers, `(args, kwargs)`, of which a `Change` changes the first tensor.
 
     Raises:
         LayerNotFound: when a selection matches no layer.
@@ -104,7 +108,7 @@ class Probe:
             raise OptionError("stop=True ends the run after the last selected layer; no layer is selected.")
         self._pending = {(path, n) for path, calls in self._calls.items() for n in calls or {0}} if stop else set()
         self._gradients = gradients
-        self._unmade: dict[tuple[LayerPath, int | None], None] = {
+        self._edits_not_made: dict[tuple[LayerPath, int | None], None] = {
             (path, call): None
             for path, series in (*self._edits.items(), *self._argument_edits.items())
             for calls, _ in series
@@ -120,8 +124,8 @@ class Probe:
         if self._handles:
             raise OptionError("this probe is already attached; make a second Probe to nest them.")
         self._owner = get_ident()
-        PROBING[self._owner] = PROBING.get(self._owner, 0) + 1
-        self._stack.callback(leave, self._owner)
+        _OPEN_PROBES[self._owner] = _OPEN_PROBES.get(self._owner, 0) + 1
+        self._stack.callback(_close, self._owner)
         try:
             if is_compiled(self._model):
                 self._stack.enter_context(as_written(self._model))
@@ -141,9 +145,9 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Any:
         self._detach()
-        mark_parts(self._model, self.record, self._edits, reduced=self._reduce is not None)
-        self.record.unedited = tuple(path if call is None else f"{path}#{call}" for path, call in self._unmade)
-        if isinstance(error, Stop) and error.args == (id(self),):
+        _mark_parts(self._model, self.record, self._edits, reduced=self._reduce is not None)
+        self.record.unedited = tuple(path if call is None else f"{path}#{call}" for path, call in self._edits_not_made)
+        if isinstance(error, _Stop) and error.args == (id(self),):
             self.record.stopped = True
             return True
         if kind is not None:
@@ -160,9 +164,9 @@ class Probe:
         counter = itertools.count()
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if recomputing() or foreign(self._owner):
+            if recomputing() or _of_other_thread(self._owner):
                 return None
-            call, given = next(counter), output
+            call, original = next(counter), output
             for calls, edit in edits:
                 if calls is not None and call not in calls:
                     continue
@@ -170,9 +174,9 @@ class Probe:
                 if edited is None and output is not None:
                     raise OptionError(f"the edit of layer {path!r} returned None; it must return the new output.")
                 output = edited
-                self._unmade.pop((path, call), None)
-                self._unmade.pop((path, None), None)
-            if output is not given:
+                self._edits_not_made.pop((path, call), None)
+                self._edits_not_made.pop((path, None), None)
+            if output is not original:
                 refuse_in_checkpoints(path)
             return output
 
@@ -183,10 +187,10 @@ class Probe:
         return as_edit(lambda module, args, kwargs: hook(module, None, (args, kwargs)))
 
     def _attach(self, path: LayerPath, module: nn.Module) -> None:
-        if self._plain(path):
+        if self._only_references(path):
             self._handles.append(
                 module.register_forward_hook(
-                    Note(path, self.record, lambda counter: self._hooks(path, module, counter)[1])
+                    _NoteReference(path, self.record, lambda counter: self._hooks(path, module, counter)[1])
                 )
             )
             return
@@ -203,13 +207,13 @@ class Probe:
     def _policy(self, path: LayerPath) -> str:
         return self._keep.get(path, "reference") if isinstance(self._keep, Mapping) else self._keep
 
-    def _plain(self, path: LayerPath) -> bool:
-        """Whether nothing but references to the outputs of all calls is wanted of a layer."""
+    def _only_references(self, path: LayerPath) -> bool:
+        """Whether only references to the outputs of all calls of a layer are wanted."""
         more = self._inputs or self._timing or self._gradients or self._pending or self._graph or self._reduce
         return not more and self._calls[path] is None and self._policy(path) == "reference"
 
     def _hooks(self, path: LayerPath, module: nn.Module, counter: Iterator[int]) -> tuple[Any, Any]:
-        """The hooks before and after the calls of a layer; `counter` numbers the calls."""
+        """The hooks that run before and after the calls of a layer; `counter` numbers the calls."""
         keep, kind, wanted = self._policy(path), type(module).__name__, self._calls[path]
         record, reduce, graph = self.record, self._reduce, self._graph
         entered: list[tuple[Any, Stored, float]] = []
@@ -218,12 +222,12 @@ class Probe:
             return versions(value) if graph or keep == "reference" else ()
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if not (recomputing() or foreign(self._owner)):
+            if not (recomputing() or _of_other_thread(self._owner)):
                 arguments = self._arguments((args, kwargs), keep)
                 entered.append((arguments, held(arguments), time.perf_counter()))
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:
-            if recomputing() or foreign(self._owner):
+            if recomputing() or _of_other_thread(self._owner):
                 return None
             arguments, held_arguments, start = entered.pop() if entered else (None, (), None)
             index = next(counter)
@@ -233,20 +237,24 @@ class Probe:
             main = first_tensor(output) if reduce is None else None
             axes = None if main is None else axes_of(module, main)
             value = stored(output if reduce is None else reduce(output), keep, graph)
-            place = (path, index, record.count, kind, axes)
-            found = Gradients(output) if self._gradients else None
-            record.add(Call(*place, value, arguments, seconds, held(value), held_arguments, found))
+            about = (path, index, record.count, kind, axes)
+            gradients = Gradients(output) if self._gradients else None
+            record.add(Call(*about, value, arguments, seconds, held(value), held_arguments, gradients))
             if self._pending:
                 self._pending.discard((path, index))
                 if not self._pending:
-                    raise Stop(id(self))
+                    raise _Stop(id(self))
             return map_tensors(output, torch.clone) if graph and keep == "clone" else None
 
         return before, after
 
 
 def _by_layer(layers: Layers, edits: Edits) -> dict[LayerPath, list[tuple[Calls, Edit]]]:
-    """Path -> (calls, edit) in the order in which they are made."""
+    """Return path -> (calls, edit) in the order in which they are made.
+
+    Raises:
+        OptionError: when two edits name one layer and call.
+    """
     found: dict[LayerPath, list[tuple[Calls, Edit]]] = {}
     for selection, given in edits.items():
         series: list[Edit] = list(given) if isinstance(given, (list, tuple)) else [given]  # type: ignore[list-item]
@@ -256,3 +264,93 @@ def _by_layer(layers: Layers, edits: Edits) -> dict[LayerPath, list[tuple[Calls,
                     raise OptionError(f"two edits name layer {path!r}; merge them into one list or function.")
             found[path] = [*found.get(path, ()), *((calls, edit) for edit in series)]
     return found
+
+
+def _close(thread: int) -> None:
+    _OPEN_PROBES[thread] -= 1
+    if not _OPEN_PROBES[thread]:
+        del _OPEN_PROBES[thread]
+
+
+def _of_other_thread(owner: int) -> bool:
+    """Whether the call belongs to the probe of another thread. A thread without a probe may be one of the model."""
+    thread = get_ident()
+    return thread != owner and thread in _OPEN_PROBES
+
+
+class _NoteReference:
+    """A hook that notes an output as fast as possible: the record makes the `Call` on first use.
+
+    Args:
+        path: path of the layer.
+        record: where to note.
+        full_hook: returns the hook for outputs other than one simple tensor, given the counter of calls.
+    """
+
+    __slots__ = ("_after", "_counter", "_full_hook", "_owner", "_path", "_pending")
+
+    def __init__(self, path: LayerPath, record: Record, full_hook: Callable[[Iterator[int]], Any]) -> None:
+        self._path, self._pending, self._full_hook = path, record.pending, full_hook
+        self._counter = itertools.count(len(record.calls(path)))
+        self._owner = get_ident()
+        self._after: Any = None
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """The forward hook."""
+        if type(output) is torch.Tensor and not output.requires_grad and not output.is_inference():
+            if _graph_task() == -1 and not _of_other_thread(self._owner):
+                self._pending.append((self._path, next(self._counter), module, output, output._version))
+            return None
+        if self._after is None:  # nested, of a subclass, or with a graph
+            self._after = self._full_hook(self._counter)
+        return self._after(module, args, output)
+
+
+class _Stop(BaseException):
+    """Ends a forward pass from inside a hook; an `except Exception` in the model does not catch it."""
+
+
+def recomputing() -> bool:
+    """Return whether autograd is running a backward pass, in which checkpointed blocks call their layers again."""
+    return bool(_graph_task() != -1)
+
+
+def stored(value: Any, keep: str, graph: bool) -> Any:
+    """Return the value as `keep` says: references, copies, or copies in main memory; with `graph` the value itself."""
+    if graph:
+        return value
+    if keep == "reference":
+        # inference tensors do not count writes, so overwriting one would go unnoticed: copy those
+        return map_tensors(value, lambda tensor: tensor.detach().clone() if tensor.is_inference() else tensor.detach())
+    if keep == "cpu":
+        return map_tensors(value, lambda tensor: tensor.detach().to("cpu", copy=True))
+    return map_tensors(value, lambda tensor: tensor.detach().clone())
+
+
+def versions(value: Any) -> Stored:
+    """Return each tensor inside with its version, the number of writes to it."""
+    return tuple((tensor, version(tensor)) for _, tensor in named_tensors(value))
+
+
+def _mark_parts(model: nn.Module, record: Record, edited: Container[LayerPath], *, reduced: bool) -> None:
+    """Note and warn which layers of a tensor parallel model were recorded, or edited, in this process's part only.
+
+    Args:
+        model: the probed model.
+        record: record of the probe; its `parts` are set.
+        edited: layers that the probe edited.
+        reduced: whether the record holds reduced outputs.
+    """
+    known = parts(model) if dist.is_available() and dist.is_initialized() else {}
+    for path, sizes in known.items():
+        calls = record.calls(path) if path in record.selected else []
+        shown = [None if reduced else first_tensor(call.value) for call in calls]
+        partial = any(sizes is None or value is None or value.shape[-1] == sizes[1] for value in shown)
+        if path in edited or partial:
+            record.parts = (*record.parts, path)
+    if record.parts:
+        named = ", ".join(map(repr, record.parts[:4])) + ", ..." * (len(record.parts) > 4)
+        warn(
+            f"the model is tensor parallel: the outputs of layers {named} (record.parts has all) are the part of this "
+            "process, such as its columns, and units are numbered within it.",
+        )

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+import torch
+from torch import nn
 
 from layerlens.axes.names import axes_of
-from layerlens.errors import RecordError, suggestion
+from layerlens.errors import OptionError, RecordError, suggestion
 from layerlens.model.layers import LayerPath
-from layerlens.model.trees import describe, named_tensors
+from layerlens.model.trees import describe, map_tensors, named_tensors, replace_tensors
 
-from .call import Call, Noted
+from .call import Call
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas
+    import xarray
+
+PendingCall: TypeAlias = tuple[LayerPath, int, nn.Module, torch.Tensor, int]
+"""Layer, index of the call, module, output and its version."""
+
+_RECURRENT = ("RNN", "LSTM", "GRU")
 
 
 class Record(Mapping[LayerPath, Any]):
@@ -22,11 +37,11 @@ class Record(Mapping[LayerPath, Any]):
     layer. Iterating yields the layers that ran.
 
     Attributes:
-        selected: the layers that were asked for, in definition order.
-        partial: True when the run ended by an error, so that later calls are missing.
-        stopped: True when the run was ended on purpose after the last layer that was wanted.
-        unedited: the layers, or calls, whose edit was never made because they did not run.
-        parts: the layers of a tensor parallel model whose output, as recorded, is the part of this process.
+        selected: the selected layers, in definition order.
+        partial: whether the run ended by an error, so that later calls are missing.
+        stopped: whether the run was ended on purpose after the last selected layer.
+        unedited: layers, or calls, whose edit was not made because they did not run.
+        parts: layers of a tensor parallel model whose recorded output is the part of this process.
     """
 
     def __init__(self, selected: list[LayerPath], aliases: Mapping[LayerPath, LayerPath] | None = None) -> None:
@@ -37,44 +52,44 @@ class Record(Mapping[LayerPath, Any]):
         self.aliases = dict(aliases or {})
         self._by_layer: dict[LayerPath, list[Call]] = {path: [] for path in selected}
         self._sequence: list[Call] = []
-        self.noted: list[Noted] = []
-        """Calls that a probe has seen, to be told apart when they are asked for; used by probes."""
+        self.pending: list[PendingCall] = []
+        """Calls seen by a probe that are made into `Call` objects on first use; used by probes."""
 
     def declare(self, layer: LayerPath) -> None:
-        """Add a name to those that were selected (used where names are found as the model runs)."""
+        """Add a name to the selected ones, for names that are found while the model runs; used by probes."""
         if layer not in self._by_layer:
             self._by_layer[layer] = []
             self.selected = (*self.selected, layer)
 
     def add(self, call: Call) -> None:
-        """Append a call (used by probes)."""
-        self._settle()
+        """Append a call; used by probes."""
+        self._make_pending_calls()
         self._by_layer[call.layer].append(call)
         self._sequence.append(call)
 
-    def _settle(self) -> None:
-        """Make calls of what was noted; in a hook there is no time for it."""
-        noted, self.noted[:] = self.noted.copy(), []
-        for path, index, module, tensor, written in noted:
-            place = (path, index, len(self._sequence), type(module).__name__, axes_of(module, tensor))
-            call = Call(*place, tensor.detach(), stored=((tensor, written),))
+    def _make_pending_calls(self) -> None:
+        """Make the calls that hooks only noted, because hooks must be fast."""
+        pending, self.pending[:] = self.pending.copy(), []
+        for path, index, module, tensor, version in pending:
+            about = (path, index, len(self._sequence), type(module).__name__, axes_of(module, tensor))
+            call = Call(*about, tensor.detach(), stored=((tensor, version),))
             self._by_layer[path].append(call)
             self._sequence.append(call)
 
     @property
     def _calls(self) -> dict[LayerPath, list[Call]]:
-        if self.noted:
-            self._settle()
+        if self.pending:
+            self._make_pending_calls()
         return self._by_layer
 
     @property
     def _order(self) -> list[Call]:
-        if self.noted:
-            self._settle()
+        if self.pending:
+            self._make_pending_calls()
         return self._sequence
 
     def calls(self, layer: LayerPath) -> list[Call]:
-        """Every call of `layer`, in order; empty when it was selected and did not run.
+        """Return every call of `layer`, in order; empty if it was selected and did not run.
 
         Raises:
             RecordError: when the layer was not selected.
@@ -104,37 +119,77 @@ class Record(Mapping[LayerPath, Any]):
         return bool(self._calls.get(self.aliases.get(layer, layer)))  # type: ignore[call-overload]
 
     def samples(self, index: int | slice | Sequence[int]) -> Record:
-        """The record of some samples of the batch: `record.samples(2)`, `record.samples(slice(0, 8))`.
+        """Return the record of some samples of the batch: `record.samples(2)`, `record.samples(slice(0, 8))`.
 
-        The batch axis is that of the layer's kind, such as 1 for the states of an LSTM, and the first or second one
-        that has as many entries as the batch where that is not known. A tensor with one entry there is what all samples
-        share, such as position embeddings, and stays. Arguments and gradients are left out.
+        The batch axis is known from the kind of layer, such as 1 for the states of an LSTM; otherwise it is the first
+        or second axis with as many entries as the batch. A tensor with one entry there is shared by all samples, such
+        as position embeddings, and is kept. Arguments and gradients are left out.
 
-        A linear layer inside a model that puts time first is not told from one that puts the batch first: there,
-        run the samples by themselves.
+        A linear layer inside a model that puts time first cannot be distinguished from one that puts the batch first:
+        run the samples by themselves there.
+
+        Args:
+            index: number of a sample, several, or a slice.
 
         Raises:
             OptionError: when there is no such sample.
             RecordError: when a tensor has no axis of the samples; names the layer.
         """
-        from .record_batches import samples
+        batch = batch_size(self)
+        try:
+            numbers = range(batch)[index] if isinstance(index, slice) else _numbers(index)
+            chosen = [range(batch)[number] for number in numbers]
+        except (IndexError, TypeError) as error:
+            raise OptionError(f"samples {index!r} are not in a record of {batch} (0 to {batch - 1}).") from error
+        rows = torch.tensor(chosen, dtype=torch.int64)
 
-        return samples(self, index)
+        def select(call: Call, name: str, tensor: torch.Tensor) -> torch.Tensor:
+            axis = sample_axis(call, name, tensor, batch)
+            return tensor if axis is None else tensor.index_select(axis, rows.to(tensor.device))
+
+        return self._with_outputs(
+            lambda call: replace_tensors(call.output, lambda name, tensor: select(call, name, tensor))
+        )
 
     @classmethod
     def stack(cls, records: Sequence[Record]) -> Record:
-        """The records of several batches as one, along the batch axis; what is no tensor is that of the first.
+        """Join the records of several batches along the batch axis; anything but tensors comes from the first.
+
+        Args:
+            records: one or more, of the same layers.
 
         Raises:
             OptionError: when there are none.
             RecordError: when they hold different calls, or outputs of different nesting, shapes or types.
         """
-        from .record_batches import stack
+        records = list(records)
+        if not records:
+            raise OptionError("no records to stack; give one or more.")
+        first = records[0]
+        calls = [(call.layer, call.index) for call in first.order]
+        for number, other in enumerate(records):
+            if [(call.layer, call.index) for call in other.order] != calls:
+                raise RecordError(
+                    f"record {number} holds other calls than record 0, so they cannot be stacked: the runs took other "
+                    "routes, or other layers were selected. compare record.order of both."
+                )
+        batches = [batch_size(record) for record in records] if calls else []
+        groups = iter(list(zip(*(record.order for record in records), strict=True)))
+        stacked = first._with_outputs(lambda call: _joined(next(groups), batches))
+        stacked.partial = any(record.partial for record in records)
+        return stacked
 
-        return stack(records)
+    def _with_outputs(self, output_of: Callable[[Call], Any]) -> Record:
+        """A record of the same calls with other outputs, without arguments and gradients."""
+        twin = Record(list(self.selected), self.aliases)
+        twin.partial, twin.stopped, twin.unedited = self.partial, self.stopped, self.unedited
+        removed: dict[str, Any] = {"arguments": None, "stored": (), "stored_inputs": (), "gradients": None}
+        for call in self.order:
+            twin.add(dataclasses.replace(call, value=output_of(call), **removed))
+        return twin
 
-    def numpy(self) -> dict[str, Any]:
-        """Every tensor as an array: `layer`, `layer#1` for its second call, `layer:0` inside a nested output.
+    def numpy(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return every tensor as an array: `layer`, `layer#1` for its second call, `layer:0` in a nested output.
 
         Sparse and quantized tensors become dense; bfloat16 and float8 become float32.
 
@@ -145,22 +200,22 @@ class Record(Mapping[LayerPath, Any]):
 
         return to_numpy(self)
 
-    def to_xarray(self) -> Any:
-        """A `Dataset` of all tensors with named axes; needs xarray."""
+    def to_xarray(self) -> xarray.Dataset:
+        """Return a `Dataset` of all tensors with named axes; needs xarray."""
         from .export import to_xarray
 
         return to_xarray(self)
 
-    def to_pandas(self) -> Any:
-        """Statistics of every tensor: mean, std, min, max, share of zeros, number of values that are not finite."""
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return statistics of every tensor: mean, std, min, max, share of zeros, number of non-finite values."""
         from .export import to_pandas
 
         return to_pandas(self)
 
     def difference(self, other: Record, *, rtol: float = 0.0, atol: float = 0.0) -> str | None:
-        """Where two records differ first, as a sentence; None where calls, nesting, shapes and values are equal.
+        """Say where two records differ first; None if calls, nesting, shapes and values are equal.
 
-        Numbers and texts beside the tensors count as well; other objects do not.
+        Numbers and texts next to the tensors are compared as well; other objects are not.
 
         Args:
             other: the other record.
@@ -172,7 +227,7 @@ class Record(Mapping[LayerPath, Any]):
         return difference(self, other, rtol=rtol, atol=atol)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the outputs to one safetensors file, in one step; returns its path.
+        """Write the outputs to one safetensors file, whole or not at all, and return its path.
 
         Named tuples, model outputs and dataclasses are read back as dicts. Arguments and gradients are left out.
 
@@ -185,7 +240,7 @@ class Record(Mapping[LayerPath, Any]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Record:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             ResultFileError: when the file is missing, damaged, or of another kind.
@@ -201,12 +256,12 @@ class Record(Mapping[LayerPath, Any]):
 
     @property
     def order(self) -> tuple[Call, ...]:
-        """All calls in the order in which they ended: the route that the run took."""
+        """All calls in the order in which they ended: the route of the run."""
         return tuple(self._order)
 
     @property
     def count(self) -> int:
-        """How many calls were recorded."""
+        """Number of recorded calls."""
         return len(self._order)
 
     @property
@@ -216,7 +271,7 @@ class Record(Mapping[LayerPath, Any]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors held, each storage counted once."""
+        """Bytes of the recorded tensors, each storage counted once."""
         storages = {}
         for call in self._order:
             for _, tensor in named_tensors((call.value, call.arguments)):
@@ -233,3 +288,104 @@ class Record(Mapping[LayerPath, Any]):
         if len(lines) > 12:
             lines = [*lines[:8], f"  ... {len(lines) - 10} more", *lines[-2:]]
         return "\n".join([head, *lines])
+
+
+def part_axes(call: Call, name: str, tensor: torch.Tensor) -> tuple[str, ...] | None:
+    """Return the names of the axes of one tensor of an output; None if unknown. `name` is that of `named_tensors`."""
+    if call.type in _RECURRENT and name.startswith("1"):  # states, whichever axis comes first in the output
+        return ("layer", "batch", "feature") if tensor.ndim == 3 else None
+    known = call.axes is not None and name in ("", "0") and len(call.axes) == tensor.ndim
+    return call.axes if known else None
+
+
+def batch_size(record: Record) -> int:
+    """Return the number of samples: the size that most calls agree on; in a tie the first one other than 1.
+
+    Raises:
+        RecordError: when the record has no tensor with a batch axis.
+    """
+    sizes: Counter[int] = Counter()
+    for call in record.order:
+        for name, tensor in named_tensors(call.output):
+            if tensor.ndim and not tensor.is_nested:
+                axis = _known_axis(call, name, tensor)
+                sizes[tensor.shape[0 if axis is None else axis]] += 1 if axis is None else 3
+    if not sizes:
+        raise RecordError("this record holds no tensor with a batch axis.")
+    return max(sizes, key=lambda size: (sizes[size], size != 1))
+
+
+def _joined(calls: Sequence[Call], batches: Sequence[int]) -> Any:
+    """Join the outputs of the same call in several batches; anything but tensors comes from the first.
+
+    Raises:
+        RecordError: when they cannot be joined.
+    """
+    call = calls[0]
+    outputs = [list(named_tensors(other.output)) for other in calls]
+
+    def refuse(shown: list[str], cause: Exception | None = None) -> NoReturn:
+        raise RecordError(
+            f"layer {call.layer!r}, call {call.index}: outputs {', '.join(shown[:4])} cannot be stacked; pad the "
+            "inputs to one length, or reduce in the capture."
+        ) from cause
+
+    if any([name for name, _ in parts] != [name for name, _ in outputs[0]] for parts in outputs):
+        refuse([describe(other.output) for other in calls])
+    columns = iter(list(zip(*outputs, strict=True)))
+
+    def join(_: torch.Tensor) -> torch.Tensor:
+        column = next(columns)
+        tensors: list[torch.Tensor] = [tensor for _, tensor in column]
+        shown = [describe(tensor) for tensor in tensors]
+        axes = {sample_axis(call, column[0][0], t, batch) for t, batch in zip(tensors, batches, strict=True)}
+        if len(axes) > 1 or len({tensor.dtype for tensor in tensors}) > 1:
+            refuse(shown)
+        (axis,) = axes
+        if axis is None:  # the same for all samples
+            if any(not torch.equal(tensor, tensors[0]) for tensor in tensors):
+                refuse(shown)
+            return tensors[0]
+        try:
+            return torch.cat(tensors, dim=axis)
+        except RuntimeError as error:
+            refuse(shown, error)
+
+    return map_tensors(call.output, join)
+
+
+def _numbers(index: object) -> list[Any]:
+    """Return an index as a list.
+
+    Raises:
+        TypeError: for a mask or a flag.
+    """
+    dtype = getattr(index, "dtype", None)
+    if isinstance(index, bool) or str(dtype).rpartition(".")[2] == "bool":
+        raise TypeError("numbers of samples are wanted")
+    return [index] if hasattr(index, "__index__") and not getattr(index, "shape", ()) else list(index)  # type: ignore[call-overload]
+
+
+def _known_axis(call: Call, name: str, tensor: torch.Tensor) -> int | None:
+    """Return the batch axis of a tensor if its axes are known, else None."""
+    axes = part_axes(call, name, tensor)
+    return axes.index("batch") if axes is not None and "batch" in axes else None
+
+
+def sample_axis(call: Call, name: str, tensor: torch.Tensor, batch: int) -> int | None:
+    """Return the axis of samples; None for a tensor with one entry that all samples share, as position embeddings.
+
+    Raises:
+        RecordError: when the tensor has no axis of that many samples.
+    """
+    known = _known_axis(call, name, tensor)
+    first = 0 if known is None else known
+    dims = 0 if tensor.is_nested else tensor.ndim
+    if first < dims and tensor.shape[first] in (1, batch):
+        return first if tensor.shape[first] == batch else None
+    if known is None and dims > 1 and tensor.shape[1] == batch:
+        return 1
+    raise RecordError(
+        f"layer {call.layer!r}, call {call.index}: {describe(tensor)} has no axis of the {batch} samples, so it "
+        "cannot be taken apart by sample. Capture without this layer, or read it from record.calls."
+    )

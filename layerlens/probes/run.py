@@ -1,4 +1,4 @@
-"""Run a model once: to keep what every selected layer returned, or to see what comes out when layers are edited."""
+"""Run a model once: record the outputs of the selected layers, or return the output when layers are edited."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from layerlens.errors import OptionError, TargetError, choose
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Selection
+from layerlens.signatures import public
 from layerlens.targets.target import Spec, Target, as_target
 
 from .probe import Edits, Keep, Probe
 from .record import Record
 
 
+@public
 def capture(
     model: nn.Module,
     x: Input,
@@ -35,21 +37,14 @@ def capture(
     """Run `model` once on `x`, in eval mode, and record every call of the selected layers.
 
     Args:
-        model: any module.
-        x: its input: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        layers: see `Selection`; None for every layer.
-        keep: as in `Probe`; `"auto"` (default) keeps references, and when a later operation wrote into some of them
-            in place it runs the model once more and copies just those.
+        keep: as in `Probe`; `"auto"` (default) keeps references, and if a later operation wrote into some of them in
+            place, it runs the model once more and copies just those.
         inputs: record the arguments of each call as well.
-        reduce: applied to each output inside the hook; only what it returns is kept.
+        reduce: applied to each output inside the hook; only its result is kept.
         gradients: record the gradient of the score with respect to each output as well, see `Call.gradient`.
-        target: the score to differentiate, as in `as_target`; used with `gradients` only.
+        target: ... Used with `gradients` only.
         stop: end the run when every selected layer (or call, as in `"rnn#2"`) has returned once.
-        edits: as in `Probe`; what they return is recorded.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-
-    Returns:
-        The `Record`.
+        edits: as in `Probe`; their results are recorded.
 
     Raises:
         LayerNotFound: when the selection matches no layer.
@@ -65,9 +60,9 @@ def capture(
     """
     choose("keep policy", keep, ("auto", "reference", "clone", "cpu"))
     if gradients and stop:
-        raise OptionError("gradients need the whole run, for the score is at its end; stop=True ends it before.")
+        raise OptionError("gradients need the whole run, because the score is at its end; stop=True ends it before.")
     if target is not None and not gradients:
-        raise OptionError("a target is what gradients are taken of: gradients=True, or no target.")
+        raise OptionError("a target is the score of gradients: set gradients=True, or give no target.")
     given: Inputs = as_inputs(x)
     policy: Keep | dict[LayerPath, Keep] = "reference" if keep == "auto" else keep
 
@@ -89,14 +84,12 @@ def capture(
     return record
 
 
+@public
 def run(model: nn.Module, x: Input, *, edits: Edits | None = None, forward: Forward | None = None) -> Any:
-    """What `model` returns for `x`, in eval mode and without gradients, when some of its layers are edited.
+    """Return the output of `model` for `x`, in eval mode and without gradients, with some of its layers edited.
 
     Args:
-        model: any module.
-        x: its input: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        edits: as in `Probe`: layer selection -> a function of its output, or one of `layerlens.probes.edits`.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        edits: layer selection -> a function of its output, or one of `layerlens.edits`; as in `Probe`.
 
     Raises:
         LayerNotFound: when a selection matches no layer.
@@ -113,14 +106,18 @@ def run(model: nn.Module, x: Input, *, edits: Edits | None = None, forward: Forw
         output = as_inputs(x).run(model, forward)
     if record.unedited:
         raise OptionError(
-            f"these edits were never made, for their layers or calls did not run: {', '.join(record.unedited)}."
+            f"these edits were never made, because their layers or calls did not run: {', '.join(record.unedited)}."
         )
     return output
 
 
 def _differentiate(model: nn.Module, given: Inputs, forward: Forward | None, target: Target, record: Record) -> None:
-    """Run the model and differentiate the score by the outputs of the recorded calls."""
-    for parameter in model.parameters():  # so that what is computed from token ids has a gradient as well
+    """Run the model and differentiate the score by the outputs of the recorded calls.
+
+    Raises:
+        TargetError: when the score depends on none of them.
+    """
+    for parameter in model.parameters():  # so that values computed from token ids have gradients as well
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
     output = given.map(lambda x: x.detach().clone().requires_grad_() if x.is_floating_point() else x).run(

@@ -1,12 +1,10 @@
-"""Records on disk: one safetensors file, the tensors by call and the rest as JSON in its metadata. No pickle."""
+"""Records on disk: one safetensors file with the tensors by call, and the rest as JSON in its metadata; no pickle."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 
 from layerlens.errors import ResultFileError
-from layerlens.files import umask
+from layerlens.files import whole
 from layerlens.model.trees import describe
 
 from .call import Call
@@ -24,7 +22,11 @@ FORMAT = "layerlens-record/1"
 
 
 def save(record: Record, path: str | os.PathLike[str]) -> Path:
-    """Write a record; see `Record.save`."""
+    """Write a record; see `Record.save`.
+
+    Raises:
+        ResultFileError: when the folder does not exist, or a tensor cannot be stored.
+    """
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -38,31 +40,31 @@ def save(record: Record, path: str | os.PathLike[str]) -> Path:
         parts: list[torch.Tensor] = []
         fields = {"layer": call.layer, "index": call.index, "type": call.type, "seconds": call.seconds}
         fields |= {"axes": call.axes, "shape of value": outline(call.output, parts, f"{number}:")}
-        for place, tensor in enumerate(parts):
+        for number_in_call, tensor in enumerate(parts):
             if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
                 raise ResultFileError(
                     f"layer {call.layer!r}, call {call.index}: {describe(tensor)} is sparse, nested, quantized or "
                     "without data, which a file cannot hold; make it a plain tensor with capture(reduce=...)."
                 )
-            tensors[f"{number}:{place}"] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            tensors[f"{number}:{number_in_call}"] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         calls.append(fields)
-    whole: dict[str, Any] = {"selected": record.selected, "aliases": dict(record.aliases), "unedited": record.unedited}
-    whole |= {"partial": record.partial, "stopped": record.stopped, "calls": calls}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata={"format": FORMAT, "record": json.dumps(whole)})
-        os.chmod(temporary, 0o666 & ~umask())  # as any new file, not for the owner alone
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    content: dict[str, Any] = {
+        "selected": record.selected,
+        "aliases": dict(record.aliases),
+        "unedited": record.unedited,
+    }
+    content |= {"partial": record.partial, "stopped": record.stopped, "calls": calls}
+    with whole(path) as file:
+        save_file(tensors, file.name, metadata={"format": FORMAT, "record": json.dumps(content)})
     return path
 
 
 def load(path: str | os.PathLike[str]) -> Record:
-    """Read what `save` wrote; see `Record.load`."""
+    """Read a file that `save` wrote; see `Record.load`.
+
+    Raises:
+        ResultFileError: when the file is missing, damaged, or of another kind.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -75,31 +77,31 @@ def load(path: str | os.PathLike[str]) -> Record:
             about = file.metadata() or {}
             if about.get("format") != FORMAT:
                 raise ResultFileError(f"{path} has format {about.get('format')!r}; this layerlens reads {FORMAT!r}.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        whole = json.loads(about["record"])
-        record = Record(list(whole["selected"]), whole["aliases"])
-        record.partial, record.stopped = bool(whole["partial"]), bool(whole["stopped"])
-        record.unedited = tuple(whole["unedited"])
-        for order, call in enumerate(whole["calls"]):
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        content = json.loads(about["record"])
+        record = Record(list(content["selected"]), content["aliases"])
+        record.partial, record.stopped = bool(content["partial"]), bool(content["stopped"])
+        record.unedited = tuple(content["unedited"])
+        for order, call in enumerate(content["calls"]):
             axes = None if call["axes"] is None else tuple(call["axes"])
-            place = (call["layer"], call["index"], order, call["type"], axes)
-            record.add(Call(*place, _filled(call["shape of value"], tensors), seconds=call["seconds"]))
+            fields = (call["layer"], call["index"], order, call["type"], axes)
+            record.add(Call(*fields, _restored(call["shape of value"], tensors), seconds=call["seconds"]))
+    except ResultFileError:
+        raise
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
-        if isinstance(error, ResultFileError):
-            raise
-        raise ResultFileError(f"{path} is no record of layerlens, or is damaged ({error}).") from error
+        raise ResultFileError(f"{path} is not a record of layerlens, or is damaged ({error}).") from error
     return record
 
 
 def outline(value: Any, parts: list[torch.Tensor], prefix: str = "") -> Any:
-    """A value as JSON: how it is nested, and what in it is no tensor.
+    """Return a value as JSON: its nesting, and everything in it but tensors.
 
     Named tuples, model outputs and dataclasses become dicts.
 
     Args:
-        value: nested as it may be.
-        parts: its tensors are appended here; the outline holds their places.
-        prefix: put before the number of each place.
+        value: any value, possibly nested.
+        parts: its tensors are appended here; the outline refers to them by number.
+        prefix: prefix of each number.
     """
     if isinstance(value, torch.Tensor):
         parts.append(value)
@@ -115,20 +117,20 @@ def outline(value: Any, parts: list[torch.Tensor], prefix: str = "") -> Any:
         return {kind: [outline(part, parts, prefix) for part in value]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"plain": value}
-    return {"text": repr(value)[:200]}  # what is neither a number nor a text is kept as what it looks like
+    return {"text": repr(value)[:200]}  # any other object is kept as its text
 
 
 def _key(key: Any) -> Any:
     return key if key is None or isinstance(key, (bool, int, float, str)) else str(key)
 
 
-def _filled(described: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def _restored(described: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     ((kind, content),) = described.items()
     if kind == "tensor":
         return tensors[content]
     if kind in ("plain", "text"):
         return content
     if kind == "dict":
-        return {key: _filled(part, tensors) for key, part in content}
-    made = {"tuple": tuple, "list": list}[kind]
-    return made(_filled(part, tensors) for part in content)
+        return {key: _restored(part, tensors) for key, part in content}
+    sequence = {"tuple": tuple, "list": list}[kind]
+    return sequence(_restored(part, tensors) for part in content)

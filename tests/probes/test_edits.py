@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_told(tokens):
         (zero(units=6), r"no unit 6 in layer 'mix': it has 6 \(0 to 5\)"),
         (zero(samples=3), "no sample 3"),
         (zero(positions=[5]), "no position 5"),
-        (zero(heads=(0, 4)), "are not 4 heads"),
+        (zero(heads=(0, 4)), "cannot be split into 4 equal heads"),
         (zero(heads=(3, 3)), "no head 3 of 3"),
         (zero(heads=3), "heads must be"),
         (zero(mask=torch.ones(7, dtype=torch.bool)), "mask bool .* does not fit"),
@@ -269,7 +269,7 @@ def test_gradients_of_a_backward_pass_of_the_user_add_up():
     torch.testing.assert_close(call.gradient["0"], torch.full((4, 2, 3), 2.0))
     with torch.no_grad(), lens.probe("", gradients=True) as record:
         net[0](torch.randn(4, 2, 2))
-    with pytest.raises(errors.RecordError, match="made without gradients"):
+    with pytest.raises(errors.RecordError, match="computed without gradients"):
         _ = record.calls("")[0].gradient
 
 
@@ -277,5 +277,5 @@ def test_a_score_without_a_way_to_the_layers_is_refused():
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     with pytest.raises(errors.TargetError, match="no gradient leads"):
         capture(net, torch.ones(1, 2), "0", gradients=True, target=lambda y: y.detach().sum(1))
-    with pytest.raises(errors.OptionError, match="gradients=True, or no target"):
+    with pytest.raises(errors.OptionError, match="gradients=True, or give no target"):
         capture(net, torch.ones(1, 2), "0", target=1)

@@ -197,7 +197,7 @@ def test_reading_an_overwritten_reference_raises():
     with pytest.raises(OverwrittenError) as error:
         record["0"]
     assert str(error.value) == (
-        "layer '0', call 0: a later operation wrote into this output in place, so its value is gone. Capture with "
+        "layer '0', call 0: a later operation wrote into this output in place, so its value is lost. Capture with "
         "keep='clone' (or keep='auto' of lens.capture)."
     )
 

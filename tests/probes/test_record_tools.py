@@ -118,7 +118,7 @@ def test_files_that_are_none_are_refused(tmp_path):
         Record.load(path)
     about = {"format": "layerlens-record/1", "record": json.dumps({"selected": []})}
     save_file({"a": torch.ones(1)}, str(tmp_path / "half.safetensors"), metadata=about)
-    with pytest.raises(errors.ResultFileError, match="no record of layerlens, or is damaged"):
+    with pytest.raises(errors.ResultFileError, match="not a record of layerlens, or is damaged"):
         Record.load(tmp_path / "half.safetensors")
 
 

@@ -112,7 +112,7 @@ def test_descriptions_that_were_changed_are_refused(change, tmp_path):
         if good:
             assert Record.load(path)["a"].shape == (2,)
         else:
-            with pytest.raises(errors.ResultFileError, match="no record of layerlens, or is damaged"):
+            with pytest.raises(errors.ResultFileError, match="not a record of layerlens, or is damaged"):
                 Record.load(path)
 
 

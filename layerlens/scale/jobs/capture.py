@@ -15,7 +15,7 @@ from layerlens.model.layers import Selection
 from layerlens.model.trees import describe, first_tensor
 from layerlens.probes.export import named_outputs
 from layerlens.probes.probe import Edits
-from layerlens.probes.record_batches import sample_axis
+from layerlens.probes.record import sample_axis
 from layerlens.probes.run import capture
 
 from ..store.fingerprint import plain

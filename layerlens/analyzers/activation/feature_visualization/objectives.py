@@ -14,7 +14,7 @@ from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.trees import map_tensors
 from layerlens.probes.probe import Probe
 from layerlens.probes.record import Record
-from layerlens.probes.units import read_units
+from layerlens.probes.export import read_units
 from layerlens.targets.target import Target
 
 At = tuple[Any, int]
