@@ -28,6 +28,7 @@ OLD = [
     ("analyzers.activation.cam", "grad_cam score_cam", "analyzers.saliency.cam"),
     ("analyzers.activation.cam.grad_cam", "grad_cam", "analyzers.saliency.cam.gradient_cams"),
     ("analyzers.saliency.blur_ig", "blur_ig", "analyzers.saliency.path.blur_ig"),
+    ("plotting.board", "Board", "plotting.drawing.canvas"),
     ("plotting.heatmap", "heatmap", "plotting.figures.heatmap"),
     ("results.layers", "LayerProfile", "results.values.layer_profile"),
 ]
