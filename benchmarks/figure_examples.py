@@ -54,11 +54,11 @@ def photographs() -> Iterator[tuple[str, Draw]]:
             crops.append(efficientnet.preprocess(picture.crop((left, top, left + side, top + side)))[0])
     alike = lens.similarity(torch.stack(crops), ["_bn0", "_blocks.*", "_bn1", "_fc"], batch_size=24)
     yield "matrix", partial(plotting.matrix, alike)
-    top = lens.top_inputs(torch.stack(crops), "_blocks.10", units=[6, 70, 96], by="activation", count=6)
-    yield "top_inputs", partial(plotting.top_inputs, top)
-    wanted = [neuron("_blocks.10", unit) for unit in top.units]
+    strongest = lens.top_inputs(torch.stack(crops), "_blocks.10", units=[6, 70, 96], by="activation", count=6)
+    yield "top_inputs", partial(plotting.top_inputs, strongest)
+    wanted = [neuron("_blocks.10", unit) for unit in strongest.units]
     made = lens.feature_visualization(wanted, (3, 160, 160), bounds=(-1, 1), steps=120)
-    yield "feature_gallery", partial(plotting.feature_gallery, made, top)
+    yield "feature_gallery", partial(plotting.feature_gallery, made, strongest)
     several = {
         name: faithfulness.insertion(lens.model, x, one) for name, one in zip(("CAM", "LRP"), maps, strict=False)
     }
@@ -93,7 +93,7 @@ def digits() -> Iterator[tuple[str, Draw]]:
         for chosen in torch.randint(len(x), (40, 32)):
             loss = nn.functional.cross_entropy(net(x[chosen]), labels[chosen])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             watching.log(loss=loss)
     yield "training", partial(plotting.training, watching.history, "update ratio")
@@ -119,9 +119,9 @@ def texts() -> Iterator[tuple[str, Draw]]:
         "attention (mean)",
         partial(plotting.attention, lens.attention(prompt, "model.layers.23.self_attn"), heads="mean"),
     )
-    yield "sensitivity", partial(plotting.sensitivity, lens.ablate(prompt, by="head", target=fact, count=12))
+    yield "sensitivity", lens.ablate(prompt, by="head", target=fact, count=12).plot
     traced = lens.patch("The capital of Italy is", prompt, "model.layers.*", by="layer_position", target=fact)
-    yield "matrix (signed)", partial(plotting.matrix, traced)
+    yield "matrix (signed)", traced.plot
     encoder, reader = minilm()
     long = lens_of(encoder, reader).relevance(
         "The weather was dull, and a puppy played with a ball that somebody had left in the garden, while its owner "

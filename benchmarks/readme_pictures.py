@@ -15,6 +15,7 @@ from layerlens import Lens, contrast
 from layerlens.demo.demo_subject import subject
 from layerlens.demo.gallery import at_depth
 from layerlens.plotting import Plot, compare_methods
+from layerlens.results import Matrix
 
 DPI = {"photograph": 100, "tokens": 140, "layers": 140}
 """Dots per inch: a photograph weighs more than letters."""
@@ -42,6 +43,7 @@ def layers(lens: Lens) -> Plot:
     """Where in SmolLM2 the fact stands: the share of the answer that one value of another run brings back."""
     shown = [f"model.layers.{layer}" for layer in LAYERS]
     traced = lens.patch(*DEPTH, shown, by="layer_position", target=FACT)
+    assert isinstance(traced, Matrix)
     rows = [name.rpartition(".")[2] for name in traced.rows]
     columns = [name.partition(" ")[2] for name in traced.columns]
     return traced.plot(labels=(rows, columns), annotate=False, title="Where the fact stands, by layer and word")

@@ -125,14 +125,14 @@ _MOVED: Final = {
     ("demo", "demo"): "subject=demo_subject",
     ("plotting", "plotting"): "styling=style",
     ("plotting", "plotting.drawing"): """
-        bars board=canvas cells=matrix_cells colorbar decades=log_scales images layout=canvas model_tree
-        panels=image_panels samples=attribution_sample scales=axis_scales text wording=token_text
+        bars board=canvas cells=matrix_cells colorbar images layout=canvas panels=image_panels
+        samples=attribution_sample text wording=token_text
     """,
     ("plotting", "plotting.figures"): """
-        activation_mosaic attention channels compare_methods curves faithfulness_curve feature_gallery
+        activation_mosaic attention channels compare_methods curves decades=training faithfulness_curve feature_gallery
         feature_visualization gradient_flow group_effects heatmap latent_traversal layer_profile leaderboard matrix
-        method_grid model_map overlay_grid receptive_field recurrent_states relevance_flow sensitivity thumbnail
-        timeseries tokens tokens_html top_inputs training
+        method_grid model_map model_tree=model_map overlay_grid receptive_field recurrent_states relevance_flow
+        scales=curves sensitivity thumbnail timeseries tokens tokens_html top_inputs training
     """,
     ("report", "analyzers.sensitivity.local"): "outputs=lanczos",
     ("report", "report"): "alt=alt_text examine=sample_section facts=provenance make=assemble told=assemble",

@@ -21,6 +21,7 @@ KNOWN: Final = {
     "finer_cam": "Finer-CAM",
     "grad_cam": "Grad-CAM",
     "grad_cam_plus_plus": "Grad-CAM++",
+    "gradient": "Gradient",
     "gradient_shap": "GradientSHAP",
     "guided_backprop": "Guided backpropagation",
     "guided_grad_cam": "Guided Grad-CAM",
@@ -32,12 +33,15 @@ KNOWN: Final = {
     "leave_one_out": "Leave-one-out",
     "lime": "LIME",
     "lrp": "LRP",
+    "occlusion": "Occlusion",
+    "permutation": "Permutation",
     "rise": "RISE",
     "road": "ROAD",
     "score_cam": "Score-CAM",
     "shap": "SHAP",
     "smooth_grad": "SmoothGrad",
     "smooth_grad_squared": "SmoothGrad squared",
+    "sobol": "Sobol",
     "var_grad": "VarGrad",
     "x_grad_cam": "XGrad-CAM",
     "xrai": "XRAI",
@@ -46,7 +50,7 @@ KNOWN: Final = {
 
 _RULES: Final = re.compile(r"^((?:\w+ )*relevance), (\w+)")
 _IDENTIFIER: Final = re.compile(r"(?<![\w.])[a-z][a-z0-9]*(?:_[a-z0-9]+)+(?![\w.])")
-_PLAIN_START: Final = re.compile(r"[a-z]+(?=$|[ ,;:(-])")
+_PLAIN_START: Final = re.compile(r"[a-z]{2,}(?=$|[ ,;:(-])")
 
 
 def words(name: str) -> str:
@@ -57,6 +61,8 @@ def words(name: str) -> str:
         ('Integrated gradients', 'Grad-CAM at blocks.2', 'Relevance (epsilon-plus)')
     """
     parts = re.split(r"( [-+] )", name)
+    if len(parts) > 1 and not all(part in KNOWN or "_" in part or _RULES.match(part) for part in parts[::2]):
+        return name  # a difference of something else than methods, such as groups of samples
     return "".join(part if place % 2 else _words(part) for place, part in enumerate(parts))
 
 

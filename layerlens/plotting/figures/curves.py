@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from layerlens.errors import PlotError, choose
+from layerlens.errors import OptionError, PlotError, choose
 from layerlens.results import Curve
 
 from .. import style
-from ..drawing import axis_scales, text
+from ..drawing import bars, text
 from ..drawing.canvas import Canvas
 from ..drawing.images import finite_array
 from ..plot import Plot, figure
@@ -29,6 +29,9 @@ MOST_MARKED: Final = 25
 """Points of a curve that are marked one by one."""
 MOST_NAMED: Final = 7
 """Curves with a color of their own; more take the colors of a scale, in their order."""
+
+FEW_POINTS: Final = 8
+"""Points that carry the numbers of a logarithmic axis themselves."""
 
 
 @figure(Curve, kind="curves", usual=True)
@@ -80,7 +83,7 @@ def curves(
     points = np.concatenate([line["points"] for line in data.values()])
     if scale == "log" and points.min() <= 0:
         raise PlotError(f"a log scale has no place for the point {points.min():g}. Use scale='symlog', or 'linear'.")
-    axis_scales.check_values([line["values"] for line in data.values()], yscale, ylim)
+    _check_values_axis([line["values"] for line in data.values()], yscale, ylim)
     first = shown[0]
     with Canvas(width=width, ax=ax) as canvas:
         automatic = "; ".join(dict.fromkeys(words(one.method) for one in shown if one.method))
@@ -98,8 +101,8 @@ def curves(
             ]
         canvas.title(title, automatic, " ".join(notes))
         axes = canvas.panel(height=min(max(0.52 * canvas.width, 1.3), 2.6))
-        axis_scales.along(axes, points, scale, canvas.width)
-        axis_scales.values(axes, yscale, ylim)
+        _points_axis(axes, points, scale, canvas.width)
+        _values_axis(axes, yscale, ylim)
         handles = [_line(axes, index, name, line, len(data)) for index, (name, line) in enumerate(data.items())]
         if many:
             handles = [handles[index] for index in np.unique(np.linspace(0, len(handles) - 1, 5).round().astype(int))]
@@ -217,3 +220,70 @@ def _chance(axes: Axes, data: dict[str, dict[str, Array]]) -> list[Any]:
         axes.plot(line["points"], line["null"], color=color, linestyle=CHANCE, linewidth=0.7)
     label = "chance" if alone else "chance of each"
     return [*keys, Line2D([], [], color=style.INK, linestyle=CHANCE, linewidth=0.7, label=label)]
+
+
+def _points_axis(axes: Axes, points: Array, scale: str, across: float) -> None:
+    """Draw the axis of the points, with guide lines; `across` is the width of the figure in inches."""
+    from matplotlib.ticker import MaxNLocator, NullFormatter
+
+    if scale == "log":
+        axes.set_xscale("log")
+    elif scale == "symlog":
+        sizes = np.abs(points[points != 0])
+        axes.set_xscale("symlog", linthresh=float(sizes.min()) if sizes.size else 1.0, linscale=0.5)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    if scale != "linear" and len(np.unique(points)) <= FEW_POINTS:
+        _point_ticks(axes, np.unique(points), across)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(color="#E6E6E6", linewidth=0.5)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _check_values_axis(lines: Sequence[Array], yscale: str, ylim: tuple[float, float] | None) -> None:
+    """Refuse an axis of values that cannot be drawn.
+
+    Raises:
+        OptionError: for an unknown scale, or a `ylim` that is not a range.
+        PlotError: when a logarithm of zero or less is asked for.
+    """
+    choose("yscale", yscale, ("linear", "log"))
+    if ylim is not None and not (len(ylim) == 2 and np.isfinite(ylim).all() and ylim[0] < ylim[1]):
+        raise OptionError(f"ylim={ylim!r}; give the smallest and the largest value of the axis, such as (0, 1).")
+    lowest = min(float(np.nanmin(line, initial=np.inf)) for line in lines) if ylim is None else float(ylim[0])
+    if yscale == "log" and lowest <= 0:
+        raise PlotError(
+            f"a log scale has no place for the value {lowest:g}. Use yscale='linear', or ylim= from above zero."
+        )
+
+
+def _values_axis(axes: Axes, yscale: str, ylim: tuple[float, float] | None) -> None:
+    """The axis of the values of curves, and the numbers of both."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+    if yscale == "log":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(bars.log_ticks())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    if ylim is not None:
+        axes.set_ylim(*ylim)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
+
+
+def _point_ticks(axes: Axes, points: Array, across: float) -> None:
+    """Ticks at the points themselves, left out where their numbers would touch."""
+    scaled = axes.xaxis.get_transform().transform(points)
+    span = float(np.ptp(scaled)) or 1.0
+    room = 0.8 * across / span
+    kept, end = [], -np.inf
+    for point, place in zip(points, scaled * room, strict=True):
+        half = text.width(style.number(float(point)), style.SMALL) / 2
+        if place - half > end + 0.04:
+            kept.append(point)
+            end = place + half
+    axes.set_xticks(kept)
+    axes.minorticks_off()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from layerlens.errors import PlotError, choose
+from layerlens.errors import OptionError, PlotError, choose
 from layerlens.results import TrainingHistory
 
 from .. import style
-from ..drawing import bars, log_scales, matrix_cells, text
+from ..drawing import bars, matrix_cells, text
 from ..drawing.canvas import Canvas
 from ..plot import Plot, figure
 from ..style import Array, Limits
@@ -32,6 +34,11 @@ MARKS: Final[dict[str, dict[str, Any]]] = {
     "NaN": {"facecolor": "white", "edgecolor": style.FAINT, "hatch": "//////"},
 }
 """Cells that no color of the scale shows."""
+
+LOGARITHMIC: Final = ("gradient norm", "update ratio", "weight norm", "activation std")
+"""Quantities of which only positive values are expected; drawn on a log scale from one decade on."""
+MOST_DECADES: Final = 8
+"""Decades of a log scale, counted from its end."""
 
 
 @figure(TrainingHistory, kind="training", usual=True)
@@ -99,7 +106,7 @@ def training(
     names = [text.printable(name) for name in (found.rows if labels is None else labels)]
     if len(names) != len(values) or not names:
         raise PlotError(f"{len(names)} labels for the {len(values)} layers of {quantity!r}; give one for each.")
-    limits = log_scales.limits(values, quantity, signed=found.signed, log=log, vmax=vmax, clip=clip)
+    limits = _color_limits(values, quantity, signed=found.signed, log=log, vmax=vmax, clip=clip)
     curves = {} if ax is not None else _logged(history, logged)
     steps = history.steps.numpy()
     if width is None:
@@ -214,3 +221,63 @@ def _mark(axes: Axes, where: Array, shape: tuple[int, ...], look: dict[str, Any]
     boxes = [corners * (wide, high) + (column * wide - 0.5, row * high - 0.5) for row, column in np.argwhere(where)]
     codes = [Path.MOVETO, *[Path.LINETO] * 3, Path.CLOSEPOLY] * len(boxes)
     axes.add_patch(PathPatch(Path(np.concatenate(boxes), codes), linewidth=0, **look))
+
+
+def _color_limits(
+    values: Array, quantity: str, *, signed: bool, log: bool | None, vmax: float | None, clip: float | None
+) -> Limits | None:
+    """The range of the colors; None where no value has a color.
+
+    Args:
+        values: any; those that are not finite, and on a log scale zeros, have no color.
+        quantity: its name.
+        signed: whether values are read as distances from zero to both sides.
+        log: whether the scale is logarithmic; None for norms and ratios that span a decade.
+        vmax: end of the scale; None fits the data.
+        clip: percentile of |value| where colors saturate; None clips nothing.
+
+    Raises:
+        OptionError: when `vmax` or `clip` is out of range.
+        PlotError: when a log scale is asked for values below zero.
+    """
+    percentile = 100.0 if clip is None else clip
+    if not 0 < percentile <= 100:
+        raise OptionError(f"clip={clip!r} is a percentile; give a number above 0 and at most 100.")
+    if vmax is not None and not (math.isfinite(vmax) and vmax > 0):
+        raise OptionError(f"vmax={vmax!r} is the largest value of the color scale; give a positive number.")
+    known = values[np.isfinite(values)]
+    positive = known[known > 0]
+    if log and (known < 0).any():
+        raise PlotError(
+            f"{quantity!r} has values below zero (smallest {known.min():.3g}): no log scale. Use log=False."
+        )
+    if log is None:
+        spans = bool(positive.size) and positive.max() >= 10 * positive.min()
+        log = quantity in LOGARITHMIC and (spans or not positive.size)
+    if log:
+        return _log_limits(positive, vmax, percentile)
+    if not known.size:
+        return None
+    low = float(known.min())
+    if vmax is None and not (known.any() if signed else positive.size):  # one color: no constant unit anywhere
+        return Limits(
+            -1.0 if signed else 0.0, 1.0, False, "nothing above zero" if low < 0 else "zero everywhere", low < 0
+        )
+    shown = style.limits([known if signed else known.clip(0)], signed=signed, clip=percentile, vmax=vmax, what=quantity)
+    if signed or low >= 0:
+        return shown
+    note = "; ".join(part for part in (shown.note, f"lowest {style.number(low)}") if part)
+    return dataclasses.replace(shown, note=note, below=True)
+
+
+def _log_limits(positive: Array, vmax: float | None, percentile: float) -> Limits | None:
+    if not positive.size:
+        return None
+    largest, smallest = float(positive.max()), float(positive.min())
+    high = float(np.percentile(positive, percentile)) if vmax is None else float(vmax)
+    low = max(smallest, high * 10.0**-MOST_DECADES)
+    if not low < high:
+        low = high / 10
+    notes = [f"clipped at {percentile:g}%"] if vmax is None and high < largest else []
+    notes += [f"lowest {style.number(smallest)}"] if smallest < low else []
+    return Limits(low, high, largest > high, "; ".join(notes), below=smallest < low, log=True)
