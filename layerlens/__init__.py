@@ -65,7 +65,7 @@ _NAMES = {
     """,
 }
 """Module -> its public names. Nothing is imported before it is used, so that `import layerlens` costs next to nothing.
-For type checkers and editors the same names stand in `__init__.pyi`."""
+For type checkers and editors the same names are in `__init__.pyi`."""
 
 install()
 

@@ -1,4 +1,4 @@
-"""Signatures and docstrings of public functions: shared parameters documented once, misspelt options named."""
+"""Signatures and docstrings of public functions: shared parameters documented once, misspelled options named."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SHARED = {
     "batch_size": "samples per pass.",
     "draws": "number of random draws.",
     "null": "whether to measure the model with the entries of each parameter in random order too, as a reference.",
-    "batched": "whether the items of an iterable are batches; None: those of a DataLoader are.",
+    "batched": "whether the items of an iterable are batches; None: yes for a DataLoader, no for others.",
     "seed": "seed of every random draw, also of models that draw numbers.",
     "progress": "whether to show a progress bar; None shows it in a terminal when the work takes long.",
     "ax": "axes to draw into; None makes a figure.",
@@ -73,7 +73,7 @@ def public(*, renamed: Mapping[str, str]) -> Callable[[Function], Function]: ...
 def public(
     function: Function | None = None, *, renamed: Mapping[str, str] | None = None
 ) -> Function | Callable[[Function], Function]:
-    """Complete the docstring of a public function, and name the nearest option when one is misspelt.
+    """Complete the docstring of a public function, and name the nearest option when one is misspelled.
 
     Parameters that the docstring leaves out are described by `SHARED`, in the order of the signature; a description
     that begins with `...` continues the shared one.

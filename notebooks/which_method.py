@@ -163,7 +163,7 @@ judged.plot()
 
 # %%
 for name in ("auto: relevance", "grad_cam"):
-    for control in ("centre", "smooth_grad"):
+    for control in ("center", "smooth_grad"):
         change, low, high = judged.difference(name, control)
         print(f"{name:16} less {control:12} {change:+.3f} [{low:+.3f}, {high:+.3f}]")
 

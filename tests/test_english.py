@@ -18,7 +18,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCANNED = ("README.md", "CONTRIBUTING.md", "docs", "notebooks", "layerlens")
 
-NOT_YET = ("layerlens",)
+NOT_YET = (
+    *(f"layerlens/{name}" for name in ("axes", "model", "probes", "scale", "targets")),
+    *(f"layerlens/analyzers/{name}" for name in ("activation", "sensitivity", "structure")),
+)
 """Files and folders that are still to be cleaned; the command line reports them all the same."""
 
 WORDS = {
@@ -79,9 +82,8 @@ NAMES = {
 """Words in names of functions, classes, arguments and variables that explain nothing, for `--names`."""
 
 ALLOWED: list[tuple[str, str, str]] = [
+    (r"layerlens/deprecated\.py", r"centred=|told=", "old names of modules"),
     (r"layerlens/plotting/(plot|style)\.py", r"colours|COLOURS", "an old name that is still accepted"),
-    (r"docs/faithfulness\.md", r"control: centre", "a row of benchmarks/faithfulness.md, as it was measured"),
-    (r"notebooks/which_method\.py", r"^centre$", "the name of a control"),
 ]
 """(file, text around the finding, why it may stay)."""
 
