@@ -67,10 +67,10 @@ def auto(
     """
     inputs = as_inputs(x)
     at_input = where is None or (isinstance(where, str) and where == "input")
-    name, options, why = _choice(model, inputs, forward) if at_input else _other(where)
+    name, options, why = _choice(model, inputs, forward) if at_input else _default_choice(where)
     result = CHOSEN[name](model, inputs, target=target, forward=forward, **options)
     if name == "relevance" and result.settings["rules"]["name"] != MEASURED:
-        name, options, why = _other(where)
+        name, options, why = _default_choice(where)
         result = CHOSEN[name](model, inputs, target=target, forward=forward, **options)
     return dataclasses.replace(with_cost(result, METHODS[name]), settings={**result.settings, "chosen": why})
 
@@ -81,7 +81,7 @@ def _choice(model: nn.Module, inputs: Inputs, forward: Forward | None) -> Choice
     for fits, chosen in KINDS:
         if fits(leaves):
             return chosen(leaves)
-    return _other(None)
+    return _default_choice(None)
 
 
 def _is_image(leaves: Mapping[str, Leaf]) -> bool:
@@ -107,7 +107,7 @@ def _for_text(leaves: Mapping[str, Leaf]) -> Choice:
     return "leave_one_out", {"draws": max(1, min(4, PASSES // count))}, why
 
 
-def _other(where: Selection) -> Choice:
+def _default_choice(where: Selection) -> Choice:
     if where is None:
         return "integrated_gradients", {}, "an input of a kind for which no method was measured"
     return "integrated_gradients", {"where": where}, "a layer, for which no method was measured"

@@ -81,7 +81,7 @@ def view_of(
         RecordError: when the layer did not run, has no such call, or ran several times and none was chosen.
         OptionError: when its output has no places, or the score does not depend on it.
     """
-    hold = _Hold("hold", _same)
+    hold = _Hold("hold", _unchanged)
     with contextlib.nullcontext() if gradient else torch.no_grad(), watch(scorer.model, {path: hold}) as shapes:
         score, held = scorer({}), hold.held
     every = seen(scorer.model, shapes)
@@ -125,7 +125,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
     """
     if options.reshape is not None:
         raise OptionError("reshape= lays out the output of one layer; say which: layer=...")
-    hold = _Hold("hold", _same, wanted=_Late(scorer.model))
+    hold = _Hold("hold", _unchanged, wanted=_Late(scorer.model))
     with watch(scorer.model, {_inner: hold}) as shapes:
         score, held = scorer({}), hold.held
     every = seen(scorer.model, shapes)
@@ -148,7 +148,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
     for group in _groups(candidates, held):
         places = [(where.path, where.index) for where, _ in group]
         if not held.keys() >= set(places):
-            hold = _Hold("hold", _same, wanted=set(places).__contains__)
+            hold = _Hold("hold", _unchanged, wanted=set(places).__contains__)
             with Probe(scorer.model, (), edits={path: hold for path, _ in places}):
                 score, held = scorer({}), hold.held
         if not (gradient or score.requires_grad or _differentiable(scorer)):
@@ -232,7 +232,7 @@ def _inner(path: LayerPath, module: nn.Module) -> bool:
     return bool(path)
 
 
-def _same(tensor: torch.Tensor, site: Site) -> torch.Tensor:
+def _unchanged(tensor: torch.Tensor, site: Site) -> torch.Tensor:
     return tensor
 
 

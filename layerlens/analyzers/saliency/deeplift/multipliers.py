@@ -23,10 +23,10 @@ from .pairs import Pair
 _KEEPS = VIEWS | {"Expand", "ToCopy", "Clone"}
 
 
-def changes(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The difference, 0 where both are the same infinity."""
-    difference = one - other
-    return difference if _finite(difference) else difference.masked_fill_(one == other, 0)
+def difference(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return one minus other, 0 where both are the same infinity."""
+    change = one - other
+    return change if _finite(change) else change.masked_fill_(one == other, 0)
 
 
 def too_small(change: torch.Tensor, x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,7 @@ def vector_jacobian_product(node: Any, multipliers: Sequence[torch.Tensor | None
     return products if isinstance(products, tuple) else (products,)
 
 
-def mixed(
+def weighted_products(
     pair: Pair,
     gradients: Gradients,
     outer: Gradients,
@@ -84,7 +84,7 @@ def midpoint(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | 
     D(ab) = Da (b + b')/2 + Db (a + a')/2.
     """
     halves = [0.5] * len(outer)
-    return mixed(pair, gradients, outer, halves, halves)
+    return weighted_products(pair, gradients, outer, halves, halves)
 
 
 def product(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
@@ -123,7 +123,9 @@ def elementwise(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients
     if native is None or call.x.shape != call.y.shape:
         return None
     limit = native.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    return _put(gradients, slot, quotient(g * changes(call.y, other.y), call.x, other.x, limit).to(native.dtype))
+    return _replaced(
+        gradients, slot, quotient(g * difference(call.y, other.y), call.x, other.x, limit).to(native.dtype)
+    )
 
 
 def scaled(pair: Pair, gradients: Gradients, outer: Gradients, scale: int) -> Gradients | None:
@@ -172,7 +174,7 @@ def glu(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
     return (torch.cat([g * (s + s0) / 2, g * (a + a0) / 2 * by_b], dim=axis),)
 
 
-def larger(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
+def maximum(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
     """Maxima: a rise is due to the place that has the maximum now, a fall to the one that had it before.
 
     The change y - y' goes there whole, and that place has itself changed by at least as much, so that multipliers lie
@@ -181,18 +183,18 @@ def larger(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | No
     return _extreme(pair, gradients, outer, 1)
 
 
-def smaller(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
-    """Minima: the mirror image of `larger`."""
+def minimum(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
+    """Minima: the mirror image of `maximum`."""
     return _extreme(pair, gradients, outer, -1)
 
 
 def _extreme(pair: Pair, gradients: Gradients, outer: Gradients, sign: int) -> Gradients | None:
     if pair.calls is None or outer[0] is None:
         return None
-    dy = changes(pair.calls[0].y, pair.calls[1].y)
+    dy = difference(pair.calls[0].y, pair.calls[1].y)
     others = [None] * (len(outer) - 1)
     now, before = (sign * (sign * dy).clamp(min=0), *others), (sign * (sign * dy).clamp(max=0), *others)
-    amounts = mixed(pair, gradients, outer, now, before)
+    amounts = weighted_products(pair, gradients, outer, now, before)
     multipliers = list(gradients)
     for slot, (x, x0) in zip(pair.slots, signals(pair.calls), strict=True):
         amount, native = amounts[slot], gradients[slot]
@@ -221,5 +223,5 @@ def same(one: object, other: object) -> bool:
     return bool(one == other)
 
 
-def _put(gradients: Gradients, slot: int, value: torch.Tensor) -> Gradients:
+def _replaced(gradients: Gradients, slot: int, value: torch.Tensor) -> Gradients:
     return tuple(value if place == slot else gradient for place, gradient in enumerate(gradients))

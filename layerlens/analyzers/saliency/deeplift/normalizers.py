@@ -13,7 +13,7 @@ import torch
 
 from layerlens.analyzers.graph.operation import Gradients
 
-from .multipliers import mixed, quotient
+from .multipliers import quotient, weighted_products
 from .operation_calls import OperationCall
 from .pairs import Pair
 
@@ -164,7 +164,7 @@ def deviation(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients |
     s, s0 = pair.calls[0].y, pair.calls[1].y
     total = torch.where(s + s0 > 0, s + s0, torch.ones_like(s))
     mean = [0.5] * (len(outer) - 1)
-    return mixed(pair, gradients, outer, [s / total, *mean], [s0 / total, *mean])
+    return weighted_products(pair, gradients, outer, [s / total, *mean], [s0 / total, *mean])
 
 
 def norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:

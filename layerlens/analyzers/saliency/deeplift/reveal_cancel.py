@@ -21,7 +21,7 @@ from layerlens.analyzers.graph.graph import NodeInfo
 from layerlens.analyzers.graph.linear_operations import BATCH_NORMS, VIEWS, LinearMap, linear_map
 from layerlens.analyzers.graph.operation import Gradients
 
-from .multipliers import changes, elementwise, same_constants
+from .multipliers import difference, elementwise, same_constants
 from .operation_calls import OperationCall, key
 from .pairs import Pair
 from .table import RULES, Rule
@@ -74,7 +74,7 @@ def reveal_cancel(pairs: Sequence[Pair]) -> dict[int, Rule]:
     for pair in pairs:
         if RULES.get(pair.info.op) is not elementwise or pair.calls is None or not same_constants(*pair.calls):
             continue
-        behind = _behind(pair, by_info)
+        behind = _source_of(pair, by_info)
         if behind is None or pair.calls[0].x.shape != pair.calls[0].y.shape:
             continue
         made, norm = behind
@@ -82,15 +82,15 @@ def reveal_cancel(pairs: Sequence[Pair]) -> dict[int, Rule]:
             positive = _positive_part(made)
             if positive is None or made.calls is None:
                 continue
-            change = changes(made.calls[0].y, made.calls[1].y)
+            change = difference(made.calls[0].y, made.calls[1].y)
             sources[id(made.info)] = Source(made, positive, change - positive)
         source = sources[id(made.info)]
-        rules[id(pair.info)] = _nonlinear(source, norm)
-        rules[id(made.info)] = _linear(source)
+        rules[id(pair.info)] = _nonlinear_rule(source, norm)
+        rules[id(made.info)] = _linear_rule(source)
     return rules
 
 
-def _behind(pair: Pair, by_info: dict[int, Pair]) -> tuple[Pair, NodeInfo | None] | None:
+def _source_of(pair: Pair, by_info: dict[int, Pair]) -> tuple[Pair, NodeInfo | None] | None:
     """The linear operation behind a nonlinearity, and the batch norm between them."""
     (slot,) = pair.slots
     info, norm = pair.info.edges[slot], None
@@ -114,7 +114,7 @@ def _same_shape(call: OperationCall) -> bool:
     return call.x.shape == call.y.shape
 
 
-def _map(pair: Pair) -> LinearMap | None:
+def _linear_map_of(pair: Pair) -> LinearMap | None:
     if pair.info.op not in _LINEAR or len(pair.slots) != 1 or pair.calls is None:
         return None
     return linear_map(pair.info.op, pair.info.node, pair.slots[0])
@@ -128,7 +128,7 @@ def _terms(pair: Pair) -> list[tuple[int, torch.Tensor, float]]:
     sign = -1 if pair.info.op == "Sub" else 1
     factors = {0: 1.0, 1: sign * float(call.option("alpha"))}
     return [
-        (slot, changes(call.args[place], other.args[place]), factors[slot])
+        (slot, difference(call.args[place], other.args[place]), factors[slot])
         for slot, place in zip(pair.slots, call.varied, strict=True)
     ]
 
@@ -138,9 +138,9 @@ def _positive_part(pair: Pair) -> torch.Tensor | None:
     if pair.calls is None or (pair.info.op in _LINEAR and not same_constants(*pair.calls)):
         return None
     call, other = pair.calls
-    linear = _map(pair)
+    linear = _linear_map_of(pair)
     if linear is not None:
-        dx, weight = changes(call.x, other.x), linear.weight
+        dx, weight = difference(call.x, other.x), linear.weight
         return linear.apply(dx.clamp(min=0), weight.clamp(min=0)) + linear.apply(dx.clamp(max=0), weight.clamp(max=0))
     terms = _terms(pair) if pair.info.op in _SUMS else []
     if not terms:
@@ -148,7 +148,7 @@ def _positive_part(pair: Pair) -> torch.Tensor | None:
     return sum(((factor * dx).clamp(min=0) for _, dx, factor in terms), torch.zeros_like(call.y))
 
 
-def _nonlinear(source: Source, norm: NodeInfo | None) -> Rule:
+def _nonlinear_rule(source: Source, norm: NodeInfo | None) -> Rule:
     """The rule of a nonlinearity: the graph carries on the multiplier of the positive part, and `source` the rest."""
 
     def rule(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
@@ -157,7 +157,7 @@ def _nonlinear(source: Source, norm: NodeInfo | None) -> Rule:
         if pair.calls is None or g is None or native is None:
             return None
         call, other = pair.calls
-        positive, dx = source.positive, changes(call.x, other.x)
+        positive, dx = source.positive, difference(call.x, other.x)
         scale = None if norm is None else _scale(norm)
         if norm is not None and scale is not None:
             shape = norm.node._input_metadata[0].shape
@@ -165,11 +165,13 @@ def _nonlinear(source: Source, norm: NodeInfo | None) -> Rule:
         up = positive.reshape(dx.shape).clamp(min=0)
         down = dx - up
         raised, lowered = call.repeat(other.x + up), call.repeat(other.x + down)
-        dy, dy_up = changes(call.y, other.y), (raised - other.y + call.y - lowered) / 2
-        whole = _over(g * dy, dx, call, other, native)  # the rescale rule, where a part alone leads to no number
+        dy, dy_up = difference(call.y, other.y), (raised - other.y + call.y - lowered) / 2
+        whole = _part_quotient(
+            g * dy, dx, call, other, native
+        )  # the rescale rule, where a part alone leads to no number
         defined = torch.isfinite(raised) & torch.isfinite(lowered)
         by_up, by_down = (
-            torch.where(defined, _over(g * part, change, call, other, native), whole)
+            torch.where(defined, _part_quotient(g * part, change, call, other, native), whole)
             for part, change in ((dy_up, up), (dy - dy_up, down))
         )
         more, flipped = (by_down - by_up).reshape(positive.shape), None
@@ -181,7 +183,7 @@ def _nonlinear(source: Source, norm: NodeInfo | None) -> Rule:
     return rule
 
 
-def _over(
+def _part_quotient(
     amount: torch.Tensor, change: torch.Tensor, call: OperationCall, other: OperationCall, limit: torch.Tensor
 ) -> torch.Tensor:
     """`amount / change`, and the gradient where the part is within rounding of none."""
@@ -198,7 +200,7 @@ def _scale(norm: NodeInfo) -> torch.Tensor:
     return scale.detach().reshape(1, -1, *[1] * (len(metadata.shape) - 2)).to(metadata.dtype)
 
 
-def _linear(source: Source) -> Rule:
+def _linear_rule(source: Source) -> Rule:
     """The rule of the linear operation: each contribution gets the multiplier of its sign, and one of 0 the mean."""
 
     def rule(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
@@ -208,7 +210,7 @@ def _linear(source: Source) -> Rule:
         up = g if source.raise_more is None else g + source.raise_more
         down = g if source.lower_more is None else g + source.lower_more
         multipliers = list(gradients)
-        linear = _map(pair)
+        linear = _linear_map_of(pair)
         if linear is None:
             for slot, dx, factor in _terms(pair):
                 native = gradients[slot]
@@ -218,7 +220,7 @@ def _linear(source: Source) -> Rule:
             return tuple(multipliers)
         (slot,) = pair.slots
         call, other = pair.calls
-        dx, weight = changes(call.x, other.x), linear.weight
+        dx, weight = difference(call.x, other.x), linear.weight
         above, below = weight.clamp(min=0), weight.clamp(max=0)
         raising = linear.apply_transposed(up, above, dx) + linear.apply_transposed(down, below, dx)
         lowering = linear.apply_transposed(up, below, dx) + linear.apply_transposed(down, above, dx)

@@ -10,7 +10,7 @@ import torch
 
 from layerlens.analyzers.graph.operation import Gradients
 
-from .multipliers import changes, gated, mixed, same_constants, signals
+from .multipliers import difference, gated, same_constants, signals, weighted_products
 from .operation_calls import OperationCall
 from .pairs import Pair
 
@@ -36,7 +36,7 @@ def chosen(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | No
         return gated(pair, gradients, outer)
     call, other = pair.calls
     (a, a0), (b, b0) = signals(pair.calls)
-    shares = _shares(changes(a, a0), changes(b, b0), changes(call.y, other.y))
+    shares = _shares(difference(a, a0), difference(b, b0), difference(call.y, other.y))
     multipliers = dict(zip(pair.slots, shares, strict=True))
     return tuple(
         (g * multipliers[slot]).sum_to_size(native.shape).to(native.dtype)
@@ -46,13 +46,13 @@ def chosen(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | No
     )
 
 
-def picked(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
+def indexed(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
     """Indexing, by indices that depend on the input."""
     if pair.calls is None or same_constants(*pair.calls):
         return None
     call, other = pair.calls
-    dx = changes(call.x, other.x)
-    return _mixed(pair, gradients, outer, call.repeat(dx), other.repeat(dx))
+    dx = difference(call.x, other.x)
+    return _weighted(pair, gradients, outer, call.repeat(dx), other.repeat(dx))
 
 
 def ranked(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
@@ -60,8 +60,8 @@ def ranked(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | No
     if pair.calls is None:
         return None
     call, other = pair.calls
-    dx = changes(call.x, other.x)
-    return _mixed(pair, gradients, outer, _at(dx, call), _at(dx, other))
+    dx = difference(call.x, other.x)
+    return _weighted(pair, gradients, outer, _at(dx, call), _at(dx, other))
 
 
 def _at(dx: torch.Tensor, call: OperationCall) -> torch.Tensor:
@@ -71,9 +71,11 @@ def _at(dx: torch.Tensor, call: OperationCall) -> torch.Tensor:
     return dx.gather(axis, places.unsqueeze(axis)).squeeze(axis)
 
 
-def _mixed(pair: Pair, gradients: Gradients, outer: Gradients, da: torch.Tensor, db: torch.Tensor) -> Gradients | None:
+def _weighted(
+    pair: Pair, gradients: Gradients, outer: Gradients, da: torch.Tensor, db: torch.Tensor
+) -> Gradients | None:
     if pair.calls is None or outer[0] is None:
         return None
-    one, other = _shares(da, db, changes(pair.calls[0].y, pair.calls[1].y))
+    one, other = _shares(da, db, difference(pair.calls[0].y, pair.calls[1].y))
     rest = [None] * (len(outer) - 1)
-    return mixed(pair, gradients, outer, [one, *rest], [other, *rest])
+    return weighted_products(pair, gradients, outer, [one, *rest], [other, *rest])

@@ -9,7 +9,7 @@ from layerlens.analyzers.graph.operation import Gradients
 from layerlens.analyzers.relevance.rules.elementwise import ELEMENTWISE
 from layerlens.analyzers.relevance.rules.structure import LINEAR
 
-from .multipliers import division, elementwise, gated, glu, larger, midpoint, product, same_constants, smaller
+from .multipliers import division, elementwise, gated, glu, maximum, midpoint, minimum, product, same_constants
 from .normalizers import (
     batch_norm,
     deviation,
@@ -24,7 +24,7 @@ from .normalizers import (
 )
 from .operation_calls import key
 from .pairs import Pair
-from .selections import chosen, picked, ranked
+from .selections import chosen, indexed, ranked
 
 Rule = Callable[[Pair, Gradients, Gradients], "Gradients | None"]
 """`(pair, gradients, multiplier of each result) -> multipliers of the inputs`; None for the gradients as they are."""
@@ -64,11 +64,11 @@ RULES: dict[str, Rule] = {
         MaxPool2DWithIndices MaxPool3DWithIndices AdaptiveMaxPool2D AdaptiveMaxPool3D FractionalMaxPool2D
         FractionalMaxPool3D Max Amax Maximum Fmax Cummax
         """.split(),
-        larger,
+        maximum,
     ),
-    **dict.fromkeys(["Min", "Amin", "Minimum", "Fmin", "Cummin"], smaller),
+    **dict.fromkeys(["Min", "Amin", "Minimum", "Fmin", "Cummin"], minimum),
     **dict.fromkeys(["Where", "MaskedFill"], chosen),
-    **dict.fromkeys(["Gather", "Index", "IndexSelect", "Take"], picked),
+    **dict.fromkeys(["Gather", "Index", "IndexSelect", "Take"], indexed),
     **dict.fromkeys(["Topk", "Sort", "Kthvalue", "Median", "Nanmedian"], ranked),
 }
 """Operation -> its rule. Operations of `LINEAR` that are not listed keep their gradient."""

@@ -53,7 +53,7 @@ def blur_ig(
         x: ... Images, volumes, video or series.
         where: ... The layer has places.
         max_sigma: standard deviation of the widest blur, as a share of each side.
-        steps: gradients along the path, at first.
+        steps: number of gradients along the path, at first.
 
     Returns:
         An `Attribution` shaped like the input, in units of the score; its checks are the relative
@@ -104,7 +104,9 @@ def blur_ig(
             }
 
         def integrate(rows: torch.Tensor, count: int) -> Leaves:
-            return along(scorer, lambda index: blurred(rows, index / count), count, rows, max(batch, len(rows)))
+            return integrate_pieces(
+                scorer, lambda index: blurred(rows, index / count), count, rows, max(batch, len(rows))
+            )
 
         values, checks = until_complete(
             "blur_ig",
@@ -138,7 +140,9 @@ Points = Callable[[int], Leaves]
 """From an index 0..steps to the point there: a tensor `(rows, ...)` by leaf."""
 
 
-def along(scorer: Scorer, point: Points, steps: int, rows: torch.Tensor, batch: int) -> dict[str, torch.Tensor]:
+def integrate_pieces(
+    scorer: Scorer, point: Points, steps: int, rows: torch.Tensor, batch: int
+) -> dict[str, torch.Tensor]:
     """The sum over pieces of (end - start) dS/dx at the middle of the piece, `(rows, ...)` by leaf.
 
     The middle makes it exact for a score that is quadratic along each piece.

@@ -79,7 +79,9 @@ def gradient_shap(
                     scores = scorer(values, rows.repeat(len(own)))
                 bottom[rows] += scores.double().reshape(len(own), len(rows)).sum(dim=0) / len(starts)
             for own in track(torch.split(torch.arange(points.numel()), together), "gradient_shap"):
-                for name, part in _parts(scorer, ends, starts, rows, own // each, points.flatten()[own]).items():
+                for name, part in _weighted_gradients(
+                    scorer, ends, starts, rows, own // each, points.flatten()[own]
+                ).items():
                     total[name][rows] += part.sum(dim=0)
                     squares[name][rows] += part.square().sum(dim=0)
         count = each * len(starts)
@@ -104,7 +106,7 @@ def _stacked(starts: list[Leaves], chosen: torch.Tensor, rows: torch.Tensor) -> 
     return {name: torch.stack([starts[place][name][rows] for place in chosen.tolist()]) for name in starts[0]}
 
 
-def _parts(
+def _weighted_gradients(
     scorer: Scorer,
     ends: Leaves,
     starts: list[Leaves],

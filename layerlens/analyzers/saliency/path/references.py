@@ -14,13 +14,13 @@ from layerlens.errors import OptionError
 from layerlens.model.trees import describe
 
 Baselines: TypeAlias = "torch.Tensor | np.ndarray[Any, Any] | Mapping[str, Any] | Sequence[Baseline] | None"
-"""What may be given as references; `specs` says how it is read."""
+"""What may be given as references; `listed_baselines` says how it is read."""
 
 DRAWN = 8
 """References that are drawn when none are given."""
 
 
-def specs(given: Baselines) -> list[Baseline] | None:
+def listed_baselines(given: Baselines) -> list[Baseline] | None:
     """Return one baseline after the other, as `baselines` reads them; None when they are to be drawn.
 
     Args:
@@ -56,7 +56,7 @@ def specs(given: Baselines) -> list[Baseline] | None:
 
 def references(scorer: Scorer, given: Baselines, seed: int) -> tuple[list[Leaves], str]:
     """Return each reference for the whole batch, shaped like the leaves, and a name for the settings."""
-    wanted = specs(given)
+    wanted = listed_baselines(given)
     if wanted is None:
         return list(_drawn(scorer, seed)), f"noise ({DRAWN})"
     return [baselines(scorer, spec)[0] for spec in wanted], f"given ({len(wanted)})"

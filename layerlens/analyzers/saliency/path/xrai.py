@@ -115,7 +115,7 @@ def _ranked(pixels: torch.Tensor, image: torch.Tensor, scales: Sequence[int]) ->
     small = (min(LARGEST, height), min(LARGEST, width))
     fewer = torch.nn.functional.adaptive_avg_pool2d(pixels[None], small)[0]
     regions = _regions(torch.nn.functional.adaptive_avg_pool2d(image, small), scales)
-    ranked = _taken(fewer, regions)
+    ranked = _take_regions(fewer, regions)
     return torch.nn.functional.interpolate(ranked[None, None], size=(height, width), mode="nearest-exact")[0, 0]
 
 
@@ -130,7 +130,7 @@ def _regions(image: torch.Tensor, scales: Sequence[int]) -> torch.Tensor:
     return torch.cat(regions)
 
 
-def _taken(pixels: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+def _take_regions(pixels: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
     """Regions taken one by one, each for its new pixels; pixels in no region that was taken get their own mean."""
     values, inside = pixels.flatten(), regions.flatten(1)
     new, result = torch.ones_like(values), torch.zeros_like(values)
