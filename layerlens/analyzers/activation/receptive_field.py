@@ -14,8 +14,8 @@ from layerlens.errors import InputError, OptionError, RecordError, TargetError, 
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
-from layerlens.probes.probe import Probe
 from layerlens.probes.export import read_units
+from layerlens.probes.probe import Probe
 from layerlens.progress import track
 from layerlens.results import ReceptiveField
 from layerlens.signatures import public

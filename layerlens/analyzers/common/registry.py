@@ -60,6 +60,7 @@ _RAISES = {
     "SelectionError": "when `where` matches several layers or calls.",
     "TargetError": "when the target does not fit the output, or no gradient reaches the input.",
 }
+_RETURNS = {"": "An `Attribution` shaped like the input, `(batch, token)` for token ids, in units of the score."}
 _WARNS = {"UserWarning": "when the values of a sample are zero everywhere."}
 
 _RENAMED = {"centred_relevance": "centered_relevance"}
@@ -84,9 +85,10 @@ def method_named(name: str, kind: str = "saliency method") -> Method:
 
 DOCUMENTED: dict[str, Mapping[str, Mapping[str, str]]] = {
     "gradient": {"Args": _ARGS, "Raises": _RAISES, "Warns": _WARNS},
-    "path": {"Args": _ARGS, "Raises": _RAISES, "Warns": _WARNS},
+    "path": {"Args": _ARGS, "Returns": _RETURNS, "Raises": _RAISES, "Warns": _WARNS},
     "perturbation": {
         "Args": {name: text for name, text in _ARGS.items() if name not in ("x", "tolerance")},
+        "Returns": _RETURNS,
         "Raises": {**_RAISES, "TargetError": "when the target does not fit the output."},
         "Warns": _WARNS,
     },

@@ -13,8 +13,8 @@ from layerlens.errors import InputError, TargetError, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.layers import LayerPath, Selection
 from layerlens.model.trees import named_tensors
-from layerlens.probes.probe import Edit, Probe
 from layerlens.probes.export import read_units
+from layerlens.probes.probe import Edit, Probe
 from layerlens.results import Attribution
 from layerlens.results.maps.attribution import Values
 from layerlens.targets.target import Spec, Target, as_target

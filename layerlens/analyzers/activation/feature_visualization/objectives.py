@@ -12,9 +12,9 @@ from torch import nn
 
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.trees import map_tensors
+from layerlens.probes.export import read_units
 from layerlens.probes.probe import Probe
 from layerlens.probes.record import Record
-from layerlens.probes.export import read_units
 from layerlens.targets.target import Target
 
 At = tuple[Any, int]

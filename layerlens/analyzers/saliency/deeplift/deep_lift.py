@@ -73,8 +73,7 @@ def deep_lift(
             input is made by a linear operation, a batch norm of one or an addition; others are rescaled.
 
     Returns:
-        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score; its check is
-        the relative `"completeness gap"` |sum - (S(x) - S(x'))| / |S(x) - S(x')| of each sample.
+        ... Its check is the relative `"completeness gap"` |sum - (S(x) - S(x'))| / |S(x) - S(x')| of each sample.
 
     Warns:
         UserWarning: when an operation has no rule, so that its gradient is used; when the gap is above 0.001; when

@@ -46,8 +46,8 @@ def deep_shap(
         rule: rule of nonlinearities, as in `deep_lift`.
 
     Returns:
-        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score, with the
-        standard error over references (not for token ids); its check is the relative `"completeness gap"`.
+        ... It has the standard error over references (not for token ids); its check is the relative `"completeness
+        gap"`.
 
     Warns:
         UserWarning: as `deep_lift`.

@@ -50,14 +50,13 @@ def blur_ig(
     between two blurs is taken by its chord, with the gradient in its middle.
 
     Args:
-        x: ... Images, volumes, video or series.
+        x: input of the model: images, volumes, video or series, `(batch, ...)`.
         where: ... The layer has places.
         max_sigma: standard deviation of the widest blur, as a share of each side.
         steps: number of gradients along the path, at first.
 
     Returns:
-        An `Attribution` shaped like the input, in units of the score; its checks are the relative
-        `"completeness gap"` and the `"steps"` of each sample.
+        ... Its checks are the relative `"completeness gap"` and the `"steps"` of each sample.
 
     Raises:
         InputError: when the input has no places next to each other (token ids, tables).

@@ -48,8 +48,7 @@ def gradient_shap(
         samples: number of points for each sample of the batch, rounded up to a multiple of the references.
 
     Returns:
-        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score, with the
-        standard error of its values (not for token ids); its check is the relative `"completeness gap"`.
+        ... It has the standard error of its values (not for token ids); its check is the relative `"completeness gap"`.
 
     Example:
         >>> net = nn.Linear(2, 1, bias=False)

@@ -58,8 +58,7 @@ def guided_ig(
         tolerance: largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| without a warning.
 
     Returns:
-        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score; its check is
-        the relative `"completeness gap"`.
+        ... Its check is the relative `"completeness gap"`.
 
     Raises:
         OptionError: when an option is out of range, or the baseline does not fit the input.

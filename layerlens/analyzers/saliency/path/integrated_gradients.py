@@ -50,8 +50,7 @@ def integrated_gradients(
         steps: number of gradients along the path, at first.
 
     Returns:
-        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score; its checks are
-        the relative `"completeness gap"` and the `"steps"` of each sample.
+        ... Its checks are the relative `"completeness gap"` and the `"steps"` of each sample.
 
     Warns:
         UserWarning: when the tolerance is not reached, or the values of a sample are zero everywhere.

@@ -54,7 +54,7 @@ def xrai(
     the mean of integrated gradients from black and from white, of each pixel the largest of its channels, as published.
 
     Args:
-        x: ... An image batch `(batch, channel, height, width)`.
+        x: input of the model: an image batch `(batch, channel, height, width)`.
         base: method of the attribution instead of integrated gradients, such as `"relevance"`; its values are summed
             over channels.
         scales: about how many superpixels each scale has.

@@ -38,9 +38,6 @@ def feature_ablation(
 
     Every value of a feature gets the feature's number. The model needs no gradient.
 
-    Returns:
-        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of the score.
-
     Example:
         >>> net = nn.Linear(2, 1, bias=False)
         >>> _ = net.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
@@ -78,7 +75,7 @@ def permutation(
         draws: number of draws of the other sample.
 
     Returns:
-        An `Attribution` shaped like the input, in units of the score, with its standard error over draws.
+        ... It has its standard error over draws.
 
     Raises:
         InputError: when there is one sample only.

@@ -55,9 +55,6 @@ def occlusion(
             side of an image, a volume or a series, one token, one column of a table.
         stride: distance of the windows in places; None for half a window.
 
-    Returns:
-        An `Attribution` shaped like the input, in units of the score.
-
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
         >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))

@@ -54,8 +54,8 @@ def shapley_sampling(
             never.
 
     Returns:
-        An `Attribution` shaped like the input, in units of the score, with its standard error over pairs of orders;
-        every value of a feature gets the feature's number. Its check is the relative `"efficiency gap"`.
+        ... It has its standard error over pairs of orders; every value of a feature gets the feature's number. Its check
+        is the relative `"efficiency gap"`.
 
     Raises:
         OptionError: when an option is out of range, or features or baseline do not fit the input.
@@ -145,9 +145,8 @@ def kernel_shap(
             never.
 
     Returns:
-        An `Attribution` shaped like the input, in units of the score; every value of a feature gets the feature's
-        number. Its check is the relative `"efficiency gap"`. The standard error is over 8 groups of samples; exact
-        values have none, see `settings["exact"]`.
+        ... Every value of a feature gets the feature's number. Its check is the relative `"efficiency gap"`. The
+        standard error is over 8 groups of samples; exact values have none, see `settings["exact"]`.
 
     Raises:
         OptionError: when an option is out of range, or there are too few samples for the features.
