@@ -6,7 +6,7 @@ import contextlib
 import random
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from .placement import InPlace
 from .trees import version
 
 Mode = Literal["eval", "train", "keep"]
+_MODES = get_args(Mode)
 
 
 @contextlib.contextmanager
@@ -61,7 +62,8 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
             "the model was made inside torch.inference_mode(), so autograd cannot use its parameters. Make or load it "
             "outside, or take copy.deepcopy(model) outside."
         )
-    choose("mode", mode, ("eval", "train", "keep"))
+    if mode not in _MODES:
+        choose("mode", mode, _MODES)
     flags = [(module, module.training) for module in modules]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in own]
     buffers = [_BufferState(module, name) for module in modules for name in module._buffers]

@@ -33,7 +33,7 @@ def pack_hooks() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     return found
 
 
-def aside() -> contextlib.AbstractContextManager[Any]:
+def outside_checkpoints() -> contextlib.AbstractContextManager[Any]:
     """For operations that are no part of the model: no checkpoint counts the tensors that they save."""
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
         return contextlib.nullcontext()

@@ -63,7 +63,7 @@ class Constant:
 
 @dataclasses.dataclass
 class Notes:
-    """What was seen of a forward pass, by the sequence number of the node that made the result.
+    """Notes of a forward pass, by the sequence number of the node that made the result.
 
     Attributes:
         graph: knows which tensors carry relevance.

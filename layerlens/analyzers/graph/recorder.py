@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerlens.model.borrowed import primitive_kernels
 from layerlens.model.call_tracking import nodes_made
-from layerlens.model.checkpointing import Once, aside, pack_hooks
+from layerlens.model.checkpointing import Once, outside_checkpoints, pack_hooks
 
 from .added_constants import ATEN, FUNCTIONS, Note, Notes, TorchCall, note_input
 from .graph import Graph
@@ -105,7 +105,7 @@ class Recorder(TorchFunctionMode):
             result = function(*args, **kwargs)
             tensor = result[0] if isinstance(result, tuple) else result
             if isinstance(tensor, torch.Tensor) and tensor.grad_fn is not None:
-                with aside():
+                with outside_checkpoints():
                     note(TorchCall(self.notes, tensor.grad_fn._sequence_nr(), tensor), *arguments, **kwargs)
             return result
         if function in RECURRENT or (self._noting and function in WATCHED):
@@ -176,7 +176,7 @@ class _WatchInside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = function(*args, **kwargs)
         if note is not None and any(isinstance(part, torch.Tensor) and part.requires_grad for part in _flat(args)):
             tensor = result[0] if isinstance(result, tuple) else result
-            with aside():
+            with outside_checkpoints():
                 note(TorchCall(self.notes, number, tensor), *arguments, **kwargs)
         return result
 

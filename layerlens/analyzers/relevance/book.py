@@ -32,7 +32,7 @@ _RUN = 256
 
 @dataclasses.dataclass
 class Sweep:
-    """What one backward pass brought.
+    """The outcome of one backward pass.
 
     Attributes:
         booked: (number, kind, source) of each amount.

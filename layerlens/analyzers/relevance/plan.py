@@ -55,8 +55,8 @@ class Plan:
     rules_used: dict[str, str]
 
     @property
-    def sweeps_twice(self) -> bool:
-        """Whether first-layer relevance has to be carried on to the leaves through the graph."""
+    def keeps_graph(self) -> bool:
+        """Whether the graph is needed after a sweep, to carry first-layer relevance to the leaves."""
         return any(isinstance(rule, FIRST_LAYER_RULES) and not linear.at_leaf for linear, rule, _ in self.linear)
 
 

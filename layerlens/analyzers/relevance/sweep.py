@@ -52,7 +52,7 @@ def sweep(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> list[Swee
         handles += _attach_nodes(recording, plan, bookkeeper)
         for index, score in enumerate(scores):
             bookkeeper.sweep = Sweep()
-            keep = plan.sweeps_twice or index < len(scores) - 1
+            keep = plan.keeps_graph or index < len(scores) - 1
             with backward_pass(recording.model):
                 multipliers = torch.autograd.grad(
                     score, [*ends, *recording.parameters.tensors], torch.ones_like(score), allow_unused=True,

@@ -198,7 +198,7 @@ def exponential(node: Node, _: torch.Tensor | None) -> Ratio:
 
 
 def positive_power(node: Node, _: torch.Tensor | None) -> Ratio:
-    """X ** p / x, and 1 absorbed where p is 0."""
+    """Return x ** p / x; where p is 0, 1 is absorbed."""
     x = node._saved_self
     exponent = torch.as_tensor(node._saved_exponent, device=x.device)
     at_zero = (exponent == 0).to(x.dtype)
