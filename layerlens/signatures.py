@@ -15,6 +15,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 SHARED = {
     "model": "any `torch.nn.Module`; it runs in eval mode and is returned as it was.",
     "x": "input of the model, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.",
+    "layer": "a path, or any selection that matches one layer.",
+    "rules": 'a rulebook or the name of one, see `relevance`; `"auto"` takes the one that fits the model.',
     "layers": "which layers, see `Selection`; None for every layer.",
     "target": "what to score, see `as_target`; None is the predicted class.",
     "where": 'None for the input; or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.',

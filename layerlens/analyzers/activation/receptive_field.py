@@ -52,7 +52,6 @@ def receptive_field(
     Args:
         model: any module with one floating-point input.
         x: its input; the effective field depends on it, the theoretical one only on its size.
-        layer: a path, or any selection that matches one layer.
         unit: one unit whose effective field is wanted; None for all together.
         place: where the effective field is measured; None for the middle of the layer's map.
         axes: the axes of the input that are places, such as `(1,)` of (batch, time, feature); None for all after the

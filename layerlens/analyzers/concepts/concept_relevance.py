@@ -44,8 +44,6 @@ def rank_concepts(
     """Rank the units of a layer by the relevance that passes them, largest magnitude first.
 
     Args:
-        layer: a path, or any selection that matches one layer.
-        sample: index of the sample in the batch.
         **options: options of `relevance`.
 
     Source: Achtibat et al. 2023, Nature Machine Intelligence 5, eq. 4: the sum of the relevance of a channel.
@@ -82,7 +80,6 @@ def concept_relevance(
         x: ... It holds one sample.
         layer: layer whose units are the concepts; one that nothing goes around, such as a whole residual block.
         units: indices of units; or a number, to take that many with the largest relevance.
-        rules: rulebook, or its name, as in `relevance`.
 
     Returns:
         A `Relevance` with one sample per unit; `targets` names the units, and `overlay_grid` draws them.

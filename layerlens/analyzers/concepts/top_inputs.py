@@ -67,14 +67,11 @@ def top_inputs(
     Of equal values the earlier sample comes first.
 
     Args:
-        data: a tensor `(sample, ...)` or a dict of them, a torch Dataset or DataLoader, or any iterable of samples; an
-            item may be a pair (x, label), where a label is a whole number. See `layerlens.inputs.batches`.
-        layer: a path, or any selection that matches one layer.
+        data: ... A label is a whole number.
         units: one unit or several; None for all.
         by: `"relevance"` (default) or `"activation"`.
         count: number of samples per unit; fewer if the data holds fewer.
         target: ... `"label"` is the label of each sample.
-        rules: rulebook, or its name, as in `relevance`.
         reduce: value of a unit's map that counts: its largest (None with activation), its sum (None with relevance) or
             its mean.
         regions: whether to find the box of the input that the unit sees at its strongest place; a forward and a

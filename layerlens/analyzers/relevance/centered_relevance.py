@@ -49,7 +49,7 @@ def centered_relevance(
             are not in the mean.
         target: ... For the next token of a language model take a contrast of two tokens, or a log-probability, rather
             than a bare logit.
-        rules: rulebook, or its name, as in `relevance`; one with a rule for the first layer is refused.
+        rules: ... A rulebook with a rule for the first layer is refused.
 
     Returns:
         An `Attribution` `(batch, token)` in units of the score. Its sum is not the score; the check

@@ -208,7 +208,7 @@ class _LinearHooks:
         return tuple(passed)
 
     def _weight_multiplier(self, products: Sequence[SignedProduct], x: torch.Tensor) -> torch.Tensor:
-        """The multiplier of the weight: times the weight it is the relevance of every contribution that the rule counts."""
+        """The multiplier of the weight: times the weight, the relevance of all contributions that the rule counts."""
         one_sign = len({product.sign for product in products}) < 2
         own = self.operation.map.weight
         total = torch.zeros_like(own)

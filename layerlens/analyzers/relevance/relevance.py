@@ -110,7 +110,6 @@ def relevance_by_target(
 
     Args:
         targets: what to explain, each as in `as_target`; contrasts among them.
-        rules: rulebook, or its name, as in `relevance`.
         layers: layers at whose outputs to keep the relevance; none by default, None for all.
         through: layer -> units that relevance may pass, as in `relevance`.
         parameters: names of parameters, or globs over them, whose relevance to keep.
