@@ -18,10 +18,14 @@ def listed(names: Sequence[str], count: int = 4) -> str:
     return f"layer{'s' * (len(names) > 1)} {shown}"
 
 
+def first_reasons(left_out: Mapping[str, str], count: int = 5) -> str:
+    """List why the first layers were left out."""
+    return "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:count])
+
+
 def warn_left_out(method: str, left_out: Mapping[str, str], explicit: bool) -> None:
     """Warn of layers without a value; of those that cannot have one only when they were asked for by name."""
     named = {name: why for name, why in left_out.items() if explicit or why not in ("did not run", NO_BATCH)}
     if named:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(named.items())[:4])
         more = f"; and {len(named) - 4} more, see settings['left_out']" if len(named) > 4 else ""
-        warn(f"{method}: {len(named)} layer(s) left out. {reasons}{more}.")
+        warn(f"{method}: {len(named)} layer(s) left out. {first_reasons(named, 4)}{more}.")

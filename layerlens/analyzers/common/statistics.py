@@ -1,4 +1,4 @@
-"""Rank correlation."""
+"""Rank correlation, and the jackknife."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def spearman(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     a, b = (rank - rank.mean(dim=1, keepdim=True) for rank in ranks)
     norm = (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
     return torch.where(norm > 0, (a * b).sum(dim=1) / norm.where(norm > 0, torch.ones_like(norm)), 0.0)
+
+
+def jackknife_error(parts: torch.Tensor) -> torch.Tensor:
+    """Return the standard error from values without each group, along the first axis (Efron & Tibshirani 1993)."""
+    return ((parts - parts.mean(dim=0)).square().sum(dim=0) * (len(parts) - 1) / len(parts)).sqrt()
 
 
 def _ranks(row: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from layerlens.results import GroupComparison, GroupEffects, LayerProfile
 from layerlens.signatures import public
 from layerlens.targets.target import Spec
 
-from .permutation import Effect, Shuffles, corrected
+from .permutation import Shuffles, corrected
 from .sample_tables import SampleTables, sample_tables
 from .separation import hold_out, separation
 
@@ -97,21 +98,16 @@ def compare_groups(
         raise InputError("no groups: give groups=, one name or number per sample, or data of pairs (x, group).")
     group_names = [str(one) for one in per_sample("groups", groups, tables.count)]
     stratum_names = None if strata is None else [str(one) for one in per_sample("strata", strata, tables.count)]
-    fields = compared(tables, Design(group_names, stratum_names), permutations, seed)
+    fields = compared(tables, Design(group_names, stratum_names, permutations, seed), permutations, seed)
     fields["settings"] |= {"method": method, "options": dict(options or {})}
     return GroupComparison(**fields)
 
 
 class Design:
-    """Which samples are compared with which.
+    """Which samples are compared with which, as they are and shuffled.
 
     With `each`, the name of what the strata are, the first two groups are also compared in every stratum that holds
     enough samples of both.
-
-    Args:
-        groups: group of each sample.
-        strata: stratum of each sample; None for one stratum.
-        each: name of what the strata are; empty for no comparison by stratum.
 
     Attributes:
         groups: names of the groups.
@@ -122,12 +118,15 @@ class Design:
         stratum: stratum of each sample used.
         contrasts: names of the comparisons.
         member: which samples are in the first group of each, bool `(samples used, contrasts)`.
+        shuffles: the members, shuffled within strata.
 
     Raises:
         InputError: when there are not two groups of two samples in the strata.
     """
 
-    def __init__(self, groups: list[str], strata: list[str] | None, each: str = "") -> None:
+    def __init__(
+        self, groups: list[str], strata: list[str] | None, permutations: int, seed: int, each: str = ""
+    ) -> None:
         names = sorted(set(groups))
         if len(names) < 2:
             raise InputError(f"all {len(groups)} samples are in the group {names[0]!r}; two groups are needed.")
@@ -141,7 +140,7 @@ class Design:
             few = names[int(counts.argmin())]
             where = "" if strata is None else " in strata that hold several groups; compare with strata=None"
             raise InputError(f"group {few!r} has {int(counts.min())} sample(s){where}; at least two are needed.")
-        self.groups, self.strata, self.mixed = tuple(names), None if strata is None else kinds, len(mixed)
+        self.groups, self.strata = tuple(names), None if strata is None else kinds
         self.counts = tuple(counts.tolist())
         self.group, self.stratum = group[self.used], stratum[self.used]
         first = [0] if len(names) == 2 else list(range(len(names)))
@@ -152,64 +151,40 @@ class Design:
             self.contrasts += tuple(f"{self.contrasts[0]} ({each} {kinds[k]})" for k in enough)
             members += [(self.group == 0) & (self.stratum == k) for k in enough]
         self.member = torch.stack(members, dim=1)
-
-    def shuffles(self, permutations: int, seed: int) -> Shuffles:
-        """Shuffle the groups within strata.
-
-        Raises:
-            InputError: when the samples are too few.
-        """
-        shuffles = Shuffles(self.member, self.stratum, permutations, seed)
-        if int(shuffles.freedom.min()) < 1:
-            raise InputError(f"{len(self.group)} samples in {self.mixed} strata are too few to compare groups.")
-        if (least := shuffles.smallest()) > 0.05:
-            sizes = ", ".join(f"{count} of {name!r}" for count, name in zip(self.counts, self.groups, strict=True))
+        self.shuffles = Shuffles(self.member, self.stratum, permutations, seed)
+        if int(self.shuffles.freedom.min()) < 1:
+            raise InputError(f"{len(self.group)} samples in {len(mixed)} strata are too few to compare groups.")
+        if (least := self.shuffles.smallest()) > 0.05:
+            sizes = ", ".join(f"{count} of {name!r}" for count, name in zip(self.counts, names, strict=True))
             more = "permutations" if permutations < 20 * len(self.contrasts) else "samples"
             warn(f"with {sizes} and {permutations} permutations no p can fall below {least:.2g}; give more {more}.")
-        return shuffles
 
 
 def compared(tables: SampleTables, design: Design, permutations: int, seed: int) -> dict[str, Any]:
-    """Return the fields of a `GroupComparison`.
-
-    Raises:
-        InputError: when the samples are too few.
-    """
-    shuffles = design.shuffles(permutations, seed)
+    """Return the fields of a `GroupComparison`."""
     layers = {name: table[design.used] for name, table in tables.layers.items()}
-    activations = {
-        name: _named(design, shuffles, layers[name], *effect, f"layer {name}", ("unit",), "activation")
-        for name, effect in _effects(shuffles, layers).items()
-    }
     maps = {name: table[design.used] for name, table in tables.maps.items()}
-    attributions = {
-        name: _named(
-            design, shuffles, maps[name], *effect, f"attribution of {name}", tables.axes[name], "share of |attribution|"
-        )
-        for name, effect in _effects(shuffles, maps).items()
-    }
     folds = hold_out(design.group, design.stratum, seed)
-    areas = [separation(layers[name], shuffles, folds) for name in activations]
+    areas = [separation(table, design.shuffles, folds) for table in layers.values()]
     values, null = (torch.stack(parts) for parts in zip(*areas, strict=True))
     settings: dict[str, Any] = {"permutations": permutations, "seed": seed, "strata": design.strata}
     several = len(design.contrasts) > 1
-    profile = LayerProfile(
-        quantity="separation (ROC area)",
-        layers=tuple(activations),
-        values=values if several else values[:, 0],
-        units="1",
-        signed=False,
-        method="ridge readout of mean activations, held out; null: 95 % of shuffled groups",
-        settings=settings,
-        series=design.contrasts if several else (),
-        null=null if several else null[:, 0],
-    )
     return {
         "groups": design.groups,
         "counts": design.counts,
-        "activations": activations,
-        "attributions": attributions,
-        "separation": profile,
+        "activations": _effects(design, layers, "layer", dict.fromkeys(layers, ("unit",)), "activation"),
+        "attributions": _effects(design, maps, "attribution of", tables.axes, "share of |attribution|"),
+        "separation": LayerProfile(
+            quantity="separation (ROC area)",
+            layers=tuple(layers),
+            values=values if several else values[:, 0],
+            units="1",
+            signed=False,
+            method="ridge readout of mean activations, held out; null: 95 % of shuffled groups",
+            settings=settings,
+            series=design.contrasts if several else (),
+            null=null if several else null[:, 0],
+        ),
         "left_out": tables.left_out,
         "target": tables.target,
         "method": f"mean activations{f'; {tables.method}' if tables.method else ''}; {permutations} permutations",
@@ -217,38 +192,29 @@ def compared(tables: SampleTables, design: Design, permutations: int, seed: int)
     }
 
 
-def _effects(shuffles: Shuffles, tables: dict[str, torch.Tensor]) -> dict[str, tuple[Effect, torch.Tensor]]:
-    """Return effect and corrected p of each table; the tables are one family."""
-    effects = {name: shuffles.effect(table.double().flatten(1)) for name, table in tables.items()}
+def _effects(
+    design: Design, tables: dict[str, torch.Tensor], what: str, axes: Mapping[str, tuple[str, ...]], units: str
+) -> dict[str, GroupEffects]:
+    """Return the effects in each table, with p values corrected over all of them together."""
+    effects = {name: design.shuffles.effect(table.double().flatten(1)) for name, table in tables.items()}
     p = corrected(effects) if effects else {}
-    return {name: (effect, p[name]) for name, effect in effects.items()}
-
-
-def _named(
-    design: Design,
-    shuffles: Shuffles,
-    table: torch.Tensor,
-    effect: Effect,
-    p: torch.Tensor,
-    what: str,
-    axes: tuple[str, ...],
-    units: str,
-) -> GroupEffects:
-    """Return the effects of one table as a result."""
-    shape = (len(design.contrasts), *table.shape[1:])
-    sides = zip(design.member.T, shuffles.support.T, strict=True)
-    means = torch.stack(
-        [torch.stack([table[ours & both].mean(dim=0), table[~ours & both].mean(dim=0)]) for ours, both in sides]
-    )
-    return GroupEffects(
-        what=what,
-        axes=axes,
-        contrasts=design.contrasts,
-        means=means,
-        difference=effect.difference.reshape(shape),
-        effect=effect.size.reshape(shape),
-        error=effect.error.reshape(shape),
-        p=p.reshape(shape),
-        null=shuffles.size(effect.peaks.quantile(0.95, dim=0)).reshape(-1),
-        units=units,
-    )
+    found = {}
+    for name, effect in effects.items():
+        table, shape = tables[name], (len(design.contrasts), *tables[name].shape[1:])
+        sides = zip(design.member.T, design.shuffles.support.T, strict=True)
+        means = torch.stack(
+            [torch.stack([table[ours & both].mean(dim=0), table[~ours & both].mean(dim=0)]) for ours, both in sides]
+        )
+        found[name] = GroupEffects(
+            what=f"{what} {name}",
+            axes=axes[name],
+            contrasts=design.contrasts,
+            means=means,
+            difference=effect.difference.reshape(shape),
+            effect=effect.size.reshape(shape),
+            error=effect.error.reshape(shape),
+            p=p[name].reshape(shape),
+            null=design.shuffles.size(effect.peaks.quantile(0.95, dim=0)).reshape(-1),
+            units=units,
+        )
+    return found

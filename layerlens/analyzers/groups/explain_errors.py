@@ -91,7 +91,8 @@ def explain_errors(
         )
     groups = ["error" if one else "hit" for one in wrong.tolist()]
     strata = {"label": right, "predicted": predicted}
-    design = Design(groups, None if within is None else [str(one) for one in strata[within].tolist()], within or "")
+    within_names = None if within is None else [str(one) for one in strata[within].tolist()]
+    design = Design(groups, within_names, permutations, seed, within or "")
     fields = compared(tables, design, permutations, seed)
     fields["settings"] |= {"method": method, "options": dict(options or {}), "within": within}
     return ErrorExplanation(**fields, labels=right, predicted=predicted, used=design.used)

@@ -63,18 +63,7 @@ def sample_tables(
     *,
     classes: bool = False,
 ) -> SampleTables:
-    """Read a data set once; arguments as in `compare_groups`.
-
-    Args:
-        model: any module.
-        data: the data set.
-        layers: which layers.
-        target: what to attribute; `"label"` is each sample's label.
-        method: method of attribution; None for no maps.
-        options: options of that method.
-        forward: `forward(model, *args, **kwargs)` to call instead of the model.
-        what: name of the analysis, for the bar and for errors.
-        classes: whether the predicted classes are kept.
+    """Read a data set once, with the options of `compare_groups`; `what` names the analysis in errors.
 
     Raises:
         InputError: when samples have maps of different sizes, or no layer can be compared.

@@ -26,12 +26,6 @@ def _area_and_null(
 
     A ridge regression of membership on the units, less the means of the strata, in its dual form: one inverse for each
     fold serves all shuffles. The penalty is a tenth of the samples' mean square.
-
-    Args:
-        values: `(samples, units)`, less the means of the strata.
-        shuffles: groups, as they are and shuffled.
-        contrast: number of the contrast.
-        folds: fold in which each sample is held out, `(samples,)`.
     """
     orders = torch.cat([torch.arange(len(values))[None], shuffles.orders[:MOST_SHUFFLES]])
     rows = shuffles.support[:, contrast].nonzero().flatten()

@@ -13,7 +13,7 @@ from layerlens.inputs.inputs import Inputs
 from layerlens.model.borrowed import borrowed
 
 from ..messages import warn_left_out
-from .layer_features import FeatureReader, Features, Rows
+from .layer_features import FeatureReader, Features, Rows, silent_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +82,7 @@ def gather(
     if len(keys) > max_samples:
         keys, index, labels = _thin(features, keys, index, labels, max_samples)
     whole = features.joined("read")
-    ran = {name.split(" #")[0] for name in (*whole, *features.left_out)}
-    for path in reader.layers:
-        if path not in ran:
-            features.left_out[path] = "did not run"
+    features.left_out.update(silent_layers(reader.layers, (*whole, *features.left_out)))
     return Table(whole, labels, index, count, features.left_out)
 
 

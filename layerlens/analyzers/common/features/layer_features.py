@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -19,6 +19,7 @@ from layerlens.probes.probe import Probe
 
 from ..calls.call_shapes import Seen, seen, watch
 from ..calls.fastpath import layers_called
+from ..messages import first_reasons
 
 POOLS = ("mean", "last", "flatten")
 
@@ -193,6 +194,12 @@ class _Run:
         return self.reader.reduced(name, path, units_first(tensor.detach(), form.axes))
 
 
+def silent_layers(layers: Iterable[LayerPath], calls: Iterable[str]) -> dict[str, str]:
+    """Return by path why layers without any of the calls have no numbers."""
+    ran = {name.split(" #")[0] for name in calls}
+    return {path: "did not run" for path in layers if path not in ran}
+
+
 def pool_name(pool: Pool) -> str:
     """Name a pool in settings."""
     return pool if isinstance(pool, str) else getattr(pool, "__name__", type(pool).__name__)
@@ -271,6 +278,5 @@ class Features:
         """
         whole = {name: torch.cat(parts) for name, parts in self._parts.items() if name not in self.left_out}
         if not whole:
-            why = "; ".join(f"{name}: {text}" for name, text in list(self.left_out.items())[:5])
-            raise InputError(f"no layer can be {doing}. {why}")
+            raise InputError(f"no layer can be {doing}. {first_reasons(self.left_out)}")
         return whole

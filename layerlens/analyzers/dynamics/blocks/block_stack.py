@@ -11,7 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, floating, main_index, survey, taps
 from layerlens.errors import LayerNotFound
 from layerlens.inputs.inputs import Forward, Inputs
-from layerlens.model.layers import LayerPath
+from layerlens.model.layers import LayerPath, Selection
 from layerlens.model.trees import map_tensors
 from layerlens.probes.probe import Probe
 from layerlens.targets.target import main_output
@@ -27,8 +27,10 @@ def find_stack(model: nn.Module, inputs: Inputs, forward: Forward | None, seed: 
     Raises:
         LayerNotFound: when there is none.
     """
+    if not any(_numbered(path, module) for path, module in model.named_modules()):
+        raise LayerNotFound("this model has no numbered blocks. Give the layers: layers=[...].")
     torch.manual_seed(seed)
-    with Probe(model, _numbered, reduce=_shape) if _any(model) else _nothing() as record:
+    with Probe(model, _numbered, reduce=_shape) as record:
         inputs.run(model, forward)
     runs: dict[LayerPath, list[list[tuple[LayerPath, Any]]]] = {}
     for call in record.order:
@@ -55,14 +57,6 @@ def find_stack(model: nn.Module, inputs: Inputs, forward: Forward | None, seed: 
 
 def _numbered(path: LayerPath, module: nn.Module) -> bool:
     return path.rpartition(".")[2].isdigit()
-
-
-def _any(model: nn.Module) -> bool:
-    return any(_numbered(path, module) for path, module in model.named_modules())
-
-
-def _nothing() -> Any:
-    raise LayerNotFound("this model has no numbered blocks. Give the layers: layers=[...].")
 
 
 def _shape(output: Any) -> Any:
@@ -99,7 +93,7 @@ class Stream:
     site: Site
 
     @classmethod
-    def read(cls, model: nn.Module, inputs: Inputs, layers: Any, forward: Forward | None, seed: int) -> Stream:
+    def read(cls, model: nn.Module, inputs: Inputs, layers: Selection, forward: Forward | None, seed: int) -> Stream:
         """Run a borrowed model and keep what the layers returned.
 
         Raises:
@@ -118,7 +112,7 @@ class Stream:
             kept[site.name] = floating(output)[site.main].detach().clone()
             return output
 
-        def enter(given: Any) -> None:
+        def enter(given: object) -> None:
             tensor = first_floating(given)
             if tensor is not None and not entered:
                 entered.append(tensor.detach().clone())

@@ -13,7 +13,7 @@ from torch import nn
 
 from layerlens.analyzers.common.calls.call_shapes import Seen, seen, watch
 from layerlens.analyzers.common.calls.fastpath import layers_called
-from layerlens.analyzers.common.features.layer_features import units_first
+from layerlens.analyzers.common.features.layer_features import silent_layers, units_first
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath
@@ -117,15 +117,9 @@ class Pairs:
 class PairReader:
     """Runs a model batch by batch and takes the inputs and outputs of the selected layers in pairs.
 
-    Args:
-        model: any module.
-        layers: which.
-        forward: `forward(model, *args, **kwargs)` to call instead of the model.
-        options: what is kept.
-        always: whether the input is subtracted wherever it has the shape of the output.
-
     Attributes:
         residual: calls whose output is the input plus something else; the input is subtracted.
+        always: whether the input is subtracted wherever it has the shape of the output.
     """
 
     def __init__(
@@ -163,8 +157,7 @@ class PairReader:
 
     def finish(self) -> dict[str, str]:
         """Return why layers have no pairs; a layer that returns its input does nothing, and is not listed."""
-        ran = {name.split(" #")[0] for name in (*self.pairs, *self.left_out)}
-        silent = {path: "did not run" for path in self.layers if path not in ran}
+        silent = silent_layers(self.layers, (*self.pairs, *self.left_out))
         return {name: why for name, why in self.left_out.items() if why != SAME} | silent
 
     def _hooks(self, path: LayerPath, batch: int) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
@@ -172,11 +165,11 @@ class PairReader:
         count = iter(range(1 << 62))
         module = self.model.get_submodule(path)
 
-        def before(given: Any) -> None:
+        def before(given: object) -> None:
             tensor = first_floating(given)
             entered.append((None, None) if tensor is None else (tensor.detach().clone(), (id(tensor), version(tensor))))
 
-        def after(output: Any) -> None:
+        def after(output: object) -> None:
             index = next(count)
             name = f"{path} #{index}" if index else path
             given, key = entered.pop()

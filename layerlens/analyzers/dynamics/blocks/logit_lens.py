@@ -157,10 +157,6 @@ def logit_lens(
 class HeadReader:
     """Reads streams by the model's own code, or by a given head.
 
-    Args:
-        stream: stream of the layers.
-        head: from the stream to scores; None for the model's own code.
-
     Raises:
         OptionError: when the head does not return scores.
         TargetError: when the model does not.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.features.feature_batches import warn_unread
-from layerlens.analyzers.common.messages import listed
+from layerlens.analyzers.common.messages import first_reasons, listed
 from layerlens.errors import InputError, OptionError, check_count, choose, warn
 from layerlens.inputs.batches import Data, Read, Samples
 from layerlens.inputs.inputs import Forward, as_inputs
@@ -116,9 +116,7 @@ def nonlinearity(
         raise InputError("nonlinearity: one sample leaves none to hold out; give two or more.")
     left_out = reader.finish()
     if not reader.pairs:
-        raise InputError(
-            f"no layer has an input and an output. {'; '.join(f'{k}: {v}' for k, v in list(left_out.items())[:5])}"
-        )
+        raise InputError(f"no layer has an input and an output. {first_reasons(left_out)}")
     fits = [_fit(pairs, seed) for pairs in track(reader.pairs.values(), "fitting lines", enabled=progress)]
     values, error, null, influence, influence_error = torch.tensor(fits, dtype=torch.float64).unbind(dim=1)
     names = tuple(reader.pairs)

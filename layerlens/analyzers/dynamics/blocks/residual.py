@@ -36,10 +36,10 @@ def residual_calls(model: nn.Module, inputs: Inputs, forward: Forward | None, se
     )
     entered: list[Any] = []
 
-    def before(given: Any) -> None:
+    def before(given: object) -> None:
         entered.append(_edge(first_floating(given)))
 
-    def after(output: Any) -> bool:
+    def after(output: object) -> bool:
         return _adds(_edge(first_tensor(output)), entered.pop())
 
     with borrowed(model), layers_called():
@@ -52,7 +52,7 @@ def residual_calls(model: nn.Module, inputs: Inputs, forward: Forward | None, se
     return {f"{call.layer} #{call.index}" if call.index else call.layer for call in record.order if call.output}
 
 
-def first_floating(given: Any) -> torch.Tensor | None:
+def first_floating(given: object) -> torch.Tensor | None:
     """Return the first floating-point tensor among the arguments of a call."""
     return next((tensor for _, tensor in named_tensors(given) if tensor.is_floating_point()), None)
 

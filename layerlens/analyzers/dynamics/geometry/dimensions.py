@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 import torch
 
+from layerlens.analyzers.common.statistics import jackknife_error
+
 GROUPS = 10
 """Groups of samples that the jackknife leaves out in turn."""
 
@@ -47,7 +49,7 @@ def layer_shape(rows: torch.Tensor, classes: torch.Tensor | None, permutations: 
     values, near = _spectra(rows), two_nearest(compact(rows))
     dimension, fit = two_nn(near)
     without = torch.stack([_spectra(rows[groups != group]) for group in range(min(GROUPS, n))])
-    error = torch.cat([jackknife(without), fit.reshape(1)])
+    error = torch.cat([jackknife_error(without), fit.reshape(1)])
     cloud = gaussian(n, features, seed)
     spectrum = eigenvalues(cloud)
     ratio, rank = participation_ratio(spectrum), effective_rank(spectrum)
@@ -57,7 +59,7 @@ def layer_shape(rows: torch.Tensor, classes: torch.Tensor | None, permutations: 
         chance = torch.stack([classes[torch.randperm(n, generator=generator)] for _ in range(permutations)])
         parts = [separation(rows[groups != group], classes[groups != group]) for group in range(min(GROUPS, n))]
         values = torch.cat([values, separation(rows, classes).reshape(1)])
-        error = torch.cat([error, jackknife(torch.stack(parts)).reshape(1)])
+        error = torch.cat([error, jackknife_error(torch.stack(parts)).reshape(1)])
         null = torch.cat([null, separation(rows, chance).mean().reshape(1)])
     variance = rows.var(dim=0)
     total = float(variance.sum())
@@ -163,8 +165,3 @@ def separation(points: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         sums = member.T @ rows
         shares.append((sums.square().sum(dim=1) / member.sum(dim=0)).sum() / total.masked_fill(total == 0, torch.nan))
     return torch.stack(shares).reshape(classes.shape[:-1])
-
-
-def jackknife(parts: torch.Tensor) -> torch.Tensor:
-    """Return the standard error from values without each group, along the first axis (Efron & Tibshirani 1993)."""
-    return ((parts - parts.mean(dim=0)).square().sum(dim=0) * (len(parts) - 1) / len(parts)).sqrt()

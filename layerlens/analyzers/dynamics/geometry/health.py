@@ -11,7 +11,7 @@ from layerlens.analyzers.common.calls.call_sites import row_norms
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.features.batch_targets import check_length, class_lists, of_batch
 from layerlens.analyzers.common.features.feature_batches import warn_unread
-from layerlens.analyzers.common.messages import listed
+from layerlens.analyzers.common.messages import first_reasons, listed
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.axes.names import batch_axis
 from layerlens.errors import InputError, OptionError, check_count, warn
@@ -122,7 +122,7 @@ def health(
     left_out = reader.finish()
     names = tuple(reader.units)
     if not names:
-        raise InputError(f"no layer can be read. {'; '.join(f'{k}: {v}' for k, v in list(left_out.items())[:5])}")
+        raise InputError(f"no layer can be read. {first_reasons(left_out)}")
     layer_units = list(reader.units.values())
     values, error = _shares(layer_units, double)
     moments = torch.tensor([units.moments() for units in layer_units], dtype=torch.float64)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.features.feature_batches import run_once
-from layerlens.analyzers.common.features.layer_features import FeatureReader
+from layerlens.analyzers.common.features.layer_features import FeatureReader, silent_layers
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath, Selection
 
@@ -174,14 +174,7 @@ def _counted(rows: list[torch.Tensor]) -> torch.Tensor:
 
 
 class UnitReader(FeatureReader):
-    """Reads layers unit by unit and keeps only the `Units` of each call.
-
-    Args:
-        model: any module.
-        layers: which; None for every layer but those that return another's output.
-        forward: `forward(model, *args, **kwargs)` to call instead of the model.
-        max_units: units above which no doubles are looked for.
-    """
+    """Reads layers unit by unit and keeps only the `Units` of each call."""
 
     def __init__(self, model: nn.Module, layers: Selection, forward: Forward | None, max_units: int) -> None:
         super().__init__(model, layers, forward=forward, distinct=True)
@@ -204,5 +197,4 @@ class UnitReader(FeatureReader):
         """Return why layers have no numbers; layers of which a part could not be read are dropped."""
         for name in self.left_out:
             self.units.pop(name, None)
-        ran = {name.split(" #")[0] for name in (*self.units, *self.left_out)}
-        return self.left_out | {path: "did not run" for path in self.layers if path not in ran}
+        return self.left_out | silent_layers(self.layers, (*self.units, *self.left_out))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.features.feature_batches import Table, warn_unread
+from layerlens.analyzers.common.features.feature_batches import warn_unread
 from layerlens.analyzers.common.features.layer_features import Pool, pool_name
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.errors import InputError, OptionError, check_count, warn
@@ -29,6 +29,9 @@ from .linear_readout import FOLDS, Readout, Truth, split_folds, true_labels
 SERIES = ("CKA", "CKA with an untrained twin", "change of the output", "change of the weights")
 PROBES = ("probe", "probe of the other")
 NAN = torch.tensor(torch.nan, dtype=torch.float64)
+
+Triple: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Value, error and null."""
 
 
 @public(renamed={"most": "max_samples"})
@@ -123,11 +126,12 @@ def compare(
             left_out.setdefault(name, "the other model has none of that name, or it did not run there")
     probe = None
     if own.labels is not None:
-        probe = _Probe(true_labels(own.labels, "compare"), Readout(penalty, seed), seed)
-    series = [
-        _series(name, own, theirs, twin, (model, second), probe, permutations, seed)
-        for name in track(names, "comparing models", enabled=progress)
-    ]
+        probe = functools.partial(_probe, true_labels(own.labels, "compare"), Readout(penalty, seed), seed)
+    series = []
+    for name in track(names, "comparing models", enabled=progress):
+        rows = (own.layers[name], theirs.layers[name], twin.layers.get(name))
+        change = _weight_change(name.split(" #")[0], model, second)
+        series.append(_series(*rows, change, probe, permutations, seed))
     warn_unread("compare", left_out, layers is not None)
     if len(own.index) < 64:
         warn(f"compare: {len(own.index)} samples are few; read the CKA with its error and null.")
@@ -161,22 +165,8 @@ def compare(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Probe:
-    """Reads the labels from a layer's rows."""
-
-    truth: Truth
-    readout: Readout
-    seed: int
-
-    def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the mean over samples of held-out scores, its error, and chance."""
-        folds = split_folds(self.truth, min(FOLDS, self.truth.smallest), self.seed)
-        return (*self.readout.score(self.readout.projected(rows), self.truth, folds), torch.tensor(self.truth.chance))
-
-
 def _second(model: nn.Module, other: nn.Module | Mapping[str, torch.Tensor]) -> nn.Module:
-    """The second model; a state dict is loaded into a copy of the first.
+    """Return the second model; a state dict is loaded into a copy of the first.
 
     Raises:
         OptionError: when it does not fit.
@@ -197,33 +187,35 @@ def _second(model: nn.Module, other: nn.Module | Mapping[str, torch.Tensor]) -> 
 
 
 def _series(
-    name: str,
-    own: Table,
-    theirs: Table,
-    twin: Table,
-    models: tuple[nn.Module, nn.Module],
-    probe: _Probe | None,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    twin: torch.Tensor | None,
+    weight_change: torch.Tensor,
+    probe: Callable[[torch.Tensor], Triple] | None,
     permutations: int,
     seed: int,
 ) -> torch.Tensor:
     """Return value, error and null of each series of one layer, `(3, series)`."""
-    first, second = own.layers[name].double(), theirs.layers[name].double()
-    untrained = twin.layers.get(name)
+    first, second = first.double(), second.double()
     moved = (second - first).norm() / first.norm() if first.shape == second.shape else NAN
     series = [
         _cka(first, second, permutations, seed),
-        (NAN, NAN, NAN) if untrained is None else _cka(first, untrained.double(), permutations, seed),
+        (NAN, NAN, NAN) if twin is None else _cka(first, twin.double(), permutations, seed),
         (moved, NAN, NAN),
-        (_weight_change(name.split(" #")[0], *models), NAN, NAN),
+        (weight_change, NAN, NAN),
     ]
     if probe is not None:
         series += [probe(first), probe(second)]
     return torch.stack([torch.stack([part.double() for part in parts]) for parts in zip(*series, strict=True)])
 
 
-def _cka(
-    first: torch.Tensor, second: torch.Tensor, permutations: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _probe(truth: Truth, readout: Readout, seed: int, rows: torch.Tensor) -> Triple:
+    """Return the mean over samples of held-out scores, its error, and chance."""
+    folds = split_folds(truth, min(FOLDS, truth.smallest), seed)
+    return (*readout.score(readout.projected(rows), truth, folds), torch.tensor(truth.chance))
+
+
+def _cka(first: torch.Tensor, second: torch.Tensor, permutations: int, seed: int) -> Triple:
     """Return the CKA, its error by the jackknife, and the mean over permuted samples."""
     sums = Sums(unbiased, permutations, torch.Generator().manual_seed(seed))
     sums.add(gram(first)[None], gram(second)[None])

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from layerlens.analyzers.common.features.feature_batches import run_once
-from layerlens.analyzers.common.features.layer_features import FeatureReader, Rows
+from layerlens.analyzers.common.features.layer_features import FeatureReader, Rows, silent_layers
+from layerlens.analyzers.common.messages import first_reasons
 from layerlens.errors import InputError
 from layerlens.inputs.batches import Batch, grouped
 from layerlens.inputs.inputs import Inputs
@@ -33,12 +34,7 @@ class GramReader(FeatureReader):
 
 
 class Side:
-    """One of the models compared: reads layers, and notes what cannot be compared.
-
-    Args:
-        reader: reader of the layers.
-        seed: seed of models that draw numbers.
-    """
+    """One of the models compared: reads layers, and notes what cannot be compared."""
 
     def __init__(self, reader: FeatureReader, seed: int) -> None:
         self.reader, self.seed = reader, seed
@@ -85,12 +81,10 @@ class Side:
         Raises:
             InputError: when there are none.
         """
-        known = {name.split(" #")[0] for name in (*(self.names or ()), *self.left_out)}
-        self.left_out.update({path: "did not run" for path in self.reader.layers if path not in known})
+        self.left_out.update(silent_layers(self.reader.layers, (*(self.names or ()), *self.left_out)))
         names = [name for name in self.names or () if name not in self.left_out]
         if not names:
-            why = "; ".join(f"{name}: {text}" for name, text in list(self.left_out.items())[:5])
-            raise InputError(f"no layer can be compared. {why}")
+            raise InputError(f"no layer can be compared. {first_reasons(self.left_out)}")
         return names
 
 

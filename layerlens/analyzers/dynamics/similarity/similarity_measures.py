@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from layerlens.analyzers.common.statistics import jackknife_error
+
 GROUPS = 10
 """Groups of samples that the jackknife leaves out in turn."""
 
@@ -140,8 +142,7 @@ class Sums:
         parts = [self.ratio(f"without {group}") for group in range(GROUPS) if f"without {group} ab" in self.products]
         if self.samples < 2 * LEAST:
             return None
-        each = torch.stack(parts)
-        return ((each - each.mean(dim=0)).square().sum(dim=0) * (len(each) - 1) / len(each)).sqrt()
+        return jackknife_error(torch.stack(parts))
 
     def null(self) -> torch.Tensor | None:
         """Return the similarity to permuted rows, `(permutations, layers, layers)`."""

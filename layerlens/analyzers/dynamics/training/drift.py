@@ -17,10 +17,6 @@ FEWEST = 8
 class Drift:
     """Compares the layers on some samples with the layers at the start.
 
-    Args:
-        reader: reader of the layers.
-        data: inputs, `(samples, ...)`.
-
     Raises:
         InputError: when the data cannot be read, or holds too few samples.
     """

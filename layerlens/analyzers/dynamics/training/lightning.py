@@ -14,10 +14,6 @@ if TYPE_CHECKING:
 def lightning_callback(watch: Watch, optimizer: int = 0) -> Any:
     """Return a callback that turns the watch on when a fit begins, and off when it ends, also by an error.
 
-    Args:
-        watch: watch of the model that is fitted.
-        optimizer: number of the optimizer of the fit.
-
     Raises:
         MissingPackage: when neither `lightning` nor `pytorch_lightning` is installed.
     """
@@ -40,11 +36,11 @@ def lightning_callback(watch: Watch, optimizer: int = 0) -> Any:
             watch.optimizer = _chosen(trainer.optimizers, optimizer)
             watch.__enter__()
 
-        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: object, index: int) -> None:
             """Note the step: with gradient accumulation several batches belong to one."""
             self._step = watch.seen
 
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: object, index: int) -> None:
             """Keep the loss, as the training step returned it."""
             loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
             if loss is None:

@@ -149,7 +149,7 @@ def max_sensitivity(
         ]
         return (torch.cat([one.tensor for one in found]),)
 
-    def changed(values: tuple[torch.Tensor, ...] | torch.Tensor, *_: Any) -> tuple[torch.Tensor, ...]:
+    def changed(values: tuple[torch.Tensor, ...] | torch.Tensor, *_: object) -> tuple[torch.Tensor, ...]:
         (own,) = values if isinstance(values, tuple) else (values,)
         change = torch.rand(own.shape, generator=generator, dtype=own.dtype).to(own)
         return (own + size * (2 * change - 1),)
