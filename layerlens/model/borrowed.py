@@ -81,7 +81,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
                 for module in modules:
                     if module.training != (mode == "train"):
                         module.training = mode == "train"
-            if mode == "eval" and grad:
+            if mode == "eval" and grad and any(getattr(one, "gradient_checkpointing", None) is True for one in modules):
                 stack.enter_context(checkpoints_kept(modules))
             yield model
         failed = False

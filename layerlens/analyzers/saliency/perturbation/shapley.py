@@ -54,8 +54,8 @@ def shapley_sampling(
             never.
 
     Returns:
-        ... It has its standard error over pairs of orders; every value of a feature gets the feature's number. Its check
-        is the relative `"efficiency gap"`.
+        ... It has its standard error over pairs of orders; every value of a feature gets the feature's number. Its
+        check is the relative `"efficiency gap"`.
 
     Raises:
         OptionError: when an option is out of range, or features or baseline do not fit the input.
