@@ -8,6 +8,7 @@ from torch import nn
 from layerlens import Data, geometry, linear_probe
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.batches import per_sample
+from layerlens.signatures import old_names
 from tests.cases import normal
 
 
@@ -48,3 +49,12 @@ def test_analyzers_take_a_data_set_as_data():
         first = run(model, x, labels=labels, batch_size=7)
         second = run(model, Data(x, labels, batch_size=7))
         assert first.values.equal(second.values) and first.settings == second.settings
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_old_names_of_options_still_work():
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU()), normal(40, 3)
+    with pytest.warns(DeprecationWarning, match=r"geometry\(most=\) is now max_samples="):
+        old = geometry(model, x, most=20)
+    assert old.values.equal(geometry(model, x, max_samples=20).values) and old.settings["max_samples"] == 20
+    assert old_names(linear_probe) == {"most": "max_samples", "shuffles": "permutations"}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Literal
 
@@ -183,6 +184,17 @@ class Watch:
         self._updates.forget()
         self._ended = time.perf_counter()
 
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Add the time of the block to the time spent.
+
+        Yields:
+            Nothing.
+        """
+        begun = time.perf_counter()
+        yield
+        self._spent += time.perf_counter() - begun
+
     def _attach(self) -> None:
         """Read the layers' outputs from now until the next step."""
         modules = dict(Layers(self.model).items())
@@ -199,16 +211,12 @@ class Watch:
     def _reader(self, path: str, module: nn.Module) -> Callable[[Any], Any]:
         def read(output: Any) -> Any:
             if torch.is_grad_enabled():
-                begun = time.perf_counter()
-                with torch.no_grad():
-                    found = output_sums(module, output)
-                if found is not None:
-                    known = self._sums.get(path)
-                    if known is None:
-                        self._sums[path] = found
-                    else:
-                        known.add(found)
-                self._spent += time.perf_counter() - begun
+                with self._timed(), torch.no_grad():
+                    sums = output_sums(module, output)
+                    if sums is not None and path in self._sums:
+                        self._sums[path].add(sums)
+                    elif sums is not None:
+                        self._sums[path] = sums
             return output
 
         return read
@@ -216,9 +224,8 @@ class Watch:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._probe is None:
             return None
-        begun = time.perf_counter()
-        self._updates.begin()
-        self._spent += time.perf_counter() - begun
+        with self._timed():
+            self._updates.begin()
         kwargs = dict(kwargs)
         closure = kwargs.pop("closure", args[1] if len(args) > 1 else None)
         if closure is None:
@@ -236,24 +243,21 @@ class Watch:
         """Read the gradients of the step, once, and stop reading the layers."""
         if self._probe is None:
             return
-        begun = time.perf_counter()
-        self._detach()
-        self._record.note("gradient norm", self._updates.gradients())
-        self._spent += time.perf_counter() - begun
+        with self._timed():
+            self._detach()
+            self._record.note("gradient norm", self._updates.gradients())
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._updates.begun:
             self._read_gradients()  # of an optimizer that has not called its closure
-        begun = time.perf_counter()
-        if self._updates.begun:
-            self._measure()
+        with self._timed():
+            if self._updates.begun:
+                self._measure()
         self._seen += 1
         self._since += 1
-        self._spent += time.perf_counter() - begun
         if self._due():
-            begun = time.perf_counter()
-            self._attach()
-            self._spent += time.perf_counter() - begun
+            with self._timed():
+                self._attach()
 
     def _measure(self) -> None:
         sizes, ratio = self._updates.end()
