@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Literal, TypeAlias
 
@@ -20,7 +21,7 @@ from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.progress import track
 from layerlens.results import FaithfulnessCurve
-from layerlens.signatures import public
+from layerlens.signatures import Function, documented, public, with_section
 from layerlens.targets.probability import probability
 from layerlens.targets.target import Spec
 
@@ -32,7 +33,27 @@ SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
 """Shares of the places: the bins of DeYoung et al. 2020, sec. 4."""
 
 
-@public
+_ARGS = {
+    "steps": "number of parts in which the places are put in or removed.",
+    "shares": "shares of the places, each above 0 and below 1; at least one place is removed or kept.",
+    "features": 'what is put in or removed at a time: `"places"` (pixels, tokens, steps, columns), or as in '
+    "`feature_ablation`.",
+}
+_RAISES = {
+    "InputError": "when the map does not fit the input, or holds NaN or infinity.",
+    "OptionError": "when an option is out of range, or the fill does not fit.",
+    "TargetError": "when the target does not fit the output.",
+}
+
+
+def _measure(function: Function) -> Function:
+    """Make a measure public, with the texts that all measures here share."""
+    text = documented(function.__doc__ or "", inspect.signature(function).parameters, _ARGS)
+    function.__doc__ = with_section(text, "Raises", _RAISES)
+    return public(function)
+
+
+@_measure
 def insertion(
     model: nn.Module,
     x: Input,
@@ -51,17 +72,8 @@ def insertion(
 
     Petsiuk, Das & Saenko 2018, sec. 3.3, who insert into a blurred image (`fill="blur"`).
 
-    Args:
-        steps: number of parts in which the places are put in.
-        features: what is put in at a time, `"places"` (pixels, tokens, steps, columns) or as in `feature_ablation`.
-
     Returns:
         A `FaithfulnessCurve` of `steps + 1` points; `.area` is `(batch,)`.
-
-    Raises:
-        InputError: when the map does not fit the input, or holds NaN or infinity.
-        OptionError: when an option is out of range, or the fill does not fit.
-        TargetError: when the target does not fit the output.
 
     Example:
         >>> import torch
@@ -75,7 +87,7 @@ def insertion(
         return removed.curve("insertion", attribution, steps, keep=True)
 
 
-@public
+@_measure
 def deletion(
     model: nn.Module,
     x: Input,
@@ -95,17 +107,8 @@ def deletion(
     Petsiuk, Das & Saenko 2018, sec. 3.3. With few places at a time it is pixel flipping (Bach et al. 2015), whose area
     over the curve, the mean fall of the score (Samek et al. 2017, eq. 12), is the score of x less `.area`.
 
-    Args:
-        steps: number of parts in which the places are removed.
-        features: what is removed at a time, as in `insertion`.
-
     Returns:
         A `FaithfulnessCurve` of `steps + 1` points; `.area` is `(batch,)`.
-
-    Raises:
-        InputError: when the map does not fit the input, or holds NaN or infinity.
-        OptionError: when an option is out of range, or the fill does not fit.
-        TargetError: when the target does not fit the output.
 
     Example:
         >>> import torch
@@ -119,7 +122,7 @@ def deletion(
         return removed.curve("deletion", attribution, steps, keep=False)
 
 
-@public
+@_measure
 def comprehensiveness(
     model: nn.Module,
     x: Input,
@@ -137,14 +140,6 @@ def comprehensiveness(
 
     The mean over shares k of S(x) - S(x without the first k) (DeYoung et al. 2020, eq. 1 and 3).
 
-    Args:
-        shares: shares of the places, each above 0 and below 1; at least one place is removed.
-
-    Raises:
-        InputError: when the map does not fit the input.
-        OptionError: when an option is out of range.
-        TargetError: when the target does not fit the output.
-
     Example:
         >>> model = nn.Linear(10, 1, bias=False)
         >>> comprehensiveness(model, torch.ones(2, 10), torch.rand(2, 10), target=0).shape
@@ -154,7 +149,7 @@ def comprehensiveness(
         return removed.mean_fall("comprehensiveness", attribution, shares, keep=False)
 
 
-@public
+@_measure
 def sufficiency(
     model: nn.Module,
     x: Input,
@@ -171,14 +166,6 @@ def sufficiency(
     """Measure how far the score falls when only the most important places are kept, `(batch,)`; lower is better.
 
     The mean over shares k of S(x) - S(the first k alone) (DeYoung et al. 2020, eq. 2 and 3).
-
-    Args:
-        shares: shares of the places, each above 0 and below 1; at least one place is kept.
-
-    Raises:
-        InputError: when the map does not fit the input.
-        OptionError: when an option is out of range.
-        TargetError: when the target does not fit the output.
 
     Example:
         >>> model = nn.Linear(10, 1, bias=False)
