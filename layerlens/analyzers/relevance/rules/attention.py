@@ -14,9 +14,9 @@ from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Node, Ro
 from .rulebook import Rulebook
 
 
-def fused_attention(node: Node, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
+def fused_attention(node: Node, gradients: Gradients, gradient: torch.Tensor, rulebook: Rulebook) -> Fused:
     """Multipliers of (query, key, value): (0, 0, 1) of their gradients for CP; (1/4, 1/4, 1/2) for Attn."""
-    if book.attention == "cp":
+    if rulebook.attention == "cp":
         return tuple(passed if slot == 2 else None for slot, passed in enumerate(gradients)), ()
     shares = (0.25, 0.25, 0.5)
     shared = tuple(

@@ -10,13 +10,13 @@ from .elementwise import quotient
 from .rulebook import Rulebook
 
 
-def glu(node: Node, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
+def glu(node: Node, gradients: Gradients, gradient: torch.Tensor, rulebook: Rulebook) -> Fused:
     """Two halves, a sigmoid(b), in one node: all to a, or half to each, b by the ratio (sigmoid(b) - 1/2) / b."""
     axis = int(node._saved_dim)
     axis = axis - (1 << 64) if axis >= 1 << 63 else axis  # saved without its sign
     signal, gate = node._saved_self.chunk(2, dim=axis)
     weight = torch.sigmoid(gate)
-    if book.product == "gate":
+    if rulebook.product == "gate":
         return (torch.cat([gradient * weight, torch.zeros_like(gate)], dim=axis),), ()
     half = gradient / 2
     ratio = quotient(torch.tanh(gate / 2) / 2, gate, 0.25)
@@ -30,7 +30,7 @@ def division(node: Node) -> Row:
     return Row(Kind.LINEAR, slots=(0,), role=Role.SAME)
 
 
-def product(node: Node, gradients: Gradients, gradient: torch.Tensor, book: Rulebook) -> Fused:
+def product(node: Node, gradients: Gradients, gradient: torch.Tensor, rulebook: Rulebook) -> Fused:
     """A product of n numbers: x_i dy/dx_i = y for each, so each takes an n-th."""
     (passed, *_) = gradients
     x = node._saved_self

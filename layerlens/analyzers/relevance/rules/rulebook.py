@@ -105,13 +105,9 @@ def _where_text(where: Where) -> str:
     return str(getattr(where, "pattern", where))
 
 
-def _composite(name: str, *rules: tuple[Where, LinearRule], citation: str) -> Rulebook:
-    return Rulebook(name, "cp", "gate", rules, citation)
-
-
 RULEBOOKS = {
-    book.name: book
-    for book in (
+    rulebook.name: rulebook
+    for rulebook in (
         Rulebook(
             "epsilon",
             citation="Bach et al. 2015, eq. 58, epsilon -> 0; attention Ali et al. 2022; gates Arras et al. 2017",
@@ -119,47 +115,44 @@ RULEBOOKS = {
         Rulebook("cp", citation="Ali et al. 2022, CP-LRP: attention weights are constants; epsilon -> 0"),
         Rulebook("gate", citation="Arras et al. 2017: gates get nothing; epsilon -> 0"),
         Rulebook("attn", "attn", "uniform", citation="Achtibat et al. 2024, AttnLRP"),
-        _composite(
+        Rulebook(
             "epsilon_plus",
-            (Part.CONVOLUTION, ZPlus()),
+            linear=[(Part.CONVOLUTION, ZPlus())],
             citation="Montavon et al. 2019; Kohlbrenner et al. 2020",
         ),
-        _composite(
+        Rulebook(
             "epsilon_plus_flat",
-            (Part.FIRST, Flat()),
-            (Part.CONVOLUTION, ZPlus()),
+            linear=[(Part.FIRST, Flat()), (Part.CONVOLUTION, ZPlus())],
             citation="Kohlbrenner et al. 2020",
         ),
-        _composite(
+        Rulebook(
             "epsilon_gamma_box",
-            (Part.FIRST, ZBox()),
-            (Part.CONVOLUTION, Gamma(0.25)),
+            linear=[(Part.FIRST, ZBox()), (Part.CONVOLUTION, Gamma(0.25))],
             citation="Montavon et al. 2019",
         ),
-        _composite(
+        Rulebook(
             "epsilon_alpha2_beta1",
-            (Part.CONVOLUTION, AlphaBeta(2, 1)),
+            linear=[(Part.CONVOLUTION, AlphaBeta(2, 1))],
             citation="Kohlbrenner et al. 2020",
         ),
-        _composite(
+        Rulebook(
             "epsilon_alpha2_beta1_flat",
-            (Part.FIRST, Flat()),
-            (Part.CONVOLUTION, AlphaBeta(2, 1)),
+            linear=[(Part.FIRST, Flat()), (Part.CONVOLUTION, AlphaBeta(2, 1))],
             citation="Kohlbrenner et al. 2020; Lapuschkin et al. 2019",
         ),
-        _composite(
+        Rulebook(
             "excitation",
-            (Part.ANY, ZPlus(bias=False)),
+            linear=[(Part.ANY, ZPlus(bias=False))],
             citation="Zhang et al. 2016, excitation backprop; divide by the score for its probabilities",
         ),
-        _composite(
+        Rulebook(
             "epsilon_plus_w2",
-            (Part.FIRST, WSquare()),
-            (Part.CONVOLUTION, ZPlus()),
+            linear=[(Part.FIRST, WSquare()), (Part.CONVOLUTION, ZPlus())],
             citation="Montavon et al. 2017",
         ),
     )
 }
+"""Name -> rulebook, as published."""
 
 
 def as_rulebook(rules: str | Rulebook) -> Rulebook:
