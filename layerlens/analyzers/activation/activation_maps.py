@@ -17,8 +17,10 @@ from layerlens.model.trees import describe, first_tensor
 from layerlens.probes.call import Call
 from layerlens.probes.probe import Probe
 from layerlens.results import ActivationMaps
+from layerlens.signatures import public
 
 
+@public
 def activation_maps(
     model: nn.Module,
     x: Input,
@@ -28,18 +30,13 @@ def activation_maps(
     call: int = 0,
     forward: Forward | None = None,
 ) -> ActivationMaps:
-    """The output of one layer with its units on the second axis.
+    """Return the output of one layer with its units on the second axis.
 
     Units are the channels of a convolution, the features of a dense, transformer or recurrent layer; the places that
-    follow are (height, width), tokens or time steps. Of a tuple (a recurrent layer) or a dict the first tensor counts.
+    follow are (height, width), tokens or time steps. Of a tuple (a recurrent layer) or a dict the first tensor is used.
 
     Args:
-        model: any module.
-        x: its input, as in `layerlens.capture`.
-        layer: a path, or any selection that matches one layer.
-        units: which to keep, one or several; None for all. Negative ones count from the end.
-        call: which call of a layer that runs several times.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        units: one or several units to keep; None for all. Negative ones count from the end.
 
     Returns:
         `ActivationMaps` with values `(batch, unit, *places)`, in the units of the activation.
@@ -56,13 +53,14 @@ def activation_maps(
         >>> maps.values.shape, maps.axes
         (torch.Size([2, 2, 6, 6]), ('batch', 'channel', 'height', 'width'))
     """
-    path, given = one_layer(model, layer), as_inputs(x)
+    path, inputs = one_layer(model, layer), as_inputs(x)
     with borrowed(model, grad=False), watch(model) as shapes, Probe(model, path) as record:
-        given.run(model, forward)
+        inputs.run(model, forward)
     calls = record.calls(path)
-    return _maps(calls[call_index(path, len(calls), call)], seen(model, shapes), units, shown_input(given))
+    return _maps(calls[call_index(path, len(calls), call)], seen(model, shapes), units, shown_input(inputs))
 
 
+@public
 def layer_maps(
     model: nn.Module,
     x: Input,
@@ -71,16 +69,13 @@ def layer_maps(
     units: int | Sequence[int] | None = None,
     forward: Forward | None = None,
 ) -> list[ActivationMaps]:
-    """The outputs of several layers with their units on the second axis, from one run, in order of execution.
+    """Return the outputs of several layers with their units on the second axis, from one run, in order of execution.
 
-    What a generator makes of one latent, layer by layer: `activation_mosaic(layer_maps(model, z, nn.ConvTranspose2d))`.
+    For the layers of a generator: `activation_mosaic(layer_maps(model, z, nn.ConvTranspose2d))`.
 
     Args:
-        model: any module.
-        x: its input.
-        layers: which layers; every call of each counts.
-        units: which to keep of each layer; None for all.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        layers: ... Every call of a layer is returned.
+        units: units to keep of each layer; None for all.
 
     Returns:
         One `ActivationMaps` for each call.
@@ -95,34 +90,38 @@ def layer_maps(
         >>> [tuple(maps.values.shape) for maps in layer_maps(generator, torch.zeros(1, 4, 1, 1), nn.ConvTranspose2d)]
         [(1, 8, 4, 4), (1, 1, 10, 10)]
     """
-    given = as_inputs(x)
+    inputs = as_inputs(x)
     paths = list(Layers(model).select(layers))
     with borrowed(model, grad=False), watch(model) as shapes, Probe(model, paths) as record:
-        given.run(model, forward)
+        inputs.run(model, forward)
     if not record.order:
         raise RecordError(f"none of the {len(paths)} layers ran: the run took another route.")
-    known, shown = seen(model, shapes), shown_input(given)
+    known, shown = seen(model, shapes), shown_input(inputs)
     return [_maps(call, known, units, shown) for call in record.order]
 
 
 def _maps(
-    chosen: Call, known: Sequence[Seen], units: int | Sequence[int] | None, shown: torch.Tensor | None
+    recorded: Call, known: Sequence[Seen], units: int | Sequence[int] | None, shown: torch.Tensor | None
 ) -> ActivationMaps:
-    """The maps of one recorded call."""
-    path, output = chosen.layer, first_tensor(chosen.output)
-    axes = next(one.axes for one in known if (one.path, one.index) == (path, chosen.index))
+    """Return the maps of one recorded call.
+
+    Raises:
+        RecordError: when it returned no tensor with known units.
+    """
+    path, output = recorded.layer, first_tensor(recorded.output)
+    axes = next(one.axes for one in known if (one.path, one.index) == (path, recorded.index))
     if output is None or axes is None or not output.ndim:
-        raise RecordError(f"layer {path!r} returned {describe(chosen.output)}, in which units cannot be told.")
+        raise RecordError(f"layer {path!r} returned {describe(recorded.output)}, whose units are unknown.")
     values, axes = units_second(output, axes)
     kept = chosen_units(path, values.shape[1], units)
     if units is not None:
         values = values[:, list(kept)]
-    return ActivationMaps(path, chosen.index, values.contiguous(), kept, axes, shown)
+    return ActivationMaps(path, recorded.index, values.contiguous(), kept, axes, shown)
 
 
-def shown_input(given: Inputs) -> torch.Tensor | None:
-    """A copy of the input where it is one floating-point tensor."""
-    tensors = given.tensors()
+def shown_input(inputs: Inputs) -> torch.Tensor | None:
+    """Return a copy of the input if it is one floating-point tensor."""
+    tensors = inputs.tensors()
     only = next(iter(tensors.values()))
     return only.detach().clone() if len(tensors) == 1 and only.is_floating_point() else None
 
@@ -139,17 +138,17 @@ def units_second(output: torch.Tensor, axes: Axes) -> tuple[torch.Tensor, Axes]:
 
 
 def chosen_units(path: str, count: int, units: int | Sequence[int] | None) -> tuple[int, ...]:
-    """The units asked for, counted from the start; all for None.
+    """Return the requested units, counted from the start; all for None.
 
     Raises:
         OptionError: when one does not exist.
     """
     if units is None:
         return tuple(range(count))
-    asked = [units] if isinstance(units, int) else list(units)
-    if not asked:
+    requested = [units] if isinstance(units, int) else list(units)
+    if not requested:
         raise OptionError("units=[] keeps none; give one or more, or None for all.")
-    for unit in asked:
+    for unit in requested:
         if isinstance(unit, bool) or not isinstance(unit, int) or not -count <= unit < count:
             raise OptionError(f"there is no unit {unit!r}: layer {path!r} has {count} (0 to {count - 1}).")
-    return tuple(unit % count for unit in asked)
+    return tuple(unit % count for unit in requested)

@@ -1,26 +1,30 @@
-"""Latent traversal: change one latent at a time and look at what a generator makes of it."""
+"""Latent traversal: change one latent at a time and look at the output of a generator."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from layerlens.errors import InputError, OptionError, check_count, choose
-from layerlens.inputs.inputs import Forward, Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.trees import describe
 from layerlens.progress import track
 from layerlens.results import LatentTraversal
+from layerlens.signatures import public
 from layerlens.targets.target import main_output
 
+Dimensions = int | Sequence[int] | torch.Tensor | None
 
+
+@public
 def latent_traversal(
     model: nn.Module,
-    z: Any,
-    dimensions: int | Sequence[int] | torch.Tensor | None = None,
+    z: Input,
+    dimensions: Dimensions = None,
     *,
     steps: Sequence[float] = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0),
     move: Literal["set", "add"] = "set",
@@ -33,20 +37,17 @@ def latent_traversal(
     Args:
         model: the generator of a GAN, or the decoder of a VAE; with `forward=lambda vae, z: vae.decode(z)` a whole VAE.
         z: one latent, `(1, ...)`; a latent of several axes is counted flat.
-        dimensions: which latents, by number; all for None. A floating-point tensor `(direction, latent)` holds
+        dimensions: numbers of the latents to change; None for all. A floating-point tensor `(direction, latent)` holds
             directions to move along instead (with `move="add"`).
-        steps: the values; with `move="set"` the latent gets each of them, with `"add"` they are added to it.
+        steps: values; with `move="set"` the latent is set to each of them, with `"add"` they are added to it.
         move: see `steps`. The prior of most generators has standard deviation 1.
-        batch_size: latents in one pass.
-        forward: `forward(model, z)` to use in place of calling the model.
-        progress: whether to show a bar, as in `track`.
 
     Returns:
         A `LatentTraversal` with the outputs `(direction, step, *output)` and the effect of each direction.
 
     Raises:
         InputError: when z is not one floating-point latent, or the model returns no batch of tensors.
-        TargetError: when it returns no tensor of floating-point numbers.
+        TargetError: when it returns no floating-point tensor.
         OptionError: when there is no such latent, or an option is out of range.
 
     Example:
@@ -59,12 +60,12 @@ def latent_traversal(
     check_count("batch_size", batch_size)
     if not steps:
         raise OptionError("steps=() changes nothing; give the values to set or to add.")
-    given = as_inputs(z)
-    tensors = given.tensors()
+    inputs = as_inputs(z)
+    tensors = inputs.tensors()
     name, latent = next(iter(tensors.items()))
     if len(tensors) > 1 or not latent.is_floating_point() or len(latent) != 1:
         raise InputError(
-            f"z must be one floating-point latent (1, ...), got {describe(latent)}; others go by forward=."
+            f"z must be one floating-point latent (1, ...), got {describe(latent)}; pass others in forward=."
         )
     base = latent.detach().flatten()
     values = torch.tensor([float(step) for step in steps], dtype=base.dtype, device=base.device)
@@ -74,7 +75,9 @@ def latent_traversal(
     with borrowed(model, grad=False):
         for first in track(range(0, len(flat), batch_size), "latent_traversal", enabled=progress):
             rows = flat[first : first + batch_size]
-            parts.append(_output(model, given.replace({name: rows.reshape(-1, *latent.shape[1:])}), forward, len(rows)))
+            parts.append(
+                _output(model, inputs.replace({name: rows.reshape(-1, *latent.shape[1:])}), forward, len(rows))
+            )
     outputs = torch.cat(parts)
     by_step = outputs[1:].reshape(*changed.shape[:2], *outputs.shape[1:])
     wide = by_step.to(torch.promote_types(by_step.dtype, torch.float32))
@@ -84,9 +87,9 @@ def latent_traversal(
 
 
 def _changed(
-    base: torch.Tensor, dimensions: Any, values: torch.Tensor, move: str
+    base: torch.Tensor, dimensions: Dimensions, values: torch.Tensor, move: str
 ) -> tuple[tuple[str, ...], torch.Tensor]:
-    """Names of the directions, and the latents `(direction, step, latent)`.
+    """Return names of the directions, and the latents `(direction, step, latent)`.
 
     Raises:
         OptionError: when a latent does not exist, or directions do not fit.
@@ -113,8 +116,12 @@ def _changed(
 
 
 def _output(model: nn.Module, inputs: Inputs, forward: Forward | None, size: int) -> torch.Tensor:
-    """What the model makes of a batch of latents."""
-    made = main_output(inputs.run(model, forward))
-    if not made.is_floating_point() or not made.ndim or len(made) != size:
-        raise InputError(f"the model made {describe(made)} of {size} latents; a tensor (batch, ...) is needed.")
-    return made.detach().clone()
+    """Return the output of the model for a batch of latents.
+
+    Raises:
+        InputError: when it is not a batch of floating-point numbers.
+    """
+    output = main_output(inputs.run(model, forward))
+    if not output.is_floating_point() or not output.ndim or len(output) != size:
+        raise InputError(f"the model returned {describe(output)} for {size} latents; a tensor (batch, ...) is needed.")
+    return output.detach().clone()

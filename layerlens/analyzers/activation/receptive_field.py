@@ -1,4 +1,4 @@
-"""Receptive fields: what a layer can see of the input, and what it does see."""
+"""Receptive fields: the part of the input that a layer can depend on, and how much it does."""
 
 from __future__ import annotations
 
@@ -42,29 +42,26 @@ def receptive_field(
     forward: Forward | None = None,
     progress: bool | None = None,
 ) -> ReceptiveField:
-    """The receptive field of every place of a layer, and how it is used at one of them.
+    """Measure the receptive field of every place of a layer, and how strongly it is used at one of them.
 
-    In theory: line by line (each row, each column) of the first sample is replaced, and the places of the layer that
-    notice are noted: exact for any architecture, without arithmetic on kernels and strides. In effect: the gradient of
-    the units at `place`, over all samples: sqrt(mean over units of (dy/dx)^2), by random signs for many units
-    (Luo et al. 2016, Understanding the effective receptive field in deep convolutional neural networks, NeurIPS).
+    The theoretical field: line by line (each row, each column) of the first sample is replaced, and the places of the
+    layer that change are noted: exact for any architecture, without arithmetic on kernels and strides. The effective
+    field: the gradient of the units at `place`, over all samples: sqrt(mean over units of (dy/dx)^2), by random signs
+    for many units (Luo et al. 2016, Understanding the effective receptive field in deep convolutional neural networks,
+    NeurIPS).
 
     Args:
-        model: any module with one floating-point input.
-        x: its input; the effective field depends on it, the theoretical one only on its size.
-        unit: one unit whose effective field is wanted; None for all together.
+        model: ... It has one floating-point input.
+        x: ... The effective field depends on it, the theoretical one only on its size.
+        unit: unit whose effective field is measured; None for all together.
         place: where the effective field is measured; None for the middle of the layer's map.
         axes: the axes of the input that are places, such as `(1,)` of (batch, time, feature); None for all after the
             second.
-        by: how a replaced line is noticed. `"nan"`: it is filled with NaN, which passes through every operation but
-            also through a product with 0, such as masked attention; `"change"`: it gets other random numbers, and an
-            output notices that is no longer the same. Lines that only dead units read are then missed.
-        draws: random sign vectors for the effective field of all units; 0 leaves it to the sum of the units.
-        call: which call of a layer that runs several times.
-        seed: of the random numbers.
-        batch_size: lines in one pass.
-        forward: `forward(model, x)` to use in place of calling the model.
-        progress: whether to show a bar, as in `track`.
+        by: how to find the places that depend on a line. `"nan"` fills it with NaN, which passes through every
+            operation, also through a product with 0, such as masked attention; `"change"` adds random numbers and looks
+            for outputs that differ, which misses lines that only dead units read.
+        draws: number of random sign vectors for the effective field of all units; 0 uses the sum of the units.
+        batch_size: lines per pass.
 
     Returns:
         A `ReceptiveField`; costs one forward pass per line of the input and `draws` gradients.
@@ -85,18 +82,22 @@ def receptive_field(
     choose("by", by, ("nan", "change"))
     check_count("batch_size", batch_size)
     check_seed(seed)
-    given = as_inputs(x)
-    tensors = given.tensors()
+    inputs = as_inputs(x)
+    tensors = inputs.tensors()
     name, values = next(iter(tensors.items()))
     if len(tensors) > 1 or not values.is_floating_point():
-        raise InputError("a receptive field is in one floating-point input; others go in by forward=.")
+        raise InputError("a receptive field needs one floating-point input; pass others in forward=.")
     spatial = _axes(values, axes)
     path = one_layer(model, layer)
 
     def units(sample: torch.Tensor, graph: bool) -> torch.Tensor:
-        """The layer's output `(batch, unit, *places)`."""
+        """Return the layer's output `(batch, unit, *places)`.
+
+        Raises:
+            RecordError: when the layer did not run.
+        """
         with Probe(model, path, graph=graph, stop=call == 0) as record:
-            given.replace({name: sample}).run(model, forward)
+            inputs.replace({name: sample}).run(model, forward)
         if not record.calls(path):
             raise RecordError(f"layer {path!r} did not run, so it has no receptive field.")
         return read_units(model, record, call)
@@ -116,7 +117,7 @@ def receptive_field(
 
 
 def _axes(values: torch.Tensor, axes: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The axes of places, counted from the start, in order.
+    """Return the axes of places, counted from the start, in order.
 
     Raises:
         InputError: when there is none.
@@ -133,7 +134,7 @@ def _axes(values: torch.Tensor, axes: tuple[int, ...] | None) -> tuple[int, ...]
 
 
 def _lines(sample: torch.Tensor, axis: int, by: By, seed: int) -> Iterator[torch.Tensor]:
-    """The sample with one line along `axis` after the other replaced."""
+    """Yield the sample with each line along `axis` replaced in turn."""
     generator = torch.Generator().manual_seed(seed)
     for line in range(sample.shape[axis]):
         changed = sample.clone()
@@ -155,13 +156,13 @@ def _boxes(
     batch_size: int,
     progress: bool | None,
 ) -> torch.Tensor:
-    """The box of each place, `(*places, axis, 2)`."""
+    """Return the box of each place, `(*places, axis, 2)`."""
     base = units(sample.repeat(batch_size, *[1] * (sample.ndim - 1)), False)  # as many rows as in the passes below
     total = sum(sample.shape[axis] for axis in axes)
     steps = iter(track(range(total), "receptive_field", enabled=progress))
     columns = []
     for axis in axes:
-        noticed = []
+        changes = []
         lines = list(range(sample.shape[axis]))
         changed = _lines(sample, axis, by, seed)
         for first in range(0, len(lines), batch_size):
@@ -169,12 +170,12 @@ def _boxes(
             filled = torch.cat(part + [sample] * (batch_size - len(part)))
             output = units(filled, False)
             differs = output.isnan() if by == "nan" else output != base
-            noticed.append(differs[: len(part)].any(dim=1))  # (line, *places)
+            changes.append(differs[: len(part)].any(dim=1))  # (line, *places)
             for _ in part:
                 next(steps)
-        seen = torch.cat(noticed).cpu()
+        seen = torch.cat(changes).cpu()
         count = len(seen)
-        start = seen.int().argmax(dim=0)  # the first line that is noticed
+        start = seen.int().argmax(dim=0)  # the first line that matters
         stop = count - seen.flip(0).int().argmax(dim=0)
         some = seen.any(dim=0)
         columns.append(torch.stack([start.where(some, 0), stop.where(some, 0)], dim=-1))
@@ -183,7 +184,7 @@ def _boxes(
 
 
 def _place(place: tuple[int, ...] | None, sizes: torch.Size, path: str) -> tuple[int, ...]:
-    """The place asked for, counted from the start; the middle for None.
+    """Return the requested place, counted from the start; the middle for None.
 
     Raises:
         OptionError: when there is none.
@@ -205,7 +206,12 @@ def _effective(
     seed: int,
     path: str,
 ) -> torch.Tensor:
-    """Mean over units of the squared gradient at a place, shaped like the input."""
+    """Return the mean over units of the squared gradient at a place, shaped like the input.
+
+    Raises:
+        OptionError: when there is no such unit.
+        TargetError: when no gradient reaches the input.
+    """
     leaf = values.clone().requires_grad_()
     output = units(leaf, True)
     at = at_place(output, place)  # (batch, unit)

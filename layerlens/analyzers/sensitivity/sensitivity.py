@@ -1,4 +1,4 @@
-"""One door to all measures of sensitivity, by question or by name."""
+"""All measures of sensitivity by question or by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from layerlens.errors import OptionError, choose, suggestion
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Explained, MethodTable
-from layerlens.signatures import old_names
+from layerlens.signatures import old_names, public
 
 _COMMON = ("model", "x", "layers", "forward")
 FIRST: dict[Question, str] = {
@@ -20,9 +20,10 @@ FIRST: dict[Question, str] = {
     "matters_to_output": "ablate",
     "weights": "weight_sensitivity",
 }
-"""Question -> the measure that answers it when no other is named."""
+"""Question -> the measure that answers it by default."""
 
 
+@public
 def sensitivity(
     model: nn.Module,
     x: Input,
@@ -33,23 +34,20 @@ def sensitivity(
     forward: Forward | None = None,
     **options: Any,
 ) -> Explained:
-    """How sensitive the model is, by the question asked.
+    """Measure how sensitive the model is, by the question asked.
 
-    - `"responds_to_input"`: which layer answers to the input (first measure: `jacobian`, all layers at once).
+    - `"responds_to_input"`: which layer responds to the input (first measure: `jacobian`, all layers at once).
     - `"matters_to_output"`: which layer the output depends on (`ablate`: a run for each layer).
     - `"weights"`: which layer's parameters the output depends on (`weight_sensitivity`).
 
-    The three rank the layers of one model differently, and none stands for another. `sensitivity.methods()` lists
+    The three rank the layers of one model differently, and none can replace another. `sensitivity.methods()` lists
     every measure with its question, cost and source.
 
     Args:
-        model: any module.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        layers: which layers (see `Selection`); None for every distinct activation, see `jacobian`.
-        question: what is asked; None takes that of the method, and `"responds_to_input"` when no method is named.
-        method: name of a measure; its function of that name says what it computes. None takes the question's first.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-        **options: those of the measure's function.
+        layers: which layers, see `Selection`; None for every distinct activation, see `jacobian`.
+        question: the question to answer; None takes that of the method, or `"responds_to_input"` if none is named.
+        method: name of a measure, documented at the function of that name; None takes the question's first.
+        **options: options of the measure's function.
 
     Returns:
         What the measure's function returns: a `LayerProfile` in order of execution for the first of each question.
@@ -76,12 +74,12 @@ def sensitivity(
     if "layers" in parameters:
         return function(model, x, layers=layers, forward=forward, **options)
     if layers is not None:
-        raise OptionError(f"method {name!r} measures no single layers; leave layers={layers!r} out.")
+        raise OptionError(f"method {name!r} does not measure layers; leave layers={layers!r} out.")
     return function(model, x, forward=forward, **options)
 
 
 def methods() -> MethodTable:
-    """Every measure: the question that it answers, its cost in passes, what it needs, where it was published.
+    """List every measure: the question that it answers, its cost in passes, what it needs, where it was published.
 
     Example:
         >>> methods()["jacobian"][0]

@@ -1,4 +1,4 @@
-"""The layer table: what a model is made of, and with an input what each layer returns and how long it takes."""
+"""The layer table: what a model is nbytes of, and with an input what each layer returns and how long it takes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from layerlens.model.trees import first_tensor, named_tensors
 from layerlens.probes.probe import Probe
 from layerlens.probes.record import Record
 from layerlens.results import LayerRow, LayerTable
+from layerlens.signatures import public
 
 
+@public
 def layers(model: nn.Module, x: Input | None = None, *, forward: Forward | None = None) -> LayerTable:
     """List the layers of a model; with an input also their calls, output shapes and shares of time.
 
-    The time of a layer is its own: what passes between the start and end of its calls, less the calls inside. The model
-    runs twice in eval mode without gradients, and the second run is timed; the price of the hooks (a few microseconds
-    per call) is part of the layers around.
+    The time of a layer is its own: the time between start and end of its calls, minus the calls inside. The model
+    runs twice in eval mode without gradients, and the second run is timed; the cost of the hooks (a few microseconds
+    per call) is part of the outer layers.
 
     Args:
-        model: any module.
-        x: its input, as in `layerlens.capture`; None to leave the model alone.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        x: ... None does not run the model.
 
     Returns:
         A `LayerTable`: the model itself, then every module once, in definition order.
@@ -50,32 +50,34 @@ def layers(model: nn.Module, x: Input | None = None, *, forward: Forward | None 
     with borrowed(model, grad=False):
         given.run(model, forward)
         _wait(device)
-        with Probe(model, lambda path, module: True, timing=True, inputs=_given, reduce=_stamp(device)) as record:
+        with Probe(
+            model, lambda path, module: True, timing=True, inputs=_input_shapes, reduce=_stamp(device)
+        ) as record:
             given.run(model, forward)
     own, total = _own_seconds(record)
-    made = _made(model, record)
+    nbytes = _activation_bytes(model, record)
     rows = tuple(
-        _row(path, module, record, own.get(path, 0.0) / total if total else 0.0, made.get(path))
+        _row(path, module, record, own.get(path, 0.0) / total if total else 0.0, nbytes.get(path))
         for path, module in layers.items()
     )
     return LayerTable(type(model).__name__, rows, 1000 * total, device)
 
 
 class _Stamp:
-    """What is kept of an output; no tuple, so that a record does not walk through it.
+    """What is noted of an output; not a tuple, so that a record does not walk through it.
 
     Attributes:
-        shape: of its first tensor, as text; `""` when there is none.
-        dtype: of that tensor.
-        storages: what its tensors are kept in -> bytes; weak references, which hold no memory, and tell a storage from
+        shape: shape of its first tensor as text, or `""`.
+        dtype: dtype of that tensor.
+        storages: storages of its tensors -> bytes; weak references, which hold no memory and distinguish a storage from
             a later one at the same address.
-        before: clock when the call had ended.
-        after: clock when the device had done its work.
+        before: clock at the end of the call.
+        after: clock when the device had finished.
     """
 
     __slots__ = ("after", "before", "dtype", "shape", "storages")
 
-    def __init__(self, output: Any, before: float, after: float) -> None:
+    def __init__(self, output: object, before: float, after: float) -> None:
         tensor = first_tensor(output)
         self.shape = "" if tensor is None else str(tuple(tensor.shape))
         self.dtype = "" if tensor is None else str(tensor.dtype).removeprefix("torch.")
@@ -84,7 +86,7 @@ class _Stamp:
 
 
 def _stamp(device: str) -> Callable[[Any], _Stamp]:
-    def reduce(output: Any) -> _Stamp:
+    def reduce(output: object) -> _Stamp:
         before = time.perf_counter()
         _wait(device)
         after = time.perf_counter()
@@ -99,9 +101,9 @@ def _wait(device: str) -> None:
 
 
 def _own_seconds(record: Record) -> tuple[dict[LayerPath, float], float]:
-    """Seconds of each layer, summed over its calls and less those of the calls inside them; and of the whole run.
+    """Return the seconds of each layer over its calls, minus the calls inside them, and the seconds of the whole run.
 
-    Calls come in the order of their ends, so those inside a call are the ones just before it that ended after it began.
+    Calls are ordered by their ends, so those inside a call are the ones just before it that ended after it began.
     """
     own: dict[LayerPath, float] = {}
     finished: list[tuple[float, float]] = []  # (end, seconds) of calls whose parent is still running
@@ -116,28 +118,28 @@ def _own_seconds(record: Record) -> tuple[dict[LayerPath, float], float]:
     return own, sum(own.values())
 
 
-def _given(arguments: Any) -> tuple[str, str]:
-    """The shapes of the first two tensors among the arguments, as text, and the dtype of the first."""
+def _input_shapes(arguments: object) -> tuple[str, str]:
+    """Return the shapes of the first two tensors among the arguments, as text, and the dtype of the first."""
     tensors = [tensor for _, tensor in named_tensors(arguments)]
     shapes = ["nested" if tensor.is_nested else str(tuple(tensor.shape)) for tensor in tensors[:2]]
     kind = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
     return " + ".join([*shapes, "..."] if len(tensors) > 2 else shapes), kind
 
 
-def _storages(value: Any) -> dict[StorageWeakRef, int]:
-    """What the tensors inside are kept in -> bytes."""
+def _storages(value: object) -> dict[StorageWeakRef, int]:
+    """Return the storages of the tensors inside -> bytes."""
     parts = [part for _, part in named_tensors(value) if part.layout is torch.strided and not part.is_nested]
     storages = [part.untyped_storage() for part in parts]
     return {StorageWeakRef(storage): storage.nbytes() for storage in storages}  # type: ignore[no-untyped-call]
 
 
-def _made(model: nn.Module, record: Record) -> dict[LayerPath, int]:
-    """Bytes that the calls without others inside returned, by layer; each storage where it is returned first.
+def _activation_bytes(model: nn.Module, record: Record) -> dict[LayerPath, int]:
+    """Return the bytes returned by innermost calls, by layer; each storage counts where it is first returned.
 
-    What is inside a call ended just before it, and after it began.
+    Calls inside a call ended just before it, and after it began.
     """
     seen = set(_storages([*model.parameters(), *model.buffers()]))
-    made: dict[LayerPath, int] = {}
+    nbytes: dict[LayerPath, int] = {}
     ended: list[float] = []  # of calls whose parent is still running
     for call in record.order:
         stamp: _Stamp = call.output
@@ -147,9 +149,9 @@ def _made(model: nn.Module, record: Record) -> dict[LayerPath, int]:
         if len(ended) == inside:
             new = {storage: size for storage, size in stamp.storages.items() if storage not in seen}
             seen.update(new)
-            made[call.layer] = made.get(call.layer, 0) + sum(new.values())
+            nbytes[call.layer] = nbytes.get(call.layer, 0) + sum(new.values())
         ended.append(stamp.after)
-    return made
+    return nbytes
 
 
 def _row(
@@ -157,7 +159,7 @@ def _row(
     module: nn.Module,
     record: Record | None = None,
     share: float | None = None,
-    made: int | None = None,
+    nbytes: int | None = None,
 ) -> LayerRow:
     runs = record is not None and type(module).forward is not nn.Module.forward  # ModuleList and the like never run
     calls = record.calls(path) if record is not None and runs else None
@@ -173,7 +175,7 @@ def _row(
         input=_shapes([call.inputs[0] for call in calls or ()]),
         dtype=", ".join(dict.fromkeys(stamp.dtype for stamp in stamps if stamp.dtype)),
         order=calls[0].order if calls else None,
-        activation=made,
+        activation=nbytes,
         input_dtype=", ".join(dict.fromkeys(call.inputs[1] for call in calls or () if call.inputs[1])),
     )
 

@@ -1,4 +1,4 @@
-"""The route that each sample takes through a model whose structure depends on its input."""
+"""The route of each sample through a model whose structure depends on its input."""
 
 from __future__ import annotations
 
@@ -16,20 +16,16 @@ from layerlens.model.layers import Selection
 from layerlens.probes.probe import Probe
 from layerlens.progress import track
 from layerlens.results import RouteComparison, Routes
+from layerlens.signatures import public
 
 
+@public
 def route(model: nn.Module, x: Input, layers: Selection = None, *, forward: Forward | None = None) -> Routes:
-    """Which layers ran for each sample, in order: the exit that it took, the experts that it met, the steps it needed.
+    """List the layers that ran for each sample, in order: its exit, its experts, its number of steps.
 
     A batch takes one route, so the samples are run one by one: as many forward passes as samples, without gradients
-    and in eval mode. An expert counts as run when the model calls it, also on no token; experts whose weights are
-    stacked in one module, as in recent versions of transformers, are one layer and are not told apart.
-
-    Args:
-        model: any module.
-        x: its input, `(batch, ...)`.
-        layers: which layers to follow; None for all.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+    and in eval mode. An expert counts as run when the model calls it, even on no token; experts whose weights are
+    stacked in one module, as in recent versions of transformers, are one layer.
 
     Raises:
         LayerNotFound: when the selection matches no layer.
@@ -48,15 +44,16 @@ def route(model: nn.Module, x: Input, layers: Selection = None, *, forward: Forw
     return Routes(type(model).__name__, tuple(found))
 
 
+@public
 def compare_routes(first: Routes, second: Routes) -> RouteComparison:
-    """Where the routes of two groups of samples differ.
+    """Compare the routes of two groups of samples.
 
     Args:
-        first: of one sample or several.
-        second: likewise, of the same model.
+        first: routes of one or more samples.
+        second: routes of others through the same model.
 
     Raises:
-        OptionError: when one is empty, or of another model.
+        OptionError: when one is empty, or belongs to another model.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
@@ -67,10 +64,10 @@ def compare_routes(first: Routes, second: Routes) -> RouteComparison:
         if not isinstance(given, Routes) or not given.calls:
             raise OptionError(f"compare_routes takes two results of route with samples in them, got {given!r}.")
     if first.model != second.model:
-        raise OptionError(f"the routes are of a {first.model} and of a {second.model}; take two of one model.")
+        raise OptionError(f"the routes are of a {first.model} and of a {second.model}; compare routes of one model.")
     one, two = _mean_counts(first), _mean_counts(second)
     every = [*first.calls, *second.calls]
-    shared = _shared(every)
+    shared = _shared_start(every)
     same = _shares(first) == _shares(second)
     return RouteComparison(
         only_first=tuple(path for path in one if path not in two),
@@ -82,7 +79,7 @@ def compare_routes(first: Routes, second: Routes) -> RouteComparison:
 
 
 def _shares(routes: Routes) -> dict[tuple[str, ...], Fraction]:
-    """Route -> the share of the samples that took it."""
+    """Return the share of the samples that took each route."""
     return {calls: Fraction(len(samples), len(routes)) for calls, samples in routes.groups.items()}
 
 
@@ -93,8 +90,8 @@ def _mean_counts(routes: Routes) -> dict[str, float]:
     return {path: count / len(routes) for path, count in total.items()}
 
 
-def _shared(every: list[tuple[str, ...]]) -> int:
-    """How many calls all have in common at their start."""
+def _shared_start(every: list[tuple[str, ...]]) -> int:
+    """Return the number of calls that all routes share at their start."""
 
     def equal() -> Iterator[bool]:
         return (len(set(calls)) == 1 for calls in zip(*every, strict=False))

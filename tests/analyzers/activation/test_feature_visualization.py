@@ -8,8 +8,8 @@ from torch import nn
 import layerlens
 from layerlens.analyzers.activation.feature_visualization import feature_visualization
 from layerlens.analyzers.activation.feature_visualization.canvas import Canvas
-from layerlens.analyzers.activation.feature_visualization.objectives import Objectives, likeness
-from layerlens.analyzers.activation.feature_visualization.transforms import Transforms, moved
+from layerlens.analyzers.activation.feature_visualization.objectives import Objectives, similarity_of_copies
+from layerlens.analyzers.activation.feature_visualization.transforms import Transforms, sample_through
 from layerlens.errors import OptionError, RecordError, TargetError
 from layerlens.targets.target import as_target
 from layerlens.targets.units import deep_dream, direction, neuron
@@ -63,10 +63,10 @@ def test_colours_are_correlated_as_in_photographs():
 def test_axes_are_laid_out_as_the_model_takes_them():
     one = canvas((20, 3), ("time", "feature"))
     values = drawn(one, 2)
-    assert values.shape == (2, 3, 20) and one.laid_out(values).shape == (2, 20, 3)
-    assert torch.equal(one.laid_out(values)[1, :, 2], values[1, 2])
+    assert values.shape == (2, 3, 20) and one.to_input_axes(values).shape == (2, 20, 3)
+    assert torch.equal(one.to_input_axes(values)[1, :, 2], values[1, 2])
     image = canvas((6, 8, 3), ("height", "width", "channel"))
-    assert image.laid_out(drawn(image)).shape == (1, 6, 8, 3)
+    assert image.to_input_axes(drawn(image)).shape == (1, 6, 8, 3)
     assert canvas((5,), kind="auto").kind == "plain" and canvas((100, 1, 1), kind="auto").kind == "plain"
     assert canvas((1, 8, 8), kind="auto").kind == "fourier"
 
@@ -78,7 +78,7 @@ def test_axes_are_laid_out_as_the_model_takes_them():
 def test_nothing_is_moved_by_the_map_that_does_nothing(shape):
     values, places = normal(*shape).double(), len(shape) - 2
     maps = torch.eye(places, places + 1).double().expand(2, places, places + 1)
-    assert torch.allclose(moved(values, maps, places), values, atol=1e-12)
+    assert torch.allclose(sample_through(values, maps, places), values, atol=1e-12)
     generators = [torch.Generator().manual_seed(k) for k in range(2)]
     assert torch.allclose(Transforms(0, 0, (1, 1), 0)(values, generators, places, 1.0), values, atol=1e-12)
 
@@ -86,18 +86,18 @@ def test_nothing_is_moved_by_the_map_that_does_nothing(shape):
 def test_a_quarter_turn_a_shift_and_a_zoom():
     values = normal(1, 2, 8, 8).double()
     turn = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]]).double()
-    assert torch.allclose(moved(values, turn, 2), torch.rot90(values, 1, (2, 3)), atol=1e-12)
+    assert torch.allclose(sample_through(values, turn, 2), torch.rot90(values, 1, (2, 3)), atol=1e-12)
     shift = torch.tensor([[[1.0, 0.0, 2 * 3 / 8], [0.0, 1.0, 0.0]]]).double()  # three columns of eight
-    assert torch.allclose(moved(values, shift, 2)[..., :5], values[..., 3:], atol=1e-12)
-    assert torch.allclose(moved(values, shift, 2)[..., 5:], values[..., [7, 6, 5]], atol=1e-12)  # its mirror image
+    assert torch.allclose(sample_through(values, shift, 2)[..., :5], values[..., 3:], atol=1e-12)
+    assert torch.allclose(sample_through(values, shift, 2)[..., 5:], values[..., [7, 6, 5]], atol=1e-12)  # its mirror image
     series = torch.arange(8.0).double().reshape(1, 1, 8)
-    magnified = moved(series, torch.tensor([[[0.5, 0.0]]]).double(), 1)
+    magnified = sample_through(series, torch.tensor([[[0.5, 0.0]]]).double(), 1)
     assert torch.allclose(magnified[0, 0], torch.arange(8).double() * 0.5 + 1.75, atol=1e-12)
 
 
 def test_the_random_maps_stay_within_what_was_asked():
     transforms, generator = Transforms(0.25, 30, (0.5, 2.0), 0.0), torch.Generator().manual_seed(0)
-    maps = torch.stack([transforms.drawn(2, generator) for _ in range(500)])
+    maps = torch.stack([transforms.random_map(2, generator) for _ in range(500)])
     zoom = 1 / torch.linalg.det(maps[:, :, :2]).sqrt()
     angle = torch.atan2(maps[:, 1, 0], maps[:, 0, 0]).rad2deg()
     assert 0.5 <= float(zoom.min()) < 0.53 and 1.9 < float(zoom.max()) <= 2
@@ -206,8 +206,8 @@ def test_likeness_written_out():
                 gram[i, j] += values[row, i, y, x] * values[row, j, y, x]
         total += float((grams[0] * grams[1]).sum() / (grams[0].norm() * grams[1].norm()))
         pairs += 1
-    assert float(likeness(values, [0, 0, 5, 5])) == pytest.approx(total / pairs, abs=1e-12)
-    assert float(likeness(values, [0, 1, 2, 3])) == 0
+    assert float(similarity_of_copies(values, [0, 0, 5, 5])) == pytest.approx(total / pairs, abs=1e-12)
+    assert float(similarity_of_copies(values, [0, 1, 2, 3])) == 0
 
 
 def test_diversity_makes_copies_differ():
@@ -219,7 +219,7 @@ def test_diversity_makes_copies_differ():
             model, 0, shape, count=3, steps=40, diversity=diversity, diversity_layer=layer, **STILL
         )
         features = layerlens.activation_maps(model, made.images, layer).values
-        found.append(float(likeness(features, [0, 0, 0])))
+        found.append(float(similarity_of_copies(features, [0, 0, 0])))
     assert found[1] < found[0]
 
 
@@ -308,11 +308,11 @@ def test_half_precision_and_the_lens():
     ("options", "error", "text"),
     [
         ({"target": []}, OptionError, "target=\\[\\] asks for nothing"),
-        ({"target": None}, TargetError, "depends on the input that is to be made"),
+        ({"target": None}, TargetError, "depends on the input to be made"),
         ({"bounds": (1, 1)}, OptionError, "smallest and the largest value"),
         ({"steps": 0}, OptionError, "steps must be a whole number"),
         ({"zoom": (2, 1)}, OptionError, "smallest and the largest magnification"),
-        ({"shift": 3}, OptionError, "part of the length"),
+        ({"shift": 3}, OptionError, "fraction of the length"),
         ({"diversity": 1.0}, OptionError, "ask for several: count=4"),
         ({"diversity": 1.0, "count": 2}, OptionError, "name it with diversity_layer"),
         ({"shape": (4,), "parametrization": "fourier"}, OptionError, "needs an axis of places"),
@@ -337,7 +337,7 @@ def test_a_unit_that_is_always_off_is_told():
     net = nn.Sequential(nn.Linear(4, 2), nn.ReLU())
     with torch.no_grad():
         net[0].bias.fill_(-100)
-    with pytest.warns(UserWarning, match="unit 0 of 1 ended no higher than noise does"):
+    with pytest.warns(UserWarning, match="unit 0 of 1 ended no higher than noise"):
         feature_visualization(net, neuron("1", 0), (4,), steps=2)
 
 

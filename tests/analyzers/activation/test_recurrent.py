@@ -191,7 +191,7 @@ def test_a_class_that_returns_something_else_is_told():
             output, state = super().forward(x)
             return 2 * output, state
 
-    with pytest.warns(UserWarning, match="Doubled '' returned something that differs by"):
+    with pytest.warns(UserWarning, match="Doubled '' returned values that differ by"):
         states = recurrent_states(Doubled(2, 3), torch.ones(4, 1, 2))
     assert states.kind == "LSTM"
 

@@ -6,21 +6,23 @@ import torch
 
 from layerlens.errors import InputError, OptionError
 from layerlens.results import AttentionWeights
+from layerlens.signatures import public
 
 
+@public
 def attention_rollout(weights: AttentionWeights, *, residual: float = 0.5) -> torch.Tensor:
-    """How much each input token reaches each output token through all layers, `(batch, query, key)`.
+    """Compute how much each input token reaches each output token through all layers, `(batch, query, key)`.
 
-    The product over layers of (1 - residual) A + residual I, with A the mean over heads; rows sum to 1. It is a picture
-    of the routing alone: values, feed-forward parts and the target do not enter.
+    The product over layers of (1 - residual) A + residual I, with A the mean over heads; rows sum to 1. It shows the
+    routing alone: values, feed-forward parts and the target do not enter.
 
     Args:
-        weights: of a stack of self-attention layers over the same tokens, in their order.
+        weights: weights of a stack of self-attention layers over the same tokens, in their order.
         residual: share of the skip connection, from 0 to below 1.
 
     Raises:
-        InputError: when the layers do not attend from and to the same tokens, or hold a part of them only.
-        OptionError: when `residual` is outside.
+        InputError: when the layers do not attend from and to the same tokens, or hold only a part of them.
+        OptionError: when `residual` is out of range.
 
     Source: Abnar & Zuidema 2020, ACL, eq. 1 and section 3.
 

@@ -1,4 +1,4 @@
-"""Attention weights of any model, also where the kernel that is used never writes them down."""
+"""Attention weights of any model, including fused kernels that never store them."""
 
 from __future__ import annotations
 
@@ -22,48 +22,47 @@ from layerlens.model.call_tracking import Running
 from layerlens.model.layers import Layers, Selection
 from layerlens.probes.function_probe import function_name
 from layerlens.results import AttentionWeights
+from layerlens.signatures import public
 
 from .written_softmax import Softmaxes
 
-Part = int | slice | Sequence[int] | None
+Positions = int | slice | Sequence[int] | None
 """Some positions: one, a slice, or several; negative ones count from the end. None for all."""
 
 _FUSED = inspect.signature(F.multi_head_attention_forward)
 _HIDDEN = ("attention", "attn", "transformer_encoder_layer")
-"""Parts of the names of functions that attend and whose weights cannot be told."""
+"""Parts of the names of functions that compute attention without returning its weights."""
 
 
+@public
 def attention(
     model: nn.Module,
     x: Input,
     layers: Selection = None,
     *,
     heads: Literal["each", "mean"] = "each",
-    queries: Part = None,
-    keys: Part = None,
+    queries: Positions = None,
+    keys: Positions = None,
     forward: Forward | None = None,
 ) -> AttentionWeights:
-    """The weights of every attention in a model: softmax(q k^T / sqrt(d) + mask), one matrix per head.
+    """Return the weights of every attention in a model: softmax(q k^T / sqrt(d) + mask), one matrix per head.
 
-    The model runs once as it is, in eval mode and without gradients. Where it calls
+    The model runs once, in eval mode and without gradients. Where it calls
     `F.scaled_dot_product_attention` (whichever kernel answers), the weights are computed from the same arguments;
     where it writes attention out, they are the softmax over the last axis that values are multiplied with, by `@`,
-    `bmm` or `einsum`; those of `nn.MultiheadAttention` are asked for beside its output. Its fast path, which hides a
+    `bmm` or `einsum`; `nn.MultiheadAttention` is asked to return them too. Its fast path, which hides a
     whole encoder layer, is off during the run. A softmax over features that is multiplied with a matrix, as in linear
-    attention, is not told from attention; weights that are mixed after the softmax are not found.
+    attention, is taken for attention; weights that are mixed after the softmax are not found.
 
     Args:
-        model: any module.
-        x: its input.
-        layers: attention inside of which layers; None for all.
-        heads: `"each"` (default), or `"mean"` over them, of which one head is left.
-        queries: which queries to keep: one, a slice, or several positions; None for all. Memory and time of fused
-            attention then follow the queries asked for, so that long texts fit: batch x heads x queries x keys each.
-        keys: which keys to keep, likewise; rows then sum to less than 1.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        layers: ... Attention inside them counts.
+        heads: `"each"`, or `"mean"` over heads, which leaves one.
+        queries: queries to keep: one, a slice, or several positions; None for all. Memory and time of fused
+            attention then depend on the queries kept, so that long texts fit: batch x heads x queries x keys each.
+        keys: keys to keep, in the same way; rows then sum to less than 1.
 
     Raises:
-        InputError: when no attention was found, or one whose weights cannot be told, such as `flex_attention`.
+        InputError: when no attention was found, or one whose weights are unknown, such as `flex_attention`.
         LayerNotFound: when the selection matches no layer.
         OptionError: when there are no such queries or keys.
 
@@ -79,17 +78,17 @@ def attention(
     given = as_inputs(x)
     result = AttentionWeights(type(model).__name__, {}, {}, heads=heads)
     running = Running(model)
-    watch = _Watch(running, inside, result, queries, keys, _batch(given))
+    watch = _AttentionWatch(running, inside, result, queries, keys, _batch(given))
     with borrowed(model, grad=False), layers_called(), running, watch:
         given.run(model, running.around(forward))
     if watch.hidden:
         calls = ", ".join(f"{layer or 'the model'} calls {name}" for layer, name in watch.hidden.items())
         raise InputError(
-            f"{calls}: a kernel that does not tell its weights. Load the model with another attention (in "
+            f"{calls}: a kernel that does not return its weights. Load the model with another attention (in "
             "transformers: attn_implementation='sdpa' or 'eager'), or select other layers."
         )
     if not result.weights:
-        where = "" if inside is None else " inside of the selected layers"
+        where = "" if inside is None else " inside the selected layers"
         raise InputError(
             f"no attention was found in {type(model).__name__}{where}: neither F.scaled_dot_product_attention, nor "
             "nn.MultiheadAttention, nor a softmax over the last axis that is multiplied with values."
@@ -98,18 +97,21 @@ def attention(
 
 
 def _batch(given: Inputs) -> int | None:
+    """Return the number of samples, or None if the inputs disagree."""
     sizes = {tensor.shape[0] for tensor in given.tensors().values() if tensor.ndim}
     return sizes.pop() if len(sizes) == 1 else None
 
 
-class _Watch(TorchFunctionMode):
+class _AttentionWatch(TorchFunctionMode):
+    """Reads the weights of every attention while a model runs."""
+
     def __init__(
         self,
         running: Running,
         inside: set[str] | None,
         result: AttentionWeights,
-        queries: Part,
-        keys: Part,
+        queries: Positions,
+        keys: Positions,
         batch: int | None,
     ) -> None:
         super().__init__()
@@ -120,7 +122,11 @@ class _Watch(TorchFunctionMode):
         self._counts: Counter[str] = Counter()
 
     def __torch_function__(
-        self, function: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        kinds: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
@@ -149,16 +155,16 @@ class _Watch(TorchFunctionMode):
         chosen = self._inside
         return chosen is None or "" in chosen or any(f"{layer}.".startswith(f"{path}.") for path in chosen)
 
-    def _add(self, layer: str, weights: torch.Tensor, how: str, taken_of: int | None = None) -> None:
-        """Keep what is wanted of the weights; `taken_of`: how many queries there are, when a part is taken already."""
+    def _add(self, layer: str, weights: torch.Tensor, how: str, query_count: int | None = None) -> None:
+        """Store the requested weights; `query_count` is given if only a part of the queries was computed."""
         place = layer or "(model)"
         index = self._counts[place]
         self._counts[place] += 1
         name = f"{place}#{index}" if index else place
-        weights = in_four(weights.detach(), self._batch)
-        chosen = positions(self._queries, taken_of or weights.shape[-2], "queries")
+        weights = with_four_axes(weights.detach(), self._batch)
+        chosen = positions(self._queries, query_count or weights.shape[-2], "queries")
         if chosen is not None:
-            weights = weights if taken_of is not None else weights[..., chosen, :]
+            weights = weights if query_count is not None else weights[..., chosen, :]
             self._result.queries[name] = tuple(chosen)
         chosen = positions(self._keys, weights.shape[-1], "keys")
         if chosen is not None:
@@ -169,8 +175,8 @@ class _Watch(TorchFunctionMode):
         self._result.weights[name], self._result.how[name] = weights, how
 
 
-def positions(part: Part, count: int, what: str) -> list[int] | None:
-    """The positions that are meant among `count`; None for all.
+def positions(part: Positions, count: int, what: str) -> list[int] | None:
+    """Return the requested positions among `count`; None for all.
 
     Raises:
         OptionError: when there are none, or one is outside.
@@ -186,8 +192,8 @@ def positions(part: Part, count: int, what: str) -> list[int] | None:
     return [place % count for place in given]
 
 
-def in_four(weights: torch.Tensor, batch: int | None) -> torch.Tensor:
-    """Weights as `(batch, head, query, key)`: heads folded into the batch are unfolded, windows count as samples."""
+def with_four_axes(weights: torch.Tensor, batch: int | None) -> torch.Tensor:
+    """Return weights as `(batch, head, query, key)`: folded heads are unfolded, windows count as samples."""
     if weights.ndim == 3:
         folded = batch is not None and weights.shape[0] % batch == 0
         return weights.reshape(batch, -1, *weights.shape[1:]) if folded and batch else weights.unsqueeze(1)
@@ -205,10 +211,10 @@ def fused_weights(
     enable_gqa: bool = False,
     queries: list[int] | None = None,
 ) -> torch.Tensor:
-    """The weights that `F.scaled_dot_product_attention` uses and does not return, `(batch, head, query, key)`.
+    """Compute the weights that `F.scaled_dot_product_attention` uses and does not return, `(batch, head, query, key)`.
 
-    They are computed in float32 or the dtype of the query, whichever is wider, and are those without dropout. Rows of
-    which every key is masked are 0, as the kernel's output is. `queries` are the rows to compute; None for all.
+    They are computed in float32 or the dtype of the query, whichever is wider, without dropout. Rows with every key
+    masked are 0, as the kernel's output is. `queries` are the rows to compute; None for all.
     """
     rows = torch.arange(query.shape[-2], device=query.device)
     if queries is not None:
@@ -225,5 +231,5 @@ def fused_weights(
         scores = scores.masked_fill(~seen, -math.inf)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    masked = (scores == -math.inf).all(dim=-1, keepdim=True)  # of these softmax makes NaN
+    masked = (scores == -math.inf).all(dim=-1, keepdim=True)  # softmax would return NaN
     return torch.softmax(scores, dim=-1).masked_fill(masked, 0.0).to(query.dtype)

@@ -1,4 +1,4 @@
-"""Attention that is written out: a softmax over the last axis, and the product with values that it comes to."""
+"""Attention that is written out: a softmax over the last axis, followed to its product with values."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 _SAME = {"dropout", "contiguous", "clone"}
 """Functions that leave attention weights as they are; dropout does in eval mode."""
 _CHANGED = {"to", "type", "type_as", "half", "float", "double", "bfloat16", "masked_fill", "nan_to_num"}
-"""Functions whose result is the weights from there on."""
+"""Functions whose result is the new weights."""
 _SHAPED = {"view", "reshape", "expand", "flatten", "unflatten", "squeeze", "unsqueeze"}
 _TURNED = {"transpose", "permute", "swapaxes", "swapdims"}
 _PRODUCTS = {"matmul", "bmm", "einsum"}
 _MOST = 16
-"""How many softmaxes wait for a product at a time; older ones are no attention."""
+"""Largest number of softmaxes that wait for a product; older ones are not attention."""
 
 
 @dataclasses.dataclass(eq=False)
 class _Candidate:
     weights: torch.Tensor
-    aliases: list[torch.Tensor]  # held, so that none of their identities is given to another tensor
+    aliases: list[torch.Tensor]  # kept alive, so that no other tensor gets one of their ids
 
 
 class Softmaxes:
@@ -31,14 +31,14 @@ class Softmaxes:
         self._waiting: dict[int, _Candidate] = {}  # by identity of the tensor that holds the weights
         self._candidates: list[_Candidate] = []
 
-    def follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> torch.Tensor | None:
-        """Take note of one call; returns the weights when it is the product of attention with values.
+    def follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> torch.Tensor | None:
+        """Note one call, and return the weights when it is the product of attention with values.
 
         Args:
-            name: plain name of the function.
+            name: name of the function.
             args: its arguments.
             kwargs: its keyword arguments.
-            result: what it returned.
+            result: its result.
         """
         if name == "softmax" and isinstance(result, torch.Tensor) and result.ndim >= 3:
             if _sums_to_one(result):
@@ -66,7 +66,7 @@ class Softmaxes:
         return None
 
     def _step(self, name: str, args: tuple[Any, ...], source: Any, result: torch.Tensor, found: _Candidate) -> None:
-        """What one function makes of attention weights, when they are that still."""
+        """Note what one function does to attention weights, if its result still holds them."""
         same = result.shape == source.shape
         if name in _CHANGED or (name == "mul" and same and _is_mask(args, source)):  # such as a mask of heads
             found.weights = result.detach().clone()
@@ -85,19 +85,19 @@ class Softmaxes:
 
     def _drop(self, candidate: _Candidate) -> None:
         self._candidates.remove(candidate)
-        for tensor in candidate.aliases:  # the same one several times, where a function returned its argument
+        for tensor in candidate.aliases:  # twice the same where a function returned its argument
             if self._waiting.get(id(tensor)) is candidate:
                 del self._waiting[id(tensor)]
 
 
 def _is_mask(args: tuple[Any, ...], source: torch.Tensor) -> bool:
-    """Whether the other factor is the same for all queries and keys, or for all keys."""
+    """Return whether the other factor is the same for all queries and keys, or for all keys."""
     other = args[1] if len(args) > 1 else None
     return isinstance(other, torch.Tensor) and other.ndim == source.ndim and other.shape[-1] == 1
 
 
 def _sums_to_one(result: torch.Tensor) -> bool:
-    """Whether it is a softmax over the last axis; rows of which every key is masked may be 0 or NaN."""
+    """Return whether it is a softmax over the last axis; rows with every key masked may be 0 or NaN."""
     rows = result.detach().float().sum(dim=-1)
     rows = rows[(rows != 0) & ~rows.isnan()]
     return bool((rows - 1).abs().max() < 0.02) if rows.numel() else False

@@ -1,4 +1,4 @@
-"""What an input is made of while it is optimised: Fourier coefficients in decorrelated colours, or its values."""
+"""The parameters of an input that is optimized: Fourier coefficients in decorrelated colors, or its values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from layerlens.errors import OptionError, choose
 
 Parametrization = Literal["auto", "fourier", "plain"]
 SMOOTH = ("height", "width", "depth", "length", "time")
-"""Axes along which neighbours are alike."""
+"""Axes along which neighbors are similar."""
 
 AXES: dict[int, tuple[str, ...]] = {
     1: ("feature",),
@@ -21,28 +21,28 @@ AXES: dict[int, tuple[str, ...]] = {
     4: ("channel", "depth", "height", "width"),
 }
 
-COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
-"""Principal axes of the colours of photographs (ImageNet), one column each: how red, green and blue go together.
+COLORS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
+"""Principal axes of the colors of photographs (ImageNet), one column each: how red, green and blue go together.
 
 Olah, Mordvintsev & Schubert 2017, section "Preconditioning and parameterization"; the numbers are those of Lucid.
 """
 
 
 class Canvas:
-    """Inputs of one shape as a function of parameters that an optimiser can move.
+    """Inputs of one shape as a function of parameters that an optimizer can change.
 
     Args:
-        shape: of one input, without the batch.
-        axes: their names; those in `SMOOTH` with more than one entry are laid out in frequencies.
-        parametrization: `"fourier"` scales each frequency f by 1/f^decay, so that a step of the optimiser changes
+        shape: shape of one input, without the batch.
+        axes: names of its axes; those in `SMOOTH` with more than one entry are laid out in frequencies.
+        parametrization: `"fourier"` scales each frequency f by 1/f^decay, so that a step of the optimizer changes
             coarse and fine structure as in natural images; `"plain"` moves the values themselves.
         decay: exponent of the spectrum.
-        decorrelate: whether three channels are colours to be decorrelated.
+        decorrelate: whether three channels are colors to be decorrelated.
         bounds: the values lie between these, by a sigmoid, of one number or one per channel; None leaves them free.
         spread: standard deviation of the values before the sigmoid, at the start.
 
     Raises:
-        OptionError: when the axes do not fit, or the Fourier parametrization has none to work on.
+        OptionError: when the axes do not fit, or none is fit for the Fourier parametrization.
     """
 
     def __init__(
@@ -77,31 +77,31 @@ class Canvas:
         self._order = [*rest, *smooth]
         self._rest = tuple(self.shape[k] for k in rest)
         self.sizes = tuple(self.shape[k] for k in smooth)
-        colours = decorrelate and "channel" in named and self.shape[named.index("channel")] == 3
-        self._colours = self._matrix() if colours and self.kind == "fourier" else None
+        colors = decorrelate and "channel" in named and self.shape[named.index("channel")] == 3
+        self._colors = self._matrix() if colors and self.kind == "fourier" else None
         if self.kind == "fourier":
             self._spectrum = self._amplitudes(decay)
 
     def start(self, generator: torch.Generator) -> torch.Tensor:
-        """Random parameters of one input, without the batch."""
+        """Draw parameters of one input, without the batch."""
         shape = (*self._rest, *self._spectrum.shape, 2) if self.kind == "fourier" else (*self._rest, *self.sizes)
         drawn = torch.randn(shape, generator=generator, dtype=torch.float32)
         return drawn.to(self.device, self.dtype) * self.spread
 
-    def laid_out(self, values: torch.Tensor) -> torch.Tensor:
-        """From `(n, *others, *smooth)` to the shape of the model's input."""
+    def to_input_axes(self, values: torch.Tensor) -> torch.Tensor:
+        """Permute `(n, *others, *smooth)` to the axes of the model's input."""
         inverse = [self._order.index(k) for k in range(len(self._order))]
         return values.permute(0, *(1 + k for k in inverse))
 
     def draw(self, parameters: torch.Tensor) -> torch.Tensor:
-        """The inputs that parameters `(n, ...)` stand for, `(n, *others, *smooth)`, within the bounds."""
+        """Compute the inputs of parameters `(n, ...)`, `(n, *others, *smooth)`, within the bounds."""
         values = parameters
         if self.kind == "fourier":
             spectrum = torch.view_as_complex(parameters.contiguous()) * self._spectrum
             axes = tuple(range(-len(self.sizes), 0))
             values = torch.fft.irfftn(spectrum, s=self.sizes, dim=axes, norm="forward")
-            if self._colours is not None:
-                values = torch.tensordot(values, self._colours, dims=([1], [1])).movedim(-1, 1)
+            if self._colors is not None:
+                values = torch.tensordot(values, self._colors, dims=([1], [1])).movedim(-1, 1)
         if self.bounds is None:
             return values
         low, high = self.bounds
@@ -109,20 +109,20 @@ class Canvas:
         return bounded
 
     def _matrix(self) -> torch.Tensor:
-        """The principal axes of colours, the longest of length 1."""
-        matrix = torch.tensor(COLOURS, dtype=self.dtype, device=self.device)
+        """Return the principal axes of colors, the longest of length 1."""
+        matrix = torch.tensor(COLORS, dtype=self.dtype, device=self.device)
         longest: torch.Tensor = matrix.norm(dim=0).max()
         return matrix.div(longest)
 
     def _amplitudes(self, decay: float) -> torch.Tensor:
-        """1/f^decay by frequency, scaled so that coefficients of standard deviation 1 give values of 1."""
+        """Return 1/f^decay by frequency, scaled so that coefficients of standard deviation 1 give values of 1."""
         *full, last = self.sizes
         grids = [torch.fft.fftfreq(size, dtype=torch.float64) for size in full]
         grids.append(torch.fft.rfftfreq(last, dtype=torch.float64))
         squares = torch.stack([grid.square() for grid in torch.meshgrid(*grids, indexing="ij")]).sum(dim=0)
         amplitude = squares.sqrt().clamp_min(1 / max(self.sizes)) ** -decay
-        # of the first column of frequencies (and, of an even size, of the last) the real part counts once, of the
-        # others twice: they stand for their mirror image too
+        # the real part of the first column of frequencies (and of the last, for an even size) counts once, of the
+        # others twice: they include their mirror image
         power = torch.full((last // 2 + 1,), 4.0, dtype=torch.float64)
         power[0] = 1
         if last % 2 == 0:

@@ -17,21 +17,23 @@ from layerlens.model.borrowed import borrowed
 from layerlens.model.placement import home
 from layerlens.progress import track
 from layerlens.results import FeatureVisualization
-from layerlens.targets.target import Target, as_target
+from layerlens.signatures import public
+from layerlens.targets.target import Spec, Target, as_target
 
 from .canvas import Canvas, Parametrization
-from .objectives import Objectives, likeness
+from .objectives import Objectives, similarity_of_copies
 from .transforms import Transforms
 
 BatchSize = int | Literal["auto"]
 
-ON_PROCESSOR = 2**17
-"""Numbers of the inputs in one pass on a processor: one image of 224 x 224 took half the time of each of eight."""
+CPU_VALUES = 2**17
+"""Values of the inputs in one pass on a CPU: one image of 224 x 224 alone took half the time of each of eight."""
 
 
+@public
 def feature_visualization(
     model: nn.Module,
-    target: Any,
+    target: Spec | list[Spec],
     shape: Sequence[int],
     *,
     axes: Sequence[str] | None = None,
@@ -60,41 +62,37 @@ def feature_visualization(
     """Make inputs that raise the score of a class, a unit, a direction or a whole layer.
 
     Adam climbs the score from noise. Images are parametrized by their frequencies, each scaled by 1/f^decay, and by
-    decorrelated colours; before each pass they are shifted, turned, zoomed and made noisy at random, so that what is
-    found is no pattern of single pixels (Olah, Mordvintsev & Schubert 2017, Feature visualization, Distill). The size
-    of the steps falls along a half cosine. A copy of a target starts from, and is moved by, the same random numbers
-    whatever else is in the batch.
+    decorrelated colors; before each pass they are shifted, turned, zoomed and made noisy at random, so that the
+    result is not a pattern of single pixels (Olah, Mordvintsev & Schubert 2017, Feature visualization, Distill). The
+    step size falls along a half cosine. A copy of a target gets the same random numbers whatever else is in the batch.
 
     Args:
-        model: any module with one floating-point input.
+        model: ... It has one floating-point input.
         target: what to raise: a class, `neuron(layer, unit)` (a channel; with `place=` a neuron), `direction(layer,
             vector)`, `deep_dream(layer)`, a function of the output; or a list of such targets.
-        shape: of one input, without the batch: `(3, 224, 224)`.
+        shape: shape of one input, without the batch: `(3, 224, 224)`.
         axes: names of its axes; None is `(feature,)`, `(channel, length)`, `(channel, height, width)` or `(channel,
             depth, height, width)` by their number. Give `("time", "feature")` for a recurrent model.
         bounds: range of the values of the input, kept by a sigmoid: `(-1, 1)` for EfficientNet-Lite; None for free
             values, such as latents.
-        count: inputs per target.
-        steps: of Adam.
-        learning_rate: of Adam, in standard deviations of the values before the sigmoid.
+        count: number of inputs per target.
+        steps: number of steps of Adam.
+        learning_rate: step size of Adam, in standard deviations of the values before the sigmoid.
         parametrization: `"fourier"`, `"plain"` (the values themselves), or `"auto"`: Fourier wherever there are places.
         decay: exponent of the spectrum; larger is smoother.
-        decorrelate: whether three channels are colours.
+        decorrelate: whether to decorrelate three channels as colors.
         spread: standard deviation of the values before the sigmoid, at the start; 1 for latents of a generator.
         shift: largest shift, as a part of each axis of places.
         rotate: largest turn of an image, in degrees.
         zoom: smallest and largest magnification.
         noise: standard deviation of the noise, as a part of the range of values.
-        total_variation: penalty on the mean difference of neighbours, in score per range.
+        total_variation: penalty on the mean difference of neighbors, in score per range.
         l2: penalty on half the mean square of the values, for bounded ones of their distance from the middle.
-        diversity: penalty on the likeness of the copies of a target: the mean cosine of their Gram matrices.
-        diversity_layer: whose activations the Gram matrices are of; None is the layer of the target.
-        seed: of all random numbers.
-        batch_size: inputs in one pass; `"auto"` takes as many as hold 2^17 values on a processor, which gains nothing
-            from more, and 64 elsewhere. The copies of a target stay together where they have to differ.
-        preprocess: from the input within `bounds` to what the model takes, such as a standardisation.
-        forward: `forward(model, x)` to use in place of calling the model.
-        progress: whether to show a bar, as in `track`.
+        diversity: penalty on the similarity of the copies of a target: the mean cosine of their Gram matrices.
+        diversity_layer: layer whose activations make the Gram matrices; None is the layer of the target.
+        batch_size: ... `"auto"` takes as many as hold 2^17 values on a CPU, where more are no faster, and 64 elsewhere.
+            The copies of a target stay together where they have to differ.
+        preprocess: function from the input within `bounds` to what the model takes, such as a standardization.
 
     Returns:
         A `FeatureVisualization`, with the score of each input as it is and under fresh transformations.
@@ -122,16 +120,16 @@ def feature_visualization(
     transforms = Transforms(shift, rotate, (zoom[0], zoom[1]), noise)
     if bounds is not None and not bounds[0] < bounds[1]:
         raise OptionError(f"bounds={bounds!r}; give the smallest and the largest value of the input, or None.")
-    plan = Plan(steps, learning_rate, transforms, total_variation, l2, diversity, progress)
+    options = AscentOptions(steps, learning_rate, transforms, total_variation, l2, diversity, progress)
     floating = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
     place = home(model) or floating.device
     wide = torch.float64 if floating.dtype == torch.float64 else torch.float32
-    with torch.inference_mode(False):  # what it holds goes into graphs, whatever mode the caller is in
+    with torch.inference_mode(False):  # its tensors go into graphs, even if the caller is in inference mode
         canvas = Canvas(
             shape, axes, parametrization, decay=decay, decorrelate=decorrelate, bounds=bounds, spread=spread,
             dtype=wide, device=place,
         )  # fmt: skip
-    also = _diverse_at(targets, count, diversity, diversity_layer)
+    compared = _diversity_layer(targets, count, diversity, diversity_layer)
 
     def run(held: nn.Module, x: torch.Tensor) -> Any:
         given = (x if preprocess is None else preprocess(x)).to(floating.dtype)
@@ -154,15 +152,15 @@ def feature_visualization(
     with borrowed(model):
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        objectives = Objectives(model, targets, run, also)
+        objectives = Objectives(model, targets, run, compared)
         for first in range(0, len(rows), size):
-            parts.append(ascend(canvas, objectives, plan, rows[first : first + size], seed))
+            parts.append(ascend(canvas, objectives, options, rows[first : first + size], seed))
     images, curve, score, found, before = (torch.cat(column) for column in zip(*parts, strict=True))
     if bool((found <= before).any()):
         failed = [targets[rows[k][0]].label for k in (found <= before).nonzero().flatten().tolist()]
         warn(
-            f"feature_visualization: {', '.join(dict.fromkeys(failed))} ended no higher than noise does. The unit may "
-            "be off for every input, the steps too few, or the penalties too strong.",
+            f"feature_visualization: {', '.join(dict.fromkeys(failed))} ended no higher than noise. The unit may "
+            "be inactive for every input, the steps too few, or the penalties too strong.",
         )
     settings = {
         "count": count, "steps": steps, "learning_rate": learning_rate, "parametrization": canvas.kind, "decay": decay,
@@ -177,15 +175,15 @@ def feature_visualization(
 
 
 def _at_once(batch_size: BatchSize, values: int, device: torch.device) -> int:
-    """How many inputs of `values` numbers run together."""
+    """Return how many inputs of `values` numbers run together."""
     if batch_size != "auto":
         check_count("batch_size", batch_size, also="'auto'")
         return int(batch_size)
-    return max(1, min(64, ON_PROCESSOR // values)) if device.type == "cpu" else 64
+    return max(1, min(64, CPU_VALUES // values)) if device.type == "cpu" else 64
 
 
-def _targets(target: Any) -> list[Target]:
-    """Read one target, or a list of them.
+def _targets(target: Spec | list[Spec]) -> list[Target]:
+    """Read one target, or a list of targets.
 
     Raises:
         OptionError: when there is none.
@@ -196,15 +194,15 @@ def _targets(target: Any) -> list[Target]:
         raise OptionError("target=[] asks for nothing; give one target or more.")
     for one in found:
         if one.chooser is not None:
-            raise TargetError(f"{one.label!r} depends on the input that is to be made; give a class or a unit.")
+            raise TargetError(f"{one.label!r} depends on the input to be made; give a class or a unit.")
     return found
 
 
-def _diverse_at(targets: list[Target], count: int, diversity: float, layer: str | None) -> tuple[Any, int] | None:
-    """The layer whose activations tell how alike copies are; None where they need not differ.
+def _diversity_layer(targets: list[Target], count: int, diversity: float, layer: str | None) -> tuple[Any, int] | None:
+    """Return the layer at which copies are compared; None where they need not differ.
 
     Raises:
-        OptionError: when there is one copy only, or the layer cannot be told.
+        OptionError: when there is only one copy, or no single layer.
     """
     if not diversity:
         return None
@@ -219,13 +217,13 @@ def _diverse_at(targets: list[Target], count: int, diversity: float, layer: str 
     return place
 
 
-FRESH = 8
-"""Transformations that the finished inputs are scored under."""
+FINAL_TRANSFORMS = 8
+"""Number of new transformations that the finished inputs are scored under."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What the ascent needs besides its canvas and its objectives."""
+class AscentOptions:
+    """Options of the ascent."""
 
     steps: int
     learning_rate: float
@@ -237,47 +235,53 @@ class Plan:
 
 
 def ascend(
-    canvas: Canvas, objectives: Objectives, plan: Plan, rows: list[tuple[int, int]], seed: int
+    canvas: Canvas, objectives: Objectives, options: AscentOptions, rows: list[tuple[int, int]], seed: int
 ) -> tuple[torch.Tensor, ...]:
-    """Inputs, their curve `(n, step)`, final score, and score under fresh transformations, after and before."""
+    """Return inputs, their curve `(n, step)`, final score, and score under new transformations, after and before.
+
+    Raises:
+        TargetError: when the score is not finite, or has no gradient.
+    """
     groups, places = [index for index, _ in rows], len(canvas.sizes)
     span = 1.0 if canvas.bounds is None else canvas.bounds[1] - canvas.bounds[0]
     middle = 0.0 if canvas.bounds is None else sum(canvas.bounds) / 2
     generators = [torch.Generator().manual_seed(seed + copy) for _, copy in rows]
     parameters = torch.stack([canvas.start(generator) for generator in generators])
     first = parameters.clone()
-    optimiser = torch.optim.Adam([parameters], lr=plan.learning_rate)
+    optimizer = torch.optim.Adam([parameters], lr=options.learning_rate)
     curve: list[torch.Tensor] = []
-    for step in track(range(plan.steps), "feature_visualization", enabled=plan.progress):
-        optimiser.param_groups[0]["lr"] = plan.learning_rate * (
-            0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps))
+    for step in track(range(options.steps), "feature_visualization", enabled=options.progress):
+        optimizer.param_groups[0]["lr"] = options.learning_rate * (
+            0.02 + 0.49 * (1 + math.cos(math.pi * step / options.steps))
         )
         leaf = parameters.detach().requires_grad_()
         drawn = canvas.draw(leaf)
-        scores, features = objectives(canvas.laid_out(plan.transforms(drawn, generators, places, span)), groups)
+        scores, features = objectives(canvas.to_input_axes(options.transforms(drawn, generators, places, span)), groups)
         if not bool(torch.isfinite(scores).all()):
             raise TargetError(f"the score is not finite at step {step}: {scores.tolist()[:8]}. Try a smaller step.")
         loss = -scores.sum()
-        if plan.total_variation:
+        if options.total_variation:
             slopes = [drawn.diff(dim=-1 - axis).abs().flatten(1).mean(dim=1).sum() for axis in range(places)]
-            loss = loss + plan.total_variation * sum(slopes) / span
-        if plan.l2:
-            loss = loss + 0.5 * plan.l2 * (drawn - middle).square().flatten(1).mean(dim=1).sum()
-        if plan.diversity and features is not None:
-            loss = loss + plan.diversity * likeness(features, groups)
+            loss = loss + options.total_variation * sum(slopes) / span
+        if options.l2:
+            loss = loss + 0.5 * options.l2 * (drawn - middle).square().flatten(1).mean(dim=1).sum()
+        if options.diversity and features is not None:
+            loss = loss + options.diversity * similarity_of_copies(features, groups)
         if not scores.requires_grad:
             raise TargetError(f"no gradient flows from {objectives.targets[0].label!r} to the input.")
         with backward_pass(objectives.model):
             (parameters.grad,) = torch.autograd.grad(loss, leaf)
-        optimiser.step()
+        optimizer.step()
         curve.append(scores.detach())
     with torch.no_grad():
-        images = canvas.laid_out(canvas.draw(parameters)).contiguous()
+        images = canvas.to_input_axes(canvas.draw(parameters)).contiguous()
         score = objectives(images, groups)[0]
         ends = []
         for state in (parameters, first):
             fresh = [torch.Generator().manual_seed(2**31 + seed + copy) for _, copy in rows]
             drawn = canvas.draw(state)
-            seen = [canvas.laid_out(plan.transforms(drawn, fresh, places, span)) for _ in range(FRESH)]
+            seen = [
+                canvas.to_input_axes(options.transforms(drawn, fresh, places, span)) for _ in range(FINAL_TRANSFORMS)
+            ]
             ends.append(torch.stack([objectives(x, groups)[0] for x in seen]).mean(dim=0))
     return images, torch.stack(curve, dim=1), score, ends[0], ends[1]

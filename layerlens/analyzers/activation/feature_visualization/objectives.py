@@ -1,4 +1,4 @@
-"""The scores that are raised: several targets at once, each on its own inputs, from one pass."""
+"""The scores to raise: several targets at once, each on its own inputs, from one pass."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ class Objectives:
         model: the model.
         targets: one for each group of inputs.
         forward: as in `feature_visualization`.
-        also: a layer and its call whose output is wanted beside the scores.
+        extra: a layer and its call whose output is returned with the scores.
     """
 
     def __init__(
-        self, model: nn.Module, targets: Sequence[Target], forward: Forward | None, also: At | None = None
+        self, model: nn.Module, targets: Sequence[Target], forward: Forward | None, extra: At | None = None
     ) -> None:
-        self.model, self.targets, self.forward, self.also = model, list(targets), forward, also
-        wanted = [target.at for target in targets] + ([also] if also is not None else [])
+        self.model, self.targets, self.forward, self.extra = model, list(targets), forward, extra
+        wanted = [target.at for target in targets] + ([extra] if extra is not None else [])
         self.places: list[At] = []
         for at in wanted:
             if at is not None and at not in self.places:
                 self.places.append(at)
-        # what follows the only layer that is read need not run
+        # the run may stop after the only layer that is read
         self.stop = len(self.places) == 1 and self.places[0][1] == 0 and all(at is not None for at in wanted)
 
     def __call__(self, x: torch.Tensor, groups: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The scores of `x`, `(n,)`, and the output of the layer `also`, `(n, unit, *places)`.
+        """Return the scores of `x`, `(n,)`, and the output of the layer `extra`, `(n, unit, *places)`.
 
         Args:
             x: inputs, `(n, ...)`.
-            groups: which target each of them belongs to.
+            groups: index of the target of each input.
 
         Raises:
             TargetError: when a target does not fit.
@@ -70,26 +70,26 @@ class Objectives:
             part = map_tensors(of(target.at), functools.partial(_rows, rows=rows, size=len(x)))
             own = target(part, torch.arange(len(rows), device=x.device), at=target.at)
             scores = scores.index_put((rows,), own.to(scores.dtype))
-        return scores, None if self.also is None else of(self.also)
+        return scores, None if self.extra is None else of(self.extra)
 
 
 def _rows(tensor: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
     return tensor[rows] if tensor.ndim and len(tensor) == size else tensor
 
 
-def likeness(activations: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:
-    """How alike the styles of inputs of one group are: mean cosine of their Gram matrices over pairs, a scalar.
+def similarity_of_copies(activations: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:
+    """Return the mean cosine of Gram matrices over pairs of inputs of one group: how similar their styles are.
 
     G = A A^T with A the activations of a layer, `(unit, place)` (Olah et al. 2017, section "Diversity").
 
     Args:
         activations: `(n, unit, *places)`.
-        groups: which belong together.
+        groups: index of the group of each input.
     """
     flat = activations.flatten(2) if activations.ndim > 2 else activations.unsqueeze(-1)  # (n, unit, place)
     gram = torch.nn.functional.normalize((flat @ flat.transpose(1, 2)).flatten(1), dim=1)
-    alike = gram @ gram.T  # (n, n)
-    numbers = torch.tensor(list(groups), device=alike.device)
+    cosine = gram @ gram.T  # (n, n)
+    numbers = torch.tensor(list(groups), device=cosine.device)
     pairs = (numbers[:, None] == numbers[None]).triu(1)
-    total: torch.Tensor = (alike * pairs).sum() / pairs.sum().clamp_min(1)
+    total: torch.Tensor = (cosine * pairs).sum() / pairs.sum().clamp_min(1)
     return total

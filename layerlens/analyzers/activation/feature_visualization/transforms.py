@@ -1,4 +1,4 @@
-"""Random shifts, turns, zooms and noise: what a feature must survive to be more than a pattern of pixels."""
+"""Random shifts, rotations, zooms and noise, which a feature must survive to be more than a pattern of pixels."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from layerlens.errors import OptionError
 
 @dataclasses.dataclass(frozen=True)
 class Transforms:
-    """How far inputs are moved before each pass.
+    """How inputs are transformed before each pass.
 
     Attributes:
-        shift: largest shift along each axis of places, as a part of its length.
-        rotate: largest turn of an image, in degrees.
+        shift: largest shift along each axis of places, as a fraction of its length.
+        rotate: largest rotation of an image, in degrees.
         zoom: smallest and largest magnification.
-        noise: standard deviation of the noise, as a part of the range of values.
+        noise: standard deviation of the noise, as a fraction of the range of values.
     """
 
     shift: float = 0.1
@@ -30,15 +30,15 @@ class Transforms:
     def __post_init__(self) -> None:
         if not 0 <= self.shift <= 1 or not 0 <= self.rotate <= 180 or not self.noise >= 0:
             raise OptionError(
-                f"shift={self.shift!r} is a part of the length (0 to 1), rotate={self.rotate!r} degrees (0 to 180), "
-                f"noise={self.noise!r} a part of the range (0 or above)."
+                f"shift={self.shift!r} is a fraction of the length (0 to 1), rotate={self.rotate!r} degrees (0 to "
+                f"180), noise={self.noise!r} a fraction of the range (0 or above)."
             )
         low, high = self.zoom
         if not 0 < low <= high:
             raise OptionError(f"zoom={self.zoom!r}; give the smallest and the largest magnification, both above 0.")
 
-    def drawn(self, places: int, generator: torch.Generator) -> torch.Tensor:
-        """The affine map of one input from places of the output to those of the input, `(places, places + 1)`."""
+    def random_map(self, places: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw the affine map of one input from places of the output to those of the input, `(places, places + 1)`."""
         draw = 2 * torch.rand(places + 2, generator=generator, dtype=torch.float64) - 1
         low, high = self.zoom
         zoom = math.exp(math.log(low) + (math.log(high) - math.log(low)) * (float(draw[0]) + 1) / 2)
@@ -51,25 +51,25 @@ class Transforms:
     def __call__(
         self, values: torch.Tensor, generators: list[torch.Generator], places: int, span: float
     ) -> torch.Tensor:
-        """Move each input by its own random map; what comes in from outside is its mirror image.
+        """Transform each input by its own random map; outside, the input is mirrored.
 
         Args:
             values: `(n, *others, *places)`.
-            generators: of each input.
-            places: how many axes of places there are.
+            generators: generator of each input.
+            places: number of axes of places.
             span: range of the values, for the noise.
         """
         if 1 <= places <= 3:
-            maps = torch.stack([self.drawn(places, generator) for generator in generators])
-            values = moved(values, maps.to(values), places)
+            maps = torch.stack([self.random_map(places, generator) for generator in generators])
+            values = sample_through(values, maps.to(values), places)
         if self.noise:
             draws = [torch.randn(values.shape[1:], generator=g, dtype=torch.float32) for g in generators]
             values = values + self.noise * span * torch.stack(draws).to(values)
         return values
 
 
-def moved(values: torch.Tensor, maps: torch.Tensor, places: int) -> torch.Tensor:
-    """Inputs `(n, *others, *places)` seen through affine maps `(n, places, places + 1)`, sampled bilinearly."""
+def sample_through(values: torch.Tensor, maps: torch.Tensor, places: int) -> torch.Tensor:
+    """Sample inputs `(n, *others, *places)` through affine maps `(n, places, places + 1)`, sampled bilinearly."""
     sizes = values.shape[-places:]
     flat = values.flatten(1, -places - 1) if values.ndim - places > 1 else values.unsqueeze(1)
     if places == 1:  # as an image of one row

@@ -1,9 +1,8 @@
-"""States and gates of recurrent layers, computed step by step from the module's weights and the input that it got."""
+"""States and gates of recurrent layers, computed step by step from the module's weights and its input."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,15 +16,17 @@ from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.probes.call import Call
 from layerlens.probes.probe import Probe
 from layerlens.results import RecurrentStates
+from layerlens.signatures import public
 
-from .steps import Quantities, Weights, from_input, read, step_of
+from .steps import Quantities, Weights, from_input, read_weights, step_of
 
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 TOLERANCE = 1e-3
-"""Differences from the module's own output above this part of its largest value are warned of."""
+"""Differences from the module's own output above this fraction of its largest value cause a warning."""
 
 
+@public
 def recurrent_states(
     model: nn.Module,
     x: Input,
@@ -34,20 +35,17 @@ def recurrent_states(
     call: int = 0,
     forward: Forward | None = None,
 ) -> RecurrentStates:
-    """Hidden and cell states and all gates of a recurrent layer at every step.
+    """Compute hidden and cell states and all gates of a recurrent layer at every step.
 
-    The model is run once to see what the layer is given. Its states and gates, which fused kernels never return, are
-    then computed by the equations of torch's documentation, and what the module itself returned is their check. Works
-    for `nn.LSTM`, `nn.GRU` and `nn.RNN`, stacked, in both directions, with projections, with a given first state and
+    The model runs once to record the input of the layer. Its states and gates, which fused kernels never return, are
+    then computed by the equations of torch's documentation, and checked against what the module returned. Works for
+    `nn.LSTM`, `nn.GRU` and `nn.RNN`, stacked, in both directions, with projections, with a given first state and
     with packed sequences; and for their cells, whose calls in a loop are the steps. In eval mode: dropout between
     stacked layers is off.
 
     Args:
-        model: any module.
-        x: its input.
-        layer: a selection that matches one recurrent layer; None where the model has only one.
-        call: which call of a layer that runs several times; a cell takes all of its calls as steps.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        layer: a selection that matches one recurrent layer; None if the model has only one.
+        call: ... The calls of a cell are its steps.
 
     Returns:
         `RecurrentStates`; each quantity is `(batch, time, unit)`, gates lie between 0 and 1. Memory: six numbers per
@@ -58,7 +56,7 @@ def recurrent_states(
         RecordError: when the layer did not run, or has no such call.
 
     Warns:
-        UserWarning: when the module returned something else, as a class that overrides `forward` may.
+        UserWarning: when the module returned other values, as a class that overrides `forward` may.
 
     Source: Hochreiter & Schmidhuber 1997; Cho et al. 2014; the equations of torch.nn.LSTM, GRU and RNN.
 
@@ -85,8 +83,8 @@ def recurrent_states(
             states, lengths, difference, scale = layer_states(module, calls[index])
     if bool((difference > TOLERANCE * scale).any()):
         warn(
-            f"recurrent_states: {type(module).__name__} {path!r} returned something that differs by "
-            f"{float(difference.max()):.3g} from what the equations of torch give; its class, a hook or low precision "
+            f"recurrent_states: {type(module).__name__} {path!r} returned values that differ by "
+            f"{float(difference.max()):.3g} from the equations of torch; its class, a hook or low precision "
             "changes its output, and these states are not those that it used.",
         )
     kind = next(base.__name__ for base in type(module).__mro__ if base.__module__ == "torch.nn.modules.rnn")
@@ -94,7 +92,7 @@ def recurrent_states(
 
 
 def recurrent_layer(model: nn.Module, layer: Selection) -> LayerPath:
-    """The one recurrent layer that a selection names, or that the model has.
+    """Return the one recurrent layer that a selection names, or that the model has.
 
     Raises:
         SelectionError: when there are several, or none.
@@ -103,18 +101,18 @@ def recurrent_layer(model: nn.Module, layer: Selection) -> LayerPath:
     paths = [path for path in layers.select(layer) if isinstance(layers[path], RECURRENT)]
     if len(paths) == 1:
         return paths[0]
-    asked = "the model" if layer is None else f"the selection {layer!r}"
+    where = "the model" if layer is None else f"the selection {layer!r}"
     if not paths:
         raise SelectionError(
-            f"{asked} holds no nn.LSTM, nn.GRU, nn.RNN or cell of them. Other layers over time: activation_maps."
+            f"{where} holds no nn.LSTM, nn.GRU, nn.RNN or cell of them. Other layers over time: activation_maps."
         )
-    raise SelectionError(f"{asked} holds {len(paths)} recurrent layers, one is needed: {', '.join(paths[:8])}.")
+    raise SelectionError(f"{where} holds {len(paths)} recurrent layers, one is needed: {', '.join(paths[:8])}.")
 
 
 def layer_states(
     module: nn.RNNBase, call: Call
 ) -> tuple[dict[str, Quantities], torch.Tensor, torch.Tensor, torch.Tensor]:
-    """States by run, lengths, and for each sample the difference from the module's output and that output's size."""
+    """Return states by direction, lengths, and for each sample the difference from the output and the output's size."""
     args, kwargs = call.inputs
     sequence = args[0] if args else kwargs["input"]
     first = args[1] if len(args) > 1 else kwargs.get("hx")
@@ -123,16 +121,16 @@ def layer_states(
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     step, directions = step_of(module), ("", "_reverse") if module.bidirectional else ("",)
     states: dict[str, Quantities] = {}
-    starts = _first(first, bare)
+    starts = _first_states(first, bare)
     for index in range(module.num_layers):
         outputs = []
         for way, suffix in enumerate(directions):
-            weights = read(module, f"_l{index}{suffix}", values.dtype)
+            weights = read_weights(module, f"_l{index}{suffix}", values.dtype)
             start = {name: part[index * len(directions) + way].to(values) for name, part in starts.items()}
-            run = _run(step, weights, values, start, lengths, reverse=bool(way))
+            run = _run_direction(step, weights, values, start, lengths, reverse=bool(way))
             states[f"layer {index}{' reverse' if way else ''}"] = run
             outputs.append(run["hidden"])
-        values = torch.cat(outputs, dim=-1).nan_to_num()  # past a sample's end nothing is read
+        values = torch.cat(outputs, dim=-1).nan_to_num()  # nothing is read after a sample's end
     returned, last = call.output
     expected, _ = _padded(returned, module.batch_first)
     pairs = [(torch.cat(outputs, dim=-1), expected)]
@@ -140,13 +138,13 @@ def layer_states(
     for name, final in finals.items():
         ends = torch.stack([_end(run[name], lengths, reverse="reverse" in key) for key, run in states.items()], dim=1)
         pairs.append((ends, final[:, None].transpose(0, 1) if bare else final.transpose(0, 1)))
-    worst = torch.stack([_apart(ours, theirs) for ours, theirs in pairs]).amax(dim=0)
+    worst = torch.stack([_largest_difference(ours, theirs) for ours, theirs in pairs]).amax(dim=0)
     scale = torch.stack([theirs.flatten(1).abs().amax(dim=1) for _, theirs in pairs]).amax(dim=0)
     return states, lengths, worst, scale
 
 
-def _padded(sequence: Any, batch_first: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """A sequence `(batch, time, feature)` and the length of each sample."""
+def _padded(sequence: torch.Tensor | PackedSequence, batch_first: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a sequence `(batch, time, feature)` and the length of each sample."""
     if isinstance(sequence, PackedSequence):
         values, lengths = pad_packed_sequence(sequence, batch_first=True)
         return values, lengths
@@ -154,15 +152,15 @@ def _padded(sequence: Any, batch_first: bool) -> tuple[torch.Tensor, torch.Tenso
     return values, torch.full((len(values),), values.shape[1])
 
 
-def _first(given: Any, bare: bool) -> Quantities:
-    """The states before the first step, each `(run, batch, unit)`; empty where the module starts from zeros."""
+def _first_states(given: torch.Tensor | tuple[torch.Tensor, ...] | None, bare: bool) -> Quantities:
+    """Return the states before the first step, each `(direction, batch, unit)`; empty if they are zero."""
     if given is None:
         return {}
     parts = dict(zip(("hidden", "cell"), given if isinstance(given, tuple) else (given,), strict=False))
     return {name: part[:, None] if bare else part for name, part in parts.items()}
 
 
-def _run(
+def _run_direction(
     step: Callable[[Weights, torch.Tensor, Quantities], Quantities],
     weights: Weights,
     values: torch.Tensor,
@@ -171,7 +169,7 @@ def _run(
     *,
     reverse: bool,
 ) -> Quantities:
-    """All quantities of one direction of one layer, `(batch, time, unit)`, NaN after the end of a sample."""
+    """Compute all quantities of one direction of one layer, `(batch, time, unit)`, NaN after the end of a sample."""
     batch, count, _ = values.shape
     units = weights.of_hidden.shape[1]
     cells = units if weights.projection is None else weights.projection.shape[1]
@@ -190,27 +188,27 @@ def _run(
 
 
 def _end(values: torch.Tensor, lengths: torch.Tensor, *, reverse: bool) -> torch.Tensor:
-    """The state after the last step that was made, `(batch, unit)`."""
+    """Return the state after the last step, `(batch, unit)`."""
     if reverse:
         return values[:, 0]
     rows = torch.arange(len(values), device=values.device)
     return values[rows, lengths.to(values.device) - 1]
 
 
-def _apart(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """The largest difference of each sample; past its end the module returns 0."""
+def _largest_difference(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Return the largest difference of each sample; after its end the module returns 0."""
     return (ours.nan_to_num() - theirs.to(ours.dtype)).flatten(1).abs().amax(dim=1)
 
 
 def cell_states(
     path: LayerPath, module: nn.RNNCellBase, calls: list[Call]
 ) -> tuple[dict[str, Quantities], torch.Tensor, torch.Tensor, torch.Tensor]:
-    """States of all calls as steps, lengths, and for each sample the difference from the output and its size.
+    """Return states of all calls as steps, lengths, and for each sample the difference from the output and its size.
 
     Raises:
         RecordError: when the calls differ in their number of samples.
     """
-    step, found, apart, sizes = step_of(module), list[Quantities](), [], []
+    step, found, differences, sizes = step_of(module), list[Quantities](), [], []
     for call in calls:
         args, kwargs = call.inputs
         x = args[0] if args else kwargs["input"]
@@ -220,20 +218,20 @@ def cell_states(
         parts = () if state is None else state if isinstance(state, tuple) else (state,)
         start = {name: part.reshape(len(x), -1).to(x) for name, part in zip(("hidden", "cell"), parts, strict=False)}
         zeros = x.new_zeros(len(x), module.hidden_size)
-        weights = read(module, "", x.dtype)
+        weights = read_weights(module, "", x.dtype)
         made = step(weights, from_input(weights, x), {"hidden": zeros, "cell": zeros, **start})
         returned = call.output if isinstance(call.output, tuple) else (call.output,)
         for name, part in zip(("hidden", "cell"), returned, strict=False):
             theirs = part.reshape(len(x), -1).to(x)
-            apart.append((made[name] - theirs).abs().amax(dim=1))
+            differences.append((made[name] - theirs).abs().amax(dim=1))
             sizes.append(theirs.abs().amax(dim=1))
         found.append(made)
     batches = {len(made["hidden"]) for made in found}
     if len(batches) > 1:
         raise RecordError(
-            f"the calls of cell {path!r} have {', '.join(map(str, sorted(batches)))} samples; its steps form no "
-            "sequence. Run samples of one length together, or one by one."
+            f"the calls of cell {path!r} have {', '.join(map(str, sorted(batches)))} samples; so its steps do not "
+            "form a sequence. Run samples of one length together, or one by one."
         )
     states = {name: torch.stack([made[name] for made in found], dim=1) for name in found[0]}
     lengths = torch.full((batches.pop(),), len(calls))
-    return {"layer 0": states}, lengths, torch.stack(apart).amax(dim=0), torch.stack(sizes).amax(dim=0)
+    return {"layer 0": states}, lengths, torch.stack(differences).amax(dim=0), torch.stack(sizes).amax(dim=0)

@@ -1,4 +1,4 @@
-"""One step of an LSTM, a GRU and a plain RNN, with everything that happens inside of it."""
+"""One step of an LSTM, a GRU and a simple RNN, with all its states and gates."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Weights:
     projection: torch.Tensor | None = None
 
 
-def read(module: nn.Module, suffix: str, dtype: torch.dtype) -> Weights:
-    """The parameters whose names end in `suffix` (`"_l0"`, `"_l1_reverse"`; `""` for a cell)."""
+def read_weights(module: nn.Module, suffix: str, dtype: torch.dtype) -> Weights:
+    """Return the parameters whose names end in `suffix` (`"_l0"`, `"_l1_reverse"`; `""` for a cell)."""
 
     def get(name: str) -> torch.Tensor | None:
         value = getattr(module, f"{name}{suffix}", None)
@@ -47,17 +47,17 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) ->
 
 
 def from_input(weights: Weights, x: torch.Tensor) -> torch.Tensor:
-    """W_i x + b_i of all steps at once: it does not depend on the state."""
+    """Compute W_i x + b_i for all steps at once, as it does not depend on the state."""
     return _linear(weights.of_input, weights.input_bias, x)
 
 
 def lstm(weights: Weights, given: torch.Tensor, state: Quantities) -> Quantities:
-    """One step of an LSTM: c' = f c + i g, h' = o tanh(c') (Hochreiter & Schmidhuber 1997; torch.nn.LSTM).
+    """Compute one step of an LSTM: c' = f c + i g, h' = o tanh(c') (Hochreiter & Schmidhuber 1997; torch.nn.LSTM).
 
     Args:
-        weights: of the layer.
+        weights: weights of the layer.
         given: `from_input` of this step, `(batch, 4 unit)`.
-        state: `hidden` and `cell` before it.
+        state: `hidden` and `cell` before the step.
     """
     gates = given + _linear(weights.of_hidden, weights.hidden_bias, state["hidden"])
     i, f, g, o = gates.chunk(4, dim=-1)  # (batch, unit) each
@@ -70,7 +70,7 @@ def lstm(weights: Weights, given: torch.Tensor, state: Quantities) -> Quantities
 
 
 def gru(weights: Weights, given: torch.Tensor, state: Quantities) -> Quantities:
-    """One step of a GRU: h' = (1 - z) n + z h, the reset gate after the product (Cho et al. 2014; torch.nn.GRU)."""
+    """Compute one step of a GRU: h' = (1 - z) n + z h, reset gate after the product (Cho et al. 2014; torch.nn.GRU)."""
     ours = _linear(weights.of_hidden, weights.hidden_bias, state["hidden"])
     (r, z, n), (hr, hz, hn) = given.chunk(3, dim=-1), ours.chunk(3, dim=-1)
     r, z = torch.sigmoid(r + hr), torch.sigmoid(z + hz)
@@ -81,7 +81,7 @@ def gru(weights: Weights, given: torch.Tensor, state: Quantities) -> Quantities:
 def rnn(
     activation: Callable[[torch.Tensor], torch.Tensor],
 ) -> Callable[[Weights, torch.Tensor, Quantities], Quantities]:
-    """One step of a plain RNN: h' = tanh(W_i x + b_i + W_h h + b_h), or ReLU (Elman 1990; torch.nn.RNN)."""
+    """Return one step of a simple RNN: h' = tanh(W_i x + b_i + W_h h + b_h), or ReLU (Elman 1990; torch.nn.RNN)."""
 
     def step(weights: Weights, given: torch.Tensor, state: Quantities) -> Quantities:
         return {"hidden": activation(given + _linear(weights.of_hidden, weights.hidden_bias, state["hidden"]))}
@@ -90,7 +90,7 @@ def rnn(
 
 
 def step_of(module: nn.Module) -> Callable[[Weights, torch.Tensor, Quantities], Quantities]:
-    """The step that a module makes."""
+    """Return the step function of a module."""
     if isinstance(module, (nn.LSTM, nn.LSTMCell)):
         return lstm
     if isinstance(module, (nn.GRU, nn.GRUCell)):

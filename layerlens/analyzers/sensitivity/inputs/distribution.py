@@ -1,36 +1,37 @@
-"""The inputs over which a score is studied: ranges, the rows of a data set, or masks over a baseline."""
+"""The distribution of inputs over which a score is studied: ranges, rows of a data set, or masks over a baseline."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.batch_size import BatchSize
+from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
-from layerlens.analyzers.common.features.input_features import Features
+from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import OptionError, TargetError, warn
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.targets.target import Spec, Target, as_target, main_output
 
-from .feature_names import Names, named_features, read_ranges
+from .feature_names import Names, Ranges, named_features, read_ranges
 
 
 class Outputs:
-    """Reads every number of the main output, `(rows, outputs)`, where no single score was asked for."""
+    """Reads every number of the main output, `(rows, outputs)`, where there is no target."""
 
     def __init__(self) -> None:
         self.last = torch.empty(0)
 
     @property
     def target(self) -> Target:
-        """A target for a `Scorer`, which keeps all numbers in `last`."""
+        """A target for a `Scorer` that stores all numbers in `last`."""
         return Target(self._read, "all outputs")
 
-    def _read(self, output: Any, rows: torch.Tensor) -> torch.Tensor:
+    def _read(self, output: object, rows: torch.Tensor) -> torch.Tensor:
         main = main_output(output)
         if main.ndim == 0 or len(main) != len(rows):
             raise TargetError(
@@ -46,18 +47,18 @@ class Study:
     """A borrowed model as a function of numbers from 0 to 1, one for each feature.
 
     Attributes:
-        names: of the features.
-        features: which value of the input belongs to which.
-        bases: how many samples the study is made around; 1 where no value of x is kept.
-        how: the distribution, in words.
-        label: of the score.
-        batch_size: rows in one forward pass.
+        names: names of the features.
+        features: which value of the input belongs to which feature.
+        bases: number of samples the study is made around; 1 where no value of x is kept.
+        distribution: description of the distribution.
+        label: name of the score.
+        batch_size: number of rows in one forward pass.
     """
 
     names: tuple[str, ...]
     features: Features
     bases: int
-    how: str
+    distribution: str
     label: str
     batch_size: int
     _scorer: Scorer
@@ -66,7 +67,7 @@ class Study:
     _seed: int
 
     def __call__(self, u: torch.Tensor, base: int, part: int) -> torch.Tensor:
-        """The outputs `(n, outputs)`, float64, at places u `(n, features)` of the unit cube, around one sample.
+        """Return the outputs `(n, outputs)`, float64, at points u `(n, features)` of the unit cube, around one sample.
 
         A model that draws numbers draws the same in every run of one `part`.
         """
@@ -82,48 +83,48 @@ class Study:
         return score.detach().double().cpu().unsqueeze(1) if self._outputs is None else self._outputs.last
 
 
-def study(
-    model: nn.Module,
-    x: Input,
-    *,
-    ranges: Any,
-    baseline: Any,
-    features: Any,
-    names: Names,
-    target: Spec,
-    batch_size: Any,
-    seed: int,
-    forward: Forward | None,
-    spread: bool = False,
-) -> Study:
-    """Settle features, distribution and score; use it inside of `borrowed(model, grad=False)`.
+@dataclasses.dataclass(frozen=True)
+class StudyOptions:
+    """What varies, over what, and what is scored.
 
-    Args:
-        model: a borrowed model.
-        x: its input.
+    Attributes:
         ranges: see `read_ranges`.
-        baseline: as in `layerlens.analyzers.common.features.baselines`; features then go from it to their values in x.
+        baseline: features go from it to their values in x, see `layerlens.analyzers.common.features.baselines`.
         features: see `named_features`.
         names: see `named_features`.
         target: what to score; None for all outputs together.
-        batch_size: rows in one forward pass.
-        seed: for models that draw numbers.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-        spread: whether, of rows, each value runs from its smallest to its largest; else values are drawn.
+        batch_size: number of rows in one forward pass.
+        seed: seed of every run, for models that draw numbers.
+        spread: whether each value of rows runs from its smallest to its largest; else values are drawn.
+    """
+
+    ranges: Ranges | None
+    baseline: Baseline | None
+    features: FeatureSpec
+    names: Names
+    target: Spec
+    batch_size: BatchSize
+    seed: int
+    spread: bool = False
+
+
+def study(model: nn.Module, x: Input, forward: Forward | None, options: StudyOptions) -> Study:
+    """Choose features, distribution and score; use it inside `borrowed(model, grad=False)`.
 
     Raises:
         InputError: when nothing in the input can vary.
         OptionError: when options contradict each other or do not fit.
-        TargetError: when the target holds a class for each sample, and the samples are not kept apart.
+        TargetError: when the target holds a class for each sample, but x as a whole is one distribution.
     """
+    ranges, baseline, target = options.ranges, options.baseline, options.target
     if ranges is not None and baseline is not None:
         raise OptionError("give ranges= (uniform values) or baseline= (masks over x), not both.")
     inputs = as_inputs(x)
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     outputs = Outputs() if target is None else None
     aim = as_target(target) if outputs is None else outputs.target
     whole = Scorer(model, inputs, aim, forward=forward)
-    found, titles = named_features(whole, features, names)
+    found, titles = named_features(whole, options.features, options.names)
     rows = torch.arange(inputs.batch)
     if baseline is None and (ranges is None or _all_vary(whole, found)):
         rows = rows[:1]
@@ -132,21 +133,21 @@ def study(
             "the target holds a class for each sample, but here x as a whole is one distribution: give one class."
         )
     scorer = whole if len(rows) == inputs.batch else Scorer(model, inputs.rows(rows), aim, forward=forward)
-    coalitions = Coalitions(scorer, "zero" if baseline is None else baseline, batch_size)
+    coalitions = Coalitions(scorer, "zero" if baseline is None else baseline, options.batch_size)
     if baseline is not None:
-        how, values = f"masks from baseline {coalitions.label} to x", _masked(coalitions, found)
+        text, values = f"masks from baseline {coalitions.label} to x", _masked(coalitions, found)
     elif ranges is not None:
         pairs = read_ranges(ranges, titles)
-        how, values = "uniform over the given ranges", _uniform(pairs, scorer, found)
+        text, values = "uniform over the given ranges", _uniform(pairs, scorer, found)
     else:
-        how, values = of_rows(whole, found, titles, spread)
+        text, values = row_values(whole, found, titles, options.spread)
     own = found if len(rows) == inputs.batch else _first_row(found)
     size = coalitions.batch_size
-    return Study(titles, own, len(rows), how, scorer.target.label, size, scorer, outputs, values, seed)
+    return Study(titles, own, len(rows), text, scorer.target.label, size, scorer, outputs, values, options.seed)
 
 
 def _all_vary(scorer: Scorer, features: Features) -> bool:
-    """Whether no value of the input stays as it is in x."""
+    """Return whether no value of the input stays as it is in x."""
     batched = [name for name, tensor in scorer.inputs.tensors().items() if tensor.ndim]
     return set(batched) <= set(scorer.leaves) and all(bool((one >= 0).all()) for one in features.labels.values())
 
@@ -182,21 +183,28 @@ def _uniform(pairs: torch.Tensor, scorer: Scorer, features: Features) -> Callabl
 Values = dict[str, torch.Tensor]
 
 FEW_ROWS = 64
-"""A distribution of fewer rows than this is told of."""
+"""A distribution of fewer rows causes a warning."""
 
-TOGETHER = 0.8
-"""A correlation above which two features should be one group."""
+HIGH_CORRELATION = 0.8
+"""Correlation above which two features should be one group."""
 
 
-def of_rows(
+def row_values(
     whole: Scorer, features: Features, names: tuple[str, ...], spread: bool
 ) -> tuple[str, Callable[[torch.Tensor, torch.Tensor], Values]]:
-    """Each feature by itself takes values that it has in rows of x."""
+    """Let each feature by itself take values that it has in rows of x.
+
+    Returns:
+        A description, and a function from points of the unit cube and rows to values of the input.
+
+    Raises:
+        OptionError: when there is only one row, or features differ between samples.
+    """
     batch = len(whole.rows)
     if batch < 2:
         raise OptionError(
-            "x holds one sample, which is no distribution. Give more rows, ranges= with (low, high) for the features, "
-            "or baseline= to remove parts of this sample."
+            "x holds one sample, which is not a distribution. Give more rows, ranges= with (low, high) for the "
+            "features, or baseline= to remove parts of this sample."
         )
     if any(len(labels) > 1 for labels in features.labels.values()):
         raise OptionError(
@@ -214,7 +222,7 @@ def of_rows(
     else:
         counts = torch.stack([one[one >= 0].bincount(minlength=features.count) for one in labels.values()]).sum(dim=0)
         alone = {name: counts[one.clamp_min(0)] == 1 for name, one in labels.items()}
-        # columns by themselves are put in order, so that near numbers of the sequence are near values
+        # single columns are sorted, so that near numbers of the sequence are near values
         tables = {
             name: torch.where(alone[name], table.sort(dim=0).values, table) if bool(alone[name].any()) else table
             for name, table in tables.items()
@@ -239,9 +247,9 @@ def of_rows(
 
 
 def _warn_of_rows(tables: Values, labels: Values, names: tuple[str, ...], batch: int, whole: Scorer) -> None:
-    """Say what would mislead: few rows, values that no feature holds, features that go together."""
+    """Warn of what would mislead: few rows, values that no feature holds, correlated features."""
     if batch < FEW_ROWS:
-        warn(f"the distribution of the features is that of {batch} rows only; give more, or ranges=.")
+        warn(f"the distribution of the features comes from only {batch} rows; give more, or ranges=.")
     others = {name: tensor for name, tensor in whole.inputs.tensors().items() if tensor.ndim and name not in tables}
     kept = {name: table[:, labels[name] < 0] for name, table in tables.items()} | others
     differing = [name for name, one in kept.items() if one.numel() and bool((one != one[:1]).any())]
@@ -259,10 +267,10 @@ def _warn_of_rows(tables: Values, labels: Values, names: tuple[str, ...], batch:
     own = of[spread]
     correlation = torch.where((own[:, None] == own) | (own[:, None] < 0) | (own < 0), 0.0, correlation)
     largest = float(correlation.max())
-    if batch >= FEW_ROWS and largest > TOGETHER:
+    if batch >= FEW_ROWS and largest > HIGH_CORRELATION:
         one, other = divmod(int(correlation.argmax()), len(own))
         warn(
-            f"{names[int(own[one])]!r} and {names[int(own[other])]!r} go together in the rows of x (correlation "
-            f"{largest:.2f}) and are drawn independently here: the model is run on rows unlike any it may have seen. "
+            f"{names[int(own[one])]!r} and {names[int(own[other])]!r} are correlated in the rows of x ("
+            f"{largest:.2f}) and are drawn independently here: the model runs on rows unlike any it may have seen. "
             "Put them in one group: features={'both': [...]}.",
         )

@@ -1,29 +1,32 @@
-"""Names of features, groups of the columns of a table, and ranges, as users give them."""
+"""Names of features, groups of columns of a table, and ranges, as users give them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from layerlens.analyzers.common.features.input_features import Features, features_of
+from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec, features_of
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import OptionError, choose
 from layerlens.model.trees import describe
 
 Names = Sequence[str] | None
 
+Pairs = Sequence[float] | Sequence[Sequence[float]] | torch.Tensor
+Ranges = Pairs | Mapping[str, Sequence[float]]
+"""A pair (low, high) for all features, one for each in order, or a pair by name."""
 
-def named_features(scorer: Scorer, spec: Any, names: Names) -> tuple[Features, tuple[str, ...]]:
-    """The features of the input and a name for each.
+
+def named_features(scorer: Scorer, spec: FeatureSpec, names: Names) -> tuple[Features, tuple[str, ...]]:
+    """Return the features of the input and a name for each.
 
     Args:
-        scorer: of a borrowed model.
+        scorer: scorer of a borrowed model.
         spec: as in `features_of`; or groups of the columns of a table, a dict from the name of a group to a list of
             columns, by number or by name.
-        names: of the columns, where groups are given; of the features otherwise; None makes them up.
+        names: names of the columns, where groups are given; else names of the features; None numbers them.
 
     Raises:
         OptionError: when features or names do not fit the input.
@@ -33,22 +36,26 @@ def named_features(scorer: Scorer, spec: Any, names: Names) -> tuple[Features, t
     listed = None if names is None else list(names)
     if listed is not None and len(set(listed)) != len(listed):
         raise OptionError(f"names must differ from each other, got {listed!r}.")
-    if _is_groups(spec):
+    if isinstance(spec, Mapping) and _is_groups(spec):
         return features_of(scorer, _grouped(scorer, spec, listed)), tuple(map(str, spec))
     features = features_of(scorer, spec)
     if listed is None:
-        return features, _made_up(scorer, features, spec)
+        return features, _default_names(scorer, features, spec)
     if len(listed) != features.count:
         raise OptionError(f"{len(listed)} names were given for {features.count} features.")
     return features, tuple(listed)
 
 
-def _is_groups(spec: Any) -> bool:
-    return isinstance(spec, Mapping) and any(isinstance(part, (list, tuple, range)) for part in spec.values())
+def _is_groups(spec: Mapping[str, object]) -> bool:
+    return any(isinstance(part, (list, tuple, range)) for part in spec.values())
 
 
-def _grouped(scorer: Scorer, groups: Mapping[str, Any], names: list[str] | None) -> torch.Tensor:
-    """Labels `(columns,)` of the one table that the model takes."""
+def _grouped(scorer: Scorer, groups: Mapping[str, object], names: list[str] | None) -> torch.Tensor:
+    """Return labels `(columns,)` of the one table that the model takes.
+
+    Raises:
+        OptionError: when there is no such table, or the groups do not fit it.
+    """
     leaves = list(scorer.leaves.items())
     if len(leaves) != 1 or leaves[0][1].value.ndim != 2:
         raise OptionError(
@@ -70,7 +77,12 @@ def _grouped(scorer: Scorer, groups: Mapping[str, Any], names: list[str] | None)
     return labels
 
 
-def _column(column: Any, count: int, names: list[str] | None) -> int:
+def _column(column: object, count: int, names: list[str] | None) -> int:
+    """Return the number of a column given by number or name.
+
+    Raises:
+        OptionError: when there is none.
+    """
     if isinstance(column, str):
         if names is None:
             raise OptionError(f"column {column!r} is given by its name; give names=, one for each column.")
@@ -80,8 +92,8 @@ def _column(column: Any, count: int, names: list[str] | None) -> int:
     return column
 
 
-def _made_up(scorer: Scorer, features: Features, spec: Any) -> tuple[str, ...]:
-    """`feature 3`, `token 0`, `cell 12`; behind the name of the input where there are several."""
+def _default_names(scorer: Scorer, features: Features, spec: FeatureSpec) -> tuple[str, ...]:
+    """Return names such as `feature 3`, `token 0` or `cell 12`, after the name of the input if there are several."""
     found = []
     words = {"places": "place", "channels": "channel", "superpixels": "superpixel", "cells": "cell"}
     for name, labels in features.labels.items():
@@ -99,15 +111,15 @@ def _made_up(scorer: Scorer, features: Features, spec: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def read_ranges(ranges: Any, names: tuple[str, ...]) -> torch.Tensor:
-    """The smallest and the largest value of each feature, `(features, 2)`, float64.
+def read_ranges(ranges: Ranges, names: tuple[str, ...]) -> torch.Tensor:
+    """Read the smallest and the largest value of each feature, `(features, 2)`, float64.
 
     Args:
         ranges: a pair (low, high) for all features, one pair for each in order, or a dict from name to pair.
-        names: of the features.
+        names: names of the features.
 
     Raises:
-        OptionError: when it cannot be read, or a range is empty or endless.
+        OptionError: when the ranges cannot be read, or one is empty or infinite.
     """
     if isinstance(ranges, Mapping):
         for name in ranges:

@@ -1,15 +1,15 @@
-"""Elementary effects: how far the score moves when one feature steps, from many places."""
+"""Elementary effects: how far the score moves when one feature steps, from many points."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.calls.fastpath import layers_called
+from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.null_model import shuffled
@@ -20,8 +20,8 @@ from layerlens.progress import track
 from layerlens.results import Ranking
 from layerlens.targets.target import Spec
 
-from .distribution import Study, study
-from .feature_names import Names
+from .distribution import Study, StudyOptions, study
+from .feature_names import Names, Ranges
 
 SERIES = ("mu*", "sigma")
 
@@ -36,8 +36,8 @@ def morris(
     model: nn.Module,
     x: Input,
     *,
-    ranges: Any = None,
-    baseline: Any = None,
+    ranges: Ranges | None = None,
+    baseline: Baseline | None = None,
     features: FeatureSpec = None,
     names: Names = None,
     target: Spec = None,
@@ -49,35 +49,29 @@ def morris(
     progress: bool | None = None,
     forward: Forward | None = None,
 ) -> Ranking:
-    """How far the score moves when one feature at a time takes a step, from places all over the distribution.
+    """Measure how far the score moves when one feature at a time takes a step, from points all over the distribution.
 
-    Every feature runs over its range as u from 0 to 1 on a grid of p levels. A trajectory starts at a random place of
+    Every feature runs over its range as u from 0 to 1 on a grid of p levels. A trajectory starts at a random point of
     the grid and steps each feature once, in random order, by D = p / (2 (p - 1)) up or down (Morris 1991). With the
     elementary effects e = (y(u + D) - y(u)) / D of r trajectories:
 
     - mu* = mean |e|: how much the feature matters (Campolongo et al. 2007); |weight| x range for a linear model;
-    - sigma = standard deviation of e: how much that depends on the place, by curvature or by interactions; 0 for a
-      linear model.
+    - sigma = standard deviation of e: how much that varies over the distribution, by curvature or by interactions; 0
+      for a linear model.
 
-    A screening: far cheaper than `sobol`, and no shares of a variance. Of several outputs (`target=None`) |e| is the
+    A screening: far cheaper than `sobol`, without shares of a variance. Of several outputs (`target=None`) |e| is the
     Euclidean length, and sigma the root of the summed variances.
 
     Args:
-        model: any module; it is run in eval mode.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments. Without `ranges`
-            and `baseline` each value runs from the smallest to the largest that it has in the rows of x.
+        x: ... Without `ranges` and `baseline` each value runs from the smallest to the largest that it has in the rows
+            of x.
         ranges: as in `sobol`.
         baseline: as in `sobol`: the feature goes from there to its value in x; the mean over the samples of x.
         features: as in `sobol`; all values of a feature step together.
         names: as in `sobol`.
-        target: what to score, as in `layerlens.as_target`; None for all outputs together.
-        trajectories: how many, r; 10 to 50 are usual.
-        levels: of the grid, p; an even number.
-        null: whether to do the same with the model's weights in random order.
-        batch_size: rows in one forward pass.
-        seed: of the trajectories, and for models that draw numbers.
-        progress: whether to show a bar; None when stderr is a terminal and it takes long.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        target: what to score, see `as_target`; None for all outputs together.
+        trajectories: number of trajectories, r; 10 to 50 are usual.
+        levels: levels of the grid, p; an even number.
 
     Returns:
         A `Ranking` with values `(features, 2)`, mu* and sigma, in units of the score over the full range of the
@@ -90,7 +84,7 @@ def morris(
         TargetError: when the target does not fit the output.
 
     Warns:
-        UserWarning: when there is one trajectory only, or the rows of x are few.
+        UserWarning: when there is only one trajectory, or x has few rows.
 
     Example:
         >>> net = nn.Linear(2, 1).requires_grad_(False)
@@ -103,55 +97,46 @@ def morris(
     check_count("levels", levels)
     if levels % 2:
         raise OptionError(f"levels must be an even number, for steps of half the grid; got {levels}.")
-    options: dict[str, Any] = {
-        "ranges": ranges,
-        "baseline": baseline,
-        "features": features,
-        "names": names,
-        "target": target,
-        "batch_size": batch_size,
-        "seed": seed,
-        "spread": True,
-    }
+    options = StudyOptions(ranges, baseline, features, names, target, batch_size, seed, spread=True)
     with borrowed(model, grad=False), layers_called():
-        own = study(model, x, forward=forward, **options)
-        design = Design(own.features.count, trajectories, levels, seed)
-        values, error, mu = _effects(own, design, progress)
-        chance = None
+        measured = study(model, x, forward, options)
+        design = Design(measured.features.count, trajectories, levels, seed)
+        values, error, mu = _effects(measured, design, progress)
+        null_values = None
         if null:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # told already
-                twin = study(model, x, forward=shuffled(model, forward, seed), **options)
-            chance = _effects(twin, design, progress)[0]
+                warnings.simplefilter("ignore", UserWarning)  # the same warnings as above
+                null_study = study(model, x, shuffled(model, forward, seed), options)
+            null_values = _effects(null_study, design, progress)[0]
     if trajectories == 1:
         warn("morris: one trajectory gives no sigma and no standard error. Use trajectories=20.")
-    passes = trajectories * (own.features.count + 1) * own.bases
+    passes = trajectories * (measured.features.count + 1) * measured.bases
     return Ranking(
         quantity="elementary effect",
-        items=own.names,
+        items=measured.names,
         values=values,
         units="units of the score over the range of the feature",
         signed=False,
-        method=f"elementary effects, {trajectories} trajectories, {passes} rows run, {own.how}",
+        method=f"elementary effects, {trajectories} trajectories, {passes} rows run, {measured.distribution}",
         settings={
             "trajectories": trajectories,
             "levels": levels,
             "forwards": passes,
-            "features": own.features.count,
-            "distribution": own.how,
-            "target": own.label,
-            "batch_size": own.batch_size,
+            "features": measured.features.count,
+            "distribution": measured.distribution,
+            "target": measured.label,
+            "batch_size": measured.batch_size,
             "seed": seed,
         },
         series=SERIES,
         error=error,
-        null=chance,
+        null=null_values,
         checks={"mu": mu},
         explanation=(
             "mu* is how far the score moves, on average and without sign, when a feature crosses its range, and sigma "
-            "how much that differs from place to place, by curvature or by other features.",
-            "It screens features on a coarse grid and is no share of a variance, and a large sigma does not tell "
-            "curvature from interaction: sobol does.",
+            "how much that varies over the distribution, by curvature or by other features.",
+            "It screens features on a coarse grid and is not a share of a variance, and a large sigma does not "
+            "distinguish curvature from interaction: sobol does.",
         ),
     )
 
@@ -160,9 +145,9 @@ class Design:
     """Trajectories on the grid.
 
     Attributes:
-        places: `(trajectories, features + 1, features)`, from 0 to 1.
-        order: `(trajectories, features)`, which feature steps when.
-        steps: `(trajectories, features)`, of the feature that steps, with its sign.
+        points: points from 0 to 1, `(trajectories, features + 1, features)`.
+        order: the feature of each step, `(trajectories, features)`.
+        steps: size of each step with its sign, `(trajectories, features)`.
     """
 
     def __init__(self, features: int, trajectories: int, levels: int, seed: int) -> None:
@@ -178,27 +163,29 @@ class Design:
         after = torch.where(up, low + step, low)
         turn = torch.argsort(self.order, dim=1)  # (trajectories, features): when each feature steps
         moved = torch.arange(features + 1).reshape(1, -1, 1) > turn.unsqueeze(1)
-        self.places = torch.where(moved, after.unsqueeze(1), here.unsqueeze(1))
+        self.points = torch.where(moved, after.unsqueeze(1), here.unsqueeze(1))
 
 
 def _effects(
-    own: Study, design: Design, progress: bool | None
+    measured: Study, design: Design, progress: bool | None
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """mu* and sigma `(features, 2)`, their errors, and mu."""
-    count, length, _ = design.places.shape
-    parts = torch.split(torch.arange(count), min(count, own.batch_size))
-    jobs = [(base, part, turn) for base in range(own.bases) for part in range(len(parts)) for turn in range(length)]
-    scores: list[list[torch.Tensor]] = [[] for _ in range(own.bases)]
+    """Return mu* and sigma `(features, 2)`, their errors, and mu."""
+    count, length, _ = design.points.shape
+    parts = torch.split(torch.arange(count), min(count, measured.batch_size))
+    jobs = [
+        (base, part, turn) for base in range(measured.bases) for part in range(len(parts)) for turn in range(length)
+    ]
+    scores: list[list[torch.Tensor]] = [[] for _ in range(measured.bases)]
     for base, part, turn in track(jobs, "elementary effects", enabled=progress):
-        scores[base].append(own(design.places[parts[part], turn], base, part))
-    of_bases = []
+        scores[base].append(measured(design.points[parts[part], turn], base, part))
+    by_base = []
     for one in scores:
         runs = [torch.stack(one[first : first + length], dim=1) for first in range(0, len(one), length)]
         y = torch.cat(runs)  # (trajectories, features + 1, outputs)
         effects = (y[:, 1:] - y[:, :-1]) / design.steps.unsqueeze(2)  # in the order of the steps
         index = design.order.unsqueeze(2).expand_as(effects)
-        of_bases.append(torch.empty_like(effects).scatter_(1, index, effects))
-    stacked = torch.stack(of_bases)  # (bases, trajectories, features, outputs)
+        by_base.append(torch.empty_like(effects).scatter_(1, index, effects))
+    stacked = torch.stack(by_base)  # (bases, trajectories, features, outputs)
     mu = stacked.mean(dim=(0, 1))
     values = _summary(stacked)
     if count < 3:
@@ -210,7 +197,7 @@ def _effects(
 
 
 def _summary(effects: torch.Tensor) -> torch.Tensor:
-    """mu* and sigma, `(features, 2)`, of effects `(bases, trajectories, features, outputs)`; the mean over bases."""
+    """Return mu* and sigma, `(features, 2)`, mean over bases, of `(bases, trajectories, features, outputs)`."""
     star = effects.norm(dim=3).mean(dim=1)
     if effects.shape[1] < 2:
         return torch.stack([star, torch.full_like(star, float("nan"))], dim=2).mean(dim=0)

@@ -1,14 +1,15 @@
-"""Sobol indices: the share of a score's variance that each feature of the input makes, alone and with others."""
+"""Sobol indices: the share of a score's variance that each feature of the input causes, alone and with others."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.calls.fastpath import layers_called
+from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.errors import OptionError, check_count, warn
@@ -17,12 +18,12 @@ from layerlens.model.borrowed import borrowed
 from layerlens.results import Ranking
 from layerlens.targets.target import Spec
 
-from .distribution import study
-from .feature_names import Names
+from .distribution import StudyOptions, study
+from .feature_names import Names, Ranges
 from .jansen import resamples, run_designs
 
 WIDE = 0.15
-"""Half a 95 % interval above this is told of."""
+"""Half a 95 % interval above this causes a warning."""
 
 SERIES = ("first order", "total order")
 
@@ -37,8 +38,8 @@ def sobol(
     model: nn.Module,
     x: Input,
     *,
-    ranges: Any = None,
-    baseline: Any = None,
+    ranges: Ranges | None = None,
+    baseline: Baseline | None = None,
     features: FeatureSpec = None,
     names: Names = None,
     target: Spec = None,
@@ -50,50 +51,44 @@ def sobol(
     progress: bool | None = None,
     forward: Forward | None = None,
 ) -> Ranking:
-    """The share of the score's variance that each feature of the input makes, over a distribution of inputs.
+    """Measure the share of the score's variance that each feature of the input causes, over a distribution of inputs.
 
     For a score y = f(X_1, ..., X_D) of independent features, with all others written X_~j (Sobol 1993):
 
     - first order: S_j = Var(E[y | X_j]) / Var(y), what X_j explains by itself;
-    - total order: S_Tj = E[Var(y | X_~j)] / Var(y), what is left when all but X_j are known: X_j by itself and in
+    - total order: S_Tj = E[Var(y | X_~j)] / Var(y), what remains when all but X_j are known: X_j by itself and in
       every interaction. Interactions are counted for each feature in them, so totals sum to 1 or more.
 
     Both by Jansen's estimators over a scrambled Sobol sequence (Owen 1998), see `jansen.Squares`. Estimates scatter
-    around the truth, so that an index near zero can come out negative. Of several outputs (`target=None`) the
-    variances are added (Gamboa et al. 2014, eq. 3).
+    around the true value, so an index near zero can be negative. Of several outputs (`target=None`) the variances are
+    added (Gamboa et al. 2014, eq. 3).
 
     The features vary over one of three distributions:
 
-    - `ranges` given: uniform between low and high, independently. What no feature holds stays as in x, and the indices
-      are the mean over the samples of x (made once where all values vary, and x gives shape and dtype only);
+    - `ranges` given: uniform between low and high, independently. Values that no feature holds stay as in x, and the
+      indices are the mean over the samples of x (one study if all values vary; x then gives shape and dtype only);
     - `baseline` given: a mask for each feature, uniform from 0 (baseline) to 1 (x): parts of pictures, series, texts;
-      the mean over the samples of x. `layerlens.saliency(method="sobol")` gives each sample its own map;
+      the mean over the samples of x. `layerlens.saliency(method="sobol")` gives each sample its measured map;
     - neither: x is data `(rows, ...)`, and every feature takes values from random rows, independently of the others; a
       group of columns takes them from one row together.
 
     Args:
-        model: any module; it is run in eval mode.
-        x: its input, `(batch, ...)`: a tensor, a tuple of arguments, or a dict of keyword arguments.
         ranges: a pair (low, high) for all features, one for each in order `(features, 2)`, or a dict by name; in the
             units of the input.
-        baseline: what stands for "not there": `"zero"`, `"mean"`, `"blur"`, ..., a number or a tensor.
+        baseline: what stands for an absent feature: `"zero"`, `"mean"`, `"blur"`, ..., a number or a tensor.
         features: None for every column of a table, every token, or about 64 cells of a picture, volume or series;
             `"superpixels"`, `"channels"`, `"places"`, `"values"`, a number of cells, or whole-number labels that
-            broadcast to the input, -1 for what stays; a dict of those by input. Or groups of the columns of a table:
-            `{"size": [0, 1], "age": [2]}`.
-        names: of the features; of the columns where groups are given.
-        target: what to score, as in `layerlens.as_target`; None for all outputs together.
-        samples: rows N of the designs A and B; a power of 2.
+            broadcast to the input, -1 for values that stay; a dict of those by input. Or groups of the columns of a
+            table: `{"size": [0, 1], "age": [2]}`.
+        names: names of the features; of the columns where groups are given.
+        target: what to score, see `as_target`; None for all outputs together.
+        samples: number of rows N of the designs A and B; a power of 2.
         order: 2 adds the indices of pairs, for N (2 D + 2) forward passes.
-        bootstrap: resamples of rows for errors and intervals; 0 for none.
-        batch_size: rows in one forward pass.
-        seed: of the sequence and the resamples, and for models that draw numbers.
-        progress: whether to show a bar; None when stderr is a terminal and it takes long.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
+        bootstrap: number of resamples of rows for errors and intervals; 0 for none.
 
     Returns:
         A `Ranking` with values `(features, 2)`, first and total order, with standard errors and percentile intervals
-        (which are on the wide side, for the sequence is more even than the random rows they stand for). `null` is the
+        (somewhat too wide, as the sequence is more even than random rows). `null` is the
         index of a feature that the model does not read. Checks: `"convergence"` `(points, features, 2)`, the indices
         from the first N/4, N/2 and N rows; `"variance"`; `"first-order sum"`, below 1 by the share of interactions; and
         `"second order"` `(features, features)` with its error, for order 2.
@@ -104,8 +99,8 @@ def sobol(
         TargetError: when the target does not fit, or there are too many outputs to be held together.
 
     Warns:
-        UserWarning: when intervals are wide, the score does not vary, the rows of x are few, or features that go
-            together in them are drawn apart.
+        UserWarning: when intervals are wide, the score does not vary, x has few rows, or features that are correlated
+            in them are drawn independently.
 
     Example:
         >>> net = nn.Linear(3, 1).requires_grad_(False)
@@ -123,26 +118,16 @@ def sobol(
     if order not in (1, 2):
         raise OptionError(f"order must be 1 or 2, got {order!r}.")
     with borrowed(model, grad=False), layers_called():
-        own = study(
-            model,
-            x,
-            ranges=ranges,
-            baseline=baseline,
-            features=features,
-            names=names,
-            target=target,
-            batch_size=batch_size,
-            seed=seed,
-            forward=forward,
-        )
-        squares = run_designs(own, samples, order, seed, progress)
+        options = StudyOptions(ranges, baseline, features, names, target, batch_size, seed)
+        measured = study(model, x, forward, options)
+        squares = run_designs(measured, samples, order, seed, progress)
     weights = resamples(samples, bootstrap, seed)
     ends = [n for n in (samples // 4, samples // 2, samples) if n > 1]
     prefixes = torch.stack([(torch.arange(samples) < n).double() / n for n in ends])
     convergence = _mean([one.indices(prefixes) for one in squares])
-    draws = _mean([one.indices(weights) for one in squares]) if bootstrap else None
+    resampled = _mean([one.indices(weights) for one in squares]) if bootstrap else None
     dummy = _mean([one.dummy().indices(prefixes[-1:]) for one in squares])[0]
-    interval = None if draws is None else _interval(draws)
+    interval = None if resampled is None else _interval(resampled)
     checks = {
         "convergence": convergence,
         "convergence samples": torch.tensor(ends),
@@ -156,42 +141,42 @@ def sobol(
         if bootstrap:
             checks["second order error"] = _mean([one.second(weights) for one in squares]).std(dim=0)
     _warn(convergence[-1], interval, samples)
-    passes = samples * (own.features.count * order + 2) * own.bases
+    passes = samples * (measured.features.count * order + 2) * measured.bases
     return Ranking(
         quantity="Sobol index",
-        items=own.names,
+        items=measured.names,
         values=convergence[-1],
         units="share of the variance",
         signed=False,
-        method=f"Sobol indices (Jansen), {samples} samples, {passes} rows run, {own.how}",
+        method=f"Sobol indices (Jansen), {samples} samples, {passes} rows run, {measured.distribution}",
         settings={
             "samples": samples,
             "forwards": passes,
-            "features": own.features.count,
-            "distribution": own.how,
+            "features": measured.features.count,
+            "distribution": measured.distribution,
             "order": order,
             "bootstrap": bootstrap,
-            "target": own.label,
-            "batch_size": own.batch_size,
+            "target": measured.label,
+            "batch_size": measured.batch_size,
             "seed": seed,
         },
         series=SERIES,
-        error=None if draws is None else draws.std(dim=0),
+        error=None if resampled is None else resampled.std(dim=0),
         interval=interval,
-        null=dummy.expand(own.features.count, 2).clone(),
+        null=dummy.expand(measured.features.count, 2).clone(),
         checks=checks,
         explanation=(
             "Each value is a share of the variance of the score over all of the distribution: first order what "
-            "a feature explains by itself, total order what it takes part in, so that their difference is interaction.",
-            "It holds for this distribution with features drawn independently and tells no direction of the effect; an "
-            "index no larger than the null's is chance, and those near zero can come out negative.",
+            "a feature explains by itself, total order with all its interactions, so their difference is interaction.",
+            "It holds for this distribution with features drawn independently and shows no direction of the effect; an "
+            "index no larger than the null's is chance, and indices near zero can be negative.",
         ),
     )
 
 
-def _mean(of_bases: list[torch.Tensor]) -> torch.Tensor:
-    """Over samples of x, leaving out those around which the score does not vary."""
-    return torch.stack(of_bases).nanmean(dim=0)
+def _mean(by_base: list[torch.Tensor]) -> torch.Tensor:
+    """Return the mean over samples of x, without those around which the score does not vary."""
+    return torch.stack(by_base).nanmean(dim=0)
 
 
 def _interval(draws: torch.Tensor) -> torch.Tensor:
@@ -202,7 +187,7 @@ def _interval(draws: torch.Tensor) -> torch.Tensor:
 def _warn(values: torch.Tensor, interval: torch.Tensor | None, samples: int) -> None:
     if bool(values.isnan().any()):
         warn(
-            "sobol: the score does not vary over this distribution, so no share of its variance can be told.",
+            "sobol: the score does not vary over this distribution, so its variance has no shares.",
         )
     elif interval is not None:
         half = float((interval[..., 1] - interval[..., 0]).max()) / 2

@@ -62,9 +62,7 @@ def quantity_and_units(readout: Readout) -> tuple[str, str]:
     return "relative change of the score", "1"
 
 
-def as_result(
-    by: str, parts: Sequence[Part], columns: dict[str, Any], fields: dict[str, Any]
-) -> Explained:
+def as_result(by: str, parts: Sequence[Part], columns: dict[str, Any], fields: dict[str, Any]) -> Explained:
     """Return a `LayerProfile` of layers, a `Matrix` of positions in layers, or a `Ranking` of other parts.
 
     Args:

@@ -177,7 +177,7 @@ def test_a_kernel_that_does_not_tell_is_named():
         return flex(q, k, v)
 
     model = nn.Sequential(Attends(hidden), Attends(fused))
-    with pytest.raises(errors.InputError, match=r"0 calls flex_attention.*does not tell its weights"):
+    with pytest.raises(errors.InputError, match=r"0 calls flex_attention.*does not return its weights"):
         attention(model, X)
     assert list(attention(model, X, "1")) == ["1"]
 
@@ -185,7 +185,7 @@ def test_a_kernel_that_does_not_tell_is_named():
 def test_what_a_forward_computes_is_the_models_own():
     lens = Lens(nn.Identity(), forward=lambda model, x: plain(x, x, model(x)))
     assert list(lens.attention(X)) == ["(model)"]
-    with pytest.raises(errors.InputError, match="no attention was found in Sequential inside of the selected"):
+    with pytest.raises(errors.InputError, match="no attention was found in Sequential inside the selected"):
         attention(nn.Sequential(nn.Linear(8, 8), Attends(fused)), X, "0")
 
 

@@ -130,7 +130,7 @@ def test_rows_of_data_are_the_distribution_and_groups_are_drawn_together():
     apart, whole = x.var(dim=0, unbiased=False), (x[:, 0] + x[:, 1]).var(unbiased=False)
     parts = torch.tensor([apart[0], apart[1], 4 * apart[2]])
     with pytest.warns(
-        UserWarning, match=r"'feature 0' and 'feature 1' go together in the rows of x \(correlation 0\.8"
+        UserWarning, match=r"'feature 0' and 'feature 1' are correlated in the rows of x \(0\.8"
     ):
         found = sobol(net, x, samples=1024)
     torch.testing.assert_close(found.column("total order"), parts / parts.sum(), atol=0.02, rtol=0)
@@ -213,14 +213,14 @@ def test_elementary_effects_are_those_of_a_slow_loop():
 
     design, net = Design(3, 12, 4, 4), Ishigami()
     effects = [[] for _ in range(3)]
-    for places, order in zip(design.places, design.order, strict=True):
+    for places, order in zip(design.points, design.order, strict=True):
         for turn, feature in enumerate(order.tolist()):
             step = places[turn + 1] - places[turn]
             assert step.nonzero().flatten().tolist() == [feature]
             assert abs(abs(float(step[feature])) - 2 / 3) < 1e-12
             ends = [net((RANGES[0] + u * (RANGES[1] - RANGES[0]))[None]) for u in (places[turn], places[turn + 1])]
             effects[feature].append(float((ends[1] - ends[0]) / step[feature]))
-    assert bool(((design.places > -1e-12) & (design.places < 1 + 1e-12)).all())
+    assert bool(((design.points > -1e-12) & (design.points < 1 + 1e-12)).all())
     e = torch.tensor(effects).double()
     torch.testing.assert_close(
         found.values, torch.stack([e.abs().mean(dim=1), e.std(dim=1)], dim=1), rtol=1e-6, atol=1e-9
@@ -255,7 +255,7 @@ def test_options_that_do_not_fit_are_refused():
     ):
         with pytest.raises(errors.OptionError, match=text):
             sobol(net, one, **{"ranges": (0, 1), **options})
-    with pytest.raises(errors.OptionError, match="x holds one sample, which is no distribution"):
+    with pytest.raises(errors.OptionError, match="x holds one sample, which is not a distribution"):
         sobol(net, one)
     with pytest.raises(errors.OptionError, match="levels must be an even number"):
         morris(net, rows, levels=3)
@@ -267,7 +267,7 @@ def test_options_that_do_not_fit_are_refused():
 
 def test_what_would_mislead_is_told():
     net = linear(1.0, 2.0)
-    with pytest.warns(UserWarning, match="the distribution of the features is that of 5 rows only"):
+    with pytest.warns(UserWarning, match="the distribution of the features comes from only 5 rows"):
         sobol(net, torch.randn(5, 2).double(), samples=64, bootstrap=0)
     with pytest.warns(UserWarning, match="the score does not vary over this distribution"):
         found = sobol(linear(0.0, 0.0), torch.zeros(1, 2).double(), ranges=(0, 1), samples=64)
