@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -22,7 +22,7 @@ _MOVED: Final = {
         spans=call_tracking tensor_parallel=placement
     """,
     ("", "probes"): """
-        call capturing=run functions=function_probe hooks=probe_hooks probe record record_batches record_files=storage
+        call capturing=run functions=function_probe probe record record_batches=record record_files=storage
         record_views=export
     """,
     ("", "targets"): """
@@ -75,7 +75,7 @@ _MOVED: Final = {
     ("analyzers.relevance", "analyzers.common.features"): "batch_targets",
     ("analyzers.relevance", "analyzers.concepts"): "concepts=concept_relevance ranking=top_inputs top_inputs",
     ("analyzers.relevance", "analyzers.graph"): "constants=added_constants graph recorder sources=added_constants",
-    ("analyzers.relevance", "analyzers.relevance"): "centred=centred_relevance parameters=record propagate=relevance",
+    ("analyzers.relevance", "analyzers.relevance"): "centred=centered_relevance parameters=record propagate=relevance",
     ("analyzers.relevance", "analyzers.relevance.rules"): "rulebook",
     ("analyzers.relevance.linear", "analyzers.graph"): "maps=linear_operations sites=linear_operations",
     ("analyzers.relevance.linear", "analyzers.relevance.rules"): "rules=linear",
@@ -125,14 +125,14 @@ _MOVED: Final = {
     ("demo", "demo"): "subject=demo_subject",
     ("plotting", "plotting"): "styling=style",
     ("plotting", "plotting.drawing"): """
-        bars cells=matrix_cells colorbar decades=log_scales images layout=canvas model_tree panels=image_panels
-        samples=attribution_sample scales=axis_scales text wording=token_text
+        bars board=canvas cells=matrix_cells colorbar images layout=canvas panels=image_panels
+        samples=attribution_sample text wording=token_text
     """,
     ("plotting", "plotting.figures"): """
-        activation_mosaic attention channels compare_methods curves faithfulness_curve feature_gallery
+        activation_mosaic attention channels compare_methods curves decades=training faithfulness_curve feature_gallery
         feature_visualization gradient_flow group_effects heatmap latent_traversal layer_profile leaderboard matrix
-        method_grid model_map overlay_grid receptive_field recurrent_states relevance_flow sensitivity thumbnail
-        timeseries tokens tokens_html top_inputs training
+        method_grid model_map model_tree=model_map overlay_grid receptive_field recurrent_states relevance_flow
+        scales=curves sensitivity thumbnail timeseries tokens tokens_html top_inputs training
     """,
     ("report", "analyzers.sensitivity.local"): "outputs=lanczos",
     ("report", "report"): "alt=alt_text examine=sample_section facts=provenance make=assemble told=assemble",
@@ -169,10 +169,11 @@ _NAMES: Final[dict[str, dict[str, str]]] = {
         "analyzers.common.scorer": "Leaves freeze gradients warn_of_zeros",
         "analyzers.saliency.path.completeness": "completeness_gap",
     },
-    "neurons": {"probes.units": "read_units"},
+    "neurons": {"probes.export": "read_units"},
+    "plotting.board": {"plotting.drawing.canvas": "Board=Canvas"},
     "scale.manifest": {"scale.data.source": "DIGEST"},
 }
-"""Old package or module -> new module -> the names that went another way than the rest."""
+"""Old package or module -> new module -> names that went another way than the rest, or `old=new` if one changed."""
 
 RENAMED: Final = {"attention_weights": "attention", "capture_functions": "functions", "layer_table": "layers"}
 """Old name -> name of public functions, which have the names of the methods of `Lens` now."""
@@ -198,23 +199,31 @@ def modules() -> dict[str, str]:
 
 
 @functools.cache
-def names(old: str) -> dict[str, str]:
-    """Return name -> new module for the names that left the package or module `old`."""
-    return {name: home for home, words in _NAMES.get(old, {}).items() for name in words.split()}
+def names(old: str) -> dict[str, tuple[str, str]]:
+    """Return old name -> (new module, new name) for the names that left the package or module `old`."""
+    moved = {}
+    for home, entries in _NAMES.get(old, {}).items():
+        for entry in entries.split():
+            name, _, new = entry.partition("=")
+            moved[name] = (home, new or RENAMED.get(name, name))
+    return moved
 
 
-def keep_old_names(package: str) -> None:
+def keep_old_names(package: str, renamed: Mapping[str, str] = {}) -> None:
     """Let a package answer to the names that it held before, with a warning.
 
     Args:
         package: its `__name__`.
+        renamed: old name -> its name in the package.
     """
     old = package.removeprefix(_ROOT)
 
     def __getattr__(name: str) -> Any:
-        home = None if name.startswith("__") else names(old).get(name, modules().get(old))
-        module = home and importlib.import_module(_ROOT + home)
-        new = RENAMED.get(name, name)
+        if name in renamed:
+            warn(f"{package}.{name} is now {package}.{renamed[name]}.", DeprecationWarning)
+            return getattr(sys.modules[package], renamed[name])
+        home, new = names(old).get(name, (modules().get(old), RENAMED.get(name, name)))
+        module = None if home is None or name.startswith("__") else importlib.import_module(_ROOT + home)
         if not hasattr(module, new):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         warn(f"{package}.{name} is now {_ROOT}{home}.{new}.", DeprecationWarning)
@@ -243,8 +252,8 @@ class _MovedModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if self._bound is not None and vars(self._package).get(self._child) is self:
             setattr(self._package, self._child, self._bound)
-        home = names(self.__name__.removeprefix(_ROOT)).get(name)
-        return getattr(self._new if home is None else importlib.import_module(_ROOT + home), RENAMED.get(name, name))
+        home, new = names(self.__name__.removeprefix(_ROOT)).get(name, (None, RENAMED.get(name, name)))
+        return getattr(self._new if home is None else importlib.import_module(_ROOT + home), new)
 
     def __dir__(self) -> list[str]:
         return dir(self._new)

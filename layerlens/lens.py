@@ -130,7 +130,7 @@ class Lens(WrappedModel):
 
     # what the units respond to
     receptive_field = bind(activation.receptive_field)
-    feature_visualization = bind(visualize, predicted=False, prepare=_read_aims)
+    feature_visualization = bind(visualize, predicted=False, words=None, prepare=_read_aims)
     latent_traversal = bind(activation.latent_traversal, inputs=("z",))
     top_inputs = bind(concepts.top_inputs, words=("label",))
 
