@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -173,7 +173,13 @@ def stepped_leaves(run: ModelRun) -> dict[str, Leaf]:
     return leaves
 
 
-def layer_not_found(layers: int, left_out: Mapping[str, str]) -> LayerNotFound:
-    """Say why no layer could be measured."""
+def refuse_none(sites: Sequence[Site], layers: int, left_out: Mapping[str, str]) -> None:
+    """Refuse to go without layers.
+
+    Raises:
+        LayerNotFound: when no site is left.
+    """
+    if sites:
+        return
     reasons = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:4])
-    return LayerNotFound(f"no layer of {layers} could be measured. {reasons}.")
+    raise LayerNotFound(f"no layer of {layers} could be measured. {reasons}.")

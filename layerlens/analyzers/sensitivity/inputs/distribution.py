@@ -255,8 +255,8 @@ def _warn_of_rows(tables: Values, labels: Values, names: tuple[str, ...], batch:
     differing = [name for name, one in kept.items() if one.numel() and bool((one != one[:1]).any())]
     if differing:
         warn(
-            f"values of input {', '.join(differing)} that belong to no feature differ between the rows of x; those of "
-            "the first row are used throughout.",
+            f"values of input {', '.join(differing)} that belong to no feature differ between the rows of x; the "
+            "first row's values are used throughout.",
         )
     table = torch.cat([one.double() for one in tables.values()], dim=1)
     of = torch.cat(list(labels.values()))

@@ -129,7 +129,11 @@ class RecordedValues:
         return joined
 
     def __call__(self, site: InterventionSite, index: int, cut: Cut, old: torch.Tensor, draw: int) -> torch.Tensor:
-        """Return the values of the samples of this draw."""
+        """Return the values of the samples of this draw.
+
+        Raises:
+            Misfit: when they do not fit.
+        """
         held, axis = self.held.get(site.key), site.axes[index]
         if held is None or len(held) <= index:
             raise Misfit("did not run there")

@@ -24,7 +24,7 @@ from ..stepped_runs import (
     Responses,
     SteppedRun,
     draw_directions,
-    layer_not_found,
+    refuse_none,
     row_lengths,
     stepped_leaves,
 )
@@ -239,8 +239,7 @@ def _complete_sites(sites: list[Site], responses: Responses, draws: int, left_ou
             kept.append(site)
         else:
             left_out[site.name] = "did not run for every draw: the route of this model changes"
-    if not kept:
-        raise layer_not_found(len(sites), left_out)
+    refuse_none(kept, len(sites), left_out)
     return kept
 
 

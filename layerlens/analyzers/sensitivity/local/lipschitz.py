@@ -23,7 +23,7 @@ from layerlens.progress import track
 from layerlens.results import LayerProfile
 
 from ..model_run import ModelRun
-from ..stepped_runs import SteppedRun, Unavailable, draw_directions, layer_not_found, row_lengths, stepped_leaves
+from ..stepped_runs import SteppedRun, Unavailable, draw_directions, refuse_none, row_lengths, stepped_leaves
 from .directional_derivatives import ROUTES, Route, measure_responses
 from .jacobian_products import Products
 from .lanczos import Largest, largest
@@ -265,8 +265,7 @@ def spectrum(run: ModelRun, layers: Selection, options: LanczosOptions) -> Spect
     for _ in ticks:
         pass
     sites = [site for site in sites if site.name not in left_out]
-    if not sites:
-        raise layer_not_found(len(clean.sites), left_out)
+    refuse_none(sites, len(clean.sites), left_out)
 
     def stacked(read: Callable[[Largest], torch.Tensor]) -> torch.Tensor:
         return torch.stack([torch.stack([read(kept[site, start][0]) for start in range(restarts)]) for site in sites])

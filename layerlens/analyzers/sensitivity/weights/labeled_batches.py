@@ -42,7 +42,7 @@ class LabeledSamples:
         x: a tensor, a tuple of arguments, a dict, `Inputs`, a text; else a data set, see `layerlens.inputs.batches`.
         labels: one for each sample; None for the labels in the data; `"last"` if they are the last entry of each item.
         size: number of samples in a piece.
-        batched: whether the items of a data set are batches; None: those of a DataLoader are.
+        batched: whether the items of a data set are batches; None: yes for a DataLoader, no for others.
         read: turns a batch, or one text, into model inputs.
         device: device of the model.
     """
