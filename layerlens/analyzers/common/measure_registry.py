@@ -43,7 +43,7 @@ MEASURES: dict[str, Measure] = {}
 def measure(
     *, question: Question, cost: str, source: str, needs: str = "", renamed: Mapping[str, str] | None = None
 ) -> Callable[[AnyMeasure], AnyMeasure]:
-    """Make a function known as a measure of sensitivity; see `Measure`.
+    """Register a function as a measure of sensitivity; see `Measure`.
 
     Args:
         question: that it answers.

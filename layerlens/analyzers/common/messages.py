@@ -11,7 +11,7 @@ NO_BATCH = "its output has no batch axis, so it has no value per sample"
 
 
 def listed(names: Sequence[str], count: int = 4) -> str:
-    """The first names as text: `layer a, b, ... (7 layers)`."""
+    """Return the first names as text: `layer a, b, ... (7 layers)`."""
     shown = ", ".join(names[:count])
     if len(names) > count:
         return f"layers {shown}, ... ({len(names)})"

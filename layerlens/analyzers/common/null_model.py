@@ -14,7 +14,7 @@ from layerlens.model.placement import need_weights
 
 
 class _Carrier(nn.Module):
-    """Runs a model by its own call or by the user's `forward`, so that both can be given other parameters."""
+    """A model run by its own call or by the user's `forward`, so that both can be given other parameters."""
 
     def __init__(self, model: nn.Module, forward: Forward | None) -> None:
         super().__init__()

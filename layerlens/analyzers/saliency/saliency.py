@@ -69,7 +69,7 @@ def saliency(
 
 
 def with_cost(result: Attribution, row: Method) -> Attribution:
-    """Return the result with the cost of its method, where it has none: the number that an option sets is the option's.
+    """Add the cost of its method to a result that has none; a number that an option sets is the value of the option.
 
     Example:
         >>> import torch

@@ -48,7 +48,7 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What a run of the model as it is showed.
+    """The result of a run of the model as it is.
 
     Attributes:
         sites: what can be measured, in order of execution.
@@ -63,7 +63,7 @@ class Survey:
     nbytes: int
 
     def copies(self, wanted: int) -> int:
-        """How many copies of the batch to run at once."""
+        """Return how many copies of the batch to run at once."""
         return max(1, min(wanted, MEMORY // max(1, 2 * self.nbytes)))
 
 
@@ -139,7 +139,7 @@ def _has_forward(model: nn.Module, path: LayerPath) -> bool:
 
 
 def grown(was: Shape, now: Shape) -> int | None:
-    """The axis that doubled with the batch; None where none did."""
+    """Return the axis that doubled with the batch; None where none did."""
     if len(was) != len(now):
         return None
     return next((axis for axis in range(len(was)) if now[axis] == 2 * was[axis] > 0), None)
@@ -150,23 +150,23 @@ def _count(shape: Shape) -> int:
 
 
 def copied_rows(batch: int, copies: int) -> torch.Tensor:
-    """The samples of `copies` copies of a batch, one copy after another: 0, 1, 0, 1, ..."""
+    """Return the samples of `copies` copies of a batch, one copy after another: 0, 1, 0, 1, ..."""
     return torch.arange(batch).repeat(copies)
 
 
 def floating(output: object) -> list[torch.Tensor]:
-    """The floating-point tensors of a nested output, in order."""
+    """Return the floating-point tensors of a nested output, in order."""
     return [tensor for _, tensor in named_tensors(output) if tensor.is_floating_point()]
 
 
 def main_index(output: object) -> int:
-    """Which of them is the value of the layer: the one named as in `MAIN_OUTPUTS`, or else the first."""
+    """Return the index of the value of the layer: the tensor named as in `MAIN_OUTPUTS`, or else the first."""
     names = [name for name, tensor in named_tensors(output) if tensor.is_floating_point()]
     return next((names.index(name) for name in MAIN_OUTPUTS if name in names), 0)
 
 
 def by_row(tensor: torch.Tensor, axis: int, rows: int) -> torch.Tensor:
-    """`(rows, n)`: all numbers of each row of the batch."""
+    """Return all numbers of each row of the batch, `(rows, n)`."""
     return tensor.movedim(axis, 0).reshape(rows, -1)
 
 
@@ -189,7 +189,7 @@ def taps(sites: Sequence[Site], function: Callable[[Site, Any], Any]) -> dict[La
 
 
 def row_norms(tensor: torch.Tensor, axis: int | None, rows: int) -> torch.Tensor:
-    """The Euclidean length of each row of the batch, `(rows,)`, float64 on the main processor."""
+    """Return the Euclidean norm of each row of the batch, `(rows,)`, float64 on the CPU."""
     wide = torch.promote_types(tensor.dtype, torch.float32)
     if axis is None:
         norms: torch.Tensor = torch.linalg.vector_norm(tensor, dtype=wide).expand(rows)

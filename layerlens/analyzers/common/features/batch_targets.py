@@ -14,7 +14,7 @@ from layerlens.targets.target import Target, as_target
 
 
 def class_lists(aim: Target | None) -> list[tuple[str, ...]]:
-    """The labels of each list of classes, one per sample, in a target or in those that it joins.
+    """Return the labels of each list of classes, one per sample, in a target or in those that it joins.
 
     Raises:
         TargetError: when a list is joined with a class that is predicted batch by batch.
@@ -39,7 +39,7 @@ def _lists_in(part: Any) -> Iterator[tuple[str, ...]]:
 
 
 def of_batch(aim: Target | None, batch: Batch) -> Target:
-    """The target of one batch: its rows are places in the whole data set. None is the label of each sample.
+    """Return the target of one batch: its rows are places in the whole data set. None is the label of each sample.
 
     Raises:
         TargetError: when a label is missing, or is not a class index; when a list of classes is too short.
@@ -65,7 +65,7 @@ def of_batch(aim: Target | None, batch: Batch) -> Target:
 
 
 def check_length(lists: Sequence[tuple[str, ...]], count: int) -> None:
-    """See that each list holds a class for each of `count` samples.
+    """Check that each list holds a class for each of `count` samples.
 
     Raises:
         TargetError: when one does not.

@@ -58,7 +58,7 @@ class Coalitions:
                 scores.append(self.scorer(values, chosen).detach())
         return torch.cat(scores)
 
-    def bottom(self) -> torch.Tensor:
+    def baseline_scores(self) -> torch.Tensor:
         """Return the score of the baseline, `(batch,)`."""
         nothing = {name: torch.zeros_like(end[..., :1]) for name, end in self.ends.items()}
         return self.scorer.check_baseline(self(nothing, self.scorer.rows))

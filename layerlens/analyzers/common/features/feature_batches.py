@@ -36,7 +36,7 @@ class Table:
 
 
 def run_once(reader: FeatureReader, inputs: Inputs, seed: int) -> Rows:
-    """Run a reader on one batch; the seed is that of the numbers that the model draws."""
+    """Run a reader on one batch; the seed is for the numbers that the model draws."""
     reader.drop_repeated(inputs)
     with borrowed(reader.model, grad=False):
         torch.manual_seed(seed)

@@ -31,7 +31,7 @@ unit, the last place of a text or series, all numbers as they are, or a function
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What one run gave.
+    """The features of one run.
 
     Attributes:
         layers: call of a layer (`"rnn"`, `"rnn #1"`) -> `(batch, features)` on the CPU.
@@ -47,7 +47,7 @@ class Rows:
 
 
 class FeatureReader:
-    """Runs a model batch by batch and reads the selected layers, reduced inside the hooks.
+    """A reader that runs a model batch by batch and reads the selected layers, reduced inside the hooks.
 
     Means are taken in float64; with `"flatten"` numbers keep their dtype, at least float32. The model is borrowed for
     each run; layers are read in eval mode.
@@ -103,7 +103,7 @@ class FeatureReader:
         self.layers = Layers(self.model).select([path for path in self.layers if path not in repeated])
 
     def read(self, inputs: Inputs) -> Rows:
-        """The features of one batch; a layer whose numbers are not finite is left out.
+        """Return the features of one batch; a layer whose numbers are not finite is left out.
 
         The first batch takes two forward passes, for the names of the axes have to be known before places can be
         reduced; every other one, unless the route or the number of axes changes.
@@ -124,7 +124,7 @@ class FeatureReader:
         return Rows(run.layers, run.left_out, run.output, inputs.batch)
 
     def reduced(self, name: str, path: LayerPath, values: torch.Tensor) -> tuple[torch.Tensor | None, str]:
-        """What is kept of one call, or None and why; a reader that keeps something else overrides this.
+        """Return what is kept of one call, or None and why; a reader that keeps something else overrides this.
 
         Args:
             name: name of the call.
@@ -206,7 +206,7 @@ def pool_name(pool: Pool) -> str:
 
 
 def units_first(tensor: torch.Tensor, axes: Sequence[str]) -> torch.Tensor:
-    """`(batch, units, *places)`; an output without units has one."""
+    """Return `(batch, units, *places)`; an output without units has one."""
     rows = axes.index("batch")
     unit = next((axes.index(name) for name in ("channel", "feature") if name in axes), None)
     tensor = tensor.movedim(rows, 0)
@@ -268,7 +268,7 @@ class Features:
         self.count = len(index)
 
     def joined(self, doing: str) -> dict[str, torch.Tensor]:
-        """Call of a layer -> `(samples, features)`, of the layers that have them for every sample.
+        """Return call of a layer -> `(samples, features)`, of the layers that have them for every sample.
 
         Args:
             doing: what is done with the layers, for the error.

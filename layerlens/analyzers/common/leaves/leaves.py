@@ -84,7 +84,7 @@ def _input_leaf(model: nn.Module, x: torch.Tensor) -> Leaf:
 
 
 def _tables(uses: Sequence[Use]) -> dict[LayerPath, slice]:
-    """Where in the features of a leaf those of each table are."""
+    """The features of a leaf that are from each table."""
     places: dict[LayerPath, slice] = {}
     start = 0
     for use in uses:
@@ -129,7 +129,7 @@ def substitute(leaves: Mapping[str, Leaf], values: Mapping[str, torch.Tensor]) -
 
 
 def _laid_out(use: Use, value: torch.Tensor, table: slice) -> Callable[[Any], Any]:
-    """Makes the output of one call: a copy, for the model may write into it."""
+    """Make the output of one call: a copy, because the model may write into it."""
     return lambda output: use.arrange(value[..., table]).clone()
 
 

@@ -285,7 +285,7 @@ def removal(
         if measure != "score":
             scorer, units = _probability(scorer, measure, forward)
         coalitions = Coalitions(scorer, fill, batch_size)
-        ends = (coalitions.score, coalitions.bottom())
+        ends = (coalitions.score, coalitions.baseline_scores())
         yield Removal(scorer, coalitions, features_of(scorer, features), ends, units, seed)
 
 

@@ -92,7 +92,7 @@ def deep_lift(
         scorer = Scorer(model, x, target, where=where, forward=forward)
         starts, label = baselines(scorer, baseline)
         comparison = compare(scorer, starts, rule)
-        gap = completeness_gap(comparison.values, comparison.score, comparison.bottom)
+        gap = completeness_gap(comparison.values, comparison.score, comparison.baseline_score)
         warn_of_gap("deep_lift", gap, comparison)
         warn_of_zeros(comparison.values, "deep_lift")
         return scorer.attribution(
@@ -111,13 +111,13 @@ class Comparison:
     Attributes:
         values: contributions by leaf, shaped like it.
         score: score of the input, `(batch,)`.
-        bottom: score of the baseline, `(batch,)`.
+        baseline_score: score of the baseline, `(batch,)`.
         moved: operations that chose otherwise for the baseline.
     """
 
     values: Leaves
     score: torch.Tensor
-    bottom: torch.Tensor
+    baseline_score: torch.Tensor
     moved: list[str]
 
 
@@ -216,9 +216,9 @@ def _hook(pair: Pair, rule: Rule) -> Callable[[Gradients, Gradients], Gradients 
 
 def warn_of_gap(method: str, gap: torch.Tensor, comparison: Comparison) -> None:
     """Warn of samples whose values do not sum to the difference of the scores."""
-    score, bottom = comparison.score.double(), comparison.bottom.double()
-    rounding = ROUNDING * torch.finfo(comparison.score.dtype).eps * torch.maximum(score.abs(), bottom.abs())
-    allowed = LOST + rounding / (score - bottom).abs().clamp_min(torch.finfo(torch.float64).tiny)
+    score, baseline_score = comparison.score.double(), comparison.baseline_score.double()
+    rounding = ROUNDING * torch.finfo(comparison.score.dtype).eps * torch.maximum(score.abs(), baseline_score.abs())
+    allowed = LOST + rounding / (score - baseline_score).abs().clamp_min(torch.finfo(torch.float64).tiny)
     missed = (~(gap <= allowed)).nonzero().flatten().tolist()
     if missed and comparison.score.dtype in (torch.float32, torch.float64):
         of = of_samples([f"{row} ({float(gap[row]):.3g})" for row in missed], len(gap)) or f" (gap {float(gap[0]):.3g})"

@@ -67,8 +67,8 @@ def deep_shap(
         comparisons = [compare(scorer, start, rule) for start in track(starts, "deep_shap")]
         parts = {name: torch.stack([one.values[name] for one in comparisons]).double() for name in scorer.leaves}
         means = {name: part.mean(dim=0) for name, part in parts.items()}
-        bottom = torch.stack([one.bottom for one in comparisons]).mean(dim=0)
-        gap = completeness_gap(means, comparisons[0].score, bottom)
+        baseline_score = torch.stack([one.baseline_score for one in comparisons]).mean(dim=0)
+        gap = completeness_gap(means, comparisons[0].score, baseline_score)
         moved = list(dict.fromkeys(name for one in comparisons for name in one.moved))
         warn_of_gap("deep_shap", gap, dataclasses.replace(comparisons[0], moved=moved))
         warn_of_zeros(means, "deep_shap")

@@ -134,7 +134,7 @@ def _terms(pair: Pair) -> list[tuple[int, torch.Tensor, float]]:
 
 
 def _positive_part(pair: Pair) -> torch.Tensor | None:
-    """The sum of the positive contributions to the result of a linear operation; None for none that is known."""
+    """The sum of the positive contributions to the result of a linear operation; None if unknown."""
     if pair.calls is None or (pair.info.op in _LINEAR and not same_constants(*pair.calls)):
         return None
     call, other = pair.calls

@@ -44,7 +44,7 @@ def until_complete(
     integrate: Integrate,
     shapes: Mapping[str, torch.Tensor],
     score: torch.Tensor,
-    bottom: torch.Tensor,
+    baseline_score: torch.Tensor,
     *,
     steps: int,
     tolerance: float,
@@ -59,7 +59,7 @@ def until_complete(
         integrate: makes the values of some samples with some steps.
         shapes: a tensor per leaf, shaped like its values.
         score: S(x), `(batch,)`.
-        bottom: S(x'), `(batch,)`.
+        baseline_score: S(x'), `(batch,)`.
         steps: number of steps at first.
         tolerance: largest relative gap that is accepted.
         max_steps: most steps.
@@ -76,7 +76,7 @@ def until_complete(
         for some in track(torch.split(todo, batch), f"{method}, {count} steps"):
             for name, part in integrate(some, count).items():
                 values[name][some] = part.to(values[name].dtype)
-        gap = completeness_gap(values, score, bottom)
+        gap = completeness_gap(values, score, baseline_score)
         todo = (gap > tolerance).nonzero().flatten()
         if not len(todo) or 2 * count > max_steps:
             break
@@ -105,10 +105,12 @@ def _wide(value: torch.Tensor) -> torch.dtype:
     return torch.promote_types(value.dtype, torch.float32)
 
 
-def completeness_gap(values: Mapping[str, torch.Tensor], score: torch.Tensor, bottom: torch.Tensor) -> torch.Tensor:
+def completeness_gap(
+    values: Mapping[str, torch.Tensor], score: torch.Tensor, baseline_score: torch.Tensor
+) -> torch.Tensor:
     """|sum - (S(x) - S(x'))| over |S(x) - S(x')|, `(batch,)`; a difference within rounding of S counts as that."""
     total = torch.stack([value.double().reshape(len(value), -1).sum(dim=1) for value in values.values()]).sum(dim=0)
-    change = score.double() - bottom.double()
-    rounding = 100 * torch.finfo(score.dtype).eps * torch.maximum(score.double().abs(), bottom.double().abs())
+    change = score.double() - baseline_score.double()
+    rounding = 100 * torch.finfo(score.dtype).eps * torch.maximum(score.double().abs(), baseline_score.double().abs())
     tiny = torch.finfo(torch.float64).tiny
     return (total - change).abs() / torch.maximum(change.abs(), rounding).clamp_min(tiny)

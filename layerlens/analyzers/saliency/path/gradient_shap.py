@@ -69,14 +69,14 @@ def gradient_shap(
         points = (torch.arange(each) + torch.rand(len(starts), each, generator=generator, dtype=torch.float64)) / each
         total = {name: torch.zeros_like(end, dtype=torch.float64) for name, end in ends.items()}
         squares = {name: torch.zeros_like(part) for name, part in total.items()}
-        bottom = torch.zeros(len(scorer.rows), dtype=torch.float64, device=scorer.rows.device)
+        baseline_score = torch.zeros(len(scorer.rows), dtype=torch.float64, device=scorer.rows.device)
         for rows in torch.split(scorer.rows, batch):
             together = max(1, batch // len(rows))
             for own in torch.split(torch.arange(len(starts)), together):
                 values = {name: part.flatten(0, 1) for name, part in _stacked(starts, own, rows).items()}
                 with torch.no_grad():
                     scores = scorer(values, rows.repeat(len(own)))
-                bottom[rows] += scores.double().reshape(len(own), len(rows)).sum(dim=0) / len(starts)
+                baseline_score[rows] += scores.double().reshape(len(own), len(rows)).sum(dim=0) / len(starts)
             for own in track(torch.split(torch.arange(points.numel()), together), "gradient_shap"):
                 for name, part in _weighted_gradients(
                     scorer, ends, starts, rows, own // each, points.flatten()[own]
@@ -95,7 +95,7 @@ def gradient_shap(
             method="gradient_shap",
             settings={"baselines": label, "samples": count, "seed": seed, "batch_size": batch},
             score=score,
-            checks={"completeness gap": completeness_gap(means, score, bottom)},
+            checks={"completeness gap": completeness_gap(means, score, baseline_score)},
             standard_error=errors if count > 1 and all(leaf.layer is None for leaf in scorer.leaves.values()) else None,
         )
 

@@ -82,7 +82,7 @@ def guided_ig(
         ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
         score, batch = first_score(scorer, ends, batch_size)
         starts, label = baselines(scorer, baseline)
-        bottom = scores_at(scorer, starts, batch)
+        baseline_score = scores_at(scorer, starts, batch)
 
         values: Leaves = {name: torch.zeros_like(end) for name, end in ends.items()}
         for rows in torch.split(scorer.rows, batch):
@@ -98,7 +98,7 @@ def guided_ig(
                         path.gather(slope)
             for name, part in _folded(torch.stack([path.total for path in paths]), ends).items():
                 values[name][rows] = part
-        gap = completeness_gap(values, score, bottom)
+        gap = completeness_gap(values, score, baseline_score)
         warn_of_gap("guided_ig:", gap, tolerance, "Take more steps, a smaller max_dist, or integrated_gradients.")
         warn_of_zeros(values, "guided_ig")
         return scorer.attribution(

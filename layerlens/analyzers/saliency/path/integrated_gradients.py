@@ -68,7 +68,7 @@ def integrated_gradients(
         ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
         score, batch = first_score(scorer, ends, batch_size)
         starts, label = baselines(scorer, baseline)
-        bottom = scores_at(scorer, starts, batch)
+        baseline_score = scores_at(scorer, starts, batch)
 
         def integrate(rows: torch.Tensor, count: int) -> Leaves:
             return _integrate(scorer, ends, starts, rows, count, batch)
@@ -79,7 +79,7 @@ def integrated_gradients(
             integrate,
             ends,
             score,
-            bottom,
+            baseline_score,
             steps=steps,
             tolerance=tolerance,
             max_steps=max_steps,

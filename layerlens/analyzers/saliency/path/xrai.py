@@ -1,4 +1,4 @@
-"""XRAI: whole regions of an image, in the order of what they hold."""
+"""XRAI: whole regions of an image, in the order of the attribution that they hold."""
 
 from __future__ import annotations
 

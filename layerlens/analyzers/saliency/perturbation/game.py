@@ -102,9 +102,9 @@ def feature_game(
         yield Game(scorer, coalitions, features_of(scorer, features))
 
 
-def efficiency_gap(values: torch.Tensor, score: torch.Tensor, bottom: torch.Tensor) -> torch.Tensor:
+def efficiency_gap(values: torch.Tensor, score: torch.Tensor, baseline_score: torch.Tensor) -> torch.Tensor:
     """Return |sum of values - (S(x) - S(x'))| over |S(x) - S(x')|, `(batch,)`."""
-    change = score.double() - bottom.double()
+    change = score.double() - baseline_score.double()
     gap = (values.double().sum(dim=1) - change).abs()
     return gap / torch.maximum(change.abs(), 1e-6 * score.double().abs()).clamp_min(torch.finfo(torch.float64).tiny)
 

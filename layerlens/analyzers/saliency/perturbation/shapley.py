@@ -73,14 +73,14 @@ def shapley_sampling(
         raise OptionError(f"tolerance must be above 0 or None, got {tolerance!r}.")
     with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
         count, generator = game.count, torch.Generator().manual_seed(seed)
-        bottom = game.coalitions.bottom()
+        baseline_score = game.coalitions.baseline_scores()
         pair_means: list[torch.Tensor] = []  # one (batch, features) for each pair of orders
         used = 0
         values, error = torch.zeros(0), None
         for _ in track(range((permutations + 1) // 2), "Shapley sampling"):
             order = torch.randperm(count, generator=generator)
             orders = [order, order.flip(0)][: min(2, permutations - used)]
-            one = torch.stack([_marginals(game, order, bottom) for order in orders])
+            one = torch.stack([_marginals(game, order, baseline_score) for order in orders])
             pair_means.append(one.mean(dim=0))
             used += len(orders)
             values, error = mean_and_error(torch.stack(pair_means))
@@ -92,18 +92,18 @@ def shapley_sampling(
             method="shapley_sampling",
             settings={"permutations": used, "tolerance": tolerance, "seed": seed},
             error=error,
-            checks={"efficiency gap": efficiency_gap(values, game.coalitions.score, bottom)},
+            checks={"efficiency gap": efficiency_gap(values, game.coalitions.score, baseline_score)},
         )
 
 
-def _marginals(game: Game, order: torch.Tensor, bottom: torch.Tensor) -> torch.Tensor:
+def _marginals(game: Game, order: torch.Tensor, baseline_score: torch.Tensor) -> torch.Tensor:
     """What each feature adds in one order, `(batch, features)`."""
     count = len(order)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(count)
     keep = (rank[None] <= torch.arange(count - 1)[:, None]).float()  # coalition k holds the first k + 1 features
-    inner = game.coalitions.features(game.features, keep, "", progress=False) if count > 1 else bottom[None][:0]
-    path = torch.cat([bottom[None], inner, game.coalitions.score[None]])  # (features + 1, batch)
+    inner = game.coalitions.features(game.features, keep, "", progress=False) if count > 1 else baseline_score[None][:0]
+    path = torch.cat([baseline_score[None], inner, game.coalitions.score[None]])  # (features + 1, batch)
     steps = (path[1:] - path[:-1]).double()
     return steps[rank.to(steps.device)].T
 
@@ -163,16 +163,20 @@ def kernel_shap(
     if tolerance is not None and not tolerance > 0:
         raise OptionError(f"tolerance must be above 0 or None, got {tolerance!r}.")
     with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
-        count, top, bottom = game.count, game.coalitions.score.double(), game.coalitions.bottom().double()
+        count, score, baseline_score = (
+            game.count,
+            game.coalitions.score.double(),
+            game.coalitions.baseline_scores().double(),
+        )
         exact = count <= 20 and 2**count - 2 <= samples
         error: torch.Tensor | None = None
         used = 0
         if count == 1:
-            values = (top - bottom)[:, None]
+            values = (score - baseline_score)[:, None]
         elif exact:
             keep, weight = _all_coalitions(count)
             used = len(keep)
-            values = _fit(keep, weight, game.scores(keep.float(), "KernelSHAP").double(), top, bottom)
+            values = _fit(keep, weight, game.scores(keep.float(), "KernelSHAP").double(), score, baseline_score)
         else:
             if samples < 2 * count:
                 raise OptionError(
@@ -188,8 +192,8 @@ def kernel_shap(
                 keep, all_scores = torch.cat(keeps), torch.cat(scores)
                 if tolerance is None and used < samples:
                     continue
-                values = _fit(keep, torch.ones(len(keep)).double(), all_scores, top, bottom)
-                error = _jackknife_error(keep, all_scores, top, bottom)
+                values = _fit(keep, torch.ones(len(keep)).double(), all_scores, score, baseline_score)
+                error = _jackknife_error(keep, all_scores, score, baseline_score)
                 if converged(error, values, tolerance):
                     break
         warn_of_zeros({"": values}, "kernel_shap")
@@ -198,7 +202,7 @@ def kernel_shap(
             method="kernel_shap",
             settings={"samples": used, "exact": exact or count == 1, "tolerance": tolerance, "seed": seed},
             error=error,
-            checks={"efficiency gap": efficiency_gap(values, game.coalitions.score, bottom)},
+            checks={"efficiency gap": efficiency_gap(values, game.coalitions.score, baseline_score)},
         )
 
 
@@ -223,7 +227,7 @@ def _drawn_coalitions(number: int, count: int, generator: torch.Generator) -> to
 
 
 def _fit(
-    keep: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor, top: torch.Tensor, bottom: torch.Tensor
+    keep: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor, score: torch.Tensor, baseline_score: torch.Tensor
 ) -> torch.Tensor:
     """The values `(batch, d)` of the weighted least squares fit whose sum is S(x) - S(0).
 
@@ -231,17 +235,17 @@ def _fit(
     """
     keep, weight = keep.to(scores), weight.to(scores)
     gram = keep.T @ (weight[:, None] * keep)
-    right = keep.T @ (weight[:, None] * (scores - bottom))  # (d, batch)
+    right = keep.T @ (weight[:, None] * (scores - baseline_score))  # (d, batch)
     ones = torch.ones(len(gram), 1).to(scores)
     inverse = torch.linalg.pinv(gram, hermitian=True)
     solved, unit = inverse @ right, inverse @ ones
-    excess = (solved.sum(dim=0) - (top - bottom)) / unit.sum()
+    excess = (solved.sum(dim=0) - (score - baseline_score)) / unit.sum()
     fitted: torch.Tensor = solved - unit * excess
     return fitted.T
 
 
 def _jackknife_error(
-    keep: torch.Tensor, scores: torch.Tensor, top: torch.Tensor, bottom: torch.Tensor
+    keep: torch.Tensor, scores: torch.Tensor, score: torch.Tensor, baseline_score: torch.Tensor
 ) -> torch.Tensor | None:
     """The standard error of the fit, from leaving out one of `BLOCKS` groups of pairs at a time (jackknife)."""
     pair = torch.arange(len(keep)) // 2 % BLOCKS
@@ -250,7 +254,7 @@ def _jackknife_error(
     parts = []
     for block in range(BLOCKS):
         rest = pair != block
-        parts.append(_fit(keep[rest], torch.ones(int(rest.sum())).double(), scores[rest], top, bottom))
+        parts.append(_fit(keep[rest], torch.ones(int(rest.sum())).double(), scores[rest], score, baseline_score))
     spread = torch.stack(parts)
     error: torch.Tensor = ((BLOCKS - 1) / BLOCKS * (spread - spread.mean(dim=0)).square().sum(dim=0)).sqrt()
     return error
