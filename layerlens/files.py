@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,27 +12,80 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that replaces `path` when the `with` block ends, and is removed after an error or Ctrl-C in it.
+def whole(path: Path, *, replace: bool = True, durable: bool = False) -> Iterator[BinaryIO]:
+    """Open a file that appears at `path` when the `with` block ends, and is removed after an error or Ctrl-C in it.
+
+    Args:
+        path: where the file appears.
+        replace: whether an existing file is replaced; if not, it is kept.
+        durable: whether to wait until the file is on the disk, so that it outlasts a crash of the machine.
 
     Yields:
         The file, to be written; other writers may use its `name`.
+
+    Raises:
+        FileExistsError: when there is a file that must not be replaced.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    owner = f".{socket.gethostname()}.{os.getpid()}.tmp"
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=owner)
     os.close(handle)
     try:
         with open(temporary, "wb") as file:
             yield file
-        os.chmod(temporary, 0o666 & ~umask())  # mkstemp makes files that only their owner reads
-        os.replace(temporary, path)
-    except BaseException:
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner reads
+        if durable:
+            _sync(Path(temporary))
+        if replace:
+            os.replace(temporary, path)
+        else:
+            _move(temporary, path)
+        if durable:
+            _sync(path.parent)
+    finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove unfinished files of killed processes of this machine."""
+    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
+        process = path.name.split(".")[-2]
+        if process.isdigit() and not _is_running(int(process)):
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+
+def _move(temporary: str, path: Path) -> None:
+    try:
+        os.link(temporary, path)  # unlike a rename, this fails if another process was first
+    except FileExistsError:
         raise
+    except OSError:  # a file system without links
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.replace(temporary, path)
 
 
-def umask() -> int:
-    """Return the permissions that new files of this process do not get."""
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system that cannot
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

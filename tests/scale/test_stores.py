@@ -178,7 +178,7 @@ def test_folders_that_are_no_stores(tmp_path):
     with pytest.raises(StoreError, match="there is no folder"):
         open_store(tmp_path / "none")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(StoreError, match=r"is no store of layerlens: it has no manifest\.json"):
+    with pytest.raises(StoreError, match=r"is not a store of layerlens: it has no manifest\.json"):
         open_store(tmp_path)
     with pytest.raises(StoreError, match=r"holds 'notes\.txt' and is no store"):
         make(tmp_path)
@@ -203,7 +203,7 @@ def test_damage_is_found_named_and_mended(tmp_path):
     with pytest.raises(StoreError, match=r"shard-000002.*are not those that were written"):
         store.verify()
     path.write_bytes(content[:40])
-    with pytest.raises(StoreError, match=r"shard-000002.*is no shard of layerlens, or is damaged"):
+    with pytest.raises(StoreError, match=r"shard-000002.*is not a shard of layerlens, or is damaged"):
         open_store(tmp_path)["3"]
     path.unlink()
     with pytest.raises(StoreError, match=r"1 of its shards are missing \(2\)"):
@@ -211,7 +211,7 @@ def test_damage_is_found_named_and_mended(tmp_path):
     assert torch.equal(make(tmp_path)["3"].tensor(), whole)
     open_store(tmp_path).verify()
     save_file({"x": torch.ones(1)}, path)
-    with pytest.raises(StoreError, match="is no shard of layerlens"):
+    with pytest.raises(StoreError, match="is not a shard of layerlens"):
         open_store(tmp_path).verify()
 
 
@@ -235,7 +235,7 @@ def test_a_writer_that_fails_ends_the_run_and_leaves_no_part(tmp_path, monkeypat
         raise OSError("no space left on device")
 
     monkeypatch.setattr(safe, "save_file", full)
-    with pytest.raises(StoreError, match=r"shard-000000.safetensors cannot be written \(no space left.*is kept"):
+    with pytest.raises(StoreError, match=r"shard-000000.safetensors cannot be written \(no space left.*are kept"):
         make(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
     monkeypatch.undo()

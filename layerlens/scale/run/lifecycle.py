@@ -56,7 +56,7 @@ def _in_folder(folder: Path, manifest: Manifest) -> Store:
         told = f"{known.versions} there, {manifest.versions} now"
         warn(f"{folder} was begun with other versions: {told}; numbers may differ a little.")
     shelf = Folder(folder)
-    shelf.sweep()
+    shelf.remove_leftovers()
     return Store(shelf, known)
 
 

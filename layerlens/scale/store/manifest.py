@@ -1,14 +1,11 @@
-"""What a store holds and how it was made: one JSON file beside the shards."""
+"""What a store holds and how it was made: one JSON file next to the shards."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import platform
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import torch
 
 from layerlens import __version__
 from layerlens.errors import StoreError
+from layerlens.files import whole
 from layerlens.model.hashing import weights_digest
 from layerlens.scale.data.source import DIGEST
 
@@ -31,13 +29,13 @@ class Manifest:
     """What a store holds and how it was made.
 
     Attributes:
-        kind: of the analysis: `"capture"`, `"saliency"`, ...
-        settings: every option of it.
+        kind: the analysis: `"capture"`, `"saliency"`, ...
+        settings: all its options.
         model: class, number of parameters, digest of the modules and their options, SHA-256 of the weights.
-        data: how many samples, of what kind, and a digest of some of them.
-        plan: which samples stand in which shard and batch.
-        versions: of layerlens, torch and Python that began the store.
-        complete: whether the run came to its end.
+        data: number of samples, their kind, and a digest of some of them.
+        plan: which samples are in which shard and batch.
+        versions: versions of layerlens, torch and Python that began the store.
+        complete: whether the run is finished.
     """
 
     kind: str
@@ -52,7 +50,7 @@ class Manifest:
     def of(
         cls, kind: str, settings: dict[str, Any], model: torch.nn.Module, data: dict[str, Any], plan: Plan
     ) -> Manifest:
-        """The manifest of a run that begins."""
+        """Return the manifest of a new run."""
         about = {
             "class": f"{type(model).__module__}.{type(model).__qualname__}",
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -63,7 +61,7 @@ class Manifest:
         return cls(kind, json.loads(json.dumps(settings)), about, data, plan, versions)
 
     def differences(self, other: Manifest) -> list[str]:
-        """How another run differs in what its numbers depend on, as sentences."""
+        """Return how another run differs in what its numbers depend on, as sentences."""
         found = [] if self.kind == other.kind else [f"kind: {self.kind!r} there, {other.kind!r} now"]
         pairs = [("settings", self.settings, other.settings), ("model", self.model, other.model)]
         plans = [dataclasses.asdict(one.plan) | {"count": None} for one in (self, other)]
@@ -76,32 +74,29 @@ class Manifest:
         return found
 
     def text(self) -> str:
-        """As JSON."""
+        """Return the manifest as JSON."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields["plan"] = dataclasses.asdict(self.plan)
         return json.dumps({"format": FORMAT, **fields}, indent=1)
 
 
 def create(folder: Path, manifest: Manifest) -> bool:
-    """Write the manifest where there is none yet; whether this process was the one to do so."""
-    temporary = _write_aside(folder, manifest)
+    """Write the manifest if there is none yet; return whether this process wrote it."""
     try:
-        os.link(temporary, folder / NAME)  # unlike a rename, this fails where another process was first
+        _write(folder, manifest, replace=False)
     except FileExistsError:
         return False
-    except OSError:  # a file system without links
-        if (folder / NAME).exists():
-            return False
-        os.replace(temporary, folder / NAME)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
     return True
 
 
 def replace(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest over the one that is there, in one step."""
-    os.replace(_write_aside(folder, manifest), folder / NAME)
+    """Replace the manifest."""
+    _write(folder, manifest, replace=True)
+
+
+def _write(folder: Path, manifest: Manifest, *, replace: bool) -> None:
+    with whole(folder / NAME, replace=replace) as file:
+        file.write(manifest.text().encode())
 
 
 def read(folder: Path) -> Manifest:
@@ -118,14 +113,8 @@ def read(folder: Path) -> Manifest:
         del found["format"]
         return Manifest(**{**found, "plan": Plan(**found["plan"])})
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreError(f"{folder} is no store of layerlens: it has no {NAME}.") from error
+        raise StoreError(f"{folder} is not a store of layerlens: it has no {NAME}.") from error
+    except StoreError:
+        raise
     except (KeyError, TypeError, ValueError, OSError) as error:
-        if isinstance(error, StoreError):
-            raise
-        raise StoreError(f"{path} is damaged, or no manifest of layerlens ({error}).") from error
-
-
-def _write_aside(folder: Path, manifest: Manifest) -> Path:
-    temporary = folder / f".{NAME}.{socket.gethostname()}.{os.getpid()}.tmp"
-    temporary.write_text(manifest.text(), encoding="utf-8")
-    return temporary
+        raise StoreError(f"{path} is damaged, or not a manifest of layerlens ({error}).") from error

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-from .shard_files import ShardFile, file_name, number_of, sweep, write
+from layerlens.files import remove_leftovers
+
+from .shard_files import ShardFile, file_name, number_of, write
 
 
 class Shard(Protocol):
@@ -136,6 +138,6 @@ class Folder:
         found = path.stat() if path.exists() else None
         return self._opened(number, (0, 0) if found is None else (found.st_mtime_ns, found.st_size))
 
-    def sweep(self) -> None:
+    def remove_leftovers(self) -> None:
         """Remove what killed processes left half-written."""
-        sweep(self.folder)
+        remove_leftovers(self.folder)
