@@ -1,4 +1,4 @@
-"""An analysis of every sample of a data set: in bounded memory, resumable, in one process or many."""
+"""An analysis of every sample of a data set: in bounded memory, resumable, in one or many processes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from layerlens.errors import OptionError, RecordError, choose
-from layerlens.inputs.batches import Read
-from layerlens.inputs.inputs import as_inputs
+from layerlens.inputs.batches import Read, Samples
+from layerlens.inputs.inputs import Forward, as_inputs
 from layerlens.model.layers import Layers, Selection
 from layerlens.probes.probe import Edits
 from layerlens.results import TopInputs, UnitStatistics
@@ -28,16 +28,16 @@ from .jobs.base import Job, RowsJob, check_classes, stored_type
 from .jobs.capture import Capture
 from .jobs.statistics import Statistics
 from .jobs.top_inputs import TopInputsJob
-from .run.lifecycle import begin, check_noted, finish
+from .run.lifecycle import begin, check_bad_samples, finish
 from .run.work import OnError, Work
-from .store.fingerprint import plain
+from .store.fingerprint import as_json
 from .store.manifest import Manifest
 from .store.plan import Plan
 from .store.store import Store
 
 
 class Over:
-    """A model and a data set; each method runs an analysis over all of it. Made by `over` or `Lens.over`."""
+    """A model and a data set; each method analyzes all of it. Made by `over` or `Lens.over`."""
 
     def __init__(
         self,
@@ -48,14 +48,15 @@ class Over:
         engine: Engine,
         on_error: OnError,
         progress: bool | None,
-        forward: Callable[..., Any] | None,
+        forward: Forward | None,
         aim: Callable[[Spec], Target | None],
-        tokenizer: Any,
+        tokenizer: Callable[..., Any] | None,
     ) -> None:
         self.model, self.source, self.plan, self.store, self.engine = model, source, plan, store, engine
         self.on_error, self.progress, self.forward = on_error, progress, forward
         self.aim, self.tokenizer = aim, tokenizer
 
+    @public
     def capture(
         self,
         layers: Selection = None,
@@ -64,20 +65,18 @@ class Over:
         edits: Edits | None = None,
         dtype: torch.dtype | None = None,
     ) -> Store:
-        """What the layers return, sample by sample.
+        """Store the outputs of layers, sample by sample.
 
         Args:
-            layers: see `Selection`; None for every layer.
-            reduce: applied to each output; only what it returns is kept.
-            edits: as in `Probe`; what they return is stored.
-            dtype: of stored floating-point numbers; None keeps that of the model.
+            reduce: applied to each output; only its result is stored.
+            edits: as in `Probe`; their results are stored.
+            dtype: type of stored floating-point numbers; None keeps the type of the model.
 
         Returns:
-            A `Store` with a column for each call, `(samples, ...)`; samples first, whichever axis the
-            layer has them on.
+            A `Store` with a column for each call, `(samples, ...)`, with samples first for every layer.
 
         Raises:
-            RecordError: when no layer gave a tensor for any sample.
+            RecordError: when no layer returned a tensor for any sample.
         """
         paths = tuple(Layers(self.model).select(layers))
         store = self._stored(Capture(layers, reduce, edits, stored_type(dtype), paths, self.forward))
@@ -85,6 +84,7 @@ class Over:
             raise RecordError(f"nothing was captured: no sample ran {', '.join(paths[:8])}, or they return no tensors.")
         return store
 
+    @public
     def saliency(
         self,
         *,
@@ -93,14 +93,13 @@ class Over:
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> Store:
-        """What the score of each sample depends on; see `layerlens.saliency`.
+        """Store what the score of each sample depends on; see `layerlens.saliency`.
 
         Args:
-            target: as there, with one class per sample of the data where it is a list; `"label"` is that of each pair
-                `(x, label)`.
-            method: its name.
-            dtype: of the stored values; scores and checks keep theirs.
-            **options: of the method.
+            target: ... A list has one class per sample of the data; `"label"` is the label of each pair `(x, label)`.
+            method: name of the method.
+            dtype: type of the stored values; scores and checks keep theirs.
+            **options: options of the method.
 
         Returns:
             A `Store` with the columns `values`, `score`, `checks/...`; `store.attribution([3, 8])` is an `Attribution`.
@@ -108,17 +107,21 @@ class Over:
         aim = self.aim(target)
         return self._stored(Saliency(aim, method, options, stored_type(dtype), self.tokenizer, self.forward), aim)
 
+    @public
     def relevance(self, *, target: Spec = None, dtype: torch.dtype | None = None, **options: Any) -> Store:
-        """Relevance of every sample, and where its score went; see `layerlens.relevance`.
+        """Store the relevance of every sample, and where its score went; see `layerlens.relevance`.
 
         Args:
             target: as in `saliency`.
-            dtype: of the stored values; scores and the ledger keep theirs.
+            dtype: type of the stored values; scores and the ledger keep theirs.
             **options: `rules`, `layers`, `through` and `strict`.
 
         Returns:
             A `Store` with the columns `values`, `layers/...`, `score`, and the ledger's sums `ledger/input`,
             `ledger/additive`, `ledger/absorbed`.
+
+        Raises:
+            OptionError: when relevance of parameters is asked for.
         """
         if options.get("parameters"):
             raise OptionError("relevance of parameters is a sum over a batch, not a row of each sample: use relevance.")
@@ -127,24 +130,27 @@ class Over:
             RelevanceJob(aim, "relevance", options, stored_type(dtype), self.tokenizer, self.forward), aim
         )
 
+    @public
     def statistics(self, layers: Selection = None) -> UnitStatistics:
-        """Mean, spread, range and zeros of every unit of the layers over all samples and places.
-
-        Args:
-            layers: see `Selection`; None for every layer.
-        """
+        """Return mean, spread, range and zeros of every unit of the layers over all samples and places."""
         job = Statistics(tuple(Layers(self.model).select(layers)), self.forward)
         store = self._stored(job)
-        return statistics.gathered(store.shards, {**job.settings(), "samples": len(store.ids)})
+        return statistics.gather(store.shards, {**job.settings(), "samples": len(store.ids)})
 
     @public(renamed={"k": "count"})
     def top_inputs(self, layer: Selection, *, target: Spec = None, count: int = 8, **options: Any) -> TopInputs:
-        """The samples that each unit of a layer responds to most; see `layerlens.top_inputs`.
+        """Return the samples that each unit of a layer responds to most; see `layerlens.top_inputs`.
 
-        The samples found are read from the data once more, for where the units look in them.
+        These samples are read once more, to see where in them the units respond.
+
+        Args:
+            layer: the layer, see `Selection`.
+            target: as in `saliency`.
+            count: number of samples per unit.
+            **options: other options of `top_inputs`.
 
         Raises:
-            OptionError: when the data is a stream, which cannot be read again at some places.
+            OptionError: when the data is a stream, whose samples cannot be read again.
         """
         if not self.source.random:
             raise OptionError(f"top_inputs reads its samples again, and data ({self.source.kind}) is a stream: use "
@@ -156,24 +162,24 @@ class Over:
         path = str(Layers(self.model).select(layer)[0])
         job = TopInputsJob(path, aim, count, options, self.forward)
         store = self._stored(job, aim)
-        return top_inputs.gathered(store.shards, job, self.model, self.source, {"samples": len(store.ids)})
+        return top_inputs.gather(store.shards, job, self.model, self.source, {"samples": len(store.ids)})
 
     def _stored(self, job: Job, aim: Target | None = None) -> Store:
         check_classes(aim, self.source.count)
-        # sums in memory need no shards: many small tensors that stay, between large ones that go, hold the heap apart
+        # sums in memory need no shards: small tensors that stay between large freed ones would fragment the heap
         plan = self.plan if self.store is not None or isinstance(job, RowsJob) else self.plan.whole()
-        settings = job.settings() if self.forward is None else {**job.settings(), "forward": plain(self.forward)}
+        settings = job.settings() if self.forward is None else {**job.settings(), "forward": as_json(self.forward)}
         manifest = Manifest.of(job.kind, settings, self.model, self.source.identity(), plan)
         store = begin(self.store, manifest, shared=self.engine.shared)
-        check_noted(store, self.on_error)
-        there = set(store.shelf.numbers())
-        numbers = (number for number in plan.numbers() if number not in there)
+        check_bad_samples(store, self.on_error)
+        finished = set(store.storage.numbers())
+        numbers = (number for number in plan.numbers() if number not in finished)
         total = None
         if plan.count is not None:
-            total = sum(len(plan.span(number)) for number in plan.numbers() if number not in there)
+            total = sum(len(plan.span(number)) for number in plan.numbers() if number not in finished)
         if total or plan.count is None:
             work = Work(self.model, job, self.source, plan, self.on_error)
-            self.engine.run(work, numbers, store.shelf, progress=self.progress, total=total)
+            self.engine.run(work, numbers, store.storage, progress=self.progress, total=total)
         finish(store, self.source.kind, stream=plan.count is None)
         return store
 
@@ -183,61 +189,57 @@ class Over:
         return f"Over({type(self.model).__name__}, {count}, {self.plan.shards or '?'} shards, {self.engine!r}, {where})"
 
 
+@public
 def over(
     model: nn.Module,
-    data: Any,
+    data: Samples,
     *,
     store: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
     shard_size: int | None = None,
-    engine: Any = "auto",
+    engine: str | Engine = "auto",
     workers: int = 0,
     on_error: OnError = "raise",
     progress: bool | None = None,
-    forward: Callable[..., Any] | None = None,
+    forward: Forward | None = None,
     read: Read = as_inputs,
     aim: Callable[[Spec], Any] = as_target,
-    tokenizer: Any = None,
+    tokenizer: Callable[..., Any] | None = None,
 ) -> Over:
     """Run analyses over a whole data set, larger than memory if need be.
 
-    The data is cut into shards of `shard_size` samples. A shard is written in one step when it is finished, so a run
-    that ends by an error, Ctrl-C or `kill -9` and is started again with the same `store` goes on where it was: nothing
-    is lost, and nothing is done twice but the shard it was at. A store holds the rows of each sample with its number.
-    A model that draws random numbers draws them from a seed for each batch, the number of its first sample.
+    The data is cut into shards of `shard_size` samples. A finished shard is written whole, so a run that ends by an
+    error, Ctrl-C or `kill -9` and is started again with the same `store` is resumed: only the unfinished shard is
+    computed twice. Random numbers of a model are seeded for each batch with the number of its first sample.
 
     Args:
-        model: any module.
         data: a tensor, an array or a dict of them, `(samples, ...)`; a Dataset or a sequence of samples `x` or
-            `(x, label)`; a DataLoader that does not shuffle; or an iterable of samples, which is read from its start.
-        store: a folder, made when missing; None keeps the rows in memory.
-        batch_size: samples that run together; None for the number of a DataLoader that has one, else 16.
-        shard_size: samples in a shard, a multiple of `batch_size` at best; None for about 256. Memory holds two shards.
-        engine: `"local"`: this process. `"torchrun"`: the processes that torchrun or SLURM started, each its part.
-            `"ray"`: actors on a Ray cluster. `"auto"`: torchrun where it started this process, else local. An engine
-            object carries options, such as `layerlens.scale.RayEngine(actors=4)`.
-        workers: processes that read the data ahead (a DataLoader brings its own number); 0 reads in a thread.
-        on_error: `"raise"` ends the run at a sample that cannot be read or that the analyzer fails on, with its number;
-            `"record"` notes it in `store.errors` and goes on. Wrong options and layers always raise.
-        progress: whether to show a bar with samples per second and the time left; None shows it in a terminal.
-        forward: `forward(model, *args, **kwargs)` to use in place of calling the model.
-        read: makes model inputs of a batch, or of one text.
+            `(x, label)`; a DataLoader that does not shuffle; or an iterable of samples, read from its start.
+        store: a folder, made if missing; None keeps the rows in memory.
+        batch_size: samples per pass; None for the batch size of a DataLoader that has one, else 16.
+        shard_size: samples in a shard, best a multiple of `batch_size`; None for about 256. Two shards are in memory.
+        engine: `"local"` for this process; `"torchrun"` for the processes started by torchrun or SLURM, each its part;
+            `"ray"` for actors on a Ray cluster; `"auto"` for torchrun if it started this process, else local. An engine
+            object has options, such as `layerlens.scale.RayEngine(actors=4)`.
+        workers: processes that read the data ahead (a DataLoader has its own number); 0 reads in a thread.
+        on_error: `"raise"` ends the run at a sample that cannot be read or analyzed, with its number; `"record"` notes
+            it in `store.errors` and continues. Wrong options and layers always raise.
         aim: reads a target.
-        tokenizer: gives the texts of tokens.
+        tokenizer: returns the texts of tokens.
 
     Returns:
         An `Over`, with the methods `capture`, `saliency`, `relevance`, `statistics` and `top_inputs`.
 
     Raises:
-        InputError: when the data is of no such kind, is empty, or shuffles.
+        InputError: when the data is of another kind, is empty, or shuffles.
         OptionError: when an option is out of range.
 
     The methods raise:
-        StoreError: when the store holds another run (other settings, weights or data), is damaged, or is no store.
-        SampleError: for a bad sample, or one that the store notes, with `on_error="raise"`, or when all are bad.
+        StoreError: when the store is of another run (other settings, weights or data), is damaged, or is not a store.
+        SampleError: for a bad sample, new or noted in the store, with `on_error="raise"`, or when all are bad.
 
     Warns:
-        UserWarning: when samples were noted as bad, or an analysis warned: once at the end, with the place in the data.
+        UserWarning: when samples are bad, or an analysis warned: once at the end, with the samples.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
@@ -253,7 +255,7 @@ def over(
 
 
 def _aimed(aim: Callable[[Spec], Any]) -> Callable[[Spec], Target | None]:
-    """A reader of targets for which `"label"` is the label of each sample: None."""
+    """Return a reader of targets that turns `"label"`, the label of each sample, into None."""
 
     def read(spec: Spec) -> Target | None:
         return None if isinstance(spec, str) and spec == "label" else as_target(aim(spec))

@@ -253,7 +253,7 @@ def test_texts_keep_their_tokens_and_their_lengths(store):
         same(one.tensor, direct.tensor)
         assert one.tokens == direct.tokens == [list(text)]
     assert found.texts("tokens") == [list(text) for text in data]
-    with pytest.raises(StoreError, match="several shapes"):
+    with pytest.raises(StoreError, match="differ in shape"):
         found.attribution([0, 1])
 
 
@@ -289,7 +289,7 @@ def test_rows_of_several_shapes(store):
         same(found["0"].of(place), model(one).detach())
     assert [tuple(row.shape) for row in found["0"]] == [(2, 2), (5, 2), (5, 2), (1, 2)]
     assert isinstance(found["0"][1:3], list)
-    with pytest.raises(StoreError, match="several shapes"):
+    with pytest.raises(StoreError, match="differ in shape"):
         found["0"].tensor()
 
 
@@ -399,7 +399,7 @@ def test_engines_and_options():
         over(net(), pictures(), engine="rai")
     with pytest.raises(OptionError, match="engine must be one of"):
         over(net(), pictures(), engine=3)
-    with pytest.raises(OptionError, match="a folder that all of them reach"):
+    with pytest.raises(OptionError, match="a folder that all of them can reach"):
         over(net(), pictures(), engine="torchrun").capture("3")
     with pytest.raises(OptionError, match="actors must be"):
         RayEngine(actors=0)

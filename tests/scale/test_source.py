@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.inputs import as_inputs
 from layerlens.scale.data.as_source import as_source, batch_of
-from layerlens.scale.data.bad_samples import Bad
+from layerlens.scale.data.source import BadSample
 from layerlens.scale.store.plan import Plan
 
 from .helpers import Broken, pictures
@@ -66,10 +66,10 @@ DATA = {
 def read(source, spans):
     """The samples and labels of some spans, by number."""
     rows, labels = {}, {}
-    for piece in source.pieces(spans):
-        for row in range(piece.inputs.batch):
-            rows[piece.start + row] = next(iter(piece.inputs.tensors().values()))[row]
-            labels[piece.start + row] = None if piece.labels is None else piece.labels[row]
+    for batch in source.batches(spans):
+        for row in range(batch.inputs.batch):
+            rows[batch.start + row] = next(iter(batch.inputs.tensors().values()))[row]
+            labels[batch.start + row] = None if batch.labels is None else batch.labels[row]
     return rows, labels
 
 
@@ -94,25 +94,27 @@ def test_a_later_part_is_read_by_itself(name):
 
 def test_dicts_keep_what_is_no_row():
     data = {"x": X, "scale": torch.tensor(2.0), "name": "run"}
-    (piece, *_) = as_source(data, as_inputs).pieces([range(4, 6)])
-    assert torch.equal(piece.inputs.kwargs["x"], X[4:6]) and piece.inputs.kwargs["scale"] == 2
+    (batch, *_) = as_source(data, as_inputs).batches([range(4, 6)])
+    assert torch.equal(batch.inputs.kwargs["x"], X[4:6]) and batch.inputs.kwargs["scale"] == 2
 
 
 def test_texts_are_read_by_the_reader_and_shapes_do_not_mix():
     source = as_source(["a", "bcd"], texts_as_inputs)
-    (piece,) = source.pieces([range(0, 2)])
-    assert piece.inputs.args[0].tolist() == [[1.0], [3.0]]
+    (batch,) = source.batches([range(0, 2)])
+    assert batch.inputs.args[0].tolist() == [[1.0], [3.0]]
     odd = as_source([torch.ones(2), torch.ones(2), torch.ones(5)], as_inputs)
-    assert [piece.inputs.batch for piece in odd.pieces([range(0, 3)])] == [2, 1]
+    assert [batch.inputs.batch for batch in odd.batches([range(0, 3)])] == [2, 1]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_cannot_be_read_is_named_and_its_neighbours_are_read(workers):
     source = as_source(Broken(unreadable=(1, 4), nan=(2,)), as_inputs, workers)
-    pieces = list(source.pieces([range(0, 4), range(4, 8)]))
-    bad = {piece.index: piece.reason for piece in pieces if isinstance(piece, Bad)}
+    batches = list(source.batches([range(0, 4), range(4, 8)]))
+    bad = {batch.index: batch.reason for batch in batches if isinstance(batch, BadSample)}
     assert set(bad) == {1, 2, 4} and "cut off" in bad[1] and "NaN" in bad[2]
-    good = [index for p in pieces if not isinstance(p, Bad) for index in range(p.start, p.start + p.inputs.batch)]
+    good = [
+        index for p in batches if not isinstance(p, BadSample) for index in range(p.start, p.start + p.inputs.batch)
+    ]
     assert good == [0, 3, 5, 6, 7]
 
 
@@ -120,9 +122,9 @@ def test_a_bad_row_of_a_tensor_or_loader_is_found():
     data = X.clone()
     data[3] = torch.nan
     for source in (as_source(data, as_inputs), as_source(DataLoader(TensorDataset(data), batch_size=4), as_inputs)):
-        pieces = list(source.pieces([range(2, 6)]))
-        assert [piece.index for piece in pieces if isinstance(piece, Bad)] == [3]
-        assert sorted(piece.start for piece in pieces if not isinstance(piece, Bad)) == [2, 4, 5]
+        batches = list(source.batches([range(2, 6)]))
+        assert [batch.index for batch in batches if isinstance(batch, BadSample)] == [3]
+        assert sorted(batch.start for batch in batches if not isinstance(batch, BadSample)) == [2, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -160,20 +162,20 @@ class Words(IterableDataset):
 
 
 def test_a_loader_of_a_stream_gives_its_texts_and_notes_its_bad_samples():
-    (piece,) = as_source(DataLoader(Words(), batch_size=2), texts_as_inputs).pieces([range(0, 3)])
-    assert piece.inputs.args[0].tolist() == [[1.0], [3.0], [2.0]]
+    (batch,) = as_source(DataLoader(Words(), batch_size=2), texts_as_inputs).batches([range(0, 3)])
+    assert batch.inputs.args[0].tolist() == [[1.0], [3.0], [2.0]]
 
     class Spoilt(Flow):
         def __iter__(self):
             return iter([X[0], X[1] * torch.nan, X[2]])
 
-    pieces = list(as_source(DataLoader(Spoilt(), batch_size=2), as_inputs).pieces([range(0, 3)]))
-    assert [piece.index for piece in pieces if isinstance(piece, Bad)] == [1] and len(pieces) == 3
+    batches = list(as_source(DataLoader(Spoilt(), batch_size=2), as_inputs).batches([range(0, 3)]))
+    assert [batch.index for batch in batches if isinstance(batch, BadSample)] == [1] and len(batches) == 3
 
 
 def test_processes_that_read_leave_the_generator_of_the_user_alone():
     before = torch.random.get_rng_state()
-    list(as_source(X, as_inputs, 1).pieces([range(0, 4)]))
+    list(as_source(X, as_inputs, 1).batches([range(0, 4)]))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -186,5 +188,5 @@ def test_a_loader_brings_its_batch_size_and_reads_several_at_once_where_it_can()
             return [(X[index], int(Y[index])) for index in indices]
 
     loader = DataLoader(Several(), batch_size=3)
-    (piece,) = as_source(loader, as_inputs).pieces([range(3, 6)])
-    assert torch.equal(piece.inputs.args[0], X[3:6]) and batch_of(loader) == 3 and batch_of(X) == 16
+    (batch,) = as_source(loader, as_inputs).batches([range(3, 6)])
+    assert torch.equal(batch.inputs.args[0], X[3:6]) and batch_of(loader) == 3 and batch_of(X) == 16

@@ -71,7 +71,7 @@ def test_a_stream_goes_on_as_well(tmp_path):
     found = make(tmp_path / "run", data=flow())
     assert torch.equal(found["3"].tensor(), whole["3"].tensor()) and found.complete
     assert found.manifest.plan.count == 21
-    with pytest.raises(StoreError, match="gave no sample"):
+    with pytest.raises(StoreError, match="has no samples"):
         over(net(), iter(())).capture("3")
 
 
@@ -180,7 +180,7 @@ def test_folders_that_are_no_stores(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(StoreError, match=r"is not a store of layerlens: it has no manifest\.json"):
         open_store(tmp_path)
-    with pytest.raises(StoreError, match=r"holds 'notes\.txt' and is no store"):
+    with pytest.raises(StoreError, match=r"has 'notes\.txt' in it and is not a store"):
         make(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(StoreError, match="is a file"):
@@ -267,7 +267,7 @@ def test_a_manifest_says_how_the_numbers_were_made(tmp_path):
 
 def test_a_store_of_captures_holds_no_attributions(tmp_path):
     found = make(tmp_path)
-    with pytest.raises(StoreError, match="holds capture, not attributions"):
+    with pytest.raises(StoreError, match="of capture, not attributions"):
         found.attribution(0)
     with pytest.raises(StoreError, match="there is no column '33'"):
         found["33"]

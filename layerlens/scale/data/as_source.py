@@ -1,9 +1,9 @@
-"""What a user gives as a data set, read as samples by number."""
+"""Data sets of every kind as sources of samples by number."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -18,13 +18,13 @@ from .source import Source, Stream
 
 
 class Rows:
-    """Samples along the first axis of tensors or arrays; a callable that can be sent to other processes."""
+    """Samples along the first axis of tensors or arrays; it can be sent to other processes."""
 
     def __init__(self, data: Any, count: int) -> None:
         self.data, self.count = data, count
 
     def __call__(self, span: range) -> Any:
-        """Some rows."""
+        """Return some rows."""
         if not isinstance(self.data, Mapping):
             return self.data[span.start : span.stop]
         return {
@@ -34,42 +34,43 @@ class Rows:
 
 
 class Collated:
-    """Samples of a DataLoader's data set, put together as it does."""
+    """Samples of a DataLoader's data set, collated as the loader does."""
 
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any]) -> None:
         self.dataset, self.collate = dataset, collate
 
     def __call__(self, span: range) -> Any:
-        """A batch."""
-        several = getattr(self.dataset, "__getitems__", None)  # as torch's loaders do
+        """Return a batch."""
+        several = getattr(self.dataset, "__getitems__", None)  # as the loaders of torch do
         return self.collate([self.dataset[index] for index in span] if several is None else several(list(span)))
 
 
 BATCH = 16
-"""Samples that run together where nothing else is asked for."""
+"""Samples that run together by default."""
 
 
 def batch_of(data: Any) -> int:
-    """The samples in a batch of a DataLoader, where it has such a number."""
+    """Return the batch size of a DataLoader that has one, else the default."""
     return data.batch_size or BATCH if isinstance(data, DataLoader) else BATCH
 
 
 def as_source(data: Any, read: Read, workers: int = 0) -> Source:
-    """Read what a user gives as a data set.
+    """Return a data set as a source of samples.
 
     Args:
         data: a tensor, an array or a dict of them, with samples along the first axis; a sequence or map-style Dataset
             of samples `x` or `(x, label)`; a DataLoader that does not shuffle; or an iterable of samples.
-        read: makes model inputs of a batch, or of one text.
+        read: turns a batch, or one text, into model inputs.
         workers: processes that read ahead.
 
     Raises:
         InputError: when it is none of these, or a DataLoader shuffles.
+        OptionError: when `workers` is not a whole number of at least 0.
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
         raise OptionError(f"workers must be a whole number of at least 0, got {workers!r}.")
     if isinstance(data, (str, Inputs)):
-        raise InputError("data must hold several samples; give an iterable of them.")
+        raise InputError("data must have several samples; give an iterable of them.")
     if isinstance(data, (torch.Tensor, np.ndarray, Mapping)):
         count = _length(data)
         rows = Rows(data, count)
@@ -88,13 +89,18 @@ def as_source(data: Any, read: Read, workers: int = 0) -> Source:
 
 
 def _loader(data: DataLoader[Any], read: Read, workers: int) -> Source:
+    """Return a DataLoader as a source.
+
+    Raises:
+        InputError: when it shuffles.
+    """
     if isinstance(data.dataset, IterableDataset):
         if data.batch_sampler is None:
             return Stream(lambda: iter(data), "DataLoader of a stream", read)
         return Stream(lambda: _unpacked(data), "DataLoader of a stream", read)
     sampler = data.sampler if data.batch_sampler is None else getattr(data.batch_sampler, "sampler", None)
     if not isinstance(sampler, SequentialSampler):
-        how = "shuffles" if isinstance(sampler, RandomSampler) else "has a sampler of its own"
+        how = "shuffles" if isinstance(sampler, RandomSampler) else "has its own sampler"
         raise InputError(
             f"the DataLoader {how}, so a sample's number would mean another sample at the next start. Give its "
             "dataset, or a DataLoader with shuffle=False."
@@ -111,7 +117,11 @@ def _loader(data: DataLoader[Any], read: Read, workers: int) -> Source:
 
 
 def _unpacked(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The single samples of the batches of a loader, not looked into yet: a bad one is noted where it is read."""
+    """Split the batches of a loader into samples without reading them; bad samples are noted on reading.
+
+    Yields:
+        The samples.
+    """
     for item in loader:
         count = _length_of(item)
         for row in range(count):
@@ -119,14 +129,23 @@ def _unpacked(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _length_of(item: Any) -> int:
-    """How many samples a batch holds: the length of the first part of it that has one."""
+    """Return the number of samples in a batch: the length of its first part that has one.
+
+    Raises:
+        InputError: when no part has one.
+    """
     sizes = [len(part) for part in _leaves(item)]
     if not sizes:
-        raise InputError(f"the DataLoader gave {describe(item)}, which is no batch of samples.")
+        raise InputError(f"the DataLoader gave {describe(item)}, which is not a batch of samples.")
     return sizes[0]
 
 
-def _leaves(item: Any) -> Iterator[Any]:
+def _leaves(item: object) -> Iterator[Any]:
+    """Yield the tensors, arrays and lists of texts in a batch.
+
+    Yields:
+        Parts with a length.
+    """
     if _is_rows(item) or _is_texts(item):
         yield item
     elif isinstance(item, (tuple, list, Mapping)):
@@ -142,15 +161,20 @@ def _row(item: Any, row: int, count: int) -> Any:
     return tuple(_row(part, row, count) for part in item) if isinstance(item, (tuple, list)) else item
 
 
-def _is_texts(part: Any) -> bool:
+def _is_texts(part: object) -> bool:
     return isinstance(part, (tuple, list)) and bool(part) and all(isinstance(one, str) for one in part)
 
 
-def _is_rows(part: Any) -> bool:
+def _is_rows(part: object) -> TypeGuard[torch.Tensor | np.ndarray[Any, Any]]:
     return isinstance(part, (torch.Tensor, np.ndarray)) and part.ndim > 0
 
 
-def _length(data: Any) -> int:
+def _length(data: torch.Tensor | np.ndarray[Any, Any] | Mapping[str, Any]) -> int:
+    """Return the number of samples along the first axis.
+
+    Raises:
+        InputError: when there is no such axis, or parts differ in it.
+    """
     if isinstance(data, Mapping):
         lengths = {len(part) for part in data.values() if _is_rows(part)}
         if len(lengths) != 1:

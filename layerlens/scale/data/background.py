@@ -1,4 +1,4 @@
-"""Work that is done meanwhile in a thread: reading what comes next, writing what is finished."""
+"""Work in background threads: reading the next items, writing finished shards."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 _END = object()
 PATIENCE = 1.0
-"""Seconds that an end, as by Ctrl-C, waits for a sample that is being read; its thread ends by itself after it."""
+"""Seconds to wait, on Ctrl-C, for a sample that is being read; its thread then ends by itself."""
 
 
-def ahead(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
-    """The same items, of which up to `depth` are made in a thread before they are asked for.
+def read_ahead(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
+    """Yield the items of an iterator, reading up to `depth` of them in advance in a thread.
 
-    An error among them is raised where the item would have come. When the reader stops early, the
-    thread ends after the item that it is at.
+    An error is raised where its item would be. When the consumer stops early, the thread ends after the current item.
+
+    Yields:
+        The items, in order.
     """
     waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
 
-    def put(item: Any, error: BaseException | None = None) -> bool:
+    def add(item: Any, error: BaseException | None = None) -> bool:
         while not stop.is_set():
             with contextlib.suppress(queue.Full):
                 waiting.put((item, error), timeout=0.1)
@@ -33,11 +35,11 @@ def ahead(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
     def work() -> None:
         try:
             for item in items:
-                if not put(item):
+                if not add(item):
                     return
-            put(_END)
+            add(_END)
         except BaseException as error:
-            put(_END, error)
+            add(_END, error)
 
     thread = threading.Thread(target=work, name="layerlens-reader", daemon=True)
     thread.start()
@@ -56,10 +58,10 @@ def ahead(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
 
 
 class Writer:
-    """Calls that are made in a thread, in their order, one at a time and at most one waiting.
+    """Makes calls in a thread, in order, one at a time, with at most one waiting.
 
-    Used as a context: at its end every call has been made, also after an error or Ctrl-C in the block. An error of a
-    call is raised at the next one, or at the end.
+    When its `with` block ends, every call has been made, also after an error or Ctrl-C in the block. An error of a
+    call is raised at the next call, or at the end.
     """
 
     def __init__(self) -> None:
@@ -77,10 +79,10 @@ class Writer:
             del call
 
     def submit(self, call: Callable[[], object]) -> None:
-        """Make a call, later.
+        """Add a call.
 
         Raises:
-            Exception: what an earlier call raised.
+            Exception: the error of an earlier call.
         """
         self._raise()
         self._waiting.put(call)

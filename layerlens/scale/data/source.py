@@ -1,11 +1,12 @@
-"""A data set by sample number: any part of it can be read by itself, again, and in another process."""
+"""A data set by sample number: any part of it can be read alone, again, and in another process."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,10 +18,41 @@ from layerlens.inputs.inputs import Inputs
 from layerlens.model.hashing import digest
 from layerlens.model.trees import named_tensors
 
-from .bad_samples import Bad, Piece
-
 DIGEST = "digest of the first, middle and last"
-"""Of the samples; where it is the same, it does not matter what holds them."""
+"""Key of the digest of samples; if it is the same, the kind of the data set does not matter."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be read, or on which the analyzer failed.
+
+    Attributes:
+        index: number of the sample in the data.
+        reason: class and text of the error.
+        cause: the error, if it was raised in this process.
+    """
+
+    index: int
+    reason: str
+    cause: BaseException | None = None
+
+    @classmethod
+    def of(cls, index: int, error: BaseException) -> BadSample:
+        """Return the bad sample for an error."""
+        return cls(index, f"{type(error).__name__}: {error}", error)
+
+
+BatchOrBad: TypeAlias = Batch | BadSample
+
+
+def first_sample(batch: BatchOrBad) -> int:
+    """Return the number of the first sample."""
+    return batch.start if isinstance(batch, Batch) else batch.index
+
+
+def size(batch: BatchOrBad) -> int:
+    """Return the number of samples."""
+    return batch.inputs.batch if isinstance(batch, Batch) else 1
 
 
 class Source:
@@ -28,15 +60,15 @@ class Source:
 
     Args:
         one: sample number -> an item, `(x, label)` or `x`.
-        whole: numbers -> an item that is a batch of them; None where samples are read one by one.
-        count: how many samples there are.
-        kind: what the data is, for messages and for the manifest.
-        read: makes model inputs of what was read.
-        workers: processes that read ahead; 0 reads in a thread of this one.
+        whole: numbers -> an item that is a batch of them; None if samples are read one by one.
+        count: number of samples.
+        kind: kind of the data, for messages and the manifest.
+        read: turns an item into model inputs.
+        workers: processes that read ahead; 0 reads in a thread of this process.
     """
 
     random = True
-    """Whether any sample can be read without those before it."""
+    """Whether any sample can be read without the ones before it."""
 
     def __init__(
         self,
@@ -49,10 +81,14 @@ class Source:
     ) -> None:
         self.one, self.whole, self.count, self.kind, self.read, self.workers = one, whole, count, kind, read, workers
         if not count:
-            raise InputError(f"the data ({kind}) is empty: there is no sample in it.")
+            raise InputError(f"the data ({kind}) is empty: it has no samples.")
 
-    def pieces(self, spans: Iterable[range]) -> Generator[Piece, None, None]:
-        """The samples of each span, in batches that do not cross it; samples of several shapes do not share one."""
+    def batches(self, spans: Iterable[range]) -> Generator[BatchOrBad, None, None]:
+        """Read the samples of each span, in batches within the span; samples of several shapes are in several batches.
+
+        Yields:
+            Batches, and bad samples.
+        """
         if not self.workers:
             for span in spans:
                 yield from self._parsed(span, self.fetch(span))
@@ -62,39 +98,39 @@ class Source:
             yield from self._parsed(span, items)
 
     def fetch(self, span: range) -> list[Any]:
-        """The items of a span: one that is a batch, or one for each sample; a `Bad` for one that cannot be had."""
+        """Return the items of a span: a batch, or one item for each sample, a `BadSample` after a read error."""
         if self.whole is not None:
             try:
                 return [self.whole(span)]
             except Exception as error:
                 if len(span) == 1:
-                    return [Bad.of(span.start, error)]
+                    return [BadSample.of(span.start, error)]
                 return [item for index in span for item in self.fetch(range(index, index + 1))]
         items: list[Any] = []
         for index in span:
             try:
                 items.append(self.one(index))
             except Exception as error:
-                items.append(Bad.of(index, error))
+                items.append(BadSample.of(index, error))
         return items
 
     def _loaded(self, spans: list[range]) -> Iterable[list[Any]]:
-        """The same from other processes, in order."""
-        own = torch.Generator()  # without it the loader draws a number from the generator of the user
+        """Read the items of spans in other processes, in order."""
+        own = torch.Generator()  # without it the loader draws from the generator of the user
         return DataLoader(_Fetcher(self), batch_size=None, sampler=spans, num_workers=self.workers, generator=own)
 
-    def _parsed(self, span: range, items: list[Any]) -> Iterator[Piece]:
-        if len(items) == 1 and self.whole is not None and not isinstance(items[0], Bad):
+    def _parsed(self, span: range, items: list[Any]) -> Iterator[BatchOrBad]:
+        if len(items) == 1 and self.whole is not None and not isinstance(items[0], BadSample):
             yield from self._batch(span, items[0])
             return
         good: list[tuple[Inputs, tuple[int, Any]]] = []
         for index, item in zip(span, items, strict=True):
-            if not isinstance(item, Bad):
+            if not isinstance(item, BadSample):
                 try:
                     good.append(self._single(item, index))
                     continue
                 except Exception as error:
-                    item = Bad.of(index, error)
+                    item = BadSample.of(index, error)
             yield from _joined(good, len(span))
             good = []
             yield item
@@ -107,14 +143,14 @@ class Source:
             inputs, (label,) = read_batch(item, index, self.read)
         return inputs, (index, label)
 
-    def _batch(self, span: range, item: Any) -> Iterator[Piece]:
+    def _batch(self, span: range, item: Any) -> Iterator[BatchOrBad]:
         try:
             inputs, labels = read_batch(item, span.start, self.read)
             if inputs.batch != len(span):
-                raise InputError(f"{inputs.batch} samples were read where {len(span)} were asked for.")
+                raise InputError(f"{inputs.batch} samples were read instead of {len(span)}.")
         except Exception as error:
             if len(span) == 1:
-                yield Bad.of(span.start, error)
+                yield BadSample.of(span.start, error)
                 return
             for index in span:
                 yield from self._parsed(range(index, index + 1), self.fetch(range(index, index + 1)))
@@ -122,15 +158,15 @@ class Source:
         yield Batch(span.start, inputs, None if any(label is None for label in labels) else labels)
 
     def identity(self) -> dict[str, Any]:
-        """What tells this data from other data: count, kind, and a digest of three samples."""
-        places = sorted({0, self.count // 2, self.count - 1})
-        found = [_digest(self.fetch(range(place, place + 1))) for place in places]
+        """Return what identifies the data: count, kind, and a digest of three samples."""
+        numbers = sorted({0, self.count // 2, self.count - 1})
+        found = [_digest(self.fetch(range(number, number + 1))) for number in numbers]
         joined = None if None in found else hashlib.sha256("".join(map(str, found)).encode()).hexdigest()
         return {"samples": self.count, "kind": self.kind, DIGEST: joined}
 
 
 class Stream(Source):
-    """Samples that come in their order only: to reach one, those before it are read as well."""
+    """Samples that can only be read in order."""
 
     random = False
 
@@ -139,32 +175,36 @@ class Stream(Source):
         self.count: Any = None
         self.whole = None
 
-    def pieces(self, spans: Iterable[range]) -> Generator[Piece, None, None]:
-        """The samples of the spans, which must be in order; ends with the stream."""
-        items, at = self.items(), 0
+    def batches(self, spans: Iterable[range]) -> Generator[BatchOrBad, None, None]:
+        """Read the samples of the spans, which must be in order, to the end of the stream.
+
+        Yields:
+            Batches, and bad samples.
+        """
+        items, position = self.items(), 0
         for span in spans:
-            skipped = sum(1 for _ in islice(items, span.start - at))
-            got: list[Any] = list(islice(items, len(span))) if skipped == span.start - at else []
-            at = span.start + len(got)
+            skipped = sum(1 for _ in islice(items, span.start - position))
+            got: list[Any] = list(islice(items, len(span))) if skipped == span.start - position else []
+            position = span.start + len(got)
             if got:
-                yield from self._parsed(range(span.start, at), got)
+                yield from self._parsed(range(span.start, position), got)
             if len(got) < len(span):
                 return
 
     def identity(self) -> dict[str, Any]:
-        """What tells this data from other data."""
+        """Return what identifies the data."""
         return {"samples": None, "kind": self.kind, DIGEST: None}
 
 
 class _Fetcher(Dataset[Any]):
-    """What a worker process runs; errors come back as text, for not every exception can be sent."""
+    """Reads items in a worker process; errors are sent as text, because not every exception can be pickled."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
 
     def __getitem__(self, span: range) -> list[Any]:
         items = self.source.fetch(span)
-        return [Bad(item.index, item.reason) if isinstance(item, Bad) else item for item in items]
+        return [BadSample(item.index, item.reason) if isinstance(item, BadSample) else item for item in items]
 
 
 def _joined(samples: list[tuple[Inputs, tuple[int, Any]]], most: int) -> Iterator[Batch]:
@@ -174,10 +214,12 @@ def _joined(samples: list[tuple[Inputs, tuple[int, Any]]], most: int) -> Iterato
 
 
 def _digest(items: list[Any]) -> str | None:
-    """Of the tensors and texts of some items; None where they hold neither."""
+    """Return the digest of the tensors and texts of an item."""
     item = items[0]
-    if isinstance(item, Bad):
-        return item.reason.partition(":")[0]  # texts of errors may hold addresses, other ones in each process
+    if isinstance(item, BadSample):
+        return item.reason.partition(":")[
+            0
+        ]  # texts of errors may have addresses in them, which differ between processes
     parts = [digest(named_tensors(_as_tensors(item)))]
     parts += [part for part in (item if isinstance(item, (tuple, list)) else [item]) if isinstance(part, str)]
     return "|".join(parts)

@@ -1,4 +1,4 @@
-"""Who makes the shards: this process, the processes of torchrun, or Ray. None of them knows what is in a shard."""
+"""Engines make shards: in this process, in the processes of torchrun, or on Ray; they do not depend on the analysis."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 from layerlens.errors import OptionError, choose
 
-from .base import Engine
-from .local import LocalEngine
+from .local import Engine, LocalEngine
 from .ray import RayEngine
 from .torchrun import TorchrunEngine
 
@@ -18,16 +17,16 @@ NAMES: dict[str, Any] = {"local": LocalEngine, "torchrun": TorchrunEngine, "ray"
 
 
 def as_engine(engine: object) -> Engine:
-    """Read what a user gives as an engine: a name, `"auto"`, or an engine with its options.
+    """Return an engine from a name, `"auto"`, or an engine with its options.
 
     Raises:
-        OptionError: when it is none.
+        OptionError: when it is none of these.
     """
     if engine == "auto":
         return TorchrunEngine() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else LocalEngine()
     if isinstance(engine, str):
-        made: Engine = NAMES[choose("engine", engine, ["auto", *NAMES])]()
-        return made
+        chosen: Engine = NAMES[choose("engine", engine, ["auto", *NAMES])]()
+        return chosen
     if isinstance(engine, (LocalEngine, TorchrunEngine, RayEngine)):
         return engine
     raise OptionError(f"engine must be one of {', '.join(['auto', *NAMES])}, or such an engine; got {engine!r}.")

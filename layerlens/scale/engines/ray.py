@@ -1,4 +1,4 @@
-"""Shards on Ray Data: a pool of actors that grows and shrinks, on one machine or many, and survives lost workers."""
+"""Shards on Ray Data: a pool of actors that grows and shrinks, on one or many machines, and survives lost workers."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from layerlens.errors import LayerLensError, OptionError, check_count, need
 from layerlens.progress import track
 
 from ..run.work import Work
-from ..store.shard_storage import Folder, Shelf
+from ..store.shard_storage import Folder, ShardStorage
 
 
 @dataclasses.dataclass(frozen=True)
 class RayEngine:
-    """Shards are made by a pool of Ray actors, each with a copy of the model.
+    """Makes shards in a pool of Ray actors, each with a copy of the model.
 
-    An actor that is lost is started again by Ray, and the shard it was at is made anew. Without a running cluster a
-    local one is started, and stopped at the end; with one (`ray.init(address=...)`) that is used. The store must be in
-    a folder that all machines reach.
+    Ray restarts a lost actor, and its shard is recomputed. A running cluster (`ray.init(address=...)`) is used; without
+    one a local cluster is started, and stopped at the end. The store must be in a folder that all machines can reach.
 
     Attributes:
-        actors: how many, or `(fewest, most)`; None for one per free core, or GPU where they take one.
+        actors: number of actors, or `(fewest, most)`; None for one per free core, or per GPU if they use one.
         num_cpus: cores, and torch threads, of an actor.
         num_gpus: GPUs of an actor.
     """
@@ -47,24 +46,30 @@ class RayEngine:
                 check_count("actors", count)
         check_count("num_cpus", self.num_cpus)
 
-    def run(self, work: Work, shards: Iterable[int], shelf: Shelf, *, progress: bool | None, total: int | None) -> None:
-        """Make the shards."""
+    def run(
+        self, work: Work, shards: Iterable[int], storage: ShardStorage, *, progress: bool | None, total: int | None
+    ) -> None:
+        """Make the shards.
+
+        Raises:
+            OptionError: when the data is a stream.
+        """
         ray = need("ray", 'engine="ray"')
         need("ray.data", 'engine="ray"', "ray")
         if work.plan.count is None:
-            raise OptionError("data that comes as a stream cannot be shared among actors; give a Dataset or a tensor.")
-        assert isinstance(shelf, Folder)
+            raise OptionError("a stream cannot be shared among actors; give a Dataset or a tensor.")
+        assert isinstance(storage, Folder)
         listed = list(shards)
         if not listed:
             return
-        stop = shelf.folder.absolute() / f".stop.{socket.gethostname()}.{os.getpid()}.tmp"
+        stop = storage.folder.absolute() / f".stop.{socket.gethostname()}.{os.getpid()}.tmp"
         with _cluster(ray), _quiet(ray):
             sent = ray.put(dataclasses.replace(work, prefetch=False))
             pool = self._pool(ray, len(listed))
             data = ray.data.from_items([{"shard": number} for number in listed], override_num_blocks=len(listed))
             made = data.map_batches(
                 Maker,
-                fn_constructor_args=(sent, str(shelf.folder.absolute()), self.num_cpus, str(stop)),
+                fn_constructor_args=(sent, str(storage.folder.absolute()), self.num_cpus, str(stop)),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1]),
                 num_cpus=self.num_cpus,
@@ -73,8 +78,8 @@ class RayEngine:
             sizes = {number: len(work.plan.span(number)) for number in listed}
             failed: list[LayerLensError] = []
             rows = (_number(row, failed) for row in made.iter_rows())
-            try:  # to the end also after an error, which makes the actors skip what is left: a cluster must not be
-                # shut down under a stream that runs, for that ends this process when the next one is started
+            try:  # read to the end also after an error, which makes the actors skip the rest: shutting down a cluster
+                # under a running stream would end this process when the next cluster is started
                 for _ in track(rows, work.job.kind, total, progress, weigh=sizes.__getitem__):
                     pass
             finally:
@@ -93,9 +98,9 @@ class RayEngine:
 
 
 class Maker:
-    """What an actor does: it takes numbers of shards and puts the shards into the folder.
+    """An actor: takes numbers of shards and writes the shards into the folder.
 
-    Once a file `stop` is there, which an actor makes that meets an error, it skips what comes.
+    After an error it makes the file `stop`; as soon as that exists, all actors skip the rest.
     """
 
     def __init__(self, work: Any, folder: str, threads: int, stop: str) -> None:
@@ -103,14 +108,14 @@ class Maker:
 
         torch.set_num_threads(threads)
         self.work: Work = ray.get(work) if isinstance(work, ray.ObjectRef) else work
-        self.shelf, self.stop = Folder(Path(folder)), Path(stop)
+        self.storage, self.stop = Folder(Path(folder)), Path(stop)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Make the shards that are not there; an error of layerlens is told and not raised, for Ray would bury it."""
+        """Make missing shards; return an error of layerlens instead of raising it, because Ray would hide it."""
         try:
             for number in batch["shard"].tolist():
-                if not self.stop.exists() and not self.shelf.holds(number):
-                    self.work.make([number], self.shelf, progress=False, total=None)
+                if not self.stop.exists() and not self.storage.has(number):
+                    self.work.make([number], self.storage, progress=False, total=None)
         except LayerLensError as error:
             self.stop.touch()
             return {**batch, "error": [type(error).__name__], "text": [str(error)]}
@@ -118,7 +123,7 @@ class Maker:
 
 
 def _number(row: dict[str, Any], failed: list[LayerLensError]) -> int:
-    """The shard of a row; an error that its actor met is noted, in the class that it had."""
+    """Return the shard of a row; an error of its actor is noted with its class."""
     if row["error"]:
         failed.append(getattr(errors, row["error"])(row["text"]))
     return int(row["shard"])
@@ -126,7 +131,11 @@ def _number(row: dict[str, Any], failed: list[LayerLensError]) -> int:
 
 @contextlib.contextmanager
 def _cluster(ray: Any) -> Iterator[None]:
-    """A cluster: the one that runs, or a local one for as long as it is needed."""
+    """Use the running cluster, or a local one within the `with` block.
+
+    Yields:
+        Nothing.
+    """
     if ray.is_initialized():
         yield
         return
@@ -139,7 +148,11 @@ def _cluster(ray: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(ray: Any) -> Iterator[None]:
-    """Without the bars, reports and inner deprecations of Ray Data: there is a bar of ours."""
+    """Hide the progress bars, reports and internal deprecations of Ray Data; layerlens has its own bar.
+
+    Yields:
+        Nothing.
+    """
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning, ResourceWarning):
             warnings.simplefilter("ignore", category)
@@ -147,6 +160,11 @@ def _quiet(ray: Any) -> Iterator[None]:
 
 
 def _without_bars(ray: Any) -> Iterator[None]:
+    """Hide the progress bars of Ray Data.
+
+    Yields:
+        Nothing.
+    """
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     bars, level = context.enable_progress_bars, logger.level
     context.enable_progress_bars = False

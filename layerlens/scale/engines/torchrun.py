@@ -1,4 +1,4 @@
-"""Shards by rank, for processes that torchrun or SLURM started: shard k is made by rank k modulo their number."""
+"""Shards by rank, for processes started by torchrun or SLURM: rank r of n makes the shards k with k mod n = r."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from layerlens.errors import OptionError, StoreError
 from layerlens.model.placement import sharded
 
 from ..run.work import Work
-from ..store.shard_storage import Shelf
+from ..store.shard_storage import ShardStorage
 
 POLL = 0.2
-"""Seconds between two looks at the shards of other ranks."""
+"""Seconds between two checks for shards of other ranks."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TorchrunEngine:
-    """Each process makes its part of the shards and waits for the others; a folder that all can reach joins them.
+    """Makes in each process its part of the shards, in a folder that all can reach, and waits for the others.
 
-    No process group is needed, except for a model whose forward pass talks between the processes (FSDP2, tensor
+    No process group is needed, except for a model whose forward pass communicates between the processes (FSDP2, tensor
     parallel): there all ranks run every batch together, and the first one writes.
 
     Attributes:
@@ -35,56 +35,75 @@ class TorchrunEngine:
     patience: float = 1800.0
     shared = True
 
-    def run(self, work: Work, shards: Iterable[int], shelf: Shelf, *, progress: bool | None, total: int | None) -> None:
-        """Make the shards of this rank, and wait for those of the others."""
-        rank, world = place()
+    def run(
+        self, work: Work, shards: Iterable[int], storage: ShardStorage, *, progress: bool | None, total: int | None
+    ) -> None:
+        """Make the shards of this rank, and wait for those of the others.
+
+        Raises:
+            OptionError: when the data is a stream.
+        """
+        rank, world = rank_and_world_size()
         if work.plan.count is None:
-            raise OptionError("data that comes as a stream cannot be shared among ranks; give a Dataset or a tensor.")
+            raise OptionError("a stream cannot be shared among ranks; give a Dataset or a tensor.")
         shown = progress if rank == 0 else False
         listed = list(shards)
-        if talks(work.model):
-            listed = _agreed(listed)
-            work.make(listed, shelf if rank == 0 else Nowhere(), progress=shown, total=total)
+        if needs_all_processes(work.model):
+            listed = _list_of_first_rank(listed)
+            work.make(listed, storage if rank == 0 else NoStorage(), progress=shown, total=total)
         else:
             mine = [number for number in listed if number % world == rank]
             share = None if total is None else sum(len(work.plan.span(number)) for number in mine)
-            work.make(mine, shelf, progress=shown, total=share)
-        self._wait(set(listed), shelf)
+            work.make(mine, storage, progress=shown, total=share)
+        self._wait(set(listed), storage)
 
-    def _wait(self, wanted: set[int], shelf: Shelf) -> None:
+    def _wait(self, wanted: set[int], storage: ShardStorage) -> None:
+        """Wait until all shards are stored.
+
+        Raises:
+            StoreError: when no new shard appears for `patience` seconds.
+        """
         left, since = wanted, time.monotonic()
         while left:
-            now = wanted - set(shelf.numbers())
+            now = wanted - set(storage.numbers())
             if len(now) < len(left):
                 since = time.monotonic()
             left = now
             if left and time.monotonic() - since > self.patience:
                 raise StoreError(
                     f"no new shard appeared for {self.patience:.0f} s, and {len(left)} are missing "
-                    f"({', '.join(map(str, sorted(left)[:8]))}): did another rank end? Start all of them again; what "
-                    "is finished is kept."
+                    f"({', '.join(map(str, sorted(left)[:8]))}): did another rank end? Start all of them again; "
+                    "finished shards are kept."
                 )
             if left:
                 time.sleep(POLL)
 
 
-class Nowhere:
-    """A shelf for ranks that run along and do not write."""
+class NoStorage:
+    """The storage of ranks that take part but do not write."""
 
     def numbers(self) -> list[int]:
-        """None."""
+        """Return no shards."""
         return []
 
-    def put(self, number: int, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-        """Keep nothing."""
+    def add(self, number: int, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+        """Store nothing."""
 
     def shard(self, number: int) -> Any:
-        """There is none."""
-        raise StoreError(f"shard {number} is not kept by this rank.")
+        """Refuse to return a shard.
+
+        Raises:
+            StoreError: always.
+        """
+        raise StoreError(f"shard {number} is not stored by this rank.")
 
 
-def place() -> tuple[int, int]:
-    """Rank and number of the processes."""
+def rank_and_world_size() -> tuple[int, int]:
+    """Return the rank of this process and the number of processes.
+
+    Raises:
+        OptionError: when they are unknown.
+    """
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
@@ -96,13 +115,13 @@ def place() -> tuple[int, int]:
     )
 
 
-def talks(model: nn.Module) -> bool:
-    """Whether the forward pass of a model needs all processes: its weights are spread over them."""
+def needs_all_processes(model: nn.Module) -> bool:
+    """Return whether the forward pass of a model needs all processes, because its weights are sharded."""
     return bool(sharded(model))
 
 
-def _agreed(shards: list[int]) -> list[int]:
-    """The list of the first rank, so that all run the same."""
-    box = [shards]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
+def _list_of_first_rank(shards: list[int]) -> list[int]:
+    """Return the list of the first rank, so that all run the same."""
+    boxed = [shards]
+    torch.distributed.broadcast_object_list(boxed, src=0)
+    return boxed[0]

@@ -1,1 +1,1 @@
-"""What can be done with every sample of a data set, a file each."""
+"""Analyses of every sample of a data set, one file each."""

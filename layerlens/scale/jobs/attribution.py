@@ -15,18 +15,18 @@ from layerlens.analyzers.saliency.saliency import saliency
 from layerlens.axes.names import batch_axis
 from layerlens.errors import RecordError
 from layerlens.inputs.batches import Batch
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import Layers
 from layerlens.model.trees import describe
 from layerlens.results import Attribution, Relevance
 from layerlens.targets.target import Target
 from layerlens.targets.tokens import token_texts
 
-from ..store.fingerprint import plain, target_settings
-from .base import Forward, RowsJob, cast
+from ..store.fingerprint import as_json, target_settings
+from .base import RowsJob, cast
 
 TEXTS = ("tokens", "target")
-"""Columns that hold JSON as bytes."""
+"""Columns of JSON as bytes."""
 
 
 @dataclasses.dataclass
@@ -38,21 +38,21 @@ class Saliency(RowsJob):
     options: dict[str, Any]
     dtype: torch.dtype | None
     tokenizer: Any
-    forward: Forward
+    forward: Forward | None
     kind = "saliency"
 
     def settings(self) -> dict[str, Any]:
-        """Every option as JSON."""
-        options = {name: plain(value) for name, value in self.options.items()}
-        return {"method": self.method, "target": target_settings(self.aim), **options, "dtype": plain(self.dtype)}
+        """Return all options as JSON."""
+        options = {name: as_json(value) for name, value in self.options.items()}
+        return {"method": self.method, "target": target_settings(self.aim), **options, "dtype": as_json(self.dtype)}
 
     def analyze(self, model: nn.Module, batch: Batch) -> Attribution:
-        """The attribution of a batch."""
+        """Return the attribution of a batch."""
         options = {"method": self.method, **self.options}
         return saliency(model, batch.inputs, target=of_batch(self.aim, batch), forward=self.forward, **options)
 
     def rows(self, model: nn.Module, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Values, score, checks and standard errors."""
+        """Return values, score, checks and standard errors."""
         found = self.analyze(model, batch)
         rows = {name: cast(tensor, self.dtype) for name, tensor in _parts("values", found.values)}
         rows["score"] = cast(found.score, None)
@@ -66,11 +66,11 @@ class Saliency(RowsJob):
             rows["tokens"] = _texts(tokens)
         rows["target"] = _texts([found.target_of(sample) for sample in range(batch.inputs.batch)])
         kept = ("axes", "signed", "units", "target", "method", "settings", "cost")
-        result = {name: plain(getattr(found, name)) for name in kept}
+        result = {name: as_json(getattr(found, name)) for name in kept}
         return rows, {"class": type(found).__name__, **result}
 
     def more(self, model: nn.Module, batch: Batch, found: Any) -> dict[str, torch.Tensor]:
-        """Columns of this kind of attribution alone."""
+        """Return the columns that only this kind of attribution has."""
         return {}
 
     def _tokens(self, found: Attribution, inputs: Inputs) -> list[list[str]] | None:
@@ -81,25 +81,29 @@ class Saliency(RowsJob):
 
 @dataclasses.dataclass
 class RelevanceJob(Saliency):
-    """Relevance, that at layers, and the sums of the ledger."""
+    """Relevance of the input and at layers, and the sums of the ledger."""
 
     kind = "relevance"
 
     def settings(self) -> dict[str, Any]:
-        """Every option as JSON."""
+        """Return all options as JSON."""
         return {name: value for name, value in super().settings().items() if name != "method"}
 
     def analyze(self, model: nn.Module, batch: Batch) -> Relevance:
-        """The relevance of a batch."""
+        """Return the relevance of a batch."""
         return relevance(model, batch.inputs, target=of_batch(self.aim, batch), forward=self.forward, **self.options)
 
     def more(self, model: nn.Module, batch: Batch, found: Any) -> dict[str, torch.Tensor]:
-        """The ledger's sums in float64, and relevance at layers."""
+        """Return the sums of the ledger in float64, and relevance at layers.
+
+        Raises:
+            RecordError: when the ledger or a layer's relevance cannot be split by sample.
+        """
         rows = {f"ledger/{kind}": cast(found.ledger.total(kind), None) for kind in ("input", "additive", "absorbed")}
         if not found.ledger.by_sample:
             raise RecordError(
-                "the ledger of this model is exact for the whole batch only, not sample by sample, for the model mixes "
-                "the batch with other axes. Use batch_size=1."
+                "the ledger of this model is exact for the whole batch only, not sample by sample, because the model "
+                "mixes the batch with other axes. Use batch_size=1."
             )
         modules = Layers(model)
         for path, calls in found.layers.items():
@@ -117,7 +121,7 @@ def _by_sample(check: torch.Tensor, batch: Batch) -> bool:
 
 
 def _parts(name: str, values: Any) -> list[tuple[str, torch.Tensor]]:
-    """(column, tensor) of one tensor, or of several by the name of their input."""
+    """Return (column, tensor) of one tensor, or of several by the name of their input."""
     if values is None:
         return []
     if isinstance(values, torch.Tensor):
@@ -126,7 +130,7 @@ def _parts(name: str, values: Any) -> list[tuple[str, torch.Tensor]]:
 
 
 def _texts(rows: list[Any]) -> torch.Tensor:
-    """Texts as rows of bytes, filled up with spaces: JSON does not mind them."""
+    """Return texts as rows of bytes, padded with spaces, which JSON ignores."""
     coded = [json.dumps(row).encode() for row in rows]
     most = max(map(len, coded))
     return torch.tensor([list(row.ljust(most)) for row in coded], dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""What every layer returned, sample by sample."""
+"""The outputs of every layer, sample by sample."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from layerlens.errors import OptionError, RecordError
 from layerlens.inputs.batches import Batch
+from layerlens.inputs.inputs import Forward
 from layerlens.model.layers import Selection
 from layerlens.model.trees import describe, first_tensor
 from layerlens.probes.export import named_outputs
@@ -18,33 +19,38 @@ from layerlens.probes.probe import Edits
 from layerlens.probes.record import sample_axis
 from layerlens.probes.run import capture
 
-from ..store.fingerprint import plain
-from .base import Forward, RowsJob, cast
+from ..store.fingerprint import as_json
+from .base import RowsJob, cast
 
 
 @dataclasses.dataclass
 class Capture(RowsJob):
-    """The outputs of layers; a column for each call, `"rnn#1"` for a second one."""
+    """The outputs of layers; a column for each call, `"rnn#1"` for the second."""
 
     layers: Selection
     reduce: Callable[[Any], Any] | None
     edits: Edits | None
     dtype: torch.dtype | None
     paths: tuple[str, ...]
-    forward: Forward
+    forward: Forward | None
     kind = "capture"
 
     def settings(self) -> dict[str, Any]:
-        """Every option as JSON."""
+        """Return all options as JSON."""
         return {
             "layers": list(self.paths),
-            "reduce": plain(self.reduce),
-            "edits": plain(dict(self.edits) if self.edits else None),
-            "dtype": plain(self.dtype),
+            "reduce": as_json(self.reduce),
+            "edits": as_json(dict(self.edits) if self.edits else None),
+            "dtype": as_json(self.dtype),
         }
 
     def rows(self, model: nn.Module, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """One capture."""
+        """Return the outputs for one batch.
+
+        Raises:
+            OptionError: when `reduce` returns something other than tensors.
+            RecordError: when an output has no rows.
+        """
         size = batch.inputs.batch
         record = capture(model, batch.inputs, self.layers, reduce=self.reduce, edits=self.edits, forward=self.forward)
         for call in record.order if self.reduce is not None else ():

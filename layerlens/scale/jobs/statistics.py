@@ -12,6 +12,7 @@ from torch import nn
 from layerlens.axes.names import unit_axis
 from layerlens.errors import OptionError
 from layerlens.inputs.batches import Batch
+from layerlens.inputs.inputs import Forward
 from layerlens.model.borrowed import borrowed
 from layerlens.model.trees import first_tensor
 from layerlens.probes.edits import Change, Site
@@ -19,13 +20,13 @@ from layerlens.probes.probe import Probe
 from layerlens.results import UnitStatistics
 
 from ..store.shard_storage import Shard
-from .base import Collector, Forward
+from .base import Collector
 
 FIELDS = ("count", "mean", "spread", "low", "high", "zeros", "not finite")
-"""What is kept of each unit: the number of finite values, their mean, their sum of squared differences from it, ..."""
+"""Stored for each unit: number of finite values, their mean, their sum of squared differences from it, ..."""
 
 MOST = 64
-"""Batches whose moments wait to be joined; to join many at once takes a fraction of the time."""
+"""Batches whose moments are joined together; joining many at once is much faster."""
 
 
 @dataclasses.dataclass
@@ -33,15 +34,15 @@ class Statistics:
     """Moments of each unit of layers."""
 
     paths: tuple[str, ...]
-    forward: Forward
+    forward: Forward | None
     kind = "statistics"
 
     def settings(self) -> dict[str, Any]:
-        """Every option as JSON."""
+        """Return all options as JSON."""
         return {"layers": list(self.paths)}
 
     def collector(self, model: nn.Module, capacity: int) -> Collector:
-        """For one shard."""
+        """Return the collector of one shard."""
         return Moments(self, model)
 
 
@@ -54,7 +55,7 @@ class Moments(Collector):
         self.found: dict[str, list[torch.Tensor]] = {}
 
     def take(self, batch: Batch) -> None:
-        """Run on a batch; the layers' outputs are read as they come and not kept."""
+        """Run on a batch; the outputs of layers are read in hooks and not kept."""
         reader = Reader("read")
         with borrowed(self.model, grad=False), Probe(self.model, (), edits={self.job.paths: reader}):
             batch.inputs.run(self.model, self.job.forward)
@@ -63,17 +64,17 @@ class Moments(Collector):
             self.found[name] = parts if len(parts) < MOST else [merged(name, parts)]
 
     def tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The moments, and the layers in their order."""
+        """Return the moments, and the layers in their order."""
         found = {f"moments/{name}": merged(name, parts) for name, parts in self.found.items()}
         return found, {"result": {"order": list(self.found)}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader(Change):
-    """Reads what layers return, and changes nothing.
+    """Reads the outputs of layers, and changes nothing.
 
     Attributes:
-        found: the moments of each call.
+        found: moments of each call.
     """
 
     function: Callable[..., torch.Tensor] = lambda tensor, site: tensor
@@ -90,10 +91,10 @@ class Reader(Change):
 
 
 def moments(tensor: torch.Tensor, axis: int) -> torch.Tensor:
-    """The moments of one output, `(field, unit)` float64, over all axes but that of the units."""
+    """Return the moments of one output, `(field, unit)` float64, over all axes but the unit axis."""
     values = tensor.detach().movedim(axis, 0).reshape(tensor.shape[axis], -1).double()
     variance, mean = torch.var_mean(values, dim=1, correction=0)
-    if bool(mean.isfinite().all()):  # as every value is then
+    if bool(mean.isfinite().all()):  # then every value is
         count, spread = torch.full_like(mean, values.shape[1]), variance * values.shape[1]
         low, high = torch.aminmax(values, dim=1)
     else:
@@ -108,15 +109,15 @@ def moments(tensor: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def merged(name: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The moments of a layer in all parts together (Chan, Golub & LeVeque 1983, eq. 2.1, for several parts).
+    """Return the moments of all parts together (Chan, Golub & LeVeque 1983, eq. 2.1, for several parts).
 
     Raises:
-        OptionError: when they are of different numbers of units.
+        OptionError: when the numbers of units differ.
     """
-    if apart := [part for part in parts if part.shape != parts[0].shape]:
+    if different := [part for part in parts if part.shape != parts[0].shape]:
         raise OptionError(
-            f"layer {name!r} has {parts[0].shape[1]} units for some samples and {apart[0].shape[1]} for others, so "
-            "there are no statistics of it over all; choose the layers: statistics([...])."
+            f"layer {name!r} has {parts[0].shape[1]} units for some samples and {different[0].shape[1]} for others, so "
+            "it has no statistics over all; choose the layers: statistics([...])."
         )
     if len(parts) == 1:
         return parts[0]
@@ -127,8 +128,8 @@ def merged(name: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([count, mean, spread, lows.amin(dim=0), highs.amax(dim=0), zeros.sum(dim=0), odd.sum(dim=0)])
 
 
-def gathered(shards: Iterable[Shard], settings: dict[str, Any]) -> UnitStatistics:
-    """The statistics of all shards, in their order."""
+def gather(shards: Iterable[Shard], settings: dict[str, Any]) -> UnitStatistics:
+    """Return the statistics of all shards, in their order."""
     found: dict[str, torch.Tensor] = {}
     samples = 0
     for shard in shards:

@@ -1,4 +1,4 @@
-"""The samples that each unit of a layer responds to most, of a data set in shards."""
+"""The samples that each unit of a layer responds to most, in a data set in shards."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from torch import nn
 from layerlens.analyzers.common.features.batch_targets import of_batch
 from layerlens.analyzers.concepts.top_inputs import top_inputs
 from layerlens.inputs.batches import Batch
+from layerlens.inputs.inputs import Forward
 from layerlens.results import TopInputs
 from layerlens.targets.target import Target
 
 from ..data.source import Source
-from ..store.fingerprint import plain, target_settings
+from ..store.fingerprint import as_json, target_settings
 from ..store.shard_storage import Shard
-from .base import Collector, Forward
+from .base import Collector
 
 
 @dataclasses.dataclass
@@ -29,25 +30,25 @@ class TopInputsJob:
     aim: Target | None
     k: int
     options: dict[str, Any]
-    forward: Forward
+    forward: Forward | None
     kind = "top_inputs"
 
     def settings(self) -> dict[str, Any]:
-        """Every option as JSON."""
-        options = {name: plain(value) for name, value in self.options.items()}
+        """Return all options as JSON."""
+        options = {name: as_json(value) for name, value in self.options.items()}
         return {"layer": self.layer, "target": target_settings(self.aim), "k": self.k, **options}
 
     def collector(self, model: nn.Module, capacity: int) -> Collector:
-        """For one shard."""
-        return Best(self, model)
+        """Return the collector of one shard."""
+        return BestSamples(self, model)
 
     def run(self, model: nn.Module, items: Any, target: Any, **options: Any) -> TopInputs:
-        """`top_inputs` of some items."""
+        """Run `top_inputs` on some items."""
         given = {"count": self.k, "forward": self.forward, "progress": False, **self.options, **options}
         return top_inputs(model, items, self.layer, target=target, **given)
 
 
-class Best(Collector):
+class BestSamples(Collector):
     """The largest values of one shard."""
 
     def __init__(self, job: TopInputsJob, model: nn.Module) -> None:
@@ -66,12 +67,12 @@ class Best(Collector):
         )
 
     def tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The values and their samples."""
+        """Return the values and their samples."""
         return {"best values": self.values.contiguous(), "best index": self.index.contiguous()}, {"result": {}}
 
 
 def best(parts: list[tuple[torch.Tensor, torch.Tensor]], k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest values of each unit and their samples, `(unit, k)`; of equal values the earlier sample."""
+    """Return the k largest values of each unit and their samples, `(unit, k)`; of equal values the earlier sample."""
     some = [part for part in parts if part[0].numel()]
     if not some:
         return parts[0]
@@ -82,10 +83,10 @@ def best(parts: list[tuple[torch.Tensor, torch.Tensor]], k: int) -> tuple[torch.
     return values[:, :k], index.gather(1, order)[:, :k]
 
 
-def gathered(
+def gather(
     shards: Iterable[Shard], job: TopInputsJob, model: nn.Module, source: Source, settings: dict[str, Any]
 ) -> TopInputs:
-    """The best of all shards; they are read once more, for their places and regions."""
+    """Return the best samples of all shards; they are read once more for their places and regions."""
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []
     samples = 0
     for shard in shards:
@@ -94,18 +95,18 @@ def gathered(
             parts = [best([*parts, (shard.tensor("best values"), shard.tensor("best index"))], job.k)]
     index = parts[0][1]
     wanted = sorted(set(index.flatten().tolist()))
-    pieces = source.pieces(range(number, number + 1) for number in wanted)
-    batches = [piece for piece in pieces if isinstance(piece, Batch)]
+    read = source.batches(range(number, number + 1) for number in wanted)
+    batches = [batch for batch in read if isinstance(batch, Batch)]
     found = job.run(
         model,
         [(batch.inputs, batch.labels) if batch.labels else batch.inputs for batch in batches],
         _of_samples(job.aim, wanted),
         batched=True,
     )
-    places = torch.tensor(wanted)
+    numbers = torch.tensor(wanted)
     return dataclasses.replace(
         found,
-        index=places[found.index],
+        index=numbers[found.index],
         inputs={wanted[number]: sample for number, sample in found.inputs.items()},
         count=samples,
         settings={**found.settings, **{name: settings[name] for name in ("samples",) if name in settings}},
@@ -113,7 +114,7 @@ def gathered(
 
 
 def _of_samples(aim: Target | None, samples: list[int]) -> Any:
-    """The target of some samples of the data."""
+    """The target for some samples of the data."""
     if aim is None:
         return "label"
     if aim.chooser is not None:

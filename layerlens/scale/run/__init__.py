@@ -1,4 +1,4 @@
-"""One run over a data set: its life cycle and its work loop."""
+"""One run over a data set: its beginning and end, and its work loop."""
 
 from layerlens.deprecated import keep_old_names
 

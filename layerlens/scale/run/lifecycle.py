@@ -1,4 +1,4 @@
-"""Where a run begins, or goes on, and where it ends: the store that it fills."""
+"""The beginning and the end of a run: its store, new or from an earlier start, and its summary."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..store.shard_storage import Folder, Memory
 from ..store.store import Store
 
 MOST = 200
-"""Characters of a list of files in a message."""
+"""The most characters of a list of files in a message."""
 
 
 def begin(folder: Path | None, manifest: Manifest, *, shared: bool) -> Store:
-    """The store of a run: a new one, or that of an earlier start.
+    """Return the store of a run: a new one, or the one of an earlier start.
 
     Args:
-        folder: of the files; None for memory.
-        manifest: of the run that begins.
+        folder: folder of the files; None for memory.
+        manifest: manifest of the run.
         shared: whether several processes take part.
 
     Raises:
@@ -31,7 +31,7 @@ def begin(folder: Path | None, manifest: Manifest, *, shared: bool) -> Store:
     """
     if folder is None:
         if shared:
-            raise OptionError("several processes need a folder that all of them reach: over(..., store=path).")
+            raise OptionError("several processes need a folder that all of them can reach: over(..., store=path).")
         return Store(Memory(), manifest)
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is a file; a store is a folder.")
@@ -45,23 +45,27 @@ def _in_folder(folder: Path, manifest: Manifest) -> Store:
     if folder.is_dir() and not (folder / manifests.NAME).exists():
         strange = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
         if strange:
-            raise StoreError(f"the folder {folder} holds {strange[0]!r} and is no store; give a new or empty one.")
+            raise StoreError(
+                f"the folder {folder} has {strange[0]!r} in it and is not a store; give a new or empty one."
+            )
     folder.mkdir(parents=True, exist_ok=True)
     if manifests.create(folder, manifest):
         return Store(Folder(folder), manifest)
     known = manifests.read(folder)
-    if apart := known.differences(manifest):
-        raise StoreError(f"{folder} holds another run: {'; '.join(apart)}. Give another folder, or ask for the same.")
+    if differences := known.differences(manifest):
+        raise StoreError(
+            f"{folder} holds another run: {'; '.join(differences)}. Give another folder, or the same options."
+        )
     if known.versions != manifest.versions:
-        told = f"{known.versions} there, {manifest.versions} now"
-        warn(f"{folder} was begun with other versions: {told}; numbers may differ a little.")
-    shelf = Folder(folder)
-    shelf.remove_leftovers()
-    return Store(shelf, known)
+        versions = f"{known.versions} there, {manifest.versions} now"
+        warn(f"{folder} was begun with other versions: {versions}; numbers may differ slightly.")
+    storage = Folder(folder)
+    storage.remove_leftovers()
+    return Store(storage, known)
 
 
-def check_noted(store: Store, on_error: str) -> None:
-    """See that an earlier start noted no bad samples, where bad samples are to end the run.
+def check_bad_samples(store: Store, on_error: str) -> None:
+    """Check that an earlier start noted no bad samples, if bad samples end the run.
 
     Raises:
         SampleError: when it did.
@@ -72,40 +76,40 @@ def check_noted(store: Store, on_error: str) -> None:
         files = ", ".join(file_name(number) for number in dict.fromkeys(sample // shard for sample in bad))
         raise SampleError(
             f"{store.folder} notes {len(bad)} bad sample(s); sample {first}: {bad[first]}. Pass on_error='record' to "
-            f"keep it so, or remove {files if len(files) < MOST else 'their shards'} to have them read again."
+            f"leave them out, or remove {files if len(files) < MOST else 'their shards'} to have them read again."
         )
 
 
 def finish(store: Store, kind: str, *, stream: bool) -> None:
-    """Note that the run is complete, and what was bad.
+    """Note that the run is complete, and report bad samples.
 
     Args:
-        store: with every shard.
-        kind: of the data, for messages.
-        stream: whether its length is seen at its end only.
+        store: store with every shard.
+        kind: kind of the data, for messages.
+        stream: whether the length of the data is unknown before its end.
 
     Raises:
         SampleError: when all samples are bad.
-        StoreError: when there was none, or a stream had another length at an earlier start.
+        StoreError: when there were no samples, or a stream had another length at an earlier start.
 
     Warns:
-        UserWarning: when some are bad, or the analysis warned; once, with the place in the data.
+        UserWarning: when some are bad, or the analysis warned; once, with the samples.
     """
-    numbers, count = store.shelf.numbers(), store.manifest.plan.count or 0
+    numbers, count = store.storage.numbers(), store.manifest.plan.count or 0
     if not numbers:
-        raise StoreError(f"the data ({kind}) gave no sample; an iterator can be read only once.")
+        raise StoreError(f"the data ({kind}) has no samples; an iterator can be read only once.")
     if stream:
-        last = store.shelf.shard(numbers[-1])
+        last = store.storage.shard(numbers[-1])
         count = max([*last.tensor("ids").tolist(), *map(int, last.about["errors"])]) + 1
         _check_stream(store, numbers, count)
     plan = dataclasses.replace(store.manifest.plan, count=count)
     store.manifest = dataclasses.replace(store.manifest, complete=True, plan=plan)
     if store.folder is not None:
         manifests.replace(store.folder, store.manifest)
-    if told := store.warnings:
-        span, text = told[0]
+    if warnings := store.warnings:
+        span, text = warnings[0]
         shown = f"samples {span.start} to {span.stop - 1}: {text}"
-        warn(f"{len(told)} warnings of {store.manifest.kind}; {shown} All: store.warnings")
+        warn(f"{len(warnings)} warnings of {store.manifest.kind}; {shown} All: store.warnings")
     bad = store.errors
     if not bad:
         return
@@ -117,10 +121,14 @@ def finish(store: Store, kind: str, *, stream: bool) -> None:
 
 
 def _check_stream(store: Store, numbers: list[int], count: int) -> None:
-    """See that only the last shard of a stream is not full: an earlier start may have seen a shorter stream."""
+    """Check that only the last shard of a stream is not full, because an earlier start may have had a shorter stream.
+
+    Raises:
+        StoreError: when another shard is not full.
+    """
     plan = dataclasses.replace(store.manifest.plan, count=count)
     for number in range(numbers[-1] + 1):
-        shard = store.shelf.shard(number)
+        shard = store.storage.shard(number)
         held, wanted = shard.shape("ids")[0] + len(shard.about["errors"]), len(plan.span(number))
         if held != wanted:
             raise StoreError(

@@ -1,4 +1,4 @@
-"""Make shards: read batches, run the analysis on each, keep what it gives, put whole shards on the shelf."""
+"""Make shards: read batches, run the analysis on each, and store each shard when it is complete."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import random
 import warnings
 from collections.abc import Generator, Iterable, Iterator
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -18,35 +18,41 @@ from layerlens.inputs.batches import Batch
 from layerlens.model.borrowed import generator_states, restore_generators
 from layerlens.progress import track
 
-from ..data.background import Writer, ahead
-from ..data.bad_samples import Bad, Piece, size, start_of
-from ..data.source import Source
+from ..data.background import Writer, read_ahead
+from ..data.source import BadSample, BatchOrBad, Source, first_sample, size
 from ..jobs.base import Collector, Job
 from ..store.plan import Plan
-from ..store.shard_storage import Shelf
+from ..store.shard_storage import ShardStorage
 
 OnError = Literal["raise", "record"]
 WRONG_FOR_ALL = (OptionError, LayerNotFound, SelectionError, MissingPackage, StoreError, MemoryError)
-"""Errors that speak of how the analysis was asked for, not of a sample: they always end the run."""
+"""Errors about the options of the analysis, not about a sample: they always end the run."""
 
-
-Told = tuple[int, int, str]
-"""First sample of a batch, the one after its last, and a warning that the analysis gave for it."""
+BatchWarning: TypeAlias = tuple[int, int, str]
+"""First sample of a batch, the one after its last, and a warning of the analysis."""
 
 
 @contextlib.contextmanager
-def noted(piece: Piece, told: list[Told]) -> Iterator[None]:
-    """Note the warnings of a batch with its place in the data, which the analysis does not know."""
-    start = start_of(piece)
+def collected_warnings(batch: BatchOrBad, collected: list[BatchWarning]) -> Iterator[None]:
+    """Collect the warnings raised in the `with` block, with the samples of the batch.
+
+    Yields:
+        Nothing.
+    """
+    start = first_sample(batch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    told += {(start, start + size(piece), str(one.message)): None for one in caught}
+    collected += {(start, start + size(batch), str(one.message)): None for one in caught}
 
 
 @contextlib.contextmanager
-def kept_generators() -> Iterator[None]:
-    """Give the random generators back as they were."""
+def restored_generators() -> Iterator[None]:
+    """Restore the random generators at the end of the `with` block.
+
+    Yields:
+        Nothing.
+    """
     before = generator_states()
     try:
         yield
@@ -55,8 +61,8 @@ def kept_generators() -> Iterator[None]:
 
 
 def seed(number: int) -> None:
-    """Seed the random generators, those of the GPUs where they are in use."""
-    torch.default_generator.manual_seed(number)  # torch.manual_seed takes 3 ms where no GPU has been asked yet
+    """Seed the random generators, including those of GPUs in use."""
+    torch.default_generator.manual_seed(number)  # torch.manual_seed takes 3 ms before the first use of a GPU
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(number)
     np.random.seed(number % 2**32)
@@ -65,13 +71,13 @@ def seed(number: int) -> None:
 
 @dataclasses.dataclass
 class Work:
-    """All that a process needs to make shards, whichever engine sends it there.
+    """Everything that a process needs to make shards, with any engine.
 
     Attributes:
         model: any module.
-        job: what is done with each sample.
+        job: analysis of each sample.
         source: the data.
-        plan: which samples stand in which shard.
+        plan: which samples are in which shard.
         on_error: whether a bad sample ends the run or is noted.
         prefetch: whether batches are read in a thread while the model runs.
     """
@@ -83,75 +89,86 @@ class Work:
     on_error: OnError = "raise"
     prefetch: bool = True
 
-    def make(self, shards: Iterable[int], shelf: Shelf, *, progress: bool | None, total: int | None) -> None:
-        """Make shards and put them on the shelf, in their order.
+    def make(self, shards: Iterable[int], storage: ShardStorage, *, progress: bool | None, total: int | None) -> None:
+        """Make shards and store them, in their order.
 
-        A model that draws random numbers draws them from a seed for each batch, the number of its first sample: others
-        for other batches, and the same when the run goes on or another engine makes the shard.
+        Random numbers of a model are seeded for each batch with the number of its first sample: they differ between
+        batches, and are the same when the run is resumed or another engine makes the shard.
 
         Raises:
-            SampleError: for a bad sample, unless they are to be noted.
+            SampleError: for a bad sample, unless bad samples are noted.
         """
         spans = (span for number in shards for span in self.plan.batches(number))
-        pieces: Generator[Piece, None, None] = self.source.pieces(spans)
+        batches: Generator[BatchOrBad, None, None] = self.source.batches(spans)
         number = -1
         collector: Collector | None = None
-        told: list[Told] = []
+        collected: list[BatchWarning] = []
         with (
-            kept_generators(),
+            restored_generators(),
             Writer() as writer,
-            contextlib.closing(ahead(pieces) if self.prefetch else pieces) as reading,
+            contextlib.closing(read_ahead(batches) if self.prefetch else batches) as reading,
         ):
-            for piece in track(reading, self.job.kind, total, progress, weigh=size):
+            for batch in track(reading, self.job.kind, total, progress, weigh=size):
                 if collector is None:
-                    number, told = start_of(piece) // self.plan.shard, []
+                    number, collected = first_sample(batch) // self.plan.shard, []
                     collector = self.job.collector(self.model, len(self.plan.span(number)))
-                with noted(piece, told):
-                    self._take(collector, piece)
-                if start_of(piece) + size(piece) == self.plan.span(number).stop:
-                    self._put(writer, shelf, number, collector, told)
+                with collected_warnings(batch, collected):
+                    self._take(collector, batch)
+                if first_sample(batch) + size(batch) == self.plan.span(number).stop:
+                    self._store(writer, storage, number, collector, collected)
                     collector = None
-                del piece
-            if collector is not None:  # of a stream, whose last shard is not full
-                self._put(writer, shelf, number, collector, told)
+                del batch
+            if collector is not None:  # the last shard of a stream is not full
+                self._store(writer, storage, number, collector, collected)
 
-    def _put(self, writer: Writer, shelf: Shelf, number: int, collector: Collector, told: list[Told]) -> None:
+    def _store(
+        self,
+        writer: Writer,
+        storage: ShardStorage,
+        number: int,
+        collector: Collector,
+        collected: list[BatchWarning],
+    ) -> None:
         tensors, about = collector.finish()
-        writer.submit(lambda: shelf.put(number, tensors, {**about, "warnings": told}))
+        writer.submit(lambda: storage.add(number, tensors, {**about, "warnings": collected}))
 
-    def _take(self, collector: Collector, piece: Piece) -> None:
-        if isinstance(piece, Bad):
-            self._bad(collector, piece)
+    def _take(self, collector: Collector, batch: BatchOrBad) -> None:
+        if isinstance(batch, BadSample):
+            self._bad(collector, batch)
             return
-        seed(piece.start)
+        seed(batch.start)
         try:
-            collector.add(piece)
+            collector.add(batch)
         except Exception as error:
-            self._failed(collector, piece, error)
+            self._failed(collector, batch, error)
 
     def _failed(self, collector: Collector, batch: Batch, error: Exception) -> None:
-        """Find the samples of a batch on which the analysis fails."""
+        """Find the samples of a batch on which the analysis fails.
+
+        Raises:
+            SampleError: when bad samples end the run; other errors than those of samples are passed on.
+        """
         count = batch.inputs.batch
         if isinstance(error, (*WRONG_FOR_ALL, torch.OutOfMemoryError)):
             raise error
         if count == 1:
-            self._bad(collector, Bad.of(batch.start, error))
+            self._bad(collector, BadSample.of(batch.start, error))
             return
         if self.on_error == "raise":
             span = f"samples {batch.start} to {batch.start + count - 1}"
-            raise SampleError(f"{self.job.kind} failed on {span} of the data: {_told(error)} {HINT}") from error
+            raise SampleError(f"{self.job.kind} failed on {span} of the data: {_text(error)} {HINT}") from error
         for row in range(count):
             labels = None if batch.labels is None else batch.labels[row : row + 1]
             self._take(collector, Batch(batch.start + row, batch.inputs.rows(torch.tensor([row])), labels))
 
-    def _bad(self, collector: Collector, piece: Bad) -> None:
+    def _bad(self, collector: Collector, sample: BadSample) -> None:
         if self.on_error == "raise":
-            raise SampleError(f"sample {piece.index} of the data: {piece.reason} {HINT}") from piece.cause
-        collector.bad(piece)
+            raise SampleError(f"sample {sample.index} of the data: {sample.reason} {HINT}") from sample.cause
+        collector.bad(sample)
 
 
-HINT = "What is finished stands in the store, if any. Mend the data, or pass on_error='record' to note such samples."
+HINT = "Finished shards are in the store, if any. Fix the data, or pass on_error='record' to note bad samples."
 
 
-def _told(error: Exception) -> str:
+def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

@@ -1,7 +1,8 @@
-"""Attributions of some samples, made anew from the columns of a store."""
+"""Attributions of some samples, restored from the columns of a store."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,16 @@ KINDS = {"input": "all inputs", "additive": "all constants", "absorbed": "all ru
 
 
 def attribution(store: Store, samples: Sequence[int]) -> Attribution:
-    """See `Store.attribution`."""
+    """Return the attribution of some samples; see `Store.attribution`.
+
+    Raises:
+        StoreError: when the store has no attributions, or samples differ in shape.
+    """
     about: dict[str, Any] = next((shard.about["result"] for shard in store.shards if shard.about["result"]), {})
     if "signed" not in about:
-        raise StoreError(f"this store holds {store.manifest.kind}, not attributions; read its columns: {list(store)}.")
+        raise StoreError(f"this store is of {store.manifest.kind}, not attributions; read its columns: {list(store)}.")
     if not samples:
-        raise StoreError("no samples were asked for; give their numbers.")
+        raise StoreError("no samples were given; give their numbers.")
     names = list(store)
 
     def rows(name: str) -> torch.Tensor:
@@ -32,15 +37,13 @@ def attribution(store: Store, samples: Sequence[int]) -> Attribution:
             raise StoreError(f"samples {list(samples)} have values of several shapes; take them one by one.")
         return torch.stack(found)
 
-    def under(prefix: str) -> dict[str, torch.Tensor]:
+    def with_prefix(prefix: str) -> dict[str, torch.Tensor]:
         return {name.removeprefix(prefix): rows(name) for name in names if name.startswith(prefix)}
 
-    def form(name: str) -> Any:
-        return rows(name) if name in names else under(f"{name}/") or None
+    def one_or_several(name: str) -> Any:
+        return rows(name) if name in names else with_prefix(f"{name}/") or None
 
     def texts(name: str) -> list[Any] | None:
-        import json
-
         if name not in names:
             return None
         column = store[name]
@@ -48,19 +51,19 @@ def attribution(store: Store, samples: Sequence[int]) -> Attribution:
 
     scored: list[str] = texts("target") or []
     fields = {name: about[name] for name in ("signed", "units", "target", "method", "settings", "cost")}
-    fields |= {"axes": None if about["axes"] is None else tuple(about["axes"]), "values": form("values")}
-    fields |= {"score": rows("score"), "checks": under("checks/"), "tokens": texts("tokens")}
+    fields |= {"axes": None if about["axes"] is None else tuple(about["axes"]), "values": one_or_several("values")}
+    fields |= {"score": rows("score"), "checks": with_prefix("checks/"), "tokens": texts("tokens")}
     fields |= {
-        "standard_error": form("standard error"),
+        "standard_error": one_or_several("standard error"),
         "targets": tuple(scored) if set(scored) - {about["target"]} else None,
     }
     if about["class"] != "Relevance":
         return Attribution(**fields)
-    entries = tuple(Entry(kind, "", told, rows(f"ledger/{kind}")) for kind, told in KINDS.items())
-    layers: Mapping[str, torch.Tensor] = under("layers/")
+    entries = tuple(Entry(kind, "", source, rows(f"ledger/{kind}")) for kind, source in KINDS.items())
+    layers: Mapping[str, torch.Tensor] = with_prefix("layers/")
     calls: dict[str, list[torch.Tensor]] = {}
     for name, tensor in layers.items():
-        path, _, number = name.rpartition("#")  # "rnn#1" is a second call; a layer may have such a name itself
+        path, _, number = name.rpartition("#")  # "rnn#1" is the second call; a layer itself may have such a name
         calls.setdefault(path if path in layers and number.isdigit() else name, []).append(tensor)
     return Relevance(
         **fields,

@@ -1,4 +1,4 @@
-"""One column of a store: the rows of every sample, read from the shards when they are asked for."""
+"""One column of a store: the rows of every sample, read from the shards on use."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .shard_storage import Shard
 class Column(Sequence[Any]):
     """The rows of one quantity, in the order of their samples.
 
-    `column[3]` is a row, `column[10:20]` and `column[[4, 2]]` are several, stacked where they have one shape and a list
-    where not; `column.of(sample)` finds a row by the number of its sample.
+    `column[3]` is a row; `column[10:20]` and `column[[4, 2]]` are several, stacked if they have one shape, else a list;
+    `column.of(sample)` finds a row by the number of its sample.
 
     Attributes:
-        name: of the column.
+        name: name of the column.
     """
 
     def __init__(self, name: str, shards: Sequence[Shard]) -> None:
@@ -44,7 +44,7 @@ class Column(Sequence[Any]):
 
     @functools.cached_property
     def shape(self) -> tuple[int, ...] | None:
-        """`(rows, ...)`; None where rows have several shapes."""
+        """`(rows, ...)`; None if rows differ in shape."""
         if any(SHAPES + self.name in shard.names for shard in self._shards):
             return None
         shapes = {shard.shape(VALUES + self.name)[1:] for shard in self._shards}
@@ -57,12 +57,12 @@ class Column(Sequence[Any]):
 
     @functools.cached_property
     def ids(self) -> torch.Tensor:
-        """The number of the sample that each row belongs to, `(rows,)`."""
+        """The sample number of each row, `(rows,)`."""
         own = IDS + self.name
         return torch.cat([shard.tensor(own if own in shard.names else "ids") for shard in self._shards])
 
     def of(self, sample: int) -> torch.Tensor:
-        """The row of a sample.
+        """Return the row of a sample.
 
         Raises:
             StoreError: when it has none.
@@ -85,7 +85,7 @@ class Column(Sequence[Any]):
         return shard.view(VALUES + self.name)[start:stop].clone().reshape(lengths[:dims])
 
     def __getitem__(self, index: Any) -> Any:
-        """A row, or several; see the class.
+        """Return a row, or several; see the class.
 
         Raises:
             OptionError: when there is no such row.
@@ -107,7 +107,7 @@ class Column(Sequence[Any]):
         return self._gathered(chosen)
 
     def _span(self, places: Sequence[int]) -> torch.Tensor:
-        """Rows that follow each other, shard by shard into one block."""
+        """Read consecutive rows, shard by shard into one tensor."""
         block = self._block(len(places))
         if not places:
             return block
@@ -119,11 +119,11 @@ class Column(Sequence[Any]):
         return block
 
     def _gathered(self, places: Sequence[int]) -> torch.Tensor:
-        """Rows anywhere, all of a shard at once."""
+        """Read any rows, all of one shard at once."""
         block, wanted = self._block(len(places)), np.asarray(places, dtype=np.int64)
         numbers = np.searchsorted(self._starts, wanted, side="right") - 1
         target = _array(block)
-        for number in dict.fromkeys(numbers.tolist()):  # by numpy, whose gathering of rows takes a fifth of the time
+        for number in dict.fromkeys(numbers.tolist()):  # numpy gathers rows five times faster
             here = np.flatnonzero(numbers == number)
             target[here] = _array(self._shards[number].view(VALUES + self.name))[wanted[here] - self._starts[number]]
         return block
@@ -133,7 +133,11 @@ class Column(Sequence[Any]):
         return torch.empty((rows, *self.shape[1:]), dtype=self.dtype)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """The rows, one shard in memory at a time."""
+        """Read the rows, one shard in memory at a time.
+
+        Yields:
+            The rows.
+        """
         for shard in self._shards:
             values = shard.tensor(VALUES + self.name)
             if SHAPES + self.name not in shard.names:
@@ -147,37 +151,37 @@ class Column(Sequence[Any]):
                 start = stop
 
     def tensor(self) -> torch.Tensor:
-        """All rows as one tensor in memory.
+        """Return all rows as one tensor in memory.
 
         Raises:
-            StoreError: when they have several shapes.
+            StoreError: when they differ in shape.
         """
         if self.shape is None:
-            raise StoreError(f"the rows of column {self.name!r} have several shapes; go through them one by one.")
+            raise StoreError(f"the rows of column {self.name!r} differ in shape; read them one by one.")
         return self._span(range(len(self)))
 
     def numpy(self) -> np.ndarray[Any, Any]:
-        """All rows as one array in memory; bfloat16 becomes float32."""
+        """Return all rows as one array in memory; bfloat16 becomes float32."""
         return as_array(self.tensor())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        """For `np.asarray(column)`."""
+        """Return the array of `np.asarray(column)`."""
         array = self.numpy()
         return array if dtype is None else array.astype(dtype)
 
     def __repr__(self) -> str:
-        shape = f"{len(self)} rows of several shapes" if self.shape is None else str(self.shape)
+        shape = f"{len(self)} rows of different shapes" if self.shape is None else str(self.shape)
         return f"Column({self.name}: {str(self.dtype).removeprefix('torch.')} {shape}, {len(self._shards)} shards)"
 
 
 def _shape(coded: torch.Tensor) -> tuple[int, ...]:
-    """The shape of a row, from its number of axes and their lengths."""
+    """Return the shape of a row from its number of axes and their lengths."""
     dims, *sizes = coded.tolist()
     return tuple(sizes[:dims])
 
 
 def _array(rows: torch.Tensor) -> np.ndarray[Any, Any]:
-    """Rows as an array on the same memory, `(rows, numbers)`; types that numpy lacks as whole numbers of their size."""
+    """Return rows as an array on the same memory, `(rows, numbers)`; unknown types as integers of their size."""
     flat = rows.reshape(len(rows), -1)
     odd = rows.is_floating_point() and rows.dtype not in (torch.float16, torch.float32, torch.float64)
     found: np.ndarray[Any, Any] = (flat.view({1: torch.uint8, 2: torch.int16}[rows.itemsize]) if odd else flat).numpy()

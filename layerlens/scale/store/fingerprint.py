@@ -1,4 +1,4 @@
-"""The options of an analysis as JSON: the same in every process, and other options are told from them."""
+"""The options of an analysis as JSON: the same in every process, and different for different options."""
 
 from __future__ import annotations
 
@@ -21,76 +21,80 @@ from layerlens.model.trees import describe
 from layerlens.targets.target import Target
 
 MOST = 64
-"""Numbers of a tensor that are written out; of larger ones a digest is kept."""
+"""Numbers of a tensor that are written out; larger tensors get a digest."""
 
 LONG = 400
-"""Characters of the state of an object that is written out."""
+"""Characters of the state of an object that are written out."""
 
 DEPTH = 6
-"""Objects within objects that are looked into."""
+"""Levels of nested objects that are described."""
 
 
-def plain(value: Any, depth: int = DEPTH) -> Any:
-    """A value as JSON; of functions and objects what they are made of, or a digest of it."""
+def as_json(value: Any, depth: int = DEPTH) -> Any:
+    """Return a value as JSON; functions and objects are described by their content, or a digest of it."""
     if isinstance(value, enum.Enum) or value is None or isinstance(value, (bool, int, str)):
         return str(value) if isinstance(value, enum.Enum) else value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(part, depth) for key, part in value.items()}
+        return {str(key): as_json(part, depth) for key, part in value.items()}
     if isinstance(value, (tuple, list)):
-        return [plain(part, depth) for part in value]
+        return [as_json(part, depth) for part in value]
     if isinstance(value, (set, frozenset)):
-        return sorted(str(plain(part, depth)) for part in value)
+        return sorted(str(as_json(part, depth)) for part in value)
     if isinstance(value, np.generic):
-        return plain(value.item(), depth)
+        return as_json(value.item(), depth)
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         value = torch.from_numpy(np.ascontiguousarray(value))
     if isinstance(value, torch.Tensor):
         return value.tolist() if value.numel() <= MOST else f"{describe(value)}, SHA-256 {_short(value)}"
     if isinstance(value, Target):
         return target_settings(value)
-    return named(value, depth)
+    return describe_object(value, depth)
 
 
-def named(value: Any, depth: int = DEPTH) -> Any:
-    """A function, a class or an object in words that are the same in every process."""
+def describe_object(value: Any, depth: int = DEPTH) -> Any:
+    """Describe a function, a class or an object in the same way in every process."""
     if isinstance(value, functools.partial):
-        return {"partial": plain([value.func, value.args, value.keywords], depth - 1)}
+        return {"partial": as_json([value.func, value.args, value.keywords], depth - 1)}
     if isinstance(value, types.MethodType):
-        return {"method": plain([value.__func__, value.__self__], depth - 1)}
+        return {"method": as_json([value.__func__, value.__self__], depth - 1)}
     if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
-        told = f"{getattr(value, '__module__', '')}.{value.__qualname__}"
-        return f"{told} {_text_digest(_function(value, depth))}" if isinstance(value, types.FunctionType) else told
-    told = f"{type(value).__module__}.{type(value).__qualname__}"
+        name = f"{getattr(value, '__module__', '')}.{value.__qualname__}"
+        return f"{name} {_text_digest(_function(value, depth))}" if isinstance(value, types.FunctionType) else name
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, nn.Module):
-        return f"{told} {_text_digest(structure(value) + weights_digest(value))}"
+        return f"{name} {_text_digest(structure(value) + weights_digest(value))}"
     if isinstance(value, (torch.dtype, torch.device, slice, range)):
         return str(value)
-    held = getattr(value, "__dict__", None)
+    attributes = getattr(value, "__dict__", None)
     if dataclasses.is_dataclass(value):
-        held = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if not held or depth <= 0:
-        return told
-    state = plain(held, depth - 1)
-    return {told: state} if len(str(state)) <= LONG else f"{told} {_text_digest(str(state))}"
+        attributes = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if not attributes or depth <= 0:
+        return name
+    state = as_json(attributes, depth - 1)
+    return {name: state} if len(str(state)) <= LONG else f"{name} {_text_digest(str(state))}"
 
 
 def structure(model: nn.Module) -> str:
-    """The modules of a model and their options, as text without the addresses of objects."""
+    """Return the modules of a model and their options, as text without the addresses of objects."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(model))
 
 
 def target_settings(aim: Target | None) -> Any:
-    """What a target scores, as JSON: its label, and what the label does not say: lists of classes, functions."""
+    """Return a target as JSON: its label, lists of classes, and functions."""
     if aim is None:
         return "label of each sample"
     parts = list(_parts(aim))
-    return {"target": aim.label, "of": plain(parts)} if parts else aim.label
+    return {"target": aim.label, "of": as_json(parts)} if parts else aim.label
 
 
 def _parts(value: Any, depth: int = DEPTH) -> Iterator[Any]:
-    """The user's functions and the lists of classes in a target, which stand in the closures of its function."""
+    """Yield the user's functions and lists of classes in a target, from the closures of its function.
+
+    Yields:
+        Functions and tensors.
+    """
     if isinstance(value, Target):
         yield from _parts(value.function, depth)
     elif isinstance(value, torch.Tensor):
@@ -103,17 +107,21 @@ def _parts(value: Any, depth: int = DEPTH) -> Iterator[Any]:
 
 
 def _function(function: types.FunctionType, depth: int) -> str:
-    """What a function does: its code, and the values that it finds outside of its arguments."""
+    """Describe a function: its code, and the values that it uses besides its arguments."""
     code = function.__code__
-    found: list[Any] = [_code(code), plain(function.__defaults__, depth - 1), plain(function.__kwdefaults__, depth - 1)]
+    found: list[Any] = [
+        _code(code),
+        as_json(function.__defaults__, depth - 1),
+        as_json(function.__kwdefaults__, depth - 1),
+    ]
     if depth > 0:
-        found += [plain(cell.cell_contents, depth - 1) for cell in function.__closure__ or () if _full(cell)]
+        found += [as_json(cell.cell_contents, depth - 1) for cell in function.__closure__ or () if _has_value(cell)]
         known = ((name, function.__globals__.get(name)) for name in _names(code))
         found += [[name, part] for name, part in known if isinstance(part, (bool, int, float, str))]
     return str(found)
 
 
-def _full(cell: types.CellType) -> bool:
+def _has_value(cell: types.CellType) -> bool:
     try:
         return cell.cell_contents is not None
     except ValueError:  # a name that has no value yet
@@ -126,7 +134,7 @@ def _code(code: types.CodeType) -> str:
 
 
 def _names(code: types.CodeType) -> list[str]:
-    """The global names and attributes in a function and those that it makes."""
+    """Return the global names and attributes in a function and its inner functions."""
     inner = [name for part in code.co_consts if isinstance(part, types.CodeType) for name in _names(part)]
     return [*dict.fromkeys([*code.co_names, *inner])]
 

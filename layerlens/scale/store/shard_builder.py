@@ -1,4 +1,4 @@
-"""The rows of one shard while it is filled: blocks of memory that are taken once, not a list of small tensors."""
+"""The rows of one shard while it is filled, in memory allocated once instead of many small tensors."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from layerlens.errors import RecordError
 from layerlens.model.trees import describe
 
 VALUES, SHAPES, IDS = "values/", "shapes/", "ids/"
-"""Before the name of a column, in the names of a shard's tensors: its rows, the shape of each where they differ, and
-the samples they belong to where not every sample has one."""
+"""Prefixes of column names in the names of a shard's tensors: the rows, the shape of each if they differ, and the
+sample numbers if some samples have no row."""
 
 
-class Column:
+class ColumnBuilder:
     """The rows of one quantity.
 
-    Rows of one shape stand in one block `(samples, ...)`. Once a row has another shape, all are kept flat, one behind
-    the other, and their shapes beside them.
+    Rows of one shape are in one block `(samples, ...)`. Once a row has another shape, all are kept flat, one after
+    the other, with their shapes.
     """
 
     def __init__(self, capacity: int, first: torch.Tensor) -> None:
@@ -30,7 +30,7 @@ class Column:
         self.ids: list[int] = []
 
     def add(self, ids: range, rows: torch.Tensor) -> None:
-        """Append rows, copied."""
+        """Append a copy of rows."""
         if self.parts is None and rows.shape[1:] != self.block.shape[1:]:
             self.parts = [self.block[: self.filled].reshape(-1)]
             self.shapes = [tuple(self.block.shape[1:])] * self.filled
@@ -42,8 +42,8 @@ class Column:
         self.filled += len(rows)
         self.ids += ids
 
-    def tensors(self, name: str, everyone: list[int]) -> dict[str, torch.Tensor]:
-        """What of it stands in the file."""
+    def tensors(self, name: str, samples: list[int]) -> dict[str, torch.Tensor]:
+        """Return the tensors of the column in the file."""
         found = {}
         if self.parts is None:
             found[VALUES + name] = self.block[: self.filled]
@@ -52,25 +52,25 @@ class Column:
             padded = [(len(shape), *shape, *(0 for _ in range(most - len(shape)))) for shape in self.shapes]
             found[VALUES + name] = torch.cat(self.parts)
             found[SHAPES + name] = torch.tensor(padded, dtype=torch.int64)
-        if self.ids != everyone:
+        if self.ids != samples:
             found[IDS + name] = torch.tensor(self.ids, dtype=torch.int64)
         return found
 
 
-class Block:
+class ShardBuilder:
     """The rows of one shard.
 
     Args:
-        capacity: samples that the shard may hold.
+        capacity: most samples of the shard.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.columns: dict[str, Column] = {}
+        self.columns: dict[str, ColumnBuilder] = {}
         self.result: dict[str, Any] = {}
 
     def add(self, ids: range, rows: Mapping[str, torch.Tensor], result: dict[str, Any]) -> None:
-        """Append rows `(len(ids), ...)` by column, and what is the same for all of them.
+        """Append rows `(len(ids), ...)` by column, and the results that all samples share.
 
         Raises:
             RecordError: when a column changes its type; nothing is appended then.
@@ -81,18 +81,18 @@ class Block:
                 raise RecordError(f"{name!r} is {describe(tensor)} for {len(ids)} sample(s), and was {kind} before.")
         for name, tensor in rows.items():
             if name not in self.columns:
-                self.columns[name] = Column(self.capacity, tensor)
+                self.columns[name] = ColumnBuilder(self.capacity, tensor)
             self.columns[name].add(ids, tensor)
         self.result = self.result or result
 
-    def tensors(self, everyone: list[int]) -> dict[str, torch.Tensor]:
-        """What of all columns stands in the file.
+    def tensors(self, samples: list[int]) -> dict[str, torch.Tensor]:
+        """Return the tensors of all columns in the file.
 
         Args:
-            everyone: the samples of the shard that have rows.
+            samples: samples of the shard that have rows.
         """
         return {
             name: tensor
             for own, column in self.columns.items()
-            for name, tensor in column.tensors(own, everyone).items()
+            for name, tensor in column.tensors(own, samples).items()
         }

@@ -1,4 +1,4 @@
-"""Where finished shards stand: in memory for small runs, or as files in a folder."""
+"""Storage of finished shards: in memory for small runs, or as files in a folder."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ class Shard(Protocol):
     names: list[str]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A whole tensor."""
+        """Return a whole tensor."""
         ...
 
     def view(self, name: str) -> torch.Tensor:
-        """A tensor that is not to be written to, of which only what is used is read."""
+        """Return a read-only tensor; only the used part is read from the file."""
         ...
 
     def read(self, name: str, into: torch.Tensor, start: int = 0) -> None:
-        """Read rows from `start` on into memory that is there."""
+        """Read rows from `start` into an existing tensor."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor."""
+        """Return the shape of a tensor."""
         ...
 
     def verify(self) -> None:
-        """Compare with the checksums."""
+        """Compare the tensors with their checksums."""
         ...
 
 
-class Shelf(Protocol):
+class ShardStorage(Protocol):
     """Finished shards by number."""
 
     def numbers(self) -> list[int]:
-        """Those that are there, in order."""
+        """Return the numbers of the stored shards, in order."""
         ...
 
-    def put(self, number: int, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-        """Keep a shard."""
+    def add(self, number: int, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+        """Store a shard."""
         ...
 
     def shard(self, number: int) -> Shard:
-        """One of them."""
+        """Return a shard."""
         ...
 
 
@@ -64,23 +64,23 @@ class MemoryShard:
         self.tensors, self.about, self.names = dict(tensors), dict(about), list(tensors)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A whole tensor."""
+        """Return a whole tensor."""
         return self.tensors[name]
 
     def view(self, name: str) -> torch.Tensor:
-        """A tensor that is not to be written to."""
+        """Return a read-only tensor."""
         return self.tensors[name]
 
     def read(self, name: str, into: torch.Tensor, start: int = 0) -> None:
-        """Read rows from `start` on into memory that is there."""
+        """Read rows from `start` into an existing tensor."""
         into.copy_(self.tensors[name][start : start + len(into)])
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor."""
+        """Return the shape of a tensor."""
         return tuple(self.tensors[name].shape)
 
     def verify(self) -> None:
-        """Nothing to compare with: it never left this process."""
+        """Do nothing: the shard never left this process."""
 
 
 class Memory:
@@ -92,15 +92,15 @@ class Memory:
         self._shards: dict[int, MemoryShard] = {}
 
     def numbers(self) -> list[int]:
-        """Those that are there, in order."""
+        """Return the numbers of the stored shards, in order."""
         return sorted(self._shards)
 
-    def put(self, number: int, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-        """Keep a shard."""
+    def add(self, number: int, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+        """Store a shard."""
         self._shards[number] = MemoryShard(tensors, about)
 
     def shard(self, number: int) -> MemoryShard:
-        """One of them."""
+        """Return a shard."""
         return self._shards[number]
 
 
@@ -115,11 +115,11 @@ class Folder:
         return ShardFile(self.folder / file_name(number))
 
     def numbers(self) -> list[int]:
-        """Those that are there, in order."""
+        """Return the numbers of the stored shards, in order."""
         return sorted(self._found())
 
-    def holds(self, number: int) -> bool:
-        """Whether a shard is there, without a look at the others."""
+    def has(self, number: int) -> bool:
+        """Return whether a shard is stored, without looking at the others."""
         return (self.folder / file_name(number)).exists()
 
     def _found(self) -> Iterator[int]:
@@ -128,16 +128,16 @@ class Folder:
             if number is not None:
                 yield number
 
-    def put(self, number: int, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-        """Keep a shard."""
+    def add(self, number: int, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+        """Store a shard."""
         write(self.folder, number, tensors, about)
 
     def shard(self, number: int) -> ShardFile:
-        """One of them; read anew where the file has changed."""
+        """Return a shard, reopened if its file has changed."""
         path = self.folder / file_name(number)
         found = path.stat() if path.exists() else None
         return self._opened(number, (0, 0) if found is None else (found.st_mtime_ns, found.st_size))
 
     def remove_leftovers(self) -> None:
-        """Remove what killed processes left half-written."""
+        """Remove unfinished files of killed processes."""
         remove_leftovers(self.folder)

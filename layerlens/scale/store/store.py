@@ -1,4 +1,4 @@
-"""A store: what an analysis gave for every sample of a data set, read by parts."""
+"""A store: the results of an analysis for every sample of a data set, read in parts."""
 
 from __future__ import annotations
 
@@ -27,50 +27,54 @@ MOST_ERRORS = 3
 class Store(Mapping[str, Column]):
     """The rows of every sample, by column; in files, or in memory for small runs.
 
-    A store can be read while it is filled, by this process or another: it shows the shards that are finished.
-    `store["layer"]` is a column whose rows are read when they are asked for.
+    A store can be read while it is filled, by this process or another: it shows the finished shards. `store["layer"]`
+    is a column whose rows are read on use.
 
     Attributes:
-        manifest: what the store holds and how it was made.
-        folder: where the files are; None in memory.
+        manifest: content and origin of the store.
+        folder: folder of the files; None in memory.
     """
 
-    def __init__(self, shelf: Folder | Memory, manifest: Manifest) -> None:
-        self.shelf, self.manifest = shelf, manifest
-        self.folder: Path | None = shelf.folder
+    def __init__(self, storage: Folder | Memory, manifest: Manifest) -> None:
+        self.storage, self.manifest = storage, manifest
+        self.folder: Path | None = storage.folder
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:
-        """Read a store from its folder; see `open_store`."""
+        """Read a store from its folder; see `open_store`.
+
+        Raises:
+            StoreError: when there is none, or it is damaged or incomplete.
+        """
         folder = Path(path).absolute()
         if folder.is_file():
-            raise StoreError(f"{folder} is a file; a store is a folder. Give that which it is in.")
+            raise StoreError(f"{folder} is a file; a store is a folder. Give the folder that it is in.")
         if not folder.is_dir():
             raise StoreError(f"there is no folder {folder}.")
         store = cls(Folder(folder), manifests.read(folder))
         if store.manifest.complete and store.missing:
             raise StoreError(
                 f"{folder}: the run was complete, and now {len(store.missing)} of its shards are missing "
-                f"({', '.join(map(str, store.missing[:8]))}). Run it again with the same store to make them anew."
+                f"({', '.join(map(str, store.missing[:8]))}). Run it again with the same store to recompute them."
             )
         return store
 
     @property
     def shards(self) -> list[Shard]:
         """The finished shards, in order."""
-        return [self.shelf.shard(number) for number in self.shelf.numbers()]
+        return [self.storage.shard(number) for number in self.storage.numbers()]
 
     @property
     def missing(self) -> list[int]:
-        """The shards that are not there yet, where the length of the data is known."""
-        there, plan = set(self.shelf.numbers()), self.manifest.plan
+        """The missing shards, if the length of the data is known."""
+        there, plan = set(self.storage.numbers()), self.manifest.plan
         return [number for number in range(plan.shards or 0) if number not in there]
 
     @property
     def complete(self) -> bool:
         """Whether every sample of the data has been read."""
         if self.folder is not None and not self.manifest.complete:
-            self.manifest = manifests.read(self.folder)  # another process may have come to the end
+            self.manifest = manifests.read(self.folder)  # another process may have finished
         return self.manifest.complete and not self.missing
 
     @property
@@ -81,16 +85,16 @@ class Store(Mapping[str, Column]):
 
     @property
     def errors(self) -> dict[int, str]:
-        """The samples that were noted as bad, with what failed."""
+        """The bad samples, with their errors."""
         return {int(key): text for shard in self.shards for key, text in shard.about["errors"].items()}
 
     @property
     def warnings(self) -> list[tuple[range, str]]:
-        """What the analysis warned of, with the samples of the batch; numbers in the text count within the batch."""
+        """The warnings of the analysis, with the samples of the batch; numbers in the text count within the batch."""
         return [(range(a, b), text) for shard in self.shards for a, b, text in shard.about.get("warnings", ())]
 
     def __getitem__(self, name: str) -> Column:
-        """A column, such as the outputs of a layer.
+        """Return a column, such as the outputs of a layer.
 
         Raises:
             StoreError: when there is none of that name.
@@ -113,13 +117,13 @@ class Store(Mapping[str, Column]):
         return ", ".join(names[:8]) + (f", ... ({len(names)})" if len(names) > 8 else "") or "none yet"
 
     def attribution(self, samples: int | Sequence[int]) -> Attribution:
-        """The attribution of some samples, as the analyzer would return it for them, without the input.
+        """Return the attribution of some samples, as the analyzer would for them, without the input.
 
         Args:
-            samples: their numbers in the data.
+            samples: numbers of the samples.
 
         Raises:
-            StoreError: when the store holds no attributions, or a sample is not in it.
+            StoreError: when the store has no attributions, or a sample is not in it.
         """
         return attribution(self, [samples] if isinstance(samples, int) else list(samples))
 
@@ -127,21 +131,21 @@ class Store(Mapping[str, Column]):
         """Compare every tensor of every finished shard with its checksum.
 
         Raises:
-            StoreError: when a file is damaged; names it and says how to mend it.
+            StoreError: when a file is damaged; names it and says how to repair it.
         """
         for shard in self.shards:
             shard.verify()
 
     def texts(self, name: str) -> list[Any]:
-        """A column of texts, such as `"tokens"`, as Python values."""
+        """Return a column of texts, such as `"tokens"`, as Python values."""
         return [json.loads(bytes(row.tolist())) for row in self[name]]
 
     def numpy(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Every column whose rows have one shape, as an array `(samples, ...)` in memory."""
+        """Return every column whose rows have one shape as an array `(samples, ...)` in memory."""
         return {name: column.numpy() for name, column in self.items() if column.shape is not None}
 
     def to_xarray(self) -> Any:
-        """A Dataset of the columns that have a row of one shape for every sample, in memory, by sample number.
+        """Return a Dataset of the columns with a row of one shape for every sample, in memory, by sample number.
 
         Raises:
             MissingPackage: when xarray is not installed.
@@ -156,7 +160,7 @@ class Store(Mapping[str, Column]):
         return xarray.Dataset(arrays, coords={"sample": ids}, attrs=about)
 
     def to_pandas(self) -> Any:
-        """The columns of one number per sample, such as scores and checks, indexed by sample number.
+        """Return the columns of one number per sample, such as scores and checks, indexed by sample number.
 
         Raises:
             MissingPackage: when pandas is not installed.
@@ -169,15 +173,15 @@ class Store(Mapping[str, Column]):
         return pandas.DataFrame(columns, index=pandas.Index(ids, name="sample"))
 
     def summary(self) -> list[tuple[str, str]]:
-        """What it holds, how much of it is there, and what failed."""
+        """Return the content of the store, how much of it is finished, and what failed."""
         plan, bad = self.manifest.plan, self.errors
         whole = "an unknown number of" if plan.count is None else f"{plan.count:,}"
         state = "complete" if self.complete else "not complete"
         rows = [("kind", self.manifest.kind), ("samples", f"{len(self.ids):,} of {whole}, {state}")]
         rows.append(("columns", self._listed()))
         if bad:
-            told = "; ".join(f"{key}: {text[:60]}" for key, text in list(bad.items())[:MOST_ERRORS])
-            rows.append(("bad samples", f"{len(bad)} ({told}{'; ...' if len(bad) > MOST_ERRORS else ''})"))
+            errors = "; ".join(f"{key}: {text[:60]}" for key, text in list(bad.items())[:MOST_ERRORS])
+            rows.append(("bad samples", f"{len(bad)} ({errors}{'; ...' if len(bad) > MOST_ERRORS else ''})"))
         if count := len(self.warnings):
             rows.append(("warnings", f"{count}, see .warnings"))
         return [*rows, ("at", str(self.folder or "memory"))]
@@ -187,14 +191,14 @@ class Store(Mapping[str, Column]):
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
-    """Read what an analysis of a data set wrote, also while it is still running.
+    """Open the store of an analysis of a data set, also while it is still running.
 
     Args:
-        path: the folder that was given as `store=`.
+        path: the folder given as `store=`.
 
     Raises:
-        StoreError: when the folder holds no store, a damaged one, one of another format, or lacks shards of a run that
-            was complete.
+        StoreError: when the folder has no store, a damaged one, one of another format, or lacks shards of a complete
+            run.
 
     Example:
         >>> import tempfile
