@@ -146,12 +146,13 @@ _MOVED: Final = {
         curve explained faithfulness=faithfulness_curve health=layer_health layers=layer_profile ledger matrix ranking
         training=training_history unit_statistics
     """,
-    ("scale", "scale.data"): "ahead=background pieces=bad_samples reading=as_source source",
+    ("scale", "scale.data"): "ahead=background reading=as_source source",
     ("scale", "scale.run"): "run=work start=lifecycle",
     ("scale", "scale.store"): """
         block=shard_builder columns manifest plan rebuild=attributions settings=fingerprint shard_files
         shelves=shard_storage store
     """,
+    ("scale.engines", "scale.engines"): "base=local",
 }
 """(old folder, new folder) -> modules: the name, or `old=new` if it changed."""
 

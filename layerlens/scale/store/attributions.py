@@ -34,7 +34,7 @@ def attribution(store: Store, samples: Sequence[int]) -> Attribution:
         column = store[name]
         found = [column.of(sample) for sample in samples]
         if len({one.shape for one in found}) > 1:
-            raise StoreError(f"samples {list(samples)} have values of several shapes; take them one by one.")
+            raise StoreError(f"samples {list(samples)} differ in shape; read them one by one.")
         return torch.stack(found)
 
     def with_prefix(prefix: str) -> dict[str, torch.Tensor]:
