@@ -143,7 +143,7 @@ def test_rows_of_data_are_the_distribution_and_groups_are_drawn_together():
 
 def test_columns_that_no_group_holds_stay_as_they_are():
     x, net = torch.randn(70, 3).double(), linear(1.0, 5.0, 1.0)
-    with pytest.warns(UserWarning, match="that belong to no feature differ between the rows of x; those of the first"):
+    with pytest.warns(UserWarning, match="that belong to no feature differ between the rows of x; the first row's"):
         found = sobol(net, x, features={"a": [0], "c": [2]}, samples=256)
     parts = x.var(dim=0, unbiased=False)[[0, 2]]
     torch.testing.assert_close(found.column("total order"), parts / parts.sum(), atol=0.05, rtol=0)
