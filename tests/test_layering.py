@@ -16,7 +16,6 @@ BASE = {"errors", "progress", "files", "signatures", "deprecated"}
 FACES = {
     "lens",
     "wrapped_model",
-    "binding",
     "families",
     "extend",
     "edits",
