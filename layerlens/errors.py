@@ -136,7 +136,12 @@ def need(package: str, what: str, extra: str | None = None) -> Any:
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line of the caller that entered layerlens, however deep the warning arises."""
+    """Warn at the line of the caller that entered layerlens, however deep the warning arises.
+
+    Args:
+        message: text of the warning.
+        category: class of the warning.
+    """
     frame: FrameType | None = sys._getframe(1)
     level, depth = 1, 1
     while frame is not None:

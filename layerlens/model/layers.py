@@ -29,6 +29,9 @@ _CALL = re.compile(r"(.*)#(\d+(?:,\d+)*)")
 class Layers(Mapping[LayerPath, nn.Module]):
     """The modules of a model by path, each once, in definition order; a shared module's other names are `aliases`.
 
+    Args:
+        model: any `torch.nn.Module`.
+
     Example:
         >>> Layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
         Layers(2 in Sequential: 0, 1)
@@ -173,6 +176,10 @@ def select(model: nn.Module, layers: Selection = None) -> Matches:
 
     Raises:
         LayerNotFound: when it matches no layer; with the nearest names.
+
+    Example:
+        >>> list(select(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.ReLU))
+        ['1']
     """
     return Layers(model).select(layers, calls=True)
 

@@ -184,7 +184,11 @@ def figure(of: type[Any], *, kind: str, usual: bool = False) -> Callable[[Drawin
 
 
 def figures_of(of: type[Any]) -> dict[str, FigureFunction]:
-    """Return the figures of a class of results by kind, the usual one first."""
+    """Return the figures of a class of results by kind, the usual one first.
+
+    Args:
+        of: class of the results.
+    """
     lines = of.__mro__
     found = {kind: draw for base in reversed(lines) for kind, draw in FIGURES.get(base, {}).items()}
     usual = next((_USUAL[base] for base in lines if base in _USUAL), None)

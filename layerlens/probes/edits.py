@@ -23,7 +23,13 @@ Indices: TypeAlias = int | Sequence[int] | None
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """The call of a layer whose output is changed."""
+    """The call of a layer whose output is changed.
+
+    Attributes:
+        path: path of the layer.
+        call: number of the call, from 0.
+        module: the layer.
+    """
 
     path: str
     call: int
@@ -131,18 +137,32 @@ def scale(factor: float, **part: Any) -> Change:
 
 
 def zero(**part: Any) -> Change:
-    """Set to 0 (zero ablation), including values that are not finite."""
+    """Set to 0 (zero ablation), including values that are not finite.
+
+    Args:
+        **part: as in `Part`.
+    """
     return Change("zero()", lambda tensor, site: tensor.new_zeros(()), Part(**part))
 
 
 def replace(value: float | torch.Tensor, **part: Any) -> Change:
-    """Set to a number, or to a tensor that broadcasts to the output."""
+    """Set to a number, or to a tensor that broadcasts to the output.
+
+    Args:
+        value: a number or tensor.
+        **part: as in `Part`.
+    """
     fixed = torch.as_tensor(value)
     return Change(f"replace({describe(fixed) if fixed.ndim else value})", lambda tensor, site: fixed, Part(**part))
 
 
 def add(value: float | torch.Tensor, **part: Any) -> Change:
-    """Add a number, or a tensor that broadcasts to the output: steering, when it is a direction of features."""
+    """Add a number, or a tensor that broadcasts to the output: steering, when it is a direction of features.
+
+    Args:
+        value: a number or tensor.
+        **part: as in `Part`.
+    """
     step = torch.as_tensor(value)
     return Change(f"add({describe(step) if step.ndim else value})", lambda t, site: t + step.to(t), Part(**part))
 

@@ -109,7 +109,22 @@ class Result:
 
 
 def load(path: str | os.PathLike[str]) -> Result:
-    """Read a result of any kind that `.save` wrote; see `Result.load`."""
+    """Read a result of any kind that `.save` wrote.
+
+    Args:
+        path: file to read.
+
+    Raises:
+        ResultFileError: when the file is missing, damaged, or does not hold a result.
+
+    Example:
+        >>> import tempfile
+        >>> from layerlens.results import LayerProfile
+        >>> profile = LayerProfile("norm", ("stem", "head"), torch.tensor([2.0, 1.0]), "1", False, "exact", {})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     load(profile.save(f"{folder}/norm")).layers
+        ('stem', 'head')
+    """
     return Result.load(path)
 
 

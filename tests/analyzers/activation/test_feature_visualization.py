@@ -89,7 +89,9 @@ def test_a_quarter_turn_a_shift_and_a_zoom():
     assert torch.allclose(sample_through(values, turn, 2), torch.rot90(values, 1, (2, 3)), atol=1e-12)
     shift = torch.tensor([[[1.0, 0.0, 2 * 3 / 8], [0.0, 1.0, 0.0]]]).double()  # three columns of eight
     assert torch.allclose(sample_through(values, shift, 2)[..., :5], values[..., 3:], atol=1e-12)
-    assert torch.allclose(sample_through(values, shift, 2)[..., 5:], values[..., [7, 6, 5]], atol=1e-12)  # its mirror image
+    assert torch.allclose(
+        sample_through(values, shift, 2)[..., 5:], values[..., [7, 6, 5]], atol=1e-12
+    )  # its mirror image
     series = torch.arange(8.0).double().reshape(1, 1, 8)
     magnified = sample_through(series, torch.tensor([[[0.5, 0.0]]]).double(), 1)
     assert torch.allclose(magnified[0, 0], torch.arange(8).double() * 0.5 + 1.75, atol=1e-12)

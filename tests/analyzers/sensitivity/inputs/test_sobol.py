@@ -129,9 +129,7 @@ def test_rows_of_data_are_the_distribution_and_groups_are_drawn_together():
     net = linear(1.0, 1.0, 2.0)
     apart, whole = x.var(dim=0, unbiased=False), (x[:, 0] + x[:, 1]).var(unbiased=False)
     parts = torch.tensor([apart[0], apart[1], 4 * apart[2]])
-    with pytest.warns(
-        UserWarning, match=r"'feature 0' and 'feature 1' are correlated in the rows of x \(0\.8"
-    ):
+    with pytest.warns(UserWarning, match=r"'feature 0' and 'feature 1' are correlated in the rows of x \(0\.8"):
         found = sobol(net, x, samples=1024)
     torch.testing.assert_close(found.column("total order"), parts / parts.sum(), atol=0.02, rtol=0)
     grouped = sobol(net, x, features={"both": ["u", "v"], "w": [2]}, names=["u", "v", "w"], samples=1024)
