@@ -111,7 +111,7 @@ def health(
             twin = twin or UnitReader(model, reader.layers, shuffled(model, forward, seed), max_units)
             twin.add(batch.inputs, seed + count)
         if target is not None:
-            scored = _cross_entropy(batch) if isinstance(target, str) and target == "loss" else of_batch(score, batch)
+            scored = _cross_entropy(batch) if by_label and target == "loss" else of_batch(score, batch)
             norms = _gradient_norms(model, batch.inputs, reader.layers, scored, forward, seed + count)
             for name, norm in norms.items():
                 gradients.setdefault(name, []).append(norm)
@@ -129,7 +129,6 @@ def health(
     samples = torch.tensor([units.samples for units in layer_units])
     doubles = {name: units.doubles(double) for name, units in reader.units.items()}
     dead = {name: tuple(units.dead().nonzero().squeeze(1).tolist()) for name, units in reader.units.items()}
-    missing = torch.tensor(torch.nan)
     _warn(names, values, count, left_out, layers is not None)
     return LayerHealth(
         quantity="share of units or values",
@@ -159,9 +158,7 @@ def health(
         doubles={name: tuple(pairs) for name, pairs in doubles.items() if pairs},
         mean=moments[:, 0],
         std=moments[:, 1],
-        gradient=None
-        if target is None
-        else torch.stack([torch.cat(gradients[name]).mean() if name in gradients else missing for name in names]),
+        gradient=None if target is None else torch.stack([_mean(gradients.get(name)) for name in names]),
         samples=samples,
         bound=1 - 0.05 ** (1 / samples.double()),
     )
@@ -203,6 +200,10 @@ def _gradient_norms(
                 name = f"{call.layer} #{call.index}" if call.index else call.layer
                 found[name] = row_norms(gradient, axis, inputs.batch)
     return found
+
+
+def _mean(norms: list[torch.Tensor] | None) -> torch.Tensor:
+    return torch.tensor(torch.nan) if norms is None else torch.cat(norms).mean()
 
 
 def _shares(every: list[Units], double: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,7 +21,7 @@ from layerlens.progress import track
 from layerlens.results import LayerProfile
 from layerlens.signatures import public
 
-from .linear_readout import FOLDS, Readout, inputs_as_rows, split_folds, true_labels
+from .linear_readout import FOLDS, Readout, Truth, inputs_as_rows, split_folds, true_labels
 
 INPUT = "(input)"
 """Name of the row that is read from the inputs themselves."""
@@ -116,25 +118,18 @@ def linear_probe(
     folds = split_folds(truth, min(FOLDS, truth.smallest), seed)
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(folds), generator=generator) for _ in range(permutations)]
-    names = tuple(table.layers)
-    empty = torch.full((len(names), len(by_model)), torch.nan, dtype=torch.float64)
-    values, error, null = empty.clone(), empty.clone(), empty.clone()
-    fits = [(row, column) for row in range(len(names)) for column in range(len(by_model))]
-    for row, column in track(fits, "linear probes", enabled=progress):
-        rows = list(by_model.values())[column].get(names[row])
-        if rows is None:
-            continue
-        rows = readout.projected(rows)
-        values[row, column], error[row, column] = readout.score(rows, truth, folds)
-        if permutations:
-            chance = [readout.held_out(rows, truth.take(order), folds).mean() for order in orders]
-            null[row, column] = torch.stack(chance).mean()
+    pairs = list(itertools.product(table.layers, by_model.values()))
+    fits = [
+        _fit(rows.get(name), readout, truth, folds, orders)
+        for name, rows in track(pairs, "linear probes", enabled=progress)
+    ]
+    values, error, null = torch.tensor(fits, dtype=torch.float64).T.reshape(3, len(table.layers), -1).clone()
     _warn(table, len(folds), readout, layers is not None)
     columns = slice(None) if len(by_model) > 1 else 0
     classes = truth.kind == "classes"
     return LayerProfile(
         quantity=f"{'right answers' if classes else 'R2'} of a linear readout",
-        layers=names,
+        layers=tuple(table.layers),
         values=values[:, columns],
         units="share of samples" if classes else "1",
         signed=False,
@@ -162,6 +157,18 @@ def linear_probe(
             "That a label can be read does not say that the model uses it: ask question='matters_to_output' for that.",
         ),
     )
+
+
+def _fit(
+    rows: torch.Tensor | None, readout: Readout, truth: Truth, folds: torch.Tensor, orders: list[torch.Tensor]
+) -> tuple[float, float, float]:
+    """Return value, error and null of one layer; NaN where it has no rows, or there are no orders."""
+    if rows is None:
+        return (math.nan,) * 3
+    rows = readout.projected(rows)
+    value, error = readout.score(rows, truth, folds)
+    chance = [readout.held_out(rows, truth.take(order), folds).mean() for order in orders]
+    return float(value), float(error), float(torch.stack(chance).mean()) if chance else math.nan
 
 
 def layer_rows(

@@ -118,16 +118,13 @@ def similarity(
     if other is None and not (other_layers is None and other_data is None and other_forward is None):
         raise OptionError("other_layers, other_data and other_forward belong to a second model: give other=.")
     data = Data.of(data, batch_size=batch_size, batched=batched, read=read, progress=progress)
-    pairs: Iterator[tuple[Inputs, ...]] = ((batch.inputs,) for batch in data.batches(model, "similarity"))
     sides = [Side(_reader(model, layers, forward, pool), seed)]
+    pairs: Iterator[tuple[Inputs, ...]] = ((batch.inputs,) for batch in data.batches(model, "similarity"))
     if other is not None:
         sides.append(Side(_reader(other, other_layers, other_forward, pool), seed))
-        if other_data is None:
-            device = home(other)
-            pairs = ((inputs, inputs.to(device)) for (inputs,) in pairs)
-        else:
-            second = Data.of(other_data, batch_size=batch_size, batched=batched, read=read, progress=False)
-            pairs = side_by_side(pairs, second.batches(other, "similarity"))
+        if other_data is not None:
+            other_data = Data.of(other_data, batch_size=data.batch_size, batched=batched, read=read, progress=False)
+        pairs = _paired(pairs, other, other_data)
     vectors = {"cka": unbiased if debiased else biased, "rsa": distances, "neighbors": nearest(neighbors)}[measure]
     sums = Sums(vectors, permutations, torch.Generator().manual_seed(seed))
     size = data.batch_size or batch_size
@@ -181,6 +178,14 @@ def similarity(
             + ("; compare with one by other=." if other is None else ", so compare with that too."),
         ),
     )
+
+
+def _paired(pairs: Iterator[tuple[Inputs, ...]], other: nn.Module, data: Data | None) -> Iterator[tuple[Inputs, ...]]:
+    """Add the inputs of the other model, the same ones where it has no data."""
+    if data is not None:
+        return side_by_side(pairs, data.batches(other, "similarity"))
+    device = home(other)
+    return ((inputs, inputs.to(device)) for (inputs,) in pairs)
 
 
 def _reader(model: nn.Module, layers: Selection, forward: Forward | None, pool: Pool) -> FeatureReader:
