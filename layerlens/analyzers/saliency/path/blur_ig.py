@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -20,7 +21,7 @@ from layerlens.model.trees import describe
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .completeness import check_path_options, scores_at, until_complete
+from .completeness import Steps, scores_at, until_complete
 
 
 @method(
@@ -72,7 +73,7 @@ def blur_ig(
         >>> bool(result.checks["completeness gap"] < 0.01)
         True
     """
-    check_path_options(steps, tolerance, max_steps)
+    path = Steps(steps, tolerance, max_steps)
     if not max_sigma > 0:
         raise OptionError(f"max_sigma must be above 0, got {max_sigma!r}.")
     with borrowed(model):
@@ -114,22 +115,14 @@ def blur_ig(
             ends,
             score,
             scores_at(scorer, blurred(scorer.rows, 0.0), batch),
-            steps=steps,
-            tolerance=tolerance,
-            max_steps=max_steps,
-            batch=batch,
+            path,
+            batch,
         )
         warn_of_zeros(values, "blur_ig")
         return scorer.attribution(
             {name: value.to(ends[name].dtype) for name, value in values.items()},
             method="blur_ig",
-            settings={
-                "max_sigma": max_sigma,
-                "steps": steps,
-                "tolerance": tolerance,
-                "max_steps": max_steps,
-                "batch_size": batch,
-            },
+            settings={"max_sigma": max_sigma, **dataclasses.asdict(path), "batch_size": batch},
             score=score,
             checks=checks,
         )

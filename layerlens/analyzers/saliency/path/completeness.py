@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import torch
@@ -14,16 +15,28 @@ Integrate = Callable[[torch.Tensor, int], Mapping[str, torch.Tensor]]
 """From samples `(n,)` and a number of steps to their values by leaf, `(n, ...)`."""
 
 
-def check_path_options(steps: int, tolerance: float, max_steps: int) -> None:
-    """Check the options of a path.
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The number of steps of a path: doubled until the values are complete.
+
+    Attributes:
+        steps: number of steps at first.
+        tolerance: largest relative gap that is accepted.
+        max_steps: most steps.
 
     Raises:
         OptionError: when one is out of range.
     """
-    check_count("steps", steps)
-    check_count("max_steps", max_steps)
-    if not tolerance > 0:
-        raise OptionError(f"tolerance must be above 0, got {tolerance!r}; math.inf accepts any gap.")
+
+    steps: int
+    tolerance: float
+    max_steps: int
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        check_count("max_steps", self.max_steps)
+        if not self.tolerance > 0:
+            raise OptionError(f"tolerance must be above 0, got {self.tolerance!r}; math.inf accepts any gap.")
 
 
 def scores_at(scorer: Scorer, values: Leaves, batch: int) -> torch.Tensor:
@@ -45,10 +58,7 @@ def until_complete(
     shapes: Mapping[str, torch.Tensor],
     score: torch.Tensor,
     baseline_score: torch.Tensor,
-    *,
-    steps: int,
-    tolerance: float,
-    max_steps: int,
+    steps: Steps,
     batch: int,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return the values of all samples and their checks; samples that miss the tolerance get twice the steps, alone.
@@ -60,16 +70,14 @@ def until_complete(
         shapes: a tensor per leaf, shaped like its values.
         score: S(x), `(batch,)`.
         baseline_score: S(x'), `(batch,)`.
-        steps: number of steps at first.
-        tolerance: largest relative gap that is accepted.
-        max_steps: most steps.
+        steps: number of steps, and the gap that is accepted.
         batch: samples that are integrated at once.
 
     Warns:
         UserWarning: when the tolerance is not reached.
     """
     values = {name: torch.zeros_like(like, dtype=_wide(like)) for name, like in shapes.items()}
-    used = torch.full_like(rows, steps)
+    used = torch.full_like(rows, steps.steps)
     todo = rows
     while True:
         count = int(used[todo[0]])
@@ -77,14 +85,14 @@ def until_complete(
             for name, part in integrate(some, count).items():
                 values[name][some] = part.to(values[name].dtype)
         gap = completeness_gap(values, score, baseline_score)
-        todo = (gap > tolerance).nonzero().flatten()
-        if not len(todo) or 2 * count > max_steps:
+        todo = (gap > steps.tolerance).nonzero().flatten()
+        if not len(todo) or 2 * count > steps.max_steps:
             break
         used[todo] = 2 * count
     warn_of_gap(
         f"{method}: after {count} steps",
         gap,
-        tolerance,
+        steps.tolerance,
         "Raise max_steps or take another baseline; a model that jumps or draws random numbers on the way has no such "
         "sum.",
     )

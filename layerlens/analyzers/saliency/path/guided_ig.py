@@ -19,7 +19,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .completeness import check_path_options, completeness_gap, scores_at, warn_of_gap
+from .completeness import Steps, completeness_gap, scores_at, warn_of_gap
 
 
 @method(
@@ -71,7 +71,7 @@ def guided_ig(
         >>> bool(torch.allclose(guided_ig(net, torch.ones(1, 2), steps=4).tensor, net.weight))
         True
     """
-    check_path_options(steps, tolerance, steps)
+    Steps(steps, tolerance, steps)  # which checks them
     if not 0 < fraction <= 1:
         raise OptionError(f"fraction must be above 0 and at most 1, got {fraction!r}.")
     if not 0 <= max_dist <= 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -18,7 +19,7 @@ from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .completeness import check_path_options, scores_at, until_complete
+from .completeness import Steps, scores_at, until_complete
 
 
 @method(
@@ -61,7 +62,7 @@ def integrated_gradients(
         >>> bool(torch.isclose(result.tensor.sum(), net.weight.sum()))
         True
     """
-    check_path_options(steps, tolerance, max_steps)
+    path = Steps(steps, tolerance, max_steps)
     with borrowed(model):
         freeze(model)
         scorer = Scorer(model, x, target, where=where, forward=forward)
@@ -74,28 +75,13 @@ def integrated_gradients(
             return _integrate(scorer, ends, starts, rows, count, batch)
 
         values, checks = until_complete(
-            "integrated_gradients",
-            scorer.rows,
-            integrate,
-            ends,
-            score,
-            baseline_score,
-            steps=steps,
-            tolerance=tolerance,
-            max_steps=max_steps,
-            batch=batch,
+            "integrated_gradients", scorer.rows, integrate, ends, score, baseline_score, path, batch
         )
         warn_of_zeros(values, "integrated_gradients")
         return scorer.attribution(
             {name: value.to(ends[name].dtype) for name, value in values.items()},
             method="integrated_gradients",
-            settings={
-                "baseline": label,
-                "steps": steps,
-                "tolerance": tolerance,
-                "max_steps": max_steps,
-                "batch_size": batch,
-            },
+            settings={"baseline": label, **dataclasses.asdict(path), "batch_size": batch},
             score=score,
             checks=checks,
         )

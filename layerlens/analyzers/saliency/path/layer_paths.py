@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .completeness import check_path_options, scores_at, until_complete
+from .completeness import Steps, scores_at, until_complete
 
 
 @method(
@@ -74,7 +75,7 @@ def layer_conductance(
         >>> result.tensor.shape, bool(result.checks["completeness gap"] < 0.05)
         (torch.Size([1, 4]), True)
     """
-    check_path_options(steps, tolerance, max_steps)
+    path = Steps(steps, tolerance, max_steps)
     check_layer("layer_conductance", where)
     with borrowed(model):
         freeze(model)
@@ -105,22 +106,14 @@ def layer_conductance(
             {layer.place.name: layer.value},
             score,
             scores_at(scorer, starts, batch),
-            steps=steps,
-            tolerance=tolerance,
-            max_steps=max_steps,
-            batch=batch,
+            path,
+            batch,
         )
         warn_of_zeros(values, "layer_conductance")
         return layer.attribution(
             values[layer.place.name],
             method="layer_conductance",
-            settings={
-                "baseline": label,
-                "steps": steps,
-                "tolerance": tolerance,
-                "max_steps": max_steps,
-                "batch_size": batch,
-            },
+            settings={"baseline": label, **dataclasses.asdict(path), "batch_size": batch},
             score=score,
             checks=checks,
         )
