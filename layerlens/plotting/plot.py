@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 import os
@@ -142,8 +143,8 @@ Drawing = TypeVar("Drawing", bound=FigureFunction)
 FIGURES: Final[dict[type[Any], dict[str, FigureFunction]]] = {}
 """Class of results -> kind -> the figure that is registered for it; `figures_of` adds those of its base classes."""
 _USUAL: Final[dict[type[Any], str]] = {}
-SAVE_OPTIONS: Final = ("dpi", "path", "colors", "format", "fname")
-"""Options that belong to `Plot.save` and are tried on `plot`."""
+SAVE_OPTIONS: Final = ("dpi", "colors")
+"""Options of `Plot.save`."""
 
 
 def figure(of: type[Any], *, kind: str, usual: bool = False) -> Callable[[Drawing], Drawing]:
@@ -174,13 +175,40 @@ def figure(of: type[Any], *, kind: str, usual: bool = False) -> Callable[[Drawin
         raise OptionError(f"kind={kind!r} of a figure must be a Python identifier, for result.plot.{kind}().")
 
     def register(draw: Drawing) -> Drawing:
-        drawn = draw if hasattr(draw, "__wrapped__") else public(draw)
+        drawn = draw if hasattr(draw, "__draws__") else _checked(public(draw))
+        vars(drawn)["__draws__"].insert(0, of)
         FIGURES.setdefault(of, {})[kind] = drawn
         if usual:
             _USUAL[of] = kind
         return drawn
 
     return register
+
+
+def _checked(draw: Drawing) -> Drawing:
+    """A figure that refuses results of other classes than it is registered for, unless it takes several results.
+
+    Raises:
+        PlotError: if the result is of another class.
+    """
+    classes: list[type[Any]] = []
+    name, parameter = next(iter(inspect.signature(draw).parameters.items()))
+    one_result = "Sequence" not in str(parameter.annotation)
+
+    @functools.wraps(draw)
+    def checked(*given: Any, **options: Any) -> Plot:
+        result = given[0] if given else options.get(name)
+        if one_result and not isinstance(result, tuple(classes)):
+            known = " or ".join(_with_article(one.__name__) for one in classes)
+            raise PlotError(f"{draw.__name__} draws {known}, not a {type(result).__name__}.")
+        return draw(*given, **options)
+
+    vars(checked)["__draws__"] = classes
+    return cast(Drawing, checked)
+
+
+def _with_article(name: str) -> str:
+    return name if name.endswith("s") else f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def figures_of(of: type[Any]) -> dict[str, FigureFunction]:
@@ -213,7 +241,7 @@ def through(read: Callable[..., Any], draw: FigureFunction) -> FigureFunction:
     keyword = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *options)]
     first = inspect.Parameter("result", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     drawn.__name__, drawn.__module__ = draw.__name__, draw.__module__
-    drawn.__doc__ = _with_first(draw, *(f"{name}: as of `{read.__qualname__}`." for name in names))
+    drawn.__doc__ = _with_first(draw, *(f"{name}: see `{read.__qualname__}`." for name in names))
     vars(drawn)["__signature__"] = inspect.Signature([first, *keyword])
     return drawn
 
@@ -269,7 +297,7 @@ def _check_options(of: type[Any], kind: str, figures: dict[str, FigureFunction],
             )
         others = [repr(name) for name, parameters in have.items() if option in parameters]
         if others:
-            raise UnknownOption(f"the figure {kind!r} of a {of.__name__} has no option {option!r}; {others[0]} has.")
+            raise UnknownOption(f"the figure {kind!r} of a {of.__name__} has no option {option!r}; {others[0]} has it.")
 
 
 def plot_method(of: type[Any], result: Result | None = None) -> FigureFunction:
@@ -293,7 +321,9 @@ def plot_method(of: type[Any], result: Result | None = None) -> FigureFunction:
     usual = next(iter(figures), None)
     parameters = list(inspect.signature(draw).parameters.values())[:-1]
     if usual is None:
-        draw.__doc__ = f"Draw the result; there is no figure of a {of.__name__}."
+        draw.__doc__ = (
+            'Draw the usual figure, or one of a kind: `plot("flow", width="page")`, `plot.flow(width="page")`.'
+        )
         return draw  # type: ignore[no-any-return]
     others = ", ".join(f'`"{name}"`' for name in figures if name != usual)
     more = f", or one with other options, see `help(result.plot.<kind>)`: {others}" if others else ""

@@ -93,7 +93,7 @@ def test_tiles_keep_the_shape_of_the_maps():
 @pytest.mark.parametrize(
     "given, options, error, expected",
     [
-        (torch.ones(1, 3, 4, 4), {}, PlotError, "draws the ActivationMaps of one layer, not a Tensor"),
+        (torch.ones(1, 3, 4, 4), {}, PlotError, "draws ActivationMaps, not a Tensor"),
         (maps(1, 2, 3, 3, 3), {}, PlotError, r"has shape \(1, 2, 3, 3, 3\); tiles show .*Take a slice"),
         (maps(1, 3, 4, 4), {"count": 0}, OptionError, "count=0 units"),
         (maps(1, 3, 4, 4), {"columns": 0}, OptionError, "columns=0; give 1 or more"),

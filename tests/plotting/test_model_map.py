@@ -99,7 +99,7 @@ def test_a_series_is_taken_by_name_or_place():
 @pytest.mark.parametrize(
     "given, options, error, expected",
     [
-        (profile(2), {}, PlotError, "draws a LayerTable, lens.layers"),
+        (profile(2), {}, PlotError, "draws a LayerTable, not a LayerProfile"),
         (table(2), {"profile": numbers(("x", PATHS[0]), [1.0, 2.0])}, PlotError, "1 of the 2 layers .* in Net: x"),
         (table(2), {"profile": table(2)}, PlotError, "come from a LayerProfile, not a LayerTable"),
         (table(2), {"profile": numbers(PATHS[:1], [float("nan")])}, PlotError, "All are NaN or infinite"),

@@ -202,6 +202,8 @@ def test_a_figure_of_ones_own_is_one_function(monkeypatch):
 
     assert list(plotting.figures_of(Curve)) == ["curves", "dots"]
     assert len(curve().plot.dots(title="mine").axes) == 1 and "width: `" in dots.__doc__
+    with pytest.raises(PlotError, match="dots draws a Curve, not a LayerProfile"):
+        dots(profile())
     with pytest.raises(OptionError, match="must be a Python identifier"):
         plotting.figure(Curve, kind="two words")
 

@@ -78,21 +78,21 @@ def read(attribution: Attribution, sample: int, *, channel: Channel = "sum", nam
     """
     if not isinstance(attribution, Attribution):
         raise PlotError(f"this figure draws an Attribution, not a {type(attribution).__name__}.")
-    values, inputs = _named(attribution, name)
+    values, inputs = _values_of_input(attribution, name)
     what = f"the {attribution.method} attribution"
     if values.ndim == 0 or values.ndim == 1:
         raise PlotError(f"{what} has shape {tuple(values.shape)}; a figure needs (batch, ...) with places to show.")
     sample = sample_index(sample, len(values), what)
-    form, axes = _form(attribution, values, inputs, what)
+    form, axes = _form_and_axes(attribution, values, inputs, what)
     array = images.finite_array(values[sample], f"{what} of sample {sample}")
     units, signed = attribution.units, attribution.signed
     shown, tokens = None, None
     if form == "image":
         if array.ndim == 3:
-            array, signed, units = _join(array, channel, signed, units, what)
-        shown = _picture(inputs, sample, array.shape, what)
+            array, signed, units = _joined_channels(array, channel, signed, units, what)
+        shown = _input_picture(inputs, sample, array.shape, what)
     elif form == "tokens":
-        tokens = _tokens(attribution, inputs, sample, len(array), what)
+        tokens = _token_texts(attribution, inputs, sample, len(array), what)
         if axes != ("token",):  # after the last word of a sample come empty ones
             count = max((place for place, word in enumerate(tokens, 1) if word), default=len(tokens))
             array, tokens = array[:count], tokens[:count]
@@ -123,7 +123,7 @@ def sample_index(sample: int, size: int, what: str) -> int:
     return int(sample) % size
 
 
-def _named(attribution: Attribution, name: str | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _values_of_input(attribution: Attribution, name: str | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     values, inputs = attribution.values, attribution.inputs
     if isinstance(values, torch.Tensor):
         if name is not None:
@@ -143,7 +143,7 @@ def _named(attribution: Attribution, name: str | None) -> tuple[torch.Tensor, to
     return values, inputs
 
 
-def _form(
+def _form_and_axes(
     attribution: Attribution, values: torch.Tensor, inputs: torch.Tensor | None, what: str
 ) -> tuple[Form, tuple[str, ...]]:
     shape = tuple(values.shape)
@@ -167,7 +167,7 @@ def _form(
     )
 
 
-def _join(array: Array, channel: Channel, signed: bool, units: str, what: str) -> tuple[Array, bool, str]:
+def _joined_channels(array: Array, channel: Channel, signed: bool, units: str, what: str) -> tuple[Array, bool, str]:
     count = len(array)
     if isinstance(channel, (int, np.integer)) and not isinstance(channel, bool):
         if not -count <= channel < count:
@@ -179,7 +179,7 @@ def _join(array: Array, channel: Channel, signed: bool, units: str, what: str) -
     return array.sum(axis=0), signed, units if count == 1 else f"{units}, sum of channels"
 
 
-def _picture(inputs: torch.Tensor | None, sample: int, size: tuple[int, ...], what: str) -> Array | None:
+def _input_picture(inputs: torch.Tensor | None, sample: int, size: tuple[int, ...], what: str) -> Array | None:
     if inputs is None or inputs.ndim not in (3, 4):
         return None
     if tuple(inputs.shape[-2:]) != size:
@@ -190,7 +190,7 @@ def _picture(inputs: torch.Tensor | None, sample: int, size: tuple[int, ...], wh
     return images.picture(inputs[sample], "the input", channels_first=inputs.ndim == 4)
 
 
-def _tokens(
+def _token_texts(
     attribution: Attribution, inputs: torch.Tensor | None, sample: int, count: int, what: str
 ) -> tuple[str, ...]:
     if attribution.tokens is not None:
@@ -231,7 +231,7 @@ def averaged_to_fit(shown: Sequence[Sample], inches: float) -> tuple[list[Sample
 
 
 def given_picture(overlay: bool | torch.Tensor | Array, sample: Sample) -> Array | None:
-    """The picture to lay under a map: the input for `overlay=True`, none for False, or the picture given instead.
+    """The picture under a map: the input for `overlay=True`, none for False, or the picture given instead.
 
     Raises:
         PlotError: when its size is not that of the map.

@@ -38,7 +38,7 @@ def pitch_of(rows: int) -> float:
 
 
 def name_rows(axes: Axes, names: Sequence[str], figure_width: float) -> float:
-    """Name the rows 0, 1, ... of a panel, from the top; returns the height that they need, in inches.
+    """Name the rows 0, 1, ... of a panel, from the top; return the height that they need, in inches.
 
     Names that are too long are broken into lines. When not all rows fit on a page, every second (third, ...) is
     named.
@@ -144,7 +144,7 @@ def write_hidden(
 
 
 def _with_series(value: str, columns: set[int], series: Sequence[str]) -> str:
-    """A value that is written, with the series that have it unless all do."""
+    """A value with the names of its series, unless all have it."""
     if len(columns) >= len(series):
         return value
     return f"{value} ({', '.join(series[column] for column in sorted(columns))})"

@@ -44,8 +44,8 @@ class Panel:
     span: bool
     pair: bool
 
-    def high(self, wide: float) -> float:
-        """Its height in inches, when it is `wide` inches wide."""
+    def height_at(self, wide: float) -> float:
+        """Height in inches of a panel that is `wide` inches wide."""
         return self.height if self.height is not None else wide * (self.aspect or 1)
 
 
@@ -61,7 +61,7 @@ class Bar:
 
     @property
     def label(self) -> Text:
-        """The text along it."""
+        """The text along the bar."""
         return self.bar.ax.yaxis.label if self.side == "right" else self.bar.ax.xaxis.label
 
 
@@ -159,13 +159,13 @@ class Canvas:
         """Write above the panels: the title asked for (None: the automatic one; "": none), and a note below it."""
         shown = automatic if title is None else title
         lines = [(line, size) for line, size in ((shown, style.TEXT), (note, style.SMALL)) if line]
-        self.heading = [(self._text(size), line, size) for line, size in lines]
+        self.heading = [(self._line_artist(size), line, size) for line, size in lines]
 
     def header(self, row: int, line: str) -> None:
         """Write a line above a row of panels, from its left edge."""
-        self.headers[row] = (self._text(style.TEXT), line, style.TEXT)
+        self.headers[row] = (self._line_artist(style.TEXT), line, style.TEXT)
 
-    def _text(self, size: float) -> Any:
+    def _line_artist(self, size: float) -> Any:
         return self.fig.text(0, 0, "", fontsize=size, ha="left", va="top") if self.given is None else None
 
     def colorbar(
@@ -189,7 +189,7 @@ class Canvas:
         self.legend(axes, handles)
 
     def finish(self, data: dict[str, Any]) -> Plot:
-        """Lay everything out; the figure is complete."""
+        """Lay everything out and return the complete figure."""
         if self.given is None:
             _lay_out(self)
         else:
@@ -222,7 +222,7 @@ def _finish_axes(canvas: Canvas) -> None:
     for axis in (panel.axes.xaxis, panel.axes.yaxis):
         axis.label.set_fontsize(style.TEXT)
     _break_text(canvas)
-    wide, _ = _extent(canvas, panel.axes)
+    wide, _ = _size_of(canvas, panel.axes)
     if canvas.heading:
         line = "\n".join(part for _, part, _ in canvas.heading)
         legend = panel.axes.get_legend() if canvas.legends else None
@@ -230,7 +230,7 @@ def _finish_axes(canvas: Canvas) -> None:
         panel.axes.set_title(text.wrap(line, style.TEXT, wide), loc="left", fontsize=style.TEXT, pad=3 + above)
 
 
-def _extent(canvas: Canvas, axes: Axes) -> tuple[float, float]:
+def _size_of(canvas: Canvas, axes: Axes) -> tuple[float, float]:
     return axes.bbox.width / canvas.dpi, axes.bbox.height / canvas.dpi
 
 
@@ -244,7 +244,7 @@ def _union(canvas: Canvas, panels: Sequence[Axes]) -> tuple[float, float]:
 
 def _break_text(canvas: Canvas) -> None:
     for panel in canvas.panels:
-        wide, high = _extent(canvas, panel.axes)
+        wide, high = _size_of(canvas, panel.axes)
         if panel.title:
             line = text.wrap(panel.title, style.SMALL, 2 * wide + GAP if panel.pair else wide)
             panel.axes.set_title(line, fontsize=style.SMALL, loc="left" if panel.pair else "center")
@@ -263,10 +263,10 @@ def _break_text(canvas: Canvas) -> None:
 
 
 def _draw_legend(canvas: Canvas, axes: Axes, handles: Sequence[Artist]) -> None:
-    """Above the panel, in as many columns as its width holds."""
+    """Draw a legend above the panel, in as many columns as its width holds."""
     if not handles:  # nothing but the ends of a ledger, say
         return
-    wide, _ = _extent(canvas, axes)
+    wide, _ = _size_of(canvas, axes)
     for columns in range(len(handles), 0, -1):
         legend = axes.legend(
             handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False,
@@ -315,7 +315,7 @@ def _place(canvas: Canvas, over: Overhang) -> None:
             f"{len(columns)} panels with their text do not fit in {canvas.width:.2f} inches. Give {larger}, fewer "
             "columns, or shorter labels."
         )
-    high = {row: max(panel.high(wide) for panel in canvas.panels if panel.row == row) for row in rows}
+    high = {row: max(panel.height_at(wide) for panel in canvas.panels if panel.row == row) for row in rows}
     # the title starts over the panels, unless names to their left would leave it little room
     indent = over.left[columns[0]]
     start = MARGIN + (indent if indent < 0.2 * canvas.width else 0)

@@ -1,4 +1,4 @@
-"""What figures of pictures share: a map over its gray picture, a picture, the frame around both."""
+"""Panels of pictures: a map over its gray picture, or a picture alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAPER: Final = 0.65
 def show_picture(axes: Axes, picture: Array) -> None:
     """Draw a picture as it is."""
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    frame(axes)
+    hide_ticks(axes)
 
 
 def show_map(
@@ -50,11 +50,11 @@ def show_map(
     image = axes.imshow(
         values, cmap=colors, vmin=limits.low, vmax=limits.high, interpolation="nearest", alpha=alpha
     )  # fmt: skip
-    frame(axes)
-    return (image if picture is None else _as_seen(colors, limits)), alpha
+    hide_ticks(axes)
+    return (image if picture is None else _colors_over_gray(colors, limits)), alpha
 
 
-def _as_seen(colors: Colormap, limits: Limits) -> ScalarMappable:
+def _colors_over_gray(colors: Colormap, limits: Limits) -> ScalarMappable:
     """The colors of an overlay as they appear on middle gray, so that the colorbar matches the picture."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
@@ -65,14 +65,14 @@ def _as_seen(colors: Colormap, limits: Limits) -> ScalarMappable:
     return ScalarMappable(Normalize(limits.low, limits.high), ListedColormap(seen))
 
 
-def frame(axes: Axes) -> None:
-    """No ticks, a faint outline."""
+def hide_ticks(axes: Axes) -> None:
+    """Hide the ticks of a panel; it keeps its faint outline."""
     axes.set_xticks([])
     axes.set_yticks([])
 
 
 def only_images(samples: Iterable[Sample], figure: str) -> None:
-    """Refuse what has no picture form.
+    """Refuse samples that are not images.
 
     Raises:
         PlotError: naming the form, and the figure that draws it.
@@ -88,7 +88,7 @@ def only_images(samples: Iterable[Sample], figure: str) -> None:
 _KINDS: Final = {"series": "a series", "tokens": "a row of tokens", "vector": "a vector"}
 
 
-def unique(name: str, taken: Iterable[str]) -> str:
+def unique_key(name: str, taken: Iterable[str]) -> str:
     """`name`, or `name #1`, `name #2` where it is taken."""
     known, count, fresh = set(taken), 0, name
     while fresh in known:

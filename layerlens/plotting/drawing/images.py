@@ -11,7 +11,7 @@ from ..style import Array
 
 
 def finite_array(values: object, what: str) -> Array:
-    """A numpy copy of a tensor or array of finite numbers; gradients are left behind, bfloat16 becomes float32.
+    """A numpy copy of a tensor or array of finite numbers; without gradients; bfloat16 becomes float32.
 
     Raises:
         PlotError: for another type, an empty array, complex numbers, NaN or infinity.

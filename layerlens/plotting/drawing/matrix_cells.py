@@ -24,7 +24,7 @@ PER_INCH: Final = 80
 FEWEST_TOGETHER: Final = 200
 
 
-def name(
+def name_axes(
     axes: Axes, rows: list[str], columns: list[str], size: tuple[float, float], kinds: tuple[str, str]
 ) -> None:  # fmt: skip
     """Name rows and columns, as many as fit; long names lose what all begin with, then their middle.
@@ -40,13 +40,13 @@ def name(
     height, across = size
     limit = 0.35 * (across + 1.5)
     rows = text.unprefixed(rows, style.SMALL, limit)
-    shown = range(0, len(rows), _step(line * len(rows) / height))
+    shown = range(0, len(rows), _round_step(line * len(rows) / height))
     axes.set_yticks(list(shown), [text.shorten(rows[row], style.SMALL, limit) for row in shown], fontsize=style.SMALL)
     columns = text.unprefixed(columns, style.SMALL, LONGEST_NAME)
     pitch = across / len(columns)
     lying = min(text.widest(columns, style.SMALL), LONGEST_NAME) + 0.05
     upright = lying > pitch and lying > 3 * line
-    shown = range(0, len(columns), _step((line if upright else lying) / pitch))
+    shown = range(0, len(columns), _round_step((line if upright else lying) / pitch))
     written = [text.shorten(columns[column], style.SMALL, LONGEST_NAME) for column in shown]
     axes.set_xticks(list(shown), written, fontsize=style.SMALL)
     axes.tick_params(axis="x", labelrotation=90 if upright else 0)
@@ -54,8 +54,8 @@ def name(
     axes.set_xlabel(kinds[1])
 
 
-def _step(least: float) -> int:
-    """The next of 1, 2, 5, 10, 20, 50, ... that is no less."""
+def _round_step(least: float) -> int:
+    """The next of 1, 2, 5, 10, 20, 50, ... that is not less."""
     tens = next(power for power in range(20) if 10 ** (power + 1) > least)
     return next(digit * int(10**tens) for digit in (1, 2, 5, 10) if digit * 10**tens >= least)
 
@@ -83,7 +83,7 @@ def pooled(values: Array, width: float) -> tuple[Array, str]:
     return values, f"each cell: {' x '.join(said)}, the value farthest from 0." if said else ""
 
 
-def write(axes: Axes, image: AxesImage, values: Array, size: tuple[float, float], *, forced: bool) -> None:
+def write_numbers(axes: Axes, image: AxesImage, values: Array, size: tuple[float, float], *, forced: bool) -> None:
     """Write the numbers into the cells, dark on light and light on dark.
 
     Args:
@@ -119,7 +119,7 @@ def write(axes: Axes, image: AxesImage, values: Array, size: tuple[float, float]
 
 
 def _same_decimals(values: Array) -> list[list[str]]:
-    """All numbers with as many decimals, so that they compare at a glance; powers of ten where that takes too many."""
+    """All numbers with the same decimals, so that they compare at a glance; powers of ten where that takes too many."""
     sizes = np.abs(values[~np.isnan(values)])
     decimals = max(0, min(2, 2 - int(np.floor(np.log10(sizes.max() or 1.0)))))
     if not 0.1 <= (sizes.max() or 1.0) < 1e4:

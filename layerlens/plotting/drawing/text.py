@@ -15,7 +15,7 @@ DPI: Final = 200
 
 @functools.cache
 def renderer(dpi: float) -> Any:
-    """What measures text, without a figure."""
+    """A renderer that measures text without a figure."""
     from matplotlib.backends.backend_agg import RendererAgg
 
     return RendererAgg(8, 8, dpi)  # type: ignore[no-untyped-call]
@@ -55,10 +55,10 @@ def wrap(text: str, size: float, limit: float) -> str:
         encoder.layer.3.attention.
         output.LayerNorm
     """
-    return "\n".join(line for part in text.split("\n") for line in _lines(part, size, limit))
+    return "\n".join(line for part in text.split("\n") for line in _broken_lines(part, size, limit))
 
 
-def _lines(text: str, size: float, limit: float) -> list[str]:
+def _broken_lines(text: str, size: float, limit: float) -> list[str]:
     lines = [""]
     for piece in re.findall(r"\S+\s*|\s+", text):
         if width((lines[-1] + piece).rstrip(), size) <= limit:
@@ -80,7 +80,7 @@ def _lines(text: str, size: float, limit: float) -> list[str]:
 
 
 @functools.lru_cache(4096)
-def _drawn(letter: str, family: tuple[str, ...]) -> str:
+def _glyph_or_code(letter: str, family: tuple[str, ...]) -> str:
     """A letter, or its number if it is a control character or the font lacks it."""
     if unicodedata.category(letter).startswith("C"):
         return f"\\x{ord(letter):02x}"
@@ -99,7 +99,7 @@ def visible(token: str) -> str:
     """
     shown = token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")
     family = _family()
-    return "".join(_drawn(letter, family) for letter in shown) or "∅"
+    return "".join(_glyph_or_code(letter, family) for letter in shown) or "∅"
 
 
 def printable(name: str) -> str:

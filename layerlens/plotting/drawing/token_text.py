@@ -76,7 +76,7 @@ def pieces(tokens: Sequence[str], values: Array, most: int | None) -> list[Piece
     split = any(token.startswith("##") for token in tokens)
     marked = not split and any(token.startswith(SPACES) and token.strip("".join(SPACES)) for token in tokens)
     found, start = [], 0
-    kept = _kept(values, most)
+    kept = _is_shown(values, most)
     while start < len(tokens):
         stop = start
         while stop < len(tokens) and not kept[stop]:
@@ -105,7 +105,7 @@ def spelled(token: str) -> str:
     return text.visible(token if token.startswith("##") else join([token]))
 
 
-def _kept(values: Array, most: int | None) -> Array:
+def _is_shown(values: Array, most: int | None) -> Array:
     """Which tokens are shown: the strongest with their neighbors, about `most`."""
     if most is None or len(values) <= most:
         return np.ones(len(values), dtype=bool)

@@ -78,20 +78,20 @@ def activation_mosaic(
         raise OptionError(f"count={count!r} units per layer; give 1 or more.")
     if labels is not None and len(labels) != len(several):
         raise PlotError(f"{len(labels)} labels for {len(several)} layers; give one per layer.")
-    chosen = [_strongest(one, sample, count) for one in several]
+    chosen = [_strongest_units(one, sample, count) for one in several]
     columns = max((len(tiles) for tiles, _ in chosen if tiles.ndim == 3), default=1) + (
         picture and any(_picture(one, sample) is not None for one in several)
     )
     data: dict[str, Any] = {}
     clipped = False
     with Canvas(width=width, fig=fig) as canvas:
-        titles = _titles([units for _, units in chosen], (canvas.width - BAR_WIDTH) / columns)
+        titles = _tile_titles([units for _, units in chosen], (canvas.width - BAR_WIDTH) / columns)
         for row, (one, (tiles, units)) in enumerate(zip(several, chosen, strict=True)):
-            label = image_panels.unique(_label(one, len(units)) if labels is None else labels[row], data)
+            label = image_panels.unique_key(_row_label(one, len(units)) if labels is None else labels[row], data)
             canvas.header(row, label)
             data[label], data[f"units {label}"] = tiles, np.array(units)
             if tiles.ndim == 1:
-                _dense(canvas, row, tiles, units, vmax)
+                _draw_bars(canvas, row, tiles, units, vmax)
                 continue
             signed = bool(tiles.min() < 0)
             limits = style.limits([tiles], signed=signed, clip=clip, vmax=vmax, what=f"layer {one.layer!r}")
@@ -105,9 +105,9 @@ def activation_mosaic(
             }
             if tiles.ndim == 3:
                 shown = _picture(one, sample) if picture else None
-                axes, image = _tiles(canvas, row, tiles, titles[row], options, shown)
+                axes, image = _draw_tiles(canvas, row, tiles, titles[row], options, shown)
             else:
-                axes, image = _steps(canvas, row, one, tiles, units, options)
+                axes, image = _draw_steps(canvas, row, one, tiles, units, options)
             if colorbar:
                 axes = _bar_place(canvas, row, columns, axes) if tiles.ndim == 3 else axes
                 canvas.colorbar([axes], image, limits, "activation", "right")
@@ -115,14 +115,14 @@ def activation_mosaic(
         return canvas.finish(data)
 
 
-def _titles(units: list[list[int]], across: float) -> list[list[str]]:
+def _tile_titles(units: list[list[int]], across: float) -> list[list[str]]:
     """The title of each tile: the bare number where the word does not fit."""
     named = [[f"unit {unit}" for unit in row] for row in units]
     fits = max(text.width(name, style.SMALL) for row in named for name in row) <= across - GAP
     return named if fits else [[str(unit) for unit in row] for row in units]
 
 
-def _strongest(one: ActivationMaps, sample: int, count: int) -> tuple[Array, list[int]]:
+def _strongest_units(one: ActivationMaps, sample: int, count: int) -> tuple[Array, list[int]]:
     if not isinstance(one, ActivationMaps):
         raise PlotError(f"activation_mosaic draws ActivationMaps, not a {type(one).__name__}.")
     what = f"the activation of layer {one.layer!r}"
@@ -137,7 +137,7 @@ def _strongest(one: ActivationMaps, sample: int, count: int) -> tuple[Array, lis
     return values[best], [one.units[index] for index in best]
 
 
-def _label(one: ActivationMaps, shown: int) -> str:
+def _row_label(one: ActivationMaps, shown: int) -> str:
     name = f"{one.layer or '(model)'} #{one.call}" if one.call else one.layer or "(model)"
     places = one.values.shape[2:]
     size = f", {' x '.join(map(str, places))}" if len(places) > 1 else ""
@@ -151,7 +151,7 @@ def _picture(one: ActivationMaps, sample: int) -> Array | None:
     return images.picture(inputs[sample], "the input", channels_first=True)
 
 
-def _tiles(
+def _draw_tiles(
     canvas: Canvas, row: int, tiles: Array, titles: list[str], options: dict[str, Any], picture: Array | None
 ) -> tuple[Axes, AxesImage]:
     """The input, where it is a picture, and a tile for each unit."""
@@ -161,7 +161,7 @@ def _tiles(
     for column, (tile, line) in enumerate(zip(tiles, titles, strict=True), start=picture is not None):
         axes = canvas.panel(row, column, aspect=aspect, title=line)
         image = axes.imshow(tile, **options)
-        image_panels.frame(axes)
+        image_panels.hide_ticks(axes)
     return axes, image
 
 
@@ -170,12 +170,12 @@ def _bar_place(canvas: Canvas, row: int, columns: int, last: Axes) -> Axes:
     if canvas.panels[-1].column == columns - 1:
         return last
     axes = canvas.panel(row, columns - 1, aspect=0.1)
-    image_panels.frame(axes)
+    image_panels.hide_ticks(axes)
     axes.set_axis_off()
     return axes
 
 
-def _steps(
+def _draw_steps(
     canvas: Canvas, row: int, one: ActivationMaps, tiles: Array, units: list[int], options: dict[str, Any]
 ) -> tuple[Axes, AxesImage]:
     """Units as rows over tokens or time steps."""
@@ -190,7 +190,7 @@ def _steps(
     return axes, image
 
 
-def _dense(canvas: Canvas, row: int, values: Array, units: list[int], vmax: float | None) -> None:
+def _draw_bars(canvas: Canvas, row: int, values: Array, units: list[int], vmax: float | None) -> None:
     """Units without places: bars."""
     axes = canvas.panel(row, 0, height=0.7, span=True)
     bars.draw_upright(axes, values)

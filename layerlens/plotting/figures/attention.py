@@ -1,4 +1,4 @@
-"""Attention weights: who looks at whom, layer by layer and head by head."""
+"""Attention weights of every layer and head."""
 
 from __future__ import annotations
 
@@ -74,15 +74,13 @@ def attention(
         >>> attention(weights, heads="mean", labels=["the", "cat", "sat"]).data["a"].shape
         (1, 3, 3)
     """
-    if not isinstance(weights, AttentionWeights):
-        raise PlotError(f"attention draws AttentionWeights, not a {type(weights).__name__}.")
     names = list(weights)[:12] if layers is None else list(layers)
     if not names:
         raise PlotError("there is no attention to draw.")
     for name in names:
         if name not in weights.weights:
             raise OptionError(f"there is no attention in {name!r}.{suggestion(name, weights.weights)}")
-    data: dict[str, Any] = {name: _maps(weights, name, sample, heads) for name in names}
+    data: dict[str, Any] = {name: _attention_maps(weights, name, sample, heads) for name in names}
     widest = max(map(len, data.values()))
     if width is None:
         width = "column" if widest == 1 else "page"
@@ -100,7 +98,7 @@ def attention(
                 row += place % columns == 0
                 if place == 0:
                     canvas.header(row, name)
-                which = "mean of heads" if mean else f"head {_head(heads, place)}"
+                which = "mean of heads" if mean else f"head {_head_number(heads, place)}"
                 axes = canvas.panel(row, place % columns, aspect=size[0] / size[1], title=which)
                 image = axes.imshow(
                     values, cmap=colors, vmin=0, vmax=limits.high, interpolation="nearest", aspect="auto",
@@ -109,7 +107,7 @@ def attention(
                 axes.set_xticks([])
                 axes.set_yticks([])
                 if len(maps) == 1:
-                    _name(axes, weights, name, tokens, size)
+                    _write_tokens(axes, weights, name, tokens, size)
                 if place < columns:
                     last = axes  # of the first row of heads, which reaches farthest to the right
         notes = ["down: queries, across: keys"] * (widest > 1)
@@ -133,7 +131,7 @@ def _pooled(maps: Array, each: int) -> Array:
     return maps
 
 
-def _maps(weights: AttentionWeights, name: str, sample: int, heads: Heads) -> Array:
+def _attention_maps(weights: AttentionWeights, name: str, sample: int, heads: Heads) -> Array:
     """The maps of one layer, `(head, query, key)`.
 
     Raises:
@@ -152,11 +150,11 @@ def _maps(weights: AttentionWeights, name: str, sample: int, heads: Heads) -> Ar
     return values[listed]
 
 
-def _head(heads: Heads, column: int) -> int:
+def _head_number(heads: Heads, column: int) -> int:
     return column if heads is None else int(heads[column])
 
 
-def _name(
+def _write_tokens(
     axes: Axes, weights: AttentionWeights, layer: str, tokens: Sequence[str] | None, shape: tuple[int, ...]
 ) -> None:
     """Write queries and keys next to a map.

@@ -88,7 +88,7 @@ def channels(
         >>> channels(maps, count=10).data["tiles"].shape
         (10, 6, 6)
     """
-    tiles, places, what = _chosen(maps, sample, count, order)
+    tiles, places, what = _chosen_tiles(maps, sample, count, order)
     units = [maps.units[place] for place in places]
     if labels is not None and len(labels) != len(maps.units):
         raise PlotError(f"{len(labels)} labels for the {len(maps.units)} units of {maps.layer!r}; give one per unit.")
@@ -104,12 +104,12 @@ def channels(
         axes = canvas.panel()
         given = None if ax is None else axes.bbox.height / canvas.dpi
         room = canvas.width - 0.1 - BAR_WIDTH * colorbar if given is None else axes.bbox.width / canvas.dpi
-        grid = _arranged(names, aspect, room, given, columns)
+        grid = _best_grid(names, aspect, room, given, columns)
         across = grid.columns * (grid.wide + GAP) - GAP
-        down = _height(grid)
+        down = _grid_height(grid)
         canvas.panels[-1].aspect = down / max(across, room)
         colors = style.colormap(cmap, signed=signed, unsigned="viridis")
-        image = _draw(axes, shapes, names, grid, {"cmap": colors, "vmin": limits.low, "vmax": limits.high})
+        image = _draw_tiles(axes, shapes, names, grid, {"cmap": colors, "vmin": limits.low, "vmax": limits.high})
         if given is None:
             axes.set_xlim(0, max(across, room))
             axes.set_ylim(down, 0)
@@ -121,15 +121,13 @@ def channels(
         return canvas.finish({"tiles": tiles, "units": np.array(units)})
 
 
-def _chosen(maps: ActivationMaps, sample: int, count: int | None, order: Order) -> tuple[Array, list[int], str]:
+def _chosen_tiles(maps: ActivationMaps, sample: int, count: int | None, order: Order) -> tuple[Array, list[int], str]:
     """The tiles to draw and their places among the units.
 
     Raises:
         OptionError: if `count` is below 1.
         PlotError: if the maps have no tiles.
     """
-    if not isinstance(maps, ActivationMaps):
-        raise PlotError(f"channels draws the ActivationMaps of one layer, not a {type(maps).__name__}.")
     choose("order", order, ("strength", "number"))
     if count is not None and count < 1:
         raise OptionError(f"count={count!r} units; give 1 or more, or None for all.")
@@ -160,7 +158,7 @@ def _note(tiles: Array, shapes: Array) -> str:
     return f"each tile: {wide} places from left to right" if tiles.ndim == 2 else f"each tile: {high} x {wide}"
 
 
-def _arranged(names: Sequence[str], aspect: float, room: float, given: float | None, columns: int | None) -> _Grid:
+def _best_grid(names: Sequence[str], aspect: float, room: float, given: float | None, columns: int | None) -> _Grid:
     """The grid with the largest tiles that fit the width and, if they can, the height of a page or of the axes.
 
     Raises:
@@ -184,7 +182,7 @@ def _arranged(names: Sequence[str], aspect: float, room: float, given: float | N
         options = [grid(across) for across in range(least, max(least, min(count, int(room / 0.08))) + 1)]
         found = options[-1]
         for high in (0.75 * room, PAGE) if given is None else (given,):
-            fitting = [one for one in options if _height(one) <= high]
+            fitting = [one for one in options if _grid_height(one) <= high]
             if fitting and (fitting[0].line or high in (PAGE, given)):
                 found = fitting[0]
                 break
@@ -193,7 +191,7 @@ def _arranged(names: Sequence[str], aspect: float, room: float, given: float | N
             f"{found.columns} tiles in a row of {room:.2f} inches would be {found.wide:.3f} inches wide. Give fewer "
             "columns= or a larger width=."
         )
-    if given is not None and _height(found) > given + 1e-6:
+    if given is not None and _grid_height(found) > given + 1e-6:
         raise PlotError(
             f"{count} tiles do not fit into axes of {room:.2f} x {given:.2f} inches. Give larger axes, a smaller "
             "count=, or leave out ax=."
@@ -201,11 +199,11 @@ def _arranged(names: Sequence[str], aspect: float, room: float, given: float | N
     return found
 
 
-def _height(grid: _Grid) -> float:
+def _grid_height(grid: _Grid) -> float:
     return grid.rows * (grid.high + grid.line + GAP) - GAP
 
 
-def _draw(axes: Axes, tiles: Array, names: Sequence[str], grid: _Grid, options: dict[str, Any]) -> Any:
+def _draw_tiles(axes: Axes, tiles: Array, names: Sequence[str], grid: _Grid, options: dict[str, Any]) -> Any:
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -222,8 +220,8 @@ def _draw(axes: Axes, tiles: Array, names: Sequence[str], grid: _Grid, options: 
         if grid.line:
             axes.text(left, top - 0.01, name, fontsize=style.SMALL, va="bottom", ha="left").set_in_layout(False)
     # one image whose cells are wide within tiles and narrow between them draws in a moment, however many tiles
-    right = _edges(grid.columns, shape[1], grid.wide, GAP)
-    below = _edges(grid.rows, shape[0], grid.high, grid.line + GAP) + grid.line
+    right = _cell_edges(grid.columns, shape[1], grid.wide, GAP)
+    below = _cell_edges(grid.rows, shape[0], grid.high, grid.line + GAP) + grid.line
     image = axes.pcolorfast(right, below, np.ma.masked_invalid(whole), **options)
     axes.add_collection(
         PatchCollection(outlines, facecolors="none", edgecolors=style.FAINT, linewidths=0.3), autolim=False
@@ -241,7 +239,7 @@ def _draw(axes: Axes, tiles: Array, names: Sequence[str], grid: _Grid, options: 
     return image
 
 
-def _edges(tiles: int, cells: int, size: float, gap: float) -> Array:
+def _cell_edges(tiles: int, cells: int, size: float, gap: float) -> Array:
     """Where the cells of tiles begin, and the gaps after them, with the end of the last gap."""
     within = np.append(np.arange(cells) * size / cells, size)
     return np.append((np.arange(tiles)[:, None] * (size + gap) + within).ravel(), tiles * (size + gap))

@@ -87,7 +87,7 @@ def compare_methods(
     targets = {one.target_of(sample) for one in several}
     data: dict[str, Any] = {}
     with Canvas(width=width, fig=fig) as canvas:
-        columns = _balanced(count, canvas.width) if columns is None else columns
+        columns = _column_count(count, canvas.width) if columns is None else columns
         shown = [dataclasses.replace(one, picture=picture) for one in shown]
         shown, note = attribution_sample.averaged_to_fit(shown, canvas.width / columns)
         picture = shown[0].picture
@@ -104,13 +104,13 @@ def compare_methods(
             below = picture if overlay else None
             mappable, _ = image_panels.show_map(axes, one.values, limits, colors, picture=below)
             key = several[len(data)].method if labels is None else line
-            data[image_panels.unique(key, data)] = one.values
+            data[image_panels.unique_key(key, data)] = one.values
             if colorbar:
                 canvas.colorbar([axes], mappable, limits, one.units, "bottom")
         return canvas.finish(data)
 
 
-def _balanced(count: int, inches: float) -> int:
+def _column_count(count: int, inches: float) -> int:
     """Columns for `count` panels: at most five and none too narrow, with the last row as full as can be."""
     rows = -(-count // int(min(max(inches / NARROWEST, 1), 5)))
     return -(-count // rows)

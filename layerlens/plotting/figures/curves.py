@@ -78,7 +78,7 @@ def curves(
     shown = [curve] if isinstance(curve, Curve) else list(curve) if isinstance(curve, (list, tuple)) else []
     if not shown or not all(isinstance(one, Curve) for one in shown):
         raise PlotError(f"curves draws a Curve or a list of them, not {_kinds(curve)}.")
-    _agree(shown)
+    _check_same_quantity(shown)
     data = _read(shown, labels)
     points = np.concatenate([line["points"] for line in data.values()])
     if scale == "log" and points.min() <= 0:
@@ -103,10 +103,10 @@ def curves(
         axes = canvas.panel(height=min(max(0.52 * canvas.width, 1.3), 2.6))
         _points_axis(axes, points, scale, canvas.width)
         _values_axis(axes, yscale, ylim)
-        handles = [_line(axes, index, name, line, len(data)) for index, (name, line) in enumerate(data.items())]
+        handles = [_draw_curve(axes, index, name, line, len(data)) for index, (name, line) in enumerate(data.items())]
         if many:
             handles = [handles[index] for index in np.unique(np.linspace(0, len(handles) - 1, 5).round().astype(int))]
-        handles += _chance(axes, data)
+        handles += _draw_chance(axes, data)
         axes.set_xlabel(first.along)
         axes.set_ylabel(f"{first.quantity} ({first.units})" if first.units not in ("", "1") else first.quantity)
         if len(handles) > 1 or len(data) > 1:
@@ -120,7 +120,7 @@ def _kinds(curve: object) -> str:
     return f"a {type(curve).__name__}"
 
 
-def _agree(shown: list[Curve]) -> None:
+def _check_same_quantity(shown: list[Curve]) -> None:
     for what in ("quantity", "units", "along"):
         found = list(dict.fromkeys(getattr(one, what) for one in shown))
         if len(found) > 1:
@@ -145,13 +145,13 @@ def _read(shown: list[Curve], labels: Sequence[str] | None) -> dict[str, dict[st
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise PlotError(f"more than one curve is named {twice!r}. Give labels=, a name for each.")
-    lines = [line for one in shown for line in _lines(one)]
+    lines = [line for one in shown for line in _arrays_of_curves(one)]
     if len(lines) != len(names) or not lines:
         raise PlotError(f"there are {len(names)} names for {len(lines)} curves; give a series for each.")
     return dict(zip(names, lines, strict=True))
 
 
-def _lines(one: Curve) -> list[dict[str, Array]]:
+def _arrays_of_curves(one: Curve) -> list[dict[str, Array]]:
     points = finite_array(one.points, f"the points of {one.quantity!r}").astype(np.float64)
     order = np.argsort(points, kind="stable")
     parts = {}
@@ -175,7 +175,7 @@ def _lines(one: Curve) -> list[dict[str, Array]]:
     ]
 
 
-def _looks(index: int, count: int) -> tuple[Any, style.Line]:
+def _color_and_dashes(index: int, count: int) -> tuple[Any, style.Line]:
     if count <= MOST_NAMED:
         return style.COLORS[index], LINES[index]
     import matplotlib
@@ -183,8 +183,8 @@ def _looks(index: int, count: int) -> tuple[Any, style.Line]:
     return matplotlib.colormaps["viridis"](0.92 * index / (count - 1)), "-"
 
 
-def _line(axes: Axes, index: int, name: str, line: dict[str, Array], count: int) -> Any:
-    color, dashes = _looks(index, count)
+def _draw_curve(axes: Axes, index: int, name: str, line: dict[str, Array], count: int) -> Any:
+    color, dashes = _color_and_dashes(index, count)
     few = count <= MOST_NAMED and len(line["points"]) <= MOST_MARKED
     if "error" in line:
         low, high = line["values"] - line["error"], line["values"] + line["error"]
@@ -197,7 +197,7 @@ def _line(axes: Axes, index: int, name: str, line: dict[str, Array], count: int)
     return handle
 
 
-def _chance(axes: Axes, data: dict[str, dict[str, Array]]) -> list[Any]:
+def _draw_chance(axes: Axes, data: dict[str, dict[str, Array]]) -> list[Any]:
     """Draw chance, once where it is the same for all curves; and the keys of bands and chance."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -216,7 +216,7 @@ def _chance(axes: Axes, data: dict[str, dict[str, Array]]) -> list[Any]:
     )
     alone = same or len(data) == 1
     for index, line in nulls[:1] if same else nulls:
-        color = style.INK if alone else _looks(index, len(data))[0]
+        color = style.INK if alone else _color_and_dashes(index, len(data))[0]
         axes.plot(line["points"], line["null"], color=color, linestyle=CHANCE, linewidth=0.7)
     label = "chance" if alone else "chance of each"
     return [*keys, Line2D([], [], color=style.INK, linestyle=CHANCE, linewidth=0.7, label=label)]

@@ -12,7 +12,7 @@ from layerlens.results import FaithfulnessCurve
 
 from .. import style
 from ..drawing.canvas import Canvas
-from ..drawing.image_panels import unique
+from ..drawing.image_panels import unique_key
 from ..drawing.images import finite_array
 from ..plot import Plot, figure
 from ..words import words
@@ -77,7 +77,7 @@ def faithfulness_curve(
         raise OptionError(f"ax= holds one panel, and there are {len(titles)}: leave it out, or draw one at a time.")
     from matplotlib.ticker import FuncFormatter
 
-    lines = _lines(names, controls)
+    lines = _line_styles(names, controls)
     data: dict[str, Any] = {}
     with Canvas(width=width or ("column" if len(titles) == 1 else "page"), ax=ax) as canvas:
         canvas.title(title, shown[0].target)
@@ -87,7 +87,7 @@ def faithfulness_curve(
             axes, shares = drawn[place], finite_array(one.shares, f"the shares of {name!r}")
             scores = finite_array(one.scores, f"the curve of {name!r}")
             mean = scores.mean(axis=0)
-            data[unique(f"{place}: {name}" if place else name, data)] = mean
+            data[unique_key(f"{place}: {name}" if place else name, data)] = mean
             (line,) = axes.plot(shares, mean, label=name if labels is not None else words(name), **lines[name])
             handles.setdefault(name, line)
             if len(scores) > 1:
@@ -115,8 +115,8 @@ def faithfulness_curve(
         return canvas.finish(data)
 
 
-def _lines(names: Sequence[str], controls: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """How each name is drawn: colors in turn for methods, grays for controls, a stroke of its own for each."""
+def _line_styles(names: Sequence[str], controls: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How each name is drawn: colors in turn for methods, grays for controls, another stroke for each."""
     for name in controls:
         choose("control", name, dict.fromkeys(names))
     found: dict[str, dict[str, Any]] = {}

@@ -80,7 +80,7 @@ def feature_gallery(
     if made.axes[1:] != ("channel", "height", "width"):
         raise PlotError(f"feature_gallery shows images; what was made has axes {made.axes}. Use feature_visualization.")
     targets = list(dict.fromkeys(made.targets))
-    numbers = _units(targets, top) if units is None else list(units)
+    numbers = _units_of_targets(targets, top) if units is None else list(units)
     if len(numbers) != len(targets):
         raise PlotError(
             f"{len(numbers)} units for {len(targets)} targets ({', '.join(targets[:4])}); give one for each."
@@ -98,7 +98,7 @@ def feature_gallery(
             canvas.header(row, f"unit {unit}" if labels is None else labels[row])
             copies = [place for place, one in enumerate(made.targets) if one == wanted]
             best = max(copies, key=lambda place: float(made.score[place]))
-            shown = _picture(pictures[best])
+            shown = _as_picture(pictures[best])
             line = f"made: {style.number(float(made.score[best]))}"
             image_panels.show_picture(canvas.panel(row, 0, aspect=shown.shape[0] / shown.shape[1], title=line), shown)
             data[f"unit {unit}, made"] = shown
@@ -106,7 +106,7 @@ def feature_gallery(
         return canvas.finish(data)
 
 
-def _units(targets: Sequence[str], top: TopInputs) -> list[int]:
+def _units_of_targets(targets: Sequence[str], top: TopInputs) -> list[int]:
     """The units that targets name.
 
     Raises:
@@ -124,7 +124,7 @@ def _units(targets: Sequence[str], top: TopInputs) -> list[int]:
     return found
 
 
-def _picture(values: Array) -> Array:
+def _as_picture(values: Array) -> Array:
     channels = np.moveaxis(values, 0, -1)
     shown: Array = channels[..., :3] if len(values) in (3, 4) else channels.mean(axis=-1)
     if shown.min() < 0 or shown.max() > 1:

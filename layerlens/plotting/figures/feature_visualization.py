@@ -60,8 +60,6 @@ def feature_visualization(
         >>> list(feature_visualization(FeatureVisualization(*some, "score", {})).data)
         ['class 1', 'class 5', 'curve']
     """
-    if not isinstance(made, FeatureVisualization):
-        raise PlotError(f"feature_visualization draws a FeatureVisualization, not a {type(made).__name__}.")
     if columns < 1:
         raise OptionError(f"columns={columns!r}; give 1 or more.")
     targets = list(dict.fromkeys(made.targets))
@@ -87,16 +85,16 @@ def feature_visualization(
                 before = target
             score = style.number(float(made.score[index]))
             line = score if copies else f"{names[target]}: {score}"
-            data[image_panels.unique(names[target], data)] = _panel(
+            data[image_panels.unique_key(names[target], data)] = _draw_input(
                 canvas, row, column, values[index], kind, line, cmap, clip
             )
         data["curve"] = images.finite_array(made.curve, "the curve")
         if curve:
-            _curve(canvas, row + 1, data["curve"], [names[target] for target in made.targets])
+            _draw_scores(canvas, row + 1, data["curve"], [names[target] for target in made.targets])
         return canvas.finish(data)
 
 
-def _panel(
+def _draw_input(
     canvas: Canvas,
     row: int,
     column: int,
@@ -140,13 +138,13 @@ def _panel(
     return values.ravel()
 
 
-def _curve(canvas: Canvas, row: int, curve: Array, names: Sequence[str]) -> None:
+def _draw_scores(canvas: Canvas, row: int, curve: Array, names: Sequence[str]) -> None:
     axes: Axes = canvas.panel(row, 0, height=0.9, span=True)
     handles: list[Any] = []
     for index, (values, name) in enumerate(zip(curve, names, strict=True)):
         place = list(dict.fromkeys(names)).index(name)
         color, line = style.COLORS[place % len(style.COLORS)], style.LINES[place % len(style.LINES)]
-        drawn = axes.plot(values, color=color, linestyle=line, linewidth=0.8, label=_short(name))
+        drawn = axes.plot(values, color=color, linestyle=line, linewidth=0.8, label=_shortened(name))
         handles += drawn if names.index(name) == index else []
     axes.set_xlabel("step")
     axes.set_ylabel("score")
@@ -157,5 +155,5 @@ def _curve(canvas: Canvas, row: int, curve: Array, names: Sequence[str]) -> None
         canvas.legend(axes, handles)
 
 
-def _short(name: str) -> str:
+def _shortened(name: str) -> str:
     return name if len(name) <= 48 else f"{name[:47]}…"

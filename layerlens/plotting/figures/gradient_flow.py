@@ -67,12 +67,10 @@ def gradient_flow(
         >>> gradient_flow(watching.history, steps=[0, "last"]).data["values"].shape
         (2, 2)
     """
-    if not isinstance(history, TrainingHistory):
-        raise PlotError(f"gradient_flow draws a TrainingHistory, not a {type(history).__name__}.")
     if not len(history):
         raise PlotError("no step of this training was measured: there is nothing to draw.")
     found = history.of(quantity)
-    places = [_place(step, history) for step in steps]
+    places = [_step_index(step, history) for step in steps]
     places = list(dict.fromkeys(places))
     if not 1 <= len(places) <= MOST_STEPS:
         raise OptionError(f"steps= names {len(places)} steps; give 1 to {MOST_STEPS}.")
@@ -90,7 +88,7 @@ def gradient_flow(
     return layer_profile(profile, scale=scale, width=width, vmax=vmax, title=title, labels=labels, ax=ax)
 
 
-def _place(step: int | str, history: TrainingHistory) -> int:
+def _step_index(step: int | str, history: TrainingHistory) -> int:
     """The position of a step among those measured.
 
     Raises:

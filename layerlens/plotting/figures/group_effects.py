@@ -59,14 +59,12 @@ def group_effects(
     """
     if isinstance(effects, GroupComparison):
         effects = effects.attribution(name)
-    if not isinstance(effects, GroupEffects):
-        raise PlotError(f"group_effects draws GroupEffects or a GroupComparison, not a {type(effects).__name__}.")
     row = attribution_sample.sample_index(contrast, len(effects.contrasts), "the comparison (contrasts)")
     effect = images.finite_array(effects.effect[row], f"the effects on the {effects.what}")
     data: dict[str, Any] = {"effect": effect, "p": effects.p[row].numpy()}
     heading = f"{effects.what}, {effects.contrasts[row]}"
     if effect.ndim == 1:
-        return _row(effects, row, data, heading, width, vmax, title, labels)
+        return _draw_row(effects, row, data, heading, width, vmax, title, labels)
     if effect.ndim != 2:
         raise PlotError(f"the {effects.what} has {effect.ndim} axes of places; a figure shows one or two.")
     first, _, second = effects.contrasts[row].partition(" - ")
@@ -85,12 +83,12 @@ def group_effects(
         limits = style.limits([effect], signed=True, clip=100, vmax=vmax, what="the effect")
         axes = canvas.panel(0, 2, aspect=aspect, title="effect")
         mappable, _ = image_panels.show_map(axes, effect, limits, style.colormap(cmap, signed=True), picture=None)
-        _outline(axes, data["p"] <= LEVEL)
+        _outline_cells(axes, data["p"] <= LEVEL)
         canvas.colorbar([axes], mappable, limits, "standard deviations", "bottom")
         return canvas.finish(data)
 
 
-def _outline(axes: Axes, found: Array) -> None:
+def _outline_cells(axes: Axes, found: Array) -> None:
     """Lines around the cells that differ."""
     padded = np.pad(found, 1)
     lines = []
@@ -109,7 +107,7 @@ def _outline(axes: Axes, found: Array) -> None:
     axes.add_collection(LineCollection(lines, colors=style.INK, linewidths=0.9), autolim=False)
 
 
-def _row(
+def _draw_row(
     effects: GroupEffects, row: int, data: dict[str, Any], heading: str, width: style.Width | None,
     vmax: float | None, title: str | None, labels: Sequence[str] | None,
 ) -> Plot:  # fmt: skip
@@ -124,7 +122,7 @@ def _row(
         raise PlotError(f"{len(names)} labels for {count} quantities; they must agree.")
     with Canvas(width=width or "column") as canvas:
         if effects.axes == ("time",):
-            return _line(canvas, values, error, data, heading, title)
+            return _draw_line(canvas, values, error, data, heading, title)
         kept = sorted(np.argsort(-np.abs(values), kind="stable")[:MOST_BARS].tolist())
         more = f"; the {len(kept)} largest of {count}" if len(kept) < count else ""
         canvas.title(title, heading, f"strong: p <= {LEVEL:g}, corrected{more}; whiskers: one standard error")
@@ -143,7 +141,9 @@ def _row(
         return canvas.finish(data)
 
 
-def _line(canvas: Canvas, values: Array, error: Array, data: dict[str, Any], heading: str, title: str | None) -> Plot:
+def _draw_line(
+    canvas: Canvas, values: Array, error: Array, data: dict[str, Any], heading: str, title: str | None
+) -> Plot:
     canvas.title(title, heading, f"shaded: p <= {LEVEL:g}, corrected; band: one standard error")
     axes, steps = canvas.panel(height=1.2), np.arange(len(values))
     for step in np.flatnonzero(data["p"] <= LEVEL):

@@ -96,17 +96,19 @@ def heatmap(
                 if picture is not None:
                     data["picture"] = picture
             else:
-                axes, mappable = _series(canvas, shown, limits, colors, labels)
+                axes, mappable = _draw_series(canvas, shown, limits, colors, labels)
             if colorbar:
                 canvas.colorbar([axes], mappable, limits, shown.units, "right")
         elif shown.form == "tokens" or len(shown.values) <= MOST_FEATURES:
-            data["values"] = _bars(canvas, shown, labels, vmax)
+            data["values"] = _draw_bars(canvas, shown, labels, vmax)
         else:
-            _line(canvas, shown, vmax)
+            _draw_line(canvas, shown, vmax)
         return canvas.finish(data)
 
 
-def _series(canvas: Canvas, shown: Sample, limits: style.Limits, colors: Colormap, labels: Sequence[str] | None) -> Any:
+def _draw_series(
+    canvas: Canvas, shown: Sample, limits: style.Limits, colors: Colormap, labels: Sequence[str] | None
+) -> Any:
     rows = len(shown.values)
     axes = canvas.panel(height=min(max(0.09 * rows, 0.8), 2.6) if labels is None else bars.pitch_of(1) * rows)
     image = axes.imshow(
@@ -124,7 +126,7 @@ def _series(canvas: Canvas, shown: Sample, limits: style.Limits, colors: Colorma
     return axes, image
 
 
-def _bars(canvas: Canvas, shown: Sample, labels: Sequence[str] | None, vmax: float | None) -> Array:
+def _draw_bars(canvas: Canvas, shown: Sample, labels: Sequence[str] | None, vmax: float | None) -> Array:
     if labels is not None:
         names = list(labels)
     elif shown.tokens is not None:
@@ -147,7 +149,7 @@ def _bars(canvas: Canvas, shown: Sample, labels: Sequence[str] | None, vmax: flo
     return values
 
 
-def _line(canvas: Canvas, shown: Sample, vmax: float | None) -> None:
+def _draw_line(canvas: Canvas, shown: Sample, vmax: float | None) -> None:
     axes = canvas.panel(height=min(0.4 * canvas.width, 2.0))
     axes.axhline(0, color=style.FAINT, linewidth=0.6)
     axes.plot(shown.values, color=style.COLORS[0], linewidth=0.8)

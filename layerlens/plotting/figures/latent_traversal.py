@@ -56,8 +56,6 @@ def latent_traversal(
         >>> list(latent_traversal(made).data)
         ['latent 4', 'latent 0']
     """
-    if not isinstance(traversal, LatentTraversal):
-        raise PlotError(f"latent_traversal draws a LatentTraversal, not a {type(traversal).__name__}.")
     if count < 1:
         raise OptionError(f"count={count!r} directions; give 1 or more.")
     chosen = [name for name, _ in traversal.strongest(count)] if rows is None else list(rows)
@@ -90,7 +88,7 @@ def latent_traversal(
                     axes = canvas.panel(row, column, height=0.6, title=line)
                     axes.plot(one, color=style.COLORS[0], linewidth=0.8)
                     axes.set_ylim(low, high)
-                    image_panels.frame(axes)
+                    image_panels.hide_ticks(axes)
                     shown.append(one)
                     continue
                 # one range for all: the stretch of a single picture would hide what changes

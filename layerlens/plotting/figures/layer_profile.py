@@ -63,8 +63,6 @@ def layer_profile(
         >>> layer_profile(norms).data["values"].shape
         (3, 1)
     """
-    if not isinstance(profile, LayerProfile):
-        raise PlotError(f"layer_profile draws a LayerProfile, not a {type(profile).__name__}.")
     choose("scale", scale, ("linear", "log"))
     names = list(profile.layers if labels is None else labels)
     data = _read(profile, len(names))
@@ -90,7 +88,7 @@ def layer_profile(
         if vmax is not None:
             axes.set_xlim(right=vmax)
         shown = {name: np.where(shows, part, np.nan) if name == "values" else part for name, part in data.items()}
-        handles = _lines(axes, shown, series, scale) if lines else _bars(axes, shown)
+        handles = _draw_lines(axes, shown, series, scale) if lines else _draw_bars(axes, shown)
         # of several series, one that has no number at a row is a gap in its line; a log axis names all it cannot show
         gaps = np.isnan(values) & shows.any(axis=1, keepdims=True) & (len(series) > 1 and scale == "linear")
         across = canvas.width - bars.room_for_names(names, canvas.width) - 0.2
@@ -138,15 +136,15 @@ def _read(profile: LayerProfile, rows: int) -> dict[str, Array]:
     return data
 
 
-def _bars(axes: Axes, data: dict[str, Array]) -> list[Any]:
+def _draw_bars(axes: Axes, data: dict[str, Array]) -> list[Any]:
     values = data["values"][:, 0]
     color = style.signed_colors(np.nan_to_num(values)) if (values < 0).any() else style.COLORS[0]
     bars.draw(axes, values, colors=color)
-    _marks(axes, data, 0, style.INK, style.COLORS[4])
-    return _keys(data, style.INK, style.COLORS[4])
+    _draw_errors_and_null(axes, data, 0, style.INK, style.COLORS[4])
+    return _legend_entries(data, style.INK, style.COLORS[4])
 
 
-def _lines(axes: Axes, data: dict[str, Array], series: Sequence[str], scale: str) -> list[Any]:
+def _draw_lines(axes: Axes, data: dict[str, Array], series: Sequence[str], scale: str) -> list[Any]:
     rows = np.arange(len(data["values"]))
     handles: list[Any] = []
     if scale == "log":  # a whisker that reaches zero ends a decade below its value
@@ -161,13 +159,17 @@ def _lines(axes: Axes, data: dict[str, Array], series: Sequence[str], scale: str
             markerfacecolor="white" if index % 2 else color, markeredgewidth=0.8,
         )  # fmt: skip
         several = len(series) > 1
-        _marks(axes, data, index, color, color if several else style.COLORS[4], line=NULL_LINE if several else "none")
+        _draw_errors_and_null(
+            axes, data, index, color, color if several else style.COLORS[4], line=NULL_LINE if several else "none"
+        )
     if len(series) > 1:
-        return handles + _keys(data, style.FAINT, style.FAINT, NULL_LINE)
-    return _keys(data, style.COLORS[0], style.COLORS[4])
+        return handles + _legend_entries(data, style.FAINT, style.FAINT, NULL_LINE)
+    return _legend_entries(data, style.COLORS[0], style.COLORS[4])
 
 
-def _marks(axes: Axes, data: dict[str, Array], index: int, color: str, null: str, line: style.Line = "none") -> None:
+def _draw_errors_and_null(
+    axes: Axes, data: dict[str, Array], index: int, color: str, null: str, line: style.Line = "none"
+) -> None:
     """Whiskers of the standard error and marks of the null."""
     rows = np.arange(len(data["values"]))
     if "error" in data:
@@ -182,7 +184,7 @@ def _marks(axes: Axes, data: dict[str, Array], index: int, color: str, null: str
         )  # fmt: skip
 
 
-def _keys(data: dict[str, Array], color: str, null: str, line: style.Line = "none") -> list[Any]:
+def _legend_entries(data: dict[str, Array], color: str, null: str, line: style.Line = "none") -> list[Any]:
     from matplotlib.lines import Line2D
 
     keys = []

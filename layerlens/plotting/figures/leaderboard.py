@@ -82,7 +82,7 @@ def leaderboard(
             bars.value_axis(axes, words(panel.metric) if one_metric else panel.better(" (") + ")")
             _rows(axes, means, intervals, np.isin(methods, controls), higher=panel.higher)
             if column:
-                data[image_panels.unique(panel.key, data)] = means
+                data[image_panels.unique_key(panel.key, data)] = means
             else:
                 data |= {"values": means, "interval": intervals}
         return canvas.finish(data)

@@ -65,33 +65,33 @@ def matrix(
         >>> matrix(cka).data["values"].shape
         (2, 2)
     """
-    if not isinstance(found, Matrix):
-        raise PlotError(f"matrix draws a Matrix, not a {type(found).__name__}.")
     if annotate is not True and annotate is not False:
         choose("annotate", annotate, ("auto",))
-    values = _read(found)
+    values = _values(found)
     rows, columns = _names(found, values.shape, labels)
     limits = _limits(values, found, clip, vmax)
     if width is None:
         width = "column" if values.shape[1] <= 40 else "page"
     with Canvas(width=width, ax=ax) as canvas:
         drawn, note = matrix_cells.pooled(values, canvas.width)
-        canvas.title(title, words(found.method), " ".join(part for part in (_chance(found), note) if part))
+        canvas.title(title, words(found.method), " ".join(part for part in (_chance_note(found), note) if part))
         axes = canvas.panel()
-        across, height = _size(canvas, found, values.shape, rows)
+        across, height = _panel_size(canvas, found, values.shape, rows)
         canvas.panels[-1].height = height
-        image = _show(axes, drawn, values.shape, limits, style.colormap(cmap, signed=found.signed, unsigned="viridis"))
-        matrix_cells.name(axes, rows, columns, (height, across), found.axes)
+        image = _draw_cells(
+            axes, drawn, values.shape, limits, style.colormap(cmap, signed=found.signed, unsigned="viridis")
+        )
+        matrix_cells.name_axes(axes, rows, columns, (height, across), found.axes)
         if annotate is not False:
-            matrix_cells.write(axes, image, values, (height, across), forced=annotate is True)
+            matrix_cells.write_numbers(axes, image, values, (height, across), forced=annotate is True)
         units = f" ({found.units})" if found.units not in ("", "1") else ""
         canvas.colorbar([axes], image, limits, f"{found.quantity}{units}", "right")
         if np.isnan(values).any():
-            canvas.legend(axes, [_hatched(label="no number (NaN)")])
+            canvas.legend(axes, [_hatched_patch(label="no number (NaN)")])
         return canvas.finish({"values": values, "drawn": drawn})
 
 
-def _read(found: Matrix) -> Array:
+def _values(found: Matrix) -> Array:
     finite_array(found.values.nan_to_num(), f"the matrix of {found.quantity!r}")  # only the type: NaN is drawn
     values: Array = found.values.detach().double().cpu().numpy()
     infinite = int(np.isinf(values).sum())
@@ -140,7 +140,7 @@ def _limits(values: Array, found: Matrix, clip: float | None, vmax: float | None
     return Limits(floor, high if high > floor else 0.0, False, note, below=floor > low)
 
 
-def _chance(found: Matrix) -> str:
+def _chance_note(found: Matrix) -> str:
     """What is known of chance and of the error, in words: a cell has one color."""
     said = []
     for part, name in ((found.null, "chance"), (found.error, "standard error")):
@@ -152,7 +152,7 @@ def _chance(found: Matrix) -> str:
     return f"{'; '.join(said)}." if said else ""
 
 
-def _size(canvas: Canvas, found: Matrix, shape: tuple[int, ...], rows: list[str]) -> tuple[float, float]:
+def _panel_size(canvas: Canvas, found: Matrix, shape: tuple[int, ...], rows: list[str]) -> tuple[float, float]:
     """About how wide the panel will be, and how high it is to be, in inches."""
     if canvas.given is not None:
         return canvas.given.bbox.width / canvas.dpi, canvas.given.bbox.height / canvas.dpi
@@ -164,9 +164,9 @@ def _size(canvas: Canvas, found: Matrix, shape: tuple[int, ...], rows: list[str]
     return across, min(max(shape[0] * pitch, 0.3), max(0.65 * canvas.width, 4.0))
 
 
-def _show(axes: Axes, drawn: Array, shape: tuple[int, ...], limits: Limits, colors: Colormap) -> AxesImage:
+def _draw_cells(axes: Axes, drawn: Array, shape: tuple[int, ...], limits: Limits, colors: Colormap) -> AxesImage:
     if np.isnan(drawn).any():
-        axes.add_patch(_hatched(xy=(0, 0), width=1, height=1, transform=axes.transAxes, zorder=0))
+        axes.add_patch(_hatched_patch(xy=(0, 0), width=1, height=1, transform=axes.transAxes, zorder=0))
     rows, columns = shape
     image = axes.imshow(
         np.ma.masked_invalid(drawn), cmap=colors, vmin=limits.low, vmax=limits.high, interpolation="nearest",
@@ -177,7 +177,7 @@ def _show(axes: Axes, drawn: Array, shape: tuple[int, ...], limits: Limits, colo
     return image
 
 
-def _hatched(**options: Any) -> Any:
+def _hatched_patch(**options: Any) -> Any:
     from matplotlib.patches import Patch, Rectangle
 
     kind = Rectangle if "xy" in options else Patch

@@ -81,12 +81,12 @@ def method_grid(
         >>> method_grid(maps).data["maps"].shape
         (2, 2, 8, 8)
     """
-    named = dict(attributions) if isinstance(attributions, Mapping) else _named(attributions)
+    named = dict(attributions) if isinstance(attributions, Mapping) else _by_name(attributions)
     if not named:
         raise PlotError("there is nothing to draw: no attributions were given.")
     several = list(named.values())
     check_count("places", places)
-    numbers = _numbers(board, metric, named)
+    numbers = _scores(board, metric, named)
     first = attribution_sample.read(several[0], 0, channel=channel, name=name)  # refuses anything else
     count = len(several[0].score)
     rows = (
@@ -116,13 +116,13 @@ def method_grid(
         for place, (row, line, picture, label) in enumerate(zip(rows, shown, pictures, labels, strict=True)):
             aspect = line[0].values.shape[0] / line[0].values.shape[1]
             known = {method: float(values[row]) for method, values in numbers.items()}
-            ahead = _ahead(known, board, metric)
+            ahead = _best_score(known, board, metric)
             if picture is not None:
                 left = canvas.panel(place, 0, aspect=aspect, title="" if place else "Input")
                 image_panels.show_picture(left, picture)
             for column, (method, one) in enumerate(zip(named, line, strict=True), start=picture is not None):
                 axes = canvas.panel(place, column, aspect=aspect, title="" if place else words(method))
-                part, limits = _parts(one, signed, clip, places)
+                part, limits = _relative_to_largest(one, signed, clip, places)
                 drawn.append(part)
                 mappable, _ = image_panels.show_map(axes, part, limits, colors, picture=picture if overlay else None)
                 for image in axes.images:  # the picture below may have more places
@@ -141,16 +141,16 @@ def method_grid(
     return plot
 
 
-def _named(several: Sequence[Attribution]) -> dict[str, Attribution]:
+def _by_name(several: Sequence[Attribution]) -> dict[str, Attribution]:
     found: dict[str, Attribution] = {}
     for one in several:
         if not isinstance(one, Attribution):
             raise PlotError(f"method_grid draws Attributions, not a {type(one).__name__}.")
-        found[image_panels.unique(one.how, found)] = one
+        found[image_panels.unique_key(one.how, found)] = one
     return found
 
 
-def _numbers(board: Leaderboard | None, metric: str | None, named: Mapping[str, Attribution]) -> dict[str, Any]:
+def _scores(board: Leaderboard | None, metric: str | None, named: Mapping[str, Attribution]) -> dict[str, Any]:
     if board is None:
         return {}
     if not isinstance(board, Leaderboard):
@@ -165,7 +165,7 @@ def _numbers(board: Leaderboard | None, metric: str | None, named: Mapping[str, 
     return numbers
 
 
-def _ahead(known: dict[str, float], board: Leaderboard | None, metric: str | None) -> str | None:
+def _best_score(known: dict[str, float], board: Leaderboard | None, metric: str | None) -> str | None:
     """The best number of a row as it is written, when there are several to choose from."""
     if board is None or len(known) < 2:
         return None
@@ -177,7 +177,7 @@ def _two_digits(value: float) -> str:
     return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−") if abs(value) < 100 else style.number(value)
 
 
-def _parts(one: Sample, signed: bool, clip: float, places: int) -> tuple[Array, Limits]:
+def _relative_to_largest(one: Sample, signed: bool, clip: float, places: int) -> tuple[Array, Limits]:
     """The map as parts of its largest value, and the range that all share."""
     values = one.values
     if max(values.shape) > places:

@@ -101,8 +101,6 @@ def model_map(
         >>> model_map(LayerTable("Net", rows), norms).data["paths"]
         ['', 'conv']
     """
-    if not isinstance(table, LayerTable):
-        raise PlotError(f"model_map draws a LayerTable, lens.layers(), not a {type(table).__name__}.")
     choose("scale", scale, ("linear", "log"))
     if depth is not None and depth < 1:
         raise OptionError(f"depth={depth!r} levels; give 1 or more, or None for as many as fit.")
@@ -125,7 +123,7 @@ def model_map(
             f"none of the {len(numbers)} numbers ({label}) can be shown on a {scale} scale. "
             + ("Use scale='linear'." if scale == "log" else "All are NaN or infinite.")
         )
-    low, high = _range(shown[fits], scale, vmax)
+    low, high = _axis_range(shown[fits], scale, vmax)
     with Canvas(width=width, fig=fig) as canvas:
         cut = any(row.hidden for row in rows)
         note = "ticks: the layers inside of a row that are not drawn" if cut else ""
@@ -133,7 +131,7 @@ def model_map(
         for column, part in enumerate(parts):
             axes = canvas.panel(0, column)
             canvas.panels[-1].height = bars.pitch_of(len(rows)) * max(every, 4)
-            _draw(axes, part, every, canvas.width / len(parts), scale, low, high)
+            _draw_column(axes, part, every, canvas.width / len(parts), scale, low, high)
             bars.value_axis(axes, label, log=scale == "log")
             axes.set_xlim(low, high)
         return canvas.finish({"paths": [row.path for row in rows], "values": np.array([row.value for row in rows])})
@@ -149,7 +147,7 @@ def _columns(rows: list[Row], every: int) -> list[list[Row]]:
     return parts
 
 
-def _range(values: Array, scale: str, vmax: float | None) -> tuple[float, float]:
+def _axis_range(values: Array, scale: str, vmax: float | None) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max()) if vmax is None else vmax
     if scale == "log":
         return low / 2, max(high * 1.1, low)
@@ -159,12 +157,12 @@ def _range(values: Array, scale: str, vmax: float | None) -> tuple[float, float]
     return low - edge, max(high, 0) + edge
 
 
-def _draw(
+def _draw_column(
     axes: Axes, rows: list[Row], every: int, across: float, scale: str, low: float, high: float
 ) -> None:  # fmt: skip
     """Names to the left, bars, and numbers to the right."""
-    room = min(max(text.width(INDENT * row.level + _named(row), style.SMALL) for row in rows), 0.5 * across)
-    names = [_fitted(row, room) for row in rows]
+    room = min(max(text.width(INDENT * row.level + _row_label(row), style.SMALL) for row in rows), 0.5 * across)
+    names = [_fitted_label(row, room) for row in rows]
     axes.set_yticks(range(len(rows)), names, fontsize=style.SMALL, ha="left")
     axes.tick_params(axis="y", length=0, pad=72 * room + 3)
     axes.set_ylim(every - 0.4, -0.6)
@@ -192,14 +190,14 @@ def _draw(
             )  # fmt: skip
 
 
-def _named(row: Row) -> str:
+def _row_label(row: Row) -> str:
     inside = f" ({row.hidden} layers)" if row.hidden else ""
     return f"{row.name}{f'  {row.kind}' if row.kind else ''}{inside}"
 
 
-def _fitted(row: Row, room: float) -> str:
+def _fitted_label(row: Row, room: float) -> str:
     """The name of a row, with its class where there is room for both."""
-    for name in (_named(row), _named(dataclasses.replace(row, kind=""))):
+    for name in (_row_label(row), _row_label(dataclasses.replace(row, kind=""))):
         if text.width(INDENT * row.level + name, style.SMALL) <= room:
             return INDENT * row.level + name
     return INDENT * row.level + text.shorten(
@@ -256,7 +254,7 @@ def _tree(table: LayerTable, numbers: dict[str, float], depth: int) -> list[Row]
     rows: list[Row] = []
     for row in table.rows:
         level = row.path.count(".") + 1 if row.path else 0
-        calls = [path for path in (row.path, *_calls(row.path, numbers)) if path in numbers]
+        calls = [path for path in (row.path, *_further_calls(row.path, numbers)) if path in numbers]
         if level > depth:
             below = (*rows[-1].below, *(numbers[path] for path in calls))
             rows[-1] = dataclasses.replace(rows[-1], below=below, hidden=rows[-1].hidden + 1)
@@ -270,7 +268,7 @@ def _tree(table: LayerTable, numbers: dict[str, float], depth: int) -> list[Row]
     return rows
 
 
-def _calls(path: str, numbers: dict[str, float]) -> list[str]:
+def _further_calls(path: str, numbers: dict[str, float]) -> list[str]:
     """The further calls of a layer that have numbers."""
     found, call = [], 1
     while f"{path} #{call}" in numbers:

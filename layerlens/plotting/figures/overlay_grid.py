@@ -87,7 +87,7 @@ def overlay_grid(
             image_panels.show_picture(left, one.picture)
             right = canvas.panel(row, 2 * column + 1, aspect=aspect)
             mappable, _ = image_panels.show_map(right, one.values, limits, colors, picture=one.picture)
-            data[image_panels.unique(label, data)] = one.values
+            data[image_panels.unique_key(label, data)] = one.values
             if column == min(columns, len(shown)) - 1:
                 edge.append(right)
         if colorbar:

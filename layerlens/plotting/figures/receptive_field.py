@@ -55,8 +55,6 @@ def receptive_field(
         >>> receptive_field(field).data["box"].tolist()
         [[1, 4]]
     """
-    if not isinstance(field, ReceptiveField):
-        raise PlotError(f"receptive_field draws a ReceptiveField, not a {type(field).__name__}.")
     row = attribution_sample.sample_index(sample, len(field.effective), "the receptive field")
     what = f"the effective receptive field of layer {field.layer!r}"
     values = images.finite_array(field.effective[row], what)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from layerlens.errors import OptionError, PlotError
+from layerlens.errors import OptionError
 from layerlens.results import RecurrentStates
 from layerlens.results.maps.recurrent_states import GATES
 
@@ -70,8 +70,6 @@ def recurrent_states(
         >>> recurrent_states(states, count=2).data["update_gate"].shape
         (2, 6)
     """
-    if not isinstance(states, RecurrentStates):
-        raise PlotError(f"recurrent_states draws RecurrentStates, not a {type(states).__name__}.")
     if count < 1:
         raise OptionError(f"count={count!r} units; give 1 or more.")
     hidden = states.of("hidden", layer, reverse=reverse)
@@ -83,7 +81,7 @@ def recurrent_states(
         values = states.of(name, layer, reverse=reverse)[row, :steps].T
         return images.finite_array(values, f"{name} of sample {row}")  # (unit, time)
 
-    units = _varying(read("hidden"), count)
+    units = _most_varying_units(read("hidden"), count)
     data: dict[str, Any] = {"units": np.array(units)}
     with Canvas(width=width, fig=fig) as canvas:
         way = ", backward" if reverse else ""
@@ -92,30 +90,30 @@ def recurrent_states(
         for place, name in enumerate(names):
             values = read(name)
             # a projected LSTM has fewer hidden units than cells: their numbers do not belong together
-            chosen = units if len(values) == hidden.shape[-1] else _varying(values, count)
+            chosen = units if len(values) == hidden.shape[-1] else _most_varying_units(values, count)
             data[name] = values[chosen]
             axes = canvas.panel(place, height=high, title=words(name))
-            _map(canvas, axes, data[name], name in GATES, cmap, clip, colorbar, name)
+            _draw_map(canvas, axes, data[name], name in GATES, cmap, clip, colorbar, name)
             axes.tick_params(labelbottom=False)
         gates = [name for name in names if name in GATES]
         if gates:
             data["means"] = np.stack([read(name).mean(axis=0) for name in gates])
             axes = canvas.panel(len(names), height=0.8)
-            _means(canvas, axes, gates, data["means"])
+            _draw_gate_means(canvas, axes, gates, data["means"])
         else:
             axes.tick_params(labelbottom=True)
-        _steps(axes, steps)
+        _name_steps(axes, steps)
         return canvas.finish(data)
 
 
-def _varying(values: Array, count: int) -> list[int]:
+def _most_varying_units(values: Array, count: int) -> list[int]:
     """The units that vary most over time, in the order of the step at which each is largest."""
     best = np.sort(np.argsort(-values.std(axis=1), kind="stable")[:count])
     order: list[int] = best[np.argsort(np.abs(values[best]).argmax(axis=1), kind="stable")].tolist()
     return order
 
 
-def _map(
+def _draw_map(
     canvas: Canvas, axes: Axes, values: Array, gate: bool, cmap: str | None, clip: float, colorbar: bool, name: str
 ) -> None:
     limits = OPEN if gate else style.limits([values], signed=True, clip=clip, vmax=None, what=name)
@@ -133,7 +131,7 @@ def _map(
         canvas.colorbar([axes], image, limits, "open" if gate else "value", "right")
 
 
-def _means(canvas: Canvas, axes: Axes, gates: Sequence[str], means: Array) -> None:
+def _draw_gate_means(canvas: Canvas, axes: Axes, gates: Sequence[str], means: Array) -> None:
     handles: list[Any] = []
     for index, (name, values) in enumerate(zip(gates, means, strict=True)):
         handles += axes.plot(values, color=style.COLORS[index], linestyle=style.LINES[index], label=words(name))
@@ -145,7 +143,7 @@ def _means(canvas: Canvas, axes: Axes, gates: Sequence[str], means: Array) -> No
     canvas.legend(axes, handles)
 
 
-def _steps(axes: Axes, steps: int) -> None:
+def _name_steps(axes: Axes, steps: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("time step")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from layerlens.errors import OptionError, PlotError
+from layerlens.errors import OptionError
 from layerlens.results import Ledger, Relevance
 
 from .. import style
@@ -84,8 +84,6 @@ def relevance_flow(
         >>> relevance_flow(Ledger(torch.tensor([2.6]), entries)).data["name"].tolist()
         ['score', 'stem', 'head', 'input x']
     """
-    if not isinstance(relevance, (Relevance, Ledger)):
-        raise PlotError(f"relevance_flow draws a Relevance or a Ledger, not a {type(relevance).__name__}.")
     if most < 1:
         raise OptionError(f"most={most!r} layers; give 1 or more.")
     ledger = relevance.ledger if isinstance(relevance, Relevance) else relevance

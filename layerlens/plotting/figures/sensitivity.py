@@ -65,8 +65,6 @@ def sensitivity(
         >>> sensitivity(drops).data["items"]
         ['sex', 'age']
     """
-    if not isinstance(ranking, Ranking):
-        raise PlotError(f"sensitivity draws a Ranking, not a {type(ranking).__name__}.")
     if most is not None and most < 1:
         raise OptionError(f"most={most!r} items; give 1 or more, or None for all.")
     if vmax is not None and not (np.isfinite(vmax) and vmax > 0):
@@ -91,7 +89,7 @@ def sensitivity(
         canvas.panels[-1].height = max(min(high * crowded, bars.PAGE_FULL), 0.4)
         units = f" ({ranking.units})" if ranking.units not in ("", "1") else ""
         bars.value_axis(axes, f"{ranking.quantity}{units}")
-        axes.set_xlim(*_range(data, ranking.signed, vmax))
+        axes.set_xlim(*_axis_range(data, ranking.signed, vmax))
         handles = _draw(axes, data, drawn, ranking.signed)
         if rest:
             _write_rest(axes, len(rows), full["values"][rest], ranking.signed)
@@ -154,7 +152,7 @@ def _order(values: Array, signed: bool, most: int | None) -> tuple[list[int], li
     return order[:cut], order[cut:]
 
 
-def _range(data: dict[str, Any], signed: bool, vmax: float | None) -> tuple[float, float]:
+def _axis_range(data: dict[str, Any], signed: bool, vmax: float | None) -> tuple[float, float]:
     seen = np.concatenate([data[name].ravel() for name in ("values", "interval", "null") if name in data])
     if "error" in data:
         seen = np.concatenate([seen, *((data["values"] + sign * data["error"]).ravel() for sign in (-1, 1))])
@@ -184,7 +182,7 @@ def _draw(axes: Axes, data: dict[str, Any], names: list[str], signed: bool) -> l
         shades = style.signed_colors(np.nan_to_num(column)) if count == 1 and signed else [color] * len(rows)
         if count == 1:
             axes.hlines(at, 0, column, colors=shades, linewidth=1.2 if many else 2.6, alpha=0.3)
-        for spread in _spreads(data, index):
+        for spread in _intervals(data, index):
             ends = np.clip(spread, low - (high - low), high + (high - low))
             axes.hlines(at, ends[:, 0], ends[:, 1], colors=shades, linewidth=0.9)
         axes.scatter(
@@ -192,12 +190,12 @@ def _draw(axes: Axes, data: dict[str, Any], names: list[str], signed: bool) -> l
             facecolors=shades if index % 2 == 0 else "white",
         )  # fmt: skip
         if count > 1:
-            handles.append(_key(name, color=color, marker=style.MARKERS[index], hollow=bool(index % 2)))
+            handles.append(_legend_entry(name, color=color, marker=style.MARKERS[index], hollow=bool(index % 2)))
     bars.write_beyond(axes, values)
-    return handles + _keys(axes, data, count, rows, signed)
+    return handles + _draw_chance(axes, data, count, rows, signed)
 
 
-def _spreads(data: dict[str, Any], index: int) -> list[Array]:
+def _intervals(data: dict[str, Any], index: int) -> list[Array]:
     if "interval" in data:
         return [data["interval"][:, index]]
     if "error" in data:
@@ -206,7 +204,7 @@ def _spreads(data: dict[str, Any], index: int) -> list[Array]:
     return []
 
 
-def _key(label: str, *, hollow: bool = False, **options: Any) -> Any:
+def _legend_entry(label: str, *, hollow: bool = False, **options: Any) -> Any:
     from matplotlib.lines import Line2D
 
     line = {"linestyle": "none", "markersize": 3.4, "markeredgewidth": 0.8, **options}
@@ -215,20 +213,20 @@ def _key(label: str, *, hollow: bool = False, **options: Any) -> Any:
     return Line2D([], [], label=label, **line)
 
 
-def _keys(axes: Axes, data: dict[str, Any], count: int, rows: Array, signed: bool) -> list[Any]:
+def _draw_chance(axes: Axes, data: dict[str, Any], count: int, rows: Array, signed: bool) -> list[Any]:
     """Draw chance; the keys of the intervals and of chance."""
     color = style.INK if count > 1 or signed else style.COLORS[0]
     handles = []
     if "interval" in data or "error" in data:
         label = "95 % interval" if "interval" in data else "±1 standard error"
-        handles.append(_key(label, color=color, linestyle="-", linewidth=0.9))
+        handles.append(_legend_entry(label, color=color, linestyle="-", linewidth=0.9))
     if "null" not in data:
         return handles
     null = data["null"]
     known = null[np.isfinite(null)]
     if known.size == null.size and np.ptp(known) <= 1e-12 * max(1.0, float(np.abs(known).max())):
         axes.axvline(known[0], color=CHANCE, linewidth=0.9, linestyle=(0, (4, 2)), zorder=2.5)
-        return [*handles, _key("chance", color=CHANCE, linestyle=(0, (4, 2)), linewidth=0.9)]
+        return [*handles, _legend_entry("chance", color=CHANCE, linestyle=(0, (4, 2)), linewidth=0.9)]
     for index in range(count):
         at = rows + (index - (count - 1) / 2) * 0.72 / count * (count > 1)
         axes.scatter(
@@ -240,7 +238,7 @@ def _keys(axes: Axes, data: dict[str, Any], count: int, rows: Array, signed: boo
             color=CHANCE,
             zorder=2.8,
         )
-    return [*handles, _key("chance", color=CHANCE, marker="|", markersize=6, markeredgewidth=1.1)]
+    return [*handles, _legend_entry("chance", color=CHANCE, marker="|", markersize=6, markeredgewidth=1.1)]
 
 
 def _write_rest(axes: Axes, row: int, values: Array, signed: bool) -> None:

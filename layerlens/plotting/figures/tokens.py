@@ -91,8 +91,8 @@ def tokens(
         notes += ["underlined: negative"] * any(piece.value < 0 for piece in found)
         canvas.title(title, shown.title, "; ".join(notes))
         axes = canvas.panel()
-        pitch, room = 1.75 * style.TEXT / 72, _room(canvas, axes)
-        cells = _placed(found, room)
+        pitch, room = 1.75 * style.TEXT / 72, _line_width(canvas, axes)
+        cells = _cells(found, room)
         high = pitch * (cells[-1].line + 1)
         if ax is not None and high > (given := axes.bbox.height / canvas.dpi):
             raise PlotError(
@@ -100,7 +100,7 @@ def tokens(
                 "larger axes, a smaller most=, or leave out ax=."
             )
         canvas.panels[-1].height = high
-        _draw(axes, cells, pitch, limits, colors)
+        _draw_cells(axes, cells, pitch, limits, colors)
         if colorbar:
             canvas.colorbar([axes], _mappable(limits, colors), limits, shown.units, "bottom")
         plot = canvas.finish({"values": shown.values, "tokens": [cell.shown for cell in cells]})
@@ -110,7 +110,7 @@ def tokens(
         return plot
 
 
-def _room(canvas: Canvas, axes: Axes) -> float:
+def _line_width(canvas: Canvas, axes: Axes) -> float:
     """The width of a line, in inches."""
     if canvas.given is not None:
         return float(axes.bbox.width) / canvas.dpi
@@ -118,7 +118,7 @@ def _room(canvas: Canvas, axes: Axes) -> float:
     return canvas.width - 2 * MARGIN - bar_numbers
 
 
-def _placed(found: Sequence[Piece], room: float) -> list[_Cell]:
+def _cells(found: Sequence[Piece], room: float) -> list[_Cell]:
     """The position of each token: lines are broken between words, and within those that are longer than a line."""
     words: list[list[tuple[Piece, str, float]]] = []
     for piece in found:
@@ -146,7 +146,7 @@ def _placed(found: Sequence[Piece], room: float) -> list[_Cell]:
     return cells
 
 
-def _draw(axes: Axes, cells: Sequence[_Cell], pitch: float, limits: style.Limits, colors: Colormap) -> None:
+def _draw_cells(axes: Axes, cells: Sequence[_Cell], pitch: float, limits: style.Limits, colors: Colormap) -> None:
     from matplotlib.collections import LineCollection, PatchCollection
     from matplotlib.patches import Rectangle
 

@@ -75,29 +75,29 @@ def tokens_html(
     found = token_text.pieces(shown.tokens or (), shown.values, most)
     heading = shown.title if title is None else title
     parts = [f'<div style="margin-bottom:.3em">{html.escape(heading)}</div>'] if heading else []
-    text = "".join(_span(piece, limits, colors, shown.units) for piece in found)
+    text = "".join(_token_span(piece, limits, colors, shown.units) for piece in found)
     parts.append(f'<div style="overflow-wrap:anywhere">{text}</div>')
     if colorbar:
-        parts.append(_scale(limits, colors, shown.units, negative=any(piece.value < 0 for piece in found)))
+        parts.append(_color_scale(limits, colors, shown.units, negative=any(piece.value < 0 for piece in found)))
     described = html.escape(_described(shown, heading))
     return f'<div role="group" aria-label="{described}" style="{PAPER}">{"".join(parts)}</div>'
 
 
-def _span(piece: Piece, limits: style.Limits, colors: Colormap, units: str) -> str:
+def _token_span(piece: Piece, limits: style.Limits, colors: Colormap, units: str) -> str:
     value = f"{style.number(piece.value)} {units}"
     if piece.count:
         look, hover = f"background:{LEFT_OUT};color:{style.INK}", f"{piece.count} tokens, sum: {value}"
     else:
         fill = colors(np.clip((piece.value - limits.low) / (limits.high - limits.low), 0, 1))
         ink = "#FFFFFF" if text_color(fill) == "white" else style.INK
-        look, hover = f"background:{_hex(fill)};color:{ink}", f"{_seen(piece.text)}: {value}"
+        look, hover = f"background:{_hex(fill)};color:{ink}", f"{_visible(piece.text)}: {value}"
     look += ";text-decoration:underline" if piece.value < 0 else ""
-    escaped = html.escape(_seen(piece.text))
+    escaped = html.escape(_visible(piece.text))
     space, end = " " if piece.apart else "", "<br>" if piece.ends else ""
     return f'{space}<span style="{look};padding:.15em .1em" title="{html.escape(hover)}">{escaped}</span>{end}'
 
 
-def _scale(limits: style.Limits, colors: Colormap, units: str, *, negative: bool) -> str:
+def _color_scale(limits: style.Limits, colors: Colormap, units: str, *, negative: bool) -> str:
     stops = ",".join(_hex(colors(place)) for place in np.linspace(0, 1, 9))
     bar = f"display:inline-block;width:12em;height:.7em;margin:0 .5em;background:linear-gradient(to right,{stops})"
     label = ", ".join([units, *[limits.note] * bool(limits.note), *["underlined: negative"] * negative])
@@ -111,7 +111,7 @@ def _described(shown: Sample, heading: str) -> str:
     """The three strongest tokens, for those who do not see the colors."""
     best = np.argsort(-np.abs(shown.values), kind="stable")[:3].tolist()
     names = shown.tokens or ()
-    strongest = ", ".join(f"{_seen(names[place])} {style.number(float(shown.values[place]))}" for place in best)
+    strongest = ", ".join(f"{_visible(names[place])} {style.number(float(shown.values[place]))}" for place in best)
     return f"{heading or shown.what}; strongest of {len(names)} tokens, in {shown.units}: {strongest}"
 
 
@@ -119,7 +119,7 @@ def _hex(color: Sequence[float] | Array) -> str:
     return "#" + "".join(f"{round(255 * float(part)):02x}" for part in color[:3])
 
 
-def _seen(token: str) -> str:
+def _visible(token: str) -> str:
     """A token with white space, control characters and marks of direction made visible."""
     shown = re.sub(r"^ +$", lambda found: "␣" * len(found[0]), token).replace("\n", "↵").replace("\t", "⇥")
     letters = (f"\\u{ord(one):04x}" if unicodedata.category(one) in ("Cc", "Cf", "Cs") else one for one in shown)

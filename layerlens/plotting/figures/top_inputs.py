@@ -64,8 +64,6 @@ def top_inputs(
         >>> list(top_inputs(top).data)
         ['unit 3, sample 9', 'unit 3, sample 4']
     """
-    if not isinstance(top, TopInputs):
-        raise PlotError(f"top_inputs draws TopInputs, not a {type(top).__name__}.")
     read_options(top, show, count)
     chosen = [unit for unit, _ in top.strongest(5)] if units is None else list(units)
     if not chosen:
@@ -105,7 +103,7 @@ def show_inputs(
     at, data = top.row(unit), {}
     for rank, index in enumerate(top.index[at, :count].tolist()):
         picture, box = _picture(top, index), _box(top, at, rank)
-        shown = picture if show == "input" else _cut(picture, box) if show == "crop" else _masked(picture, box)
+        shown = picture if show == "input" else _cropped(picture, box) if show == "crop" else _masked(picture, box)
         aspect = 1.0 if show == "crop" else shown.shape[0] / shown.shape[1]
         line = f"#{index}: {style.number(float(top.values[at, rank]))}"
         axes = canvas.panel(row, column + rank, aspect=aspect, title=line)
@@ -136,7 +134,7 @@ def _box(top: TopInputs, row: int, rank: int) -> tuple[int, int, int, int]:
     return (upper, lower, left, right) if lower > upper and right > left else (0, height, 0, width)
 
 
-def _cut(picture: Array, box: tuple[int, int, int, int]) -> Array:
+def _cropped(picture: Array, box: tuple[int, int, int, int]) -> Array:
     """The smallest square around the box that lies in the picture."""
     upper, lower, left, right = box
     height, width = picture.shape[:2]

@@ -95,8 +95,6 @@ def training(
         >>> training(watching.history, "activation mean").data["values"].shape
         (3, 4)
     """
-    if not isinstance(history, TrainingHistory):
-        raise PlotError(f"training draws a TrainingHistory, not a {type(history).__name__}.")
     if not len(history):
         raise PlotError("no step of this training was measured: there is nothing to draw.")
     if quantity is None:
@@ -114,17 +112,19 @@ def training(
     with Canvas(width=width, ax=ax) as canvas:
         drawn, note = matrix_cells.pooled(values, canvas.width)
         uneven = "Columns are the measured steps, at uneven distances." if len(set(np.diff(steps))) > 1 else ""
-        lost = [f"{name}: {count} not finite." for name, line in curves.items() if (count := _lost(line))]
+        lost = [f"{name}: {count} not finite." for name, line in curves.items() if (count := _count_not_finite(line))]
         notes = " ".join(filter(None, (uneven, note, *lost)))
         canvas.title(title, f"{words(quantity)} of each layer, {found.method}", notes)
         for row, (name, line) in enumerate(curves.items()):
-            _curve(canvas.panel(row, height=LOGGED), name, line, steps)
+            _draw_logged(canvas.panel(row, height=LOGGED), name, line, steps)
         axes = canvas.panel(len(curves))
-        across, high = _size(canvas, names)
+        across, high = _panel_size(canvas, names)
         canvas.panels[-1].height = high
         colors = style.colormap(cmap, signed=found.signed, unsigned="viridis")
-        image, masks = _show(axes, drawn, values, limits, colors)
-        matrix_cells.name(axes, names, [str(step) for step in steps.tolist()], (high, across), ("", "measured step"))
+        image, masks = _draw_cells(axes, drawn, values, limits, colors)
+        matrix_cells.name_axes(
+            axes, names, [str(step) for step in steps.tolist()], (high, across), ("", "measured step")
+        )
         units = f" ({found.units})" if found.units not in ("", "1") else ""
         if limits is not None:
             canvas.colorbar([axes], image, limits, f"{quantity}{units}", "right")
@@ -140,11 +140,11 @@ def _logged(history: TrainingHistory, names: Sequence[str] | None) -> dict[str, 
     return {name: rows.reshape(-1, 2).T.double().numpy() for name, rows in found.items() if len(rows)}
 
 
-def _lost(line: Array) -> int:
+def _count_not_finite(line: Array) -> int:
     return int((~np.isfinite(line[1])).sum())
 
 
-def _curve(axes: Axes, name: str, line: Array, steps: Array) -> None:
+def _draw_logged(axes: Axes, name: str, line: Array, steps: Array) -> None:
     """A logged value over the columns of the panel below; steps between two columns lie between them."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -170,7 +170,7 @@ def _curve(axes: Axes, name: str, line: Array, steps: Array) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _size(canvas: Canvas, names: list[str]) -> tuple[float, float]:
+def _panel_size(canvas: Canvas, names: list[str]) -> tuple[float, float]:
     """About how wide the panel will be, and how high it is to be, in inches."""
     if canvas.given is not None:
         return canvas.given.bbox.width / canvas.dpi, canvas.given.bbox.height / canvas.dpi
@@ -179,7 +179,9 @@ def _size(canvas: Canvas, names: list[str]) -> tuple[float, float]:
     return across, min(max(len(names) * pitch, 0.4), max(0.9 * canvas.width, 4.0))
 
 
-def _show(axes: Axes, drawn: Array, values: Array, limits: Limits | None, colors: Colormap) -> tuple[Any, list[Any]]:
+def _draw_cells(
+    axes: Axes, drawn: Array, values: Array, limits: Limits | None, colors: Colormap
+) -> tuple[Any, list[Any]]:
     """Draw the cells; returns the image, for a colorbar, and the keys of the marks."""
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.patches import Patch
@@ -187,7 +189,7 @@ def _show(axes: Axes, drawn: Array, values: Array, limits: Limits | None, colors
     log = limits is None or limits.log
     low, high = (1.0, 10.0) if limits is None else (limits.low, limits.high)
     norm = (LogNorm if log else Normalize)(low, high)
-    hidden = {name: _is(name, drawn) & (log or name != "zero") for name in MARKS}
+    hidden = {name: _cells_that_are(name, drawn) & (log or name != "zero") for name in MARKS}
     rows, columns = values.shape
     image = axes.imshow(
         np.ma.masked_array(drawn, np.logical_or.reduce(list(hidden.values()))), cmap=colors, norm=norm,
@@ -195,21 +197,21 @@ def _show(axes: Axes, drawn: Array, values: Array, limits: Limits | None, colors
     )  # fmt: skip
     keys = []
     for name, where in hidden.items():
-        count = int(_is(name, values).sum())
+        count = int(_cells_that_are(name, values).sum())
         if count and (log or name != "zero"):
             keys.append(Patch(linewidth=0, label=f"{name} ({count})", **MARKS[name]))
-            _mark(axes, where, values.shape, MARKS[name])
+            _cover_cells(axes, where, values.shape, MARKS[name])
     axes.set_xlim(-0.5, columns - 0.5)
     axes.set_ylim(rows - 0.5, -0.5)
     return image, keys
 
 
-def _is(name: str, values: Array) -> Array:
+def _cells_that_are(name: str, values: Array) -> Array:
     found: Array = {"zero": values == 0, "infinite": np.isinf(values)}.get(name, np.isnan(values))
     return found
 
 
-def _mark(axes: Axes, where: Array, shape: tuple[int, ...], look: dict[str, Any]) -> None:
+def _cover_cells(axes: Axes, where: Array, shape: tuple[int, ...], look: dict[str, Any]) -> None:
     """Cover cells by one patch, in the same look all over."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path

@@ -53,7 +53,7 @@ def word_groups(tokens: Sequence[str]) -> list[Group]:
 
 
 def _special(token: str) -> bool:
-    """Whether it is the tokenizer's own, such as `[CLS]`, `<s>` and `<|endoftext|>`."""
+    """Whether a token is the tokenizer's own, such as `[CLS]`, `<s>` and `<|endoftext|>`."""
     return len(token) > 2 and (token[0], token[-1]) in {("[", "]"), ("<", ">")}
 
 

@@ -72,11 +72,7 @@ class TopInputs(Result):
         return [(self.units[row], value) for value, row in zip(*map(torch.Tensor.tolist, best), strict=True)]
 
     def to_pandas(self) -> Any:
-        """One row per unit and rank: unit, rank, index, value, place.
-
-        Raises:
-            MissingPackage: when pandas is not installed.
-        """
+        """One row per unit and rank: unit, rank, index, value, place. pandas must be installed."""
         pandas = need("pandas", "to_pandas")
         lists = (self.index.tolist(), self.values.tolist(), self.places.tolist())
         rows = [

@@ -161,11 +161,7 @@ class GroupComparison(Result):
         ]
 
     def to_pandas(self) -> Any:
-        """One row per contrast, layer and unit: effect, error, p, difference.
-
-        Raises:
-            MissingPackage: when pandas is not installed.
-        """
+        """One row per contrast, layer and unit: effect, error, p, difference. pandas must be installed."""
         pandas = need("pandas", "to_pandas")
         rows = [
             {
@@ -218,13 +214,13 @@ class ErrorExplanation(GroupComparison):
         return (self.labels != self.predicted).nonzero().flatten()
 
     def confusions(self, count: int = 5) -> list[tuple[int, int, int]]:
-        """The commonest mistakes: (label, predicted, how often)."""
+        """The most frequent mistakes: (label, predicted, how often)."""
         wrong = self.errors
         pairs = Counter(zip(self.labels[wrong].tolist(), self.predicted[wrong].tolist(), strict=True))
         return [(label, predicted, often) for (label, predicted), often in pairs.most_common(count)]
 
     def summary(self) -> list[tuple[str, str]]:
-        """Error rate and commonest mistakes, then as of any comparison."""
+        """Error rate and most frequent mistakes, then the summary of the comparison."""
         mistakes = ", ".join(f"{label} as {predicted} ({n})" for label, predicted, n in self.confusions(3))
         rate = f"{len(self.errors)} of {len(self.labels)}"
         return [("errors", rate), ("mistakes", mistakes), *super().summary()]

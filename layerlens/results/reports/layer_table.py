@@ -107,13 +107,13 @@ class LayerTable(Result):
             depth: how deep to go; None for all.
         """
         cells: list[tuple[str, ...]] = [(*self.HEADS, *self.MORE)]
-        for row, text in zip(self.rows, self._whole(), strict=True):
+        for row, text in zip(self.rows, self._all_cells(), strict=True):
             level = row.path.count(".") + 1 if row.path else 0
             if depth is None or level <= depth:
                 cells.append(("  " * level + (row.path.rpartition(".")[2] or "(model)"), *text[1:]))
         return _columns(cells)
 
-    def _whole(self) -> list[tuple[str, ...]]:
+    def _all_cells(self) -> list[tuple[str, ...]]:
         return [one + two for one, two in zip(self.cells(), self.more(), strict=True)]
 
     def summary(self) -> list[tuple[str, str]]:
@@ -125,11 +125,7 @@ class LayerTable(Result):
         return rows if self.milliseconds is None else [*rows, ("one forward", f"{self.milliseconds:.1f} ms")]
 
     def to_pandas(self) -> Any:
-        """The rows as a pandas DataFrame.
-
-        Raises:
-            MissingPackage: when pandas is not installed.
-        """
+        """The rows as a pandas DataFrame. pandas must be installed."""
         pandas = need("pandas", "to_pandas")
         return pandas.DataFrame([dataclasses.asdict(row) for row in self.rows])
 
@@ -152,7 +148,7 @@ class LayerTable(Result):
             )
 
         levels = [row.path.count(".") + 1 if row.path else 0 for row in self.rows]
-        body = "".join(line(cells, "td", level) for cells, level in zip(self._whole(), levels, strict=True))
+        body = "".join(line(cells, "td", level) for cells, level in zip(self._all_cells(), levels, strict=True))
         return f"<table><thead>{line((*self.HEADS, *self.MORE), 'th')}</thead><tbody>{body}</tbody></table>"
 
 

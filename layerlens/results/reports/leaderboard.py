@@ -83,11 +83,7 @@ class Leaderboard(Result):
         return max(rows, key=lambda name: sign * self.mean(name, self.metrics[column]))
 
     def to_pandas(self) -> Any:
-        """The means as a pandas DataFrame, methods by metrics.
-
-        Raises:
-            MissingPackage: when pandas is not installed.
-        """
+        """The means as a pandas DataFrame, methods by metrics. pandas must be installed."""
         pandas = need("pandas", "to_pandas")
         return pandas.DataFrame(self.values.mean(dim=2).numpy(), list(self.methods), list(self.metrics))
 

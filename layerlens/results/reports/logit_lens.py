@@ -13,7 +13,7 @@ from ..values.matrix import Matrix
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LogitLens(Matrix):
-    """One number for each layer and position, and the likeliest classes, or tokens, there.
+    """One number for each layer and position, and the most likely classes, or tokens, there.
 
     Attributes:
         targets: the class that is watched at each column.
@@ -32,7 +32,7 @@ class LogitLens(Matrix):
         return self.names.get(index, str(index))
 
     def says(self, row: str | int, column: str | int = -1) -> list[tuple[str, float]]:
-        """(name, probability) of the likeliest classes at one layer and position, likeliest first.
+        """(name, probability) of the most likely classes at one layer and position, most likely first.
 
         Raises:
             OptionError: when there is no such row or column.
@@ -42,7 +42,7 @@ class LogitLens(Matrix):
         return [(self.name(index), score) for index, score in zip(chosen, scores, strict=True)]
 
     def settles(self, column: str | int = -1) -> str | None:
-        """The first layer from which on, up to the last, the target is the likeliest; None where it never is.
+        """The first layer from which the target is the most likely class up to the last layer; None if there is none.
 
         Raises:
             OptionError: when there is no such column.

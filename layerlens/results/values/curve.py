@@ -53,11 +53,7 @@ class Curve(Explained):
         return self.values[self.series.index(choose("series", series, self.series))]
 
     def to_pandas(self) -> Any:
-        """A pandas DataFrame with a row for each point and a column for each curve.
-
-        Raises:
-            MissingPackage: when pandas is not installed.
-        """
+        """A pandas DataFrame with a row for each point and a column for each curve. pandas must be installed."""
         pandas = need("pandas", "to_pandas")
         index = pandas.Index(self.points.numpy(), name=self.along)
         return pandas.DataFrame(self.values.T.numpy(), index, list(self.series))

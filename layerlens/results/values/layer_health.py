@@ -58,11 +58,7 @@ class LayerHealth(LayerProfile):
         return shares | {name: column for name, column in more.items() if column is not None}
 
     def to_pandas(self) -> Any:
-        """A pandas DataFrame with a row for each layer and a column for each number.
-
-        Raises:
-            MissingPackage: when pandas is not installed.
-        """
+        """A pandas DataFrame with a row for each layer and a column for each number. pandas must be installed."""
         pandas = need("pandas", "to_pandas")
         return pandas.DataFrame({name: column.numpy() for name, column in self._columns().items()}, list(self.layers))
 

@@ -68,11 +68,7 @@ class Matrix(Explained):
         return sorted(listed, key=lambda entry: -abs(entry[2]) if self.signed else -entry[2])
 
     def to_pandas(self) -> Any:
-        """The matrix as a pandas DataFrame.
-
-        Raises:
-            MissingPackage: when pandas is not installed.
-        """
+        """The matrix as a pandas DataFrame. pandas must be installed."""
         pandas = need("pandas", "to_pandas")
         return pandas.DataFrame(self.values.numpy(), list(self.rows), list(self.columns))
 

@@ -69,11 +69,7 @@ class Ranking(Explained):
         return sorted(pairs, key=lambda pair: -abs(pair[1]) if self.signed else -pair[1])
 
     def to_pandas(self) -> Any:
-        """The rows as a pandas DataFrame indexed by item.
-
-        Raises:
-            MissingPackage: when pandas is not installed.
-        """
+        """The rows as a pandas DataFrame indexed by item. pandas must be installed."""
         pandas = need("pandas", "to_pandas")
         columns = list(self.series) or [self.quantity]
         return pandas.DataFrame(self.values.reshape(len(self.items), -1).numpy(), list(self.items), columns)

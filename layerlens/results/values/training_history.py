@@ -103,32 +103,32 @@ class TrainingHistory(Explained):
             raise OptionError(f"last={last!r}: at least one step is needed.")
         sentences = []
         for quantity, values in self.values.items():
-            bad = ((~values.isfinite()) & ~values.isnan()).any(dim=0) | self._lost(quantity)
-            sentences += self._named(quantity, bad, f"{quantity} that is not finite")
+            bad = ((~values.isfinite()) & ~values.isnan()).any(dim=0) | self._became_nan(quantity)
+            sentences += self._sentence(quantity, bad, f"{quantity} that is not finite")
         middle = {name: values[-last:].nanmedian(dim=0).values for name, values in self.values.items()}
         if "gradient norm" in middle:
             norms = middle["gradient norm"]
-            sentences += self._named("gradient norm", norms == 0, "no gradient")
+            sentences += self._sentence("gradient norm", norms == 0, "no gradient")
             small = (norms > 0) & (norms < VANISHING * norms.nan_to_num(0, 0, 0).max())
-            sentences += self._named(
+            sentences += self._sentence(
                 "gradient norm", small, f"a gradient below {VANISHING:g} of the largest layer's", norms
             )
         if "update ratio" in middle:
             ratio = middle["update ratio"]
-            sentences += self._named("update ratio", ratio > HIGH, f"updates above {HIGH:g} of the weights", ratio)
-            sentences += self._named("update ratio", ratio < LOW, f"updates below {LOW:g} of the weights", ratio)
+            sentences += self._sentence("update ratio", ratio > HIGH, f"updates above {HIGH:g} of the weights", ratio)
+            sentences += self._sentence("update ratio", ratio < LOW, f"updates below {LOW:g} of the weights", ratio)
         if "constant units" in middle:
             share = middle["constant units"]
             text = f"units that are the same for all of the {int(self.rows[-1])} samples of a step"
-            sentences += self._named("constant units", share > 0, text, share)
+            sentences += self._sentence("constant units", share > 0, text, share)
         return sentences
 
-    def _lost(self, quantity: str) -> torch.Tensor:
+    def _became_nan(self, quantity: str) -> torch.Tensor:
         """Layers whose last number is NaN although one before it was not."""
         values = self.values[quantity]
         return values[-1].isnan() & (~values.isnan()).any(dim=0) & (quantity != "drift")
 
-    def _named(self, quantity: str, where: torch.Tensor, what: str, values: torch.Tensor | None = None) -> list[str]:
+    def _sentence(self, quantity: str, where: torch.Tensor, what: str, values: torch.Tensor | None = None) -> list[str]:
         rows = where.nonzero().flatten().tolist()
         if not rows:
             return []
@@ -140,11 +140,7 @@ class TrainingHistory(Explained):
         return [f"{what[0].upper()}{what[1:]}: {', '.join(listed)}{more}."]
 
     def to_pandas(self) -> Any:
-        """A pandas DataFrame with the columns step, quantity, layer and value.
-
-        Raises:
-            MissingPackage: when pandas is not installed.
-        """
+        """A pandas DataFrame with the columns step, quantity, layer and value. pandas must be installed."""
         pandas = need("pandas", "to_pandas")
         rows = [
             (step, quantity, layer, value)
@@ -162,7 +158,7 @@ class TrainingHistory(Explained):
         return {name: as_array(values) for name, values in self.values.items()}
 
     def summary(self) -> list[tuple[str, str]]:
-        """Steps, what was recorded, the price, and what stands out."""
+        """Steps, what was recorded, the cost, and what stands out."""
         seen = int(self.checks["steps seen"]) if "steps seen" in self.checks else 0
         rows = [("steps", f"{len(self)} measured of {seen}"), ("quantities", ", ".join(self.values))]
         if "share of time" in self.checks:

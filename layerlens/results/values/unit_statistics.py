@@ -78,11 +78,7 @@ class UnitStatistics(Result):
         )
 
     def to_pandas(self) -> Any:
-        """A row for each unit, indexed by layer and unit.
-
-        Raises:
-            MissingPackage: when pandas is not installed.
-        """
+        """A row for each unit, indexed by layer and unit. pandas must be installed."""
         pandas = need("pandas", "to_pandas")
         index = [(layer, unit) for layer, units in self.mean.items() for unit in range(len(units))]
         columns = {name: torch.cat(list(getattr(self, name).values())).numpy() for name in (*QUANTITIES, "not_finite")}
