@@ -1,4 +1,4 @@
-"""Dynamics: what the layers of a model make of a data set, and what training makes of the layers."""
+"""Dynamics: how layers transform a data set, and how training changes the layers."""
 
 from .blocks.logit_lens import logit_lens
 from .blocks.nonlinearity import nonlinearity

@@ -112,9 +112,9 @@ def logit_lens(
             tops.append(likeliest.indices)
             scores.append(likeliest.values.exp())
             kl.append(torch.where(own.isneginf(), 0.0, own.exp() * (own - log_p)).sum(dim=1).clamp_min(0))
-            number = _number(_columns(logits).double().cpu(), log_p, watched, value)  # (columns, targets)
-            values.append(number.diagonal())
-            null.append((number.sum(dim=0) - number.diagonal()) / max(columns - 1, 1))
+            value_at = _target_values(_flat(logits).double().cpu(), log_p, watched, value)  # (columns, targets)
+            values.append(value_at.diagonal())
+            null.append((value_at.sum(dim=0) - value_at.diagonal()) / max(columns - 1, 1))
     warn_left_out("logit_lens", stream.left_out, layers is not None)
     if not reader.difference < CLOSE:
         warn(
@@ -228,20 +228,20 @@ def _column_names(batch: int, places: int, positions: bool) -> tuple[str, ...]:
     return tuple(f"{place}" if batch == 1 else f"sample {k}, {place}" for k in range(batch) for place in range(places))
 
 
-def _columns(scores: torch.Tensor) -> torch.Tensor:
-    """`(columns, classes)`."""
+def _flat(scores: torch.Tensor) -> torch.Tensor:
+    """Return scores as `(columns, classes)`."""
     return scores.reshape(-1, scores.shape[-1])
 
 
 def _log_p(scores: torch.Tensor) -> torch.Tensor:
     """Return log-probabilities `(columns, classes)`, float64; for a distribution its logarithms."""
-    rows = _columns(scores).double().cpu()
+    rows = _flat(scores).double().cpu()
     if bool((rows >= 0).all()) and bool(((rows.sum(dim=1) - 1).abs() < 1e-3).all()):
         return rows.log()
     return rows.log_softmax(dim=1)
 
 
-def _number(scores: torch.Tensor, log_p: torch.Tensor, watched: torch.Tensor, value: str) -> torch.Tensor:
+def _target_values(scores: torch.Tensor, log_p: torch.Tensor, watched: torch.Tensor, value: str) -> torch.Tensor:
     """Return at each column the value of each column's target, `(columns, columns)`."""
     if value == "logit":
         return scores[:, watched]

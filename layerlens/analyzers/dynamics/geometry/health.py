@@ -207,7 +207,7 @@ def _mean(norms: list[torch.Tensor] | None) -> torch.Tensor:
 
 
 def _shares(every: list[Units], double: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The series of each layer and their standard errors over samples, `(layers, series)`."""
+    """Return the series of each layer and their standard errors over samples, `(layers, series)`."""
     values, errors = [], []
     for units in every:
         count = len(units.total)
@@ -224,7 +224,7 @@ def _shares(every: list[Units], double: float) -> tuple[torch.Tensor, torch.Tens
 
 
 def _aligned(twin: UnitReader, names: tuple[str, ...], double: float) -> torch.Tensor:
-    """The shares of the twin at the same layers; NaN where it has none."""
+    """Return the shares of the twin at the same layers; NaN where it has none."""
     twin.finish()
     null = torch.full((len(names), len(SERIES)), torch.nan, dtype=torch.float64)
     known = [place for place, name in enumerate(names) if name in twin.units]

@@ -40,7 +40,7 @@ def marked(batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.
 
 @public
 def planted_watermark(batch: int = 16, *, seed: int = 0, steps: int = 60) -> Task:
-    """Make a task with a small convolutional network, trained in about a second, that only a mark can tell the class.
+    """Make a task with a small convolutional network, trained in a second, that infers the class from a mark alone.
 
     Everything else in the pictures is independent of the class. The evidence lies on the mark and a rim of one pixel.
 
@@ -73,5 +73,5 @@ def planted_watermark(batch: int = 16, *, seed: int = 0, steps: int = 60) -> Tas
     x, classes, masks = marked(batch, generator)
     with borrowed(model, grad=False), torch.no_grad():
         right = float((model.eval()(x).argmax(dim=1) == classes).double().mean())
-    why = f"nothing but the mark tells the class; the model is right on {right:.0%} of these pictures"
+    why = f"nothing but the mark shows the class; the model is right on {right:.0%} of these pictures"
     return Task("planted watermark", model.eval(), x, classes, None, masks, why)
