@@ -15,9 +15,9 @@ _FEATURE_NAMES = ("Linear", "LayerNorm", "RMSNorm", "Embedding", "Conv1D")
 
 
 def axes_of(module: nn.Module, output: torch.Tensor) -> Axes | None:
-    """The names of the axes of `output`, the tensor that `module` returned, or None where they are not known.
+    """Return the names of the axes of `output`, the tensor that `module` returned, or None if unknown.
 
-    Known are convolution, pooling, normalisation and dropout layers over space (`batch, channel, ...`), linear and
+    Known are convolution, pooling, normalization and dropout layers over space (`batch, channel, ...`), linear and
     embedding layers (`batch, ..., feature`, with `token` for the middle of three) and recurrent layers.
 
     Example:

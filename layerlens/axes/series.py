@@ -11,14 +11,14 @@ WIDTHS = ("in_channels", "input_size", "in_features", "num_features", "embed_dim
 
 
 def time_axis(modules: Iterable[nn.Module], shape: Sequence[int]) -> int | None:
-    """The axis of time of a series `(batch, channel, time)` or `(batch, time, feature)`; None where no layer tells.
+    """Return the time axis of a series `(batch, channel, time)` or `(batch, time, feature)`; None if no layer says.
 
     The first layer that reads as many channels or features as one of the two axes has entries says which it is. A
-    linear layer reads the last axis; the others may stand behind a transposition.
+    linear layer reads the last axis; the others may follow a transposition.
 
     Args:
         modules: the layers, in the order of their calls, or of the model.
-        shape: of the series, with its batch.
+        shape: shape of the series, with its batch.
     """
     for module in modules:
         first = isinstance(module, CHANNELS_FIRST)

@@ -34,7 +34,7 @@ def pack_hooks() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
 
 
 def outside_checkpoints() -> contextlib.AbstractContextManager[Any]:
-    """For operations that are no part of the model: no checkpoint counts the tensors that they save."""
+    """Return a context for operations outside the model: no checkpoint counts the tensors that they save."""
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
         return contextlib.nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
@@ -66,9 +66,9 @@ class Once:
     Relevance rules read it, and then the backward pass of the operation itself. It goes when autograd lets go of it.
 
     Args:
-        tensor: to save.
-        hooks: of the checkpoint.
-        again: in which the block is computed again.
+        tensor: tensor to save.
+        hooks: hooks of the checkpoint.
+        again: run in which the block is recomputed.
     """
 
     __slots__ = ("_again", "_packed", "_task", "_unpack", "_value")

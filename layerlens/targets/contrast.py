@@ -13,12 +13,12 @@ from .target import Names, Spec, Target, as_target, by_place, class_scores
 
 
 def contrast(positive: Spec, negative: Spec = None, *, names: Names = None) -> Target:
-    """The score of `positive` minus that of `negative`: why this and not that.
+    """Return the score of `positive` minus that of `negative`: why this and not that.
 
     Args:
-        positive: as in `as_target`.
-        negative: likewise; None for the mean score of all other classes (contrastive relevance: Gu et al. 2018, ACCV),
-            which is read along the last axis of the output when `positive` is a `(position, class)`.
+        positive: target, as in `as_target`.
+        negative: target, as in `as_target`; None for the mean score of all other classes (contrastive relevance: Gu et
+            al. 2018, ACCV), which is read along the last axis of the output when `positive` is a `(position, class)`.
         names: class names by index; None leaves names to be read by the `Lens` that the contrast is given to.
 
     Raises:

@@ -11,7 +11,7 @@ from .target import Names, Spec, Target, by_place, class_scores
 
 
 def probability(spec: Spec = None, *, names: Names = None) -> Target:
-    """The softmax probability of a class, in the place of its score.
+    """Return the softmax probability of a class instead of its score.
 
     exp(S_c) / sum over classes k of exp(S_k). Scores that are probabilities already (none below 0, sum 1) stay as they
     are.

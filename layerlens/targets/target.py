@@ -38,7 +38,7 @@ class Target:
         chooser: `output -> Target` for a target that depends on the output itself, such as the predicted class.
         reader: `names -> Target` for a target that holds class names, or indices, and can be read with others.
         each: the label of each sample, for a target that has one class per sample.
-        at: the layer and the call of it that the target reads in place of the model's output, as `neuron` makes it;
+        at: the layer and the call of it that the target reads instead of the model's output, as `neuron` makes it;
             `output` is then what that layer returned, `(batch, unit, *places)`.
     """
 

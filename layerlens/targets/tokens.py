@@ -93,7 +93,7 @@ class Vocabulary(TokenNames):
         return Target(score, label, each=each)
 
     def _last(self, output: Any, rows: torch.Tensor | None) -> torch.Tensor:
-        """The logits at the last token that is no padding, `(batch, vocabulary)`."""
+        """The logits at the last token that is not padding, `(batch, vocabulary)`."""
         logits = self.logits(output)
         if self._mask is None:
             return logits[:, -1]
@@ -102,15 +102,15 @@ class Vocabulary(TokenNames):
         return logits[torch.arange(len(logits), device=logits.device), places.to(logits.device)]
 
     def logits(self, output: Any) -> torch.Tensor:
-        """The main output, when it has a number for each token of the vocabulary at each place.
+        """Return the main output, if it has a number for each token of the vocabulary at each place.
 
         Raises:
-            TargetError: when it has not.
+            TargetError: if it does not.
         """
         scores = main_output(output)
         if scores.ndim != 3 or scores.shape[-1] < len(self):
             raise TargetError(
-                f"the output {describe(scores)} is no score of {len(self)} tokens at each place, so no token is "
+                f"the output {describe(scores)} does not score {len(self)} tokens at each place, so no token is "
                 "a target of it. A classifier of text takes a class index, or a name with Lens(..., class_names=...); "
                 "an encoder takes a function of its output, (batch,)."
             )
@@ -118,7 +118,7 @@ class Vocabulary(TokenNames):
 
 
 def continuation(tokens: int | str) -> Target:
-    """The log-probability of the last tokens of the input, each given all before it: why the text goes on like this.
+    """The log-probability of the last tokens of the input, each given all before it: why the text continues like this.
 
     sum over t of log p(x_t | x_1 ... x_{t-1}), in nats. Give the prompt and what follows it as one input. The gradient
     at a token of the continuation is that of the tokens after it.

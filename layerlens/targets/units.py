@@ -1,4 +1,4 @@
-"""Targets inside of a model: a unit of a layer in place of a class."""
+"""Targets inside a model: a unit of a layer instead of a class."""
 
 from __future__ import annotations
 
