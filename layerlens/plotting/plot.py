@@ -175,7 +175,7 @@ def figure(of: type[Any], *, kind: str, usual: bool = False) -> Callable[[Drawin
         raise OptionError(f"kind={kind!r} of a figure must be a Python identifier, for result.plot.{kind}().")
 
     def register(draw: Drawing) -> Drawing:
-        drawn = draw if hasattr(draw, "__draws__") else _checked(public(draw))
+        drawn = draw if hasattr(draw, "__draws__") else _checked(draw if hasattr(draw, "__wrapped__") else public(draw))
         vars(drawn)["__draws__"].insert(0, of)
         FIGURES.setdefault(of, {})[kind] = drawn
         if usual:

@@ -144,7 +144,7 @@ FIGURES = {
     ),
     "flow, narrow": lambda **o: relevance_flow(ledger(5, 3), None, **{"width": "column", **o}),
     "ranking": lambda **o: sensitivity(ranking(270, signed=True), **o),
-    "ranking of all": lambda **o: sensitivity(ranking(270, interval=True), most=None, **o),
+    "ranking of all": lambda **o: sensitivity(ranking(270, interval=True), count=None, **o),
     "ranking, series": lambda **o: sensitivity(ranking(12, ("first order", "total order"), interval=True), **o),
     "ranking, long names": lambda **o: sensitivity(ranking(10), labels=PATHS[:10], **{"width": "column", **o}),
     "matrix": lambda **o: matrix(grid(30, 30, ("layer", "layer"), signed=False, names=PATHS), **o),
@@ -159,7 +159,7 @@ FIGURES = {
     "channels of dense": lambda **o: channels(maps(1, 90), labels=PATHS[:45] * 2, **o),
     "text": lambda **o: tokens(attribution(1, 7, tokens=TOKENS), **o),
     "text, narrow": lambda **o: tokens(attribution(1, 60, tokens=[["Ġword", LONG] * 30]), **{"width": 1.6, **o}),
-    "text of 4096": lambda **o: tokens(attribution(1, 4096, tokens=[["Ġx"] * 4096], signed=False), most=90, **o),
+    "text of 4096": lambda **o: tokens(attribution(1, 4096, tokens=[["Ġx"] * 4096], signed=False), count=90, **o),
     "time": lambda **o: timeseries(attribution(2, 50, 12, inputs=random(2, 50, 12)), **o),
     "time, one": lambda **o: timeseries(
         attribution(2, 5000, 1, inputs=random(2, 5000, 1)), rate=50, labels=[LONG], **o

@@ -171,8 +171,8 @@ def test_result_plot_has_the_options_of_its_usual_figure_and_its_kinds_as_attrib
         == list(inspect.signature(plotting.relevance_flow).parameters)[1:]
     )
     assert inspect.getdoc(drawn.plot.flow) == inspect.getdoc(plotting.relevance_flow)
-    assert drawn.plot.flow(most=3).data["name"].tolist() == drawn.plot("flow", most=3).data["name"].tolist()
-    assert "most: " in pydoc.render_doc(drawn.plot.flow) and "cmap: " in pydoc.render_doc(type(drawn).plot)
+    assert drawn.plot.flow(count=3).data["name"].tolist() == drawn.plot("flow", count=3).data["name"].tolist()
+    assert "count: " in pydoc.render_doc(drawn.plot.flow) and "cmap: " in pydoc.render_doc(type(drawn).plot)
 
 
 def test_a_figure_of_a_part_of_a_result_has_the_options_of_both():
@@ -185,8 +185,8 @@ def test_misspelt_and_misplaced_options_are_named():
         images().plot(dpi=300)
     with pytest.raises(UnknownOption, match=r"heatmap\(\) has no option 'colormap'. Closest: colorbar"):
         images().plot(colormap="gray")
-    with pytest.raises(UnknownOption, match=r"'heatmap' of a Relevance has no option 'most'; 'tokens' has"):
-        relevance().plot(most=3)
+    with pytest.raises(UnknownOption, match=r"'heatmap' of a Relevance has no option 'count'; 'tokens' has"):
+        relevance().plot(count=3)
 
 
 def test_a_figure_of_ones_own_is_one_function(monkeypatch):
@@ -209,6 +209,8 @@ def test_a_figure_of_ones_own_is_one_function(monkeypatch):
 
 
 def test_old_spellings_still_work_and_warn(tmp_path):
+    with pytest.warns(DeprecationWarning, match=r"relevance_flow\(most=\) is now count="):
+        assert len(relevance().plot("flow", most=3).data["name"]) == len(relevance().plot.flow(count=3).data["name"])
     drawn = heatmap(images())
     with pytest.warns(DeprecationWarning, match=r"save\(colours=\) is now colors="):
         old = drawn.save(tmp_path / "old.png", colours=16).read_bytes()

@@ -38,7 +38,7 @@ def test_bars_are_the_rows_and_opposite_parts_stay_apart():
 
 
 def test_small_layers_are_summed_in_one_row():
-    plot = relevance_flow(ledger(66), most=10)
+    plot = relevance_flow(ledger(66), count=10)
     assert len(plot.data["name"]) == 13 and plot.data["name"][-2] == "56 smaller layers"
     sizes = abs(plot.data["additive"]) + abs(plot.data["absorbed"])
     book = ledger(66).by_layer()
@@ -88,7 +88,7 @@ def test_a_flow_summed_over_the_batch_is_not_drawn_for_one_sample():
     [
         (profile(), {}, PlotError, "draws a Relevance or a Ledger, not a LayerProfile"),
         (ledger(), {"sample": 1}, OptionError, "sample=1, but the ledger holds 1"),
-        (ledger(), {"most": 0}, OptionError, "most=0 layers"),
+        (ledger(), {"count": 0}, OptionError, "count=0 layers"),
         (Ledger(torch.tensor([torch.nan]), ()), {}, PlotError, "the score .*holds NaN"),
     ],
 )

@@ -28,7 +28,7 @@ def spans(axes):
 @pytest.mark.parametrize("signed", [True, False])
 def test_the_largest_is_at_the_top_by_size_when_signed(signed):
     given = ranking(50, signed=signed)
-    plot = sensitivity(given, most=12)
+    plot = sensitivity(given, count=12)
     (axes,) = plot.axes
     expected = given.ranked()[:12]
     assert plot.data["items"] == [item for item, _ in expected]
@@ -42,8 +42,8 @@ def test_what_is_left_out_is_told():
     given = ranking(50, signed=True)
     rest = given.ranked()[20][1]
     assert f"+ 30 more, largest {rest:.3g}".replace("-", "−") in texts(sensitivity(given))
-    assert not [one for one in texts(sensitivity(given, most=None)) if "more" in one]
-    assert len(sensitivity(given, most=49).data["items"]) == 50  # a row that tells of one takes the place of that one
+    assert not [one for one in texts(sensitivity(given, count=None)) if "more" in one]
+    assert len(sensitivity(given, count=49).data["items"]) == 50  # a row that tells of one takes the place of that one
     missing = dataclasses.replace(given, values=given.values.index_fill(0, torch.tensor([4, 9]), torch.nan))
     assert any("2 without a number" in one for one in texts(sensitivity(missing)))
 
@@ -123,7 +123,7 @@ def test_labels_follow_their_items_and_white_space_shows():
         (ranking(3, ("a", "b")), {"series": "c"}, OptionError, "unknown series 'c'"),
         (ranking(3, ("a", "b")), {"series": ["a", "a"]}, PlotError, "2 series .* up to 6 different ones of: a, b"),
         (ranking(3, tuple("abcdefg")), {}, PlotError, "7 series .*give series= up to 6"),
-        (ranking(3), {"most": 0}, OptionError, "most=0 items; give 1 or more"),
+        (ranking(3), {"count": 0}, OptionError, "count=0 items; give 1 or more"),
         (ranking(3), {"vmax": -1}, OptionError, "vmax=-1 is the end of the axis"),
         (ranking(3), {"labels": ["a"]}, PlotError, "1 labels for 3 items"),
         (dataclasses.replace(ranking(3), values=torch.full((3,), torch.nan)), {}, PlotError, "none of the 3 values"),

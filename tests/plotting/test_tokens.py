@@ -127,7 +127,7 @@ def test_colors_are_those_of_the_scale_and_negative_tokens_are_underlined():
 
 
 def test_a_long_text_says_what_it_leaves_out():
-    plot = tokens(attribution(1, 4096, tokens=[["Ġx"] * 4096]), most=50)
+    plot = tokens(attribution(1, 4096, tokens=[["Ġx"] * 4096]), count=50)
     assert any(line.startswith("4096 tokens; gray: left out") for line in texts(plot))
     assert len(plot.data["values"]) == 4096 and len(plot.data["tokens"]) < 80
 
@@ -148,7 +148,7 @@ def test_given_axes_that_are_too_low_are_refused():
         (attribution(1, 3, 8, 8), {}, PlotError, r"is image of shape \(8, 8\).*values=result.values.sum\(-1\)"),
         (attribution(1, 5), {}, PlotError, r"is vector of shape \(5,\)\..*replace\(result, axes="),
         (maps(1, 3, 4, 4), {}, PlotError, "draws an Attribution, not a ActivationMaps"),
-        (of(WORDS), {"most": 0}, OptionError, "most=0 tokens; give 1 or more"),
+        (of(WORDS), {"count": 0}, OptionError, "count=0 tokens; give 1 or more"),
         (of(WORDS), {"labels": ["a"]}, PlotError, "1 labels for 9 tokens"),
         (of(WORDS), {"sample": 1}, OptionError, "sample=1, but"),
         (of(["a", "b"], [0, 0]), {}, PlotError, "is zero everywhere"),
@@ -212,6 +212,6 @@ def test_who_sees_no_colors_is_told_the_strongest():
 
 def test_long_texts_can_be_shortened():
     one = attribution(1, 600, tokens=[["Ġx"] * 600], inputs=random(1, 600))
-    whole, short = Spans(tokens_html(one)), Spans(tokens_html(one, most=30))
+    whole, short = Spans(tokens_html(one)), Spans(tokens_html(one, count=30))
     assert len(whole.tokens) == 600 and len(short.tokens) < 60
     assert any("tokens, sum: " in hover for *_, hover in short.tokens)

@@ -61,29 +61,29 @@ def read(attribution: Attribution, sample: int, name: str | None, labels: Sequen
     return dataclasses.replace(shown, tokens=tuple(labels))
 
 
-def pieces(tokens: Sequence[str], values: Array, most: int | None) -> list[Piece]:
-    """The tokens in their order; of more than `most`, runs of weak ones are left out and added up.
+def pieces(tokens: Sequence[str], values: Array, count: int | None) -> list[Piece]:
+    """The tokens in their order; of more than `count`, runs of weak ones are left out and added up.
 
     Raises:
-        OptionError: when `most` is below 1.
+        OptionError: when `count` is below 1.
 
     Example:
         >>> [(piece.text, piece.apart) for piece in pieces(["The", "Ġcap", "ital"], np.ones(3), None)]
         [('The', False), ('cap', True), ('ital', False)]
     """
-    if most is not None and most < 1:
-        raise OptionError(f"most={most!r} tokens; give 1 or more, or None for all.")
+    if count is not None and count < 1:
+        raise OptionError(f"count={count!r} tokens; give 1 or more, or None for all.")
     split = any(token.startswith("##") for token in tokens)
     marked = not split and any(token.startswith(SPACES) and token.strip("".join(SPACES)) for token in tokens)
     found, start = [], 0
-    kept = _is_shown(values, most)
+    kept = _is_shown(values, count)
     while start < len(tokens):
         stop = start
         while stop < len(tokens) and not kept[stop]:
             stop += 1
         if stop - start > 1:
-            total, count = float(values[start:stop].sum()), stop - start
-            found.append(Piece(f"… {count} tokens: {style.number(total)} …", total, bool(start), count=count))
+            total, omitted = float(values[start:stop].sum()), stop - start
+            found.append(Piece(f"… {omitted} tokens: {style.number(total)} …", total, bool(start), count=omitted))
             start = stop
             continue
         token, after_run = tokens[start], bool(found) and found[-1].count > 0
@@ -105,17 +105,17 @@ def spelled(token: str) -> str:
     return text.visible(token if token.startswith("##") else join([token]))
 
 
-def _is_shown(values: Array, most: int | None) -> Array:
-    """Which tokens are shown: the strongest with their neighbors, about `most`."""
-    if most is None or len(values) <= most:
+def _is_shown(values: Array, count: int | None) -> Array:
+    """Which tokens are shown: the strongest with their neighbors, about `count`."""
+    if count is None or len(values) <= count:
         return np.ones(len(values), dtype=bool)
     kept = np.zeros(len(values), dtype=bool)
-    around = min(CONTEXT, (most - 1) // 2)
-    count = 0
+    around = min(CONTEXT, (count - 1) // 2)
+    shown = 0
     for place in np.argsort(-np.abs(values), kind="stable").tolist():
         window = slice(max(place - around, 0), place + around + 1)
-        count += int((~kept[window]).sum())
-        if count > most:
+        shown += int((~kept[window]).sum())
+        if shown > count:
             break
         kept[window] = True
     return kept

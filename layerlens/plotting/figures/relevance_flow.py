@@ -9,6 +9,7 @@ import numpy as np
 
 from layerlens.errors import OptionError
 from layerlens.results import Ledger, Relevance
+from layerlens.signatures import public
 
 from .. import style
 from ..drawing import attribution_sample, bars, images
@@ -48,11 +49,12 @@ class Row:
 
 @figure(Relevance, kind="flow")
 @figure(Ledger, kind="flow", usual=True)
+@public(renamed={"most": "count"})
 def relevance_flow(
     relevance: Relevance | Ledger,
     sample: int | None = 0,
     *,
-    most: int = 24,
+    count: int = 24,
     width: style.Width = "page",
     vmax: float | None = None,
     title: str | None = None,
@@ -67,13 +69,13 @@ def relevance_flow(
     Args:
         relevance: the result, or its ledger.
         sample: which sample of the batch; None sums over all of them.
-        most: layers with their own row; the smaller ones are added up in one row.
+        count: layers with their own row; the smaller ones are added up in one row.
 
     Returns:
         The plot; `data` holds the rows as drawn: `"name"`, `"additive"`, `"absorbed"`, `"whole"`, `"flow"` and `"end"`.
 
     Raises:
-        OptionError: if there is no such sample, or `most` is below 1.
+        OptionError: if there is no such sample, or `count` is below 1.
         PlotError: if an amount is not finite.
 
     Example:
@@ -84,12 +86,12 @@ def relevance_flow(
         >>> relevance_flow(Ledger(torch.tensor([2.6]), entries)).data["name"].tolist()
         ['score', 'stem', 'head', 'input x']
     """
-    if most < 1:
-        raise OptionError(f"most={most!r} layers; give 1 or more.")
+    if count < 1:
+        raise OptionError(f"count={count!r} layers; give 1 or more.")
     ledger = relevance.ledger if isinstance(relevance, Relevance) else relevance
     if sample is not None:
         sample = attribution_sample.sample_index(sample, len(ledger.score), "the ledger")
-    rows = _rows(relevance, ledger, sample, most)
+    rows = _rows(relevance, ledger, sample, count)
     data = {
         field.name: np.array([getattr(row, field.name) for row in rows]) for field in dataclasses.fields(Row)
     }  # fmt: skip
@@ -109,7 +111,7 @@ def relevance_flow(
         return canvas.finish(data)
 
 
-def _rows(relevance: Relevance | Ledger, ledger: Ledger, sample: int | None, most: int) -> list[Row]:
+def _rows(relevance: Relevance | Ledger, ledger: Ledger, sample: int | None, count: int) -> list[Row]:
     def amount(values: torch.Tensor, what: str) -> float:
         array = images.finite_array(values, what)
         return float(array.sum(dtype=np.float64) if sample is None else array[sample])
@@ -129,7 +131,7 @@ def _rows(relevance: Relevance | Ledger, ledger: Ledger, sample: int | None, mos
             layers.append(Row(name, parts.get("additive", 0.0), parts.get("absorbed", 0.0)))
     _attach_flow(relevance, layers, sample)
     layers.reverse()
-    kept, others = bars.strongest(np.array([row.size for row in layers]), most)
+    kept, others = bars.strongest(np.array([row.size for row in layers]), count)
     shown = [layers[index] for index in kept]
     if others:
         small = [layers[index] for index in others]

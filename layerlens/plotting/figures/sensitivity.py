@@ -9,6 +9,7 @@ import numpy as np
 
 from layerlens.errors import OptionError, PlotError
 from layerlens.results import Ranking
+from layerlens.signatures import public
 
 from .. import style
 from ..drawing import bars, images, text
@@ -25,11 +26,12 @@ CHANCE: Final = style.INK
 
 
 @figure(Ranking, kind="sensitivity", usual=True)
+@public(renamed={"most": "count"})
 def sensitivity(
     ranking: Ranking,
     *,
     series: str | int | Sequence[str | int] | None = None,
-    most: int | None = 20,
+    count: int | None = 20,
     width: style.Width | None = None,
     vmax: float | None = None,
     title: str | None = None,
@@ -45,7 +47,7 @@ def sensitivity(
     Args:
         ranking: values `(items,)` or `(items, series)`.
         series: series to draw, by name or number; None draws all, at most 6.
-        most: number of items; None for all.
+        count: number of items; None for all.
         width: ... None is the column unless the names are long.
         vmax: ... Values beyond it are written at the edge.
         title: None for the method, `""` for none.
@@ -56,7 +58,7 @@ def sensitivity(
         `(items, series, 2)`, `"error"` and `"null"`.
 
     Raises:
-        OptionError: if there is no such series, or `most`, `vmax` or `width` is out of range.
+        OptionError: if there is no such series, or `count`, `vmax` or `width` is out of range.
         PlotError: if no value is finite, or the sizes do not agree.
 
     Example:
@@ -65,13 +67,13 @@ def sensitivity(
         >>> sensitivity(drops).data["items"]
         ['sex', 'age']
     """
-    if most is not None and most < 1:
-        raise OptionError(f"most={most!r} items; give 1 or more, or None for all.")
+    if count is not None and count < 1:
+        raise OptionError(f"count={count!r} items; give 1 or more, or None for all.")
     if vmax is not None and not (np.isfinite(vmax) and vmax > 0):
         raise OptionError(f"vmax={vmax!r} is the end of the axis; give a positive number.")
     chosen, drawn = _series(ranking, series)
     full = _read(ranking, chosen, labels)
-    order, rest = _order(full["values"], ranking.signed, most)
+    order, rest = _order(full["values"], ranking.signed, count)
     names = [text.printable(name) for name in (ranking.items if labels is None else labels)]
     data: dict[str, Any] = {name: part[order] for name, part in full.items()}
     data = {"items": [(ranking.items if labels is None else labels)[row] for row in order], **data}
@@ -144,11 +146,11 @@ def _read(ranking: Ranking, chosen: list[int], labels: Sequence[str] | None) -> 
     return data
 
 
-def _order(values: Array, signed: bool, most: int | None) -> tuple[list[int], list[int]]:
+def _order(values: Array, signed: bool, count: int | None) -> tuple[list[int], list[int]]:
     """Rows to draw, the largest first, and rows left out; rows without a number come last."""
     sizes = np.where(np.isnan(values), -np.inf, np.abs(values) if signed else values).max(axis=1)
     order = np.argsort(-sizes, kind="stable").tolist()
-    cut = len(order) if most is None or len(order) <= most + 1 else most  # a line about one item would take its place
+    cut = len(order) if count is None or len(order) <= count + 1 else count  # never a line about one item
     return order[:cut], order[cut:]
 
 

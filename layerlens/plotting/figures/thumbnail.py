@@ -49,7 +49,7 @@ def thumbnail(result: Result) -> str:
         parts += [f"sample 0 of {len(result.score)}"] if len(result.score) > 1 else []
         caption = ", ".join(parts)
         if attribution_sample.read(result, 0, **options).form == "tokens":
-            return f"{tokens_html(result, most=400, **options)}{_caption(caption)}"
+            return f"{tokens_html(result, count=400, **options)}{_caption(caption)}"
     elif isinstance(result, AttentionWeights):
         options["heads"] = "mean"
     if isinstance(result, (ActivationMaps, RecurrentStates)):

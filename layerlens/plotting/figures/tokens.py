@@ -10,6 +10,7 @@ import numpy as np
 
 from layerlens.errors import PlotError
 from layerlens.results import Attribution
+from layerlens.signatures import public
 
 from .. import style
 from ..drawing import text, token_text
@@ -40,11 +41,12 @@ class _Cell:
 
 
 @figure(Attribution, kind="tokens")
+@public(renamed={"most": "count"})
 def tokens(
     attribution: Attribution,
     sample: int = 0,
     *,
-    most: int | None = 400,
+    count: int | None = 400,
     name: str | None = None,
     width: style.Width = "page",
     cmap: str | None = None,
@@ -58,12 +60,12 @@ def tokens(
     """Draw a text whose tokens are colored by their attribution.
 
     Spaces are drawn as they are read, and parts of a word touch; negative tokens are underlined, for print without
-    color. Of more than `most` tokens, runs of weak ones are left out: a gray cell says how many, and their sum.
+    color. Of more than `count` tokens, runs of weak ones are left out: a gray cell says how many, and their sum.
     `tokens_html` draws the same for a web page, with each value under the pointer.
 
     Args:
         attribution: values `(batch, token)`, or `(batch, word)` from `.by_word()`.
-        most: about how many tokens to show, the strongest with their neighbors; None for all.
+        count: about how many tokens to show, the strongest with their neighbors; None for all.
         cmap: matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
         labels: texts of the tokens, if the attribution does not know them.
 
@@ -71,7 +73,7 @@ def tokens(
         The plot; `data` holds `"values"` of all tokens, and `"tokens"`, what is written in the cells.
 
     Raises:
-        OptionError: if there is no such sample, input name or colormap, or `most` is below 1.
+        OptionError: if there is no such sample, input name or colormap, or `count` is below 1.
         PlotError: if there is not one number per token, all are zero, or the text does not fit into `ax`.
 
     Example:
@@ -85,7 +87,7 @@ def tokens(
     shown = token_text.read(attribution, sample, name, labels)
     limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
     colors = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
-    found = token_text.pieces(shown.tokens or (), shown.values, most)
+    found = token_text.pieces(shown.tokens or (), shown.values, count)
     with Canvas(width=width, ax=ax) as canvas:
         notes = [f"{len(shown.values)} tokens; gray: left out, with their sum"] * any(piece.count for piece in found)
         notes += ["underlined: negative"] * any(piece.value < 0 for piece in found)
@@ -97,7 +99,7 @@ def tokens(
         if ax is not None and high > (given := axes.bbox.height / canvas.dpi):
             raise PlotError(
                 f"the text takes {high:.2f} inches of height at this width, and the axes given have {given:.2f}. Give "
-                "larger axes, a smaller most=, or leave out ax=."
+                "larger axes, a smaller count=, or leave out ax=."
             )
         canvas.panels[-1].height = high
         _draw_cells(axes, cells, pitch, limits, colors)

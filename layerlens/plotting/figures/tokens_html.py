@@ -27,12 +27,12 @@ PAPER: Final = f"background:#FFFFFF;color:{style.INK};padding:.6em .8em;border-r
 """White paper also on a dark page: the colors of the scale are made for it."""
 
 
-@public
+@public(renamed={"most": "count"})
 def tokens_html(
     attribution: Attribution,
     sample: int = 0,
     *,
-    most: int | None = None,
+    count: int | None = None,
     name: str | None = None,
     cmap: str | None = None,
     vmax: float | None = None,
@@ -49,7 +49,7 @@ def tokens_html(
 
     Args:
         attribution: values `(batch, token)`, or `(batch, word)` from `.by_word()`.
-        most: about how many tokens to show, the strongest with their neighbors; None for all.
+        count: about how many tokens to show, the strongest with their neighbors; None for all.
         cmap: matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
         labels: texts of the tokens, if the attribution does not know them.
         colorbar: whether to write the scale below.
@@ -58,7 +58,7 @@ def tokens_html(
         One `<div>`.
 
     Raises:
-        OptionError: if there is no such sample, input name or colormap, or `most` is below 1.
+        OptionError: if there is no such sample, input name or colormap, or `count` is below 1.
         PlotError: if there is not one number per token, or all are zero.
 
     Example:
@@ -72,7 +72,7 @@ def tokens_html(
     shown = token_text.read(attribution, sample, name, labels)
     limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
     colors = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
-    found = token_text.pieces(shown.tokens or (), shown.values, most)
+    found = token_text.pieces(shown.tokens or (), shown.values, count)
     heading = shown.title if title is None else title
     parts = [f'<div style="margin-bottom:.3em">{html.escape(heading)}</div>'] if heading else []
     text = "".join(_token_span(piece, limits, colors, shown.units) for piece in found)
