@@ -1,4 +1,4 @@
-"""A progress bar for work that takes long: one line on stderr, none when nobody watches."""
+"""A progress bar for long work: one line on stderr, in terminals only."""
 
 from __future__ import annotations
 
@@ -29,16 +29,15 @@ def track(
 ) -> Generator[Item, None, None]:
     """Yield the items, and show on stderr how many of them are done.
 
-    The line is wiped at the end, also after an error or Ctrl-C in the loop.
+    The line is removed at the end, also after an error or Ctrl-C in the loop.
 
     Args:
-        iterable: what to go through.
-        label: what is being done.
-        total: how many items there are; None asks `len(iterable)`, and without one only the count is shown.
-        enabled: True shows the bar at once and wherever stderr leads, False never; None (default) shows it when stderr
-            is a terminal and the work takes longer than half a second.
-        weigh: how much an item counts, for items that hold several samples, which `total` counts; the bar shows how
-            many are done in a second.
+        iterable: the items.
+        label: name of the work.
+        total: number of items; None for `len(iterable)`; without either only the count is shown.
+        enabled: True shows the bar at once, also outside terminals, False never; None (default) shows it in a terminal
+            if the work takes longer than half a second.
+        weigh: number of samples in an item, if `total` counts samples; the bar then shows samples per second.
 
     Yields:
         The items.

@@ -38,7 +38,7 @@ class Batch:
     Attributes:
         start: index of the first in the data set.
         inputs: model inputs of all of them.
-        labels: one per sample; None where the data has none.
+        labels: one per sample; None if the data has none.
     """
 
     start: int
@@ -50,7 +50,7 @@ class Batch:
 class Data:
     """A data set and how it is read; every analyzer takes one as `data`.
 
-    A field that is None leaves the choice to the options of the analyzer; any other holds against them.
+    A field that is None is set by the options of the analyzer; any other takes precedence.
 
     Args:
         samples: a tensor, an array, or a dict of them, whose first axis is the samples; a torch Dataset or DataLoader;
@@ -59,7 +59,7 @@ class Data:
         batch_size: samples per batch; larger batches of the data are split. None: 16.
         batched: whether the items of an iterable are batches. None: yes for a DataLoader that makes batches, no for
             others.
-        read: makes model inputs of a batch, or of one text.
+        read: turns a batch, or one text, into model inputs.
         progress: whether to show a bar, as in `track`.
 
     Example:
@@ -77,7 +77,7 @@ class Data:
 
     @classmethod
     def of(cls, samples: Samples, labels: Labels | None = None, **options: Any) -> Data:
-        """Return a data set with the options of an analyzer where it leaves them open.
+        """Return a data set, with the options of an analyzer for its open fields.
 
         Args:
             samples: the data set; a `Data` keeps its own options.
@@ -97,19 +97,19 @@ class Data:
     def batches(self, model: nn.Module | None = None, doing: str = "samples") -> Iterator[Batch]:
         """Read the data set in batches.
 
-        No more samples than `batch_size`, or than one batch of the data itself, are held at a time. Samples of
-        different shapes do not share a batch.
+        At most `batch_size` samples, or one batch of the data itself, are in memory. Samples of different shapes are in
+        different batches.
 
         Args:
-            model: whose device the inputs are moved to; None leaves them where they are.
-            doing: what is being done, for the bar and for errors.
+            model: model whose device the inputs are moved to; None keeps theirs.
+            doing: name of the work, for the bar and for errors.
 
         Yields:
             The batches, in order.
 
         Raises:
-            InputError: when data cannot be iterated, holds no sample, or a sample holds NaN (by its index) or is not
-                one; when labels are not one per sample.
+            InputError: when data cannot be iterated or has no samples; when a sample cannot be read or holds NaN (with
+                its index); when labels are not one per sample.
             OptionError: when the batch size is not a count.
         """
         size, read = 16 if self.batch_size is None else self.batch_size, self.read or as_inputs
@@ -128,19 +128,19 @@ class Data:
             yield Batch(start, inputs, None if any(label is None for label in labels) else labels)
             start = stop
         if not start:
-            raise InputError(f"the data ({describe(self.samples)}) is empty: there is no sample in it.")
+            raise InputError(f"the data ({describe(self.samples)}) is empty: it has no samples.")
         if given is not None and len(given) != start:
             raise InputError(f"{doing}: {len(given)} labels for {start} samples; give one per sample.")
 
     def check_rereadable(self, times: int, what: str) -> None:
-        """Refuse data that is used up by the first reading.
+        """Refuse data that can be read only once.
 
         Raises:
             InputError: for an iterator.
         """
         if isinstance(self.samples, Iterator):
             raise InputError(
-                f"{what}: the data is {describe(self.samples)}, which is used up by the first reading; give data that "
+                f"{what}: the data is {describe(self.samples)}, which can be read only once; give data that "
                 f"can be read {times} times: a tensor, a list, a Dataset or a DataLoader."
             )
 
@@ -180,25 +180,33 @@ def per_sample(what: str, values: Labels, count: int | None = None) -> list[Any]
 
 
 def grouped(samples: Iterable[tuple[Inputs, Tag]], size: int) -> Iterator[tuple[Inputs, list[Tag]]]:
-    """Join single samples that follow each other and have the same form, at most `size`, each with a tag."""
-    held, tags = list[Inputs](), list[Tag]()
+    """Join consecutive samples of the same form, at most `size`, each with a tag.
+
+    Yields:
+        Joined inputs, and the tags.
+    """
+    waiting, tags = list[Inputs](), list[Tag]()
     for inputs, tag in samples:
-        if held and _form(inputs) != _form(held[0]):
-            yield _joined(held), tags
-            held, tags = [], []
-        held.append(inputs)
+        if waiting and _form(inputs) != _form(waiting[0]):
+            yield _joined(waiting), tags
+            waiting, tags = [], []
+        waiting.append(inputs)
         tags.append(tag)
         del inputs
-        if len(held) == size:
-            whole, done = _joined(held), tags
-            held, tags = [], []
+        if len(waiting) == size:
+            whole, done = _joined(waiting), tags
+            waiting, tags = [], []
             yield whole, done
-    if held:
-        yield _joined(held), tags
+    if waiting:
+        yield _joined(waiting), tags
 
 
 def _split(items: Iterable[Any], size: int, read: Read) -> Iterator[tuple[Inputs, list[Any]]]:
-    """Batches of the data in parts of at most `size`."""
+    """Split batches of the data into parts of at most `size`.
+
+    Yields:
+        Inputs and labels.
+    """
     start = 0
     for item in items:
         inputs, labels = read_batch(item, start, read)
@@ -210,7 +218,11 @@ def _split(items: Iterable[Any], size: int, read: Read) -> Iterator[tuple[Inputs
 
 
 def _singles(items: Iterable[Any], read: Read) -> Iterator[tuple[Inputs, Any]]:
-    """Samples, each as a batch of one, with its label."""
+    """Read samples, each as a batch of one.
+
+    Yields:
+        Inputs and label.
+    """
     for index, item in enumerate(items):
         inputs, label = read_sample(item, index, read)
         del item
@@ -219,33 +231,37 @@ def _singles(items: Iterable[Any], read: Read) -> Iterator[tuple[Inputs, Any]]:
 
 
 def read_batch(item: Any, start: int, read: Read) -> tuple[Inputs, list[Any]]:
-    """Model inputs and labels of an item that is a batch, whose first sample has the index `start`.
+    """Return model inputs and labels of an item that is a batch, whose first sample has the index `start`.
 
     Raises:
-        InputError: when it is none, or a sample holds NaN.
+        InputError: when it is not a batch, or a sample has NaN in it.
     """
-    x, label = _parted(item, whole=True)
+    x, label = _x_and_label(item, whole=True)
     inputs = _read(x, start, read)
     return inputs, _labels(label, inputs.batch, start)
 
 
 def read_sample(item: Any, index: int, read: Read) -> tuple[Inputs, Any]:
-    """Model inputs, a batch of one, and label of an item that is one sample; None where it has no label.
+    """Return model inputs, a batch of one, and label of an item that is one sample; None if it has no label.
 
     Raises:
-        InputError: when it is none, or holds NaN.
+        InputError: when it is not one sample, or has NaN in it.
     """
-    x, label = _parted(item, whole=False)
+    x, label = _x_and_label(item, whole=False)
     inputs = _read(x if isinstance(x, (str, Inputs)) else _with_batch_axis(x), index, read)
     if inputs.batch != 1:
         raise InputError(
-            f"item {index} of the data holds {inputs.batch} samples; where items are batches, say so: batched=True."
+            f"item {index} of the data has {inputs.batch} samples; if items are batches, set batched=True."
         )
     return inputs, _labels(label, 1, index)[0]
 
 
 def _items(data: Any, size: int, batched: bool | None) -> tuple[Iterable[Any], bool, int | None]:
-    """What to go through, whether its items are batches, and how many they are."""
+    """Return the items, whether they are batches, and their number.
+
+    Raises:
+        InputError: when the data cannot be read as samples.
+    """
     if isinstance(data, (torch.Tensor, np.ndarray)):
         if not data.ndim:
             raise InputError("data is a single number; give samples along the first axis.")
@@ -257,7 +273,7 @@ def _items(data: Any, size: int, batched: bool | None) -> tuple[Iterable[Any], b
         (count,) = lengths
         return (_slice(data, i, size, count) for i in range(0, count, size)), True, -(-count // size)
     if isinstance(data, (str, Inputs)):
-        raise InputError("data must hold several samples; give an iterable of them.")
+        raise InputError("data must have several samples; give an iterable of them.")
     total = len(data) if isinstance(data, Sized) else None
     if isinstance(data, DataLoader):
         return data, data.batch_sampler is not None if batched is None else batched, total
@@ -280,15 +296,15 @@ def _slice(data: Mapping[str, Any], start: int, size: int, count: int) -> dict[s
     }
 
 
-def _parted(item: Any, whole: bool) -> tuple[Any, Any]:
-    """(x, label) of an item; the label is None where there is none."""
+def _x_and_label(item: Any, whole: bool) -> tuple[Any, Any]:
+    """Return (x, label) of an item; the label is None if there is none."""
     if isinstance(item, (tuple, list)) and len(item) == 2 and _is_label(item[1], whole):
         return item[0], item[1]
     return item, None
 
 
 def _is_label(part: Any, whole: bool) -> bool:
-    """A whole number or a text for each sample."""
+    """Whether this is a whole number or a text for each sample."""
     if isinstance(part, (torch.Tensor, np.ndarray)):
         kind = part.dtype.kind if isinstance(part, np.ndarray) else "f" if part.dtype.is_floating_point else "i"
         return part.ndim == int(whole) and kind in "iu"
@@ -298,18 +314,27 @@ def _is_label(part: Any, whole: bool) -> bool:
 
 
 def _labels(label: Any, count: int, start: int) -> list[Any]:
+    """Return the labels of a batch as a list.
+
+    Raises:
+        InputError: when they are not one per sample.
+    """
     if label is None:
         return [None] * count
     listed: Any = label.tolist() if isinstance(label, (torch.Tensor, np.ndarray, np.generic)) else label
     found = list(listed) if isinstance(listed, (list, tuple)) else [listed]
     found = [int(one) if isinstance(one, np.integer) else one for one in found]
     if len(found) != count:
-        raise InputError(f"{len(found)} labels for the {count} sample(s) from {start} on; give one per sample.")
+        raise InputError(f"{len(found)} labels for the {count} sample(s) from index {start}; give one per sample.")
     return found
 
 
 def _read(x: Any, start: int, read: Read) -> Inputs:
-    """Model inputs of a batch whose first sample has the index `start`, which errors name."""
+    """Return model inputs of a batch whose first sample has the index `start`, which errors name.
+
+    Raises:
+        InputError: when it cannot be read, or has NaN in it.
+    """
     if isinstance(x, Inputs):
         return x
     for name, tensor in named_tensors(_tensors(x)):
@@ -318,7 +343,7 @@ def _read(x: Any, start: int, read: Read) -> Inputs:
             if bool(bad.any()):
                 raise InputError(
                     f"sample {start + int(bad.nonzero()[0])} of the data{f' (input {name!r})' if name else ''} holds "
-                    "NaN; every number made from it would be NaN."
+                    "NaN; every number computed from it would be NaN."
                 )
     try:
         inputs = read(x)
@@ -337,7 +362,7 @@ def _with_batch_axis(x: Any) -> Any:
 
 
 def _tensors(x: Any) -> Any:
-    """The same with arrays of numbers seen as tensors."""
+    """The value with arrays of numbers as tensors."""
     if isinstance(x, np.ndarray):
         return torch.from_numpy(x) if x.dtype.kind == "f" else None
     if isinstance(x, Mapping):

@@ -1,4 +1,4 @@
-"""What a model takes: tensors, tuples, dicts, encodings; and the place where gradients start."""
+"""Inputs of models: tensors, tuples, dicts, encodings."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ class Inputs:
     def run(self, model: nn.Module, forward: Forward | None = None) -> Any:
         """Call the model, or `forward(model, *args, **kwargs)`.
 
-        The model gets copies: one that writes into its input must not change the caller's tensors.
+        The model gets copies, because it may write into its input.
 
         Raises:
             InputError: when the model's weights were never loaded.
+            RuntimeError, TypeError, ValueError, IndexError: errors of the model, with a note on the input.
         """
         own = self.map(torch.clone)
         try:
@@ -58,49 +59,49 @@ class Inputs:
             raise
 
     def __str__(self) -> str:
-        """The tensors by name, type and shape; the one of a model with one input without a name."""
+        """Describe the tensors by name, type and shape; a single positional one has no name."""
         return ", ".join(f"{'' if name == '0' else f'{name} '}{describe(x)}" for name, x in self.tensors().items())
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Every tensor by name: a keyword, or the position of a positional argument; nested ones dotted."""
+        """Return every tensor by name: a keyword or a position, with dots for nested ones."""
         return dict(named_tensors({**dict(enumerate(self.args)), **self.kwargs}))
 
     def floating(self) -> dict[str, torch.Tensor]:
-        """The tensors that can carry a gradient, by name; masks (boolean or integer) and token ids cannot."""
+        """Return the tensors that can have a gradient, by name; masks (boolean or integer) and token ids cannot."""
         return {name: tensor for name, tensor in self.tensors().items() if tensor.is_floating_point()}
 
     def replace(self, tensors: Mapping[str, torch.Tensor]) -> Inputs:
-        """The same arguments with the named tensors exchanged; the caller's own containers are not touched."""
+        """Return the arguments with the named tensors replaced; the containers of the caller are not changed."""
         names = iter(self.tensors())
         args, kwargs = map_tensors((list(self.args), self.kwargs), lambda old: tensors.get(next(names), old))
         return Inputs(tuple(args), kwargs)
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
-        """The same arguments with `function` applied to every tensor."""
+        """Return the arguments with `function` applied to every tensor."""
         args, kwargs = map_tensors((list(self.args), self.kwargs), function)
         return Inputs(tuple(args), kwargs)
 
     def to(self, device: torch.device | None) -> Inputs:
-        """The same arguments on a device; None leaves them where they are."""
+        """Return the arguments on a device; None keeps theirs."""
         return self if device is None else self.map(lambda tensor: tensor.to(device))
 
     @property
     def batch(self) -> int:
-        """The number of samples: the length of the first axis, which every tensor with axes must share.
+        """The number of samples: the length of the first axis, the same for every tensor with axes.
 
         Raises:
             InputError: when there is no tensor, or two disagree.
         """
         sizes = {name: tensor.shape[0] for name, tensor in self.tensors().items() if tensor.ndim}
         if not sizes:
-            raise InputError("the input holds no tensor with a batch axis; give tensors of shape (batch, ...).")
+            raise InputError("the input has no tensor with a batch axis; give tensors of shape (batch, ...).")
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
             raise InputError(f"the inputs differ in their first axis, which must be the batch: {listed}.")
         return next(iter(sizes.values()))
 
     def rows(self, index: torch.Tensor, *, but: Container[str] = ()) -> Inputs:
-        """The samples `index`, shape (n,), of every tensor with a batch axis; those named in `but` stay as they are."""
+        """Return the samples `index`, shape (n,), of every tensor with a batch axis, except those named in `but`."""
         size, names = self.batch, iter(self.tensors())
 
         def chosen(tensor: torch.Tensor) -> torch.Tensor:
@@ -112,16 +113,16 @@ class Inputs:
 
 
 def as_inputs(x: Input) -> Inputs:
-    """Read what a user passes as model input.
+    """Read the input of a model.
 
-    A tensor (or numpy array) is the one positional argument; a tuple or list is several; a mapping, such as a
-    tokenizer's encoding, is keyword arguments. The tensors are not copied and not changed.
+    A tensor (or numpy array) is one positional argument; a tuple or list is several; a mapping, such as the encoding of
+    a tokenizer, is keyword arguments. The tensors are not copied and not changed.
 
     Args:
         x: the input.
 
     Raises:
-        InputError: when it holds no tensor, an empty one or NaN, or is text.
+        InputError: when it has no tensor, an empty one or NaN, or is text.
 
     Example:
         >>> as_inputs({"a": torch.ones(2, 3)}).batch
@@ -151,7 +152,9 @@ def as_inputs(x: Input) -> Inputs:
         if tensor.numel() == 0:
             raise InputError(f"input {name!r} is empty: {describe(tensor)}.")
         if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
-            raise InputError(f"input {name!r} ({describe(tensor)}) holds NaN; every number made from it would be NaN.")
+            raise InputError(
+                f"input {name!r} ({describe(tensor)}) holds NaN; every number computed from it would be NaN."
+            )
     return given
 
 

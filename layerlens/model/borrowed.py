@@ -1,4 +1,4 @@
-"""A model is borrowed: everything an analyzer changes to do its work is put back, also after an error or Ctrl-C."""
+"""Borrowing a model: everything that an analyzer changes is restored, also after an error or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import nn
 
 from layerlens.errors import InputError, choose, warn
 
-from .checkpointing import checkpoints_kept
-from .placement import InPlace
+from .checkpointing import checkpointing_in_eval
+from .placement import Placement
 from .trees import version
 
 Mode = Literal["eval", "train", "keep"]
@@ -24,24 +24,22 @@ _MODES = get_args(Mode)
 
 @contextlib.contextmanager
 def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Iterator[nn.Module]:
-    """Lend `model` for the length of a `with` block and give it back as it was.
+    """Borrow `model` within a `with` block and restore it afterwards.
 
-    Returned in their old state: train/eval flags of every module, `requires_grad` and `.grad` of every parameter, the
-    buffers (which there are, their identity and their bits), tensors that modules keep as plain attributes or in a dict
-    (a cache, a state), the places where accelerate or FSDP2 keep weights, and the random generators of torch, numpy and
-    Python.
-    Hooks are the business of `Probe`, which removes its own.
+    Restored are train/eval flags of every module, `requires_grad` and `.grad` of every parameter, the buffers (their
+    set, identity and bits), tensors that modules keep as attributes or in a dict (a cache, a state), the devices where
+    accelerate or FSDP2 keep weights, and the random generators of torch, numpy and Python. `Probe` removes its hooks.
 
     Args:
         model: any module.
-        mode: the mode to lend the model in: `"eval"` (default), `"train"`, or `"keep"` as it is.
-        grad: whether gradients are recorded inside, whatever grad mode or inference mode the caller is in.
+        mode: mode of the model in the block: `"eval"` (default), `"train"`, or `"keep"` for its own.
+        grad: whether gradients are recorded in the block, in any grad mode or inference mode of the caller.
 
     Yields:
         The same model.
 
     Raises:
-        InputError: when `model` is no `torch.nn.Module`.
+        InputError: when `model` is not a `torch.nn.Module`, is a TorchScript model, or has inference parameters.
 
     Example:
         >>> model = nn.Dropout().train()
@@ -55,7 +53,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
         raise InputError(f"a model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a Module.")
     modules = modules_of(model)
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
-        raise InputError("a TorchScript model shows neither its layers nor its graph; give the model it was made from.")
+        raise InputError("a TorchScript model has no layers or graph to look at; give the model it was made from.")
     own = parameters_of(modules)
     if grad and any(parameter.is_inference() for parameter in own):
         raise InputError(
@@ -68,7 +66,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in own]
     buffers = [_BufferState(module, name) for module in modules for name in module._buffers]
     attributes = [_Attributes(module) for module in modules if not _of_torch(type(module))]
-    places, generators, failed = InPlace(modules), generator_states(), True
+    placement, generators, failed = Placement(modules), generator_states(), True
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
@@ -82,11 +80,11 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
                     if module.training != (mode == "train"):
                         module.training = mode == "train"
             if mode == "eval" and grad and any(getattr(one, "gradient_checkpointing", None) is True for one in modules):
-                stack.enter_context(checkpoints_kept(modules))
+                stack.enter_context(checkpointing_in_eval(modules))
             yield model
         failed = False
     finally:
-        places.restore(failed=failed)
+        placement.restore(failed=failed)
         for module, training in flags:
             if module.training != training:
                 module.training = training
@@ -101,13 +99,13 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
         for module in modules:
             for name in [name for name in module._buffers if (id(module), name) not in known]:
                 delattr(module, name)
-        for held in attributes:
-            held.restore()
+        for state in attributes:
+            state.restore()
         restore_generators(generators)
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
-    """`model` and all modules in it, in no order, by a loop: the generators of torch take several times as long."""
+    """Return `model` and all modules in it, in any order; much faster than the generators of torch."""
     seen, found, stack = {id(model)}, list[nn.Module](), [model]
     while stack:
         module = stack.pop()
@@ -122,7 +120,7 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
 
 
 def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """The parameters of some modules themselves, each once."""
+    """Return the parameters of the modules themselves, each once."""
     found = {
         id(parameter): parameter
         for module in modules
@@ -134,10 +132,10 @@ def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
 
 
 def as_written(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Run a compiled model eagerly for the length of a block; says so, once with Python's usual filters."""
+    """Run a compiled model eagerly within a `with` block, with a warning."""
     warn(
-        f"{type(model).__name__} is compiled; layerlens runs it as it was written, for compiled code shows neither its "
-        "layers nor its operations. The compiled code stays as it is.",
+        f"{type(model).__name__} is compiled; layerlens runs it eagerly, because compiled code shows neither its "
+        "layers nor its operations. The compiled code is kept.",
     )
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
@@ -145,7 +143,11 @@ def as_written(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def primitive_kernels() -> Iterator[None]:
-    """Run recurrent layers step by step for the length of a block, not in one fused kernel that hides the steps."""
+    """Run recurrent layers step by step within a `with` block, not in one fused kernel that hides the steps.
+
+    Yields:
+        Nothing.
+    """
     mkldnn, cudnn = torch.backends.mkldnn, torch.backends.cudnn
     before = mkldnn.set_flags(False, None, None, None)[0]  # type: ignore[no-untyped-call]
     try:
@@ -156,7 +158,7 @@ def primitive_kernels() -> Iterator[None]:
 
 
 class _BufferState:
-    """One buffer of one module, with its bits, and the way back."""
+    """One buffer of one module, with its bits, to be restored."""
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module, self.name = module, name
@@ -174,21 +176,21 @@ class _BufferState:
                 self.tensor.copy_(self.bits)
 
     def _written(self, tensor: torch.Tensor, bits: torch.Tensor) -> bool:
-        """Whether the bits differ: the version alone is blind to BatchNorm's own update and to writes by `.data`."""
+        """Whether the bits differ; the version misses the updates of BatchNorm and writes through `.data`."""
         if version(tensor) != self.version or tensor.is_meta or tensor.layout is not torch.strided:
             return version(tensor) != self.version
         return not torch.equal(tensor, bits)
 
 
 def _of_torch(kind: type) -> bool:
-    """Whether a class is one of torch's own layers, which keep no tensors but parameters and buffers."""
+    """Whether a class is a layer of torch, which keeps no tensors besides parameters and buffers."""
     return kind.__module__.startswith("torch.nn.modules.")
 
 
 class _Attributes:
-    """The tensors that a module keeps as plain attributes, or in a dict: caches, a state, what it saw last.
+    """The tensors that a module keeps as attributes or in a dict, such as caches, to be restored.
 
-    Those made while the model is lent would hold its graph, or hinder a copy of the model; they are taken back.
+    New ones would keep a graph alive, or prevent a copy of the model.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -211,8 +213,7 @@ class _Attributes:
                 else:
                     del own[name]
             elif type(value) is dict and value is before and copied is not None:
-                made = [key for key, part in value.items() if isinstance(part, torch.Tensor)]
-                for key in made:
+                for key in [key for key, part in value.items() if isinstance(part, torch.Tensor)]:
                     if key not in copied:
                         del value[key]
                     elif value[key] is not copied[key]:
@@ -220,7 +221,7 @@ class _Attributes:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether some module runs through torch.compile: hooks added after its first call would be skipped silently."""
+    """Return whether a module runs through torch.compile, which skips hooks added after its first call."""
     return any(
         module.__dict__.get("_compiled_call_impl") is not None or "_orig_mod" in module._modules
         for module in modules_of(model)
@@ -228,7 +229,7 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def generator_states() -> dict[str, Any]:
-    """The states of the random generators of torch, numpy and Python."""
+    """Return the states of the random generators of torch, numpy and Python."""
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state(),

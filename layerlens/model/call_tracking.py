@@ -1,4 +1,4 @@
-"""Which operations were made inside which layer: the autograd nodes of each call."""
+"""Tracking of calls: which layer is running, and which autograd nodes each call makes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .layers import LayerPath
 
 
 class Spans:
-    """Note, while a `with` block runs a model, which autograd nodes are made during which call of which layer.
+    """Note which autograd nodes are made during which call of which layer, while a `with` block runs a model.
 
-    Two hooks for all modules of the process, not two for each of the model's: modules of other models pass unnoticed.
+    Two global hooks serve all modules; modules of other models are ignored.
 
     Args:
         model: any module.
@@ -61,17 +61,17 @@ class Spans:
 
 
 def nodes_made() -> int:
-    """The sequence number that the next autograd node of this thread will get."""
+    """Return the sequence number of the next autograd node of this thread."""
     return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
 
 
 @dataclasses.dataclass
 class Frame:
-    """One call of one layer that is running.
+    """One running call of a layer.
 
     Attributes:
-        layer: its path; `""` is the model itself.
-        counts: how often each function was called in it so far.
+        layer: path of the layer; `""` is the model itself.
+        counts: number of calls of each function in it so far.
     """
 
     layer: LayerPath
@@ -79,9 +79,9 @@ class Frame:
 
 
 class Running:
-    """Know, while a `with` block runs a model, which call of which of its layers is running: the innermost one.
+    """Track the innermost running call of a layer while a `with` block runs a model.
 
-    Calls that other threads make are not seen.
+    Calls in other threads are not seen.
 
     Args:
         model: any module.
@@ -93,7 +93,7 @@ class Running:
         self._handles: list[RemovableHandle] = []
         self._owner = get_ident()
         self.ran = False
-        """Whether a layer has been called at all, or the model's own code."""
+        """Whether a layer or the model was called at all."""
 
     @property
     def frame(self) -> Frame | None:
@@ -101,7 +101,7 @@ class Running:
         return self._stack[-1] if self._stack else None
 
     def around(self, forward: Callable[..., Any] | None) -> Callable[..., Any] | None:
-        """`forward`, with what it computes outside of every layer counted as the model's own."""
+        """Return `forward` so that its computations outside all layers count as those of the model."""
         if forward is None:
             return None
 

@@ -1,4 +1,4 @@
-"""SHA-256 of tensors and of the weights of a model: whether two runs saw the same."""
+"""SHA-256 of tensors and of the weights of a model, to check that two runs used the same."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from .placement import whole
 
 
 def digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """The SHA-256 of tensors: of the name, type, shape and bytes of each, in order.
+    """Return the SHA-256 of the name, type, shape and bytes of each tensor, in order.
 
-    Tensors without bytes of their own (on the meta device) count by name, type and shape.
+    Tensors without bytes (on the meta device) count by name, type and shape.
 
     Example:
         >>> digest([("a", torch.zeros(2))]) == digest([("a", torch.zeros(2))]) != digest([("b", torch.zeros(2))])
         True
     """
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, tensor in tensors:
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         if not tensor.is_meta:
-            found.update(_bytes(tensor.detach()))
-    return found.hexdigest()
+            sha256.update(_bytes(tensor.detach()))
+    return sha256.hexdigest()
 
 
 def _bytes(tensor: torch.Tensor) -> Any:
@@ -33,14 +33,14 @@ def _bytes(tensor: torch.Tensor) -> Any:
         tensor = tensor.int_repr()
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
-    plain = tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-    return plain.view(torch.uint8).numpy().data if plain.numel() else b""
+    flat = tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else b""
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """The SHA-256 of all parameters and buffers, wherever they lie.
+    """Return the SHA-256 of all parameters and buffers.
 
-    Weights that accelerate holds elsewhere are read there. Of weights spread over processes all must ask together.
+    Weights that accelerate keeps elsewhere are read there. For sharded weights all processes must call this together.
     """
     return digest(_weights(model))
 

@@ -1,4 +1,4 @@
-"""Layers by name: the dotted paths of a model's modules, and the ways to select them."""
+"""Layers by name: the dotted paths of a model's modules, and how to select them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LayerPath: TypeAlias = str
 Predicate: TypeAlias = Callable[[LayerPath, nn.Module], bool]
 
 Selection: TypeAlias = "str | re.Pattern[str] | type[nn.Module] | nn.Module | Predicate | Iterable[Selection] | None"
-"""What selects layers: a path, a glob, a compiled regular expression, a module type, a module, a predicate
-`(path, module) -> bool`, None for every layer, what `select` returned, or a list of those."""
+"""A selection of layers: a path, a glob, a compiled regular expression, a module type, a module, a predicate
+`(path, module) -> bool`, None for every layer, a result of `select`, or a list of those."""
 
 _GLOB = re.compile(r"[*?\[]")
 _CALL = re.compile(r"(.*)#(\d+(?:,\d+)*)")
@@ -50,10 +50,10 @@ class Layers(Mapping[LayerPath, nn.Module]):
                 self._modules[path] = module
 
     def canonical(self, path: LayerPath) -> LayerPath:
-        """The first name of the module that `path` names.
+        """Return the first name of the module named `path`.
 
         Raises:
-            LayerNotFound: with the nearest names.
+            LayerNotFound: when there is none; with the nearest names.
         """
         path = self.aliases.get(path, path)
         if path not in self._modules:
@@ -78,7 +78,7 @@ class Layers(Mapping[LayerPath, nn.Module]):
         return f"Layers({len(names)} in {type(self.model).__name__}: {shown})"
 
     def select(self, selection: Selection = None, *, calls: bool = False) -> Matches:
-        """The paths that `selection` matches, each once, in definition order.
+        """Return the paths that `selection` matches, each once, in definition order.
 
         In a glob `*` and `?` stay within one part of the dotted path and `**` crosses dots: `blocks.*` are the blocks,
         `blocks.**` everything below them. A regular expression matches anywhere in the path (`re.search`). Neither
@@ -93,7 +93,7 @@ class Layers(Mapping[LayerPath, nn.Module]):
 
         Raises:
             LayerNotFound: when it, or one entry of a list, matches nothing; names the nearest paths.
-            SelectionError: when it is of a kind that cannot select layers, or names calls where layers are wanted.
+            SelectionError: when its type cannot select layers, or it names calls and only layers are allowed.
 
         Example:
             >>> Layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).select(nn.Linear)
@@ -106,12 +106,16 @@ class Layers(Mapping[LayerPath, nn.Module]):
         named = [name_of(path, chosen) for path, chosen in matches.calls.items() if chosen is not None]
         if named and not calls:
             raise SelectionError(
-                f"{named[0]!r} names a call, but a layer is wanted here; calls can be selected in probes and captures."
+                f"{named[0]!r} names a call, but a layer is needed here; calls can be selected in probes and captures."
             )
         return matches
 
     def _find(self, selection: Selection) -> dict[LayerPath, tuple[Calls, str]]:
-        """Path -> (calls, why) of what `selection` matches."""
+        """Return path -> (calls, why) of the matches of `selection`.
+
+        Raises:
+            LayerNotFound: when nothing matches.
+        """
         if selection is None:
             return dict.fromkeys([path for path in self._modules if path] or [""], (None, "every layer"))
         if isinstance(selection, Matches):
@@ -185,7 +189,7 @@ def select(model: nn.Module, layers: Selection = None) -> Matches:
 
 
 def matching_names(patterns: Iterable[str], names: Iterable[str], kind: str, owner: str) -> list[str]:
-    """The names that match any of some globs, in their order; `*` crosses dots.
+    """Return the names that match any of the globs, in their order; `*` crosses dots.
 
     Raises:
         LayerNotFound: when a pattern matches none; with the nearest names.
@@ -193,7 +197,7 @@ def matching_names(patterns: Iterable[str], names: Iterable[str], kind: str, own
     known = list(names)
     chosen: set[str] = set()
     for pattern in patterns:
-        # names of parameters end in a part of their own: `*.weight` is meant to cross dots
+        # `*.weight` is meant to match parameters of nested modules, so `*` crosses dots
         glob = re.compile(_glob_to_regex(re.sub(r"\*+", "**", pattern)))
         found = [name for name in known if name == pattern or glob.fullmatch(name)]
         if not found:
@@ -249,6 +253,6 @@ def _glob_to_regex(glob: str) -> str:
 
 
 def parameter_count(module: nn.Module, seen: Iterable[int] = ()) -> int:
-    """How many parameters `module` holds, shared ones counted once, those whose id is in `seen` not at all."""
+    """Return the number of parameters of `module`, each counted once, without those whose id is in `seen`."""
     known = set(seen)
     return sum(parameter.numel() for parameter in module.parameters() if id(parameter) not in known)

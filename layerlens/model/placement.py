@@ -1,7 +1,6 @@
-"""Where the weights of a model lie: with a layer only while it runs (offloaded), or spread over processes.
+"""Where the weights of a model are: with a layer only while it runs (offloaded), or sharded over processes.
 
-Nothing of accelerate or of torch.distributed is imported: a model that they placed was placed by a process that has
-imported them.
+Neither accelerate nor torch.distributed is imported: if they placed a model, they are imported already.
 """
 
 from __future__ import annotations
@@ -17,33 +16,33 @@ from layerlens.errors import InputError
 
 from .layers import LayerPath
 
-NAMED = 4
-"""Layers that an error names."""
+MOST_NAMES = 4
+"""Layers named in an error."""
 
 
 def offloaded(model: nn.Module) -> list[LayerPath]:
-    """The layers whose own parameters accelerate holds elsewhere (main memory, disk) while they do not run."""
+    """Return the layers whose own parameters accelerate keeps elsewhere (main memory, disk) while they do not run."""
     return [path for path, module in model.named_modules() if _is_offloaded(module)]
 
 
 def sharded(model: nn.Module) -> list[LayerPath]:
-    """The layers whose own parameters are spread over processes: by FSDP2, by tensor parallelism, or by both."""
+    """Return the layers whose own parameters are sharded over processes, by FSDP2 or tensor parallelism."""
     return [
         path
         for path, module in model.named_modules()
-        if any(_is_spread(parameter) for parameter in module._parameters.values()) or _holds_for_fsdp(module)
+        if any(_is_sharded(parameter) for parameter in module._parameters.values()) or _is_managed_by_fsdp(module)
     ]
 
 
 def is_fsdp(module: nn.Module) -> bool:
-    """Whether FSDP2 (`fully_shard`) gathers and frees the parameters of a module."""
+    """Return whether FSDP2 (`fully_shard`) gathers and frees the parameters of a module."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     kind = getattr(fsdp, "FSDPModule", None)
     return kind is not None and isinstance(module, kind)
 
 
 def home(model: nn.Module) -> torch.device | None:
-    """The device that a model wants its input on; None when it has no parameters."""
+    """Return the device for the input of a model; None if it has no parameters."""
     first = next(model.parameters(), None)
     if first is None or not first.is_meta:
         return None if first is None else first.device
@@ -56,24 +55,24 @@ def home(model: nn.Module) -> torch.device | None:
 
 
 def whole(module: nn.Module, name: str) -> torch.Tensor:
-    """One parameter of a module as it is when the module runs, detached.
+    """Return one parameter of a module as it is when the module runs, detached.
 
-    Of a sharded one every process must ask, for all of them send their part.
+    For a sharded parameter every process must call this, because each sends its part.
     """
     parameter = module._parameters[name]
     assert parameter is not None
     for hook in _accelerate_hooks(module):
         if parameter.is_meta and getattr(hook, "weights_map", None) is not None:
-            held: torch.Tensor = hook.weights_map[name]
-            return held.detach()
-    if _is_spread(parameter):
+            weight: torch.Tensor = hook.weights_map[name]
+            return weight.detach()
+    if _is_sharded(parameter):
         gathered: torch.Tensor = parameter.full_tensor().detach()  # type: ignore[attr-defined]
         return gathered
     return parameter.detach()
 
 
 def need_weights(model: nn.Module, what: str) -> None:
-    """Refuse a model whose weights do not all lie in this process.
+    """Refuse a model whose weights are not all in this process.
 
     Args:
         model: any module.
@@ -82,21 +81,21 @@ def need_weights(model: nn.Module, what: str) -> None:
     Raises:
         InputError: when some are offloaded or sharded.
     """
-    away, spread = offloaded(model), sharded(model)
+    away, split = offloaded(model), sharded(model)
     if away:
         raise InputError(
-            f"{what} needs the weights themselves, and accelerate holds those of {listed(away)} elsewhere while they "
+            f"{what} needs the weights themselves, and accelerate keeps those of {listed(away)} elsewhere while they "
             "do not run. Load the model in one place for this, such as from_pretrained(..., device_map={'': 'cpu'})."
         )
-    if spread:
+    if split:
         raise InputError(
-            f"{what} needs the weights themselves, and those of {listed(spread)} are spread over processes. Do it in "
+            f"{what} needs the weights themselves, and those of {listed(split)} are sharded over processes. Use "
             "one process, with the model before fully_shard or parallelize_module (or loaded without tp_plan)."
         )
 
 
 def refuse_sharded(model: nn.Module, what: str, instead: str) -> None:
-    """Refuse a model whose weights are spread over processes.
+    """Refuse a model whose weights are sharded over processes.
 
     Args:
         model: any module.
@@ -106,16 +105,16 @@ def refuse_sharded(model: nn.Module, what: str, instead: str) -> None:
     Raises:
         InputError: when some are.
     """
-    spread = sharded(model)
-    if spread:
+    split = sharded(model)
+    if split:
         raise InputError(
-            f"{what} reads weights between the passes of their layers, and those of {listed(spread)} are spread over "
-            f"processes, which gather them for the passes alone. {instead}"
+            f"{what} reads weights between the passes of their layers, and those of {listed(split)} are sharded over "
+            f"processes, which gather them only for the passes. {instead}"
         )
 
 
-class InPlace:
-    """Where the weights of some modules are, and the way back there: after a run, and after one that failed.
+class Placement:
+    """The devices of the weights of some modules, to be restored after a run, also after a failed one.
 
     Args:
         modules: all modules of a model.
@@ -127,10 +126,10 @@ class InPlace:
         self._fsdp = [module for module in modules if is_fsdp(module)]
 
     def restore(self, *, failed: bool) -> None:
-        """Put the parameters of offloaded layers back, and let FSDP2 free what it gathered.
+        """Move the parameters of offloaded layers back, and let FSDP2 free gathered ones.
 
         Args:
-            failed: whether an error ended what was done with the model.
+            failed: whether the use of the model ended by an error.
         """
         for module, parameters in self._hooked:
             before = [name for name, parameter in parameters.items() if parameter is not None and parameter.is_meta]
@@ -141,14 +140,14 @@ class InPlace:
                 if module._parameters.get(name) is not parameter:
                     module._parameters[name] = parameter
         for module in self._fsdp:
-            if failed or _runs_still(module):
-                _start_anew(module)
+            if failed or _is_running(module):
+                _reset_iteration(module)
         for module in self._fsdp:
             module.reshard()  # type: ignore[operator]
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of a tensor that lies in this process."""
+    """Return the part of a tensor in this process."""
     return tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
@@ -157,14 +156,14 @@ def _accelerate_hooks(module: nn.Module) -> list[Any]:
     return [] if hook is None else list(getattr(hook, "hooks", [hook]))
 
 
-def _runs_still(module: nn.Module) -> bool:
-    """Whether FSDP2 waits for the end of a forward pass, which was ended on the way."""
+def _is_running(module: nn.Module) -> bool:
+    """Whether FSDP2 waits for the end of an interrupted forward pass."""
     context = getattr(module._get_fsdp_state(), "_state_ctx", None)  # type: ignore[operator]
     return getattr(context, "iter_forward_root", None) is not None
 
 
-def _start_anew(module: nn.Module) -> None:
-    """Have FSDP2 forget a pass that did not end; it is asked at its root."""
+def _reset_iteration(module: nn.Module) -> None:
+    """Have FSDP2 forget an interrupted pass, at its root module."""
     reset = getattr(module, "reset_iter_state", None)
     if reset is not None and getattr(module._get_fsdp_state(), "_is_root", False):  # type: ignore[operator]
         reset()
@@ -175,43 +174,43 @@ def _is_offloaded(module: nn.Module) -> bool:
     return hooked and any(parameter is not None and parameter.is_meta for parameter in module._parameters.values())
 
 
-def _is_spread(parameter: torch.Tensor | None) -> bool:
+def _is_sharded(parameter: torch.Tensor | None) -> bool:
     return shards(parameter) > 0
 
 
 def shards(parameter: torch.Tensor | None) -> int:
-    """Over how many axes of the processes a parameter is cut."""
+    """Return over how many axes of the process mesh a parameter is sharded."""
     if parameter is None or not is_dtensor(parameter):
         return 0
     return sum(not placement.is_replicate() for placement in parameter.placements)  # type: ignore[attr-defined]
 
 
 def is_dtensor(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is spread over processes, or copied to them, by torch.distributed."""
+    """Return whether a tensor is distributed over processes by torch.distributed."""
     kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
     return kind is not None and isinstance(tensor, kind)
 
 
-def _holds_for_fsdp(module: nn.Module) -> bool:
-    """Whether FSDP2 manages the module's parameters, gathered as they may be just now."""
+def _is_managed_by_fsdp(module: nn.Module) -> bool:
+    """Whether FSDP2 manages the parameters of a module, even if they are gathered now."""
     return is_fsdp(module) and next(module.parameters(), None) is not None
 
 
 def listed(paths: list[LayerPath]) -> str:
-    """The first of some layers by name, for an error."""
-    named = ", ".join(repr(path) if path else "the model itself" for path in paths[:NAMED])
-    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    """Return the names of the first of some layers, for an error."""
+    named = ", ".join(repr(path) if path else "the model itself" for path in paths[:MOST_NAMES])
+    more = f" and {len(paths) - MOST_NAMES} more" if len(paths) > MOST_NAMES else ""
     return f"layer{'s' * (len(paths) > 1)} {named}{more}"
 
 
-# Tensor parallel models, whose layers compute with the part of their weights that a process holds.
+# Tensor parallel models, whose layers compute with the part of their weights in this process.
 
 GATHERED = "Shard the model by FSDP2 (fully_shard) instead, which gathers the weights of each layer as it runs."
-"""What to do where parts of layers do not suffice."""
+"""What to do if parts of layers are not enough."""
 
 
 def tensor_parallel(model: nn.Module) -> list[LayerPath]:
-    """The layers that compute with a part of their weights: tensor parallel ones, not those that FSDP2 gathers."""
+    """Return the layers that compute with a part of their weights: tensor parallel ones, not those of FSDP2."""
     found: list[LayerPath] = []
     stack: list[tuple[LayerPath, nn.Module, bool]] = [("", model, False)]
     while stack:
@@ -242,7 +241,7 @@ def refuse_parts(model: nn.Module, what: str, instead: str) -> None:
     if parts:
         raise InputError(
             f"{what} cannot be computed for a tensor parallel model: {listed(parts)} compute with the part of their "
-            f"weights that this process holds, so no process sees all of it. {instead}"
+            f"weights in this process, so no process sees all of it. {instead}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a selection matched: the layers, which of their calls, and why."""
+"""The result of a selection: the layers, which of their calls, and why."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import TypeAlias
 from layerlens.errors import LayerNotFound, SelectionError
 
 Calls: TypeAlias = frozenset[int] | None
-"""Which calls of a layer, 0 for its first; None for all."""
+"""Calls of a layer, 0 for its first; None for all."""
 
 
 class Matches(list[str]):
-    """The paths that a selection matched, in definition order: a list that can tell why, and be combined.
+    """The paths that a selection matched, in definition order: a list that says why, and can be combined.
 
-    `a | b` holds the layers of both, `a & b` those in each, `a - b` those of `a` that are not in `b`.
+    `a | b` has the layers of either, `a & b` those in both, `a - b` those of `a` that are not in `b`.
 
     Attributes:
         types: path -> class name, of every layer of the model.
-        calls: path -> the calls that are meant.
-        why: path -> what matched it.
+        calls: path -> the selected calls.
+        why: path -> the reason for the match.
 
     Args:
         types: path -> class name of every layer, in definition order.
-        found: path -> (calls, why) of those that matched.
+        found: path -> (calls, why) of the matches.
 
     Example:
         >>> from layerlens import select
@@ -41,26 +41,26 @@ class Matches(list[str]):
         self.why: dict[str, str] = {path: found[path][1] for path in self}
 
     def found(self) -> dict[str, tuple[Calls, str]]:
-        """Path -> (calls, why)."""
+        """Return path -> (calls, why)."""
         return {path: (self.calls[path], self.why[path]) for path in self}
 
     def __or__(self, other: Matches) -> Matches:
-        types, found = self._same(other), self.found()
+        types, found = self._types_of_both(other), self.found()
         for path, (calls, why) in other.found().items():
             found[path] = join(found[path], (calls, why)) if path in found else (calls, why)
         return Matches(types, found)
 
     def __and__(self, other: Matches) -> Matches:
-        types = self._same(other)
+        types = self._types_of_both(other)
 
         def both(path: str) -> Calls:
             one, two = self.calls[path], other.calls.get(path, frozenset())
             return two if one is None else one if two is None else one & two
 
-        return self._kept(types, both)
+        return self._restrict(types, both)
 
     def __sub__(self, other: Matches) -> Matches:
-        types = self._same(other)
+        types = self._types_of_both(other)
 
         def rest(path: str) -> Calls:
             if path not in other.calls:
@@ -70,19 +70,19 @@ class Matches(list[str]):
                 return frozenset()
             if one is None:
                 raise SelectionError(
-                    f"all calls of {path!r} but {_numbers(two)} cannot be selected: how many there are is not known."
+                    f"all calls of {path!r} but {_numbers(two)} cannot be selected: the number of calls is unknown."
                 )
             return one - two
 
-        return self._kept(types, rest)
+        return self._restrict(types, rest)
 
-    def _kept(self, types: Mapping[str, str], calls_of: Callable[[str], Calls]) -> Matches:
+    def _restrict(self, types: Mapping[str, str], calls_of: Callable[[str], Calls]) -> Matches:
         kept = {path: (calls, self.why[path]) for path in self if (calls := calls_of(path)) != frozenset()}
         if not kept:
             raise LayerNotFound("no layer is left: the two selections have none in common, or all of them.")
         return Matches(types, kept)
 
-    def _same(self, other: Matches) -> Mapping[str, str]:
+    def _types_of_both(self, other: Matches) -> Mapping[str, str]:
         if not isinstance(other, Matches) or list(self.types) != list(other.types):
             raise SelectionError("selections can be combined with those of the same model: lens.select(...).")
         return self.types
@@ -101,13 +101,13 @@ class Matches(list[str]):
 
 
 def join(one: tuple[Calls, str], two: tuple[Calls, str]) -> tuple[Calls, str]:
-    """The calls of both, and both reasons."""
+    """Return the calls of both, and both reasons."""
     calls = None if one[0] is None or two[0] is None else one[0] | two[0]
     return calls, one[1] if one[1] == two[1] else f"{one[1]}; {two[1]}"
 
 
 def name_of(path: str, calls: Calls) -> str:
-    """A layer, with its calls where not all are meant."""
+    """Return the name of a layer, with its calls unless all are selected."""
     return (path or "(model)") + ("" if calls is None else f"#{_numbers(calls)}")
 
 

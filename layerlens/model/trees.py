@@ -1,4 +1,4 @@
-"""Walk the nested values that models take and return: tuples, named tuples, lists, dicts, dataclasses, tensors."""
+"""Nested arguments and outputs of models: tuples, named tuples, lists, dicts, dataclasses, tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """Rebuild `value` with `function` applied to each tensor; the structure and all else stay as they are.
+    """Rebuild `value` with `function` applied to each tensor; everything else is kept.
 
     Example:
         >>> map_tensors({"a": (torch.ones(2), None)}, lambda t: t + 1)
@@ -45,13 +45,13 @@ def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
 
 
 def replace_tensors(value: Any, function: Callable[[str, torch.Tensor], Any]) -> Any:
-    """As `map_tensors`, with the dotted path of each tensor as the first argument."""
+    """Do the same as `map_tensors`, with the dotted path of each tensor as the first argument."""
     names = (name for name, _ in named_tensors(value))
     return map_tensors(value, lambda tensor: function(next(names), tensor))
 
 
-def _same_type(value: Any, parts: list[Any]) -> Any:
-    """The parts in a sequence of the type of `value`, or in the plain base type when that type takes no list."""
+def _same_type(value: tuple[Any, ...] | list[Any], parts: list[Any]) -> Any:
+    """The parts in a sequence of the type of `value`, or of its base type if that type does not take a list."""
     base = tuple if isinstance(value, tuple) else list
     if type(value) is base:
         return base(parts)
@@ -62,7 +62,11 @@ def _same_type(value: Any, parts: list[Any]) -> Any:
 
 
 def named_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor inside `value` with the dotted path that leads to it (`""` for a bare tensor)."""
+    """Yield each tensor inside `value`.
+
+    Yields:
+        Its dotted path (`""` for a bare tensor) and the tensor.
+    """
     if isinstance(value, torch.Tensor):
         yield prefix, value
         return
@@ -82,7 +86,7 @@ def named_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Ten
 
 
 def first_tensor(value: Any) -> torch.Tensor | None:
-    """The first tensor met when walking `value`, or None; one of nested layout is padded with 0."""
+    """Return the first tensor in `value`, or None; one of nested layout is padded with 0."""
     tensor = next((tensor for _, tensor in named_tensors(value)), None)
     if tensor is None or not tensor.is_nested:
         return tensor
@@ -91,19 +95,19 @@ def first_tensor(value: Any) -> torch.Tensor | None:
 
 
 def version(tensor: torch.Tensor) -> int:
-    """How often `tensor` has been written in place; 0 for inference tensors, which do not count."""
+    """Return how often `tensor` was written in place; 0 for inference tensors, which do not count writes."""
     return 0 if tensor.is_inference() else int(tensor._version)
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A tensor as a numpy array in main memory, without its graph; bfloat16, which numpy does not know, is float32."""
+    """Return a tensor as a numpy array, without its graph; bfloat16, which numpy does not have, becomes float32."""
     tensor = tensor.detach().cpu()
     array: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array
 
 
-def describe(value: Any) -> str:
-    """A short text of what `value` is: `float32 (1, 3, 224, 224)`, `tuple of 2`, `dict with a, b`."""
+def describe(value: object) -> str:
+    """Describe `value` in short: `float32 (1, 3, 224, 224)`, `tuple of 2`, `dict with a, b`."""
     if isinstance(value, torch.Tensor):
         kind = str(value.dtype).removeprefix("torch.")
         return f"{kind} nested, {len(value.unbind())} parts" if value.is_nested else f"{kind} {tuple(value.shape)}"

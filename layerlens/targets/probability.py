@@ -1,25 +1,26 @@
-"""The probability that a model gives to what is scored."""
+"""The probability of a class as a target."""
 
 from __future__ import annotations
 
 import torch
 
 from layerlens.errors import TargetError
+from layerlens.signatures import public
 
 from .contrast import read_later
 from .target import Names, Spec, Target, by_place, class_scores
 
 
+@public
 def probability(spec: Spec = None, *, names: Names = None) -> Target:
-    """Return the softmax probability of a class instead of its score.
+    """Return the softmax probability of a class as the target, instead of its score.
 
-    exp(S_c) / sum over classes k of exp(S_k). Scores that are probabilities already (none below 0, sum 1) stay as they
-    are.
+    exp(S_c) / sum over classes k of exp(S_k). Scores that are probabilities already (none below 0, sum 1) are kept.
 
     Args:
         spec: a class, or one per sample, a name, a `(position, class)`, or None for the predicted class; see
             `as_target`.
-        names: class names by index; None leaves names to be read by the `Lens` that the target is given to.
+        names: class names by index; None for those of the `Lens` that uses the target.
 
     Raises:
         TargetError: when it cannot be read, is not the score of one class, or there are fewer than two classes.
@@ -33,26 +34,28 @@ def probability(spec: Spec = None, *, names: Names = None) -> Target:
 
 
 def _of(chosen: Target, place: tuple[object, ...]) -> Target:
-    def normalised(output: object, rows: torch.Tensor) -> torch.Tensor:
+    """The probability of the class that a target scores, at one place of the output."""
+
+    def normalized(output: object, rows: torch.Tensor) -> torch.Tensor:
         scores = by_place(output, (*place, slice(None))) if place else class_scores(output)
         if scores.ndim != 2 or scores.shape[1] < 2:
             raise TargetError(f"a probability needs two classes or more, got scores {tuple(scores.shape)}.")
         own = chosen(output, rows)
         if not bool((scores == own.unsqueeze(1)).any(dim=1).all()):
-            raise TargetError(f"a probability is that of one class, and {chosen.label!r} is not the score of one.")
+            raise TargetError(f"a probability needs one class, and {chosen.label!r} is not the score of one.")
         sums = scores.detach().sum(dim=1)
         if bool((scores >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all()):
             return own
         return (own - scores.logsumexp(dim=1)).exp()
 
-    def again(reread: Target) -> Target:
+    def probability_of(reread: Target) -> Target:
         return _of(reread, place)
 
     choose, read = chosen.chooser, chosen.reader
     return Target(
-        normalised,
+        normalized,
         f"probability of {chosen.label}",
-        None if choose is None else (lambda output: again(choose(output))),
-        None if read is None else (lambda names: again(read(names))),
+        None if choose is None else (lambda output: probability_of(choose(output))),
+        None if read is None else (lambda names: probability_of(read(names))),
         None if chosen.each is None else tuple(f"probability of {label}" for label in chosen.each),
     )

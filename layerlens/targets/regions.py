@@ -1,4 +1,4 @@
-"""Targets of models that answer at every place of an image: the score of a class over an area."""
+"""Targets of segmentation models: the score of a class over an area."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import torch
 
 from layerlens.errors import TargetError, choose
 from layerlens.model.trees import describe
+from layerlens.signatures import public
 
 from .target import Target, main_output
 
 
+@public
 def area(label: int, where: torch.Tensor | tuple[int, int, int, int] | None = None, *, over: str = "mean") -> Target:
-    """The score of a class over an area of the output of a segmentation model, `(batch, class, height, width)`.
+    """Return the score of a class over an area of the output of a segmentation model, `(batch, class, height, width)`.
 
     Args:
         label: index of the class (channel).
         where: a boolean mask `(height, width)` or `(batch, height, width)` of the output's size; a box
-            `(top, left, bottom, right)` in places of the output, the last two not included; None for the places where
-            the class has the highest score on the input as it is, which stay the same while the input is changed.
-        over: `"mean"` or `"sum"` of the places.
+            `(top, left, bottom, right)` in places of the output, without the last two; None for the places where the
+            class has the highest score on the original input, which are kept while the input is changed.
+        over: `"mean"` or `"sum"` over the places.
 
     Raises:
         TargetError: when the output has no such class or size, or the area is empty.
@@ -46,7 +48,7 @@ def area(label: int, where: torch.Tensor | tuple[int, int, int, int] | None = No
 
         def own(output: Any) -> torch.Tensor:
             scores = _scores(output, label).detach()
-            return _filled(scores.argmax(dim=1) == label % scores.shape[1], f"class {label} is highest nowhere")
+            return _not_empty(scores.argmax(dim=1) == label % scores.shape[1], f"class {label} is highest nowhere")
 
         def choose_area(output: Any) -> Target:
             mask = own(output)
@@ -58,7 +60,7 @@ def area(label: int, where: torch.Tensor | tuple[int, int, int, int] | None = No
             raise TargetError(
                 f"an area is a boolean mask (height, width) or (batch, height, width), got {describe(where)}."
             )
-        fixed = _filled(where, "the mask is empty")
+        fixed = _not_empty(where, "the mask is empty")
         return Target(lambda output, rows: read(output, rows, fixed), name)
     top, left, bottom, right = where
 
@@ -83,7 +85,7 @@ def _scores(output: Any, label: int) -> torch.Tensor:
     return scores
 
 
-def _filled(mask: torch.Tensor, why: str) -> torch.Tensor:
+def _not_empty(mask: torch.Tensor, why: str) -> torch.Tensor:
     empty = ~mask.reshape(-1, mask.shape[-2] * mask.shape[-1]).any(dim=1)
     if bool(empty.any()):
         raise TargetError(f"{why} in sample(s) {empty.nonzero().flatten().tolist()[:8]}: there is nothing to score.")

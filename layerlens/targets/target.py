@@ -11,18 +11,19 @@ import torch
 
 from layerlens.errors import TargetError, suggestion
 from layerlens.model.trees import describe, named_tensors
+from layerlens.signatures import public
 
 Spec: TypeAlias = Union[
     int, str, torch.Tensor, Sequence[int], tuple[Any, ...], Callable[[Any], torch.Tensor], "Target", None
 ]
-"""What a user may give as a target; `as_target` says how each is read."""
+"""A target as given by a user; see `as_target`."""
 
 Names: TypeAlias = Sequence[str] | Mapping[int, str] | None
 """Class names by index."""
 
 
 MAIN_OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "reconstruction", "sample")
-"""Fields of an output that scores are read from, the first that is there."""
+"""Fields of an output that scores are read from; the first existing one counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +33,14 @@ class Target:
     Targets can be combined: `a - b` is the contrast of two, `a + b` their sum, `2 * a` a multiple.
 
     Attributes:
-        function: `(output, rows) -> scores` of shape (len(rows),), where `rows` are the samples' places in the
-            caller's batch: a method that repeats samples passes the same place several times.
-        label: shown in titles and tables.
+        function: `(output, rows) -> scores` of shape (len(rows),), where `rows` are the indices of the samples in the
+            caller's batch: a method that repeats samples passes the same index several times.
+        label: name for titles and tables.
         chooser: `output -> Target` for a target that depends on the output itself, such as the predicted class.
-        reader: `names -> Target` for a target that holds class names, or indices, and can be read with others.
-        each: the label of each sample, for a target that has one class per sample.
-        at: the layer and the call of it that the target reads instead of the model's output, as `neuron` makes it;
-            `output` is then what that layer returned, `(batch, unit, *places)`.
+        reader: `names -> Target` for a target of class names, or indices, that can be read with other names.
+        each: label of each sample, for a target with one class per sample.
+        at: layer and call that the target reads instead of the model's output, as for `neuron`; `output` is then the
+            output of that layer, `(batch, unit, *places)`.
     """
 
     function: Callable[[Any, torch.Tensor], torch.Tensor] = dataclasses.field(repr=False)
@@ -50,13 +51,13 @@ class Target:
     at: tuple[Any, int] | None = dataclasses.field(default=None, repr=False)
 
     def resolve(self, output: Any) -> Target:
-        """The same target with its choice made on `output`, so that it stays the same while the input is changed."""
+        """Return the target as chosen on `output`, so that it stays the same while the input is changed."""
         return self if self.chooser is None else self.chooser(output)
 
     def __call__(
         self, output: Any, rows: torch.Tensor | None = None, *, at: tuple[Any, int] | None = None
     ) -> torch.Tensor:
-        """The scores of `output`, shape (batch,); `at` is where it was read, None for the model's own.
+        """Return the scores of `output`, shape (batch,); `at` is the layer of that output, None for the model.
 
         Raises:
             TargetError: when the target does not fit the output.
@@ -64,7 +65,7 @@ class Target:
         if at != self.at:
             raise TargetError(
                 f"target {self.label!r} reads {'the output' if self.at is None else f'layer {self.at[0]!r}'}, and this "
-                "analyzer scores something else; saliency and relevance know targets inside of a model."
+                "analyzer scores something else; saliency and relevance support targets inside a model."
             )
         if rows is None:
             main = main_output(output)
@@ -83,10 +84,10 @@ class Target:
         return scores
 
     def check(self, batch: int) -> None:
-        """See that there is a class for each sample, where there are several.
+        """Check that a target with several classes has one for each sample.
 
         Raises:
-            TargetError: when there are more or fewer.
+            TargetError: when it has more or fewer.
         """
         if self.each is not None and len(self.each) != batch:
             raise TargetError(
@@ -137,24 +138,25 @@ class TokenNames(Mapping[int, str]):
     """Class names that are the tokens of a language model; see `layerlens.targets.tokens.Vocabulary`."""
 
     def index(self, text: str) -> int:
-        """The class of a text."""
+        """Return the class of a text."""
         raise NotImplementedError
 
     def target(self, text: str) -> Target:
-        """A text as the next token."""
+        """Return the target of a text as the next token."""
         raise NotImplementedError
 
     def predicted(self) -> Target:
-        """The most likely next token."""
+        """Return the target of the most likely next token."""
         raise NotImplementedError
 
 
+@public
 def as_target(spec: Spec, *, names: Names = None) -> Target:
-    """Read what a user passes as a target.
+    """Read a target.
 
     - None: the class with the highest score, sample by sample (for an output (batch,) or (batch, 1): the value).
     - int: this class for every sample; a tensor, array or list of ints: a class for each sample.
-    - str: a class by its name in `names`; the text of the next token where `names` is the vocabulary of a tokenizer.
+    - str: a class by its name in `names`; the text of the next token if `names` is the vocabulary of a tokenizer.
     - tuple: an index into the axes after the batch, for example `(position, class)` of a language model.
     - callable: `output -> scores`, shape (batch,).
     - Target: itself. `contrast(a, b)` makes one from two.
@@ -220,7 +222,7 @@ def _chosen(output: Any, names: Names) -> Target:
 
 
 def class_index(name: str, names: Names) -> int:
-    """The index of a class by its name.
+    """Return the index of a class by its name.
 
     Raises:
         TargetError: when there is none; names the nearest.
@@ -257,9 +259,9 @@ def _name_of(index: int, names: Names) -> str:
 
 
 def main_output(output: Any) -> torch.Tensor:
-    """The tensor of a nested output that scores are read from.
+    """Return the tensor of a nested output that scores are read from.
 
-    A field named as in `MAIN_OUTPUTS` comes first, then the first floating-point tensor.
+    A field of `MAIN_OUTPUTS` if there is one, else the first floating-point tensor.
 
     Raises:
         TargetError: when there is none.
@@ -277,7 +279,11 @@ def main_output(output: Any) -> torch.Tensor:
 
 
 def class_scores(output: Any) -> torch.Tensor:
-    """The main output as (batch, classes); TargetError when it has other axes."""
+    """Return the main output as (batch, classes).
+
+    Raises:
+        TargetError: when it has other axes.
+    """
     scores = main_output(output)
     if scores.ndim == 1:
         scores = scores.unsqueeze(1)
@@ -291,7 +297,11 @@ def class_scores(output: Any) -> torch.Tensor:
 
 
 def by_class(output: Any, rows: torch.Tensor, classes: int | torch.Tensor) -> torch.Tensor:
-    """The score of a class, or of one class per sample of the caller's batch; TargetError when out of range."""
+    """Return the score of a class, or of one class per sample of the caller's batch.
+
+    Raises:
+        TargetError: when a class is out of range.
+    """
     logits = class_scores(output)
     if isinstance(classes, int):
         chosen = torch.full((len(logits),), classes, device=logits.device)
@@ -307,7 +317,11 @@ def by_class(output: Any, rows: torch.Tensor, classes: int | torch.Tensor) -> to
 
 
 def by_place(output: Any, place: tuple[Any, ...]) -> torch.Tensor:
-    """The entry of the main output at an index into the axes after the batch; TargetError when out of range."""
+    """Return the entry of the main output at an index into the axes after the batch.
+
+    Raises:
+        TargetError: when it is out of range.
+    """
     scores = main_output(output)
     if len(place) != scores.ndim - 1:
         raise TargetError(

@@ -10,18 +10,19 @@ import torch
 from layerlens.errors import TargetError
 from layerlens.inputs.inputs import Inputs
 from layerlens.model.trees import describe
+from layerlens.signatures import public
 
 from .target import Names, Target, TokenNames, as_target, main_output
 
 
 class Vocabulary(TokenNames):
-    """The tokens of a tokenizer as class names, and where each text of a batch ends.
+    """The tokens of a tokenizer as class names, and the end of each text in a batch.
 
-    With it a target can be the text of the next token, and None is the most likely one.
+    A target can then be the text of the next token, and None is the most likely one.
 
     Args:
-        tokenizer: as those of `transformers`.
-        inputs: what the model is given, `input_ids` among them.
+        tokenizer: a tokenizer as in `transformers`.
+        inputs: inputs of the model, with `input_ids`.
     """
 
     def __init__(self, tokenizer: Callable[..., Any], inputs: Inputs | None = None) -> None:
@@ -41,25 +42,23 @@ class Vocabulary(TokenNames):
         return len(self._tokenizer) if hasattr(self._tokenizer, "__len__") else 0
 
     def get(self, index: int, default: Any = None) -> Any:
-        """The text of a token, in quotes."""
+        """Return the text of a token, in quotes."""
         return self[index]
 
     def read(self, text: str) -> list[int]:
-        """The ids of a text without special tokens."""
+        """Return the ids of a text without special tokens."""
         return [int(index) for index in self._tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def index(self, text: str) -> int:
-        """The id of a text that is one token.
+        """Return the id of a text that is one token.
 
         Raises:
-            TargetError: when it is none or several.
+            TargetError: when it is not exactly one.
         """
         ids = self.read(text)
         if len(ids) != 1:
             parts = ", ".join(self[index] for index in ids) or "none"
-            spaced = (
-                "" if text.startswith(" ") else f" Words inside of a text often begin with a space: {' ' + text!r}."
-            )
+            spaced = "" if text.startswith(" ") else f" Words inside a text often begin with a space: {' ' + text!r}."
             raise TargetError(
                 f"target {text!r} is {len(ids)} tokens ({parts}), and the next token is one. Take one of them, or give "
                 f"the whole text as input and target=continuation({text!r}).{spaced}"
@@ -67,12 +66,12 @@ class Vocabulary(TokenNames):
         return ids[0]
 
     def target(self, text: str) -> Target:
-        """The logit of a text as the next token."""
+        """Return the logit of a text as the next token."""
         index = self.index(text)
         return Target(lambda output, rows: self._last(output, rows)[:, index], f"{text!r} next")
 
     def predicted(self) -> Target:
-        """The logit of the most likely next token; of the predicted class, where the model is a classifier."""
+        """Return the logit of the most likely next token, or of the predicted class for a classifier."""
 
         def best(output: Any, rows: torch.Tensor) -> torch.Tensor:
             return self._chosen(output)(output, rows)
@@ -93,7 +92,7 @@ class Vocabulary(TokenNames):
         return Target(score, label, each=each)
 
     def _last(self, output: Any, rows: torch.Tensor | None) -> torch.Tensor:
-        """The logits at the last token that is not padding, `(batch, vocabulary)`."""
+        """The logits at the last token before the padding, `(batch, vocabulary)`."""
         logits = self.logits(output)
         if self._mask is None:
             return logits[:, -1]
@@ -102,7 +101,7 @@ class Vocabulary(TokenNames):
         return logits[torch.arange(len(logits), device=logits.device), places.to(logits.device)]
 
     def logits(self, output: Any) -> torch.Tensor:
-        """Return the main output, if it has a number for each token of the vocabulary at each place.
+        """Return the main output if it has a number for each token of the vocabulary at each place.
 
         Raises:
             TargetError: if it does not.
@@ -110,25 +109,25 @@ class Vocabulary(TokenNames):
         scores = main_output(output)
         if scores.ndim != 3 or scores.shape[-1] < len(self):
             raise TargetError(
-                f"the output {describe(scores)} does not score {len(self)} tokens at each place, so no token is "
-                "a target of it. A classifier of text takes a class index, or a name with Lens(..., class_names=...); "
-                "an encoder takes a function of its output, (batch,)."
+                f"the output {describe(scores)} has no scores of {len(self)} tokens at each place, so no token can be "
+                "its target. A classifier of text takes a class index, or a name with Lens(..., class_names=...); an "
+                "encoder takes a function of its output, (batch,)."
             )
         return scores
 
 
+@public
 def continuation(tokens: int | str) -> Target:
-    """The log-probability of the last tokens of the input, each given all before it: why the text continues like this.
+    """Return the log-probability of the last tokens of the input as the target: why the text continues like this.
 
-    sum over t of log p(x_t | x_1 ... x_{t-1}), in nats. Give the prompt and what follows it as one input. The gradient
-    at a token of the continuation is that of the tokens after it.
+    sum over t of log p(x_t | x_1 ... x_{t-1}), in nats. Give the prompt and the continuation as one input. The gradient
+    at a token of the continuation comes from the tokens after it.
 
     Args:
-        tokens: how many tokens at the end of the input, or the text that the input ends with.
+        tokens: number of tokens at the end of the input, or the text that the input ends with.
 
     Raises:
-        TargetError: when used without a tokenizer, with a batch of texts of several lengths, or when the input does not
-            end like this.
+        TargetError: on use without a tokenizer or with texts of different lengths, or when the input ends differently.
 
     Example:
         `lens.saliency("The capital of France is Paris.", target=continuation(" Paris."))`
@@ -140,7 +139,7 @@ def continuation(tokens: int | str) -> Target:
         ids = names.ids
         count = len(names.read(tokens)) if isinstance(tokens, str) else tokens
         if not 0 < count < ids.shape[1]:
-            raise TargetError(f"a continuation of {count} tokens needs an input of more; it has {ids.shape[1]}.")
+            raise TargetError(f"a continuation of {count} tokens needs a longer input; it has {ids.shape[1]}.")
         if isinstance(tokens, str) and any(row[-count:] != names.read(tokens) for row in ids.tolist()):
             raise TargetError(f"the input does not end with the tokens of {tokens!r}; give the number of tokens.")
         return Target(
@@ -159,8 +158,8 @@ def _log_probability(logits: torch.Tensor, ids: torch.Tensor, count: int) -> tor
     return before.gather(2, ids[:, -count:].to(logits.device).unsqueeze(2)).squeeze(2).sum(dim=1)
 
 
-def token_texts(tokenizer: Any, inputs: Inputs) -> list[list[str]] | None:
-    """The text of each token id of `input_ids`, by sample; None where the tokenizer cannot tell."""
+def token_texts(tokenizer: Callable[..., Any], inputs: Inputs) -> list[list[str]] | None:
+    """Return the text of each token id of `input_ids`, by sample; None if the tokenizer cannot convert them."""
     convert = getattr(tokenizer, "convert_ids_to_tokens", None)
     ids = inputs.tensors().get("input_ids")
     if convert is None or ids is None:
@@ -168,10 +167,10 @@ def token_texts(tokenizer: Any, inputs: Inputs) -> list[list[str]] | None:
     return [[str(token) for token in convert(list(row))] for row in ids.tolist()]
 
 
-def token_pairs(tokenizer: Any, x: Inputs, other: Inputs) -> tuple[str, ...] | None:
-    """Names of the positions of two texts that differ in some tokens: `3 of`, `4 Italy / France`.
+def token_pairs(tokenizer: Callable[..., Any], x: Inputs, other: Inputs) -> tuple[str, ...] | None:
+    """Return names of the positions of two texts that differ in some tokens: `3 of`, `4 Italy / France`.
 
-    Of a batch of several, and where the tokenizer cannot tell, None.
+    None for a batch of several texts, and if the tokenizer cannot decode.
     """
     decode = getattr(tokenizer, "decode", None)
     pair = [inputs.tensors().get("input_ids") for inputs in (x, other)]

@@ -1,4 +1,4 @@
-"""Targets inside a model: a unit of a layer instead of a class."""
+"""Targets inside a model: a unit, a direction, or a whole layer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from layerlens.errors import TargetError, choose
 from layerlens.model.layers import Selection
 from layerlens.model.trees import describe
+from layerlens.signatures import public
 
 from .target import Target
 
 
+@public
 def neuron(
     layer: Selection,
     unit: int,
@@ -21,17 +23,16 @@ def neuron(
     over: Literal["mean", "max", "sum"] = "mean",
     call: int = 0,
 ) -> Target:
-    """One unit of a layer as the target of saliency or relevance.
+    """Return one unit of a layer as the target of saliency or relevance.
 
     Args:
         layer: a selection that matches one layer.
-        unit: which channel or feature; negative ones count from the end.
-        place: where: a token or time step, `(row, column)` of an image; None for all of them.
-        over: what to make of all places.
-        call: which call of a layer that runs several times.
+        unit: channel or feature; negative ones count from the end.
+        place: a token or time step, or `(row, column)` of an image; None for all places.
+        over: how all places are combined.
 
     Raises:
-        TargetError: when used: there is no such unit, place or call.
+        TargetError: on use, when there is no such unit, place or call.
 
     Example:
         >>> import layerlens
@@ -64,6 +65,7 @@ def neuron(
     return Target(read, name, at=(layer, call))
 
 
+@public
 def direction(
     layer: Selection,
     vector: torch.Tensor,
@@ -72,20 +74,19 @@ def direction(
     cosine: float = 0.0,
     call: int = 0,
 ) -> Target:
-    """A direction in the space of a layer's units as the target: the product of activations with a vector.
+    """Return a direction in the space of a layer's units as the target: the product of activations with a vector.
 
-    sum over units of v a, averaged over places; times the cosine between v and a to a power, which asks for the
-    direction rather than for strength (Olah et al. 2018, The building blocks of interpretability).
+    sum over units of v a, averaged over places, times the cosine between v and a to a power, which favors direction
+    over strength (Olah et al. 2018, The building blocks of interpretability).
 
     Args:
         layer: a selection that matches one layer.
         vector: `(unit,)`.
-        place: where, as in `neuron`; None for the mean over all places.
-        cosine: the power of the cosine, of which at least 0.1 is taken; 0 for none.
-        call: which call of a layer that runs several times.
+        place: as in `neuron`; None for the mean over all places.
+        cosine: power of the cosine, which is at least 0.1; 0 for none.
 
     Raises:
-        TargetError: when used: the vector does not fit the layer, or there is no such place or call.
+        TargetError: when `vector` is not one vector; on use, when it does not fit the layer, or there is no such place.
 
     Example:
         >>> towards = direction("0", torch.tensor([1.0, -1.0]))
@@ -116,12 +117,12 @@ def direction(
     return Target(read, f"a direction of {layer if isinstance(layer, str) else 'a layer'}", at=(layer, call))
 
 
+@public
 def deep_dream(layer: Selection, *, call: int = 0) -> Target:
-    """A whole layer as the target: the mean square of its activations (Mordvintsev et al. 2015, Inceptionism).
+    """Return a whole layer as the target: the mean square of its activations (Mordvintsev et al. 2015, Inceptionism).
 
     Args:
         layer: a selection that matches one layer.
-        call: which call of a layer that runs several times.
 
     Example:
         >>> deep_dream("0")(torch.tensor([[3.0, 1.0]]), at=("0", 0))
@@ -135,10 +136,10 @@ def deep_dream(layer: Selection, *, call: int = 0) -> Target:
 
 
 def at_place(output: torch.Tensor, place: tuple[int, ...]) -> torch.Tensor:
-    """The units at one place, `(batch, unit)`, of an output `(batch, unit, *places)`.
+    """Return the units at one place, `(batch, unit)`, of an output `(batch, unit, *places)`.
 
-    Not by a permutation: the backward of BatchNorm in torch (2.13, CPU, one sample) reads a gradient whose memory is
-    ordered (height, width, batch, unit) as if it were another one, and says nothing.
+    A permutation is avoided: the backward of BatchNorm in torch (2.13, CPU, one sample) silently misreads a gradient
+    whose memory is ordered (height, width, batch, unit).
     """
     index = (slice(None), slice(None)) + place  # noqa: RUF005 - a star inside an index needs Python 3.11
     units: torch.Tensor = output[index]

@@ -126,7 +126,7 @@ def test_the_batch_must_be_agreed_on():
         ({"a": 3}, "the input (dict with a) holds no tensor."),
         ((), "the input (tuple of 0) holds no tensor."),
         (torch.zeros(0, 3), "input '0' is empty: float32 (0, 3)."),
-        ({"x": torch.tensor([1.0, float("nan")])}, "input 'x' (float32 (2,)) holds NaN; every number made from it"),
+        ({"x": torch.tensor([1.0, float("nan")])}, "input 'x' (float32 (2,)) holds NaN; every number computed from it"),
         (np.array([1j]), "cannot make a tensor of a numpy array of dtype complex128."),
         (np.array(["a"]), "cannot make a tensor of a numpy array of dtype <U1."),
     ],

@@ -288,7 +288,7 @@ def test_any_model_as_one_checkpoint(name):
             found, wanted = (ll.relevance(m, x, target=target, rules=rules).values for m in (whole, model))
             assert_same(found, wanted)
     else:
-        with pytest.raises(errors.InputError, match="edited inside of a checkpointed block"):
+        with pytest.raises(errors.InputError, match="edited inside a checkpointed block"):
             ll.relevance(whole, x, target=target)
 
 
@@ -384,7 +384,7 @@ class Checkpointed(nn.Module):
 
 def test_an_edit_inside_of_a_checkpoint_of_the_model_is_refused():
     model, x = Checkpointed().eval(), torch.ones(2, 4)
-    with pytest.raises(errors.InputError, match=r"'first\.1' is edited inside of a checkpointed block"):
+    with pytest.raises(errors.InputError, match=r"'first\.1' is edited inside a checkpointed block"):
         ll.saliency(model, x, target=1, method="integrated_gradients", where="first.1")
     with (
         pytest.raises(errors.InputError, match="gradients would be wrong"),

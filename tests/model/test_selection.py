@@ -72,13 +72,13 @@ def test_calls_are_parts_of_a_set(net):
     assert select(net, "**#0").calls["0.1"] == frozenset({0})
     with pytest.raises(errors.LayerNotFound, match="no layer is left"):
         _ = first & later
-    with pytest.raises(errors.SelectionError, match="how many there are is not known"):
+    with pytest.raises(errors.SelectionError, match="the number of calls is unknown"):
         _ = all_calls - first
 
 
 def test_a_call_is_refused_where_a_layer_is_wanted():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
-    with pytest.raises(errors.SelectionError, match=r"'1#0' names a call, but a layer is wanted"):
+    with pytest.raises(errors.SelectionError, match=r"'1#0' names a call, but a layer is needed"):
         Layers(net).select("1#0")
     with pytest.raises(errors.SelectionError, match="names a call"):
         activation_maps(net, torch.ones(1, 1, 4, 4), "0#0")

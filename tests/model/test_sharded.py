@@ -79,7 +79,7 @@ def refused(model, names=tuple(NEED_WEIGHTS)):
     for name in names:
         if name == "a copy of the model":
             continue
-        with pytest.raises(errors.InputError, match=f"{name}.*spread over processes.*one process"):
+        with pytest.raises(errors.InputError, match=f"{name}.*sharded over processes.*one process"):
             NEED_WEIGHTS[name](model)
 
 
@@ -194,7 +194,7 @@ def told_parts(model):
             ll.relevance(model, IDS, target=last, rules=rules)
     with pytest.raises(errors.InputError, match="deep_lift reads weights between the passes"):
         ll.saliency(model, IDS, target=last, method="deep_lift")
-    with pytest.raises(errors.InputError, match=r"weight_sensitivity needs the weights.*spread over processes"):
+    with pytest.raises(errors.InputError, match=r"weight_sensitivity needs the weights.*sharded over processes"):
         ll.weight_sensitivity(model, IDS, draws=1)
     for method in ("jacobian", "noise_response"):
         with pytest.raises(errors.InputError, match=f"{method} cannot be computed for a tensor parallel .*FSDP2"):

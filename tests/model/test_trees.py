@@ -71,7 +71,7 @@ def test_the_given_value_is_not_changed():
 
 
 def test_a_default_dict_keeps_its_default():
-    assert map_tensors(collections.defaultdict(lambda: ONE, a=ONE), torch.neg)["new"] == []
+    assert map_tensors(collections.defaultdict[str, object](list, a=ONE), torch.neg)["new"] == []
 
 
 def test_sequences_and_mappings_that_cannot_be_rebuilt_become_plain():

@@ -91,7 +91,7 @@ def test_autocast():
 
 def test_a_compiled_model_is_run_as_written_and_says_so():
     model = torch.compile(net(), backend="eager")
-    with pytest.warns(UserWarning, match="is compiled; layerlens runs it as it was written"):
+    with pytest.warns(UserWarning, match="is compiled; layerlens runs it eagerly"):
         record = capture(model, X)
     assert torch.equal(record["_orig_mod.2"], plain_outputs(net(), X)["2"])
 

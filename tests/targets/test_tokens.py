@@ -103,7 +103,7 @@ def test_what_is_no_token_is_told(lens):
         lens.saliency("the cat", target=" sat ran")
     with pytest.raises(TargetError, match="does not end with"):
         lens.saliency("the cat", target=layerlens.continuation(" dog"))
-    with pytest.raises(TargetError, match="needs an input of more"):
+    with pytest.raises(TargetError, match="needs a longer input"):
         lens.saliency("the cat", target=layerlens.continuation(2))
     with pytest.raises(TargetError, match="tokenizer"):
         layerlens.saliency(Model(), {"input_ids": torch.tensor([[5, 1]])}, target=layerlens.continuation(1))

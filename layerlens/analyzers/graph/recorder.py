@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerlens.model.borrowed import primitive_kernels
 from layerlens.model.call_tracking import nodes_made
-from layerlens.model.checkpointing import Once, outside_checkpoints, pack_hooks
+from layerlens.model.checkpointing import SavedInCheckpoint, outside_checkpoints, pack_hooks
 
 from .added_constants import ATEN, FUNCTIONS, Note, Notes, TorchCall, note_input
 from .graph import Graph
@@ -74,7 +74,7 @@ class Recorder(TorchFunctionMode):
         hooks = pack_hooks()
         if hooks is not None:  # a checkpoint returns each saved tensor once, and rules read it before the backward pass
             with torch.autograd.graph.saved_tensors_hooks(
-                lambda tensor: Once(tensor, hooks, self._recomputing), Once.read
+                lambda tensor: SavedInCheckpoint(tensor, hooks, self._recomputing), SavedInCheckpoint.read
             ):
                 result = self._call(function, args, kwargs)
         else:
