@@ -51,10 +51,6 @@ class Readout:
     def __call__(self, output: Any, rows: torch.Tensor) -> torch.Tensor:
         """Return the numbers to compare, `(len(rows), ...)`, float64 on the CPU.
 
-        Args:
-            output: output of the model.
-            rows: index of each row's sample.
-
         Raises:
             TargetError: when the output has no batch axis.
         """

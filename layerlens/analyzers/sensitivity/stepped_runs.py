@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, row_norms, taps
+from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, edits_at, row_norms
 from layerlens.analyzers.common.leaves.leaves import Leaf, find_leaves, substitute
 from layerlens.analyzers.common.messages import NO_BATCH
 from layerlens.errors import InputError, LayerNotFound
@@ -109,11 +109,7 @@ class SteppedRun:
     ) -> Any:
         """Run on `values`, `(rows, ...)` per leaf, and call `read(site, output)` at each site.
 
-        Args:
-            values: values to replace the leaves with.
-            read: called at each site.
-            sites: where to read; None for `self.sites`.
-            stop: whether to end the run once each of the sites has returned.
+        With `stop` the run ends once each of the sites has returned.
 
         Returns:
             What the model returned; None when the run was stopped.
@@ -134,7 +130,7 @@ class SteppedRun:
             Probe(
                 self.run.model, (), edits=substitute(self.leaves, values)
             ),  # first, so that the sites see what it does
-            Probe(self.run.model, (), edits=taps(sites, read_only)),
+            Probe(self.run.model, (), edits=edits_at(sites, read_only)),
             Probe(self.run.model, last, stop=bool(last), reduce=lambda output: None),
         ):
             output = inputs.run(self.run.model, self.run.forward)

@@ -35,13 +35,13 @@ def route(model: nn.Module, x: Input, layers: Selection = None, *, forward: Forw
         ('0', '1')
     """
     inputs = as_inputs(x)
-    found = []
+    routes = []
     with borrowed(model, grad=False):
         for row in track(range(inputs.batch), "routes"):
             with Probe(model, layers, reduce=lambda output: None) as record:
                 inputs.rows(torch.tensor([row])).run(model, forward)
-            found.append(tuple(call.layer for call in record.order))
-    return Routes(type(model).__name__, tuple(found))
+            routes.append(tuple(call.layer for call in record.order))
+    return Routes(type(model).__name__, tuple(routes))
 
 
 @public

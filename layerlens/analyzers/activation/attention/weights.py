@@ -146,9 +146,9 @@ class _AttentionWatch(TorchFunctionMode):
         elif any(part in name for part in _HIDDEN):
             self.hidden.setdefault(frame.layer, name)
         else:
-            found = self._softmaxes.follow(name, args, kwargs, result)
-            if found is not None:
-                self._add(frame.layer, found, "softmax and product")
+            weights = self._softmaxes.follow(name, args, kwargs, result)
+            if weights is not None:
+                self._add(frame.layer, weights, "softmax and product")
         return result
 
     def _wanted(self, layer: str) -> bool:

@@ -32,14 +32,7 @@ class Softmaxes:
         self._candidates: list[_Candidate] = []
 
     def follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> torch.Tensor | None:
-        """Note one call, and return the weights when it is the product of attention with values.
-
-        Args:
-            name: name of the function.
-            args: its arguments.
-            kwargs: its keyword arguments.
-            result: its result.
-        """
+        """Note one call, and return the weights when it is the product of attention with values."""
         if name == "softmax" and isinstance(result, torch.Tensor) and result.ndim >= 3:
             if _sums_to_one(result):
                 candidate = _Candidate(result.detach().clone(), [])
@@ -54,10 +47,10 @@ class Softmaxes:
             given = (*args, *kwargs.values())
             parts = [part for one in given for part in (one if isinstance(one, (list, tuple)) else [one])]
             for part in parts:
-                found = self._waiting.get(id(part))
-                if found is not None:
-                    self._drop(found)
-                    return found.weights
+                waiting = self._waiting.get(id(part))
+                if waiting is not None:
+                    self._drop(waiting)
+                    return waiting.weights
             return None
         source = args[0] if args else kwargs.get("input")
         candidate_of = self._waiting.get(id(source))
@@ -65,19 +58,19 @@ class Softmaxes:
             self._step(name, args, source, result, candidate_of)
         return None
 
-    def _step(self, name: str, args: tuple[Any, ...], source: Any, result: torch.Tensor, found: _Candidate) -> None:
+    def _step(self, name: str, args: tuple[Any, ...], source: Any, result: torch.Tensor, candidate: _Candidate) -> None:
         """Note what one function does to attention weights, if its result still holds them."""
         same = result.shape == source.shape
         if name in _CHANGED or (name == "mul" and same and _is_mask(args, source)):  # such as a mask of heads
-            found.weights = result.detach().clone()
+            candidate.weights = result.detach().clone()
         elif name == "getitem" and result.shape[:-1] == source.shape[:-1]:
-            found.weights = result.detach().clone()  # without the column of an attention sink
+            candidate.weights = result.detach().clone()  # without the column of an attention sink
         elif name in _SHAPED and result.shape[-2:] == source.shape[-2:]:
-            if found.weights.ndim != 4 and found.weights.numel() == result.numel():
-                found.weights = found.weights.reshape(result.shape)
+            if candidate.weights.ndim != 4 and candidate.weights.numel() == result.numel():
+                candidate.weights = candidate.weights.reshape(result.shape)
         elif not (name in _SAME or (name in _TURNED and result.shape[:-2] == source.shape[:-2])):
             return
-        self._alias(result, found)
+        self._alias(result, candidate)
 
     def _alias(self, tensor: torch.Tensor, candidate: _Candidate) -> None:
         candidate.aliases.append(tensor)

@@ -155,9 +155,9 @@ def feature_visualization(
         objectives = Objectives(model, targets, run, compared)
         for first in range(0, len(rows), size):
             parts.append(ascend(canvas, objectives, options, rows[first : first + size], seed))
-    images, curve, score, found, before = (torch.cat(column) for column in zip(*parts, strict=True))
-    if bool((found <= before).any()):
-        failed = [targets[rows[k][0]].label for k in (found <= before).nonzero().flatten().tolist()]
+    images, curve, score, after, before = (torch.cat(column) for column in zip(*parts, strict=True))
+    if bool((after <= before).any()):
+        failed = [targets[rows[k][0]].label for k in (after <= before).nonzero().flatten().tolist()]
         warn(
             f"feature_visualization: {', '.join(dict.fromkeys(failed))} ended no higher than noise. The unit may "
             "be inactive for every input, the steps too few, or the penalties too strong.",
@@ -170,7 +170,7 @@ def feature_visualization(
     labels = tuple(targets[index].label for index, _ in rows)
     return FeatureVisualization(
         images, ("batch", *canvas.axes), bounds, labels, curve, score, "score", settings,
-        {"transformed": found, "noise": before},
+        {"transformed": after, "noise": before},
     )  # fmt: skip
 
 
@@ -189,13 +189,13 @@ def _targets(target: Spec | list[Spec]) -> list[Target]:
         OptionError: when there is none.
         TargetError: when one depends on the output.
     """
-    found = [as_target(spec) for spec in (target if isinstance(target, list) else [target])]
-    if not found:
+    targets = [as_target(spec) for spec in (target if isinstance(target, list) else [target])]
+    if not targets:
         raise OptionError("target=[] asks for nothing; give one target or more.")
-    for one in found:
+    for one in targets:
         if one.chooser is not None:
             raise TargetError(f"{one.label!r} depends on the input to be made; give a class or a unit.")
-    return found
+    return targets
 
 
 def _diversity_layer(targets: list[Target], count: int, diversity: float, layer: str | None) -> tuple[Any, int] | None:

@@ -45,10 +45,6 @@ class Objectives:
     def __call__(self, x: torch.Tensor, groups: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the scores of `x`, `(n,)`, and the output of the layer `extra`, `(n, unit, *places)`.
 
-        Args:
-            x: inputs, `(n, ...)`.
-            groups: index of the target of each input.
-
         Raises:
             TargetError: when a target does not fit.
         """

@@ -176,15 +176,15 @@ def _run_direction(
     zeros = {"hidden": values.new_zeros(batch, units), "cell": values.new_zeros(batch, cells)}
     state = {**zeros, **start}
     given = from_input(weights, values)
-    found: list[Quantities] = []
+    steps: list[Quantities] = []
     ends = lengths.to(values.device)
     for time in reversed(range(count)) if reverse else range(count):
-        made = step(weights, given[:, time], state)
+        quantities = step(weights, given[:, time], state)
         inside = (time < ends)[:, None]
-        state = {name: torch.where(inside, made.get(name, part), part) for name, part in state.items()}
-        found.append({name: part.where(inside, torch.nan) for name, part in made.items()})
-    found = found[::-1] if reverse else found
-    return {name: torch.stack([one[name] for one in found], dim=1) for name in found[0]}
+        state = {name: torch.where(inside, quantities.get(name, part), part) for name, part in state.items()}
+        steps.append({name: part.where(inside, torch.nan) for name, part in quantities.items()})
+    steps = steps[::-1] if reverse else steps
+    return {name: torch.stack([one[name] for one in steps], dim=1) for name in steps[0]}
 
 
 def _end(values: torch.Tensor, lengths: torch.Tensor, *, reverse: bool) -> torch.Tensor:
@@ -208,7 +208,7 @@ def cell_states(
     Raises:
         RecordError: when the calls differ in their number of samples.
     """
-    step, found, differences, sizes = step_of(module), list[Quantities](), [], []
+    step, steps, differences, sizes = step_of(module), list[Quantities](), [], []
     for call in calls:
         args, kwargs = call.inputs
         x = args[0] if args else kwargs["input"]
@@ -219,19 +219,19 @@ def cell_states(
         start = {name: part.reshape(len(x), -1).to(x) for name, part in zip(("hidden", "cell"), parts, strict=False)}
         zeros = x.new_zeros(len(x), module.hidden_size)
         weights = read_weights(module, "", x.dtype)
-        made = step(weights, from_input(weights, x), {"hidden": zeros, "cell": zeros, **start})
+        quantities = step(weights, from_input(weights, x), {"hidden": zeros, "cell": zeros, **start})
         returned = call.output if isinstance(call.output, tuple) else (call.output,)
         for name, part in zip(("hidden", "cell"), returned, strict=False):
             theirs = part.reshape(len(x), -1).to(x)
-            differences.append((made[name] - theirs).abs().amax(dim=1))
+            differences.append((quantities[name] - theirs).abs().amax(dim=1))
             sizes.append(theirs.abs().amax(dim=1))
-        found.append(made)
-    batches = {len(made["hidden"]) for made in found}
+        steps.append(quantities)
+    batches = {len(quantities["hidden"]) for quantities in steps}
     if len(batches) > 1:
         raise RecordError(
             f"the calls of cell {path!r} have {', '.join(map(str, sorted(batches)))} samples; so its steps do not "
             "form a sequence. Run samples of one length together, or one by one."
         )
-    states = {name: torch.stack([made[name] for made in found], dim=1) for name in found[0]}
+    states = {name: torch.stack([quantities[name] for quantities in steps], dim=1) for name in steps[0]}
     lengths = torch.full((batches.pop(),), len(calls))
     return {"layer 0": states}, lengths, torch.stack(differences).amax(dim=0), torch.stack(sizes).amax(dim=0)

@@ -114,7 +114,7 @@ def survey(model: nn.Module, inputs: Inputs, layers: Selection, forward: Forward
             left_out[site.name] = "did not run again when the batch was doubled: the route of this model changes"
         else:
             now = wider[call.layer, call.index]
-            axes = tuple(grown(was, is_) for was, is_ in zip(seen.shapes, now, strict=True))
+            axes = tuple(grown_axis(was, is_) for was, is_ in zip(seen.shapes, now, strict=True))
             single = all(_count(shape) <= (1 if axis is None else inputs.batch)
                          for shape, axis in zip(seen.shapes, axes, strict=True))  # fmt: skip
             sites.append(dataclasses.replace(site, axes=axes, single=single))
@@ -138,7 +138,7 @@ def _has_forward(model: nn.Module, path: LayerPath) -> bool:
     return type(model.get_submodule(path)).forward is not nn.Module.forward
 
 
-def grown(was: Shape, now: Shape) -> int | None:
+def grown_axis(was: Shape, now: Shape) -> int | None:
     """Return the axis that doubled with the batch; None where none did."""
     if len(was) != len(now):
         return None
@@ -170,7 +170,7 @@ def by_row(tensor: torch.Tensor, axis: int, rows: int) -> torch.Tensor:
     return tensor.movedim(axis, 0).reshape(rows, -1)
 
 
-def taps(sites: Sequence[Site], function: Callable[[Site, Any], Any]) -> dict[LayerPath, Edit]:
+def edits_at(sites: Sequence[Site], function: Callable[[Site, Any], Any]) -> dict[LayerPath, Edit]:
     """Return edits for a `Probe` that replace what each site returned by `function(site, output)`."""
     by_path: dict[LayerPath, dict[int, Site]] = {}
     for site in sites:

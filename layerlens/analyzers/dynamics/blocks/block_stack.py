@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, floating, main_index, survey, taps
+from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, edits_at, floating, main_index, survey
 from layerlens.errors import LayerNotFound
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath, Selection
@@ -119,7 +119,7 @@ class Stream:
 
         torch.manual_seed(seed)
         with (
-            Probe(model, (), edits=taps(found.sites, take)),
+            Probe(model, (), edits=edits_at(found.sites, take)),
             Probe(model, [found.sites[0].path], inputs=enter, reduce=lambda output: None),
         ):
             output = inputs.run(model, forward)
@@ -154,5 +154,5 @@ class Stream:
 
         inputs = self.inputs.rows(copied_rows(self.inputs.batch, len(values))) if copies else self.inputs
         torch.manual_seed(self.seed)
-        with Probe(self.model, (), edits=taps([self.site], swap)):
+        with Probe(self.model, (), edits=edits_at([self.site], swap)):
             return main_output(inputs.run(self.model, self.forward))

@@ -75,9 +75,9 @@ class Study:
         values = self._values(u.to(rows.device), rows)
         for name, labels in self.features.labels.items():
             if bool((labels < 0).any()):
-                own = self._scorer.leaves[name].value[rows]
+                original = self._scorer.leaves[name].value[rows]
                 fixed = labels[rows] < 0 if len(labels) > 1 else labels < 0
-                values[name] = torch.where(fixed, own, values[name])
+                values[name] = torch.where(fixed, original, values[name])
         torch.manual_seed(self._seed + part)
         score = self._scorer(values, rows)
         return score.detach().double().cpu().unsqueeze(1) if self._outputs is None else self._outputs.last
@@ -124,9 +124,9 @@ def study(model: nn.Module, x: Input, forward: Forward | None, options: StudyOpt
     outputs = Outputs() if target is None else None
     aim = as_target(target) if outputs is None else outputs.target
     whole = Scorer(model, inputs, aim, forward=forward)
-    found, titles = named_features(whole, options.features, options.names)
+    input_features, titles = named_features(whole, options.features, options.names)
     rows = torch.arange(inputs.batch)
-    if baseline is None and (ranges is None or _all_vary(whole, found)):
+    if baseline is None and (ranges is None or _all_vary(whole, input_features)):
         rows = rows[:1]
     if len(rows) < inputs.batch and aim.each is not None:
         raise TargetError(
@@ -135,15 +135,17 @@ def study(model: nn.Module, x: Input, forward: Forward | None, options: StudyOpt
     scorer = whole if len(rows) == inputs.batch else Scorer(model, inputs.rows(rows), aim, forward=forward)
     coalitions = Coalitions(scorer, "zero" if baseline is None else baseline, options.batch_size)
     if baseline is not None:
-        text, values = f"masks from baseline {coalitions.label} to x", _masked(coalitions, found)
+        text, values = f"masks from baseline {coalitions.label} to x", _masked(coalitions, input_features)
     elif ranges is not None:
         pairs = read_ranges(ranges, titles)
-        text, values = "uniform over the given ranges", _uniform(pairs, scorer, found)
+        text, values = "uniform over the given ranges", _uniform(pairs, scorer, input_features)
     else:
-        text, values = row_values(whole, found, titles, options.spread)
-    own = found if len(rows) == inputs.batch else _first_row(found)
+        text, values = row_values(whole, input_features, titles, options.spread)
+    study_features = input_features if len(rows) == inputs.batch else _first_row(input_features)
     size = coalitions.batch_size
-    return Study(titles, own, len(rows), text, scorer.target.label, size, scorer, outputs, values, options.seed)
+    return Study(
+        titles, study_features, len(rows), text, scorer.target.label, size, scorer, outputs, values, options.seed
+    )
 
 
 def _all_vary(scorer: Scorer, features: Features) -> bool:
@@ -158,11 +160,11 @@ def _first_row(features: Features) -> Features:
 
 def _masked(coalitions: Coalitions, features: Features) -> Callable[[torch.Tensor, torch.Tensor], Values]:
     def values(u: torch.Tensor, rows: torch.Tensor) -> Values:
-        found = {}
+        values_by_input = {}
         for name, mask in features.masks(u, rows).items():
             start, end = coalitions.starts[name][rows], coalitions.ends[name][rows]
-            found[name] = torch.lerp(start, end, mask.to(end).expand_as(end))
-        return found
+            values_by_input[name] = torch.lerp(start, end, mask.to(end).expand_as(end))
+        return values_by_input
 
     return values
 
@@ -170,8 +172,8 @@ def _masked(coalitions: Coalitions, features: Features) -> Callable[[torch.Tenso
 def _uniform(pairs: torch.Tensor, scorer: Scorer, features: Features) -> Callable[[torch.Tensor, torch.Tensor], Values]:
     def values(u: torch.Tensor, rows: torch.Tensor) -> Values:
         low, high = pairs.to(u).unbind(dim=1)
-        own = _first_row(features) if len(scorer.rows) == 1 else features
-        placed = own.masks(low + u * (high - low), rows)
+        row_features = _first_row(features) if len(scorer.rows) == 1 else features
+        placed = row_features.masks(low + u * (high - low), rows)
         return {
             name: one.to(leaf.value).expand(len(rows), *leaf.value.shape[1:])
             for (name, one), leaf in zip(placed.items(), (scorer.leaves[name] for name in placed), strict=True)
@@ -229,7 +231,7 @@ def row_values(
         }
 
     def values(u: torch.Tensor, rows: torch.Tensor) -> Values:
-        found = {}
+        values_by_input = {}
         placed = u if spread else (u * batch).floor().clamp(0, batch - 1)
         for name, one in Features({n: features.labels[n] for n in tables}, features.count).masks(placed, rows).items():
             leaf = whole.leaves[name].value
@@ -238,8 +240,8 @@ def row_values(
                 value = torch.lerp(low[name].double(), high[name].double(), wide.double())
             else:
                 value = tables[name].gather(0, wide.long())
-            found[name] = value.to(leaf).reshape(len(rows), *leaf.shape[1:])
-        return found
+            values_by_input[name] = value.to(leaf).reshape(len(rows), *leaf.shape[1:])
+        return values_by_input
 
     if spread:
         return f"from the smallest to the largest value in {batch} rows", values
@@ -264,13 +266,15 @@ def _warn_of_rows(tables: Values, labels: Values, names: tuple[str, ...], batch:
         return
     spread = table.std(dim=0) > 0
     correlation = torch.corrcoef(table[:, spread].T).abs() if int(spread.sum()) > 1 else torch.zeros(1, 1)
-    own = of[spread]
-    correlation = torch.where((own[:, None] == own) | (own[:, None] < 0) | (own < 0), 0.0, correlation)
+    feature_of = of[spread]
+    correlation = torch.where(
+        (feature_of[:, None] == feature_of) | (feature_of[:, None] < 0) | (feature_of < 0), 0.0, correlation
+    )
     largest = float(correlation.max())
     if batch >= FEW_ROWS and largest > HIGH_CORRELATION:
-        one, other = divmod(int(correlation.argmax()), len(own))
+        one, other = divmod(int(correlation.argmax()), len(feature_of))
         warn(
-            f"{names[int(own[one])]!r} and {names[int(own[other])]!r} are correlated in the rows of x ("
+            f"{names[int(feature_of[one])]!r} and {names[int(feature_of[other])]!r} are correlated in the rows of x ("
             f"{largest:.2f}) and are drawn independently here: the model runs on rows unlike any it may have seen. "
             "Put them in one group: features={'both': [...]}.",
         )

@@ -94,21 +94,21 @@ def _column(column: object, count: int, names: list[str] | None) -> int:
 
 def _default_names(scorer: Scorer, features: Features, spec: FeatureSpec) -> tuple[str, ...]:
     """Return names such as `feature 3`, `token 0` or `cell 12`, after the name of the input if there are several."""
-    found = []
+    names = []
     words = {"places": "place", "channels": "channel", "superpixels": "superpixel", "cells": "cell"}
     for name, labels in features.labels.items():
-        leaf, own = scorer.leaves[name], spec.get(name) if isinstance(spec, Mapping) else spec
+        leaf, input_spec = scorer.leaves[name], spec.get(name) if isinstance(spec, Mapping) else spec
         if leaf.layer is not None:
             word = "token"
-        elif isinstance(own, str):
-            word = words.get(own, "feature")
+        elif isinstance(input_spec, str):
+            word = words.get(input_spec, "feature")
         else:
-            cells = isinstance(own, int) or (own is None and leaf.value.ndim > 2)
+            cells = isinstance(input_spec, int) or (input_spec is None and leaf.value.ndim > 2)
             word = "cell" if cells else "feature"
         count = len(set(labels[labels >= 0].tolist()))
         before = f"{name} " if len(features.labels) > 1 else ""
-        found += [f"{before}{word} {number}" for number in range(count)]
-    return tuple(found)
+        names += [f"{before}{word} {number}" for number in range(count)]
+    return tuple(names)
 
 
 def read_ranges(ranges: Ranges, names: tuple[str, ...]) -> torch.Tensor:

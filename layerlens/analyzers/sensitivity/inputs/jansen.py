@@ -90,7 +90,7 @@ def run_designs(study: Study, samples: int, order: int, seed: int, progress: boo
     parts = torch.split(torch.arange(samples), min(samples, study.batch_size))
     blocks = 2 + count * order
     jobs = [(base, part, block) for base in range(study.bases) for part in range(len(parts)) for block in range(blocks)]
-    found: list[Squares] = []
+    by_base: list[Squares] = []
     scores: list[torch.Tensor] = []
     for base, part, block in track(jobs, "Sobol indices", enabled=progress):
         rows = parts[part]
@@ -102,10 +102,10 @@ def run_designs(study: Study, samples: int, order: int, seed: int, progress: boo
         scores.append(study(u, base, part))
         if block == blocks - 1:
             if part == 0:
-                found.append(_empty(samples, count, scores[0].shape[1], order))
-            _store(found[-1], rows, scores, count)
+                by_base.append(_empty(samples, count, scores[0].shape[1], order))
+            _store(by_base[-1], rows, scores, count)
             scores = []
-    return found
+    return by_base
 
 
 def _empty(samples: int, count: int, outputs: int, order: int) -> Squares:

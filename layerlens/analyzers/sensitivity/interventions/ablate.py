@@ -131,12 +131,23 @@ def ablate(
         >>> found.items[1], float(found.values[1])  # the second channel is not read
         ('1 channel 1', 0.0)
     """
-    ablation = _checked(Ablation(by, value, target, metric, count, screen is not None, together, draws), screen)
+    choose("by", by, KINDS)
+    choose("value", value, VALUES)
+    check_count("draws", draws)
+    if count is not None:
+        check_count("count", count)
+    if screen is not None:
+        choose("screen", screen, ("first_order",))
+    screened = screen is not None or count is not None
+    if together is not None and screened:
+        raise OptionError("together= measures the groups that are named; leave count= and screen= out.")
+    ablation = Ablation(by, value, target, metric, count, screened, together, draws)
     with borrowed(model, grad=ablation.screen), layers_called():
         run = ModelRun(model, as_inputs(x), forward, seed, progress)
         measured = _measure(run, layers, reference, heads, null, ablation)
     runner = measured.runner
-    if reference is None and value != "zero" and runner.readout.signed and not _targets_differ(runner):
+    classes = getattr(runner.readout.target, "each", None) or ()
+    if reference is None and value != "zero" and runner.readout.signed and len(set(classes)) < 2:
         warn(
             "ablate: what samples of one batch gain from each other's values others lose, so signed changes cancel "
             "in their mean. See checks['per sample'], or give reference= or metric='relative_change'.",
@@ -166,27 +177,16 @@ class Ablation:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """The groups of parts that were measured, each replaced at once; most hold one part.
-
-    Attributes:
-        runner: ran the trials.
-        groups: the groups.
-        names: their names.
-        parts: number of all parts.
-        draws: number of draws of the new values.
-        responses: changes of the output, `(groups, draws, batch)`.
-        first_order: first-order effects, `(groups,)`, or None.
-        null: changes in random directions, `(groups, draws)`, or None.
-    """
+    """The groups of parts that were measured, each replaced at once; most hold one part."""
 
     runner: TrialRunner
     groups: list[tuple[Part, ...]]
     names: list[str]
-    parts: int
+    parts: int  # number of all parts
     draws: int
-    responses: torch.Tensor
-    first_order: torch.Tensor | None
-    null: torch.Tensor | None
+    responses: torch.Tensor  # (groups, draws, batch)
+    first_order: torch.Tensor | None  # (groups,)
+    null: torch.Tensor | None  # (groups, draws)
 
     @property
     def by_draw(self) -> torch.Tensor:
@@ -197,25 +197,6 @@ class Measured:
     def values(self) -> torch.Tensor:
         """Means over samples and draws, `(groups,)`."""
         return self.by_draw.mean(dim=1)
-
-
-def _checked(ablation: Ablation, screen: str | None) -> Ablation:
-    """Check the options; a number of parts to measure needs a screen.
-
-    Raises:
-        OptionError: when one is unknown or out of range.
-    """
-    choose("by", ablation.by, KINDS)
-    choose("value", ablation.value, VALUES)
-    check_count("draws", ablation.draws)
-    if ablation.count is not None:
-        check_count("count", ablation.count)
-    if screen is not None:
-        choose("screen", screen, ("first_order",))
-    ablation = dataclasses.replace(ablation, screen=ablation.screen or ablation.count is not None)
-    if ablation.together is not None and ablation.screen:
-        raise OptionError("together= measures the groups that are named; leave count= and screen= out.")
-    return ablation
 
 
 def _measure(
@@ -270,12 +251,6 @@ def _named_groups(together: Groups, parts: Mapping[str, Part]) -> list[tuple[Par
             if member not in parts:
                 raise OptionError(f"together: there is no part {member!r}.{suggestion(str(member), parts)}")
     return [tuple(parts[member] for member in dict.fromkeys(members)) for members in together.values()]
-
-
-def _targets_differ(runner: TrialRunner) -> bool:
-    """Return whether samples have different classes as their target."""
-    target = runner.readout.target
-    return len(set((None if target is None else target.each) or ())) > 1
 
 
 def _as_result(measured: Measured, ablation: Ablation) -> Explained:

@@ -26,13 +26,7 @@ def first_order_effects(
 
     It is the sum of g (v - a) over the values of a part: g is the gradient of the score, a the value and v what
     replaces it, the mean over draws (Molchanov et al. 2017, eq. 7, with v = 0; Nanda 2023, attribution patching).
-
-    Args:
-        run: a model borrowed with gradients.
-        sites: the sites.
-        replacement: replacement v.
-        draws: number of draws of v.
-        readout: its target is the score; without a target the score is that of the predicted class.
+    Without a target the score is that of the predicted class.
 
     Raises:
         OptionError: when there is no score.

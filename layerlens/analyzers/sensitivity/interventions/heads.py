@@ -80,19 +80,21 @@ def find_heads(model: nn.Module, layers: Selection, heads: int | None) -> list[H
 
 def _known_attentions(model: nn.Module) -> list[Heads]:
     layers = Layers(model)
-    found: dict[LayerPath, Heads] = {}
+    attentions: dict[LayerPath, Heads] = {}
     for path, module in layers.items():
         if isinstance(module, nn.MultiheadAttention):
-            found[path] = Heads(path, "attention", path, module.num_heads, 0)
+            attentions[path] = Heads(path, "attention", path, module.num_heads, 0)
             continue
         count, width = _number(module, COUNTS), _number(module, WIDTHS)
         projection = _projection(layers, path) if count or width else None
         if projection is None or not (_states_heads(module) or _ATTENTION.search(type(module).__name__)):
             continue
-        found.pop(projection, None)  # of nested attentions the inner one, which comes later, counts
-        found[projection] = Heads(path, "input", projection, count, 0 if count else width)
-    inner = [one.path for one in found.values() if one.kind == "attention"]
-    return [one for path, one in found.items() if path in inner or not path.startswith(tuple(f"{p}." for p in inner))]
+        attentions.pop(projection, None)  # of nested attentions the inner one, which comes later, counts
+        attentions[projection] = Heads(path, "input", projection, count, 0 if count else width)
+    inner = [one.path for one in attentions.values() if one.kind == "attention"]
+    return [
+        one for path, one in attentions.items() if path in inner or not path.startswith(tuple(f"{p}." for p in inner))
+    ]
 
 
 def _states_heads(module: nn.Module) -> bool:

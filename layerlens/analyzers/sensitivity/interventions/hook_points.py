@@ -36,11 +36,6 @@ _FUSED = inspect.signature(F.multi_head_attention_forward)
 def hooked(model: nn.Module, places: Iterable[tuple[Kind, LayerPath]], function: Replace) -> Iterator[Running | None]:
     """Call `function` on every value at some places while a `with` block runs the model once.
 
-    Args:
-        model: a borrowed model, with torch's fused transformer path off.
-        places: kind and layer of each place.
-        function: takes the key and the value, and returns the value to continue with.
-
     Yields:
         The tracker of running layers if attentions are among the places, else None.
     """

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_shapes import GUESSES, seen, watch
-from layerlens.analyzers.common.calls.call_sites import MEMORY, copied_rows, floating, grown, main_index, survey
+from layerlens.analyzers.common.calls.call_sites import MEMORY, copied_rows, floating, grown_axis, main_index, survey
 from layerlens.axes.names import Axes
 from layerlens.errors import LayerNotFound
 from layerlens.model.layers import Layers, Selection
@@ -154,7 +154,7 @@ class _Outline:
             return "holds no floating-point tensor"
         if wider is None or len(wider.shapes) != len(form.shapes):
             return "did not run when the batch was doubled: the route of this model changes"
-        axes = tuple(grown(was, now) for was, now in zip(form.shapes, wider.shapes, strict=True))
+        axes = tuple(grown_axis(was, now) for was, now in zip(form.shapes, wider.shapes, strict=True))
         main = form.shapes[form.main]
         names = self._names(key, len(main), axes[form.main])
         parts = grid(by, main, names, heads)
@@ -204,7 +204,7 @@ def _outline(run: ModelRun, places: list[tuple[Kind, str]]) -> _Outline:
             into[key] = _Form(shapes, ids, nbytes, main_index(value) if tensors else 0)
             if into is second and key in first:
                 equal[key] = all(
-                    _halves_equal(tensor, grown(was, tuple(tensor.shape)))
+                    _halves_equal(tensor, grown_axis(was, tuple(tensor.shape)))
                     for tensor, was in zip(tensors, first[key].shapes, strict=False)
                 )
             return value

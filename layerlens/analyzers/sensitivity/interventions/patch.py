@@ -122,33 +122,18 @@ class Patching:
     heads: int | None
     null: bool
 
-    @property
-    def denoise(self) -> bool:
-        """Whether clean values go into the corrupted run."""
-        return self.direction == "denoise"
-
 
 @dataclasses.dataclass(frozen=True)
 class Patched:
-    """The parts that were patched.
-
-    Attributes:
-        options: what was measured.
-        runner: ran the trials.
-        target: the score.
-        parts: the parts.
-        changes: changes of the score, `(parts, batch)`.
-        null: changes in random directions, `(parts, draws)`, or None.
-        scores: scores of the input and of the source, `(batch,)` each.
-    """
+    """The parts that were patched."""
 
     options: Patching
     runner: TrialRunner
     target: Target
     parts: list[Part]
-    changes: torch.Tensor
-    null: torch.Tensor | None
-    scores: tuple[torch.Tensor, torch.Tensor]
+    changes: torch.Tensor  # (parts, batch)
+    null: torch.Tensor | None  # (parts, draws)
+    scores: tuple[torch.Tensor, torch.Tensor]  # of the input and of the source, (batch,) each
 
     @property
     def whole(self) -> torch.Tensor:
@@ -178,7 +163,9 @@ def _patch_parts(run: ModelRun, source: Inputs, layers: Selection, target: Spec,
     survey = find_intervention_sites(run, layers, options.by, options.heads)
     torch.manual_seed(run.seed)
     output = source.run(run.model, run.forward)
-    resolved = as_target(target).resolve(output if options.denoise else survey.output)  # on the clean output
+    resolved = as_target(target).resolve(
+        output if options.direction == "denoise" else survey.output
+    )  # on the clean output
     rows = torch.arange(run.batch)
     start, goal = resolved(survey.output, rows).double().cpu(), resolved(output, rows).double().cpu()  # (batch,)
     if options.recovery:
@@ -210,8 +197,8 @@ def _as_result(patched: Patched) -> Explained:
         "error": patched.error,
         "null": None if patched.null is None else null_values(patched.null / whole, values, signed=True),
     }
-    scores = patched.scores if options.denoise else patched.scores[::-1]
-    share = f"share of the difference {'recovered' if options.denoise else 'lost'}"
+    scores = patched.scores if options.direction == "denoise" else patched.scores[::-1]
+    share = f"share of the difference {'recovered' if options.direction == 'denoise' else 'lost'}"
     fields: dict[str, Any] = {
         "quantity": share if options.recovery else "change of the score",
         "units": "1" if options.recovery else "score",
@@ -286,7 +273,7 @@ def _check_gap(start: torch.Tensor, goal: torch.Tensor, target: Target) -> None:
 
 
 def _explanation(options: Patching) -> tuple[str, str]:
-    part, denoise, recovery = PARTS[options.by], options.denoise, options.recovery
+    part, denoise, recovery = PARTS[options.by], options.direction == "denoise", options.recovery
     run, source = ("corrupted", "clean") if denoise else ("clean", "corrupted")
     verb = "recovered" if denoise else "lost"
     change = (

@@ -91,12 +91,14 @@ class RecordedValues:
 
         def note(key: Key, value: Any) -> Any:
             if key in wanted:
-                found = [
+                new_tensors = [
                     self._sum_or_copy(tensor.detach(), axis, batch)
                     for tensor, axis in zip(floating(value), wanted[key].axes, strict=False)
                 ]
                 before = self.held.get(key)
-                self.held[key] = found if before is None else self._join(key, before, found, wanted[key].axes)
+                self.held[key] = (
+                    new_tensors if before is None else self._join(key, before, new_tensors, wanted[key].axes)
+                )
             return value
 
         model, forward = self.run.model, self.run.forward
@@ -113,10 +115,10 @@ class RecordedValues:
         return split(wide, axis, batch).sum(dim=axis) if tensor.shape[axis] % batch == 0 else wide
 
     def _join(
-        self, key: Key, before: list[torch.Tensor], found: list[torch.Tensor], axes: tuple[int | None, ...]
+        self, key: Key, before: list[torch.Tensor], new_tensors: list[torch.Tensor], axes: tuple[int | None, ...]
     ) -> list[torch.Tensor]:
         joined = []
-        for old, new, axis in zip(before, found, axes, strict=False):
+        for old, new, axis in zip(before, new_tensors, axes, strict=False):
             rest = (slice(None) if k == axis and not self.average else size for k, size in enumerate(old.shape))
             if old.ndim != new.ndim or any(
                 not isinstance(r, slice) and r != n for r, n in zip(rest, new.shape, strict=True)

@@ -107,7 +107,7 @@ def shared_dual_numbers(stepped: SteppedRun) -> Responses:
     order: list[Site] = []
 
     def lengths_of(steps: Values) -> list[torch.Tensor]:
-        found: list[torch.Tensor] = []
+        norms_and_sizes: list[torch.Tensor] = []
 
         def read(site: Site, output: Any) -> None:
             value, tangent = forward_ad.unpack_dual(floating(output)[site.main])  # type: ignore[no-untyped-call]
@@ -115,31 +115,31 @@ def shared_dual_numbers(stepped: SteppedRun) -> Responses:
             if tangent is None:
                 silent[site] = None
             order.append(site)
-            found.extend(
+            norms_and_sizes.extend(
                 (torch.zeros_like(size) if tangent is None else row_norms(tangent, site.axes[site.main], batch), size)
             )
 
         def run(values: Values) -> tuple[torch.Tensor, list[torch.Tensor]]:
             stepped.evaluate(values, read)
-            return next(iter(values.values())), found  # what is wanted was read on the way
+            return next(iter(values.values())), norms_and_sizes  # the norms were read during the run
 
         tangents = {name: steps[name].expand_as(value) for name, value in start.items()}
         jvp: Any = torch.func.jvp
-        _, _, norms_and_sizes = jvp(run, (start,), (tangents,), has_aux=True)
-        return list(norms_and_sizes)
+        _, _, traced = jvp(run, (start,), (tangents,), has_aux=True)
+        return list(traced)
 
     for part in stepped.direction_chunks():
         order.clear()
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message=".*performance drop")  # a slow way around a missing rule
-                found = torch.func.vmap(lengths_of, randomness="same")(part)
+                norms_and_sizes = torch.func.vmap(lengths_of, randomness="same")(part)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # what is wrong with the model itself shows again on copies of the batch
             raise Unavailable(first_sentence(error)) from error
         for place, site in enumerate(order):
-            responses.add_norms(site, found[2 * place], found[2 * place + 1])
+            responses.add_norms(site, norms_and_sizes[2 * place], norms_and_sizes[2 * place + 1])
     for name in _detached_sites(stepped, list(silent)):
         raise Unavailable(f"the tangent is cut before layer {name!r} (by detach, numpy or inference mode)")
     return responses
@@ -254,13 +254,13 @@ def _difference_reader(
 
 def outputs_at(stepped: SteppedRun, values: Values, sites: list[Site]) -> dict[Site, torch.Tensor]:
     """Return the outputs of the sites at `values`."""
-    found: dict[Site, torch.Tensor] = {}
+    outputs: dict[Site, torch.Tensor] = {}
 
     def keep(site: Site, output: Any) -> None:
-        found[site] = floating(output)[site.main].clone()
+        outputs[site] = floating(output)[site.main].clone()
 
     stepped.evaluate(values, keep, sites)
-    return found
+    return outputs
 
 
 def step_length(values: Values, step: float) -> torch.Tensor:

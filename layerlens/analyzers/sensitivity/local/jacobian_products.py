@@ -63,13 +63,13 @@ class Products:
             Unavailable: when J v cannot be computed this way, or a layer did not run.
         """
         with self._kernels():
-            found = self._differences(steps) if self.kind == "differences" else self._tangents(steps)
-        missing = [site.name for site in self.sites if site not in found]
+            by_site = self._differences(steps) if self.kind == "differences" else self._tangents(steps)
+        missing = [site.name for site in self.sites if site not in by_site]
         if missing:
             raise Unavailable(
                 f"layer {missing[0]!r} did not run the same way a second time: the model changes its route"
             )
-        return [self._copy_rows(found[site], copy) for copy, site in enumerate(self.owners)]
+        return [self._copy_rows(by_site[site], copy) for copy, site in enumerate(self.owners)]
 
     def times_transpose(self, vectors: list[torch.Tensor]) -> torch.Tensor:
         """Return J' u of each copy, `(rows, n)`; zero where no gradient passes."""
@@ -85,13 +85,13 @@ class Products:
                         self._copy_rows(whole, copy).copy_(vectors[copy])
                 targets.append(output)
                 given.append(whole)
-        found: Any = [None] * len(leaves)
+        gradients: Any = [None] * len(leaves)
         if targets:
             with self._kernels(), backward_pass(self.stepped.run.model):
-                found = torch.autograd.grad(targets, leaves, given, retain_graph=True, allow_unused=True)
+                gradients = torch.autograd.grad(targets, leaves, given, retain_graph=True, allow_unused=True)
         parts = [
             torch.zeros_like(leaf) if gradient is None else gradient
-            for leaf, gradient in zip(leaves, found, strict=True)
+            for leaf, gradient in zip(leaves, gradients, strict=True)
         ]
         return torch.cat([part.detach().reshape(self.rows, -1).to(_wide(part)) for part in parts], dim=1)
 
@@ -108,12 +108,12 @@ class Products:
         }
 
     def _tangents(self, steps: Values) -> dict[Site, torch.Tensor]:
-        found: dict[Site, torch.Tensor] = {}
+        by_site: dict[Site, torch.Tensor] = {}
 
         def read(site: Site, output: Any) -> None:
             value, tangent = forward_ad.unpack_dual(floating(output)[site.main])  # type: ignore[no-untyped-call]
             self._note_size(site, value)
-            found[site] = self._flat(site, torch.zeros_like(value) if tangent is None else tangent.clone())
+            by_site[site] = self._flat(site, torch.zeros_like(value) if tangent is None else tangent.clone())
 
         load_formulas()
         try:
@@ -127,21 +127,21 @@ class Products:
             raise
         except RuntimeError as error:
             raise Unavailable(first_sentence(error)) from error
-        return found
+        return by_site
 
     def _differences(self, steps: Values) -> dict[Site, torch.Tensor]:
         ends: list[dict[Site, torch.Tensor]] = []
         length = step_length(self.values, STEP)  # v is of length 1, or 0
         for sign in (1, -1):
-            found: dict[Site, torch.Tensor] = {}
+            by_site: dict[Site, torch.Tensor] = {}
 
-            def read(site: Site, output: Any, found: dict[Site, torch.Tensor] = found) -> None:
+            def read(site: Site, output: Any, by_site: dict[Site, torch.Tensor] = by_site) -> None:
                 value = floating(output)[site.main]
                 self._note_size(site, value)
-                found[site] = self._flat(site, value.clone())
+                by_site[site] = self._flat(site, value.clone())
 
             self.stepped.evaluate(step_values(self.values, steps, sign * length), read, self.sites, stop=True)
-            ends.append(found)
+            ends.append(by_site)
         above, below = ends
         return {
             site: (above[site] - below[site]) / (2 * length).to(below[site]).unsqueeze(1)
@@ -155,14 +155,14 @@ class Products:
         The outputs are copies, as a later operation may write into them.
         """
         leaves = {name: value.clone().requires_grad_() for name, value in self.values.items()}
-        found: dict[Site, torch.Tensor] = {}
+        by_site: dict[Site, torch.Tensor] = {}
 
         def read(site: Site, output: Any) -> None:
-            found[site] = self._flat(site, floating(output)[site.main].clone())
+            by_site[site] = self._flat(site, floating(output)[site.main].clone())
 
         with self._kernels():
             self.stepped.evaluate(leaves, read, self.sites, stop=True)
-        return list(leaves.values()), found
+        return list(leaves.values()), by_site
 
     def _note_size(self, site: Site, value: torch.Tensor) -> None:
         flat = self._flat(site, value)

@@ -297,17 +297,19 @@ def _iterate(
     start = torch.cat([starts[number].expand(batch, -1) for _, number in pairs])
     shown = (step for step, _ in zip(range(count), itertools.chain(ticks, itertools.repeat(0)), strict=False))
     try:
-        found = largest(products, start, shown, count, options.tolerance)
+        eigenvalues = largest(products, start, shown, count, options.tolerance)
     except Unavailable as error:
         left_out.update({site.name: str(error) for site, _ in pairs})
         return {}
     kept = {}
     for place, pair in enumerate(pairs):
         rows = slice(place * batch, (place + 1) * batch)
-        own = Largest(**{field.name: getattr(found, field.name)[rows] for field in dataclasses.fields(found)})
-        if bool((own.asymmetry > GAP).any()):
+        pair_values = Largest(
+            **{field.name: getattr(eigenvalues, field.name)[rows] for field in dataclasses.fields(eigenvalues)}
+        )
+        if bool((pair_values.asymmetry > GAP).any()):
             left_out[pair[0].name] = (
                 "its backward pass does not belong to its forward pass (detach, numpy, or a custom gradient)"
             )
-        kept[pair] = own, products.sizes[place].double()
+        kept[pair] = pair_values, products.sizes[place].double()
     return kept

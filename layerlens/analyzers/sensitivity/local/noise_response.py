@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, survey, taps
+from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, edits_at, survey
 from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
@@ -183,7 +183,7 @@ class _NoisyRuns:
             ):  # run with as many copies, so that what does not respond is equal bit for bit
                 self.clean[len(part)] = self._output(len(part), {})
             noise = Noise([(draw, self.levels[place]) for place, draw in part], self.run.seed, batch)
-            noisy = self._output(len(part), taps([site], noise))
+            noisy = self._output(len(part), edits_at([site], noise))
             if not noise.added:
                 return None, False
             constant |= noise.constant

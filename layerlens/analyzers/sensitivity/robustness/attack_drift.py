@@ -161,29 +161,29 @@ def attack_drift(
 
 def _outputs(chunk: SampleChunk, values: Values, sites: list[Site]) -> dict[Site, torch.Tensor]:
     """Return the outputs of the sites as rows, `(batch, m)`."""
-    found: dict[Site, torch.Tensor] = {}
+    outputs: dict[Site, torch.Tensor] = {}
 
     def read(site: Site, output: Any) -> None:
         axis = site.axes[site.main]
         assert axis is not None
-        found[site] = by_row(floating(output)[site.main].clone(), axis, chunk.batch)
+        outputs[site] = by_row(floating(output)[site.main].clone(), axis, chunk.batch)
 
     chunk(values, read, sites)
-    return found
+    return outputs
 
 
 def _drift(chunk: SampleChunk, values: Values, clean: dict[Site, torch.Tensor]) -> dict[Site, torch.Tensor]:
     """Return ||h' - h|| / ||h|| of each sample, `(batch,)`; zero where nothing changed."""
     moved = _outputs(chunk, values, list(clean))
-    found = {}
+    drifts = {}
     for site, before in clean.items():
         after = moved.get(site)
         if after is not None and after.shape == before.shape:
             wide = torch.promote_types(before.dtype, torch.float32)
             change = torch.linalg.vector_norm(after - before, dim=1, dtype=wide).double().cpu()
             size = torch.linalg.vector_norm(before, dim=1, dtype=wide).double().cpu()
-            found[site] = torch.where(change == 0, 0.0, change / size)
-    return found
+            drifts[site] = torch.where(change == 0, 0.0, change / size)
+    return drifts
 
 
 def _null_drift(

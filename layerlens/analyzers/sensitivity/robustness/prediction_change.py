@@ -57,10 +57,6 @@ class AnswerReader:
     def __call__(self, output: object, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss, and 1 where the answer holds and 0 elsewhere, or the score with a target.
 
-        Args:
-            output: output of the model.
-            rows: index of each row's sample.
-
         Returns:
             Two float64 tensors `(rows,)`.
         """
@@ -90,13 +86,6 @@ class AnswerReader:
 def answer_reader(output: object, labels: Labels | None, target: Spec, loss: str, batch: int) -> AnswerReader:
     """Choose what to read, from the clean output.
 
-    Args:
-        output: clean output of the model.
-        labels: labels as users give them; None for the model's own answers.
-        target: a score to watch instead of classes.
-        loss: a member of `LOSSES`.
-        batch: number of samples.
-
     Raises:
         InputError: when the labels do not fit.
         OptionError: when labels and a target are given.
@@ -123,20 +112,22 @@ def as_labels(labels: Labels, batch: int, classes: int) -> torch.Tensor:
         InputError: when they are not one class index per sample, or out of range.
     """
     try:
-        found = torch.as_tensor(labels).detach().cpu()
+        indices = torch.as_tensor(labels).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"labels must be class indices, one per sample; got {describe(labels)}.") from error
-    if found.ndim == 0 and not (found.is_floating_point() or found.dtype == torch.bool):
-        found = found.expand(batch)
-    if found.shape != (batch,) or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise InputError(f"labels must hold one class index per sample, {batch} whole numbers; got {describe(found)}.")
-    found = found.long()
-    bad = (found < 0) | (found >= classes)
+    if indices.ndim == 0 and not (indices.is_floating_point() or indices.dtype == torch.bool):
+        indices = indices.expand(batch)
+    if indices.shape != (batch,) or indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise InputError(
+            f"labels must hold one class index per sample, {batch} whole numbers; got {describe(indices)}."
+        )
+    indices = indices.long()
+    bad = (indices < 0) | (indices >= classes)
     if bool(bad.any()):
         raise InputError(
-            f"label {int(found[bad][0])} is out of range: the output has {classes} classes (0 to {classes - 1})."
+            f"label {int(indices[bad][0])} is out of range: the output has {classes} classes (0 to {classes - 1})."
         )
-    return found
+    return indices
 
 
 def _class_scores(output: object, batch: int) -> torch.Tensor:

@@ -44,12 +44,6 @@ def fisher_traces(
     output y (Martens 2020, sec. 9.2): F = E[J' F_y J]. It is the curvature of the loss without the curvature of the
     model, and equals the Hessian where every residual is zero.
 
-    Args:
-        task: the model, samples and rows.
-        parameters: parameters to run with, by name, including all of the rows.
-        draws: number of labels drawn per sample where there are too many to sum over.
-        empirical: whether to take the gradients at the given labels.
-
     Raises:
         InputError: when no gradient reaches the parameters, or labels are needed and missing.
     """
@@ -119,13 +113,13 @@ def _squared_gradients(
     return torch.stack(trace), torch.stack(relative)
 
 
-def _method(found: FisherTraces, draws: int, empirical: bool) -> str:
+def _method(traces: FisherTraces, draws: int, empirical: bool) -> str:
     """Describe how the traces were computed."""
     if empirical:
-        return f"empirical Fisher at the given labels, {found.likelihood.kind}"
-    what = {"categorical": "classes", "gaussian": "outputs", "bernoulli": "outputs"}[found.likelihood.kind]
-    how = f"sum over {what}" if found.exact else f"{draws} drawn labels a sample (more than {EXACT} {what})"
-    return f"Fisher information, {found.likelihood.kind}, {how}"
+        return f"empirical Fisher at the given labels, {traces.likelihood.kind}"
+    what = {"categorical": "classes", "gaussian": "outputs", "bernoulli": "outputs"}[traces.likelihood.kind]
+    how = f"sum over {what}" if traces.exact else f"{draws} drawn labels a sample (more than {EXACT} {what})"
+    return f"Fisher information, {traces.likelihood.kind}, {how}"
 
 
 def fisher_profile(task: WeightTask, *, draws: int, empirical: bool) -> LayerProfile:
@@ -138,16 +132,16 @@ def fisher_profile(task: WeightTask, *, draws: int, empirical: bool) -> LayerPro
 
     if task.null:
         task.samples.check_rereadable("null=True")
-    found = fisher_traces(task, task.parameters, draws=draws, empirical=empirical)
+    traces = fisher_traces(task, task.parameters, draws=draws, empirical=empirical)
     null_values = None
     if task.null:
         shuffled = shuffled_parameters(task.model, task.seed)
         null_values = fisher_traces(task, shuffled, draws=draws, empirical=empirical).trace.mean(dim=0)
-    count = len(found.trace)
-    values = found.trace.mean(dim=0)
-    draw_error = (found.scatter / draws).sum(dim=0).sqrt() / count
-    error = found.trace.std(dim=0) / count**0.5 if count > 1 else None
-    if error is None and not (found.exact or empirical) and draws > 1:
+    count = len(traces.trace)
+    values = traces.trace.mean(dim=0)
+    draw_error = (traces.scatter / draws).sum(dim=0).sqrt() / count
+    error = traces.trace.std(dim=0) / count**0.5 if count > 1 else None
+    if error is None and not (traces.exact or empirical) and draws > 1:
         error = draw_error
     return LayerProfile(
         quantity="trace of the Fisher information",
@@ -155,12 +149,12 @@ def fisher_profile(task: WeightTask, *, draws: int, empirical: bool) -> LayerPro
         values=values,
         units="nats per squared unit of weight",
         signed=False,
-        method=_method(found, draws, empirical) + task.shared_note,
+        method=_method(traces, draws, empirical) + task.shared_note,
         settings=task.settings(
             measure="fisher",
-            likelihood=found.likelihood.kind,
+            likelihood=traces.likelihood.kind,
             empirical=empirical,
-            draws=None if found.exact or empirical else draws,
+            draws=None if traces.exact or empirical else draws,
             samples=count,
         ),
         error=error,
@@ -168,7 +162,7 @@ def fisher_profile(task: WeightTask, *, draws: int, empirical: bool) -> LayerPro
         checks={
             "parameters": task.counts,
             "per parameter": values / task.counts,
-            "relative": found.relative.mean(dim=0),
+            "relative": traces.relative.mean(dim=0),
             "draw error": draw_error,
         },
         explanation=(

@@ -82,10 +82,10 @@ class Curvature:
                     else self._row_products(gradients, vectors)
                 )
             except RuntimeError as error:
-                found = _MISSING.search(str(error))
-                if found is None:
+                match = _MISSING.search(str(error))
+                if match is None:
                     raise
-                self.missing = found[1]
+                self.missing = match[1]
         if jointly:
             whole = self._differences(piece, flat, torch.cat(list(vectors)))
             return list(torch.split(whole, [len(columns) for columns in vectors]))
@@ -117,12 +117,12 @@ class Curvature:
         return torch.stack(products, dim=1) if products else torch.zeros_like(columns)
 
     def _row_products(self, gradients: Sequence[torch.Tensor], vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        found, start = [], 0
+        products, start = [], 0
         for block, columns in zip(self.rows, vectors, strict=True):
-            own = gradients[start : start + len(block)]
+            row_gradients = gradients[start : start + len(block)]
             start += len(block)
-            found.append(_columns(own, block, [_split(column, block) for column in columns.T], columns))
-        return found
+            products.append(_columns(row_gradients, block, [_split(column, block) for column in columns.T], columns))
+        return products
 
     def _joint_products(
         self, gradients: Sequence[torch.Tensor], flat: Block, vectors: Sequence[torch.Tensor]
@@ -254,10 +254,10 @@ def hessian_profile(task: WeightTask, *, loss: Loss | None, probes: int, estimat
     def run(parameters: dict[str, torch.Tensor]) -> Traces:
         nonlocal used, route
         curvature = Curvature(task, parameters, loss)
-        found = (hutch_plus_plus if plus else hutchinson)(curvature, probes, task.seed)
+        traces = (hutch_plus_plus if plus else hutchinson)(curvature, probes, task.seed)
         used = curvature.used
         route = f"differences of gradients ({curvature.missing})" if curvature.missing else "double backward"
-        return found
+        return traces
 
     values, error = run(task.parameters)
     name = "Hutch++ for each layer" if plus else "Hutchinson for all layers at once"

@@ -180,53 +180,55 @@ def _choose_reader(metric: Metric, target: Spec, kind: Kind, output: Any, piece:
         sign = 1.0 if metric == "loss" else -1.0
         what = f"{chosen.kind} loss" if metric == "loss" else "accuracy"
         return _Reader(metric, what, scored, lambda before, after: sign * (after.level - before.level))
-    found = choose_readout(metric, target, output, batch)  # type: ignore[arg-type]  # not loss or accuracy
+    readout = choose_readout(metric, target, output, batch)  # type: ignore[arg-type]  # not loss or accuracy
 
     def compared(output: Any, piece: Piece) -> _Reading:
         rows = torch.arange(piece.inputs.batch) + (0 if target is None else piece.start)
-        values = found(output, rows)
+        values = readout(output, rows)
         return _Reading(values, torch.zeros(len(values), dtype=torch.float64))
 
-    return _Reader(found.metric, found.text, compared, lambda before, after: found.change(before.output, after.output))
+    return _Reader(
+        readout.metric, readout.text, compared, lambda before, after: readout.change(before.output, after.output)
+    )
 
 
 def effect_profile(
     task: WeightTask, perturbation: WeightPerturbation, metric: Metric, target: Spec, draws: int
 ) -> LayerProfile:
     """Return the change of loss, accuracy or output with changed weights."""
-    found = measure_effect(task, perturbation, metric, target, draws)
+    effect = measure_effect(task, perturbation, metric, target, draws)
     after = "pruning" if perturbation.measure == "pruning" else "rounding"
     kinds = {
         "loss": (f"rise of the loss after {after}", "loss"),
         "accuracy": (f"drop of the accuracy after {after}", "share of samples"),
     }
-    quantity, units = kinds.get(found.metric) or (
-        QUANTITIES[found.metric][0].replace("under noise", f"after {after}"),
-        QUANTITIES[found.metric][1],
+    quantity, units = kinds.get(effect.metric) or (
+        QUANTITIES[effect.metric][0].replace("under noise", f"after {after}"),
+        QUANTITIES[effect.metric][1],
     )
-    checks = {"parameters": task.counts[[list(task.owners.rows).index(row) for row in found.rows]]}
-    if found.clean is not None:
-        checks["clean"] = found.clean
+    checks = {"parameters": task.counts[[list(task.owners.rows).index(row) for row in effect.rows]]}
+    if effect.clean is not None:
+        checks["clean"] = effect.clean
     settings = task.settings(
         measure=perturbation.measure,
         levels=perturbation.levels,
-        metric=found.metric,
-        samples=found.count,
+        metric=effect.metric,
+        samples=effect.count,
         draws=draws if task.null else None,
         **perturbation.settings,
     )
-    settings["left_out"] |= found.left_out
+    settings["left_out"] |= effect.left_out
     return LayerProfile(
         quantity=quantity,
-        layers=tuple(found.rows),
-        values=found.values,
+        layers=tuple(effect.rows),
+        values=effect.values,
         units=units,
-        signed=found.metric in ("loss", "accuracy"),
-        method=f"{perturbation.text}, {found.text}, {found.count} samples{task.shared_note}",
+        signed=effect.metric in ("loss", "accuracy"),
+        method=f"{perturbation.text}, {effect.text}, {effect.count} samples{task.shared_note}",
         settings=settings,
         series=perturbation.series,
-        error=found.error,
-        null=found.null,
+        error=effect.error,
+        null=effect.null,
         checks=checks,
         explanation=(
             f"Each value is the {quantity}, as measured with {perturbation.text}; null, where asked for, is a random "

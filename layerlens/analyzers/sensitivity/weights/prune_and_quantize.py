@@ -70,15 +70,15 @@ def pruning(model: nn.Module, sparsities: tuple[float, ...], structured: bool) -
         )
 
     def set_to_zero(block: Block, chosen: torch.Tensor) -> Block:
-        found, start = {}, 0
+        pruned, start = {}, 0
         for name, tensor in block.items():
             axis = axes.get(name, 0)
             count = tensor.shape[axis] if structured else tensor.numel()
-            own = chosen[start : start + count]
+            zeroed = chosen[start : start + count]
             start += count
             shape = [count if place == axis else 1 for place in range(tensor.ndim)] if structured else tensor.shape
-            found[name] = tensor.masked_fill(own.reshape(shape), 0.0)
-        return found
+            pruned[name] = tensor.masked_fill(zeroed.reshape(shape), 0.0)
+        return pruned
 
     def prune_first(block: Block, order: torch.Tensor, level: int) -> Block:
         chosen = torch.zeros(len(order), dtype=torch.bool, device=order.device)
@@ -117,12 +117,12 @@ def quantization(model: nn.Module, bits: tuple[int, ...], granularity: Granulari
         return torch.where(scale > 0, (wide / scale).round() * scale, wide).to(tensor.dtype)
 
     def random(block: Block, level: int, generator: torch.Generator) -> Block:
-        found = {}
+        changed = {}
         for name, tensor in block.items():
             change = (rounded(name, tensor, level) - tensor).flatten()
             order = torch.randperm(len(change), generator=generator).to(change.device)
-            found[name] = tensor + change[order].reshape(tensor.shape)
-        return found
+            changed[name] = tensor + change[order].reshape(tensor.shape)
+        return changed
 
     return WeightPerturbation(
         "quantization",
