@@ -29,8 +29,8 @@ from layerlens.targets.target import Spec
 from ..path.completeness import completeness_gap
 from . import reveal_cancel
 from .operation_calls import OperationCalls
-from .pairs import Pair, Run, pair_up
-from .table import WANTED, Rule, changed_choices, rule_of
+from .pairs import Pair, Rule, Run, pair_up
+from .table import WANTED, changed_choices, rule_of
 
 RULES = ("rescale", "reveal_cancel")
 

@@ -7,7 +7,8 @@ bar is their mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -15,7 +16,20 @@ from layerlens.analyzers.graph.operation import Gradients
 
 from .multipliers import quotient, weighted_products
 from .operation_calls import OperationCall
-from .pairs import Pair
+from .pairs import Pair, Rule
+
+
+def first_input(multiplier: Callable[[OperationCall, OperationCall, torch.Tensor], torch.Tensor]) -> Rule:
+    """Make a rule from a function of both calls and the multiplier of the result."""
+
+    @functools.wraps(multiplier)
+    def rule(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
+        g, native = outer[0], gradients[0]
+        if pair.calls is None or g is None or native is None:
+            return None
+        return (multiplier(*pair.calls, g).to(native.dtype), *gradients[1:])
+
+    return rule
 
 
 def logarithmic_mean(y: torch.Tensor, y0: torch.Tensor, z: torch.Tensor, z0: torch.Tensor) -> torch.Tensor:
@@ -33,44 +47,35 @@ def logarithmic_mean(y: torch.Tensor, y0: torch.Tensor, z: torch.Tensor, z0: tor
     return torch.where(high > 0, mean, torch.zeros_like(mean))
 
 
-def softmax(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
+@first_input
+def softmax(call: OperationCall, other: OperationCall, g: torch.Tensor) -> torch.Tensor:
     """y_i = exp(x_i - L), L = log sum exp x: Dy_i = l_i (Dx_i - DL) with the logarithmic means l_i of y_i and y'_i.
 
     As the y_i sum to 1, DL = sum_j l_j Dx_j / sum_j l_j, whatever constant is added to x.
     """
-    g, native = outer[0], gradients[0]
-    if g is None or native is None or pair.calls is None:
-        return None
-    call, other = pair.calls
     axis = call.option("dim")
     z, z0 = (run.x.to(g.dtype) - run.x.to(g.dtype).logsumexp(dim=axis, keepdim=True) for run in (call, other))
     slope = logarithmic_mean(call.y, other.y, z, z0)
     passed = g * slope
-    return ((passed - share(slope, axis) * passed.sum(dim=axis, keepdim=True)).to(native.dtype), *gradients[1:])
+    return passed - share(slope, axis) * passed.sum(dim=axis, keepdim=True)
 
 
-def log_softmax(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
+@first_input
+def log_softmax(call: OperationCall, other: OperationCall, g: torch.Tensor) -> torch.Tensor:
     """Dy_i = Dx_i - DL, with DL as in `softmax`."""
-    g, native = outer[0], gradients[0]
-    if g is None or native is None or pair.calls is None:
-        return None
-    call, other = pair.calls
     axis = call.option("dim")
     weight = share(logarithmic_mean(call.y.exp(), other.y.exp(), call.y, other.y), axis)
-    return ((g - weight * g.sum(dim=axis, keepdim=True)).to(native.dtype), *gradients[1:])
+    return g - weight * g.sum(dim=axis, keepdim=True)
 
 
-def log_sum_exp(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
+@first_input
+def log_sum_exp(call: OperationCall, other: OperationCall, g: torch.Tensor) -> torch.Tensor:
     """DL, as in `softmax`."""
-    g, native = outer[0], gradients[0]
-    if g is None or native is None or pair.calls is None:
-        return None
-    call, other = pair.calls
     axes = _axes(call.option("dim"), call.x.ndim)
     shape = [1 if axis in axes else size for axis, size in enumerate(call.x.shape)]
     z, z0 = (run.x - run.y.reshape(shape) for run in (call, other))
     slope = logarithmic_mean(z.exp(), z0.exp(), z, z0)
-    return ((g.reshape(shape) * share(slope, axes)).to(native.dtype), *gradients[1:])
+    return g.reshape(shape) * share(slope, axes)
 
 
 def share(values: torch.Tensor, axis: int | tuple[int, ...]) -> torch.Tensor:
@@ -101,56 +106,42 @@ def _centered(
     return multiplier - multiplier.mean(dim=axes, keepdim=True)
 
 
-def layer_norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
+@first_input
+def layer_norm(call: OperationCall, other: OperationCall, g: torch.Tensor) -> torch.Tensor:
     """Layer norm, with a constant weight."""
-    g, native = outer[0], gradients[0]
-    if pair.calls is None or g is None or native is None:
-        return None
-    call, other = pair.calls
     axes = tuple(range(-len(call.args[1]), 0))
     weight = call.args[2]
     weighted = g if weight is None else g * weight
-    return (_centered(weighted, call.x, other.x, call.results[2], other.results[2], axes).to(native.dtype), None, None)
+    return _centered(weighted, call.x, other.x, call.results[2], other.results[2], axes)
 
 
-def rms_norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
+@first_input
+def rms_norm(call: OperationCall, other: OperationCall, g: torch.Tensor) -> torch.Tensor:
     """RMS norm, with a constant weight."""
-    g, native = outer[0], gradients[0]
-    if pair.calls is None or g is None or native is None:
-        return None
-    call, other = pair.calls
     axes = tuple(range(-len(call.args[1]), 0))
     weight = call.args[2]
     weighted = g if weight is None else g * weight
-    multiplier = _scaled(weighted, call.x, other.x, call.results[1], other.results[1], axes)
-    return (multiplier.to(native.dtype), *gradients[1:])
+    return _scaled(weighted, call.x, other.x, call.results[1], other.results[1], axes)
 
 
-def group_norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
+@first_input
+def group_norm(call: OperationCall, other: OperationCall, g: torch.Tensor) -> torch.Tensor:
     """Group norm, with a constant weight."""
-    g, native = outer[0], gradients[0]
-    if pair.calls is None or g is None or native is None:
-        return None
-    call, other = pair.calls
     weight, samples, groups = call.args[1], int(call.args[3]), int(call.args[6])
     weighted = g if weight is None else g * weight.reshape(1, -1, *[1] * (g.ndim - 2))
     grouped, x, x0 = (value.reshape(samples, groups, -1) for value in (weighted, call.x, other.x))
     r, r0 = (run.results[2].reshape(samples, groups, 1) for run in (call, other))
-    return (_centered(grouped, x, x0, r, r0, (-1,)).reshape(g.shape).to(native.dtype), None, None)
+    return _centered(grouped, x, x0, r, r0, (-1,)).reshape(g.shape)
 
 
-def batch_norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
-    """Batch norm: linear with running statistics; with those of the batch, and as instance norm, a norm."""
-    g, native = outer[0], gradients[0]
-    if pair.calls is None or g is None or native is None or not pair.info.node._saved_training:
-        return None
-    call, other = pair.calls
+@first_input
+def batch_norm(call: OperationCall, other: OperationCall, g: torch.Tensor) -> torch.Tensor:
+    """Batch norm with the statistics of the batch, and instance norm."""
     shape = (1, -1, *[1] * (g.ndim - 2))
     weight = call.args[1]
     weighted = g if weight is None else g * weight.reshape(shape)
     r, r0 = (run.results[2].reshape(shape) for run in (call, other))
-    multiplier = _centered(weighted, call.x, other.x, r, r0, (0, *range(2, g.ndim)))
-    return (multiplier.to(native.dtype), *[None] * (len(gradients) - 1))
+    return _centered(weighted, call.x, other.x, r, r0, (0, *range(2, g.ndim)))
 
 
 def deviation(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
@@ -167,22 +158,17 @@ def deviation(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients |
     return weighted_products(pair, gradients, outer, [s / total, *mean], [s0 / total, *mean])
 
 
-def norm(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
+@first_input
+def norm(call: OperationCall, other: OperationCall, g: torch.Tensor) -> torch.Tensor:
     """N = (sum |x|^p)^(1/p): a power of a sum of powers."""
-    g, native = outer[0], gradients[0]
-    if pair.calls is None or g is None or native is None:
-        return None
-    call, other = pair.calls
     p = order(call)
-    if p == 2:
-        return deviation(pair, gradients, outer)
     axes = _axes(call.option("dim") if has_axes(call) else None, call.x.ndim)
     shape = [1 if axis in axes else size for axis, size in enumerate(call.x.shape)]
     n, n0 = (run.y.reshape(shape) for run in (call, other))
     of_sum = quotient(n - n0, n**p, n0**p, torch.where(n > 0, n, torch.ones_like(n)) ** (1 - p) / p)
     slope = p * call.x.abs() ** (p - 1) * call.x.sign()
     of_parts = quotient(call.x.abs() ** p - other.x.abs() ** p, call.x, other.x, slope.nan_to_num(posinf=0, neginf=0))
-    return ((g.reshape(shape) * of_sum * of_parts).to(native.dtype),)
+    return g.reshape(shape) * of_sum * of_parts
 
 
 def order(call: OperationCall) -> float:

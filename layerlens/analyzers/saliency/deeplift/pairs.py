@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
+from layerlens.analyzers.graph.operation import Gradients
 from layerlens.errors import InputError
 
 from .operation_calls import OperationCall, OperationCalls
@@ -47,6 +49,10 @@ class Pair:
             return None
         fits = len(self.call.varied) == len(self.reference_call.varied) == len(self.slots)
         return (self.call, self.reference_call) if fits else None
+
+
+Rule = Callable[[Pair, Gradients, Gradients], "Gradients | None"]
+"""`(pair, gradients, multiplier of each result) -> multipliers of the inputs`; None for the gradients as they are."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,8 +23,8 @@ from layerlens.analyzers.graph.operation import Gradients
 
 from .multipliers import difference, elementwise, same_constants
 from .operation_calls import OperationCall, key
-from .pairs import Pair
-from .table import RULES, Rule
+from .pairs import Pair, Rule
+from .table import RULES
 
 _LINEAR = ("Mm", "Addmm", "Bmm", "Baddbmm", "Linear", "Convolution")
 _SUMS = ("Add", "Sub")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from layerlens.analyzers.graph.operation import Gradients
 from layerlens.analyzers.relevance.rules.elementwise import ELEMENTWISE
 from layerlens.analyzers.relevance.rules.structure import LINEAR
 
@@ -23,11 +22,8 @@ from .normalizers import (
     softmax,
 )
 from .operation_calls import key
-from .pairs import Pair
+from .pairs import Pair, Rule
 from .selections import chosen, indexed, ranked
-
-Rule = Callable[[Pair, Gradients, Gradients], "Gradients | None"]
-"""`(pair, gradients, multiplier of each result) -> multipliers of the inputs`; None for the gradients as they are."""
 
 _CURVES = """
 Relu LeakyRelu RreluWithNoise Threshold Abs Hardshrink NanToNum PreluKernel Sqrt Rsqrt Reciprocal Log Log2 Log10 Acosh
@@ -108,8 +104,13 @@ def rule_of(pair: Pair) -> Rule | None:
         raise KeyError(info.op)
     if rule is elementwise and len(slots) != 1:
         raise KeyError(info.op)
-    if rule is norm and pair.call is not None and not 0 < order(pair.call) < math.inf:
-        raise KeyError(info.op)
+    if rule is norm and pair.call is not None:
+        p = order(pair.call)
+        if not 0 < p < math.inf:
+            raise KeyError(info.op)
+        rule = deviation if p == 2 else norm
+    if rule is batch_norm and not info.node._saved_training:  # linear, with running statistics
+        return None
     if rule is division and getattr(info.node, "_saved_rounding_mode", None):
         rule = gated if slots == (0,) else None
         if rule is None:
