@@ -11,6 +11,7 @@ from torch import nn
 
 from layerlens.errors import InputError, TargetError, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
+from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Selection
 from layerlens.model.trees import named_tensors
 from layerlens.probes.export import read_units
@@ -68,6 +69,10 @@ class Scorer:
         device = next(iter(self.leaves.values())).value.device
         self.rows = torch.arange(self.inputs.batch, device=device)
         self._resolved = False
+
+    def values(self) -> Leaves:
+        """Return copies of the leaves as they are, by name; also where the caller made them in inference mode."""
+        return {name: leaf.value.clone() for name, leaf in self.leaves.items()}
 
     def start(self) -> dict[str, torch.Tensor]:
         """Return fresh copies of the leaves that require gradients, by name."""
@@ -226,6 +231,29 @@ class Scorer:
 
 def _single(values: dict[str, torch.Tensor]) -> Values:
     return next(iter(values.values())) if len(values) == 1 else values
+
+
+@contextlib.contextmanager
+def scoring(
+    model: nn.Module,
+    x: Input,
+    target: Spec,
+    *,
+    where: Selection = None,
+    forward: Forward | None = None,
+    grad: bool = True,
+) -> Iterator[Scorer]:
+    """Borrow a model to score it, without gradients of its parameters; with `grad=False` without any.
+
+    The other arguments are those of `Scorer`.
+
+    Yields:
+        The scorer.
+    """
+    with borrowed(model, grad=grad):
+        if grad:
+            freeze(model)
+        yield Scorer(model, x, target, where=where, forward=forward)
 
 
 def freeze(model: nn.Module) -> None:

@@ -23,7 +23,7 @@ from layerlens.targets.target import Spec
 from .class_map import class_map
 from .grid import Reshape
 from .layer_choice import Options
-from .layer_view import LayerView, leaf_values
+from .layer_view import LayerView
 
 Scores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(samples of the batch, unit for each) -> scores."""
@@ -68,7 +68,7 @@ def score_cam(
 
 
 def _by_masked_score(view: LayerView, runs: _UnitRuns) -> torch.Tensor:
-    activations, leaves = view.activations, leaf_values(view.scorer)
+    activations, leaves = view.activations, view.scorer.values()
     flat = activations.flatten(2)
     low, high = flat.amin(dim=2), flat.amax(dim=2)  # (batch, unit)
 
@@ -191,7 +191,7 @@ class _UnitRuns:
         result = torch.zeros(matters.shape, dtype=view.activations.dtype, device=matters.device)
         if not len(pairs):
             return result, matters
-        _, at_once = first_score(view.scorer, leaf_values(view.scorer), self.batch_size, gradient=False)
+        _, at_once = first_score(view.scorer, view.scorer.values(), self.batch_size, gradient=False)
         with torch.no_grad():
             for start in track(range(0, len(pairs), at_once), self.method):
                 rows, units = pairs[start : start + at_once].unbind(dim=1)

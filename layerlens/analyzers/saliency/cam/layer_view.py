@@ -66,11 +66,6 @@ class LayerView:
         return self.grid.view(tensor.detach()).to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def leaf_values(scorer: Scorer) -> dict[str, torch.Tensor]:
-    """Copies of the leaves as they are, by name; also where the caller made them in inference mode."""
-    return {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
-
-
 def view_of(
     scorer: Scorer, name: str, path: LayerPath, options: Options, *, call: int | None, gradient: bool = True
 ) -> LayerView:

@@ -13,14 +13,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from layerlens.analyzers.common.features.baselines import Baseline, baselines
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, freeze, of_samples, warn_of_zeros
+from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, of_samples, scoring, warn_of_zeros
 from layerlens.analyzers.graph.graph import ACCUMULATE, Graph
 from layerlens.analyzers.graph.operation import Gradients
 from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.analyzers.relevance.rules.operation_table import TABLE
 from layerlens.errors import TargetError, choose, warn
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed, generator_states, restore_generators
+from layerlens.model.borrowed import generator_states, restore_generators
 from layerlens.model.layers import Selection
 from layerlens.model.placement import refuse_sharded
 from layerlens.results import Attribution
@@ -87,9 +87,7 @@ def deep_lift(
         True
     """
     choose("rule", rule, RULES)
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, where=where, forward=forward)
+    with scoring(model, x, target, where=where, forward=forward) as scorer:
         starts, label = baselines(scorer, baseline)
         comparison = compare(scorer, starts, rule)
         gap = completeness_gap(comparison.values, comparison.score, comparison.baseline_score)

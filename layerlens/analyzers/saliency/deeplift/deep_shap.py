@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer, freeze, warn_of_zeros
+from layerlens.analyzers.common.scorer import scoring, warn_of_zeros
 from layerlens.errors import check_seed, choose
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import Attribution
@@ -60,9 +59,7 @@ def deep_shap(
     """
     check_seed(seed)
     choose("rule", rule, RULES)
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, where=where, forward=forward)
+    with scoring(model, x, target, where=where, forward=forward) as scorer:
         starts, label = references(scorer, baselines, seed)
         comparisons = [compare(scorer, start, rule) for start in track(starts, "deep_shap")]
         parts = {name: torch.stack([one.values[name] for one in comparisons]).double() for name in scorer.leaves}

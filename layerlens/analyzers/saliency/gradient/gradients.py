@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer, freeze, gradients, warn_of_zeros
+from layerlens.analyzers.common.scorer import gradients, scoring, warn_of_zeros
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -44,9 +43,7 @@ def gradient(
         >>> gradient(net, torch.ones(1, 2)).tensor
         tensor([[ 3., -1.]])
     """
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, where=where, forward=forward)
+    with scoring(model, x, target, where=where, forward=forward) as scorer:
         score, values = gradients(scorer, scorer.start())
         warn_of_zeros(values, "gradient")
         if magnitude:
@@ -80,9 +77,7 @@ def input_x_gradient(
         >>> input_x_gradient(net, torch.tensor([[2.0, 5.0]])).tensor
         tensor([[ 6., -5.]])
     """
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, where=where, forward=forward)
+    with scoring(model, x, target, where=where, forward=forward) as scorer:
         score, slopes = gradients(scorer, scorer.start())
         values = {name: slope * scorer.leaves[name].value for name, slope in slopes.items()}
         warn_of_zeros(values, "input_x_gradient")

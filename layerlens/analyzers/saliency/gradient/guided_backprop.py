@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer, backward_pass, freeze, warn_of_zeros
+from layerlens.analyzers.common.scorer import backward_pass, scoring, warn_of_zeros
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
 from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.analyzers.relevance.rules.operation_table import TABLE
 from layerlens.errors import TargetError, warn
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -91,9 +90,7 @@ def _rectified(
     name: str,
     rule: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> Attribution:
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, where=where, forward=forward)
+    with scoring(model, x, target, where=where, forward=forward) as scorer:
         leaves = scorer.start()
         graph = Graph(leaves.values(), TABLE)
         with Recorder(graph, noting=False):  # which gives rectifiers that write into a view a node of their own

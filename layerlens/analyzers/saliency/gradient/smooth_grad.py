@@ -10,10 +10,9 @@ from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, gradients, warn_of_zeros
+from layerlens.analyzers.common.scorer import Leaves, Scorer, gradients, scoring, warn_of_zeros
 from layerlens.errors import OptionError, check_count, check_seed, warn
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import Attribution
@@ -177,10 +176,8 @@ def _noisy_gradients(
     check_seed(seed)
     if not isinstance(noise, (int, float)) or not 0 <= noise < float("inf"):
         raise OptionError(f"noise must be a share of the range of the input, 0 or above, got {noise!r}.")
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, where=where, forward=forward)
-        values = {leaf: part.value.clone() for leaf, part in scorer.leaves.items()}
+    with scoring(model, x, target, where=where, forward=forward) as scorer:
+        values = scorer.values()
         score, batch = first_score(scorer, values, batch_size)
         scales = {leaf: noise * _range(value) for leaf, value in values.items()}
         if noise and bool(torch.stack([scale.flatten() == 0 for scale in scales.values()]).all(dim=0).any()):

@@ -12,10 +12,9 @@ from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.baselines import gaussian_blur
 from layerlens.analyzers.common.leaves.leaves import spread_axes
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, gradients, warn_of_zeros
+from layerlens.analyzers.common.scorer import Leaves, Scorer, gradients, scoring, warn_of_zeros
 from layerlens.errors import InputError, OptionError, warn
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.model.trees import describe
 from layerlens.results import Attribution
@@ -76,10 +75,8 @@ def blur_ig(
     path = Steps(steps, tolerance, max_steps)
     if not max_sigma > 0:
         raise OptionError(f"max_sigma must be above 0, got {max_sigma!r}.")
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, where=where, forward=forward)
-        ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
+    with scoring(model, x, target, where=where, forward=forward) as scorer:
+        ends = scorer.values()
         axes = {name: spread_axes(leaf) for name, leaf in scorer.leaves.items()}
         if not any(axes.values()):
             listed = ", ".join(f"{name} {describe(end)}" for name, end in ends.items())

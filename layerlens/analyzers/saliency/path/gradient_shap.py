@@ -7,10 +7,9 @@ from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, gradients, warn_of_zeros
+from layerlens.analyzers.common.scorer import Leaves, Scorer, gradients, scoring, warn_of_zeros
 from layerlens.errors import check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import Attribution
@@ -58,10 +57,8 @@ def gradient_shap(
     """
     check_count("samples", samples)
     check_seed(seed)
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, where=where, forward=forward)
-        ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
+    with scoring(model, x, target, where=where, forward=forward) as scorer:
+        ends = scorer.values()
         score, batch = first_score(scorer, ends, batch_size)
         starts, label = references(scorer, baselines, seed)
         each = -(-samples // len(starts))

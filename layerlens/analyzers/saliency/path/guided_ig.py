@@ -10,10 +10,9 @@ from torch import nn
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.baselines import Baseline, baselines
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, gradients, warn_of_zeros
+from layerlens.analyzers.common.scorer import Leaves, gradients, scoring, warn_of_zeros
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import Attribution
@@ -76,10 +75,8 @@ def guided_ig(
         raise OptionError(f"fraction must be above 0 and at most 1, got {fraction!r}.")
     if not 0 <= max_dist <= 1:
         raise OptionError(f"max_dist must be between 0 and 1, got {max_dist!r}.")
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, where=where, forward=forward)
-        ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
+    with scoring(model, x, target, where=where, forward=forward) as scorer:
+        ends = scorer.values()
         score, batch = first_score(scorer, ends, batch_size)
         starts, label = baselines(scorer, baseline)
         baseline_score = scores_at(scorer, starts, batch)

@@ -12,9 +12,8 @@ from torch import nn
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.baselines import Baseline, baselines
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, gradients, warn_of_zeros
+from layerlens.analyzers.common.scorer import Leaves, Scorer, gradients, scoring, warn_of_zeros
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -63,10 +62,8 @@ def integrated_gradients(
         True
     """
     path = Steps(steps, tolerance, max_steps)
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, where=where, forward=forward)
-        ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
+    with scoring(model, x, target, where=where, forward=forward) as scorer:
+        ends = scorer.values()
         score, batch = first_score(scorer, ends, batch_size)
         starts, label = baselines(scorer, baseline)
         baseline_score = scores_at(scorer, starts, batch)

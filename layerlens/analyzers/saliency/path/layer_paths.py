@@ -16,10 +16,9 @@ from layerlens.analyzers.common.features.baselines import Baseline, baselines
 from layerlens.analyzers.common.leaves.layer_leaf import find_place
 from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, freeze, warn_of_zeros
+from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, scoring, warn_of_zeros
 from layerlens.errors import OptionError, TargetError, check_count
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.model.trees import named_tensors
 from layerlens.probes.probe import Edit
@@ -77,10 +76,8 @@ def layer_conductance(
     """
     path = Steps(steps, tolerance, max_steps)
     check_layer("layer_conductance", where)
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, forward=forward)
-        ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
+    with scoring(model, x, target, forward=forward) as scorer:
+        ends = scorer.values()
         score, batch = first_score(scorer, ends, batch_size)
         layer = LayerOnPath(scorer, where)
         starts, label = baselines(scorer, baseline)
@@ -156,10 +153,8 @@ def internal_influence(
     """
     check_count("steps", steps)
     check_layer("internal_influence", where)
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, forward=forward)
-        ends = {name: leaf.value.clone() for name, leaf in scorer.leaves.items()}
+    with scoring(model, x, target, forward=forward) as scorer:
+        ends = scorer.values()
         score, batch = first_score(scorer, ends, batch_size)
         layer = LayerOnPath(scorer, where)
         starts, label = baselines(scorer, baseline)

@@ -10,10 +10,9 @@ from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec, features_of
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer, warn_of_zeros
+from layerlens.analyzers.common.scorer import scoring, warn_of_zeros
 from layerlens.errors import InputError, check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import Attribution
@@ -92,8 +91,7 @@ def permutation(
     """
     check_count("draws", draws)
     check_seed(seed)
-    with borrowed(model, grad=False):
-        scorer = Scorer(model, x, target, where=where, forward=forward)
+    with scoring(model, x, target, where=where, forward=forward, grad=False) as scorer:
         batch = len(scorer.rows)
         if batch < 2:
             raise InputError("permutation takes features from other samples; give a batch of two or more.")

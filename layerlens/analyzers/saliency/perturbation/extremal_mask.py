@@ -10,10 +10,9 @@ from torch import nn
 
 from layerlens.analyzers.common.features.baselines import Baseline, baselines
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer, freeze, gradients
+from layerlens.analyzers.common.scorer import Scorer, gradients, scoring
 from layerlens.errors import InputError, OptionError, check_count
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.model.trees import describe
 from layerlens.progress import track
@@ -72,9 +71,7 @@ def extremal_mask(
     check_count("cells", cells)
     if not list(areas) or not all(0 < area < 1 for area in areas):
         raise OptionError(f"areas are shares between 0 and 1, one or more; got {areas!r}.")
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, where=where, forward=forward)
+    with scoring(model, x, target, where=where, forward=forward) as scorer:
         ((name, leaf), *others) = scorer.leaves.items()
         if others or leaf.layer is not None or leaf.value.ndim != 4:
             listed = ", ".join(f"{key} {describe(one.value)}" for key, one in scorer.leaves.items())

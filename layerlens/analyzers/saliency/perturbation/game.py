@@ -14,9 +14,8 @@ from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec, features_of
-from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.scorer import Scorer, scoring
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -96,8 +95,7 @@ def feature_game(
     Yields:
         The game.
     """
-    with borrowed(model, grad=False):
-        scorer = Scorer(model, x, target, where=where, forward=forward)
+    with scoring(model, x, target, where=where, forward=forward, grad=False) as scorer:
         coalitions = Coalitions(scorer, baseline, batch_size)
         yield Game(scorer, coalitions, features_of(scorer, features))
 

@@ -8,11 +8,10 @@ from torch import nn
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.baselines import Baseline, baselines
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Leaves, Scorer, freeze, warn_of_zeros
+from layerlens.analyzers.common.scorer import Leaves, Scorer, scoring, warn_of_zeros
 from layerlens.analyzers.common.token_inputs import token_leaves, used_tokens
 from layerlens.errors import InputError, OptionError, check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -67,9 +66,7 @@ def leave_one_out(
     check_seed(seed)
     if isinstance(fill, str) and fill not in ("drawn", "zero"):
         raise OptionError(f"unknown fill {fill!r}. Known: 'drawn', 'zero', a token id, an embedding.")
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, forward=forward)
+    with scoring(model, x, target, forward=forward) as scorer:
         token_leaves(scorer, "leave_one_out")
         whole = {name: leaf.value for name, leaf in scorer.leaves.items()}
         score, batch = first_score(scorer, whole, batch_size, gradient=False)

@@ -14,10 +14,9 @@ from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.leaves.leaves import Leaf, place_axes
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer, warn_of_zeros
+from layerlens.analyzers.common.scorer import scoring, warn_of_zeros
 from layerlens.errors import OptionError, check_count
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -62,8 +61,7 @@ def occlusion(
         tensor([[[[1., 2.],
                   [3., 4.]]]])
     """
-    with borrowed(model, grad=False):
-        scorer = Scorer(model, x, target, where=where, forward=forward)
+    with scoring(model, x, target, where=where, forward=forward, grad=False) as scorer:
         coalitions = Coalitions(scorer, baseline, batch_size)
         values, used = {}, {}
         for name, leaf in scorer.leaves.items():

@@ -13,10 +13,9 @@ from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.leaves.leaves import place_axes
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer, warn_of_zeros
+from layerlens.analyzers.common.scorer import scoring, warn_of_zeros
 from layerlens.errors import OptionError, check_count, check_seed, choose
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -81,8 +80,7 @@ def rise(
     choose("estimate", estimate, ("regression", "mean"))
     if not 0 < probability < 1 or (sampling == "balanced" and probability != 0.5):
         raise OptionError(f"probability={probability!r} must be between 0 and 1, and 0.5 for balanced sampling.")
-    with borrowed(model, grad=False):
-        scorer = Scorer(model, x, target, where=where, forward=forward)
+    with scoring(model, x, target, where=where, forward=forward, grad=False) as scorer:
         if len(scorer.leaves) > 1:
             raise OptionError(
                 f"rise masks one input; the model takes {', '.join(scorer.leaves)}. shapley_sampling takes several."
