@@ -300,5 +300,5 @@ def test_object_queries_are_no_patches():
     x = torch.randn(1, 3, 32, 32)
     found = grad_cam(Queries(), x, target=(0, 1), relu=False).settings
     assert (found["layer"], found["size"]) == ("b", (4, 4))
-    with pytest.raises(OptionError, match="no grid of places"):
+    with pytest.raises(OptionError, match="not a grid of places"):
         grad_cam(Queries(), x, "d", target=(0, 1))
