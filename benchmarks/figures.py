@@ -1,4 +1,4 @@
-"""Every figure from trained models, as it is, as a reader with deuteranopia sees it, and printed in grey.
+"""Every figure from trained models, as it is, as a reader with deuteranopia sees it, and printed in gray.
 
 python -m benchmarks.figures OUT [NAME ...]    (some minutes on one core)
 
@@ -34,9 +34,9 @@ LUMINANCE: Final = np.array([0.2126, 0.7152, 0.0722])
 """Of linear RGB: ITU-R BT.709."""
 
 
-def linear(colours: Array) -> Array:
+def linear(colors: Array) -> Array:
     """SRGB 0..1 to linear RGB."""
-    return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    return np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
 
 
 def encoded(light: Array) -> Array:
@@ -45,20 +45,20 @@ def encoded(light: Array) -> Array:
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
-def deuteranopia(colours: Array) -> Array:
+def deuteranopia(colors: Array) -> Array:
     """What a reader without middle cones sees of sRGB `(..., 3)`."""
-    return encoded(linear(colours) @ DEUTERANOPIA.T)
+    return encoded(linear(colors) @ DEUTERANOPIA.T)
 
 
-def grey(colours: Array) -> Array:
-    """The same luminance without colour, sRGB `(..., 3)`."""
-    return np.repeat(encoded(linear(colours) @ LUMINANCE)[..., None], 3, axis=-1)
+def gray(colors: Array) -> Array:
+    """The same luminance without color, sRGB `(..., 3)`."""
+    return np.repeat(encoded(linear(colors) @ LUMINANCE)[..., None], 3, axis=-1)
 
 
 def seen(plot: Plot) -> list[Array]:
-    """The figure as it is, with deuteranopia, and in grey: `(height, width, 3)` each."""
-    colours = np.asarray(Image.open(io.BytesIO(plot.png(DPI))).convert("RGB")) / 255
-    return [colours, deuteranopia(colours), grey(colours)]
+    """The figure as it is, with deuteranopia, and in gray: `(height, width, 3)` each."""
+    colors = np.asarray(Image.open(io.BytesIO(plot.png(DPI))).convert("RGB")) / 255
+    return [colors, deuteranopia(colors), gray(colors)]
 
 
 def sheet(rows: list[list[Array]]) -> Image.Image:

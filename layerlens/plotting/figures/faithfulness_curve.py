@@ -75,8 +75,6 @@ def faithfulness_curve(
     titles = list(dict.fromkeys(places))
     if ax is not None and len(titles) > 1:
         raise OptionError(f"ax= holds one panel, and there are {len(titles)}: leave it out, or draw one at a time.")
-    from matplotlib.ticker import FuncFormatter
-
     lines = _line_styles(names, controls)
     data: dict[str, Any] = {}
     with Canvas(width=width or ("column" if len(titles) == 1 else "page"), ax=ax) as canvas:
@@ -94,25 +92,29 @@ def faithfulness_curve(
                 error = scores.std(axis=0, ddof=1) / np.sqrt(len(scores))
                 color = lines[name]["color"]
                 axes.fill_between(shares, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
-        top = max(float(axes.get_ylim()[1]) for axes in drawn.values())
-        low = min(float(axes.get_ylim()[0]) for axes in drawn.values())
-        for column, axes in enumerate(drawn.values()):
-            axes.set_xlim(0, 1)
-            axes.set_ylim(low, top)
-            axes.set_xlabel("share of the places")
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
-            for side in ("top", "right"):
-                axes.spines[side].set_visible(False)
-            if column == 0:
-                axes.set_ylabel(shown[0].units)
-            else:
-                axes.tick_params(axis="y", labelleft=False)
+        _share_axes(list(drawn.values()), shown[0].units)
         if len(titles) == 1:
             canvas.legend(axes, list(handles.values()))
         else:
             canvas.key(0, list(handles.values()))
         return canvas.finish(data)
+
+
+def _share_axes(panels: Sequence[Axes], units: str) -> None:
+    """Give all panels the same axes, with numbers at the left one."""
+    from matplotlib.ticker import FuncFormatter
+
+    low, high = (pick(axes.get_ylim()[end] for axes in panels) for end, pick in enumerate((min, max)))
+    panels[0].set_ylabel(units)
+    for column, axes in enumerate(panels):
+        axes.set_xlim(0, 1)
+        axes.set_ylim(low, high)
+        axes.set_xlabel("share of the places")
+        axes.tick_params(axis="y", labelleft=column == 0)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
 
 
 def _line_styles(names: Sequence[str], controls: Sequence[str]) -> dict[str, dict[str, Any]]:
