@@ -144,7 +144,7 @@ def test_a_figure_in_one_file(user_file):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_pages_import_from_extend_only(page):
-    lines = re.findall(r"^\s*(?:from|import) (layerlens[\w.]*)", page.read_text(), re.MULTILINE)
+    lines = re.findall(r"^\s*(?:from|import) (layerlens(?:\.\w+)*)", page.read_text(), re.MULTILINE)
     assert set(lines) <= {"layerlens", "layerlens.extend", "layerlens.demo.embedded"}
     assert "layerlens.extend" in lines
 
