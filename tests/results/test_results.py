@@ -605,3 +605,9 @@ def test_health_tells_every_number_of_a_layer():
     assert dict(health(dead={}).summary())["dead units"] == "none"
     with pytest.raises(OptionError, match=r"there is no layer 'c'"):
         found.of("c")
+
+
+def test_a_control_answers_to_its_old_name():
+    board = Leaderboard(("mine", "center"), ("deletion",), torch.ones(2, 1, 3), (False,), ("center",), "1", {})
+    with pytest.warns(DeprecationWarning, match="the control 'centre' is now 'center'"):
+        assert board.mean("centre") == board.mean("center") == 1

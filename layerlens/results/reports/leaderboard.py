@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
-from layerlens.errors import choose, need
+from layerlens.errors import choose, need, warn
 from layerlens.model.trees import as_array
 
 from ..base import Result
 
 RESAMPLES = 4000
 """Draws of a bootstrap interval."""
+
+RENAMED = {"centre": "center"}
+"""Old name -> name of controls."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -51,6 +54,9 @@ class Leaderboard(Result):
         Raises:
             OptionError: when there is no such method or metric.
         """
+        if method in RENAMED and method not in self.methods:
+            warn(f"the control {method!r} is now {RENAMED[method]!r}.", DeprecationWarning)
+            method = RENAMED[method]
         row = self.methods.index(choose("method", method, self.methods))
         column = 0 if metric is None else self.metrics.index(choose("metric", metric, self.metrics))
         return self.values[row, column]
