@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast, overload
 
@@ -59,6 +60,9 @@ SHARED = {
 
 SECTIONS = ("Args", "Returns", "Yields", "Raises", "Warns", "Example")
 """Sections of a docstring in their order."""
+
+WIDTH = 120
+"""Longest line of an entry that is put together."""
 
 _ENTRY = re.compile(r"^(\s+)\**(\w+): ?(.*)$")
 _MORE = "... "
@@ -195,16 +199,24 @@ def with_section(text: str, section: str, shared: Mapping[str, str], order: Iter
         own = described.pop(name, None)
         label = f"{margin}    {name}: " if name else f"{margin}    "
         if not own and name in shared:
-            made.append(label + shared[name])
+            made += _wrapped(label, shared[name])
         elif own:
             first = own[0].removeprefix(label)
             if name in shared and first.startswith(_MORE):
-                own = [f"{label}{shared[name]} {first.removeprefix(_MORE)}", *own[1:]]
+                own = _wrapped(label, " ".join([shared[name], first.removeprefix(_MORE), *map(str.strip, own[1:])]))
             made += own
     for rest in described.values():
         made += rest
     lines[start + 1 : stop] = made
     return "\n".join(lines)
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    """The lines of an entry."""
+    if len(label) + len(text) <= WIDTH:
+        return [label + text]
+    indent = label[: len(label) - len(label.lstrip())] + "    " * bool(label.strip())
+    return textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _entries(lines: list[str], margin: str) -> dict[str, list[str]]:
