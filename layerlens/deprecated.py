@@ -224,7 +224,9 @@ def keep_old_names(package: str, renamed: Mapping[str, str] = {}) -> None:
             warn(f"{package}.{name} is now {package}.{renamed[name]}.", DeprecationWarning)
             return getattr(sys.modules[package], renamed[name])
         home, new = names(old).get(name, (modules().get(old), RENAMED.get(name, name)))
-        module = None if home is None or name.startswith("__") else importlib.import_module(_ROOT + home)
+        submodule = PathFinder.find_spec(f"{package}.{name}", sys.modules[package].__path__)
+        unknown = home is None or name.startswith("__") or submodule is not None
+        module = None if unknown else importlib.import_module(f"{_ROOT}{home}")
         if not hasattr(module, new):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         warn(f"{package}.{name} is now {_ROOT}{home}.{new}.", DeprecationWarning)

@@ -230,7 +230,7 @@ def _singles(items: Iterable[Any], read: Read) -> Iterator[tuple[Inputs, Any]]:
         del inputs
 
 
-def read_batch(item: Any, start: int, read: Read) -> tuple[Inputs, list[Any]]:
+def read_batch(item: object, start: int, read: Read) -> tuple[Inputs, list[Any]]:
     """Return model inputs and labels of an item that is a batch, whose first sample has the index `start`.
 
     Raises:
@@ -241,7 +241,7 @@ def read_batch(item: Any, start: int, read: Read) -> tuple[Inputs, list[Any]]:
     return inputs, _labels(label, inputs.batch, start)
 
 
-def read_sample(item: Any, index: int, read: Read) -> tuple[Inputs, Any]:
+def read_sample(item: object, index: int, read: Read) -> tuple[Inputs, Any]:
     """Return model inputs, a batch of one, and label of an item that is one sample; None if it has no label.
 
     Raises:
@@ -296,14 +296,14 @@ def _slice(data: Mapping[str, Any], start: int, size: int, count: int) -> dict[s
     }
 
 
-def _x_and_label(item: Any, whole: bool) -> tuple[Any, Any]:
+def _x_and_label(item: object, whole: bool) -> tuple[Any, Any]:
     """Return (x, label) of an item; the label is None if there is none."""
     if isinstance(item, (tuple, list)) and len(item) == 2 and _is_label(item[1], whole):
         return item[0], item[1]
     return item, None
 
 
-def _is_label(part: Any, whole: bool) -> bool:
+def _is_label(part: object, whole: bool) -> bool:
     """Whether this is a whole number or a text for each sample."""
     if isinstance(part, (torch.Tensor, np.ndarray)):
         kind = part.dtype.kind if isinstance(part, np.ndarray) else "f" if part.dtype.is_floating_point else "i"
@@ -329,7 +329,7 @@ def _labels(label: Any, count: int, start: int) -> list[Any]:
     return found
 
 
-def _read(x: Any, start: int, read: Read) -> Inputs:
+def _read(x: object, start: int, read: Read) -> Inputs:
     """Return model inputs of a batch whose first sample has the index `start`, which errors name.
 
     Raises:
@@ -353,7 +353,7 @@ def _read(x: Any, start: int, read: Read) -> Inputs:
     return inputs
 
 
-def _with_batch_axis(x: Any) -> Any:
+def _with_batch_axis(x: object) -> Any:
     if isinstance(x, (torch.Tensor, np.ndarray)):
         return x[None]
     if isinstance(x, Mapping):
@@ -361,7 +361,7 @@ def _with_batch_axis(x: Any) -> Any:
     return tuple(_with_batch_axis(part) for part in x) if isinstance(x, (tuple, list)) else x
 
 
-def _tensors(x: Any) -> Any:
+def _tensors(x: object) -> Any:
     """The value with arrays of numbers as tensors."""
     if isinstance(x, np.ndarray):
         return torch.from_numpy(x) if x.dtype.kind == "f" else None

@@ -64,7 +64,8 @@ class Inputs:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return every tensor by name: a keyword or a position, with dots for nested ones."""
-        return dict(named_tensors({**dict(enumerate(self.args)), **self.kwargs}))
+        named: dict[str, Any] = {str(position): value for position, value in enumerate(self.args)}
+        return dict(named_tensors(named | self.kwargs))
 
     def floating(self) -> dict[str, torch.Tensor]:
         """Return the tensors that can have a gradient, by name; masks (boolean or integer) and token ids cannot."""

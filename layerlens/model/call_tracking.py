@@ -51,11 +51,11 @@ class Spans:
             handle.remove()
         self._handles.clear()
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
+    def _enter(self, module: nn.Module, args: object) -> None:
         if id(module) in self._paths:
             self._starts.append(nodes_made())
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: object, output: object) -> None:
         if id(module) in self._paths:
             self.found.append((self._starts.pop(), nodes_made(), self._paths[id(module)]))
 
@@ -127,11 +127,11 @@ class Running:
         self._handles.clear()
         self._stack.clear()
 
-    def _start(self, module: nn.Module, args: Any) -> None:
+    def _start(self, module: nn.Module, args: object) -> None:
         if id(module) in self._paths and get_ident() == self._owner:
             self._stack.append(Frame(self._paths[id(module)]))
             self.ran = True
 
-    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _end(self, module: nn.Module, args: object, output: object) -> None:
         if id(module) in self._paths and get_ident() == self._owner and self._stack:
             self._stack.pop()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 
-def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+def map_tensors(value: object, function: Callable[[torch.Tensor], Any]) -> Any:
     """Rebuild `value` with `function` applied to each tensor; everything else is kept.
 
     Example:
@@ -44,7 +44,7 @@ def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     return value
 
 
-def replace_tensors(value: Any, function: Callable[[str, torch.Tensor], Any]) -> Any:
+def replace_tensors(value: object, function: Callable[[str, torch.Tensor], Any]) -> Any:
     """Do the same as `map_tensors`, with the dotted path of each tensor as the first argument."""
     names = (name for name, _ in named_tensors(value))
     return map_tensors(value, lambda tensor: function(next(names), tensor))
@@ -61,7 +61,7 @@ def _same_type(value: tuple[Any, ...] | list[Any], parts: list[Any]) -> Any:
         return base(parts)
 
 
-def named_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def named_tensors(value: object, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """Yield each tensor inside `value`.
 
     Yields:
@@ -85,7 +85,7 @@ def named_tensors(value: Any, prefix: str = "") -> Iterator[tuple[str, torch.Ten
         yield from named_tensors(part, f"{prefix}.{key}" if prefix else str(key))
 
 
-def first_tensor(value: Any) -> torch.Tensor | None:
+def first_tensor(value: object) -> torch.Tensor | None:
     """Return the first tensor in `value`, or None; one of nested layout is padded with 0."""
     tensor = next((tensor for _, tensor in named_tensors(value)), None)
     if tensor is None or not tensor.is_nested:

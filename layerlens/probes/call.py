@@ -24,7 +24,7 @@ class Gradients:
         output: output of the call, possibly nested.
     """
 
-    def __init__(self, output: Any) -> None:
+    def __init__(self, output: object) -> None:
         self.found: dict[str, torch.Tensor | None] = {}
         self.edges: list[Any] = []
         for name, tensor in named_tensors(output):

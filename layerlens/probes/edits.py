@@ -99,7 +99,7 @@ class Change:
     function: Callable[[torch.Tensor, Site], torch.Tensor] = dataclasses.field(repr=False)
     part: Part = dataclasses.field(default=Part(), repr=False)
 
-    def apply(self, output: Any, site: Site) -> Any:
+    def apply(self, output: object, site: Site) -> Any:
         """Return the changed output of one call.
 
         Raises:

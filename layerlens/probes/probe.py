@@ -163,7 +163,7 @@ class Probe:
     def _edit_hook(self, path: LayerPath, edits: list[tuple[Calls, Edit]]) -> Callable[[nn.Module, Any, Any], Any]:
         counter = itertools.count()
 
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        def hook(module: nn.Module, args: object, output: object) -> Any:
             if recomputing() or _of_other_thread(self._owner):
                 return None
             call, original = next(counter), output
@@ -199,7 +199,7 @@ class Probe:
             self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(module.register_forward_hook(after))
 
-    def _arguments(self, given: Any, keep: str) -> Any:
+    def _arguments(self, given: object, keep: str) -> Any:
         if callable(self._inputs):
             return self._inputs(given)
         return stored(given, keep, self._graph) if self._inputs else None
@@ -218,15 +218,15 @@ class Probe:
         record, reduce, graph = self.record, self._reduce, self._graph
         entered: list[tuple[Any, Stored, float]] = []
 
-        def held(value: Any) -> Stored:
+        def held(value: object) -> Stored:
             return versions(value) if graph or keep == "reference" else ()
 
-        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def before(module: nn.Module, args: object, kwargs: object) -> None:
             if not (recomputing() or _of_other_thread(self._owner)):
                 arguments = self._arguments((args, kwargs), keep)
                 entered.append((arguments, held(arguments), time.perf_counter()))
 
-        def after(module: nn.Module, args: Any, output: Any) -> Any:
+        def after(module: nn.Module, args: object, output: object) -> Any:
             if recomputing() or _of_other_thread(self._owner):
                 return None
             arguments, held_arguments, start = entered.pop() if entered else (None, (), None)
@@ -295,7 +295,7 @@ class _NoteReference:
         self._owner = get_ident()
         self._after: Any = None
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def __call__(self, module: nn.Module, args: object, output: object) -> Any:
         """The forward hook."""
         if type(output) is torch.Tensor and not output.requires_grad and not output.is_inference():
             if _graph_task() == -1 and not _of_other_thread(self._owner):
@@ -315,7 +315,7 @@ def recomputing() -> bool:
     return bool(_graph_task() != -1)
 
 
-def stored(value: Any, keep: str, graph: bool) -> Any:
+def stored(value: object, keep: str, graph: bool) -> Any:
     """Return the value as `keep` says: references, copies, or copies in main memory; with `graph` the value itself."""
     if graph:
         return value
@@ -327,7 +327,7 @@ def stored(value: Any, keep: str, graph: bool) -> Any:
     return map_tensors(value, lambda tensor: tensor.detach().clone())
 
 
-def versions(value: Any) -> Stored:
+def versions(value: object) -> Stored:
     """Return each tensor inside with its version, the number of writes to it."""
     return tuple((tensor, version(tensor)) for _, tensor in named_tensors(value))
 

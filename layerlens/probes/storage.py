@@ -93,7 +93,7 @@ def load(path: str | os.PathLike[str]) -> Record:
     return record
 
 
-def outline(value: Any, parts: list[torch.Tensor], prefix: str = "") -> Any:
+def outline(value: object, parts: list[torch.Tensor], prefix: str = "") -> Any:
     """Return a value as JSON: its nesting, and everything in it but tensors.
 
     Named tuples, model outputs and dataclasses become dicts.
@@ -120,7 +120,7 @@ def outline(value: Any, parts: list[torch.Tensor], prefix: str = "") -> Any:
     return {"text": repr(value)[:200]}  # any other object is kept as its text
 
 
-def _key(key: Any) -> Any:
+def _key(key: object) -> Any:
     return key if key is None or isinstance(key, (bool, int, float, str)) else str(key)
 
 

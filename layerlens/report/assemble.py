@@ -17,6 +17,7 @@ from layerlens.model.hashing import weights_digest
 from layerlens.model.layers import Layers, Selection
 from layerlens.progress import track
 from layerlens.results import LayerTable
+from layerlens.signatures import public
 from layerlens.targets.target import Spec
 from layerlens.wrapped_model import WrappedModel
 
@@ -34,6 +35,7 @@ ONE_SAMPLE = "one sample gives no interval"
 Methods: TypeAlias = Sequence[str] | Mapping[str, Mapping[str, Any]]
 
 
+@public
 def report(
     lens: WrappedModel,
     inputs: Input,
@@ -99,6 +101,7 @@ def report(
     return write(made, path)
 
 
+@public
 def build(
     lens: WrappedModel,
     inputs: Input,

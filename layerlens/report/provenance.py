@@ -94,7 +94,7 @@ def _targets(labels: list[str]) -> str:
     return f"targets, sample by sample: {', '.join(map(repr, labels))}"
 
 
-def _literal(targets: Any) -> str:
+def _literal(targets: object) -> str:
     """Targets as code, if they are names and indices."""
     parts = targets if isinstance(targets, (list, tuple)) else [targets]
     return repr(targets) if all(part is None or isinstance(part, (int, str)) for part in parts) else "targets"
@@ -105,7 +105,7 @@ def settings_text(settings: dict[str, Any]) -> str:
     return "; ".join(f"{name}: {_short(value)}" for name, value in settings.items()) or "none"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return describe(value)
     if isinstance(value, dict):

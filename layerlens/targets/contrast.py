@@ -43,7 +43,7 @@ def contrast(positive: Spec, negative: Spec = None, *, names: Names = None) -> T
 def _against_others(chosen: Target, place: tuple[Any, ...]) -> Target:
     """The score of a class minus the mean score of all others at the same place."""
 
-    def others(output: Any, rows: torch.Tensor) -> torch.Tensor:
+    def others(output: object, rows: torch.Tensor) -> torch.Tensor:
         scores = by_place(output, (*place, slice(None))) if place else class_scores(output)
         if scores.ndim != 2 or scores.shape[1] < 2:
             raise TargetError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from layerlens.errors import TargetError, choose
@@ -34,7 +32,7 @@ def area(label: int, where: torch.Tensor | tuple[int, int, int, int] | None = No
     """
     choose("reading over places", over, ("mean", "sum"))
 
-    def read(output: Any, rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def read(output: object, rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         scores = _scores(output, label)
         weights = mask[rows.to(mask.device)] if mask.ndim == 3 else mask.expand(len(rows), -1, -1)
         if weights.shape[1:] != scores.shape[2:]:
@@ -46,11 +44,11 @@ def area(label: int, where: torch.Tensor | tuple[int, int, int, int] | None = No
     name = f"{over} of class {label} over " + ("its own area" if where is None else "an area")
     if where is None:
 
-        def own(output: Any) -> torch.Tensor:
+        def own(output: object) -> torch.Tensor:
             scores = _scores(output, label).detach()
             return _not_empty(scores.argmax(dim=1) == label % scores.shape[1], f"class {label} is highest nowhere")
 
-        def choose_area(output: Any) -> Target:
+        def choose_area(output: object) -> Target:
             mask = own(output)
             return Target(lambda other, rows: read(other, rows, mask), name)
 
@@ -64,7 +62,7 @@ def area(label: int, where: torch.Tensor | tuple[int, int, int, int] | None = No
         return Target(lambda output, rows: read(output, rows, fixed), name)
     top, left, bottom, right = where
 
-    def in_box(output: Any, rows: torch.Tensor) -> torch.Tensor:
+    def in_box(output: object, rows: torch.Tensor) -> torch.Tensor:
         height, width = _scores(output, label).shape[2:]
         if not (0 <= top < bottom <= height and 0 <= left < right <= width):
             raise TargetError(f"the box {where} holds no place of an output of {height} x {width}.")
@@ -75,7 +73,7 @@ def area(label: int, where: torch.Tensor | tuple[int, int, int, int] | None = No
     return Target(in_box, name)
 
 
-def _scores(output: Any, label: int) -> torch.Tensor:
+def _scores(output: object, label: int) -> torch.Tensor:
     scores = main_output(output)
     if scores.ndim != 4 or not -scores.shape[1] <= label < scores.shape[1]:
         raise TargetError(

@@ -50,12 +50,12 @@ class Target:
     each: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
     at: tuple[Any, int] | None = dataclasses.field(default=None, repr=False)
 
-    def resolve(self, output: Any) -> Target:
+    def resolve(self, output: object) -> Target:
         """Return the target as chosen on `output`, so that it stays the same while the input is changed."""
         return self if self.chooser is None else self.chooser(output)
 
     def __call__(
-        self, output: Any, rows: torch.Tensor | None = None, *, at: tuple[Any, int] | None = None
+        self, output: object, rows: torch.Tensor | None = None, *, at: tuple[Any, int] | None = None
     ) -> torch.Tensor:
         """Return the scores of `output`, shape (batch,); `at` is the layer of that output, None for the model.
 
@@ -113,7 +113,7 @@ class Target:
         reader: Callable[[Names], Target] | None = None
         if self.chooser is not None or other.chooser is not None:
 
-            def chooser(output: Any) -> Target:
+            def chooser(output: object) -> Target:
                 joined: Target = join(self.resolve(output), other.resolve(output))
                 return joined
 
@@ -209,12 +209,12 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
     )
 
 
-def _predicted(output: Any) -> torch.Tensor:
+def _predicted(output: object) -> torch.Tensor:
     logits = class_scores(output)
     return logits.gather(1, logits.detach().argmax(dim=1, keepdim=True)).squeeze(1)
 
 
-def _chosen(output: Any, names: Names) -> Target:
+def _chosen(output: object, names: Names) -> Target:
     classes = class_scores(output).detach().argmax(dim=1)
     each = tuple(f"{_name_of(index, names)} (predicted)" for index in classes.tolist())
     label = f"{_label_of(classes, names)} (predicted)"
@@ -258,7 +258,7 @@ def _name_of(index: int, names: Names) -> str:
     return names[index] if -len(names) <= index < len(names) else f"class {index}"
 
 
-def main_output(output: Any) -> torch.Tensor:
+def main_output(output: object) -> torch.Tensor:
     """Return the tensor of a nested output that scores are read from.
 
     A field of `MAIN_OUTPUTS` if there is one, else the first floating-point tensor.
@@ -278,7 +278,7 @@ def main_output(output: Any) -> torch.Tensor:
     raise TargetError(f"the model returned {describe(output)}, which holds no floating-point tensor to score.")
 
 
-def class_scores(output: Any) -> torch.Tensor:
+def class_scores(output: object) -> torch.Tensor:
     """Return the main output as (batch, classes).
 
     Raises:
@@ -296,7 +296,7 @@ def class_scores(output: Any) -> torch.Tensor:
     return scores
 
 
-def by_class(output: Any, rows: torch.Tensor, classes: int | torch.Tensor) -> torch.Tensor:
+def by_class(output: object, rows: torch.Tensor, classes: int | torch.Tensor) -> torch.Tensor:
     """Return the score of a class, or of one class per sample of the caller's batch.
 
     Raises:
@@ -316,7 +316,7 @@ def by_class(output: Any, rows: torch.Tensor, classes: int | torch.Tensor) -> to
     return logits.gather(1, (chosen % count).unsqueeze(1)).squeeze(1)
 
 
-def by_place(output: Any, place: tuple[Any, ...]) -> torch.Tensor:
+def by_place(output: object, place: tuple[Any, ...]) -> torch.Tensor:
     """Return the entry of the main output at an index into the axes after the batch.
 
     Raises:

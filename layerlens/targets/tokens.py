@@ -73,12 +73,12 @@ class Vocabulary(TokenNames):
     def predicted(self) -> Target:
         """Return the logit of the most likely next token, or of the predicted class for a classifier."""
 
-        def best(output: Any, rows: torch.Tensor) -> torch.Tensor:
+        def best(output: object, rows: torch.Tensor) -> torch.Tensor:
             return self._chosen(output)(output, rows)
 
         return Target(best, "predicted next token", self._chosen)
 
-    def _chosen(self, output: Any) -> Target:
+    def _chosen(self, output: object) -> Target:
         if main_output(output).ndim < 3:
             return as_target(None).resolve(output)
         logits = self._last(output, None).detach()
@@ -86,12 +86,12 @@ class Vocabulary(TokenNames):
         each = tuple(f"{self[index]} (predicted)" for index in ids.tolist())
         label = ", ".join(dict.fromkeys(each[:3])) + (", ..." if len(set(each)) > 3 else "")
 
-        def score(other: Any, rows: torch.Tensor) -> torch.Tensor:
+        def score(other: object, rows: torch.Tensor) -> torch.Tensor:
             return self._last(other, rows).gather(1, ids[rows.to(ids.device)].unsqueeze(1)).squeeze(1)
 
         return Target(score, label, each=each)
 
-    def _last(self, output: Any, rows: torch.Tensor | None) -> torch.Tensor:
+    def _last(self, output: object, rows: torch.Tensor | None) -> torch.Tensor:
         """The logits at the last token before the padding, `(batch, vocabulary)`."""
         logits = self.logits(output)
         if self._mask is None:
@@ -100,7 +100,7 @@ class Vocabulary(TokenNames):
         places = places if rows is None else places[rows.to(places.device)]
         return logits[torch.arange(len(logits), device=logits.device), places.to(logits.device)]
 
-    def logits(self, output: Any) -> torch.Tensor:
+    def logits(self, output: object) -> torch.Tensor:
         """Return the main output if it has a number for each token of the vocabulary at each place.
 
         Raises:
@@ -146,7 +146,7 @@ def continuation(tokens: int | str) -> Target:
             lambda output, rows: _log_probability(names.logits(output), ids[rows.to(ids.device)], count), label
         )
 
-    def unread(output: Any, rows: torch.Tensor) -> torch.Tensor:
+    def unread(output: object, rows: torch.Tensor) -> torch.Tensor:
         return reader(None)(output, rows)
 
     label = f"log p({tokens!r})" if isinstance(tokens, str) else f"log p(last {tokens} tokens)"

@@ -128,7 +128,7 @@ def _unpacked(loader: DataLoader[Any]) -> Iterator[Any]:
             yield _row(item, row, count)
 
 
-def _length_of(item: Any) -> int:
+def _length_of(item: object) -> int:
     """Return the number of samples in a batch: the length of its first part that has one.
 
     Raises:

@@ -136,14 +136,14 @@ class Source:
             yield item
         yield from _joined(good, len(span))
 
-    def _single(self, item: Any, index: int) -> tuple[Inputs, tuple[int, Any]]:
+    def _single(self, item: object, index: int) -> tuple[Inputs, tuple[int, Any]]:
         if self.whole is None:
             inputs, label = read_sample(item, index, self.read)
         else:
             inputs, (label,) = read_batch(item, index, self.read)
         return inputs, (index, label)
 
-    def _batch(self, span: range, item: Any) -> Iterator[BatchOrBad]:
+    def _batch(self, span: range, item: object) -> Iterator[BatchOrBad]:
         try:
             inputs, labels = read_batch(item, span.start, self.read)
             if inputs.batch != len(span):
@@ -225,7 +225,7 @@ def _digest(items: list[Any]) -> str | None:
     return "|".join(parts)
 
 
-def _as_tensors(item: Any) -> Any:
+def _as_tensors(item: object) -> Any:
     if isinstance(item, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(item)) if item.dtype.kind in "fiub" else None
     if isinstance(item, Mapping):

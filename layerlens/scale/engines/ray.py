@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 
 import torch
 
-from layerlens import errors
 from layerlens.errors import LayerLensError, OptionError, check_count, need
 from layerlens.progress import track
 
@@ -125,7 +125,7 @@ class Maker:
 def _number(row: dict[str, Any], failed: list[LayerLensError]) -> int:
     """Return the shard of a row; an error of its actor is noted with its class."""
     if row["error"]:
-        failed.append(getattr(errors, row["error"])(row["text"]))
+        failed.append(getattr(sys.modules[LayerLensError.__module__], row["error"])(row["text"]))
     return int(row["shard"])
 
 

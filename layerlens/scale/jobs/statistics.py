@@ -80,7 +80,7 @@ class Reader(Change):
     function: Callable[..., torch.Tensor] = lambda tensor, site: tensor
     found: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
-    def apply(self, output: Any, site: Site) -> Any:
+    def apply(self, output: object, site: Site) -> Any:
         """Note the moments of a call."""
         tensor = first_tensor(output)
         if tensor is not None and tensor.ndim and tensor.numel() and not tensor.is_complex():

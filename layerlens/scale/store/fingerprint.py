@@ -30,7 +30,7 @@ DEPTH = 6
 """Levels of nested objects that are described."""
 
 
-def as_json(value: Any, depth: int = DEPTH) -> Any:
+def as_json(value: object, depth: int = DEPTH) -> Any:
     """Return a value as JSON; functions and objects are described by their content, or a digest of it."""
     if isinstance(value, enum.Enum) or value is None or isinstance(value, (bool, int, str)):
         return str(value) if isinstance(value, enum.Enum) else value
@@ -53,7 +53,7 @@ def as_json(value: Any, depth: int = DEPTH) -> Any:
     return describe_object(value, depth)
 
 
-def describe_object(value: Any, depth: int = DEPTH) -> Any:
+def describe_object(value: object, depth: int = DEPTH) -> Any:
     """Describe a function, a class or an object in the same way in every process."""
     if isinstance(value, functools.partial):
         return {"partial": as_json([value.func, value.args, value.keywords], depth - 1)}
@@ -89,7 +89,7 @@ def target_settings(aim: Target | None) -> Any:
     return {"target": aim.label, "of": as_json(parts)} if parts else aim.label
 
 
-def _parts(value: Any, depth: int = DEPTH) -> Iterator[Any]:
+def _parts(value: object, depth: int = DEPTH) -> Iterator[Any]:
     """Yield the user's functions and lists of classes in a target, from the closures of its function.
 
     Yields:

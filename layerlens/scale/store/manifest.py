@@ -6,12 +6,12 @@ import dataclasses
 import hashlib
 import json
 import platform
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from layerlens import __version__
 from layerlens.errors import StoreError
 from layerlens.files import whole
 from layerlens.model.hashing import weights_digest
@@ -57,7 +57,11 @@ class Manifest:
             "modules": hashlib.sha256(structure(model).encode()).hexdigest()[:16],
             "sha256": weights_digest(model),
         }
-        versions = {"layerlens": __version__, "torch": torch.__version__, "python": platform.python_version()}
+        versions = {
+            "layerlens": import_module("layerlens").__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
         return cls(kind, json.loads(json.dumps(settings)), about, data, plan, versions)
 
     def differences(self, other: Manifest) -> list[str]:
