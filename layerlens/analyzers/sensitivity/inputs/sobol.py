@@ -20,7 +20,7 @@ from layerlens.targets.target import Spec
 
 from .distribution import StudyOptions, study
 from .feature_names import Names, Ranges
-from .jansen import resamples, run_designs
+from .jansen import Squares, resamples, run_designs
 
 WIDE = 0.15
 """Half a 95 % interval above this causes a warning."""
@@ -121,31 +121,18 @@ def sobol(
         options = StudyOptions(ranges, baseline, features, names, target, batch_size, seed)
         measured = study(model, x, forward, options)
         squares = run_designs(measured, samples, order, seed, progress)
-    weights = resamples(samples, bootstrap, seed)
-    ends = [n for n in (samples // 4, samples // 2, samples) if n > 1]
-    prefixes = torch.stack([(torch.arange(samples) < n).double() / n for n in ends])
-    convergence = _mean([one.indices(prefixes) for one in squares])
-    resampled = _mean([one.indices(weights) for one in squares]) if bootstrap else None
-    dummy = _mean([one.dummy().indices(prefixes[-1:]) for one in squares])[0]
+    weights = resamples(samples, bootstrap, seed) if bootstrap else None
+    checks = _checks(squares, samples, weights)
+    values = checks["convergence"][-1]
+    resampled = None if weights is None else _mean([one.indices(weights) for one in squares])
     interval = None if resampled is None else _interval(resampled)
-    checks = {
-        "convergence": convergence,
-        "convergence samples": torch.tensor(ends),
-        "variance": torch.stack([one.variance(prefixes[-1:])[0] for one in squares]).mean(),
-        "first-order sum": convergence[-1, :, 0].sum(),
-    }
-    if bootstrap:
-        checks["null interval"] = _interval(_mean([one.dummy().indices(weights) for one in squares]))[0]
-    if order == 2:
-        checks["second order"] = _mean([one.second(prefixes[-1:]) for one in squares])[0]
-        if bootstrap:
-            checks["second order error"] = _mean([one.second(weights) for one in squares]).std(dim=0)
-    _warn(convergence[-1], interval, samples)
+    dummy = _mean([one.dummy().indices(torch.ones(1, samples).double() / samples) for one in squares])[0]
+    _warn(values, interval, samples)
     passes = samples * (measured.features.count * order + 2) * measured.bases
     return Ranking(
         quantity="Sobol index",
         items=measured.names,
-        values=convergence[-1],
+        values=values,
         units="share of the variance",
         signed=False,
         method=f"Sobol indices (Jansen), {samples} samples, {passes} rows run, {measured.distribution}",
@@ -166,12 +153,32 @@ def sobol(
         null=dummy.expand(measured.features.count, 2).clone(),
         checks=checks,
         explanation=(
-            "Each value is a share of the variance of the score over all of the distribution: first order what "
+            "Each value is a share of the variance of the score over the whole distribution: first order what "
             "a feature explains by itself, total order with all its interactions, so their difference is interaction.",
             "It holds for this distribution with features drawn independently and shows no direction of the effect; an "
             "index no larger than the null's is chance, and indices near zero can be negative.",
         ),
     )
+
+
+def _checks(squares: list[Squares], samples: int, weights: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Return the indices from growing numbers of rows, and the other checks; `weights` are those of resamples."""
+    counts = [n for n in (samples // 4, samples // 2, samples) if n > 1]
+    prefixes = torch.stack([(torch.arange(samples) < n).double() / n for n in counts])
+    convergence = _mean([one.indices(prefixes) for one in squares])
+    checks = {
+        "convergence": convergence,
+        "convergence samples": torch.tensor(counts),
+        "variance": torch.stack([one.variance(prefixes[-1:])[0] for one in squares]).mean(),
+        "first-order sum": convergence[-1, :, 0].sum(),
+    }
+    if weights is not None:
+        checks["null interval"] = _interval(_mean([one.dummy().indices(weights) for one in squares]))[0]
+    if squares[0].pairs is not None:
+        checks["second order"] = _mean([one.second(prefixes[-1:]) for one in squares])[0]
+        if weights is not None:
+            checks["second order error"] = _mean([one.second(weights) for one in squares]).std(dim=0)
+    return checks
 
 
 def _mean(by_base: list[torch.Tensor]) -> torch.Tensor:
