@@ -7,7 +7,7 @@ only.
 
 from .analyzers.common.measure_registry import measure
 from .analyzers.common.registry import method
-from .analyzers.common.scorer import Scorer, freeze, gradients, warn_of_zeros
+from .analyzers.common.scorer import Scorer, gradients, scoring, warn_of_zeros
 from .errors import InputError, OptionError, PlotError, TargetError, warn
 from .inputs.batches import Samples
 from .inputs.inputs import Forward, Input
@@ -74,12 +74,12 @@ __all__ = [
     "as_target",
     "borrowed",
     "figure",
-    "freeze",
     "gradients",
     "measure",
     "method",
     "public",
     "register",
+    "scoring",
     "style",
     "warn",
     "warn_of_zeros",

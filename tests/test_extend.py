@@ -19,14 +19,12 @@ from tests.cases import normal
 
 PAGES = sorted((Path(__file__).parents[1] / "docs").glob("write-your-own-*.md"))
 METHOD = """
-from layerlens.extend import Scorer, borrowed, freeze, gradients, method
+from layerlens.extend import gradients, method, scoring
 
 @method(family="gradient", passes="1 gradient", source="a user")
 def squared_gradient(model, x, *, target=None, power=2, forward=None):
     '''Raise the gradient to a power.'''
-    with borrowed(model):
-        freeze(model)
-        scorer = Scorer(model, x, target, forward=forward)
+    with scoring(model, x, target, forward=forward) as scorer:
         score, found = gradients(scorer, scorer.start())
         values = {name: value**power for name, value in found.items()}
         return scorer.attribution(values, method="squared_gradient", settings={"power": power}, score=score)

@@ -243,12 +243,18 @@ def scoring(
     forward: Forward | None = None,
     grad: bool = True,
 ) -> Iterator[Scorer]:
-    """Borrow a model to score it, without gradients of its parameters; with `grad=False` without any.
+    """Borrow a model to score it, without gradients of its parameters.
 
-    The other arguments are those of `Scorer`.
+    Args:
+        model: any `torch.nn.Module`; it is returned as it was, also after an error.
+        x: input of the model.
+        target: what to score.
+        where: None for the input, or the layer that the score is attributed to.
+        forward: `forward(model, *args, **kwargs)` to call instead of the model.
+        grad: whether the leaves get gradients.
 
     Yields:
-        The scorer.
+        The scorer: leaves -> one score per sample.
     """
     with borrowed(model, grad=grad):
         if grad:
