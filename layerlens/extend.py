@@ -15,6 +15,9 @@ from .model.borrowed import borrowed
 from .model.layers import Selection
 from .plotting import Plot, figure, style
 from .plotting.drawing.canvas import Canvas
+from .plotting.drawing.images import finite_array, picture
+from .plotting.plot import through
+from .plotting.words import words
 from .probes.probe import Probe
 from .results import Attribution, Curve, LayerProfile, Matrix, Ranking, Relevance, Result
 from .rules import (
@@ -74,13 +77,17 @@ __all__ = [
     "as_target",
     "borrowed",
     "figure",
+    "finite_array",
     "gradients",
     "measure",
     "method",
+    "picture",
     "public",
     "register",
     "scoring",
     "style",
+    "through",
     "warn",
     "warn_of_zeros",
+    "words",
 ]

@@ -56,6 +56,9 @@ _PLAIN_START: Final = re.compile(r"[a-z]{2,}(?=$|[ ,;:(-])")
 def words(name: str) -> str:
     """Return the name of a method, option or quantity as words that begin a title; paths of layers stay as they are.
 
+    Args:
+        name: a name, or several joined by `at`, a comma, `+` or `-`.
+
     Example:
         >>> words("integrated_gradients"), words("grad_cam at blocks.2"), words("relevance, epsilon_plus")
         ('Integrated gradients', 'Grad-CAM at blocks.2', 'Relevance (epsilon-plus)')

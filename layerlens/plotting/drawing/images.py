@@ -13,6 +13,10 @@ from ..style import Array
 def finite_array(values: object, what: str) -> Array:
     """A numpy copy of a tensor or array of finite numbers; without gradients; bfloat16 becomes float32.
 
+    Args:
+        values: a tensor or array.
+        what: what it holds, for messages.
+
     Raises:
         PlotError: for another type, an empty array, complex numbers, NaN or infinity.
 
