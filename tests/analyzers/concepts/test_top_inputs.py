@@ -282,7 +282,7 @@ def test_other_bad_use(net, data):
         top_inputs(net, data, "conv3", count=0)
     with pytest.raises(errors.OptionError, match="there is no unit 99"):
         top_inputs(net, data, "conv3", units=99)
-    with pytest.raises(errors.InputError, match=r"1 labels for the 2 sample\(s\) from 0 on"):
+    with pytest.raises(errors.InputError, match=r"1 labels for the 2 sample\(s\) from index 0"):
         top_inputs(net, [(data[:2], [3])], "conv3", batched=True)
     with pytest.raises(errors.RecordError, match="ran once"):
         top_inputs(net, data, "conv3", call=1, by="activation")

@@ -69,7 +69,7 @@ def test_a_contrast_with_all_others_is_its_class_less_the_mean_of_the_rest():
     assert predicted.label == "class 1, class 2 (predicted) - mean of the others"
     by_token = torch.stack([logits, logits.flip(1)], dim=1)  # (batch, position, class)
     assert contrast((-1, 0))(by_token).tolist() == pytest.approx([3 - 2, 0 - 5 / 3])
-    with pytest.raises(errors.TargetError, match="two or more"):
+    with pytest.raises(errors.TargetError, match="two classes or more"):
         contrast(0)(logits[:, :1])
     with pytest.raises(errors.TargetError, match="2 class"):
         contrast([1, 2])(logits[:1])
