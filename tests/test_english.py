@@ -81,7 +81,7 @@ NAMES = {
 ALLOWED: list[tuple[str, str, str]] = [
     (r"layerlens/deprecated\.py", r"centred=|told=", "old names of modules"),
     (r"layerlens/plotting/(plot|style)\.py", r"colours|COLOURS", "an old name that is still accepted"),
-    (r"layerlens/results/reports/leaderboard\.py", r"\"centre\"", "an old name that is still accepted"),
+    (r"layerlens/results/reports/leaderboard\.py", r"centre", "an old name that is still accepted"),
 ]
 """(file, text around the finding, why it may stay)."""
 
