@@ -53,6 +53,8 @@ HOME = {  # package -> the only room that may import it
 }
 LATE = {"matplotlib", "mpl_toolkits", "captum", "jinja2"}
 """Imported inside functions only, so that `import layerlens` stays light."""
+LATE_INSIDE = {Path("__main__.py"), Path("results/base.py")}
+"""Files that import layerlens inside functions: a command loads what it needs, a result draws itself."""
 PAGE = (("errors",), ("files",), ("results",), ("report", "content"))
 """What the file that writes pages may import: numbers and pictures, never a model or an analyzer."""
 MODULE_HOOKS = {f"register_{kind}" for kind in ("forward_hook", "forward_pre_hook", "full_backward_hook")}
@@ -103,6 +105,8 @@ def problems(file, source):
     for entry in imports_of(file, source):
         at = f"{file}:{entry.line}: {'.'.join(entry.path)}"
         package = entry.path[0]
+        if package == "layerlens" and entry.in_function and not entry.for_types and file not in LATE_INSIDE:
+            found.append(f"{at}: import it at the top; what only works inside a function hides a circle")
         if package == "layerlens" and len(entry.path) > 1:
             found += [f"{at}: {text}" for text in _inner(file, top, entry)]
         elif package in HOME:
@@ -271,6 +275,7 @@ def test_a_circle_is_found(tmp_path):
         ("inputs/inputs.py", "def f():\n    from transformers import BatchEncoding", "only demo/ imports transformers"),
         ("lens.py", "try:\n    import skimage\nexcept ImportError:\n    pass", "only demo/ imports skimage"),
         ("lens.py", "x.register_forward_hook(f)", "register hooks on modules"),
+        ("probes/a.py", "def f():\n    from .record import Record", "hides a circle"),
         ("lens.py", "\n" * 401, "401 lines; split it (at most 400)"),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -36,6 +38,9 @@ class Gradients:
     def _add(self, name: str, gradient: torch.Tensor) -> None:
         before = self.found[name]
         self.found[name] = gradient.detach().clone() if before is None else before + gradient.detach()
+
+
+_RECURRENT = ("RNN", "LSTM", "GRU")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,3 +123,53 @@ class Call:
 
 def _written(stored: Stored) -> bool:
     return any(version(tensor) != written for tensor, written in stored)
+
+
+def part_axes(call: Call, name: str, tensor: torch.Tensor) -> tuple[str, ...] | None:
+    """Return the names of the axes of one tensor of an output; None if unknown. `name` is that of `named_tensors`."""
+    if call.type in _RECURRENT and name.startswith("1"):  # states, whichever axis comes first in the output
+        return ("layer", "batch", "feature") if tensor.ndim == 3 else None
+    known = call.axes is not None and name in ("", "0") and len(call.axes) == tensor.ndim
+    return call.axes if known else None
+
+
+def batch_size(calls: Iterable[Call]) -> int:
+    """Return the number of samples: the size that most calls agree on; in a tie the first one other than 1.
+
+    Raises:
+        RecordError: when no call has a tensor with a batch axis.
+    """
+    sizes: Counter[int] = Counter()
+    for call in calls:
+        for name, tensor in named_tensors(call.output):
+            if tensor.ndim and not tensor.is_nested:
+                axis = _known_axis(call, name, tensor)
+                sizes[tensor.shape[0 if axis is None else axis]] += 1 if axis is None else 3
+    if not sizes:
+        raise RecordError("this record holds no tensor with a batch axis.")
+    return max(sizes, key=lambda size: (sizes[size], size != 1))
+
+
+def sample_axis(call: Call, name: str, tensor: torch.Tensor, batch: int) -> int | None:
+    """Return the axis of samples; None for a tensor with one entry that all samples share, as position embeddings.
+
+    Raises:
+        RecordError: when the tensor has no axis of that many samples.
+    """
+    known = _known_axis(call, name, tensor)
+    first = 0 if known is None else known
+    dims = 0 if tensor.is_nested else tensor.ndim
+    if first < dims and tensor.shape[first] in (1, batch):
+        return first if tensor.shape[first] == batch else None
+    if known is None and dims > 1 and tensor.shape[1] == batch:
+        return 1
+    raise RecordError(
+        f"layer {call.layer!r}, call {call.index}: {describe(tensor)} has no axis of the {batch} samples, so it "
+        "cannot be taken apart by sample. Capture without this layer, or read it from record.calls."
+    )
+
+
+def _known_axis(call: Call, name: str, tensor: torch.Tensor) -> int | None:
+    """Return the batch axis of a tensor if its axes are known, else None."""
+    axes = part_axes(call, name, tensor)
+    return axes.index("batch") if axes is not None and "batch" in axes else None

@@ -14,13 +14,14 @@ from layerlens.errors import RecordError, TargetError, need
 from layerlens.model.layers import Layers
 from layerlens.model.trees import as_array, describe, first_tensor, named_tensors
 
-from .call import Call
-from .record import Record, batch_size, part_axes
+from .call import Call, batch_size, part_axes
 from .storage import outline
 
 if TYPE_CHECKING:
     import pandas
     import xarray
+
+    from .record import Record
 
 
 def read_units(model: nn.Module, record: Record, call: int) -> torch.Tensor:
@@ -88,7 +89,7 @@ def to_xarray(record: Record) -> xarray.Dataset:
     arrays = {}
     named = list(_uniquely_named(record))
     known = {name: part_axes(call, name.partition(":")[2], tensor) for name, call, tensor in named}
-    samples = batch_size(record) if any(tensor.ndim for _, _, tensor in named) else 0
+    samples = batch_size(record.order) if any(tensor.ndim for _, _, tensor in named) else 0
     for name, call, tensor in named:
         array, axes = _array(call, tensor), known[name] or range(tensor.ndim)
         # the batch is the same everywhere; other axes, and those of one entry for all samples, are each layer's own

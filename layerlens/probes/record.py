@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
@@ -17,7 +16,8 @@ from layerlens.errors import OptionError, RecordError, suggestion
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import describe, map_tensors, named_tensors, replace_tensors
 
-from .call import Call
+from . import export, storage
+from .call import Call, batch_size, sample_axis
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 PendingCall: TypeAlias = tuple[LayerPath, int, nn.Module, torch.Tensor, int]
 """Layer, index of the call, module, output and its version."""
-
-_RECURRENT = ("RNN", "LSTM", "GRU")
 
 
 class Record(Mapping[LayerPath, Any]):
@@ -135,7 +133,7 @@ class Record(Mapping[LayerPath, Any]):
             OptionError: when there is no such sample.
             RecordError: when a tensor has no axis of the samples; names the layer.
         """
-        batch = batch_size(self)
+        batch = batch_size(self.order)
         try:
             numbers = range(batch)[index] if isinstance(index, slice) else _numbers(index)
             chosen = [range(batch)[number] for number in numbers]
@@ -173,7 +171,7 @@ class Record(Mapping[LayerPath, Any]):
                     f"record {number} holds other calls than record 0, so they cannot be stacked: the runs took other "
                     "routes, or other layers were selected. compare record.order of both."
                 )
-        batches = [batch_size(record) for record in records] if calls else []
+        batches = [batch_size(record.order) for record in records] if calls else []
         groups = iter(list(zip(*(record.order for record in records), strict=True)))
         stacked = first._with_outputs(lambda call: _joined(next(groups), batches))
         stacked.partial = any(record.partial for record in records)
@@ -196,21 +194,15 @@ class Record(Mapping[LayerPath, Any]):
         Raises:
             RecordError: when two tensors have the same name, or one has no data.
         """
-        from .export import to_numpy
-
-        return to_numpy(self)
+        return export.to_numpy(self)
 
     def to_xarray(self) -> xarray.Dataset:
         """Return a `Dataset` of all tensors with named axes; needs xarray."""
-        from .export import to_xarray
-
-        return to_xarray(self)
+        return export.to_xarray(self)
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return statistics of every tensor: mean, std, min, max, share of zeros, number of non-finite values."""
-        from .export import to_pandas
-
-        return to_pandas(self)
+        return export.to_pandas(self)
 
     def difference(self, other: Record, *, rtol: float = 0.0, atol: float = 0.0) -> str | None:
         """Say where two records differ first; None if calls, nesting, shapes and values are equal.
@@ -222,9 +214,7 @@ class Record(Mapping[LayerPath, Any]):
             rtol: relative tolerance of values.
             atol: absolute tolerance of values.
         """
-        from .export import difference
-
-        return difference(self, other, rtol=rtol, atol=atol)
+        return export.difference(self, other, rtol=rtol, atol=atol)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the outputs to one safetensors file, whole or not at all, and return its path.
@@ -234,9 +224,7 @@ class Record(Mapping[LayerPath, Any]):
         Raises:
             ResultFileError: when the folder does not exist, or a tensor is sparse, nested or quantized.
         """
-        from .storage import save
-
-        return save(self, path)
+        return storage.save(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Record:
@@ -245,9 +233,7 @@ class Record(Mapping[LayerPath, Any]):
         Raises:
             ResultFileError: when the file is missing, damaged, or of another kind.
         """
-        from .storage import load
-
-        return load(path)
+        return storage.load(path, cls)
 
     __hash__ = object.__hash__
 
@@ -288,31 +274,6 @@ class Record(Mapping[LayerPath, Any]):
         if len(lines) > 12:
             lines = [*lines[:8], f"  ... {len(lines) - 10} more", *lines[-2:]]
         return "\n".join([head, *lines])
-
-
-def part_axes(call: Call, name: str, tensor: torch.Tensor) -> tuple[str, ...] | None:
-    """Return the names of the axes of one tensor of an output; None if unknown. `name` is that of `named_tensors`."""
-    if call.type in _RECURRENT and name.startswith("1"):  # states, whichever axis comes first in the output
-        return ("layer", "batch", "feature") if tensor.ndim == 3 else None
-    known = call.axes is not None and name in ("", "0") and len(call.axes) == tensor.ndim
-    return call.axes if known else None
-
-
-def batch_size(record: Record) -> int:
-    """Return the number of samples: the size that most calls agree on; in a tie the first one other than 1.
-
-    Raises:
-        RecordError: when the record has no tensor with a batch axis.
-    """
-    sizes: Counter[int] = Counter()
-    for call in record.order:
-        for name, tensor in named_tensors(call.output):
-            if tensor.ndim and not tensor.is_nested:
-                axis = _known_axis(call, name, tensor)
-                sizes[tensor.shape[0 if axis is None else axis]] += 1 if axis is None else 3
-    if not sizes:
-        raise RecordError("this record holds no tensor with a batch axis.")
-    return max(sizes, key=lambda size: (sizes[size], size != 1))
 
 
 def _joined(calls: Sequence[Call], batches: Sequence[int]) -> Any:
@@ -364,28 +325,3 @@ def _numbers(index: object) -> list[Any]:
     if isinstance(index, bool) or str(dtype).rpartition(".")[2] == "bool":
         raise TypeError("numbers of samples are wanted")
     return [index] if hasattr(index, "__index__") and not getattr(index, "shape", ()) else list(index)  # type: ignore[call-overload]
-
-
-def _known_axis(call: Call, name: str, tensor: torch.Tensor) -> int | None:
-    """Return the batch axis of a tensor if its axes are known, else None."""
-    axes = part_axes(call, name, tensor)
-    return axes.index("batch") if axes is not None and "batch" in axes else None
-
-
-def sample_axis(call: Call, name: str, tensor: torch.Tensor, batch: int) -> int | None:
-    """Return the axis of samples; None for a tensor with one entry that all samples share, as position embeddings.
-
-    Raises:
-        RecordError: when the tensor has no axis of that many samples.
-    """
-    known = _known_axis(call, name, tensor)
-    first = 0 if known is None else known
-    dims = 0 if tensor.is_nested else tensor.ndim
-    if first < dims and tensor.shape[first] in (1, batch):
-        return first if tensor.shape[first] == batch else None
-    if known is None and dims > 1 and tensor.shape[1] == batch:
-        return 1
-    raise RecordError(
-        f"layer {call.layer!r}, call {call.index}: {describe(tensor)} has no axis of the {batch} samples, so it "
-        "cannot be taken apart by sample. Capture without this layer, or read it from record.calls."
-    )

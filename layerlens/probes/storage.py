@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,7 +16,9 @@ from layerlens.files import whole
 from layerlens.model.trees import describe
 
 from .call import Call
-from .record import Record
+
+if TYPE_CHECKING:
+    from .record import Record
 
 FORMAT = "layerlens-record/1"
 
@@ -59,7 +61,7 @@ def save(record: Record, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def load(path: str | os.PathLike[str]) -> Record:
+def load(path: str | os.PathLike[str], kind: type[Record]) -> Record:
     """Read a file that `save` wrote; see `Record.load`.
 
     Raises:
@@ -79,7 +81,7 @@ def load(path: str | os.PathLike[str]) -> Record:
                 raise ResultFileError(f"{path} has format {about.get('format')!r}; this layerlens reads {FORMAT!r}.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         content = json.loads(about["record"])
-        record = Record(list(content["selected"]), content["aliases"])
+        record = kind(list(content["selected"]), content["aliases"])
         record.partial, record.stopped = bool(content["partial"]), bool(content["stopped"])
         record.unedited = tuple(content["unedited"])
         for order, call in enumerate(content["calls"]):

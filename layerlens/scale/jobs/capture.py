@@ -14,9 +14,9 @@ from layerlens.inputs.batches import Batch
 from layerlens.inputs.inputs import Forward
 from layerlens.model.layers import Selection
 from layerlens.model.trees import describe, first_tensor
+from layerlens.probes.call import sample_axis
 from layerlens.probes.export import named_outputs
 from layerlens.probes.probe import Edits
-from layerlens.probes.record import sample_axis
 from layerlens.probes.run import capture
 
 from ..store.fingerprint import as_json
