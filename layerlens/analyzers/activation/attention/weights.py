@@ -131,7 +131,7 @@ class _AttentionWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         frame = self._running.frame
-        if frame is None or not self._wanted(frame.layer):
+        if frame is None or not self._is_inside_selection(frame.layer):
             return result
         name = function_name(function)
         if function is F.scaled_dot_product_attention:
@@ -151,7 +151,7 @@ class _AttentionWatch(TorchFunctionMode):
                 self._add(frame.layer, weights, "softmax and product")
         return result
 
-    def _wanted(self, layer: str) -> bool:
+    def _is_inside_selection(self, layer: str) -> bool:
         chosen = self._inside
         return chosen is None or "" in chosen or any(f"{layer}.".startswith(f"{path}.") for path in chosen)
 
