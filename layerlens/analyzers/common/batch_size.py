@@ -64,7 +64,7 @@ def first_score(
         check_count("batch_size", batch_size, also="'auto'")
         with torch.no_grad():
             return scorer(values), int(batch_size)
-    count, measured = len(scorer.rows), _saved if gradient else _made
+    count, measured = len(scorer.rows), _saved_sizes if gradient else _forward_sizes
     limit = AT_ONCE.get(scorer.rows.device.type, 64)
     _keep_what_is_freed()
     if count <= limit:  # the one forward pass that is needed anyway
@@ -76,7 +76,7 @@ def first_score(
         count = 1
     total, largest = max(1.0, sum(sizes) / count), max([1, *sizes]) / count
     if scorer.rows.device.type == "cpu":
-        room = (REUSED if gradient else PASSING) * count / _usual(sizes)
+        room = (REUSED if gradient else PASSING) * count / _typical_size(sizes)
         limit = max((size for size in ROUND if size <= min(limit, room)), default=1)
     held = total if gradient else 4 * largest  # of a forward pass: a layer's input and output, and its kernel's copies
     return score, max(1, min(int(MEMORY / held), max(limit, int(SMALL / total)), 1024))
@@ -92,7 +92,7 @@ def _keep_what_is_freed() -> None:
     torch.empty(REUSED - 2**16, dtype=torch.uint8)
 
 
-def _usual(sizes: list[int]) -> int:
+def _typical_size(sizes: list[int]) -> int:
     """The size that an eighth of all bytes exceed: one large tensor, such as the logits of a text, does not count."""
     rest = sum(sizes) / 8
     for size in sorted(sizes, reverse=True):
@@ -102,7 +102,7 @@ def _usual(sizes: list[int]) -> int:
     return 1
 
 
-def _saved(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
+def _saved_sizes(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
     """The scores, and the bytes of each activation that autograd would save; no parameters."""
     held = [local(tensor) for tensor in (*scorer.model.parameters(), *scorer.model.buffers())]
     own = {tensor.untyped_storage().data_ptr() for tensor in held if tensor.layout is torch.strided}
@@ -124,7 +124,7 @@ def _saved(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tuple[t
     return score, [storage.nbytes() for storage in saved.values()]
 
 
-def _made(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
+def _forward_sizes(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> tuple[torch.Tensor, list[int]]:
     """The scores, and the bytes of the largest tensor that each call of an innermost layer takes or returns."""
     taken: list[int] = []
     returned: list[int] = []

@@ -100,7 +100,7 @@ def features_of(scorer: Scorer, spec: Spec = None) -> Features:
 def _labels(name: str, leaf: Leaf, spec: Spec) -> torch.Tensor:
     value = leaf.value
     if isinstance(spec, torch.Tensor):
-        return _given(name, leaf, spec)
+        return _checked_labels(name, leaf, spec)
     if isinstance(spec, bool) or not (spec is None or isinstance(spec, (str, int))):
         raise OptionError(f"cannot read features from {describe(spec)}. Give {', '.join(NAMES)}, a number or labels.")
     if isinstance(spec, str):
@@ -150,8 +150,8 @@ def _boxes(shape: list[int], count: int) -> torch.Tensor:
     return label
 
 
-def _given(name: str, leaf: Leaf, labels: torch.Tensor) -> torch.Tensor:
-    """Check labels that the caller gave.
+def _checked_labels(name: str, leaf: Leaf, labels: torch.Tensor) -> torch.Tensor:
+    """Return the labels that the caller gave, checked.
 
     Raises:
         OptionError: when they are not whole numbers, or do not broadcast to the input.
