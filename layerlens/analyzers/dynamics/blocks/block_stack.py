@@ -145,7 +145,7 @@ class Stream:
         """
         stacked = torch.cat(values, dim=self.axis)
 
-        def swap(site: Site, output: Any) -> Any:
+        def replace_main(site: Site, output: Any) -> Any:
             place = iter(range(1 << 62))
             return map_tensors(
                 output,
@@ -154,5 +154,5 @@ class Stream:
 
         inputs = self.inputs.rows(copied_rows(self.inputs.batch, len(values))) if copies else self.inputs
         torch.manual_seed(self.seed)
-        with Probe(self.model, (), edits=edits_at([self.site], swap)):
+        with Probe(self.model, (), edits=edits_at([self.site], replace_main)):
             return main_output(inputs.run(self.model, self.forward))

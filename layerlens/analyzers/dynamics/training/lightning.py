@@ -17,7 +17,7 @@ def lightning_callback(watch: Watch, optimizer: int = 0) -> Any:
     Raises:
         MissingPackage: when neither `lightning` nor `pytorch_lightning` is installed.
     """
-    base = _base()
+    base = _callback_class()
 
     class WatchLayers(base):  # type: ignore[misc, valid-type]
         """Watches the layers while the trainer fits."""
@@ -76,8 +76,8 @@ def _chosen(optimizers: list[Any], index: int) -> Any:
     return optimizers[index]
 
 
-def _base() -> type[Any]:
-    """Import the class of callbacks.
+def _callback_class() -> type[Any]:
+    """Import the class that callbacks of Lightning derive from.
 
     Raises:
         MissingPackage: when no package that has it is installed.
