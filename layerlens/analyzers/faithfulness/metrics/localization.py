@@ -23,7 +23,7 @@ def pointing_game(attribution: Map, masks: torch.Tensor) -> torch.Tensor:
         >>> pointing_game(torch.tensor([[0.1, 0.9, 0.2]]), torch.tensor([[False, True, True]]))
         tensor([1.], dtype=torch.float64)
     """
-    values, inside = _fitted(attribution, masks)
+    values, inside = _flat_values_and_masks(attribution, masks)
     return inside.gather(1, values.argmax(dim=1, keepdim=True)).squeeze(1).double()
 
 
@@ -40,7 +40,7 @@ def relevance_mass(attribution: Map, masks: torch.Tensor) -> torch.Tensor:
         >>> relevance_mass(torch.tensor([[1.0, 3.0, -5.0]]), torch.tensor([[False, True, True]]))
         tensor([0.7500], dtype=torch.float64)
     """
-    values, inside = _fitted(attribution, masks)
+    values, inside = _flat_values_and_masks(attribution, masks)
     positive = values.clamp_min(0)
     total = positive.sum(dim=1)
     return torch.where(total > 0, (positive * inside).sum(dim=1) / total.where(total > 0, torch.ones_like(total)), 0.0)
@@ -57,7 +57,7 @@ def relevance_rank(attribution: Map, masks: torch.Tensor) -> torch.Tensor:
         >>> relevance_rank(torch.tensor([[1.0, 3.0, -5.0]]), torch.tensor([[False, True, True]]))
         tensor([0.5000], dtype=torch.float64)
     """
-    values, inside = _fitted(attribution, masks)
+    values, inside = _flat_values_and_masks(attribution, masks)
     order = values.argsort(dim=1, descending=True, stable=True)
     sorted_inside = inside.gather(1, order).double()
     size = inside.sum(dim=1)
@@ -65,8 +65,8 @@ def relevance_rank(attribution: Map, masks: torch.Tensor) -> torch.Tensor:
     return (sorted_inside * first).sum(dim=1) / size
 
 
-def _fitted(attribution: Map, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return values and masks `(batch, places)`.
+def _flat_values_and_masks(attribution: Map, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the values of a map and the masks, checked, both as `(batch, places)`.
 
     Raises:
         InputError: when they do not fit, or a mask is empty.
