@@ -280,8 +280,8 @@ def _pad(call: TorchCall, input: torch.Tensor, pad: Sequence[int], mode: str = "
         call.adds(value, "constant padded", part=lambda gradient: gradient * border)
 
 
-def _written(function: Callable[..., torch.Tensor], linear: int = 9) -> Note:
-    """For a function linear in its (first `linear`) tensors: it adds what it makes of 0 instead of signals."""
+def _value_at_zero(function: Callable[..., torch.Tensor], linear: int = 9) -> Note:
+    """Return a note of the constant that a function, linear in its first `linear` tensors, adds: its value at 0."""
 
     def note(call: TorchCall, *arguments: object, **options: object) -> None:
         def at_zero(value: object) -> object:
@@ -333,7 +333,7 @@ FUNCTIONS: dict[Callable[..., Any], Note] = {
     F.pad: _pad,
     **dict.fromkeys([F.threshold, torch.threshold], _threshold),
     **{
-        function: _written(getattr(module, name), 2 if name in ("lerp", "addcdiv") else 9)
+        function: _value_at_zero(getattr(module, name), 2 if name in ("lerp", "addcdiv") else 9)
         for name in _WRITING
         for module in (torch, torch.Tensor)
         for function in (getattr(module, name), getattr(torch.Tensor, f"{name}_", None))
