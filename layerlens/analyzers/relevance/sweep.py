@@ -49,7 +49,7 @@ def sweep(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> list[Swee
     sweeps = []
     try:
         handles += itertools.chain.from_iterable(attach_linear(planned, bookkeeper) for planned in plan.linear)
-        handles += _attach_nodes(recording, plan, bookkeeper)
+        handles += _hook_nodes(recording, plan, bookkeeper)
         for index, score in enumerate(scores):
             bookkeeper.sweep = Sweep()
             keep = plan.keeps_graph or index < len(scores) - 1
@@ -88,7 +88,8 @@ def _warn_of_cuts(recording: Recording) -> None:
         )
 
 
-def _attach_nodes(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> Iterator[RemovableHandle]:
+def _hook_nodes(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> Iterator[RemovableHandle]:
+    """Hook the nodes that need a rule, and yield the handles."""
     for planned in plan.nodes:
         hook = _node_hook(planned, recording, plan.rulebook, bookkeeper)
         if hook is not None:
