@@ -121,7 +121,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
     if options.reshape is not None:
         raise OptionError("reshape= lays out the output of one layer; say which: layer=...")
     hold = _Hold("hold", _unchanged, wanted=_Late(scorer.model))
-    with watch(scorer.model, {_inner: hold}) as shapes:
+    with watch(scorer.model, {_is_not_root: hold}) as shapes:
         score, held = scorer({}), hold.held
     every = seen(scorer.model, shapes)
     over = places_of(scorer, every, name)
@@ -223,7 +223,7 @@ class _Late:
         return late
 
 
-def _inner(path: LayerPath, module: nn.Module) -> bool:
+def _is_not_root(path: LayerPath, module: nn.Module) -> bool:
     return bool(path)
 
 

@@ -67,11 +67,11 @@ def weighted_products(
 
     one = vector_jacobian_product(pair.info.node, weighted(weights))
     other = vector_jacobian_product(pair.reference, weighted(reference_weights))
-    return _reduced([None if a is None or b is None else a + b for a, b in zip(one, other, strict=True)], gradients)
+    return _like_inputs([None if a is None or b is None else a + b for a, b in zip(one, other, strict=True)], gradients)
 
 
-def _reduced(multipliers: Sequence[torch.Tensor | None], gradients: Gradients) -> Gradients:
-    """Multipliers in the shapes of the inputs, which may have been broadcast, and in their numbers."""
+def _like_inputs(multipliers: Sequence[torch.Tensor | None], gradients: Gradients) -> Gradients:
+    """Return multipliers in the shapes of the inputs, summed where those were broadcast, and in their dtypes."""
     return tuple(
         None if native is None or part is None else part.sum_to_size(native.shape).to(native.dtype)
         for native, part in zip(gradients, multipliers, strict=True)
@@ -143,7 +143,7 @@ def scaled(pair: Pair, gradients: Gradients, outer: Gradients, scale: int) -> Gr
         return midpoint(pair, gradients, outer)
     passed = g * 2 / (1 / r + 1 / r0)
     multipliers = (passed, passed * (call.y + other.y) / 2 / (r * r0))
-    return _reduced(multipliers if scale == 1 else multipliers[::-1], gradients)
+    return _like_inputs(multipliers if scale == 1 else multipliers[::-1], gradients)
 
 
 def division(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:
@@ -159,7 +159,7 @@ def division(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | 
     else:
         by_a = g * (1 / b + 1 / b0) / 2
         by_b = -g * (a + a0) / (2 * b * b0)
-    return _reduced((by_a if 0 in pair.slots else None, by_b), gradients)
+    return _like_inputs((by_a if 0 in pair.slots else None, by_b), gradients)
 
 
 def glu(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients | None:

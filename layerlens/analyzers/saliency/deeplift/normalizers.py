@@ -70,7 +70,7 @@ def log_softmax(call: OperationCall, other: OperationCall, g: torch.Tensor) -> t
 
 @first_input
 def log_sum_exp(call: OperationCall, other: OperationCall, g: torch.Tensor) -> torch.Tensor:
-    """DL, as in `softmax`."""
+    """L = log sum exp x: DL as in `softmax`."""
     axes = _axes(call.option("dim"), call.x.ndim)
     shape = [1 if axis in axes else size for axis, size in enumerate(call.x.shape)]
     z, z0 = (run.x - run.y.reshape(shape) for run in (call, other))

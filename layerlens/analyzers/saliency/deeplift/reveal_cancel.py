@@ -52,7 +52,7 @@ class Source:
     lower_more: torch.Tensor | None = None
 
     def add(self, more: torch.Tensor, flipped: torch.Tensor | None) -> None:
-        """Gather what the negative part gets beyond the positive one; where flipped, signs changed on the way."""
+        """Add `more` to the multiplier for negative contributions, or for positive ones where the sign flipped."""
         for name, part in self._parts(more, flipped):
             before = getattr(self, name)
             setattr(self, name, part if before is None else before + part)
