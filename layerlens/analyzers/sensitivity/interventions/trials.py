@@ -298,7 +298,7 @@ class TrialRunner:
 
 
 def _groups_in_memory(trials: Sequence[Trial]) -> Iterator[tuple[list[InterventionSite], list[int]]]:
-    """Yield runs of trials, with the sites they need, whose values fit into memory."""
+    """Yield groups of trials whose sites fit into memory together: the sites, and the indices of the trials."""
     sites: dict[int, InterventionSite] = {}
     members: list[int] = []
     nbytes = 0

@@ -148,6 +148,8 @@ def shared_dual_numbers(stepped: SteppedRun) -> Responses:
 def _tangent_reader(
     responses: Responses, silent: dict[Site, None], rows: int, batch: int
 ) -> Callable[[Site, Any], None]:
+    """Return a reader of dual outputs, which adds the norms of their tangents to `responses`."""
+
     def read(site: Site, output: Any) -> None:
         value, tangent = forward_ad.unpack_dual(floating(output)[site.main])  # type: ignore[no-untyped-call]
         if tangent is None:
@@ -239,6 +241,8 @@ def finite_differences(stepped: SteppedRun) -> Responses:
 def _difference_reader(
     responses: Responses, above: dict[Site, torch.Tensor], length: torch.Tensor, batch: int
 ) -> Callable[[Site, Any], None]:
+    """Return a reader of the outputs at the lower end, which adds central differences to `responses`."""
+
     def read(site: Site, output: Any) -> None:
         below, axis = floating(output)[site.main], site.axes[site.main]
         if site not in above or above[site].shape != below.shape:

@@ -74,7 +74,7 @@ class Products:
     def times_transpose(self, vectors: list[torch.Tensor]) -> torch.Tensor:
         """Return J' u of each copy, `(rows, n)`; zero where no gradient passes."""
         if self._graph is None:
-            self._graph = self._recorded()
+            self._graph = self._record_graph()
         leaves, outputs = self._graph
         targets, given = [], []
         for site, output in outputs.items():
@@ -149,7 +149,7 @@ class Products:
             if site in above and site in below and above[site].shape == below[site].shape
         }
 
-    def _recorded(self) -> tuple[list[torch.Tensor], dict[Site, torch.Tensor]]:
+    def _record_graph(self) -> tuple[list[torch.Tensor], dict[Site, torch.Tensor]]:
         """Return the leaves, and each site's output as rows with its graph.
 
         The outputs are copies, as a later operation may write into them.

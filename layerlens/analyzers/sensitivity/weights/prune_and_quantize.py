@@ -136,7 +136,7 @@ def quantization(model: nn.Module, bits: tuple[int, ...], granularity: Granulari
 
 
 def check_levels(sparsities: object, bits: object) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Read both as tuples.
+    """Return sparsities and bits as tuples, checked.
 
     Raises:
         OptionError: when they are out of range.
