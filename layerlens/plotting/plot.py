@@ -277,7 +277,7 @@ def plot(result: Result, kind: str | None = None, **options: Any) -> Plot:
 
 
 def _check_options(of: type[Any], kind: str, figures: dict[str, FigureFunction], options: dict[str, Any]) -> None:
-    """Say where options belong that the figure does not have.
+    """Refuse options that the figure does not have, and say where they belong.
 
     Raises:
         UnknownOption: if there is such an option; the figure itself names the nearest of its own.

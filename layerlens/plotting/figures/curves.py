@@ -102,7 +102,7 @@ def curves(
         canvas.title(title, automatic, " ".join(notes))
         axes = canvas.panel(height=min(max(0.52 * canvas.width, 1.3), 2.6))
         _points_axis(axes, points, scale, canvas.width)
-        _values_axis(axes, yscale, ylim)
+        _format_axes(axes, yscale, ylim)
         handles = [_draw_curve(axes, index, name, line, len(data)) for index, (name, line) in enumerate(data.items())]
         if many:
             handles = [handles[index] for index in np.unique(np.linspace(0, len(handles) - 1, 5).round().astype(int))]
@@ -258,8 +258,8 @@ def _check_values_axis(lines: Sequence[Array], yscale: str, ylim: tuple[float, f
         )
 
 
-def _values_axis(axes: Axes, yscale: str, ylim: tuple[float, float] | None) -> None:
-    """The axis of the values of curves, and the numbers of both."""
+def _format_axes(axes: Axes, yscale: str, ylim: tuple[float, float] | None) -> None:
+    """Set scale, ticks and limits of the value axis, and the format of the numbers on both axes."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     if yscale == "log":

@@ -73,7 +73,7 @@ def sensitivity(
         raise OptionError(f"vmax={vmax!r} is the end of the axis; give a positive number.")
     chosen, drawn = _series(ranking, series)
     full = _read(ranking, chosen, labels)
-    order, rest = _order(full["values"], ranking.signed, count)
+    order, rest = _chosen_rows(full["values"], ranking.signed, count)
     names = [text.printable(name) for name in (ranking.items if labels is None else labels)]
     data: dict[str, Any] = {name: part[order] for name, part in full.items()}
     data = {"items": [(ranking.items if labels is None else labels)[row] for row in order], **data}
@@ -146,8 +146,8 @@ def _read(ranking: Ranking, chosen: list[int], labels: Sequence[str] | None) -> 
     return data
 
 
-def _order(values: Array, signed: bool, count: int | None) -> tuple[list[int], list[int]]:
-    """Rows to draw, the largest first, and rows left out; rows without a number come last."""
+def _chosen_rows(values: Array, signed: bool, count: int | None) -> tuple[list[int], list[int]]:
+    """Return the rows to draw, the largest first, and those left out; rows without a number come last."""
     sizes = np.where(np.isnan(values), -np.inf, np.abs(values) if signed else values).max(axis=1)
     order = np.argsort(-sizes, kind="stable").tolist()
     cut = len(order) if count is None or len(order) <= count + 1 else count  # never a line about one item
