@@ -80,7 +80,7 @@ def _uniquely_named(record: Record) -> Iterator[tuple[str, Call, torch.Tensor]]:
 
 def to_numpy(record: Record) -> dict[str, np.ndarray[Any, Any]]:
     """Return every tensor as an array, by name; types that numpy does not have (bfloat16, float8) become float32."""
-    return {name: _array(call, tensor) for name, call, tensor in _uniquely_named(record)}
+    return {name: _as_numpy(call, tensor) for name, call, tensor in _uniquely_named(record)}
 
 
 def to_xarray(record: Record) -> xarray.Dataset:
@@ -91,7 +91,7 @@ def to_xarray(record: Record) -> xarray.Dataset:
     known = {name: part_axes(call, name.partition(":")[2], tensor) for name, call, tensor in named}
     samples = batch_size(record.order) if any(tensor.ndim for _, _, tensor in named) else 0
     for name, call, tensor in named:
-        array, axes = _array(call, tensor), known[name] or range(tensor.ndim)
+        array, axes = _as_numpy(call, tensor), known[name] or range(tensor.ndim)
         # the batch is the same everywhere; other axes, and those of one entry for all samples, are each layer's own
         dims = [
             str(axis) if axis == "batch" and size == samples else f"{name}_{axis}"
@@ -212,5 +212,5 @@ def _dense(call: Call, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if few_operations else tensor
 
 
-def _array(call: Call, tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+def _as_numpy(call: Call, tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     return as_array(_dense(call, tensor).resolve_conj().resolve_neg())

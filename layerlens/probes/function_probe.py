@@ -195,11 +195,11 @@ class _Watch(TorchFunctionMode):
             index = frame.counts[name]
             frame.counts[name] += 1
             self._seen.add(name)
-            if self._wanted(name, tensors):
+            if self._is_selected(name, tensors):
                 self._note(frame.layer, name, index, value, tensors[0])
         return result
 
-    def _wanted(self, name: str, tensors: list[torch.Tensor]) -> bool:
+    def _is_selected(self, name: str, tensors: list[torch.Tensor]) -> bool:
         if self._globs is None:
             return any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
         met = {glob for glob in self._globs if fnmatch.fnmatchcase(name, glob)}

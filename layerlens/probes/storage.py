@@ -113,7 +113,7 @@ def outline(value: object, parts: list[torch.Tensor], prefix: str = "") -> Any:
     elif dataclasses.is_dataclass(value) and not isinstance(value, (type, Mapping)):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {"dict": [[_key(key), outline(part, parts, prefix)] for key, part in value.items()]}
+        return {"dict": [[_json_key(key), outline(part, parts, prefix)] for key, part in value.items()]}
     if isinstance(value, (tuple, list)):
         kind = "tuple" if isinstance(value, tuple) else "list"
         return {kind: [outline(part, parts, prefix) for part in value]}
@@ -122,7 +122,7 @@ def outline(value: object, parts: list[torch.Tensor], prefix: str = "") -> Any:
     return {"text": repr(value)[:200]}  # any other object is kept as its text
 
 
-def _key(key: object) -> Any:
+def _json_key(key: object) -> Any:
     return key if key is None or isinstance(key, (bool, int, float, str)) else str(key)
 
 
