@@ -49,7 +49,7 @@ class TorchrunEngine:
         shown = progress if rank == 0 else False
         listed = list(shards)
         if needs_all_processes(work.model):
-            listed = _list_of_first_rank(listed)
+            listed = _broadcast_from_first_rank(listed)
             work.make(listed, storage if rank == 0 else NoStorage(), progress=shown, total=total)
         else:
             mine = [number for number in listed if number % world == rank]
@@ -120,8 +120,8 @@ def needs_all_processes(model: nn.Module) -> bool:
     return bool(sharded(model))
 
 
-def _list_of_first_rank(shards: list[int]) -> list[int]:
-    """Return the list of the first rank, so that all run the same."""
+def _broadcast_from_first_rank(shards: list[int]) -> list[int]:
+    """Return the first rank's list of shards on every rank, so that all run the same ones."""
     boxed = [shards]
     torch.distributed.broadcast_object_list(boxed, src=0)
     return boxed[0]

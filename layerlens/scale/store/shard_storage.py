@@ -116,13 +116,13 @@ class Folder:
 
     def numbers(self) -> list[int]:
         """Return the numbers of the stored shards, in order."""
-        return sorted(self._found())
+        return sorted(self._numbers())
 
     def has(self, number: int) -> bool:
         """Return whether a shard is stored, without looking at the others."""
         return (self.folder / file_name(number)).exists()
 
-    def _found(self) -> Iterator[int]:
+    def _numbers(self) -> Iterator[int]:
         for path in self.folder.iterdir():
             number = number_of(path)
             if number is not None:
