@@ -118,7 +118,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     if target is not None and target not in chosen.class_names and target.lstrip("-").isdigit():
         target = int(target)
     print(f"layerlens: {chosen.name} on {len(pictures)} picture(s) ...", file=sys.stderr, flush=True)
-    report = gallery.make(chosen, pictures, target, command=_command(arguments))
+    report = gallery.make(chosen, pictures, target, command=_command_line(arguments))
     files = gallery.write(report, arguments.out)
     print(gallery.summary(report))
     print(f"\n{len(files)} files in {arguments.out}; open {files[0]}")
@@ -146,7 +146,7 @@ def _report(arguments: argparse.Namespace) -> int:
     found = build(
         lens, inputs, targets[0] if len(targets) == 1 else targets or None, path=arguments.out, labels=labels,
         layers=arguments.layers, title=arguments.title, controls=not arguments.no_controls,
-        recipe=lambda samples: _command(arguments), **options,
+        recipe=lambda samples: _command_line(arguments), **options,
     )  # fmt: skip
     path = write(found, arguments.out)
     more = f", {len(found.warnings)} warning(s)" if found.warnings else ""
@@ -154,7 +154,7 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _command(arguments: argparse.Namespace) -> str:
+def _command_line(arguments: argparse.Namespace) -> str:
     return shlex.join(["python", "-m", "layerlens", *arguments.given])
 
 

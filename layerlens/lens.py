@@ -41,13 +41,13 @@ def _read_aims(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) 
     given["target"] = [lens.target(spec) for spec in target] if isinstance(target, list) else lens.target(target)
 
 
-def _read_model(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
+def _unwrap_other(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
     """Take the model of another lens."""
     if isinstance(given.get("other"), WrappedModel):
         given["other"] = given["other"].model
 
 
-def _read_lens(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
+def _unwrap_other_with_forward(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
     """Take the model and the forward of another lens."""
     if isinstance(given.get("other"), WrappedModel):
         given.setdefault("other_forward", given["other"].forward)
@@ -63,7 +63,7 @@ def _pass_lens(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) 
     given["lens"] = lens
 
 
-def _read_next_token(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
+def _read_output_names(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
     """Name the outputs by class names or tokens, and read a target by those names."""
     names = lens.class_names
     if names is None and lens.tokenizer is not None:
@@ -159,16 +159,16 @@ class Lens(WrappedModel):
     corruption_curve = bind(measures.corruption_curve, predicted=False)
 
     # how layers transform data, and learn
-    similarity = bind(dynamics.similarity, prepare=_read_lens)
+    similarity = bind(dynamics.similarity, prepare=_unwrap_other_with_forward)
     geometry = bind(dynamics.geometry)
     health = bind(dynamics.health, predicted=False, words=("label", "loss"))
     nonlinearity = bind(dynamics.nonlinearity)
     logit_lens = bind(
-        dynamics.logit_lens, words=None, hidden=("names",), prepare=_read_next_token, finish=_name_columns
+        dynamics.logit_lens, words=None, hidden=("names",), prepare=_read_output_names, finish=_name_columns
     )
     linear_probe = bind(dynamics.linear_probe)
     generalization_gap = bind(dynamics.generalization_gap)
-    compare = bind(dynamics.compare, prepare=_read_model)
+    compare = bind(dynamics.compare, prepare=_unwrap_other)
     watch = bind(dynamics.watch, prepare=_read_data)
 
     # whole data sets, and pages
