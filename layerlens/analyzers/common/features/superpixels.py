@@ -40,10 +40,10 @@ def superpixels(images: torch.Tensor, count: int = 64, *, compactness: float = 0
     check_count("steps", steps)
     if images.ndim != 4 or not images.is_floating_point():
         raise InputError(f"superpixels are of images (batch, channel, height, width), got {describe(images)}.")
-    return torch.stack([_one(image.detach().double().cpu(), count, compactness, steps) for image in images])
+    return torch.stack([_segment_image(image.detach().double().cpu(), count, compactness, steps) for image in images])
 
 
-def _one(image: torch.Tensor, count: int, compactness: float, steps: int) -> torch.Tensor:
+def _segment_image(image: torch.Tensor, count: int, compactness: float, steps: int) -> torch.Tensor:
     height, width = image.shape[1:]
     rows = max(1, min(height, round((count * height / width) ** 0.5)))
     columns = max(1, min(width, round(count / rows)))
