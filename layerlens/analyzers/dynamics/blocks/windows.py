@@ -51,7 +51,7 @@ def window_of(module: nn.Module, axes: Axes, given: Sequence[int], made: Sequenc
         return None
     spatial = any(name in SPATIAL for name in axes)
     if isinstance(module, CONVOLUTIONS) and spatial:
-        return _exact(module) if len(module.kernel_size) == rank else None
+        return _convolution_window(module) if len(module.kernel_size) == rank else None
     if tuple(given) != tuple(made) and not spatial:
         return None
     stride = []
@@ -71,7 +71,7 @@ def window_of(module: nn.Module, axes: Axes, given: Sequence[int], made: Sequenc
     return Window(same, tuple(stride), (size // 2,) * rank, (1,) * rank)
 
 
-def _exact(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Window | None:
+def _convolution_window(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Window | None:
     if module.padding_mode != "zeros":
         return None
     size, dilation = tuple(module.kernel_size), tuple(module.dilation)

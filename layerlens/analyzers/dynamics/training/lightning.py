@@ -33,7 +33,7 @@ def lightning_callback(watch: Watch, optimizer: int = 0) -> Any:
 
         def on_train_start(self, trainer: Any, module: Any) -> None:
             """Start the watch: the optimizers exist from here on."""
-            watch.optimizer = _chosen(trainer.optimizers, optimizer)
+            watch.optimizer = _optimizer_at(trainer.optimizers, optimizer)
             watch.__enter__()
 
         def on_train_batch_start(self, trainer: Any, module: Any, batch: object, index: int) -> None:
@@ -60,7 +60,7 @@ def lightning_callback(watch: Watch, optimizer: int = 0) -> Any:
     return WatchLayers()
 
 
-def _chosen(optimizers: list[Any], index: int) -> Any:
+def _optimizer_at(optimizers: list[Any], index: int) -> Any:
     """Return one of a trainer's optimizers.
 
     Raises:
