@@ -64,10 +64,12 @@ def grid_at(
     if options.reshape is not None:
         return None if output is None else _reshaped(output, extent, options.reshape, len(scorer.rows))
     known = patch_grids((call.shape, call.axes) for call in every)
-    return _laid(one, extent, known, options, len(scorer.rows))
+    return _call_grid(one, extent, known, options, len(scorer.rows))
 
 
-def _laid(one: Seen, extent: Extent, known: dict[tuple[int, int], bool], options: Options, batch: int) -> Grid | None:
+def _call_grid(
+    one: Seen, extent: Extent, known: dict[tuple[int, int], bool], options: Options, batch: int
+) -> Grid | None:
     if one.shape is None or one.axes is None or "batch" not in one.axes:
         return None
     rows = one.shape[one.axes.index("batch")]
@@ -102,7 +104,7 @@ def candidates_over(
             continue
         if len(one.shape) == 4 and one.shape[-1] == one.shape[-2] and one.shape[-1] in lengths:
             continue  # (batch, head, token, token)
-        grid = _laid(one, extent, known, options, len(scorer.rows))
+        grid = _call_grid(one, extent, known, options, len(scorer.rows))
         if grid is not None:
             flat = len(one.shape) == 3 and isinstance(layers[one.path], nn.Linear)
             (linear if flat else chosen).append((one, grid))

@@ -54,15 +54,15 @@ class LayerView:
     @property
     def activations(self) -> torch.Tensor:
         """The activation `(batch, unit, *places)`, float32 or wider."""
-        return self._laid(self.activation)
+        return self._on_grid(self.activation)
 
     @property
     def gradients(self) -> torch.Tensor:
         """The gradient `(batch, unit, *places)`, float32 or wider."""
         assert self.gradient is not None
-        return self._laid(self.gradient)
+        return self._on_grid(self.gradient)
 
-    def _laid(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _on_grid(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.grid.view(tensor.detach()).to(torch.promote_types(tensor.dtype, torch.float32))
 
 

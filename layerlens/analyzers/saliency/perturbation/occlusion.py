@@ -93,8 +93,8 @@ def _windows(name: str, leaf: Leaf, window: Sizes, stride: Sizes) -> tuple[list[
     places = [leaf.value.shape[1 + axis] for axis in axes]
     single = leaf.layer is not None or leaf.value.ndim <= 2
     default = [1 if single else max(1, round(size / 8)) for size in places]
-    sizes = _each(name, "window", window, default, len(axes))
-    steps = _each(name, "stride", stride, [max(1, size // 2) for size in sizes], len(axes))
+    sizes = _sizes_by_axis(name, "window", window, default, len(axes))
+    steps = _sizes_by_axis(name, "stride", stride, [max(1, size // 2) for size in sizes], len(axes))
     for size, step, place in zip(sizes, steps, places, strict=True):
         if size > place or step > size:
             raise OptionError(
@@ -104,7 +104,7 @@ def _windows(name: str, leaf: Leaf, window: Sizes, stride: Sizes) -> tuple[list[
     return axes, sizes, steps
 
 
-def _each(name: str, what: str, given: Sizes, default: list[int], count: int) -> tuple[int, ...]:
+def _sizes_by_axis(name: str, what: str, given: Sizes, default: list[int], count: int) -> tuple[int, ...]:
     if given is None:
         return tuple(default)
     sizes = [given] * count if isinstance(given, int) else list(given)

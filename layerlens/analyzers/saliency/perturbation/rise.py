@@ -114,7 +114,7 @@ def rise(
             error = ((second / samples - mean**2).clamp_min(0) / max(1, samples - 1)).sqrt()
         else:
             mean, error = (masks.enlarged(part) for part in ridge_map(coarse.double(), scores))
-        values = _laid(mean, shape, leaf.value)
+        values = _spread_like(mean, shape, leaf.value)
         warn_of_zeros({name: values}, "rise")
         errors = error.reshape(len(error), *shape)
         return scorer.attribution(
@@ -137,7 +137,7 @@ def rise(
         )
 
 
-def _laid(values: torch.Tensor, shape: list[int], like: torch.Tensor) -> torch.Tensor:
+def _spread_like(values: torch.Tensor, shape: list[int], like: torch.Tensor) -> torch.Tensor:
     return values.reshape(len(values), *shape).expand(like.shape).to(like).clone()
 
 
