@@ -254,7 +254,7 @@ def parts(model: nn.Module) -> dict[LayerPath, tuple[int, int] | None]:
     found: dict[LayerPath, tuple[int, int] | None] = {}
     for path in tensor_parallel(model):
         parent, _, name = path.rpartition(".")
-        sizes = _columns(model.get_submodule(path))
+        sizes = _whole_and_own_features(model.get_submodule(path))
         if sizes is None:
             continue
         found[path] = sizes
@@ -268,7 +268,7 @@ def parts(model: nn.Module) -> dict[LayerPath, tuple[int, int] | None]:
     return found
 
 
-def _columns(module: nn.Module) -> tuple[int, int] | None:
+def _whole_and_own_features(module: nn.Module) -> tuple[int, int] | None:
     weight = module._parameters.get("weight")
     if weight is None or weight.ndim != 2 or not isinstance(module, nn.Linear):
         return None
