@@ -210,7 +210,7 @@ def _lay_out(canvas: Canvas) -> None:
     """
     for _ in range(PASSES):
         _break_text(canvas)
-        _place(canvas, _overhangs(canvas))
+        _place_panels(canvas, _overhangs(canvas))
     for bar in canvas.bars:
         bar.bar.ax.set_in_layout(True)
 
@@ -305,7 +305,7 @@ def _overhangs(canvas: Canvas) -> Overhang:
     return found
 
 
-def _place(canvas: Canvas, over: Overhang) -> None:
+def _place_panels(canvas: Canvas, over: Overhang) -> None:
     columns, rows = sorted(over.left), sorted(over.top)
     wide = canvas.width - 2 * MARGIN - GAP * (len(columns) - 1) - sum(over.left.values()) - sum(over.right.values())
     wide /= len(columns)
