@@ -62,9 +62,9 @@ class Part:
         """
         masks = []
         if self.samples is not None:
-            masks.append(_chosen(self.samples, batch_axis(site.module, tensor), tensor, "sample", site))
+            masks.append(_mask_along(self.samples, batch_axis(site.module, tensor), tensor, "sample", site))
         if self.units is not None:
-            masks.append(_chosen(self.units, unit_axis(site.module, tensor), tensor, "unit", site))
+            masks.append(_mask_along(self.units, unit_axis(site.module, tensor), tensor, "unit", site))
         if self.positions is not None:
             axis = place_axis(site.module, tensor)
             if axis is None:
@@ -72,7 +72,7 @@ class Part:
                     f"layer {site.path!r} returned {describe(tensor)}, which has no axis of tokens or time steps: give "
                     "mask=, a boolean tensor that broadcasts to the output."
                 )
-            masks.append(_chosen(self.positions, axis, tensor, "position", site))
+            masks.append(_mask_along(self.positions, axis, tensor, "position", site))
         if self.heads is not None:
             masks.append(_heads(self.heads, tensor, site))
         if self.mask is not None:
@@ -229,7 +229,7 @@ def resample(seed: int = 0, **part: Any) -> Change:
     return Change(f"resample(seed={seed})", moved, Part(**part))
 
 
-def _chosen(indices: Indices, axis: int, tensor: torch.Tensor, what: str, site: Site) -> torch.Tensor:
+def _mask_along(indices: Indices, axis: int, tensor: torch.Tensor, what: str, site: Site) -> torch.Tensor:
     size = tensor.shape[axis] if tensor.ndim else 0
     wanted = [indices] if isinstance(indices, int) else list(indices or ())
     for index in wanted:
@@ -256,7 +256,7 @@ def _heads(heads: tuple[int | Sequence[int], int], tensor: torch.Tensor, site: S
         if not -count <= head < count:
             raise OptionError(f"there is no head {head} of {count} in layer {site.path!r} (0 to {count - 1}).")
     width = size // count
-    return _chosen(
+    return _mask_along(
         [w for head in wanted for w in range((head % count) * width, (head % count + 1) * width)],
         axis,
         tensor,
