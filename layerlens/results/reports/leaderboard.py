@@ -67,12 +67,12 @@ class Leaderboard(Result):
 
     def interval(self, method: str, metric: str | None = None) -> tuple[float, float]:
         """The 95 % interval of the mean; without width for one sample or one group."""
-        return _interval(self.of(method, metric), self.groups)
+        return _bootstrap_interval(self.of(method, metric), self.groups)
 
     def difference(self, method: str, other: str, metric: str | None = None) -> tuple[float, float, float]:
         """The mean of `method` less `other` over the same samples, and its 95 % interval."""
         differences = self.of(method, metric) - self.of(other, metric)
-        return float(differences.mean()), *_interval(differences, self.groups)
+        return float(differences.mean()), *_bootstrap_interval(differences, self.groups)
 
     @property
     def samples(self) -> str:
@@ -138,7 +138,7 @@ class Leaderboard(Result):
         return f"<div>{self._picture()}{table}</div>"
 
 
-def _interval(values: torch.Tensor, groups: tuple[str, ...] | None) -> tuple[float, float]:
+def _bootstrap_interval(values: torch.Tensor, groups: tuple[str, ...] | None) -> tuple[float, float]:
     names = sorted(set(groups)) if groups is not None else []
     size = len(names) if groups is not None else len(values)
     if size < 2:

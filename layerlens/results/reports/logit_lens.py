@@ -37,7 +37,7 @@ class LogitLens(Matrix):
         Raises:
             OptionError: when there is no such row or column.
         """
-        k, j = self._place(row, 0), self._place(column, 1)
+        k, j = self._index_of(row, 0), self._index_of(column, 1)
         chosen, scores = self.top[k, j].tolist(), self.scores[k, j].tolist()
         return [(self.name(index), score) for index, score in zip(chosen, scores, strict=True)]
 
@@ -47,13 +47,13 @@ class LogitLens(Matrix):
         Raises:
             OptionError: when there is no such column.
         """
-        j = self._place(column, 1)
+        j = self._index_of(column, 1)
         first = None
         for row, likeliest in zip(self.rows, self.top[:, j, 0].tolist(), strict=True):
             first = (first or row) if likeliest == self.targets[j] else None
         return first
 
-    def _place(self, given: str | int, axis: int) -> int:
+    def _index_of(self, given: str | int, axis: int) -> int:
         names = self.columns if axis else self.rows
         if isinstance(given, str):
             self.at(*((self.rows[0], given) if axis else (given, self.columns[0])))  # says what there is
