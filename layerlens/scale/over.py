@@ -79,7 +79,7 @@ class Over:
             RecordError: when no layer returned a tensor for any sample.
         """
         paths = tuple(Layers(self.model).select(layers))
-        store = self._stored(Capture(layers, reduce, edits, stored_type(dtype), paths, self.forward))
+        store = self._run_job(Capture(layers, reduce, edits, stored_type(dtype), paths, self.forward))
         if not store:
             raise RecordError(f"nothing was captured: no sample ran {', '.join(paths[:8])}, or they return no tensors.")
         return store
@@ -105,7 +105,7 @@ class Over:
             A `Store` with the columns `values`, `score`, `checks/...`; `store.attribution([3, 8])` is an `Attribution`.
         """
         aim = self.aim(target)
-        return self._stored(Saliency(aim, method, options, stored_type(dtype), self.tokenizer, self.forward), aim)
+        return self._run_job(Saliency(aim, method, options, stored_type(dtype), self.tokenizer, self.forward), aim)
 
     @public
     def relevance(self, *, target: Spec = None, dtype: torch.dtype | None = None, **options: Any) -> Store:
@@ -126,7 +126,7 @@ class Over:
         if options.get("parameters"):
             raise OptionError("relevance of parameters is a sum over a batch, not a row of each sample: use relevance.")
         aim = self.aim(target)
-        return self._stored(
+        return self._run_job(
             RelevanceJob(aim, "relevance", options, stored_type(dtype), self.tokenizer, self.forward), aim
         )
 
@@ -134,7 +134,7 @@ class Over:
     def statistics(self, layers: Selection = None) -> UnitStatistics:
         """Return mean, spread, range and zeros of every unit of the layers over all samples and places."""
         job = Statistics(tuple(Layers(self.model).select(layers)), self.forward)
-        store = self._stored(job)
+        store = self._run_job(job)
         return statistics.gather(store.shards, {**job.settings(), "samples": len(store.ids)})
 
     @public(renamed={"k": "count"})
@@ -161,10 +161,10 @@ class Over:
         aim = self.aim(target)
         path = str(Layers(self.model).select(layer)[0])
         job = TopInputsJob(path, aim, count, options, self.forward)
-        store = self._stored(job, aim)
+        store = self._run_job(job, aim)
         return top_inputs.gather(store.shards, job, self.model, self.source, {"samples": len(store.ids)})
 
-    def _stored(self, job: Job, aim: Target | None = None) -> Store:
+    def _run_job(self, job: Job, aim: Target | None = None) -> Store:
         check_classes(aim, self.source.count)
         # sums in memory need no shards: small tensors that stay between large freed ones would fragment the heap
         plan = self.plan if self.store is not None or isinstance(job, RowsJob) else self.plan.whole()
