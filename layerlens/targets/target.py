@@ -179,7 +179,9 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
     if isinstance(names, TokenNames) and (spec is None or isinstance(spec, str)):
         return names.predicted() if spec is None else names.target(spec)
     if spec is None:
-        return Target(lambda output, rows: _predicted(output), "predicted class", lambda output: _chosen(output, names))
+        return Target(
+            lambda output, rows: _predicted(output), "predicted class", lambda output: _predicted_classes(output, names)
+        )
     if isinstance(spec, bool):
         raise TargetError("a target cannot be True or False; give a class index, a name or a function.")
     if isinstance(spec, str):
@@ -214,7 +216,7 @@ def _predicted(output: object) -> torch.Tensor:
     return logits.gather(1, logits.detach().argmax(dim=1, keepdim=True)).squeeze(1)
 
 
-def _chosen(output: object, names: Names) -> Target:
+def _predicted_classes(output: object, names: Names) -> Target:
     classes = class_scores(output).detach().argmax(dim=1)
     each = tuple(f"{_name_of(index, names)} (predicted)" for index in classes.tolist())
     label = f"{_label_of(classes, names)} (predicted)"

@@ -74,11 +74,11 @@ class Vocabulary(TokenNames):
         """Return the logit of the most likely next token, or of the predicted class for a classifier."""
 
         def best(output: object, rows: torch.Tensor) -> torch.Tensor:
-            return self._chosen(output)(output, rows)
+            return self._predicted_tokens(output)(output, rows)
 
-        return Target(best, "predicted next token", self._chosen)
+        return Target(best, "predicted next token", self._predicted_tokens)
 
-    def _chosen(self, output: object) -> Target:
+    def _predicted_tokens(self, output: object) -> Target:
         if main_output(output).ndim < 3:
             return as_target(None).resolve(output)
         logits = self._last(output, None).detach()
