@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="Result")
 
 
+def _figures() -> Any:
+    """Return the room that draws results, through the face of the package: neither room imports the other."""
+    return sys.modules["layerlens"].plotting
+
+
 class Drawing(Protocol):
     """Draw the result: `plot()`, `plot("flow", width="page")`, or `plot.flow(width="page")` with the same options."""
 
@@ -33,9 +39,7 @@ class _PlotMethod:
     """`result.plot` with the options and the docstring of the result's usual figure, and every kind as an attribute."""
 
     def __get__(self, result: Result | None, of: type[Result]) -> Drawing:
-        from layerlens import plotting
-
-        return cast(Drawing, plotting.plot_method(of, result))
+        return cast(Drawing, _figures().plot_method(of, result))
 
 
 class Result:
@@ -101,9 +105,7 @@ class Result:
     def _picture(self) -> str:
         """A small figure as HTML, or why it cannot be drawn: the numbers next to it are shown in any case."""
         try:
-            from layerlens import plotting
-
-            return plotting.thumbnail(self)
+            return str(_figures().thumbnail(self))
         except Exception as error:
             return f"<p>no picture: {html.escape(_brief(str(error), 400))}</p>"
 
