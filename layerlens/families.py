@@ -9,7 +9,7 @@ from .analyzers.common.measure_registry import MEASURES
 from .analyzers.common.registry import METHODS
 from .analyzers.saliency.saliency import methods as saliency_methods, saliency as attribute
 from .analyzers.sensitivity.sensitivity import methods as sensitivity_methods, sensitivity as measure
-from .wrapped_model import bind_family
+from .binding import bind_family
 
 saliency = bind_family(attribute, lambda: {name: row.function for name, row in METHODS.items()}, saliency_methods)
 sensitivity = bind_family(

@@ -11,6 +11,7 @@ from .analyzers import activation, concepts, dynamics, faithfulness, groups, rel
 from .analyzers.activation.feature_visualization.feature_visualization import feature_visualization as visualize
 from .analyzers.saliency import grad_cam as class_activation_map
 from .analyzers.structure import compare_routes as difference_of_routes, layers as layer_table, route as route_of
+from .binding import bind
 from .inputs.inputs import Input, Inputs
 from .model.layers import select as select_layers
 from .probes.function_probe import functions as function_values
@@ -21,7 +22,7 @@ from .results import LogitLens, Matrix, RouteComparison, Routes
 from .scale.over import over as over_data
 from .targets.target import class_index
 from .targets.tokens import Vocabulary, token_pairs
-from .wrapped_model import WrappedModel, bind
+from .wrapped_model import WrappedModel
 
 
 def _read_texts(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import layerlens
 from layerlens import families
-from layerlens.wrapped_model import bind_family
+from layerlens.binding import bind_family
 
 PACKAGE = Path(layerlens.__file__).parent
 

@@ -16,6 +16,7 @@ BASE = {"errors", "progress", "files", "signatures", "deprecated"}
 FACES = {
     "lens",
     "wrapped_model",
+    "binding",
     "families",
     "extend",
     "edits",

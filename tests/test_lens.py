@@ -13,7 +13,7 @@ from torch import nn
 
 import layerlens
 from layerlens import Lens, errors
-from layerlens.wrapped_model import bind
+from layerlens.binding import bind
 from tests.cases import CASES, normal
 
 
