@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from .errors import suggestion
 from .inputs.inputs import Inputs
 from .results import MethodTable
-from .signatures import current_names, old_names, refuse_unknown
+from .signatures import current_names, old_names, refuse_unknown, without_others
 from .wrapped_model import WrappedModel
 
 P = ParamSpec("P")
@@ -53,13 +53,14 @@ class bind(Generic[P, R]):
         self.function = function
         self.inputs, self.predicted, self.words = inputs, predicted, words
         self.prepare, self.finish = prepare, finish
-        self.__doc__, self.__name__ = function.__doc__, function.__name__
+        self.__name__ = function.__name__
         full = inspect.signature(function)
         self._full = full
         self._rest = next((name for name, one in full.parameters.items() if one.kind is one.VAR_KEYWORD), None)
         own = {"forward", "read", "aim", "tokenizer", *hidden}
         kept = [one for name, one in list(full.parameters.items())[1:] if name not in own]
         self.signature = full.replace(parameters=kept)
+        self.__doc__ = without_others(function.__doc__ or "", self.signature.parameters)
         first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         self.__signature__ = full.replace(parameters=[first, *kept])
 
@@ -68,11 +69,16 @@ class bind(Generic[P, R]):
 
         Raises:
             UnknownOption: when the function has no such option.
+            TypeError: when there are too many arguments by position, or one is given twice.
         """
         kwargs = current_names(self.__name__, kwargs, old_names(self.function))
         if self._rest is None:
-            refuse_unknown(self.__name__, kwargs, self.signature.parameters)
-        given = self._full.bind_partial(lens.model, *args, **kwargs).arguments
+            others = [name for name in kwargs if name not in self._full.parameters]
+            refuse_unknown(self.__name__, others, self.signature.parameters)
+        try:
+            given = self._full.bind_partial(lens.model, *args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(self._misplaced(args, error)) from None
         options = given.pop(self._rest, {}) if self._rest is not None else {}
         known = self._read(lens, given)
         if isinstance(options.get("target"), (str, int)):
@@ -80,6 +86,18 @@ class bind(Generic[P, R]):
         function: Callable[..., Any] = self.function
         result = function(**given, **options)
         return lens.with_tokens(result, known) if self.finish is None else self.finish(lens, result, given)
+
+    def _misplaced(self, args: tuple[Any, ...], error: TypeError) -> str:
+        """Say which arguments are given by position and which by keyword."""
+        parameters = self.signature.parameters.values()
+        ordered = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+        if len(args) <= len(ordered):
+            return f"{self.__name__}() got {error}."
+        named = ", ".join(f"{one.name}=" for one in parameters if one.kind is one.KEYWORD_ONLY)
+        return (
+            f"{self.__name__}() takes {len(ordered)} by position ({', '.join(ordered)}), got {len(args)}. "
+            f"Give the others by name: {named}."
+        )
 
     def _read(self, lens: WrappedModel, given: dict[str, Any]) -> Inputs | None:
         """Read the arguments as the lens does, in place; return the inputs that were read last."""
@@ -122,6 +140,20 @@ class Bound:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function with the model of the lens."""
         return self._binding(self._lens, *args, **kwargs)
+
+    @property
+    def __self__(self) -> WrappedModel:
+        return self._lens
+
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Bound:
+        """Return itself; with this method `help` shows the whole signature, as for any method."""
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bound) and (self._binding, self._lens) == (other._binding, other._lens)
+
+    def __hash__(self) -> int:
+        return hash((self._binding, self._lens))
 
     def __repr__(self) -> str:
         return f"<{self.__qualname__}{self.__signature__} of {self._lens!r}>"

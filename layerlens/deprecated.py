@@ -235,26 +235,43 @@ def keep_old_names(package: str, renamed: Mapping[str, str] = {}) -> None:
     sys.modules[package].__dict__["__getattr__"] = __getattr__
 
 
+class _Package(ModuleType):
+    """A package whose functions keep their names when old modules of the same names are imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not isinstance(value, _MovedModule) or name not in getattr(self, "__all__", ()):
+            super().__setattr__(name, value)
+
+
 class _MovedModule(ModuleType):
     """A module at an old path, with the contents of the new one.
 
-    Importing a module binds it in its package, even if that holds a function of the same name; the first use of the
-    module undoes it.
+    Importing a module binds it in its package, unless that holds a function of the same name. Where the function took
+    the name of the module, the module stays, and calls the function.
     """
 
     def __init__(self, name: str, new: ModuleType) -> None:
         super().__init__(name, new.__doc__)
-        package, _, self._child = name.rpartition(".")
-        self._new, self._package = new, sys.modules[package]
-        self._bound = (
-            getattr(self._package, self._child) if self._child in getattr(self._package, "__all__", ()) else None
-        )
+        parent, _, self._child = name.rpartition(".")
+        self._new, self._package = new, sys.modules[parent]
+        held = self._child in getattr(self._package, "__all__", ())
+        self.__wrapped__ = getattr(self._package, self._child) if held else None  # its signature is shown
+        if held and parent != __package__:
+            self._package.__class__ = _Package
         if hasattr(new, "__path__"):
             self.__path__: list[str] = []  # the modules in it are found by the table, never as files
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function of the package that has the name of the module.
+
+        Raises:
+            TypeError: when there is none.
+        """
+        if self.__wrapped__ is None:
+            raise TypeError(f"the module {self.__name__} is not callable")
+        return self.__wrapped__(*args, **kwargs)
+
     def __getattr__(self, name: str) -> Any:
-        if self._bound is not None and vars(self._package).get(self._child) is self:
-            setattr(self._package, self._child, self._bound)
         home, new = names(self.__name__.removeprefix(_ROOT)).get(name, (None, RENAMED.get(name, name)))
         return getattr(self._new if home is None else importlib.import_module(_ROOT + home), new)
 

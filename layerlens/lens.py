@@ -139,7 +139,7 @@ class Lens(WrappedModel):
     grad_cam = bind(class_activation_map)
     relevance = bind(lrp.relevance)
     relevance_by_target = bind(lrp.relevance_by_target, prepare=_read_targets)
-    rank_concepts = bind(concepts.rank_concepts)  # type: ignore[arg-type]
+    rank_concepts = bind(concepts.rank_concepts)
     concept_relevance = bind(concepts.concept_relevance)
     evaluate = bind(faithfulness.evaluate)
     compare_groups = bind(groups.compare_groups, words=("label",))

@@ -6,12 +6,13 @@ import functools
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, TypeVar, cast, overload
 
 from .errors import OptionError, UnknownOption, suggestion, warn
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Class = TypeVar("Class", bound=type[Any])
 
 SHARED = {
     "model": "any `torch.nn.Module`; it runs in eval mode and is returned as it was.",
@@ -102,10 +103,11 @@ def public(
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
+            name = type(args[0]).__name__ if args and function.__name__ == "__init__" else function.__name__
             if renamed and not renamed.keys().isdisjoint(kwargs):
-                kwargs = current_names(function.__name__, kwargs, renamed)
+                kwargs = current_names(name, kwargs, renamed)
             if not extensible and not kwargs.keys() <= names:
-                refuse_unknown(function.__name__, kwargs, names)
+                refuse_unknown(name, [option for option in kwargs if option not in names], names)
             return function(*args, **kwargs)
 
         if renamed:
@@ -113,6 +115,16 @@ def public(
         return cast(Function, call)
 
     return complete if function is None else complete(function)
+
+
+def public_class(of: Class) -> Class:
+    """Let a class name the nearest option when it is made with a misspelled one.
+
+    Args:
+        of: class whose `__init__` is made by `dataclasses`.
+    """
+    of.__init__ = public(of.__init__)
+    return of
 
 
 def old_names(function: Callable[..., Any]) -> Mapping[str, str]:
@@ -138,8 +150,8 @@ def current_names(name: str, options: Mapping[str, Any], renamed: Mapping[str, s
     return current
 
 
-def refuse_unknown(name: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse options that a function does not have.
+def refuse_unknown(name: str, given: Iterable[str], known: Iterable[str], also: Iterable[str] = ()) -> None:
+    """Refuse options that a function does not have; the nearest one may also be one of `also`.
 
     Raises:
         UnknownOption: with the nearest option and all that there are.
@@ -147,9 +159,8 @@ def refuse_unknown(name: str, given: Iterable[str], known: Iterable[str]) -> Non
     options = [one for one in known if one not in ("self", "model")]
     for one in given:
         if one not in options:
-            raise UnknownOption(
-                f"{name}() has no option {one!r}.{suggestion(one, options)} Known: {', '.join(sorted(options))}."
-            )
+            near = suggestion(one, [*options, *also])
+            raise UnknownOption(f"{name}() has no option {one!r}.{near} Known: {', '.join(sorted(options))}.")
 
 
 def documented(text: str, parameters: Iterable[str], shared: Mapping[str, str] = SHARED) -> str:
@@ -217,6 +228,24 @@ def _wrapped(label: str, text: str) -> list[str]:
         return [label + text]
     indent = label[: len(label) - len(label.lstrip())] + "    " * bool(label.strip())
     return textwrap.wrap(text, WIDTH, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def without_others(text: str, parameters: Container[str]) -> str:
+    """Return a docstring whose `Args:` describes none but some parameters.
+
+    Args:
+        text: docstring.
+        parameters: names to keep.
+    """
+    lines = text.split("\n")
+    start = next((place for place, line in enumerate(lines) if line.strip() == "Args:"), None)
+    if start is None:
+        return text
+    stop = next((place for place in range(start + 1, len(lines)) if not lines[place].strip()), len(lines))
+    margin = lines[start][: -len("Args:")] + "    "
+    entries = _entries(lines[start + 1 : stop], margin)
+    lines[start + 1 : stop] = [line for name, entry in entries.items() if name in parameters for line in entry]
+    return "\n".join(lines)
 
 
 def _entries(lines: list[str], margin: str) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ from .inputs.inputs import Inputs, as_inputs
 from .model.borrowed import borrowed
 from .model.layers import Layers, parameter_count
 from .results import AttentionWeights, Attribution
+from .signatures import public
 from .targets.target import Names, Spec, Target, as_target
 from .targets.tokens import Vocabulary, token_texts
 
@@ -22,6 +23,7 @@ Found = TypeVar("Found")
 class WrappedModel:
     """A model, its class names, tokenizer and forward, see `Lens`, which adds the analyzers."""
 
+    @public
     def __init__(
         self,
         model: nn.Module,

@@ -118,3 +118,19 @@ def test_every_old_module_imports():
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT.parent, timeout=300)
     assert run.returncode == 0, run.stderr
+
+
+def test_an_import_of_an_old_module_leaves_the_functions_of_its_package():
+    code = (
+        "import layerlens.analyzers.sensitivity.jacobian, layerlens.layers\n"
+        "from layerlens import Lens\n"
+        "from torch import nn\n"
+        "assert Lens.jacobian.__name__ == 'jacobian'\n"
+        "for _ in range(2):\n"
+        "    assert layerlens.layers.Layers.__name__ == 'Layers'\n"
+        "    assert layerlens.layers(nn.Linear(2, 2)).rows\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

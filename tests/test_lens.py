@@ -2,7 +2,9 @@
 
 import ast
 import inspect
+import operator
 import os
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import layerlens
 from layerlens import Lens, errors
 from layerlens.binding import bind
 from tests.cases import CASES, normal
+from tests.test_docstrings import section
 
 
 class Tokenizer:
@@ -115,12 +118,12 @@ def test_a_method_shows_every_option_of_its_function(name):
     assert list(shown) == [one for one in list(function)[1:] if one in shown]
     assert set(function) - set(shown) <= {"model", "lens", "forward", "read", "aim", "tokenizer", "names"}
     assert all(shown[one].default == function[one].default for one in shown)
-    assert method.__doc__ == binding.function.__doc__ and len(inspect.getdoc(method).splitlines()) > 3
+    assert section(inspect.getdoc(method), "Args") == list(shown)
     if name in layerlens.__all__:
         assert inspect.unwrap(getattr(layerlens, name)) is inspect.unwrap(binding.function)
 
 
-@pytest.mark.parametrize("name", [name for name in BOUND if name not in ("saliency", "sensitivity", "rank_concepts")])
+@pytest.mark.parametrize("name", [name for name in BOUND if name not in ("saliency", "sensitivity")])
 def test_a_misspelt_option_is_named_with_the_nearest(name):
     method = getattr(Lens(small()), name)
     option = next(one for one in reversed(list(inspect.signature(method).parameters)) if len(one) > 1 or one == "x")
@@ -161,3 +164,41 @@ def test_type_checkers_name_a_misspelt_option(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(layerlens.__file__).parents[1])
     found = {line.split(":")[1] for line in run.stdout.splitlines() if "error:" in line}
     assert found == {"5", "6", "7"}, run.stdout
+
+
+@pytest.mark.parametrize("name", ["ablate", "saliency", "saliency.rise", "sensitivity.jacobian"])
+def test_help_shows_the_whole_signature(name):
+    method = operator.attrgetter(name)(Lens(small()))
+    shown = pydoc.plain(pydoc.render_doc(method))
+    assert str(inspect.signature(method)) in shown
+
+
+def test_a_method_knows_its_lens():
+    lens = Lens(small())
+    assert lens.ablate.__self__ is lens
+    assert lens.ablate == lens.ablate != lens.patch
+    assert len({lens.ablate, lens.ablate}) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda lens: Lens(lens.model, classnames=["a"]), r"Lens\(\) has no option 'classnames'. Closest: class_names"),
+        (lambda lens: layerlens.Data([1], batchsize=2), r"Data\(\) has no option 'batchsize'. Closest: batch_size"),
+        (lambda lens: layerlens.edits.zero(unit=1), r"Part\(\) has no option 'unit'. Closest: units"),
+        (lambda lens: layerlens.Probe(lens.model, layer="0"), r"Probe\(\) has no option 'layer'. Closest: layers"),
+        (lambda lens: layerlens.relevance(model=lens.model, x=1, rule=1), "no option 'rule'. Closest: rules"),
+        (lambda lens: lens.sensitivity(normal(2, 4), method="jacobian", drws=1), "no option 'drws'. Closest: draws"),
+    ],
+)
+def test_a_misspelt_option_is_named_outside_of_methods_too(call, message):
+    with pytest.raises(errors.UnknownOption, match=message):
+        call(Lens(small()))
+
+
+def test_arguments_by_position_that_do_not_fit_are_named():
+    lens = Lens(small())
+    with pytest.raises(TypeError, match=r"relevance\(\) takes 1 by position \(x\), got 2\. Give the others by name"):
+        lens.relevance(1, 2)
+    with pytest.raises(TypeError, match=r"relevance\(\) got multiple values for argument 'x'\."):
+        lens.relevance(1, x=1)

@@ -15,6 +15,7 @@ from layerlens.errors import InputError, OptionError, check_count
 from layerlens.model.placement import home
 from layerlens.model.trees import describe, named_tensors
 from layerlens.progress import track
+from layerlens.signatures import public_class
 
 from .inputs import Input, Inputs, as_inputs
 
@@ -46,6 +47,7 @@ class Batch:
     labels: list[Any] | None
 
 
+@public_class
 @dataclasses.dataclass(frozen=True)
 class Data:
     """A data set and how it is read; every analyzer takes one as `data`.

@@ -96,6 +96,7 @@ class Plot:
             file.write(content)
         return path
 
+    @public
     def png(self, dpi: float = 200) -> bytes:
         """Return the figure as the bytes of a PNG, on white paper even in a dark notebook.
 

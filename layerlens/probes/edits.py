@@ -15,6 +15,7 @@ from torch import nn
 from layerlens.axes.names import batch_axis, place_axis, unit_axis
 from layerlens.errors import OptionError, check_count
 from layerlens.model.trees import describe, first_tensor, map_tensors
+from layerlens.signatures import public_class
 
 from .record import Record
 
@@ -36,6 +37,7 @@ class Site:
     module: nn.Module
 
 
+@public_class
 @dataclasses.dataclass(frozen=True)
 class Part:
     """The part of a layer's (first) output tensor that is changed; all given conditions must hold.

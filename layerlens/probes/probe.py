@@ -23,6 +23,7 @@ from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.placement import parts
 from layerlens.model.selection import Calls
 from layerlens.model.trees import first_tensor, map_tensors, named_tensors, version
+from layerlens.signatures import public
 
 from .call import Call, Gradients, Stored
 from .edits import Change, Site
@@ -80,6 +81,7 @@ class Probe:
         torch.Size([1, 3])
     """
 
+    @public
     def __init__(
         self,
         model: nn.Module,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_shapes import one_layer
+from layerlens.analyzers.relevance.conditions import Units
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
 from layerlens.axes.names import unit_axis
@@ -39,12 +39,23 @@ class Concept:
 
 @public
 def rank_concepts(
-    model: nn.Module, x: Input, layer: Selection, *, target: Spec = None, sample: int = 0, **options: Any
+    model: nn.Module,
+    x: Input,
+    layer: Selection,
+    *,
+    target: Spec = None,
+    sample: int = 0,
+    rules: str | Rulebook = "auto",
+    through: Mapping[str, Units] | None = None,
+    strict: bool = False,
+    forward: Forward | None = None,
 ) -> list[Concept]:
     """Rank the units of a layer by the relevance that passes them, largest magnitude first.
 
     Args:
-        **options: options of `relevance`.
+        sample: index of the sample in the batch.
+        through: layer -> units that relevance may pass, as in `relevance`.
+        strict: whether to refuse an operation without a rule.
 
     Source: Achtibat et al. 2023, Nature Machine Intelligence 5, eq. 4: the sum of the relevance of a channel.
 
@@ -55,7 +66,10 @@ def rank_concepts(
         3
     """
     path = one_layer(model, layer)
-    (values, *_) = relevance(model, x, target=target, layers=path, **options).layers[path]
+    found = relevance(
+        model, x, target=target, layers=path, rules=rules, through=through, strict=strict, forward=forward
+    )
+    (values, *_) = found.layers[path]
     axis = unit_axis(Layers(model)[path], values)
     sums = values.movedim(axis, 1)[sample].double().reshape(values.shape[axis], -1).sum(dim=1)
     total = float(sums.abs().sum()) or 1.0

@@ -58,7 +58,7 @@ def saliency(
     parameters = inspect.signature(row.function).parameters
     known = [name for name in parameters if name not in _COMMON]
     if not options.keys() <= {*known, *old_names(row.function)}:
-        refuse_unknown(method, options, known)
+        refuse_unknown(method, [one for one in options if one not in known], known, ("method", "target", "where"))
     if where is not None and not (isinstance(where, str) and where == "input"):
         place = "where" if "where" in parameters else "layer"
         if place not in parameters:

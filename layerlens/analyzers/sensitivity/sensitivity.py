@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from layerlens.analyzers.common.measure_registry import MEASURES, QUESTIONS, Measure, Question
-from layerlens.errors import OptionError, choose, suggestion
+from layerlens.errors import OptionError, UnknownOption, choose, suggestion
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Explained, MethodTable
@@ -53,7 +53,8 @@ def sensitivity(
         What the measure's function returns: a `LayerProfile` in order of execution for the first of each question.
 
     Raises:
-        OptionError: when question or method is unknown, the method answers another question, or has no such option.
+        OptionError: when question or method is unknown, or the method answers another question.
+        UnknownOption: when the method has no such option.
         LayerNotFound: when the selection matches no layer that ran.
 
     Example:
@@ -68,7 +69,7 @@ def sensitivity(
     name = function.__name__
     for option in options:
         if option not in known and option not in old_names(function):
-            raise OptionError(
+            raise UnknownOption(
                 f"method {name!r} has no option {option!r}.{suggestion(option, known)} Known: {', '.join(known)}."
             )
     if "layers" in parameters:
