@@ -5,7 +5,7 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 PAGES = {
-    "index.html": "What do you ask?",
+    "index.html": "What do you want to know?",
     "layer-dynamics.html": "Similarity",
     "saliency.html": "Perturbation",
     "notebooks/look_inside_your_own_model.html": "Look inside",
