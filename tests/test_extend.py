@@ -72,9 +72,18 @@ def dots(profile, *, size=3.0, width="column", title=None, ax=None) -> Plot:
 
 
 @pytest.fixture
-def user_file(tmp_path):
-    """Import a file of a user; what it registers is forgotten afterwards."""
+def registries():
+    """Forget afterwards what a test registers."""
     kept = dict(METHODS), dict(MEASURES), {of: dict(kinds) for of, kinds in FIGURES.items()}
+    yield
+    for table, before in zip((METHODS, MEASURES, FIGURES), kept, strict=True):
+        table.clear()
+        table.update(before)
+
+
+@pytest.fixture
+def user_file(tmp_path, registries):
+    """Import a file of a user."""
 
     def load(text):
         (tmp_path / "mine.py").write_text(text)
@@ -83,10 +92,7 @@ def user_file(tmp_path):
         spec.loader.exec_module(module)
         return module
 
-    yield load
-    for table, before in zip((METHODS, MEASURES, FIGURES), kept, strict=True):
-        table.clear()
-        table.update(before)
+    return load
 
 
 def net():

@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from layerlens.analyzers.common import registry as methods
-from layerlens.analyzers.saliency.saliency import known_methods
+from tests.test_extend import registries  # noqa: F401 - a page may add a method or a figure
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
@@ -43,10 +42,10 @@ def same(printed, told):
 
 
 @pytest.mark.parametrize("name", PAGES)
+@pytest.mark.usefixtures("registries")
 def test_every_block_prints_what_stands_below_it(name, tmp_path, monkeypatch, capsys):
     page = DOCS / f"{name}.md"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(methods, "METHODS", dict(known_methods()))  # a page may add one
     blocks = re.findall(r"```python\n(.*?)```\n\n(?:```text\n(.*?)```)?", page.read_text(), flags=re.S)
     assert len(blocks) == page.read_text().count("```python") >= PAGES[name]
     names = {"__name__": "page"}
