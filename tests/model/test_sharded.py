@@ -168,8 +168,6 @@ def told_parts(model):
     assert tensor_parallel(model)
     says = r"tensor parallel: the outputs of layers 'model\.layers\.0\.self_attn\.q_proj'"
     with pytest.warns(UserWarning, match=says):
-        UserWarning, match=r"tensor parallel: the outputs of layers 'model\.layers\.0\.self_attn\.q_proj'"
-    ):
         record = ll.capture(model, IDS)
     whole = ll.capture(plain, IDS)
     ends = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "act_fn")
