@@ -8,6 +8,7 @@ import pydoc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,14 +181,20 @@ def test_a_method_knows_its_lens():
     assert len({lens.ablate, lens.ablate}) == 1
 
 
+PACKAGE: Any = layerlens
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda lens: Lens(lens.model, classnames=["a"]), r"Lens\(\) has no option 'classnames'. Closest: class_names"),
-        (lambda lens: layerlens.Data([1], batchsize=2), r"Data\(\) has no option 'batchsize'. Closest: batch_size"),
+        (
+            lambda lens: PACKAGE.Lens(lens.model, classnames=["a"]),
+            r"Lens\(\) has no option 'classnames'. Closest: class_names",
+        ),
+        (lambda lens: PACKAGE.Data([1], batchsize=2), r"Data\(\) has no option 'batchsize'. Closest: batch_size"),
         (lambda lens: layerlens.edits.zero(unit=1), r"Part\(\) has no option 'unit'. Closest: units"),
-        (lambda lens: layerlens.Probe(lens.model, layer="0"), r"Probe\(\) has no option 'layer'. Closest: layers"),
-        (lambda lens: layerlens.relevance(model=lens.model, x=1, rule=1), "no option 'rule'. Closest: rules"),
+        (lambda lens: PACKAGE.Probe(lens.model, layer="0"), r"Probe\(\) has no option 'layer'. Closest: layers"),
+        (lambda lens: PACKAGE.relevance(model=lens.model, x=1, rule=1), "no option 'rule'. Closest: rules"),
         (lambda lens: lens.sensitivity(normal(2, 4), method="jacobian", drws=1), "no option 'drws'. Closest: draws"),
     ],
 )

@@ -33,7 +33,7 @@ CPU_VALUES = 2**17
 @public
 def feature_visualization(
     model: nn.Module,
-    target: Spec | Sequence[Spec],
+    target: Spec | list[Spec] | list[Target],
     shape: Sequence[int],
     *,
     axes: Sequence[str] | None = None,
@@ -182,7 +182,7 @@ def _at_once(batch_size: BatchSize, values: int, device: torch.device) -> int:
     return max(1, min(64, CPU_VALUES // values)) if device.type == "cpu" else 64
 
 
-def _targets(target: Spec | Sequence[Spec]) -> list[Target]:
+def _targets(target: Spec | list[Spec] | list[Target]) -> list[Target]:
     """Read one target, or a list of targets.
 
     Raises:
