@@ -203,7 +203,7 @@ def with_section(text: str, section: str, shared: Mapping[str, str], order: Iter
             lines = [*lines[:-1], "", margin] if len(lines) > 1 else [*lines, "", margin]
             start = len(lines) - 1
         lines[start:start] = [head, ""]
-    stop = next((place for place in range(start + 1, len(lines)) if not lines[place].strip()), len(lines))
+    stop = _end(lines, start)
     described = {"": lines[start + 1 : stop]} if "" in shared else _entries(lines[start + 1 : stop], margin + "    ")
     made = []
     for name in dict.fromkeys([*order, *shared]):
@@ -241,11 +241,16 @@ def without_others(text: str, parameters: Container[str]) -> str:
     start = next((place for place, line in enumerate(lines) if line.strip() == "Args:"), None)
     if start is None:
         return text
-    stop = next((place for place in range(start + 1, len(lines)) if not lines[place].strip()), len(lines))
+    stop = _end(lines, start)
     margin = lines[start][: -len("Args:")] + "    "
     entries = _entries(lines[start + 1 : stop], margin)
     lines[start + 1 : stop] = [line for name, entry in entries.items() if name in parameters for line in entry]
     return "\n".join(lines)
+
+
+def _end(lines: list[str], start: int) -> int:
+    """The place of the empty line that ends the section whose head is at `start`."""
+    return next((place for place in range(start + 1, len(lines)) if not lines[place].strip()), len(lines))
 
 
 def _entries(lines: list[str], margin: str) -> dict[str, list[str]]:
