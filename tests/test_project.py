@@ -78,7 +78,7 @@ def test_a_missing_package_fails_where_every_package_is_asked_for(tmp_path):
     (tmp_path / "test_one.py").write_text(
         f'import pytest\ndef test(): {missing}\ndef test_other(): pytest.skip("needs a GPU")\n'
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    command = [sys.executable, "-m", "pytest", "-q", "-rN", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     for option, counts in (("--rootdir=.", "3 skipped"), ("--every-package", "1 failed, 1 skipped, 1 error")):
         done = subprocess.run([*command, option], capture_output=True, text=True, cwd=tmp_path)
         assert f"{counts} in " in done.stdout, done.stdout
