@@ -12,7 +12,7 @@ from torch import nn
 
 from layerlens.errors import InputError, LayerLensError
 from layerlens.model.placement import offloaded
-from layerlens.model.trees import describe, map_tensors, named_tensors
+from layerlens.model.trees import Held, describe, map_tensors, named_tensors
 
 Input: TypeAlias = "torch.Tensor | np.ndarray[Any, Any] | str | Sequence[Any] | Mapping[str, Any] | Inputs"
 """Input of a model: a tensor or array; a tuple of arguments; a dict or encoding of keyword arguments; with a tokenizer
@@ -37,13 +37,13 @@ class Inputs:
     def run(self, model: nn.Module, forward: Forward | None = None) -> Any:
         """Call the model, or `forward(model, *args, **kwargs)`.
 
-        The model gets copies, because it may write into its input.
+        The model gets copies, because it may write into its input: tensors, containers, and objects such as a cache.
 
         Raises:
-            InputError: when the model's weights were never loaded.
+            InputError: when the model's weights were never loaded, or an object in the input cannot be copied.
             RuntimeError, TypeError, ValueError, IndexError: errors of the model, with a note on the input.
         """
-        own = self.map(torch.clone)
+        own = self.map(torch.clone, held=lambda tensor: tensor.detach().clone())
         try:
             if forward is None:
                 return model(*own.args, **own.kwargs)
@@ -77,14 +77,24 @@ class Inputs:
         args, kwargs = map_tensors((list(self.args), self.kwargs), lambda old: tensors.get(next(names), old))
         return Inputs(tuple(args), kwargs)
 
-    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
-        """Return the arguments with `function` applied to every tensor."""
-        args, kwargs = map_tensors((list(self.args), self.kwargs), function)
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor], held: Held | None = None) -> Inputs:
+        """Return the arguments with `function` applied to every tensor, and `held` to those inside of other objects.
+
+        Args:
+            function: tensor -> tensor.
+            held: the same for tensors that objects such as a cache hold; None leaves these objects as they are.
+
+        Raises:
+            InputError: when such an object cannot be copied.
+        """
+        args, kwargs = map_tensors((list(self.args), self.kwargs), function, held)
         return Inputs(tuple(args), kwargs)
 
     def to(self, device: torch.device | None) -> Inputs:
         """Return the arguments on a device; None keeps theirs."""
-        return self if device is None else self.map(lambda tensor: tensor.to(device))
+        if device is None:
+            return self
+        return self.map(lambda tensor: tensor.to(device), held=lambda tensor: tensor.detach().to(device))
 
     @property
     def batch(self) -> int:
@@ -102,7 +112,10 @@ class Inputs:
         return next(iter(sizes.values()))
 
     def rows(self, index: torch.Tensor, *, but: Container[str] = ()) -> Inputs:
-        """Return the samples `index`, shape (n,), of every tensor with a batch axis, except those named in `but`."""
+        """Return the samples `index`, shape (n,), of every tensor with a batch axis, except those named in `but`.
+
+        Tensors inside of objects such as a cache count where they have that axis and another, or the batch is above 1.
+        """
         size, names = self.batch, iter(self.tensors())
 
         def chosen(tensor: torch.Tensor) -> torch.Tensor:
@@ -110,7 +123,11 @@ class Inputs:
                 return tensor
             return tensor[index.to(tensor.device)]
 
-        return self.map(chosen)
+        def held(tensor: torch.Tensor) -> torch.Tensor:
+            own = tensor.ndim and len(tensor) == size and (tensor.ndim > 1 or size > 1)
+            return tensor.detach()[index.to(tensor.device)] if own else tensor.detach().clone()
+
+        return self.map(chosen, held)
 
 
 def as_inputs(x: Input) -> Inputs:

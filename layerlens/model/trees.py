@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import enum
+import gc
+import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import nn
+
+from layerlens.errors import InputError
+
+_CONSTANT: Final = (
+    bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.layout, type, nn.Module,
+    types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type(None), type(Ellipsis), slice,
+)  # fmt: skip
+"""Values that a run does not change, and modules, which `borrowed` restores."""
+
+Held = Callable[[torch.Tensor], torch.Tensor]
 
 
-def map_tensors(value: object, function: Callable[[torch.Tensor], Any]) -> Any:
+def map_tensors(value: object, function: Callable[[torch.Tensor], Any], held: Held | None = None) -> Any:
     """Rebuild `value` with `function` applied to each tensor; everything else is kept.
+
+    Args:
+        value: any nesting of tuples, lists, dicts and dataclasses.
+        function: tensor -> what replaces it.
+        held: the same for tensors inside of other objects, such as a cache, which are then copied; None keeps them.
+
+    Raises:
+        InputError: when an object must be copied and cannot be.
 
     Example:
         >>> map_tensors({"a": (torch.ones(2), None)}, lambda t: t + 1)
@@ -21,12 +43,12 @@ def map_tensors(value: object, function: Callable[[torch.Tensor], Any]) -> Any:
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, tuple):
-        parts = [map_tensors(part, function) for part in value]
+        parts = [map_tensors(part, function, held) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else _same_type(value, parts)
     if isinstance(value, list):
-        return _same_type(value, [map_tensors(part, function) for part in value])
+        return _same_type(value, [map_tensors(part, function, held) for part in value])
     if isinstance(value, Mapping):
-        mapped = {key: map_tensors(part, function) for key, part in value.items()}
+        mapped = {key: map_tensors(part, function, held) for key, part in value.items()}
         if type(value) is dict:
             return mapped
         try:
@@ -39,9 +61,37 @@ def map_tensors(value: object, function: Callable[[torch.Tensor], Any]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         twin = copy.copy(value)
         for field in dataclasses.fields(value):
-            object.__setattr__(twin, field.name, map_tensors(getattr(value, field.name), function))
+            object.__setattr__(twin, field.name, map_tensors(getattr(value, field.name), function, held))
         return twin
-    return value
+    constant = held is None or isinstance(value, (*_CONSTANT, types.MethodType))
+    return value if constant else _copied(value, held)
+
+
+def _copied(value: object, held: Held) -> Any:
+    """A copy of an object with all that it holds, such as a cache; its tensors by `held`, its modules as they are.
+
+    Raises:
+        InputError: when it cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    waiting = [value]
+    for one in waiting:
+        if isinstance(one, torch.Tensor):
+            memo[id(one)] = held(one)
+        elif isinstance(one, nn.Module):
+            memo[id(one)] = one
+        elif id(one) not in memo and not isinstance(one, _CONSTANT):
+            memo[id(one)] = one
+            waiting += gc.get_referents(one)
+    memo = {key: twin for key, twin in memo.items() if isinstance(twin, (torch.Tensor, nn.Module))}
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception as error:  # whatever its class raises
+        raise InputError(
+            f"the input holds a {type(value).__name__}, which the model may change and which cannot be copied "
+            f"({str(error)[:100]}), so it could not be given back as it was. Give tensors, lists or dicts, or make it "
+            "inside of forward=."
+        ) from error
 
 
 def replace_tensors(value: object, function: Callable[[str, torch.Tensor], Any]) -> Any:
