@@ -63,8 +63,9 @@ def map_tensors(value: object, function: Callable[[torch.Tensor], Any], held: He
         for field in dataclasses.fields(value):
             object.__setattr__(twin, field.name, map_tensors(getattr(value, field.name), function, held))
         return twin
-    constant = held is None or isinstance(value, (*_CONSTANT, types.MethodType))
-    return value if constant else _copied(value, held)
+    if held is None or isinstance(value, (*_CONSTANT, types.MethodType)):
+        return value
+    return _copied(value, held)
 
 
 def _copied(value: object, held: Held) -> Any:
@@ -89,8 +90,8 @@ def _copied(value: object, held: Held) -> Any:
     except Exception as error:  # whatever its class raises
         raise InputError(
             f"the input holds a {type(value).__name__}, which the model may change and which cannot be copied "
-            f"({str(error)[:100]}), so it could not be given back as it was. Give tensors, lists or dicts, or make it "
-            "inside of forward=."
+            f"({str(error)[:100]}), so it would not stay as it was. Give tensors, lists or dicts, or make it inside "
+            "of forward=."
         ) from error
 
 
