@@ -15,7 +15,8 @@ import torch
 from layerlens import relevance
 from layerlens.errors import LayerLensError
 from layerlens.progress import track
-from layerlens.targets.target import as_target, main_output
+from layerlens.targets.outputs import main_output
+from layerlens.targets.target import as_target
 from tests.cases import CASES
 from tests.families import FAMILIES, family
 

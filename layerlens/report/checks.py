@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from layerlens.model.trees import named_tensors
 from layerlens.results import Attribution, Leaderboard, Relevance
-from layerlens.targets.target import main_output
 
 from .content import Check
 from .samples import Sample
@@ -19,8 +19,8 @@ GAP = 0.05
 
 def rounding(sample: Sample) -> float:
     """Return the relative error allowed for rounding: the square root of the step size of the output's data type."""
-    kind = main_output(sample.output).dtype
-    return math.sqrt(torch.finfo(kind).eps) if kind.is_floating_point else math.sqrt(torch.finfo(torch.float32).eps)
+    kinds = (tensor.dtype for _, tensor in named_tensors(sample.output) if tensor.is_floating_point())
+    return math.sqrt(torch.finfo(next(kinds, torch.float32)).eps)
 
 
 def of_ledger(sample: Sample, relevance: Relevance) -> Check:

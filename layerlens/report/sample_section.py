@@ -14,12 +14,12 @@ from layerlens.analyzers.faithfulness import evaluate
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.saliency.saliency import saliency
 from layerlens.analyzers.sensitivity import jacobian, noise_response
-from layerlens.errors import LayerLensError
+from layerlens.errors import LayerLensError, TargetError
 from layerlens.inputs.inputs import Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution, LayerProfile, Relevance
-from layerlens.targets.target import main_output
+from layerlens.targets.outputs import main_output
 from layerlens.wrapped_model import WrappedModel
 
 from . import checks, figures, provenance
@@ -166,7 +166,10 @@ def largest_outputs(lens: WrappedModel, sample: Sample) -> tuple[tuple[str, str,
     For an output `(1, classes)`, or the last position of `(1, position, vocabulary)` if there is a tokenizer; empty for
     any other.
     """
-    values = main_output(sample.output).detach()
+    try:
+        values = main_output(sample.output).detach()
+    except TargetError:  # several tensors, of which the target reads what it wants
+        return ()
     words = lens.tokenizer is not None and values.ndim == 3 and lens.class_names is None
     if words:
         values = values[:, -1]

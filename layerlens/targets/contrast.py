@@ -10,7 +10,8 @@ import torch
 from layerlens.errors import TargetError
 from layerlens.signatures import public
 
-from .target import Names, Spec, Target, as_target, by_place, class_scores
+from .outputs import class_scores
+from .target import Names, Spec, Target, as_target, by_place
 
 
 @public

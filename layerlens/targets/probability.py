@@ -8,7 +8,8 @@ from layerlens.errors import TargetError
 from layerlens.signatures import public
 
 from .contrast import read_later
-from .target import Names, Spec, Target, by_place, class_scores
+from .outputs import class_scores
+from .target import Names, Spec, Target, by_place
 
 
 @public

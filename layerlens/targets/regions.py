@@ -8,7 +8,8 @@ from layerlens.errors import TargetError, choose
 from layerlens.model.trees import describe
 from layerlens.signatures import public
 
-from .target import Target, main_output
+from .outputs import main_output
+from .target import Target
 
 
 @public

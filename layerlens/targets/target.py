@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, Union
 
@@ -10,20 +11,18 @@ import numpy as np
 import torch
 
 from layerlens.errors import TargetError, suggestion
-from layerlens.model.trees import describe, named_tensors
+from layerlens.model.trees import describe, first_tensor
 from layerlens.signatures import public
 
+from .outputs import class_scores, main_output
+
 Spec: TypeAlias = Union[
-    int, str, torch.Tensor, Sequence[int], tuple[Any, ...], Callable[[Any], torch.Tensor], "Target", None
+    int, str, torch.Tensor, Sequence[int], tuple[Any, ...], Callable[..., torch.Tensor], "Target", None
 ]
 """A target as given by a user; see `as_target`."""
 
 Names: TypeAlias = Sequence[str] | Mapping[int, str] | None
 """Class names by index."""
-
-
-MAIN_OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "reconstruction", "sample")
-"""Fields of an output that scores are read from; the first existing one counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +40,7 @@ class Target:
         each: label of each sample, for a target with one class per sample.
         at: layer and call that the target reads instead of the model's output, as for `neuron`; `output` is then the
             output of that layer, `(batch, unit, *places)`.
+        own: whether it calls a function of the user, which may hold numbers of its own for each sample.
     """
 
     function: Callable[[Any, torch.Tensor], torch.Tensor] = dataclasses.field(repr=False)
@@ -49,6 +49,7 @@ class Target:
     reader: Callable[[Names], Target] | None = dataclasses.field(default=None, repr=False)
     each: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
     at: tuple[Any, int] | None = dataclasses.field(default=None, repr=False)
+    own: bool = dataclasses.field(default=False, repr=False)
 
     def resolve(self, output: object) -> Target:
         """Return the target as chosen on `output`, so that it stays the same while the input is changed."""
@@ -68,8 +69,9 @@ class Target:
                 "analyzer scores something else; saliency and relevance support targets inside a model."
             )
         if rows is None:
-            main = main_output(output)
-            rows = torch.arange(main.shape[0] if main.ndim else 1, device=main.device)
+            first = first_tensor(output)
+            count = first.shape[0] if first is not None and first.ndim else 1
+            rows = torch.arange(count, device=None if first is None else first.device)
             self.check(len(rows))
         scores = self.function(output, rows)
         if not isinstance(scores, torch.Tensor):
@@ -77,9 +79,11 @@ class Target:
         if scores.ndim == 0 and len(rows) == 1:
             scores = scores.reshape(1)
         if scores.shape != (len(rows),):
+            single = "Leave the first axis: output[:, 3], not output[0, 3]; output.flatten(1).mean(dim=1), not mean()."
             raise TargetError(
                 f"target {self.label!r} returned shape {tuple(scores.shape)} for {len(rows)} sample(s); it must return "
-                "one score per sample, shape (batch,). Reduce the other axes, for example with .mean(dim=(1, 2, 3))."
+                "one score per sample, shape (batch,). "
+                + (single if scores.numel() == 1 else "Reduce the other axes, for example with .mean(dim=(1, 2, 3)).")
             )
         return scores
 
@@ -104,7 +108,14 @@ class Target:
         label = f"{factor:g} * ({self.label})"
         chooser = None if self.chooser is None else (lambda output: self.resolve(output) * factor)
         reader = None if self.reader is None else (lambda names: as_target(self, names=names) * factor)
-        return Target(lambda output, rows: self(output, rows, at=self.at) * factor, label, chooser, reader, at=self.at)
+        return Target(
+            lambda output, rows: self(output, rows, at=self.at) * factor,
+            label,
+            chooser,
+            reader,
+            at=self.at,
+            own=self.own,
+        )
 
     def _combine(self, other: Target, join: Callable[[Any, Any], Any], sign: str) -> Target:
         if self.at != other.at:
@@ -129,6 +140,7 @@ class Target:
             chooser,
             reader,
             at=self.at,
+            own=self.own or other.own,
         )
 
     __rmul__ = __mul__
@@ -158,7 +170,9 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
     - int: this class for every sample; a tensor, array or list of ints: a class for each sample.
     - str: a class by its name in `names`; the text of the next token if `names` is the vocabulary of a tokenizer.
     - tuple: an index into the axes after the batch, for example `(position, class)` of a language model.
-    - callable: `output -> scores`, shape (batch,).
+    - callable: `output -> scores`, shape (batch,); or `(output, samples) -> scores`, where `samples` (n,) are the
+      indices in the batch of the samples that the n rows of the output belong to: a function with numbers of its own
+      for each sample needs them, as methods repeat, reorder and leave out rows.
     - Target: itself. `contrast(a, b)` makes one from two.
 
     A class index selects from an output (batch, classes); an output with more axes needs a tuple or a callable.
@@ -186,7 +200,7 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
         raise TargetError("a target cannot be True or False; give a class index, a name or a function.")
     if isinstance(spec, str):
         index = class_index(spec, names)
-        return Target(lambda output, rows: by_class(output, rows, index), spec)
+        return Target(lambda output, rows: by_class(output, rows, index, names), spec)
     if isinstance(spec, np.ndarray) or (isinstance(spec, list) and spec and all(hasattr(k, "__index__") for k in spec)):
         spec = torch.as_tensor(spec)
     if isinstance(spec, torch.Tensor):
@@ -195,20 +209,32 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
         if spec.ndim == 1:
             classes = spec
             each = tuple(_name_of(index, names) for index in classes.tolist())
-            return Target(lambda output, rows: by_class(output, rows, classes), _label_of(classes, names), each=each)
+            label = _label_of(classes, names)
+            return Target(lambda output, rows: by_class(output, rows, classes, names), label, each=each)
     if hasattr(spec, "__index__"):
         index = int(spec)
-        return Target(lambda output, rows: by_class(output, rows, index), _name_of(index, names))
+        return Target(lambda output, rows: by_class(output, rows, index, names), _name_of(index, names))
     if isinstance(spec, tuple):
         place = tuple(class_index(part, names) if isinstance(part, str) else part for part in spec)
         return Target(lambda output, rows: by_place(output, place), str(spec))
     if callable(spec):
-        function = spec
-        return Target(lambda output, rows: function(output), getattr(spec, "__name__", type(spec).__name__))
+        return Target(_function(spec), getattr(spec, "__name__", type(spec).__name__), own=True)
     raise TargetError(
         f"cannot read a target from {describe(spec)}. Give a class index, a name, one index per sample, "
         "(position, class), contrast(a, b), or a function output -> (batch,)."
     )
+
+
+def _function(function: Callable[..., torch.Tensor]) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    """Return a user's function of the output, and of the samples if it takes them, as one of both."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a function of C
+        return lambda output, rows: function(output)
+    if "samples" in parameters:
+        return lambda output, rows: function(output, samples=rows)
+    needed = [one for one in parameters.values() if one.default is one.empty and one.kind <= one.POSITIONAL_OR_KEYWORD]
+    return (lambda output, rows: function(output, rows)) if len(needed) > 1 else (lambda output, rows: function(output))
 
 
 def _predicted(output: object) -> torch.Tensor:
@@ -217,10 +243,15 @@ def _predicted(output: object) -> torch.Tensor:
 
 
 def _predicted_classes(output: object, names: Names) -> Target:
-    classes = class_scores(output).detach().argmax(dim=1)
+    scores = class_scores(output).detach()
+    classes = scores.argmax(dim=1)
+    if scores.shape[1] == 1:  # a value, not a class
+        _check_names(names, 1)
+        value = "output" if names is None else _name_of(0, names)
+        return Target(lambda other, rows: by_class(other, rows, 0), value)
     each = tuple(f"{_name_of(index, names)} (predicted)" for index in classes.tolist())
     label = f"{_label_of(classes, names)} (predicted)"
-    return Target(lambda other, rows: by_class(other, rows, classes), label, each=each)
+    return Target(lambda other, rows: by_class(other, rows, classes, names), label, each=each)
 
 
 def class_index(name: str, names: Names) -> int:
@@ -260,51 +291,29 @@ def _name_of(index: int, names: Names) -> str:
     return names[index] if -len(names) <= index < len(names) else f"class {index}"
 
 
-def main_output(output: object) -> torch.Tensor:
-    """Return the tensor of a nested output that scores are read from.
-
-    A field of `MAIN_OUTPUTS` if there is one, else the first floating-point tensor.
+def _check_names(names: Names, count: int) -> None:
+    """Check that there are as many class names as classes, and no index beyond them in a mapping.
 
     Raises:
-        TargetError: when there is none.
+        TargetError: when there are not.
     """
-    if isinstance(output, torch.Tensor):
-        return output
-    tensors = dict(named_tensors(output))
-    for name in MAIN_OUTPUTS:
-        if name in tensors:
-            return tensors[name]
-    for tensor in tensors.values():
-        if tensor.is_floating_point():
-            return tensor
-    raise TargetError(f"the model returned {describe(output)}, which holds no floating-point tensor to score.")
-
-
-def class_scores(output: object) -> torch.Tensor:
-    """Return the main output as (batch, classes).
-
-    Raises:
-        TargetError: when it has other axes.
-    """
-    scores = main_output(output)
-    if scores.ndim == 1:
-        scores = scores.unsqueeze(1)
-    if scores.ndim != 2:
+    if names is None or isinstance(names, TokenNames):
+        return
+    if len(names) > count or (len(names) < count and not isinstance(names, Mapping)):
         raise TargetError(
-            f"the output has shape {tuple(scores.shape)}, so a class alone does not name one score per sample. Give a "
-            "tuple that indexes the axes after the batch, such as (position, class) = (-1, 5), or a function of the "
-            "output that returns shape (batch,), such as lambda out: out.mean(dim=(1, 2, 3))."
+            f"there are {len(names)} class_names for an output of {count} class(es); give one for each, in its order, "
+            "or names of some by index: class_names={3: 'cat'}."
         )
-    return scores
 
 
-def by_class(output: object, rows: torch.Tensor, classes: int | torch.Tensor) -> torch.Tensor:
+def by_class(output: object, rows: torch.Tensor, classes: int | torch.Tensor, names: Names = None) -> torch.Tensor:
     """Return the score of a class, or of one class per sample of the caller's batch.
 
     Raises:
-        TargetError: when a class is out of range.
+        TargetError: when a class is out of range, or there are more or fewer class names than classes.
     """
     logits = class_scores(output)
+    _check_names(names, logits.shape[1])
     if isinstance(classes, int):
         chosen = torch.full((len(logits),), classes, device=logits.device)
     else:

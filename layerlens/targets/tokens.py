@@ -12,7 +12,8 @@ from layerlens.inputs.inputs import Inputs
 from layerlens.model.trees import describe
 from layerlens.signatures import public
 
-from .target import Names, Target, TokenNames, as_target, main_output
+from .outputs import main_output
+from .target import Names, Target, TokenNames, as_target
 
 
 class Vocabulary(TokenNames):

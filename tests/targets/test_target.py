@@ -4,7 +4,8 @@ import torch
 
 from layerlens.errors import TargetError
 from layerlens.targets.contrast import contrast
-from layerlens.targets.target import Target, as_target, main_output
+from layerlens.targets.outputs import main_output
+from layerlens.targets.target import Target, as_target
 
 OUT = torch.tensor([[1.0, 5.0, 3.0], [7.0, 2.0, 4.0]])
 NAMES = ["cat", "dog", "tabby cat"]
@@ -223,6 +224,40 @@ def test_a_function_must_return_one_score_per_sample(function, text):
 
 def test_a_scalar_will_do_for_one_sample():
     assert as_target(everything)(OUT[:1]).tolist() == [9]
+
+
+def test_one_number_for_several_samples_is_advised_on():
+    with pytest.raises(TargetError, match=r"output\[:, 3\], not output\[0, 3\]"):
+        as_target(everything)(OUT)
+
+
+def test_a_function_may_take_the_samples_of_its_rows():
+    classes, rows = torch.tensor([1, 0]), torch.tensor([1, 0, 0])
+
+    def own(output, samples):
+        return output[torch.arange(len(output)), classes[samples]]
+
+    assert as_target(own)(OUT).tolist() == [5, 7]
+    assert as_target(own)(OUT[rows], rows).tolist() == [7, 5, 5]
+    assert (2 * as_target(own))(OUT[rows], rows).tolist() == [14, 10, 10]
+    assert as_target(lambda output, power=1: output[:, 0] ** power)(OUT).tolist() == [1, 7]
+    assert as_target(lambda output, *, samples: output[:, 0] + samples)(OUT).tolist() == [1, 8]
+
+
+@pytest.mark.parametrize("spec", [None, 1, "dog", [0, 1]], ids=["none", "int", "name", "list"])
+@pytest.mark.parametrize("names", [NAMES[:2], [*NAMES, "cow"], {k: str(k) for k in range(4)} | {1: "dog"}], ids=len)
+def test_a_wrong_number_of_class_names_is_refused(spec, names):
+    with pytest.raises(TargetError, match=rf"there are {len(names)} class_names for an output of 3 class\(es\)"):
+        as_target(spec, names=names).resolve(OUT)(OUT)
+
+
+@pytest.mark.parametrize("values", [torch.tensor([3.0, -1.0]), torch.tensor([[3.0], [-1.0]])], ids=["batch", "column"])
+def test_a_value_is_called_by_its_name_and_is_no_class(values):
+    assert as_target(None).resolve(values).label == "output"
+    assert as_target(None, names=["price"]).resolve(values).label == "price"
+    assert as_target(None).resolve(values)(values).tolist() == [3, -1]
+    with pytest.raises(TargetError, match="2 class_names for an output of 1"):
+        as_target(None, names=["no", "yes"]).resolve(values)
 
 
 def test_a_contrast_is_read_with_the_names_of_the_lens_that_gets_it():

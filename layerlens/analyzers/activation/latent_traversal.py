@@ -15,7 +15,7 @@ from layerlens.model.trees import describe
 from layerlens.progress import track
 from layerlens.results import LatentTraversal
 from layerlens.signatures import public
-from layerlens.targets.target import main_output
+from layerlens.targets.outputs import main_output
 
 Dimensions = int | Sequence[int] | torch.Tensor | None
 

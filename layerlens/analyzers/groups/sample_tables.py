@@ -18,7 +18,8 @@ from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
-from layerlens.targets.target import Spec, as_target, class_scores
+from layerlens.targets.outputs import class_scores
+from layerlens.targets.target import Spec, as_target
 
 CELLS = {2: 16, 3: 8}
 """Cells along each axis of a map with so many axes of places; other maps keep their places."""

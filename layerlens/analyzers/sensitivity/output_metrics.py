@@ -9,7 +9,8 @@ import torch
 
 from layerlens.analyzers.common.calls.call_sites import by_row
 from layerlens.errors import OptionError, TargetError, choose
-from layerlens.targets.target import Spec, Target, as_target, main_output
+from layerlens.targets.outputs import main_output
+from layerlens.targets.target import Spec, Target, as_target
 
 Metric = Literal["auto", "kl", "flip", "relative_change", "change"]
 

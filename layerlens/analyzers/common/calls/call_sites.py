@@ -14,7 +14,7 @@ from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.trees import describe, named_tensors, version
 from layerlens.probes.probe import Edit, Probe
-from layerlens.targets.target import MAIN_OUTPUTS
+from layerlens.targets.outputs import MAIN_OUTPUTS
 
 Shape = tuple[int, ...]
 

@@ -14,7 +14,7 @@ from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath, Selection
 from layerlens.model.trees import map_tensors
 from layerlens.probes.probe import Probe
-from layerlens.targets.target import main_output
+from layerlens.targets.outputs import main_output
 
 from .residual import first_floating
 

@@ -18,7 +18,8 @@ from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import LogitLens
 from layerlens.signatures import public
-from layerlens.targets.target import Names, main_output
+from layerlens.targets.outputs import main_output
+from layerlens.targets.target import Names
 
 from .block_stack import Stream
 

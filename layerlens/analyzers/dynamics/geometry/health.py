@@ -22,7 +22,8 @@ from layerlens.model.layers import LayerPath, Selection
 from layerlens.probes.run import capture
 from layerlens.results import LayerHealth
 from layerlens.signatures import public
-from layerlens.targets.target import Spec, Target, as_target, class_scores
+from layerlens.targets.outputs import class_scores
+from layerlens.targets.target import Spec, Target, as_target
 
 from .unit_moments import UnitReader, Units
 

@@ -14,7 +14,7 @@ from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import LayerProfile
 from layerlens.signatures import public
-from layerlens.targets.target import main_output
+from layerlens.targets.outputs import main_output
 
 from .linear_probe import layer_rows
 from .linear_readout import Readout, Truth, as_truth, split_folds, true_labels

@@ -14,7 +14,8 @@ from layerlens.errors import OptionError, TargetError, check_count
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
-from layerlens.targets.target import Spec, Target, as_target, class_scores
+from layerlens.targets.outputs import class_scores
+from layerlens.targets.target import Spec, Target, as_target
 
 from ..gradient.guided_backprop import guided_backprop
 from .class_map import class_map

@@ -16,7 +16,8 @@ from layerlens.model.layers import Selection
 from layerlens.model.trees import first_tensor
 from layerlens.probes.probe import Probe
 from layerlens.results import Attribution
-from layerlens.targets.target import Spec, main_output
+from layerlens.targets.outputs import main_output
+from layerlens.targets.target import Spec
 
 from .class_map import Weigh, class_map
 from .grid import Reshape

@@ -15,7 +15,8 @@ from layerlens.analyzers.common.features.input_features import Features, Spec as
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import OptionError, TargetError, warn
 from layerlens.inputs.inputs import Forward, Input, as_inputs
-from layerlens.targets.target import Spec, Target, as_target, main_output
+from layerlens.targets.outputs import main_output
+from layerlens.targets.target import Spec, Target, as_target
 
 from .feature_names import Names, Ranges, named_features, read_ranges
 

@@ -10,7 +10,8 @@ import torch
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import OptionError, TargetError
 from layerlens.model.trees import map_tensors
-from layerlens.targets.target import Target, as_target, main_output
+from layerlens.targets.outputs import main_output
+from layerlens.targets.target import Target, as_target
 
 from ..model_run import ModelRun
 from ..output_metrics import Readout

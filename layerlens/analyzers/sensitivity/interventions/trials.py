@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from layerlens.analyzers.common.calls.call_sites import MEMORY, copied_rows
+from layerlens.analyzers.common.calls.call_sites import MEMORY, copied_rows, floating
 from layerlens.errors import LayerNotFound, warn
 from layerlens.model.trees import map_tensors
 from layerlens.progress import track
-from layerlens.targets.target import main_output
 
 from ..model_run import ModelRun
 from ..output_metrics import Readout
@@ -148,8 +147,7 @@ class TrialRunner:
         # hooks on these change how their projection is computed, so they are in every run
         self._always = {site.key[:2] for site in self.survey.sites if site.key[0] == "attention"}
         self._clean: dict[int, torch.Tensor] = {}
-        main = main_output(self.survey.output)
-        self._dtype = main.dtype if main.is_floating_point() else torch.float32
+        self._dtype = next((tensor.dtype for tensor in floating(self.survey.output)), torch.float32)
 
     def __call__(self, groups: Sequence[tuple[Part, ...]], replacement: Replacement, draws: int) -> torch.Tensor:
         """Replace each group of parts at once, and return what that changes, `(groups, draws, batch)`.

@@ -10,7 +10,8 @@ import torch
 
 from layerlens.errors import InputError, OptionError, TargetError
 from layerlens.model.trees import describe
-from layerlens.targets.target import Spec, Target, as_target, main_output
+from layerlens.targets.outputs import main_output
+from layerlens.targets.target import Spec, Target, as_target
 
 Loss = Literal["cross_entropy", "margin"]
 LOSSES = ("cross_entropy", "margin")
@@ -61,7 +62,7 @@ class AnswerReader:
             Two float64 tensors `(rows,)`.
         """
         if self.target is not None:
-            score = self.target(output, rows.to(main_output(output).device)).double()
+            score = self.target(output, rows).double()
             return -score, score.detach().cpu()
         assert self.labels is not None
         scores = _class_scores(output, len(rows)).double()

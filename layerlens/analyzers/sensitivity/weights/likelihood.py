@@ -10,7 +10,7 @@ import torch
 from layerlens.errors import InputError, OptionError, TargetError, choose
 from layerlens.inputs.inputs import Inputs
 from layerlens.model.trees import describe, named_tensors
-from layerlens.targets.target import main_output
+from layerlens.targets.outputs import main_output
 
 Kind = Literal["auto", "categorical", "gaussian", "bernoulli"]
 KINDS = ("auto", "categorical", "gaussian", "bernoulli")

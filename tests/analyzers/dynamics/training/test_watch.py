@@ -180,7 +180,7 @@ def test_any_model_can_be_watched(name, hooks_of):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     before = hooks_of(model)
     from layerlens.inputs.inputs import as_inputs
-    from layerlens.targets.target import main_output
+    from layerlens.targets.outputs import main_output
 
     with Lens(model).watch(optimizer, every=1) as watching:
         for _ in range(2):

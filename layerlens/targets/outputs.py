@@ -1,0 +1,77 @@
+"""The tensor of a model's output that scores are read from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from layerlens.errors import TargetError
+from layerlens.model.trees import describe, named_tensors
+
+MAIN_OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "reconstruction", "sample", "out")
+"""Fields of an output that scores are read from; the first existing one counts."""
+
+
+def main_output(output: object) -> torch.Tensor:
+    """Return the tensor of a nested output that scores are read from.
+
+    A field of `MAIN_OUTPUTS` if there is one, else the only floating-point tensor with a batch axis; of several the
+    first, if it alone is (batch, classes).
+
+    Raises:
+        TargetError: when there is none, or when there are several and none of them is known to be the main one.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    tensors = dict(named_tensors(output))
+    for name in MAIN_OUTPUTS:
+        if name in tensors:
+            return tensors[name]
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    several = {name: tensor for name, tensor in floating.items() if tensor.ndim} or floating
+    if not several:
+        raise TargetError(f"the model returned {describe(output)}, which holds no floating-point tensor to score.")
+    (name, main), *others = several.items()
+    if others and (main.ndim != 2 or any(other.ndim == 2 for _, other in others)):
+        held = ", ".join(f"{_path(output, name)} {tuple(tensor.shape)}" for name, tensor in [*several.items()][:6])
+        own = _path(output, name)
+        raise TargetError(
+            f"the model returned {describe(output)} with {len(several)} tensors that could be scored: {held}. Say which"
+            f" one: target=lambda output: {own}{'[:, 0]' if main.ndim == 2 else '.flatten(1).mean(dim=1)'}, or for "
+            f"targets by class Lens(model, forward=lambda model, *x, **more: model(*x, **more){own[6:]})."
+        )
+    return main
+
+
+def _path(output: Any, name: str) -> str:
+    """Return the Python expression of a tensor of an output from its dotted name."""
+    text, value = "output", output
+    for part in name.split("."):
+        if isinstance(value, Mapping):
+            key = next((key for key in value if str(key) == part), part)
+            text, value = f"{text}[{key!r}]", value.get(key)
+        elif isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+            text, value = f"{text}[{part}]", value[int(part)]
+        else:
+            text, value = f"{text}.{part}", getattr(value, part, None)
+    return text
+
+
+def class_scores(output: object) -> torch.Tensor:
+    """Return the main output as (batch, classes).
+
+    Raises:
+        TargetError: when it has other axes.
+    """
+    scores = main_output(output)
+    if scores.ndim == 1:
+        scores = scores.unsqueeze(1)
+    if scores.ndim != 2:
+        raise TargetError(
+            f"the output has shape {tuple(scores.shape)}, so a class alone does not name one score per sample. Give a "
+            "tuple that indexes the axes after the batch, such as (position, class) = (-1, 5), or a function of the "
+            "output that returns shape (batch,), such as lambda out: out.mean(dim=(1, 2, 3))."
+        )
+    return scores
