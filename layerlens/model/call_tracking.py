@@ -38,7 +38,7 @@ class Spans:
     def __init__(self, model: nn.Module) -> None:
         self.found: list[tuple[int, int, LayerPath]] = []
         self._paths = {id(module): path for path, module in model.named_modules()}
-        self._starts: list[int] = []
+        self._starts: list[tuple[int, LayerPath]] = []
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Spans:
@@ -51,13 +51,18 @@ class Spans:
             handle.remove()
         self._handles.clear()
 
+    def layer(self) -> LayerPath:
+        """Return the path of the innermost layer that is running; `""` for the model itself or none."""
+        return self._starts[-1][1] if self._starts else ""
+
     def _enter(self, module: nn.Module, args: object) -> None:
         if id(module) in self._paths:
-            self._starts.append(nodes_made())
+            self._starts.append((nodes_made(), self._paths[id(module)]))
 
     def _leave(self, module: nn.Module, args: object, output: object) -> None:
         if id(module) in self._paths:
-            self.found.append((self._starts.pop(), nodes_made(), self._paths[id(module)]))
+            start, path = self._starts.pop()
+            self.found.append((start, nodes_made(), path))
 
 
 def nodes_made() -> int:

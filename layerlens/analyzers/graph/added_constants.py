@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 
+from .cuts import Cuts
 from .graph import Graph
 
 Value: TypeAlias = torch.Tensor | float | None
@@ -67,21 +68,21 @@ class Notes:
 
     Attributes:
         graph: knows which tensors carry relevance.
+        cuts: signals that left autograd's graph.
         copying: whether constants are copied, because FSDP2 frees parameters between the passes of their layer.
         constants: constants that an operation added.
         inputs: input of an operation that saves only its result.
         time_major: numbers of nodes inside calls whose axis order is (time, batch, ...).
-        detached: signals that were detached, and what was made of them, by identity.
-        cuts: numbers of the nodes that add one of them.
+        added_cuts: number of a node that adds one of them -> what cut it.
     """
 
     graph: Graph
+    cuts: Cuts
     copying: bool = False
     constants: dict[int, list[Constant]] = dataclasses.field(default_factory=dict)
     inputs: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
     time_major: list[range] = dataclasses.field(default_factory=list)
-    detached: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
-    cuts: list[int] = dataclasses.field(default_factory=list)
+    added_cuts: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(slots=True)
@@ -106,8 +107,8 @@ class TorchCall:
         if isinstance(value, torch.Tensor):
             if value.numel() == 0 or notes.graph.carries(value):
                 return
-            if id(value) in notes.detached:
-                notes.cuts.append(self.number)
+            if cut := notes.cuts.of(value):
+                notes.added_cuts[self.number] = cut.how
             kind, source = ("absorbed", "stop") if notes.graph.depends(value) else ("additive", source)
             value = value.detach() if factor == 1 else value.detach() * factor
             if factor == 1 and notes.copying:

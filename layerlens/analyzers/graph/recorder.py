@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import sys
 import types
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
@@ -26,8 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from layerlens.model.borrowed import primitive_kernels
 from layerlens.model.call_tracking import nodes_made
 from layerlens.model.checkpointing import SavedInCheckpoint, outside_checkpoints, pack_hooks
+from layerlens.model.layers import LayerPath
 
 from .added_constants import ATEN, FUNCTIONS, Note, Notes, TorchCall, note_input
+from .cuts import Cuts
 from .graph import Graph
 
 Function: TypeAlias = Callable[..., Any]
@@ -60,11 +61,20 @@ class Recorder(TorchFunctionMode):
         noting: whether to note what is seen; False only gives writes into views, and the steps of recurrent layers,
             their own nodes.
         copying: whether to copy the constants that are noted.
+        layer: returns the innermost layer that is running.
     """
 
-    def __init__(self, graph: Graph, *, noting: bool = True, copying: bool = False) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        noting: bool = True,
+        copying: bool = False,
+        layer: Callable[[], LayerPath] = str,
+    ) -> None:
         super().__init__()
-        self.graph, self.notes, self._noting = graph, Notes(graph, copying), noting
+        self.graph, self._noting = graph, noting
+        self.notes = Notes(graph, Cuts(graph.carries, layer), copying)
 
     def __torch_function__(
         self, function: Function, kinds: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -81,12 +91,7 @@ class Recorder(TorchFunctionMode):
             result = self._call(function, args, kwargs)
         if not self._noting:
             return result
-        detached = self.notes.detached
-        cut = function is torch.Tensor.detach and self.graph.carries(args[0])
-        if cut or (detached and any(id(part) in detached for part in _flat(args))):
-            own = sys._getframe(1).f_globals.get("__name__", "").startswith("layerlens.")  # probes detach as well
-            if isinstance(result, torch.Tensor) and not result.requires_grad and not own:
-                detached[id(result)] = result
+        self.notes.cuts.see(function, args, kwargs, result)
         return result
 
     def _recomputing(self) -> Recorder:

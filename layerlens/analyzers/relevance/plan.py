@@ -202,13 +202,9 @@ def _check(nodes: Sequence[NodeInfo], roots: Sequence[NodeInfo], *, strict: bool
     """Refuse a score that no relevance can leave, and name the operations that have no rule.
 
     Raises:
-        RelevanceError: if the score does not depend on the input, or only by way of stops or of what has no gradient.
+        RelevanceError: if the score depends on the input only by way of stops or of what has no gradient.
         UnknownOperation: under `strict`, if an operation has no row in the table.
     """
-    if not all(root.depends for root in roots):
-        raise RelevanceError(
-            "the score does not depend on the input: it was detached on the way, or the target ignores the input."
-        )
     if not all(root.carries for root in roots):
         stops = sorted({info.op for info in nodes if info.row and info.row.kind is Kind.STOP and info.depends})
         raise RelevanceError(

@@ -12,10 +12,12 @@ from torch import nn
 
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.graph.added_constants import Notes
+from layerlens.analyzers.graph.cuts import Cuts
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
 from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.errors import OptionError, RelevanceError, TargetError
 from layerlens.inputs.inputs import Forward, Input
+from layerlens.model.borrowed import generator_states, restore_generators
 from layerlens.model.call_tracking import Spans
 from layerlens.model.layers import LayerPath, Selection, matching_names
 from layerlens.model.placement import is_fsdp, need_weights, refuse_parts
@@ -87,7 +89,7 @@ def record(
         forward: function to call instead of the model.
 
     Raises:
-        RelevanceError: if a score has no gradient.
+        RelevanceError: if a score does not depend on the input.
     """
     refuse_parts(
         model,
@@ -105,26 +107,57 @@ def record(
     scorer = Scorer(model, x, scores.joint_target(), forward=forward)
     leaves = scorer.start()
     graph = Graph(leaves.values(), TABLE)
-    recorder = Recorder(graph, copying=any(is_fsdp(module) for module in model.modules()))
     outputs = None if layers == () else LayerOutputs(model, layers)
     conditions = Conditions(model, through) if through else None
+    generators = generator_states()
     with contextlib.ExitStack() as stack:
         spans = stack.enter_context(Spans(model))
+        copying = any(is_fsdp(module) for module in model.modules())
+        recorder = Recorder(graph, copying=copying, layer=spans.layer)
         for watcher in (outputs, conditions, recorder):
             if watcher is not None:
                 stack.enter_context(watcher)
         scorer(leaves)
-    roots = [_root(score, graph) for score in scores.values]
+    values = scores.values
+    if recorder.notes.cuts.left:
+        restore_generators(generators)
+        _find_cuts_outside_torch(scorer, leaves, recorder.notes)
+        scores.values = values
+    roots = [_root(score, graph, recorder.notes.cuts) for score in values]
     nodes = list({id(info): info for root in roots for info in graph.reached(root)}.values())
     return Recording(
         model, rulebook, scorer, leaves, scores, nodes, roots, recorder.notes, spans.found, outputs, conditions, wanted
     )
 
 
-def _root(score: torch.Tensor, graph: Graph) -> NodeInfo:
-    if score.grad_fn is None:
-        raise RelevanceError("the score does not depend on the input by operations that have a gradient.")
-    return graph.visit(score.grad_fn)
+def _root(score: torch.Tensor, graph: Graph, cuts: Cuts) -> NodeInfo:
+    root = None if score.grad_fn is None else graph.visit(score.grad_fn)
+    if root is None or not root.depends:
+        raise RelevanceError(
+            f"the score does not depend on the input by operations that have a gradient: {cuts.reason()}, or the "
+            "target ignores the input."
+        )
+    return root
+
+
+def _find_cuts_outside_torch(scorer: Scorer, leaves: Mapping[str, torch.Tensor], notes: Notes) -> None:
+    """Find the constants that were computed from the input outside of torch: those that change when it does."""
+    draw = torch.Generator().manual_seed(0)
+    moved = {
+        name: leaf.detach() * (1 + 0.01 * torch.randn(leaf.shape, generator=draw).to(leaf))
+        for name, leaf in leaves.items()
+    }
+    again = Recorder(Graph([leaf.requires_grad_() for leaf in moved.values()], TABLE))
+    with again:
+        scorer(moved)
+    before, after = (
+        [(number, constant) for number, constants in some.constants.items() for constant in constants]
+        for some in (notes, again.notes)
+    )
+    (how, _), *_ = notes.cuts.left
+    for (number, constant), (_, other) in zip(before, after, strict=False):
+        if constant.kind == "additive" and not _equal(constant.value, other.value):
+            notes.added_cuts.setdefault(number, how)
 
 
 def _save_inputs(model: nn.Module) -> None:
@@ -140,6 +173,12 @@ def _freeze(model: nn.Module, but: Sequence[torch.Tensor]) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and id(parameter) not in wanted:
             parameter.requires_grad_(False)
+
+
+def _equal(one: float | torch.Tensor, two: float | torch.Tensor) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
+        return one.shape == two.shape and torch.allclose(one, two, equal_nan=True)
+    return type(one) is type(two) and bool(one == two)
 
 
 class TargetScores:

@@ -78,13 +78,14 @@ def _book_held(bookkeeper: Bookkeeper, node: Node, output: torch.Tensor, g: torc
 
 def _warn_of_cuts(recording: Recording) -> None:
     """Say where the model detaches a signal: what it adds from there on looks like a constant."""
-    cuts = recording.notes.cuts
+    cuts = recording.notes.added_cuts
     if cuts:
         places = innermost(recording.spans, sorted(cuts))
         where = ", ".join(dict.fromkeys(repr(path) if path else "the model itself" for path in places.values()))
         warn(
-            f"relevance: the model detaches a signal in {where}, so relevance is cut there; what the detached signal "
-            "adds is booked with the additive constants.",
+            f"relevance: the model detaches a signal in {where}, so relevance is cut there (by "
+            f"{', '.join(dict.fromkeys(cuts.values()))}); what the detached signal adds is booked with the additive "
+            "constants.",
         )
 
 
