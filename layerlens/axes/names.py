@@ -14,8 +14,8 @@ _SPATIAL_NAMES = ("Conv", "BatchNorm", "InstanceNorm", "Pool", "Dropout", "Pad",
 _FEATURE_NAMES = ("Linear", "LayerNorm", "RMSNorm", "Embedding", "Conv1D")
 
 
-def axes_of(module: nn.Module, output: torch.Tensor) -> Axes | None:
-    """Return the names of the axes of `output`, the tensor that `module` returned, or None if unknown.
+def axes_of(module: nn.Module, output: torch.Tensor, name: str = "") -> Axes | None:
+    """Return the names of the axes of `output`, the tensor `name` that `module` returned, or None if unknown.
 
     Known are convolution, pooling, normalization and dropout layers over space (`batch, channel, ...`), linear and
     embedding layers (`batch, ..., feature`, with `token` for the middle of three) and recurrent layers.
@@ -26,10 +26,14 @@ def axes_of(module: nn.Module, output: torch.Tensor) -> Axes | None:
     """
     kind = type(module).__name__
     if isinstance(module, nn.RNNBase):
+        if name in ("h_n", "c_n"):
+            return {3: ("layer", "batch", "feature"), 2: ("layer", "feature")}.get(output.ndim)
         if output.ndim == 2:
             return ("time", "feature")
         return ("batch", "time", "feature") if module.batch_first else ("time", "batch", "feature")
     if isinstance(module, nn.MultiheadAttention):
+        if name == "attn_output_weights":
+            return {3: ("batch", "token", "key"), 4: ("batch", "head", "token", "key")}.get(output.ndim)
         if output.ndim != 3:
             return None
         return ("batch", "token", "feature") if module.batch_first else ("token", "batch", "feature")
@@ -50,22 +54,22 @@ def _by_name(kind: str, ndim: int) -> Axes | None:
     return None
 
 
-def unit_axis(module: nn.Module, output: torch.Tensor) -> int:
-    """The axis along which the units of a layer's output lie."""
-    axes = axes_of(module, output)
+def unit_axis(module: nn.Module, output: torch.Tensor, name: str = "") -> int:
+    """The axis along which the units of a layer's output, or of the tensor `name` of it, lie."""
+    axes = axes_of(module, output, name)
     known = None if axes is None else next((axes.index(name) for name in ("channel", "feature") if name in axes), None)
     return (1 if output.ndim == 4 else output.ndim - 1) if known is None else known
 
 
-def place_axis(module: nn.Module, output: torch.Tensor) -> int | None:
+def place_axis(module: nn.Module, output: torch.Tensor, name: str = "") -> int | None:
     """The axis of tokens or time steps; the middle one of three where names are not known, None where there is none."""
-    axes = axes_of(module, output)
+    axes = axes_of(module, output, name)
     if axes is None:
         return 1 if output.ndim == 3 else None
     return next((axes.index(name) for name in ("token", "time", "length") if name in axes), None)
 
 
-def batch_axis(module: nn.Module, output: torch.Tensor) -> int:
+def batch_axis(module: nn.Module, output: torch.Tensor, name: str = "") -> int:
     """The axis of samples: the first unless the layer is known to put another one there."""
-    axes = axes_of(module, output)
+    axes = axes_of(module, output, name)
     return axes.index("batch") if axes is not None and "batch" in axes else 0

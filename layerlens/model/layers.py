@@ -11,7 +11,7 @@ from torch import nn
 from layerlens.errors import LayerNotFound, SelectionError, suggestion
 from layerlens.signatures import public
 
-from .selection import Calls, Matches, join, name_of
+from .selection import Found, Matches, join, split_tensor
 
 LayerPath: TypeAlias = str
 """The dotted name of a module inside its model, as in `model.named_modules()`; `""` is the model itself."""
@@ -20,7 +20,8 @@ Predicate: TypeAlias = Callable[[LayerPath, nn.Module], bool]
 
 Selection: TypeAlias = "str | re.Pattern[str] | type[nn.Module] | nn.Module | Predicate | Iterable[Selection] | None"
 """A selection of layers: a path, a glob, a compiled regular expression, a module type, a module, a predicate
-`(path, module) -> bool`, None for every layer, a result of `select`, or a list of those."""
+`(path, module) -> bool`, None for every layer, a result of `select`, or a list of those. A path or glob may name a
+tensor of what the layer returned: `"rnn/h_n"`, `"block/0"`."""
 
 _GLOB = re.compile(r"[*?\[]")
 _CALL = re.compile(r"(.*)#(\d+(?:,\d+)*)")
@@ -77,23 +78,26 @@ class Layers(Mapping[LayerPath, nn.Module]):
         shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
         return f"Layers({len(names)} in {type(self.model).__name__}: {shown})"
 
-    def select(self, selection: Selection = None, *, calls: bool = False) -> Matches:
+    def select(self, selection: Selection = None, *, calls: bool = False, tensors: bool = False) -> Matches:
         """Return the paths that `selection` matches, each once, in definition order.
 
         In a glob `*` and `?` stay within one part of the dotted path and `**` crosses dots: `blocks.*` are the blocks,
         `blocks.**` everything below them. A regular expression matches anywhere in the path (`re.search`). Neither
         matches the model itself, which is `""`. `"rnn#2"` is the third call of a layer, `"rnn#0,2"` are two.
+        `"rnn/h_n"` is a tensor of what a layer returned, `"rnn#2/h_n"` that of one call: torch's own names for its
+        recurrent layers and attention, keys of dicts, fields, and numbers of tuples, nested as in `"block/1/0"`.
 
         Args:
             selection: see `Selection`; None selects every layer but the model itself.
             calls: whether calls of a layer may be named.
+            tensors: whether tensors of a layer's output may be named.
 
         Returns:
             `Matches`: a list of paths that prints what matched, and can be combined by `|`, `&` and `-`.
 
         Raises:
             LayerNotFound: when it, or one entry of a list, matches nothing; names the nearest paths.
-            SelectionError: when its type cannot select layers, or it names calls and only layers are allowed.
+            SelectionError: when its type cannot select layers, or it names calls or tensors where layers are needed.
 
         Example:
             >>> Layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).select(nn.Linear)
@@ -103,38 +107,46 @@ class Layers(Mapping[LayerPath, nn.Module]):
         matches = Matches(
             {path: type(module).__name__ for path, module in self._modules.items()}, self._find(selection)
         )
-        named = [name_of(path, chosen) for path, chosen in matches.calls.items() if chosen is not None]
-        if named and not calls:
-            raise SelectionError(
-                f"{named[0]!r} names a call, but a layer is needed here; calls can be selected in probes and captures."
-            )
+        for allowed, what, chosen in ((calls, "a call", matches.calls), (tensors, "a tensor", matches.tensors)):
+            if not allowed and any(part is not None for part in chosen.values()):
+                (name, *_) = [
+                    name for name, part in zip(matches.names(), chosen.values(), strict=True) if part is not None
+                ]
+                raise SelectionError(
+                    f"{name!r} names {what}, but a layer is needed here; {what[2:]}s can be selected in probes, "
+                    "captures and edits."
+                )
         return matches
 
-    def _find(self, selection: Selection) -> dict[LayerPath, tuple[Calls, str]]:
-        """Return path -> (calls, why) of the matches of `selection`.
+    def _find(self, selection: Selection) -> dict[LayerPath, Found]:
+        """Return path -> (calls, tensors, why) of the matches of `selection`.
 
         Raises:
             LayerNotFound: when nothing matches.
         """
         if selection is None:
-            return dict.fromkeys([path for path in self._modules if path] or [""], (None, "every layer"))
+            return dict.fromkeys([path for path in self._modules if path] or [""], (None, None, "every layer"))
         if isinstance(selection, Matches):
             return {self.canonical(path): found for path, found in selection.found().items()}
         if isinstance(selection, (list, tuple, set, frozenset)) and not _is_types(selection):
             if not selection:
                 raise LayerNotFound("an empty list selects no layer; pass None for every layer.")
-            merged: dict[LayerPath, tuple[Calls, str]] = {}
+            merged: dict[LayerPath, Found] = {}
             for entry in selection:
                 for path, found in self._find(entry).items():
-                    merged[path] = join(merged[path], found) if path in merged else found
+                    merged[path] = join(path, merged[path], found) if path in merged else found
             return merged
-        call = _CALL.fullmatch(selection) if isinstance(selection, str) and selection not in self else None
+        name = selection if isinstance(selection, str) and selection not in self else ""
+        layer, tensor = split_tensor(name, self)
+        if tensor:
+            return {path: (calls, frozenset((tensor,)), why) for path, (calls, _, why) in self._find(layer).items()}
+        call = _CALL.fullmatch(name)
         if call is not None:
             chosen = frozenset(int(number) for number in call[2].split(","))
-            return {path: (chosen, why) for path, (_, why) in self._find(call[1]).items()}
+            return {path: (chosen, tensors, why) for path, (_, tensors, why) in self._find(call[1]).items()}
         if isinstance(selection, str) and (selection in self or not _GLOB.search(selection)):
             path = self.canonical(selection)
-            return {path: (None, "its path" if path == selection else f"another name, {selection}")}
+            return {path: (None, None, "its path" if path == selection else f"another name, {selection}")}
         matches = self._matcher(selection)
         matched = {path for path, module in self._modules.items() if matches(path, module)}
         if isinstance(selection, (str, re.Pattern)):
@@ -144,7 +156,7 @@ class Layers(Mapping[LayerPath, nn.Module]):
             wanted = selection.pattern if isinstance(selection, re.Pattern) else _show(selection)
             raise LayerNotFound(self._missing(f"{_show(selection)} matches no layer", str(wanted)))
         reason = _reason(selection)
-        return dict.fromkeys(matched, (None, reason))
+        return dict.fromkeys(matched, (None, None, reason))
 
     def _matcher(self, selection: Selection) -> Callable[[LayerPath, nn.Module], bool]:
         if isinstance(selection, str):
@@ -176,7 +188,7 @@ class Layers(Mapping[LayerPath, nn.Module]):
 
 @public(renamed={"selection": "layers"})
 def select(model: nn.Module, layers: Selection = None) -> Matches:
-    """Return what a selection of layers, or of calls of layers, matches and why.
+    """Return what a selection of layers, of their calls or of tensors that they return, matches and why.
 
     Raises:
         LayerNotFound: when it matches no layer; with the nearest names.
@@ -185,7 +197,7 @@ def select(model: nn.Module, layers: Selection = None) -> Matches:
         >>> list(select(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.ReLU))
         ['1']
     """
-    return Layers(model).select(layers, calls=True)
+    return Layers(model).select(layers, calls=True, tensors=True)
 
 
 def matching_names(patterns: Iterable[str], names: Iterable[str], kind: str, owner: str) -> list[str]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Container, Mapping
 from typing import TypeAlias
 
 from layerlens.errors import LayerNotFound, SelectionError
 
 Calls: TypeAlias = frozenset[int] | None
 """Calls of a layer, 0 for its first; None for all."""
+
+Names: TypeAlias = frozenset[str] | None
+"""Names of tensors that a layer returned, or of nested parts that hold several; None for all."""
+
+Found: TypeAlias = tuple[Calls, Names, str]
+"""Calls, tensors and the reason of a match."""
+
+
+_CALLS = re.compile(r"#[\d,]+$")
 
 
 class Matches(list[str]):
@@ -19,11 +29,12 @@ class Matches(list[str]):
     Attributes:
         types: path -> class name, of every layer of the model.
         calls: path -> the selected calls.
+        tensors: path -> the selected tensors of what it returned.
         why: path -> the reason for the match.
 
     Args:
         types: path -> class name of every layer, in definition order.
-        found: path -> (calls, why) of the matches.
+        found: path -> (calls, tensors, why) of the matches.
 
     Example:
         >>> from layerlens import select
@@ -34,20 +45,25 @@ class Matches(list[str]):
           1  ReLU  every layer
     """
 
-    def __init__(self, types: Mapping[str, str], found: Mapping[str, tuple[Calls, str]]) -> None:
+    def __init__(self, types: Mapping[str, str], found: Mapping[str, Found]) -> None:
         super().__init__(path for path in types if path in found)
         self.types = types
         self.calls: dict[str, Calls] = {path: found[path][0] for path in self}
-        self.why: dict[str, str] = {path: found[path][1] for path in self}
+        self.tensors: dict[str, Names] = {path: found[path][1] for path in self}
+        self.why: dict[str, str] = {path: found[path][2] for path in self}
 
-    def found(self) -> dict[str, tuple[Calls, str]]:
-        """Return path -> (calls, why)."""
-        return {path: (self.calls[path], self.why[path]) for path in self}
+    def found(self) -> dict[str, Found]:
+        """Return path -> (calls, tensors, why)."""
+        return {path: (self.calls[path], self.tensors[path], self.why[path]) for path in self}
+
+    def names(self) -> list[str]:
+        """Return the name of each match, with its calls and tensors unless all are selected."""
+        return [name_of(path, self.calls[path], self.tensors[path]) for path in self]
 
     def __or__(self, other: Matches) -> Matches:
         types, found = self._types_of_both(other), self.found()
-        for path, (calls, why) in other.found().items():
-            found[path] = join(found[path], (calls, why)) if path in found else (calls, why)
+        for path, match in other.found().items():
+            found[path] = join(path, found[path], match) if path in found else match
         return Matches(types, found)
 
     def __and__(self, other: Matches) -> Matches:
@@ -57,7 +73,7 @@ class Matches(list[str]):
             one, two = self.calls[path], other.calls.get(path, frozenset())
             return two if one is None else one if two is None else one & two
 
-        return self._restrict(types, both)
+        return self._restrict(types, both, other)
 
     def __sub__(self, other: Matches) -> Matches:
         types = self._types_of_both(other)
@@ -74,10 +90,17 @@ class Matches(list[str]):
                 )
             return one - two
 
-        return self._restrict(types, rest)
+        return self._restrict(types, rest, other)
 
-    def _restrict(self, types: Mapping[str, str], calls_of: Callable[[str], Calls]) -> Matches:
-        kept = {path: (calls, self.why[path]) for path in self if (calls := calls_of(path)) != frozenset()}
+    def _restrict(self, types: Mapping[str, str], calls_of: Callable[[str], Calls], other: Matches) -> Matches:
+        for path in self:
+            if path in other and self.tensors[path] != other.tensors[path]:
+                raise SelectionError(f"selections with other tensors of {path!r} can be combined by | only.")
+        kept = {
+            path: (calls, self.tensors[path], self.why[path])
+            for path in self
+            if (calls := calls_of(path)) != frozenset()
+        }
         if not kept:
             raise LayerNotFound("no layer is left: the two selections have none in common, or all of them.")
         return Matches(types, kept)
@@ -88,7 +111,7 @@ class Matches(list[str]):
         return self.types
 
     def __repr__(self) -> str:
-        names = [name_of(path, self.calls[path]) for path in self]
+        names = self.names()
         widths = [max(map(len, column), default=0) for column in (names, [self.types[path] for path in self])]
         head = f"{len(self)} of {len([path for path in self.types if path])} layers"
         lines = [
@@ -100,15 +123,38 @@ class Matches(list[str]):
         return "\n".join([head, *lines])
 
 
-def join(one: tuple[Calls, str], two: tuple[Calls, str]) -> tuple[Calls, str]:
-    """Return the calls of both, and both reasons."""
+def join(path: str, one: Found, two: Found) -> Found:
+    """Return the calls and tensors of both, and both reasons.
+
+    Raises:
+        SelectionError: when they name other tensors of other calls.
+    """
+    if one[0] != two[0] and one[1] != two[1]:
+        raise SelectionError(
+            f"{name_of(path, *one[:2])!r} and {name_of(path, *two[:2])!r} are other tensors of other calls, which one "
+            "selection cannot hold; make two."
+        )
     calls = None if one[0] is None or two[0] is None else one[0] | two[0]
-    return calls, one[1] if one[1] == two[1] else f"{one[1]}; {two[1]}"
+    tensors = None if one[1] is None or two[1] is None else one[1] | two[1]
+    return calls, tensors, one[2] if one[2] == two[2] else f"{one[2]}; {two[2]}"
 
 
-def name_of(path: str, calls: Calls) -> str:
-    """Return the name of a layer, with its calls unless all are selected."""
-    return (path or "(model)") + ("" if calls is None else f"#{_numbers(calls)}")
+def name_of(path: str, calls: Calls, tensors: Names = None) -> str:
+    """Return the name of a layer, with its calls and tensors unless all are selected."""
+    named = "" if tensors is None else "/" + ",".join(sorted(tensors))
+    return (path or ("" if named else "(model)")) + ("" if calls is None else f"#{_numbers(calls)}") + named
+
+
+def split_tensor(name: str, layers: Container[str]) -> tuple[str, str]:
+    """Split a name into that of a layer, which may hold a `/` itself, and that of a tensor, or the empty string.
+
+    Example:
+        >>> split_tensor("rnn#2/h_n", ["rnn"]), split_tensor("a/b", ["a/b"])
+        (('rnn#2', 'h_n'), ('a/b', ''))
+    """
+    parts = name.split("/")
+    splits = [("/".join(parts[:end]), "/".join(parts[end:])) for end in range(len(parts), 0, -1)]
+    return next((split for split in splits if _CALLS.sub("", split[0]) in layers), splits[-1])
 
 
 def _numbers(calls: frozenset[int]) -> str:

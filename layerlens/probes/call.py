@@ -13,6 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from layerlens.errors import OverwrittenError, RecordError
 from layerlens.model.layers import LayerPath
+from layerlens.model.tensors import ByTensor, tensors_of
 from layerlens.model.trees import describe, named_tensors, version
 
 Stored: TypeAlias = tuple[tuple[torch.Tensor, int], ...]
@@ -23,13 +24,14 @@ class Gradients:
     """Gradients of the tensors that one call returned, added up over backward passes as in `.grad`.
 
     Args:
-        output: output of the call, possibly nested.
+        tensors: tensors of the output, by name.
     """
 
-    def __init__(self, output: object) -> None:
+    def __init__(self, tensors: ByTensor[torch.Tensor]) -> None:
         self.found: dict[str, torch.Tensor | None] = {}
+        self.positions = tensors.positions
         self.edges: list[Any] = []
-        for name, tensor in named_tensors(output):
+        for name, tensor in tensors.items():
             if tensor.requires_grad:
                 self.found[name] = None
                 self.edges.append(get_gradient_edge(tensor))
@@ -38,9 +40,6 @@ class Gradients:
     def _add(self, name: str, gradient: torch.Tensor) -> None:
         before = self.found[name]
         self.found[name] = gradient.detach().clone() if before is None else before + gradient.detach()
-
-
-_RECURRENT = ("RNN", "LSTM", "GRU")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +54,7 @@ class Call:
         axes: names of the output's axes, for example `("batch", "channel", "height", "width")`; None if unknown.
         output: output of the layer, nested as it was.
         inputs: positional and keyword arguments as `(args, kwargs)` if they were asked for, else None.
+        names: names of the tensors in the output, in order; none if they are numbers and keys.
         seconds: time from entry to exit of the call, children included, if timing was asked for, else None.
     """
 
@@ -69,6 +69,20 @@ class Call:
     stored: Stored = dataclasses.field(default=(), repr=False)
     stored_inputs: Stored = dataclasses.field(default=(), repr=False)
     gradients: Gradients | None = dataclasses.field(default=None, repr=False)
+    names: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+
+    @property
+    def tensors(self) -> ByTensor[torch.Tensor]:
+        """The tensors of the output by name: `h_n` of an LSTM; `""` for a single tensor.
+
+        Raises:
+            OverwrittenError: as `output` does.
+        """
+        found = tensors_of(None, self.output)
+        if not self.names:
+            return found
+        positions = dict(zip(found, self.names, strict=True))
+        return ByTensor(dict(zip(self.names, found.values(), strict=True)), positions)
 
     @property
     def output(self) -> Any:
@@ -92,7 +106,7 @@ class Call:
 
     @property
     def gradient(self) -> Any:
-        """The gradient of the output: a tensor like it, or a dict by dotted name if it is nested.
+        """The gradient of the output: a tensor like it, or a dict by name, as in `tensors`, if it is nested.
 
         Raises:
             RecordError: when none was asked for, no backward pass has run, or the output requires no gradient.
@@ -103,7 +117,7 @@ class Call:
         if not found:
             why = "no backward pass has run" if self.gradients.found else "it was computed without gradients"
             raise RecordError(f"layer {self.layer!r}, call {self.index}, has no gradient: {why}.")
-        return found[""] if list(found) == [""] else found
+        return found[""] if list(found) == [""] else ByTensor(found, self.gradients.positions)
 
     @property
     def overwritten(self) -> bool:
@@ -127,8 +141,10 @@ def _written(stored: Stored) -> bool:
 
 def part_axes(call: Call, name: str, tensor: torch.Tensor) -> tuple[str, ...] | None:
     """Return the names of the axes of one tensor of an output; None if unknown. `name` is that of `named_tensors`."""
-    if call.type in _RECURRENT and name.startswith("1"):  # states, whichever axis comes first in the output
-        return ("layer", "batch", "feature") if tensor.ndim == 3 else None
+    if call.names:
+        found = dict(zip((at for at, _ in named_tensors(call.value)), call.names, strict=True)).get(name, name)
+        if found in ("h_n", "c_n"):  # states, whichever axis comes first in the output
+            return ("layer", "batch", "feature") if tensor.ndim == 3 else None
     known = call.axes is not None and name in ("", "0") and len(call.axes) == tensor.ndim
     return call.axes if known else None
 

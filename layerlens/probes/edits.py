@@ -1,6 +1,6 @@
 """Changes of the outputs of layers: scaled, set, patched, resampled, in whole or in part.
 
-lens.run(x, edits={"blocks.3.attn": zero(heads=(2, 12)), "blocks.4#1": scale(0.5)})
+lens.run(x, edits={"blocks.3.attn": zero(heads=(2, 12)), "blocks.4#1": scale(0.5), "rnn/h_n": zero()})
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from layerlens.axes.names import batch_axis, place_axis, unit_axis
-from layerlens.errors import OptionError, check_count
-from layerlens.model.trees import describe, first_tensor, map_tensors
+from layerlens.axes.names import axes_of, batch_axis, place_axis, unit_axis
+from layerlens.errors import OptionError, check_count, warn
+from layerlens.model.selection import Names, split_tensor
+from layerlens.model.tensors import changeable, choices, exchanged, refuse_several, tensor_path
+from layerlens.model.trees import describe
 from layerlens.signatures import public_class
 
 from .record import Record
@@ -30,17 +32,57 @@ class Site:
         path: path of the layer.
         call: number of the call, from 0.
         module: the layer.
+        tensors: names of the tensors of its output that are changed; None for all.
+        tensor: the one that is changed now, `""` if it is the only one.
+        ragged: whether it is a nested tensor, NaN where a sample has ended.
+        arguments: whether the arguments `(args, kwargs)` are changed instead of the output.
     """
 
     path: str
     call: int
     module: nn.Module
+    tensors: Names = None
+    tensor: str = ""
+    ragged: bool = False
+    arguments: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the layer and the tensor, as in a selection."""
+        return tensor_path(self.path, self.tensor)
+
+    def axis(self, tensor: torch.Tensor, what: str) -> int | None:
+        """Return the axis of samples, units or positions (`what`, without the s) of a tensor; None if it has none."""
+        axes = axes_of(self.module, tensor, self.tensor)
+        if not tensor.ndim:
+            return None
+        if what == "position":
+            return place_axis(self.module, tensor, self.tensor)
+        known = {"sample": ("batch",), "unit": ("channel", "feature")}[what]
+        if axes is not None and not set(known) & set(axes):
+            return None
+        return (batch_axis if what == "sample" else unit_axis)(self.module, tensor, self.tensor)
+
+    def axis_of(self, tensor: torch.Tensor, what: str) -> int:
+        """Return the same axis.
+
+        Raises:
+            OptionError: when the tensor has none.
+        """
+        axis = self.axis(tensor, what)
+        if axis is None:
+            of = {"position": "tokens or time steps"}.get(what, f"{what}s")
+            raise OptionError(
+                f"{self.name!r}, {describe(tensor)}, has no axis of {of}: give mask=, a boolean tensor that "
+                "broadcasts to it."
+            )
+        return axis
 
 
 @public_class
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The part of a layer's (first) output tensor that is changed; all given conditions must hold.
+    """The part of a layer's output that is changed; all given conditions must hold.
 
     Attributes:
         samples: samples of the batch.
@@ -63,18 +105,13 @@ class Part:
             OptionError: when an index is out of range, or the output has no such axis.
         """
         masks = []
-        if self.samples is not None:
-            masks.append(_mask_along(self.samples, batch_axis(site.module, tensor), tensor, "sample", site))
-        if self.units is not None:
-            masks.append(_mask_along(self.units, unit_axis(site.module, tensor), tensor, "unit", site))
-        if self.positions is not None:
-            axis = place_axis(site.module, tensor)
-            if axis is None:
-                raise OptionError(
-                    f"layer {site.path!r} returned {describe(tensor)}, which has no axis of tokens or time steps: give "
-                    "mask=, a boolean tensor that broadcasts to the output."
-                )
-            masks.append(_mask_along(self.positions, axis, tensor, "position", site))
+        for what, indices in (("sample", self.samples), ("unit", self.units), ("position", self.positions)):
+            if indices is not None:
+                if site.ragged and what == "position" and any(k < 0 for k in _listed(indices)):
+                    raise OptionError(
+                        f"samples of {site.name!r} have different lengths: count positions= from the start."
+                    )
+                masks.append(_mask_along(indices, site.axis_of(tensor, what), tensor, what, site))
         if self.heads is not None:
             masks.append(_heads(self.heads, tensor, site))
         if self.mask is not None:
@@ -89,11 +126,13 @@ class Part:
 class Change:
     """A change of a part of a layer's output, as made by `scale`, `zero`, `replace`, `patch` and the others.
 
-    In a nested output only the first tensor is changed.
+    Where a layer returns several tensors all of floating point are changed, or the one that is named (`"rnn/h_n"`). A
+    part must mean the same in each of them. Nested (ragged) tensors are changed as dense ones.
 
     Attributes:
         name: description of the change.
-        function: `(tensor, site) -> tensor` that broadcasts to the first tensor.
+        function: `(tensor, site) -> tensor` that broadcasts to the tensor. Of a nested tensor it gets a dense one,
+            which is NaN where a sample has ended.
         part: the part that is changed.
     """
 
@@ -102,14 +141,35 @@ class Change:
     part: Part = dataclasses.field(default=Part(), repr=False)
 
     def apply(self, output: object, site: Site) -> Any:
-        """Return the changed output of one call.
+        """Return the changed output of one call, or the tensors that are named.
 
         Raises:
             OptionError: when the change or its part does not fit the output.
+            SelectionError: when there is no tensor of a name, or the part does not fit each tensor of several.
         """
-        tensor = first_tensor(output)
-        if tensor is None:
+        owner = None if site.arguments else site.module
+        found = changeable(owner, output, site.tensors, site.path)
+        if not found:
             raise OptionError(f"layer {site.path!r} returned {describe(output)}, which has no tensor to change.")
+        if site.arguments and len(found) > 1:
+            refuse_several(site.path, found, "as arguments")
+        new: dict[str, torch.Tensor] = {}
+        counts: set[int] = set()
+        for name, tensor in found.items():
+            at = dataclasses.replace(site, tensor=name, ragged=tensor.is_nested)
+            try:
+                if self.part.units is not None or self.part.heads is not None:
+                    counts.add(tensor.size(at.axis_of(tensor, "unit")))
+                new[name] = self._changed_nested(tensor, at) if tensor.is_nested else self._changed(tensor, at)
+            except OptionError as error:
+                if len(found) == 1:
+                    raise
+                refuse_several(site.path, found, f"of which {name!r} cannot be changed alike: {error}", error)
+        if len(counts) > 1:
+            refuse_several(site.path, found, f"with {' and '.join(map(str, sorted(counts)))} units")
+        return exchanged(owner, output, new)
+
+    def _changed(self, tensor: torch.Tensor, site: Site) -> torch.Tensor:
         new = self.function(tensor, site).to(dtype=tensor.dtype, device=tensor.device)
         try:
             new = new.expand_as(tensor)
@@ -118,8 +178,25 @@ class Change:
                 f"{self.name}: {describe(new)} does not fit what layer {site.path!r} returned, {describe(tensor)}."
             ) from error
         mask = self.part.of(tensor, site)
-        changed = new.clone() if mask is None else torch.where(mask, new, tensor)
-        return map_tensors(output, lambda part: changed if part is tensor else part)
+        return new.clone() if mask is None else torch.where(mask, new, tensor)
+
+    def _changed_nested(self, tensor: torch.Tensor, site: Site) -> torch.Tensor:
+        dense = torch.nested.to_padded_tensor(tensor, torch.nan)
+        changed = self._changed(dense, site)
+        missing = changed.isnan() & ~dense.isnan()
+        if bool(missing.any()):
+            warn(
+                f"{self.name}: samples of {site.name!r} have different lengths; what would take a value from behind "
+                "the end of another sample keeps its own. Name positions= that all samples have."
+            )
+        parts = zip(torch.where(missing, dense, changed), tensor.unbind(), strict=True)
+        cut = [row[tuple(map(slice, part.shape))] for row, part in parts]
+        if tensor.layout is torch.jagged:
+            ragged: int = tensor._ragged_idx  # type: ignore[attr-defined]
+            lengths = [part.shape[ragged - 1] for part in cut]
+            about = {"jagged_dim": ragged, "min_seqlen": min(lengths), "max_seqlen": max(lengths)}
+            return torch.nested.nested_tensor_from_jagged(torch.cat(cut, ragged - 1), tensor.offsets(), **about)  # type: ignore[attr-defined]
+        return torch.nested.as_nested_tensor(cut)
 
 
 def scale(factor: float, **part: Any) -> Change:
@@ -174,20 +251,34 @@ def patch(source: Record, *, layer: str | None = None, call: int | None = None, 
 
     Args:
         source: record of a run whose outputs have the same shape, or of one sample for all.
-        layer: layer to take the output of; None for the layer that is changed.
+        layer: layer, or a tensor of one (`"rnn/h_n"`), to take; None for the same that is changed.
         call: call to take the output of; None for the same call.
         part: as in `Part`.
     """
 
     def recorded(tensor: torch.Tensor, site: Site) -> torch.Tensor:
         index = site.call if call is None else call
-        calls = [found for found in source.calls(layer or site.path) if found.index == index]
+        path, picked = (site.path, "") if layer is None else split_tensor(layer, {*source.selected, *source.aliases})
+        calls = [found for found in source.calls(path) if found.index == index]
         if not calls:
-            raise OptionError(f"patch: call {index} of layer {layer or site.path!r} is not in the record.")
-        value = first_tensor(calls[0].output)
-        if value is None:
-            raise OptionError(f"patch: call {index} of layer {layer or site.path!r} recorded no tensor.")
-        return value
+            raise OptionError(f"patch: call {index} of layer {path!r} is not in the record.")
+        values = calls[0].tensors
+        name = picked or site.tensor
+        names = list(values) if len(values) == 1 and (layer or not name) and not picked else values.named(name)
+        if len(names) != 1:
+            raise OptionError(
+                f"patch: call {index} of layer {path!r} recorded {choices(path, values) or 'no tensor'}, and "
+                f"{site.name!r} is changed; take one with patch(record, layer=...)."
+            )
+        value = values[names[0]]
+        if not value.is_nested:
+            return value
+        padded: torch.Tensor = torch.nested.to_padded_tensor(value, torch.nan)
+        if not site.ragged and bool(padded.isnan().any()):
+            raise OptionError(
+                f"patch: samples of {path!r} have different lengths in the record, and {site.name!r} not."
+            )
+        return padded
 
     return Change("patch(record)", recorded, Part(**part))
 
@@ -202,10 +293,10 @@ def mean(source: Record | None = None, **part: Any) -> Change:
 
     def averaged(tensor: torch.Tensor, site: Site) -> torch.Tensor:
         values = tensor if source is None else patch(source).function(tensor, site)
-        axis = batch_axis(site.module, values)
+        axis = site.axis_of(values, "sample")
         if source is None and values.shape[axis] < 2:
             raise OptionError("mean: the mean of one sample is the sample itself; give a reference, mean(record).")
-        return values.mean(dim=axis, keepdim=True)
+        return values.nanmean(dim=axis, keepdim=True) if site.ragged else values.mean(dim=axis, keepdim=True)
 
     return Change("mean()" if source is None else "mean(record)", averaged, Part(**part))
 
@@ -219,7 +310,7 @@ def resample(seed: int = 0, **part: Any) -> Change:
     """
 
     def moved(tensor: torch.Tensor, site: Site) -> torch.Tensor:
-        axis = batch_axis(site.module, tensor)
+        axis = site.axis_of(tensor, "sample")
         count = tensor.shape[axis]
         if count < 2:
             raise OptionError("resample: a batch of one has no other sample to take from.")
@@ -231,9 +322,13 @@ def resample(seed: int = 0, **part: Any) -> Change:
     return Change(f"resample(seed={seed})", moved, Part(**part))
 
 
+def _listed(indices: Indices) -> list[int]:
+    return [indices] if isinstance(indices, int) else list(indices or ())
+
+
 def _mask_along(indices: Indices, axis: int, tensor: torch.Tensor, what: str, site: Site) -> torch.Tensor:
     size = tensor.shape[axis] if tensor.ndim else 0
-    wanted = [indices] if isinstance(indices, int) else list(indices or ())
+    wanted = _listed(indices)
     for index in wanted:
         if isinstance(index, bool) or not isinstance(index, int) or not -size <= index < size:
             raise OptionError(f"there is no {what} {index!r} in layer {site.path!r}: it has {size} (0 to {size - 1}).")
@@ -249,7 +344,7 @@ def _heads(heads: tuple[int | Sequence[int], int], tensor: torch.Tensor, site: S
         raise OptionError(f"heads must be (which, number of heads), such as (2, 12), got {heads!r}.")
     which, count = heads
     check_count("the number of heads", count)
-    axis = unit_axis(site.module, tensor)
+    axis = site.axis_of(tensor, "unit")
     size = tensor.shape[axis]
     if size % count:
         raise OptionError(f"the {size} features of layer {site.path!r} cannot be split into {count} equal heads.")

@@ -21,8 +21,9 @@ from layerlens.model.borrowed import as_written, is_compiled
 from layerlens.model.checkpointing import as_edit, refuse_in_checkpoints
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.placement import parts
-from layerlens.model.selection import Calls
-from layerlens.model.trees import first_tensor, map_tensors, named_tensors, version
+from layerlens.model.selection import Calls, Names, name_of
+from layerlens.model.tensors import ByTensor, changeable, exchanged, tensor_path, tensors_of
+from layerlens.model.trees import describe, first_tensor, map_tensors, named_tensors, version
 from layerlens.signatures import public
 
 from .call import Call, Gradients, Stored
@@ -34,7 +35,10 @@ Edit: TypeAlias = Callable[[Any], Any] | Change
 """A function of a layer's output that returns the new output, or a `Change`."""
 
 Edits: TypeAlias = Mapping[Any, Edit | Sequence[Edit]]
-"""Layer selection, which may name calls -> an edit, or several that follow each other."""
+"""Layer selection, which may name calls and tensors -> an edit, or several that follow each other."""
+
+PlannedEdit: TypeAlias = tuple[Calls, Names, Edit]
+"""An edit of the named calls and tensors of a layer; None for all."""
 
 _graph_task = torch._C._current_graph_task_id  # -1 outside of backward passes
 _OPEN_PROBES: dict[int, int] = {}
@@ -51,7 +55,8 @@ class Probe:
 
     Args:
         model: any module; it runs in its current mode and grad mode.
-        layers: which layers to record (see `Selection`); None for all, an empty tuple for none (edits only).
+        layers: which layers to record (see `Selection`); None for all, an empty tuple for none (edits only). Of a layer
+            with named tensors (`"rnn/h_n"`) only these are recorded, as a tensor or a dict.
         keep: `"clone"` (default) copies, so that later in-place operations cannot change what was recorded;
             `"reference"` keeps the tensors themselves, and reading one that was overwritten raises; `"cpu"` copies
             to main memory. A mapping from path to one of these sets it by layer, `"reference"` for all others.
@@ -65,7 +70,8 @@ class Probe:
             returned once; see `record.stopped`. Later calls of those layers are then not made.
         edits: layer selection -> a function of the layer's output that returns the new output, a `Change` (see
             `layerlens.edits`), or a list of them that follow each other.
-        arguments: the same for the arguments of layers, `(args, kwargs)`, of which a `Change` changes the first tensor.
+        arguments: the same for the arguments of layers, `(args, kwargs)`. Of several tensors a `Change` needs a
+            name: `"attn/0/1"` for the second positional one, `"attn/1/mask"` for a keyword.
 
     Raises:
         LayerNotFound: when a selection matches no layer.
@@ -103,7 +109,9 @@ class Probe:
                 raise OptionError("keep='cpu' takes tensors out of the graph; with graph=True keep 'clone'.")
         self._model, self._layers = model, Layers(model)
         nothing = isinstance(layers, tuple) and not layers
-        self._calls: dict[LayerPath, Calls] = {} if nothing else self._layers.select(layers, calls=True).calls
+        matches = None if nothing else self._layers.select(layers, calls=True, tensors=True)
+        self._calls: dict[LayerPath, Calls] = {} if matches is None else matches.calls
+        self._tensors: dict[LayerPath, Names] = {} if matches is None else matches.tensors
         self._edits = _by_layer(self._layers, edits or {})
         self._argument_edits = _by_layer(self._layers, arguments or {})
         if stop and not self._calls:
@@ -113,7 +121,7 @@ class Probe:
         self._edits_not_made: dict[tuple[LayerPath, int | None], None] = {
             (path, call): None
             for path, series in (*self._edits.items(), *self._argument_edits.items())
-            for calls, _ in series
+            for calls, _, _ in series
             for call in ([None] if calls is None else sorted(calls))
         }
         self._keep, self._inputs, self._graph, self._timing, self._reduce = keep, inputs, graph, timing, reduce
@@ -134,7 +142,7 @@ class Probe:
             for path, edits in self._edits.items():
                 self._handles.append(self._layers[path].register_forward_hook(self._edit_hook(path, edits)))
             for path, edits in self._argument_edits.items():
-                before = self._before_hook(self._edit_hook(path, edits))
+                before = self._before_hook(self._edit_hook(path, edits, arguments=True))
                 self._handles.append(self._layers[path].register_forward_pre_hook(before, with_kwargs=True))
             for path in self._calls:
                 self._attach(path, self._layers[path])
@@ -162,17 +170,23 @@ class Probe:
         self._handles.clear()
         self._stack.close()
 
-    def _edit_hook(self, path: LayerPath, edits: list[tuple[Calls, Edit]]) -> Callable[[nn.Module, Any, Any], Any]:
+    def _edit_hook(
+        self, path: LayerPath, edits: list[PlannedEdit], *, arguments: bool = False
+    ) -> Callable[[nn.Module, Any, Any], Any]:
         counter = itertools.count()
 
         def hook(module: nn.Module, args: object, output: object) -> Any:
             if recomputing() or _of_other_thread(self._owner):
                 return None
             call, original = next(counter), output
-            for calls, edit in edits:
+            for calls, tensors, edit in edits:
                 if calls is not None and call not in calls:
                     continue
-                edited = edit.apply(output, Site(path, call, module)) if isinstance(edit, Change) else edit(output)
+                if isinstance(edit, Change):
+                    edited = edit.apply(output, Site(path, call, module, tensors, arguments=arguments))
+                else:
+                    owner = None if arguments else module
+                    edited = edit(output) if tensors is None else _edit_tensors(owner, output, tensors, path, edit)
                 if edited is None and output is not None:
                     raise OptionError(f"the edit of layer {path!r} returned None; it must return the new output.")
                 output = edited
@@ -212,11 +226,12 @@ class Probe:
     def _only_references(self, path: LayerPath) -> bool:
         """Whether only references to the outputs of all calls of a layer are wanted."""
         more = self._inputs or self._timing or self._gradients or self._pending or self._graph or self._reduce
-        return not more and self._calls[path] is None and self._policy(path) == "reference"
+        whole = self._calls[path] is None and self._tensors[path] is None
+        return not more and whole and self._policy(path) == "reference"
 
     def _hooks(self, path: LayerPath, module: nn.Module, counter: Iterator[int]) -> tuple[Any, Any]:
         """The hooks that run before and after the calls of a layer; `counter` numbers the calls."""
-        keep, kind, wanted = self._policy(path), type(module).__name__, self._calls[path]
+        keep, kind, wanted, tensors = self._policy(path), type(module).__name__, self._calls[path], self._tensors[path]
         record, reduce, graph = self.record, self._reduce, self._graph
         entered: list[tuple[Any, Stored, float]] = []
 
@@ -236,12 +251,18 @@ class Probe:
             if wanted is not None and index not in wanted:
                 return None
             seconds = None if start is None else time.perf_counter() - start
-            main = first_tensor(output) if reduce is None else None
-            axes = None if main is None else axes_of(module, main)
-            value = stored(output if reduce is None else reduce(output), keep, graph)
+            found = tensors_of(module, output) if reduce is None or self._gradients else ByTensor[torch.Tensor]({})
+            chosen: Any = output
+            if tensors is not None:
+                found = changeable(module, output, tensors, path)
+                chosen = next(iter(found.values())) if len(found) == 1 else dict(found)
+            main = first_tensor(chosen) if reduce is None else None
+            axes = None if main is None else axes_of(module, main, next(iter(found)))
+            value = stored(chosen if reduce is None else reduce(chosen), keep, graph)
             about = (path, index, record.count, kind, axes)
-            gradients = Gradients(output) if self._gradients else None
-            record.add(Call(*about, value, arguments, seconds, held(value), held_arguments, gradients))
+            gradients = Gradients(found) if self._gradients else None
+            names = () if reduce is not None or list(found) == [""] else tuple(found)
+            record.add(Call(*about, value, arguments, seconds, held(value), held_arguments, gradients, names))
             if self._pending:
                 self._pending.discard((path, index))
                 if not self._pending:
@@ -251,20 +272,35 @@ class Probe:
         return before, after
 
 
-def _by_layer(layers: Layers, edits: Edits) -> dict[LayerPath, list[tuple[Calls, Edit]]]:
-    """Return path -> (calls, edit) in the order in which they are made.
+def _edit_tensors(module: nn.Module | None, output: object, names: Names, path: LayerPath, edit: Edit) -> Any:
+    """Return an output with `edit(tensor)` instead of each tensor that is named.
+
+    Raises:
+        OptionError: when the edit returns anything but a tensor.
+    """
+    new: dict[str, torch.Tensor] = {}
+    for name, tensor in changeable(module, output, names, path).items():
+        new[name] = edit(tensor)  # type: ignore[operator]
+        if not isinstance(new[name], torch.Tensor):
+            raise OptionError(f"the edit of {tensor_path(path, name)!r} returned {describe(new[name])}, not a tensor.")
+    return exchanged(module, output, new)
+
+
+def _by_layer(layers: Layers, edits: Edits) -> dict[LayerPath, list[PlannedEdit]]:
+    """Return path -> (calls, tensors, edit) in the order in which they are made.
 
     Raises:
         OptionError: when two edits name one layer and call.
     """
-    found: dict[LayerPath, list[tuple[Calls, Edit]]] = {}
+    found: dict[LayerPath, list[PlannedEdit]] = {}
     for selection, given in edits.items():
         series: list[Edit] = list(given) if isinstance(given, (list, tuple)) else [given]  # type: ignore[list-item]
-        for path, calls in layers.select(selection, calls=True).calls.items():
-            for other, _ in found.get(path, ()):
-                if calls is None or other is None or calls & other:
-                    raise OptionError(f"two edits name layer {path!r}; merge them into one list or function.")
-            found[path] = [*found.get(path, ()), *((calls, edit) for edit in series)]
+        for path, (calls, tensors, _) in layers.select(selection, calls=True, tensors=True).found().items():
+            for other, also, _ in found.get(path, ()):
+                if (calls is None or other is None or calls & other) and (not tensors or not also or tensors & also):
+                    name = name_of(path, None, tensors)
+                    raise OptionError(f"two edits name layer {name!r}; merge them into one list or function.")
+            found[path] = [*found.get(path, ()), *((calls, tensors, edit) for edit in series)]
     return found
 
 

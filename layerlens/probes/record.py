@@ -14,6 +14,7 @@ from torch import nn
 from layerlens.axes.names import axes_of
 from layerlens.errors import OptionError, RecordError, suggestion
 from layerlens.model.layers import LayerPath
+from layerlens.model.selection import split_tensor
 from layerlens.model.trees import describe, map_tensors, named_tensors, replace_tensors
 
 from . import export, storage
@@ -31,8 +32,8 @@ PendingCall: TypeAlias = tuple[LayerPath, int, nn.Module, torch.Tensor, int]
 class Record(Mapping[LayerPath, Any]):
     """The calls of the selected layers in one run, or in all runs of one probe.
 
-    `record["conv1"]` is the output of a layer that was called once; `record.calls("rnn")` lists the calls of any
-    layer. Iterating yields the layers that ran.
+    `record["conv1"]` is the output of a layer that was called once, `record["rnn/h_n"]` one tensor of it;
+    `record.calls("rnn")` lists the calls of any layer. Iterating yields the layers that ran.
 
     Attributes:
         selected: the selected layers, in definition order.
@@ -99,9 +100,10 @@ class Record(Mapping[LayerPath, Any]):
         return list(self._calls[layer])
 
     def __getitem__(self, layer: LayerPath) -> Any:
-        calls = self.calls(layer)
+        path, tensor = split_tensor(layer, self._calls.keys() | self.aliases.keys())
+        calls = self.calls(path)
         if len(calls) == 1:
-            return calls[0].output
+            return calls[0].tensors[tensor] if tensor else calls[0].output
         if not calls:
             why = "the run ended by an error before it" if self.partial else "the run took another route"
             raise RecordError(f"layer {layer!r} did not run: {why}. Layers that did not run: record.unrun")

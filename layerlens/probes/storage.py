@@ -41,6 +41,7 @@ def save(record: Record, path: str | os.PathLike[str]) -> Path:
     for number, call in enumerate(record.order):
         parts: list[torch.Tensor] = []
         fields = {"layer": call.layer, "index": call.index, "type": call.type, "seconds": call.seconds}
+        fields["names"] = call.names
         fields |= {"axes": call.axes, "shape of value": outline(call.output, parts, f"{number}:")}
         for number_in_call, tensor in enumerate(parts):
             if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
@@ -87,7 +88,8 @@ def load(path: str | os.PathLike[str], kind: type[Record]) -> Record:
         for order, call in enumerate(content["calls"]):
             axes = None if call["axes"] is None else tuple(call["axes"])
             fields = (call["layer"], call["index"], order, call["type"], axes)
-            record.add(Call(*fields, _restored(call["shape of value"], tensors), seconds=call["seconds"]))
+            record.add(Call(*fields, _restored(call["shape of value"], tensors), seconds=call["seconds"],
+                            names=tuple(call.get("names", ()))))  # fmt: skip
     except ResultFileError:
         raise
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:

@@ -144,7 +144,10 @@ def test_an_lstm_has_its_batch_second():
     torch.manual_seed(0)
     model = nn.LSTM(3, 4)
     x = torch.randn(5, 2, 3)  # (time, batch, feature)
-    record = capture(model, x, [""], edits={"": zero(samples=1, positions=[0, -1])})
+    part = zero(samples=1, positions=[0, -1])
+    with pytest.raises(errors.SelectionError, match=r"'h_n' cannot be changed alike.*Name one: '/output', '/h_n'"):
+        capture(model, x, [""], edits={"": part})
+    record = capture(model, x, [""], edits={"/output": part})
     output, (hidden, _) = record[""]
     with torch.no_grad():
         plain, (state, _) = model(x)
@@ -265,7 +268,7 @@ def test_gradients_of_a_backward_pass_of_the_user_add_up():
         output.sum().backward(retain_graph=True)
         output.sum().backward()
     (call,) = record.calls("")
-    assert list(call.gradient) == ["0"]
+    assert list(call.gradient) == ["output"]
     torch.testing.assert_close(call.gradient["0"], torch.full((4, 2, 3), 2.0))
     with torch.no_grad(), lens.probe("", gradients=True) as record:
         net[0](torch.randn(4, 2, 2))
