@@ -146,7 +146,7 @@ def choices(layer: str, names: Iterable[str]) -> str:
 
 
 def tensor_path(layer: str, name: str) -> str:
-    """Return the name of a tensor of a layer: `"rnn/h_n"`; that of the layer if it returned only one."""
+    """Return the name of a tensor of a layer: `"rnn/h_n"`, or the name of the layer if it returned only one."""
     return f"{layer}/{name}" if name else layer
 
 
