@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -47,8 +49,23 @@ class WrappedModel:
             TargetError: when it cannot be read.
         """
         if self.class_names is None and self.tokenizer is not None:
-            return as_target(spec, names=Vocabulary(self.tokenizer, inputs))
+            run = self._run if spec is None or isinstance(spec, (str, list, Target)) else None
+            return as_target(spec, names=Vocabulary(self.tokenizer, inputs, run, self._positional()))
         return as_target(spec, names=self.class_names)
+
+    def _run(self, inputs: Inputs) -> Any:
+        with borrowed(self.model, grad=False):
+            return inputs.run(self.model, self.forward)
+
+    def _positional(self) -> list[str]:
+        """The names of the positional arguments of the model, or of `forward` after the model."""
+        function = self.model.forward if self.forward is None else self.forward
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except (TypeError, ValueError):  # a function without a signature
+            return []
+        named = itertools.takewhile(lambda one: one.kind is one.POSITIONAL_OR_KEYWORD, parameters)
+        return [one.name for one in named][self.forward is not None :]
 
     def inputs(self, x: Any) -> Inputs:
         """Read an input; text goes through the tokenizer, padded to the longest.

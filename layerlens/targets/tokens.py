@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from layerlens.inputs.inputs import Inputs
 from layerlens.model.trees import describe
 from layerlens.signatures import public
 
+from .answers import Answers, Run
 from .outputs import main_output
 from .target import Names, Target, TokenNames, as_target
 
@@ -23,14 +24,21 @@ class Vocabulary(TokenNames):
 
     Args:
         tokenizer: a tokenizer as in `transformers`.
-        inputs: inputs of the model, with `input_ids`.
+        inputs: inputs of the model.
+        run: runs the borrowed model, see `Answers`.
+        names: names of the positional arguments of the model.
     """
 
-    def __init__(self, tokenizer: Callable[..., Any], inputs: Inputs | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Callable[..., Any],
+        inputs: Inputs | None = None,
+        run: Run | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
         self._tokenizer = tokenizer
-        tensors = {} if inputs is None else inputs.tensors()
-        self.ids = tensors.get("input_ids")
-        self._mask = tensors.get("attention_mask")
+        padding = getattr(tokenizer, "pad_token_id", None)
+        self._answers = None if inputs is None else Answers(inputs, run, names, padding)
 
     def __getitem__(self, index: int) -> str:
         decode = getattr(self._tokenizer, "decode", None)
@@ -95,11 +103,16 @@ class Vocabulary(TokenNames):
     def _last(self, output: object, rows: torch.Tensor | None) -> torch.Tensor:
         """The logits at the last token before the padding, `(batch, vocabulary)`."""
         logits = self.logits(output)
-        if self._mask is None:
+        places = None if self._answers is None else self._answers.last(logits.shape[1])
+        if places is None:
             return logits[:, -1]
-        places = self._mask.shape[1] - 1 - self._mask.flip(1).long().argmax(dim=1)
         places = places if rows is None else places[rows.to(places.device)]
         return logits[torch.arange(len(logits), device=logits.device), places.to(logits.device)]
+
+    def ids(self, output: object) -> torch.Tensor | None:
+        """Return the token ids that the places of the output follow, `(batch, place)`; None if they are unknown."""
+        found = None if self._answers is None else self._answers.sequence(self.logits(output).shape[1])
+        return None if found is None else found.ids
 
     def logits(self, output: object) -> torch.Tensor:
         """Return the main output if it has a number for each token of the vocabulary at each place.
@@ -135,21 +148,26 @@ def continuation(tokens: int | str) -> Target:
     """
 
     def reader(names: Names) -> Target:
-        if not isinstance(names, Vocabulary) or names.ids is None:
-            raise TargetError("a continuation needs Lens(model, tokenizer=...) and a text, or input_ids, as input.")
-        ids = names.ids
+        if not isinstance(names, Vocabulary):
+            raise TargetError(need)
         count = len(names.read(tokens)) if isinstance(tokens, str) else tokens
-        if not 0 < count < ids.shape[1]:
-            raise TargetError(f"a continuation of {count} tokens needs a longer input; it has {ids.shape[1]}.")
-        if isinstance(tokens, str) and any(row[-count:] != names.read(tokens) for row in ids.tolist()):
-            raise TargetError(f"the input does not end with the tokens of {tokens!r}; give the number of tokens.")
-        return Target(
-            lambda output, rows: _log_probability(names.logits(output), ids[rows.to(ids.device)], count), label
-        )
+
+        def score(output: object, rows: torch.Tensor) -> torch.Tensor:
+            ids = names.ids(output)
+            if ids is None:
+                raise TargetError(need)
+            if not 0 < count < ids.shape[1]:
+                raise TargetError(f"a continuation of {count} tokens needs a longer input; it has {ids.shape[1]}.")
+            if isinstance(tokens, str) and any(row[-count:] != names.read(tokens) for row in ids.tolist()):
+                raise TargetError(f"the input does not end with the tokens of {tokens!r}; give the number of tokens.")
+            return _log_probability(names.logits(output), ids[rows.to(ids.device)], count)
+
+        return Target(score, label)
 
     def unread(output: object, rows: torch.Tensor) -> torch.Tensor:
         return reader(None)(output, rows)
 
+    need = "a continuation needs Lens(model, tokenizer=...) and a text, or token ids, as input."
     label = f"log p({tokens!r})" if isinstance(tokens, str) else f"log p(last {tokens} tokens)"
     return Target(unread, label, reader=reader)
 

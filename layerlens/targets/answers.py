@@ -1,0 +1,115 @@
+"""Which input the places of an output follow: the text itself, or the answer that a decoder reads."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Sequence as Listed
+from typing import Any
+
+import torch
+
+from layerlens.errors import TargetError
+from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.sequences import Sequence, sequences, without_last
+
+from .outputs import main_output
+
+Run = Callable[[Inputs], Any]
+"""Runs a borrowed model on inputs and returns its output."""
+
+NAME_IT = "Name the place: target=(place, token), such as (-1, ' house'), for one sample or texts of one length."
+
+
+class Answers:
+    """The places of an output `(batch, place, ...)`, by the input that they follow.
+
+    It has as many places as the output. Where several inputs have, each is made one place shorter in turn: the output
+    follows the one that makes it shorter as well.
+
+    Args:
+        inputs: inputs of the model.
+        run: runs the borrowed model; None if there is no model to try.
+        names: names of the positional arguments, where they are known.
+        padding: id of the padding token, where it is known.
+    """
+
+    def __init__(
+        self, inputs: Inputs, run: Run | None = None, names: Listed[str] = (), padding: int | None = None
+    ) -> None:
+        self._sequences, self._padding = sequences(inputs, names), padding
+        self._followed: list[Sequence] = []
+        by_count = sorted(self._sequences, key=lambda one: one.count)
+        for count, group in itertools.groupby(by_count, key=lambda one: one.count):
+            several = list(group)
+            if run is not None and count > 1 and len(several) > 1:
+                self._followed += _followed(inputs.rows(torch.arange(1)), run, several)
+
+    def sequence(self, count: int) -> Sequence | None:
+        """Return the input that an output of `count` places follows; None if no input has so many.
+
+        Raises:
+            TargetError: when several have, and it is unknown which of them it is.
+        """
+        fitting = [one for one in self._sequences if one.count == count]
+        followed = [one for one in fitting if one in self._followed] or fitting
+        if len(followed) > 1 and count > 1:
+            raise TargetError(
+                f"the output has {count} places, and so have {' and '.join(map(str, followed))}: which of them it "
+                f"follows is unknown. {NAME_IT}"
+            )
+        return followed[0] if followed else None
+
+    def last(self, count: int) -> torch.Tensor | None:
+        """Return the last of `count` places that is no padding, `(batch,)`; None if it is the same for all samples.
+
+        Raises:
+            TargetError: when it is unknown.
+        """
+        one = self.sequence(count)
+        if one is None:
+            padded = [str(one) for one in self._sequences if one.last() is not None or one.unsure]
+            if padded:
+                raise TargetError(
+                    f"the output has {count} places, as no input has, and {' and '.join(padded)} ends with padding: "
+                    f"which place is the last of each sample is unknown. {NAME_IT}"
+                )
+            return None
+        if one.unsure:
+            raise TargetError(
+                f"the mask {' and '.join(one.unsure)} may be of {one} or of another input. Give it a name that begins "
+                f"like that of its input, such as 'decoder_attention_mask' for 'decoder_input_ids'. {NAME_IT}"
+            )
+        if one.used is None and one.ids is not None and self._padding is not None:
+            ends = one.ids[:, -1] == self._padding
+            if bool(ends.any()) and not bool(ends.all()):
+                raise TargetError(
+                    f"some samples of {one} end with the padding token {self._padding}, and no input says whether it "
+                    "is padding. Give its mask, such as 'attention_mask' for 'input_ids' or 'decoder_attention_mask' "
+                    f"for 'decoder_input_ids'. {NAME_IT}"
+                )
+        return one.last()
+
+
+def _followed(inputs: Inputs, run: Run, several: Listed[Sequence]) -> list[Sequence]:
+    """The sequences that the output follows: it is one place shorter where they are."""
+    whole = _places(inputs, run)
+    found = [one for one in several if _places(without_last(inputs, one), run) == whole - 1]
+    if found or not whole:
+        return found
+    for one in several:  # one that is not needed, such as labels, must not be longer than the others
+        less = Inputs(inputs.args, {name: value for name, value in inputs.kwargs.items() if name not in one.names})
+        if len(less.kwargs) < len(inputs.kwargs) and _places(less, run) == whole:
+            return _followed(less, run, [other for other in several if other is not one])
+    return []
+
+
+def _places(inputs: Inputs, run: Run) -> int:
+    """The number of places of the output; 0 if the model does not run."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            output = main_output(run(inputs))
+    except Exception:  # whatever the model raises for an input that it does not take
+        return 0
+    return output.shape[1] if output.ndim > 1 else 0
