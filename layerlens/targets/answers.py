@@ -61,7 +61,7 @@ class Answers:
         return followed[0] if followed else None
 
     def last(self, count: int) -> torch.Tensor | None:
-        """Return the last of `count` places that is no padding, `(batch,)`; None if it is the same for all samples.
+        """Return the last of `count` places before padding, `(batch,)`; None if it is the same for all samples.
 
         Raises:
             TargetError: when it is unknown.
