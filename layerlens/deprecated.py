@@ -29,7 +29,7 @@ _MOVED: Final = {
         areas=regions contrasting=contrast language=tokens neurons=units outputs=target softmaxed=probability target
     """,
     ("analyzers", "analyzers.common"): "methods=registry score=scorer texts=token_inputs warn=scorer",
-    ("analyzers", "analyzers.common.calls"): "fastpath",
+    ("analyzers", "model"): "fastpath",
     ("analyzers", "analyzers.common.features"): "features=layer_features",
     ("analyzers", "analyzers.common.leaves"): "layout=leaves leaves places=layer_leaf token_uses=token_leaf",
     ("analyzers", "analyzers.saliency.path"): "tap=layer_paths",

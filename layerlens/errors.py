@@ -39,6 +39,10 @@ class TargetError(LayerLensError, ValueError):
     """The target does not fit the model's output."""
 
 
+class AxesUnknown(LayerLensError, LookupError):
+    """What an axis of a tensor holds is not known, and the analyzer needs to know it."""
+
+
 class OptionError(LayerLensError, ValueError):
     """An option has a value outside of those that exist."""
 

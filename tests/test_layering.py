@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "layerlens"
 MOST_LINES = 400
-ROOMS = ("model", "axes", "inputs", "targets", "results", "probes")
+ROOMS = ("model", "inputs", "axes", "targets", "results", "probes")
 """The rooms below the analyzers, lowest first: each may import the rooms before it."""
 BASE = {"errors", "progress", "files", "signatures", "deprecated"}
 """Files at the top that every room may import."""

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.errors import InputError, OptionError, choose
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.call_tracking import Running
+from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Layers, Selection
 from layerlens.probes.function_probe import function_name
 from layerlens.results import AttentionWeights

@@ -13,12 +13,12 @@ from torch import nn
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
+from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.trees import describe, first_tensor, version
 from layerlens.probes.probe import Probe
 
 from ..calls.call_shapes import Seen, seen, watch
-from ..calls.fastpath import layers_called
 from ..messages import first_reasons
 
 POOLS = ("mean", "last", "flatten")

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_shapes import Seen, seen, watch
-from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.features.layer_features import silent_layers, units_first
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
+from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import describe, first_tensor, version
 from layerlens.probes.probe import Probe

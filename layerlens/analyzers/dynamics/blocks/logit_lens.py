@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_sites import MEMORY
-from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.errors import OptionError, TargetError, check_count, choose, warn
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
+from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import LogitLens

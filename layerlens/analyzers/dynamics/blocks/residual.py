@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
-from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
+from layerlens.model.fastpath import layers_called
 from layerlens.model.trees import first_tensor, named_tensors
 from layerlens.probes.probe import Probe
 

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_sites import row_norms
-from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.features.batch_targets import check_length, class_lists, of_batch
 from layerlens.analyzers.common.features.feature_batches import warn_unread
 from layerlens.analyzers.common.messages import first_reasons, listed
@@ -18,6 +17,7 @@ from layerlens.errors import InputError, OptionError, check_count, warn
 from layerlens.inputs.batches import Batch, Data, Read, Samples
 from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
+from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import LayerPath, Selection
 from layerlens.probes.run import capture
 from layerlens.results import LayerHealth

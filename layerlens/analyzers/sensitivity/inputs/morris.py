@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
-from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
 from layerlens.analyzers.common.measure_registry import measure
@@ -16,6 +15,7 @@ from layerlens.analyzers.common.null_model import shuffled
 from layerlens.errors import OptionError, check_count, warn
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
+from layerlens.model.fastpath import layers_called
 from layerlens.progress import track
 from layerlens.results import Ranking
 from layerlens.targets.target import Spec

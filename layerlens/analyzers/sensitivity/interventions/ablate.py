@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.statistics import spearman
 from layerlens.errors import OptionError, check_count, choose, suggestion, warn
 from layerlens.inputs.batches import Samples
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
+from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Selection
 from layerlens.results import Explained, Ranking
 from layerlens.targets.target import Spec

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, edits_at, survey
-from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.errors import LayerNotFound, OptionError, check_count, warn
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
+from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Selection
 from layerlens.model.placement import GATHERED, refuse_parts
 from layerlens.model.trees import map_tensors

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.errors import InputError, OptionError, check_count, choose, warn
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
+from layerlens.model.fastpath import layers_called
 from layerlens.progress import track
 from layerlens.results import Curve
 from layerlens.targets.target import Spec

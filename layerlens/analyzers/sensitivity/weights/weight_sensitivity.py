@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.common.measure_registry import measure as known_measure
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.errors import OptionError, check_count, choose, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
+from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Selection
 from layerlens.model.placement import home, need_weights
 from layerlens.results import LayerProfile

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from layerlens import Lens, capture, errors
-from layerlens.analyzers.common.calls.fastpath import layers_called
 from layerlens.analyzers.dynamics import logit_lens
 from layerlens.inputs.inputs import as_inputs
+from layerlens.model.fastpath import layers_called
 from tests.cases import CASES, normal
 from tests.families import FAMILIES
 

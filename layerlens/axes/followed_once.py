@@ -1,0 +1,60 @@
+"""The axes of a run of a model: followed once for a model and the shapes of its input, then reused."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable
+
+from torch import nn
+
+from layerlens.inputs.inputs import Forward, Inputs
+from layerlens.model.borrowed import borrowed, modules_of
+from layerlens.model.fastpath import layers_called
+
+from .provenance.followed import Followed, Names, follow
+
+_KEPT = 8
+"""Number of shapes that are remembered for each model."""
+
+_followed: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Followed]] = weakref.WeakKeyDictionary()
+_names: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[str, ...]]] = weakref.WeakKeyDictionary()
+
+
+def name_axes(model: nn.Module, axes: Names) -> None:
+    """Name axes that cannot be followed, or that have a better name; every analyzer of this model uses them.
+
+    Args:
+        model: any `torch.nn.Module`.
+        axes: input tensor (`"0"` for the first positional one), layer, or `layer/tensor` -> a name for every axis of
+            it: `batch`, `unit`, an axis of the input such as `height` or `token`, or any other word.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> name_axes(net, {"0": ("batch", "time", "sensor")})
+    """
+    _names[model] = {**_names.get(model, {}), **{key: tuple(value) for key, value in axes.items()}}
+    _followed.pop(model, None)
+
+
+def followed(model: nn.Module, inputs: Inputs, forward: Forward | None = None) -> Followed:
+    """Return the axes of every tensor of a run; the model runs once in eval mode, unless these shapes are known.
+
+    Args:
+        model: any module.
+        inputs: its arguments.
+        forward: called instead of the model.
+
+    Raises:
+        InputError: when axes that the user named do not fit.
+    """
+    known = _followed.setdefault(model, OrderedDict())
+    shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in inputs.tensors().items())
+    key = (shapes, forward, hash(tuple(map(id, modules_of(model)))))
+    if key not in known:
+        with borrowed(model, grad=False), layers_called():
+            known[key] = follow(model, inputs, forward, _names.get(model))
+        while len(known) > _KEPT:
+            known.popitem(last=False)
+    known.move_to_end(key)
+    return known[key]

@@ -1,0 +1,361 @@
+"""What one axis of a tensor holds: entries of an axis of the input, units of a layer, or several of these together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import Literal, TypeAlias
+
+Kind = Literal["input", "unit", "copy", "extra", "unknown"]
+
+RANK: dict[Kind, int] = {"input": 0, "unit": 1, "copy": 2, "extra": 3, "unknown": 4}
+"""Which of two axes that meet in one operation names the result: the one that says most."""
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Source:
+    """Where entries come from: one axis of an input, or the operation that made them.
+
+    Attributes:
+        kind: `"input"` for an axis of an input; `"unit"` for what a layer computed by summing over another axis;
+            `"copy"` for repetitions; `"extra"` for entries that no input has, such as class tokens; `"unknown"`.
+        size: number of entries where the source was made.
+        name: name of the axis; `""` until it is known.
+        origin: name of the input tensor and its axis, for the kind `"input"`.
+        why: what made it unknown.
+        role: what an axis of an input counts: samples, places, or units.
+        roles: what operations did to it, such as `"contracted"` or `"windowed"`, in order of their occurrence.
+        heads: sizes of the head axes into which attention split it.
+    """
+
+    kind: Kind
+    size: int
+    name: str = ""
+    origin: tuple[str, int] | None = None
+    why: str = ""
+    role: Literal["batch", "place", "unit"] = "place"
+    roles: dict[str, int] = dataclasses.field(default_factory=dict)
+    heads: set[int] = dataclasses.field(default_factory=set)
+
+    def __repr__(self) -> str:
+        return f"Source({self.name or self.kind}[{self.size}])"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """Evenly spaced entries of a source.
+
+    Entry `i` lies at `offset + i * stride`, in entries of the source; a merged entry lies at the center of what it
+    covers.
+
+    Attributes:
+        source: where the entries come from.
+        size: number of entries.
+        stride: distance of neighbors.
+        offset: position of the first.
+        outer: whether it counts blocks, such as windows or heads, whose entries lie in another factor.
+        inner: whether it counts the entries inside of such blocks; its offset is then relative to the block.
+        rolled: by how much the source was rolled.
+    """
+
+    source: Source
+    size: int
+    stride: float = 1.0
+    offset: float = 0.0
+    outer: bool = False
+    inner: bool = False
+    rolled: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The name of the source, or `head` and `group` for blocks of units."""
+        if self.source.kind == "unit":
+            return ("head" if self.size in self.source.heads else "group") if self.outer else "unit"
+        return self.source.name or {"unknown": "?"}.get(self.source.kind, self.source.kind)
+
+
+class Axis:
+    """One axis of a tensor: the product of its factors, outermost first.
+
+    Args:
+        factors: parts of sources, and joined axes; none for an axis of size 1 without a meaning.
+
+    Attributes:
+        factors: these.
+        size: number of entries.
+    """
+
+    __slots__ = ("factors", "size")
+
+    def __init__(self, factors: Iterable[Factor] = ()) -> None:
+        self.factors: tuple[Factor, ...] = tuple(factors)
+        self.size: int = math.prod(factor.size for factor in self.factors)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Axis) and self.factors == other.factors
+
+    def __hash__(self) -> int:
+        return hash(self.factors)
+
+    @property
+    def part(self) -> Part | None:
+        """The only factor, if it is a part of a source; else None."""
+        first = self.factors[0] if len(self.factors) == 1 else None
+        return first if isinstance(first, Part) else None
+
+    @property
+    def name(self) -> str:
+        """The name: `height`, `height*width` for a product, `1+height*width` with one extra entry in front."""
+        shown = [one for one in self.factors if one.size > 1 or one.name == "batch"] or list(self.factors)
+        names = [f"({one.name})" if isinstance(one, Joined) and len(shown) > 1 else one.name for one in shown]
+        return "*".join(dict.fromkeys(names)) or "1"
+
+    @property
+    def known(self) -> bool:
+        """Whether every part of it has a known source."""
+        return all(part.source.kind != "unknown" for part in self.parts())
+
+    def parts(self) -> Iterator[Part]:
+        """Yield every part in it, also those of joined axes."""
+        for factor in self.factors:
+            if isinstance(factor, Part):
+                yield factor
+            else:
+                for segment in factor.segments:
+                    yield from segment.parts()
+
+    def __repr__(self) -> str:
+        return f"{self.name}[{self.size}]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Joined:
+    """Axes one after another, such as a class token and the patches of a picture.
+
+    Attributes:
+        segments: the axes, in order.
+    """
+
+    segments: tuple[Axis, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return sum(segment.size for segment in self.segments)
+
+    @property
+    def name(self) -> str:
+        """The names of the segments, with the number of entries for extra ones."""
+        return "+".join(
+            str(one.size) if one.part is not None and one.part.source.kind == "extra" else one.name
+            for one in self.segments
+        )
+
+
+Factor: TypeAlias = Part | Joined
+Axes: TypeAlias = tuple[Axis, ...]
+
+
+def new(kind: Kind, size: int, why: str = "") -> Axis:
+    """Return an axis of a new source."""
+    return Axis((Part(Source(kind, size, why=why), size),))
+
+
+def merged(factors: Iterable[Factor]) -> Axis:
+    """Return the axis of these factors, with blocks and the places inside them joined again."""
+    found: list[Factor] = []
+    for factor in factors:
+        last = found[-1] if found else None
+        if isinstance(last, Part) and isinstance(factor, Part) and fits(last, factor):
+            size, offset = last.size * factor.size, last.offset + factor.offset
+            found[-1] = dataclasses.replace(factor, size=size, offset=offset, inner=last.inner)
+        else:
+            found.append(factor)
+    return Axis(found)
+
+
+def fits(blocks: Part, places: Part) -> bool:
+    """Whether `blocks` counts the blocks of which `places` are the entries."""
+    return (
+        blocks.source is places.source
+        and blocks.outer
+        and places.inner
+        and abs(blocks.stride - places.stride * places.size) < 1e-6 * abs(blocks.stride)
+        and blocks.rolled == places.rolled
+    )
+
+
+def split(part: Part, blocks: int) -> tuple[Part, Part]:
+    """Split a part into `blocks` blocks and the entries inside each."""
+    size = part.size // blocks
+    outer = dataclasses.replace(part, size=blocks, stride=part.stride * size, outer=True)
+    return outer, dataclasses.replace(part, size=size, offset=0.0, inner=True)
+
+
+def without(axes: Iterable[Axis], gone: Axis) -> Axes:
+    """Return `axes` after an operation summed over `gone`: blocks of which it held the places are now places."""
+    lost = [part for part in gone.factors if isinstance(part, Part) and (part.inner or part.outer)]
+    axes = tuple(axes)
+    kept = [part for axis in axes for part in axis.parts() if part.inner]
+    lost = [part for part in lost if not any(one.source is part.source and one.stride == part.stride for one in kept)]
+    return tuple(Axis([_block_centers(factor, lost) for factor in axis.factors]) for axis in axes) if lost else axes
+
+
+def _block_centers(factor: Factor, lost: list[Part]) -> Factor:
+    if isinstance(factor, Part) and factor.outer:
+        for part in lost:
+            if fits(factor, part):
+                center = factor.offset + part.offset + (part.size - 1) / 2 * part.stride
+                return dataclasses.replace(factor, offset=center, outer=False)
+    return factor
+
+
+def reshaped(axes: Axes, sizes: Iterable[int]) -> Axes:
+    """Return the axes of a tensor that is reshaped to `sizes`: factors are merged and split in order."""
+    wanted, source, found = list(sizes), list(axes), list[Axis]()
+    while wanted:
+        if not source:  # the rest of the sizes is 1
+            return (*found, *(Axis() for _ in wanted))
+        group, targets = [source.pop(0)], [wanted.pop(0)]
+        have, want = group[0].size, targets[0]
+        while have != want:
+            if have < want:
+                group.append(source.pop(0))
+                have *= group[-1].size
+            else:
+                targets.append(wanted.pop(0))
+                want *= targets[-1]
+        found.extend(_regrouped([factor for axis in group for factor in axis.factors], targets))
+    return tuple(found)
+
+
+def _regrouped(factors: list[Factor], sizes: list[int]) -> Iterator[Axis]:
+    """Yield the axes of `sizes` out of factors of the same product."""
+    for position, size in enumerate(sizes):
+        taken: list[Factor] = []
+        have, last = 1, position == len(sizes) - 1
+        while have < size and factors:
+            factor = factors.pop(0)
+            if size % (have * factor.size) == 0:
+                taken.append(factor)
+                have *= factor.size
+            elif isinstance(factor, Part) and factor.size % (size // have) == 0:
+                outer, inner = split(factor, size // have)
+                taken.append(outer)
+                factors.insert(0, inner)
+                have = size
+            else:
+                why = f"a reshape cuts {Axis((factor,))!r} into {size // have} blocks"
+                for rest in sizes[position:]:
+                    yield new("unknown", rest, why) if rest > 1 else Axis()
+                return
+        if last:
+            taken.extend(factors)
+        elif size == 1 and factors and factors[0].size == 1:
+            taken.append(factors.pop(0))
+        yield merged(taken)
+
+
+def best(candidates: list[Axis]) -> Axis:
+    """Return the axis of entries that several tensors gave together, entry by entry."""
+    first = min(candidates, key=_rank)
+    part = first.part
+    if part is not None and part.source.kind == "input":
+        offsets = [part.offset]
+        for other in candidates:
+            also = other.part
+            if also is None or also == part or also.source.kind != "input":
+                continue
+            if also.source is not part.source:
+                meet(part.source, also.source)
+            elif also.stride == part.stride and also.outer == part.outer:
+                offsets.append(also.offset)
+        if len(offsets) > 1:
+            return Axis((dataclasses.replace(part, offset=sum(offsets) / len(offsets)),))
+    return first
+
+
+def meet(first: Source, second: Source) -> None:
+    """Note that entries of two axes of inputs were combined one by one, so that they have one name."""
+    first.roles.setdefault(f"meets {id(second)}", 1)
+    second.roles.setdefault(f"meets {id(first)}", 1)
+
+
+def _rank(axis: Axis) -> int:
+    if not axis.factors:
+        return 9
+    return min((RANK[part.source.kind] for part in axis.parts()), default=9)
+
+
+def cut(axis: Axis, start: int, size: int, step: int = 1) -> Axis:
+    """Return the entries `start`, `start + step`, ... of an axis, `size` of them."""
+    if size == axis.size:
+        return axis
+    part = axis.part
+    if part is not None:
+        offset = part.offset + start * part.stride
+        return Axis((dataclasses.replace(part, size=size, stride=part.stride * step, offset=offset),))
+    if len(axis.factors) == 1 and isinstance(axis.factors[0], Joined):
+        return joined(_cut_segments(axis.factors[0].segments, start, size, step))
+    kinds = {part.source.kind for part in axis.parts()}
+    if kinds <= {"unit", "copy"}:
+        return new("unit", size)
+    return new("unknown", size, f"entries {start} to {start + size * step} of {axis!r}") if size > 1 else Axis()
+
+
+def _cut_segments(segments: tuple[Axis, ...], start: int, size: int, step: int) -> Iterator[Axis]:
+    position, end = 0, start + (size - 1) * step + 1
+    for segment in segments:
+        first = max(start - position, 0)
+        if step > 1 and first:
+            first = next(place for place in range(first, first + step) if (place + position - start) % step == 0)
+        elif step > 1:
+            first = (start - position) % step if position > start else start - position
+        count = -(-(min(end - position, segment.size) - first) // step)
+        if count > 0 and first < segment.size:
+            yield cut(segment, first, count, step)
+        position += segment.size
+
+
+def joined(segments: Iterable[Axis]) -> Axis:
+    """Return the axis of segments one after another; pieces of one axis that continue each other become one again."""
+    found: list[Axis] = []
+    for segment in segments:
+        inside = segment.factors[0] if len(segment.factors) == 1 else None
+        for piece in (
+            inside.segments if isinstance(inside, Joined) else (segment if segment.factors else new("extra", 1),)
+        ):
+            last = found[-1] if found else None
+            continued = None if last is None else _continued(last, piece)
+            if continued is not None:
+                found[-1] = continued
+            else:
+                found.append(piece)
+    if len(found) == 1:
+        return found[0]
+    kinds = {part.source.kind for segment in found for part in segment.parts()}
+    size = sum(segment.size for segment in found)
+    if "unit" in kinds or "copy" in kinds:
+        return new("unit", size)
+    if kinds == {"extra"}:
+        return new("extra", size)
+    if "unknown" in kinds and not kinds & {"input"}:
+        return new("unknown", size, next(p.source.why for s in found for p in s.parts() if p.source.why))
+    return Axis((Joined(tuple(found)),))
+
+
+def _continued(first: Axis, second: Axis) -> Axis | None:
+    """The axis of two pieces of one source where the second begins one stride behind the first; else None."""
+    one, two = first.part, second.part
+    if one is None or two is None:
+        return None
+    if one.source.kind == "extra" and two.source.kind == "extra":
+        return new("extra", one.size + two.size)
+    if one.source is not two.source or one.outer != two.outer or one.rolled != two.rolled:
+        return None
+    gap = two.offset - (one.offset + (one.size - 1) * one.stride)
+    stride = one.stride if one.size > 1 else two.stride if two.size > 1 else gap
+    if gap == 0 or abs(gap - stride) > 1e-6 or (two.size > 1 and abs(two.stride - stride) > 1e-6):
+        return None
+    return Axis((dataclasses.replace(one, size=one.size + two.size, stride=stride),))

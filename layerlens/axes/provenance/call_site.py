@@ -1,0 +1,54 @@
+"""One call of one layer, with the axes of every tensor that it took and returned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from layerlens.errors import AxesUnknown
+from layerlens.model.layers import LayerPath
+
+from .axis import Axes
+
+
+@dataclasses.dataclass(frozen=True)
+class CallSite:
+    """One call of one layer.
+
+    Attributes:
+        path: path of the layer.
+        index: index of the call: 0 for the first call of the layer in the run.
+        outputs: name of each tensor that the call returned (`""` for a single one) -> its axes.
+        inputs: name of each tensor among the positional and keyword arguments -> its axes.
+    """
+
+    path: LayerPath
+    index: int
+    outputs: Mapping[str, Axes]
+    inputs: Mapping[str, Axes]
+
+    @property
+    def name(self) -> str:
+        """`path`, or `path #1` for the second call."""
+        return (self.path or "(model)") + (f" #{self.index}" if self.index else "")
+
+    def axes(self, tensor: str = "") -> Axes:
+        """Return the axes of one tensor that the call returned, all of them known.
+
+        Raises:
+            AxesUnknown: when an axis is unknown, or there is no such tensor; says how to name the axes.
+        """
+        found = self.outputs.get(tensor)
+        if found is None:
+            named = ", ".join(map(repr, self.outputs)) or "none"
+            raise AxesUnknown(f"layer {self.name!r} returned no tensor {tensor!r}; its tensors: {named}.")
+        if all(axis.known for axis in found):
+            return found
+        why = next(part.source.why for axis in found for part in axis.parts() if part.source.kind == "unknown")
+        key = f"{self.path}/{tensor}" if tensor else self.path
+        example = ("batch", "token", "unit") if len(found) == 3 else ("batch", "unit", "height", "width")[: len(found)]
+        sizes = tuple(axis.size for axis in found)
+        raise AxesUnknown(
+            f"layer {self.name!r} returned a tensor of shape {sizes} whose axes are not known: {why}. Name them, "
+            f"such as Lens(model, axes={{{key!r}: {example}}})."
+        )

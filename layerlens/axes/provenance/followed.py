@@ -1,0 +1,312 @@
+"""Follow the axes of the input through one forward pass: what every axis of every tensor is."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.weak import WeakIdKeyDictionary
+
+from layerlens.errors import InputError, RecordError
+from layerlens.inputs.inputs import Forward, Inputs
+from layerlens.model.layers import LayerPath
+from layerlens.model.tensors import tensor_path, tensors_of
+from layerlens.model.trees import named_tensors
+
+from .axis import Axes, Axis, Part, Source, new
+from .call_site import CallSite
+from .roles import UNITS, name_sources
+from .table import Operation, constant, row_of
+
+Names: TypeAlias = "Mapping[str, Sequence[str]]"
+"""Input tensor, layer, or `layer/tensor` -> names of its axes."""
+
+_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+
+
+class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keep the axes of every tensor that depends on a named one while a `with` block runs operations.
+
+    Attributes:
+        unknown: operation -> what could not be followed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._axes: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.unknown: dict[str, str] = {}
+
+    def axes(self, tensor: object) -> Axes | None:
+        """Return the axes of a tensor; None for one that does not depend on the input."""
+        return self._axes.get(tensor) if isinstance(tensor, torch.Tensor) else None  # type: ignore[no-untyped-call]
+
+    def set(self, tensor: torch.Tensor, axes: Axes) -> None:
+        """Set the axes of a tensor."""
+        self._axes[tensor] = axes
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
+        self.note(function, args, kwargs, out)
+        return out
+
+    def note(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Note the axes of what an operation returned."""
+        if not self._depends(args) and not (kwargs and self._depends(tuple(kwargs.values()))):
+            return
+        name = str(function._schema.name).replace("::", ".")
+        tensors = [out] if isinstance(out, torch.Tensor) else list(out) if isinstance(out, (tuple, list)) else []
+        if not any(isinstance(part, torch.Tensor) for part in tensors):
+            return
+        operation, why = Operation(function, args, kwargs, out, self.axes), ""
+        row = row_of(name)
+        if row is None and torch.Tag.pointwise in function.tags:
+            row = row_of("aten.clone")
+        found: Any = None
+        if row is None:
+            why = f"{name} is not followed"
+        else:
+            try:
+                found = row(operation)
+            except (LookupError, TypeError, ValueError, AttributeError, AssertionError, StopIteration) as error:
+                why = f"{name} could not be followed ({type(error).__name__}: {error})"
+        each = found if isinstance(found, list) else [found] * len(tensors)
+        for tensor, axes in zip(tensors, each, strict=False):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            if axes is None or [axis.size for axis in axes] != list(tensor.shape):
+                if axes is not None:
+                    why = f"{name} gave {[axis.size for axis in axes]} for {tuple(tensor.shape)}"
+                elif found is not None and isinstance(found, list):
+                    continue
+                reason = why or f"{name} is not followed here"
+                self.unknown.setdefault(name, reason)
+                axes = tuple(new("unknown", size, reason) if size > 1 else Axis() for size in tensor.shape)
+            self._axes[tensor] = axes
+            base = tensor._base
+            if base is not None and base not in self._axes and name.endswith("_"):
+                self._written(tensor, base, axes)
+
+    def _depends(self, values: tuple[Any, ...]) -> bool:
+        known = self._axes
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                if value in known:
+                    return True
+            elif isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) and v in known for v in value):
+                return True
+        return False
+
+    def _written(self, view: torch.Tensor, base: torch.Tensor, axes: Axes) -> None:
+        """Note the axes of a constant tensor into which a view of it was written."""
+        found: list[Axis] = []
+        left = list(zip(view.stride(), axes, strict=True))
+        shift = view.storage_offset() - base.storage_offset()
+        for size, stride in zip(base.shape, base.stride(), strict=True):
+            start, shift = (shift // stride, shift % stride) if stride else (0, shift)
+            axis = next((axis for step, axis in left if step == stride and axis.size > 1), None)
+            part = None if axis is None else axis.part
+            if axis is not None and axis.size == size:
+                found.append(axis)
+            elif part is not None:
+                offset = part.offset - start * part.stride
+                found.append(Axis((dataclasses.replace(part, size=size, offset=offset),)))
+            else:
+                found.append(new("unknown", size, "it was filled entry by entry") if size > 1 else Axis())
+        self._axes[base] = tuple(found)
+
+
+class _Recurrent(TorchFunctionMode):
+    """Follow recurrent kernels as one operation: step by step they are hundreds."""
+
+    def __init__(self, follow: Follow) -> None:
+        super().__init__()
+        self._follow = follow
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function not in _RECURRENT:
+            return function(*args, **kwargs)
+        with _disable_current_modes():
+            out = function(*args, **kwargs)
+        packet = getattr(torch.ops.aten, function.__name__)
+        packed = (
+            isinstance(args[1], torch.Tensor)
+            and not isinstance(args[1], (list, tuple))
+            and isinstance(args[3], (list, tuple))
+        )
+        overload = packet.data if packed else packet.input
+        self._follow.note(overload, args, kwargs, out)
+        return out
+
+
+class _Calls:
+    """Global hooks that keep the axes of what every layer of a model took and returned."""
+
+    def __init__(self, model: nn.Module, follow: Follow, names: Names, said: Callable[..., Axes]) -> None:
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._follow, self._names, self._said = follow, names, said
+        self._count: dict[LayerPath, int] = {}
+        self.found: list[CallSite] = []
+        self._entered: list[tuple[nn.Module, dict[str, Axes]]] = []
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """Attach the hooks."""
+        handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, with_kwargs=True, always_call=False),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _axes(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Axes]:
+        """The axes of every tensor; those of one that does not depend on the input are extra entries."""
+        return {
+            name: self._follow.axes(part) or constant(part.shape)
+            for name, part in tensors.items()
+            if part.layout is torch.strided and not part.is_nested
+        }
+
+    def outputs(self, module: nn.Module, output: object) -> dict[str, Axes]:
+        """Return the axes of every tensor of an output, by name."""
+        return self._axes(tensors_of(module, output))
+
+    def _enter(self, module: nn.Module, args: object) -> None:
+        if id(module) in self._paths:
+            self._entered.append((module, self._axes(dict(named_tensors(args)))))
+
+    def _leave(self, module: nn.Module, args: object, kwargs: object, output: object) -> None:
+        if id(module) not in self._paths:
+            return
+        path = self._paths[id(module)]
+        given: dict[str, Axes] = {}
+        while self._entered:
+            entered, given = self._entered.pop()
+            if entered is module:
+                break
+        index = self._count.get(path, 0)
+        self._count[path] = index + 1
+        for name, tensor in tensors_of(module, output).items() if self._names else ():
+            wanted = self._names.get(tensor_path(path, name)) or self._names.get(path)
+            if wanted is not None:
+                self._follow.set(tensor, self._said(path, wanted, tensor))
+        given.update(self._axes(dict(named_tensors(kwargs))))
+        self.found.append(CallSite(path, index, self.outputs(module, output), given))
+
+
+@dataclasses.dataclass(frozen=True)
+class Followed:
+    """The axes of one forward pass.
+
+    Attributes:
+        inputs: name of each input tensor -> its axes.
+        calls: the calls of all layers, in the order in which they ended.
+        output: name of each tensor that the model returned -> its axes.
+        unknown: operation -> what could not be followed.
+    """
+
+    inputs: Mapping[str, Axes]
+    calls: tuple[CallSite, ...]
+    output: Mapping[str, Axes]
+    unknown: Mapping[str, str]
+
+    def site(self, path: LayerPath, index: int = 0) -> CallSite:
+        """Return one call of one layer.
+
+        Raises:
+            RecordError: when there was no such call.
+        """
+        found = [site for site in self.calls if site.path == path]
+        if index >= len(found):
+            raise RecordError(f"layer {path!r} ran {len(found)} time(s); there is no call {index}.")
+        return found[index]
+
+
+def follow(
+    model: nn.Module,
+    inputs: Inputs,
+    forward: Forward | None = None,
+    names: Names | None = None,
+) -> Followed:
+    """Run a borrowed model once, without gradients, and follow the axes of its input.
+
+    Args:
+        model: the model, in the mode in which it is to run.
+        inputs: its arguments.
+        forward: called instead of the model.
+        names: input tensor, layer, or `layer/tensor` -> names of its axes, where they are not known.
+
+    Raises:
+        InputError: when a name fits neither an input nor a layer, or the number of names is wrong.
+    """
+    names, mode, batch = names or {}, Follow(), Source("input", 0, "batch")
+    of_layers = {key: value for key, value in names.items() if key not in inputs.tensors()}
+    places: dict[str, tuple[str, int]] = {}
+    if of_layers:
+        paths = dict(model.named_modules())
+        for key in of_layers:
+            if key not in paths and key.partition("/")[0] not in paths:
+                known = ", ".join(map(repr, inputs.tensors()))
+                raise InputError(f"axes names {key!r}, which is neither an input ({known}) nor a layer.")
+        before = follow(model, inputs, forward, {key: value for key, value in names.items() if key not in of_layers})
+        sources = [part.source for axes in before.inputs.values() for axis in axes for part in axis.parts()]
+        places = {source.name: source.origin for source in sources if source.origin is not None}
+    given: dict[str, Axes] = {}
+
+    def run(borrowed: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for name, tensor in Inputs(args, kwargs).tensors().items():
+            given[name] = _input_axes(name, tensor, batch)
+            mode.set(tensor, given[name])
+        return borrowed(*args, **kwargs) if forward is None else forward(borrowed, *args, **kwargs)
+
+    def said(path: LayerPath, wanted: Sequence[str], tensor: torch.Tensor) -> Axes:
+        if len(wanted) != tensor.ndim:
+            raise InputError(f"axes[{path!r}] has {len(wanted)} names for a tensor of shape {tuple(tensor.shape)}.")
+        return tuple(_named_axis(name, size, batch, given, places)
+                     for name, size in zip(wanted, tensor.shape, strict=True))  # fmt: skip
+
+    calls = _Calls(model, mode, of_layers, said)
+    with torch.no_grad(), calls.attached(), _Recurrent(mode), mode:
+        out = inputs.run(model, run)
+        output = calls.outputs(model, out)
+    name_sources(given, inputs.tensors(), {key: value for key, value in names.items() if key in given})
+    return Followed(given, tuple(calls.found), output, mode.unknown)
+
+
+def _named_axis(
+    name: str, size: int, batch: Source, given: Mapping[str, Axes], places: Mapping[str, tuple[str, int]]
+) -> Axis:
+    """The axis that a user named: one of the input if it has this name, evenly spread over it."""
+    if name == "batch":
+        return Axis((Part(batch, size),))
+    if name in UNITS:
+        return new("unit", size)
+    if name not in places:
+        return Axis((Part(Source("input", size, name), size),))
+    origin = places[name]
+    part = given[origin[0]][origin[1]].part
+    assert part is not None
+    stride = part.size / size
+    return Axis((Part(part.source, size, stride, (stride - 1) / 2),))
+
+
+def _input_axes(name: str, tensor: torch.Tensor, batch: Source) -> Axes:
+    axes: list[Axis] = []
+    for place, size in enumerate(tensor.shape):
+        if place == 0:
+            batch.size = max(batch.size, size)
+            axes.append(Axis((Part(batch, size),)))
+        else:
+            axes.append(Axis((Part(Source("input", size, origin=(name, place)), size),)))
+    return tuple(axes)

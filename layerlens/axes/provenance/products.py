@@ -1,0 +1,168 @@
+"""Products of matrices, attention and embeddings: sums over one axis make a new one."""
+
+from __future__ import annotations
+
+from .axis import Axes, Axis, best, new, without
+from .table import Found, Operation, constant, row
+from .windows import note
+
+
+def product(operation: Operation, left: Axes | None, right: Axes | None) -> Axes:
+    """Return the axes of `left @ right`; None for a constant one."""
+    shape = operation.shape
+    if left is None and right is None:
+        return constant(shape)
+    if (left is not None and len(left) == 1) or (right is not None and len(right) == 1):
+        return _vector(left, right, len(shape))
+    rows = left[-2] if left is not None else new("unit", shape[-2])
+    columns = right[-1] if right is not None else new("unit", shape[-1])
+    if left is None:
+        columns_of = right[-2] if right is not None else None
+        note_sum(columns_of, with_constant=True)
+    elif right is None:
+        note_sum(left[-1], with_constant=True)
+    lead: list[Axis] = []
+    for place in range(len(shape) - 2):
+        back = place - len(shape)
+        here = [axes[back] for axes in (right, left) if axes is not None and len(axes) >= -back]
+        here = [axis for axis in here if axis.size == shape[place]]
+        lead.append(best(here) if here else new("extra", shape[place]) if shape[place] > 1 else Axis())
+        if left is not None and right is not None:
+            for axis in here:
+                heads(axis)
+    found: Axes = (*lead, rows, columns)
+    for axes, place in ((left, -1), (right, -2)):
+        if axes is not None and len(axes) >= 2:
+            found = without(found, axes[place])
+    return found
+
+
+def _vector(left: Axes | None, right: Axes | None, rank: int) -> Axes:
+    if left is not None and len(left) == 1:
+        return (
+            (*(right[:-2] if right is not None else ()), *(right[-1:] if right is not None else (new("unit", 1),)))[
+                -rank:
+            ]
+            if rank
+            else ()
+        )
+    return left[:-1] if left is not None else tuple(new("unit", 1) for _ in range(rank))
+
+
+def note_sum(axis: Axis | None, *, with_constant: bool) -> None:
+    """Note that a layer summed over an axis of an input."""
+    if axis is not None and with_constant:
+        note(axis, "contracted" if axis.part is not None else "contracted with others")
+
+
+def heads(axis: Axis) -> None:
+    """Note the blocks of units that attention keeps apart."""
+    for part in axis.parts():
+        if part.source.kind == "unit" and part.outer:
+            part.source.heads.add(part.size)
+
+
+@row("aten.mm", "aten.bmm", "aten.matmul", "aten.mv", "aten.dot", "aten._int_mm", "aten._scaled_mm")
+def multiply(operation: Operation) -> Found:
+    """Multiply two matrices."""
+    left, right = operation.tensors()[:2]
+    return product(operation, operation.axes(left), operation.axes(right))
+
+
+@row("aten.addmm", "aten.baddbmm", "aten._addmm_activation", "aten.addmv", "aten.addbmm")
+def multiply_add(operation: Operation) -> Found:
+    """Multiply two matrices and add a third."""
+    added, left, right = operation.tensors()[:3]
+    found = product(operation, operation.axes(left), operation.axes(right))
+    own = operation.axes(added)
+    if own is None:
+        return found
+    shift = len(found) - len(own)
+    return tuple(best([axis, own[place - shift]]) if place >= shift and own[place - shift].size == axis.size else axis
+                 for place, axis in enumerate(found))  # fmt: skip
+
+
+@row("aten.linear", "aten.mkldnn_linear", "aten._trilinear", "quantized.linear", "quantized.linear_dynamic",
+     "quantized.linear_relu", "quantized.linear_relu_dynamic", "aten._weight_int8pack_mm", "aten._weight_int4pack_mm",
+     "aten._sparse_semi_structured_linear", "quantized.linear_dynamic_fp16", "onednn.qlinear_pointwise")  # fmt: skip
+def linear(operation: Operation) -> Found:
+    """Sum over the last axis; the unit axis is new."""
+    axes = operation.axes(operation.first)
+    if axes is None:
+        others = [found for found in map(operation.axes, operation.tensors()) if found is not None]
+        return (*others[0][:-1], new("unit", operation.shape[-1])) if len(others[0]) == len(operation.shape) else None
+    note_sum(axes[-1], with_constant=True)
+    return without((*axes[:-1], new("unit", operation.shape[-1])), axes[-1])
+
+
+@row(*(f"aten.{name}" for name in """_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
+    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math
+    scaled_dot_product_attention _scaled_dot_product_fused_attention_overrideable""".split()))  # fmt: skip
+def attention(operation: Operation) -> Found:
+    """Sum the values over the places that are attended to."""
+    query, value = operation.axes(operation["query"]), operation.axes(operation["value"])
+    known = query or value
+    if known is None:
+        return None
+    rank = len(operation.shape)
+    lead: list[Axis] = []
+    for place in range(rank - 2):
+        here = [
+            axes[place] for axes in (value, query) if axes is not None and axes[place].size == operation.shape[place]
+        ]
+        for axis in here:
+            heads(axis)
+        lead.append(best(here) if here else new("extra", operation.shape[place]))
+    rows = query[-2] if query is not None else new("extra", operation.shape[-2])
+    columns = value[-1] if value is not None else new("unit", operation.shape[-1])
+    if columns.size != operation.shape[-1]:
+        columns = new("unit", operation.shape[-1])
+    found = (*lead, rows, columns)
+    return found if hasattr(operation.out, "shape") else [found, *(None for _ in operation.out[1:])]
+
+
+@row("aten.embedding", "aten.embedding_renorm")
+def embedding(operation: Operation) -> Found:
+    """Look up a row of units for every id."""
+    indices = operation["indices"]
+    axes = operation.axes(indices)
+    if axes is None:
+        return (*constant(indices.shape), *(operation.axes(operation["weight"]) or constant(operation.shape))[-1:])
+    for axis in axes:
+        note(axis, "looked up")
+    return (*axes, new("unit", operation.shape[-1]))
+
+
+@row("aten._embedding_bag", "aten._embedding_bag_forward_only", "aten.embedding_bag")
+def embedding_bag(operation: Operation) -> Found:
+    """Sum the rows of bags of ids."""
+    axes = operation.axes(operation["indices"])
+    if axes is not None:
+        for axis in axes:
+            note(axis, "looked up")
+    offsets = operation.axes(operation["offsets"])
+    first = axes[0] if axes is not None and axes[0].size == operation.shape[0] else offsets[0] if offsets else None
+    first = first or new("unknown", operation.shape[0], "bags of ids")
+    return [(first, new("unit", operation.shape[-1])), *(None for _ in operation.out[1:])]
+
+
+@row("aten._cdist_forward", "aten.cdist")
+def distances(operation: Operation) -> Found:
+    """Compare every row of one tensor with every row of another."""
+    left, right = operation.axes(operation["x1"]), operation.axes(operation["x2"])
+    known = left or right or ()
+    rows = left[-2] if left else new("unit", operation.shape[-2])
+    columns = right[-2] if right else new("unit", operation.shape[-1])
+    for axes in (left, right):
+        if axes is not None:
+            note_sum(axes[-1], with_constant=left is None or right is None)
+    return (*known[:-2], rows, columns)
+
+
+@row("aten._fft_r2c", "aten._fft_c2r", "aten.fft_rfft", "aten.fft_irfft")
+def transform(operation: Operation) -> Found:
+    """Turn places into frequencies, or back, along some axes."""
+    axes = list(operation.own())
+    for place in operation["dim"]:
+        axes[place] = new("unit", operation.shape[place]) if operation.shape[place] > 1 else Axis()
+    return tuple(axes)

@@ -1,0 +1,99 @@
+"""Names of the axes of the input: what the model does with an axis shows what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from layerlens.errors import InputError
+
+from .axis import Axes, Source
+
+SPACE = {1: ("time",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+"""Names of places by the number of axes that a window spans."""
+
+UNITS = ("channel", "feature", "unit")
+"""Names of axes that hold units."""
+
+
+def name_sources(
+    given: Mapping[str, Axes], tensors: Mapping[str, torch.Tensor], names: Mapping[str, Sequence[str]]
+) -> None:
+    """Name the sources of input tensors.
+
+    Raises:
+        InputError: when a name is given for a tensor that does not exist, or their number is wrong.
+    """
+    for name, wanted in names.items():
+        if name not in given:
+            raise InputError(f"axes names the input {name!r}; the inputs are {', '.join(map(repr, given))}.")
+        if len(wanted) != len(given[name]):
+            shape = tuple(tensors[name].shape)
+            raise InputError(f"axes[{name!r}] has {len(wanted)} names for a tensor of shape {shape}.")
+        for axis, text in zip(given[name], wanted, strict=True):
+            for part in axis.parts():
+                part.source.name = text
+    sources = {name: [part.source for axis in axes for part in axis.parts()] for name, axes in given.items()}
+    met = {id(source): source for series in sources.values() for source in series}
+    for series in sources.values():
+        _by_roles(series)
+    for series in sources.values():  # a mask has the names of what it masks
+        for source in series:
+            for role in source.roles:
+                other = met.get(int(role.split()[1])) if role.startswith("meets") else None
+                if other is not None and not source.name and other.name:
+                    source.name = other.name
+    for name, series in sources.items():
+        _by_convention(series, tensors[name])
+    for source in met.values():
+        places = any(role.startswith("window") or role in ("stepped", "looked up") for role in source.roles)
+        if source.name == "batch":
+            source.role = "batch"
+        elif source.name in UNITS or ("contracted" in source.roles and not places):
+            source.role = "unit"
+
+
+def _by_roles(sources: list[Source]) -> None:
+    for source in sources:
+        windows = [role for role in source.roles if role.startswith("window ")]
+        if source.name:
+            continue
+        if "looked up" in source.roles:
+            source.name = "token"
+        elif windows:
+            place, count = int(windows[0].split()[1]), int(windows[0].split()[3])
+            source.name = SPACE[count][place] if count in SPACE else ""
+        elif "stepped" in source.roles:
+            source.name = "time"
+    taken = {source.name for source in sources}
+    picture = len(sources) > 3 or bool(taken & {"height", "width", "depth"})
+    for source in sources:
+        if not source.name and "contracted" in source.roles:
+            stepped = any("stepped" in other.roles for other in sources)
+            source.name = "channel" if picture or ("time" in taken and not stepped) else "feature"
+        elif not source.name and len(sources) == 5 and {"height", "width"} <= taken:
+            source.name = "time"
+
+
+def _by_convention(sources: list[Source], tensor: torch.Tensor) -> None:
+    """Name what no layer shows as torch's own layers do: a picture is (batch, channel, height, width)."""
+    free = [source for source in sources if not source.name]
+    taken = {source.name for source in sources}
+    if not free:
+        return
+    floating = tensor.is_floating_point()
+    conventions: dict[int, tuple[str, ...]] = {
+        2: ("batch", "feature" if floating else "token"),
+        3: ("batch", "time", "feature"),
+        4: ("batch", "channel", "height", "width"),
+        5: ("batch", "channel", "depth", "height", "width"),
+    }
+    usual = conventions.get(len(sources), ())
+    left = [name for name in usual if name not in taken]
+    if not taken - {"batch"} or len(left) == len(free):
+        for source, name in zip(free, left, strict=False):
+            source.name = name
+    for place, source in enumerate(sources):
+        if not source.name:
+            source.name = f"axis {place}"

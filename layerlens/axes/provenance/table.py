@@ -1,0 +1,147 @@
+"""The table of operations, and one executed operation as its rows see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+
+from .axis import Axes, Axis, best, new
+
+Found: TypeAlias = "Axes | list[Axes | None] | None"
+"""The axes of the output; a list for several output tensors, with None for those without a meaning."""
+
+Row: TypeAlias = "Callable[[Operation], Found]"
+
+_ROWS: dict[str, Row] = {}
+_ARGUMENTS: dict[Any, dict[str, tuple[int, Any]]] = {}
+"""Operation -> name of each argument -> its position and default."""
+
+
+def row(*names: str) -> Callable[[Row], Row]:
+    """Register the row of the operations of these names, such as `"aten.view"`."""
+
+    def add(function: Row) -> Row:
+        for name in names:
+            _ROWS[name] = function
+        return function
+
+    return add
+
+
+def row_of(name: str) -> Row | None:
+    """Return the row of an operation; that of `add` also serves `add_`. None if there is none."""
+    return _ROWS.get(name) or _ROWS.get(name.rstrip("_"))
+
+
+class Operation:
+    """One executed operation.
+
+    Args:
+        function: the operation.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        out: what it returned.
+        axes_of: returns the axes of a tensor, None for one that does not depend on the input.
+
+    Attributes:
+        out: what it returned.
+    """
+
+    __slots__ = ("_args", "_axes_of", "_function", "_kwargs", "_positions", "out")
+
+    def __init__(
+        self,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
+        axes_of: Callable[[Any], Axes | None],
+    ) -> None:
+        self._function, self._args, self._kwargs, self.out, self._axes_of = function, args, kwargs, out, axes_of
+        if function not in _ARGUMENTS:
+            _ARGUMENTS[function] = {
+                argument.name: (place, argument.default_value if argument.has_default_value() else None)
+                for place, argument in enumerate(function._schema.arguments)
+            }
+        self._positions = _ARGUMENTS[function]
+
+    def __getitem__(self, name: str) -> Any:
+        """The argument of this name, or its default."""
+        if name in self._kwargs:
+            return self._kwargs[name]
+        place, default = self._positions[name]
+        return self._args[place] if place < len(self._args) else default
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._positions
+
+    def get(self, name: str, default: Any) -> Any:
+        """Return the argument of this name, or `default` for an operation that does not take it."""
+        return self[name] if name in self._positions else default
+
+    @property
+    def name(self) -> str:
+        """The name, such as `aten.view`."""
+        return str(self._function._schema.name).replace("::", ".")
+
+    @property
+    def first(self) -> torch.Tensor:
+        """The first tensor among the arguments."""
+        return next(value for value in (*self._args, *self._kwargs.values()) if isinstance(value, torch.Tensor))
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the output, or of the first of several."""
+        out = self.out if isinstance(self.out, torch.Tensor) else self.out[0]
+        return out.shape
+
+    def axes(self, tensor: torch.Tensor | None) -> Axes | None:
+        """Return the axes of a tensor; None for one that does not depend on the input."""
+        return None if tensor is None else self._axes_of(tensor)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return every tensor among the arguments."""
+        found: list[torch.Tensor] = []
+        for value in (*self._args, *self._kwargs.values()):
+            if isinstance(value, torch.Tensor):
+                found.append(value)
+            elif isinstance(value, (list, tuple)):
+                found.extend(part for part in value if isinstance(part, torch.Tensor))
+        return found
+
+    def own(self) -> Axes:
+        """Return the axes of the first tensor; ones without a meaning if it does not depend on the input."""
+        return self.axes(self.first) or constant(self.first.shape)
+
+
+def constant(sizes: Sequence[int]) -> Axes:
+    """Return the axes of a tensor that does not depend on the input."""
+    return tuple(new("extra", size) if size > 1 else Axis() for size in sizes)
+
+
+def broadcast(operation: Operation, tensors: Sequence[torch.Tensor], shape: Sequence[int]) -> Axes:
+    """Return the axes of what is computed entry by entry of `tensors`."""
+    known = [(axes, len(shape) - len(axes)) for axes in map(operation.axes, tensors) if axes is not None]
+    found: list[Axis] = []
+    for place, size in enumerate(shape):
+        here = [axes[place - shift] for axes, shift in known if place >= shift and axes[place - shift].size == size]
+        found.append(best(here) if here else Axis() if size == 1 else new("extra", size))
+    return tuple(found)
+
+
+def positive(axis: int, rank: int) -> int:
+    """Return the number of an axis, counted from the start."""
+    return axis % rank if rank else 0
+
+
+def numbers(value: int | Sequence[int] | None, count: int) -> list[int]:
+    """Return one number an axis, of one number or one each."""
+    values = [value] if isinstance(value, int) else list(value or [])
+    return values * count if len(values) == 1 else values
+
+
+def replaced(axes: Axes, place: int, axis: Axis) -> Axes:
+    """Return `axes` with another axis at `place`."""
+    return (*axes[:place], axis, *axes[place + 1 :])
