@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens.axes.followed_once import followed, name_axes
+from layerlens.axes.followed import followed, name_axes
 from layerlens.axes.layout import arranged, described, grid, heads, roles
 from layerlens.errors import AxesUnknown, InputError
 from layerlens.inputs.inputs import as_inputs

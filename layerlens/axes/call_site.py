@@ -7,8 +7,10 @@ from collections.abc import Mapping
 
 from layerlens.errors import AxesUnknown
 from layerlens.model.layers import LayerPath
+from layerlens.model.tensors import tensor_path
 
-from .axis import Axes
+from .layout import Role, named, only
+from .provenance.axis import Axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +47,25 @@ class CallSite:
         if all(axis.known for axis in found):
             return found
         why = next(part.source.why for axis in found for part in axis.parts() if part.source.kind == "unknown")
-        key = f"{self.path}/{tensor}" if tensor else self.path
+        raise self._unknown(tensor, f"are not known: {why}")
+
+    def axis(self, role: Role, tensor: str = "") -> int:
+        """Return the number of the only axis of this role, such as `"unit"`, in one tensor that the call returned.
+
+        Raises:
+            AxesUnknown: when there is none, or several, or an axis is unknown.
+        """
+        found = self.axes(tensor)
+        place = only(found, role)
+        if place is None:
+            raise self._unknown(tensor, f"are ({', '.join(named(found))}): not exactly one is a {role} axis")
+        return place
+
+    def _unknown(self, tensor: str, why: str) -> AxesUnknown:
+        found, key = self.outputs[tensor], tensor_path(self.path, tensor)
         example = ("batch", "token", "unit") if len(found) == 3 else ("batch", "unit", "height", "width")[: len(found)]
         sizes = tuple(axis.size for axis in found)
-        raise AxesUnknown(
-            f"layer {self.name!r} returned a tensor of shape {sizes} whose axes are not known: {why}. Name them, "
-            f"such as Lens(model, axes={{{key!r}: {example}}})."
+        return AxesUnknown(
+            f"layer {self.name!r} returned a tensor of shape {sizes} whose axes {why}. Name them, such as "
+            f"Lens(model, axes={{{key!r}: {example}}})."
         )

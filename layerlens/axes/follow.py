@@ -20,10 +20,10 @@ from layerlens.model.layers import LayerPath
 from layerlens.model.tensors import tensor_path, tensors_of
 from layerlens.model.trees import named_tensors
 
-from .axis import Axes, Axis, Part, Source, new
 from .call_site import CallSite
-from .roles import UNITS, name_sources
-from .table import Operation, constant, row_of
+from .provenance.axis import Axes, Axis, Part, Source, new
+from .provenance.roles import UNITS, name_sources
+from .provenance.table import Operation, constant, row_of
 
 Names: TypeAlias = "Mapping[str, Sequence[str]]"
 """Input tensor, layer, or `layer/tensor` -> names of its axes."""

@@ -12,7 +12,7 @@ from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed, modules_of
 from layerlens.model.fastpath import layers_called
 
-from .provenance.followed import Followed, Names, follow
+from .follow import Followed, Names, follow
 
 _KEPT = 8
 """Number of shapes that are remembered for each model."""
