@@ -56,6 +56,14 @@ class Matches(list[str]):
         """Return path -> (calls, tensors, why)."""
         return {path: (self.calls[path], self.tensors[path], self.why[path]) for path in self}
 
+    def selections(self) -> list[tuple[str, ...]]:
+        """Return a selection of each match by names alone, which can be a key of a dict."""
+        found = []
+        for path, (calls, tensors, _) in self.found().items():
+            name = path if calls is None else f"{path}#{_numbers(calls)}"
+            found.append((name,) if tensors is None else tuple(f"{name}/{part}" for part in sorted(tensors)))
+        return found
+
     def names(self) -> list[str]:
         """Return the name of each match, with its calls and tensors unless all are selected."""
         return [name_of(path, self.calls[path], self.tensors[path]) for path in self]

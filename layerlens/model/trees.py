@@ -139,10 +139,13 @@ def named_tensors(value: object, prefix: str = "") -> Iterator[tuple[str, torch.
 def first_tensor(value: object) -> torch.Tensor | None:
     """Return the first tensor in `value`, or None; one of nested layout is padded with 0."""
     tensor = next((tensor for _, tensor in named_tensors(value)), None)
-    if tensor is None or not tensor.is_nested:
-        return tensor
-    padded: torch.Tensor = torch.nested.to_padded_tensor(tensor, 0.0)
-    return padded
+    return None if tensor is None else padded(tensor)
+
+
+def padded(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as it is, or padded with 0 if its layout is nested."""
+    dense: torch.Tensor = torch.nested.to_padded_tensor(tensor, 0.0) if tensor.is_nested else tensor
+    return dense
 
 
 def version(tensor: torch.Tensor) -> int:

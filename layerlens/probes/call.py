@@ -13,8 +13,8 @@ from torch.autograd.graph import get_gradient_edge
 
 from layerlens.errors import OverwrittenError, RecordError
 from layerlens.model.layers import LayerPath
-from layerlens.model.tensors import ByTensor, tensors_of
-from layerlens.model.trees import describe, named_tensors, version
+from layerlens.model.tensors import ByTensor, only, tensors_of
+from layerlens.model.trees import describe, named_tensors, padded, version
 
 Stored: TypeAlias = tuple[tuple[torch.Tensor, int], ...]
 """Tensors kept by reference, each with its version when it was recorded."""
@@ -83,6 +83,23 @@ class Call:
             return found
         positions = dict(zip(found, self.names, strict=True))
         return ByTensor(dict(zip(self.names, found.values(), strict=True)), positions)
+
+    def single(self) -> tuple[str, torch.Tensor] | None:
+        """Return the name and the values of the one tensor of the output; None if it has none.
+
+        Where one of several tensors is of floating point, it is meant. A nested one is padded with 0. The name is `""`
+        unless the output holds several, or the tensor was recorded by its name.
+
+        Raises:
+            SelectionError: when there are several; it lists them.
+            OverwrittenError: as `output` does.
+        """
+        found = self.tensors
+        floating = ByTensor({name: tensor for name, tensor in found.items() if tensor.is_floating_point()})
+        if not found:
+            return None
+        name, tensor = only(floating or found, self.layer, "and one is needed here")
+        return name if isinstance(self.value, torch.Tensor) else "", padded(tensor)
 
     @property
     def output(self) -> Any:

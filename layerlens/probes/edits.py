@@ -134,11 +134,13 @@ class Change:
         function: `(tensor, site) -> tensor` that broadcasts to the tensor. Of a nested tensor it gets a dense one,
             which is NaN where a sample has ended.
         part: the part that is changed.
+        keeps: whether the numbers stay as they are, as in copies at which something is read.
     """
 
     name: str
     function: Callable[[torch.Tensor, Site], torch.Tensor] = dataclasses.field(repr=False)
     part: Part = dataclasses.field(default=Part(), repr=False)
+    keeps: bool = False
 
     def apply(self, output: object, site: Site) -> Any:
         """Return the changed output of one call, or the tensors that are named.

@@ -178,7 +178,7 @@ class Probe:
         def hook(module: nn.Module, args: object, output: object) -> Any:
             if recomputing() or _of_other_thread(self._owner):
                 return None
-            call, original = next(counter), output
+            call, changes = next(counter), False
             for calls, tensors, edit in edits:
                 if calls is not None and call not in calls:
                     continue
@@ -189,14 +189,15 @@ class Probe:
                     edited = edit(output) if tensors is None else _edit_tensors(owner, output, tensors, path, edit)
                 if edited is None and output is not None:
                     raise OptionError(f"the edit of layer {path!r} returned None; it must return the new output.")
+                changes |= edited is not output and not _keeps(edit)
                 output = edited
                 self._edits_not_made.pop((path, call), None)
                 self._edits_not_made.pop((path, None), None)
-            if output is not original:
+            if changes:
                 refuse_in_checkpoints(path)
             return output
 
-        return as_edit(hook)
+        return hook if all(_keeps(edit) for _, _, edit in edits) else as_edit(hook)
 
     @staticmethod
     def _before_hook(hook: Callable[[nn.Module, Any, Any], Any]) -> Callable[[nn.Module, Any, Any], Any]:
@@ -284,6 +285,11 @@ def _edit_tensors(module: nn.Module | None, output: object, names: Names, path: 
         if not isinstance(new[name], torch.Tensor):
             raise OptionError(f"the edit of {tensor_path(path, name)!r} returned {describe(new[name])}, not a tensor.")
     return exchanged(module, output, new)
+
+
+def _keeps(edit: Edit) -> bool:
+    """Whether an edit returns the numbers that it was given, so that a recomputed block needs it not."""
+    return isinstance(edit, Change) and edit.keeps
 
 
 def _by_layer(layers: Layers, edits: Edits) -> dict[LayerPath, list[PlannedEdit]]:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_shapes import one_layer
+from layerlens.analyzers.common.calls.call_shapes import one_match
 from layerlens.analyzers.relevance.conditions import Units
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
-from layerlens.axes.names import unit_axis
-from layerlens.errors import InputError, check_count
+from layerlens.errors import InputError, SelectionError, check_count
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Layers, Selection
+from layerlens.model.tensors import refuse_several
 from layerlens.results import Relevance
 from layerlens.signatures import public
 from layerlens.targets.target import Spec, Target, as_target
+
+from .unit_regions import unit_maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,9 @@ def rank_concepts(
 ) -> list[Concept]:
     """Rank the units of a layer by the relevance that passes them, largest magnitude first.
 
+    The relevance of a unit is summed over its places and over the tensors that the layer returned, such as the output
+    and the states of an LSTM. `"rnn/h_n"` names one of them, `"cell#2"` a call.
+
     Args:
         sample: index of the sample in the batch.
         through: layer -> units that relevance may pass, as in `relevance`.
@@ -65,13 +71,24 @@ def rank_concepts(
         >>> len(rank_concepts(net, torch.ones(1, 2), "1", target=0))
         3
     """
-    path = one_layer(model, layer)
+    matches = one_match(model, layer)
+    (path,) = matches
     found = relevance(
-        model, x, target=target, layers=path, rules=rules, through=through, strict=strict, forward=forward
+        model, x, target=target, layers=matches, rules=rules, through=through, strict=strict, forward=forward
     )
-    (values, *_) = found.layers[path]
-    axis = unit_axis(Layers(model)[path], values)
-    sums = values.movedim(axis, 1)[sample].double().reshape(values.shape[axis], -1).sum(dim=1)
+    module = Layers(model)[path]
+    by_tensor: dict[str, torch.Tensor] = {}
+    for name, calls in found.layers.items():
+        if len(calls) > 1:
+            raise SelectionError(
+                f"layer {path!r} ran {len(calls)} times; name one call, '{path}#0' to '#{len(calls) - 1}'."
+            )
+        tensor = name[len(path) + 1 :]
+        maps = unit_maps(path, module, calls[0], as_inputs(x).batch, tensor)
+        by_tensor[tensor] = maps[sample].double().reshape(maps.shape[1], -1).sum(dim=1)
+    if len({len(sums) for sums in by_tensor.values()}) > 1:
+        refuse_several(path, by_tensor, "with other numbers of units")
+    sums = torch.stack(list(by_tensor.values())).sum(dim=0)
     total = float(sums.abs().sum()) or 1.0
     order = sums.abs().argsort(descending=True).tolist()
     return [Concept(unit, float(sums[unit]), float(sums[unit].abs()) / total) for unit in order]
@@ -113,10 +130,10 @@ def concept_relevance(
     inputs = as_inputs(x)
     if inputs.batch != 1:
         raise InputError(f"concept_relevance explains one sample at a time; the input holds {inputs.batch}.")
-    path = one_layer(model, layer)
+    matches = one_match(model, layer)
     if isinstance(units, int):
         check_count("units", units)
-        ranked = rank_concepts(model, inputs, path, target=target, rules=rules, forward=forward)
+        ranked = rank_concepts(model, inputs, matches, target=target, rules=rules, forward=forward)
         chosen = [concept.unit for concept in ranked[:units]]
     else:
         chosen = list(units)
@@ -125,6 +142,5 @@ def concept_relevance(
     repeated = inputs.rows(torch.zeros(len(chosen), dtype=torch.int64))
     labels = tuple(f"{single.label}, unit {unit}" for unit in chosen)
     rows = Target(lambda output, rows: single(output, torch.zeros_like(rows)), single.label, each=labels)
-    return relevance(
-        model, repeated, target=rows, rules=rules, forward=forward, through={path: [[unit] for unit in chosen]}
-    )
+    through: dict[Any, Units] = {matches.selections()[0]: [[unit] for unit in chosen]}
+    return relevance(model, repeated, target=rows, rules=rules, forward=forward, through=through)

@@ -9,25 +9,26 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.activation.activation_maps import chosen_units
-from layerlens.analyzers.common.calls.call_shapes import call_index, one_layer
+from layerlens.analyzers.common.calls.call_shapes import call_index, one_match
+from layerlens.analyzers.common.calls.used_tensors import one_tensor
 from layerlens.analyzers.common.features.batch_targets import check_length, class_lists, of_batch
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
-from layerlens.axes.names import axes_of, unit_axis
 from layerlens.errors import InputError, RecordError, check_count, choose
 from layerlens.inputs.batches import Samples, batches, grouped
 from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.placement import home
-from layerlens.model.trees import describe, first_tensor
+from layerlens.model.selection import Matches, split_tensor
+from layerlens.model.tensors import ByTensor, only, refuse_several, tensor_path
 from layerlens.probes.probe import Probe
 from layerlens.results import TopInputs
 from layerlens.results.maps.attribution import Values
 from layerlens.signatures import public
 from layerlens.targets.target import Spec, as_target
 
-from .unit_regions import input_regions
+from .unit_regions import input_regions, unit_maps
 
 By = Literal["relevance", "activation"]
 Reduce = Literal["max", "sum", "mean"]
@@ -104,34 +105,42 @@ def top_inputs(
     choose("ranking", by, ("relevance", "activation"))
     how = choose("reduction", reduce or ("sum" if by == "relevance" else "max"), ("max", "sum", "mean"))
     check_count("count", count)
-    path = one_layer(model, layer)
+    matches = one_match(model, layer, calls=False)
+    (path,) = matches
     module, device = Layers(model)[path], home(model)
     given = None if isinstance(target, str) and target == "label" else as_target(target)
     lists = class_lists(given)
     settings: dict[str, Any] = {"count": count, "reduce": how, "call": call, "level": level if regions else None}
     ranking = Ranking(count, how)
     chosen: tuple[int, ...] = ()
+    tensors: dict[str, None] = {}
     stream = batches(data, batch_size, batched=batched, read=read, progress=progress, doing=f"top inputs by {by}")
     for batch in stream:
         here = batch.inputs.to(device)
         if by == "activation":
-            output = _output(model, here, path, call, forward)
+            name, output = _output(model, here, matches, call, forward)
+            matches = one_match(model, tensor_path(path, name))
         else:
-            result = relevance(model, here, target=of_batch(given, batch), rules=rules, layers=path, forward=forward)
-            calls = result.layers.get(path, ())
+            result = relevance(model, here, target=of_batch(given, batch), rules=rules, layers=matches, forward=forward)
+            by_tensor = ByTensor({name[len(path) + 1 :]: calls for name, calls in result.layers.items()})
+            name, calls = only(by_tensor, path, "which the score depends on") if by_tensor else ("", ())
             output = calls[call_index(path, len(calls), call)]
             settings |= {"rules": result.settings["rules"]}
-        maps = unit_maps(path, module, output, here.batch)
+        tensors[name] = None
+        if len(tensors) > 1:
+            refuse_several(path, tensors, "which the score depends on for different samples")
+        maps = unit_maps(path, module, output, here.batch, name)
         chosen = chosen or chosen_units(path, maps.shape[1], units)
         with torch.inference_mode(False), torch.no_grad():
             ranking.add(batch.start, batch.inputs, maps[:, list(chosen)], chosen)
     check_length(lists, ranking.seen)
     boxes = None
+    (name,) = tensors
     if regions:
-        boxes = _regions(model, ranking, path, module, chosen, call, level, batch_size, forward)
+        boxes = _regions(model, ranking, tensor_path(path, name), module, chosen, call, level, batch_size, forward)
     named = by if by == "activation" else f"{by} ({settings['rules']['name']})"
     return TopInputs(
-        layer=path,
+        layer=tensor_path(path, name),
         call=call,
         by=by,
         units=chosen,
@@ -147,37 +156,17 @@ def top_inputs(
     )
 
 
-def unit_maps(path: LayerPath, module: nn.Module, output: torch.Tensor, batch: int) -> torch.Tensor:
-    """Return a layer's output, or its relevance, as `(batch, unit, *places)`.
-
-    Args:
-        path: path of the layer.
-        module: the layer.
-        output: its output, or the relevance of it.
-        batch: number of samples.
-
-    Raises:
-        RecordError: if it has no batch axis of this length.
-    """
-    axes = axes_of(module, output)
-    sample = axes.index("batch") if axes is not None and "batch" in axes else 0
-    if not output.ndim or output.shape[sample] != batch:
-        raise RecordError(
-            f"layer {path!r} returned {describe(output)} for {batch} sample(s): no axis distinguishes them."
-        )
-    if output.ndim == 1:
-        return output.unsqueeze(1)
-    return output.movedim((sample, unit_axis(module, output)), (0, 1))
-
-
-def _output(model: nn.Module, inputs: Inputs, path: LayerPath, call: int, forward: Forward | None) -> torch.Tensor:
-    with borrowed(model, grad=False), Probe(model, path) as record:
+def _output(
+    model: nn.Module, inputs: Inputs, layer: Matches, call: int, forward: Forward | None
+) -> tuple[str, torch.Tensor]:
+    (path,) = layer
+    with borrowed(model, grad=False), Probe(model, layer) as record:
         inputs.run(model, forward)
     calls = record.calls(path)
-    output = first_tensor(calls[call_index(path, len(calls), call)].output)
-    if output is None:
+    found = one_tensor(model, inputs, forward, calls[call_index(path, len(calls), call)])
+    if found is None:
         raise RecordError(f"layer {path!r} returned no tensor, so it has no units.")
-    return output
+    return found
 
 
 def _regions(
@@ -192,7 +181,7 @@ def _regions(
     forward: Forward | None,
 ) -> torch.Tensor | None:
     """The boxes `(unit, rank, axis, 2)`."""
-    device = home(model)
+    device, tensor = home(model), split_tensor(path, Layers(model))[1]
     ranks = [(row, rank) for row in range(len(units)) for rank in range(ranking.index.shape[1])]
     wanted = ((ranking.kept[int(ranking.index[place])], place) for place in ranks)
     by_batch: list[torch.Tensor] = []
@@ -202,7 +191,7 @@ def _regions(
         ]  # (sample, unit, *place)
 
         def pick(output: torch.Tensor, index: list[tuple[int, ...]] = index) -> torch.Tensor:
-            maps = unit_maps(path, module, output, len(index))
+            maps = unit_maps(path, module, output, len(index), tensor)
             return torch.stack([maps[place] for place in index])
 
         boxes = input_regions(model, inputs.to(device), path, pick, call=call, level=level, forward=forward)

@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.scorer import Scorer, backward_pass
+from layerlens.axes.names import batch_axis, unit_axis
+from layerlens.errors import RecordError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
-from layerlens.model.layers import LayerPath
-from layerlens.model.trees import first_tensor
+from layerlens.model.layers import LayerPath, Layers
+from layerlens.model.selection import split_tensor
+from layerlens.model.trees import describe
 from layerlens.probes.probe import Probe
 from layerlens.signatures import public
 from layerlens.targets.target import Target
@@ -37,8 +40,8 @@ def input_regions(
 
     Args:
         inputs: inputs of the model, `(batch, ...)`.
-        layer: path of the layer.
-        pick: takes one value per sample, `(batch,)`, out of the layer's (first) output tensor.
+        layer: path of the layer, or of a tensor of its output.
+        pick: takes one value per sample, `(batch,)`, out of the layer's output tensor.
         level: a place counts if its gradient, summed in magnitude over the other axes, exceeds this share of the
             largest along that axis.
 
@@ -57,12 +60,13 @@ def input_regions(
         tensor([[[0, 1],
                  [4, 7]]])
     """
+    path = split_tensor(layer, Layers(model))[0]
     with borrowed(model):
 
         def value(output: Any) -> torch.Tensor:
-            tensor = first_tensor(record.calls(layer)[call].output)
-            assert tensor is not None
-            return pick(tensor)
+            found = record.calls(path)[call].single()
+            assert found is not None
+            return pick(found[1])
 
         scorer = Scorer(model, inputs, Target(lambda output, rows: value(output), layer), forward=forward)
         if len(scorer.leaves) > 1:
@@ -79,6 +83,29 @@ def input_regions(
     if next(iter(scorer.leaves.values())).layer is not None:
         sizes = sizes.sum(dim=-1)  # (batch, token)
     return torch.stack([_box(sample, level) for sample in sizes])
+
+
+def unit_maps(path: LayerPath, module: nn.Module, output: torch.Tensor, batch: int, name: str = "") -> torch.Tensor:
+    """Return a layer's output, or its relevance, as `(batch, unit, *places)`.
+
+    Args:
+        path: path of the layer.
+        module: the layer.
+        output: its output, or the relevance of it.
+        batch: number of samples.
+        name: name of the tensor among several that the layer returned.
+
+    Raises:
+        RecordError: if it has no batch axis of this length.
+    """
+    sample = batch_axis(module, output, name)
+    if not output.ndim or output.shape[sample] != batch:
+        raise RecordError(
+            f"layer {path!r} returned {describe(output)} for {batch} sample(s): no axis distinguishes them."
+        )
+    if output.ndim == 1:
+        return output.unsqueeze(1)
+    return output.movedim((sample, unit_axis(module, output, name)), (0, 1))
 
 
 def _box(size: torch.Tensor, level: float) -> torch.Tensor:

@@ -12,7 +12,7 @@ from layerlens.analyzers.graph.operation import Node
 from layerlens.errors import warn
 from layerlens.results import Entry, Ledger, Relevance
 
-from .layer_relevance import profile
+from .layer_relevance import LayerOutput, by_layer, profile
 from .plan import Plan
 from .record import Recording, Span, innermost
 
@@ -172,15 +172,15 @@ def book(recording: Recording, plan: Plan, bookkeeper: Bookkeeper, sweep: Sweep,
         score=score,
         checks={"conservation gap": ledger.gap, "ledger residual": ledger.relative},
     )
-    at_layers = {}
+    at_layers: list[tuple[LayerOutput, torch.Tensor]] = []
     if recording.outputs is not None:
         first = len(leaves)
         at_layers = recording.outputs.relevance(sweep.ends[first:], sweep.carried[first:], bookkeeper.folded)
     return Relevance(
         **fields,
         ledger=ledger,
-        layers=at_layers,
-        profile=profile(at_layers, plan.settings) if at_layers else None,
+        layers=by_layer(at_layers),
+        profile=profile(at_layers, bookkeeper.batch, plan.settings) if at_layers else None,
         rules_used=plan.rules_used,
         parameters=recording.parameters.relevance(sweep.parameters),
         cost=COST,

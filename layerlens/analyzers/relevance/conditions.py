@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
@@ -9,10 +10,11 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.graph.operation import Node
-from layerlens.axes.names import unit_axis
+from layerlens.axes.names import batch_axis, unit_axis
 from layerlens.errors import OptionError, RelevanceError
 from layerlens.model.layers import LayerPath, Layers
-from layerlens.model.trees import first_tensor
+from layerlens.model.tensors import changeable, exchanged, refuse_several, tensor_path
+from layerlens.probes.edits import Change, Site
 from layerlens.probes.probe import Probe
 
 OnHeld: TypeAlias = Callable[[Node, torch.Tensor, torch.Tensor], None]
@@ -23,9 +25,11 @@ Units: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]] | torch.Tensor
 class Conditions:
     """Let relevance pass only the chosen units of layers, and book what is held back.
 
+    Of several tensors the model continues with copies, so that only the relevance is held back that leaves the layer.
+
     Args:
         model: borrowed model.
-        through: layer -> units; several layers are conditions that hold together.
+        through: layer, or a tensor of its output -> units; several are conditions that hold together.
 
     Attributes:
         nodes: nodes whose outputs are held back, once the model has run.
@@ -33,13 +37,16 @@ class Conditions:
 
     def __init__(self, model: nn.Module, through: Mapping[str, Units]) -> None:
         self.nodes: list[Node] = []
-        self._layers = Layers(model)
         self._on_held: OnHeld | None = None
-        units_of: dict[LayerPath, Units] = {}
+        self._passed: dict[str, bool] = {}
+        layers = Layers(model)
+        edits: dict[tuple[str, ...], _Hold] = {}
         for selection, units in through.items():
-            for path in self._layers.select(selection):
-                units_of[path] = units
-        self._probe = Probe(model, (), edits={path: self._edit(path, units) for path, units in units_of.items()})
+            for key in layers.select(selection, calls=True, tensors=True).selections():
+                if key in edits:
+                    raise OptionError(f"two conditions name layer {', '.join(key)!r}; give its units once.")
+                edits[key] = _Hold("hold back", lambda tensor, site: tensor, keeps=True, units=units, conditions=self)
+        self._probe = Probe(model, (), edits=edits)
 
     def __enter__(self) -> None:
         self._probe.__enter__()
@@ -51,28 +58,88 @@ class Conditions:
         """Call `report(node, output, multiplier)` in each backward pass for what is held back at a node's output."""
         self._on_held = report
 
-    def _edit(self, path: LayerPath, units: Units) -> Callable[[Any], Any]:
-        def edit(output: Any) -> Any:
-            tensor = first_tensor(output)
-            if tensor is None or not tensor.requires_grad:
-                raise RelevanceError(f"layer {path!r} returned nothing that relevance passes on its way to the input.")
-            mask = unit_mask(path, self._layers[path], tensor, units)
-            node, value = cast(Node, tensor.grad_fn), tensor.detach().clone()
+    def check(self) -> None:
+        """Check, after the backward passes, that relevance met each condition.
 
-            def hold(g: torch.Tensor) -> torch.Tensor:
-                assert self._on_held is not None
-                passed = g * mask
-                self._on_held(node, value, g - passed)
-                return passed
+        Raises:
+            RelevanceError: when it did not.
+        """
+        idle = [name for name, passed in self._passed.items() if not passed]
+        if idle or self._probe.record.unedited:
+            named = ", ".join(map(repr, [*idle, *self._probe.record.unedited]))
+            raise RelevanceError(
+                f"no relevance passes {named}, so nothing is held back there: the score does not depend on it. "
+                "relevance(x, layers=...) shows what relevance passes."
+            )
 
-            self.nodes.append(node)
-            tensor.register_hook(hold)  # type: ignore[no-untyped-call]
-            return output
+    def hold(self, tensor: torch.Tensor, mask: torch.Tensor, node: Node, axis: int, name: str) -> None:
+        """Let the relevance of a tensor pass where the mask is 1.
 
-        return edit
+        Args:
+            tensor: output of a layer, or a copy.
+            mask: 1 or 0, broadcasts to it.
+            node: the node that made the output.
+            axis: axis of the samples.
+            name: name of the layer and tensor.
+        """
+        value = tensor.detach().clone()
+        self._passed.setdefault(name, False)
+
+        def pass_units(g: torch.Tensor) -> torch.Tensor:
+            assert self._on_held is not None
+            self._passed[name] = True
+            passed = g * mask
+            held = g - passed
+            self._on_held(node, value.movedim(axis, 0), held.movedim(axis, 0))
+            return passed
+
+        self.nodes.append(node)
+        tensor.register_hook(pass_units)  # type: ignore[no-untyped-call]
 
 
-def unit_mask(path: LayerPath, module: nn.Module, output: torch.Tensor, units: Units) -> torch.Tensor:
+@dataclasses.dataclass(frozen=True)
+class _Hold(Change):
+    """An edit that keeps numbers, and holds back the relevance of units that are not chosen."""
+
+    units: Units = 0
+    conditions: Conditions = dataclasses.field(kw_only=True, repr=False)
+
+    def apply(self, output: object, site: Site) -> Any:
+        """Return the output, of several tensors copies.
+
+        Raises:
+            RelevanceError: when no tensor carries relevance.
+            SelectionError: when the units do not mean the same in each tensor of several.
+        """
+        every = changeable(site.module, output, None, site.path)
+        wanted = changeable(site.module, output, site.tensors, site.path)
+        found = {name: tensor for name, tensor in wanted.items() if tensor.requires_grad}
+        if not found:
+            name = tensor_path(site.path, ",".join(sorted(site.tensors or ())))
+            raise RelevanceError(f"layer {name!r} returned nothing that relevance passes on its way to the input.")
+        copies: dict[str, torch.Tensor] = {}
+        counts: set[int] = set()
+        for name, tensor in found.items():
+            axis = batch_axis(site.module, tensor, name)
+            try:
+                mask = unit_mask(site.path, site.module, tensor, self.units, name)
+            except OptionError as error:
+                if len(found) > 1:
+                    refuse_several(site.path, found, f"and the units do not fit {name!r}: {error}", error)
+                raise
+            if not (isinstance(self.units, torch.Tensor) and self.units.dtype == torch.bool):
+                counts.add(tensor.shape[unit_axis(site.module, tensor, name)])
+            held = tensor
+            if len(every) > 1:
+                held = copies[name] = tensor.clone()
+            whole = site.path if site.tensors is None else tensor_path(site.path, name)
+            self.conditions.hold(held, mask, cast(Node, tensor.grad_fn), axis, whole)
+        if len(counts) > 1:
+            refuse_several(site.path, found, f"with {' and '.join(map(str, sorted(counts)))} units")
+        return exchanged(site.module, output, copies) if copies else output
+
+
+def unit_mask(path: LayerPath, module: nn.Module, output: torch.Tensor, units: Units, name: str = "") -> torch.Tensor:
     """Return 1 where relevance may pass and 0 elsewhere, broadcasting to `output`.
 
     Units lie along the channel axis of an output with places (batch, channel, height, width) and along the last axis
@@ -90,13 +157,13 @@ def unit_mask(path: LayerPath, module: nn.Module, output: torch.Tensor, units: U
                 f"{path!r}."
             ) from None
         return units.to(output)
-    axis = unit_axis(module, output)
-    count = output.shape[axis]
+    axis, rows = unit_axis(module, output, name), batch_axis(module, output, name)
+    count, samples = output.shape[axis], output.shape[rows]
     given: Any = units.tolist() if isinstance(units, torch.Tensor) else units
     listed: list[Any] = [given] if isinstance(given, int) else list(given)
     by_sample: list[Any] = [list(part) for part in listed] if listed and not isinstance(listed[0], int) else [listed]
-    if len(by_sample) not in (1, len(output)):
-        raise OptionError(f"units for {len(by_sample)} samples, but layer {path!r} returned {len(output)}.")
+    if len(by_sample) not in (1, samples):
+        raise OptionError(f"units for {len(by_sample)} samples, but layer {path!r} returned {samples}.")
     mask = torch.zeros(len(by_sample), count, dtype=output.dtype, device=output.device)
     for row, wanted in enumerate(by_sample):
         if not wanted:
@@ -106,5 +173,5 @@ def unit_mask(path: LayerPath, module: nn.Module, output: torch.Tensor, units: U
                 raise OptionError(f"there is no unit {unit!r}: layer {path!r} has {count} (0 to {count - 1}).")
             mask[row, unit] = 1
     shape = [1] * output.ndim
-    shape[0], shape[axis] = len(by_sample), count
-    return mask.reshape(shape)
+    shape[rows], shape[axis] = len(by_sample), count
+    return (mask if rows < axis else mask.T).reshape(shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,33 +11,57 @@ from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from layerlens.analyzers.graph.operation import Node
-from layerlens.model.layers import LayerPath, Selection
-from layerlens.model.trees import first_tensor
+from layerlens.model.layers import LayerPath, Layers, Selection
+from layerlens.model.tensors import changeable, exchanged, tensor_path
+from layerlens.model.trees import padded
+from layerlens.probes.edits import Change, Site
 from layerlens.probes.probe import Probe
 from layerlens.results import LayerProfile
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerOutput:
-    """The first output tensor of one call of a layer, and the edge of the graph at which its multiplier arrives."""
+    """A tensor that one call of a layer returned.
 
+    Attributes:
+        layer: path of the layer.
+        index: index of the call.
+        tensor: name of the tensor; `""` if it is the only one of floating point.
+        edge: edge of the graph at which its multiplier arrives; None if the graph does not reach it.
+        value: a copy.
+        named: whether the tensor was asked for by its name.
+    """
+
+    layer: LayerPath
+    index: int
+    tensor: str
     edge: GradientEdge | None
     value: torch.Tensor
+    named: bool
+
+    @property
+    def name(self) -> str:
+        """The name in results."""
+        return tensor_path(self.layer, self.tensor)
 
 
 class LayerOutputs:
     """Keep the outputs of the selected layers during a forward pass.
 
     The value is a copy, and the edge is taken when the layer returns: an operation that writes into the output
-    afterwards changes neither.
+    afterwards changes neither. Of several tensors the model continues with copies, at which only the relevance arrives
+    that leaves the layer by this tensor, and not what a later tensor of the same layer was made of.
 
     Args:
         model: borrowed model.
-        layers: which layers.
+        layers: which layers, or tensors of their outputs.
     """
 
     def __init__(self, model: nn.Module, layers: Selection) -> None:
-        self._probe = Probe(model, layers, keep="reference", reduce=_layer_output)
+        self._found: list[LayerOutput] = []
+        read = _Read("read", lambda tensor, site: tensor, keeps=True, found=self._found)
+        selected = Layers(model).select(layers, calls=True, tensors=True)
+        self._probe = Probe(model, (), edits=dict.fromkeys(selected.selections(), read))
 
     def __enter__(self) -> None:
         self._probe.__enter__()
@@ -45,60 +69,93 @@ class LayerOutputs:
     def __exit__(self, *error: Any) -> None:
         self._probe.__exit__(*error)
 
-    def __iter__(self) -> Iterator[tuple[LayerPath, LayerOutput]]:
-        return ((call.layer, call.value) for call in self._probe.record.order if call.value is not None)
-
     def edges(self) -> list[GradientEdge]:
         """The edges, in order of execution, as further inputs of `torch.autograd.grad`."""
-        return [output.edge for _, output in self if output.edge is not None]
+        return [output.edge for output in self._found if output.edge is not None]
 
     def relevance(
         self,
         multipliers: Sequence[torch.Tensor | None],
         first_layer: Sequence[torch.Tensor | None],
         folded: Mapping[Node, torch.Tensor | None],
-    ) -> dict[LayerPath, tuple[torch.Tensor, ...]]:
-        """Return R = h g by layer, one tensor per call; 0 where no relevance came by.
+    ) -> list[tuple[LayerOutput, torch.Tensor]]:
+        """Return R = h g of each tensor of each call; 0 where no relevance came by.
+
+        Of a layer that returned several tensors those are left out that no relevance came by in any call, unless all
+        are such, or they were asked for by name.
 
         Args:
             multipliers: one per entry of `edges()`.
             first_layer: relevance from first-layer rules, one per entry of `edges()`.
             folded: node -> h with batch norm, where a rule treats both as one; the multiplier is that of the norm.
         """
-        by_layer: dict[LayerPath, tuple[torch.Tensor, ...]] = {}
-        position = 0
-        for layer, output in self:
+        found: list[tuple[LayerOutput, torch.Tensor]] = []
+        reached: set[str] = set()
+        arriving = iter(list(zip(multipliers, first_layer, strict=True)))
+        for output in self._found:
             relevance = torch.zeros_like(output.value)
-            if output.edge is not None:
-                multiplier, added = multipliers[position], first_layer[position]
-                position += 1
-                if multiplier is not None:
-                    normalized = folded.get(output.edge.node)  # type: ignore[call-overload]
-                    relevance = (output.value if normalized is None else normalized) * multiplier
-                relevance = relevance if added is None else relevance + added
-            by_layer[layer] = (*by_layer.get(layer, ()), relevance)
-        return by_layer
+            multiplier, added = (None, None) if output.edge is None else next(arriving)
+            if multiplier is not None:
+                normalized = folded.get(output.edge.node)  # type: ignore[union-attr, arg-type]
+                relevance = (output.value if normalized is None else normalized) * multiplier
+            relevance = relevance if added is None else relevance + added
+            if multiplier is not None or added is not None:
+                reached |= {output.layer, output.name}
+            found.append((output, relevance))
+        return [
+            (output, relevance)
+            for output, relevance in found
+            if output.named or output.layer not in reached or output.name in reached
+        ]
 
 
-def _layer_output(output: Any) -> LayerOutput | None:
-    main = first_tensor(output)
-    if main is None or not main.is_floating_point():
-        return None
-    return LayerOutput(get_gradient_edge(main) if main.requires_grad else None, main.detach().clone())
+@dataclasses.dataclass(frozen=True)
+class _Read(Change):
+    """An edit that keeps numbers, and notes the tensors that a layer returns."""
+
+    found: list[LayerOutput] = dataclasses.field(default_factory=list, repr=False)
+
+    def apply(self, output: object, site: Site) -> Any:
+        """Return the output, of several tensors copies."""
+        every = changeable(site.module, output, None, site.path)
+        wanted = changeable(site.module, output, site.tensors, site.path)
+        copies: dict[str, torch.Tensor] = {}
+        for name, tensor in wanted.items():
+            if not tensor.is_floating_point():
+                continue
+            read = tensor
+            if len(every) > 1 and tensor.requires_grad:
+                read = copies[name] = tensor.clone()
+            edge = get_gradient_edge(read) if read.requires_grad else None
+            short = name if len(every) > 1 or site.tensors is not None else ""
+            about = (site.path, site.call, short, edge, padded(tensor.detach()).clone(), site.tensors is not None)
+            self.found.append(LayerOutput(*about))
+        return exchanged(site.module, output, copies) if copies else output
 
 
-def profile(relevance: Mapping[LayerPath, tuple[torch.Tensor, ...]], settings: dict[str, Any]) -> LayerProfile:
-    """Summarize the relevance of each layer's output: its sum, and its sum of magnitudes, mean over the batch."""
-    names, rows = [], []
-    for layer, calls in relevance.items():
-        for index, values in enumerate(calls):
-            names.append(f"{layer} #{index}" if index else layer)
-            total, size = values.double().sum(), values.double().abs().sum()
-            rows.append(torch.stack([total, size]) / len(values))
+def by_layer(found: Sequence[tuple[LayerOutput, torch.Tensor]]) -> dict[str, tuple[torch.Tensor, ...]]:
+    """Return the relevance by layer, or by tensor of a layer with several; one tensor per call."""
+    named: dict[str, tuple[torch.Tensor, ...]] = {}
+    for output, relevance in found:
+        named[output.name] = (*named.get(output.name, ()), relevance)
+    return named
+
+
+def profile(found: Sequence[tuple[LayerOutput, torch.Tensor]], batch: int, settings: dict[str, Any]) -> LayerProfile:
+    """Summarize the relevance of each layer's output: its sum, and its sum of magnitudes, mean over the batch.
+
+    Several tensors of one call are added up, unless they were asked for by name.
+    """
+    rows: dict[str, torch.Tensor] = {}
+    for output, values in found:
+        layer = f"{output.layer} #{output.index}" if output.index else output.layer
+        name = tensor_path(layer, output.tensor) if output.named else layer
+        sums = torch.stack([values.double().sum(), values.double().abs().sum()]) / batch
+        rows[name] = rows[name] + sums if name in rows else sums
     return LayerProfile(
         quantity="relevance",
-        layers=tuple(names),
-        values=torch.stack(rows),
+        layers=tuple(rows),
+        values=torch.stack(list(rows.values())),
         units="score",
         signed=True,
         method="layer-wise relevance propagation",

@@ -63,6 +63,8 @@ def sweep(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> list[Swee
     finally:
         for handle in handles:
             handle.remove()
+    if conditions is not None:
+        conditions.check()
     _warn_of_cuts(recording)
     for one in sweeps:
         bookkeeper.sweep = one

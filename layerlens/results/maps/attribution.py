@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from layerlens.errors import InputError
+from layerlens.model.tensors import ByTensor
 from layerlens.model.trees import as_array, describe
 
 from ..arithmetic import combined
@@ -196,7 +197,9 @@ class Relevance(Attribution):
 
     Attributes:
         ledger: where the score went: inputs + additive constants + what rules absorbed = score.
-        layers: relevance at layer outputs, by layer; the tuple holds one tensor per call.
+        layers: relevance at layer outputs, by layer; the tuple holds one tensor per call. A layer that returned several
+            tensors has an entry for each that the score depends on, such as `"rnn/h_n"`; `"rnn"` is then another name
+            of it if there is only one.
         profile: sum and absolute sum of relevance by layer, in order of execution.
         rules_used: operation -> the rule that it got.
         parameters: relevance that passes each parameter that was asked for, shaped like it, summed over the batch.
@@ -207,6 +210,9 @@ class Relevance(Attribution):
     profile: LayerProfile | None = dataclasses.field(kw_only=True, default=None)
     rules_used: dict[str, str] = dataclasses.field(kw_only=True, default_factory=dict)
     parameters: dict[str, torch.Tensor] = dataclasses.field(kw_only=True, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", ByTensor(self.layers))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

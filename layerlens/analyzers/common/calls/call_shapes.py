@@ -10,6 +10,7 @@ from torch import nn
 from layerlens.axes.names import Axes, axes_of
 from layerlens.errors import RecordError, SelectionError
 from layerlens.model.layers import LayerPath, Layers, Selection
+from layerlens.model.selection import Matches
 from layerlens.model.trees import first_tensor
 from layerlens.probes.probe import Edits, Probe
 from layerlens.probes.record import Record
@@ -101,15 +102,25 @@ def one_layer(model: nn.Module, layer: Selection) -> LayerPath:
 
     Raises:
         LayerNotFound: when it matches none.
+        SelectionError: when it matches several, or is None, or names a call or a tensor.
+    """
+    return one_match(model, layer, calls=False, tensors=False)[0]
+
+
+def one_match(model: nn.Module, layer: Selection, *, calls: bool = True, tensors: bool = True) -> Matches:
+    """Return the match of a selection that names one layer, with the calls and tensors that it names.
+
+    Raises:
+        LayerNotFound: when it matches none.
         SelectionError: when it matches several, or is None.
     """
     if layer is None:
         raise SelectionError("layer=None selects every layer; name one. List all: lens.layers()")
-    paths = Layers(model).select(layer)
-    if len(paths) > 1:
-        listed = ", ".join(paths[:8]) + (", ..." if len(paths) > 8 else "")
-        raise SelectionError(f"the selection matches {len(paths)} layers, one is needed: {listed}.")
-    return paths[0]
+    matches = Layers(model).select(layer, calls=calls, tensors=tensors)
+    if len(matches) > 1:
+        listed = ", ".join(matches[:8]) + (", ..." if len(matches) > 8 else "")
+        raise SelectionError(f"the selection matches {len(matches)} layers, one is needed: {listed}.")
+    return matches
 
 
 def call_index(path: LayerPath, count: int, call: int) -> int:

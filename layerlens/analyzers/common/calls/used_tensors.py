@@ -1,0 +1,93 @@
+"""Which tensors of a layer's output the model reads, so that the name of the layer means them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerlens.inputs.inputs import Forward, Inputs
+from layerlens.model.borrowed import borrowed
+from layerlens.model.layers import Layers, Selection
+from layerlens.model.tensors import ByTensor, changeable, exchanged, refuse_several
+from layerlens.model.trees import named_tensors, padded
+from layerlens.probes.call import Call
+from layerlens.probes.edits import Change, Site
+from layerlens.probes.probe import Probe
+
+Marks = dict[tuple[str, int], ByTensor[torch.Tensor]]
+"""Path and index of a call -> copies of its tensors with which the model continued."""
+
+
+def one_tensor(
+    model: nn.Module, inputs: Inputs, forward: Forward | None, call: Call
+) -> tuple[str, torch.Tensor] | None:
+    """Return the name and the values of the tensor that a layer is read from; None if it returned no tensor.
+
+    Of several tensors it is the only one that the model reads.
+
+    Args:
+        model: any module.
+        inputs: inputs of the run in which the call was recorded.
+        forward: function that was called instead of the model.
+        call: recorded call.
+
+    Raises:
+        SelectionError: when the model reads several; it lists them.
+    """
+    found = ByTensor({name: tensor for name, tensor in call.tensors.items() if tensor.is_floating_point()})
+    if len(found) < 2:
+        return call.single()
+    used = used_tensors(model, inputs, forward, call.layer).get((call.layer, call.index)) or list(found)
+    if len(used) > 1:
+        refuse_several(call.layer, used, "and one is needed here")
+    return used[0], padded(found[used[0]])
+
+
+def used_tensors(
+    model: nn.Module, inputs: Inputs, forward: Forward | None, layers: Selection
+) -> dict[tuple[str, int], list[str]]:
+    """Return the names of the tensors that the model's output depends on, of each call that returned several.
+
+    The model is run on the first sample. Where nothing can be differentiated all tensors count.
+
+    Args:
+        model: any module.
+        inputs: inputs of the model.
+        forward: function to call instead of the model.
+        layers: which layers.
+    """
+    marks: Marks = {}
+    mark = _Mark("mark", lambda tensor, site: tensor, keeps=True, marks=marks)
+    selections = Layers(model).select(layers, calls=True, tensors=True).selections()
+    with borrowed(model), Probe(model, (), edits=dict.fromkeys(selections, mark)):
+        output = inputs.rows(torch.arange(1)).run(model, forward)
+        copies = [copy for by_name in marks.values() for copy in by_name.values()]
+        ends = [tensor.sum() for _, tensor in named_tensors(output) if tensor.requires_grad and not tensor.is_complex()]
+        slopes: tuple[Any, ...] = (None,) * len(copies)
+        if copies and ends:
+            slopes = torch.autograd.grad(ends, copies, allow_unused=True)
+    read = iter([slope is not None for slope in slopes])
+    used = {call: [name for name in by_name if next(read)] for call, by_name in marks.items()}
+    return {call: names or list(marks[call]) for call, names in used.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mark(Change):
+    """An edit that keeps numbers, and replaces several tensors by copies."""
+
+    marks: Marks = dataclasses.field(default_factory=dict, repr=False)
+
+    def apply(self, output: object, site: Site) -> Any:
+        """Return the output with copies."""
+        found = changeable(site.module, output, site.tensors, site.path)
+        if len(found) < 2 or not all(tensor.is_floating_point() for tensor in found.values()):
+            return output
+        copies = {name: tensor.clone() for name, tensor in found.items()}
+        for copy in copies.values():
+            if not copy.requires_grad:
+                copy.requires_grad_()
+        self.marks[site.path, site.call] = ByTensor(copies)
+        return exchanged(site.module, output, copies)
