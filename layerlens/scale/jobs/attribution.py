@@ -17,6 +17,7 @@ from layerlens.errors import RecordError
 from layerlens.inputs.batches import Batch
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import Layers
+from layerlens.model.selection import split_tensor
 from layerlens.model.trees import describe
 from layerlens.results import Attribution, Relevance
 from layerlens.targets.target import Target
@@ -109,7 +110,8 @@ class RelevanceJob(Saliency):
         for path, calls in found.layers.items():
             for number, tensor in enumerate(calls):
                 name = f"layers/{path}" + (f"#{number}" if number else "")
-                axis = batch_axis(modules[path], tensor)
+                layer, part = split_tensor(path, modules)
+                axis = batch_axis(modules[layer], tensor, part)
                 if not tensor.ndim or tensor.shape[axis] != batch.inputs.batch:
                     raise RecordError(f"relevance at layer {path!r}, {describe(tensor)}, has no axis of the samples.")
                 rows[name] = cast(tensor.movedim(axis, 0), self.dtype)
