@@ -32,6 +32,7 @@ _NAMES = {
     "targets.regions": "area",
     "targets.tokens": "continuation",
     "model.borrowed": "borrowed",
+    "axes.followed": "name_axes",
     "inputs.batches": "Data",
     # analyzers
     "analyzers.structure": "layers route compare_routes",

@@ -52,6 +52,7 @@ from .analyzers.sensitivity.sensitivity import sensitivity as sensitivity
 from .analyzers.sensitivity.weights.weight_sensitivity import weight_sensitivity as weight_sensitivity
 from .analyzers.structure.layer_table import layers as layers
 from .analyzers.structure.routes import compare_routes as compare_routes, route as route
+from .axes.followed import name_axes as name_axes
 from .inputs.batches import Data as Data
 from .lens import Lens as Lens
 from .model.borrowed import borrowed as borrowed

@@ -103,6 +103,7 @@ class Lens(WrappedModel):
         tokenizer: turns a text, or a list of texts, into an encoding (like those of `transformers`); inputs can then
             be texts.
         forward: `forward(model, *args, **kwargs)` to call instead of the model.
+        axes: names of the axes of inputs and layers that cannot be followed, or have a better name; see `name_axes`.
 
     Raises:
         InputError: when `model` is not a module.

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from .axes.follow import AxisNames
+from .axes.followed import name_axes
 from .errors import InputError, TargetError
 from .inputs.inputs import Inputs, as_inputs
 from .model.borrowed import borrowed
@@ -33,9 +35,12 @@ class WrappedModel:
         class_names: Names = None,
         tokenizer: Callable[..., Any] | None = None,
         forward: Callable[..., Any] | None = None,
+        axes: AxisNames | None = None,
     ) -> None:
         with borrowed(model, grad=False):
             self.model = model
+        if axes:
+            name_axes(model, axes)
         if isinstance(class_names, str):
             raise TargetError(f"class_names must be a sequence or a mapping of names, got the text {class_names!r}.")
         self.class_names = class_names

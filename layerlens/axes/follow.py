@@ -25,7 +25,7 @@ from .provenance.axis import Axes, Axis, Part, Source, new
 from .provenance.roles import UNITS, name_sources
 from .provenance.table import Operation, constant, row_of
 
-Names: TypeAlias = "Mapping[str, Sequence[str]]"
+AxisNames: TypeAlias = "Mapping[str, Sequence[str]]"
 """Input tensor, layer, or `layer/tensor` -> names of its axes."""
 
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
@@ -150,7 +150,7 @@ class _Recurrent(TorchFunctionMode):
 class _Calls:
     """Global hooks that keep the axes of what every layer of a model took and returned."""
 
-    def __init__(self, model: nn.Module, follow: Follow, names: Names, said: Callable[..., Axes]) -> None:
+    def __init__(self, model: nn.Module, follow: Follow, names: AxisNames, said: Callable[..., Axes]) -> None:
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._follow, self._names, self._said = follow, names, said
         self._count: dict[LayerPath, int] = {}
@@ -237,7 +237,7 @@ def follow(
     model: nn.Module,
     inputs: Inputs,
     forward: Forward | None = None,
-    names: Names | None = None,
+    names: AxisNames | None = None,
 ) -> Followed:
     """Run a borrowed model once, without gradients, and follow the axes of its input.
 

@@ -12,7 +12,7 @@ from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed, modules_of
 from layerlens.model.fastpath import layers_called
 
-from .follow import Followed, Names, follow
+from .follow import AxisNames, Followed, follow
 
 _KEPT = 8
 """Number of shapes that are remembered for each model."""
@@ -21,7 +21,7 @@ _followed: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Followed]]
 _names: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[str, ...]]] = weakref.WeakKeyDictionary()
 
 
-def name_axes(model: nn.Module, axes: Names) -> None:
+def name_axes(model: nn.Module, axes: AxisNames) -> None:
     """Name axes that cannot be followed, or that have a better name; every analyzer of this model uses them.
 
     Args:

@@ -122,6 +122,6 @@ def test_a_recurrent_layer_has_samples_times_and_units():
 
     net, x = Model(), torch.randn(2, 9, 5)
     assert described(axes_at(net, x, "first", "output")) == "batch | time | unit"
-    assert described(axes_at(net, x, "first", "h_n")) == "1 | batch | unit"
+    assert described(axes_at(net, x, "first", "h_n")) == "layer | batch | unit"
     assert described(axes_at(net, x, "second", "output")) == "time | batch | unit"
-    assert described(axes_at(net, x, "second", "h_n")) == "extra | batch | unit"
+    assert described(axes_at(net, x, "second", "h_n")) == "layer | batch | unit"

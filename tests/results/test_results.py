@@ -490,7 +490,7 @@ def test_the_layer_table_as_text():
     lines = repr(table()).splitlines()
     assert lines[0] == "Net: layers 3, parameters 1,210, one forward 12.5 ms"
     assert [line.split() for line in lines[1:]] == [
-        ["path", "type", "calls", "output", "parameters", "time"],
+        ["path", "type", "calls", "output", "axes", "parameters", "time"],
         ["(model)", "Net", "1", "(2,", "3)", "1,210", "25.0%"],
         ["conv", "Conv2d", "2", "(2,", "8,", "4,", "4)", "1,200", "75.0%"],
         ["exit", "Linear", "did", "not", "run", "10"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from layerlens.axes.follow import Followed
+from layerlens.axes.followed import followed
+from layerlens.axes.layout import described as axes_text
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Layers, parameter_count
@@ -26,8 +30,8 @@ def layers(model: nn.Module, x: Input | None = None, *, forward: Forward | None 
     """List the layers of a model; with an input also their calls, output shapes and shares of time.
 
     The time of a layer is its own: the time between start and end of its calls, minus the calls inside. The model
-    runs twice in eval mode without gradients, and the second run is timed; the cost of the hooks (a few microseconds
-    per call) is part of the outer layers.
+    runs three times in eval mode without gradients: the second run is timed (the cost of the hooks, a few microseconds
+    per call, is part of the outer layers), and the axes are followed in the third.
 
     Args:
         x: ... None does not run the model.
@@ -54,10 +58,14 @@ def layers(model: nn.Module, x: Input | None = None, *, forward: Forward | None 
             model, lambda path, module: True, timing=True, inputs=_input_shapes, reduce=_stamp(device)
         ) as record:
             given.run(model, forward)
+    followed_axes = followed(model, given, forward)
     own, total = _own_seconds(record)
     nbytes = _activation_bytes(model, record)
     rows = tuple(
-        _row(path, module, record, own.get(path, 0.0) / total if total else 0.0, nbytes.get(path))
+        dataclasses.replace(
+            _row(path, module, record, own.get(path, 0.0) / total if total else 0.0, nbytes.get(path)),
+            axes=_axes(followed_axes, path),
+        )
         for path, module in layers.items()
     )
     return LayerTable(type(model).__name__, rows, 1000 * total, device)
@@ -178,6 +186,16 @@ def _row(
         activation=nbytes,
         input_dtype=", ".join(dict.fromkeys(call.inputs[1] for call in calls or () if call.inputs[1])),
     )
+
+
+def _axes(known: Followed, path: LayerPath) -> str:
+    """Describe the axes of what the calls of a layer returned; calls that differ follow each other."""
+    described: dict[str, None] = {}
+    for outputs in (site.outputs for site in known.calls if site.path == path):
+        texts = {name: axes_text(axes) for name, axes in outputs.items()}
+        named = [f"{name}: {text}" for name, text in texts.items()] if len(texts) > 1 else texts.values()
+        described["; ".join(named)] = None
+    return ", ".join(described)
 
 
 def _shapes(shapes: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .axis import Axis, new
+from .axis import Axis, Part, Source, new
 from .table import Found, Operation, row
 from .windows import note
 
@@ -33,7 +33,7 @@ def recurrent(operation: Operation) -> Found:
     note(time, "stepped")
     unit = new("unit", operation.out[0].shape[-1])
     batched = len(axes) == 3
-    states = [(new("extra", part.shape[0]) if part.shape[0] > 1 else Axis(), *((batch,) if batched else ()),
+    states = [(_layers(part.shape[0]), *((batch,) if batched else ()),
                new("unit", part.shape[-1])) for part in operation.out[1:]]  # fmt: skip
     return [(*axes[:-1], unit), *states]
 
@@ -41,7 +41,7 @@ def recurrent(operation: Operation) -> Found:
 def _packed(operation: Operation, features: Axis) -> Found:
     note(features, "contracted")
     rows = new("unknown", operation.out[0].shape[0], "a packed sequence mixes samples and steps")
-    states = [(new("extra", part.shape[0]) if part.shape[0] > 1 else Axis(),
+    states = [(_layers(part.shape[0]),
                new("unknown", part.shape[1], "a packed sequence is sorted by length"), new("unit", part.shape[-1]))
               for part in operation.out[1:]]  # fmt: skip
     return [(rows, new("unit", operation.out[0].shape[-1])), *states]
@@ -57,3 +57,8 @@ def cell(operation: Operation) -> Found:
     unit = new("unit", parts[0].shape[-1])
     found = [(*axes[:-1], unit if part.shape[-1] == unit.size else new("unit", part.shape[-1])) for part in parts]
     return list(found) if isinstance(operation.out, (tuple, list)) else found[0]
+
+
+def _layers(count: int) -> Axis:
+    """The axis of layers and directions of a state."""
+    return Axis((Part(Source("extra", count, "layer"), count),))

@@ -30,6 +30,8 @@ class LayerRow:
         activation: bytes of what its calls without others inside returned, each storage counted where it is returned
             first and those of parameters not at all; None when it had no such call.
         input_dtype: data type of the first tensor that it was given.
+        axes: what the axes of its output are, as text, such as `batch | 1+height*width | unit`: one class token in
+            front of the places of a picture; `?` for an axis that is not known. With the names of several tensors.
     """
 
     path: str
@@ -44,6 +46,7 @@ class LayerRow:
     order: int | None = None
     activation: int | None = None
     input_dtype: str = ""
+    axes: str = ""
 
 
 Result.classes["LayerRow"] = LayerRow
@@ -65,7 +68,7 @@ class LayerTable(Result):
     milliseconds: float | None = None
     device: str = "cpu"
 
-    HEADS = ("path", "type", "calls", "output", "parameters", "time")
+    HEADS = ("path", "type", "calls", "output", "axes", "parameters", "time")
     MORE = ("input", "dtype", "order", "activation")
 
     def cells(self) -> list[tuple[str, ...]]:
@@ -76,6 +79,7 @@ class LayerTable(Result):
                 row.type,
                 "" if row.calls is None else str(row.calls) if row.calls else "did not run",
                 row.output,
+                row.axes,
                 f"{row.parameters:,}" if row.parameters else "",
                 "" if row.share is None or not row.calls else f"{100 * row.share:.1f}%",
             )
@@ -133,9 +137,9 @@ class LayerTable(Result):
         return len(self.rows)
 
     def __repr__(self) -> str:
-        cells = [self.HEADS, *(tuple(map(_short, row, (40, 22, 11, 20, 14, 6))) for row in self.cells())]
+        cells = [self.HEADS, *(tuple(map(_short, row, (32, 15, 11, 16, 29, 11, 6))) for row in self.cells())]
         if len(cells) > 44:
-            cells = [*cells[:30], ("...", f"{len(cells) - 40} more", "", "", "", ""), *cells[-10:]]
+            cells = [*cells[:30], ("...", f"{len(cells) - 40} more", "", "", "", "", ""), *cells[-10:]]
         head = ", ".join(f"{name} {text}" for name, text in self.summary()[1:])
         return f"{self.model}: {head}\n{_columns(cells)}"
 

@@ -214,4 +214,12 @@ def test_all_inputs_and_their_types():
 
 
 def test_the_flat_table_is_not_over_wide(case):
-    assert max(map(len, repr(layers(case.build(), case.example())).splitlines())) <= 123
+    assert max(map(len, repr(layers(case.build(), case.example())).splitlines())) <= 132
+
+
+def test_the_table_shows_the_axes_of_every_layer():
+    rows = {row.path: row.axes for row in layers(CASES["hf_vit"].build(), CASES["hf_vit"].example()).rows}
+    assert rows["vit.layernorm"] == "batch | 1+height*width | unit" and rows["classifier"] == "batch | unit"
+    assert rows["vit.embeddings.patch_embeddings.projection"] == "batch | unit | height | width"
+    rows = {row.path: row.axes for row in layers(CASES["lstm"].build(), CASES["lstm"].example()).rows}
+    assert rows["rnn"] == "output: batch | time | unit; h_n: layer | batch | unit; c_n: layer | batch | unit"
