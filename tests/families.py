@@ -109,6 +109,9 @@ FAMILIES = {
     ),
     "falcon": ("Falcon" + NEXT, "FalconConfig", WORDS, words, (-1, 5)),
     "gpt_neox": ("GPTNeoX" + NEXT, "GPTNeoXConfig", WORDS, words, (-1, 5)),
+    "bloom": (
+        "Bloom" + NEXT, "BloomConfig", {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}, words, (-1, 5),
+    ),
     "mixtral": ("Mixtral" + NEXT, "MixtralConfig", {**GROUPED, "num_local_experts": 4}, words, (-1, 5)),
     "qwen2_moe": ("Qwen2Moe" + NEXT, "Qwen2MoeConfig", {**GROUPED, **MOE}, words, (-1, 5)),
     "mamba": ("Mamba" + NEXT, "MambaConfig", MAMBA, words, (-1, 5)),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import cmath
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -13,8 +13,10 @@ import torch.nn.functional as F
 
 from .cuts import Cuts
 from .graph import Graph
+from .operation import relevance_of
 
-Value: TypeAlias = torch.Tensor | float | None
+_T = torch.Tensor
+Value: TypeAlias = torch.Tensor | complex | None
 Part: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -30,7 +32,7 @@ class Constant:
         masking: whether the value may be infinite, as in attention masks.
     """
 
-    value: float | torch.Tensor
+    value: complex | torch.Tensor
     source: str
     kind: str = "additive"
     part: Part | None = None
@@ -47,8 +49,8 @@ class Constant:
         """
         multiplier = gradient if self.part is None else self.part(gradient)
         if not isinstance(self.value, torch.Tensor):
-            product = multiplier * self.value
-            return product if math.isfinite(self.value) else product.nan_to_num_(nan=0.0)
+            product = relevance_of(self.value, multiplier)
+            return product if cmath.isfinite(self.value) else product.nan_to_num_(nan=0.0)
         if self.part is None and self.value.ndim < multiplier.ndim:
             shape = (1,) * (multiplier.ndim - self.value.ndim) + tuple(self.value.shape)
             axes = tuple(axis for axis in range(2, multiplier.ndim) if shape[axis] == 1 and multiplier.shape[axis] > 1)
@@ -56,7 +58,7 @@ class Constant:
                 if axes not in sums:
                     sums[axes] = multiplier.sum(dim=axes, keepdim=True)
                 multiplier = sums[axes]
-        product = multiplier * self.value
+        product = relevance_of(self.value, multiplier)
         if not self.masking:
             return product
         return torch.where(multiplier == 0, torch.zeros((), dtype=product.dtype, device=product.device), product)
@@ -109,16 +111,26 @@ class TorchCall:
                 return
             if cut := notes.cuts.of(value):
                 notes.added_cuts[self.number] = cut.how
-            kind, source = ("absorbed", "stop") if notes.graph.depends(value) else ("additive", source)
+            if notes.graph.depends(value):
+                kind, source = "absorbed", f"stop at {notes.graph.stops(value)}"
             value = value.detach() if factor == 1 else value.detach() * factor
             if factor == 1 and notes.copying:
                 value = value.clone()
         else:
-            value = float(value) * factor
+            value = (value if isinstance(value, complex) else float(value)) * factor
             if value == 0:
                 return
         masking = source.startswith("constant") or kind == "absorbed"
         notes.constants.setdefault(self.number, []).append(Constant(value, source, kind, part, masking))
+
+    def adds_without(self, bias: torch.Tensor | None, *factors: Value) -> None:
+        """Note the result less its bias, if the bias carries relevance and none of the factors does."""
+        if bias is not None and not self.carries(*factors):
+            self.adds(self.result.detach() - bias.detach(), "constant added")
+
+    def carries(self, *values: object) -> bool:
+        """Whether one of the values is a tensor that carries relevance."""
+        return any(isinstance(value, torch.Tensor) and self.notes.graph.carries(value) for value in values)
 
 
 Note: TypeAlias = Callable[..., None]
@@ -144,26 +156,39 @@ def _rsub(call: TorchCall, input: Value, other: Value, alpha: float = 1) -> None
     _sub(call, other, input, alpha)
 
 
-def _linear(call: TorchCall, input: Value, weight: Value, bias: Value = None) -> None:
+def _linear(call: TorchCall, input: Value, weight: Value, bias: torch.Tensor | None = None) -> None:
     node = call.result.grad_fn  # of many rows it is a view of the product, made with the bias
     while node is not None and "View" in node.name():
         node = node.next_functions[0][0]
     number = call.number if node is None else int(node._sequence_nr())
-    TorchCall(call.notes, number, call.result).adds(bias, "bias")
-
-
-def _bilinear(call: TorchCall, input1: Value, input2: Value, weight: Value, bias: Value = None) -> None:
+    call = TorchCall(call.notes, number, call.result)
     call.adds(bias, "bias")
+    call.adds_without(bias, input, weight)
+
+
+def _bilinear(call: TorchCall, input1: Value, input2: Value, weight: Value, bias: _T | None = None) -> None:
+    call.adds(bias, "bias")
+    call.adds_without(bias, input1, input2, weight)
 
 
 def _convolution(
     call: TorchCall, input: Value, weight: torch.Tensor, bias: torch.Tensor | None = None, *_: object, **__: object
 ) -> None:
-    call.adds(_per_channel(bias, weight.ndim - 2), "bias")
+    bias = _per_channel(bias, weight.ndim - 2)
+    call.adds(bias, "bias")
+    call.adds_without(bias, input, weight)
 
 
-def _addmm(call: TorchCall, input: Value, *_: object, beta: float = 1, **__: object) -> None:
-    call.adds(input, "bias", beta)
+def _addmm(function: Callable[..., torch.Tensor]) -> Note:
+    """Return a note of what `function`, such as `torch.addmm`, adds to a product, or to a signal by a product."""
+
+    def note(call: TorchCall, input: Value, *factors: _T, beta: float = 1, alpha: float = 1, **named: _T) -> None:
+        call.adds(input, "bias", beta)
+        if not call.carries(*factors, *named.values()):
+            with torch.no_grad():
+                call.adds(function(torch.zeros_like(call.result), *factors, alpha=alpha, **named), "constant added")
+
+    return note
 
 
 def _layer_norm(
@@ -236,10 +261,12 @@ def _stack_along(dim: int) -> Note:
     """For hstack and related functions: as `_cat` along an axis, of tensors with at least that axis."""
 
     def note(call: TorchCall, tensors: Sequence[torch.Tensor], **_: object) -> None:
-        ndim = call.result.ndim
-        raised = [tensor if tensor.ndim == ndim else tensor.unsqueeze(-1) for tensor in tensors]
-        if all(tensor.ndim == ndim for tensor in raised):
-            _cat(call, raised, 0 if ndim == 1 else dim)
+        if dim == 1:  # vectors are joined, or made columns
+            flat = call.result.ndim == 1
+            _cat(call, [one.reshape(-1, *[1] * (not flat)) if one.ndim < 2 else one for one in tensors], int(not flat))
+        else:
+            raise_axes: Any = torch.atleast_3d if dim else torch.atleast_2d
+            _cat(call, [raise_axes(one) for one in tensors], dim)
 
     return note
 
@@ -255,10 +282,12 @@ def _where_method(call: TorchCall, input: Value, condition: torch.Tensor, other:
 
 def _masked_fill(call: TorchCall, input: Value, mask: torch.Tensor, value: Value) -> None:
     call.adds(value, "constant chosen", part=lambda gradient: gradient * mask)
+    call.adds(input, "constant kept", part=lambda gradient: gradient * ~mask)
 
 
 def _threshold(call: TorchCall, input: torch.Tensor, threshold: float, value: float, *_: object, **__: object) -> None:
-    below = input.detach() <= threshold
+    node: Any = call.result.grad_fn  # in place, the input is overwritten by now
+    below = (input.detach() if node is None else node._saved_self) <= threshold
     call.adds(value, "constant chosen", part=lambda gradient: gradient * below)
 
 
@@ -286,9 +315,7 @@ def _value_at_zero(function: Callable[..., torch.Tensor], linear: int = 9) -> No
 
     def note(call: TorchCall, *arguments: object, **options: object) -> None:
         def at_zero(value: object) -> object:
-            if isinstance(value, torch.Tensor) and call.notes.graph.carries(value):
-                return torch.zeros_like(value)
-            return value
+            return torch.zeros_like(value) if isinstance(value, torch.Tensor) and call.carries(value) else value
 
         with torch.no_grad():
             zeroed = [at_zero(value) if place < linear else value for place, value in enumerate(arguments)]
@@ -299,45 +326,60 @@ def _value_at_zero(function: Callable[..., torch.Tensor], linear: int = 9) -> No
     return note
 
 
+def _copy(call: TorchCall, input: torch.Tensor, src: Value, *_: object) -> None:
+    call.adds(src, "constant written")
+
+
 def note_input(call: TorchCall, input: torch.Tensor, **_: object) -> None:
     """Note the input of a function that saves only its result."""
     call.notes.inputs[call.number] = input.detach()
 
 
-_T = torch.Tensor
-
 _WRITING = """
 scatter scatter_add index_put index_copy index_fill index_add masked_scatter select_scatter slice_scatter
-diagonal_scatter lerp addcmul addcdiv
+diagonal_scatter lerp addcmul addcdiv complex block_diag put constant_pad_nd fill
+_unsafe_masked_index _unsafe_masked_index_put_accumulate
 """.split()
 """Functions, with in-place forms, linear in the numbers that they write into, or add to, others."""
 
-FUNCTIONS: dict[Callable[..., Any], Note] = {
+_SAVING_RESULT = ["expit", "tanh", "sigmoid", "exp", "exp2", "expm1", "tan"]
+"""Functions whose node saves the result, from which the input cannot be had where they saturate or repeat."""
+
+
+FUNCTIONS: dict[Callable[..., Any] | str, Note] = {
+    "torchvision::deform_conv2d": lambda call, *arguments: call.adds(_per_channel(arguments[4], 2), "bias"),
     **dict.fromkeys([torch.add, _T.add, _T.add_, _T.__add__, _T.__radd__, _T.__iadd__], _add),
     **dict.fromkeys([torch.sub, torch.subtract, _T.sub, _T.sub_, _T.__sub__, _T.__isub__], _sub),
+    **dict.fromkeys([_T.subtract, _T.subtract_], _sub),
     **dict.fromkeys([torch.rsub, _T.__rsub__], _rsub),
     **dict.fromkeys([F.linear, torch._C._nn.linear], _linear),
-    F.bilinear: _bilinear,
+    **dict.fromkeys([F.bilinear, torch.bilinear], _bilinear),
     **dict.fromkeys([torch.conv1d, torch.conv2d, torch.conv3d], _convolution),
+    torch.convolution: _convolution,
     **dict.fromkeys([torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d], _convolution),
-    **dict.fromkeys([torch.addmm, _T.addmm, torch.baddbmm, _T.baddbmm, torch.addbmm, torch.addmv, _T.addmv], _addmm),
-    **dict.fromkeys([F.layer_norm, torch.layer_norm], _layer_norm),
+    **{
+        function: _addmm(getattr(torch, name))
+        for name in ("addmm", "addmv", "addr", "addbmm", "baddbmm")
+        for function in (getattr(torch, name), getattr(_T, name), getattr(_T, f"{name}_"))
+    },
+    **dict.fromkeys([F.layer_norm, torch.layer_norm, torch.native_layer_norm], _layer_norm),
     **dict.fromkeys([F.group_norm, torch.group_norm], _group_norm),
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
-    torch.batch_norm: _torch_batch_norm,
+    **dict.fromkeys([torch.batch_norm, torch.native_batch_norm], _torch_batch_norm),
     **dict.fromkeys([torch.cat, torch.concat, torch.concatenate], _cat),
     torch.stack: _stack,
     torch.where: _where,
     _T.where: _where_method,
     **dict.fromkeys([_T.masked_fill, _T.masked_fill_, torch.masked_fill], _masked_fill),
+    _T.copy_: _copy,
     F.pad: _pad,
     **dict.fromkeys([F.threshold, torch.threshold], _threshold),
     **{
-        function: _value_at_zero(getattr(module, name), 2 if name in ("lerp", "addcdiv") else 9)
+        function: _value_at_zero(getattr(torch, name), 2 if name in ("lerp", "addcdiv") else 9)
         for name in _WRITING
         for module in (torch, torch.Tensor)
-        for function in (getattr(module, name), getattr(torch.Tensor, f"{name}_", None))
+        for function in (getattr(module, name, None), getattr(torch.Tensor, f"{name}_", None))
         if function is not None
     },
     **dict.fromkeys([torch.maximum, torch.minimum, _T.maximum, _T.minimum], _maximum),
@@ -348,23 +390,11 @@ FUNCTIONS: dict[Callable[..., Any], Note] = {
     torch.dstack: _stack_along(2),
     torch.diff: _diff,
     _T.diff: _diff,
-    **dict.fromkeys([torch.tanh, _T.tanh, torch.sigmoid, _T.sigmoid, torch.exp, _T.exp, F.sigmoid, F.tanh], note_input),
-    **dict.fromkeys([torch.tanh_, _T.tanh_, torch.sigmoid_, _T.sigmoid_, torch.exp_, _T.exp_], note_input),
-}
-
-_A = torch.ops.aten
-ATEN: dict[Any, Note] = {
-    **dict.fromkeys([_A.add, _A.add_], _add),
-    **dict.fromkeys([_A.sub, _A.sub_], _sub),
-    _A.rsub: _rsub,
-    **dict.fromkeys([_A.addmm, _A.addmm_, _A.baddbmm, _A.addmv], _addmm),
-    _A.linear: _linear,
-    _A.convolution: _convolution,
-    _A.native_layer_norm: _layer_norm,
-    _A.cat: _cat,
-    _A.stack: _stack,
-    _A.where: _where,
-    **dict.fromkeys([_A.masked_fill, _A.masked_fill_], _masked_fill),
-    **dict.fromkeys([_A.maximum, _A.minimum], _maximum),
-    **dict.fromkeys([_A.tanh, _A.sigmoid, _A.exp, _A.tanh_, _A.sigmoid_, _A.exp_], note_input),
+    **{
+        getattr(module, spelling): note_input
+        for name in _SAVING_RESULT
+        for module in (torch, _T, F, torch.special)
+        for spelling in (name, f"{name}_")
+        if hasattr(module, spelling)
+    },
 }

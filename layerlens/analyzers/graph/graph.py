@@ -77,6 +77,11 @@ class Graph:
         info = self.info(tensor)
         return id(tensor) in self._leaves if info is None else info.carries
 
+    def stops(self, tensor: torch.Tensor) -> str:
+        """Name the operations that keep relevance from entering `tensor`, which depends on a leaf."""
+        info = self.info(tensor)
+        return "" if info is None else ", ".join(sorted({stop.op for stop in stops(info)}))
+
     def depends(self, tensor: torch.Tensor) -> bool:
         """Whether `tensor` is computed from a leaf."""
         info = self.info(tensor)
@@ -126,9 +131,23 @@ class Graph:
                     slot for slot in slots if slot < len(edges) and (edge := edges[slot]) and edge.carries
                 )
                 info.carries = bool(info.carrying)
+                if info.row is not None and info.row.several is not None and any(info.carrying):
+                    info.row = info.row.several
             if info.carries:
                 info.role, info.shift = _role(info)
         return info
+
+
+def stops(root: NodeInfo) -> list[NodeInfo]:
+    """Return the nodes behind `root`, which carries nothing, that relevance of their inputs cannot enter."""
+    found: dict[int, NodeInfo] = {}
+    stack = [root]
+    while stack:
+        info = stack.pop()
+        if id(info) not in found:
+            found[id(info)] = info
+            stack.extend(edge for edge in info.edges if edge is not None and edge.depends and not edge.carries)
+    return [info for info in found.values() if any(edge is not None and edge.carries for edge in info.edges)]
 
 
 def _role(info: NodeInfo) -> tuple[Role, int]:

@@ -60,12 +60,15 @@ class Row:
         kind: how relevance passes.
         rule: function that makes the multipliers of the inputs; its signature depends on `kind`:
             RATIO `(node, x) -> (ratio, f(0))` with x the recorded input or None; NORM `(node, g) -> g_x`;
-            FUSED `(node, gradients, g, rulebook) -> (multipliers, absorbed)`; TAYLOR `(node) -> (y, x)`.
+            FUSED `(node, gradients, g, rulebook) -> (multipliers, absorbed)`; TAYLOR `(node) -> (y, *xs)`, the output
+            and the inputs by slot; LINEAR may have the same, so that constants among its inputs are booked.
         slots: inputs (positions in `next_functions`) that relevance may enter; None for all.
         role: role of the output as a factor of a product.
         label: for FUSED, the rule as it is shown; `{attention}` and `{product}` become the rulebook's choices.
         refine: `node -> Row` for operations whose kind depends on their options.
         adding: slots of a product that add instead of multiply.
+        several: row used instead when an input other than the first carries relevance.
+        why: why relevance does not enter (STOP, or inputs outside `slots`), as messages say it.
     """
 
     kind: Kind
@@ -75,13 +78,23 @@ class Row:
     label: str = ""
     refine: Callable[[Any], Row] | None = None
     adding: tuple[int, ...] = ()
+    several: Row | None = None
+    why: str = "it measures a size, by which others divide"
 
 
-_NAME = re.compile(r"^(?:.*::)?(\w+?)(?:Backward\d*)?$")
+_NAME = re.compile(r"^(?:.*::)?(?:GeneratedBackwardFor_)?(\w+?)(?:_default)?(?:Backward\d*)?(?:_copy)?>?$")
 
 
 @functools.cache
 def operation(name: str) -> str:
-    """Return the operation of a node by the node's name, without `Backward0`: `Addmm`, `Gelu`, `CopySlices`."""
+    """Return the operation of a node by the node's name, without `Backward0`: `Addmm`, `Gelu`, `CopySlices`.
+
+    An operator of a library is called by namespace and name: `torchvision_roi_align`.
+    """
     match = _NAME.match(name)
     return match.group(1) if match else name
+
+
+def relevance_of(value: torch.Tensor | complex, multiplier: torch.Tensor) -> torch.Tensor:
+    """Return R = a g; for complex numbers, whose gradients are conjugate in torch, the real part of a conj(g)."""
+    return (multiplier.conj() * value).real if multiplier.is_complex() else multiplier * value

@@ -27,7 +27,7 @@ from layerlens.model.call_tracking import nodes_made
 from layerlens.model.checkpointing import SavedInCheckpoint, outside_checkpoints, pack_hooks
 from layerlens.model.layers import LayerPath
 
-from .added_constants import ATEN, FUNCTIONS, Note, Notes, TorchCall, note_input
+from .added_constants import FUNCTIONS, Note, Notes, TorchCall, note_input
 from .cuts import Cuts
 from .graph import Graph
 
@@ -41,6 +41,8 @@ WATCHED: set[Any] = {
     torch.gru_cell,
     torch.rnn_tanh_cell,
     torch.rnn_relu_cell,
+    torch.special.ndtr,
+    torch.linalg.vander,
 }
 
 # Functions of torch that are written in Python and add nothing: called as they are.
@@ -101,9 +103,16 @@ class Recorder(TorchFunctionMode):
     def _call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rewritten = _out_of_place(function, args, kwargs)
         if rewritten is not None:
-            return args[0].copy_(self._call(*rewritten))
+            return self._copy_into(args[0], self._call(*rewritten))
+        if function is torch.Tensor.copy_ and args[0]._is_view() and torch.is_grad_enabled():
+            value = args[1] if len(args) > 1 else kwargs["src"]
+            if args[0].requires_grad and not self.graph.carries(value):
+                value = self._call(_filled, (args[0].clone(), value), {})
+            return self._copy_into(args[0], value)
         if function is torch.Tensor.__setitem__:
             return self._write(*args)
+        if self._noting and torch._C._functorch.peek_interpreter_stack() is not None:
+            return self._call_watched(function, args, kwargs)  # under vmap, nodes belong to the tensors inside
         note = FUNCTIONS.get(_as_called(function)) if self._noting else None
         if note is not None:
             arguments = _before_overwriting(self.graph, note, function, args)
@@ -125,7 +134,7 @@ class Recorder(TorchFunctionMode):
         if tensor._is_view() and gradient and torch.is_grad_enabled():
             whole = tensor.clone()
             self._write(whole, index, value)
-            tensor.copy_(whole)
+            self._copy_into(tensor, whole)
             return
         before = tensor.detach().clone() if tensor.grad_fn is None and tensor.is_floating_point() else None
         tensor[index] = value
@@ -136,6 +145,18 @@ class Recorder(TorchFunctionMode):
         if before is not None and bool(before.any()):  # what a constant tensor held elsewhere
             before[index] = 0
             call.adds(before, "constant kept")
+
+    def _copy_into(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """`tensor.copy_(value)`; of a constant of which `tensor` is a view, the rest is noted."""
+        base = tensor._base
+        kept = base.detach().clone() if base is not None and not base.requires_grad and value.requires_grad else None
+        tensor.copy_(value)
+        if kept is not None and base is not None and base.grad_fn is not None and kept.stride() == base.stride():
+            offset = tensor.storage_offset() - base.storage_offset()
+            kept.as_strided(tensor.shape, tensor.stride(), offset).zero_()
+            if self._noting and bool(kept.any()):
+                TorchCall(self.notes, base.grad_fn._sequence_nr(), base).adds(kept, "constant kept")
+        return tensor
 
     def _call_watched(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call `function` watched operation by operation, and in primitives where a fused kernel would hide them."""
@@ -148,8 +169,14 @@ class Recorder(TorchFunctionMode):
         return result
 
 
-def _as_called(function: Function) -> Function:
-    """The torch function behind an aten operator, which modules of torch.export call; else `function`."""
+@functools.lru_cache(1024)
+def _as_called(function: Function) -> Function | str:
+    """The torch function behind an aten operator, which modules of torch.export call; the name of a library's operator.
+
+    Else `function`.
+    """
+    if isinstance(function, torch._ops.OpOverloadPacket):
+        return function._qualified_op_name
     if not isinstance(function, torch._ops.OpOverload) or function.namespace != "aten":
         return function
     name = function.overloadpacket.__name__
@@ -175,7 +202,7 @@ class _WatchInside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        note = ATEN.get(function.overloadpacket)
+        note = FUNCTIONS.get(_as_called(function))
         arguments = args if note is None else _before_overwriting(self.notes.graph, note, function.overloadpacket, args)
         number = nodes_made() - 1  # autograd made the node just before it called this operation
         result = function(*args, **kwargs)
@@ -216,7 +243,9 @@ def _out_of_place(
     None if it does not write, does not write into a view, or is linear.
     """
     form = _functional_form(function)
-    if form is None or not args or not isinstance(args[0], torch.Tensor) or not args[0]._is_view():
+    if form is None or not args or not isinstance(args[0], torch.Tensor):
+        return None
+    if not (args[0]._is_view() or function is torch.Tensor.fill_diagonal_):  # which makes a view itself
         return None
     if not torch.is_grad_enabled() or not any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
         return None
@@ -242,8 +271,8 @@ def _functional_form(function: Function) -> tuple[Function, int | None] | None:
     not_operators = ("__init__", "__iter__", "__index__", "__int__", "__invert__")
     if name.startswith("__i") and name.endswith("__") and name not in not_operators:
         return _attribute(torch.Tensor, f"__{name[3:]}")
-    if function is torch.Tensor.fill_:
-        return _filled, None
+    if function in _FILLING:
+        return _FILLING[function], None
     if name.endswith("_") and not name.endswith("__") and name not in _LINEAR_IN_PLACE:
         for module in (torch.Tensor, torch, torch._C._nn, torch.nn.functional):
             if getattr(module, name, None) is function:
@@ -253,6 +282,14 @@ def _functional_form(function: Function) -> tuple[Function, int | None] | None:
 
 def _filled(tensor: torch.Tensor, value: torch.Tensor | float) -> torch.Tensor:
     return torch.where(torch.ones_like(tensor, dtype=torch.bool), value, tensor)
+
+
+def _diagonal_filled(tensor: torch.Tensor, fill_value: float, wrap: bool = False) -> torch.Tensor:
+    diagonal = torch.zeros_like(tensor, dtype=torch.bool).fill_diagonal_(True, wrap)
+    return torch.where(diagonal, fill_value, tensor)
+
+
+_FILLING: dict[Function, Function] = {torch.Tensor.fill_: _filled, torch.Tensor.fill_diagonal_: _diagonal_filled}
 
 
 def _attribute(module: object, name: str) -> tuple[Function, None] | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from layerlens.analyzers.graph.linear_operations import LinearOperation
-from layerlens.analyzers.graph.operation import Node
+from layerlens.analyzers.graph.operation import Node, relevance_of
 from layerlens.errors import warn
 from layerlens.results import Entry, Ledger, Relevance
 
@@ -188,7 +188,7 @@ def book(recording: Recording, plan: Plan, bookkeeper: Bookkeeper, sweep: Sweep,
 
 
 def _relevance_of(value: torch.Tensor, multiplier: torch.Tensor | None, carried: torch.Tensor | None) -> torch.Tensor:
-    relevance = torch.zeros_like(value) if multiplier is None else value * multiplier
+    relevance = torch.zeros_like(value) if multiplier is None else relevance_of(value, multiplier)
     return relevance if carried is None else relevance + carried
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from layerlens.analyzers.graph.graph import NodeInfo
+from layerlens.analyzers.graph.graph import NodeInfo, stops
 from layerlens.analyzers.graph.linear_operations import CONVOLUTION, LinearOperation, linear_operations
 from layerlens.analyzers.graph.operation import Kind, Role
 from layerlens.errors import RelevanceError, UnknownOperation, warn
@@ -206,10 +206,11 @@ def _check(nodes: Sequence[NodeInfo], roots: Sequence[NodeInfo], *, strict: bool
         UnknownOperation: under `strict`, if an operation has no row in the table.
     """
     if not all(root.carries for root in roots):
-        stops = sorted({info.op for info in nodes if info.row and info.row.kind is Kind.STOP and info.depends})
+        blocking = {stop.op: stop for root in roots if not root.carries for stop in stops(root)}
+        reasons = "; ".join(f"{op} ({stop.row.why})" for op, stop in sorted(blocking.items()) if stop.row is not None)
         raise RelevanceError(
-            f"no relevance can leave the score: every way to the input leads through {', '.join(stops)}, which "
-            "measure a size and stop relevance. Choose a target before them, such as a logit."
+            f"no relevance can leave the score: every way to the input leads through {reasons}. Choose a target before "
+            "that, such as a logit."
         )
     if any(info.op == "WarnNotImplemented" and info.carries for info in nodes):
         raise RelevanceError(

@@ -14,9 +14,10 @@ from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.graph.added_constants import Notes
 from layerlens.analyzers.graph.cuts import Cuts
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
+from layerlens.analyzers.graph.operation import relevance_of
 from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.errors import OptionError, RelevanceError, TargetError
-from layerlens.inputs.inputs import Forward, Input, Inputs
+from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import generator_states, restore_generators
 from layerlens.model.call_tracking import Spans
 from layerlens.model.layers import LayerPath, Selection, matching_names
@@ -175,7 +176,7 @@ def _freeze(model: nn.Module, but: Sequence[torch.Tensor]) -> None:
             parameter.requires_grad_(False)
 
 
-def _equal(one: float | torch.Tensor, two: float | torch.Tensor) -> bool:
+def _equal(one: complex | torch.Tensor, two: complex | torch.Tensor) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
         return one.shape == two.shape and torch.allclose(one, two, equal_nan=True)
     return type(one) is type(two) and bool(one == two)
@@ -204,14 +205,10 @@ class TargetScores:
 
     def joint_target(self) -> Target:
         """Return one target that scores the output with all of them."""
-        return Target(self._score, self._label(), chooser=self._resolve, at=self._at, binder=self._bind)
+        return Target(self._score, self._label(), chooser=self._resolve, at=self._at)
 
     def _label(self) -> str:
         return "; ".join(target.label for target in self.targets)
-
-    def _bind(self, inputs: Inputs | None, samples: torch.Tensor | None) -> Target:
-        self.targets = [target.on(inputs, samples) for target in self.targets]
-        return Target(self._score, self._label(), chooser=self._resolve, at=self._at)
 
     def _resolve(self, output: object) -> Target:
         self.targets = [target.resolve(output) for target in self.targets]
@@ -258,7 +255,8 @@ class Parameters:
         """Return R = w g by name, summed over the batch; 0 where the score does not depend on the parameter."""
         pairs = zip(self._named.items(), multipliers, strict=True)
         return {
-            name: torch.zeros_like(parameter) if g is None else parameter.detach() * g for (name, parameter), g in pairs
+            name: torch.zeros_like(parameter) if g is None else relevance_of(parameter.detach(), g)
+            for (name, parameter), g in pairs
         }
 
 

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.analyzers.graph.graph import NodeInfo
 from layerlens.analyzers.graph.linear_operations import BATCH_NORMS, LinearOperation
-from layerlens.analyzers.graph.operation import Gradients, Kind, Node
+from layerlens.analyzers.graph.operation import Gradients, Kind, Node, relevance_of
 from layerlens.errors import RelevanceError, warn
 
 from .book import Bookkeeper, Sweep
@@ -74,7 +74,7 @@ def sweep(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> list[Swee
 
 def _book_held(bookkeeper: Bookkeeper, node: Node, output: torch.Tensor, g: torch.Tensor) -> None:
     normalized = bookkeeper.folded.get(node)
-    held = (output if normalized is None else normalized) * g
+    held = relevance_of(output if normalized is None else normalized, g)
     bookkeeper.add("absorbed", int(node._sequence_nr()), "held back by the condition", held)
 
 
@@ -111,9 +111,12 @@ def _node_hook(planned: PlannedNode, recording: Recording, rulebook: Rulebook, b
     ]
     kind = Kind.LINEAR if row is None else row.kind
     rule: Any = None if row is None else row.rule
-    if kind in (Kind.LINEAR, Kind.PRODUCT) and not (constants or blocked or shares):
+    if len(info.carrying) == len(info.edges) and kind is Kind.LINEAR:
+        rule = None  # nothing else adds to its output
+    if kind in (Kind.LINEAR, Kind.PRODUCT) and not (constants or blocked or shares or rule):
         return None
     x = recording.notes.inputs.get(number)
+    rest = ("additive", "constant") if kind is Kind.LINEAR and not blocked else ("absorbed", op)
 
     def hook(gradients: Gradients, outer: Gradients) -> Gradients | None:
         g = outer[0]
@@ -122,24 +125,27 @@ def _node_hook(planned: PlannedNode, recording: Recording, rulebook: Rulebook, b
         passed = list(gradients)
         if kind is Kind.RATIO:
             ratio, at_zero = rule(node, x)
-            passed[0] = g * ratio
+            scaled, before = g * ratio.conj(), gradients[0]
+            passed[0] = scaled if before is None or before.shape == scaled.shape else scaled.sum_to_size(before.shape)
             if isinstance(at_zero, torch.Tensor) or at_zero:
-                bookkeeper.add("absorbed", number, f"{op} at 0", g * at_zero)
+                bookkeeper.add("absorbed", number, f"{op} at 0", relevance_of(at_zero, g))
         elif kind is Kind.NORM:
-            passed[0] = rule(node, g)
+            passed[0] = None if passed[0] is None else rule(node, g)
         elif kind is Kind.FUSED:
-            multipliers, absorbed = rule(node, gradients, g, rulebook)
+            entering = tuple(one if slot in info.carrying else None for slot, one in enumerate(gradients))
+            multipliers, absorbed = rule(node, entering, g, rulebook)
             passed = list(multipliers)
             bookkeeper.add("absorbed", number, op, *absorbed)
-        elif kind is Kind.TAYLOR:
-            y, taken_at = rule(node)
-            bookkeeper.add("absorbed", number, op, y * g)
-            if passed[0] is not None:
-                bookkeeper.add("absorbed", number, op, -taken_at * passed[0])
+        elif rule is not None:
+            y, *xs = rule(node)
+            bookkeeper.add(rest[0], number, rest[1], relevance_of(y, g))
+            for slot in info.carrying:
+                if (multiplier := passed[slot]) is not None:
+                    bookkeeper.add(rest[0], number, rest[1], -relevance_of(xs[slot], multiplier))
         for slot, share in (shares or {}).items():
-            multiplier = passed[slot]
-            if multiplier is not None:
-                passed[slot] = multiplier * share if share else None
+            factor = passed[slot]
+            if factor is not None:
+                passed[slot] = factor * share if share else None
         for slot in blocked:
             passed[slot] = None
         sums: dict[tuple[int, ...], torch.Tensor] = {}

@@ -15,10 +15,15 @@ from .rulebook import Rulebook
 
 
 def fused_attention(node: Node, gradients: Gradients, gradient: torch.Tensor, rulebook: Rulebook) -> Fused:
-    """Multipliers of (query, key, value): (0, 0, 1) of their gradients for CP; (1/4, 1/4, 1/2) for Attn."""
-    if rulebook.attention == "cp":
+    """Multipliers of (query, key, value): (0, 0, 1) of their gradients for CP; (1/4, 1/4, 1/2) for Attn.
+
+    What carries no relevance leaves its share to the other factor of its product, as when the products are separate.
+    """
+    query, key, value, *_ = (passed is not None for passed in gradients)
+    if rulebook.attention == "cp" and value:
         return tuple(passed if slot == 2 else None for slot, passed in enumerate(gradients)), ()
-    shares = (0.25, 0.25, 0.5)
+    weights = 0.5 if value else 1.0
+    shares = (weights / 2 if key else weights, weights / 2 if query else weights, 0.5 if query or key else 1.0)
     shared = tuple(
         passed * shares[slot] if passed is not None and slot < 3 else None for slot, passed in enumerate(gradients)
     )

@@ -13,7 +13,9 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
-from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Node, Role, Row
+from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Node, Role, Row, operation
+
+from .structure import DIVIDES
 
 Ratio: TypeAlias = tuple[torch.Tensor, "float | torch.Tensor"]
 """(f(x) - f(0)) / x, and f(0)."""
@@ -133,6 +135,13 @@ def clamp(node: Node, _: torch.Tensor | None) -> Ratio:
     return clamp_ratio(node._saved_self, getattr(node, "_saved_min", None), getattr(node, "_saved_max", None))
 
 
+def clamp_between(node: Node) -> tuple[torch.Tensor | None, ...]:
+    """(y, x, min, max): between bounds that carry relevance, a clamp chooses one of its inputs, like a maximum."""
+    x, low, high = node._saved_self, getattr(node, "_saved_min", None), getattr(node, "_saved_max", None)
+    bounds = (high,) if operation(node.name()) == "ClampMax" else (low, high)
+    return torch.clamp(x, low, high), x, *bounds
+
+
 def clamp_ratio(x: torch.Tensor, low: Bound, high: Bound) -> Ratio:
     """Return the ratio of a clamp between two numbers or tensors, and its value at 0."""
 
@@ -177,18 +186,47 @@ def exp(node: Node, x: torch.Tensor | None) -> Ratio:
     return quotient(torch.expm1(x), x, 1.0).masked_fill_(masked, 0.0), (~masked).to(x.dtype)
 
 
-def expm1(node: Node, _: torch.Tensor | None) -> Ratio:
-    """(exp(x) - 1) / x, from the result."""
+def expm1(node: Node, x: torch.Tensor | None) -> Ratio:
+    """(exp(x) - 1) / x; x is recorded, because a saturated result does not determine it."""
     y = node._saved_result
-    return quotient(y, torch.log1p(y.clamp_min(-1 + 1e-7)), 1.0), 0.0
+    return quotient(y, torch.log1p(y.clamp_min(-1 + 1e-7)) if x is None else x, 1.0), 0.0
+
+
+def exp2(node: Node, x: torch.Tensor | None) -> Ratio:
+    """(2 ** x - 1) / x; x is recorded, as for `exp`."""
+    y = node._saved_result
+    x = torch.log2(y) if x is None else x
+    return quotient(torch.expm1(x * math.log(2)), x, math.log(2)), 1.0
+
+
+def tan(node: Node, x: torch.Tensor | None) -> Ratio:
+    """The tangent of x, over x; x is recorded, because the result determines it only up to a multiple of pi."""
+    y = node._saved_result
+    return quotient(y, torch.atan(y) if x is None else x, 1.0), 0.0
+
+
+def atan2(node: Node, _: torch.Tensor | None) -> Ratio:
+    """The angle of (x, y) as atan(y / x), all to the numerator; the half turn that is added where x < 0 is absorbed."""
+    y, x = node._saved_self, node._saved_other
+    angle = torch.atan2(y, x)
+    half_turn = torch.where(x < 0, torch.copysign(torch.full_like(angle, math.pi), y), torch.zeros_like(angle))
+    return quotient(angle - half_turn, y, torch.where(x == 0, 0.0, 1 / x).expand_as(angle)), half_turn
+
+
+def bloom_gelu(ctx: Node, _: torch.Tensor | None) -> Ratio:
+    """BLOOM's own GELU, in tanh form (transformers' `GeLUFunction`)."""
+    (x,) = ctx.saved_tensors
+    return (1 + torch.tanh(0.79788456 * x * (1 + 0.044715 * x * x))) / 2, 0.0
 
 
 def power(node: Node) -> Row:
     """The power p of x: x ** (p - 1) for p > 0; a negative power divides, so it stops relevance."""
     if node.name() == "PowBackward2":  # a number to the power x
-        return Row(Kind.RATIO, exponential)
+        return Row(Kind.RATIO, exponential, role=Role.GATE)
     exponent = torch.as_tensor(node._saved_exponent)
-    return Row(Kind.STOP) if bool((exponent < 0).any()) else Row(Kind.RATIO, positive_power, slots=(0,))
+    if bool((exponent < 0).any()):
+        return Row(Kind.STOP, why=DIVIDES)
+    return Row(Kind.RATIO, positive_power, slots=(0,), why="the result is not proportional to its exponent")
 
 
 def exponential(node: Node, _: torch.Tensor | None) -> Ratio:
@@ -215,6 +253,8 @@ def _row(function: Function, slope: float, at_zero: float = 0.0, role: Role = Ro
     return Row(Kind.RATIO, ratio, role=role)
 
 
+_CHOICE = Row(Kind.LINEAR, clamp_between, role=Role.SAME)
+
 ELEMENTWISE: dict[str, Row] = {
     "Gelu": Row(Kind.RATIO, gelu),
     "Silu": Row(Kind.RATIO, silu),
@@ -225,9 +265,7 @@ ELEMENTWISE: dict[str, Row] = {
     "Softplus": Row(Kind.RATIO, softplus, role=Role.GATE),
     "Hardsigmoid": Row(Kind.RATIO, hardsigmoid, role=Role.GATE),
     "Hardtanh": Row(Kind.FUSED, hardtanh, label="ratio f(x) / x"),
-    "Clamp": Row(Kind.RATIO, clamp, role=Role.SAME),
-    "ClampMin": Row(Kind.RATIO, clamp, role=Role.SAME),
-    "ClampMax": Row(Kind.RATIO, clamp, role=Role.SAME),
+    **{name: Row(Kind.RATIO, clamp, role=Role.SAME, several=_CHOICE) for name in ("Clamp", "ClampMin", "ClampMax")},
     "Softshrink": Row(Kind.RATIO, softshrink),
     "LogSigmoid": Row(Kind.RATIO, log_sigmoid),
     "Tanh": Row(Kind.RATIO, tanh, role=Role.SQUASH),
@@ -237,13 +275,23 @@ ELEMENTWISE: dict[str, Row] = {
     "Erf": _row(torch.erf, 2 / math.sqrt(math.pi), role=Role.SQUASH),
     "Sin": _row(torch.sin, 1.0),
     "Cos": _row(torch.cos, 0.0, 1.0),
-    "Tan": _row(torch.tan, 1.0),
+    "Tan": Row(Kind.RATIO, tan),
+    "Atan2": Row(Kind.RATIO, atan2, slots=(0,), why=DIVIDES),
     "Atan": _row(torch.atan, 1.0),
     "Asin": _row(torch.asin, 1.0),
     "Sinh": _row(torch.sinh, 1.0),
     "Asinh": _row(torch.asinh, 1.0),
     "Log1P": _row(torch.log1p, 1.0),
     "Expm1": Row(Kind.RATIO, expm1),
+    "Exp2": Row(Kind.RATIO, exp2, role=Role.GATE),
+    "GeLUFunction": Row(Kind.RATIO, bloom_gelu),
+    "Atanh": _row(torch.atanh, 1.0),
+    "Erfinv": _row(torch.erfinv, math.sqrt(math.pi) / 2),
+    "SpecialErfcx": _row(torch.special.erfcx, -2 / math.sqrt(math.pi), 1.0),
+    "SpecialLogNdtr": _row(torch.special.log_ndtr, math.sqrt(2 / math.pi), -math.log(2)),
+    "SpecialI0E": _row(torch.special.i0e, 0.0, 1.0),
+    "SpecialI1": _row(torch.special.i1, 0.5),
+    "SpecialI1E": _row(torch.special.i1e, 0.5),
     "Erfc": _row(torch.erfc, -2 / math.sqrt(math.pi), 1.0),
     "Acos": _row(torch.acos, -1.0, math.pi / 2),
     "Cosh": _row(torch.cosh, 0.0, 1.0),

@@ -28,7 +28,7 @@ def group_norm(node: Node, gradient: torch.Tensor) -> torch.Tensor:
 
 def batch_norm(node: Node) -> Row:
     """With running statistics batch norm is affine, so its gradient is the rule; with batch statistics it is a norm."""
-    return Row(Kind.NORM, batch_statistics, slots=(0,)) if node._saved_training else Row(Kind.LINEAR, slots=(0,))
+    return Row(Kind.NORM, batch_statistics, slots=(0, 2)) if node._saved_training else Row(Kind.LINEAR, slots=(0, 2))
 
 
 def batch_statistics(node: Node, gradient: torch.Tensor) -> torch.Tensor:
@@ -49,9 +49,9 @@ def rms_norm(node: Node, gradient: torch.Tensor) -> torch.Tensor:
 
 
 NORMALIZATION: dict[str, Row] = {
-    "NativeLayerNorm": Row(Kind.NORM, layer_norm, slots=(0,)),
-    "NativeGroupNorm": Row(Kind.NORM, group_norm, slots=(0,)),
-    "NativeBatchNorm": Row(Kind.NORM, slots=(0,), refine=batch_norm),
-    "CudnnBatchNorm": Row(Kind.NORM, slots=(0,), refine=batch_norm),
+    "NativeLayerNorm": Row(Kind.NORM, layer_norm, slots=(0, 2)),
+    "NativeGroupNorm": Row(Kind.NORM, group_norm, slots=(0, 2)),
+    "NativeBatchNorm": Row(Kind.NORM, refine=batch_norm),
+    "CudnnBatchNorm": Row(Kind.NORM, refine=batch_norm),
     "FusedRmsNorm": Row(Kind.NORM, rms_norm, slots=(0,)),
 }

@@ -10,11 +10,12 @@ from layerlens.signatures import public
 
 from .attention import ATTENTION
 from .elementwise import ELEMENTWISE
+from .first_order import FIRST_ORDER
 from .normalization import NORMALIZATION
 from .products import PRODUCTS
 from .structure import LINEAR, STOPS
 
-TABLE: dict[str, Row] = {**LINEAR, **STOPS, **ELEMENTWISE, **NORMALIZATION, **PRODUCTS, **ATTENTION}
+TABLE: dict[str, Row] = {**LINEAR, **STOPS, **ELEMENTWISE, **FIRST_ORDER, **NORMALIZATION, **PRODUCTS, **ATTENTION}
 """Operation -> its row."""
 
 

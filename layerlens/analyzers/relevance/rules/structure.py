@@ -14,7 +14,8 @@ IndexSelect Take TakeAlongDim Upsample PixelShuffle PixelUnshuffle ChannelShuffl
 ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D ConstantPadNd
 UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact1D UpsampleNearestExact2D
 UpsampleNearestExact3D UpsampleLinear1D UpsampleBilinear2D UpsampleTrilinear3D UpsampleBicubic2D UpsampleBilinear2DAa
-UpsampleBicubic2DAa MaskedFill Where NativeDropout Copy PermuteCopy PackPaddedSequence Neg RegisterPostBackwardFunction
+UpsampleBicubic2DAa MaskedFill Where NativeDropout Copy PermuteCopy NarrowCopy PackPaddedSequence Neg
+RegisterPostBackwardFunction Conj ConjPhysical Complex Deg2Rad Rad2Deg
 """.split()
 
 _SUMS = """
@@ -22,7 +23,8 @@ Add Sub Rsub Sum Mean Nansum Nanmean Cumsum AvgPool1D AvgPool2D AvgPool3D Adapti
 AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D CopySlices CopyBackwards IndexAdd IndexPut IndexPutImpl IndexCopy IndexFill
 Scatter ScatterAdd ScatterReduce SelectScatter SliceScatter DiagonalScatter MaskedScatter MaskedSelect SegmentReduce
 Trace Embedding EmbeddingBag FftR2C FftC2R FftC2C Real Imag ViewAsComplex Relu LeakyRelu RreluWithNoise Threshold Abs
-Hardshrink NanToNum Lift Masked BackwardHookFunction
+Hardshrink NanToNum Lift Masked BackwardHookFunction BlockDiag Put Fill Zero UnsafeMaskedIndex
+UnsafeMaskedIndexPutAccumulate AffineGridGenerator NllLoss NllLoss2D
 """.split()
 
 _CHOICES = """
@@ -30,6 +32,16 @@ MaxPool2DWithIndices MaxPool3DWithIndices AdaptiveMaxPool2D AdaptiveMaxPool3D Fr
 MaxUnpool2D MaxUnpool3D MkldnnMaxPool2D Max Min Amax Amin Aminmax Topk Sort Kthvalue Median Nanmedian Mode Maximum
 Minimum Fmax Fmin Cummax Cummin
 """.split()
+
+# Linear in what they read, at places that another input chooses; those of torchvision by name, which needs no import.
+_PLACED = """
+GridSampler2D GridSampler3D CudnnGridSampler GridSampler2DCpuFallback torchvision_roi_align torchvision_roi_pool
+torchvision_ps_roi_align torchvision_ps_roi_pool ROIAlignFunction ROIPoolFunction PSROIAlignFunction PSROIPoolFunction
+""".split()
+
+DIVIDES = "it divides by a signal, and a quotient is not proportional to its denominator"
+STEP = "it is a step, or periodic, so the size of its input does not matter"
+PLACES = "the input that says where to read has no share in what is read"
 
 LINEAR: dict[str, Row] = {
     **{name: Row(Kind.LINEAR, role=Role.SAME) for name in _SHAPE},
@@ -39,16 +51,22 @@ LINEAR: dict[str, Row] = {
     "Rsub": Row(Kind.LINEAR, role=Role.SAME),
     "Lerp": Row(Kind.LINEAR, slots=(0, 1)),
     "PreluKernel": Row(Kind.LINEAR, slots=(0,)),
-    "GridSampler2D": Row(Kind.LINEAR, slots=(0,)),
-    "GridSampler3D": Row(Kind.LINEAR, slots=(0,)),
+    "Polar": Row(Kind.LINEAR, slots=(0,), why="the angle has no share in the size"),
+    "Normal": Row(Kind.STOP, why="torch gives what it draws no gradient"),
+    "Copysign": Row(Kind.LINEAR, slots=(0,), why="it takes only the sign of its second input"),
+    **{name: Row(Kind.LINEAR, slots=(0,), why=PLACES) for name in _PLACED},
 }
 
-# Operations that measure the size of a signal in order to divide by it, and those without a useful slope.
+_SIZES = "WeightNormInterface Sqrt Hypot LinalgVectorNorm Norm Var VarMean Std StdMean".split()
+_QUOTIENTS = "Rsqrt Reciprocal LinalgInvEx LinalgPinv CholeskyInverse".split()
+_STEPS = """
+Sign Sgn Floor Ceil Round Trunc Heaviside FakeQuantizePerTensorAffineCachemask Argmax Angle Bernoulli Frac Fmod
+Remainder Nextafter
+""".split()
+
+# Operations that measure the size of a signal in order to divide by it, that do so, and those without a useful slope.
 STOPS: dict[str, Row] = {
-    name: Row(Kind.STOP)
-    for name in """
-    WeightNormInterface Sqrt Rsqrt Reciprocal Hypot LinalgVectorNorm Norm Var VarMean Std StdMean
-    Sign Sgn Floor Ceil Round Trunc Heaviside
-    FakeQuantizePerTensorAffineCachemask Argmax Angle Bernoulli Frac Fmod Remainder
-    """.split()
+    **{name: Row(Kind.STOP) for name in _SIZES},
+    **{name: Row(Kind.STOP, why=DIVIDES) for name in _QUOTIENTS},
+    **{name: Row(Kind.STOP, why=STEP) for name in _STEPS},
 }
