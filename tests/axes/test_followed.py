@@ -60,6 +60,20 @@ def test_an_arranged_tensor_has_its_places_where_the_input_has_them():
     assert (maps[1] - maps[0]).abs().sum(0).nonzero().tolist() == [[1, 2]]
 
 
+def test_queries_keys_and_values_of_fused_attention_are_split_into_heads():
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            q, k, v = (layer(x).unflatten(2, (2, 3)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    net, x = Fused(), torch.randn(2, 5, 6)
+    assert [heads(axes_at(net, x, layer)[2]) for layer in "qkv"] == [2, 2, 2]
+
+
 class Windows(nn.Module):
     """Windows of 4 x 4 places merged into the batch, shifted by 2, and put back."""
 

@@ -100,7 +100,7 @@ def linear(operation: Operation) -> Found:
     scaled_dot_product_attention _scaled_dot_product_fused_attention_overrideable""".split()))  # fmt: skip
 def attention(operation: Operation) -> Found:
     """Sum the values over the places that are attended to."""
-    query, value = operation.axes(operation["query"]), operation.axes(operation["value"])
+    query, key, value = (operation.axes(operation[name]) for name in ("query", "key", "value"))
     known = query or value
     if known is None:
         return None
@@ -110,7 +110,7 @@ def attention(operation: Operation) -> Found:
         here = [
             axes[place] for axes in (value, query) if axes is not None and axes[place].size == operation.shape[place]
         ]
-        for axis in here:
+        for axis in (*here, *(key[place : place + 1] if key is not None else ())):
             heads(axis)
         lead.append(best(here) if here else new("extra", operation.shape[place]))
     rows = query[-2] if query is not None else new("extra", operation.shape[-2])
