@@ -17,7 +17,7 @@ MAIN_OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "reconstruct
 def main_output(output: object) -> torch.Tensor:
     """Return the tensor of a nested output that scores are read from.
 
-    A field of `MAIN_OUTPUTS` if there is one, else the only floating-point tensor with a batch axis; of several the
+    A field of `MAIN_OUTPUTS` if there is one, at any depth, else the only floating-point tensor with a batch axis; of several the
     first, if it alone is (batch, classes).
 
     Raises:
@@ -27,8 +27,9 @@ def main_output(output: object) -> torch.Tensor:
         return output
     tensors = dict(named_tensors(output))
     for name in MAIN_OUTPUTS:
-        if name in tensors:
-            return tensors[name]
+        inner = [tensor for path, tensor in tensors.items() if path.rpartition(".")[2] == name]
+        if name in tensors or len(inner) == 1:
+            return tensors.get(name, inner[0])
     floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     several = {name: tensor for name, tensor in floating.items() if tensor.ndim} or floating
     if not several:

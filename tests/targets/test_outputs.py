@@ -37,8 +37,9 @@ class TwoHeads(nn.Module):
         {"out": SCORES, "aux": SCORES * 0},
         (SCORES, (STATES, STATES)),
         (torch.ones(2, dtype=torch.long), SCORES),
+        (None, {"logits": SCORES}, (SCORES * 0, SCORES * 0)),
     ],
-    ids=["one", "a loss", "by name", "states", "ids"],
+    ids=["one", "a loss", "by name", "states", "ids", "by an inner name"],
 )
 def test_an_output_with_one_tensor_of_scores_needs_no_choice(output):
     assert main_output(output) is SCORES

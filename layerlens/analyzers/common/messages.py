@@ -1,8 +1,10 @@
-"""Checks of options, and the warnings that measures of sensitivity share."""
+"""Warnings that analyzers share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+import torch
 
 from layerlens.errors import warn
 
@@ -29,3 +31,41 @@ def warn_left_out(method: str, left_out: Mapping[str, str], explicit: bool) -> N
     if named:
         more = f"; and {len(named) - 4} more, see settings['left_out']" if len(named) > 4 else ""
         warn(f"{method}: {len(named)} layer(s) left out. {first_reasons(named, 4)}{more}.")
+
+
+def of_samples(rows: Sequence[int | str], count: int) -> str:
+    """Name the samples that a warning is about; the empty string where the batch holds only one.
+
+    Example:
+        >>> of_samples([1, 3], 8), of_samples([0], 1)
+        (' of sample(s) 1, 3', '')
+    """
+    return f" of sample(s) {', '.join(map(str, rows[:8]))}" if count > 1 else ""
+
+
+def warn_of_not_finite(values: Mapping[str, torch.Tensor], method: str) -> None:
+    """Warn when some value of a sample is NaN or infinite."""
+    bad = torch.stack([~value.isfinite().reshape(len(value), -1).all(dim=1) for value in values.values()]).any(dim=0)
+    if bool(bad.any()):
+        of = of_samples(bad.nonzero().flatten().tolist(), len(bad))
+        warn(
+            f"{method}: the values{of} hold NaN or infinity: a gradient or a score on the way is "
+            "not finite (a root or logarithm of 0, a division by 0, an overflow); another baseline keeps away from it.",
+        )
+
+
+def warn_of_canceling(values: Mapping[str, torch.Tensor], method: str) -> None:
+    """Warn when the values of embeddings, `(..., feature)`, sum to nothing but rounding error for every token.
+
+    A LayerNorm behind the embedding sees neither its mean over features nor its size, so the gradient sums to zero over
+    them, and so does its product with the embedding where nothing is added in between.
+    """
+    for name, value in values.items():
+        size, total = value.float().norm(dim=-1), value.float().sum(dim=-1).abs()
+        rounding = max(16 * torch.finfo(value.dtype).eps, 1e-4)
+        if bool((size > 0).any()) and bool((total <= rounding * size).all()):
+            warn(
+                f"{method}: the values of each token of {name!r} cancel over the features of its embedding, as they do "
+                "where a LayerNorm follows it; their sum is rounding error and says nothing. Take gradient or "
+                "smooth_grad with magnitude=True, or leave_one_out.",
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,8 +22,12 @@ from layerlens.targets.target import Spec, Target, as_target
 
 from .leaves.layer_leaf import find_place
 from .leaves.leaves import Leaf, find_leaves, substitute
+from .messages import of_samples, warn_of_canceling, warn_of_not_finite
+from .samples import ONE_BY_ONE, check_samples, in_batch, interact
 
 Leaves = dict[str, torch.Tensor]
+Changed = Mapping[str, torch.Tensor]
+Edits = Mapping[LayerPath, Edit]
 
 IMAGE_AXES = ("batch", "channel", "height", "width")
 FLAT = "the score does not change with the input there (units that are off or saturated, or a step that is flat)"
@@ -41,6 +45,9 @@ class Scorer:
         target: what to score, as in `as_target`.
         where: None or `"input"` for the inputs; else a layer, or a call of one, whose output is the leaf.
         forward: `forward(model, *args, **kwargs)` to call instead of the model.
+
+    Attributes:
+        interacting: whether samples influence each other, see `apart`; None until it is known.
 
     Raises:
         InputError: when there is nothing to differentiate.
@@ -69,6 +76,7 @@ class Scorer:
         device = next(iter(self.leaves.values())).value.device
         self.rows = torch.arange(self.inputs.batch, device=device)
         self._resolved = False
+        self.interacting: bool | None = None
 
     def values(self) -> Leaves:
         """Return copies of the leaves as they are, by name; also where the caller made them in inference mode."""
@@ -78,13 +86,7 @@ class Scorer:
         """Return fresh copies of the leaves that require gradients, by name."""
         return {name: leaf.value.clone().requires_grad_() for name, leaf in self.leaves.items()}
 
-    def __call__(
-        self,
-        values: Mapping[str, torch.Tensor],
-        rows: torch.Tensor | None = None,
-        *,
-        then: Mapping[LayerPath, Edit] | None = None,
-    ) -> torch.Tensor:
+    def __call__(self, values: Changed, rows: torch.Tensor | None = None, *, then: Edits | None = None) -> torch.Tensor:
         """Return the scores `(n,)` with `values`, each `(n, ...)`, instead of the leaves.
 
         Args:
@@ -92,26 +94,50 @@ class Scorer:
             rows: sample of the batch that each row of `values` belongs to, `(n,)`; None when they are the batch.
             then: further edits of layers, after the leaves are replaced.
 
+        Rows that influence each other are run one by one, see `apart`.
+
         Raises:
             TargetError: when the target does not fit the output.
         """
-        leaves = {name: leaf for name, leaf in self.leaves.items() if name in values}
-        given = {name: values[name] for name, leaf in leaves.items() if leaf.is_input}
-        inputs = (self.inputs if rows is None else self.inputs.rows(rows, but=given)).replace(given)
-        edits: dict[LayerPath, list[Edit]] = {path: [edit] for path, edit in substitute(leaves, values).items()}
-        for path, edit in (then or {}).items():
-            edits.setdefault(path, []).append(edit)
-        output = self._run(inputs, edits)
+        if rows is None or not self.apart(values, rows):
+            return self._scores(values, rows, then)
+        own, scores = self.values(), []
+        for place, sample in enumerate(rows.tolist()):
+            scores.append(self._scores(in_batch(own, values, rows, place), None, then)[sample])
+        return torch.stack(scores)
+
+    def apart(self, values: Changed, rows: torch.Tensor) -> bool:
+        """Return whether each row must be run instead of its sample in the batch, with the other samples as they are.
+
+        This is where samples influence each other: batch statistics in eval mode, quantization by batch, a fixed number
+        of samples. Found once, on the first changed rows, by `interact`.
+
+        Warns:
+            UserWarning: once, if so.
+        """
+        if self.interacting is None and max(len(rows), len(self.rows)) > 1:
+            self.interacting = interact(self._output, self.target, self.values(), values, rows)
+        return bool(self.interacting)
+
+    @property
+    def passes(self) -> dict[str, str]:
+        """A setting that says so where rows are run one by one."""
+        return ONE_BY_ONE if self.interacting else {}
+
+    def _scores(self, values: Changed, rows: torch.Tensor | None, then: Edits | None) -> torch.Tensor:
+        output = self._output(values, rows, then)
         first, self._resolved = not self._resolved, True
         if first:
             self.target = self.target.resolve(output)
             self.target.check(len(self.rows))
         scores = self.target(output, self.rows if rows is None else rows, at=self.target.at)
-        if first and not bool(torch.isfinite(scores).all()):
-            raise TargetError(
-                f"the score of target {self.target.label!r} is not finite: {scores.detach().tolist()[:8]}. "
-                f"{self._first_not_finite(inputs, edits)}"
-            )
+        if first:
+            check_samples(self._output, self.target, values, output, scores.detach())
+            if not bool(torch.isfinite(scores).all()):
+                raise TargetError(
+                    f"the score of target {self.target.label!r} is not finite: {scores.detach().tolist()[:8]}. "
+                    f"{self._first_not_finite(*self._changed(values, rows, then))}"
+                )
         return scores
 
     def check_baseline(self, scores: torch.Tensor) -> torch.Tensor:
@@ -129,8 +155,21 @@ class Scorer:
             )
         return scores
 
-    def _run(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> Any:
+    def _changed(
+        self, values: Changed, rows: torch.Tensor | None, then: Edits | None
+    ) -> tuple[Inputs, dict[LayerPath, list[Edit]]]:
+        """Return the inputs, and the edits of layers, that replace the leaves by values."""
+        leaves = {name: leaf for name, leaf in self.leaves.items() if name in values}
+        given = {name: values[name] for name, leaf in leaves.items() if leaf.is_input}
+        inputs = (self.inputs if rows is None else self.inputs.rows(rows, but=given)).replace(given)
+        edits: dict[LayerPath, list[Edit]] = {path: [edit] for path, edit in substitute(leaves, values).items()}
+        for path, edit in (then or {}).items():
+            edits.setdefault(path, []).append(edit)
+        return inputs, edits
+
+    def _output(self, values: Changed, rows: torch.Tensor | None, then: Edits | None = None) -> Any:
         """Return what the target reads: the output of the model, or of the layer whose unit it is."""
+        inputs, edits = self._changed(values, rows, then)
         with contextlib.ExitStack() as stack:
             if edits:
                 stack.enter_context(Probe(self.model, (), edits=edits))
@@ -219,7 +258,7 @@ class Scorer:
             "target": self.target.label,
             "targets": self.target.each,
             "method": method,
-            "settings": settings,
+            "settings": {**settings, **self.passes},
             "score": score.detach(),
             "checks": {name: check.detach() for name, check in (checks or {}).items()},
             "inputs": _single(shown) if shown else None,
@@ -314,6 +353,15 @@ def gradients(
     Raises:
         TargetError: when no gradient reaches any leaf.
     """
+    if rows is not None and len(rows) > 1 and scorer.apart(values, rows):
+        single = [
+            gradients(
+                scorer, {name: value[place : place + 1] for name, value in values.items()}, rows[place : place + 1]
+            )
+            for place in range(len(rows))
+        ]
+        joined = {name: torch.cat([slopes[name] for _, slopes in single]) for name in values}
+        return torch.cat([score for score, _ in single]), joined
     start = {name: value.detach().requires_grad_() for name, value in values.items()}
     score = scorer(start, rows)
     slopes: tuple[torch.Tensor | None, ...] = (None,)
@@ -336,16 +384,6 @@ def gradients(
     return score.detach(), {name: torch.zeros_like(value) if slope is None else slope for (name, value), slope in pairs}
 
 
-def of_samples(rows: Sequence[int | str], count: int) -> str:
-    """Name the samples that a warning is about; the empty string where the batch holds only one.
-
-    Example:
-        >>> of_samples([1, 3], 8), of_samples([0], 1)
-        (' of sample(s) 1, 3', '')
-    """
-    return f" of sample(s) {', '.join(map(str, rows[:8]))}" if count > 1 else ""
-
-
 def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str, why: str = FLAT) -> None:
     """Warn when the values of some sample are zero everywhere: an empty map means a dead path, not 'unimportant'.
 
@@ -360,31 +398,3 @@ def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str, why: str = FL
         warn(
             f"{method}: the values{of} are zero everywhere, so they explain nothing: {why}.",
         )
-
-
-def warn_of_not_finite(values: Mapping[str, torch.Tensor], method: str) -> None:
-    """Warn when some value of a sample is NaN or infinite."""
-    bad = torch.stack([~value.isfinite().reshape(len(value), -1).all(dim=1) for value in values.values()]).any(dim=0)
-    if bool(bad.any()):
-        of = of_samples(bad.nonzero().flatten().tolist(), len(bad))
-        warn(
-            f"{method}: the values{of} hold NaN or infinity: a gradient or a score on the way is "
-            "not finite (a root or logarithm of 0, a division by 0, an overflow); another baseline keeps away from it.",
-        )
-
-
-def warn_of_canceling(values: Mapping[str, torch.Tensor], method: str) -> None:
-    """Warn when the values of embeddings, `(..., feature)`, sum to nothing but rounding error for every token.
-
-    A LayerNorm behind the embedding sees neither its mean over features nor its size, so the gradient sums to zero over
-    them, and so does its product with the embedding where nothing is added in between.
-    """
-    for name, value in values.items():
-        size, total = value.float().norm(dim=-1), value.float().sum(dim=-1).abs()
-        rounding = max(16 * torch.finfo(value.dtype).eps, 1e-4)
-        if bool((size > 0).any()) and bool((total <= rounding * size).all()):
-            warn(
-                f"{method}: the values of each token of {name!r} cancel over the features of its embedding, as they do "
-                "where a LayerNorm follows it; their sum is rounding error and says nothing. Take gradient or "
-                "smooth_grad with magnitude=True, or leave_one_out.",
-            )

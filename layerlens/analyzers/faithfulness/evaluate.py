@@ -10,6 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.baselines import Baseline
+from layerlens.analyzers.common.samples import said_once
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.saliency.saliency import saliency
 from layerlens.errors import InputError, OptionError, check_seed, choose, warn
@@ -102,17 +103,18 @@ def evaluate(
         warn(
             f"one {'sample' if batch == 1 else 'group'} gives no interval: a difference between methods may be chance."
         )
-    maps, functions = _maps(model, inputs, attributions, aim, forward)
-    own = control_maps(scorer.leaves, seed) if controls else {}
-    for name, control in own.items():
-        if name in maps:
-            raise OptionError(f"a method is called {name!r}, as a control is: rename it, or give controls=False.")
-        maps[name] = control if len(control) > 1 else next(iter(control.values()))
-    if fills is None:
-        images = all(leaf.is_input and leaf.value.ndim == 4 for leaf in scorer.leaves.values())
-        fills = ("mean", "blur") if images else ("zero",)
-    setting = Setting(model, inputs, aim, tuple(fills), masks, steps, measure, seed, batch_size, forward, functions)
-    columns, higher, values = _scores(names, setting, maps)
+    with said_once() as passes:
+        maps, functions = _maps(model, inputs, attributions, aim, forward)
+        own = control_maps(scorer.leaves, seed) if controls else {}
+        for name, control in own.items():
+            if name in maps:
+                raise OptionError(f"a method is called {name!r}, as a control is: rename it, or give controls=False.")
+            maps[name] = control if len(control) > 1 else next(iter(control.values()))
+        if fills is None:
+            images = all(leaf.is_input and leaf.value.ndim == 4 for leaf in scorer.leaves.values())
+            fills = ("mean", "blur") if images else ("zero",)
+        setting = Setting(model, inputs, aim, tuple(fills), masks, steps, measure, seed, batch_size, forward, functions)
+        columns, higher, values = _scores(names, setting, maps)
     order = values[:, 0].mean(dim=1).argsort(descending=higher[0], stable=True).tolist()
     methods = list(maps)
     return Leaderboard(
@@ -122,7 +124,7 @@ def evaluate(
         higher=tuple(higher),
         controls=tuple(own),
         target=aim.label,
-        settings={"fills": [str(fill) for fill in fills], "steps": steps, "measure": measure, "seed": seed},
+        settings={"fills": [str(fill) for fill in fills], "steps": steps, "measure": measure, "seed": seed, **passes},
         groups=group_names,
     )
 

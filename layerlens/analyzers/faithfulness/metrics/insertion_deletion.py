@@ -237,7 +237,12 @@ class Removal:
             fill=fill or self.coalitions.label,
             units=self.units,
             target=self.scorer.target.label,
-            settings={**settings, "seed": self.seed, "batch_size": self.coalitions.batch_size},
+            settings={
+                **settings,
+                "seed": self.seed,
+                "batch_size": self.coalitions.batch_size,
+                **self.scorer.passes,
+            },
         )
 
     def mean_fall(self, name: str, attribution: Map, shares: Sequence[float], *, keep: bool) -> torch.Tensor:

@@ -138,9 +138,13 @@ def _by_lost_score(view: LayerView, runs: _UnitRuns) -> torch.Tensor:
     call = f"{view.where.path}#{view.where.index}"
 
     def scores(rows: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+        places = rows if view.scorer.apart({}, rows) else torch.arange(len(rows), device=rows.device)
+
         def edit(output: Any) -> Any:
             first = first_tensor(output)
-            return map_tensors(output, lambda tensor: view.grid.without(tensor, units) if tensor is first else tensor)
+            return map_tensors(
+                output, lambda tensor: view.grid.without(tensor, units, places) if tensor is first else tensor
+            )
 
         with Probe(view.scorer.model, (), edits={call: edit}):
             return view.scorer({}, rows)
@@ -191,7 +195,11 @@ class _UnitRuns:
         result = torch.zeros(matters.shape, dtype=view.activations.dtype, device=matters.device)
         if not len(pairs):
             return result, matters
-        _, at_once = first_score(view.scorer, view.scorer.values(), self.batch_size, gradient=False)
+        whole = view.scorer.values()
+        _, at_once = first_score(view.scorer, whole, self.batch_size, gradient=False)
+        both = {name: torch.cat([value, torch.zeros_like(value)]) for name, value in whole.items()}
+        if max(at_once, len(matters)) > 1 and view.scorer.apart(both, view.scorer.rows.repeat(2)):
+            at_once = 1
         with torch.no_grad():
             for start in track(range(0, len(pairs), at_once), self.method):
                 rows, units = pairs[start : start + at_once].unbind(dim=1)

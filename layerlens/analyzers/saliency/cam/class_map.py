@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.scorer import Scorer, freeze, of_samples
+from layerlens.analyzers.common.messages import of_samples
+from layerlens.analyzers.common.scorer import Scorer, freeze
 from layerlens.errors import OptionError, SelectionError, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs
 from layerlens.model.borrowed import borrowed
@@ -93,7 +94,7 @@ def class_map(
         target=scorer.target.label,
         targets=scorer.target.each,
         method=name,
-        settings=used | smooth | (settings or {}),
+        settings=used | smooth | (settings or {}) | scorer.passes,
         score=view.score,
         checks=checks,
         inputs=scorer.inputs.tensors()[view.extent.name].detach().clone(),
@@ -174,6 +175,7 @@ def _variants(view: LayerView) -> list[tuple[Inputs, Callable[[torch.Tensor], to
 def _same_view(view: LayerView, inputs: Inputs, name: str, options: Options, gradient: bool) -> LayerView:
     """The view of the same layer in a run on another input."""
     scorer = Scorer(view.scorer.model, inputs, view.scorer.target, forward=view.scorer.forward)
+    scorer.interacting = view.scorer.interacting
     return view_of(scorer, name, view.where.path, options, call=view.where.index, gradient=gradient)
 
 

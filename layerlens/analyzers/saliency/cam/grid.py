@@ -48,13 +48,13 @@ class Grid:
             return moved
         return moved[:, :, self.extra :].reshape(*moved.shape[:2], *self.places)
 
-    def without(self, output: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-        """A copy of `output` in which `units[i]` of sample i is zero at every place; other tokens stay."""
+    def without(self, output: torch.Tensor, units: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """A copy of `output` in which `units[i]` of row `rows[i]` is zero at every place; other tokens stay."""
         changed = output.clone()
         moved = changed.permute(self.order)  # a view
         index = units.repeat_interleave(self.fold)
-        rows = torch.arange(len(index), device=index.device)
-        moved[rows, index, self.extra :] = 0
+        folds = rows.unsqueeze(1) * self.fold + torch.arange(self.fold, device=rows.device)
+        moved[folds.flatten(), index, self.extra :] = 0
         return changed
 
 

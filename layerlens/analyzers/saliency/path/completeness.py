@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from layerlens.analyzers.common.scorer import Leaves, Scorer, of_samples
+from layerlens.analyzers.common.messages import of_samples
+from layerlens.analyzers.common.scorer import Leaves, Scorer
 from layerlens.errors import OptionError, check_count, warn
 from layerlens.progress import track
 

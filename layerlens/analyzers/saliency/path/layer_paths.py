@@ -241,6 +241,16 @@ class LayerOnPath:
         Raises:
             TargetError: when the score does not depend on the output.
         """
+        apart = self.scorer.apart(values, rows)
+        if apart and len(rows) > 1:
+            single = [
+                self.gradients(
+                    {name: value[place : place + 1] for name, value in values.items()}, rows[place : place + 1]
+                )
+                for place in range(len(rows))
+            ]
+            scores, outputs, slopes = (torch.cat(part) for part in zip(*single, strict=True))
+            return scores, outputs, slopes
         kept: list[torch.Tensor] = []
         with torch.enable_grad():
             score = self.scorer(values, rows, then={self.place.layer: self._cut(kept)})
@@ -254,7 +264,8 @@ class LayerOnPath:
                 f"the score {self.scorer.target.label!r} does not depend on what layer {self.place.name!r} returned, "
                 "or not in a way that can be differentiated. Choose another layer."
             )
-        return score.detach(), self.place.batch_first(leaf.detach()), self.place.batch_first(slope)
+        output, slope = self.place.batch_first(leaf.detach()), self.place.batch_first(slope)
+        return score.detach(), output[rows] if apart else output, slope[rows] if apart else slope
 
     def attribution(self, values: torch.Tensor, **fields: Any) -> Attribution:
         """Return an `Attribution` of the layer's values, `(batch, ...)`; see `Scorer.fields`."""

@@ -80,8 +80,22 @@ class Study:
                 fixed = labels[rows] < 0 if len(labels) > 1 else labels < 0
                 values[name] = torch.where(fixed, original, values[name])
         torch.manual_seed(self._seed + part)
+        if self._outputs is not None and self._scorer.apart(values, rows):
+            return torch.cat([self._all(values, rows, place) for place in range(len(rows))])
         score = self._scorer(values, rows)
         return score.detach().double().cpu().unsqueeze(1) if self._outputs is None else self._outputs.last
+
+    def _all(self, values: Values, rows: torch.Tensor, place: int) -> torch.Tensor:
+        """Return all outputs of one row that is run by itself, `(1, outputs)`."""
+        assert self._outputs is not None
+        sample = rows[place : place + 1]
+        self._scorer({name: value[place : place + 1] for name, value in values.items()}, sample)
+        return self._outputs.last[sample.cpu()]
+
+    @property
+    def passes(self) -> dict[str, str]:
+        """A setting, see `Scorer`."""
+        return self._scorer.passes
 
 
 @dataclasses.dataclass(frozen=True)

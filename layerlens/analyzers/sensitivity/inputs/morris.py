@@ -126,6 +126,7 @@ def morris(
             "distribution": measured.distribution,
             "target": measured.label,
             "batch_size": measured.batch_size,
+            **measured.passes,
             "seed": seed,
         },
         series=SERIES,

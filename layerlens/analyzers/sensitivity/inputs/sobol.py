@@ -145,6 +145,7 @@ def sobol(
             "bootstrap": bootstrap,
             "target": measured.label,
             "batch_size": measured.batch_size,
+            **measured.passes,
             "seed": seed,
         },
         series=SERIES,

@@ -12,6 +12,7 @@ from torch import nn
 
 from layerlens.analyzers.common.calls.call_shapes import GUESSES, seen, watch
 from layerlens.analyzers.common.calls.call_sites import MEMORY, copied_rows, floating, grown_axis, main_index, survey
+from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.axes.names import Axes
 from layerlens.errors import LayerNotFound
 from layerlens.model.layers import Layers, Selection
@@ -233,11 +234,3 @@ def _halves_equal(tensor: torch.Tensor, axis: int | None) -> bool:
         return False
     first, second = tensor.chunk(2, dim=axis)
     return nearly_equal(first, second)
-
-
-def nearly_equal(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Return whether two tensors are equal up to the rounding differences of another batch size."""
-    scale = float(first.abs().max()) if first.numel() else 0.0
-    if not scale < float("inf"):
-        return bool(torch.equal(first.nan_to_num(), second.nan_to_num()))
-    return bool(((first - second).abs() <= min(0.05, torch.finfo(first.dtype).eps ** 0.5) * scale).all())

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from layerlens.analyzers.common.calls.call_sites import MEMORY, copied_rows, floating
+from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.errors import LayerNotFound, warn
 from layerlens.model.trees import map_tensors
 from layerlens.progress import track
@@ -18,7 +19,7 @@ from layerlens.progress import track
 from ..model_run import ModelRun
 from ..output_metrics import Readout
 from .hook_points import Key, Replace, hooked
-from .intervention_sites import InterventionSite, SiteSurvey, nearly_equal
+from .intervention_sites import InterventionSite, SiteSurvey
 from .parts import Cut, narrow
 from .replacements import Misfit, RandomDirection, Replacement
 

@@ -254,7 +254,7 @@ def test_layer_methods_ask_for_a_layer_on_the_way():
             self.fc, self.out = nn.Linear(3, 3), nn.Linear(3, 2)
 
         def forward(self, x):
-            return self.out(x) + self.fc(x).detach().sum()
+            return self.out(x) + self.fc(x).detach().sum(dim=1, keepdim=True)
 
     with pytest.raises(TargetError, match=r"does not depend on what layer 'fc' returned"):
         layer_conductance(Detached(), torch.ones(1, 3), target=0, where="fc")

@@ -1,0 +1,267 @@
+"""Samples that influence each other are found by experiment and run one by one; targets follow their rows."""
+
+import itertools
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import layerlens
+from layerlens.errors import TargetError
+from tests.cases import CASES, normal
+
+INFLUENCE = "samples influence each other"
+
+
+def net(norm: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 2)
+    ).double().eval()  # fmt: skip
+
+
+class OwnStatistics(nn.Module):
+    """A norm by the statistics of the batch, in any mode."""
+
+    def forward(self, x):
+        return functional.batch_norm(x, None, None, training=True)
+
+
+class Attends(nn.Module):
+    """Attention between the samples of a batch, slight."""
+
+    def forward(self, x):
+        rows = x.flatten(1)
+        return x + 1e-3 * ((rows @ rows.T / rows.shape[1]).softmax(1) @ rows).view_as(x)
+
+
+class Rounds(nn.Module):
+    """Eight bits with one scale for the batch, as dynamic quantization has it."""
+
+    def forward(self, x):
+        scale = x.abs().max() / 127
+        return (x / scale).round() * scale
+
+
+class Counts(nn.Module):
+    """A share of the batch."""
+
+    def forward(self, x):
+        return x / len(x)
+
+
+class Fixed(nn.Module):
+    """A fixed number of samples."""
+
+    def __init__(self, samples):
+        super().__init__()
+        self.samples = samples
+
+    def forward(self, x):
+        return x + torch.zeros(self.samples, *x.shape[1:], dtype=x.dtype) if len(x) == self.samples else self.refuse(x)
+
+    def refuse(self, x):
+        raise AssertionError(f"{self.samples} samples are expected, got {len(x)}")
+
+
+NORMS = {
+    "no running statistics": lambda samples: nn.BatchNorm2d(4, track_running_stats=False),
+    "own statistics": lambda samples: OwnStatistics(),
+    "attention between samples": lambda samples: Attends(),
+    "counts": lambda samples: Counts(),
+    "a fixed number": Fixed,
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "integrated_gradients": {"steps": 8, "tolerance": 1e9},
+    "layer_conductance": {"steps": 8, "tolerance": 1e9, "where": "0"},
+    "internal_influence": {"steps": 8, "where": "2"},
+    "smooth_grad": {"samples": 4},
+    "gradient_shap": {"samples": 4},
+    "blur_ig": {"steps": 4, "tolerance": 1e9},
+    "feature_ablation": {"features": 8},
+    "occlusion": {"window": 4, "stride": 4},
+    "rise": {"samples": 16},
+    "kernel_shap": {"features": 4, "samples": 16},
+    "shapley_sampling": {"features": 4, "permutations": 2},
+    "lime": {"features": 4, "samples": 16},
+    "sobol": {"features": 4, "draws": 4},
+}
+
+
+def one_by_one(model, x, **options):
+    """The same with one row in each pass, the other samples as they are: sample by sample, with a batch of one."""
+    tensors = []
+    for sample in range(len(x)):
+
+        def alone(model, row, sample=sample):
+            return model(torch.cat([x[:sample], row, x[sample + 1 :]]))[sample : sample + 1]
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = layerlens.saliency(model, x[sample : sample + 1], forward=alone, batch_size=1, **options).tensor
+        tensors.append(found[:, sample] if found.ndim == 5 else found)  # of a layer: of all samples
+    return torch.cat(tensors)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_that_influence_each_other_are_run_one_by_one(name, samples, method):
+    model, x = net(NORMS[name](samples)), normal(samples, 1, 8, 8).double()
+    options = {"target": 1, "method": method, **METHODS[method]}
+    found = warned(lambda: layerlens.saliency(model, x, **options))
+    torch.testing.assert_close(found.tensor, one_by_one(model, x, **options))
+
+
+def warned(analyze):
+    """What is found with one warning, which the settings repeat."""
+    with pytest.warns(UserWarning, match=INFLUENCE) as caught:
+        found = analyze()
+    assert sum(INFLUENCE in str(one.message) for one in caught) == 1
+    assert found.settings["passes"] == "one row each: samples influence each other"
+    return found
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("method", ["ablation_cam", "score_cam"])
+def test_units_are_removed_in_one_sample_at_a_time(name, method):
+    model, x = net(NORMS[name](2)), normal(2, 1, 8, 8).double()
+    found = warned(lambda: layerlens.saliency(model, x, target=1, method=method, where="2", relu=False))
+    with torch.no_grad():
+        score, held = model(x)[:, 1], model[:3](x)
+        changed = torch.zeros(2, 4, dtype=torch.double)
+        for sample, unit in itertools.product(range(2), range(4)):
+            if method == "ablation_cam":
+                without = held.clone()
+                without[sample, unit] = 0
+                changed[sample, unit] = model[3:](without)[sample, 1]
+            else:
+                low, high = held[sample, unit].aminmax()
+                masked = x.clone()
+                masked[sample] *= (held[sample, unit] - low) / (high - low)
+                changed[sample, unit] = model(masked)[sample, 1]
+        weights = changed.softmax(1) if method == "score_cam" else (score[:, None] - changed) / score.abs()[:, None]
+        torch.testing.assert_close(found.tensor, (weights[:, :, None, None] * held).sum(dim=1))
+
+
+@pytest.mark.parametrize("method", ["feature_ablation", "occlusion", "rise", "kernel_shap"])
+def test_dynamic_quantization_is_found(method):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})
+    x, options = normal(1, 1, 8, 8), {"target": 1, "method": method, **METHODS[method]}
+    found = warned(lambda: layerlens.saliency(model, x, **options))
+    torch.testing.assert_close(found.tensor, layerlens.saliency(model, x, batch_size=1, **options).tensor)
+
+
+@pytest.mark.parametrize("analyze", ["sobol", "morris", "evaluate"])
+@pytest.mark.parametrize("target", [None, 1])
+def test_studies_and_measures_run_rows_one_by_one(analyze, target):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Tanh(), nn.Linear(4, 2))
+    model, x = model.double().eval(), normal(2, 3).double()
+    if analyze == "evaluate":
+        warned(lambda: layerlens.evaluate(model, x, ["gradient", "smooth_grad"], target=target))
+        return
+    options = {"samples": 4, "bootstrap": 0} if analyze == "sobol" else {"trajectories": 2}
+    found = warned(lambda: getattr(layerlens, analyze)(model, x, baseline="zero", target=target, **options))
+
+    def alone(sample):
+        def forward(model, row):
+            rows = [torch.cat([x[:sample], one[None], x[sample + 1 :]]) for one in row]
+            return torch.stack([model(whole)[sample] for whole in rows])
+
+        row = x[sample : sample + 1]
+        return getattr(layerlens, analyze)(model, row, baseline="zero", target=target, forward=forward, **options)
+
+    if analyze == "morris":
+        torch.testing.assert_close(found.values, (alone(0).values + alone(1).values) / 2)
+    else:
+        assert torch.isfinite(found.values).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["cnn", "depthwise", "hf_resnet"])
+def test_samples_that_do_not_influence_each_other_are_run_together(name, method):
+    case = CASES[name]
+    options = {name: value for name, value in METHODS[method].items() if name != "where"}
+    if "where" in METHODS[method]:
+        options["where"] = next(path for path, one in case.build().named_modules() if isinstance(one, nn.Conv2d))
+    found = layerlens.saliency(case.build(), case.example(), target=case.target, method=method, **options)
+    assert "passes" not in found.settings
+
+
+def test_a_model_that_draws_numbers_is_run_many_rows_at_once():
+    torch.manual_seed(0)
+
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :2] + 0.1 * torch.randn(len(x), 2)
+
+    found = layerlens.saliency(Noisy(), normal(2, 1, 8, 8), target=1, method="feature_ablation", features=8)
+    assert "passes" not in found.settings
+
+
+# -- targets with numbers of their own ---------------------------------------------------------------------------------
+
+IDS = torch.tensor([1, 0])
+
+
+def holds_ids(output):
+    return output[torch.arange(2), IDS]
+
+
+def holds_goals(output):
+    return -(output - torch.tensor([[1.0, 0.0], [0.0, 1.0]])).square().sum(dim=1)
+
+
+def mixes(output):
+    return output.softmax(dim=0)[:, 1]
+
+
+def shortens(output):
+    return output[torch.arange(len(output)), IDS.repeat(9)[: len(output)]]
+
+
+@pytest.mark.parametrize("function", [holds_ids, holds_goals, mixes, shortens], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("method", ["gradient", "integrated_gradients", "feature_ablation"])
+def test_a_function_with_numbers_of_its_own_is_refused_on_the_first_pass(function, method):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
+    runs: list[int] = []
+    model.register_forward_pre_hook(lambda module, args: runs.append(len(args[0])))
+    with pytest.raises(
+        TargetError, match=r"def score\(output, samples\): return output\[torch.arange\(len\(samples\)\)"
+    ):
+        layerlens.saliency(model, normal(2, 1, 8, 8), target=function, method=method)
+    assert len(runs) <= 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_function_of_the_samples_is_one_class_for_each(method):
+    model, x = net(nn.BatchNorm2d(4)), normal(2, 1, 8, 8).double()
+    options = {"method": method, **METHODS[method]}
+
+    def score(output, samples):
+        return output[torch.arange(len(samples)), IDS[samples]]
+
+    found = layerlens.saliency(model, x, target=score, **options)
+    torch.testing.assert_close(found.tensor, layerlens.saliency(model, x, target=[1, 0], **options).tensor)
+
+
+def test_a_function_that_reads_one_sample_is_refused_where_rows_are_repeated():
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval(), normal(1, 1, 8, 8)
+    assert layerlens.saliency(model, x, target=lambda output: output[0, 1], method="gradient").score.shape == (1,)
+    with pytest.raises(TargetError, match=r"does not read 4 rows of the output.*def score\(output, samples\)"):
+        layerlens.saliency(model, x, target=lambda output: output[0, 1], method="integrated_gradients")
+
+
+def test_a_function_of_a_tensor_with_another_batch_axis_is_read():
+    torch.manual_seed(0)
+    model = nn.LSTM(3, 4, num_layers=2, batch_first=True)
+    found = layerlens.saliency(model, normal(2, 5, 3), target=lambda output: output[1][0][-1].sum(1), method="gradient")
+    assert found.tensor.shape == (2, 5, 3)
