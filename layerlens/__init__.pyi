@@ -95,10 +95,11 @@ from .results.values.training_history import TrainingHistory as TrainingHistory
 from .results.values.unit_statistics import UnitStatistics as UnitStatistics
 from .scale.over import over as over
 from .scale.store.store import Store as Store, open_store as open_store
+from .targets.base import Target as Target
 from .targets.contrast import contrast as contrast
 from .targets.probability import probability as probability
 from .targets.regions import area as area
-from .targets.target import Target as Target, as_target as as_target
+from .targets.target import as_target as as_target
 from .targets.tokens import continuation as continuation
 from .targets.units import deep_dream as deep_dream, direction as direction, neuron as neuron
 

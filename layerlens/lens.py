@@ -20,7 +20,7 @@ from .probes.run import capture as record_calls, run as run_edited
 from .report import report as write_report
 from .results import LogitLens, Matrix, RouteComparison, Routes
 from .scale.over import over as over_data
-from .targets.target import class_index
+from .targets.names import class_index
 from .targets.tokens import Vocabulary, token_pairs
 from .wrapped_model import WrappedModel
 
@@ -68,7 +68,7 @@ def _read_output_names(lens: WrappedModel, given: dict[str, Any], known: Inputs 
     """Name the outputs by class names or tokens, and read a target by those names."""
     names = lens.class_names
     if names is None and lens.tokenizer is not None:
-        names = Vocabulary(lens.tokenizer, known)
+        names = Vocabulary(lens.tokenizer)
     given.setdefault("names", names)
     if isinstance(given.get("target"), str):
         given["target"] = class_index(given["target"], names)

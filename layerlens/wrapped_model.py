@@ -54,8 +54,7 @@ class WrappedModel:
             TargetError: when it cannot be read.
         """
         if self.class_names is None and self.tokenizer is not None:
-            run = self._run if spec is None or isinstance(spec, (str, list, Target)) else None
-            return as_target(spec, names=Vocabulary(self.tokenizer, inputs, run, self._positional()))
+            return as_target(spec, names=Vocabulary(self.tokenizer, self._run, self._positional()))
         return as_target(spec, names=self.class_names)
 
     def _run(self, inputs: Inputs) -> Any:

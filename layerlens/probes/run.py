@@ -73,7 +73,7 @@ def capture(
                 if not gradients:
                     given.run(model, forward)
                     return record
-                _differentiate(model, given, forward, as_target(target), record)
+                _differentiate(model, given, forward, as_target(target).on(given), record)
         return record
 
     record = run()

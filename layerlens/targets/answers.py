@@ -60,8 +60,8 @@ class Answers:
             )
         return followed[0] if followed else None
 
-    def last(self, count: int) -> torch.Tensor | None:
-        """Return the last of `count` places before padding, `(batch,)`; None if it is the same for all samples.
+    def used(self, count: int) -> torch.Tensor | None:
+        """Return which of `count` places hold a token and no padding, `(batch, place)`; None if all do.
 
         Raises:
             TargetError: when it is unknown.
@@ -88,7 +88,48 @@ class Answers:
                     "is padding. Give its mask, such as 'attention_mask' for 'input_ids' or 'decoder_attention_mask' "
                     f"for 'decoder_input_ids'. {NAME_IT}"
                 )
-        return one.last()
+        return None if one.used is None or bool(one.used.all()) else one.used
+
+    def place(self, index: int | torch.Tensor, rows: torch.Tensor, count: int) -> int | torch.Tensor:
+        """Return the place among `count` of a token that is counted within its text, without padding.
+
+        Args:
+            index: the token, one for all or `(n,)`; negative ones count from the end of the text.
+            rows: sample that each row of the output belongs to, `(n,)`.
+            count: number of places of the output.
+
+        Raises:
+            TargetError: when a text has no such token, or its padding is unknown.
+        """
+        used = self.used(count)
+        if used is None:
+            return index
+        order, counts = tokens_first(used[rows.to(used.device)])
+        wanted = torch.as_tensor(index, device=counts.device).expand(len(counts))
+        wanted = torch.where(wanted < 0, wanted + counts, wanted)
+        bad = ((wanted < 0) | (wanted >= counts)).nonzero().flatten().tolist()
+        if bad:
+            given = index if isinstance(index, int) else int(index[bad[0]])
+            raise TargetError(
+                f"there is no token {given} in sample {int(rows[bad[0]])}, whose text has {int(counts[bad[0]])} tokens "
+                "(padding is not counted); give a target for each sample: [(place, id), ...]."
+            )
+        return order.gather(1, wanted.unsqueeze(1)).squeeze(1)
+
+    def padded(self, count: int) -> bool:
+        """Whether an input that an output of `count` places may follow has padding."""
+        fitting = [one for one in self._sequences if one.count == count]
+        return any(one.unsure or (one.used is not None and not bool(one.used.all())) for one in fitting)
+
+
+def tokens_first(used: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the places `(n, place)` of each row with those of padding last, and the number of the others, `(n,)`.
+
+    Example:
+        >>> tokens_first(torch.tensor([[False, True, True]]))
+        (tensor([[1, 2, 0]]), tensor([2]))
+    """
+    return used.long().argsort(dim=1, descending=True, stable=True), used.sum(dim=1)
 
 
 def _followed(inputs: Inputs, run: Run, several: Listed[Sequence]) -> list[Sequence]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 
 from layerlens.errors import TargetError
 from layerlens.signatures import public
 
-from .outputs import class_scores
-from .target import Names, Spec, Target, as_target, by_place
+from .base import joined
+from .names import Names, short_label
+from .target import Spec, Target, as_target
 
 
 @public
@@ -19,9 +19,9 @@ def contrast(positive: Spec, negative: Spec = None, *, names: Names = None) -> T
     """Return the score of `positive` minus the score of `negative`: why this and not that.
 
     Args:
-        positive: target, see `as_target`.
-        negative: target, see `as_target`; None for the mean score of all other classes (contrastive relevance: Gu et
-            al. 2018, ACCV), along the last axis of the output if `positive` is a `(position, class)`.
+        positive: target, see `as_target`; a list holds one per sample.
+        negative: another; None for the mean score of all other classes (contrastive relevance: Gu et al. 2018, ACCV),
+            along the last axis of the output if `positive` is a `(position, class)`.
         names: class names by index; None for those of the `Lens` that uses the contrast.
 
     Raises:
@@ -36,43 +36,35 @@ def contrast(positive: Spec, negative: Spec = None, *, names: Names = None) -> T
         tensor([1.5000])
     """
     if negative is None:
-        place = positive[:-1] if isinstance(positive, tuple) else ()
-        return _against_others(read_later(positive, names), place)
+        return joined(_against_others, read_later(positive, names))
     return read_later(positive, names) - read_later(negative, names)
 
 
-def _against_others(chosen: Target, place: tuple[Any, ...]) -> Target:
+def _against_others(chosen: Target) -> Target:
     """The score of a class minus the mean score of all others at the same place."""
 
-    def others(output: object, rows: torch.Tensor) -> torch.Tensor:
-        scores = by_place(output, (*place, slice(None))) if place else class_scores(output)
+    def score(output: object, rows: torch.Tensor) -> torch.Tensor:
+        scores = chosen.all_scores(output, rows)
         if scores.ndim != 2 or scores.shape[1] < 2:
             raise TargetError(
                 f"a contrast with the other classes needs two classes or more, got scores {tuple(scores.shape)}."
             )
-        return (scores.sum(dim=1) - chosen(output, rows)) / (scores.shape[1] - 1)
+        own = chosen(output, rows)
+        return own - (scores.sum(dim=1) - own) / (scores.shape[1] - 1)
 
-    def against_others(reread: Target) -> Target:
-        return _against_others(reread, place)
-
-    choose, read = chosen.chooser, chosen.reader
-    return Target(
-        lambda output, rows: chosen(output, rows) - others(output, rows),
-        f"{chosen.label} - mean of the others",
-        None if choose is None else (lambda output: against_others(choose(output))),
-        None if read is None else (lambda names: against_others(read(names))),
-        None if chosen.each is None else tuple(f"{label} - mean of the others" for label in chosen.each),
-    )
+    return Target(score, f"{chosen.label} - mean of the others")
 
 
 def read_later(spec: Spec, names: Names) -> Target:
     """Return the target, which is read again when class names are known."""
-    if names is not None or spec is None or isinstance(spec, Target):
+    if names is not None or isinstance(spec, Target):
         return as_target(spec, names=names)
 
     def reader(names: Names) -> Target:
         return as_target(spec, names=names)
 
-    if isinstance(spec, str):  # no names yet
-        return Target(lambda output, rows: reader(None)(output, rows), spec, None, reader)
+    if isinstance(spec, str) or (isinstance(spec, list) and any(isinstance(one, str) for one in spec)):  # no names yet
+        labels = [spec] if isinstance(spec, str) else list(map(str, spec))
+        each = None if isinstance(spec, str) else tuple(labels)
+        return Target(lambda output, rows: reader(None)(output, rows), short_label(labels), None, reader, each)
     return dataclasses.replace(reader(None), reader=reader)

@@ -7,9 +7,10 @@ import torch
 from layerlens.errors import TargetError
 from layerlens.signatures import public
 
+from .base import joined
 from .contrast import read_later
-from .outputs import class_scores
-from .target import Names, Spec, Target, by_place
+from .names import Names
+from .target import Spec, Target
 
 
 @public
@@ -19,8 +20,8 @@ def probability(spec: Spec = None, *, names: Names = None) -> Target:
     exp(S_c) / sum over classes k of exp(S_k). Scores that are probabilities already (none below 0, sum 1) are kept.
 
     Args:
-        spec: a class, or one per sample, a name, a `(position, class)`, or None for the predicted class; see
-            `as_target`.
+        spec: a class, a name, a `(position, class)`, a list of those, one per sample, or None for the predicted class;
+            see `as_target`.
         names: class names by index; None for those of the `Lens` that uses the target.
 
     Raises:
@@ -30,15 +31,14 @@ def probability(spec: Spec = None, *, names: Names = None) -> Target:
         >>> probability(1)(torch.tensor([[0.0, 0.0]]))
         tensor([0.5000])
     """
-    place = spec[:-1] if isinstance(spec, tuple) else ()
-    return _of(read_later(spec, names), place)
+    return joined(_probability, read_later(spec, names))
 
 
-def _of(chosen: Target, place: tuple[object, ...]) -> Target:
-    """The probability of the class that a target scores, at one place of the output."""
+def _probability(chosen: Target) -> Target:
+    """The probability of the class that a target scores, among those at the same place of the output."""
 
     def normalized(output: object, rows: torch.Tensor) -> torch.Tensor:
-        scores = by_place(output, (*place, slice(None))) if place else class_scores(output)
+        scores = chosen.all_scores(output, rows)
         if scores.ndim != 2 or scores.shape[1] < 2:
             raise TargetError(f"a probability needs two classes or more, got scores {tuple(scores.shape)}.")
         own = chosen(output, rows)
@@ -49,14 +49,4 @@ def _of(chosen: Target, place: tuple[object, ...]) -> Target:
             return own
         return (own - scores.logsumexp(dim=1)).exp()
 
-    def probability_of(reread: Target) -> Target:
-        return _of(reread, place)
-
-    choose, read = chosen.chooser, chosen.reader
-    return Target(
-        normalized,
-        f"probability of {chosen.label}",
-        None if choose is None else (lambda output: probability_of(choose(output))),
-        None if read is None else (lambda names: probability_of(read(names))),
-        None if chosen.each is None else tuple(f"probability of {label}" for label in chosen.each),
-    )
+    return Target(normalized, f"probability of {chosen.label}")

@@ -12,33 +12,26 @@ from layerlens.inputs.inputs import Inputs
 from layerlens.model.trees import describe
 from layerlens.signatures import public
 
-from .answers import Answers, Run
+from .answers import Answers, Run, tokens_first
+from .names import Names, TokenNames
 from .outputs import main_output
-from .target import Names, Target, TokenNames, as_target
+from .target import Target, as_target
 
 
 class Vocabulary(TokenNames):
-    """The tokens of a tokenizer as class names, and the end of each text in a batch.
+    """The tokens of a tokenizer as class names.
 
     A target can then be the text of the next token, and None is the most likely one.
 
     Args:
         tokenizer: a tokenizer as in `transformers`.
-        inputs: inputs of the model.
-        run: runs the borrowed model, see `Answers`.
+        run: runs the borrowed model, see `Answers`; None if there is no model to try.
         names: names of the positional arguments of the model.
     """
 
-    def __init__(
-        self,
-        tokenizer: Callable[..., Any],
-        inputs: Inputs | None = None,
-        run: Run | None = None,
-        names: Sequence[str] = (),
-    ) -> None:
-        self._tokenizer = tokenizer
-        padding = getattr(tokenizer, "pad_token_id", None)
-        self._answers = None if inputs is None else Answers(inputs, run, names, padding)
+    def __init__(self, tokenizer: Callable[..., Any], run: Run | None = None, names: Sequence[str] = ()) -> None:
+        self._tokenizer, self._run, self._names = tokenizer, run, names
+        self._found: tuple[Inputs, Answers] | None = None
 
     def __getitem__(self, index: int) -> str:
         decode = getattr(self._tokenizer, "decode", None)
@@ -74,45 +67,22 @@ class Vocabulary(TokenNames):
             )
         return ids[0]
 
-    def target(self, text: str) -> Target:
-        """Return the logit of a text as the next token."""
-        index = self.index(text)
-        return Target(lambda output, rows: self._last(output, rows)[:, index], f"{text!r} next")
+    def answers(self, inputs: Inputs) -> Answers:
+        """Return which input the places of an output follow."""
+        if self._found is None or self._found[0] is not inputs:
+            padding = getattr(self._tokenizer, "pad_token_id", None)
+            self._found = inputs, Answers(inputs, self._run, self._names, padding)
+        return self._found[1]
 
-    def predicted(self) -> Target:
-        """Return the logit of the most likely next token, or of the predicted class for a classifier."""
+    def next_scores(self, output: object, rows: torch.Tensor, answers: Answers | None) -> torch.Tensor:
+        """Return the logits at the last token of each text, `(len(rows), tokens)`.
 
-        def best(output: object, rows: torch.Tensor) -> torch.Tensor:
-            return self._predicted_tokens(output)(output, rows)
-
-        return Target(best, "predicted next token", self._predicted_tokens)
-
-    def _predicted_tokens(self, output: object) -> Target:
-        if main_output(output).ndim < 3:
-            return as_target(None).resolve(output)
-        logits = self._last(output, None).detach()
-        ids = logits.argmax(dim=1)
-        each = tuple(f"{self[index]} (predicted)" for index in ids.tolist())
-        label = ", ".join(dict.fromkeys(each[:3])) + (", ..." if len(set(each)) > 3 else "")
-
-        def score(other: object, rows: torch.Tensor) -> torch.Tensor:
-            return self._last(other, rows).gather(1, ids[rows.to(ids.device)].unsqueeze(1)).squeeze(1)
-
-        return Target(score, label, each=each)
-
-    def _last(self, output: object, rows: torch.Tensor | None) -> torch.Tensor:
-        """The logits at the last token before the padding, `(batch, vocabulary)`."""
+        Raises:
+            TargetError: when the output has no scores of the tokens, or which is the last token is unknown.
+        """
         logits = self.logits(output)
-        places = None if self._answers is None else self._answers.last(logits.shape[1])
-        if places is None:
-            return logits[:, -1]
-        places = places if rows is None else places[rows.to(places.device)]
-        return logits[torch.arange(len(logits), device=logits.device), places.to(logits.device)]
-
-    def ids(self, output: object) -> torch.Tensor | None:
-        """Return the token ids that the places of the output follow, `(batch, place)`; None if they are unknown."""
-        found = None if self._answers is None else self._answers.sequence(self.logits(output).shape[1])
-        return None if found is None else found.ids
+        place = -1 if answers is None else answers.place(-1, rows, logits.shape[1])
+        return logits[:, place] if isinstance(place, int) else logits[torch.arange(len(rows)), place.to(logits.device)]
 
     def logits(self, output: object) -> torch.Tensor:
         """Return the main output if it has a number for each token of the vocabulary at each place.
@@ -131,50 +101,74 @@ class Vocabulary(TokenNames):
 
 
 @public
-def continuation(tokens: int | str) -> Target:
+def continuation(tokens: int | str | Sequence[int | str]) -> Target:
     """Return the log-probability of the last tokens of the input as the target: why the text continues like this.
 
     sum over t of log p(x_t | x_1 ... x_{t-1}), in nats. Give the prompt and the continuation as one input. The gradient
-    at a token of the continuation comes from the tokens after it.
+    at a token of the continuation comes from the tokens after it. Padding, on either side, is not counted.
 
     Args:
-        tokens: number of tokens at the end of the input, or the text that the input ends with.
+        tokens: number of tokens at the end of the input, or the text that the input ends with (which needs a
+            tokenizer); or a list of those, one per sample.
 
     Raises:
-        TargetError: on use without a tokenizer or with texts of different lengths, or when the input ends differently.
+        TargetError: on use without token ids, for a text without a tokenizer, or when the input ends differently.
 
     Example:
         `lens.saliency("The capital of France is Paris.", target=continuation(" Paris."))`
     """
+    if not isinstance(tokens, (int, str)):
+        return as_target([continuation(one) for one in tokens])
+    return _continuation(tokens, None)
 
-    def reader(names: Names) -> Target:
-        if not isinstance(names, Vocabulary):
-            raise TargetError(need)
-        count = len(names.read(tokens)) if isinstance(tokens, str) else tokens
 
-        def score(output: object, rows: torch.Tensor) -> torch.Tensor:
-            ids = names.ids(output)
-            if ids is None:
-                raise TargetError(need)
-            if not 0 < count < ids.shape[1]:
-                raise TargetError(f"a continuation of {count} tokens needs a longer input; it has {ids.shape[1]}.")
-            if isinstance(tokens, str) and any(row[-count:] != names.read(tokens) for row in ids.tolist()):
-                raise TargetError(f"the input does not end with the tokens of {tokens!r}; give the number of tokens.")
-            return _log_probability(names.logits(output), ids[rows.to(ids.device)], count)
-
-        return Target(score, label)
-
+def _continuation(tokens: int | str, names: Names) -> Target:
     def unread(output: object, rows: torch.Tensor) -> torch.Tensor:
-        return reader(None)(output, rows)
+        raise TargetError(f"{label} is the score of an input; it needs token ids, as text or input_ids.")
 
-    need = "a continuation needs Lens(model, tokenizer=...) and a text, or token ids, as input."
+    def bind(inputs: Inputs | None, samples: torch.Tensor | None) -> Target:
+        if inputs is None:
+            return target
+        answers, wanted = Answers(inputs), None
+        if isinstance(names, Vocabulary):
+            answers, wanted = names.answers(inputs), names.read(tokens) if isinstance(tokens, str) else None
+        elif isinstance(tokens, str):
+            raise TargetError(f"{label} needs a tokenizer, Lens(model, tokenizer=...); or give the number of tokens.")
+        count = int(tokens) if wanted is None else len(wanted)
+        return Target(lambda output, rows: _log_probability(output, rows, answers, count, wanted), label)
+
     label = f"log p({tokens!r})" if isinstance(tokens, str) else f"log p(last {tokens} tokens)"
-    return Target(unread, label, reader=reader)
+    reader = None if names is not None else lambda names: _continuation(tokens, names)
+    target = Target(unread, label, reader=reader, binder=bind)
+    return target
 
 
-def _log_probability(logits: torch.Tensor, ids: torch.Tensor, count: int) -> torch.Tensor:
-    before = logits[:, -count - 1 : -1].log_softmax(dim=-1)
-    return before.gather(2, ids[:, -count:].to(logits.device).unsqueeze(2)).squeeze(2).sum(dim=1)
+def _log_probability(
+    output: object, rows: torch.Tensor, answers: Answers, count: int, wanted: list[int] | None
+) -> torch.Tensor:
+    """The log-probability of the last tokens of each row's text, `(len(rows),)`.
+
+    Raises:
+        TargetError: when a text is too short or ends differently, or the output has no scores at each of its places.
+    """
+    logits = main_output(output)
+    read = answers.sequence(logits.shape[1]) if logits.ndim == 3 else None
+    if read is None or read.ids is None:
+        raise TargetError(
+            f"a continuation needs token ids as input, and scores of every token at each; got {describe(logits)}."
+        )
+    used = answers.used(logits.shape[1])
+    ids = read.ids[rows.to(read.ids.device)]
+    order, counts = tokens_first(torch.ones_like(ids, dtype=torch.bool) if used is None else used[rows.to(used.device)])
+    if not 0 < count < int(counts.min()):
+        raise TargetError(f"a continuation of {count} tokens needs a longer input; it has {int(counts.min())}.")
+    back = torch.arange(-count - 1, 0, device=counts.device)
+    places = order.gather(1, counts.unsqueeze(1) + back)  # (n, count + 1): the token before them, and they
+    ids = ids.gather(1, places.to(ids.device))[:, 1:].to(logits.device)
+    if wanted is not None and any(row != wanted for row in ids.tolist()):
+        raise TargetError(f"an input does not end with the tokens {wanted} of the text; give the number of tokens.")
+    before = places[:, :-1, None].to(logits.device).expand(-1, -1, logits.shape[2])
+    return logits.gather(1, before).log_softmax(dim=-1).gather(2, ids.unsqueeze(2)).squeeze(2).sum(dim=1)
 
 
 def token_texts(tokenizer: Callable[..., Any], inputs: Inputs) -> list[list[str]] | None:

@@ -220,8 +220,9 @@ def test_lists_of_classes_in_a_joined_target_belong_to_their_samples():
     )
     with pytest.raises(TargetError, match="5 classes for 21 samples"):
         over(model, data).saliency(target=contrast(labels[:5], 1), method="gradient")
-    with pytest.raises(TargetError, match="cannot be read batch by batch"):
-        over(model, data).saliency(target=as_target(labels) - as_target(None), method="gradient")
+    mixed = 2 * as_target(labels) - as_target(None)  # the class of a list, and that which is predicted batch by batch
+    wanted = layerlens.saliency(model, data, target=mixed, method="gradient").score
+    same(over(model, data, batch_size=4).saliency(target=mixed, method="gradient")["score"].tensor(), wanted)
 
 
 class Letters:

@@ -106,7 +106,9 @@ def test_what_is_no_token_is_told(lens):
     with pytest.raises(TargetError, match="needs a longer input"):
         lens.saliency("the cat", target=layerlens.continuation(2))
     with pytest.raises(TargetError, match="tokenizer"):
-        layerlens.saliency(Model(), {"input_ids": torch.tensor([[5, 1]])}, target=layerlens.continuation(1))
+        layerlens.saliency(Model(), {"input_ids": torch.tensor([[5, 1]])}, target=layerlens.continuation(" cat"))
+    with pytest.raises(TargetError, match="token ids"):
+        layerlens.continuation(1)(torch.zeros(1, 2, 6))
 
     class Classifier(Model):
         def forward(self, input_ids, attention_mask=None):

@@ -66,7 +66,7 @@ class Scorer:
     ) -> None:
         self.model, self.forward = model, forward
         self.inputs: Inputs = as_inputs(x)
-        self.target: Target = as_target(target)
+        self.target: Target = as_target(target).on(self.inputs)
         self.leaves: dict[str, Leaf]
         if where is None or (isinstance(where, str) and where == "input"):
             self.leaves = find_leaves(model, self.inputs, forward)

@@ -138,7 +138,7 @@ def concept_relevance(
     else:
         chosen = list(units)
     with borrowed(model, grad=False):
-        single = as_target(target).resolve(inputs.run(model, forward))
+        single = as_target(target).on(inputs).resolve(inputs.run(model, forward))
     repeated = inputs.rows(torch.zeros(len(chosen), dtype=torch.int64))
     labels = tuple(f"{single.label}, unit {unit}" for unit in chosen)
     rows = Target(lambda output, rows: single(output, torch.zeros_like(rows)), single.label, each=labels)

@@ -11,7 +11,7 @@ from torch import nn
 from layerlens.analyzers.activation.activation_maps import chosen_units
 from layerlens.analyzers.common.calls.call_shapes import call_index, one_match
 from layerlens.analyzers.common.calls.used_tensors import one_tensor
-from layerlens.analyzers.common.features.batch_targets import check_length, class_lists, of_batch
+from layerlens.analyzers.common.features.batch_targets import check_length, of_batch
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
 from layerlens.errors import InputError, RecordError, check_count, choose
@@ -109,7 +109,6 @@ def top_inputs(
     (path,) = matches
     module, device = Layers(model)[path], home(model)
     given = None if isinstance(target, str) and target == "label" else as_target(target)
-    lists = class_lists(given)
     settings: dict[str, Any] = {"count": count, "reduce": how, "call": call, "level": level if regions else None}
     ranking = Ranking(count, how)
     chosen: tuple[int, ...] = ()
@@ -133,7 +132,7 @@ def top_inputs(
         chosen = chosen or chosen_units(path, maps.shape[1], units)
         with torch.inference_mode(False), torch.no_grad():
             ranking.add(batch.start, batch.inputs, maps[:, list(chosen)], chosen)
-    check_length(lists, ranking.seen)
+    check_length(given, ranking.seen)
     boxes = None
     (name,) = tensors
     if regions:

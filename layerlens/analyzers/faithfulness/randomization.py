@@ -73,7 +73,7 @@ def cascading_randomization(
 
     check_seed(seed)
     need_weights(model, "cascading_randomization")
-    aim = as_target(target)
+    aim = as_target(target).on(inputs)
     with borrowed(model, grad=False), torch.no_grad():
         aim = aim.resolve(inputs.run(model, forward))
     record = capture(model, inputs, layers, reduce=lambda output: None, forward=forward)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.features.batch_targets import check_length, class_lists, of_batch
+from layerlens.analyzers.common.features.batch_targets import check_length, of_batch
 from layerlens.analyzers.common.features.layer_features import FeatureReader, Features
 from layerlens.analyzers.saliency.saliency import saliency
 from layerlens.axes.names import Axes
@@ -76,7 +76,6 @@ def sample_tables(
     labels: list[Any] = []
     predicted: list[torch.Tensor] = []
     labeled, count, used = True, 0, ""
-    lists = class_lists(score) if method is not None else []
     for batch in data.batches(model, what):
         units.add(reader.read(batch.inputs))
         if classes:
@@ -98,7 +97,7 @@ def sample_tables(
         labeled = labeled and batch.labels is not None
         labels += batch.labels or []
         count += batch.inputs.batch
-    check_length(lists, count)
+    check_length(score if method is not None else None, count)
     return SampleTables(
         layers=units.joined("compared between samples"),
         left_out=units.left_out,

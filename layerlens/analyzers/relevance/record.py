@@ -17,7 +17,7 @@ from layerlens.analyzers.graph.graph import Graph, NodeInfo
 from layerlens.analyzers.graph.operation import relevance_of
 from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.errors import OptionError, RelevanceError, TargetError
-from layerlens.inputs.inputs import Forward, Input
+from layerlens.inputs.inputs import Forward, Input, Inputs
 from layerlens.model.borrowed import generator_states, restore_generators
 from layerlens.model.call_tracking import Spans
 from layerlens.model.layers import LayerPath, Selection, matching_names
@@ -205,10 +205,14 @@ class TargetScores:
 
     def joint_target(self) -> Target:
         """Return one target that scores the output with all of them."""
-        return Target(self._score, self._label(), chooser=self._resolve, at=self._at)
+        return Target(self._score, self._label(), chooser=self._resolve, at=self._at, binder=self._bind)
 
     def _label(self) -> str:
         return "; ".join(target.label for target in self.targets)
+
+    def _bind(self, inputs: Inputs | None, samples: torch.Tensor | None) -> Target:
+        self.targets = [target.on(inputs, samples) for target in self.targets]
+        return Target(self._score, self._label(), chooser=self._resolve, at=self._at)
 
     def _resolve(self, output: object) -> Target:
         self.targets = [target.resolve(output) for target in self.targets]

@@ -9,6 +9,7 @@ import torch
 
 from layerlens.analyzers.common.calls.call_sites import by_row
 from layerlens.errors import OptionError, TargetError, choose
+from layerlens.inputs.inputs import Inputs
 from layerlens.targets.outputs import main_output
 from layerlens.targets.target import Spec, Target, as_target
 
@@ -86,8 +87,17 @@ class Readout:
         return output.log_softmax(dim=1)
 
 
-def choose_readout(metric: Metric, target: Spec, output: Any, batch: int) -> Readout:
+def choose_readout(
+    metric: Metric, target: Spec, output: Any, inputs: Inputs, samples: torch.Tensor | None = None
+) -> Readout:
     """Choose what to read and compare, from the clean output.
+
+    Args:
+        metric: a key of `QUANTITIES`, or `"auto"`.
+        target: what to score; None for the whole output.
+        output: the clean output.
+        inputs: the input.
+        samples: which samples of those that the target was given for it holds, `(batch,)`; None for all.
 
     Raises:
         OptionError: when the metric is unknown or does not fit.
@@ -97,11 +107,11 @@ def choose_readout(metric: Metric, target: Spec, output: Any, batch: int) -> Rea
     if target is not None:
         if metric in ("kl", "flip"):
             raise OptionError(f"metric {metric!r} compares whole outputs; a target is one score: metric='change'.")
-        resolved = as_target(target).resolve(output)
-        resolved(output, torch.arange(batch))
+        resolved = as_target(target).on(inputs, samples).resolve(output)
+        resolved(output, torch.arange(inputs.batch))
         return Readout("change" if metric == "auto" else metric, resolved)
     main = main_output(output)
-    classes = main.ndim == 2 and main.shape[0] == batch and main.shape[1] > 1
+    classes = main.ndim == 2 and main.shape[0] == inputs.batch and main.shape[1] > 1
     if metric == "auto":
         metric = "kl" if classes else "relative_change"
     elif metric in ("kl", "flip") and not classes:

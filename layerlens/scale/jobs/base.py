@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.features.batch_targets import check_length, class_lists
+from layerlens.analyzers.common.features.batch_targets import check_length
 from layerlens.errors import OptionError
 from layerlens.inputs.batches import Batch
 from layerlens.model.placement import home
@@ -104,14 +104,13 @@ def cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 
 
 def check_classes(aim: Target | None, count: int | None) -> None:
-    """Check that a list of classes has one for each sample of the data.
+    """Check that a target per sample has one for each sample of the data.
 
     Raises:
-        TargetError: when it does not, or when it is joined with a class that is predicted batch by batch.
+        TargetError: when it does not.
     """
-    lists = class_lists(aim)
     if count is not None:
-        check_length(lists, count)
+        check_length(aim, count)
 
 
 def stored_type(dtype: torch.dtype | None) -> torch.dtype | None:

@@ -100,7 +100,7 @@ def gather(
     found = job.run(
         model,
         [(batch.inputs, batch.labels) if batch.labels else batch.inputs for batch in batches],
-        _of_samples(job.aim, wanted),
+        "label" if job.aim is None else job.aim.on(None, torch.tensor(wanted)),
         batched=True,
     )
     numbers = torch.tensor(wanted)
@@ -110,17 +110,4 @@ def gather(
         inputs={wanted[number]: sample for number, sample in found.inputs.items()},
         count=samples,
         settings={**found.settings, **{name: settings[name] for name in ("samples",) if name in settings}},
-    )
-
-
-def _of_samples(aim: Target | None, samples: list[int]) -> Any:
-    """The target for some samples of the data."""
-    if aim is None:
-        return "label"
-    if aim.chooser is not None:
-        return aim
-    numbers = torch.tensor(samples)
-    each = None if aim.each is None else tuple(aim.each[number] for number in samples)
-    return dataclasses.replace(
-        aim, function=lambda output, rows: aim.function(output, numbers.to(rows.device)[rows]), each=each
     )

@@ -158,8 +158,10 @@ def test_labels_and_one_class_per_sample_are_targets(net, data):
         lambda labels: contrast(1, labels),
         lambda labels: 2 * contrast(labels, 0),
         lambda labels: contrast(None, 2),
+        lambda labels: 3 * contrast(None, labels),
+        lambda labels: contrast(labels, None) - as_target(2),
     ],
-    ids=["two lists", "others", "a class and a list", "a multiple", "predicted"],
+    ids=["two lists", "others", "a class and a list", "a multiple", "predicted", "predicted and a list", "mixed"],
 )
 def test_contrasts_with_one_class_per_sample_are_read_batch_by_batch(net, data, target):
     aim = target(torch.arange(len(data)) % 4)
@@ -167,11 +169,8 @@ def test_contrasts_with_one_class_per_sample_are_read_batch_by_batch(net, data, 
     check(top_inputs(net, data, "conv3", target=aim, count=3, batch_size=5, regions=False), expected, "sum", 3)
 
 
-def test_contrasts_whose_classes_cannot_be_followed_are_refused(net, data):
+def test_a_list_of_another_length_is_refused(net, data):
     labels = torch.arange(len(data)) % 4
-    for aim in (contrast(None, labels), contrast(labels, None) - as_target(None), 2 * contrast(None, labels)):
-        with pytest.raises(errors.TargetError, match="Give the predicted classes as a list as well"):
-            top_inputs(net, data, "conv3", target=aim, batch_size=5)
     with pytest.raises(errors.TargetError, match="46 classes for 23 samples"):
         top_inputs(net, data, "conv3", target=contrast(torch.cat([labels, labels]), 0), regions=False)
 

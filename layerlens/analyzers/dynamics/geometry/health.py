@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_sites import row_norms
-from layerlens.analyzers.common.features.batch_targets import check_length, class_lists, of_batch
+from layerlens.analyzers.common.features.batch_targets import check_length, of_batch
 from layerlens.analyzers.common.features.feature_batches import warn_unread
 from layerlens.analyzers.common.messages import first_reasons, listed
 from layerlens.analyzers.common.null_model import shuffled
@@ -100,7 +100,6 @@ def health(
         raise OptionError(f"double must be a correlation above 0 and at most 1, got {double!r}.")
     by_label = isinstance(target, str) and target in ("label", "loss")
     score = None if by_label else as_target(target)
-    lists = class_lists(score) if target is not None else []
     data = Data.of(data, batch_size=batch_size, batched=batched, read=read, progress=progress)
     reader = UnitReader(model, layers, forward, max_units)
     twin: UnitReader | None = None
@@ -117,7 +116,7 @@ def health(
             for name, norm in norms.items():
                 gradients.setdefault(name, []).append(norm)
         count += batch.inputs.batch
-    check_length(lists, count)
+    check_length(score if target is not None else None, count)
     if count < 2:
         raise InputError("health: one sample cannot tell a dead unit from a live one; give two or more.")
     left_out = reader.finish()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +17,7 @@ from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.results import Attribution
 from layerlens.signatures import public
-from layerlens.targets.target import Spec, Target, as_target
+from layerlens.targets.target import Spec, as_target
 
 
 @public
@@ -143,10 +141,11 @@ def max_sensitivity(
         (own,) = values if isinstance(values, tuple) else (values,)
         rows = torch.arange(len(value), device=own.device).repeat_interleave(len(own) // len(value))
         changed = inputs.rows(rows).replace({name: own})
-        found = [
-            explain(model, changed.rows(row.reshape(1)), target=_for_row(scorer, int(rows[row])), forward=forward)
+        singles = [
+            (changed.rows(row.reshape(1)), scorer.target.on(None, rows[row].reshape(1)))
             for row in torch.arange(len(own), device=own.device)
         ]
+        found = [explain(model, single, target=target, forward=forward) for single, target in singles]
         return (torch.cat([one.tensor for one in found]),)
 
     def changed(values: tuple[torch.Tensor, ...] | torch.Tensor, *_: object) -> tuple[torch.Tensor, ...]:
@@ -157,16 +156,6 @@ def max_sensitivity(
     with contextlib.redirect_stderr(io.StringIO()):
         found = sensitivity_max(explained, value, changed, perturb_radius=size, n_perturb_samples=samples)
     return torch.as_tensor(found).detach().double()
-
-
-def _for_row(scorer: Scorer, row: int) -> Target:
-    """Return the target of one sample of the batch, for that sample and copies of it."""
-    target = scorer.target
-
-    def own(output: Any, rows: torch.Tensor) -> torch.Tensor:
-        return target.function(output, torch.full_like(rows, row))
-
-    return dataclasses.replace(target, function=own, each=None)
 
 
 def _single(scorer: Scorer, what: str) -> tuple[str, torch.Tensor]:

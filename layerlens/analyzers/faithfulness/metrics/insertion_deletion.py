@@ -22,6 +22,8 @@ from layerlens.model.borrowed import borrowed
 from layerlens.progress import track
 from layerlens.results import FaithfulnessCurve
 from layerlens.signatures import Function, documented, public, with_section
+from layerlens.targets.base import Target, joined
+from layerlens.targets.outputs import class_scores
 from layerlens.targets.probability import probability
 from layerlens.targets.target import Spec
 
@@ -302,7 +304,7 @@ def _probability(scorer: Scorer, measure: Measure, forward: Forward | None) -> t
     """
     if scorer.target.at is not None:
         return scorer, "score"
-    wanted = probability(scorer.target)
+    wanted = joined(_class_probability if measure == "auto" else probability, scorer.target)
     own = Scorer(scorer.model, scorer.inputs, wanted, forward=forward)
     try:
         with torch.no_grad():
@@ -312,3 +314,14 @@ def _probability(scorer: Scorer, measure: Measure, forward: Forward | None) -> t
             raise
         return scorer, "score"
     return Scorer(scorer.model, scorer.inputs, wanted, forward=forward), "probability"
+
+
+def _class_probability(target: Target) -> Target:
+    """The probability of a class, of an output (batch, classes) alone."""
+    score = probability(target)
+
+    def read(output: object, rows: torch.Tensor) -> torch.Tensor:
+        class_scores(output)
+        return score(output, rows)
+
+    return Target(read, score.label)

@@ -11,10 +11,10 @@ from torch import nn
 
 from layerlens.analyzers.common.registry import method
 from layerlens.errors import OptionError, TargetError, check_count
-from layerlens.inputs.inputs import Forward, Input, as_inputs
+from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
-from layerlens.targets.outputs import class_scores
+from layerlens.targets.outputs import main_output
 from layerlens.targets.target import Spec, Target, as_target
 
 from ..gradient.guided_backprop import guided_backprop
@@ -76,7 +76,8 @@ def _compared(target: Target, similar: int | Sequence[int], strength: float) -> 
 
     def choose(output: Any) -> Target:
         base = target.resolve(output)
-        logits = class_scores(output).detach()
+        rows = torch.arange(len(main_output(output)))
+        logits = base.all_scores(output, rows).detach()
         own = base(output).detach()
         near = (logits - own.unsqueeze(1)).abs().argsort(dim=1, stable=True)  # (batch, class), itself first
         if logits.shape[1] < 2 or not torch.equal(logits.gather(1, near[:, :1]).squeeze(1), own):
@@ -96,12 +97,15 @@ def _compared(target: Target, similar: int | Sequence[int], strength: float) -> 
         weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
 
         def score(output: Any, rows: torch.Tensor) -> torch.Tensor:
-            scores = class_scores(output).gather(1, others[rows])
+            scores = base.all_scores(output, rows).gather(1, others[rows])
             return base(output, rows) - strength * (weights[rows] * scores).sum(dim=1)
 
         return Target(score, f"{base.label} beyond {others.shape[1]} like it", each=base.each)
 
-    return Target(target.function, target.label, choose, each=target.each)
+    def bind(inputs: Inputs | None, samples: torch.Tensor | None) -> Target:
+        return dataclasses.replace(_compared(target.on(inputs, samples), similar, strength), binder=None)
+
+    return Target(target.function, target.label, choose, each=target.each, binder=bind)
 
 
 def _check(similar: int | Sequence[int], strength: float) -> None:

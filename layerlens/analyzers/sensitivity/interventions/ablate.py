@@ -205,7 +205,7 @@ def _measure(
     """Find the parts, choose those to measure, and replace them."""
     with torch.no_grad():
         survey = find_intervention_sites(run, layers, ablation.by, heads)
-        readout = choose_readout(ablation.metric, ablation.target, survey.output, run.batch)
+        readout = choose_readout(ablation.metric, ablation.target, survey.output, run.inputs)
         replacement, draws = choose_replacement(run, ablation.value, reference, ablation.draws)
     parts = [Part(site, number) for site in survey.sites for number in range(site.grid.size)]
     groups: list[tuple[Part, ...]] = [(part,) for part in parts]

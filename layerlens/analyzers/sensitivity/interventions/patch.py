@@ -163,8 +163,8 @@ def _patch_parts(run: ModelRun, source: Inputs, layers: Selection, target: Spec,
     survey = find_intervention_sites(run, layers, options.by, options.heads)
     torch.manual_seed(run.seed)
     output = source.run(run.model, run.forward)
-    resolved = as_target(target).resolve(
-        output if options.direction == "denoise" else survey.output
+    resolved = (
+        as_target(target).on(run.inputs).resolve(output if options.direction == "denoise" else survey.output)
     )  # on the clean output
     rows = torch.arange(run.batch)
     start, goal = resolved(survey.output, rows).double().cpu(), resolved(output, rows).double().cpu()  # (batch,)

@@ -99,7 +99,7 @@ def noise_response(
         refuse_parts(model, "noise_response", GATHERED)
         run = ModelRun(model, as_inputs(x), forward, seed, progress)
         clean = survey(model, run.inputs, layers, forward, seed=seed)
-        readout = choose_readout(metric, target, clean.output, run.batch)
+        readout = choose_readout(metric, target, clean.output, run.inputs)
         noisy_runs = _NoisyRuns(run, readout, sizes, draws, clean.copies(len(sizes) * draws))
         left_out, constant = dict(clean.left_out), list[str]()
         by_site: dict[str, torch.Tensor] = {}

@@ -93,7 +93,7 @@ def sample_chunks(model: nn.Module, samples: LabeledSamples) -> Iterator[SampleC
         stepped = SteppedRun(run, stepped_leaves(run), "samples")
         with torch.no_grad():
             output = stepped.evaluate(stepped.start, lambda site, output: None)
-            chunk_target = None if target is None else _target_of_rows(target, first_row, inputs.batch)
+            chunk_target = None if target is None else _target_of_rows(target, first_row, inputs)
             reader = answer_reader(output, labels, chunk_target, samples.loss, inputs.batch)
             loss, held = reader(output, torch.arange(inputs.batch))
         yield SampleChunk(stepped, reader, start, loss.cpu(), held)
@@ -134,19 +134,13 @@ def _labeled_inputs(samples: LabeledSamples) -> Iterator[tuple[int, Inputs, Labe
         yield start, inputs if len(rows) == whole else inputs.rows(rows), row_labels, start
 
 
-def _target_of_rows(target: Target, first_row: int | None, batch: int) -> Target:
-    """Return the target of a chunk; a target with one class per sample needs to know the rows.
+def _target_of_rows(target: Target, first_row: int | None, inputs: Inputs) -> Target:
+    """Return the target of a chunk; a target per sample needs to know the rows.
 
     Raises:
         InputError: when such a target is used with a data set.
     """
-    if target.each is None:
-        return target
-    if first_row is None:
+    if target.each is not None and first_row is None:
         raise InputError("a target with a class for each sample needs an input, not a data set; give labels.")
-    function = target.function
-    return dataclasses.replace(
-        target,
-        function=lambda output, rows: function(output, rows + first_row),
-        each=target.each[first_row : first_row + batch],
-    )
+    first = first_row or 0
+    return target.on(inputs, torch.arange(first, first + inputs.batch))

@@ -12,7 +12,7 @@ from layerlens.analyzers.common.null_model import with_parameters
 from layerlens.errors import InputError, LayerNotFound, OptionError, choose
 from layerlens.progress import track
 from layerlens.results import LayerProfile
-from layerlens.targets.target import Spec
+from layerlens.targets.target import Spec, as_target
 
 from ..output_metrics import QUANTITIES, choose_readout
 from .labeled_batches import Piece
@@ -70,11 +70,11 @@ def measure_effect(
     sums, squares = torch.zeros(2, len(blocks), levels, dtype=torch.float64)
     random_sums = torch.zeros(len(blocks), levels, dtype=torch.float64)
     clean, count, read = torch.zeros((), dtype=torch.float64), 0, None
+    target = None if target is None else as_target(target)
     for piece in task.samples("weights", False):
         run = _Run(task, piece)
         output = run({})
-        if read is None:
-            read = _choose_reader(metric, target, task.likelihood, output, piece)
+        read = _choose_reader(metric, target, task.likelihood, output, piece)
         before = read(output, piece)
         clean += before.level.sum()
         doing = f"weights, samples from {piece.start}"
@@ -180,11 +180,11 @@ def _choose_reader(metric: Metric, target: Spec, kind: Kind, output: Any, piece:
         sign = 1.0 if metric == "loss" else -1.0
         what = f"{chosen.kind} loss" if metric == "loss" else "accuracy"
         return _Reader(metric, what, scored, lambda before, after: sign * (after.level - before.level))
-    readout = choose_readout(metric, target, output, batch)  # type: ignore[arg-type]  # not loss or accuracy
+    samples = torch.arange(piece.start, piece.start + batch)
+    readout = choose_readout(metric, target, output, piece.inputs, samples)  # type: ignore[arg-type]  # not loss or accuracy
 
     def compared(output: Any, piece: Piece) -> _Reading:
-        rows = torch.arange(piece.inputs.batch) + (0 if target is None else piece.start)
-        values = readout(output, rows)
+        values = readout(output, torch.arange(piece.inputs.batch))
         return _Reading(values, torch.zeros(len(values), dtype=torch.float64))
 
     return _Reader(
