@@ -12,7 +12,7 @@ from torch import nn
 from layerlens.axes.names import batch_axis, unit_axis
 from layerlens.errors import RecordError, TargetError, need
 from layerlens.model.layers import Layers
-from layerlens.model.trees import as_array, describe, first_tensor, named_tensors
+from layerlens.model.trees import as_array, describe, named_tensors
 
 from .call import Call, batch_size, part_axes
 from .storage import outline
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from .record import Record
 
 
-def read_units(model: nn.Module, record: Record, call: int) -> torch.Tensor:
-    """Return the recorded output of one call of the only layer in `record`, `(batch, unit, *places)`.
+def called(record: Record, call: int) -> Call:
+    """Return one call of the only layer in `record`.
 
     Raises:
         TargetError: when the record holds several layers.
-        RecordError: when there is no such call, or its output is not a tensor with units.
+        RecordError: when there is no such call.
     """
     paths = list(record)
     if len(paths) != 1:
@@ -37,13 +37,29 @@ def read_units(model: nn.Module, record: Record, call: int) -> torch.Tensor:
     calls = record.calls(paths[0])
     if not -len(calls) <= call < len(calls):
         raise RecordError(f"layer {paths[0]!r} ran {len(calls)} time(s); there is no call {call}.")
-    output = first_tensor(calls[call].output)
+    return calls[call]
+
+
+def read_units(model: nn.Module, record: Record, call: int, *, tensor: str | None = None) -> torch.Tensor:
+    """Return the recorded output of one call of the only layer in `record`, `(batch, unit, *places)`.
+
+    Args:
+        model: the model.
+        record: record of one layer.
+        call: index of the call.
+        tensor: name of the tensor of the output; None for the only one.
+
+    Raises:
+        TargetError: when the record holds several layers.
+        RecordError: when there is no such call, or its output is not a tensor with units.
+        SelectionError: when the call returned several tensors and none was named.
+    """
+    found = called(record, call)
+    name, output = (tensor, found.tensors[tensor]) if tensor else found.single() or ("", None)
     if output is None or output.ndim < 2:
-        raise RecordError(
-            f"layer {paths[0]!r} returned {describe(calls[call].output)}, which has no known axis of units."
-        )
-    module = Layers(model)[paths[0]]
-    return output.movedim((batch_axis(module, output), unit_axis(module, output)), (0, 1))
+        raise RecordError(f"layer {found.layer!r} returned {describe(found.output)}, which has no known axis of units.")
+    module = Layers(model)[found.layer]
+    return output.movedim((batch_axis(module, output, name), unit_axis(module, output, name)), (0, 1))
 
 
 def named_outputs(record: Record) -> Iterator[tuple[str, Call, torch.Tensor]]:

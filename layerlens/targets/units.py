@@ -26,7 +26,8 @@ def neuron(
     """Return one unit of a layer as the target of saliency or relevance.
 
     Args:
-        layer: a selection that matches one layer.
+        layer: a selection that matches one layer, or a tensor of its output (`"rnn/h_n"`). Of several tensors without a
+            name it is the one that the model reads.
         unit: channel or feature; negative ones count from the end.
         place: a token or time step, or `(row, column)` of an image; None for all places.
         over: how all places are combined.

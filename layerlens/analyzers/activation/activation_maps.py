@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_shapes import Seen, call_index, one_layer, seen, watch
-from layerlens.axes.names import Axes
+from layerlens.analyzers.common.calls.call_shapes import GUESSES, Seen, call_index, one_match, seen, watch
+from layerlens.analyzers.common.calls.used_tensors import one_tensor, tensors_read
+from layerlens.axes.names import Axes, axes_of
 from layerlens.errors import OptionError, RecordError
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Layers, Selection
-from layerlens.model.trees import describe, first_tensor
+from layerlens.model.tensors import tensor_path
+from layerlens.model.trees import describe
 from layerlens.probes.call import Call
 from layerlens.probes.probe import Probe
 from layerlens.results import ActivationMaps
@@ -33,7 +36,8 @@ def activation_maps(
     """Return the output of one layer with its units on the second axis.
 
     Units are the channels of a convolution, the features of a dense, transformer or recurrent layer; the places that
-    follow are (height, width), tokens or time steps. Of a tuple (a recurrent layer) or a dict the first tensor is used.
+    follow are (height, width), tokens or time steps. Of several tensors (a recurrent
+    layer, a tuple, a dict) it is the one that is named (`"rnn/h_n"`), or the only one that the model reads.
 
     Args:
         units: one or several units to keep; None for all. Negative ones count from the end.
@@ -53,11 +57,15 @@ def activation_maps(
         >>> maps.values.shape, maps.axes
         (torch.Size([2, 2, 6, 6]), ('batch', 'channel', 'height', 'width'))
     """
-    path, inputs = one_layer(model, layer), as_inputs(x)
-    with borrowed(model, grad=False), watch(model) as shapes, Probe(model, path) as record:
+    matches, inputs = one_match(model, layer, calls=False), as_inputs(x)
+    (path,) = matches
+    with borrowed(model, grad=False), watch(model) as shapes, Probe(model, matches) as record:
         inputs.run(model, forward)
     calls = record.calls(path)
-    return _maps(calls[call_index(path, len(calls), call)], seen(model, shapes), units, shown_input(inputs))
+    chosen = calls[call_index(path, len(calls), call)]
+    name, output = one_tensor(model, inputs, forward, chosen) or ("", None)
+    maps = _maps(model, chosen, name, output, seen(model, shapes), units, shown_input(inputs))
+    return maps if matches.tensors[path] else dataclasses.replace(maps, layer=path)
 
 
 @public
@@ -74,7 +82,7 @@ def layer_maps(
     For the layers of a generator: `activation_mosaic(layer_maps(model, z, nn.ConvTranspose2d))`.
 
     Args:
-        layers: ... Every call of a layer is returned.
+        layers: ... Every call of a layer is returned, and of several tensors those that the model reads.
         units: units to keep of each layer; None for all.
 
     Returns:
@@ -91,32 +99,43 @@ def layer_maps(
         [(1, 8, 4, 4), (1, 1, 10, 10)]
     """
     inputs = as_inputs(x)
-    paths = list(Layers(model).select(layers))
-    with borrowed(model, grad=False), watch(model) as shapes, Probe(model, paths) as record:
+    matches = Layers(model).select(layers, calls=True, tensors=True)
+    with borrowed(model, grad=False), watch(model) as shapes, Probe(model, matches) as record:
         inputs.run(model, forward)
     if not record.order:
-        raise RecordError(f"none of the {len(paths)} layers ran: the run took another route.")
+        raise RecordError(f"none of the {len(matches)} layers ran: the run took another route.")
     known, shown = seen(model, shapes), shown_input(inputs)
-    return [_maps(call, known, units, shown) for call in record.order]
+    read = tensors_read(model, inputs, forward, record.order)
+    return [_maps(model, call, name, output, known, units, shown) for call, name, output in read]
 
 
 def _maps(
-    recorded: Call, known: Sequence[Seen], units: int | Sequence[int] | None, shown: torch.Tensor | None
+    model: nn.Module,
+    recorded: Call,
+    name: str,
+    output: torch.Tensor | None,
+    known: Sequence[Seen],
+    units: int | Sequence[int] | None,
+    shown: torch.Tensor | None,
 ) -> ActivationMaps:
-    """Return the maps of one recorded call.
+    """Return the maps of one tensor of a recorded call.
 
     Raises:
         RecordError: when it returned no tensor with known units.
     """
-    path, output = recorded.layer, first_tensor(recorded.output)
-    axes = next(one.axes for one in known if (one.path, one.index) == (path, recorded.index))
+    path = recorded.layer
+    axes = axes_of(Layers(model)[path], output, name) if name and output is not None else None
+    if axes is None:
+        axes = next(one.axes for one in known if (one.path, one.index) == (path, recorded.index))
+        if output is not None and len(axes or ()) != output.ndim:  # the axes of another tensor of the layer
+            axes = GUESSES.get(output.ndim)
     if output is None or axes is None or not output.ndim:
         raise RecordError(f"layer {path!r} returned {describe(recorded.output)}, whose units are unknown.")
     values, axes = units_second(output, axes)
     kept = chosen_units(path, values.shape[1], units)
     if units is not None:
         values = values[:, list(kept)]
-    return ActivationMaps(path, recorded.index, values.contiguous(), kept, axes, shown)
+    return ActivationMaps(tensor_path(path, name), recorded.index, values.contiguous(), kept, axes, shown)
 
 
 def shown_input(inputs: Inputs) -> torch.Tensor | None:

@@ -8,13 +8,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_shapes import one_layer
+from layerlens.analyzers.common.calls.call_shapes import one_match
+from layerlens.analyzers.common.calls.used_tensors import one_tensor
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import InputError, OptionError, RecordError, TargetError, check_count, check_seed, choose
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
-from layerlens.probes.export import read_units
+from layerlens.probes.export import called, read_units
 from layerlens.probes.probe import Probe
 from layerlens.progress import track
 from layerlens.results import ReceptiveField
@@ -88,19 +89,19 @@ def receptive_field(
     if len(tensors) > 1 or not values.is_floating_point():
         raise InputError("a receptive field needs one floating-point input; pass others in forward=.")
     spatial = _axes(values, axes)
-    path = one_layer(model, layer)
+    matches = one_match(model, layer, calls=False)
+    (path,) = matches
+    with borrowed(model, grad=False), Probe(model, matches, keep="reference", stop=call == 0) as record:
+        inputs.run(model, forward)
+    if not record.calls(path):
+        raise RecordError(f"layer {path!r} did not run, so it has no receptive field.")
+    tensor, _ = one_tensor(model, inputs, forward, called(record, call)) or (None, None)
 
     def units(sample: torch.Tensor, graph: bool) -> torch.Tensor:
-        """Return the layer's output `(batch, unit, *places)`.
-
-        Raises:
-            RecordError: when the layer did not run.
-        """
-        with Probe(model, path, graph=graph, stop=call == 0) as record:
+        """Return the layer's output `(batch, unit, *places)`."""
+        with Probe(model, matches, graph=graph, stop=call == 0) as record:
             inputs.replace({name: sample}).run(model, forward)
-        if not record.calls(path):
-            raise RecordError(f"layer {path!r} did not run, so it has no receptive field.")
-        return read_units(model, record, call)
+        return read_units(model, record, call, tensor=tensor)
 
     with borrowed(model):
         for parameter in model.parameters():

@@ -14,13 +14,14 @@ from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Selection
 from layerlens.model.trees import named_tensors
-from layerlens.probes.export import read_units
+from layerlens.probes.export import called, read_units
 from layerlens.probes.probe import Edit, Probe
 from layerlens.results import Attribution
 from layerlens.results.maps.attribution import Values
 from layerlens.targets.target import Spec, Target, as_target
 
-from .leaves.layer_leaf import find_place
+from .calls.used_tensors import one_tensor
+from .leaves.layer_leaf import find_places
 from .leaves.leaves import Leaf, find_leaves, substitute
 from .messages import of_samples, warn_of_canceling, warn_of_not_finite
 from .samples import ONE_BY_ONE, check_samples, in_batch, interact
@@ -71,12 +72,13 @@ class Scorer:
         if where is None or (isinstance(where, str) and where == "input"):
             self.leaves = find_leaves(model, self.inputs, forward)
         else:
-            place, value = find_place(model, self.inputs, where, forward)
-            self.leaves = {place.name: Leaf(value.detach(), place=place)}
+            found = find_places(model, self.inputs, where, forward)
+            self.leaves = {place.name: Leaf(value.detach(), place=place) for place, value in found}
         device = next(iter(self.leaves.values())).value.device
         self.rows = torch.arange(self.inputs.batch, device=device)
         self._resolved = False
         self.interacting: bool | None = None
+        self._tensor = None if self.target.at is None else self._tensor_read()
 
     def values(self) -> Leaves:
         """Return copies of the leaves as they are, by name; also where the caller made them in inference mode."""
@@ -178,7 +180,16 @@ class Scorer:
             layer, call = self.target.at
             with Probe(self.model, layer, graph=True) as record:
                 inputs.run(self.model, self.forward)
-            return read_units(self.model, record, call)
+        return read_units(self.model, record, call, tensor=self._tensor)
+
+    def _tensor_read(self) -> str | None:
+        """The name of the tensor that a target inside the model reads; None if its layer returns one tensor."""
+        assert self.target.at is not None
+        layer, call = self.target.at
+        with torch.no_grad(), Probe(self.model, layer, keep="reference", stop=call == 0) as record:
+            self.inputs.run(self.model, self.forward)
+        found = one_tensor(self.model, self.inputs, self.forward, called(record, call))
+        return found[0] if found else None
 
     def _first_not_finite(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> str:
         """Say which layer made the first NaN or infinity."""
@@ -236,11 +247,14 @@ class Scorer:
         if signed:
             warn_of_canceling({name: values[name] for name, leaf in self.leaves.items() if leaf.uses}, method)
         axes: tuple[str, ...] | None = None
+        at_layer = [leaf.place.name for leaf in self.leaves.values() if leaf.place is not None]
+        if at_layer:
+            settings = {"where": ", ".join(at_layer), **settings}
         if len(summed) == 1:
             (name,) = summed
             place = self.leaves[name].place
             if place is not None:
-                axes, settings = place.axes, {"where": place.name, **settings}
+                axes = place.axes
             elif self.leaves[name].layer is not None:
                 axes = ("batch", "token") if summed[name].ndim == 2 else None
             elif self.leaves[name].axes is not None:
@@ -372,8 +386,8 @@ def gradients(
         place = next(iter(scorer.leaves.values())).place
         if place is not None:
             raise TargetError(
-                f"the score {scorer.target.label!r} does not depend on what layer {place.name!r} returned (its first "
-                "floating-point tensor), or not in a way that can be differentiated. Choose another layer."
+                f"the score {scorer.target.label!r} does not depend on what layer {place.name!r} returned, or not in a "
+                "way that can be differentiated. Choose another layer."
             )
         raise TargetError(
             f"no gradient flows from the score {scorer.target.label!r} to the input: something on the way cannot be "

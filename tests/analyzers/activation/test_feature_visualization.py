@@ -248,7 +248,7 @@ def test_a_unit_of_an_lstm_over_a_series():
         torch.manual_seed(0)
         net = nn.Sequential(nn.LSTM(3, 5, batch_first=True)).double()
     made = feature_visualization(
-        net, neuron("0", 2, place=-1), (12, 3), axes=("time", "feature"), bounds=(-1, 1), steps=80, noise=0.0
+        net, neuron("0/output", 2, place=-1), (12, 3), axes=("time", "feature"), bounds=(-1, 1), steps=80, noise=0.0
     )
     assert made.images.shape == (1, 12, 3) and made.axes == ("batch", "time", "feature")
     assert float(made.score) > float(made.checks["noise"]) + 0.1

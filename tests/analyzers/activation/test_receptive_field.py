@@ -82,11 +82,14 @@ def test_a_recurrent_layer_sees_the_past_and_masked_attention_too():
             return nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
 
     x = normal(1, 6, 4).double()
-    for net, by in ((nn.Sequential(nn.LSTM(4, 3, batch_first=True)), "nan"), (nn.Sequential(Causal()), "change")):
-        field = receptive_field(net.double(), x, "0", axes=(1,), by=by)
+    lstm = nn.Sequential(nn.LSTM(4, 3, batch_first=True))
+    with pytest.raises(SelectionError, match="Name one: '0/output', '0/h_n', '0/c_n'"):
+        receptive_field(lstm.double(), x, "0", axes=(1,))
+    for net, layer, by in ((lstm, "0/output", "nan"), (nn.Sequential(Causal()), "0", "change")):
+        field = receptive_field(net.double(), x, layer, axes=(1,), by=by)
         assert field.boxes[:, 0].tolist() == [[0, step + 1] for step in range(6)]
     both = receptive_field(
-        nn.Sequential(nn.GRU(4, 3, batch_first=True, bidirectional=True)).double(), x, "0", axes=(1,)
+        nn.Sequential(nn.GRU(4, 3, batch_first=True, bidirectional=True)).double(), x, "0/output", axes=(1,)
     )
     assert both.boxes[:, 0].tolist() == [[0, 6]] * 6 and both.stride == (0,)
 

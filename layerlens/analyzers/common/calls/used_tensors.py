@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,13 +38,36 @@ def one_tensor(
     Raises:
         SelectionError: when the model reads several; it lists them.
     """
-    found = ByTensor({name: tensor for name, tensor in call.tensors.items() if tensor.is_floating_point()})
-    if len(found) < 2:
-        return call.single()
-    used = used_tensors(model, inputs, forward, call.layer).get((call.layer, call.index)) or list(found)
-    if len(used) > 1:
-        refuse_several(call.layer, used, "and one is needed here")
-    return used[0], padded(found[used[0]])
+    (*read,) = tensors_read(model, inputs, forward, [call])
+    if len(read) > 1:
+        refuse_several(call.layer, [name for _, name, _ in read], "and one is needed here")
+    ((_, name, tensor),) = read
+    return None if tensor is None else (name, tensor)
+
+
+def tensors_read(
+    model: nn.Module, inputs: Inputs, forward: Forward | None, calls: Sequence[Call]
+) -> Iterator[tuple[Call, str, torch.Tensor | None]]:
+    """Yield the tensors that layers are read from: of several those that the model reads.
+
+    Args:
+        model: any module.
+        inputs: inputs of the run in which the calls were recorded.
+        forward: function that was called instead of the model.
+        calls: recorded calls.
+
+    Yields:
+        Call, name and values of the tensor; None for a call that returned none.
+    """
+    found = [{name: t for name, t in call.tensors.items() if t.is_floating_point()} for call in calls]
+    several = [call.layer for call, tensors in zip(calls, found, strict=True) if len(tensors) > 1]
+    used = used_tensors(model, inputs, forward, several) if several else {}
+    for call, tensors in zip(calls, found, strict=True):
+        if len(tensors) > 1:
+            names = [name for name in used.get((call.layer, call.index), ()) if name in tensors]
+            yield from ((call, name, padded(tensors[name])) for name in names or tensors)
+        else:
+            yield call, *(call.single() or ("", None))
 
 
 def used_tensors(
@@ -51,7 +75,7 @@ def used_tensors(
 ) -> dict[tuple[str, int], list[str]]:
     """Return the names of the tensors that the model's output depends on, of each call that returned several.
 
-    The model is run on the first sample. Where nothing can be differentiated all tensors count.
+    The model is run once, if a layer returned several. Where nothing can be differentiated all tensors count.
 
     Args:
         model: any module.
@@ -63,7 +87,7 @@ def used_tensors(
     mark = _Mark("mark", lambda tensor, site: tensor, keeps=True, marks=marks)
     selections = Layers(model).select(layers, calls=True, tensors=True).selections()
     with borrowed(model), Probe(model, (), edits=dict.fromkeys(selections, mark)):
-        output = inputs.rows(torch.arange(1)).run(model, forward)
+        output = inputs.run(model, forward)
         copies = [copy for by_name in marks.values() for copy in by_name.values()]
         ends = [tensor.sum() for _, tensor in named_tensors(output) if tensor.requires_grad and not tensor.is_complex()]
         slopes: tuple[Any, ...] = (None,) * len(copies)

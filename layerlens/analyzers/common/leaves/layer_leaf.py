@@ -13,8 +13,11 @@ from layerlens.axes.names import Axes, axes_of, batch_axis
 from layerlens.errors import InputError, RecordError, SelectionError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath, Layers, Selection
-from layerlens.model.trees import describe, map_tensors, named_tensors
+from layerlens.model.tensors import changeable, exchanged, refuse_several, tensor_path
+from layerlens.model.trees import describe
 from layerlens.probes.probe import Probe
+
+from ..calls.used_tensors import used_tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Place:
         axis: batch axis of the output.
         fold: rows of the output that belong to one sample, such as the windows of an image; 1 for most layers.
         axes: names of the axes with the batch first, where they are known.
+        module: the layer.
+        tensor: name of the tensor of its output; `""` if it is the only one of floating point.
     """
 
     layer: LayerPath
@@ -34,11 +39,18 @@ class Place:
     axis: int
     fold: int
     axes: Axes | None
+    module: nn.Module = dataclasses.field(repr=False)
+    tensor: str
 
     @property
     def name(self) -> str:
-        """Path of the layer, with the call unless it is the first."""
-        return f"{self.layer}#{self.call}" if self.call else self.layer
+        """Path of the layer, with the call unless it is the first, and the tensor of several."""
+        return tensor_path(f"{self.layer}#{self.call}" if self.call else self.layer, self.tensor)
+
+    def of(self, output: object) -> tuple[str, torch.Tensor]:
+        """Return the full name and the values of the tensor in an output of the call."""
+        found = changeable(self.module, output, None, self.layer)
+        return next((name, tensor) for name, tensor in found.items() if self.tensor in (name, ""))
 
     def batch_first(self, output: torch.Tensor) -> torch.Tensor:
         """Return the output as `(batch, ...)`."""
@@ -51,22 +63,30 @@ class Place:
         return flat.movedim(0, self.axis)
 
     def exchange(self, value: torch.Tensor) -> Callable[[Any], Any]:
-        """Return a function that replaces the first floating-point tensor of an output by `value`."""
-
-        def changed(output: object) -> Any:
-            names = iter(dict(named_tensors(output)))
-            chosen = _main(output)
-            return map_tensors(
-                output, lambda tensor: self.as_returned(value).clone() if next(names) == chosen else tensor
-            )
-
-        return changed
+        """Return a function that replaces the tensor in an output by `value`."""
+        return lambda output: exchanged(self.module, output, {self.of(output)[0]: self.as_returned(value).clone()})
 
 
 def find_place(
     model: nn.Module, inputs: Inputs, where: Selection, forward: Forward | None
 ) -> tuple[Place, torch.Tensor]:
-    """Find the call that `where` names, and its output with the batch first; the model is run once.
+    """Find the one tensor that `where` names, as `find_places`.
+
+    Raises:
+        SelectionError: when the model reads several tensors of the layer; it lists them.
+    """
+    found = find_places(model, inputs, where, forward)
+    if len(found) > 1:
+        refuse_several(found[0][0].layer, [place.tensor for place, _ in found], "and one is needed here")
+    return found[0]
+
+
+def find_places(
+    model: nn.Module, inputs: Inputs, where: Selection, forward: Forward | None
+) -> list[tuple[Place, torch.Tensor]]:
+    """Find the call that `where` names, and the tensors of its output with the batch first; the model is run once.
+
+    Of several tensors it is those that are named, or all that the model reads, for which it is run once more.
 
     Raises:
         LayerNotFound: when the selection matches no layer.
@@ -75,7 +95,7 @@ def find_place(
             floating-point numbers.
         InputError: when the batch axis of its output is unknown.
     """
-    matches = Layers(model).select(where, calls=True)
+    matches = Layers(model).select(where, calls=True, tensors=True)
     if len(matches.calls) > 1:
         raise SelectionError(f"where={where!r} matches {len(matches.calls)} layers, one is needed: {matches[:8]}.")
     ((path, chosen),) = matches.calls.items()
@@ -91,24 +111,29 @@ def find_place(
     index = 0 if chosen is None else next(iter(chosen))
     if index >= len(calls):
         raise RecordError(f"layer {path!r} ran {len(calls)} time(s); there is no call {index}.")
-    name = _main(calls[index].output)
-    if name is None:
-        raise RecordError(f"layer {path!r} returned {describe(calls[index].output)}: no floating-point tensor.")
-    output = dict(named_tensors(calls[index].output))[name]
-    axis, batch = batch_axis(model.get_submodule(path), output), inputs.batch
+    module, output, names = model.get_submodule(path), calls[index].output, matches.tensors[path]
+    found = changeable(module, output, names, path)
+    if not any(tensor.is_floating_point() for tensor in found.values()):
+        raise RecordError(f"layer {path!r} returned {describe(output)}: no floating-point tensor.")
+    used = list(found)
+    if len(found) > 1 and names is None:
+        used = used_tensors(model, inputs, forward, path).get((path, index), used)
+    named = names is not None or len(found) > 1
+    return [_place(path, index, module, name if named else "", found[name], inputs.batch) for name in used]
+
+
+def _place(
+    path: LayerPath, index: int, module: nn.Module, name: str, output: torch.Tensor, batch: int
+) -> tuple[Place, torch.Tensor]:
+    axis = batch_axis(module, output, name)
     if not output.ndim or output.shape[axis] % batch:
         raise InputError(
-            f"layer {path!r} returned {describe(output)} for a batch of {batch}: its batch axis is unknown. "
-            "Choose another layer, or give one sample."
+            f"layer {tensor_path(path, name)!r} returned {describe(output)} for a batch of {batch}: its batch axis is "
+            "unknown. Choose another layer, or give one sample."
         )
     fold = output.shape[axis] // batch
-    axes = axes_of(model.get_submodule(path), output) if fold == 1 else None
+    axes = axes_of(module, output, name) if fold == 1 else None
     if axes is not None:
-        axes = ("batch", *(name for name in axes if name != "batch")) if "batch" in axes else None
-    place = Place(path, index, axis, fold, axes)
+        axes = ("batch", *(one for one in axes if one != "batch")) if "batch" in axes else None
+    place = Place(path, index, axis, fold, axes, module, name)
     return place, place.batch_first(output)
-
-
-def _main(output: object) -> str | None:
-    """The name of the first floating-point tensor in an output."""
-    return next((name for name, tensor in named_tensors(output) if tensor.is_floating_point()), None)

@@ -111,7 +111,8 @@ def substitute(leaves: Mapping[str, Leaf], values: Mapping[str, torch.Tensor]) -
     replaced: dict[LayerPath, dict[int, Callable[[Any], Any]]] = {}
     for name, leaf in leaves.items():
         if leaf.place is not None:
-            replaced.setdefault(leaf.place.layer, {})[leaf.place.call] = leaf.place.exchange(values[name])
+            calls = replaced.setdefault(leaf.place.layer, {})
+            calls[leaf.place.call] = _after(calls.get(leaf.place.call), leaf.place.exchange(values[name]))
         tables = _tables(leaf.uses)
         for use in leaf.uses:
             replaced.setdefault(use.layer, {})[use.call] = _laid_out(use, values[name], tables[use.layer])
@@ -126,6 +127,10 @@ def substitute(leaves: Mapping[str, Leaf], values: Mapping[str, torch.Tensor]) -
         return exchange
 
     return {layer: edit(by_call) for layer, by_call in replaced.items()}
+
+
+def _after(first: Callable[[Any], Any] | None, then: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return then if first is None else lambda output: then(first(output))
 
 
 def _laid_out(use: Use, value: torch.Tensor, table: slice) -> Callable[[Any], Any]:

@@ -20,7 +20,6 @@ from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, sco
 from layerlens.errors import OptionError, TargetError, check_count
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
-from layerlens.model.trees import named_tensors
 from layerlens.probes.probe import Edit
 from layerlens.progress import track
 from layerlens.results import Attribution
@@ -280,8 +279,7 @@ class LayerOnPath:
         def exchange(output: object) -> Any:
             if next(seen) != self.place.call:
                 return output
-            main = next(tensor for _, tensor in named_tensors(output) if tensor.is_floating_point())
-            leaf = main.detach().requires_grad_()
+            leaf = self.place.of(output)[1].detach().requires_grad_()
             kept.append(leaf)
             return self.place.exchange(self.place.batch_first(leaf))(output)
 
