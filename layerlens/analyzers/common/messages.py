@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 
 from layerlens.errors import warn
+from layerlens.inputs.inputs import Forward, Inputs
+from layerlens.model.layers import LayerPath
+from layerlens.model.trees import named_tensors
+from layerlens.probes.probe import Edit, Probe
 
 NO_BATCH = "its output has no batch axis, so it has no value per sample"
 """Why a layer such as one that returns position tables has no value."""
@@ -69,3 +74,24 @@ def warn_of_canceling(values: Mapping[str, torch.Tensor], method: str) -> None:
                 "where a LayerNorm follows it; their sum is rounding error and says nothing. Take gradient or "
                 "smooth_grad with magnitude=True, or leave_one_out.",
             )
+
+
+def first_not_finite(
+    model: nn.Module, forward: Forward | None, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]
+) -> str:
+    """Say which layer made the first NaN or infinity."""
+
+    def finite(output: object) -> bool:
+        tensors = (tensor for _, tensor in named_tensors(output) if tensor.is_floating_point())
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+    with torch.no_grad(), Probe(model, lambda path, module: True, reduce=finite, edits=edits) as record:
+        inputs.run(model, forward)
+    infinite = [name for name, x in inputs.floating().items() if not bool(torch.isfinite(x).all())]
+    if infinite:
+        return f"Input {infinite[0]!r} itself holds infinite values."
+    for call in record.order:
+        if call.output is False:
+            layer = f"layer {call.layer!r}" if call.layer else "the model itself, outside its layers,"
+            return f"The first output that is not finite comes from {layer} (call {call.index})."
+    return "Every layer's output is finite: the target makes it."

@@ -13,17 +13,16 @@ from layerlens.errors import InputError, TargetError, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Selection
-from layerlens.model.trees import named_tensors
-from layerlens.probes.export import called, read_units
+from layerlens.probes.export import read_units
 from layerlens.probes.probe import Edit, Probe
 from layerlens.results import Attribution
 from layerlens.results.maps.attribution import Values
 from layerlens.targets.target import Spec, Target, as_target
 
-from .calls.used_tensors import one_tensor
+from .calls.used_tensors import tensor_of_target
 from .leaves.layer_leaf import find_places
 from .leaves.leaves import Leaf, find_leaves, substitute
-from .messages import of_samples, warn_of_canceling, warn_of_not_finite
+from .messages import first_not_finite, of_samples, warn_of_canceling, warn_of_not_finite
 from .samples import ONE_BY_ONE, check_samples, in_batch, interact
 
 Leaves = dict[str, torch.Tensor]
@@ -78,7 +77,7 @@ class Scorer:
         self.rows = torch.arange(self.inputs.batch, device=device)
         self._resolved = False
         self.interacting: bool | None = None
-        self._tensor = None if self.target.at is None else self._tensor_read()
+        self._tensor = tensor_of_target(model, self.inputs, forward, self.target.at)
 
     def values(self) -> Leaves:
         """Return copies of the leaves as they are, by name; also where the caller made them in inference mode."""
@@ -138,7 +137,7 @@ class Scorer:
             if not bool(torch.isfinite(scores).all()):
                 raise TargetError(
                     f"the score of target {self.target.label!r} is not finite: {scores.detach().tolist()[:8]}. "
-                    f"{self._first_not_finite(*self._changed(values, rows, then))}"
+                    f"{first_not_finite(self.model, self.forward, *self._changed(values, rows, then))}"
                 )
         return scores
 
@@ -181,33 +180,6 @@ class Scorer:
             with Probe(self.model, layer, graph=True) as record:
                 inputs.run(self.model, self.forward)
         return read_units(self.model, record, call, tensor=self._tensor)
-
-    def _tensor_read(self) -> str | None:
-        """The name of the tensor that a target inside the model reads; None if its layer returns one tensor."""
-        assert self.target.at is not None
-        layer, call = self.target.at
-        with torch.no_grad(), Probe(self.model, layer, keep="reference", stop=call == 0) as record:
-            self.inputs.run(self.model, self.forward)
-        found = one_tensor(self.model, self.inputs, self.forward, called(record, call))
-        return found[0] if found else None
-
-    def _first_not_finite(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> str:
-        """Say which layer made the first NaN or infinity."""
-
-        def finite(output: object) -> bool:
-            tensors = (tensor for _, tensor in named_tensors(output) if tensor.is_floating_point())
-            return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
-
-        with torch.no_grad(), Probe(self.model, lambda path, module: True, reduce=finite, edits=edits) as record:
-            inputs.run(self.model, self.forward)
-        infinite = [name for name, x in inputs.floating().items() if not bool(torch.isfinite(x).all())]
-        if infinite:
-            return f"Input {infinite[0]!r} itself holds infinite values."
-        for call in record.order:
-            if call.output is False:
-                layer = f"layer {call.layer!r}" if call.layer else "the model itself, outside its layers,"
-                return f"The first output that is not finite comes from {layer} (call {call.index})."
-        return "Every layer's output is finite: the target makes it."
 
     def attribution(self, values: Mapping[str, torch.Tensor], **fields: Any) -> Attribution:
         """Return an `Attribution` of the values by leaf; see `fields`."""

@@ -16,6 +16,7 @@ from layerlens.model.tensors import ByTensor, changeable, exchanged, refuse_seve
 from layerlens.model.trees import named_tensors, padded
 from layerlens.probes.call import Call
 from layerlens.probes.edits import Change, Site
+from layerlens.probes.export import called
 from layerlens.probes.probe import Probe
 
 Marks = dict[tuple[str, int], ByTensor[torch.Tensor]]
@@ -43,6 +44,25 @@ def one_tensor(
         refuse_several(call.layer, [name for _, name, _ in read], "and one is needed here")
     ((_, name, tensor),) = read
     return None if tensor is None else (name, tensor)
+
+
+def tensor_of_target(
+    model: nn.Module, inputs: Inputs, forward: Forward | None, at: tuple[Any, int] | None
+) -> str | None:
+    """Return the name of the tensor that a target inside a model reads; None if its layer returned one, or it has none.
+
+    Args:
+        model: any module.
+        inputs: inputs of the model.
+        forward: function to call instead of the model.
+        at: layer and call of the target, as in `Target.at`.
+    """
+    if at is None:
+        return None
+    with torch.no_grad(), Probe(model, at[0], keep="reference", stop=at[1] == 0) as record:
+        inputs.run(model, forward)
+    found = one_tensor(model, inputs, forward, called(record, at[1]))
+    return found[0] if found else None
 
 
 def tensors_read(
