@@ -17,8 +17,8 @@ MAIN_OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "reconstruct
 def main_output(output: object) -> torch.Tensor:
     """Return the tensor of a nested output that scores are read from.
 
-    A field of `MAIN_OUTPUTS` if there is one, at any depth, else the only floating-point tensor with a batch axis; of several the
-    first, if it alone is (batch, classes).
+    A field of `MAIN_OUTPUTS` if there is one, at any depth, else the only floating-point tensor with a batch axis; of
+    several the first, if it alone is (batch, classes).
 
     Raises:
         TargetError: when there is none, or when there are several and none of them is known to be the main one.

@@ -26,8 +26,8 @@ ROUNDING = 64
 
 INTERACTING = (
     "samples influence each other in this model (batch statistics, quantization by batch, a fixed number of samples): "
-    "every changed row is run by itself, in a batch of {} as given, which takes longer. If the first axis of the input "
-    "is not the batch, give x with the batch first and forward=, such as lambda model, x: model(x.transpose(0, 1))."
+    "every change is run by itself, in a batch of {} as given, which takes longer. If the first axis of the input is "
+    "not the batch, give x with the batch first and forward=, such as lambda model, x: model(x.transpose(0, 1))."
 )
 FOLLOW = (
     "methods repeat, reorder and leave out rows of the output. A function with numbers of its own for each sample "
@@ -55,6 +55,20 @@ def said_once() -> Iterator[dict[str, str]]:
         yield said
     finally:
         _SAID.reset(token)
+
+
+def warn_of_influence(count: int) -> None:
+    """Warn that samples influence each other in a batch of `count`; once within `said_once`."""
+    if not _SAID.get():
+        warn(INTERACTING.format(count))
+    note_influence()
+
+
+def note_influence() -> None:
+    """Note that samples influence each other for the settings of `said_once`."""
+    said = _SAID.get()
+    if said is not None:
+        said.update(ONE_BY_ONE)
 
 
 def in_batch(batch: Leaves, values: Leaves, rows: torch.Tensor, place: int) -> dict[str, torch.Tensor]:
@@ -98,15 +112,15 @@ def interact(run: Run, target: Target, batch: Leaves, values: Leaves, rows: torc
 
     def found() -> bool:
         score = alone()
-        output = _or_none(lambda: run({name: value[few] for name, value in values.items()}, rows[few]))
-        shared = None if output is None else _or_none(lambda: target(output, rows[few], at=target.at)[middle])
+        output = or_none(lambda: run({name: value[few] for name, value in values.items()}, rows[few]))
+        shared = None if output is None else or_none(lambda: target(output, rows[few], at=target.at)[middle])
         if shared is None:
             if output is not None:
                 check_function(target, output, rows[few])
             return True
         if _off(shared, score) <= ROUNDING or _off(alone(), score) > ROUNDING:
             return False
-        counted = _or_none(lambda: alone(2))
+        counted = or_none(lambda: alone(2))
         if counted is None or not nearly_equal(counted, score):
             return True
         return _off(shared, score) > 4 * _off(counted, score) + ROUNDING
@@ -118,11 +132,7 @@ def interact(run: Run, target: Target, batch: Leaves, values: Leaves, rows: torc
     finally:
         restore_generators(states)
     if interacting:
-        said = _SAID.get()
-        if not said:
-            warn(INTERACTING.format(count))
-        if said is not None:
-            said.update(ONE_BY_ONE)
+        warn_of_influence(count)
     return interacting
 
 
@@ -145,7 +155,7 @@ def check_samples(run: Run, target: Target, batch: Leaves, output: Any, scores: 
     rows = torch.tensor([count - 1, 0, 0] if count == 2 else [count - 1, 0], device=scores.device)
 
     def read(moved: Any) -> torch.Tensor | None:
-        found: torch.Tensor | None = _or_none(lambda: target(moved, rows, at=target.at))
+        found: torch.Tensor | None = or_none(lambda: target(moved, rows, at=target.at))
         return found
 
     def chosen(tensor: torch.Tensor) -> torch.Tensor:
@@ -157,7 +167,7 @@ def check_samples(run: Run, target: Target, batch: Leaves, output: Any, scores: 
         found = read(moved)
         if found is not None and nearly_equal(found, scores[rows]):
             return
-        again = _or_none(lambda: run({name: value[rows] for name, value in batch.items()}, rows))  # another batch axis?
+        again = or_none(lambda: run({name: value[rows] for name, value in batch.items()}, rows))  # another batch axis?
         found = None if again is None else read(again)
     if again is None or (found is not None and nearly_equal(found, scores[rows])):
         return
@@ -186,7 +196,7 @@ def check_function(target: Target, output: Any, rows: torch.Tensor) -> None:
         ) from error
 
 
-def _or_none(compute: Callable[[], Any]) -> Any:
+def or_none(compute: Callable[[], Any]) -> Any:
     """Return what is computed, or None where it fails for another reason than memory.
 
     Raises:

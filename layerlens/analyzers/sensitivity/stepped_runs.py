@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, edits_at, row_norms
+from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, edits_at, floating, grown_axis, row_norms
 from layerlens.analyzers.common.leaves.leaves import Leaf, find_leaves, substitute
 from layerlens.analyzers.common.messages import NO_BATCH
+from layerlens.analyzers.common.samples import or_none, warn_of_influence
+from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.errors import InputError, LayerNotFound
 from layerlens.probes.probe import Probe
 from layerlens.progress import track
@@ -99,6 +101,34 @@ class SteppedRun:
         for part in track(torch.split(draws, self.copies), self.label, enabled=self.run.progress):
             yield {name: steps[part] for name, steps in self.directions.items()}
 
+    def together(self, copies: int) -> int:
+        """Return how many copies of the batch may share a run: one where samples influence each other.
+
+        A copy of which half of every sample is zero gives another output next to the batch as it is than alone.
+
+        Warns:
+            UserWarning: when they do.
+        """
+        if copies < 2:
+            return 1
+        start = self.start
+        half = {name: value.flatten(1).clone() for name, value in start.items()}
+        for value in half.values():
+            value[:, value.shape[1] // 2 :] = 0
+        changed = {name: value.reshape(start[name].shape) for name, value in half.items()}
+        both = {name: torch.cat([value, changed[name]]) for name, value in start.items()}
+        with torch.no_grad():
+            alone = floating(self.evaluate(changed, lambda site, output: None, []))
+            shared = or_none(lambda: floating(self.evaluate(both, lambda site, output: None, [])))
+            other = dataclasses.replace(self, run=dataclasses.replace(self.run, seed=self.run.seed + 1))
+            drawn = floating(other.evaluate(changed, lambda site, output: None, []))
+        if shared is not None and all(_second(*pair) for pair in zip(alone, shared, strict=False)):
+            return copies
+        if not all(nearly_equal(*pair) for pair in zip(alone, drawn, strict=True)):
+            return copies  # the model draws other numbers for other rows
+        warn_of_influence(self.run.batch)
+        return 1
+
     def evaluate(
         self,
         values: Values,
@@ -135,6 +165,12 @@ class SteppedRun:
         ):
             output = inputs.run(self.run.model, self.run.forward)
         return output
+
+
+def _second(alone: torch.Tensor, shared: torch.Tensor) -> bool:
+    """Return whether the second half of an output along the axis of the batch is what the batch gave alone."""
+    axis = grown_axis(tuple(alone.shape), tuple(shared.shape))
+    return axis is None or nearly_equal(shared.chunk(2, dim=axis)[1], alone)
 
 
 def row_lengths(values: Values) -> torch.Tensor:

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 import layerlens
+from layerlens.analyzers.common.calls import call_sites
+from layerlens.analyzers.sensitivity.interventions import intervention_sites
 from layerlens.errors import TargetError
 from tests.cases import CASES, normal
 
@@ -183,6 +185,39 @@ def test_studies_and_measures_run_rows_one_by_one(analyze, target):
         torch.testing.assert_close(found.values, (alone(0).values + alone(1).values) / 2)
     else:
         assert torch.isfinite(found.values).all()
+
+
+COPIES = {
+    "noise_response": {"layers": ["0", "2"], "levels": (0.5, 1.0), "draws": 3},
+    "jacobian": {"layers": ["0", "2"], "draws": 4},
+    "lipschitz": {"layers": "2", "iterations": 3, "restarts": 2},
+    "ablate": {"by": "channel", "layers": ["0", "2"], "target": 1},
+    "patch": {"by": "channel", "layers": ["0", "2"], "target": 1},
+}
+
+
+@pytest.mark.filterwarnings("ignore:lipschitz. the values of")
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize(
+    "name", [name if name[:2] in ("no", "a ") else pytest.param(name, marks=pytest.mark.slow) for name in NORMS]
+)
+@pytest.mark.parametrize("analyze", COPIES)
+def test_copies_of_a_batch_that_influence_each_other_are_run_one_by_one(name, samples, analyze, monkeypatch):
+    x = normal(samples, 1, 8, 8).double()
+
+    def found(norm):
+        inputs = (x, x.flip(-1) * 1.5) if analyze == "patch" else (x,)
+        return getattr(layerlens, analyze)(net(norm), *inputs, **COPIES[analyze])
+
+    with pytest.warns(UserWarning, match="influence each other") as caught:
+        together = found(NORMS[name](samples))
+    assert sum("influence each other" in str(one.message) for one in caught) == 1
+    assert together.settings["passes"] == "one row each: samples influence each other"
+    for module in (call_sites, intervention_sites):
+        monkeypatch.setattr(module, "MEMORY", 1)  # one copy at a time
+    alone = found(nn.Identity() if name == "a fixed number" else NORMS[name](samples))
+    assert "passes" not in alone.settings
+    torch.testing.assert_close(together.values, alone.values)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -16,6 +16,8 @@ from layerlens.model.trees import describe, named_tensors, version
 from layerlens.probes.probe import Edit, Probe
 from layerlens.targets.outputs import MAIN_OUTPUTS
 
+from ..samples import or_none, warn_of_influence
+
 Shape = tuple[int, ...]
 
 MEMORY = 2**30
@@ -55,15 +57,19 @@ class Survey:
         left_out: name of a layer or call that cannot -> why.
         output: what the model returned.
         nbytes: bytes of the outputs of the sites.
+        together: whether the model runs on several copies of the batch.
     """
 
     sites: list[Site]
     left_out: dict[str, str]
     output: Any
     nbytes: int
+    together: bool = True
 
     def copies(self, wanted: int) -> int:
         """Return how many copies of the batch to run at once."""
+        if not self.together:
+            return 1
         return max(1, min(wanted, MEMORY // max(1, 2 * self.nbytes)))
 
 
@@ -85,7 +91,7 @@ def survey(model: nn.Module, inputs: Inputs, layers: Selection, forward: Forward
 
     For `layers=None` each distinct activation is listed once, under the first layer that returned it: a container that
     returns the output of its last child, an identity and dropout in eval mode are not. The second run shows the batch
-    axis of every output: the one that grew.
+    axis of every output: the one that grew. Of a model that takes a batch of one size alone it is the first.
 
     Raises:
         LayerNotFound: when none of the selected layers ran, or none can be measured.
@@ -94,9 +100,13 @@ def survey(model: nn.Module, inputs: Inputs, layers: Selection, forward: Forward
     torch.manual_seed(seed)
     with Probe(model, selected, reduce=lambda output: _Seen(output, hold=layers is None)) as record:
         output = inputs.run(model, forward)
+    again = or_none(lambda: _run_again(model, inputs, selected, forward, seed))
+    if again is None:
+        warn_of_influence(inputs.batch)
     wider: dict[tuple[LayerPath, int], list[Shape]] = {}
-    for call in _run_again(model, inputs, selected, forward, seed):
-        wider[call.layer, call.index] = call.output.shapes
+    for call in record.order if again is None else again:
+        shapes = call.output.shapes
+        wider[call.layer, call.index] = [doubled(shape, inputs.batch) for shape in shapes] if again is None else shapes
     sites: list[Site] = []
     left_out = {path or "(model)": "did not run" for path in record.unrun if _has_forward(model, path)}
     known: set[tuple[int, int]] = set()
@@ -122,7 +132,7 @@ def survey(model: nn.Module, inputs: Inputs, layers: Selection, forward: Forward
     if not sites:
         reasons = "; ".join(f"{name} {why}" for name, why in list(left_out.items())[:4])
         raise LayerNotFound(f"none of the {len(selected)} selected layer(s) can be measured: {reasons}.")
-    return Survey(sites, left_out, output, nbytes)
+    return Survey(sites, left_out, output, nbytes, again is not None)
 
 
 def _run_again(
@@ -143,6 +153,11 @@ def grown_axis(was: Shape, now: Shape) -> int | None:
     if len(was) != len(now):
         return None
     return next((axis for axis in range(len(was)) if now[axis] == 2 * was[axis] > 0), None)
+
+
+def doubled(shape: Shape, batch: int) -> Shape:
+    """Return the shape with twice the samples on its first axis, if that has the size of the batch."""
+    return (2 * batch, *shape[1:]) if shape and shape[0] == batch else shape
 
 
 def _count(shape: Shape) -> int:

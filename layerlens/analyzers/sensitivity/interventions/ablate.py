@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.measure_registry import measure
+from layerlens.analyzers.common.samples import said_once
 from layerlens.analyzers.common.statistics import spearman
 from layerlens.errors import OptionError, check_count, choose, suggestion, warn
 from layerlens.inputs.batches import Samples
@@ -142,7 +143,7 @@ def ablate(
     if together is not None and screened:
         raise OptionError("together= measures the groups that are named; leave count= and screen= out.")
     ablation = Ablation(by, value, target, metric, count, screened, together, draws)
-    with borrowed(model, grad=ablation.screen), layers_called():
+    with borrowed(model, grad=ablation.screen), layers_called(), said_once() as passes:
         run = ModelRun(model, as_inputs(x), forward, seed, progress)
         measured = _measure(run, layers, reference, heads, null, ablation)
     runner = measured.runner
@@ -158,7 +159,7 @@ def ablate(
             "reference of as many samples.",
         )
     warn_of_misleading("ablate", runner, layers is not None, measured.values, measured.names)
-    return _as_result(measured, ablation)
+    return _as_result(measured, ablation, passes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +254,7 @@ def _named_groups(together: Groups, parts: Mapping[str, Part]) -> list[tuple[Par
     return [tuple(parts[member] for member in dict.fromkeys(members)) for members in together.values()]
 
 
-def _as_result(measured: Measured, ablation: Ablation) -> Explained:
+def _as_result(measured: Measured, ablation: Ablation, passes: dict[str, str]) -> Explained:
     """Return values and errors with their meaning, in the result that fits the kind of part."""
     runner, by, grouped = measured.runner, ablation.by, ablation.together is not None
     readout, signed, values = runner.readout, runner.readout.signed, measured.values
@@ -281,6 +282,7 @@ def _as_result(measured: Measured, ablation: Ablation) -> Explained:
             "at_once": runner.copies,
             "seed": runner.run.seed,
             "left_out": runner.left_out,
+            **passes,
         },
         "checks": {"per sample": measured.responses.mean(dim=1), **_agreement(measured)},
         "explanation": ablation_explanation(

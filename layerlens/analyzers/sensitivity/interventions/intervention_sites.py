@@ -11,7 +11,16 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_shapes import GUESSES, seen, watch
-from layerlens.analyzers.common.calls.call_sites import MEMORY, copied_rows, floating, grown_axis, main_index, survey
+from layerlens.analyzers.common.calls.call_sites import (
+    MEMORY,
+    copied_rows,
+    doubled,
+    floating,
+    grown_axis,
+    main_index,
+    survey,
+)
+from layerlens.analyzers.common.samples import or_none, warn_of_influence
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.axes.names import Axes
 from layerlens.errors import LayerNotFound
@@ -116,7 +125,7 @@ def find_intervention_sites(run: ModelRun, layers: Selection, by: str, heads: in
     if not sites:
         reasons = "; ".join(f"{name} {why}" for name, why in list(left_out.items())[:4])
         raise LayerNotFound(f"none of the selected layers can be measured by {by}: {reasons}.")
-    copies = max(1, min(MOST_COPIES, MEMORY // max(1, outline.nbytes)))
+    copies = max(1, min(MOST_COPIES, MEMORY // max(1, outline.nbytes))) if outline.together else 1
     return SiteSurvey(sites, left_out, outline.output, copies, unchanged_states)
 
 
@@ -147,6 +156,7 @@ class _Outline:
     names: dict[tuple[str, int], Axes | None]
     output: Any
     nbytes: int
+    together: bool
 
     def site(self, key: Key, name: str, by: str, heads: tuple[int, int]) -> InterventionSite | str:
         """Return the site of a value, or why there is none."""
@@ -221,11 +231,17 @@ def _outline(run: ModelRun, places: list[tuple[Kind, str]]) -> _Outline:
     with watch(model) as record:
         output = once(1, first)
     calls = seen(model, record)
-    once(2, second)
+    together = or_none(lambda: (once(2, second),)) is not None
+    if not together:  # the model takes a batch of one size alone, which is then the first axis
+        warn_of_influence(inputs.batch)
+        second = {
+            key: dataclasses.replace(form, shapes=[doubled(shape, inputs.batch) for shape in form.shapes])
+            for key, form in first.items()
+        }
     nbytes = sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(output))
     nbytes += sum(4 * torch.Size(call.shape).numel() for call in calls if call.shape is not None)
     names = {(call.path, call.index): call.axes for call in calls}
-    return _Outline(Layers(model), inputs.batch, first, second, equal, names, output, nbytes)
+    return _Outline(Layers(model), inputs.batch, first, second, equal, names, output, nbytes, together)
 
 
 def _halves_equal(tensor: torch.Tensor, axis: int | None) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.measure_registry import measure
+from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import InputError, TargetError, choose, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -101,7 +102,7 @@ def patch(
     """
     choose("by", by, KINDS)
     choose("direction", direction, ("denoise", "noise"))
-    with borrowed(model, grad=False), layers_called():
+    with borrowed(model, grad=False), layers_called(), said_once() as passes:
         corrupted, clean = as_inputs(x), as_inputs(other)
         _check_same_form(corrupted, clean)
         inputs, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
@@ -109,7 +110,7 @@ def patch(
         patched = _patch_parts(run, source, layers, target, Patching(by, direction, recovery, heads, null))
     names = [part_name(by, part) for part in patched.parts]
     warn_of_misleading("patch", patched.runner, layers is not None, patched.values, names)
-    return _as_result(patched)
+    return _as_result(patched, passes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _patch_parts(run: ModelRun, source: Inputs, layers: Selection, target: Spec,
     )
 
 
-def _as_result(patched: Patched) -> Explained:
+def _as_result(patched: Patched, passes: dict[str, str]) -> Explained:
     """Return values and errors with their meaning, in the result that fits the kind of part."""
     options, runner, label = patched.options, patched.runner, patched.target.label
     values, whole = patched.values, patched.whole.mean()
@@ -212,6 +213,7 @@ def _as_result(patched: Patched) -> Explained:
             "at_once": runner.copies,
             "seed": runner.run.seed,
             "left_out": runner.left_out,
+            **passes,
         },
         "checks": {
             "change": patched.changes.mean(dim=1),

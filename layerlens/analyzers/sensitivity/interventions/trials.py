@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from layerlens.analyzers.common.calls.call_sites import MEMORY, copied_rows, floating
+from layerlens.analyzers.common.samples import note_influence
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.errors import LayerNotFound, warn
 from layerlens.model.trees import map_tensors
@@ -202,6 +203,7 @@ class TrialRunner:
         output = self.run.inputs.run(self.run.model, self.run.forward)
         other_seed = self.readout(output, copied_rows(self.run.batch, 1))
         if nearly_equal(other_seed.to(self._dtype), self._unchanged(1).to(self._dtype)):
+            note_influence()
             warn(
                 f"{self.label}: entries along the first axis of the input influence each other, so parts are replaced "
                 "one run at a time. If that axis is not the batch, give x with the batch first and forward=, such as "

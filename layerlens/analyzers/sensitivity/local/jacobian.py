@@ -11,6 +11,7 @@ from layerlens.analyzers.common.calls.call_sites import Site, survey
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
+from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import check_count, choose, warn
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -103,7 +104,7 @@ def jacobian(
     """
     check_count("draws", draws)
     choose("route", route, ROUTES)
-    with borrowed(model, grad=False), layers_called():
+    with borrowed(model, grad=False), layers_called(), said_once() as passes:
         refuse_parts(model, "jacobian", GATHERED)
         run = ModelRun(model, as_inputs(x), forward, seed, progress)
         measured = estimate(run, layers, draws, route)
@@ -128,6 +129,7 @@ def jacobian(
             "seed": seed,
             "inputs": ", ".join(measured.leaves),
             "left_out": measured.left_out,
+            **passes,
         },
         error=error if draws > 1 else None,
         null=None if null_model is None else aligned_values(null_model, measured.sites, relative),
@@ -214,7 +216,8 @@ def estimate(run: ModelRun, layers: Selection, draws: int, route: Route) -> Esti
     leaves = stepped_leaves(run)
     clean = survey(run.model, run.inputs, layers, run.forward, seed=run.seed)
     steps, count = draw_directions(leaves, draws, run.seed)
-    stepped = SteppedRun(run, leaves, "jacobian", steps, clean.sites, clean.copies(draws))
+    stepped = SteppedRun(run, leaves, "jacobian", steps, clean.sites)
+    stepped = dataclasses.replace(stepped, copies=stepped.together(clean.copies(draws)))
     responses, route_text, _ = measure_responses(stepped, route)
     left_out = {**clean.left_out, **responses.left_out}
     sites = _complete_sites(clean.sites, responses, draws, left_out)

@@ -13,6 +13,7 @@ from layerlens.analyzers.common.calls.call_sites import MEMORY, Site, survey
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import NO_BATCH, listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
+from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import OptionError, check_count, choose, warn
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -106,7 +107,7 @@ def lipschitz(
     if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < 1:
         raise OptionError(f"tolerance must be a number from 0 to below 1, got {tolerance!r}.")
     options = LanczosOptions(iterations, tolerance, restarts, route)
-    with borrowed(model), layers_called():
+    with borrowed(model), layers_called(), said_once() as passes:
         refuse_parts(model, "lipschitz", GATHERED)
         run = ModelRun(model, as_inputs(x), forward, seed, progress)
         measured = spectrum(run, layers, options)
@@ -133,6 +134,7 @@ def lipschitz(
             "relative": relative,
             "inputs": ", ".join(measured.leaves),
             "left_out": measured.left_out,
+            **passes,
         },
         error=by_start.std(dim=1) / restarts**0.5 if restarts > 1 else None,
         null=None if null_model is None else _aligned(null_model, names, relative),
@@ -255,6 +257,7 @@ def spectrum(run: ModelRun, layers: Selection, options: LanczosOptions) -> Spect
     starts = torch.cat([step.reshape(restarts, -1).to(wide) for step in steps.values()], dim=1)  # (restarts, n)
     nbytes = options.iterations * count * starts.element_size() * run.batch  # of the vectors of one copy
     copies = max(1, min(clean.copies(MOST_ROWS), MOST_ROWS // run.batch, MEMORY // nbytes))
+    copies = stepped.together(copies)
     pairs = [(site, start) for site in sites for start in range(restarts)]
     kept: dict[tuple[Site, int], tuple[Largest, torch.Tensor]] = {}
     chunks = [pairs[place : place + copies] for place in range(0, len(pairs), copies)]

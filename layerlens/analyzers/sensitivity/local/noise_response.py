@@ -13,6 +13,7 @@ from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, edits
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
+from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import LayerNotFound, OptionError, check_count, warn
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -27,6 +28,7 @@ from layerlens.targets.target import Spec
 
 from ..model_run import ModelRun
 from ..output_metrics import QUANTITIES, Metric, Readout, choose_readout
+from ..stepped_runs import SteppedRun, stepped_leaves
 
 
 @measure(
@@ -95,12 +97,13 @@ def noise_response(
     """
     check_count("draws", draws)
     sizes = _levels(levels)
-    with borrowed(model, grad=False), layers_called():
+    with borrowed(model, grad=False), layers_called(), said_once() as passes:
         refuse_parts(model, "noise_response", GATHERED)
         run = ModelRun(model, as_inputs(x), forward, seed, progress)
         clean = survey(model, run.inputs, layers, forward, seed=seed)
         readout = choose_readout(metric, target, clean.output, run.inputs)
-        noisy_runs = _NoisyRuns(run, readout, sizes, draws, clean.copies(len(sizes) * draws))
+        copies = SteppedRun(run, stepped_leaves(run), "noise").together(clean.copies(len(sizes) * draws))
+        noisy_runs = _NoisyRuns(run, readout, sizes, draws, copies)
         left_out, constant = dict(clean.left_out), list[str]()
         by_site: dict[str, torch.Tensor] = {}
         for site in track(clean.sites, "noise response", enabled=progress):
@@ -133,6 +136,7 @@ def noise_response(
             "target": None if readout.target is None else readout.target.label,
             "seed": seed,
             "left_out": left_out,
+            **passes,
         },
         series=tuple(f"noise {level:g} std" for level in sizes),
         error=by_draw.std(dim=2) / draws**0.5 if draws > 1 else None,
