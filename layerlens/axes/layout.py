@@ -145,7 +145,7 @@ def arranged(tensor: torch.Tensor, axes: Axes, grid: Grid) -> torch.Tensor:
     """Return a tensor as `(samples, units, *places)`, without extra entries, windows put together.
 
     Args:
-        tensor: the tensor.
+        tensor: the tensor; it may hold another number of samples.
         axes: its axes.
         grid: the places of it that are wanted.
 
@@ -157,7 +157,11 @@ def arranged(tensor: torch.Tensor, axes: Axes, grid: Grid) -> torch.Tensor:
         if segment is not axis:
             tensor, axes = tensor.narrow(place, start, segment.size), (*axes[:place], segment, *axes[place + 1 :])
     factors = [factor for axis in axes for factor in axis.factors]
-    tensor = tensor.reshape([factor.size for factor in factors])
+    counts = [factor.size for factor in factors]
+    samples = next((at for at, one in enumerate(factors) if isinstance(one, Part) and one.source.role == "batch"), None)
+    if samples is not None:
+        counts[samples] = tensor.numel() * counts[samples] // math.prod(counts)
+    tensor = tensor.reshape(counts)
     groups: dict[str | int, list[int]] = {"batch": [], "unit": [], **{number: [] for number in grid.axes}}
     for place, factor in enumerate(factors):
         source = factor.source if isinstance(factor, Part) else None
@@ -175,7 +179,7 @@ def arranged(tensor: torch.Tensor, axes: Axes, grid: Grid) -> torch.Tensor:
     for number in grid.axes:
         groups[number].sort(key=lambda place: -abs(_stride(factors[place])))
     order = [place for group in groups.values() for place in group]
-    sizes = [math.prod(factors[place].size for place in group) for group in groups.values()]
+    sizes = [math.prod(counts[place] for place in group) for group in groups.values()]
     found = tensor.permute(order).reshape(sizes)
     for along, number in enumerate(grid.axes):
         first = factors[groups[number][0]] if groups[number] else None

@@ -11,18 +11,18 @@ from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.registry import method
+from layerlens.axes.placement import placed, spread
 from layerlens.errors import OptionError, check_count
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
-from layerlens.model.trees import first_tensor, map_tensors
+from layerlens.model.tensors import exchanged, tensors_of
 from layerlens.probes.probe import Probe
 from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
 from .class_map import class_map
-from .grid import Reshape
-from .layer_choice import Options
+from .layer_choice import Options, Reshape
 from .layer_view import LayerView
 
 Scores = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -73,13 +73,13 @@ def _by_masked_score(view: LayerView, runs: _UnitRuns) -> torch.Tensor:
     low, high = flat.amin(dim=2), flat.amax(dim=2)  # (batch, unit)
 
     def scores(rows: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
-        mask = view.extent.enlarge(activations[rows, units])  # (n, *size), within the range of the map
+        mask = placed(activations[rows, units], view.grid)  # (n, *size), within the range of the map
         shape = (-1, *[1] * (mask.ndim - 1))
         bottom, top = mask.flatten(1).amin(dim=1).reshape(shape), mask.flatten(1).amax(dim=1).reshape(shape)
         mask = (mask - bottom) / (top - bottom)
         values = {name: leaf[rows] for name, leaf in leaves.items()}
-        masked = values[view.extent.name]
-        values[view.extent.name] = masked * view.extent.spread(mask, masked.ndim).to(masked.dtype)
+        masked = values[view.grid.input]
+        values[view.grid.input] = masked * spread(mask, view.grid, masked.ndim).to(masked.dtype)
         return view.scorer(values, rows)
 
     masked_scores, ran = runs.scores(view, scores, high > low)
@@ -130,23 +130,21 @@ def _by_lost_score(view: LayerView, runs: _UnitRuns) -> torch.Tensor:
     """The weighted units.
 
     Raises:
-        OptionError: when the layer's output is reshaped by a function, which cannot be undone.
+        OptionError: when a function computes the units from the layer's output, which cannot be undone.
     """
-    if view.grid.reshape is not None:
-        raise OptionError("ablation_cam must put the layer's output back, which reshape= cannot do; use grid=.")
-    activations = view.activations
-    call = f"{view.where.path}#{view.where.index}"
+    activations, (path, call, name) = view.activations, view.place
+    module = view.scorer.model.get_submodule(path)
 
     def scores(rows: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
         places = rows if view.scorer.apart({}, rows) else torch.arange(len(rows), device=rows.device)
 
         def edit(output: Any) -> Any:
-            first = first_tensor(output)
-            return map_tensors(
-                output, lambda tensor: view.grid.without(tensor, units, places) if tensor is first else tensor
-            )
+            changed = tensors_of(module, output)[name].clone(memory_format=torch.contiguous_format)
+            entries = _entries(view, changed)[places, units]
+            changed.view(-1)[entries] = 0  # other tokens stay
+            return exchanged(module, output, {name: changed})
 
-        with Probe(view.scorer.model, (), edits={call: edit}):
+        with Probe(view.scorer.model, (), edits={f"{path}#{call}": edit}):
             return view.scorer({}, rows)
 
     ablated, ran = runs.scores(view, scores, activations.flatten(2).ne(0).any(dim=2))
@@ -154,6 +152,17 @@ def _by_lost_score(view: LayerView, runs: _UnitRuns) -> torch.Tensor:
     size = torch.where(score == 0, torch.ones_like(score), score.abs())
     weights = torch.where(ran, (score - ablated) / size, torch.zeros_like(ablated))
     return weights.reshape(*weights.shape, *[1] * (activations.ndim - 2)) * activations
+
+
+def _entries(view: LayerView, tensor: torch.Tensor) -> torch.Tensor:
+    """Number of the entry of a tensor that each unit at each place is, `(samples, unit, *places)`."""
+    numbers = torch.arange(tensor.numel(), device=tensor.device)
+    found = view.view(numbers.reshape(tensor.shape))
+    if found.dtype != numbers.dtype or len(found.unique()) != found.numel():
+        raise OptionError(
+            "ablation_cam must put the layer's output back, but reshape= computes; it may only rearrange."
+        )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,5 +214,5 @@ class _UnitRuns:
                 rows, units = pairs[start : start + at_once].unbind(dim=1)
                 result[rows, units] = scores(rows, units).to(result.dtype)
         if not bool(result.isfinite().all()):
-            raise OptionError(f"{self.method}: the score is not finite with some units of layer {view.where.path!r}.")
+            raise OptionError(f"{self.method}: the score is not finite with some units of layer {view.path!r}.")
         return result, matters

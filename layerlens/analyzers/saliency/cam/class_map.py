@@ -15,6 +15,7 @@ from layerlens.errors import OptionError, SelectionError, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Layers
+from layerlens.model.selection import Names
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
@@ -58,37 +59,37 @@ def class_map(
     """
     with borrowed(model):
         freeze(model)
-        path, call = _layer(model, options)
+        path, call, tensors = _layer(model, options)
         scorer = Scorer(model, x, target, forward=forward)
         if path is None:
             view = choose_view(scorer, name, options, gradient=gradient)
         else:
-            view = view_of(scorer, name, path, options, call=call, gradient=gradient)
+            view = view_of(scorer, name, path, options, call=call, tensors=tensors, gradient=gradient)
         cam, checks = _cam(view, weigh, options, principal)
         if conserves:
             total = cam.double().flatten(1).sum(dim=1)
             tiny = torch.finfo(torch.float64).tiny
             checks["conservation gap"] = (total - view.score).abs() / view.score.double().abs().clamp_min(tiny)
-        values = view.extent.enlarge(cam.relu() if options.relu else cam)
+        values = view.enlarged(cam.relu() if options.relu else cam)
         if options.aug_smooth:
             others = [
-                flip(view.extent.enlarge(part.relu() if options.relu else part))
+                flip(view.enlarged(part.relu() if options.relu else part))
                 for variant, flip in _variants(view)
                 for part in [_cam(_same_view(view, variant, name, options, gradient), weigh, options, principal)[0]]
             ]
             values = torch.stack([values, *others]).mean(dim=0)
     _warn_of_zeros(values, cam, name, view)
     used = {
-        "layer": view.where.path,
-        "call": view.where.index,
-        "size": view.grid.places,
+        "layer": view.path,
+        "call": view.place[1],
+        "size": view.grid.sizes,
         "relu": options.relu,
         "chosen": "automatically" if path is None else "by the caller",
     }
     smooth = {key: True for key in ("aug_smooth", "eigen_smooth") if getattr(options, key)}
     result = Attribution(
         values=values.to(view.activation.dtype),
-        axes=("batch", *view.extent.axes),
+        axes=("batch", *view.grid.names),
         signed=not options.relu,
         units="score-weighted activation" if gradient else "weighted activation",
         target=scorer.target.label,
@@ -97,13 +98,13 @@ def class_map(
         settings=used | smooth | (settings or {}) | scorer.passes,
         score=view.score,
         checks=checks,
-        inputs=scorer.inputs.tensors()[view.extent.name].detach().clone(),
+        inputs=scorer.inputs.tensors()[view.grid.input].detach().clone(),
     )
     return result, view
 
 
-def _layer(model: nn.Module, options: Options) -> tuple[LayerPath | None, int | None]:
-    """The path of the layer, and its call by `call=` or by a name such as `"relu#1"`.
+def _layer(model: nn.Module, options: Options) -> tuple[LayerPath | None, int | None, Names]:
+    """The path of the layer, its call by `call=` or by a name such as `"relu#1"`, and a tensor such as `"rnn/output"`.
 
     Raises:
         OptionError: when a call is given without a layer.
@@ -112,15 +113,16 @@ def _layer(model: nn.Module, options: Options) -> tuple[LayerPath | None, int | 
     if options.layer is None:
         if options.call is not None:
             raise OptionError("call= is one of the calls of a layer; say which: layer=...")
-        return None, None
-    matches = Layers(model).select(options.layer, calls=True).calls
+        return None, None, None
+    chosen = Layers(model).select(options.layer, calls=True, tensors=True)
+    matches = chosen.calls
     if len(matches) > 1:
         listed = ", ".join(list(matches)[:8]) + (", ..." if len(matches) > 8 else "")
         raise SelectionError(f"the selection matches {len(matches)} layers, one is needed: {listed}.")
     ((path, named),) = matches.items()
     if named is not None and (len(named) > 1 or options.call is not None):
         raise SelectionError(f"layer={options.layer!r} and call={options.call!r} must name one call of layer {path!r}.")
-    return path, options.call if named is None else next(iter(named))
+    return path, options.call if named is None else next(iter(named)), chosen.tensors[path]
 
 
 def _cam(
@@ -161,14 +163,14 @@ def _variants(view: LayerView) -> list[tuple[Inputs, Callable[[torch.Tensor], to
     Raises:
         OptionError: when the input is not an image.
     """
-    if view.extent.axes[-2:] != ("height", "width"):
-        raise OptionError(f"aug_smooth mirrors images; input {view.extent.name!r} has axes {view.extent.axes}.")
-    image = view.scorer.inputs.tensors()[view.extent.name].detach()
+    if view.grid.names[-2:] != ("height", "width"):
+        raise OptionError(f"aug_smooth mirrors images; input {view.grid.input!r} has axes {view.grid.names}.")
+    image = view.scorer.inputs.tensors()[view.grid.input].detach()
     made: list[tuple[Inputs, Callable[[torch.Tensor], torch.Tensor]]] = []
     for mirrored, factor in list(itertools.product((False, True), FACTORS))[1:]:
         changed = (image.flip(-1) if mirrored else image) * factor
         back = (lambda maps: maps.flip(-1)) if mirrored else (lambda maps: maps)
-        made.append((view.scorer.inputs.replace({view.extent.name: changed}), back))
+        made.append((view.scorer.inputs.replace({view.grid.input: changed}), back))
     return made
 
 
@@ -176,7 +178,9 @@ def _same_view(view: LayerView, inputs: Inputs, name: str, options: Options, gra
     """The view of the same layer in a run on another input."""
     scorer = Scorer(view.scorer.model, inputs, view.scorer.target, forward=view.scorer.forward)
     scorer.interacting = view.scorer.interacting
-    return view_of(scorer, name, view.where.path, options, call=view.where.index, gradient=gradient)
+    return view_of(
+        scorer, name, view.path, options, call=view.place[1], tensors=frozenset((view.place[2],)), gradient=gradient
+    )
 
 
 def _warn_of_zeros(values: torch.Tensor, cam: torch.Tensor, name: str, view: LayerView) -> None:
@@ -186,4 +190,4 @@ def _warn_of_zeros(values: torch.Tensor, cam: torch.Tensor, name: str, view: Lay
     for rows, why in ((empty & some, negative), (empty & ~some, "its gradient or its activation vanishes")):
         if listed := rows.nonzero().flatten().tolist():
             of = of_samples(listed, len(values))
-            warn(f"{name}: the map{of} at layer {view.where.path!r} is zero everywhere: {why}.")
+            warn(f"{name}: the map{of} at layer {view.path!r} is zero everywhere: {why}.")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
+from layerlens.axes.placement import spread
 from layerlens.errors import OptionError, TargetError, check_count
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.layers import Selection
@@ -20,8 +21,7 @@ from layerlens.targets.target import Spec, Target, as_target
 from ..gradient.guided_backprop import guided_backprop
 from .class_map import class_map
 from .gradient_cams import by_mean_gradient
-from .grid import Reshape
-from .layer_choice import Options
+from .layer_choice import Options, Reshape
 
 
 @method(family="cam", passes="1 gradient", needs="a layer with places", source="Zhang et al. 2025")
@@ -162,9 +162,9 @@ def guided_grad_cam(
     options = Options(layer, call, grid=grid, reshape=reshape)
     grad_cam, view = class_map("guided_grad_cam", by_mean_gradient, model, inputs, target, options, forward)
     guided = guided_backprop(model, inputs, target=view.scorer.target, forward=forward)
-    name = view.extent.name
+    name = view.grid.input
     values = guided.values[name] if isinstance(guided.values, dict) else guided.values
-    product = values * view.extent.spread(grad_cam.tensor, values.ndim).to(values.dtype)
+    product = values * spread(grad_cam.tensor, view.grid, values.ndim).to(values.dtype)
     return dataclasses.replace(
         guided,
         values=product,

@@ -20,8 +20,7 @@ from layerlens.targets.outputs import main_output
 from layerlens.targets.target import Spec
 
 from .class_map import Weigh, class_map
-from .grid import Reshape
-from .layer_choice import Options
+from .layer_choice import Options, Reshape
 from .layer_view import LayerView
 
 EXAMPLE = """
@@ -148,7 +147,7 @@ def _check_head(view: LayerView) -> None:
             if torch.allclose(read.to(mean.dtype), mean, rtol=loose, atol=loose * float(mean.abs().max())):
                 return
     raise OptionError(
-        f"{type(scorer.model).__name__} does not end in the mean over the places of layer {view.where.path!r} and one "
+        f"{type(scorer.model).__name__} does not end in the mean over the places of layer {view.path!r} and one "
         "linear layer, which cam needs. Name the layer before the pooling; grad_cam works on other "
         "models, and is the same on such ones."
     )

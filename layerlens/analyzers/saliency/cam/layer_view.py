@@ -4,52 +4,58 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_shapes import Seen, call_index, seen, watch
+from layerlens.analyzers.common.calls.call_shapes import call_index
 from layerlens.analyzers.common.scorer import Scorer, backward_pass
+from layerlens.axes.call_site import CallSite
+from layerlens.axes.follow import Followed
+from layerlens.axes.followed import followed
+from layerlens.axes.layout import Grid, described
+from layerlens.axes.placement import placed
 from layerlens.errors import OptionError, RecordError
-from layerlens.model.layers import LayerPath, Layers
-from layerlens.model.trees import map_tensors
+from layerlens.model.layers import LayerPath
+from layerlens.model.selection import Names
+from layerlens.model.tensors import ByTensor, exchanged, pick, refuse_several, tensors_of
 from layerlens.probes.edits import Change, Site
 from layerlens.probes.probe import Probe
 
-from .grid import Grid
-from .input_extent import Extent
-from .input_of_layer import belongs, sources
-from .layer_choice import Candidate, Options, candidates_over, grid_at, places_of, refuse_without_places
+from .layer_choice import Candidate, Options, Place, Reshape, asked, candidates, inputs_with_places, named, reshaped
 
-Place = tuple[LayerPath, int]
-
-GROUP = 8
-"""Layers whose gradient is taken in one run when the layer is chosen automatically."""
+GROUP = 16
+"""Number of tensors whose gradient is taken in one run when the layer is chosen automatically."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerView:
-    """A layer in one run.
+    """A tensor that a layer returned in one run.
 
     Attributes:
         scorer: scorer of the run.
         score: score of each sample, `(batch,)`.
-        where: the call.
-        grid: layout of its output.
-        extent: places that the map covers.
-        activation: what the layer returned, before any operation that later writes into it.
+        place: layer, call and tensor.
+        grid: its places over the input.
+        view: makes `(batch, unit, *places)` of it, also for another number of samples.
+        activation: the tensor, before any operation that later writes into it.
         gradient: gradient of the score; None where it was not asked for, or there is none.
     """
 
     scorer: Scorer
     score: torch.Tensor
-    where: Seen
+    place: Place
     grid: Grid
-    extent: Extent
+    view: Reshape
     activation: torch.Tensor
     gradient: torch.Tensor | None
+
+    @property
+    def path(self) -> LayerPath:
+        """The path of the layer."""
+        return self.place[0]
 
     @property
     def activations(self) -> torch.Tensor:
@@ -63,56 +69,126 @@ class LayerView:
         return self._on_grid(self.gradient)
 
     def _on_grid(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.grid.view(tensor.detach()).to(torch.promote_types(tensor.dtype, torch.float32))
+        return self.view(tensor.detach()).to(torch.promote_types(tensor.dtype, torch.float32))
+
+    def enlarged(self, maps: torch.Tensor) -> torch.Tensor:
+        """Lay maps `(batch, *places)` over the input; 0 where the model does not read it, such as outside of a crop."""
+        values = placed(maps, self.grid)
+        for axis, (first, end) in self._unread().items():
+            at = torch.arange(values.shape[axis], device=values.device).reshape(-1, *[1] * (values.ndim - axis - 1))
+            shape = (-1, *[1] * (values.ndim - 1))
+            values = values * ((at >= first.reshape(shape)) & (at < end.reshape(shape)))
+        return values
+
+    def _unread(self) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """Axis of a map -> first entry and end, `(batch,)`, of what the score depends on.
+
+        Only axes whose places begin more than one stride from a border of the input are looked at.
+        """
+        grid, scorer = self.grid, self.scorer
+        whole = enumerate(zip(grid.sizes, grid.strides, grid.offsets, grid.extents, strict=True), start=1)
+        far = [axis for axis, (size, stride, offset, extent) in whole
+               if min(offset, offset + (size - 1) * stride) > abs(stride)
+               or max(offset, offset + (size - 1) * stride) + abs(stride) < extent - 1]  # fmt: skip
+        leaf = scorer.leaves[grid.input]
+        if not far or not leaf.is_input:
+            return {}
+        with torch.enable_grad():
+            start = scorer.start()
+            slope = _gradients(scorer.model, scorer(start), [start[grid.input]])[0]
+        if slope is None:
+            return {}
+        found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for axis in far:
+            lines = slope.ne(0).movedim(grid.axes[axis - 1], 1).flatten(2).any(dim=2)  # (batch, entry)
+            lines = lines | ~lines.any(dim=1, keepdim=True)
+            count = lines.shape[1]
+            found[axis] = lines.int().argmax(dim=1), count - lines.flip(1).int().argmax(dim=1)
+        return found
 
 
 def view_of(
-    scorer: Scorer, name: str, path: LayerPath, options: Options, *, call: int | None, gradient: bool = True
+    scorer: Scorer,
+    name: str,
+    path: LayerPath,
+    options: Options,
+    *,
+    call: int | None,
+    tensors: Names = None,
+    gradient: bool = True,
 ) -> LayerView:
     """Return the view of a layer of the caller's choice, from one run.
 
     Raises:
         InputError: when the input has no places.
         RecordError: when the layer did not run, has no such call, or ran several times and none was chosen.
+        SelectionError: when it returned several tensors with places, and none was named.
+        AxesUnknown: when the axes of what it returned are not known.
         OptionError: when its output has no places, or the score does not depend on it.
     """
-    hold = _Hold("hold", _unchanged)
-    with contextlib.nullcontext() if gradient else torch.no_grad(), watch(scorer.model, {path: hold}) as shapes:
-        score, held = scorer({}), hold.held
-    every = seen(scorer.model, shapes)
-    calls = [one for one in every if one.path == path]
+    found = followed(scorer.model, scorer.inputs, scorer.forward)
+    hold = _Hold("hold", _unchanged, wanted=lambda place: True)
+    with contextlib.nullcontext() if gradient else torch.no_grad(), Probe(scorer.model, (), edits={path: hold}):
+        score = scorer({})
+    calls = [site for site in found.calls if site.path == path]
     if call is None and len(calls) > 1:
         raise RecordError(f"layer {path!r} ran {len(calls)} times; say which: call=0 to {len(calls) - 1} (-1: last).")
-    where = calls[call_index(path, len(calls), 0 if call is None else call)]
-    over = places_of(scorer, every, name)
-    place, origins = (path, where.index), sources(scorer, over)
-    over = [extent for extent in over if belongs(where, extent, over, origins)] or over
-    for extent in over:
-        grid = grid_at(where, extent, every, scorer, options, held.get(place))
-        if grid is None or place not in held:
-            continue
-        slope = _gradients(scorer.model, score, [held[place]])[0] if gradient else None
-        if gradient and slope is None:
-            raise OptionError(
-                f"the score {scorer.target.label!r} does not depend on layer {path!r}, call {where.index}."
-            )
-        return LayerView(scorer, score.detach(), where, grid, extent, held[place].detach(), slope)
-    returned = "no tensor" if where.shape is None else f"shape {where.shape}"
+    site = calls[call_index(path, len(calls), 0 if call is None else call)]
+    held = {place[2]: tensor for place, tensor in hold.held.items() if place[:2] == (path, site.index)}
+    one = _asked_for(site, held, found, inputs_with_places(scorer, found, name), name, options, tensors)
+    kept = held[one.place[2]]
+    slope = _gradients(scorer.model, score, [kept])[0] if gradient else None
+    if gradient and slope is None:
+        raise OptionError(f"the score {scorer.target.label!r} does not depend on layer {path!r}, call {site.index}.")
+    return LayerView(scorer, score.detach(), one.place, one.grid, one.view, kept.detach(), slope)
+
+
+def _asked_for(
+    site: CallSite,
+    held: dict[str, torch.Tensor],
+    found: Followed,
+    names: Sequence[str],
+    name: str,
+    options: Options,
+    tensors: Names,
+) -> Candidate:
+    """The one tensor of a call that has places.
+
+    Raises:
+        OptionError: when none has.
+    """
+    path, every = site.path, ByTensor(held)
+    among = [one for one in held if one in site.outputs] if tensors is None else pick(every, tensors, path, held)
+    if options.reshape is not None or options.grid is not None:
+        if len(among) > 1:
+            refuse_several(path, among, "of which one can be laid out")
+        for tensor in among:
+            if options.reshape is not None:
+                return reshaped(site, tensor, held[tensor], found, names, options.reshape)
+            laid = (asked(site, tensor, site.axes(tensor), found, over, options.grid or ()) for over in names)
+            if (one := next((one for one in laid if one is not None), None)) is not None:
+                return one
+    shapes = " and ".join(f"shape {tuple(held[tensor].shape)}" for tensor in among) or "no floating-point tensor"
     if options.grid is not None:
-        raise OptionError(f"layer {path!r} returned {returned}, which cannot be laid on grid={options.grid}.")
-    size = " x ".join(map(str, over[0].size))
+        raise OptionError(f"layer {path!r} returned {shapes}, which cannot be laid on grid={options.grid}.")
+    with_places = named(site, among, found, names)
+    if len(with_places) > 1:
+        refuse_several(path, [one.place[2] for one in with_places], "with places")
+    if with_places:
+        return with_places[0]
+    axes = " and ".join(described(site.outputs[tensor]) for tensor in among) or "none"
     raise OptionError(
-        f"layer {path!r} returned {returned}, which is not a grid of places over the {size} of input {over[0].name!r}: "
-        f"{name} needs (batch, channel, *places), or (batch, token, feature) whose tokens, but for leading class "
-        "tokens, are patches of the image, steps of the series or tokens of the text. layer=None finds one; "
-        "lens.layers(x) lists the shapes; grid=(height, width) or reshape= say how tokens lie."
+        f"layer {path!r} returned {shapes}, which is not a grid of places over the input {names[0]!r} (axes: "
+        f"{axes}): {name} needs units at several places of an image, a series or a text. layer=None finds a "
+        "layer; lens.layers(x) lists the shapes; grid=(height, width) or reshape= say how tokens lie, and "
+        f"Lens(model, axes={{{path!r}: ('batch', 'unit', 'height', 'width')}}) names axes."
     )
 
 
 def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool = True) -> LayerView:
-    """Return the view of the last layer with places on which the score depends, if possible at several of them.
+    """Return the view of the last tensor with places on which the score depends, if possible at several of them.
 
-    Without `gradient` a score that cannot be differentiated is accepted: the last layer with places is taken then.
+    Without `gradient` a score that cannot be differentiated is accepted: the last tensor with places is taken then.
 
     Raises:
         InputError: when the input has no places.
@@ -120,71 +196,53 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
     """
     if options.reshape is not None:
         raise OptionError("reshape= lays out the output of one layer; say which: layer=...")
-    hold = _Hold("hold", _unchanged, wanted=_Late(scorer.model))
-    with watch(scorer.model, {_is_not_root: hold}) as shapes:
-        score, held = scorer({}), hold.held
-    every = seen(scorer.model, shapes)
-    over = places_of(scorer, every, name)
-    extent, candidates, origins = over[0], list[Candidate](), sources(scorer, over)
-    for extent in over:
-        own = [one for one in every if belongs(one, extent, over, origins)]
-        candidates = candidates_over(scorer, own, every, extent, options)
-        if candidates:
-            break
-    if not candidates:
-        if scorer.leaves[over[0].name].value.ndim == 2:
-            refuse_without_places(scorer, name)
-        raise OptionError(
-            f"no layer of {type(scorer.model).__name__} returns (batch, channel, *places), steps, or patch tokens with "
-            f"more than one place, which {name} needs; grid= lays tokens out, and saliency(...) by a method of another "
-            "family works on any model."
-        )
+    found = followed(scorer.model, scorer.inputs, scorer.forward)
+    names, tried = inputs_with_places(scorer, found, name), 0
     spare: dict[str, LayerView] = {}  # the score depends on it at one place only, or with a gradient of zero
-    for group in _groups(candidates, held):
-        places = [(where.path, where.index) for where, _ in group]
-        if not held.keys() >= set(places):
-            hold = _Hold("hold", _unchanged, wanted=set(places).__contains__)
-            with Probe(scorer.model, (), edits={path: hold for path, _ in places}):
-                score, held = scorer({}), hold.held
-        if not (gradient or score.requires_grad or _differentiable(scorer)):
-            where, grid = group[-1]
-            return LayerView(scorer, score, where, grid, extent, held[places[-1]].detach(), None)
-        slopes = _gradients(scorer.model, score, [held[place] for place in places])
-        for (where, grid), place, slope in reversed(list(zip(group, places, slopes, strict=True))):
-            if slope is None:
-                continue
-            view = LayerView(scorer, score.detach(), where, grid, extent, held[place].detach(), slope)
-            counts = grid.view(slope).ne(0).any(dim=1).flatten(1).sum(dim=1)
-            if bool((counts > 1).any()):
-                return view
-            spare.setdefault("one" if bool(counts.any()) else "flat", view)
+    for tensors in candidates(found, names, options):
+        for group in _from_the_last(tensors):
+            hold = _Hold("hold", _unchanged, wanted={one.place for one in group}.__contains__)
+            with Probe(scorer.model, (), edits=dict.fromkeys((one.place[0] for one in group), hold)):
+                score = scorer({})
+            kept = [one for one in group if one.place in hold.held]
+            tried += len(kept)
+            if kept and not (gradient or score.requires_grad or _differentiable(scorer)):
+                one = kept[-1]
+                return LayerView(scorer, score, one.place, one.grid, one.view, hold.held[one.place].detach(), None)
+            slopes = _gradients(scorer.model, score, [hold.held[one.place] for one in kept])
+            for one, slope in reversed(list(zip(kept, slopes, strict=True))):
+                if slope is None:
+                    continue
+                activation = hold.held[one.place].detach()
+                view = LayerView(scorer, score.detach(), one.place, one.grid, one.view, activation, slope)
+                counts = one.view(slope).ne(0).any(dim=1).flatten(1).sum(dim=1)
+                if bool((counts > 1).any()):
+                    return view
+                spare.setdefault("one" if bool(counts.any()) else "flat", view)
     for kind in ("one", "flat"):
         if kind in spare:
             return spare[kind]
+    if tried:
+        raise OptionError(
+            f"the score {scorer.target.label!r} depends on no layer with places ({tried} tried), or cannot be "
+            "differentiated. Try another target."
+        )
+    unknown = "".join(f" Not followed: {why}." for why in list(found.unknown.values())[:3])
     raise OptionError(
-        f"the score {scorer.target.label!r} depends on no layer with places ({len(candidates)} tried), or cannot be "
-        "differentiated. Try another target."
+        f"no layer of {type(scorer.model).__name__} returns units at more than one place of {names[0]!r}, which "
+        f"{name} needs.{unknown} Lens(model, axes={{'blocks.3': ('batch', 'unit', 'height', 'width')}}) names the axes "
+        "of a layer, grid= lays tokens out, and saliency(...) by a method of another family works on any model."
     )
 
 
-def _groups(candidates: list[Candidate], held: Mapping[Place, torch.Tensor]) -> Iterator[list[Candidate]]:
-    """Group the candidates from the last on: those that were held already, then `GROUP` at a time.
-
-    Yields:
-        Some candidates.
-    """
-    start = len(candidates)
-    while start and (candidates[start - 1][0].path, candidates[start - 1][0].index) in held:
-        start -= 1
-    if start < len(candidates):
-        yield candidates[start:]
-    for end in range(start, 0, -GROUP):
-        yield candidates[max(0, end - GROUP) : end]
+def _from_the_last(tensors: list[Candidate]) -> Iterator[list[Candidate]]:
+    for end in range(len(tensors), 0, -GROUP):
+        yield tensors[max(0, end - GROUP) : end]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Hold(Change):
-    """Holds the first floating-point tensor of wanted calls as the layer returned it, inside the graph.
+    """Holds wanted floating-point tensors as layers returned them, inside the graph.
 
     The model continues with a copy, so that an in-place operation after the layer cannot change it.
     """
@@ -194,37 +252,14 @@ class _Hold(Change):
 
     def apply(self, output: Any, site: Site) -> Any:
         """Return what the model continues with."""
-        place = (site.path, site.call)
-        return map_tensors(output, lambda tensor: self._hold(place, tensor)) if self.wanted(place) else output
-
-    def _hold(self, place: Place, tensor: torch.Tensor) -> torch.Tensor:
-        if place in self.held or not tensor.is_floating_point():
-            return tensor
-        self.held[place] = tensor.clone() if tensor.requires_grad else tensor.detach().clone().requires_grad_()
-        return self.held[place].clone()
-
-
-class _Late:
-    """Whether a call is one of the last: seen, as it returns, by how many innermost layers have not returned yet.
-
-    A guess, which spares a second run where it is right. A model that runs its layers again and again is not followed.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        layers = Layers(model)
-        self._left = {path for path in layers if not next(layers[path].children(), None)}
-        self._few = max(GROUP, len(self._left) // 10)
-        self._late = 0
-
-    def __call__(self, place: Place) -> bool:
-        self._left.discard(place[0])
-        late = len(self._left) <= self._few and self._late < 2 * self._few
-        self._late += late
-        return late
-
-
-def _is_not_root(path: LayerPath, module: nn.Module) -> bool:
-    return bool(path)
+        new: dict[str, torch.Tensor] = {}
+        for name, tensor in tensors_of(site.module, output).items():
+            place = (site.path, site.call, name)
+            if place in self.held or not tensor.is_floating_point() or tensor.is_nested or not self.wanted(place):
+                continue
+            self.held[place] = tensor.clone() if tensor.requires_grad else tensor.detach().clone().requires_grad_()
+            new[name] = self.held[place].clone()
+        return exchanged(site.module, output, new) if new else output
 
 
 def _unchanged(tensor: torch.Tensor, site: Site) -> torch.Tensor:

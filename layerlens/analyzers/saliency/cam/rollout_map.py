@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from layerlens.analyzers.activation.attention.rollout import attention_rollout
 from layerlens.analyzers.activation.attention.weights import attention
+from layerlens.axes.follow import Followed
+from layerlens.axes.followed import followed
+from layerlens.axes.layout import Grid, arranged, grid
+from layerlens.axes.placement import placed
+from layerlens.axes.provenance.axis import Axis
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.signatures import public
-
-from .grid import Grid, grid_of
 
 AXES: tuple[str, ...] = ("batch", "token")
 IMAGE_AXES: tuple[str, ...] = ("batch", "height", "width")
@@ -62,22 +64,27 @@ def attention_rollout_map(
         (torch.Size([1, 5]), True)
     """
     given = as_inputs(x)
-    rollout = attention_rollout(attention(model, given, layers, forward=forward), residual=residual)
+    weights = attention(model, given, layers, forward=forward)
+    rollout = attention_rollout(weights, residual=residual)
     tensors = given.tensors()
-    image = next((part for part in tensors.values() if part.ndim == 4), None)
+    name, image = next(((key, part) for key, part in tensors.items() if part.ndim == 4), ("", None))
     count = rollout.shape[1]
     if query is not None and not -count <= query < count:
         raise OptionError(f"query={query!r}, but the last layer has {count} tokens (0 to {count - 1}).")
-    grid = None if image is None else _grid(count, image)
-    at = 0 if query is None and grid is not None and grid.extra else query
+    tokens = None
+    if image is not None:
+        last = weights.layers[-1].partition("#")[0].replace("(model)", "")
+        found = followed(model, given, forward)
+        tokens = _places(found, last, count, name, image)
+    at = 0 if query is None and tokens is not None and tokens[1].places < count else query
     shares = rollout.mean(dim=1) if at is None else rollout[:, at]  # (batch, token)
     place = "the mean of all tokens" if at is None else f"token {at}"
     values, axes, left_out = shares, AXES, torch.zeros_like(shares[:, 0])
     shown = next(iter(tensors.values())) if image is None else image
-    if image is not None and grid is not None:
-        left_out = shares[:, : grid.extra].sum(dim=1)
-        small = grid.view(shares.unsqueeze(-1))  # (batch, 1, height, width)
-        values, axes = F.interpolate(small, size=image.shape[2:], mode="nearest")[:, 0], IMAGE_AXES
+    if tokens is not None:
+        small = arranged(shares, (found.inputs[name][0], tokens[0]), tokens[1])[:, 0]
+        left_out = shares.sum(dim=1) - small.flatten(1).sum(dim=1)
+        values, axes = placed(small, tokens[1], blocks=True), IMAGE_AXES
     settings = {"query": query, "residual": residual}
     return Attribution(
         values, axes, False, "share of attention", place, "attention rollout", settings,
@@ -86,17 +93,21 @@ def attention_rollout_map(
     )  # fmt: skip
 
 
-def _grid(count: int, image: torch.Tensor) -> Grid:
-    """Where the tokens lie on an image.
+def _places(found: Followed, layer: str, count: int, name: str, image: torch.Tensor) -> tuple[Axis, Grid]:
+    """The axis of the tokens of the layer that attends, and their places on the image.
 
     Raises:
-        InputError: when they form no grid.
+        InputError: when they have none.
     """
+    for site in found.calls:
+        if f"{site.path}.".startswith(f"{layer}.") or not layer:
+            for axes in (*site.inputs.values(), *site.outputs.values()):
+                for axis in axes:
+                    places = grid((axis,), name) if axis.size == count else None
+                    if places is not None and len(places.axes) == 2:
+                        return axis, places
     height, width = int(image.shape[2]), int(image.shape[3])
-    grid = grid_of((len(image), count, 1), ("batch", "token", "feature"), (height, width))
-    if grid is None:
-        raise InputError(
-            f"the {count} tokens form no grid over an image of {height} x {width}. Take attention_rollout, and lay out "
-            "its rows yourself."
-        )
-    return grid
+    raise InputError(
+        f"the {count} tokens form no grid over an image of {height} x {width}. Take attention_rollout, and lay out "
+        "its rows yourself."
+    )

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.saliency.cam.gradient_cams import grad_cam
-from layerlens.analyzers.saliency.cam.grid import grid_of
 from layerlens.errors import InputError, OptionError, RecordError, SelectionError
+from tests.analyzers.saliency.cam.test_cams import enlarged
 from tests.cases import CASES, normal
 
 
@@ -33,7 +33,7 @@ def by_hand(model, x, layer, target, relu=True):
     (gradient,) = torch.autograd.grad(score.sum(), kept[0])
     cam = torch.einsum("bk,bkhw->bhw", gradient.mean(dim=(2, 3)), kept[0].detach())
     cam = cam.relu() if relu else cam
-    return nn.functional.interpolate(cam[:, None], size=x.shape[2:], mode="bilinear")[:, 0]
+    return enlarged(cam, x)
 
 
 @pytest.mark.parametrize("layer", ["0", "1", "2", "3"])
@@ -50,11 +50,11 @@ def test_equals_eq_1_and_2_by_hand_also_before_an_in_place_relu(layer, relu):
 
 
 def test_agrees_with_captum_out_of_place():
-    from captum.attr import LayerAttribution, LayerGradCam
+    from captum.attr import LayerGradCam
 
     model, x = net(), normal(2, 3, 8, 8).double()
     small = LayerGradCam(model, model[2]).attribute(x, target=[1, 3]).detach()
-    expected = LayerAttribution.interpolate(small, (8, 8), "bilinear")[:, 0]
+    expected = enlarged(small[:, 0], x)
     torch.testing.assert_close(grad_cam(model, x, "2", target=[1, 3], relu=False).tensor, expected)
 
 
