@@ -24,6 +24,7 @@ from .call_site import CallSite
 from .provenance.axis import Axes, Axis, Part, Source, new
 from .provenance.roles import UNITS, name_sources
 from .provenance.table import Operation, constant, row_of
+from .steps import Steps
 
 AxisNames: TypeAlias = "Mapping[str, Sequence[str]]"
 """Input tensor, layer, or `layer/tensor` -> names of its axes."""
@@ -41,6 +42,7 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._axes: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._steps = Steps()
         self.unknown: dict[str, str] = {}
 
     def axes(self, tensor: object) -> Axes | None:
@@ -77,6 +79,9 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 found = row(operation)
             except (LookupError, TypeError, ValueError, AttributeError, AssertionError, StopIteration) as error:
                 why = f"{name} could not be followed ({type(error).__name__}: {error})"
+        if isinstance(found, tuple) and len(found) == len(operation.shape):
+            found = self._steps.joined(operation, found)
+        self._steps.note(operation, [part for part in tensors if isinstance(part, torch.Tensor)])
         each = found if isinstance(found, list) else [found] * len(tensors)
         for tensor, axes in zip(tensors, each, strict=False):
             if not isinstance(tensor, torch.Tensor):

@@ -139,3 +139,31 @@ def test_a_recurrent_layer_has_samples_times_and_units():
     assert described(axes_at(net, x, "first", "h_n")) == "layer | batch | unit"
     assert described(axes_at(net, x, "second", "output")) == "time | batch | unit"
     assert described(axes_at(net, x, "second", "h_n")) == "layer | batch | unit"
+
+
+class Loop(nn.Module):
+    """A cell that runs over time, forwards or backwards, or the same net on every frame."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.cell, self.after = way, nn.GRUCell(4, 3), nn.Identity()
+
+    def forward(self, x):
+        state, out = x.new_zeros(len(x), 3), []
+        if self.way == "frames":
+            return self.after(torch.stack([self.cell(frame) for frame in x.unbind(1)], dim=1))
+        order = range(x.shape[1]) if self.way == "forwards" else reversed(range(x.shape[1]))
+        for step in order:
+            state = self.cell(x[:, step], state)
+            out.append(state)
+        return self.after(torch.cat([one.unsqueeze(1) for one in out], dim=1))
+
+
+@pytest.mark.parametrize("way", ["frames", "forwards", "backwards"])
+def test_entries_that_a_loop_reads_one_by_one_are_an_axis_again(way):
+    net, x = Loop(way), torch.randn(2, 6, 4)
+    axes = axes_at(net, x, "after")
+    assert roles(axes) == ("batch", "place", "unit")
+    found = grid(axes)
+    assert (found.axes, found.sizes) == ((1,), (6,))
+    assert (found.strides, found.offsets) == (((-1,), (5,)) if way == "backwards" else ((1,), (0,)))

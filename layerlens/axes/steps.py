@@ -1,0 +1,59 @@
+"""Entries of an input that a loop reads one by one, and whose results are put together again: frames, time steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .provenance.axis import Axes, Axis, Part, Source
+from .provenance.table import Operation, positive, replaced
+
+Read: TypeAlias = Mapping[Source, tuple[int, float]]
+"""Axis of an input -> number of operations since one entry of it was read, and the position of this entry."""
+
+
+class Steps:
+    """Which entry of an input every tensor was computed from, where an axis was read entry by entry."""
+
+    def __init__(self) -> None:
+        self._read: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def note(self, operation: Operation, tensors: Sequence[torch.Tensor]) -> None:
+        """Note what an operation returned; of several entries of one axis the one that was read last counts."""
+        picks = operation.name in ("aten.select", "aten.unbind")
+        if not picks and not len(self._read):
+            return
+        read: dict[Source, tuple[int, float]] = {}
+        for tensor in operation.tensors():
+            for source, (age, position) in self._of(tensor).items():
+                if source not in read or age + 1 < read[source][0]:
+                    read[source] = (age + 1, position)
+        part = operation.own()[positive(operation["dim"], operation.first.ndim)].part if picks else None
+        if part is not None and part.source.kind == "input" and part.source.name != "batch" and part.size > 1:
+            first = operation["index"] % part.size if "index" in operation else 0
+            for place, tensor in enumerate(tensors, start=first):
+                self._read[tensor] = {**read, part.source: (0, part.offset + place * part.stride)}
+        elif read:
+            for tensor in tensors:
+                self._read[tensor] = read
+
+    def joined(self, operation: Operation, axes: Axes) -> Axes:
+        """Return the axes of tensors that were stacked: an axis of entries that were read one by one is whole again."""
+        if operation.name not in ("aten.stack", "aten.cat") or not len(self._read):
+            return axes
+        parts, place = operation.tensors(), positive(operation["dim"], len(axes))
+        if len(parts) != axes[place].size or len(parts) < 2:
+            return axes
+        found: list[Part] = []
+        for source in self._of(parts[0]):
+            at = [self._of(part)[source][1] for part in parts if source in self._of(part)]
+            stride = at[1] - at[0] if len(at) == len(parts) else 0.0
+            if stride and all(abs(one - at[0] - step * stride) < 1e-6 for step, one in enumerate(at)):
+                found.append(Part(source, len(at), stride, at[0]))
+        return replaced(axes, place, Axis(found)) if len(found) == 1 else axes
+
+    def _of(self, tensor: torch.Tensor) -> Read:
+        return self._read.get(tensor) or {}  # type: ignore[no-untyped-call]
