@@ -42,9 +42,9 @@ _MOVED: Final = {
     ("analyzers.activation", "analyzers.saliency.cam"): "rollout_map",
     ("analyzers.activation.cam", "analyzers.saliency.cam"): """
         ablation_cam=ablation_cams cam=gradient_cams candidates=layer_choice eigen_cam=gradient_cams
-        eigen_grad_cam=gradient_cams extent=input_extent finer_cam=composed_cams grad_cam=gradient_cams
-        grad_cam_plus_plus=gradient_cams grid guided_grad_cam=composed_cams hi_res_cam=gradient_cams
-        layer_cam=gradient_cams maps=class_map owners=input_of_layer score_cam=ablation_cams seat=layer_view
+        eigen_grad_cam=gradient_cams finer_cam=composed_cams grad_cam=gradient_cams
+        grad_cam_plus_plus=gradient_cams guided_grad_cam=composed_cams hi_res_cam=gradient_cams
+        layer_cam=gradient_cams maps=class_map score_cam=ablation_cams seat=layer_view
         trials=ablation_cams x_grad_cam=gradient_cams
     """,
     ("analyzers.activation.feature_visualization", "analyzers.activation.feature_visualization"): """

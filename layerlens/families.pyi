@@ -8,7 +8,7 @@ from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
 from layerlens.analyzers.relevance.conditions import Units
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
-from layerlens.analyzers.saliency.cam.grid import Reshape
+from layerlens.analyzers.saliency.cam.layer_choice import Reshape
 from layerlens.analyzers.saliency.path.references import Baselines
 from layerlens.analyzers.saliency.perturbation.occlusion import Sizes
 from layerlens.analyzers.saliency.perturbation.rise import Sampling

@@ -1,4 +1,4 @@
-"""Maps on a grid of places, laid over the input by the position of every place."""
+"""Maps on a grid of places, enlarged to the input by the position of every place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .layout import Grid
 
 
 def placed(maps: torch.Tensor, grid: Grid, *, blocks: bool = False) -> torch.Tensor:
-    """Lay maps over the input that the places of a grid belong to.
+    """Enlarge maps to the input that the places of a grid belong to.
 
     Between the centers of the places a map is interpolated linearly, along one axis after another; beyond the outermost
     centers it keeps the outermost value. A map of places that tile the input is the same as one enlarged by

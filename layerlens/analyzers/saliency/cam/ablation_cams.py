@@ -158,7 +158,7 @@ def _entries(view: LayerView, tensor: torch.Tensor) -> torch.Tensor:
     """Number of the entry of a tensor that each unit at each place is, `(samples, unit, *places)`."""
     numbers = torch.arange(tensor.numel(), device=tensor.device)
     found = view.view(numbers.reshape(tensor.shape))
-    if found.dtype != numbers.dtype or len(found.unique()) != found.numel():
+    if found.dtype != numbers.dtype or len(torch.unique(found)) != found.numel():
         raise OptionError(
             "ablation_cam must put the layer's output back, but reshape= computes; it may only rearrange."
         )

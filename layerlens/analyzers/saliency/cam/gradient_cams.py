@@ -160,10 +160,12 @@ def grad_cam(view: LayerView) -> torch.Tensor:
     a_k = mean over places of dS/dA_k; L = ReLU(sum over k of a_k A_k) (Selvaraju et al. 2017, eq. 1 and 2), where A
     is what the layer returned, before any operation that later writes into it. Tokens of a vision transformer are
     arranged on the grid of patches, without class and other leading tokens; steps of a series and tokens of a text
-    are places in a row. The map is enlarged to the input linearly.
+    are places in a row. The places are those that were followed through the model: the map is enlarged linearly between
+    their positions in the input, so that a letter box is cut off, and is 0 where the model does not read the input.
 
-    The layer that is chosen for `layer=None` is the last one, except linear projections of tokens, on which the score
-    depends at several places.
+    The tensor that is chosen for `layer=None` is the last one that has units at several places of the input, and on
+    which the score depends at several of them; queries, keys and values of attention are left out. A layer that
+    returns several such tensors is named with one of them: `"block/0"`.
     """
     return by_mean_gradient(view)
 

@@ -191,7 +191,7 @@ def reshaped(
 
 
 def _over(axes: Axes, found: Followed, name: str, sizes: tuple[int, ...]) -> Grid | None:
-    """Places of these sizes: those of a tensor if it has such a grid, else evenly spread over the input; or None."""
+    """The grid of a tensor if it has these sizes, else places evenly spread over the input; or None."""
     own, over = grid(axes, name), _places(found, name)
     if own is not None and own.sizes == sizes:
         return own

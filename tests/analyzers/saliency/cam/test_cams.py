@@ -210,6 +210,7 @@ def test_units_that_cannot_matter_are_not_run_and_a_part_can_be_tried():
         model[2].bias[3:] = -1.0  # five units are off
     model.register_forward_pre_hook(lambda module, args: runs.append(len(args[0])))
     for name in ("score_cam", "ablation_cam"):
+        layerlens.saliency(model, x, method=name, where="3", target=1, batch_size=1, units=1)  # follows the axes
         runs.clear()
         layerlens.saliency(model, x, method=name, where="3", target=1, batch_size=1)
         extra = len(runs)

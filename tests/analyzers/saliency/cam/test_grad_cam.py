@@ -104,15 +104,13 @@ class Tail(nn.Module):
         return self.tail(x.mean(dim=(2, 3)))
 
 
-@pytest.mark.parametrize(
-    ("calls", "tail", "runs"),
-    [(1, 3, 1), (3, 3, 1), (1, 40, 2), (3, 40, 2), (40, 3, 2)],  # a layer far from the end takes a second run
-)
-def test_the_layer_is_chosen_in_one_run_where_it_is_one_of_the_last(calls, tail, runs):
+@pytest.mark.parametrize(("calls", "tail"), [(1, 3), (3, 3), (1, 40), (3, 40), (40, 3)])
+def test_the_layer_is_chosen_in_one_run_after_one_that_follows_the_axes(calls, tail):
     model, x, seen = Tail(calls, tail).double(), normal(2, 3, 8, 8).double(), []
     handle = model.register_forward_pre_hook(lambda module, args: seen.append(1))
-    chosen = grad_cam(model, x, target=1, relu=False)
-    assert len(seen) == runs
+    for runs in (2, 3):  # the axes of these shapes are known the second time
+        chosen = grad_cam(model, x, target=1, relu=False)
+        assert len(seen) == runs
     handle.remove()
     assert (chosen.settings["layer"], chosen.settings["call"]) == ("conv", calls - 1)
     named = grad_cam(model, x, "conv", call=calls - 1, target=1, relu=False)
@@ -161,38 +159,6 @@ def test_swin_windows_are_passed_over():
     model = transformers.SwinForImageClassification(config).eval()
     result = grad_cam(model, {"pixel_values": normal(2, 3, 32, 32)}, target=1, relu=False)
     assert result.settings["size"] == (8, 8) and result.tensor.shape == (2, 32, 32)
-
-
-AXES = ("batch", "token", "feature")
-
-
-@pytest.mark.parametrize(
-    ("tokens", "image", "expected"),
-    [
-        (196, (224, 224), (14, 14, 0)),
-        (197, (224, 224), (14, 14, 1)),
-        (198, (224, 224), (14, 14, 2)),
-        (201, (224, 224), (14, 14, 5)),
-        (73, (64, 128), (6, 12, 1)),
-        (72, (128, 64), (12, 6, 0)),
-        (1, (32, 32), None),
-        (60, (224, 224), None),
-    ],
-)
-def test_the_grid_of_tokens(tokens, image, expected):
-    grid = grid_of((2, tokens, 5), AXES, image)
-    assert (None if grid is None else (*grid.places, grid.extra)) == expected
-    if grid is not None:
-        values = torch.arange(2 * tokens * 5).reshape(2, tokens, 5)
-        assert torch.equal(grid.view(values)[1, 3, 1, 2], values[1, grid.extra + grid.places[1] + 2, 3])
-
-
-def test_channels_last_grids():
-    grid = grid_of((2, 3, 4, 7), ("batch", "height", "width", "feature"), (30, 40))
-    values = torch.rand(2, 3, 4, 7)
-    assert torch.equal(grid.view(values), values.permute(0, 3, 1, 2))
-    assert grid_of((2, 7, 1, 1), ("batch", "channel", "height", "width"), (8, 8)) is None
-    assert grid_of((2, 7), ("batch", "feature"), (8, 8)) is None
 
 
 def test_errors():
