@@ -50,6 +50,7 @@ _NAMES = {
         relevance relevance_by_target Rulebook
     """,
     "analyzers.concepts": "rank_concepts concept_relevance top_inputs",
+    "analyzers.checks": "check check_gradient",
     "analyzers.faithfulness": "evaluate cascading_randomization",
     "analyzers.groups": "compare_groups explain_errors",
     "analyzers.dynamics": """
@@ -62,7 +63,7 @@ _NAMES = {
     "results": """
         ActivationMaps AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
         FeatureVisualization GroupComparison GroupEffects LatentTraversal LayerProfile LayerTable
-        Leaderboard Matrix MethodTable Ranking Ledger ReceptiveField RecurrentStates Relevance
+        Leaderboard Matrix MethodTable ModelChecks Ranking Ledger ReceptiveField RecurrentStates Relevance
         Routes TopInputs load TrainingHistory LayerHealth LogitLens UnitStatistics
     """,
 }

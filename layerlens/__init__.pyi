@@ -18,6 +18,8 @@ from .analyzers.activation.feature_visualization.feature_visualization import (
 from .analyzers.activation.latent_traversal import latent_traversal as latent_traversal
 from .analyzers.activation.receptive_field import receptive_field as receptive_field
 from .analyzers.activation.recurrent.states import recurrent_states as recurrent_states
+from .analyzers.checks.check import check as check
+from .analyzers.checks.check_gradient import check_gradient as check_gradient
 from .analyzers.concepts.concept_relevance import concept_relevance as concept_relevance, rank_concepts as rank_concepts
 from .analyzers.concepts.top_inputs import top_inputs as top_inputs
 from .analyzers.dynamics.blocks.logit_lens import logit_lens as logit_lens
@@ -74,6 +76,7 @@ from .results.maps.latent_traversal import LatentTraversal as LatentTraversal
 from .results.maps.receptive_field import ReceptiveField as ReceptiveField
 from .results.maps.recurrent_states import RecurrentStates as RecurrentStates
 from .results.maps.top_inputs import TopInputs as TopInputs
+from .results.reports.checks import ModelChecks as ModelChecks
 from .results.reports.group_comparison import (
     ErrorExplanation as ErrorExplanation,
     GroupComparison as GroupComparison,

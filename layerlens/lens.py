@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import families
-from .analyzers import activation, concepts, dynamics, faithfulness, groups, relevance as lrp, sensitivity as measures
+from .analyzers import (
+    activation,
+    checks,
+    concepts,
+    dynamics,
+    faithfulness,
+    groups,
+    relevance as lrp,
+    sensitivity as measures,
+)
 from .analyzers.activation.feature_visualization.feature_visualization import feature_visualization as visualize
 from .analyzers.saliency import grad_cam as class_activation_map
 from .analyzers.structure import compare_routes as difference_of_routes, layers as layer_table, route as route_of
@@ -143,6 +152,8 @@ class Lens(WrappedModel):
     rank_concepts = bind(concepts.rank_concepts)
     concept_relevance = bind(concepts.concept_relevance)
     evaluate = bind(faithfulness.evaluate)
+    check = bind(checks.check)
+    check_gradient = bind(checks.check_gradient)
     compare_groups = bind(groups.compare_groups, words=("label",))
     explain_errors = bind(groups.explain_errors, words=("label",))
 

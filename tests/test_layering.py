@@ -37,6 +37,7 @@ SHARED = {"common", "graph"}
 BUILDS_ON = {  # family of analyzers -> families whose public functions it calls
     "saliency": {"relevance", "activation"},
     "concepts": {"relevance", "activation"},
+    "checks": {"relevance"},
     "faithfulness": {"saliency"},
     "groups": {"saliency"},
 }

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from layerlens.model.trees import named_tensors
-from layerlens.results import Attribution, Leaderboard, Relevance
+from layerlens.results import Attribution, GradientCheck, Leaderboard, Relevance
 
 from .content import Check
 from .samples import Sample
@@ -30,6 +30,13 @@ def of_ledger(sample: Sample, relevance: Relevance) -> Check:
         "The ledger accounts for the score: relative residual", sample.label, f"{residual:.1e}", f"at most {limit:.1e}",
         residual <= limit,
     )  # fmt: skip
+
+
+def of_gradient(sample: Sample, found: GradientCheck) -> Check:
+    """Check that torch's gradient agrees with finite differences; a wrong one names its layers."""
+    name, shown = "The gradient agrees with finite differences: relative gap", dict(found.summary())
+    value = f"{float(found.gap.max()):.1e}" + (f", wrong in {shown['wrong layers']}" if found.wrong else "")
+    return Check(name, sample.label, value, f"at most {found.tolerance:g}", found.passed)
 
 
 def of_attribution(sample: Sample, found: Attribution) -> list[Check]:

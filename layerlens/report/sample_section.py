@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from layerlens.analyzers.checks import check_gradient
 from layerlens.analyzers.faithfulness import evaluate
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.saliency.saliency import saliency
@@ -79,6 +80,10 @@ def examine(
         except LayerLensError as error:
             made += [checks.missing(f"{name} beats its controls", sample.label, error) for name in maps]
     ledgers = [one for one in found if isinstance(one, Relevance)][:1]
+    try:
+        made.insert(0, checks.of_gradient(sample, check_gradient(model, sample.inputs, **given)))
+    except LayerLensError as error:
+        made.insert(0, checks.missing("The gradient agrees with finite differences", sample.label, error))
     for one in ledgers:
         made.insert(0, checks.of_ledger(sample, one))
     blocks = (*figures.maps(found), *map(figures.flow, ledgers), *missing)

@@ -8,6 +8,7 @@ from .maps.latent_traversal import LatentTraversal
 from .maps.receptive_field import ReceptiveField
 from .maps.recurrent_states import RecurrentStates
 from .maps.top_inputs import TopInputs
+from .reports.checks import GradientCheck, LayerGradient, ModelChecks
 from .reports.group_comparison import ErrorExplanation, GroupComparison, GroupEffects
 from .reports.layer_table import LayerRow, LayerTable
 from .reports.leaderboard import Leaderboard
@@ -35,9 +36,11 @@ __all__ = [
     "Explained",
     "FaithfulnessCurve",
     "FeatureVisualization",
+    "GradientCheck",
     "GroupComparison",
     "GroupEffects",
     "LatentTraversal",
+    "LayerGradient",
     "LayerHealth",
     "LayerProfile",
     "LayerRow",
@@ -47,6 +50,7 @@ __all__ = [
     "LogitLens",
     "Matrix",
     "MethodTable",
+    "ModelChecks",
     "Ranking",
     "ReceptiveField",
     "RecurrentStates",

@@ -23,7 +23,7 @@ NAMED = {
     "Matrix": "values", "Curve": "values", "TrainingHistory": "values", "UnitStatistics": "zeros",
 }  # fmt: skip
 """The field of each result that holds what is drawn."""
-OTHERS = {"Ledger", "LayerTable", "GroupComparison"}
+OTHERS = {"Ledger", "LayerTable", "GradientCheck", "GroupComparison"}
 """Made of other results, of numbers, or of entries; tested where they are drawn."""
 EACH = pytest.mark.parametrize(
     "name, kind", [pair for pair in EXAMPLES if pair[0] not in OTHERS], ids=lambda part: part

@@ -18,7 +18,7 @@ from PIL import Image
 
 from layerlens import plotting
 from layerlens.plotting import FIGURES, figures_of
-from layerlens.results import UnitStatistics
+from layerlens.results import GradientCheck, LayerGradient, UnitStatistics
 
 from .helpers import (
     attention,
@@ -58,6 +58,11 @@ def unit_statistics():
     return UnitStatistics(*columns, samples=100, settings={})
 
 
+def gradient_check():
+    layers = tuple(LayerGradient(f"layer{k}", 0, "Linear", 10.0**-k, 1e-9, k > 1, "") for k in range(3))
+    return GradientCheck(*(random(2, 3).double() for _ in range(4)), 1e-3, "differences in float64", "cat", layers)
+
+
 def series():
     return attribution(1, 30, 3, inputs=random(1, 30, 3))
 
@@ -86,6 +91,7 @@ EXAMPLES = {
     ("FeatureVisualization", "images"): lambda: made(2, 3, 6, 6),
     ("FaithfulnessCurve", "curve"): faithfulness,
     ("Leaderboard", "means"): leaderboard,
+    ("GradientCheck", "profile"): gradient_check,
     ("GroupComparison", "places"): groups,
     ("GroupComparison", "layers"): groups,
     ("GroupComparison", "separation"): groups,

@@ -375,3 +375,28 @@ def test_the_alternative_text_of_a_map():
         "Gradient, in units of score: values add up to 0 (3 for, 3 against); strongest at row 0, column 1 (-3), row 1, "
         "column 1 (2), row 0, column 0 (1); half of the size lies in 1 of 4 places."
     )
+
+
+class Wrong(torch.autograd.Function):
+    """2 x, with the derivative 3."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 3 * g
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return Wrong.apply(x)
+
+
+def test_a_wrong_gradient_names_its_layer_on_the_page(tmp_path):
+    lens = Lens(nn.Sequential(nn.Linear(3, 4), Doubled(), nn.Linear(4, 2)))
+    path = lens.report(torch.ones(1, 3), path=tmp_path / "r.html", controls=False, profiles=())
+    text = path.read_text(encoding="utf-8")
+    assert "The gradient agrees with finite differences" in text
+    assert "wrong in 1 (the backward pass of Wrong)" in text

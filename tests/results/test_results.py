@@ -18,9 +18,11 @@ from layerlens.results import (
     ErrorExplanation,
     FaithfulnessCurve,
     FeatureVisualization,
+    GradientCheck,
     GroupComparison,
     GroupEffects,
     LatentTraversal,
+    LayerGradient,
     LayerHealth,
     LayerProfile,
     LayerRow,
@@ -29,6 +31,7 @@ from layerlens.results import (
     Ledger,
     LogitLens,
     Matrix,
+    ModelChecks,
     Ranking,
     ReceptiveField,
     RecurrentStates,
@@ -238,7 +241,20 @@ def statistics():
     return UnitStatistics(*columns, samples=100, settings=SETTINGS)
 
 
+def gradient_check():
+    layers = (LayerGradient("a", 0, "Linear", 0.5, 1e-9, False, "the backward pass of Odd"),)
+    return GradientCheck(*(normal(2, 3).double() for _ in range(4)), 1e-3, "differences in float64", "cat", layers)
+
+
+def model_checks():
+    rows = (("ledger", True, "residual 1e-7", ""), ("gradient", None, "unclear", "try float64"), ("g", False, "x", "y"))
+    return ModelChecks(rows, gradient_check())
+
+
 RESULTS = {
+    "LayerGradient": lambda: gradient_check().layers[0],
+    "GradientCheck": gradient_check,
+    "ModelChecks": model_checks,
     "Attribution": attribution,
     "Relevance": relevance,
     "ActivationMaps": maps,

@@ -64,7 +64,7 @@ class Scorer:
         where: Selection = None,
         forward: Forward | None = None,
     ) -> None:
-        self.model, self.forward = model, forward
+        self.model, self.where, self.forward = model, where, forward
         self.inputs: Inputs = as_inputs(x)
         self.target: Target = as_target(target).on(self.inputs)
         self.leaves: dict[str, Leaf]

@@ -61,6 +61,8 @@ class Cuts:
         """Note what a call of torch cuts; calls made by layerlens itself, such as those of a probe, do not count."""
         if isinstance(result, torch.Tensor) and result.grad_fn is not None and not self.found:
             return
+        if not torch._C._is_fwd_grad_enabled() and not torch.is_inference_mode_enabled():
+            return  # inside a custom function, whose result gets a node of its own
         written = args[:1] if result is None and function is torch.Tensor.__setitem__ else (result,)
         made = [part for part in _floating(written) if not self._carries(part)]
         name = getattr(function, "__name__", "")
@@ -86,6 +88,8 @@ def _way(function: Callable[..., Any]) -> str:
         return "detach()"
     if getattr(function, "__self__", None) is torch.Tensor.data:
         return ".data"
+    if torch.is_inference_mode_enabled():
+        return "torch.inference_mode()"
     return getattr(function, "__name__", "an operation") if torch.is_grad_enabled() else "torch.no_grad()"
 
 

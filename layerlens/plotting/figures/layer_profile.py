@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from layerlens.errors import PlotError, choose
-from layerlens.results import GroupComparison, LayerProfile, Relevance, UnitStatistics
+from layerlens.results import GradientCheck, GroupComparison, LayerProfile, Relevance, UnitStatistics
 
 from .. import style
 from ..drawing import bars
@@ -111,6 +111,7 @@ def _separation_of(comparison: GroupComparison) -> LayerProfile:
 
 
 figure(Relevance, kind="profile")(through(_profile_of, layer_profile))
+figure(GradientCheck, kind="profile")(through(GradientCheck.profile, layer_profile))
 figure(GroupComparison, kind="layers")(through(GroupComparison.profile, layer_profile))
 figure(GroupComparison, kind="separation")(through(_separation_of, layer_profile))
 figure(UnitStatistics, kind="profile")(through(UnitStatistics.profile, layer_profile))
