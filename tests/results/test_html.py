@@ -154,11 +154,18 @@ MAIN = {
     "UnitStatistics": lambda result: {
         name: getattr(result, name) for name in ("mean", "std", "low", "high", "zeros", "not_finite")
     },
+    "GradientCheck": lambda result: result.gap,
     "GroupEffects": lambda result: result.effect,
     "GroupComparison": lambda result: {name: one.effect for name, one in result.activations.items()},
     "ErrorExplanation": lambda result: {name: one.effect for name, one in result.activations.items()},
 }
-WITHOUT = {"LayerTable", "Routes", "RouteComparison"}  # words and counts of several kinds
+WITHOUT = {
+    "LayerTable",
+    "Routes",
+    "RouteComparison",
+    "LayerGradient",
+    "ModelChecks",
+}  # words and counts of several kinds
 
 
 def test_every_result_with_a_main_array_is_in_the_table():
@@ -192,6 +199,7 @@ def test_numpy_takes_bfloat16_and_parts_of_a_graph():
 NO_TABLE = {
     "ActivationMaps", "AttentionWeights", "FeatureVisualization", "RecurrentStates", "ReceptiveField",
     "LatentTraversal", "GroupEffects", "RouteComparison", "Entry",
+    "LayerGradient",
 }  # fmt: skip
 """Pictures, states and weights of many axes, whose form is an array; parts of a result that has a table."""
 
