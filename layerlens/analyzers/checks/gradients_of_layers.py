@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from layerlens.analyzers.common.directional_slope import (
@@ -24,6 +25,7 @@ from layerlens.analyzers.graph.graph import ACCUMULATE
 from layerlens.analyzers.graph.operation import operation
 from layerlens.model.borrowed import generator_states, restore_generators
 from layerlens.model.layers import Selection
+from layerlens.model.tensors import tensors_of
 from layerlens.model.trees import map_tensors, named_tensors
 from layerlens.probes.probe import Probe
 from layerlens.results import LayerGradient
@@ -69,7 +71,7 @@ class Given(NamedTuple):
         args, kwargs = map_tensors(self.arguments, exchanged)
         restore_generators(self.generators)
         with InFloat64() if double else contextlib.nullcontext():
-            return dict(named_tensors(run(*args, **kwargs)))
+            return tensors_of(run if isinstance(run, nn.Module) else None, run(*args, **kwargs))
 
 
 def compare(slopes: Leaves, steps: Leaves, difference: Slope, *, batch: int) -> Comparison:
@@ -258,7 +260,7 @@ class _Operations(TorchFunctionMode):
         given = Given.of((args, kwargs))
         result = function(*args, **kwargs)
         self.cuts.see(function, args, kwargs, result)
-        made = {name: value for name, value in named_tensors(result) if value.grad_fn is not None}
+        made = {name: value for name, value in tensors_of(None, result).items() if value.grad_fn is not None}
         if made and given.carrying and not getattr(function, "__name__", "__").startswith("__get"):
             edges = {name: torch.autograd.graph.get_gradient_edge(value) for name, value in made.items()}
             self.calls.append(_Operation(function, given, edges))
