@@ -4,7 +4,8 @@ python -m benchmarks.coverage > benchmarks/coverage.md
 
 The models are those of the tests, tiny and with random weights, biases and all. The share is what the inputs hold of
 the score; the rest went to additive constants and rules. The ratio is over one forward and backward pass of
-the same model: at this size it measures Python per node; benchmarks/relevance.md has real sizes.
+the same model: at this size it measures Python per node; benchmarks/relevance.md has real sizes. Operations without a
+rule are listed in benchmarks/operations.md.
 """
 
 import platform

@@ -105,10 +105,7 @@ class Recorder(TorchFunctionMode):
         if rewritten is not None:
             return self._copy_into(args[0], self._call(*rewritten))
         if function is torch.Tensor.copy_ and args[0]._is_view() and torch.is_grad_enabled():
-            value = args[1] if len(args) > 1 else kwargs["src"]
-            if args[0].requires_grad and not self.graph.carries(value):
-                value = self._call(_filled, (args[0].clone(), value), {})
-            return self._copy_into(args[0], value)
+            return self._copy_into(args[0], args[1] if len(args) > 1 else kwargs["src"])
         if function is torch.Tensor.__setitem__:
             return self._write(*args)
         if self._noting and torch._C._functorch.peek_interpreter_stack() is not None:
@@ -147,7 +144,9 @@ class Recorder(TorchFunctionMode):
             call.adds(before, "constant kept")
 
     def _copy_into(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """`tensor.copy_(value)`; of a constant of which `tensor` is a view, the rest is noted."""
+        """`tensor.copy_(value)`, where one side may be a constant; the rest of a base that is one is noted."""
+        if tensor.requires_grad and not self.graph.carries(value):
+            value = self._call(_filled, (tensor.clone(), value), {})
         base = tensor._base
         kept = base.detach().clone() if base is not None and not base.requires_grad and value.requires_grad else None
         tensor.copy_(value)
@@ -231,7 +230,13 @@ def _flat(args: Iterable[Any]) -> list[Any]:
     return flat
 
 
-_LINEAR_IN_PLACE = set("copy_ zero_ detach_ requires_grad_ set_ resize_ t_ transpose_ squeeze_ unsqueeze_".split())
+_ALWAYS_OUT_OF_PLACE = {"fill_diagonal", "elu", "celu", "selu"}
+"""One that makes a view itself, and those whose node would save a result that does not determine its input."""
+
+_LINEAR_IN_PLACE = set(
+    "copy_ zero_ detach_ requires_grad_ set_ resize_ resize_as_ t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_ "
+    "as_strided_ rename_".split()
+)
 """In-place methods that are linear, or write no numbers."""
 
 
@@ -245,7 +250,8 @@ def _out_of_place(
     form = _functional_form(function)
     if form is None or not args or not isinstance(args[0], torch.Tensor):
         return None
-    if not (args[0]._is_view() or function is torch.Tensor.fill_diagonal_):  # which makes a view itself
+    name = getattr(function, "__name__", "").rstrip("_")
+    if not (args[0]._is_view() or name in _ALWAYS_OUT_OF_PLACE):
         return None
     if not torch.is_grad_enabled() or not any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
         return None

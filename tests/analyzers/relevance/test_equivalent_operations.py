@@ -54,6 +54,12 @@ def added(h):
     return out
 
 
+def rounded(h):
+    out = h.clone()
+    out[:, :3].round_()
+    return out
+
+
 def squares(h):
     return h.unsqueeze(2) * h.unsqueeze(1)
 
@@ -180,6 +186,11 @@ SAME = {
         lambda h: h + 2 * (h.abs() + 1) ** -1,
         lambda h: h + torch.full_like(h, 2.0) / (h.abs() + 1),
     ],
+    "saturated in place": [lambda h: F.elu(100 * h), lambda h: F.elu(100 * h, inplace=True)],
+    "saturated CELU in place": [lambda h: F.celu(100 * h), lambda h: F.celu(100 * h, inplace=True)],
+    "axes swapped in place": [lambda h: h.view(2, 2, 4).transpose(1, 2), lambda h: h.view(2, 2, 4).swapaxes_(1, 2)],
+    "a stop in a slice": [rounded, lambda h: torch.cat([h[:, :3].round(), h[:, 3:]], 1)],
+    "complex power": [lambda h: as_complex(h) ** (2 + 0j), lambda h: as_complex(h).square()],
     "columns": [lambda h: torch.column_stack([h, C[:, 0]]), lambda h: torch.cat([h, C[:, :1]], 1)],
 }  # fmt: skip
 

@@ -224,7 +224,7 @@ def power(node: Node) -> Row:
     if node.name() == "PowBackward2":  # a number to the power x
         return Row(Kind.RATIO, exponential, role=Role.GATE)
     exponent = torch.as_tensor(node._saved_exponent)
-    if bool((exponent < 0).any()):
+    if bool((exponent.real < 0).any()):
         return Row(Kind.STOP, why=DIVIDES)
     return Row(Kind.RATIO, positive_power, slots=(0,), why="the result is not proportional to its exponent")
 
@@ -232,7 +232,7 @@ def power(node: Node) -> Row:
 def exponential(node: Node, _: torch.Tensor | None) -> Ratio:
     """(b ** x - 1) / x for a number b."""
     x, base = node._saved_exponent, torch.as_tensor(node._saved_self)
-    return quotient(torch.pow(base, x) - 1, x, float(torch.log(base))), 1.0
+    return quotient(torch.pow(base, x) - 1, x, torch.log(base).item()), 1.0
 
 
 def positive_power(node: Node, _: torch.Tensor | None) -> Ratio:

@@ -14,7 +14,7 @@ IndexSelect Take TakeAlongDim Upsample PixelShuffle PixelUnshuffle ChannelShuffl
 ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D ConstantPadNd
 UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact1D UpsampleNearestExact2D
 UpsampleNearestExact3D UpsampleLinear1D UpsampleBilinear2D UpsampleTrilinear3D UpsampleBicubic2D UpsampleBilinear2DAa
-UpsampleBicubic2DAa MaskedFill Where NativeDropout Copy PermuteCopy NarrowCopy PackPaddedSequence Neg
+UpsampleBicubic2DAa MaskedFill Where NativeDropout Copy PermuteCopy NarrowCopy PackPaddedSequence Neg UnfoldBackward
 RegisterPostBackwardFunction Conj ConjPhysical Complex Deg2Rad Rad2Deg
 """.split()
 
