@@ -70,7 +70,7 @@ def tensors_of(module: nn.Module | None, output: object) -> ByTensor[torch.Tenso
         return ByTensor({"": output})
     tensors, positions = dict[str, torch.Tensor](), dict[str, str]()
     for position, tensor in named_tensors(output):
-        name = _documented(module, position)
+        name = documented(module, position)
         while name in tensors:  # keys that read alike, as in {"a.b": x, "a": {"b": y}}
             name += "'"
         tensors[name], positions[position.replace(".", "/")] = tensor, name
@@ -156,7 +156,8 @@ def exchanged(module: nn.Module | None, output: object, new: Mapping[str, torch.
     return map_tensors(output, lambda tensor: new.get(next(names), tensor))
 
 
-def _documented(module: nn.Module | None, position: str) -> str:
+def documented(module: nn.Module | None, position: str) -> str:
+    """Return the name of the tensor at a position of an output, as `named_tensors` counts it."""
     for kind in type(module).__mro__:
         if kind.__name__ in DOCUMENTED and kind.__module__.startswith("torch."):
             for start, name in DOCUMENTED[kind.__name__].items():

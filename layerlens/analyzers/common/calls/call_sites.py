@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,14 @@ from torch import nn
 from layerlens.errors import LayerNotFound
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath, Layers, Selection
+from layerlens.model.selection import Matches
+from layerlens.model.tensors import documented, tensor_path
 from layerlens.model.trees import describe, named_tensors, version
 from layerlens.probes.probe import Edit, Probe
 from layerlens.targets.outputs import MAIN_OUTPUTS
 
 from ..samples import or_none, warn_of_influence
+from .used_tensors import used_tensors
 
 Shape = tuple[int, ...]
 
@@ -34,6 +37,9 @@ class Site:
         axes: batch axis of each floating-point tensor that it returned; None where there is none.
         main: index of the tensor among these that is the layer's value.
         single: whether each of them holds one number per sample.
+        names: name of each; `""` if it is the only one.
+        read: indices of those that the model reads.
+        tensor: name of the tensor if the site is one of several.
     """
 
     path: LayerPath
@@ -41,11 +47,28 @@ class Site:
     axes: tuple[int | None, ...]
     main: int
     single: bool
+    names: tuple[str, ...] = ("",)
+    read: tuple[int, ...] = (0,)
+    tensor: str = ""
 
     @property
     def name(self) -> str:
-        """`path`, or `path #1` for the second call."""
-        return (self.path or "(model)") + (f" #{self.index}" if self.index else "")
+        """`path`, `path #1` for the second call, `path/tensor` for one of several tensors."""
+        return tensor_path((self.path or "(model)") + (f" #{self.index}" if self.index else ""), self.tensor)
+
+    @property
+    def key(self) -> str:
+        """The layer, and the tensor if it is one of several, as a selection."""
+        return tensor_path(self.path, self.tensor)
+
+    def apart(self) -> list[Site]:
+        """Return a site for each tensor that the model reads, if there are several."""
+        if len(self.read) < 2:
+            return [self]
+        return [
+            dataclasses.replace(self, axes=(self.axes[one],), main=0, names=("",), read=(0,), tensor=self.names[one])
+            for one in self.read
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,21 +105,38 @@ class _Seen:
         self.nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         self.main = main_index(output)
         self.what = describe(output)
-        self.tensor = tensors[self.main] if hold and tensors else None
-        self.version = -1 if self.tensor is None else version(self.tensor)
+        self.positions = [name for name, tensor in named_tensors(output) if tensor.is_floating_point()]
+        self.held = tensors if hold else []
+        self.keys = {(id(tensor), version(tensor)) for tensor in self.held}
 
 
-def survey(model: nn.Module, inputs: Inputs, layers: Selection, forward: Forward | None, *, seed: int) -> Survey:
+def survey(
+    model: nn.Module,
+    inputs: Inputs,
+    layers: Selection,
+    forward: Forward | None,
+    *,
+    seed: int,
+    apart: bool = False,
+) -> Survey:
     """Run a borrowed model, as it is and on its batch twice, and find the calls that can be measured.
 
     For `layers=None` each distinct activation is listed once, under the first layer that returned it: a container that
     returns the output of its last child, an identity and dropout in eval mode are not. The second run shows the batch
     axis of every output: the one that grew. Of a model that takes a batch of one size alone it is the first.
 
+    Args:
+        model: borrowed model.
+        inputs: its input.
+        layers: which layers, or tensors of them; each tensor that is named is a site.
+        forward: function to call instead of the model.
+        seed: seed of the model's own random numbers.
+        apart: whether each of several tensors that the model reads is a site.
+
     Raises:
         LayerNotFound: when none of the selected layers ran, or none can be measured.
     """
-    selected = Layers(model).select(layers)
+    selected = Layers(model).select(layers, calls=True, tensors=True)
     torch.manual_seed(seed)
     with Probe(model, selected, reduce=lambda output: _Seen(output, hold=layers is None)) as record:
         output = inputs.run(model, forward)
@@ -107,6 +147,8 @@ def survey(model: nn.Module, inputs: Inputs, layers: Selection, forward: Forward
     for call in record.order if again is None else again:
         shapes = call.output.shapes
         wider[call.layer, call.index] = [doubled(shape, inputs.batch) for shape in shapes] if again is None else shapes
+    several = [call.layer for call in record.order if len(call.output.shapes) > 1]
+    used = used_tensors(model, inputs, forward, several) if several else {}
     sites: list[Site] = []
     left_out = {path or "(model)": "did not run" for path in record.unrun if _has_forward(model, path)}
     known: set[tuple[int, int]] = set()
@@ -114,10 +156,9 @@ def survey(model: nn.Module, inputs: Inputs, layers: Selection, forward: Forward
     for call in record.order:
         seen: _Seen = call.output
         site = Site(call.layer, call.index, (), seen.main, False)
-        if seen.tensor is not None:
-            if (id(seen.tensor), seen.version) in known:
-                continue
-            known.add((id(seen.tensor), seen.version))
+        if seen.keys and seen.keys <= known:
+            continue
+        known |= seen.keys
         if not seen.shapes:
             left_out[site.name] = f"returned no floating-point tensor ({seen.what})"
         elif len(wider.get((call.layer, call.index), ())) != len(seen.shapes):
@@ -127,7 +168,9 @@ def survey(model: nn.Module, inputs: Inputs, layers: Selection, forward: Forward
             axes = tuple(grown_axis(was, is_) for was, is_ in zip(seen.shapes, now, strict=True))
             single = all(_count(shape) <= (1 if axis is None else inputs.batch)
                          for shape, axis in zip(seen.shapes, axes, strict=True))  # fmt: skip
-            sites.append(dataclasses.replace(site, axes=axes, single=single))
+            site = dataclasses.replace(site, axes=axes, single=single)
+            site = _named(site, selected, model.get_submodule(call.layer), seen.positions, used)
+            sites += site.apart() if apart or selected.tensors[call.layer] is not None else [site]
             nbytes += seen.nbytes
     if not sites:
         reasons = "; ".join(f"{name} {why}" for name, why in list(left_out.items())[:4])
@@ -135,8 +178,29 @@ def survey(model: nn.Module, inputs: Inputs, layers: Selection, forward: Forward
     return Survey(sites, left_out, output, nbytes, again is not None)
 
 
+def _named(
+    site: Site,
+    selected: Matches,
+    module: nn.Module,
+    positions: Sequence[str],
+    used: Mapping[tuple[LayerPath, int], list[str]],
+) -> Site:
+    """The site with the names of its tensors, and which of them the model reads, or are asked for."""
+    wanted = selected.tensors[site.path]
+    if wanted is not None and len(positions) == 1:
+        return dataclasses.replace(site, tensor=min(wanted))
+    if len(positions) == 1:
+        return site
+    if wanted is not None:
+        return dataclasses.replace(site, names=tuple(positions), read=tuple(range(len(positions))))
+    names = tuple(documented(module, position) for position in positions)
+    read = tuple(names.index(name) for name in used.get((site.path, site.index), ()) if name in names)
+    main = read[0] if len(read) == 1 else site.main
+    return dataclasses.replace(site, main=main, names=names, read=read or tuple(range(len(names))))
+
+
 def _run_again(
-    model: nn.Module, inputs: Inputs, selected: list[LayerPath], forward: Forward | None, seed: int
+    model: nn.Module, inputs: Inputs, selected: Matches, forward: Forward | None, seed: int
 ) -> Sequence[Any]:
     torch.manual_seed(seed)
     with Probe(model, selected, reduce=lambda output: _Seen(output, hold=False)) as record:
@@ -185,11 +249,11 @@ def by_row(tensor: torch.Tensor, axis: int, rows: int) -> torch.Tensor:
     return tensor.movedim(axis, 0).reshape(rows, -1)
 
 
-def edits_at(sites: Sequence[Site], function: Callable[[Site, Any], Any]) -> dict[LayerPath, Edit]:
+def edits_at(sites: Sequence[Site], function: Callable[[Site, Any], Any]) -> dict[str, Edit]:
     """Return edits for a `Probe` that replace what each site returned by `function(site, output)`."""
-    by_path: dict[LayerPath, dict[int, Site]] = {}
+    by_path: dict[str, dict[int, Site]] = {}
     for site in sites:
-        by_path.setdefault(site.path, {})[site.index] = site
+        by_path.setdefault(site.key, {})[site.index] = site
 
     def edit(by_index: dict[int, Site]) -> Edit:
         calls = iter(range(1 << 62))

@@ -73,7 +73,7 @@ def ablate(
     With y the output of the model and y' the output with a part's values a replaced by v: y' - y for a target, and
     otherwise the metrics of `noise_response`, such as KL(p || p'). The parts (`by`) are
 
-    - `"layer"`: all that one call of a layer returned;
+    - `"layer"`: all that one call of a layer returned, or the tensor that is named (`"rnn/h_n"`);
     - `"channel"`: a channel, or a feature, at all places; `"position"`: a token, time step or pixel with all its
       features; `"unit"`: a single number; `"layer_position"`: positions, as a table of layers by positions;
     - `"head"`: a head of an attention, that is, its share of the input of the output projection. With grouped queries,
@@ -89,7 +89,8 @@ def ablate(
 
     Args:
         layers: which layers, see `Selection`; None for every distinct activation, see `jacobian`, and for every
-            attention with `by="head"`.
+            attention with `by="head"`. Channels are those of all tensors of a layer that the model reads; other parts
+            are listed for each of several (`"block/0 position 2"`).
         by: kind of the parts.
         value: what replaces a part: `"zero"`, `"mean"` or `"resample"`.
         reference: other samples, shaped like those of x, for means and resampled values: as x, or a data set (see
@@ -122,8 +123,8 @@ def ablate(
 
     Warns:
         UserWarning: when there is only one draw, signed changes cancel because samples of x take each other's values,
-            samples influence each other or the first axis is not the batch, layers had to be left out, a recurrent
-            layer also returns states, or values are not finite.
+            samples influence each other or the first axis is not the batch, layers had to be left out, or
+            values are not finite.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1, bias=False))

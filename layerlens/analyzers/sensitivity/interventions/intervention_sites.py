@@ -13,6 +13,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.call_shapes import GUESSES, seen, watch
 from layerlens.analyzers.common.calls.call_sites import (
     MEMORY,
+    Site,
     copied_rows,
     doubled,
     floating,
@@ -22,9 +23,10 @@ from layerlens.analyzers.common.calls.call_sites import (
 )
 from layerlens.analyzers.common.samples import or_none, warn_of_influence
 from layerlens.analyzers.common.statistics import nearly_equal
-from layerlens.axes.names import Axes
+from layerlens.axes.names import Axes, axes_of
 from layerlens.errors import LayerNotFound
 from layerlens.model.layers import Layers, Selection
+from layerlens.model.tensors import choices
 from layerlens.model.trees import named_tensors
 
 from ..model_run import ModelRun
@@ -77,14 +79,12 @@ class SiteSurvey:
         left_out: name of a layer whose value cannot be replaced -> why.
         output: output of the model.
         copies: number of copies of the batch that fit into memory at once.
-        unchanged_states: names of layers that also return states, which stay unchanged.
     """
 
     sites: list[InterventionSite]
     left_out: dict[str, str]
     output: Any
     copies: int
-    unchanged_states: list[str]
 
 
 def find_intervention_sites(run: ModelRun, layers: Selection, by: str, heads: int | None) -> SiteSurvey:
@@ -101,21 +101,20 @@ def find_intervention_sites(run: ModelRun, layers: Selection, by: str, heads: in
         left_out = {one.label: "did not run" for place, one in attentions.items() if place not in ran}
         named = {key: _name_and_heads(attentions[key[:2]], key[2]) for key in outline.first}
     else:
-        clean = survey(run.model, run.inputs, layers, run.forward, seed=run.seed)
-        keys: dict[Key, tuple[str, tuple[int, int]]] = {
-            ("output", site.path, site.index): (site.name, (0, 0)) for site in clean.sites
-        }
-        outline = _outline(run, [key[:2] for key in keys])
-        left_out, named = dict(clean.left_out), {key: keys[key] for key in outline.first if key in keys}
-    sites, unchanged_states = [], []
+        apart = by not in ("layer", "channel")
+        clean = survey(run.model, run.inputs, layers, run.forward, seed=run.seed, apart=apart)
+        outputs: dict[Key, Site] = {("output", site.key, site.index): site for site in clean.sites}
+        outline = _outline(run, [key[:2] for key in outputs])
+        outline.sites.update(outputs)
+        left_out = dict(clean.left_out)
+        named = {key: (outputs[key].name, (0, 0)) for key in outline.first if key in outputs}
+    sites: list[InterventionSite] = []
     for key, (name, head_sizes) in named.items():
         site = outline.site(key, name, by, head_sizes)
         if isinstance(site, str):
             left_out[name] = site
             continue
         sites.append(site)
-        if by != "layer" and isinstance(outline.layers[key[1]], nn.RNNBase) and None in site.grids:
-            unchanged_states.append(name)
     if by == "layer_position" and sites:
         wanted = Counter(site.grid.counts for site in sites).most_common(1)[0][0]
         left_out |= {
@@ -126,7 +125,7 @@ def find_intervention_sites(run: ModelRun, layers: Selection, by: str, heads: in
         reasons = "; ".join(f"{name} {why}" for name, why in list(left_out.items())[:4])
         raise LayerNotFound(f"none of the selected layers can be measured by {by}: {reasons}.")
     copies = max(1, min(MOST_COPIES, MEMORY // max(1, outline.nbytes))) if outline.together else 1
-    return SiteSurvey(sites, left_out, outline.output, copies, unchanged_states)
+    return SiteSurvey(sites, left_out, outline.output, copies)
 
 
 def _name_and_heads(one: Heads, index: int) -> tuple[str, tuple[int, int]]:
@@ -157,6 +156,7 @@ class _Outline:
     output: Any
     nbytes: int
     together: bool
+    sites: dict[Key, Site] = dataclasses.field(default_factory=dict)
 
     def site(self, key: Key, name: str, by: str, heads: tuple[int, int]) -> InterventionSite | str:
         """Return the site of a value, or why there is none."""
@@ -166,22 +166,33 @@ class _Outline:
         if wider is None or len(wider.shapes) != len(form.shapes):
             return "did not run when the batch was doubled: the route of this model changes"
         axes = tuple(grown_axis(was, now) for was, now in zip(form.shapes, wider.shapes, strict=True))
-        main = form.shapes[form.main]
-        names = self._names(key, len(main), axes[form.main])
-        parts = grid(by, main, names, heads)
+        site = self.sites.get(key)
+        place = form.main if site is None else site.main
+        parts = grid(by, form.shapes[place], self._names(key, form.shapes[place], axes[place], place), heads)
         if isinstance(parts, str):
             return parts
-        grids = [
-            parts if one == form.ids[form.main] or not parts.axes else self._state(key, shape, main, parts)
-            for one, shape in zip(form.ids, form.shapes, strict=True)
-        ]
+        grids: list[Grid | None] = []
+        for one, (tensor, shape) in enumerate(zip(form.ids, form.shapes, strict=True)):
+            other: Grid | str | None = parts
+            if tensor != form.ids[place] and parts.axes:
+                other = grid(by, shape, self._names(key, shape, axes[one], one)) if by == "channel" else None
+                if isinstance(other, str) or other is None or other.counts != parts.counts:
+                    if site is None or one in site.read:
+                        return _other_units(key[1], site)
+                    other = None  # the model does not read it
+            assert not isinstance(other, str)
+            grids.append(other)
         unsplittable = None in axes or not self.equal.get(key, False)
-        return InterventionSite(key, name, axes, tuple(grids), form.main, unsplittable, form.nbytes)
+        return InterventionSite(key, name, axes, tuple(grids), place, unsplittable, form.nbytes)
 
-    def _names(self, key: Key, ndim: int, batch: int | None) -> Axes:
-        """Return the names of the axes of a main tensor, with the batch axis where it was observed."""
+    def _names(self, key: Key, shape: tuple[int, ...], batch: int | None, place: int) -> Axes:
+        """Return the names of the axes of a tensor, with the batch axis where it was observed."""
+        ndim, site = len(shape), self.sites.get(key)
         if key[0] == "output":
-            known = self.names.get((key[1], key[2]))
+            known = None if place else self.names.get(key[1:])
+            tensor = "" if site is None else site.tensor or site.names[place]
+            if site is not None and tensor:
+                known = axes_of(self.layers[site.path], torch.empty(shape, device="meta"), tensor) or known
         else:  # what goes into a projection
             convolution = isinstance(self.layers[key[1]], nn.modules.conv._ConvNd)
             known = None if convolution else ("batch", *("token",) * (ndim - 2), "feature")
@@ -194,12 +205,11 @@ class _Outline:
         rest = rest[-(ndim - 1) :] if ndim > 1 else []
         return (*rest[:batch], "batch", *rest[batch:])
 
-    def _state(self, key: Key, shape: tuple[int, ...], main: tuple[int, ...], parts: Grid) -> Grid | None:
-        """Return how a tensor besides the main one is cut: recurrent states by unit; others stay unchanged."""
-        recurrent = isinstance(self.layers[key[1]], nn.RNNBase)
-        if recurrent and parts.axes == (len(main) - 1,) and shape[-1] == main[-1]:
-            return dataclasses.replace(parts, axes=(len(shape) - 1,))
-        return None
+
+def _other_units(layer: str, site: Site | None) -> str:
+    """Say why a layer that returned several tensors has no units."""
+    named = choices(layer, () if site is None else [site.names[one] for one in site.read])
+    return f"returned several tensors that the model reads, not all with the same units; name one: {named}"
 
 
 def _outline(run: ModelRun, places: list[tuple[Kind, str]]) -> _Outline:

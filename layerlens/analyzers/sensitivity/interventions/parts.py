@@ -75,7 +75,8 @@ def grid(by: str, shape: Sequence[int], names: Axes, heads: tuple[int, int] = (0
         heads: number of heads and number of features of each; 0 if it follows from the other.
     """
     unit = next((axis for axis, name in enumerate(names) if name in UNITS), None)
-    places = [axis for axis, name in enumerate(names) if name != "batch" and axis != unit and shape[axis] > 1]
+    inner = [axis for axis, name in enumerate(names) if name != "batch" and axis != unit and shape[axis] > 1]
+    places = [axis for axis in inner if names[axis] != "layer"]
     if by == "layer":
         return Grid()
     if by == "head":
@@ -88,7 +89,7 @@ def grid(by: str, shape: Sequence[int], names: Axes, heads: tuple[int, int] = (0
     if by == "channel":
         axes = [] if unit is None else [unit]
     elif by == "unit":
-        axes = [axis for axis, name in enumerate(names) if name != "batch" and (axis == unit or axis in places)]
+        axes = [axis for axis, name in enumerate(names) if name != "batch" and (axis == unit or axis in inner)]
     elif not places:
         return NO_POSITIONS
     else:

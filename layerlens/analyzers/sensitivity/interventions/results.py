@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from layerlens.analyzers.common.messages import listed, warn_left_out
+from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.errors import warn
 from layerlens.results import Explained, LayerProfile, Matrix, Ranking
 
@@ -125,11 +125,6 @@ def warn_of_misleading(
     """Warn of what would mislead."""
     expected = () if explicit else (NO_POSITIONS, OTHER_POSITIONS)
     warn_left_out(method, {name: why for name, why in runner.left_out.items() if why not in expected}, explicit)
-    if runner.survey.unchanged_states:
-        warn(
-            f"{method}: {listed(runner.survey.unchanged_states)} also returned states that stay unchanged, and the "
-            "model may continue with those: a small value does not say that the part is not used.",
-        )
     not_finite = [name for name, finite in zip(names, values.isfinite().tolist(), strict=True) if not finite]
     if not_finite:
         more = f", ... ({len(not_finite)})" if len(not_finite) > 4 else ""

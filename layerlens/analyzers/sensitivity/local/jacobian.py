@@ -110,7 +110,7 @@ def jacobian(
         measured = estimate(run, layers, draws, route)
         null_model = None
         if null:
-            paths = list(dict.fromkeys(site.path for site in measured.sites))
+            paths = list(dict.fromkeys(site.key for site in measured.sites))
             shuffled_run = dataclasses.replace(run, forward=shuffled(model, forward, seed))
             null_model = estimate(shuffled_run, paths, draws, route)
     values, error = root_mean_square(measured.scale(relative))
@@ -214,7 +214,7 @@ def estimate(run: ModelRun, layers: Selection, draws: int, route: Route) -> Esti
     """
     torch.manual_seed(run.seed)
     leaves = stepped_leaves(run)
-    clean = survey(run.model, run.inputs, layers, run.forward, seed=run.seed)
+    clean = survey(run.model, run.inputs, layers, run.forward, seed=run.seed, apart=True)
     steps, count = draw_directions(leaves, draws, run.seed)
     stepped = SteppedRun(run, leaves, "jacobian", steps, clean.sites)
     stepped = dataclasses.replace(stepped, copies=stepped.together(clean.copies(draws)))

@@ -113,7 +113,7 @@ def lipschitz(
         measured = spectrum(run, layers, options)
         null_model = None
         if null:
-            paths = list(dict.fromkeys(site.path for site in measured.sites))
+            paths = list(dict.fromkeys(site.key for site in measured.sites))
             null_model = spectrum(dataclasses.replace(run, forward=shuffled(model, forward, seed)), paths, options)
     names = tuple(site.name for site in measured.sites)
     sigma = _scaled(measured, relative)  # (layers, restarts, batch)
@@ -243,7 +243,7 @@ def spectrum(run: ModelRun, layers: Selection, options: LanczosOptions) -> Spect
     torch.manual_seed(run.seed)
     leaves, restarts = stepped_leaves(run), options.restarts
     with torch.no_grad():
-        clean = survey(run.model, run.inputs, layers, run.forward, seed=run.seed)
+        clean = survey(run.model, run.inputs, layers, run.forward, seed=run.seed, apart=True)
         steps, count = draw_directions(leaves, restarts, run.seed)
         first = {name: step[:1] for name, step in steps.items()}
         stepped = SteppedRun(dataclasses.replace(run, progress=False), leaves, "lipschitz", first, clean.sites)

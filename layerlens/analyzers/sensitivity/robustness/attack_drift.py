@@ -103,7 +103,7 @@ def attack_drift(
     with borrowed(model), layers_called():
         inputs = as_inputs(x)
         with torch.no_grad():
-            clean = survey(model, inputs, layers, forward, seed=seed)
+            clean = survey(model, inputs, layers, forward, seed=seed, apart=True)
         left_out = dict(clean.left_out)
         sites = [site for site in clean.sites if site.axes[site.main] is not None]
         left_out.update({site.name: "its output has no batch axis" for site in clean.sites if site not in sites})
