@@ -29,8 +29,9 @@ from .probes.run import capture as record_calls, run as run_edited
 from .report import report as write_report
 from .results import LogitLens, Matrix, RouteComparison, Routes
 from .scale.over import over as over_data
+from .targets.answers import Answers
 from .targets.names import class_index
-from .targets.tokens import Vocabulary, token_pairs
+from .targets.tokens import Vocabulary, place_names, token_pairs
 from .wrapped_model import WrappedModel
 
 
@@ -85,12 +86,16 @@ def _read_output_names(lens: WrappedModel, given: dict[str, Any], known: Inputs 
 
 def _name_columns(lens: WrappedModel, found: LogitLens, given: Mapping[str, Any]) -> LogitLens:
     """Name the positions of a logit lens by their tokens."""
-    ids = given["x"].tensors().get("input_ids")
-    if lens.tokenizer is None or ids is None or found.axes[1] != "position" or ids.numel() != len(found.columns):
+    if lens.tokenizer is None or found.axes[1] != "position":
         return found
-    tokens = Vocabulary(lens.tokenizer)
-    pairs = zip(found.columns, ids.flatten().tolist(), strict=True)
-    return dataclasses.replace(found, columns=tuple(f"{place} {tokens[index]}" for place, index in pairs))
+    answers = Answers(given["x"], lens.run_inputs, lens.argument_names())
+    followed = answers.sequence(len(found.columns))
+    names = None if followed is None else place_names(lens.tokenizer, followed.ids)
+    if names is None:
+        return found
+    return dataclasses.replace(
+        found, columns=tuple(f"{k} {name!r}" for k, name in zip(found.columns, names, strict=True))
+    )
 
 
 def _name_pairs(lens: WrappedModel, found: Any, given: Mapping[str, Any]) -> Any:

@@ -14,12 +14,14 @@ from .axes.follow import AxisNames
 from .axes.followed import name_axes
 from .errors import InputError, TargetError
 from .inputs.inputs import Inputs, as_inputs
+from .inputs.sequences import sequences
+from .inputs.token_texts import encoded_texts, known_tokens, token_ids
 from .model.borrowed import borrowed
 from .model.layers import Layers, parameter_count
 from .results import AttentionWeights, Attribution
 from .signatures import public
 from .targets.target import Names, Spec, Target, as_target
-from .targets.tokens import Vocabulary, token_texts
+from .targets.tokens import Vocabulary
 
 Found = TypeVar("Found")
 
@@ -54,15 +56,16 @@ class WrappedModel:
             TargetError: when it cannot be read.
         """
         if self.class_names is None and self.tokenizer is not None:
-            return as_target(spec, names=Vocabulary(self.tokenizer, self._run, self._positional()))
+            return as_target(spec, names=Vocabulary(self.tokenizer, self.run_inputs, self.argument_names()))
         return as_target(spec, names=self.class_names)
 
-    def _run(self, inputs: Inputs) -> Any:
+    def run_inputs(self, inputs: Inputs) -> Any:
+        """Return the output of the model for inputs that were read, without gradients."""
         with borrowed(self.model, grad=False):
             return inputs.run(self.model, self.forward)
 
-    def _positional(self) -> list[str]:
-        """The names of the positional arguments of the model, or of `forward` after the model."""
+    def argument_names(self) -> list[str]:
+        """Return the names of the positional arguments of the model, or of `forward` after the model."""
         function = self.model.forward if self.forward is None else self.forward
         try:
             parameters = list(inspect.signature(function).parameters.values())
@@ -84,7 +87,9 @@ class WrappedModel:
         if self.tokenizer is None:
             raise InputError("a text was given, but no tokenizer: Lens(model, tokenizer=...).")
         padded = {"padding": True} if len(texts) > 1 else {}
-        return as_inputs(dict(self.tokenizer(list(texts), return_tensors="pt", **padded)))
+        encoding = self.tokenizer(list(texts), return_tensors="pt", **padded)
+        read = encoded_texts(self.tokenizer, encoding, texts)
+        return dataclasses.replace(as_inputs(dict(encoding)), texts=read)
 
     def with_tokens(self, result: Found, inputs: Inputs | None) -> Found:
         """Return a result, or each of a list, with the texts of its tokens, where they are known."""
@@ -92,10 +97,16 @@ class WrappedModel:
             return result
         if isinstance(result, list):
             return [self.with_tokens(one, inputs) for one in result]  # type: ignore[return-value]
-        unnamed = isinstance(result, Attribution) and result.axes == ("batch", "token") and result.tokens is None
-        if unnamed or isinstance(result, AttentionWeights):
-            return dataclasses.replace(result, tokens=token_texts(self.tokenizer, inputs))  # type: ignore[type-var]
-        return result
+        ids = None
+        if isinstance(result, AttentionWeights):
+            found = {str(one): one.ids for one in sequences(inputs, self.argument_names()) if one.ids is not None}
+            ids = found if len(found) > 1 else next(iter(found.values()), None)
+        elif isinstance(result, Attribution) and result.tokens is None:
+            ids = token_ids(result.values, result.inputs)
+        if ids is None:
+            return result
+        tokens, texts = known_tokens(self.tokenizer, ids, inputs.texts)
+        return dataclasses.replace(result, tokens=tokens, texts=texts)  # type: ignore[type-var]
 
     def __repr__(self) -> str:
         parts = [f"{len(Layers(self.model)) - 1} layers", f"{parameter_count(self.model):,} parameters"]

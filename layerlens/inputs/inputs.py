@@ -29,10 +29,12 @@ class Inputs:
     Attributes:
         args: positional arguments.
         kwargs: keyword arguments.
+        texts: what each token of `input_ids` reads, by sample, where they were made of texts and it is known.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    texts: list[list[str]] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def run(self, model: nn.Module, forward: Forward | None = None) -> Any:
         """Call the model, or `forward(model, *args, **kwargs)`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence as Listed
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -22,7 +22,7 @@ _KIND: Final = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequence:
+class InputSequence:
     """Inputs that lie along the same places, `(batch, place, ...)`, such as token ids with their mask.
 
     Attributes:
@@ -50,7 +50,7 @@ class Sequence:
         return self.used.shape[1] - 1 - self.used.flip(1).long().argmax(dim=1)
 
 
-def sequences(inputs: Inputs, names: Listed[str] = ()) -> list[Sequence]:
+def sequences(inputs: Inputs, names: Sequence[str] = ()) -> list[InputSequence]:
     """Return the sequences among the inputs; tensors that belong together share the start of their names.
 
     `input_ids` belongs to `attention_mask`, `decoder_input_ids` to `decoder_attention_mask`, `src` to
@@ -89,14 +89,23 @@ def sequences(inputs: Inputs, names: Listed[str] = ()) -> list[Sequence]:
         shape = tensors[members[0]].shape[:2]
         unsure = [one for one in loose if tensors[one].shape == shape and not _used(known[one], tensors[one]).all()]
         named = sorted(members, key=lambda name: not _holds_ids(known[name], tensors[name]))  # ids first
-        found.append(Sequence((*named, *[mask] * bool(mask)), key[1], ids, used, () if mask else tuple(unsure)))
+        found.append(InputSequence((*named, *[mask] * bool(mask)), key[1], ids, used, () if mask else tuple(unsure)))
     return found
 
 
-def without_last(inputs: Inputs, sequence: Sequence) -> Inputs:
-    """Return the inputs with a sequence that is one place shorter."""
-    tensors = inputs.tensors()
-    return inputs.replace({name: tensors[name][:, :-1] for name in sequence.names})
+def resized(inputs: Inputs, sequence: InputSequence) -> tuple[Inputs, int]:
+    """Return the inputs with a sequence without its last place, or with it twice if it has one; and by how many more.
+
+    What follows the sequence is then as much longer.
+    """
+    tensors, more = inputs.tensors(), 1 if sequence.count == 1 else -1
+    index = [*range(sequence.count - 1)] if more < 0 else [0, 0]
+
+    def changed(x: torch.Tensor) -> torch.Tensor:
+        start = x.shape[1] - sequence.count  # what a mask has for a cache
+        return torch.cat([x[:, :start], x[:, start:][:, index]], dim=1)
+
+    return inputs.replace({name: changed(tensors[name]) for name in sequence.names}), more
 
 
 def _fits(key: tuple[str, int], stem: str, mask: torch.Tensor, exact: bool) -> bool:
@@ -104,7 +113,7 @@ def _fits(key: tuple[str, int], stem: str, mask: torch.Tensor, exact: bool) -> b
     return key[0] == stem and key[1] <= mask.shape[1] if exact else not stem and key[1] == mask.shape[1]
 
 
-def _named(name: str, names: Listed[str]) -> str:
+def _named(name: str, names: Sequence[str]) -> str:
     """The name of a tensor, with that of its parameter instead of its position."""
     first, _, rest = name.partition(".")
     if not first.isdecimal() or int(first) >= len(names):

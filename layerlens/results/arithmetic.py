@@ -40,6 +40,7 @@ def combined(kind: type[Attribution], first: Attribution, second: Attribution, s
         "checks": {},
         "inputs": second.inputs if first.inputs is None else first.inputs,
         "tokens": second.tokens if first.tokens is None else first.tokens,
+        "texts": second.texts if first.texts is None else first.texts,
         "standard_error": None,
         "cost": " and ".join(filter(None, (first.cost, second.cost))),
     }

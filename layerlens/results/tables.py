@@ -15,7 +15,7 @@ from layerlens.model.trees import as_array
 def rows(
     values: torch.Tensor | Mapping[str, torch.Tensor],
     axes: Sequence[str] | None,
-    tokens: Sequence[Sequence[str]] | None = None,
+    tokens: Sequence[Sequence[str]] | Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> Any:
     """A pandas DataFrame of attributions: input where there are several, sample, place on each axis, token, value.
 
@@ -23,7 +23,7 @@ def rows(
         values: `(batch, ...)`, or by input name.
         axes: names of the axes, the batch first; None, or a number of names that does not fit, counts them.
         tokens: tokens of each sample, for values `(batch, token)` and `(batch, token, ...)`; a shorter text may have
-            fewer, and gets the empty text.
+            fewer, and gets the empty text. Or a dict of them by input name.
 
     Raises:
         MissingPackage: when pandas is not installed.
@@ -42,8 +42,9 @@ def rows(
         names = ["sample", *(known[1:] if known else (f"axis {axis}" for axis in range(1, array.ndim)))]
         columns: dict[str, Any] = {"input": name} if name else {}
         columns |= dict(zip(names, places, strict=True))
-        if tokens is not None and array.ndim > 1:
-            texts = [[*row, *[""] * (array.shape[1] - len(row))] for row in tokens]
+        own = tokens.get(name) if isinstance(tokens, Mapping) else tokens
+        if own is not None and array.ndim > 1:
+            texts = [[*row, *[""] * (array.shape[1] - len(row))] for row in own]
             columns["token text"] = np.array(texts, dtype=object)[places[0], places[1]]
         frames.append(pandas.DataFrame({**columns, "value": array.reshape(-1)}))
     return pandas.concat(frames, ignore_index=True)

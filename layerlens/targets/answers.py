@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Sequence as Listed
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from layerlens.errors import TargetError
 from layerlens.inputs.inputs import Inputs
-from layerlens.inputs.sequences import Sequence, sequences, without_last
+from layerlens.inputs.sequences import InputSequence, resized, sequences
 
 from .outputs import main_output
 
@@ -24,8 +24,8 @@ NAME_IT = "Name the place: target=(place, token), such as (-1, ' house'), for on
 class Answers:
     """The places of an output `(batch, place, ...)`, by the input that they follow.
 
-    It has as many places as the output. Where several inputs have, each is made one place shorter in turn: the output
-    follows the one that makes it shorter as well.
+    It has as many places as the output. Where several inputs have, each is made one place shorter in turn (longer, if
+    it has one place): the output follows the one that makes it shorter as well.
 
     Args:
         inputs: inputs of the model.
@@ -35,17 +35,17 @@ class Answers:
     """
 
     def __init__(
-        self, inputs: Inputs, run: Run | None = None, names: Listed[str] = (), padding: int | None = None
+        self, inputs: Inputs, run: Run | None = None, names: Sequence[str] = (), padding: int | None = None
     ) -> None:
         self._sequences, self._padding = sequences(inputs, names), padding
-        self._followed: list[Sequence] = []
+        self._followed: list[InputSequence] = []
         by_count = sorted(self._sequences, key=lambda one: one.count)
-        for count, group in itertools.groupby(by_count, key=lambda one: one.count):
+        for _, group in itertools.groupby(by_count, key=lambda one: one.count):
             several = list(group)
-            if run is not None and count > 1 and len(several) > 1:
+            if run is not None and len(several) > 1:
                 self._followed += _followed(inputs.rows(torch.arange(1)), run, several)
 
-    def sequence(self, count: int) -> Sequence | None:
+    def sequence(self, count: int) -> InputSequence | None:
         """Return the input that an output of `count` places follows; None if no input has so many.
 
         Raises:
@@ -53,7 +53,7 @@ class Answers:
         """
         fitting = [one for one in self._sequences if one.count == count]
         followed = [one for one in fitting if one in self._followed] or fitting
-        if len(followed) > 1 and count > 1:
+        if len(followed) > 1:
             raise TargetError(
                 f"the output has {count} places, and so have {' and '.join(map(str, followed))}: which of them it "
                 f"follows is unknown. {NAME_IT}"
@@ -132,10 +132,12 @@ def tokens_first(used: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return used.long().argsort(dim=1, descending=True, stable=True), used.sum(dim=1)
 
 
-def _followed(inputs: Inputs, run: Run, several: Listed[Sequence]) -> list[Sequence]:
+def _followed(inputs: Inputs, run: Run, several: Sequence[InputSequence]) -> list[InputSequence]:
     """The sequences that the output follows: it is one place shorter where they are."""
-    whole = _places(inputs, run)
-    found = [one for one in several if _places(without_last(inputs, one), run) == whole - 1]
+    whole, found = _places(inputs, run), []
+    for one in several:
+        other, more = resized(inputs, one)
+        found += [one] * (_places(other, run) == whole + more)
     if found or not whole:
         return found
     for one in several:  # one that is not needed, such as labels, must not be longer than the others

@@ -9,6 +9,7 @@ import torch
 
 from layerlens.errors import TargetError
 from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.token_texts import decoded_texts, labels
 from layerlens.model.trees import describe
 from layerlens.signatures import public
 
@@ -171,23 +172,25 @@ def _log_probability(
     return logits.gather(1, before).log_softmax(dim=-1).gather(2, ids.unsqueeze(2)).squeeze(2).sum(dim=1)
 
 
-def token_texts(tokenizer: Callable[..., Any], inputs: Inputs) -> list[list[str]] | None:
-    """Return the text of each token id of `input_ids`, by sample; None if the tokenizer cannot convert them."""
-    convert = getattr(tokenizer, "convert_ids_to_tokens", None)
-    ids = inputs.tensors().get("input_ids")
-    if convert is None or ids is None:
-        return None
-    return [[str(token) for token in convert(list(row))] for row in ids.tolist()]
-
-
 def token_pairs(tokenizer: Callable[..., Any], x: Inputs, other: Inputs) -> tuple[str, ...] | None:
     """Return names of the positions of two texts that differ in some tokens: `3 of`, `4 Italy / France`.
 
     None for a batch of several texts, and if the tokenizer cannot decode.
     """
-    decode = getattr(tokenizer, "decode", None)
-    pair = [inputs.tensors().get("input_ids") for inputs in (x, other)]
-    if decode is None or any(ids is None or ids.ndim != 2 or len(ids) != 1 for ids in pair):
+    texts = [place_names(tokenizer, inputs.tensors().get("input_ids")) for inputs in (x, other)]
+    if texts[0] is None or texts[1] is None:
         return None
-    texts = [[str(decode([token])).strip() for token in ids[0].tolist()] for ids in pair if ids is not None]
-    return tuple(f"{k} {a if a == b else f'{a} / {b}'}" for k, (a, b) in enumerate(zip(*texts, strict=False)))
+    pairs = ((a.strip(), b.strip()) for a, b in zip(*texts, strict=False))
+    return tuple(f"{k} {a if a == b else f'{a} / {b}'}" for k, (a, b) in enumerate(pairs))
+
+
+def place_names(tokenizer: Callable[..., Any], ids: torch.Tensor | None) -> list[str] | None:
+    """Return what each place of one text reads; parts of a character have the character and a number.
+
+    None for a batch of several texts, and if the tokenizer cannot decode.
+    """
+    decode = getattr(tokenizer, "decode", None)
+    if decode is None or ids is None or ids.ndim != 2 or len(ids) != 1:
+        return None
+    texts = decoded_texts(tokenizer, ids)
+    return [str(decode([token])) for token in ids[0].tolist()] if texts is None else labels(texts[0])

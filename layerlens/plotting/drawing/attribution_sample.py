@@ -11,6 +11,7 @@ import torch
 
 from layerlens.errors import OptionError, PlotError, choose
 from layerlens.results import Attribution
+from layerlens.results.maps.token_spans import character_groups, marked_texts
 
 from ..style import Array
 from ..words import words
@@ -46,8 +47,10 @@ class Sample:
         title: method and target.
         score: what the model said.
         picture: the input as a picture, `(height, width)` or `(height, width, 3)`; None where there is none.
-        tokens: the text of each token.
+        tokens: the text of each token; those that make up a character are one.
         axes: names of the rows and columns of `values`, for a series.
+        as_read: whether `tokens` are parts of the text with its spaces, not the tokenizer's names.
+        parts: name and first token of each input, where tokens of several follow each other.
     """
 
     form: Form
@@ -60,9 +63,18 @@ class Sample:
     picture: Array | None = None
     tokens: tuple[str, ...] | None = None
     axes: tuple[str, str] = ("", "")
+    as_read: bool = False
+    parts: tuple[tuple[str, int], ...] = ()
 
 
-def read(attribution: Attribution, sample: int, *, channel: Channel = "sum", name: str | None = None) -> Sample:
+def read(
+    attribution: Attribution,
+    sample: int,
+    *,
+    channel: Channel = "sum",
+    name: str | None = None,
+    grouped: bool = True,
+) -> Sample:
     """Take one sample out of an attribution.
 
     Args:
@@ -71,6 +83,7 @@ def read(attribution: Attribution, sample: int, *, channel: Channel = "sum", nam
         channel: how the channels of an image become one number: their sum, the sum of their absolute values, or
             one of them.
         name: which input, where there are several.
+        grouped: whether tokens that make up a character become one, with their sum.
 
     Raises:
         OptionError: for an unknown name or channel.
@@ -83,19 +96,21 @@ def read(attribution: Attribution, sample: int, *, channel: Channel = "sum", nam
     if values.ndim == 0 or values.ndim == 1:
         raise PlotError(f"{what} has shape {tuple(values.shape)}; a figure needs (batch, ...) with places to show.")
     sample = sample_index(sample, len(values), what)
-    form, axes = _form_and_axes(attribution, values, inputs, what)
+    form, axes = _form_and_axes(attribution, name, values, inputs, what)
     array = images.finite_array(values[sample], f"{what} of sample {sample}")
     units, signed = attribution.units, attribution.signed
-    shown, tokens = None, None
+    shown, tokens, as_read = None, None, False
     if form == "image":
         if array.ndim == 3:
             array, signed, units = _joined_channels(array, channel, signed, units, what)
         shown = _input_picture(inputs, sample, array.shape, what)
     elif form == "tokens":
-        tokens = _token_texts(attribution, inputs, sample, len(array), what)
-        if axes != ("token",):  # after the last word of a sample come empty ones
+        tokens = _token_texts(attribution, name, inputs, sample, len(array), what)
+        if "summed over" in attribution.settings:  # after the last word of a sample come empty ones
             count = max((place for place, word in enumerate(tokens, 1) if word), default=len(tokens))
             array, tokens = array[:count], tokens[:count]
+        elif grouped:
+            array, tokens, as_read = _characters(array, tokens, attribution.texts_of(name), sample)
     elif form == "series" and axes[-1] == "feature":
         array, axes = array.T, axes[::-1]
     return Sample(
@@ -109,6 +124,65 @@ def read(attribution: Attribution, sample: int, *, channel: Channel = "sum", nam
         picture=shown,
         tokens=tokens,
         axes=(axes[0], axes[1]) if form == "series" else ("", ""),
+        as_read=as_read,
+    )
+
+
+def read_texts(attribution: Attribution, sample: int, name: str | None = None, *, grouped: bool = True) -> Sample:
+    """Take the tokens of one sample out of an attribution; without a name those of all inputs, one after the other.
+
+    Args:
+        attribution: the result.
+        sample: which of the batch; negative counts from the end.
+        name: which input, where there are several.
+        grouped: whether tokens that make up a character become one, with their sum.
+
+    Raises:
+        OptionError: for an unknown name.
+        PlotError: when the values cannot be drawn.
+    """
+    if name is not None or not isinstance(attribution, Attribution) or not isinstance(attribution.values, dict):
+        return read(attribution, sample, name=name, grouped=grouped)
+    found = [(one, read(attribution, sample, name=one, grouped=grouped)) for one in text_inputs(attribution)]
+    if not found:
+        return read(attribution, sample)  # which says what to choose from
+    first = found[0][1]
+    starts = np.cumsum([0, *(len(one.values) for _, one in found)]).tolist()
+    return dataclasses.replace(
+        first,
+        values=np.concatenate([one.values for _, one in found]),
+        tokens=tuple(token for _, one in found for token in one.tokens or ()),
+        as_read=all(one.as_read for _, one in found),
+        parts=tuple((one, start) for (one, _), start in zip(found, starts, strict=False)),
+    )
+
+
+def text_inputs(attribution: Attribution) -> list[str]:
+    """The inputs of an attribution of several that are tokens."""
+    values = attribution.values if isinstance(attribution.values, dict) else {}
+    inputs = attribution.inputs if isinstance(attribution.inputs, dict) else {}
+    return [
+        name for name, one in values.items()
+        if one.ndim == 2 and (attribution.tokens_of(name) is not None or _are_ids(inputs.get(name)))
+    ]  # fmt: skip
+
+
+def _are_ids(inputs: torch.Tensor | None) -> bool:
+    return inputs is not None and not inputs.is_floating_point() and inputs.dtype != torch.bool
+
+
+def _characters(
+    values: Array, tokens: tuple[str, ...], texts: list[list[str]] | None, sample: int
+) -> tuple[Array, tuple[str, ...], bool]:
+    """Values and texts with the tokens that make up a character as one, and whether these are parts of the text."""
+    read = marked_texts(tokens) if texts is None else texts[sample]
+    if texts is None and all(read):
+        return values, tokens, False
+    groups = character_groups(read)
+    return (
+        np.array([values[start:stop].sum() for start, stop in groups], dtype=values.dtype),
+        tuple("".join(read[start:stop]) for start, stop in groups),
+        True,
     )
 
 
@@ -144,15 +218,15 @@ def _values_of_input(attribution: Attribution, name: str | None) -> tuple[torch.
 
 
 def _form_and_axes(
-    attribution: Attribution, values: torch.Tensor, inputs: torch.Tensor | None, what: str
+    attribution: Attribution, name: str | None, values: torch.Tensor, inputs: torch.Tensor | None, what: str
 ) -> tuple[Form, tuple[str, ...]]:
     shape = tuple(values.shape)
     axes = attribution.axes
     if axes is not None and len(axes) == len(shape) and tuple(axes[1:]) in FORMS:
         return FORMS[tuple(axes[1:])], tuple(axes[1:])
     if len(shape) == 2:
-        ids = inputs is not None and not inputs.is_floating_point() and inputs.dtype != torch.bool
-        return ("tokens", ("token",)) if attribution.tokens is not None or ids else ("vector", ("feature",))
+        known = attribution.tokens_of(name) is not None or _are_ids(inputs)
+        return ("tokens", ("token",)) if known else ("vector", ("feature",))
     if len(shape) == 3:
         steps = inputs is not None and inputs.ndim == 3
         return ("series", ("time", "feature")) if steps else ("image", ("height", "width"))
@@ -191,10 +265,11 @@ def _input_picture(inputs: torch.Tensor | None, sample: int, size: tuple[int, ..
 
 
 def _token_texts(
-    attribution: Attribution, inputs: torch.Tensor | None, sample: int, count: int, what: str
+    attribution: Attribution, name: str | None, inputs: torch.Tensor | None, sample: int, count: int, what: str
 ) -> tuple[str, ...]:
-    if attribution.tokens is not None:
-        tokens = tuple(attribution.tokens[sample])
+    known = attribution.tokens_of(name)
+    if known is not None:
+        tokens = tuple(known[sample])
         if len(tokens) != count:
             raise PlotError(f"{what} of sample {sample} has {count} values for {len(tokens)} tokens; they must agree.")
         return tokens

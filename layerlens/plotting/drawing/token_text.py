@@ -31,6 +31,7 @@ class Piece:
         apart: whether a space comes before it.
         ends: whether a line ends after it.
         count: how many tokens are left out; 0 for a token.
+        heading: whether it is the name of the input whose tokens follow.
     """
 
     text: str
@@ -38,6 +39,7 @@ class Piece:
     apart: bool
     ends: bool = False
     count: int = 0
+    heading: bool = False
 
 
 def read(attribution: Attribution, sample: int, name: str | None, labels: Sequence[str] | None) -> Sample:
@@ -46,7 +48,7 @@ def read(attribution: Attribution, sample: int, name: str | None, labels: Sequen
     Raises:
         PlotError: when there is not one number per token.
     """
-    shown = attribution_sample.read(attribution, sample, name=name)
+    shown = attribution_sample.read_texts(attribution, sample, name, grouped=labels is None)
     if shown.form != "tokens":
         change = "" if shown.form == "vector" else "values=result.values.sum(-1), inputs=None, "
         raise PlotError(
@@ -58,11 +60,40 @@ def read(attribution: Attribution, sample: int, name: str | None, labels: Sequen
         return shown
     if len(labels) != len(shown.values):
         raise PlotError(f"{len(labels)} labels for {len(shown.values)} tokens; give one per token.")
-    return dataclasses.replace(shown, tokens=tuple(labels))
+    return dataclasses.replace(shown, tokens=tuple(labels), as_read=False)
 
 
-def pieces(tokens: Sequence[str], values: Array, count: int | None) -> list[Piece]:
+def pieces_of(shown: Sample, count: int | None) -> list[Piece]:
+    """The pieces of a sample; of several inputs one after the other, each under its name.
+
+    Raises:
+        OptionError: when `count` is below 1.
+    """
+    tokens, kept = shown.tokens or (), _is_shown(shown.values, count)
+    if not shown.parts:
+        return pieces(tokens, shown.values, count, as_read=shown.as_read)
+    found: list[Piece] = []
+    ends = [*(start for _, start in shown.parts[1:]), len(tokens)]
+    for (name, start), end in zip(shown.parts, ends, strict=True):
+        if found:
+            found[-1] = dataclasses.replace(found[-1], ends=True)
+        found.append(Piece(f"{name}:", 0.0, False, heading=True))
+        own = pieces(tokens[start:end], shown.values[start:end], count, as_read=shown.as_read, kept=kept[start:end])
+        found += [dataclasses.replace(own[0], apart=True), *own[1:]]
+    return found
+
+
+def pieces(
+    tokens: Sequence[str], values: Array, count: int | None, *, as_read: bool = False, kept: Array | None = None
+) -> list[Piece]:
     """The tokens in their order; of more than `count`, runs of weak ones are left out and added up.
+
+    Args:
+        tokens: the tokenizer's names, or parts of a text.
+        values: one for each.
+        count: about how many are shown; None for all.
+        as_read: whether the tokens are parts of a text with its spaces.
+        kept: which tokens are shown; None for the strongest.
 
     Raises:
         OptionError: when `count` is below 1.
@@ -75,8 +106,9 @@ def pieces(tokens: Sequence[str], values: Array, count: int | None) -> list[Piec
         raise OptionError(f"count={count!r} tokens; give 1 or more, or None for all.")
     split = any(token.startswith("##") for token in tokens)
     marked = not split and any(token.startswith(SPACES) and token.strip("".join(SPACES)) for token in tokens)
-    found, start = [], 0
-    kept = _is_shown(values, count)
+    found: list[Piece] = []
+    start = 0
+    kept = _is_shown(values, count) if kept is None else kept
     while start < len(tokens):
         stop = start
         while stop < len(tokens) and not kept[stop]:
@@ -87,8 +119,10 @@ def pieces(tokens: Sequence[str], values: Array, count: int | None) -> list[Piec
             start = stop
             continue
         token, after_run = tokens[start], bool(found) and found[-1].count > 0
-        begins = token.startswith(SPACES) if marked else not token.startswith("##")
-        joined = join([token])
+        begins = token.startswith(SPACES) if marked or as_read else not token.startswith("##")
+        joined = token if as_read else join([token])
+        if as_read and start and tokens[start - 1].endswith(SPACES):
+            begins = True
         apart = bool(start) and ((begins and bool(joined.strip())) or after_run)
         found.append(Piece(joined.strip(" ") or joined, float(values[start]), apart, "\n" in joined))
         start += 1

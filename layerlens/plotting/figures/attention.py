@@ -43,7 +43,7 @@ def attention(
     vmax: float | None = None,
     clip: float = 99.5,
     title: str | None = None,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str] | tuple[Sequence[str], Sequence[str]] | None = None,
     colorbar: bool = True,
     fig: FigureBase | None = None,
 ) -> Plot:
@@ -59,7 +59,8 @@ def attention(
         width: ... None is the page for more than one head.
         cmap: matplotlib colormap; None is viridis.
         title: None or `""` for none: the rows name their contents.
-        labels: the tokens; None takes those of the tokenizer.
+        labels: the tokens; None takes those of the tokenizer. `(queries, keys)` where these differ, as for
+            cross-attention, which has the answer down and the source across.
 
     Returns:
         The plot; `data` holds the maps `(head, query, key)` of each layer.
@@ -84,7 +85,7 @@ def attention(
     widest = max(map(len, data.values()))
     if width is None:
         width = "column" if widest == 1 else "page"
-    tokens = weights.tokens[sample] if labels is None and weights.tokens is not None else labels
+    unknown = False
     with Canvas(width=width, fig=fig) as canvas:
         columns = _columns(widest, canvas.width)
         each = max(1, int(max(max(maps.shape[1:]) for maps in data.values()) / (PER_INCH * canvas.width / columns)))
@@ -107,11 +108,16 @@ def attention(
                 axes.set_xticks([])
                 axes.set_yticks([])
                 if len(maps) == 1:
-                    _write_tokens(axes, weights, name, tokens, size)
+                    known = weights.tokens_along(name, sample) if labels is None else _labels_along(labels)
+                    unknown |= (
+                        labels is None and weights.tokens is not None and name not in weights.inputs and None in known
+                    )
+                    _write_tokens(axes, weights, name, known, size)
                 if place < columns:
                     last = axes  # of the first row of heads, which reaches farthest to the right
         notes = ["down: queries, across: keys"] * (widest > 1)
         notes += [f"each dot: the largest weight among {each} x {each} tokens"] * (each > 1)
+        notes += ["which tokens these are is unknown: labels=(queries, keys)"] * unknown
         canvas.title(title, "", "; ".join(notes))
         if colorbar:
             canvas.colorbar([last], image, limits, "attention", "right")
@@ -154,8 +160,19 @@ def _head_number(heads: Heads, column: int) -> int:
     return column if heads is None else int(heads[column])
 
 
+def _labels_along(labels: Sequence[Any]) -> tuple[Sequence[str] | None, Sequence[str] | None]:
+    """The labels of queries and of keys."""
+    if len(labels) == 2 and not any(isinstance(one, str) for one in labels):
+        return labels[0], labels[1]
+    return labels, labels
+
+
 def _write_tokens(
-    axes: Axes, weights: AttentionWeights, layer: str, tokens: Sequence[str] | None, shape: tuple[int, ...]
+    axes: Axes,
+    weights: AttentionWeights,
+    layer: str,
+    tokens: tuple[Sequence[str] | None, Sequence[str] | None],
+    shape: tuple[int, ...],
 ) -> None:
     """Write queries and keys next to a map.
 
@@ -165,14 +182,17 @@ def _write_tokens(
     queries, keys = weights.queries.get(layer), weights.keys.get(layer)
     axes.set_ylabel("query")
     axes.set_xlabel("key")
-    if tokens is None:
-        return
-    for chosen, size, axis in ((queries, shape[0], axes.yaxis), (keys, shape[1], axes.xaxis)):
+    for names, chosen, size, axis in (
+        (tokens[0], queries, shape[0], axes.yaxis),
+        (tokens[1], keys, shape[1], axes.xaxis),
+    ):
+        if names is None:
+            continue
         places = list(range(size)) if chosen is None else list(chosen)
-        if max(places) >= len(tokens) or (chosen is None and size != len(tokens)):
-            raise PlotError(f"{len(tokens)} labels for {size} tokens; give one per token.")
+        if max(places) >= len(names) or (chosen is None and size != len(names)):
+            raise PlotError(f"{len(names)} labels for {size} tokens; give one per token, labels=(queries, keys).")
         if size <= MOST_TOKENS:
-            written = [token_text.spelled(tokens[place]) for place in places]
+            written = [token_text.spelled(names[place]) for place in places]
             axis.set_ticks(np.arange(size), written, fontsize=style.SMALL)
     axes.tick_params(axis="x", labelrotation=90, length=0)
     axes.tick_params(axis="y", length=0)

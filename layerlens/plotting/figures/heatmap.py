@@ -49,8 +49,9 @@ def heatmap(
 
     An image is drawn in colors over its input in middle gray, with opacity proportional to |value|; an image with many
     more pixels than the figure has dots is averaged over blocks, as a note says. A series is an image with time from
-    left to right. Tokens are bars with their texts, at most 60: the weakest are added up in one row. A vector is bars,
-    or a line if it has more than 40 features.
+    left to right. Tokens are bars with their texts, at most 60: the weakest are added up in one row; tokens that are
+    parts of one character are one bar, and several inputs of tokens follow each other, with a line between them. A
+    vector is bars, or a line if it has more than 40 features.
 
     Args:
         attribution: values `(batch, channel, height, width)`, `(batch, height, width)`, `(batch, time, feature)`,
@@ -74,7 +75,7 @@ def heatmap(
         >>> heatmap(maps).data["values"].shape
         (8, 8)
     """
-    shown = attribution_sample.read(attribution, sample, channel=channel, name=name)
+    shown = _read(attribution, sample, channel, name, grouped=labels is None)
     if labels is not None:
         rows = len(shown.values)
         if shown.form == "image" or len(labels) != rows:
@@ -85,7 +86,7 @@ def heatmap(
             shown = dataclasses.replace(shown, picture=attribution_sample.given_picture(overlay, shown))
         (shown,), note = attribution_sample.averaged_to_fit([shown], canvas.width)
         limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
-        canvas.title(title, shown.title, note)
+        canvas.title(title, shown.title, note or ", then ".join(part for part, _ in shown.parts))
         data = {"values": shown.values}
         if shown.form in ("image", "series"):
             colors = style.colormap(cmap, signed=shown.signed)
@@ -104,6 +105,14 @@ def heatmap(
         else:
             _draw_line(canvas, shown, vmax)
         return canvas.finish(data)
+
+
+def _read(attribution: Attribution, sample: int, channel: Channel, name: str | None, *, grouped: bool) -> Sample:
+    """The sample that is drawn: of several inputs the tokens of all, if all are tokens."""
+    values = attribution.values if isinstance(attribution, Attribution) else None
+    if isinstance(values, dict) and name is None and set(attribution_sample.text_inputs(attribution)) == set(values):
+        return attribution_sample.read_texts(attribution, sample, grouped=grouped)
+    return attribution_sample.read(attribution, sample, channel=channel, name=name, grouped=grouped)
 
 
 def _draw_series(
@@ -135,6 +144,9 @@ def _draw_bars(canvas: Canvas, shown: Sample, labels: Sequence[str] | None, vmax
         names = [str(index) for index in range(len(shown.values))]
     values = shown.values
     kept, others = bars.strongest(np.abs(values), MOST_TOKENS)
+    starts = [start for _, start in shown.parts[1:]]
+    if others:
+        starts = [int(np.searchsorted(np.asarray(kept), start)) for start in starts]
     if others:
         names = [*(names[row] for row in kept), f"{len(others)} weaker, sum"]
         values = np.append(values[kept], values[others].sum())
@@ -144,8 +156,8 @@ def _draw_bars(canvas: Canvas, shown: Sample, labels: Sequence[str] | None, vmax
     bars.value_axis(axes, shown.units)
     if vmax is not None:
         axes.set_xlim(-vmax if shown.signed else 0, vmax)
-    if others:
-        axes.axhline(len(kept) - 0.5, color=style.FAINT, linewidth=0.5, linestyle=":")
+    for row in [*starts, *[len(kept)] * bool(others)]:
+        axes.axhline(row - 0.5, color=style.FAINT, linewidth=0.5, linestyle=":")
     return values
 
 

@@ -43,12 +43,12 @@ def thumbnail(result: Result) -> str:
     options: dict[str, Any] = {}
     caption = ""
     if isinstance(result, Attribution):
-        if isinstance(result.values, dict):
+        if isinstance(result.values, dict) and not attribution_sample.text_inputs(result):
             options["name"] = next(iter(result.values))
         parts = [f"input {options['name']}"] if options else []
         parts += [f"sample 0 of {len(result.score)}"] if len(result.score) > 1 else []
         caption = ", ".join(parts)
-        if attribution_sample.read(result, 0, **options).form == "tokens":
+        if attribution_sample.read_texts(result, 0, **options).form == "tokens":
             return f"{tokens_html(result, count=400, **options)}{_caption(caption)}"
     elif isinstance(result, AttentionWeights):
         options["heads"] = "mean"

@@ -60,7 +60,9 @@ def tokens(
     """Draw a text whose tokens are colored by their attribution.
 
     Spaces are drawn as they are read, and parts of a word touch; negative tokens are underlined, for print without
-    color. Of more than `count` tokens, runs of weak ones are left out: a gray cell says how many, and their sum.
+    color. Tokens that are parts of one character are one cell, with their sum. Of more than `count` tokens, runs of
+    weak ones are left out: a gray cell says how many, and their sum. Of several inputs, such as the source and the
+    answer of an encoder-decoder, the tokens of each follow its name, on one scale.
     `tokens_html` draws the same for a web page, with each value under the pointer.
 
     Args:
@@ -87,7 +89,7 @@ def tokens(
     shown = token_text.read(attribution, sample, name, labels)
     limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
     colors = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
-    found = token_text.pieces(shown.tokens or (), shown.values, count)
+    found = token_text.pieces_of(shown, count)
     with Canvas(width=width, ax=ax) as canvas:
         notes = [f"{len(shown.values)} tokens; gray: left out, with their sum"] * any(piece.count for piece in found)
         notes += ["underlined: negative"] * any(piece.value < 0 for piece in found)
@@ -105,7 +107,9 @@ def tokens(
         _draw_cells(axes, cells, pitch, limits, colors)
         if colorbar:
             canvas.colorbar([axes], _mappable(limits, colors), limits, shown.units, "bottom")
-        plot = canvas.finish({"values": shown.values, "tokens": [cell.shown for cell in cells]})
+        plot = canvas.finish(
+            {"values": shown.values, "tokens": [cell.shown for cell in cells if not cell.piece.heading]}
+        )
         # one unit of the axes is one inch, so that cells have the width of their text
         axes.set_xlim(0, axes.bbox.width / canvas.dpi)
         axes.set_ylim(high if ax is None else axes.bbox.height / canvas.dpi, 0)
@@ -124,7 +128,7 @@ def _cells(found: Sequence[Piece], room: float) -> list[_Cell]:
     """The position of each token: lines are broken between words, and within those that are longer than a line."""
     words: list[list[tuple[Piece, str, float]]] = []
     for piece in found:
-        shown = text.printable(piece.text) if piece.count else text.visible(piece.text)
+        shown = text.printable(piece.text) if piece.count or piece.heading else text.visible(piece.text)
         shown = text.shorten(shown, style.TEXT, room - 2 * EDGE)
         entry = (piece, shown, text.width(shown, style.TEXT) + 2 * EDGE)
         if words and not piece.apart:
@@ -161,6 +165,8 @@ def _draw_cells(axes: Axes, cells: Sequence[_Cell], pitch: float, limits: style.
     boxes, under = [], []
     for cell, fill in zip(cells, fills, strict=True):
         top = cell.line * pitch + (pitch - high) / 2
+        if cell.piece.heading:
+            fill[:3] = 1.0
         boxes.append(Rectangle((cell.x, top), cell.width, high))
         if cell.piece.count:
             fill[:3] = [int(LEFT_OUT[at : at + 2], 16) / 255 for at in (1, 3, 5)]

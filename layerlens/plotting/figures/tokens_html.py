@@ -72,7 +72,7 @@ def tokens_html(
     shown = token_text.read(attribution, sample, name, labels)
     limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
     colors = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
-    found = token_text.pieces(shown.tokens or (), shown.values, count)
+    found = token_text.pieces_of(shown, count)
     heading = shown.title if title is None else title
     parts = [f'<div style="margin-bottom:.3em">{html.escape(heading)}</div>'] if heading else []
     text = "".join(_token_span(piece, limits, colors, shown.units) for piece in found)
@@ -84,6 +84,8 @@ def tokens_html(
 
 
 def _token_span(piece: Piece, limits: style.Limits, colors: Colormap, units: str) -> str:
+    if piece.heading:
+        return f"<b>{html.escape(piece.text)}</b>"
     value = f"{style.number(piece.value)} {units}"
     if piece.count:
         look, hover = f"background:{LEFT_OUT};color:{style.INK}", f"{piece.count} tokens, sum: {value}"

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from layerlens.errors import RecordError, suggestion
+from layerlens.inputs.token_texts import labels
 from layerlens.model.trees import as_array, describe
 
 from ..base import Result
+from .attribution import Tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -27,7 +29,10 @@ class AttentionWeights(Result):
         queries: layer -> positions of the queries, where a part of them was asked for; else empty.
         keys: layer -> positions of the keys, in the same way.
         heads: `"each"`, or `"mean"` where one head is the mean of all.
-        tokens: text of each input token, by sample, if a tokenizer is known.
+        tokens: the tokenizer's name of each input token, by sample, if it is known; by input where several have tokens.
+        texts: what each token reads, in the same form, see `Attribution.texts`.
+        inputs: layer -> the inputs that its queries and its keys lie along, None for neither: of a cross-attention the
+            answer and the source. Empty where the model has one input.
     """
 
     model: str
@@ -36,7 +41,31 @@ class AttentionWeights(Result):
     queries: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     keys: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     heads: str = "each"
-    tokens: list[list[str]] | None = None
+    tokens: Tokens | None = None
+    texts: Tokens | None = None
+    inputs: dict[str, tuple[str | None, str | None]] = dataclasses.field(default_factory=dict)
+
+    def tokens_along(self, layer: str, sample: int) -> tuple[list[str] | None, list[str] | None]:
+        """What the queries and the keys of a layer read, all of them; None where that is unknown.
+
+        A token that is a part of a character is named by the character and a number.
+
+        Args:
+            layer: a layer with attention.
+            sample: which of the batch.
+        """
+        several = isinstance(self.tokens, dict)
+        if self.tokens is None or (several and layer not in self.inputs):
+            return None, None
+        names = self.inputs.get(layer, ("", ""))
+        queries, keys = (None if name is None else self._read(name, sample) for name in names)
+        return queries, keys
+
+    def _read(self, name: str, sample: int) -> list[str] | None:
+        tokens, texts = (one.get(name) if isinstance(one, dict) else one for one in (self.tokens, self.texts))
+        if texts is not None:
+            return labels(texts[sample])
+        return None if tokens is None else list(tokens[sample])
 
     @property
     def layers(self) -> list[str]:

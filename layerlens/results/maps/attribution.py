@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from layerlens.errors import InputError
+from layerlens.inputs.token_texts import Group
 from layerlens.model.tensors import ByTensor
 from layerlens.model.trees import as_array, describe
 
@@ -18,10 +19,13 @@ from ..base import Result, numbers
 from ..tables import rows
 from ..values.layer_profile import LayerProfile
 from ..values.ledger import Ledger
-from .token_spans import Group, Span, join, span_groups, sums, word_groups
+from .token_spans import Span, marked_texts, span_groups, sums, word_groups
 
 Values = torch.Tensor | dict[str, torch.Tensor]
 """One tensor, or one by name for a model with several inputs."""
+
+Tokens = list[list[str]] | dict[str, list[list[str]]]
+"""A text for each token, by sample; or one by name for a model with several inputs, of which some may have none."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -40,10 +44,13 @@ class Attribution(Result):
         score: the score of each sample, `(batch,)`.
         checks: what the method can prove about itself, each `(batch,)`, for example `"completeness gap"`.
         inputs: the input, in the same form as `values` where it has the same axes; None where it is not kept.
-        tokens: the text of each token, when known.
+        tokens: the tokenizer's name of each token, such as `Ġcapital`, when known; a dict by input name where `values`
+            is one: the source and the answer of an encoder-decoder each have theirs.
         targets: what was scored, sample by sample, where that differs.
         standard_error: standard error of the values, in the same form, if they are a mean over random draws.
         cost: what the method takes for a sample, in forward passes or gradients; empty if unknown.
+        texts: what each token adds to the decoded text, in the form of `tokens`, when known: with the space before it,
+            and empty for a token that is a part of the character before it.
     """
 
     values: Values
@@ -56,10 +63,11 @@ class Attribution(Result):
     score: torch.Tensor
     checks: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     inputs: Values | None = None
-    tokens: list[list[str]] | None = None
+    tokens: Tokens | None = None
     targets: tuple[str, ...] | None = None
     standard_error: Values | None = None
     cost: str = ""
+    texts: Tokens | None = None
 
     def target_of(self, sample: int) -> str:
         """What was scored for one sample."""
@@ -110,11 +118,28 @@ class Attribution(Result):
         """
         return combined(Attribution, self, other, "-") if isinstance(other, Attribution) else NotImplemented
 
+    def tokens_of(self, name: str | None = None) -> list[list[str]] | None:
+        """The tokens of an input, None where they are unknown.
+
+        Args:
+            name: name of the input; None where there is one.
+        """
+        return self.tokens.get(name or "") if isinstance(self.tokens, dict) else self.tokens
+
+    def texts_of(self, name: str | None = None) -> list[list[str]] | None:
+        """What the tokens of an input read, None where it is unknown.
+
+        Args:
+            name: name of the input; None where there is one.
+        """
+        return self.texts.get(name or "") if isinstance(self.texts, dict) else self.texts
+
     def by_word(self) -> Attribution:
         """The sums over the tokens of each word, `(batch, word)`, with the words as `tokens`.
 
-        A word begins where the tokenizer says so (a leading `Ġ`, `▁`, space, or no `##`); punctuation and special
-        tokens are words themselves. Shorter texts of a batch get zeros and empty words at their end.
+        A word begins after white space in the decoded text, or where the names of tokens say so (a leading `Ġ`, `▁`,
+        space, or no `##`); punctuation and special tokens are words themselves. Shorter texts of a batch get zeros and
+        empty words at their end. Of several inputs, those whose tokens are known become words.
 
         Raises:
             InputError: when the values are not one number per token, or the texts of the tokens are not known.
@@ -129,17 +154,25 @@ class Attribution(Result):
             >>> a.by_word().tokens, a.by_word().tensor
             ([['The', 'capital']], tensor([[1., 5.]]))
         """
-        values = self._per_token()
         if self.tokens is None:
+            self._check_tokens(None)
             raise InputError("the texts of the tokens are not known: Lens(model, tokenizer=...), or .by_span(spans).")
-        return self._summed("word", values, [word_groups(row) for row in self.tokens])
+        names: list[str | None] = list(self.tokens) if isinstance(self.tokens, dict) else [None]
+        groups: dict[str | None, list[list[Group]]] = {}
+        for name in names:
+            self._check_tokens(name)
+            tokens = self.tokens_of(name) or []
+            texts: Sequence[list[str] | None] = self.texts_of(name) or [None] * len(tokens)
+            groups[name] = [word_groups(row, own) for row, own in zip(tokens, texts, strict=True)]
+        return self._summed("word", groups)
 
-    def by_span(self, spans: Sequence[Span]) -> Attribution:
+    def by_span(self, spans: Sequence[Span], name: str | None = None) -> Attribution:
         """The sums over the tokens of each span, `(batch, span)`, with their texts as `tokens`.
 
         Args:
             spans: each `(start, stop)`, from the first token to before the second, or a part of the text; the same for
                 every sample.
+            name: name of the input where there are several; the others stay as they are.
 
         Raises:
             InputError: when the values are not one number per token, or a sample has no such span or several.
@@ -149,33 +182,59 @@ class Attribution(Result):
             >>> a.by_span([(0, 2), (2, 3)]).tensor
             tensor([[3., 3.]])
         """
-        values = self._per_token()
-        rows = self.tokens if self.tokens is not None else [None] * len(values)
-        return self._summed("span", values, [span_groups(row, spans, values.shape[1]) for row in rows])
+        values = self._check_tokens(name)
+        rows: Sequence[list[str] | None] = self.tokens_of(name) or [None] * len(values)
+        texts: Sequence[list[str] | None] = self.texts_of(name) or [None] * len(values)
+        groups = [span_groups(row, spans, values.shape[1], own) for row, own in zip(rows, texts, strict=True)]
+        return self._summed("span", {name: groups})
 
-    def _per_token(self) -> torch.Tensor:
-        values = self.tensor
-        if values.ndim != 2 or (self.tokens is not None and any(len(row) != values.shape[1] for row in self.tokens)):
+    def _check_tokens(self, name: str | None) -> torch.Tensor:
+        """Return the values of an input of tokens, `(batch, token)`.
+
+        Raises:
+            InputError: when there is no such input, or not one number per token.
+        """
+        if name is None:
+            values = self.tensor
+        elif isinstance(self.values, dict) and name in self.values:
+            values = self.values[name]
+        else:
+            known = f"the inputs are {', '.join(self.values)}" if isinstance(self.values, dict) else "it has no name"
+            raise InputError(f"there is no input {name!r}: {known}.")
+        tokens = self.tokens_of(name)
+        if values.ndim != 2 or (tokens is not None and any(len(row) != values.shape[1] for row in tokens)):
             raise InputError(f"words and spans need one number per token, (batch, token); got {describe(values)}.")
         return values
 
-    def _summed(self, axis: str, values: torch.Tensor, groups: list[list[Group]]) -> Attribution:
-        texts = self.tokens if self.tokens is not None else [[str(k) for k in range(values.shape[1])]] * len(values)
-        named = [
-            [
-                join(row[start:stop]).strip(" ") if self.tokens is not None else f"{start}-{stop - 1}"
-                for start, stop in parts
-            ]
-            for row, parts in zip(texts, groups, strict=True)
-        ]
-        most = max(len(row) for row in named)
+    def _summed(self, axis: str, groups: dict[str | None, list[list[Group]]]) -> Attribution:
+        """The sums over groups of tokens, by input."""
+        values: dict[Any, torch.Tensor] = dict(self.values) if isinstance(self.values, dict) else {None: self.values}
+        tokens: dict[str | None, list[list[str]]] = {}
+        for name, samples in groups.items():
+            texts, names = self.texts_of(name), self.tokens_of(name)
+            if texts is None and names is not None:
+                texts = [marked_texts(row) for row in names]
+            if texts is None:
+                named = [[f"{start}-{stop - 1}" for start, stop in parts] for parts in samples]
+            else:
+                pairs = zip(texts, samples, strict=True)
+                named = [["".join(row[start:stop]).strip(" \t\u3000\xa0") for start, stop in parts] for row, parts in pairs]
+            most = max(map(len, named))
+            tokens[name] = [row + [""] * (most - len(row)) for row in named]
+            values[name] = sums(values[name], samples)
+        several = isinstance(self.values, dict)
+
+        def others(known: object) -> dict[Any, Any]:
+            return {name: one for name, one in known.items() if name not in groups} if isinstance(known, dict) else {}
+
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Attribution)}
         fields |= {
-            "values": sums(values, groups),
-            "axes": ("batch", axis),
+            "values": values if several else values[None],
+            "axes": None if several else ("batch", axis),
             "settings": {**self.settings, "summed over": f"{axis}s"},
-            "inputs": None,
-            "tokens": [row + [""] * (most - len(row)) for row in named],
+            "inputs": others(self.inputs) or None,
+            "tokens": others(self.tokens) | tokens if several else tokens[None],
+            "texts": others(self.texts) or None,
             "standard_error": None,  # the errors of a sample's tokens are not independent
         }
         return Attribution(**fields)

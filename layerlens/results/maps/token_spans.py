@@ -11,10 +11,8 @@ from typing import Final, TypeAlias
 import torch
 
 from layerlens.errors import InputError, warn
+from layerlens.inputs.token_texts import BYTE, SKIN_TONES, Group, character_groups as character_groups, is_special
 from layerlens.model.trees import describe
-
-Group: TypeAlias = tuple[int, int]
-"""Tokens from the first to before the second."""
 
 Span: TypeAlias = "tuple[int, int] | str"
 
@@ -22,8 +20,14 @@ SPACES: Final = ("Ġ", "▁", "Ċ", "ĉ", " ", "\n", "\t")
 """What a token that begins a word begins with: byte-level tokenizers, SentencePiece, and plain text."""
 
 
-def word_groups(tokens: Sequence[str]) -> list[Group]:
-    """Which tokens make up each word, by the markers of the tokenizer.
+def word_groups(tokens: Sequence[str], texts: Sequence[str] | None = None) -> list[Group]:
+    """Which tokens make up each word.
+
+    A word begins after white space, and at punctuation and special tokens; never inside of a character.
+
+    Args:
+        tokens: the tokenizer's names of the tokens.
+        texts: what each of them reads, see `Attribution.texts`; None to read the markers in their names.
 
     Example:
         >>> word_groups(["The", "Ġcap", "ital", "Ġis", "."])
@@ -31,40 +35,108 @@ def word_groups(tokens: Sequence[str]) -> list[Group]:
         >>> word_groups(["[CLS]", "un", "##real", "[SEP]"])
         [(0, 1), (1, 3), (3, 4)]
     """
-    pieces = any(token.startswith("##") for token in tokens)
-    spaced = any(token.startswith(SPACES) for token in tokens)
-    whole = any(token.startswith("[") and _special(token) for token in tokens)  # as "##" has them
+    read, separate = texts, False
+    if read is None:
+        read, separate = marked_texts(tokens), _unmarked(tokens)
+    starts, before = [0][: len(read)], ""
+    for place, text in enumerate(read):
+        if place and text and _begins_word(text, before, separate, last=place + 1 == len(read)):
+            starts.append(place)
+        before = text or before
+    return list(zip(starts, [*starts[1:], len(tokens)], strict=True))
+
+
+def _begins_word(text: str, before: str, separate: bool, last: bool) -> bool:
+    """Whether a token begins a word; spaces alone are of the word after them, or of the last one."""
+    if is_special(text) or is_special(before):
+        return True
+    if _is_space(before) or (last and _is_space(text)):
+        return False
+    spaced = text[0].isspace() or before[-1].isspace()
+    return separate or spaced or _outside_words(text) or _outside_words(before)
+
+
+def _is_space(text: str) -> bool:
+    """Whether a text is white space within a line."""
+    return not text.strip() and "\n" not in text
+
+
+def _unmarked(tokens: Sequence[str]) -> bool:
+    """Whether no name says where a word begins, so that each token counts as one; with a warning where they touch."""
+    marked = any(token.startswith(("##", *SPACES)) for token in tokens) or _as_bytes(tokens) is not None
+    whole = any(token.startswith("[") and is_special(token) for token in tokens)  # as "##" has them
     touching = any(not (_outside_words(left) or _outside_words(right)) for left, right in itertools.pairwise(tokens))
-    if touching and not (pieces or spaced or whole):
+    if touching and not (marked or whole):
         warn(
             f"none of the {len(tokens)} tokens says where a word begins (a leading 'Ġ', '▁', '##' or space), so each "
             "counts as a word; .by_span([(start, stop), ...]) sums over the tokens that you name.",
         )
-    starts = [
-        place
-        for place, token in enumerate(tokens)
-        if place == 0
-        or token.startswith(SPACES)
-        or (not token.startswith("##") if pieces or not spaced else False)
-        or _outside_words(token)
-        or _outside_words(tokens[place - 1])
-    ]
-    return list(zip(starts, [*starts[1:], len(tokens)], strict=True))
+    return not marked
 
 
-def _special(token: str) -> bool:
-    """Whether a token is the tokenizer's own, such as `[CLS]`, `<s>` and `<|endoftext|>`."""
-    return len(token) > 2 and (token[0], token[-1]) in {("[", "]"), ("<", ">")}
+def marked_texts(tokens: Sequence[str]) -> list[str]:
+    """What tokens read, by the markers in their names: the text, with the space before it, that each adds.
+
+    Bytes that make up a character together have it at the first of them.
+
+    Example:
+        >>> marked_texts(["ĠZ", "Ã", "¼", "rich"]), marked_texts(["un", "##real", "words"]), marked_texts(["▁so"])
+        ([' Z', 'ü', '', 'rich'], ['un', 'real', ' words'], [' so'])
+    """
+    coded = _as_bytes(tokens)
+    if coded is not None:
+        return _characters(tokens, coded)
+    if any(token.startswith("##") for token in tokens):
+        return [
+            token.removeprefix("##") if not place or token.startswith("##") or _outside_words(token) else f" {token}"
+            for place, token in enumerate(tokens)
+        ]
+    return [token.replace("▁", " ") for token in tokens]
+
+
+def _as_bytes(tokens: Sequence[str]) -> list[bytes] | None:
+    """The bytes of each token where its name spells them: with a letter for each, or as `<0xE5>`; else None."""
+    if any(BYTE.fullmatch(token) for token in tokens):
+        named = (BYTE.fullmatch(token) for token in tokens)
+        return [
+            bytes([int(found[1], 16)]) if found else token.replace("▁", " ").encode()
+            for found, token in zip(named, tokens, strict=True)
+        ]
+    letters = _bytes_of_letters()
+    text = "".join(tokens)
+    if text.isascii() or not all(letter in letters for letter in text):
+        return None
+    coded = [bytes(letters[letter] for letter in token) for token in tokens]
+    try:
+        b"".join(coded).decode()
+    except UnicodeDecodeError:
+        return coded if any(mark in text for mark in "ĠĊĉ") else None  # a part of a text
+    return coded
+
+
+def _characters(tokens: Sequence[str], coded: Sequence[bytes]) -> list[str]:
+    """The text of each token; one that is a part of a character is empty, and the first of them has it."""
+    texts, start, held = [""] * len(coded), 0, b""
+    for place, part in enumerate(coded):
+        held += part
+        text = held.decode(errors="replace")
+        if not text.endswith("\ufffd") or place + 1 == len(coded) or len(held) > len(part) + 3:
+            texts[start], start, held = text, place + 1, b""
+    return texts
 
 
 def _outside_words(token: str) -> bool:
-    """Whether a token is outside of words: a special token, white space, or punctuation other than ' and -."""
+    """Whether a token is outside of words: a special token, white space, or punctuation other than ' and -.
+
+    Pictures such as emoji are words or parts of one.
+    """
     text = token.removeprefix("##").lstrip("Ġ▁ ")
-    return (
-        _special(token)
-        or not text.strip("Ċĉ\n\t ")
-        or all(unicodedata.category(letter)[0] in "PS" and letter not in "'’-" for letter in text)
-    )
+    return is_special(token) or not text.strip("Ċĉ\n\t ") or all(map(_punctuates, text))
+
+
+def _punctuates(letter: str) -> bool:
+    kind = unicodedata.category(letter)
+    return kind[0] in "PS" and kind != "So" and letter not in "'’-" and letter not in SKIN_TONES
 
 
 @functools.cache
@@ -82,19 +154,19 @@ def join(tokens: Sequence[str]) -> str:
         >>> join(["ĠZ", "Ã¼", "rich"]), join(["un", "##real"]), join(["▁so"])
         (' Zürich', 'unreal', ' so')
     """
-    text = "".join(token.removeprefix("##") for token in tokens)
-    if any(mark in text for mark in "ĠĊĉ") or not text.isascii():
-        letters = _bytes_of_letters()
-        if "▁" not in text and all(letter in letters for letter in text):
-            try:
-                return bytes(letters[letter] for letter in text).decode()
-            except UnicodeDecodeError:
-                pass
-    return text.replace("▁", " ").replace("Ġ", " ")
+    return "".join(marked_texts(tokens))
 
 
-def span_groups(tokens: Sequence[str] | None, spans: Sequence[Span], count: int) -> list[Group]:
+def span_groups(
+    tokens: Sequence[str] | None, spans: Sequence[Span], count: int, texts: Sequence[str] | None = None
+) -> list[Group]:
     """Which tokens each span is: `(start, stop)`, or a part of the text that begins and ends with tokens.
+
+    Args:
+        tokens: the tokenizer's names of the tokens; None if unknown.
+        spans: the spans.
+        count: number of tokens.
+        texts: what each token reads; None to read the markers in their names.
 
     Raises:
         InputError: when there is no such span.
@@ -102,7 +174,8 @@ def span_groups(tokens: Sequence[str] | None, spans: Sequence[Span], count: int)
     if isinstance(spans, str) or not isinstance(spans, Sequence) or not spans:
         raise InputError(f"spans must be a list of (start, stop) or of parts of the text, got {spans!r}.")
     return [
-        _group_of_text(tokens, span, count) if isinstance(span, str) else _check_span(span, count) for span in spans
+        _group_of_text(tokens, texts, span, count) if isinstance(span, str) else _check_span(span, count)
+        for span in spans
     ]
 
 
@@ -116,35 +189,31 @@ def _check_span(span: object, count: int) -> Group:
     return start, stop
 
 
-def _group_of_text(tokens: Sequence[str] | None, text: str, count: int) -> Group:
-    if tokens is None:
+def _group_of_text(tokens: Sequence[str] | None, texts: Sequence[str] | None, text: str, count: int) -> Group:
+    if texts is None and tokens is not None:
+        alone = not any(token.startswith(("##", *SPACES)) for token in tokens) and _as_bytes(tokens) is None
+        texts = [f" {token}" for token in tokens] if alone else marked_texts(tokens)
+    if texts is None:
         raise InputError(f"the span {text!r} is a text, but the texts of the tokens are not known; give (start, stop).")
     wanted = text.split()
     found: list[Group] = []
     for start in range(count):
         for stop in range(start + 1, count + 1):
-            words = _words(tokens, start, stop)
+            words = "".join(texts[start:stop]).split()
             if words == wanted:
-                found = [group for group in found if group[1] != stop]  # without the white space before it
-                found.append((start, stop))
+                end = next((end for end in range(stop, count) if texts[end]), count)  # with the rest of a character
+                found = [group for group in found if group[1] != end]  # without the white space before it
+                found.append((start, end))
                 break
             if len(words) > len(wanted):
                 break
     if len(found) != 1:
-        shown = join(tokens).strip()
+        shown = "".join(texts).strip()
         raise InputError(
             f"the span {text!r} is {'not there' if not found else f'there {len(found)} times'} as whole tokens in "
             f"{shown[:200]!r}; give (start, stop) of its tokens."
         )
     return found[0]
-
-
-def _words(tokens: Sequence[str], start: int, stop: int) -> list[str]:
-    """The text of tokens as words: tokens without marks of spaces are separated."""
-    part = tokens[start:stop]
-    if any(token.startswith("##") for token in tokens) or not any(token.startswith(SPACES) for token in tokens):
-        return "".join(f" {token}" if not token.startswith("##") else token[2:] for token in part).split()
-    return join(part).split()
 
 
 def sums(values: torch.Tensor, groups: Sequence[Sequence[Group]]) -> torch.Tensor:

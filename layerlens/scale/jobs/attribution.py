@@ -16,18 +16,15 @@ from layerlens.axes.names import batch_axis
 from layerlens.errors import RecordError
 from layerlens.inputs.batches import Batch
 from layerlens.inputs.inputs import Forward, Inputs
+from layerlens.inputs.token_texts import known_tokens, token_ids
 from layerlens.model.layers import Layers
 from layerlens.model.selection import split_tensor
 from layerlens.model.trees import describe
 from layerlens.results import Attribution, Relevance
 from layerlens.targets.target import Target
-from layerlens.targets.tokens import token_texts
 
 from ..store.fingerprint import as_json, target_settings
 from .base import RowsJob, cast
-
-TEXTS = ("tokens", "target")
-"""Columns of JSON as bytes."""
 
 
 @dataclasses.dataclass
@@ -62,9 +59,9 @@ class Saliency(RowsJob):
         }
         rows |= {name: cast(tensor, self.dtype) for name, tensor in _parts("standard error", found.standard_error)}
         rows |= self.more(model, batch, found)
-        tokens = found.tokens or self._tokens(found, batch.inputs)
-        if tokens is not None:
-            rows["tokens"] = _texts(tokens)
+        for name, texts in zip(("tokens", "texts"), self._tokens(found, batch.inputs), strict=True):
+            if texts is not None:
+                rows[name] = _texts(_by_sample_of(texts))
         rows["target"] = _texts([found.target_of(sample) for sample in range(batch.inputs.batch)])
         kept = ("axes", "signed", "units", "target", "method", "settings", "cost")
         result = {name: as_json(getattr(found, name)) for name in kept}
@@ -74,10 +71,12 @@ class Saliency(RowsJob):
         """Return the columns that only this kind of attribution has."""
         return {}
 
-    def _tokens(self, found: Attribution, inputs: Inputs) -> list[list[str]] | None:
-        if self.tokenizer is None or found.axes != ("batch", "token"):
-            return None
-        return token_texts(self.tokenizer, inputs)
+    def _tokens(self, found: Attribution, inputs: Inputs) -> tuple[Any, Any]:
+        """The names of the tokens and what they read."""
+        ids = token_ids(found.values, found.inputs)
+        if found.tokens is not None or self.tokenizer is None or ids is None:
+            return found.tokens, found.texts
+        return known_tokens(self.tokenizer, ids, inputs.texts)
 
 
 @dataclasses.dataclass
@@ -120,6 +119,13 @@ class RelevanceJob(Saliency):
 
 def _by_sample(check: torch.Tensor, batch: Batch) -> bool:
     return check.ndim >= 1 and len(check) == batch.inputs.batch
+
+
+def _by_sample_of(texts: Any) -> list[Any]:
+    """The texts of each sample: a list, or a dict of lists by input."""
+    if not isinstance(texts, dict):
+        return list(texts)
+    return [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
 
 
 def _parts(name: str, values: Any) -> list[tuple[str, torch.Tensor]]:

@@ -52,7 +52,8 @@ def attribution(store: Store, samples: Sequence[int]) -> Attribution:
     scored: list[str] = texts("target") or []
     fields = {name: about[name] for name in ("signed", "units", "target", "method", "settings", "cost")}
     fields |= {"axes": None if about["axes"] is None else tuple(about["axes"]), "values": one_or_several("values")}
-    fields |= {"score": rows("score"), "checks": with_prefix("checks/"), "tokens": texts("tokens")}
+    fields |= {"score": rows("score"), "checks": with_prefix("checks/"), "tokens": _by_input(texts("tokens"))}
+    fields["texts"] = _by_input(texts("texts"))
     fields |= {
         "standard_error": one_or_several("standard error"),
         "targets": tuple(scored) if set(scored) - {about["target"]} else None,
@@ -71,3 +72,10 @@ def attribution(store: Store, samples: Sequence[int]) -> Attribution:
         layers={path: tuple(tensors) for path, tensors in calls.items()},
         rules_used={},
     )
+
+
+def _by_input(rows: list[Any] | None) -> Any:
+    """The texts of samples, by input where there are several."""
+    if not rows or not isinstance(rows[0], dict):
+        return rows
+    return {name: [row[name] for row in rows] for name in rows[0]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from layerlens.errors import InputError, OptionError, choose
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
+from layerlens.inputs.sequences import InputSequence, resized, sequences
 from layerlens.model.borrowed import borrowed
 from layerlens.model.call_tracking import Running
 from layerlens.model.fastpath import layers_called
@@ -77,10 +79,15 @@ def attention(
     inside = None if layers is None else set(Layers(model).select(layers))
     given = as_inputs(x)
     result = AttentionWeights(type(model).__name__, {}, {}, heads=heads)
-    running = Running(model)
-    watch = _AttentionWatch(running, inside, result, queries, keys, _batch(given))
-    with borrowed(model, grad=False), layers_called(), running, watch:
-        given.run(model, running.around(forward))
+
+    def watched(inputs: Inputs, result: AttentionWeights, queries: Positions, keys: Positions) -> _AttentionWatch:
+        running = Running(model)
+        watch = _AttentionWatch(running, inside, result, queries, keys, _batch(inputs))
+        with borrowed(model, grad=False), layers_called(), running, watch:
+            inputs.run(model, running.around(forward))
+        return watch
+
+    watch = watched(given, result, queries, keys)
     if watch.hidden:
         calls = ", ".join(f"{layer or 'the model'} calls {name}" for layer, name in watch.hidden.items())
         raise InputError(
@@ -93,7 +100,29 @@ def attention(
             f"no attention was found in {type(model).__name__}{where}: neither F.scaled_dot_product_attention, nor "
             "nn.MultiheadAttention, nor a softmax over the last axis that is multiplied with values."
         )
+    found = sequences(given)
+    if len(found) > 1:  # such as source and answer
+        sizes = [(str(one), *_sizes_with_another_length(given, one, watched)) for one in found if one.ids is not None]
+        for layer, own in watch.sizes.items():
+            known = [(name, more, other[layer]) for name, more, other in sizes if layer in other]
+            along = [[name for name, more, other in known if other[axis] == own[axis] + more] for axis in (0, 1)]
+            if len(known) == len(sizes) and all(len(names) < 2 for names in along):
+                result.inputs[layer] = (next(iter(along[0]), None), next(iter(along[1]), None))
     return result
+
+
+def _sizes_with_another_length(
+    given: Inputs, sequence: InputSequence, watched: Callable[..., _AttentionWatch]
+) -> tuple[int, dict[str, tuple[int, int]]]:
+    """By how many places an input was made longer, and the numbers of queries and keys of each attention then."""
+    inputs, more = resized(given, sequence)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            watch = watched(inputs, AttentionWeights("", {}, {}), 0, 0)
+    except Exception:  # whatever the model raises for an input that it does not take
+        return more, {}
+    return more, watch.sizes
 
 
 def _batch(given: Inputs) -> int | None:
@@ -120,6 +149,7 @@ class _AttentionWatch(TorchFunctionMode):
         self._queries, self._keys, self._mean = queries, keys, result.heads == "mean"
         self._softmaxes = Softmaxes()
         self._counts: Counter[str] = Counter()
+        self.sizes: dict[str, tuple[int, int]] = {}
 
     def __torch_function__(
         self,
@@ -162,7 +192,8 @@ class _AttentionWatch(TorchFunctionMode):
         self._counts[place] += 1
         name = f"{place}#{index}" if index else place
         weights = with_four_axes(weights.detach(), self._batch)
-        chosen = positions(self._queries, query_count or weights.shape[-2], "queries")
+        self.sizes[name] = query_count or weights.shape[-2], weights.shape[-1]
+        chosen = positions(self._queries, self.sizes[name][0], "queries")
         if chosen is not None:
             weights = weights if query_count is not None else weights[..., chosen, :]
             self._result.queries[name] = tuple(chosen)
