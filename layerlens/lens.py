@@ -21,6 +21,7 @@ from .analyzers.activation.feature_visualization.feature_visualization import fe
 from .analyzers.saliency import grad_cam as class_activation_map
 from .analyzers.structure import compare_routes as difference_of_routes, layers as layer_table, route as route_of
 from .binding import bind
+from .errors import TargetError
 from .inputs.inputs import Input, Inputs
 from .model.layers import select as select_layers
 from .probes.function_probe import functions as function_values
@@ -88,8 +89,10 @@ def _name_columns(lens: WrappedModel, found: LogitLens, given: Mapping[str, Any]
     """Name the positions of a logit lens by their tokens."""
     if lens.tokenizer is None or found.axes[1] != "position":
         return found
-    answers = Answers(given["x"], lens.run_inputs, lens.argument_names())
-    followed = answers.sequence(len(found.columns))
+    try:
+        followed = Answers(given["x"], lens.run_inputs, lens.argument_names()).sequence(len(found.columns))
+    except TargetError:  # unknown, so they keep their numbers
+        return found
     names = None if followed is None else place_names(lens.tokenizer, followed.ids)
     if names is None:
         return found

@@ -218,7 +218,7 @@ class Attribution(Result):
                 named = [[f"{start}-{stop - 1}" for start, stop in parts] for parts in samples]
             else:
                 pairs = zip(texts, samples, strict=True)
-                named = [["".join(row[start:stop]).strip(" \t\u3000\xa0") for start, stop in parts] for row, parts in pairs]
+                named = [["".join(row[a:b]).strip(" \t\u3000\xa0") for a, b in parts] for row, parts in pairs]
             most = max(map(len, named))
             tokens[name] = [row + [""] * (most - len(row)) for row in named]
             values[name] = sums(values[name], samples)
