@@ -176,7 +176,7 @@ def _characters(
 ) -> tuple[Array, tuple[str, ...], bool]:
     """Values and texts with the tokens that make up a character as one, and whether these are parts of the text."""
     read = marked_texts(tokens) if texts is None else texts[sample]
-    if texts is None and all(read):
+    if texts is None and all(text or not token for text, token in zip(read, tokens, strict=True)):
         return values, tokens, False
     groups = character_groups(read)
     return (
