@@ -12,6 +12,7 @@ from tests.cases import normal
 
 C, P, A = normal(2, 8).double(), normal(5, 8, seed=1).double(), normal(8, 8, seed=2).double()
 LOWER = torch.tril(A) + 4 * torch.eye(8).double()
+EVEN = torch.arange(8) % 2 == 0
 GROUPS = torch.arange(8).expand(2, 8) % 3
 DIAGONAL = torch.eye(8, dtype=torch.bool)
 OFFSET = torch.full((4,), 0.3 - 1j, dtype=torch.complex128)
@@ -191,6 +192,19 @@ SAME = {
     "axes swapped in place": [lambda h: h.view(2, 2, 4).transpose(1, 2), lambda h: h.view(2, 2, 4).swapaxes_(1, 2)],
     "a stop in a slice": [rounded, lambda h: torch.cat([h[:, :3].round(), h[:, 3:]], 1)],
     "complex power": [lambda h: as_complex(h) ** (2 + 0j), lambda h: as_complex(h).square()],
+    "masked logsumexp": [
+        lambda h: h.masked_fill(EVEN, -math.inf).logsumexp(1, keepdim=True),
+        lambda h: h[:, ~EVEN].logsumexp(1, keepdim=True),
+        lambda h: torch.logaddexp(h[:, ~EVEN].logsumexp(1, keepdim=True), torch.full((2, 1), -math.inf).double()),
+    ],
+    "masked log softmax": [
+        lambda h: h.masked_fill(EVEN, -math.inf).log_softmax(1)[:, ~EVEN],
+        lambda h: h[:, ~EVEN].log_softmax(1),
+    ],
+    "log where it is defined": [
+        lambda h: torch.where(h > 0, h.log(), h),
+        lambda h: torch.where(h > 0, torch.log2(h) * LN2, h),
+    ],
     "columns": [lambda h: torch.column_stack([h, C[:, 0]]), lambda h: torch.cat([h, C[:, :1]], 1)],
 }  # fmt: skip
 

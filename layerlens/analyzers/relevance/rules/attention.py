@@ -11,6 +11,7 @@ import torch
 
 from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Node, Role, Row
 
+from .elementwise import finite
 from .rulebook import Rulebook
 
 
@@ -32,26 +33,26 @@ def fused_attention(node: Node, gradients: Gradients, gradient: torch.Tensor, ru
     return shared, (node._saved_output * gradient, *passed_on)
 
 
-def softmax(node: Node) -> tuple[torch.Tensor, torch.Tensor]:
+def softmax(node: Node) -> tuple[torch.Tensor, ...]:
     """(y, x) of the Taylor rule; log(y) serves as x because the multipliers sum to 0 over the axis."""
     y = node._saved_result
     return y, torch.where(y > 0, torch.log(y), torch.zeros_like(y))
 
 
-def log_softmax(node: Node) -> tuple[torch.Tensor, torch.Tensor]:
+def log_softmax(node: Node) -> tuple[torch.Tensor, ...]:
     """(y, x) of the Taylor rule; y serves as x because the multipliers sum to 0 over the axis."""
-    return node._saved_result, node._saved_result
+    return finite(node._saved_result) * 2
 
 
-def logarithm(node: Node) -> tuple[torch.Tensor, torch.Tensor]:
+def logarithm(node: Node) -> tuple[torch.Tensor, ...]:
     """(y, x) of the Taylor rule: log has no value at 0 from which a ratio could start."""
     x = node._saved_self
-    return torch.log(x), x
+    return finite(torch.log(x), x)
 
 
-def log_sum_exp(node: Node) -> tuple[torch.Tensor, torch.Tensor]:
+def log_sum_exp(node: Node) -> tuple[torch.Tensor, ...]:
     """(y, x) of the Taylor rule."""
-    return node._saved_result, node._saved_self
+    return finite(node._saved_result, node._saved_self)
 
 
 _FUSED = """

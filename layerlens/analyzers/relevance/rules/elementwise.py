@@ -33,6 +33,11 @@ def quotient(numerator: torch.Tensor, x: torch.Tensor, limit: float | torch.Tens
     return (numerator / x).masked_fill_(x == 0, limit)
 
 
+def finite(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Replace by 0 what is not finite, as masked elements are: no relevance passes them."""
+    return tuple(value.nan_to_num(0.0, 0.0, 0.0) for value in values)
+
+
 def gelu(node: Node, _: torch.Tensor | None) -> Ratio:
     """The normal distribution function of x; its tanh form when that was used (Hendrycks and Gimpel 2016)."""
     x = node._saved_self

@@ -14,6 +14,7 @@ import torch
 
 from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Node, Row, relevance_of
 
+from .elementwise import finite
 from .rulebook import Rulebook
 from .structure import STEP
 
@@ -29,14 +30,14 @@ def _taylor(function: Callable[..., torch.Tensor], inputs: str = "self", options
 
     def rule(node: Node) -> tuple[torch.Tensor, ...]:
         xs = _saved(node, inputs)
-        return function(*xs, *_saved(node, options)), *(x for x in xs if isinstance(x, torch.Tensor))
+        return finite(function(*xs, *_saved(node, options)), *(x for x in xs if isinstance(x, torch.Tensor)))
 
     return Row(Kind.TAYLOR, rule)
 
 
 def _degree_one(inputs: str) -> Row:
     """The row of a function of degree one that saves its inputs, by slot, and its result."""
-    return Row(Kind.LINEAR, lambda node: (node._saved_result, *_saved(node, inputs)))
+    return Row(Kind.LINEAR, lambda node: finite(node._saved_result, *_saved(node, inputs)))
 
 
 def _reduced(source: str) -> Callable[[Node], Row]:
