@@ -9,7 +9,7 @@ from layerlens.errors import AxesUnknown
 from layerlens.model.layers import LayerPath
 from layerlens.model.tensors import tensor_path
 
-from .layout import Role, named, only
+from .layout import Role, named, only, roles
 from .provenance.axis import Axes
 
 
@@ -34,38 +34,50 @@ class CallSite:
         """`path`, or `path #1` for the second call."""
         return (self.path or "(model)") + (f" #{self.index}" if self.index else "")
 
-    def axes(self, tensor: str = "") -> Axes:
-        """Return the axes of one tensor that the call returned, all of them known.
+    def axes(self, tensor: str = "", *, argument: bool = False) -> Axes:
+        """Return the axes of one tensor that the call returned, or took with `argument`, all of them known.
 
         Raises:
             AxesUnknown: when an axis is unknown, or there is no such tensor; says how to name the axes.
         """
-        found = self.outputs.get(tensor)
-        if found is None:
-            named = ", ".join(map(repr, self.outputs)) or "none"
-            raise AxesUnknown(f"layer {self.name!r} returned no tensor {tensor!r}; its tensors: {named}.")
+        found = self.seen(tensor, argument=argument)
         if all(axis.known for axis in found):
             return found
         why = next(part.source.why for axis in found for part in axis.parts() if part.source.kind == "unknown")
-        raise self._unknown(tensor, f"are not known: {why}")
+        raise self._unknown(tensor, found, f"are not known: {why}")
 
-    def axis(self, role: Role, tensor: str = "") -> int:
+    def seen(self, tensor: str = "", *, argument: bool = False) -> Axes:
+        """Return the same axes, some of them perhaps unknown.
+
+        Raises:
+            AxesUnknown: when there is no such tensor.
+        """
+        among = self.inputs if argument else self.outputs
+        if tensor in among:
+            return among[tensor]
+        names = ", ".join(map(repr, among)) or "none"
+        raise AxesUnknown(
+            f"layer {self.name!r} {'took' if argument else 'returned'} no tensor {tensor!r}; its tensors: {names}."
+        )
+
+    def axis(self, role: Role, tensor: str = "", *, argument: bool = False) -> int:
         """Return the number of the only axis of this role, such as `"unit"`, in one tensor that the call returned.
 
         Raises:
-            AxesUnknown: when there is none, or several, or an axis is unknown.
+            AxesUnknown: when there is none, or several.
         """
-        found = self.axes(tensor)
-        place = only(found, role)
+        place = only(self.seen(tensor, argument=argument), role)
         if place is None:
-            raise self._unknown(tensor, f"are ({', '.join(named(found))}): not exactly one is a {role} axis")
+            found = self.axes(tensor, argument=argument)
+            count = "several are" if role in roles(found) else "none is"
+            raise self._unknown(tensor, found, f"are ({', '.join(named(found))}): {count} a {role} axis")
         return place
 
-    def _unknown(self, tensor: str, why: str) -> AxesUnknown:
-        found, key = self.outputs[tensor], tensor_path(self.path, tensor)
+    def _unknown(self, tensor: str, found: Axes, why: str) -> AxesUnknown:
+        key = tensor_path(self.path, tensor)
         example = ("batch", "token", "unit") if len(found) == 3 else ("batch", "unit", "height", "width")[: len(found)]
         sizes = tuple(axis.size for axis in found)
         return AxesUnknown(
-            f"layer {self.name!r} returned a tensor of shape {sizes} whose axes {why}. Name them, such as "
+            f"layer {self.name!r} has a tensor of shape {sizes} whose axes {why}. Name them, such as "
             f"Lens(model, axes={{{key!r}: {example}}})."
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from threading import get_ident
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.modules import module as modules
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -29,7 +31,19 @@ from .steps import Steps
 AxisNames: TypeAlias = "Mapping[str, Sequence[str]]"
 """Input tensor, layer, or `layer/tensor` -> names of its axes."""
 
+_TRACING: dict[int, int] = {}
+"""Thread -> number of traces that run in it."""
+
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+
+
+def sizes_of(tensor: torch.Tensor) -> list[int]:
+    """Return the sizes of a tensor; 0 for a ragged axis."""
+    if not tensor.is_nested:
+        return list(tensor.shape)
+    if tensor.layout is torch.strided:
+        return [tensor.size(0), *(0 for _ in range(tensor.ndim - 1))]
+    return [size if isinstance(size, int) else 0 for size in tensor.shape]
 
 
 class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -37,6 +51,7 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         unknown: operation -> what could not be followed.
+        layer: path of the innermost running layer.
     """
 
     def __init__(self) -> None:
@@ -44,6 +59,7 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._axes: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._steps = Steps()
         self.unknown: dict[str, str] = {}
+        self.layer: LayerPath = ""
 
     def axes(self, tensor: object) -> Axes | None:
         """Return the axes of a tensor; None for one that does not depend on the input."""
@@ -67,7 +83,7 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = [out] if isinstance(out, torch.Tensor) else list(out) if isinstance(out, (tuple, list)) else []
         if not any(isinstance(part, torch.Tensor) for part in tensors):
             return
-        operation, why = Operation(function, args, kwargs, out, self.axes), ""
+        operation, why = Operation(function, args, kwargs, out, self.axes, self.layer), ""
         row = row_of(name)
         if row is None and torch.Tag.pointwise in function.tags:
             row = row_of("aten.clone")
@@ -86,14 +102,15 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor, axes in zip(tensors, each, strict=False):
             if not isinstance(tensor, torch.Tensor):
                 continue
-            if axes is None or [axis.size for axis in axes] != list(tensor.shape):
+            sizes = sizes_of(tensor)
+            if axes is None or (not tensor.is_nested and [axis.size for axis in axes] != sizes):
                 if axes is not None:
-                    why = f"{name} gave {[axis.size for axis in axes]} for {tuple(tensor.shape)}"
+                    why = f"{name} gave {[axis.size for axis in axes]} for {tuple(sizes)}"
                 elif found is not None and isinstance(found, list):
                     continue
                 reason = why or f"{name} is not followed here"
                 self.unknown.setdefault(name, reason)
-                axes = tuple(new("unknown", size, reason) if size > 1 else Axis() for size in tensor.shape)
+                axes = tuple(new("unknown", size, reason) if size > 1 else Axis() for size in sizes)
             self._axes[tensor] = axes
             base = tensor._base
             if base is not None and base not in self._axes and name.endswith("_"):
@@ -174,13 +191,14 @@ class _Calls:
         finally:
             for handle in handles:
                 handle.remove()
+                modules._global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch leaves the note behind
 
     def _axes(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Axes]:
         """The axes of every tensor; those of one that does not depend on the input are extra entries."""
         return {
-            name: self._follow.axes(part) or constant(part.shape)
+            name: self._follow.axes(part) or constant(sizes_of(part))
             for name, part in tensors.items()
-            if part.layout is torch.strided and not part.is_nested
+            if part.layout is torch.strided or part.is_nested
         }
 
     def outputs(self, module: nn.Module, output: object) -> dict[str, Axes]:
@@ -189,6 +207,7 @@ class _Calls:
 
     def _enter(self, module: nn.Module, args: object) -> None:
         if id(module) in self._paths:
+            self._follow.layer = self._paths[id(module)]
             self._entered.append((module, self._axes(dict(named_tensors(args)))))
 
     def _leave(self, module: nn.Module, args: object, kwargs: object, output: object) -> None:
@@ -200,6 +219,7 @@ class _Calls:
             entered, given = self._entered.pop()
             if entered is module:
                 break
+        self._follow.layer = self._paths[id(self._entered[-1][0])] if self._entered else ""
         index = self._count.get(path, 0)
         self._count[path] = index + 1
         for name, tensor in tensors_of(module, output).items() if self._names else ():
@@ -282,11 +302,29 @@ def follow(
                      for name, size in zip(wanted, tensor.shape, strict=True))  # fmt: skip
 
     calls = _Calls(model, mode, of_layers, said)
-    with torch.no_grad(), calls.attached(), _Recurrent(mode), mode:
+    with _tracing(), torch.no_grad(), calls.attached(), _Recurrent(mode), mode:
         out = inputs.run(model, run)
         output = calls.outputs(model, out)
     name_sources(given, inputs.tensors(), {key: value for key, value in names.items() if key in given})
     return Followed(given, tuple(calls.found), output, mode.unknown)
+
+
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    """Note that this thread runs the model to follow its axes, so that open probes do not record it."""
+    thread = get_ident()
+    _TRACING[thread] = _TRACING.get(thread, 0) + 1
+    try:
+        yield
+    finally:
+        _TRACING[thread] -= 1
+        if not _TRACING[thread]:
+            del _TRACING[thread]
+
+
+def tracing() -> bool:
+    """Return whether this thread runs the model to follow its axes."""
+    return get_ident() in _TRACING
 
 
 def _named_axis(

@@ -12,7 +12,7 @@ import torch
 
 from .provenance.axis import Axes, Axis, Factor, Joined, Part, Source
 
-Role = Literal["batch", "place", "unit", "head", "extra", "mixed", "unknown", "none"]
+Role = Literal["batch", "place", "key", "unit", "head", "extra", "mixed", "unknown", "none"]
 
 
 def role(axis: Axis) -> Role:
@@ -29,6 +29,8 @@ def role(axis: Axis) -> Role:
 
 def _part_role(part: Part) -> Role:
     source = part.source
+    if part.key:
+        return "key"
     if source.kind == "input":
         return source.role
     if source.kind == "unit":
@@ -47,17 +49,35 @@ def only(axes: Axes, wanted: Role) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def heads(axis: Axis) -> int | None:
-    """Return into how many heads attention split this axis of units; None if into none, or several numbers."""
-    sizes: set[int] = set()
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The heads of an attention in one axis of units, side by side.
+
+    Attributes:
+        count: number of heads.
+        layer: path of the layer that keeps them apart.
+    """
+
+    count: int
+    layer: str
+
+
+def heads(axis: Axis) -> Heads | None:
+    """Return the heads that lie side by side in an axis of units; None if attention did not split it."""
     factors = [factor for factor in axis.factors if isinstance(factor, Part)]
-    for factor in factors:
-        sizes |= factor.source.heads if factor.source.kind == "unit" else set()
+    if not factors or len(factors) != len(axis.factors):
+        return None
     leading = [factor for factor in factors if factor.outer or factor.source.kind == "copy"]
-    if leading and len(leading) < len(factors):  # the axis is still a product of (head, unit of the head)
-        return math.prod(factor.size for factor in leading)
-    fitting = {size for size in sizes if axis.size % size == 0}
-    return next(iter(fitting)) if len(fitting) == 1 else None
+    if 0 < len(leading) < len(factors):  # still a product of (head, unit of the head), perhaps of shared heads
+        known = (one.source.heads.get((one.size, one.stride)) for one in leading)
+        layer = next((one for one in known if one is not None), None)
+        return None if layer is None else Heads(math.prod(factor.size for factor in leading), layer)
+    part = axis.part
+    if part is None or part.outer:
+        return None
+    whole = part.size * part.stride
+    found = {Heads(count, layer) for (count, width), layer in part.source.heads.items() if count * width == whole}
+    return next(iter(found)) if len(found) == 1 else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +133,7 @@ def grid(axes: Axes, name: str | None = None) -> Grid | None:
     by_source: dict[int, list[Part]] = {}
     sources: dict[int, Source] = {}
     for factor in _opened(axes):
-        if isinstance(factor, Part) and factor.source.kind == "input" and factor.source.role == "place":
+        if isinstance(factor, Part) and _part_role(factor) == "place":
             by_source.setdefault(id(factor.source), []).append(factor)
             sources[id(factor.source)] = factor.source
     inputs = {source.origin[0] for source in sources.values() if source.origin is not None}
@@ -164,7 +184,7 @@ def arranged(tensor: torch.Tensor, axes: Axes, grid: Grid) -> torch.Tensor:
     tensor = tensor.reshape(counts)
     groups: dict[str | int, list[int]] = {"batch": [], "unit": [], **{number: [] for number in grid.axes}}
     for place, factor in enumerate(factors):
-        source = factor.source if isinstance(factor, Part) else None
+        source = factor.source if isinstance(factor, Part) and not factor.key else None
         if source is not None and source.role == "batch":
             groups["batch"].append(place)
         elif (
@@ -205,7 +225,7 @@ def _segment(axis: Axis, name: str | None) -> tuple[int, Axis]:
     start, found = 0, list[tuple[int, Axis]]()
     for segment in inside.segments:
         origins = [part.source.origin for part in segment.parts()
-                   if part.source.kind == "input" and part.source.role == "place"]  # fmt: skip
+                   if _part_role(part) == "place"]  # fmt: skip
         if any(origin is not None and name in (None, origin[0]) for origin in origins):
             found.append((start, segment))
         start += segment.size

@@ -1,6 +1,6 @@
 """Changes of the outputs of layers: scaled, set, patched, resampled, in whole or in part.
 
-lens.run(x, edits={"blocks.3.attn": zero(heads=(2, 12)), "blocks.4#1": scale(0.5), "rnn/h_n": zero()})
+lens.run(x, edits={"blocks.3.attn": zero(heads=2), "blocks.4#1": scale(0.5), "rnn/h_n": zero()})
 """
 
 from __future__ import annotations
@@ -10,73 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
 
-from layerlens.axes.names import axes_of, batch_axis, place_axis, unit_axis
-from layerlens.errors import OptionError, check_count, warn
-from layerlens.model.selection import Names, split_tensor
-from layerlens.model.tensors import changeable, choices, exchanged, refuse_several, tensor_path
+from layerlens.errors import OptionError, warn
+from layerlens.model.selection import split_tensor
+from layerlens.model.tensors import changeable, choices, exchanged, refuse_several
 from layerlens.model.trees import describe
 from layerlens.signatures import public_class
 
+from .edit_site import Site
 from .record import Record
 
 Indices: TypeAlias = int | Sequence[int] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Site:
-    """The call of a layer whose output is changed.
-
-    Attributes:
-        path: path of the layer.
-        call: number of the call, from 0.
-        module: the layer.
-        tensors: names of the tensors of its output that are changed; None for all.
-        tensor: the one that is changed now, `""` if it is the only one.
-        ragged: whether it is a nested tensor, NaN where a sample has ended.
-        arguments: whether the arguments `(args, kwargs)` are changed instead of the output.
-    """
-
-    path: str
-    call: int
-    module: nn.Module
-    tensors: Names = None
-    tensor: str = ""
-    ragged: bool = False
-    arguments: bool = False
-
-    @property
-    def name(self) -> str:
-        """The name of the layer and the tensor, as in a selection."""
-        return tensor_path(self.path, self.tensor)
-
-    def axis(self, tensor: torch.Tensor, what: str) -> int | None:
-        """Return the axis of samples, units or positions (`what`, without the s) of a tensor; None if it has none."""
-        axes = axes_of(self.module, tensor, self.tensor)
-        if not tensor.ndim:
-            return None
-        if what == "position":
-            return place_axis(self.module, tensor, self.tensor)
-        known = {"sample": ("batch",), "unit": ("channel", "feature")}[what]
-        if axes is not None and not set(known) & set(axes):
-            return None
-        return (batch_axis if what == "sample" else unit_axis)(self.module, tensor, self.tensor)
-
-    def axis_of(self, tensor: torch.Tensor, what: str) -> int:
-        """Return the same axis.
-
-        Raises:
-            OptionError: when the tensor has none.
-        """
-        axis = self.axis(tensor, what)
-        if axis is None:
-            of = {"position": "tokens or time steps"}.get(what, f"{what}s")
-            raise OptionError(
-                f"{self.name!r}, {describe(tensor)}, has no axis of {of}: give mask=, a boolean tensor that "
-                "broadcasts to it."
-            )
-        return axis
 
 
 @public_class
@@ -88,15 +32,38 @@ class Part:
         samples: samples of the batch.
         units: channels or features.
         positions: tokens or time steps; negative ones count from the end.
-        heads: (which, number of heads): features in that many equal groups.
+        heads: heads of an attention, which is the layer, lies in it, or has it as its output projection: a head or a
+            list of heads; or `(which, number of heads)`, which is checked.
         mask: a boolean tensor that broadcasts to the output.
     """
 
     samples: Indices = None
     units: Indices = None
     positions: Indices = None
-    heads: tuple[int | Sequence[int], int] | None = None
+    heads: int | Sequence[int] | tuple[int | Sequence[int], int] | None = None
     mask: torch.Tensor | None = None
+
+    @property
+    def needs_axes(self) -> bool:
+        """Whether it names entries of an axis."""
+        return any(one is not None for one in (self.samples, self.units, self.positions, self.heads))
+
+    def of_heads(self, count: int, where: str) -> Part:
+        """Return the part with `heads` as (which, number of heads).
+
+        Raises:
+            OptionError: when `heads` states another number, or there is no such head.
+        """
+        heads = self.heads
+        if isinstance(heads, tuple) and len(heads) == 2 and isinstance(heads[1], int):
+            if heads[1] != count:
+                raise OptionError(f"{where} has {count} heads, not {heads[1]}: give heads={heads[0]!r}.")
+            heads = heads[0]
+        which = [heads] if isinstance(heads, int) else list(heads or ())
+        for head in which:
+            if isinstance(head, bool) or not isinstance(head, int) or not -count <= head < count:
+                raise OptionError(f"there is no head {head!r} in {where}: it has {count} (0 to {count - 1}).")
+        return dataclasses.replace(self, heads=([head % count for head in which], count))
 
     def of(self, tensor: torch.Tensor, site: Site) -> torch.Tensor | None:
         """Return the part as a boolean mask that broadcasts to `tensor`; None for all of it.
@@ -135,12 +102,19 @@ class Change:
             which is NaN where a sample has ended.
         part: the part that is changed.
         keeps: whether the numbers stay as they are, as in copies at which something is read.
+        by_sample: whether the function asks for the axis of samples.
     """
 
     name: str
     function: Callable[[torch.Tensor, Site], torch.Tensor] = dataclasses.field(repr=False)
     part: Part = dataclasses.field(default=Part(), repr=False)
     keeps: bool = False
+    by_sample: bool = dataclasses.field(default=False, repr=False)
+
+    @property
+    def needs_axes(self) -> bool:
+        """Whether the axes of the output must be known."""
+        return self.by_sample or self.part.needs_axes
 
     def apply(self, output: object, site: Site) -> Any:
         """Return the changed output of one call, or the tensors that are named.
@@ -160,7 +134,7 @@ class Change:
         for name, tensor in found.items():
             at = dataclasses.replace(site, tensor=name, ragged=tensor.is_nested)
             try:
-                if self.part.units is not None or self.part.heads is not None:
+                if self.part.units is not None:
                     counts.add(tensor.size(at.axis_of(tensor, "unit")))
                 new[name] = self._changed_nested(tensor, at) if tensor.is_nested else self._changed(tensor, at)
             except OptionError as error:
@@ -300,7 +274,7 @@ def mean(source: Record | None = None, **part: Any) -> Change:
             raise OptionError("mean: the mean of one sample is the sample itself; give a reference, mean(record).")
         return values.nanmean(dim=axis, keepdim=True) if site.ragged else values.mean(dim=axis, keepdim=True)
 
-    return Change("mean()" if source is None else "mean(record)", averaged, Part(**part))
+    return Change("mean()" if source is None else "mean(record)", averaged, Part(**part), by_sample=True)
 
 
 def resample(seed: int = 0, **part: Any) -> Change:
@@ -321,7 +295,7 @@ def resample(seed: int = 0, **part: Any) -> Change:
         taken[order] = order.roll(1)
         return tensor.index_select(axis, taken.to(tensor.device))
 
-    return Change(f"resample(seed={seed})", moved, Part(**part))
+    return Change(f"resample(seed={seed})", moved, Part(**part), by_sample=True)
 
 
 def _listed(indices: Indices) -> list[int]:
@@ -341,27 +315,17 @@ def _mask_along(indices: Indices, axis: int, tensor: torch.Tensor, what: str, si
     return mask.reshape(shape)
 
 
-def _heads(heads: tuple[int | Sequence[int], int], tensor: torch.Tensor, site: Site) -> torch.Tensor:
-    if not isinstance(heads, tuple) or len(heads) != 2:
-        raise OptionError(f"heads must be (which, number of heads), such as (2, 12), got {heads!r}.")
+def _heads(heads: object, tensor: torch.Tensor, site: Site) -> torch.Tensor:
+    """Return the mask of heads, given as (which, number of heads)."""
+    assert isinstance(heads, tuple)
     which, count = heads
-    check_count("the number of heads", count)
+    along = site.axis(tensor, "head")
+    if along is not None:
+        return _mask_along(which, along, tensor, "head", site)
     axis = site.axis_of(tensor, "unit")
-    size = tensor.shape[axis]
-    if size % count:
-        raise OptionError(f"the {size} features of layer {site.path!r} cannot be split into {count} equal heads.")
-    wanted = [which] if isinstance(which, int) else list(which)
-    for head in wanted:
-        if not -count <= head < count:
-            raise OptionError(f"there is no head {head} of {count} in layer {site.path!r} (0 to {count - 1}).")
-    width = size // count
-    return _mask_along(
-        [w for head in wanted for w in range((head % count) * width, (head % count + 1) * width)],
-        axis,
-        tensor,
-        "feature",
-        site,
-    )
+    width = tensor.shape[axis] // count
+    units = [unit for head in which for unit in range(head * width, (head + 1) * width)]
+    return _mask_along(units, axis, tensor, "unit", site)
 
 
 def _fitting(mask: torch.Tensor, tensor: torch.Tensor, site: Site) -> torch.Tensor:

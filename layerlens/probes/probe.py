@@ -5,41 +5,32 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from threading import get_ident
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from layerlens.axes.follow import Followed, tracing
 from layerlens.axes.names import axes_of
 from layerlens.errors import OptionError, choose, warn
 from layerlens.model.borrowed import as_written, is_compiled
-from layerlens.model.checkpointing import as_edit, refuse_in_checkpoints
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.placement import parts
-from layerlens.model.selection import Calls, Names, name_of
-from layerlens.model.tensors import ByTensor, changeable, exchanged, tensor_path, tensors_of
-from layerlens.model.trees import describe, first_tensor, map_tensors, named_tensors, version
+from layerlens.model.selection import Calls, Names
+from layerlens.model.tensors import ByTensor, changeable, tensors_of
+from layerlens.model.trees import first_tensor, map_tensors, named_tensors, version
 from layerlens.signatures import public
 
 from .call import Call, Gradients, Stored
-from .edits import Change, Site
+from .made_edits import Edits, MadeEdits
 from .record import Record
 
 Keep = Literal["reference", "clone", "cpu"]
-Edit: TypeAlias = Callable[[Any], Any] | Change
-"""A function of a layer's output that returns the new output, or a `Change`."""
-
-Edits: TypeAlias = Mapping[Any, Edit | Sequence[Edit]]
-"""Layer selection, which may name calls and tensors -> an edit, or several that follow each other."""
-
-PlannedEdit: TypeAlias = tuple[Calls, Names, Edit]
-"""An edit of the named calls and tensors of a layer; None for all."""
-
 _graph_task = torch._C._current_graph_task_id  # -1 outside of backward passes
 _OPEN_PROBES: dict[int, int] = {}
 """Thread -> number of open probes in it."""
@@ -72,6 +63,8 @@ class Probe:
             `layerlens.edits`), or a list of them that follow each other.
         arguments: the same for the arguments of layers, `(args, kwargs)`. Of several tensors a `Change` needs a
             name: `"attn/0/1"` for the second positional one, `"attn/1/mask"` for a keyword.
+        followed: returns the axes of the run, for edits that name units, positions, samples or heads; None to follow
+            them when the model is called.
 
     Raises:
         LayerNotFound: when a selection matches no layer.
@@ -102,6 +95,7 @@ class Probe:
         stop: bool = False,
         edits: Edits | None = None,
         arguments: Edits | None = None,
+        followed: Callable[[], Followed] | None = None,
     ) -> None:
         for policy in keep.values() if isinstance(keep, Mapping) else (keep,):
             choose("keep policy", policy, ("reference", "clone", "cpu"))
@@ -112,18 +106,11 @@ class Probe:
         matches = None if nothing else self._layers.select(layers, calls=True, tensors=True)
         self._calls: dict[LayerPath, Calls] = {} if matches is None else matches.calls
         self._tensors: dict[LayerPath, Names] = {} if matches is None else matches.tensors
-        self._edits = _by_layer(self._layers, edits or {})
-        self._argument_edits = _by_layer(self._layers, arguments or {})
+        self._edits = MadeEdits(model, self._layers, edits or {}, arguments or {}, followed)
         if stop and not self._calls:
             raise OptionError("stop=True ends the run after the last selected layer; no layer is selected.")
         self._pending = {(path, n) for path, calls in self._calls.items() for n in calls or {0}} if stop else set()
         self._gradients = gradients
-        self._edits_not_made: dict[tuple[LayerPath, int | None], None] = {
-            (path, call): None
-            for path, series in (*self._edits.items(), *self._argument_edits.items())
-            for calls, _, _ in series
-            for call in ([None] if calls is None else sorted(calls))
-        }
         self._keep, self._inputs, self._graph, self._timing, self._reduce = keep, inputs, graph, timing, reduce
         self._handles: list[RemovableHandle] = []
         self._stack = contextlib.ExitStack()
@@ -139,11 +126,7 @@ class Probe:
         try:
             if is_compiled(self._model):
                 self._stack.enter_context(as_written(self._model))
-            for path, edits in self._edits.items():
-                self._handles.append(self._layers[path].register_forward_hook(self._edit_hook(path, edits)))
-            for path, edits in self._argument_edits.items():
-                before = self._before_hook(self._edit_hook(path, edits, arguments=True))
-                self._handles.append(self._layers[path].register_forward_pre_hook(before, with_kwargs=True))
+            self._stack.enter_context(self._edits.attached(lambda: recomputing() or _of_other_thread(self._owner)))
             for path in self._calls:
                 self._attach(path, self._layers[path])
         except BaseException:
@@ -155,8 +138,8 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Any:
         self._detach()
-        _mark_parts(self._model, self.record, self._edits, reduced=self._reduce is not None)
-        self.record.unedited = tuple(path if call is None else f"{path}#{call}" for path, call in self._edits_not_made)
+        _mark_parts(self._model, self.record, self._edits.paths, reduced=self._reduce is not None)
+        self.record.unedited = self._edits.not_made
         if isinstance(error, _Stop) and error.args == (id(self),):
             self.record.stopped = True
             return True
@@ -169,39 +152,6 @@ class Probe:
             handle.remove()
         self._handles.clear()
         self._stack.close()
-
-    def _edit_hook(
-        self, path: LayerPath, edits: list[PlannedEdit], *, arguments: bool = False
-    ) -> Callable[[nn.Module, Any, Any], Any]:
-        counter = itertools.count()
-
-        def hook(module: nn.Module, args: object, output: object) -> Any:
-            if recomputing() or _of_other_thread(self._owner):
-                return None
-            call, changes = next(counter), False
-            for calls, tensors, edit in edits:
-                if calls is not None and call not in calls:
-                    continue
-                if isinstance(edit, Change):
-                    edited = edit.apply(output, Site(path, call, module, tensors, arguments=arguments))
-                else:
-                    owner = None if arguments else module
-                    edited = edit(output) if tensors is None else _edit_tensors(owner, output, tensors, path, edit)
-                if edited is None and output is not None:
-                    raise OptionError(f"the edit of layer {path!r} returned None; it must return the new output.")
-                changes |= edited is not output and not _keeps(edit)
-                output = edited
-                self._edits_not_made.pop((path, call), None)
-                self._edits_not_made.pop((path, None), None)
-            if changes:
-                refuse_in_checkpoints(path)
-            return output
-
-        return hook if all(_keeps(edit) for _, _, edit in edits) else as_edit(hook)
-
-    @staticmethod
-    def _before_hook(hook: Callable[[nn.Module, Any, Any], Any]) -> Callable[[nn.Module, Any, Any], Any]:
-        return as_edit(lambda module, args, kwargs: hook(module, None, (args, kwargs)))
 
     def _attach(self, path: LayerPath, module: nn.Module) -> None:
         if self._only_references(path):
@@ -273,43 +223,6 @@ class Probe:
         return before, after
 
 
-def _edit_tensors(module: nn.Module | None, output: object, names: Names, path: LayerPath, edit: Edit) -> Any:
-    """Return an output with `edit(tensor)` instead of each tensor that is named.
-
-    Raises:
-        OptionError: when the edit returns anything but a tensor.
-    """
-    new: dict[str, torch.Tensor] = {}
-    for name, tensor in changeable(module, output, names, path).items():
-        new[name] = edit(tensor)  # type: ignore[operator]
-        if not isinstance(new[name], torch.Tensor):
-            raise OptionError(f"the edit of {tensor_path(path, name)!r} returned {describe(new[name])}, not a tensor.")
-    return exchanged(module, output, new)
-
-
-def _keeps(edit: Edit) -> bool:
-    """Whether an edit returns the numbers that it was given, so that a recomputed block needs it not."""
-    return isinstance(edit, Change) and edit.keeps
-
-
-def _by_layer(layers: Layers, edits: Edits) -> dict[LayerPath, list[PlannedEdit]]:
-    """Return path -> (calls, tensors, edit) in the order in which they are made.
-
-    Raises:
-        OptionError: when two edits name one layer and call.
-    """
-    found: dict[LayerPath, list[PlannedEdit]] = {}
-    for selection, given in edits.items():
-        series: list[Edit] = list(given) if isinstance(given, (list, tuple)) else [given]  # type: ignore[list-item]
-        for path, (calls, tensors, _) in layers.select(selection, calls=True, tensors=True).found().items():
-            for other, also, _ in found.get(path, ()):
-                if (calls is None or other is None or calls & other) and (not tensors or not also or tensors & also):
-                    name = name_of(path, None, tensors)
-                    raise OptionError(f"two edits name layer {name!r}; merge them into one list or function.")
-            found[path] = [*found.get(path, ()), *((calls, tensors, edit) for edit in series)]
-    return found
-
-
 def _close(thread: int) -> None:
     _OPEN_PROBES[thread] -= 1
     if not _OPEN_PROBES[thread]:
@@ -342,7 +255,7 @@ class _NoteReference:
     def __call__(self, module: nn.Module, args: object, output: object) -> Any:
         """The forward hook."""
         if type(output) is torch.Tensor and not output.requires_grad and not output.is_inference():
-            if _graph_task() == -1 and not _of_other_thread(self._owner):
+            if not recomputing() and not _of_other_thread(self._owner):
                 self._pending.append((self._path, next(self._counter), module, output, output._version))
             return None
         if self._after is None:  # nested, of a subclass, or with a graph
@@ -355,8 +268,8 @@ class _Stop(BaseException):
 
 
 def recomputing() -> bool:
-    """Return whether autograd is running a backward pass, in which checkpointed blocks call their layers again."""
-    return bool(_graph_task() != -1)
+    """Return whether layers are called again: by a checkpointed block in a backward pass, or to follow axes."""
+    return bool(_graph_task() != -1) or tracing()
 
 
 def stored(value: object, keep: str, graph: bool) -> Any:

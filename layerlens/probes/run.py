@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from layerlens.axes.followed import followed
 from layerlens.errors import OptionError, TargetError, choose
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -15,7 +17,8 @@ from layerlens.model.layers import LayerPath, Selection
 from layerlens.signatures import public
 from layerlens.targets.target import Spec, Target, as_target
 
-from .probe import Edits, Keep, Probe
+from .made_edits import Edits
+from .probe import Keep, Probe
 from .record import Record
 
 
@@ -69,7 +72,8 @@ def capture(
     def run() -> Record:
         with borrowed(model, grad=gradients):
             options: dict[str, Any] = {"inputs": inputs, "reduce": reduce, "gradients": gradients, "stop": stop}
-            with Probe(model, layers, keep=policy, edits=edits, **options) as record:
+            axes = functools.partial(followed, model, given, forward)
+            with Probe(model, layers, keep=policy, edits=edits, followed=axes, **options) as record:
                 if not gradients:
                     given.run(model, forward)
                     return record
@@ -102,8 +106,10 @@ def run(model: nn.Module, x: Input, *, edits: Edits | None = None, forward: Forw
         >>> run(net, torch.ones(1, 3), edits={"0": zero(units=1)})
         tensor([[1., 0., 1.]])
     """
-    with borrowed(model, grad=False), Probe(model, (), edits=edits) as record:
-        output = as_inputs(x).run(model, forward)
+    given = as_inputs(x)
+    axes = functools.partial(followed, model, given, forward)
+    with borrowed(model, grad=False), Probe(model, (), edits=edits, followed=axes) as record:
+        output = given.run(model, forward)
     if record.unedited:
         raise OptionError(
             f"these edits were never made, because their layers or calls did not run: {', '.join(record.unedited)}."

@@ -14,7 +14,7 @@ from layerlens.errors import OptionError, RecordError, choose
 from layerlens.inputs.batches import Read, Samples
 from layerlens.inputs.inputs import Forward, as_inputs
 from layerlens.model.layers import Layers, Selection
-from layerlens.probes.probe import Edits
+from layerlens.probes.made_edits import Edits
 from layerlens.results import TopInputs, UnitStatistics
 from layerlens.signatures import public
 from layerlens.targets.target import Spec, Target, as_target

@@ -45,7 +45,7 @@ def test_class_tokens_are_extra_entries_and_heads_are_blocks_of_units(batch):
     axes = axes_at(net, x, "")
     assert described(axes) == "batch | 1+height*width | unit"
     assert grid(axes).sizes == (4, 6) and grid(axes).offsets == (1.5, 1.5)
-    assert heads(axes_at(net, x, "merged")[2]) == 3
+    assert heads(axes_at(net, x, "merged")[2]).count == 3
     assert heads(axes[2]) is None, "the output projection mixes heads"
 
 
@@ -71,7 +71,7 @@ def test_queries_keys_and_values_of_fused_attention_are_split_into_heads():
             return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     net, x = Fused(), torch.randn(2, 5, 6)
-    assert [heads(axes_at(net, x, layer)[2]) for layer in "qkv"] == [2, 2, 2]
+    assert [heads(axes_at(net, x, layer)[2]).count for layer in "qkv"] == [2, 2, 2]
 
 
 class Windows(nn.Module):

@@ -46,7 +46,7 @@ PARTS = {
     "units": ({"units": [0, -1]}, (slice(None), slice(None), [0, 5])),
     "positions": ({"positions": [1, -1]}, (slice(None), [1, 4])),
     "samples": ({"samples": 2}, (2,)),
-    "heads": ({"heads": ([0, -1], 3)}, (slice(None), slice(None), [0, 1, 4, 5])),
+    "slices": ({"units": [*range(2), *range(-2, 0)]}, (slice(None), slice(None), [0, 1, 4, 5])),
 }
 
 
@@ -164,9 +164,8 @@ def test_what_does_not_fit_is_told(tokens):
         (zero(units=6), r"no unit 6 in layer 'mix': it has 6 \(0 to 5\)"),
         (zero(samples=3), "no sample 3"),
         (zero(positions=[5]), "no position 5"),
-        (zero(heads=(0, 4)), "cannot be split into 4 equal heads"),
-        (zero(heads=(3, 3)), "no head 3 of 3"),
-        (zero(heads=3), "heads must be"),
+        (zero(heads=(0, 3)), r"layer 'mix' has no heads.*For a slice of units give units=range"),
+        (zero(heads=0), "layer 'mix' has no heads"),
         (zero(mask=torch.ones(7, dtype=torch.bool)), "mask bool .* does not fit"),
         (zero(mask=torch.ones(6)), "mask must be a boolean tensor"),
         (replace(torch.ones(7)), "does not fit what layer 'mix' returned"),
@@ -177,7 +176,7 @@ def test_what_does_not_fit_is_told(tokens):
             lens.run(x, edits={"mix": change})
         before.check()
     pictures = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
-    with pytest.raises(errors.OptionError, match="no axis of tokens"):
+    with pytest.raises(errors.OptionError, match="several axes of tokens"):
         Lens(pictures).run(torch.ones(1, 1, 4, 4), edits={"0": zero(positions=0)})
     with pytest.raises(TypeError, match="unit"):
         zero(unit=3)

@@ -14,7 +14,8 @@ from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Selection
 from layerlens.probes.export import read_units
-from layerlens.probes.probe import Edit, Probe
+from layerlens.probes.made_edits import Edit
+from layerlens.probes.probe import Probe
 from layerlens.results import Attribution
 from layerlens.results.maps.attribution import Values
 from layerlens.targets.target import Spec, Target, as_target

@@ -14,7 +14,8 @@ from layerlens.axes.names import batch_axis, unit_axis
 from layerlens.errors import OptionError, RelevanceError
 from layerlens.model.layers import LayerPath, Layers
 from layerlens.model.tensors import changeable, exchanged, refuse_several, tensor_path
-from layerlens.probes.edits import Change, Site
+from layerlens.probes.edit_site import Site
+from layerlens.probes.edits import Change
 from layerlens.probes.probe import Probe
 
 OnHeld: TypeAlias = Callable[[Node, torch.Tensor, torch.Tensor], None]

@@ -14,7 +14,8 @@ from layerlens.analyzers.graph.operation import Node
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.tensors import changeable, exchanged, tensor_path
 from layerlens.model.trees import padded
-from layerlens.probes.edits import Change, Site
+from layerlens.probes.edit_site import Site
+from layerlens.probes.edits import Change
 from layerlens.probes.probe import Probe
 from layerlens.results import LayerProfile
 

@@ -26,7 +26,7 @@ class Source:
         why: what made it unknown.
         role: what an axis of an input counts: samples, places, or units.
         roles: what operations did to it, such as `"contracted"` or `"windowed"`, in order of their occurrence.
-        heads: sizes of the head axes into which attention split it.
+        heads: number of heads into which attention split it, and units from one head to the next -> layer that did.
     """
 
     kind: Kind
@@ -36,7 +36,7 @@ class Source:
     why: str = ""
     role: Literal["batch", "place", "unit"] = "place"
     roles: dict[str, int] = dataclasses.field(default_factory=dict)
-    heads: set[int] = dataclasses.field(default_factory=set)
+    heads: dict[tuple[int, float], str] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Source({self.name or self.kind}[{self.size}])"
@@ -57,6 +57,7 @@ class Part:
         outer: whether it counts blocks, such as windows or heads, whose entries lie in another factor.
         inner: whether it counts the entries inside of such blocks; its offset is then relative to the block.
         rolled: by how much the source was rolled.
+        key: whether these are the places that others are compared with: the last axis of attention weights.
     """
 
     source: Source
@@ -66,12 +67,17 @@ class Part:
     outer: bool = False
     inner: bool = False
     rolled: float = 0.0
+    key: bool = False
 
     @property
     def name(self) -> str:
         """The name of the source, or `head` and `group` for blocks of units."""
         if self.source.kind == "unit":
-            return ("head" if self.size in self.source.heads else "group") if self.outer else "unit"
+            if not self.outer:
+                return "unit"
+            return "head" if (self.size, self.stride) in self.source.heads else "group"
+        if self.key:
+            return "key"
         return self.source.name or {"unknown": "?"}.get(self.source.kind, self.source.kind)
 
 
@@ -203,7 +209,7 @@ def without(axes: Iterable[Axis], gone: Axis) -> Axes:
 
 
 def _block_centers(factor: Factor, lost: list[Part]) -> Factor:
-    if isinstance(factor, Part) and factor.outer:
+    if isinstance(factor, Part) and factor.outer and factor.source.kind == "input":
         for part in lost:
             if fits(factor, part):
                 center = factor.offset + part.offset + (part.size - 1) / 2 * part.stride
@@ -257,6 +263,17 @@ def _regrouped(factors: list[Factor], sizes: list[int]) -> Iterator[Axis]:
         yield merged(taken)
 
 
+def as_keys(axis: Axis) -> Axis:
+    """Return an axis of places as that of what they are compared with."""
+    factors = (
+        dataclasses.replace(factor, key=factor.source.kind == "input")
+        if isinstance(factor, Part)
+        else Joined(tuple(map(as_keys, factor.segments)))
+        for factor in axis.factors
+    )
+    return Axis(factors)
+
+
 def best(candidates: list[Axis]) -> Axis:
     """Return the axis of entries that several tensors gave together, entry by entry."""
     first = min(candidates, key=_rank)
@@ -282,10 +299,10 @@ def meet(first: Source, second: Source) -> None:
     second.roles.setdefault(f"meets {id(first)}", 1)
 
 
-def _rank(axis: Axis) -> int:
-    if not axis.factors:
-        return 9
-    return min((RANK[part.source.kind] for part in axis.parts()), default=9)
+def _rank(axis: Axis) -> tuple[float, float]:
+    """The best of the parts, and among equal ones the sum."""
+    ranks = [RANK[part.source.kind] + 0.5 * part.key for part in axis.parts()]
+    return (min(ranks), sum(ranks)) if ranks else (9, 9)
 
 
 def cut(axis: Axis, start: int, size: int, step: int = 1) -> Axis:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .axis import Axes, Axis, best, new, without
+from .axis import Axes, Axis, as_keys, best, new, without
 from .table import Found, Operation, constant, row
 from .windows import note
 
@@ -16,6 +16,10 @@ def product(operation: Operation, left: Axes | None, right: Axes | None) -> Axes
         return _vector(left, right, len(shape))
     rows = left[-2] if left is not None else new("unit", shape[-2])
     columns = right[-1] if right is not None else new("unit", shape[-1])
+    if left is not None and any(part.source.kind == "input" for part in rows.parts()):
+        if len(shape) > 2:
+            note(columns, "attended")
+        columns = as_keys(columns)
     if left is None:
         columns_of = right[-2] if right is not None else None
         note_sum(columns_of, with_constant=True)
@@ -29,7 +33,7 @@ def product(operation: Operation, left: Axes | None, right: Axes | None) -> Axes
         lead.append(best(here) if here else new("extra", shape[place]) if shape[place] > 1 else Axis())
         if left is not None and right is not None:
             for axis in here:
-                heads(axis)
+                heads(axis, operation.layer)
     found: Axes = (*lead, rows, columns)
     for axes, place in ((left, -1), (right, -2)):
         if axes is not None and len(axes) >= 2:
@@ -55,11 +59,11 @@ def note_sum(axis: Axis | None, *, with_constant: bool) -> None:
         note(axis, "contracted" if axis.part is not None else "contracted with others")
 
 
-def heads(axis: Axis) -> None:
-    """Note the blocks of units that attention keeps apart."""
+def heads(axis: Axis, layer: str) -> None:
+    """Note the blocks of units that attention in a layer keeps apart."""
     for part in axis.parts():
         if part.source.kind == "unit" and part.outer:
-            part.source.heads.add(part.size)
+            part.source.heads[part.size, part.stride] = layer
 
 
 @row("aten.mm", "aten.bmm", "aten.matmul", "aten.mv", "aten.dot", "aten._int_mm", "aten._scaled_mm")
@@ -105,13 +109,15 @@ def attention(operation: Operation) -> Found:
     if known is None:
         return None
     rank = len(operation.shape)
+    if key is not None:
+        note(key[-2], "attended")
     lead: list[Axis] = []
     for place in range(rank - 2):
         here = [
             axes[place] for axes in (value, query) if axes is not None and axes[place].size == operation.shape[place]
         ]
         for axis in (*here, *(key[place : place + 1] if key is not None else ())):
-            heads(axis)
+            heads(axis, operation.layer)
         lead.append(best(here) if here else new("extra", operation.shape[place]))
     rows = query[-2] if query is not None else new("extra", operation.shape[-2])
     columns = value[-1] if value is not None else new("unit", operation.shape[-1])

@@ -36,6 +36,7 @@ def name_sources(
                 part.source.name = text
     sources = {name: [part.source for axis in axes for part in axis.parts()] for name, axes in given.items()}
     met = {id(source): source for series in sources.values() for source in series}
+    _find_batch(sources)
     for series in sources.values():
         _by_roles(series)
     for series in sources.values():  # a mask has the names of what it masks
@@ -52,6 +53,18 @@ def name_sources(
             source.role = "batch"
         elif source.name in UNITS or ("contracted" in source.roles and not places):
             source.role = "unit"
+
+
+def _find_batch(inputs: Mapping[str, list[Source]]) -> None:
+    """Find out whether the model steps along the first axis, or attends along it: then samples lie along the second."""
+    first = next((series[0] for series in inputs.values() if series and series[0].name == "batch"), None)
+    if first is None or not {"stepped", "attended"} & set(first.roles):
+        return
+    second = [series[1] for series in inputs.values() if len(series) > 1 and not series[1].name]
+    if second and all(role.startswith("meets") for source in second for role in source.roles):
+        first.name, first.origin = "", (next(iter(inputs)), 0)
+        for source in second:
+            source.name = "batch"
 
 
 def _by_roles(sources: list[Source]) -> None:

@@ -44,12 +44,14 @@ class Operation:
         kwargs: its keyword arguments.
         out: what it returned.
         axes_of: returns the axes of a tensor, None for one that does not depend on the input.
+        layer: path of the innermost running layer.
 
     Attributes:
         out: what it returned.
+        layer: path of the innermost running layer.
     """
 
-    __slots__ = ("_args", "_axes_of", "_function", "_kwargs", "_positions", "out")
+    __slots__ = ("_args", "_axes_of", "_function", "_kwargs", "_positions", "layer", "out")
 
     def __init__(
         self,
@@ -58,7 +60,9 @@ class Operation:
         kwargs: dict[str, Any],
         out: Any,
         axes_of: Callable[[Any], Axes | None],
+        layer: str = "",
     ) -> None:
+        self.layer = layer
         self._function, self._args, self._kwargs, self.out, self._axes_of = function, args, kwargs, out, axes_of
         if function not in _ARGUMENTS:
             _ARGUMENTS[function] = {

@@ -16,7 +16,7 @@ from layerlens.model.layers import Selection
 from layerlens.model.trees import describe, first_tensor
 from layerlens.probes.call import sample_axis
 from layerlens.probes.export import named_outputs
-from layerlens.probes.probe import Edits
+from layerlens.probes.made_edits import Edits
 from layerlens.probes.run import capture
 
 from ..store.fingerprint import as_json

@@ -15,7 +15,8 @@ from layerlens.inputs.batches import Batch
 from layerlens.inputs.inputs import Forward
 from layerlens.model.borrowed import borrowed
 from layerlens.model.trees import first_tensor
-from layerlens.probes.edits import Change, Site
+from layerlens.probes.edit_site import Site
+from layerlens.probes.edits import Change
 from layerlens.probes.probe import Probe
 from layerlens.results import UnitStatistics
 

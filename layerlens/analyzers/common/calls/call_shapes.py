@@ -12,7 +12,8 @@ from layerlens.errors import RecordError, SelectionError
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.selection import Matches
 from layerlens.model.trees import first_tensor
-from layerlens.probes.probe import Edits, Probe
+from layerlens.probes.made_edits import Edits
+from layerlens.probes.probe import Probe
 from layerlens.probes.record import Record
 
 GUESSES: dict[int, Axes] = {

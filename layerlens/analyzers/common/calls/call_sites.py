@@ -15,7 +15,8 @@ from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.selection import Matches
 from layerlens.model.tensors import documented, tensor_path
 from layerlens.model.trees import describe, named_tensors, version
-from layerlens.probes.probe import Edit, Probe
+from layerlens.probes.made_edits import Edit
+from layerlens.probes.probe import Probe
 from layerlens.targets.outputs import MAIN_OUTPUTS
 
 from ..samples import or_none, warn_of_influence

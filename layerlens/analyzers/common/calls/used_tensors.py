@@ -15,7 +15,8 @@ from layerlens.model.layers import Layers, Selection
 from layerlens.model.tensors import ByTensor, changeable, exchanged, refuse_several
 from layerlens.model.trees import named_tensors, padded
 from layerlens.probes.call import Call
-from layerlens.probes.edits import Change, Site
+from layerlens.probes.edit_site import Site
+from layerlens.probes.edits import Change
 from layerlens.probes.export import called
 from layerlens.probes.probe import Probe
 

@@ -14,7 +14,7 @@ from layerlens.axes.series import time_axis
 from layerlens.errors import InputError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
-from layerlens.probes.probe import Edit
+from layerlens.probes.made_edits import Edit
 
 from .layer_leaf import Place
 from .token_leaf import Use, token_uses

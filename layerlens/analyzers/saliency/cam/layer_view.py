@@ -21,7 +21,8 @@ from layerlens.errors import OptionError, RecordError
 from layerlens.model.layers import LayerPath
 from layerlens.model.selection import Names
 from layerlens.model.tensors import ByTensor, exchanged, pick, refuse_several, tensors_of
-from layerlens.probes.edits import Change, Site
+from layerlens.probes.edit_site import Site
+from layerlens.probes.edits import Change
 from layerlens.probes.probe import Probe
 
 from .layer_choice import Candidate, Options, Place, Reshape, asked, candidates, inputs_with_places, named, reshaped

@@ -20,7 +20,7 @@ from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, sco
 from layerlens.errors import OptionError, TargetError, check_count
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
-from layerlens.probes.probe import Edit
+from layerlens.probes.made_edits import Edit
 from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec

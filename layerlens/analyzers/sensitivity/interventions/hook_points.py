@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from layerlens.model.call_tracking import Running
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import map_tensors, named_tensors
-from layerlens.probes.probe import Edit, Probe
+from layerlens.probes.made_edits import Edit
+from layerlens.probes.probe import Probe
 
 Kind = Literal["output", "input", "attention"]
 """What a layer returned; the first floating-point tensor that it is given; what the heads of `nn.MultiheadAttention`

@@ -21,7 +21,8 @@ from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Selection
 from layerlens.model.placement import GATHERED, refuse_parts
 from layerlens.model.trees import map_tensors
-from layerlens.probes.probe import Edit, Probe
+from layerlens.probes.made_edits import Edit
+from layerlens.probes.probe import Probe
 from layerlens.progress import track
 from layerlens.results import LayerProfile
 from layerlens.targets.target import Spec
