@@ -11,7 +11,8 @@ from layerlens.errors import warn
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import named_tensors
-from layerlens.probes.probe import Edit, Probe
+from layerlens.probes.made_edits import Edit
+from layerlens.probes.probe import Probe
 
 NO_BATCH = "its output has no batch axis, so it has no value per sample"
 """Why a layer such as one that returns position tables has no value."""

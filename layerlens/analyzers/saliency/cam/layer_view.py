@@ -73,7 +73,7 @@ class LayerView:
         return self.view(tensor.detach()).to(torch.promote_types(tensor.dtype, torch.float32))
 
     def enlarged(self, maps: torch.Tensor) -> torch.Tensor:
-        """Enlarge maps `(batch, *places)` to the input; 0 where the model does not read it, such as outside of a crop."""
+        """Enlarge maps `(batch, *places)` to the input; 0 where the model does not read it, as outside of a crop."""
         values = placed(maps, self.grid)
         for axis, (first, end) in self._unread().items():
             at = torch.arange(values.shape[axis], device=values.device).reshape(-1, *[1] * (values.ndim - axis - 1))
