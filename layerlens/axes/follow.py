@@ -34,7 +34,7 @@ AxisNames: TypeAlias = "Mapping[str, Sequence[str]]"
 _TRACING: dict[int, int] = {}
 """Thread -> number of traces that run in it."""
 
-_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+_WHOLE = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu, torch.einsum)
 
 
 def sizes_of(tensor: torch.Tensor) -> list[int]:
@@ -145,8 +145,8 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._axes[base] = tuple(found)
 
 
-class _Recurrent(TorchFunctionMode):
-    """Follow recurrent kernels as one operation: step by step they are hundreds."""
+class _Whole(TorchFunctionMode):
+    """Follow recurrent kernels and `einsum` as one operation: step by step they are hundreds, or lose their letters."""
 
     def __init__(self, follow: Follow) -> None:
         super().__init__()
@@ -154,17 +154,17 @@ class _Recurrent(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function not in _RECURRENT:
+        if function not in _WHOLE or (function is torch.einsum and not isinstance(args[0], str)):
             return function(*args, **kwargs)
         with _disable_current_modes():
             out = function(*args, **kwargs)
         packet = getattr(torch.ops.aten, function.__name__)
-        packed = (
-            isinstance(args[1], torch.Tensor)
-            and not isinstance(args[1], (list, tuple))
-            and isinstance(args[3], (list, tuple))
-        )
-        overload = packet.data if packed else packet.input
+        if function is torch.einsum:
+            overload = packet.default
+            args = (args[0], args[1] if isinstance(args[1], (list, tuple)) else list(args[1:]))
+        else:
+            packed = isinstance(args[1], torch.Tensor) and isinstance(args[3], (list, tuple))
+            overload = packet.data if packed else packet.input
         self._follow.note(overload, args, kwargs, out)
         return out
 
@@ -275,7 +275,7 @@ def follow(
     Raises:
         InputError: when a name fits neither an input nor a layer, or the number of names is wrong.
     """
-    names, mode, batch = names or {}, Follow(), Source("input", 0, "batch")
+    names, mode, batch = names or {}, Follow(), Source("input", 0, "batch", role="batch")
     of_layers = {key: value for key, value in names.items() if key not in inputs.tensors()}
     places: dict[str, tuple[str, int]] = {}
     if of_layers:
@@ -302,7 +302,7 @@ def follow(
                      for name, size in zip(wanted, tensor.shape, strict=True))  # fmt: skip
 
     calls = _Calls(model, mode, of_layers, said)
-    with _tracing(), torch.no_grad(), calls.attached(), _Recurrent(mode), mode:
+    with _tracing(), torch.no_grad(), calls.attached(), _Whole(mode), mode:
         out = inputs.run(model, run)
         output = calls.outputs(model, out)
     name_sources(given, inputs.tensors(), {key: value for key, value in names.items() if key in given})

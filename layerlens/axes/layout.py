@@ -204,7 +204,10 @@ def arranged(tensor: torch.Tensor, axes: Axes, grid: Grid) -> torch.Tensor:
     for along, number in enumerate(grid.axes):
         first = factors[groups[number][0]] if groups[number] else None
         if isinstance(first, Part) and first.rolled:
-            found = found.roll(-round(first.rolled / grid.strides[along]), along + 2)
+            inside = round(first.wrap / grid.strides[along])
+            turned = found.narrow(along + 2, 0, inside).roll(-round(first.rolled / grid.strides[along]), along + 2)
+            padding = found.narrow(along + 2, inside, found.shape[along + 2] - inside)
+            found = torch.cat([turned, padding], along + 2)
     return found
 
 

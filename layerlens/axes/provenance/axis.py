@@ -56,7 +56,8 @@ class Part:
         offset: position of the first.
         outer: whether it counts blocks, such as windows or heads, whose entries lie in another factor.
         inner: whether it counts the entries inside of such blocks; its offset is then relative to the block.
-        rolled: by how much the source was rolled.
+        rolled: by how much the entries were rolled.
+        wrap: over which length they were rolled; what lies behind it is padding.
         key: whether these are the places that others are compared with: the last axis of attention weights.
     """
 
@@ -68,6 +69,7 @@ class Part:
     inner: bool = False
     rolled: float = 0.0
     key: bool = False
+    wrap: float = 0.0
 
     @property
     def name(self) -> str:
@@ -188,7 +190,7 @@ def fits(blocks: Part, places: Part) -> bool:
         and blocks.outer
         and places.inner
         and abs(blocks.stride - places.stride * places.size) < 1e-6 * abs(blocks.stride)
-        and blocks.rolled == places.rolled
+        and (blocks.rolled, blocks.wrap) == (places.rolled, places.wrap)
     )
 
 
@@ -232,8 +234,20 @@ def reshaped(axes: Axes, sizes: Iterable[int]) -> Axes:
             else:
                 targets.append(wanted.pop(0))
                 want *= targets[-1]
+        while (
+            source
+            and _one_sample(source[0])
+            and not any(after.size > size for after, size in zip(source[1:2], wanted[:1], strict=True))
+        ):  # a single sample goes with what it is merged with: units are merged with it only where they are split
+            group.append(source.pop(0))
+        if wanted and wanted[0] == 1 and len(group[-1].factors) > 1 and group[-1].factors[-1].size == 1:
+            targets.append(wanted.pop(0))
         found.extend(_regrouped([factor for axis in group for factor in axis.factors], targets))
     return tuple(found)
+
+
+def _one_sample(axis: Axis) -> bool:
+    return axis.size == 1 and any(part.source.role == "batch" for part in axis.parts())
 
 
 def _regrouped(factors: list[Factor], sizes: list[int]) -> Iterator[Axis]:
@@ -277,20 +291,33 @@ def as_keys(axis: Axis) -> Axis:
 def best(candidates: list[Axis]) -> Axis:
     """Return the axis of entries that several tensors gave together, entry by entry."""
     first = min(candidates, key=_rank)
-    part = first.part
-    if part is not None and part.source.kind == "input":
-        offsets = [part.offset]
-        for other in candidates:
-            also = other.part
-            if also is None or also == part or also.source.kind != "input":
-                continue
-            if also.source is not part.source:
-                meet(part.source, also.source)
-            elif also.stride == part.stride and also.outer == part.outer:
-                offsets.append(also.offset)
-        if len(offsets) > 1:
-            return Axis((dataclasses.replace(part, offset=sum(offsets) / len(offsets)),))
-    return first
+    if len(candidates) == 1 or not first.factors or all(other.factors == first.factors for other in candidates):
+        return first
+    sizes = [factor.size for factor in first.factors]
+    alike = [other for other in candidates if [factor.size for factor in other.factors] == sizes]
+    return Axis([_best_factor(factor, [other.factors[place] for other in alike])
+                 for place, factor in enumerate(first.factors)])  # fmt: skip
+
+
+def _best_factor(factor: Factor, candidates: list[Factor]) -> Factor:
+    """Return a factor with what others know of the same entries."""
+    if not isinstance(factor, Part) or factor.source.kind != "input":
+        return factor
+    found = [factor]
+    for other in candidates:
+        if not isinstance(other, Part) or other.source.kind != "input":
+            continue
+        if other.source is not factor.source:
+            meet(factor.source, other.source)
+        elif other.stride == factor.stride:
+            found.append(other)
+    found = [part for part in found if part.outer] or found  # blocks of which the places are known
+    return min(found, key=_off_center)
+
+
+def _off_center(part: Part) -> float:
+    """By how much the middle of the entries misses that of the source: a shifted copy is added to one that is not."""
+    return abs(part.offset + (part.size - 1) / 2 * part.stride - (part.source.size - 1) / 2)
 
 
 def meet(first: Source, second: Source) -> None:
@@ -311,7 +338,13 @@ def cut(axis: Axis, start: int, size: int, step: int = 1) -> Axis:
         return axis
     part = axis.part
     if part is not None:
-        offset = part.offset + start * part.stride
+        shift = start * part.stride
+        if part.rolled and (start or size * step * part.stride < part.wrap):
+            shift = (shift - part.rolled) % part.wrap
+            if shift + (size - 1) * step * part.stride >= part.wrap:
+                return new("unknown", size, f"entries {start} to {start + size * step} of a rolled {axis!r}")
+            part = dataclasses.replace(part, rolled=0.0, wrap=0.0)
+        offset = part.offset + shift
         return Axis((dataclasses.replace(part, size=size, stride=part.stride * step, offset=offset),))
     if len(axis.factors) == 1 and isinstance(axis.factors[0], Joined):
         return joined(_cut_segments(axis.factors[0].segments, start, size, step))

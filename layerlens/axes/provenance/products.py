@@ -86,6 +86,47 @@ def multiply_add(operation: Operation) -> Found:
                  for place, axis in enumerate(found))  # fmt: skip
 
 
+@row("aten.einsum")
+def einsum(operation: Operation) -> Found:
+    """Multiply entries with the same letters and sum over the letters that the result has not."""
+    given, arrow, wanted = operation["equation"].replace(" ", "").partition("->")
+    tensors, texts = operation["tensors"], given.split(",")
+    letters = [_letters(text, tensor.ndim - len(text.replace("...", "")))
+               for text, tensor in zip(texts, tensors, strict=True)]  # fmt: skip
+    every = [letter for series in letters for letter in series]
+    kept: list[str | int]
+    if arrow:
+        kept = _letters(wanted, -min((one for one in every if isinstance(one, int)), default=0))
+    else:
+        kept = sorted({one for one in every if isinstance(one, int) or every.count(one) == 1},
+                      key=lambda one: (isinstance(one, str), one))  # fmt: skip
+    known = [(series, axes) for series, axes in zip(letters, map(operation.axes, tensors), strict=True) if axes]
+    found: list[Axis] = []
+    for letter, size in zip(kept, operation.shape, strict=True):
+        here = [axes[series.index(letter)] for series, axes in known if letter in series]
+        here = [axis for axis in here if axis.size == size]
+        if len(here) > 1:
+            for axis in here:
+                heads(axis)
+        found.append(best(here) if here else new("unit", size) if size > 1 else Axis())
+    summed = set(every) - set(kept)
+    result: Axes = tuple(found)
+    for series, axes in known:
+        for letter, axis in zip(series, axes, strict=True):
+            if letter in summed:
+                with_constant = any(letter in other and operation.axes(tensor) is None
+                                    for other, tensor in zip(letters, tensors, strict=True))  # fmt: skip
+                note_sum(axis, with_constant=with_constant)
+                result = without(result, axis)
+    return result
+
+
+def _letters(text: str, more: int) -> list[str | int]:
+    """Return one letter an axis; the `more` axes of `...` have negative numbers, counted from the last of them."""
+    front, dots, back = text.partition("...")
+    return [*front, *range(-more if dots else 0, 0), *back]
+
+
 @row("aten.linear", "aten.mkldnn_linear", "aten._trilinear", "quantized.linear", "quantized.linear_dynamic",
      "quantized.linear_relu", "quantized.linear_relu_dynamic", "aten._weight_int8pack_mm", "aten._weight_int4pack_mm",
      "aten._sparse_semi_structured_linear", "quantized.linear_dynamic_fp16", "onednn.qlinear_pointwise")  # fmt: skip

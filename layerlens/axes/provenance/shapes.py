@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from .axis import Axes, Axis, best, cut, joined, new, reshaped
+from .axis import Axes, Axis, Part, best, cut, fits, joined, new, reshaped
 from .table import Found, Operation, broadcast, constant, numbers, positive, replaced, row
 
 
@@ -91,7 +91,23 @@ def interleave(operation: Operation) -> Found:
 def select(operation: Operation) -> Found:
     """Take one entry of an axis, which is dropped."""
     axes = operation.own()
-    return (*axes[: positive(operation["dim"], len(axes))], *axes[positive(operation["dim"], len(axes)) + 1 :])
+    place = positive(operation["dim"], len(axes))
+    return taken(axes, place, positive(operation["index"], axes[place].size))
+
+
+def taken(axes: Axes, place: int, entry: int) -> Axes:
+    """Return the axes of one entry along an axis: blocks and the places inside them know which of them it is."""
+    left, gone = (*axes[:place], *axes[place + 1 :]), axes[place].part
+    if gone is None or not (gone.outer or gone.inner):
+        return left
+    shift = gone.offset + entry * gone.stride
+    for number, axis in enumerate(left):
+        for at, factor in enumerate(axis.factors):
+            if isinstance(factor, Part) and factor.source is gone.source and (factor.outer or factor.inner):
+                alone = fits(factor, gone) if gone.inner else fits(gone, factor) and gone.size == 1
+                moved = dataclasses.replace(factor, offset=factor.offset + shift, outer=factor.outer and not alone)
+                return replaced(left, number, Axis((*axis.factors[:at], moved, *axis.factors[at + 1 :])))
+    return left
 
 
 @row("aten.slice", "aten.narrow", "aten.slice_copy")
@@ -123,7 +139,7 @@ def unbind(operation: Operation) -> Found:
     """Take every entry of an axis, which is dropped."""
     axes = operation.own()
     place = positive(operation["dim"], len(axes))
-    return [(*axes[:place], *axes[place + 1 :])] * len(operation.out)
+    return [taken(axes, place, entry) for entry in range(len(operation.out))]
 
 
 @row("aten.cat", "aten.concat")
@@ -173,12 +189,12 @@ def roll(operation: Operation) -> Found:
     for shift, dim in zip(numbers(shifts, 1), numbers(dims, 1), strict=True):
         place = positive(dim, len(axes))
         part = axes[place].part
-        if part is None:
+        length = 0.0 if part is None else abs(part.size * part.stride)
+        if part is None or (part.rolled and part.wrap != length):
             axes = replaced(axes, place, new("unknown", axes[place].size, f"a roll of {axes[place].name}"))
-        else:
-            length = part.size * part.stride
-            rolled = (part.rolled + shift * part.stride) % abs(length)
-            axes = replaced(axes, place, Axis((dataclasses.replace(part, rolled=rolled),)))
+        elif part.source.kind != "extra":
+            rolled = (part.rolled + shift * part.stride) % length
+            axes = replaced(axes, place, Axis((dataclasses.replace(part, rolled=rolled, wrap=length * bool(rolled)),)))
     return axes
 
 

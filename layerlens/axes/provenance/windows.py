@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .axis import Axes, Axis, Joined, Part, new, without
+from .axis import Axes, Axis, Part, joined, new, without
 from .pointwise import pooled
 from .table import Found, Operation, numbers, row
 
@@ -17,8 +17,8 @@ def moved(axis: Axis, size: int, stride: float, shift: float, why: str) -> Axis:
         note(axis, "windowed")
         return Axis((dataclasses.replace(part, size=size, stride=part.stride * stride,
                                          offset=part.offset + shift * part.stride),))  # fmt: skip
-    if size == 1 and not axis.factors:
-        return axis
+    if not axis.factors:
+        return axis if size == 1 else new("copy" if why == "resizing" else "unit", size)
     if size == axis.size and stride == 1:
         return axis
     return new("unknown", size, f"{why} over {axis.name}") if size > 1 else pooled(axis)
@@ -142,13 +142,13 @@ def pad(operation: Operation) -> Found:
 
 def _padded(axis: Axis, before: int, after: int) -> Axis:
     part, size = axis.part, axis.size + before + after
-    if part is not None and part.source.kind == "input":
+    if part is not None and part.source.kind == "input" and not (part.rolled and before):
         return Axis((dataclasses.replace(part, size=size, offset=part.offset - before * part.stride),))
     if part is not None and part.source.kind == "unit":
         return new("unit", size)
-    if len(axis.factors) == 1 and isinstance(axis.factors[0], Joined) and before >= 0 and after >= 0:
+    if axis.factors and before >= 0 and after >= 0:
         extra = [new("extra", count) if count else None for count in (before, after)]
-        return Axis((Joined(tuple(one for one in (extra[0], *axis.factors[0].segments, extra[1]) if one is not None)),))
+        return joined(one for one in (extra[0], axis, extra[1]) if one is not None)
     return new("unknown", size, f"padding of {axis.name}") if size > 1 else Axis()
 
 
