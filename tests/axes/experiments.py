@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.axes.follow import Followed
 from layerlens.axes.layout import described, grid, heads, role, roles
 from layerlens.axes.provenance.axis import Axes, Axis, Factor, Part, Source
-from layerlens.axes.provenance.followed import Followed
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.tensors import tensors_of
 

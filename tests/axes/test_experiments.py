@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens.axes.followed_once import followed, name_axes
+from layerlens.axes.followed import followed, name_axes
 from layerlens.inputs.inputs import as_inputs
 from tests.axes.experiments import check, same_claims
 from tests.families import FAMILIES, family
