@@ -23,6 +23,7 @@ from .analyzers.structure import compare_routes as difference_of_routes, layers 
 from .binding import bind
 from .errors import TargetError
 from .inputs.inputs import Input, Inputs
+from .inputs.sequences import sequences
 from .model.layers import select as select_layers
 from .probes.function_probe import functions as function_values
 from .probes.probe import Probe
@@ -103,7 +104,10 @@ def _name_columns(lens: WrappedModel, found: LogitLens, given: Mapping[str, Any]
 
 def _name_pairs(lens: WrappedModel, found: Any, given: Mapping[str, Any]) -> Any:
     """Name the positions of a patched text by both of its tokens."""
-    names = None if lens.tokenizer is None else token_pairs(lens.tokenizer, given["x"], given["other"])
+    several = sum(one.ids is not None for one in sequences(given["x"], lens.argument_names())) > 1
+    if lens.tokenizer is None or several:  # of several texts it is unknown which has these positions
+        return found
+    names = token_pairs(lens.tokenizer, given["x"], given["other"])
     if names is None or not isinstance(found, Matrix) or len(names) != len(found.columns):
         return found
     return dataclasses.replace(found, columns=names)

@@ -63,7 +63,7 @@ def sequences(inputs: Inputs, names: Sequence[str] = ()) -> list[InputSequence]:
         names: names of the positional arguments, where they are known.
     """
     known = {name: _named(name, names) for name in inputs.tensors()}
-    stems = {name: _KIND.sub("", shown) for name, shown in known.items()}
+    stems = {name: _KIND.sub("", _KIND.sub("", shown)) for name, shown in known.items()}  # twice: ids_mask
     tensors = {name: x for name, x in inputs.tensors().items() if x.ndim >= 2}
     masks = [name for name, x in tensors.items() if "mask" in known[name].lower() or x.dtype == torch.bool]
     groups: dict[tuple[str, int], list[str]] = {}
@@ -91,6 +91,18 @@ def sequences(inputs: Inputs, names: Sequence[str] = ()) -> list[InputSequence]:
         named = sorted(members, key=lambda name: not _holds_ids(known[name], tensors[name]))  # ids first
         found.append(InputSequence((*named, *[mask] * bool(mask)), key[1], ids, used, () if mask else tuple(unsure)))
     return found
+
+
+def joined(several: Sequence[InputSequence]) -> InputSequence:
+    """Return sequences along the same places as one: of its ids the only ones, else those named `input_ids`."""
+    texts = [one for one in several if one.ids is not None]
+    texts = texts if len(texts) == 1 else [one for one in texts if "input_ids" in one.names]
+    used = [one.used for one in several if one.used is not None]
+    unsure = () if used else tuple(dict.fromkeys(name for one in several for name in one.unsure))
+    names = [name for one in (*texts, *several) for name in one.names]
+    ids = texts[0].ids if texts else None
+    every = torch.stack(used).all(dim=0) if used else None
+    return InputSequence(tuple(dict.fromkeys(names)), several[0].count, ids, every, unsure)
 
 
 def resized(inputs: Inputs, sequence: InputSequence) -> tuple[Inputs, int]:

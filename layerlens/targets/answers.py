@@ -11,7 +11,7 @@ import torch
 
 from layerlens.errors import TargetError
 from layerlens.inputs.inputs import Inputs
-from layerlens.inputs.sequences import InputSequence, resized, sequences
+from layerlens.inputs.sequences import InputSequence, joined, resized, sequences
 
 from .outputs import main_output
 
@@ -51,8 +51,8 @@ class Answers:
         Raises:
             TargetError: when several have, and it is unknown which of them it is.
         """
-        fitting = [one for one in self._sequences if one.count == count]
-        followed = [one for one in fitting if one in self._followed] or fitting
+        known = [one for one in self._followed if one.count == count]
+        followed = known or [one for one in self._sequences if one.count == count]
         if len(followed) > 1:
             raise TargetError(
                 f"the output has {count} places, and so have {' and '.join(map(str, followed))}: which of them it "
@@ -144,7 +144,9 @@ def _followed(inputs: Inputs, run: Run, several: Sequence[InputSequence]) -> lis
         less = Inputs(inputs.args, {name: value for name, value in inputs.kwargs.items() if name not in one.names})
         if len(less.kwargs) < len(inputs.kwargs) and _places(less, run) == whole:
             return _followed(less, run, [other for other in several if other is not one])
-    return []
+    both = joined(several)  # such as ids with a number for each of them
+    other, more = resized(inputs, both)
+    return [both] if _places(other, run) == whole + more else []
 
 
 def _places(inputs: Inputs, run: Run) -> int:

@@ -36,7 +36,10 @@ class Vocabulary(TokenNames):
 
     def __getitem__(self, index: int) -> str:
         decode = getattr(self._tokenizer, "decode", None)
-        return f"token {index}" if decode is None else repr(str(decode([index])))
+        text = "" if decode is None else str(decode([index]))
+        if "\ufffd" in text:
+            return f"token {index}, a part of a character"
+        return f"token {index}" if decode is None else repr(text)
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(len(self)))

@@ -254,3 +254,29 @@ def test_an_output_of_more_places_than_any_input():
     assert torch.equal(lens.saliency(left, target="w6", method="gradient").score, last)
     with pytest.raises(TargetError, match="the output has 7 places, as no input has, and input_ids ends with padding"):
         lens.saliency({"input_ids": SOURCE, "attention_mask": mask}, target="w6", method="gradient")
+
+
+class Timed(nn.Module):
+    """Reads a time with each token."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(VOCABULARY, 16), nn.Linear(16, VOCABULARY)
+
+    def forward(self, ids, times, kinds=None):
+        assert ids.shape == times.shape and (kinds is None or kinds.shape == ids.shape)
+        return self.head((self.words(ids) * times.unsqueeze(2)).cumsum(dim=1))
+
+
+def test_inputs_along_the_same_places_are_one_text():
+    lens, times = Lens(Timed(), tokenizer=Tokenizer()), normal(2, 5)
+    mask = torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])
+    with torch.no_grad():
+        whole = lens.model(SOURCE, times)
+    for more in ({}, {"kinds": SOURCE}):
+        x = {"ids": SOURCE, "times": times, **more}
+        score = lens.saliency(x, target="w6", method="gradient").score
+        torch.testing.assert_close(score, whole[:, -1, 6])
+        masked = Lens(lens.model, tokenizer=Tokenizer(), forward=lambda model, ids_mask, **own: model(**own))
+        score = masked.saliency({**x, "ids_mask": mask}, target="w6", method="gradient").score
+        torch.testing.assert_close(score, torch.stack([whole[0, 4, 6], whole[1, 2, 6]]))

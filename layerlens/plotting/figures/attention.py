@@ -108,10 +108,9 @@ def attention(
                 axes.set_xticks([])
                 axes.set_yticks([])
                 if len(maps) == 1:
-                    known = weights.tokens_along(name, sample) if labels is None else _labels_along(labels)
-                    unknown |= (
-                        labels is None and weights.tokens is not None and name not in weights.inputs and None in known
-                    )
+                    known = _labels_along(labels) if labels is not None else _own_labels(weights, name, sample, size)
+                    unknown |= labels is None and weights.tokens is not None and name not in weights.inputs
+                    unknown &= None in known
                     _write_tokens(axes, weights, name, known, size)
                 if place < columns:
                     last = axes  # of the first row of heads, which reaches farthest to the right
@@ -158,6 +157,19 @@ def _attention_maps(weights: AttentionWeights, name: str, sample: int, heads: He
 
 def _head_number(heads: Heads, column: int) -> int:
     return column if heads is None else int(heads[column])
+
+
+def _own_labels(
+    weights: AttentionWeights, layer: str, sample: int, size: tuple[int, ...]
+) -> tuple[Sequence[str] | None, Sequence[str] | None]:
+    """The tokens of queries and of keys; None where there are not as many, as where a cache has the others."""
+    parts = (weights.queries.get(layer), weights.keys.get(layer))
+    known = zip(weights.tokens_along(layer, sample), parts, size, strict=True)
+    queries, keys = (
+        None if names is None or (part is None and len(names) != count) or max(part or (0,)) >= len(names) else names
+        for names, part, count in known
+    )
+    return queries, keys
 
 
 def _labels_along(labels: Sequence[Any]) -> tuple[Sequence[str] | None, Sequence[str] | None]:

@@ -169,3 +169,15 @@ def test_the_positions_of_a_logit_lens_are_those_of_the_answer():
     x = inputs("t5", ANSWER[:1], slice(0, 1))
     found = lens_of("t5").logit_lens(x, layers="decoder.block.*")
     assert found.columns == tuple(f"{place} 'w{index}'" for place, index in enumerate(ANSWER[0].tolist()))
+
+
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
+def test_keys_of_a_cache_have_no_tokens():
+    from tests.inputs.test_held_state import NEW, filled, language_model
+
+    lens = Lens(language_model(), tokenizer=Tokenizer())
+    found = lens.attention({"input_ids": NEW, "past_key_values": filled("dynamic")})
+    drawn = found.plot(layers=found.layers[:1], heads="mean")
+    (axes,) = [one for one in drawn.fig.axes if one.get_ylabel() == "query"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == read(NEW)[0]
+    assert not [label for label in axes.get_xticklabels() if label.get_text()]
