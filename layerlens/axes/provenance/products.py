@@ -107,7 +107,7 @@ def einsum(operation: Operation) -> Found:
         here = [axis for axis in here if axis.size == size]
         if len(here) > 1:
             for axis in here:
-                heads(axis)
+                heads(axis, operation.layer)
         found.append(best(here) if here else new("unit", size) if size > 1 else Axis())
     summed = set(every) - set(kept)
     result: Axes = tuple(found)

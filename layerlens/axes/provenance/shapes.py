@@ -6,7 +6,8 @@ import dataclasses
 
 import torch
 
-from .axis import Axes, Axis, Part, best, cut, fits, joined, new, reshaped
+from .axis import Axes, Axis, Part, best, cut, fits, joined, new
+from .reshaped import reshaped
 from .table import Found, Operation, broadcast, constant, numbers, positive, replaced, row
 
 
