@@ -19,8 +19,8 @@ from .record import Recording, Span, innermost
 COST = "about 3 gradients"
 """Cost per sample: 1 to 3 gradients, depending on the rules (benchmarks/relevance.md)."""
 
-LOST = 1e-3
-"""A relative residual above this is not a rounding error."""
+LOST = 1e-5
+"""A relative residual above this is said; rounding in float32 stays below it on most models."""
 
 _FOLDED_BATCH = 1e-5
 """Relative residuals above this in half of the samples, and ten times that of the totals in the worst, show a batch
@@ -196,8 +196,14 @@ def _warn_of_residual(ledger: Ledger, dtype: torch.dtype) -> None:
     """Say when relevance was lost or made that no rule accounts for."""
     worst = float(ledger.relative.max())
     if dtype in (torch.float32, torch.float64) and not worst < LOST:
+        rounding = "" if dtype is torch.float64 else "Rounding in float32 can do this, as can "
+        decide = (
+            "relevance.ledger.table() shows where the rest went. Please report the model."
+            if dtype is torch.float64
+            else "layerlens.check(model, x) repeats it in float64, where rounding is gone, and decides."
+        )
         warn(
             f"relevance: the ledger does not close, its residual is {worst:.1e} of the largest amount and should be "
-            "below 1e-5. An operation adds something that is not accounted for, or numbers overflow; "
-            "relevance.ledger.table() shows where the rest went. Please report the model.",
+            f"below {LOST:g}. {rounding or 'The cause is '}an operation that adds something that is not accounted for, "
+            f"or numbers that overflow; {decide}",
         )

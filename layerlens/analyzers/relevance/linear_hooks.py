@@ -34,7 +34,7 @@ def attach_linear(planned: PlannedLinear, bookkeeper: Bookkeeper) -> list[Remova
         bookkeeper: where amounts go.
     """
     operation, rule, path = planned
-    if isinstance(rule, Epsilon):
+    if isinstance(rule, Epsilon) and rule.bias:
         return [_EpsilonHook(operation, rule, bookkeeper).attach()]
     return _LinearHooks(operation, rule, bookkeeper, path).attach()
 
@@ -141,21 +141,30 @@ class _LinearHooks:
                 "so nothing was kept. Give that layer an epsilon=0 rule."
             )
         (scale, shift), self.scale_and_shift = self.scale_and_shift or operation.scale_and_shift(g), None
-        counted = shift if getattr(self.rule, "bias", True) else None
+        counted = shift if self.rule.bias else None
         weight = weight if scale is None else operation.map.scaled(weight, scale)
         y = self._output(self.x, weight, shift, g)
         relevance = y * g.detach()
         bookkeeper, number = self.bookkeeper, operation.number
+        to_bias: list[torch.Tensor] = []
         if isinstance(self.rule, FIRST_LAYER_RULES):
-            self.input_terms, absorbed = first_layer_terms(operation.map, self.rule, self.x, weight, relevance)
-            bookkeeper.add("absorbed", number, str(self.rule), absorbed, linear=True)
-            return self._through_native(self.input_terms[0].weight, self.input_terms[0].s, outer)
-        self.products, to_bias, lost = split_by_sign(
-            operation, self.rule.terms(), self.x, weight, counted, y, relevance
-        )
+            self.input_terms, to_bias, *lost = first_layer_terms(
+                operation.map, self.rule, self.x, weight, counted, relevance
+            )
+            first: InputTerm | SignedProduct | None = self.input_terms[0]
+        else:
+            z = y if counted is shift else operation.map.apply(self.x, weight).reshape(y.shape)
+            if isinstance(self.rule, Epsilon):
+                self.products, lost = without_bias(self.rule, weight, z, relevance)
+            else:
+                rectified = operation.rectified and counted is shift
+                self.products, to_bias, lost = split_by_sign(
+                    operation, self.rule.terms(), self.x, weight, counted, z, relevance, rectified=rectified
+                )
+            first = self.products[0] if self.products else None
         bookkeeper.add("additive", number, "bias" if operation.norm is None else "bias and norm", *to_bias)
         bookkeeper.add("absorbed", number, str(self.rule), *lost, linear=True)
-        return self._through_native(self.products[0].weight, self.products[0].s, outer) if self.products else None
+        return self._through_native(first.weight, first.s, outer) if first else None
 
     def _through_native(self, weight: torch.Tensor, s: torch.Tensor, outer: Gradients) -> Gradients | None:
         """Have the native backward send s through `weight`, where it can."""
@@ -251,6 +260,8 @@ def split_by_sign(
     shift: torch.Tensor | None,
     y: torch.Tensor,
     relevance: torch.Tensor,
+    *,
+    rectified: bool,
 ) -> tuple[list[SignedProduct], list[torch.Tensor], list[torch.Tensor]]:
     """Split relevance by the sign of each contribution x_i w_ij: z+, alpha-beta, gamma.
 
@@ -260,20 +271,23 @@ def split_by_sign(
         x: its input.
         weight: its weight, with the scale of its norm.
         shift: bias and shift of its norm, which broadcasts to y; None for none.
-        y: its output with bias and norm, at least wherever relevance is not 0.
+        y: its output with the shift, at least wherever relevance is not 0.
         relevance: relevance of the output.
+        rectified: whether outputs below 0 have no relevance.
 
     Returns:
         The products, the amounts that the bias gets, and those that are absorbed; the amounts have a batch axis.
     """
     signs = (1,) if operation.nonnegative else _signs(x)
-    active = [term for term in terms if not (term.where < 0 and operation.rectified)]
+    active = [term for term in terms if not (term.where < 0 and rectified)]
     products: list[SignedProduct] = []
     to_bias: list[torch.Tensor] = []
     absorbed: list[torch.Tensor] = []
     denominators, weights = _denominators(operation.map, active, signs, x, weight, shift, y)
+    if shift is None and not rectified and any(term.where for term in active):
+        absorbed.append(relevance * (y == 0))  # neither sign: nothing came in, or all of it cancels
     for term, z in zip(active, denominators, strict=True):
-        if term.where and not operation.rectified:
+        if term.where and not rectified:
             z.masked_fill_(y <= 0 if term.where > 0 else y >= 0, math.inf)  # others share nothing
         empty = z == 0
         any_empty = bool(empty.any())
@@ -288,6 +302,22 @@ def split_by_sign(
             used = term.weight(weight, sign) if used is None else used
             products.append(SignedProduct(sign, used if term.share == 1 else used.mul_(term.share), s))
     return products, to_bias, absorbed
+
+
+def without_bias(
+    rule: Epsilon, weight: torch.Tensor, z: torch.Tensor, relevance: torch.Tensor
+) -> tuple[list[SignedProduct], list[torch.Tensor]]:
+    """Return the product of the epsilon rule that leaves out the bias, and what is absorbed.
+
+    Args:
+        rule: the rule.
+        weight: weight of the map, with the scale of its norm.
+        z: output without the bias.
+        relevance: relevance of the output.
+    """
+    damped = torch.where(z == 0, 0, rule.damped(z))
+    s = torch.where(z == 0, 0, relevance * damped / z)
+    return [SignedProduct(1, weight, s)], [relevance * (1 - damped)]
 
 
 def _denominators(
@@ -347,15 +377,21 @@ class InputTerm(NamedTuple):
 
 
 def first_layer_terms(
-    map_: LinearMap, rule: LinearRule, x: torch.Tensor, weight: torch.Tensor, relevance: torch.Tensor
-) -> tuple[list[InputTerm], torch.Tensor]:
-    """Return the terms of the relevance of x under flat, w2 or z-box, and what is absorbed, shaped like z.
+    map_: LinearMap,
+    rule: LinearRule,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    shift: torch.Tensor | None,
+    relevance: torch.Tensor,
+) -> tuple[list[InputTerm], list[torch.Tensor], torch.Tensor]:
+    """Return the terms of the relevance of x under flat, w2 or z-box, what the bias gets, and what is absorbed.
 
     Args:
         map_: the linear map.
         rule: one of `FIRST_LAYER_RULES`.
         x: its input.
         weight: its weight, with the scale of its norm.
+        shift: bias and shift of its norm, if they take a share; else None.
         relevance: relevance of its output.
     """
     if isinstance(rule, ZBox):
@@ -364,10 +400,13 @@ def first_layer_terms(
         above, below = x - low, x - high  # x w - l w+ - h w- by terms of one sign, so that none cancel
         z = map_.apply(above, up).add_(map_.apply(below, down))
         s, absorbed = _divide(relevance, z)
-        return [InputTerm(above, up, s), InputTerm(below, down, s)], absorbed
-    by_input = weight.square() if isinstance(rule, WSquare) else torch.ones_like(weight)
-    s, absorbed = _divide(relevance, map_.apply(torch.ones_like(x), by_input))
-    return [InputTerm(None, by_input, s)], absorbed
+        return [InputTerm(above, up, s), InputTerm(below, down, s)], [], absorbed
+    squared = isinstance(rule, WSquare)
+    by_input = weight.square() if squared else torch.ones_like(weight)
+    z = map_.apply(torch.ones_like(x), by_input)
+    by_bias = None if shift is None else shift.square() if squared else torch.ones_like(shift)
+    s, absorbed = _divide(relevance, z if by_bias is None else z.add_(by_bias))
+    return [InputTerm(None, by_input, s)], [] if by_bias is None else [_times_shift(s, by_bias)], absorbed
 
 
 def _divide(relevance: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -83,7 +83,7 @@ def make_plan(recording: Recording, *, strict: bool = False) -> Plan:
     for operation, rule, _ in linear:
         name = str(rule) + (" with batch norm" if operation.norm is not None else "")
         used.setdefault(operation.info.op, set()).add(name)
-        if not isinstance(rule, Epsilon):
+        if not (isinstance(rule, Epsilon) and rule.bias):
             planned.update(id(info) for info in (operation.info, operation.end))
     others = []
     for info in nodes:

@@ -100,6 +100,82 @@ def test_it_is_the_published_sum(rule, name, sign):
     assert any(str(rule) in used for used in result.rules_used.values())
 
 
+LEFT_OUT = {
+    Epsilon(0.3, bias=False): ("epsilon", 0.3),
+    Epsilon(0.0, bias=False): ("epsilon", 0.0),
+    Gamma(0.4, bias=False): ("gamma", 0.4),
+    ZPlus(bias=False): ("alpha_beta", 1, 0),
+    AlphaBeta(2, 1, bias=False): ("alpha_beta", 2, 1),
+    Flat(bias=False): ("flat",),
+    WSquare(bias=False): ("w_square",),
+    ZBox(-5.0, 6.0, bias=False): ("z_box", -5.0, 6.0),
+}
+
+
+@pytest.mark.parametrize("activation", [None, nn.ReLU(), nn.ReLU(inplace=True), nn.GELU()], ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("rule", LEFT_OUT, ids=str)
+def test_a_bias_that_is_left_out_gives_its_share_to_the_inputs(rule, name, activation):
+    model, x = build(name, activation)
+    result = relevance(model, x, target=0, rules=Rulebook("one", linear=[(Part.ANY, rule)]))
+    for row in range(2):
+        weight, bias = dense_map(lambda one: model.layer(one.unsqueeze(0)).squeeze(0), x[row])
+        y = (weight @ x[row].reshape(-1) + bias).reshape(model.c.shape)
+        upper = ((y if activation is None else type(activation)()(y)) * model.c).reshape(-1)
+        fed = weight.any(dim=1)  # outputs of a transposed convolution may have no input, which absorbs what they have
+        expected = dense_rule(LEFT_OUT[rule], weight[fed], torch.zeros_like(bias[fed]), x[row].reshape(-1), upper[fed])
+        torch.testing.assert_close(result.values[row].reshape(-1), expected, rtol=1e-8, atol=1e-10)
+    assert float(result.ledger.relative.max()) < 1e-12
+    assert float(result.ledger.additive.abs().max()) < 1e-12  # no bias is booked
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d", "conv2d, norm", "transposed conv2d grouped"])
+@pytest.mark.parametrize("rule", [Flat(bias=True), WSquare(bias=True), ZBox(-5.0, 6.0, bias=True)], ids=str)
+def test_a_bias_takes_its_share_in_the_first_layer_if_it_shall(rule, name):
+    model, x = build(name)
+    result = relevance(model, x, target=0, rules=Rulebook("one", linear=[(Part.ANY, rule)]))
+    weight, bias = dense_map(lambda one: model.layer(one.unsqueeze(0)).squeeze(0), x[0])
+    one = x[0].reshape(-1)
+    upper = (weight @ one + bias) * model.c.reshape(-1)
+    expected, taken = torch.zeros_like(one), one.new_zeros(())
+    for w, b, r in zip(weight, bias, upper, strict=True):
+        parts, own = {
+            Flat: lambda w=w, b=b: ((w != 0).double(), 1.0),
+            WSquare: lambda w=w, b=b: (w**2, b**2),
+            ZBox: lambda w=w, b=b: (w * one + 5 * w.clamp(min=0) - 6 * w.clamp(max=0), 0.0),
+        }[type(rule)]()
+        expected += parts / (parts.sum() + own) * r
+        taken += own / (parts.sum() + own) * r
+    torch.testing.assert_close(result.values[0].reshape(-1), expected, rtol=1e-8, atol=1e-10)
+    assert float(result.ledger.additive[0]) == pytest.approx(float(taken.detach()), abs=1e-10)
+    assert float(result.ledger.relative.max()) < 1e-12
+
+
+def test_two_layers_without_biases_by_hand():
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).double()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0, 2.0], [3.0, -1.0]]))
+        net[0].bias.copy_(torch.tensor([4.0, 1.0]))
+        net[2].weight.copy_(torch.tensor([[2.0, 1.0]]))
+        net[2].bias.copy_(torch.tensor([5.0]))
+    x = torch.tensor([[1.0, 1.0]]).double()  # hidden (3 + 4, 2 + 1) = (7, 3), score 14 + 3 + 5 = 22
+    found = relevance(net, x, target=0, rules=Rulebook("all", linear=[(Part.ANY, Epsilon(0.0, bias=False))]))
+    hidden = torch.tensor([14.0, 3.0]).double() / 17 * 22
+    expected = hidden[0] * torch.tensor([1.0, 2.0]) / 3 + hidden[1] * torch.tensor([3.0, -1.0]) / 2
+    torch.testing.assert_close(found.values[0], expected.double())
+    assert float(found.values.sum()) == pytest.approx(22)
+
+
+def test_where_all_contributions_cancel_the_relevance_is_absorbed():
+    net = nn.Linear(2, 1)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1.0, -1.0]]))
+        net.bias.fill_(3.0)
+    for rule in (Epsilon(0.0, bias=False), Epsilon(0.1, bias=False), Gamma(0.0, bias=False)):
+        found = relevance(net, torch.ones(1, 2), target=0, rules=Rulebook("one", linear=[(Part.ANY, rule)]))
+        assert found.values.tolist() == [[0.0, 0.0]] and float(found.ledger.absorbed) == 3.0
+
+
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU(inplace=True), nn.GELU(), nn.SiLU(), nn.Tanh()], ids=str)
 @pytest.mark.parametrize("name", ["linear on tokens", "conv2d", "conv2d, norm"])
 @pytest.mark.parametrize("rule", [Gamma(0.4), AlphaBeta(2, 1), Epsilon(0.2)], ids=str)

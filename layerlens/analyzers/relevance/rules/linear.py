@@ -43,9 +43,17 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class LinearRule:
-    """How relevance passes a linear operation z_j = sum_i x_i w_ij + b_j."""
+    """How relevance passes a linear operation z_j = sum_i x_i w_ij + b_j.
+
+    Args:
+        bias: whether the bias, and the shift of a batch norm that belongs to it, takes its share of the relevance, as
+            published; False leaves it out of the denominator, as zennit's `zero_params="bias"` does, so that its share
+            goes to the inputs. The map then sums up to more of the score, and is no more faithful for it: the share
+            grows without bound where the contributions of the inputs cancel.
+    """
 
     citation: ClassVar[str] = ""
+    bias: bool = dataclasses.field(default=True, kw_only=True)
 
     def __str__(self) -> str:
         values = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
@@ -68,6 +76,7 @@ class Epsilon(LinearRule):
     Args:
         epsilon: number of at least 0; 0 is the limit in which the gradient is the rule (LRP-0).
         relative: whether epsilon is in units of the standard deviation of the sample's z.
+        bias: whether the bias takes its share, see `LinearRule`; without it z_j = sum_i x_i w_ij.
 
     Source: Bach et al. 2015, eq. 58.
     """
@@ -95,6 +104,7 @@ class Gamma(LinearRule):
 
     Args:
         gamma: number of at least 0; 0 is LRP-0, infinity is z+ (for outputs above 0).
+        bias: whether the bias takes its share, see `LinearRule`; without it z_j = sum_i z_ij decides the sign.
 
     Source: Montavon et al. 2019, section 10.2.1; for signed inputs and outputs Andeol et al. 2022.
     """
@@ -117,6 +127,7 @@ class AlphaBeta(LinearRule):
     Args:
         alpha: factor of the contributions that support the output, at least 1.
         beta: factor of the contributions that oppose it, alpha - 1.
+        bias: whether the bias is among the contributions, see `LinearRule`.
 
     Source: Bach et al. 2015, eq. 60.
     """
@@ -140,7 +151,8 @@ class ZPlus(LinearRule):
     """R_i = sum_j z_ij^+ / sum z_ij^+ R_j with z_ij = x_i w_ij: alpha 1, beta 0.
 
     Args:
-        bias: whether a positive bias takes a share; without it this is excitation backprop (Zhang et al. 2016).
+        bias: whether a positive bias takes a share, see `LinearRule`; without it this is excitation backprop
+            (Zhang et al. 2016).
 
     Source: Montavon et al. 2017, eq. 14; signed inputs as in Bach et al. 2015.
     """
@@ -157,20 +169,28 @@ class ZPlus(LinearRule):
 class Flat(LinearRule):
     """R_i = sum_j 1 / (number of inputs of j) R_j: for the first layer, whatever the input is.
 
+    Args:
+        bias: whether the bias counts as one more input, see `LinearRule`; as published it does not.
+
     Source: Lapuschkin et al. 2019; Bach et al. 2016.
     """
 
     citation: ClassVar[str] = "Bach et al. 2016; Lapuschkin et al. 2019"
+    bias: bool = dataclasses.field(default=False, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class WSquare(LinearRule):
     """R_i = sum_j w_ij^2 / sum w_ij^2 R_j: for the first layer, whatever the input is.
 
+    Args:
+        bias: whether b_j^2 is in the denominator, see `LinearRule`; as published it is not.
+
     Source: Montavon et al. 2017, eq. 12.
     """
 
     citation: ClassVar[str] = "Montavon et al. 2017, w2"
+    bias: bool = dataclasses.field(default=False, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +200,7 @@ class ZBox(LinearRule):
     Args:
         low: smallest value that an input can have; None takes the smallest of the batch, by channel.
         high: largest value that an input can have; None takes the largest of the batch, by channel.
+        bias: without effect: a bias, whose input is 1 with the bounds 1 and 1, has the share b - b^+ - b^- = 0.
 
     Source: Montavon et al. 2017, eq. 13.
     """
