@@ -109,9 +109,6 @@ FAMILIES = {
     ),
     "falcon": ("Falcon" + NEXT, "FalconConfig", WORDS, words, (-1, 5)),
     "gpt_neox": ("GPTNeoX" + NEXT, "GPTNeoXConfig", WORDS, words, (-1, 5)),
-    "bloom": (
-        "Bloom" + NEXT, "BloomConfig", {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}, words, (-1, 5),
-    ),
     "mixtral": ("Mixtral" + NEXT, "MixtralConfig", {**GROUPED, "num_local_experts": 4}, words, (-1, 5)),
     "qwen2_moe": ("Qwen2Moe" + NEXT, "Qwen2MoeConfig", {**GROUPED, **MOE}, words, (-1, 5)),
     "mamba": ("Mamba" + NEXT, "MambaConfig", MAMBA, words, (-1, 5)),
@@ -162,6 +159,13 @@ FAMILIES = {
             "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48, "num_targets": 3,
         },
         lambda: {"past_values": torch.randn(2, 32, 2)}, 1,
+    ),
+    "bloom": (
+        "Bloom" + NEXT, "BloomConfig", {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}, words, (-1, 5),
+    ),
+    "sew_d": (
+        "SEWDForSequenceClassification", "SEWDConfig",
+        {**SOUND, "squeeze_factor": 1, "position_buckets": 8, "max_position_embeddings": 32}, sound, 1,
     ),
 }  # fmt: skip
 

@@ -35,7 +35,7 @@ def fused_attention(node: Node, gradients: Gradients, gradient: torch.Tensor, ru
 
 def softmax(node: Node) -> tuple[torch.Tensor, ...]:
     """(y, x) of the Taylor rule; log(y) serves as x because the multipliers sum to 0 over the axis."""
-    y = node._saved_result
+    y: torch.Tensor = node.saved_tensors[0] if hasattr(node, "saved_tensors") else node._saved_result
     return y, torch.where(y > 0, torch.log(y), torch.zeros_like(y))
 
 
@@ -65,6 +65,7 @@ ATTENTION: dict[str, Row] = {
     "Softmax": Row(Kind.TAYLOR, softmax, role=Role.WEIGHT),
     "SafeSoftmax": Row(Kind.TAYLOR, softmax, role=Role.WEIGHT),
     "SparseSoftmax": Row(Kind.TAYLOR, softmax, role=Role.WEIGHT),
+    "XSoftmax": Row(Kind.TAYLOR, softmax, role=Role.WEIGHT),  # of DeBERTa and SEW-D in transformers, with a mask
     "LogSoftmax": Row(Kind.TAYLOR, log_softmax),
     "Logsumexp": Row(Kind.TAYLOR, log_sum_exp),
     "Logcumsumexp": Row(Kind.TAYLOR, log_sum_exp),
