@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.samples import rows_influence, said_once
 from layerlens.errors import InputError, OptionError, check_count, choose
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -72,17 +73,21 @@ def latent_traversal(
     names, changed = _changed(base, dimensions, values, move)
     flat = torch.cat([base[None], changed.flatten(0, 1)])
     parts: list[torch.Tensor] = []
-    with borrowed(model, grad=False):
+
+    def run(rows: torch.Tensor) -> torch.Tensor:
+        given = inputs.replace({name: rows.reshape(-1, *latent.shape[1:])})
+        return _output(model, given, forward, len(rows))
+
+    with borrowed(model, grad=False), said_once() as passes:
+        if min(batch_size, len(flat)) > 1 and rows_influence(run, flat[0], flat[len(flat) // 2]):
+            batch_size = 1
         for first in track(range(0, len(flat), batch_size), "latent_traversal", enabled=progress):
-            rows = flat[first : first + batch_size]
-            parts.append(
-                _output(model, inputs.replace({name: rows.reshape(-1, *latent.shape[1:])}), forward, len(rows))
-            )
+            parts.append(run(flat[first : first + batch_size]))
     outputs = torch.cat(parts)
     by_step = outputs[1:].reshape(*changed.shape[:2], *outputs.shape[1:])
     wide = by_step.to(torch.promote_types(by_step.dtype, torch.float32))
     spread = wide.var(dim=1, unbiased=False).flatten(1).mean(dim=1).sqrt()
-    settings = {"move": move, "steps": [float(step) for step in steps]}
+    settings = {"move": move, "steps": [float(step) for step in steps], **passes}
     return LatentTraversal(names, values, move, by_step, outputs[0], spread, settings)
 
 

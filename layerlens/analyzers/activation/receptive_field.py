@@ -10,6 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.calls.call_shapes import one_match
 from layerlens.analyzers.common.calls.used_tensors import one_tensor
+from layerlens.analyzers.common.samples import rows_influence, said_once
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import InputError, OptionError, RecordError, TargetError, check_count, check_seed, choose
 from layerlens.inputs.inputs import Forward, Input, as_inputs
@@ -103,16 +104,19 @@ def receptive_field(
             inputs.replace({name: sample}).run(model, forward)
         return read_units(model, record, call, tensor=tensor)
 
-    with borrowed(model):
+    with borrowed(model), said_once() as passes:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         with torch.no_grad():
+            changed = values[0].detach().flip(tuple(range(values.ndim - 1))) * 2
+            if batch_size > 1 and rows_influence(lambda rows: units(rows, False), changed, values[0].detach()):
+                batch_size = 1
             boxes = _boxes(units, values[:1].detach(), spatial, by, seed, batch_size, progress)
         at = _place(place, boxes.shape[:-2], path)
         effective = _effective(model, units, values.detach(), at, unit, draws, seed, path)
     others = [axis for axis in range(1, values.ndim) if axis not in spatial]
     effective = effective.mean(dim=others).sqrt() if others else effective.sqrt()
-    settings = {"unit": unit, "axes": spatial, "by": by, "draws": draws, "seed": seed}
+    settings = {"unit": unit, "axes": spatial, "by": by, "draws": draws, "seed": seed, **passes}
     size = tuple(values.shape[axis] for axis in spatial)
     return ReceptiveField(path, call, boxes, size, at, effective, settings, values.detach().clone())
 

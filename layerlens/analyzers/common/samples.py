@@ -22,7 +22,7 @@ Run = Callable[[Leaves, "torch.Tensor | None"], Any]
 """`(values, rows) -> output` of a borrowed model; rows of None are those of the batch."""
 
 ROUNDING = 64
-"""Last places by which two scores of one row may differ without a closer look."""
+"""Last places of the output by which two scores of one row may differ."""
 
 INTERACTING = (
     "samples influence each other in this model (batch statistics, quantization by batch, a fixed number of samples): "
@@ -83,9 +83,10 @@ def in_batch(batch: Leaves, values: Leaves, rows: torch.Tensor, place: int) -> d
 def interact(run: Run, target: Target, batch: Leaves, values: Leaves, rows: torch.Tensor) -> bool:
     """Return whether a row gets another score next to other rows than in the batch, by more than rounding.
 
-    One of a few rows is run next to the others, and instead of its sample in the batch. Where the scores differ by more
-    than `ROUNDING`, two copies of that batch in one pass show what the number of rows alone does: other kernels, or
-    more than that. A model that draws other numbers in every pass has no answer, and may run many rows at once.
+    The smallest of a few rows is run next to the others, the last of them doubled so that a scale of all would change,
+    and instead of its sample in the batch. Where the scores differ by more than `ROUNDING`, the second is run again,
+    and with samples of its batch repeated to as many rows: what these change is rounding, of other kernels, unless it
+    is large. A model that draws other numbers in every pass has no answer, and may run many rows at once.
 
     Args:
         run: runs a borrowed model.
@@ -101,29 +102,43 @@ def interact(run: Run, target: Target, batch: Leaves, values: Leaves, rows: torc
         UserWarning: when rows influence each other.
     """
     count = len(next(iter(batch.values())))
+    every = torch.arange(count, device=rows.device)
     few = torch.linspace(0, len(rows) - 1, count + 3).round().long().to(rows.device)  # another number than the batch
-    middle = len(few) // 2
-    own, sample = in_batch(batch, values, rows, int(few[middle])), int(rows[few[middle]])
+    lengths = [value[few].flatten(1).float().norm(dim=1).cpu() for value in values.values()]
+    least = int(torch.stack(lengths).norm(dim=0)[:-1].argmin()) if lengths else 0
+    own, sample = in_batch(batch, values, rows, int(few[least])), int(rows[few[least]])
 
-    def alone(copies: int = 1) -> torch.Tensor:
-        every = torch.arange(count, device=rows.device).repeat(copies)
-        output = run({name: torch.cat([value] * copies) for name, value in own.items()}, every if copies > 1 else None)
-        return target(output, every, at=target.at)[sample]
+    def alone() -> tuple[torch.Tensor, Any]:
+        output = run(own, None)
+        return target(output, every, at=target.at)[sample], output
+
+    def repeated() -> torch.Tensor:
+        chosen = every.repeat(len(few))[: len(few)]
+        return target(run({name: value[chosen] for name, value in own.items()}, chosen), chosen, at=target.at)[sample]
+
+    def some(last: float) -> Any:
+        factor = torch.ones(len(few), device=rows.device)
+        factor[-1] = last
+        shaped = {name: factor.reshape(-1, *[1] * (value.ndim - 1)).to(value) for name, value in values.items()}
+        return run({name: value[few] * shaped[name] for name, value in values.items()}, rows[few])
 
     def found() -> bool:
-        score = alone()
-        output = or_none(lambda: run({name: value[few] for name, value in values.items()}, rows[few]))
-        shared = None if output is None else or_none(lambda: target(output, rows[few], at=target.at)[middle])
+        score, whole = alone()
+        output = or_none(lambda: some(2.0))
+        output = or_none(lambda: some(1.0)) if output is None else output
+        shared = None if output is None else or_none(lambda: target(output, rows[few], at=target.at)[least])
         if shared is None:
             if output is not None:
                 check_function(target, output, rows[few])
             return True
-        if _off(shared, score) <= ROUNDING or _off(alone(), score) > ROUNDING:
+        eps = max(torch.finfo(tensor.dtype).eps for tensor in (score, *_floating(whole)))
+        place = max(_size(whole), abs(float(score))) * eps
+        if _off(shared, score) <= ROUNDING * place or _off(alone()[0], score) > ROUNDING * place:
             return False
-        counted = or_none(lambda: alone(2))
-        if counted is None or not nearly_equal(counted, score):
+        counted = or_none(repeated)
+        if counted is None or _off(counted, score) > place / eps**0.5:
             return True
-        return _off(shared, score) > 4 * _off(counted, score) + ROUNDING
+        return _off(shared, counted) > ROUNDING * place
 
     states = generator_states()
     try:
@@ -134,6 +149,26 @@ def interact(run: Run, target: Target, batch: Leaves, values: Leaves, rows: torc
     if interacting:
         warn_of_influence(count)
     return interacting
+
+
+def rows_influence(run: Callable[[torch.Tensor], torch.Tensor], first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Return whether a row gets another output next to another row than alone.
+
+    Args:
+        run: `(n, ...) -> outputs`, `(n, ...)`.
+        first: a row.
+        second: another.
+
+    Warns:
+        UserWarning: if so.
+    """
+    alone, again = run(second.unsqueeze(0)), run(second.unsqueeze(0))
+    shared = or_none(lambda: run(torch.stack([first, second]))[1:])
+    influence = shared is None or not nearly_equal(shared, alone)
+    if influence and nearly_equal(again, alone):  # else it draws other numbers in each pass
+        warn_of_influence(1)
+        return True
+    return False
 
 
 def check_samples(run: Run, target: Target, batch: Leaves, output: Any, scores: torch.Tensor) -> None:
@@ -211,9 +246,19 @@ def or_none(compute: Callable[[], Any]) -> Any:
 
 
 def _off(first: torch.Tensor, second: torch.Tensor) -> float:
-    """The difference of two scores in last places of the larger one."""
+    """The difference of two scores; 0 if both are NaN, infinite if one is."""
     a, b = float(first), float(second)
     if a == b or (math.isnan(a) and math.isnan(b)):
         return 0.0
-    off = abs(a - b) / (max(abs(a), abs(b)) * torch.finfo(first.dtype).eps)
-    return off if math.isfinite(off) else math.inf
+    return abs(a - b) if math.isfinite(a - b) else math.inf
+
+
+def _floating(output: Any) -> list[torch.Tensor]:
+    tensors = (tensor for _, tensor in named_tensors(output))
+    return [tensor for tensor in tensors if tensor.is_floating_point() and not tensor.is_nested and tensor.numel()]
+
+
+def _size(output: Any) -> float:
+    """The median size of the numbers of an output, of which scores are differences: at most some thousands are read."""
+    medians = [one.flatten()[:: -(-one.numel() // 4096)].abs().float().median() for one in _floating(output)]
+    return max([float(one) for one in medians if one.isfinite()], default=0.0)

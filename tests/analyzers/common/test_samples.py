@@ -220,6 +220,25 @@ def test_copies_of_a_batch_that_influence_each_other_are_run_one_by_one(name, sa
     torch.testing.assert_close(together.values, alone.values)
 
 
+@pytest.mark.parametrize("name", ["no running statistics", "counts", "a fixed number"])
+def test_latents_that_influence_each_other_are_decoded_one_by_one(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(3, 4, 4), NORMS[name](1), nn.ReLU(), nn.Conv2d(4, 1, 3)).eval()
+    z = normal(1, 3, 1, 1)
+    found = warned(lambda: layerlens.latent_traversal(model, z, steps=(-1, 1), move="add"))
+    moved = z.clone()
+    moved[0, 2] += 1
+    torch.testing.assert_close(found.outputs[2, 1], model(moved)[0])
+    torch.testing.assert_close(found.base, model(z)[0])
+
+
+@pytest.mark.parametrize("by", ["change", "nan"])
+def test_receptive_fields_do_not_reach_into_other_lines(by):
+    model, x = net(Attends()), normal(1, 1, 8, 8).double()
+    found = warned(lambda: layerlens.receptive_field(model, x, "2", by=by, draws=1))
+    assert torch.equal(found.boxes, layerlens.receptive_field(model, x, "2", by=by, draws=1, batch_size=1).boxes)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["cnn", "depthwise", "hf_resnet"])
 def test_samples_that_do_not_influence_each_other_are_run_together(name, method):
