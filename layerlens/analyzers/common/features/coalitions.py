@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -28,13 +29,14 @@ class Coalitions:
         batch_size: rows in one forward pass; `"auto"` reads the memory of the layers in a first pass.
 
     Attributes:
+        rows: the samples, `(batch,)`: all of the scorer's, see `of`.
         score: score of the input as it is, `(batch,)`.
         batch_size: rows in one forward pass, as used.
         label: name of the baseline.
     """
 
     def __init__(self, scorer: Scorer, baseline: Baseline, batch_size: BatchSize = "auto") -> None:
-        self.scorer = scorer
+        self.scorer, self.rows = scorer, scorer.rows
         self.ends: Leaves = {name: leaf.value for name, leaf in scorer.leaves.items()}
         self.score, self.batch_size = first_score(scorer, self.ends, batch_size, gradient=False)
         self.starts, self.label = baselines(scorer, baseline)
@@ -42,7 +44,13 @@ class Coalitions:
     @property
     def batch(self) -> int:
         """The number of samples."""
-        return len(self.scorer.rows)
+        return len(self.rows)
+
+    def of(self, rows: torch.Tensor) -> Coalitions:
+        """Return the coalitions of some samples alone."""
+        some = copy.copy(self)
+        some.rows, some.score = rows, self.score[rows]
+        return some
 
     def __call__(self, masks: Masks, rows: torch.Tensor) -> torch.Tensor:
         """Return the scores `(n,)` of samples `rows` with masks `(n, ...)`, `batch_size` in a pass."""
@@ -60,8 +68,8 @@ class Coalitions:
 
     def baseline_scores(self) -> torch.Tensor:
         """Return the score of the baseline, `(batch,)`."""
-        nothing = {name: torch.zeros_like(end[..., :1]) for name, end in self.ends.items()}
-        return self.scorer.check_baseline(self(nothing, self.scorer.rows))
+        nothing = {name: torch.zeros_like(end[self.rows][..., :1]) for name, end in self.ends.items()}
+        return self.scorer.check_baseline(self(nothing, self.rows))
 
     def every(
         self, count: int, masks: Callable[[torch.Tensor], Masks], label: str, *, progress: bool | None = None
@@ -78,7 +86,7 @@ class Coalitions:
             The indices `(m,)` and the scores `(m, batch)`.
         """
         step = max(1, self.batch_size // self.batch)
-        rows = self.scorer.rows
+        rows = self.rows
         for places in track(torch.split(torch.arange(count), step), label, enabled=progress):
             chosen_masks = masks(places)
             repeated = {name: mask.repeat_interleave(self.batch, dim=0) for name, mask in chosen_masks.items()}
@@ -98,7 +106,7 @@ class Coalitions:
         scores = []
         step = max(1, self.batch_size // self.batch)
         for places in track(torch.split(torch.arange(len(keep)), step), label, enabled=progress):
-            rows = self.scorer.rows.repeat(len(places))
+            rows = self.rows.repeat(len(places))
             chosen = keep[places].to(rows.device).repeat_interleave(self.batch, dim=0)
             scores.append(self(features.masks(chosen, rows), rows).reshape(len(places), self.batch))
         return torch.cat(scores)

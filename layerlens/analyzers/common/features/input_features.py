@@ -33,6 +33,27 @@ class Features:
     labels: dict[str, torch.Tensor]
     count: int
 
+    def groups(self, batch: int) -> list[tuple[torch.Tensor, torch.Tensor, Features]]:
+        """Return samples with the same features together: their rows, the features, and these numbered from 0.
+
+        One group unless samples differ in what is never removed, such as padding.
+        """
+        present = torch.zeros(batch, self.count + 1, dtype=torch.bool)
+        for labels in self.labels.values():
+            index = torch.where(labels < 0, self.count, labels).flatten(1).cpu()
+            present.scatter_(1, index.expand(batch, -1), True)
+        kinds, kind = torch.unique(present[:, :-1], dim=0, return_inverse=True)
+        groups = []
+        for number, own in enumerate(kinds):
+            if not bool(own.any()):
+                continue
+            numbers = torch.full((self.count + 1,), -1)
+            numbers[:-1][own] = torch.arange(int(own.sum()))
+            renumbered = {name: numbers.to(one.device)[one] for name, one in self.labels.items()}  # -1 is the last
+            rows, columns = (kind == number).nonzero().flatten(), own.nonzero().flatten()
+            groups.append((rows, columns, Features(renumbered, len(columns))))
+        return groups
+
     def masks(self, keep: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return what is kept of each value, by leaf `(n, ...)`, from what is kept of each feature, `(n, count)`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,29 @@ from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """What a method finds for each feature.
+
+    Attributes:
+        values: numbers by feature, `(batch, features)`.
+        error: their standard errors; None for none.
+        checks: each `(batch,)`.
+        settings: options as used.
+    """
+
+    values: torch.Tensor
+    error: torch.Tensor | None = None
+    checks: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Solution:
+        """Return the solution on a device."""
+        checks = {name: check.to(device) for name, check in self.checks.items()}
+        error = None if self.error is None else self.error.to(device)
+        return Solution(self.values.to(device), error, checks, self.settings)
 
 
 @dataclasses.dataclass
@@ -43,6 +66,31 @@ class Game:
     def scores(self, keep: torch.Tensor, label: str) -> torch.Tensor:
         """Return the scores `(m, batch)` with the features `(m, features)` kept."""
         return self.coalitions.features(self.features, keep, label)
+
+    def solve(self, solver: Callable[[Game], Solution]) -> Solution:
+        """Return a solution for all samples, those with the same features together: padding is no feature.
+
+        Where the solutions of groups have other settings, each value is the list of theirs.
+        """
+        groups = self.features.groups(self.coalitions.batch)
+        if len(groups) == 1:
+            return solver(self)
+        batch, count = self.coalitions.batch, self.count
+        whole = Solution(torch.zeros(batch, count, dtype=torch.float64), torch.zeros(batch, count, dtype=torch.float64))
+        settings: dict[str, list[Any]] = {}
+        for rows, own, features in groups:
+            coalitions = self.coalitions.of(rows.to(self.coalitions.rows.device))
+            part = solver(Game(self.scorer, coalitions, features))
+            place = rows.unsqueeze(1), own
+            whole.values[place] = part.values.cpu().double()
+            if part.error is not None and whole.error is not None:
+                whole.error[place] = part.error.cpu().double()
+            for name, check in part.checks.items():
+                whole.checks.setdefault(name, torch.zeros(batch, dtype=torch.float64))[rows] = check.cpu().double()
+            for name, value in part.settings.items():
+                settings.setdefault(name, []).append(value)
+        same = {name: values[0] if len(set(values)) == 1 else values for name, values in settings.items()}
+        return dataclasses.replace(whole, settings=same).to(self.coalitions.score.device)
 
     def attribution(
         self,

@@ -16,7 +16,7 @@ from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .game import feature_game
+from .game import Game, Solution, feature_game
 
 
 @method(
@@ -68,30 +68,37 @@ def lime(
     check_seed(seed)
     if not width > 0 or not ridge >= 0:
         raise OptionError(f"width must be above 0 and ridge at least 0, got {width!r} and {ridge!r}.")
+    settings = {"samples": samples, "width": width, "ridge": ridge, "seed": seed}
     with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
-        generator = torch.Generator().manual_seed(seed)
-        keep = (torch.rand(samples, game.count, generator=generator) < 0.5).double()
-        keep[0] = 1  # the input itself
-        scores = game.scores(keep.float(), "LIME").double()  # (samples, batch)
-        keep = keep.to(scores.device)
-        weight = torch.exp(-((1 - keep.mean(dim=1).sqrt()) ** 2) / width**2)[:, None]
-        center = (weight * keep).sum(dim=0) / weight.sum()
-        middle = (weight * scores).sum(dim=0) / weight.sum()
-        design, answer = keep - center, scores - middle
-        gram = design.T @ (weight * design)
-        inverse = torch.linalg.inv(gram + ridge * torch.eye(game.count).to(gram))
-        values = inverse @ (design.T @ (weight * answer))  # (features, batch)
-        residual = answer - design @ values
-        fit = 1 - (weight * residual**2).sum(dim=0) / (weight * answer**2).sum(dim=0).clamp_min(1e-300)
-        meat = torch.einsum("sf,sb,sg->bfg", design, (weight * residual) ** 2, design)
-        freedom = max(1, samples - game.count - 1)
-        error = torch.stack([(inverse @ one @ inverse).diagonal() for one in meat]).clamp_min(0).sqrt()
-        warn_of_zeros({"": values.T}, "lime")
+        found = game.solve(lambda part: _fit(part, samples, width, ridge, seed))
+        warn_of_zeros({"": found.values}, "lime")
         return game.attribution(
-            values.T,
+            found.values,
             method="lime",
-            settings={"samples": samples, "width": width, "ridge": ridge, "seed": seed},
-            error=error * (samples / freedom) ** 0.5,
-            checks={"fit": fit},
+            settings=settings,
+            error=found.error,
+            checks=found.checks,
             units="score per feature",
         )
+
+
+def _fit(game: Game, samples: int, width: float, ridge: float, seed: int) -> Solution:
+    """Fit the linear model of samples that have the same features."""
+    generator = torch.Generator().manual_seed(seed)
+    keep = (torch.rand(samples, game.count, generator=generator) < 0.5).double()
+    keep[0] = 1  # the input itself
+    scores = game.scores(keep.float(), "LIME").double()  # (samples, batch)
+    keep = keep.to(scores.device)
+    weight = torch.exp(-((1 - keep.mean(dim=1).sqrt()) ** 2) / width**2)[:, None]
+    center = (weight * keep).sum(dim=0) / weight.sum()
+    middle = (weight * scores).sum(dim=0) / weight.sum()
+    design, answer = keep - center, scores - middle
+    gram = design.T @ (weight * design)
+    inverse = torch.linalg.inv(gram + ridge * torch.eye(game.count).to(gram))
+    values = inverse @ (design.T @ (weight * answer))  # (features, batch)
+    residual = answer - design @ values
+    fit = 1 - (weight * residual**2).sum(dim=0) / (weight * answer**2).sum(dim=0).clamp_min(1e-300)
+    meat = torch.einsum("sf,sb,sg->bfg", design, (weight * residual) ** 2, design)
+    freedom = max(1, samples - game.count - 1)
+    error = torch.stack([(inverse @ one @ inverse).diagonal() for one in meat]).clamp_min(0).sqrt()
+    return Solution(values.T, error * (samples / freedom) ** 0.5, {"fit": fit})

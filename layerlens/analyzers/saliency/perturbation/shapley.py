@@ -19,7 +19,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .game import Game, converged, efficiency_gap, feature_game, mean_and_error
+from .game import Game, Solution, converged, efficiency_gap, feature_game, mean_and_error
 
 
 @method(
@@ -72,28 +72,35 @@ def shapley_sampling(
     if tolerance is not None and not tolerance > 0:
         raise OptionError(f"tolerance must be above 0 or None, got {tolerance!r}.")
     with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
-        count, generator = game.count, torch.Generator().manual_seed(seed)
-        baseline_score = game.coalitions.baseline_scores()
-        pair_means: list[torch.Tensor] = []  # one (batch, features) for each pair of orders
-        used = 0
-        values, error = torch.zeros(0), None
-        for _ in track(range((permutations + 1) // 2), "Shapley sampling"):
-            order = torch.randperm(count, generator=generator)
-            orders = [order, order.flip(0)][: min(2, permutations - used)]
-            one = torch.stack([_marginals(game, order, baseline_score) for order in orders])
-            pair_means.append(one.mean(dim=0))
-            used += len(orders)
-            values, error = mean_and_error(torch.stack(pair_means))
-            if converged(error, values, tolerance):
-                break
-        warn_of_zeros({"": values}, "shapley_sampling")
+        found = game.solve(lambda part: _sampled(part, permutations, tolerance, seed))
+        warn_of_zeros({"": found.values}, "shapley_sampling")
         return game.attribution(
-            values,
+            found.values,
             method="shapley_sampling",
-            settings={"permutations": used, "tolerance": tolerance, "seed": seed},
-            error=error,
-            checks={"efficiency gap": efficiency_gap(values, game.coalitions.score, baseline_score)},
+            settings={**found.settings, "tolerance": tolerance, "seed": seed},
+            error=found.error,
+            checks=found.checks,
         )
+
+
+def _sampled(game: Game, permutations: int, tolerance: float | None, seed: int) -> Solution:
+    """Sample the values of samples that have the same features."""
+    generator = torch.Generator().manual_seed(seed)
+    baseline_score = game.coalitions.baseline_scores()
+    pair_means: list[torch.Tensor] = []  # one (batch, features) for each pair of orders
+    used = 0
+    values, error = torch.zeros(0), None
+    for _ in track(range((permutations + 1) // 2), "Shapley sampling"):
+        order = torch.randperm(game.count, generator=generator)
+        orders = [order, order.flip(0)][: min(2, permutations - used)]
+        one = torch.stack([_marginals(game, order, baseline_score) for order in orders])
+        pair_means.append(one.mean(dim=0))
+        used += len(orders)
+        values, error = mean_and_error(torch.stack(pair_means))
+        if converged(error, values, tolerance):
+            break
+    gap = efficiency_gap(values, game.coalitions.score, baseline_score)
+    return Solution(values, error, {"efficiency gap": gap}, {"permutations": used})
 
 
 def _marginals(game: Game, order: torch.Tensor, baseline_score: torch.Tensor) -> torch.Tensor:
@@ -163,47 +170,58 @@ def kernel_shap(
     if tolerance is not None and not tolerance > 0:
         raise OptionError(f"tolerance must be above 0 or None, got {tolerance!r}.")
     with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
-        count, score, baseline_score = (
-            game.count,
-            game.coalitions.score.double(),
-            game.coalitions.baseline_scores().double(),
-        )
-        exact = count <= 20 and 2**count - 2 <= samples
-        error: torch.Tensor | None = None
-        used = 0
-        if count == 1:
-            values = (score - baseline_score)[:, None]
-        elif exact:
-            keep, weight = _all_coalitions(count)
-            used = len(keep)
-            values = _fit(keep, weight, game.scores(keep.float(), "KernelSHAP").double(), score, baseline_score)
-        else:
-            if samples < 2 * count:
-                raise OptionError(
-                    f"samples={samples} are too few for {count} features: give {2 * count} or more, or fewer features."
-                )
-            generator = torch.Generator().manual_seed(seed)
-            keeps, scores = [], []
-            block = max(2 * count, -(-samples // (BLOCKS if tolerance is None else 4 * BLOCKS)))
-            while used < samples:
-                keeps.append(_drawn_coalitions(min(block, samples - used), count, generator))
-                scores.append(game.scores(keeps[-1].float(), "KernelSHAP").double())
-                used += len(keeps[-1])
-                keep, all_scores = torch.cat(keeps), torch.cat(scores)
-                if tolerance is None and used < samples:
-                    continue
-                values = _fit(keep, torch.ones(len(keep)).double(), all_scores, score, baseline_score)
-                error = _jackknife_error(keep, all_scores, score, baseline_score)
-                if converged(error, values, tolerance):
-                    break
-        warn_of_zeros({"": values}, "kernel_shap")
+        found = game.solve(lambda part: _regressed(part, samples, tolerance, seed))
+        warn_of_zeros({"": found.values}, "kernel_shap")
         return game.attribution(
-            values,
+            found.values,
             method="kernel_shap",
-            settings={"samples": used, "exact": exact or count == 1, "tolerance": tolerance, "seed": seed},
-            error=error,
-            checks={"efficiency gap": efficiency_gap(values, game.coalitions.score, baseline_score)},
+            settings={**found.settings, "tolerance": tolerance, "seed": seed},
+            error=found.error,
+            checks=found.checks,
         )
+
+
+def _regressed(game: Game, samples: int, tolerance: float | None, seed: int) -> Solution:
+    """Fit the values of samples that have the same features.
+
+    Raises:
+        OptionError: when there are too few samples for the features.
+    """
+    count, score, baseline_score = (
+        game.count,
+        game.coalitions.score.double(),
+        game.coalitions.baseline_scores().double(),
+    )
+    exact = count <= 20 and 2**count - 2 <= samples
+    error: torch.Tensor | None = None
+    used = 0
+    if count == 1:
+        values = (score - baseline_score)[:, None]
+    elif exact:
+        keep, weight = _all_coalitions(count)
+        used = len(keep)
+        values = _fit(keep, weight, game.scores(keep.float(), "KernelSHAP").double(), score, baseline_score)
+    else:
+        if samples < 2 * count:
+            raise OptionError(
+                f"samples={samples} are too few for {count} features: give {2 * count} or more, or fewer features."
+            )
+        generator = torch.Generator().manual_seed(seed)
+        keeps, scores = [], []
+        block = max(2 * count, -(-samples // (BLOCKS if tolerance is None else 4 * BLOCKS)))
+        while used < samples:
+            keeps.append(_drawn_coalitions(min(block, samples - used), count, generator))
+            scores.append(game.scores(keeps[-1].float(), "KernelSHAP").double())
+            used += len(keeps[-1])
+            keep, all_scores = torch.cat(keeps), torch.cat(scores)
+            if tolerance is None and used < samples:
+                continue
+            values = _fit(keep, torch.ones(len(keep)).double(), all_scores, score, baseline_score)
+            error = _jackknife_error(keep, all_scores, score, baseline_score)
+            if converged(error, values, tolerance):
+                break
+    gap = efficiency_gap(values, game.coalitions.score, baseline_score)
+    return Solution(values, error, {"efficiency gap": gap}, {"samples": used, "exact": exact or count == 1})
 
 
 def _all_coalitions(count: int) -> tuple[torch.Tensor, torch.Tensor]:

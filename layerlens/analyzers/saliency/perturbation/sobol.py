@@ -16,7 +16,7 @@ from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .game import feature_game
+from .game import Game, Solution, feature_game
 
 
 @method(
@@ -59,25 +59,31 @@ def sobol(
     check_count("draws", draws)
     check_seed(seed)
     with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
-        count = game.count
-        engine = torch.quasirandom.SobolEngine(2 * count, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
-        one, other = engine.draw(draws).tensor_split(2, dim=1)
-        mixed = one.repeat(count, 1, 1)  # (features, draws, features)
-        index = torch.arange(count)
-        mixed[index, :, index] = other.T
-        every = torch.cat([one, other, mixed.flatten(0, 1)])
-        scores = game.scores(every, "Sobol indices").double()
-        a, b, rest = scores[:draws], scores[draws : 2 * draws], scores[2 * draws :].reshape(count, draws, -1)
-        variance = torch.cat([a, b]).var(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
-        squares = (a - rest).square() / 2  # (features, draws, batch)
-        values = squares.mean(dim=1) / variance
-        error = squares.std(dim=1) / draws**0.5 / variance if draws > 1 else None
-        warn_of_zeros({"": values.T}, "sobol")
+        found = game.solve(lambda part: _indices(part, draws, seed))
+        warn_of_zeros({"": found.values}, "sobol")
         return game.attribution(
-            values.T,
+            found.values,
             method="sobol",
             settings={"draws": draws, "seed": seed},
-            error=None if error is None else error.T,
+            error=found.error if draws > 1 else None,
             signed=False,
             units="share of the variance",
         )
+
+
+def _indices(game: Game, draws: int, seed: int) -> Solution:
+    """Estimate the indices of samples that have the same features."""
+    count = game.count
+    engine = torch.quasirandom.SobolEngine(2 * count, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+    one, other = engine.draw(draws).tensor_split(2, dim=1)
+    mixed = one.repeat(count, 1, 1)  # (features, draws, features)
+    index = torch.arange(count)
+    mixed[index, :, index] = other.T
+    every = torch.cat([one, other, mixed.flatten(0, 1)])
+    scores = game.scores(every, "Sobol indices").double()
+    a, b, rest = scores[:draws], scores[draws : 2 * draws], scores[2 * draws :].reshape(count, draws, -1)
+    variance = torch.cat([a, b]).var(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+    squares = (a - rest).square() / 2  # (features, draws, batch)
+    values = squares.mean(dim=1) / variance
+    error = squares.std(dim=1) / draws**0.5 / variance if draws > 1 else None
+    return Solution(values.T, None if error is None else error.T)
