@@ -68,7 +68,7 @@ class Game:
         return self.coalitions.features(self.features, keep, label)
 
     def solve(self, solver: Callable[[Game], Solution]) -> Solution:
-        """Return a solution for all samples, those with the same features together: padding is no feature.
+        """Return a solution for all samples, those with the same features together (padding has none).
 
         Where the solutions of groups have other settings, each value is the list of theirs.
         """
