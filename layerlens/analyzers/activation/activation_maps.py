@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_shapes import GUESSES, Seen, call_index, one_match, seen, watch
+from layerlens.analyzers.common.calls.call_shapes import Seen, axes_of_tensor, call_index, one_match, seen, watch
 from layerlens.analyzers.common.calls.used_tensors import one_tensor, tensors_read
-from layerlens.axes.names import Axes, axes_of
+from layerlens.axes.names import Axes
 from layerlens.errors import OptionError, RecordError
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -124,11 +124,8 @@ def _maps(
         RecordError: when it returned no tensor with known units.
     """
     path = recorded.layer
-    axes = axes_of(Layers(model)[path], output, name) if name and output is not None else None
-    if axes is None:
-        axes = next(one.axes for one in known if (one.path, one.index) == (path, recorded.index))
-        if output is not None and len(axes or ()) != output.ndim:  # the axes of another tensor of the layer
-            axes = GUESSES.get(output.ndim)
+    form = next(one for one in known if (one.path, one.index) == (path, recorded.index))
+    axes = None if output is None else axes_of_tensor(Layers(model)[path], form, name, output)
     if output is None or axes is None or not output.ndim:
         raise RecordError(f"layer {path!r} returned {describe(recorded.output)}, whose units are unknown.")
     values, axes = units_second(output, axes)

@@ -11,7 +11,7 @@ from layerlens.axes.names import Axes, axes_of
 from layerlens.errors import RecordError, SelectionError
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.selection import Matches
-from layerlens.model.trees import first_tensor
+from layerlens.model.trees import first_tensor, named_tensors
 from layerlens.probes.made_edits import Edits
 from layerlens.probes.probe import Probe
 from layerlens.probes.record import Record
@@ -36,6 +36,7 @@ class Seen:
         shape: shape of its first output tensor; None when it returned none.
         axes: names of the axes; None if unknown.
         floating: whether that tensor holds floating-point numbers.
+        count: number of floating-point tensors that it returned.
     """
 
     path: LayerPath
@@ -43,6 +44,7 @@ class Seen:
     shape: tuple[int, ...] | None
     axes: Axes | None
     floating: bool = False
+    count: int = 0
 
 
 def watch(model: nn.Module, edits: Edits | None = None) -> Probe:
@@ -53,15 +55,18 @@ def watch(model: nn.Module, edits: Edits | None = None) -> Probe:
 class _Form:
     """Shape and kind of an output; no tuple, so that a record does not walk through it."""
 
-    __slots__ = ("floating", "shape")
+    __slots__ = ("count", "floating", "shape")
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.shape, self.floating = tuple(tensor.shape), tensor.is_floating_point()
+    def __init__(self, tensor: torch.Tensor, count: int) -> None:
+        self.shape, self.floating, self.count = tuple(tensor.shape), tensor.is_floating_point(), count
 
 
 def _form(output: object) -> _Form | None:
-    tensor = output if isinstance(output, torch.Tensor) else first_tensor(output)
-    return None if tensor is None else _Form(tensor)
+    if isinstance(output, torch.Tensor) and not output.is_nested:
+        return _Form(output, int(output.is_floating_point()))
+    tensor = first_tensor(output)
+    count = sum(part.is_floating_point() for _, part in named_tensors(output))
+    return None if tensor is None else _Form(tensor, count)
 
 
 def seen(model: nn.Module, record: Record) -> list[Seen]:
@@ -84,10 +89,17 @@ def seen(model: nn.Module, record: Record) -> list[Seen]:
         axes = _own_axes(layers[call.layer], meta[shape])
         if axes is not None:
             by_shape[shape] = axes
-        calls.append(
-            Seen(call.layer, call.index, shape, axes or by_shape.get(shape) or GUESSES.get(len(shape)), floating)
-        )
+        axes = axes or by_shape.get(shape) or GUESSES.get(len(shape))
+        calls.append(Seen(call.layer, call.index, shape, axes, floating, form.count))
     return calls
+
+
+def axes_of_tensor(module: nn.Module, form: Seen | None, name: str, tensor: torch.Tensor) -> Axes | None:
+    """Return the names of the axes of one tensor of a call; `name` is `""` for the only one."""
+    known = axes_of(module, tensor, name) if name else None
+    if known is None and form is not None and form.axes is not None and len(form.axes) == tensor.ndim:
+        known = form.axes
+    return known if known is not None or not name else GUESSES.get(tensor.ndim)
 
 
 def _own_axes(module: nn.Module, output: torch.Tensor) -> Axes | None:

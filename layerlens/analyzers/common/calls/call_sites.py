@@ -196,8 +196,10 @@ def _named(
         return dataclasses.replace(site, names=tuple(positions), read=tuple(range(len(positions))))
     names = tuple(documented(module, position) for position in positions)
     read = tuple(names.index(name) for name in used.get((site.path, site.index), ()) if name in names)
+    read = read or tuple(range(len(names)))
+    read = tuple(one for one in read if site.axes[one] is not None) or read  # not what all samples share
     main = read[0] if len(read) == 1 else site.main
-    return dataclasses.replace(site, main=main, names=names, read=read or tuple(range(len(names))))
+    return dataclasses.replace(site, main=main, names=names, read=read)
 
 
 def _run_again(

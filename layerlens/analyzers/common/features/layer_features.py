@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -15,10 +15,13 @@ from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import LayerPath, Layers, Selection
-from layerlens.model.trees import describe, first_tensor, version
+from layerlens.model.selection import Names, split_tensor
+from layerlens.model.tensors import changeable, tensor_path
+from layerlens.model.trees import describe, named_tensors, padded, version
 from layerlens.probes.probe import Probe
 
-from ..calls.call_shapes import Seen, seen, watch
+from ..calls.call_shapes import Seen, axes_of_tensor, seen, watch
+from ..calls.used_tensors import used_tensors
 from ..messages import first_reasons
 
 POOLS = ("mean", "last", "flatten")
@@ -34,7 +37,8 @@ class Rows:
     """The features of one run.
 
     Attributes:
-        layers: call of a layer (`"rnn"`, `"rnn #1"`) -> `(batch, features)` on the CPU.
+        layers: call of a layer (`"rnn"`, `"rnn #1"`), or a tensor of it that was named or is one of several that the
+            model reads (`"rnn/h_n"`), -> `(batch, features)` on the CPU.
         left_out: call of a layer -> why it has none.
         output: what the model returned.
         batch: samples.
@@ -76,9 +80,10 @@ class FeatureReader:
         if not callable(pool) and pool not in POOLS:
             raise OptionError(f"unknown pool {pool!r}. Known: {', '.join(POOLS)}, or a function.")
         self.model, self.forward, self.pool = model, forward, pool
-        self.layers = Layers(model).select(layers)
+        self.layers = Layers(model).select(layers, tensors=True)
         self._distinct = distinct and layers is None
         self._forms: dict[tuple[str, int], Seen] = {}
+        self._read: dict[tuple[str, int], list[str]] = {}
 
     def drop_repeated(self, inputs: Inputs) -> None:
         """Drop the layers that return what another returned, the first time that this is called.
@@ -98,7 +103,8 @@ class FeatureReader:
         ran, first = dict[LayerPath, None](), dict[tuple[int, int], LayerPath]()
         for call in record.order:
             ran[call.layer] = None
-            first.setdefault(call.output.key, call.layer)
+            for key in call.output.keys:
+                first.setdefault(key, call.layer)
         repeated = ran.keys() - set(first.values())
         self.layers = Layers(self.model).select([path for path in self.layers if path not in repeated])
 
@@ -138,14 +144,16 @@ class FeatureReader:
         with watch(self.model) as watched:
             inputs.run(self.model, self.forward)
         self._forms = {(one.path, one.index): one for one in seen(self.model, watched)}
+        several = [one.path for one in self._forms.values() if one.count > 1 and one.path in self.layers]
+        self._read = used_tensors(self.model, inputs, self.forward, several) if several else {}
 
 
 class _Kept:
-    """A tensor as its hook saw it, held so that no other gets its id."""
+    """Tensors as their hook saw them, held so that no others get their ids."""
 
     def __init__(self, output: Any) -> None:
-        self.tensor = first_tensor(output)
-        self.key = (id(self), 0) if self.tensor is None else (id(self.tensor), version(self.tensor))
+        self.tensors = [tensor for _, tensor in named_tensors(output)]
+        self.keys = [(id(tensor), version(tensor)) for tensor in self.tensors] or [(id(self), 0)]
 
 
 class _Run:
@@ -159,45 +167,64 @@ class _Run:
         self.stale = False
 
     def do(self, inputs: Inputs) -> None:
-        edits = {path: self._tap(path) for path in self.reader.layers}
+        tensors = self.reader.layers.tensors
+        edits = {path: self._tap(path, tensors[path]) for path in self.reader.layers}
         with Probe(self.reader.model, (), edits=edits):
             self.output = inputs.run(self.reader.model, self.reader.forward)
 
-    def _tap(self, path: str) -> Callable[[Any], Any]:
-        calls = itertools.count()
+    def _tap(self, path: str, wanted: Names) -> Callable[[Any], Any]:
+        calls, module = itertools.count(), self.reader.model.get_submodule(path)
 
         def tap(output: object) -> object:
             index = next(calls)
-            name = f"{path} #{index}" if index else path
-            tensor, form = first_tensor(output), self.reader._forms.get((path, index))
-            self.stale |= tensor is not None and (form is None or form.axes is None or len(form.axes) != tensor.ndim)
-            rows, why = self._rows(tensor, form, name, path)
-            if rows is None:
-                self.left_out[name] = why
-            else:
-                self.layers[name] = rows
+            call = f"{path} #{index}" if index else path
+            found, form = changeable(module, output, wanted, path), self.reader._forms.get((path, index))
+            read = [name for name in self.reader._read.get((path, index), ()) if name in found]
+            named = len(found) > 1 or wanted is not None
+            names = list(found) if wanted is not None else read or list(found) or [""]
+            tensors = {name: padded(found[name]) if found else None for name in names}
+            axes = {
+                name: None if t is None else axes_of_tensor(module, form, name if named else "", t)
+                for name, t in tensors.items()
+            }
+            if wanted is None:  # what all samples share, such as position tables, is not of a sample
+                names = [name for name in names if by_sample(tensors[name], axes[name], self.batch)] or names
+            for name in names:
+                self.stale |= tensors[name] is not None and (axes[name] is None or form is None)
+                short = tensor_path(call, name) if wanted is not None or len(names) > 1 else call
+                rows, why = self._rows(tensors[name], axes[name], short, path)
+                if rows is None:
+                    self.left_out[short] = why
+                else:
+                    self.layers[short] = rows
             return output
 
         return tap
 
     def _rows(
-        self, tensor: torch.Tensor | None, form: Seen | None, name: str, path: LayerPath
+        self, tensor: torch.Tensor | None, axes: Sequence[str] | None, name: str, path: LayerPath
     ) -> tuple[torch.Tensor | None, str]:
         """`(batch, features)`, or why there is none."""
-        if tensor is None or not tensor.is_floating_point() or form is None or form.axes is None:
+        if tensor is None or not tensor.is_floating_point() or axes is None:
             return None, "it returns no floating-point tensor whose axes are known"
-        if tensor.ndim != len(form.axes) or "batch" not in form.axes:
+        if tensor.ndim != len(axes) or "batch" not in axes:
             return None, "it has no batch axis that is known"
-        axis = form.axes.index("batch")
+        axis = axes.index("batch")
         if tensor.shape[axis] != self.batch:
             return None, f"it returns {describe(tensor)} for {self.batch} sample(s)"
-        return self.reader.reduced(name, path, units_first(tensor.detach(), form.axes))
+        return self.reader.reduced(name, path, units_first(tensor.detach(), axes))
 
 
-def silent_layers(layers: Iterable[LayerPath], calls: Iterable[str]) -> dict[str, str]:
+def silent_layers(layers: Collection[LayerPath], calls: Iterable[str]) -> dict[str, str]:
     """Return by path why layers without any of the calls have no numbers."""
-    ran = {name.split(" #")[0] for name in calls}
+    known = set(layers)
+    ran = {split_tensor(name.split(" #")[0], known)[0] for name in calls}
     return {path: "did not run" for path in layers if path not in ran}
+
+
+def by_sample(tensor: torch.Tensor | None, axes: Sequence[str] | None, batch: int) -> bool:
+    """Return whether a tensor has one entry for each sample; one that all samples share, such as positions, has not."""
+    return tensor is not None and axes is not None and "batch" in axes and tensor.shape[axes.index("batch")] == batch
 
 
 def pool_name(pool: Pool) -> str:

@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_shapes import Seen, seen, watch
-from layerlens.analyzers.common.features.layer_features import silent_layers, units_first
+from layerlens.analyzers.common.calls.call_shapes import Seen, axes_of_tensor, seen, watch
+from layerlens.analyzers.common.calls.used_tensors import used_tensors
+from layerlens.analyzers.common.features.layer_features import by_sample, silent_layers, units_first
+from layerlens.axes.names import Axes
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import LayerPath
-from layerlens.model.trees import describe, first_tensor, version
+from layerlens.model.tensors import changeable, choices
+from layerlens.model.trees import describe, version
 from layerlens.probes.probe import Probe
 
 from .residual import first_floating
@@ -135,6 +138,7 @@ class PairReader:
         self.pairs: dict[str, Pairs] = {}
         self.left_out: dict[str, str] = {}
         self._forms: dict[tuple[str, int], Seen] = {}
+        self._read: dict[tuple[str, int], list[str]] = {}
 
     def subtracts_input(self, name: str) -> bool:
         """Whether the input of a call is subtracted from its output."""
@@ -148,6 +152,8 @@ class PairReader:
                 with watch(self.model) as watched:
                     inputs.run(self.model, self.forward)
                 self._forms = {(one.path, one.index): one for one in seen(self.model, watched)}
+                several = [one.path for one in self._forms.values() if one.count > 1 and one.path in self.layers]
+                self._read = used_tensors(self.model, inputs, self.forward, several) if several else {}
             with contextlib.ExitStack() as stack:
                 for path in self.layers:
                     before, after = self._hooks(path, inputs.batch)
@@ -173,10 +179,21 @@ class PairReader:
             index = next(count)
             name = f"{path} #{index}" if index else path
             given, key = entered.pop()
-            made = first_tensor(output)
             if name in self.left_out:
                 return
-            why = self._pair(name, module, given, made, key, self._forms.get((path, index)), batch)
+            found, form = changeable(module, output, None, path), self._forms.get((path, index))
+            read = {one: found[one] for one in self._read.get((path, index), found) if one in found} or found
+            made = {
+                one: (part, axes_of_tensor(module, form, one if len(found) > 1 else "", part))
+                for one, part in read.items()
+                if not part.is_nested
+            }
+            made = {one: pair for one, pair in made.items() if by_sample(*pair, batch)} or made
+            if len(made) > 1:
+                why = f"the model reads several tensors of it ({choices(path, made)}), and one is needed"
+            else:
+                tensor, axes = next(iter(made.values()), (None, None))
+                why = self._pair(name, module, given, tensor, axes, key, batch)
             if why:
                 self.left_out[name] = why
                 self.pairs.pop(name, None)
@@ -189,8 +206,8 @@ class PairReader:
         module: nn.Module,
         given: torch.Tensor | None,
         made: torch.Tensor | None,
+        axes: Axes | None,
         key: tuple[int, int] | None,
-        form: Seen | None,
         batch: int,
     ) -> str:
         """Add one call; return why it cannot be added, or the empty text."""
@@ -198,9 +215,9 @@ class PairReader:
             return "it takes or returns no floating-point tensor"
         if (id(made), version(made)) == key:
             return SAME
-        if form is None or form.axes is None or len(form.axes) != made.ndim or "batch" not in form.axes:
+        if axes is None or len(axes) != made.ndim or "batch" not in axes:
             return "no axis of its output is the batch"
-        axis = form.axes.index("batch")
+        axis = axes.index("batch")
         if made.shape[axis] != batch:
             return f"it returns {describe(made)} for {batch} sample(s)"
         source = axis if given.ndim == made.ndim else 0
@@ -210,8 +227,8 @@ class PairReader:
             return "its input or output holds NaN or infinity"
         made = made.detach()
         same_rank = given.ndim == made.ndim
-        y = units_first(made, form.axes).cpu()
-        x = units_first(given, form.axes).cpu() if same_rank else given.movedim(source, 0).flatten(1).cpu()
+        y = units_first(made, axes).cpu()
+        x = units_first(given, axes).cpu() if same_rank else given.movedim(source, 0).flatten(1).cpu()
         pairs = self.pairs.setdefault(name, Pairs(name, self.options))
         if given.shape == made.shape and any(module.children()) and x.shape[1] > 1:
             cosine = torch.cosine_similarity(x.double(), y.double(), dim=1)  # (batch, *places)
@@ -220,7 +237,7 @@ class PairReader:
             y = y - x
         window = None
         if same_rank and y.ndim > 2 and not self.options.whole:
-            window = window_of(module, form.axes, x.shape[2:], y.shape[2:], self.options.window)
+            window = window_of(module, axes, x.shape[2:], y.shape[2:], self.options.window)
         if window is None:
             kind = "sample" if y.ndim > 2 or x.ndim > 2 else "row"
             return pairs.add(x.flatten(1).unsqueeze(1), y.flatten(1).unsqueeze(1), kind)

@@ -11,7 +11,7 @@ from torch.autograd.graph import get_gradient_edge
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
-from layerlens.model.trees import first_tensor, named_tensors
+from layerlens.model.trees import named_tensors
 from layerlens.probes.probe import Probe
 
 PASSING = (
@@ -40,7 +40,8 @@ def residual_calls(model: nn.Module, inputs: Inputs, forward: Forward | None, se
         entered.append(_edge(first_floating(given)))
 
     def after(output: object) -> bool:
-        return _adds(_edge(first_tensor(output)), entered.pop())
+        given = entered.pop()
+        return any(_adds(_edge(tensor), given) for _, tensor in named_tensors(output))
 
     with borrowed(model), layers_called():
         for parameter in model.parameters():

@@ -19,6 +19,7 @@ from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import LayerPath, Selection
+from layerlens.model.tensors import tensor_path
 from layerlens.probes.run import capture
 from layerlens.results import LayerHealth
 from layerlens.signatures import public
@@ -192,13 +193,15 @@ def _gradient_norms(
         )  # fmt: skip
         for call in record.order:
             parts = {} if call.gradients is None else call.gradients.found
-            gradient = next((part for part in parts.values() if part is not None), None)
-            if gradient is None or not gradient.ndim:
-                continue
-            axis = batch_axis(model.get_submodule(call.layer), gradient)
-            if gradient.shape[axis] == inputs.batch:
-                name = f"{call.layer} #{call.index}" if call.index else call.layer
-                found[name] = row_norms(gradient, axis, inputs.batch)
+            name = f"{call.layer} #{call.index}" if call.index else call.layer
+            squares: list[torch.Tensor] = []
+            for tensor, gradient in parts.items():
+                axis = 0 if gradient is None else batch_axis(model.get_submodule(call.layer), gradient, tensor)
+                if gradient is not None and gradient.ndim and gradient.shape[axis] == inputs.batch:
+                    found[tensor_path(name, tensor)] = norms = row_norms(gradient, axis, inputs.batch)
+                    squares.append(norms.square())
+            if squares:  # of all tensors that the layer returned
+                found[name] = torch.stack(squares).sum(dim=0).sqrt()
     return found
 
 

@@ -189,7 +189,9 @@ class UnitReader(FeatureReader):
     def reduced(self, name: str, path: LayerPath, values: torch.Tensor) -> tuple[torch.Tensor | None, str]:
         """Add one call."""
         if name not in self.units:
-            self.units[name] = Units(self.model.get_submodule(path), self.max_units)
+            self.units[name] = units = Units(self.model.get_submodule(path), self.max_units)
+            if name.endswith("/c_n"):  # cell states have no ends
+                units.ends = None
         why = self.units[name].add(values)
         return (None, why) if why else (torch.empty(len(values), 0), "")
 

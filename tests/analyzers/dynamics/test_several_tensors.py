@@ -1,0 +1,64 @@
+"""Layers that return several tensors in the analyses of what layers hold: the tensors that the model reads."""
+
+import pytest
+import torch
+from torch import nn
+
+from layerlens import Lens, errors
+from tests.several_tensors import PACKED, pair, two_heads
+
+pytestmark = pytest.mark.filterwarnings("ignore:geometry", "ignore:health", "ignore:with .* permutations")
+
+RNNS = {"lstm": {}, "gru": {"kind": nn.GRU}, "time first": {"batch_first": False}}
+
+
+def series(count=24):
+    return torch.randn(count, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("rnn", RNNS)
+def test_the_state_is_read_where_the_model_reads_it(rnn):
+    by_state, by_output = (Lens(model) for model in pair(**RNNS[rnn]))
+    x = series()
+    state, output = (lens.geometry(x, "rnn", pool="last") for lens in (by_state, by_output))
+    assert state.layers == output.layers == ("rnn",)
+    torch.testing.assert_close(state.values, output.values)  # the last step of the output is the state
+    named = by_state.geometry(x, ["rnn/h_n", "rnn/output"], pool="last")
+    assert named.layers == ("rnn/output", "rnn/h_n")
+    torch.testing.assert_close(named.values[0], named.values[1])
+    with pytest.raises(errors.SelectionError, match="no tensor 'h'"):
+        by_state.geometry(x, "rnn/h", pool="last")
+    found = by_state.health(x, ["rnn/h_n", "fc"])
+    assert found.layers == ("rnn/h_n", "fc")
+
+
+@pytest.mark.parametrize("packed", PACKED)
+def test_every_tensor_that_is_read_has_a_row(packed):
+    lens = Lens(two_heads(packed))
+    x = torch.randn(24, 3, dtype=torch.float64)
+    names = [f"block/{name}" for name in PACKED[packed][1]]
+    assert lens.geometry(x, ["block", "one"]).layers == (*names, "one")
+    assert lens.compare_groups(x, ["a", "b"] * 12, names[1]) is not None
+
+
+def test_what_all_samples_share_is_no_row():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 4)
+
+        def forward(self, x):
+            return self.fc(x), self.fc.weight.mean(dim=1).reshape(1, 4)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.out = Shared(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            h, bias = self.block(x)
+            return self.out(h.tanh() + bias)
+
+    lens, x = Lens(Net()), torch.randn(24, 3)
+    assert lens.geometry(x, ["block", "out"]).layers == ("block", "out")
+    assert lens.jacobian(x[:2], ["block", "out"]).layers == ("block", "out")
