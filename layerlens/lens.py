@@ -91,7 +91,7 @@ def _name_columns(lens: WrappedModel, found: LogitLens, given: Mapping[str, Any]
     if lens.tokenizer is None or found.axes[1] != "position":
         return found
     try:
-        followed = Answers(given["x"], lens.run_inputs, lens.argument_names()).sequence(len(found.columns))
+        followed = Answers(given["x"], lens.run_inputs).sequence(len(found.columns))
     except TargetError:  # unknown, so they keep their numbers
         return found
     names = None if followed is None else place_names(lens.tokenizer, followed.ids)

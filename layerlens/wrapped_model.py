@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -56,23 +54,13 @@ class WrappedModel:
             TargetError: when it cannot be read.
         """
         if self.class_names is None and self.tokenizer is not None:
-            return as_target(spec, names=Vocabulary(self.tokenizer, self.run_inputs, self.argument_names()))
+            return as_target(spec, names=Vocabulary(self.tokenizer, self.run_inputs))
         return as_target(spec, names=self.class_names)
 
     def run_inputs(self, inputs: Inputs) -> Any:
         """Return the output of the model for inputs that were read, without gradients."""
         with borrowed(self.model, grad=False):
             return inputs.run(self.model, self.forward)
-
-    def argument_names(self) -> list[str]:
-        """Return the names of the positional arguments of the model, or of `forward` after the model."""
-        function = self.model.forward if self.forward is None else self.forward
-        try:
-            parameters = list(inspect.signature(function).parameters.values())
-        except (TypeError, ValueError):  # a function without a signature
-            return []
-        named = itertools.takewhile(lambda one: one.kind is one.POSITIONAL_OR_KEYWORD, parameters)
-        return [one.name for one in named][self.forward is not None :]
 
     def inputs(self, x: Any) -> Inputs:
         """Read an input; text goes through the tokenizer, padded to the longest.
@@ -83,7 +71,7 @@ class WrappedModel:
         texts = [x] if isinstance(x, str) else x
         is_text = isinstance(texts, (list, tuple)) and bool(texts) and all(isinstance(text, str) for text in texts)
         if not is_text:
-            return as_inputs(x)
+            return as_inputs(x).named_for(self.model, self.forward)
         if self.tokenizer is None:
             raise InputError("a text was given, but no tokenizer: Lens(model, tokenizer=...).")
         padded = {"padding": True} if len(texts) > 1 else {}
@@ -99,7 +87,7 @@ class WrappedModel:
             return [self.with_tokens(one, inputs) for one in result]  # type: ignore[return-value]
         ids = None
         if isinstance(result, AttentionWeights):
-            found = {str(one): one.ids for one in sequences(inputs, self.argument_names()) if one.ids is not None}
+            found = {str(one): one.ids for one in sequences(inputs) if one.ids is not None}
             ids = found if len(found) > 1 else next(iter(found.values()), None)
         elif isinstance(result, Attribution) and result.tokens is None:
             ids = token_ids(result.values, result.inputs)

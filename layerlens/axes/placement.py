@@ -43,10 +43,10 @@ def placed(maps: torch.Tensor, grid: Grid, *, blocks: bool = False) -> torch.Ten
 
 
 def spread(maps: torch.Tensor, grid: Grid, ndim: int) -> torch.Tensor:
-    """Return maps `(n, *grid.extents)` with axes of length 1, so that they multiply an input of `ndim` axes."""
+    """Return maps `(n, *places)` with axes of length 1, so that they multiply an input of `ndim` axes."""
     shape = [len(maps), *[1] * (ndim - 1)]
-    for axis, extent in zip(grid.axes, grid.extents, strict=True):
-        shape[axis] = extent
+    for axis, size in zip(grid.axes, maps.shape[1:], strict=True):
+        shape[axis] = size
     return maps.reshape(shape)
 
 

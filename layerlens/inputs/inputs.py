@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import itertools
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -30,11 +32,24 @@ class Inputs:
         args: positional arguments.
         kwargs: keyword arguments.
         texts: what each token of `input_ids` reads, by sample, where they were made of texts and it is known.
+        names: names of the positional arguments, where they are known.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     texts: list[list[str]] | None = dataclasses.field(default=None, compare=False, repr=False)
+    names: tuple[str, ...] = ()
+
+    def named_for(self, model: nn.Module, forward: Forward | None = None) -> Inputs:
+        """Return the arguments with the names that a model, or `forward` after the model, gives the positional ones."""
+        if not self.args or self.names:
+            return self
+        try:
+            parameters = list(inspect.signature(model.forward if forward is None else forward).parameters.values())
+        except (TypeError, ValueError):  # a function without a signature
+            return self
+        named = itertools.takewhile(lambda one: one.kind is one.POSITIONAL_OR_KEYWORD, parameters)
+        return dataclasses.replace(self, names=tuple(one.name for one in named)[forward is not None :])
 
     def run(self, model: nn.Module, forward: Forward | None = None) -> Any:
         """Call the model, or `forward(model, *args, **kwargs)`.
@@ -77,7 +92,7 @@ class Inputs:
         """Return the arguments with the named tensors replaced; the containers of the caller are not changed."""
         names = iter(self.tensors())
         args, kwargs = map_tensors((list(self.args), self.kwargs), lambda old: tensors.get(next(names), old))
-        return Inputs(tuple(args), kwargs)
+        return Inputs(tuple(args), kwargs, names=self.names)
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor], held: Held | None = None) -> Inputs:
         """Return the arguments with `function` applied to every tensor, and `held` to those inside of other objects.
@@ -90,7 +105,7 @@ class Inputs:
             InputError: when such an object cannot be copied.
         """
         args, kwargs = map_tensors((list(self.args), self.kwargs), function, held)
-        return Inputs(tuple(args), kwargs)
+        return Inputs(tuple(args), kwargs, names=self.names)
 
     def to(self, device: torch.device | None) -> Inputs:
         """Return the arguments on a device; None keeps theirs."""

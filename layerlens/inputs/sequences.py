@@ -50,19 +50,15 @@ class InputSequence:
         return self.used.shape[1] - 1 - self.used.flip(1).long().argmax(dim=1)
 
 
-def sequences(inputs: Inputs, names: Sequence[str] = ()) -> list[InputSequence]:
+def sequences(inputs: Inputs) -> list[InputSequence]:
     """Return the sequences among the inputs; tensors that belong together share the start of their names.
 
     `input_ids` belongs to `attention_mask`, `decoder_input_ids` to `decoder_attention_mask`, `src` to
     `src_key_padding_mask`. A mask whose name says no more belongs to the only sequence that it fits. It is 0 (or
     negative infinity) for padding, except one with `padding_mask` or `pad_mask` in its name, which is True for padding;
     ids below 0 are padding as well.
-
-    Args:
-        inputs: inputs of a model.
-        names: names of the positional arguments, where they are known.
     """
-    known = {name: _named(name, names) for name in inputs.tensors()}
+    known = {name: _named(name, inputs.names) for name in inputs.tensors()}
     stems = {name: _KIND.sub("", _KIND.sub("", shown)) for name, shown in known.items()}  # twice: ids_mask
     tensors = {name: x for name, x in inputs.tensors().items() if x.ndim >= 2}
     masks = [name for name, x in tensors.items() if "mask" in known[name].lower() or x.dtype == torch.bool]
@@ -118,6 +114,16 @@ def resized(inputs: Inputs, sequence: InputSequence) -> tuple[Inputs, int]:
         return torch.cat([x[:, :start], x[:, start:][:, index]], dim=1)
 
     return inputs.replace({name: changed(tensors[name]) for name in sequence.names}), more
+
+
+def tokens_first(used: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the places `(n, place)` of each row with those of padding last, and the number of the others, `(n,)`.
+
+    Example:
+        >>> tokens_first(torch.tensor([[False, True, True]]))
+        (tensor([[1, 2, 0]]), tensor([2]))
+    """
+    return used.long().argsort(dim=1, descending=True, stable=True), used.sum(dim=1)
 
 
 def _fits(key: tuple[str, int], stem: str, mask: torch.Tensor, exact: bool) -> bool:

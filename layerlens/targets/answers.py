@@ -11,7 +11,7 @@ import torch
 
 from layerlens.errors import TargetError
 from layerlens.inputs.inputs import Inputs
-from layerlens.inputs.sequences import InputSequence, joined, resized, sequences
+from layerlens.inputs.sequences import InputSequence, joined, resized, sequences, tokens_first
 
 from .outputs import main_output
 
@@ -30,14 +30,11 @@ class Answers:
     Args:
         inputs: inputs of the model.
         run: runs the borrowed model; None if there is no model to try.
-        names: names of the positional arguments, where they are known.
         padding: id of the padding token, where it is known.
     """
 
-    def __init__(
-        self, inputs: Inputs, run: Run | None = None, names: Sequence[str] = (), padding: int | None = None
-    ) -> None:
-        self._sequences, self._padding = sequences(inputs, names), padding
+    def __init__(self, inputs: Inputs, run: Run | None = None, padding: int | None = None) -> None:
+        self._sequences, self._padding = sequences(inputs), padding
         self._followed: list[InputSequence] = []
         by_count = sorted(self._sequences, key=lambda one: one.count)
         for _, group in itertools.groupby(by_count, key=lambda one: one.count):
@@ -120,16 +117,6 @@ class Answers:
         """Whether an input that an output of `count` places may follow has padding."""
         fitting = [one for one in self._sequences if one.count == count]
         return any(one.unsure or (one.used is not None and not bool(one.used.all())) for one in fitting)
-
-
-def tokens_first(used: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the places `(n, place)` of each row with those of padding last, and the number of the others, `(n,)`.
-
-    Example:
-        >>> tokens_first(torch.tensor([[False, True, True]]))
-        (tensor([[1, 2, 0]]), tensor([2]))
-    """
-    return used.long().argsort(dim=1, descending=True, stable=True), used.sum(dim=1)
 
 
 def _followed(inputs: Inputs, run: Run, several: Sequence[InputSequence]) -> list[InputSequence]:

@@ -9,11 +9,12 @@ import torch
 
 from layerlens.errors import TargetError
 from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.sequences import tokens_first
 from layerlens.inputs.token_texts import decoded_texts, labels
 from layerlens.model.trees import describe
 from layerlens.signatures import public
 
-from .answers import Answers, Run, tokens_first
+from .answers import Answers, Run
 from .names import Names, TokenNames
 from .outputs import main_output
 from .target import Target, as_target
@@ -27,11 +28,10 @@ class Vocabulary(TokenNames):
     Args:
         tokenizer: a tokenizer as in `transformers`.
         run: runs the borrowed model, see `Answers`; None if there is no model to try.
-        names: names of the positional arguments of the model.
     """
 
-    def __init__(self, tokenizer: Callable[..., Any], run: Run | None = None, names: Sequence[str] = ()) -> None:
-        self._tokenizer, self._run, self._names = tokenizer, run, names
+    def __init__(self, tokenizer: Callable[..., Any], run: Run | None = None) -> None:
+        self._tokenizer, self._run = tokenizer, run
         self._found: tuple[Inputs, Answers] | None = None
 
     def __getitem__(self, index: int) -> str:
@@ -75,7 +75,7 @@ class Vocabulary(TokenNames):
         """Return which input the places of an output follow."""
         if self._found is None or self._found[0] is not inputs:
             padding = getattr(self._tokenizer, "pad_token_id", None)
-            self._found = inputs, Answers(inputs, self._run, self._names, padding)
+            self._found = inputs, Answers(inputs, self._run, padding)
         return self._found[1]
 
     def next_scores(self, output: object, rows: torch.Tensor, answers: Answers | None) -> torch.Tensor:

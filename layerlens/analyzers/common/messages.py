@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from layerlens.model.trees import named_tensors
 from layerlens.probes.made_edits import Edit
 from layerlens.probes.probe import Probe
 
+FLAT = "the score does not change with the input there (units that are off or saturated, or a step that is flat)"
 NO_BATCH = "its output has no batch axis, so it has no value per sample"
 """Why a layer such as one that returns position tables has no value."""
 
@@ -39,6 +42,30 @@ def warn_left_out(method: str, left_out: Mapping[str, str], explicit: bool) -> N
         warn(f"{method}: {len(named)} layer(s) left out. {first_reasons(named, 4)}{more}.")
 
 
+_NUMBERS: contextvars.ContextVar[tuple[tuple[int, ...], int] | None] = contextvars.ContextVar("numbers", default=None)
+"""The samples of a larger batch that are being run, and the number of its samples."""
+
+
+@contextlib.contextmanager
+def numbered(samples: tuple[int, ...], whole: int) -> Iterator[None]:
+    """Name samples in messages by their numbers in the batch of which they are a part.
+
+    Yields:
+        Nothing.
+    """
+    token = _NUMBERS.set((samples, whole))
+    try:
+        yield
+    finally:
+        _NUMBERS.reset(token)
+
+
+def sample_numbers(rows: Sequence[int]) -> list[int]:
+    """Return the numbers of samples in the batch of the caller, of which only a part may be running."""
+    known = _NUMBERS.get()
+    return list(rows) if known is None else [known[0][row] for row in rows]
+
+
 def of_samples(rows: Sequence[int | str], count: int) -> str:
     """Name the samples that a warning is about; the empty string where the batch holds only one.
 
@@ -46,7 +73,10 @@ def of_samples(rows: Sequence[int | str], count: int) -> str:
         >>> of_samples([1, 3], 8), of_samples([0], 1)
         (' of sample(s) 1, 3', '')
     """
-    return f" of sample(s) {', '.join(map(str, rows[:8]))}" if count > 1 else ""
+    known = _NUMBERS.get()
+    count = count if known is None else known[1]
+    named = [one if isinstance(one, str) else sample_numbers([one])[0] for one in rows[:8]]
+    return f" of sample(s) {', '.join(map(str, named))}" if count > 1 else ""
 
 
 def warn_of_not_finite(values: Mapping[str, torch.Tensor], method: str) -> None:
@@ -96,3 +126,19 @@ def first_not_finite(
             layer = f"layer {call.layer!r}" if call.layer else "the model itself, outside its layers,"
             return f"The first output that is not finite comes from {layer} (call {call.index})."
     return "Every layer's output is finite: the target makes it."
+
+
+def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str, why: str = FLAT) -> None:
+    """Warn when the values of some sample are zero everywhere: an empty map means a dead path, not 'unimportant'.
+
+    Args:
+        values: input name -> values, `(batch, ...)`.
+        method: name of the method, for the message.
+        why: what such values can mean.
+    """
+    empty = torch.stack([value.reshape(len(value), -1).eq(0).all(dim=1) for value in values.values()]).all(dim=0)
+    if bool(empty.any()):
+        of = of_samples(empty.nonzero().flatten().tolist(), len(empty))
+        warn(
+            f"{method}: the values{of} are zero everywhere, so they explain nothing: {why}.",
+        )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 from layerlens.errors import choose, warn
 from layerlens.results import Attribution
 from layerlens.signatures import documented, public, with_section
+
+from .text_lengths import by_length
 
 Family = Literal["gradient", "path", "perturbation", "cam", "relevance", "automatic"]
 AnyMethod = TypeVar("AnyMethod", bound=Callable[..., Attribution])
@@ -123,7 +125,7 @@ DOCUMENTED: dict[str, Mapping[str, Mapping[str, str]]] = {
 
 
 def method(
-    *, family: Family, passes: str, source: str, needs: str = "", name: str | None = None
+    *, family: Family, passes: str, source: str, needs: str = "", name: str | None = None, by_lengths: bool = False
 ) -> Callable[[AnyMethod], AnyMethod]:
     """Register a function as a method of attribution, and complete its docstring by `DOCUMENTED`; see `Method`.
 
@@ -133,6 +135,8 @@ def method(
         source: where it was published.
         needs: what it needs of model and input.
         name: name of the method; None for the name of the function.
+        by_lengths: whether it draws numbers or counts places for all samples of a batch together, so that texts of
+            several lengths are run length by length, see `by_length`; of perturbations and CAMs all are.
     """
 
     def register(function: AnyMethod) -> AnyMethod:
@@ -144,7 +148,8 @@ def method(
             else:
                 known = {key: why for key, why in shared.items() if "where" in parameters or "`where`" not in why}
                 function.__doc__ = with_section(text, section, known)
-        function = public(function)
+        apart = by_lengths or family in ("perturbation", "cam")
+        function = public(cast(AnyMethod, by_length(function, apart)))
         method_name = name or function.__name__
         METHODS[method_name] = Method(method_name, function, family, passes, needs, source)
         return function

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from layerlens.errors import InputError, TargetError, warn
+from layerlens.errors import InputError, TargetError
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Selection
@@ -23,7 +24,15 @@ from layerlens.targets.target import Spec, Target, as_target
 from .calls.used_tensors import tensor_of_target
 from .leaves.layer_leaf import find_places
 from .leaves.leaves import Leaf, find_leaves, substitute
-from .messages import first_not_finite, of_samples, warn_of_canceling, warn_of_not_finite
+from .leaves.padding import paddings
+from .messages import (
+    FLAT as FLAT,
+    first_not_finite,
+    sample_numbers,
+    warn_of_canceling,
+    warn_of_not_finite,
+    warn_of_zeros as warn_of_zeros,
+)
 from .samples import ONE_BY_ONE, check_samples, in_batch, interact
 
 Leaves = dict[str, torch.Tensor]
@@ -31,7 +40,6 @@ Changed = Mapping[str, torch.Tensor]
 Edits = Mapping[LayerPath, Edit]
 
 IMAGE_AXES = ("batch", "channel", "height", "width")
-FLAT = "the score does not change with the input there (units that are off or saturated, or a step that is flat)"
 
 
 class Scorer:
@@ -48,6 +56,8 @@ class Scorer:
         forward: `forward(model, *args, **kwargs)` to call instead of the model.
 
     Attributes:
+        padding: where the tokens of a leaf lie, by name, for texts of one length in a padded batch: the values of the
+            leaf are then those of its tokens alone.
         interacting: whether samples influence each other, see `apart`; None until it is known.
 
     Raises:
@@ -66,7 +76,7 @@ class Scorer:
         forward: Forward | None = None,
     ) -> None:
         self.model, self.where, self.forward = model, where, forward
-        self.inputs: Inputs = as_inputs(x)
+        self.inputs: Inputs = as_inputs(x).named_for(model, forward)
         self.target: Target = as_target(target).on(self.inputs)
         self.leaves: dict[str, Leaf]
         if where is None or (isinstance(where, str) and where == "input"):
@@ -74,6 +84,9 @@ class Scorer:
         else:
             found = find_places(model, self.inputs, where, forward)
             self.leaves = {place.name: Leaf(value.detach(), place=place) for place, value in found}
+        self.padding = paddings(self.inputs, self.leaves)
+        for name, padding in self.padding.items():
+            self.leaves[name] = dataclasses.replace(self.leaves[name], value=padding.take(padding.padded))
         device = next(iter(self.leaves.values())).value.device
         self.rows = torch.arange(self.inputs.batch, device=device)
         self._resolved = False
@@ -152,8 +165,8 @@ class Scorer:
         if bad:
             raise TargetError(
                 f"the score {self.target.label!r} of the baseline is not finite for sample(s) "
-                f"{', '.join(map(str, bad[:8]))} ({float(scores[bad[0]])}), so nothing can be compared with it. Give "
-                "another baseline, such as 'noise', 'mean' or 'blur'."
+                f"{', '.join(map(str, sample_numbers(bad[:8])))} ({float(scores[bad[0]])}), so nothing can be compared "
+                "with it. Give another baseline, such as 'noise', 'mean' or 'blur'."
             )
         return scores
 
@@ -162,6 +175,8 @@ class Scorer:
     ) -> tuple[Inputs, dict[LayerPath, list[Edit]]]:
         """Return the inputs, and the edits of layers, that replace the leaves by values."""
         leaves = {name: leaf for name, leaf in self.leaves.items() if name in values}
+        padded = {name: padding.put(values[name], rows) for name, padding in self.padding.items() if name in values}
+        values = {**values, **padded}
         given = {name: values[name] for name, leaf in leaves.items() if leaf.is_input}
         inputs = (self.inputs if rows is None else self.inputs.rows(rows, but=given)).replace(given)
         edits: dict[LayerPath, list[Edit]] = {path: [edit] for path, edit in substitute(leaves, values).items()}
@@ -211,7 +226,7 @@ class Scorer:
             standard_error: standard error of the values by leaf, where the method draws random numbers, shaped as the
                 values are returned (one number per token).
         """
-        tensors = self.inputs.tensors()
+        tensors, padding = self.inputs.tensors(), self.padding
         summed = {
             name: (values[name] if leaf.layer is None else values[name].sum(dim=-1)).detach()
             for name, leaf in self.leaves.items()
@@ -238,7 +253,7 @@ class Scorer:
                 axes = ("batch", "feature")
         shown = {name: tensors[name].detach().clone() for name in summed if self.leaves[name].place is None}
         return {
-            "values": _single(summed),
+            "values": _single({n: padding[n].zeros(one) if n in padding else one for n, one in summed.items()}),
             "axes": axes,
             "signed": signed,
             "units": units,
@@ -251,7 +266,9 @@ class Scorer:
             "inputs": _single(shown) if shown else None,
             "standard_error": None
             if standard_error is None
-            else _single({name: error.detach() for name, error in standard_error.items()}),
+            else _single(
+                {n: (padding[n].zeros(one) if n in padding else one).detach() for n, one in standard_error.items()}
+            ),
         }
 
 
@@ -369,19 +386,3 @@ def gradients(
         )
     pairs = zip(start.items(), slopes, strict=True)
     return score.detach(), {name: torch.zeros_like(value) if slope is None else slope for (name, value), slope in pairs}
-
-
-def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str, why: str = FLAT) -> None:
-    """Warn when the values of some sample are zero everywhere: an empty map means a dead path, not 'unimportant'.
-
-    Args:
-        values: input name -> values, `(batch, ...)`.
-        method: name of the method, for the message.
-        why: what such values can mean.
-    """
-    empty = torch.stack([value.reshape(len(value), -1).eq(0).all(dim=1) for value in values.values()]).all(dim=0)
-    if bool(empty.any()):
-        of = of_samples(empty.nonzero().flatten().tolist(), len(empty))
-        warn(
-            f"{method}: the values{of} are zero everywhere, so they explain nothing: {why}.",
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from layerlens.errors import InputError
+from layerlens.inputs.sequences import sequences
 
 from .scorer import Scorer
 
@@ -24,14 +25,10 @@ def token_leaves(scorer: Scorer, method: str) -> None:
             )
 
 
-def used_tokens(scorer: Scorer, name: str) -> torch.Tensor:
-    """Which places of a token input hold a token and no padding, `(batch, token)`: where its attention mask is not 0.
-
-    The mask of `input_ids` is `attention_mask`, that of `decoder_input_ids` is `decoder_attention_mask`.
-    """
-    tensors = scorer.inputs.tensors()
-    shape = scorer.leaves[name].value.shape[:2]
-    mask = tensors.get(name.replace("input_ids", "attention_mask")) if "input_ids" in name else None
-    if mask is None or mask.shape != shape:
-        return torch.ones(shape, dtype=torch.bool, device=scorer.rows.device)
-    return mask.to(scorer.rows.device) != 0
+def used_places(scorer: Scorer, name: str) -> torch.Tensor | None:
+    """Return which places of a leaf hold a token and no padding, `(batch, token)`; None if no input says."""
+    if name in scorer.padding:
+        return None
+    used = next((one.used for one in sequences(scorer.inputs) if name in one.names), None)
+    value = scorer.leaves[name].value
+    return None if used is None or used.shape != value.shape[:2] else used.to(value.device)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.token_inputs import token_leaves, used_tokens
+from layerlens.analyzers.common.token_inputs import token_leaves, used_places
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
@@ -79,7 +79,8 @@ def centered_relevance(
         result = book(recording, plan, bookkeeper, swept, 0)
         values = {}
         for (name, leaf), multiplier in zip(scorer.leaves.items(), swept.ends, strict=True):
-            used = used_tokens(scorer, name).unsqueeze(-1).to(leaf.value)  # (batch, token, 1)
+            tokens = used_places(scorer, name)
+            used = torch.ones_like(leaf.value[..., :1]) if tokens is None else tokens.unsqueeze(-1).to(leaf.value)
             mean = (leaf.value * used).sum(dim=1, keepdim=True) / used.sum(dim=1, keepdim=True).clamp_min(1)
             centered = (leaf.value - mean) * used
             values[name] = torch.zeros_like(leaf.value) if multiplier is None else centered * multiplier

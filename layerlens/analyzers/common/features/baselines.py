@@ -90,26 +90,32 @@ def _baseline(scorer: Scorer, name: str, leaf: Leaf, spec: Baseline) -> torch.Te
     if given.is_floating_point() and not bool(given.isfinite().all()):
         raise OptionError(f"the baseline of input {name!r} holds NaN or infinity; every number made from it would too.")
     if leaf.layer is None:
-        return _broadcast(given.to(value.dtype), value, name)
+        return _broadcast(scorer, given.to(value.dtype), name, value.ndim)
     if given.is_floating_point():
         if given.ndim == 0:
             raise OptionError(
                 f"baseline {spec!r} for the token ids {name!r}: give 'zero' (the zero embedding), the id of a "
                 "reference token (a whole number), or an embedding."
             )
-        return _broadcast(given.to(value.dtype), value, name)
-    ids = scorer.inputs.tensors()[name]
-    embedding: torch.Tensor = scorer.model.get_submodule(leaf.layer)(_broadcast(given.to(ids.dtype), ids, name))
+        return _broadcast(scorer, given.to(value.dtype), name, value.ndim)
+    ids = _broadcast(scorer, given.to(scorer.inputs.tensors()[name].dtype), name, value.ndim - 1)
+    embedding: torch.Tensor = scorer.model.get_submodule(leaf.layer)(ids)
     return embedding.reshape(value.shape).clone()
 
 
-def _broadcast(given: torch.Tensor, value: torch.Tensor, name: str) -> torch.Tensor:
+def _broadcast(scorer: Scorer, given: torch.Tensor, name: str, ndim: int) -> torch.Tensor:
+    """Return a tensor like the first axes of a leaf, from one that broadcasts to those of the input.
+
+    Raises:
+        OptionError: when it does not.
+    """
+    padding, shape = scorer.padding.get(name), scorer.leaves[name].value.shape[:ndim]
     try:
-        return given.broadcast_to(value.shape).clone()
+        return (given.broadcast_to(shape) if padding is None else padding.fitted(given, ndim)).clone()
     except RuntimeError as error:
+        own = tuple(shape if padding is None else (padding.whole, *padding.padded.shape[1:ndim]))
         raise OptionError(
-            f"a baseline of shape {tuple(given.shape)} does not broadcast to input {name!r} of shape "
-            f"{tuple(value.shape)}."
+            f"a baseline of shape {tuple(given.shape)} does not broadcast to input {name!r} of shape {own}."
         ) from error
 
 

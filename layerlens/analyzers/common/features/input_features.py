@@ -13,6 +13,7 @@ from layerlens.model.trees import describe
 
 from ..leaves.leaves import Leaf, unit_and_places
 from ..scorer import Scorer
+from ..token_inputs import used_places
 from .superpixels import superpixels
 
 Spec: TypeAlias = str | int | torch.Tensor | Mapping[str, Any] | None
@@ -105,9 +106,7 @@ def features_of(scorer: Scorer, spec: Spec = None) -> Features:
     labels, start = {}, 0
     for name, leaf in scorer.leaves.items():
         own = spec.get(name) if isinstance(spec, Mapping) else spec
-        leaf_labels = _labels(name, leaf, own)
-        if leaf.layer is not None:
-            leaf_labels = _without_padding(scorer, name, leaf_labels)
+        leaf_labels = _without_padding(scorer, name, _labels(scorer, name, leaf, own))
         unique, index = torch.unique(leaf_labels[leaf_labels >= 0], return_inverse=True)
         if not len(unique):
             raise InputError(f"the features of input {name!r} are empty: every label is below 0.")
@@ -118,10 +117,10 @@ def features_of(scorer: Scorer, spec: Spec = None) -> Features:
     return Features(labels, start)
 
 
-def _labels(name: str, leaf: Leaf, spec: Spec) -> torch.Tensor:
+def _labels(scorer: Scorer, name: str, leaf: Leaf, spec: Spec) -> torch.Tensor:
     value = leaf.value
     if isinstance(spec, torch.Tensor):
-        return _checked_labels(name, leaf, spec)
+        return _checked_labels(scorer, name, leaf, spec)
     if isinstance(spec, bool) or not (spec is None or isinstance(spec, (str, int))):
         raise OptionError(f"cannot read features from {describe(spec)}. Give {', '.join(NAMES)}, a number or labels.")
     if isinstance(spec, str):
@@ -171,7 +170,7 @@ def _boxes(shape: list[int], count: int) -> torch.Tensor:
     return label
 
 
-def _checked_labels(name: str, leaf: Leaf, labels: torch.Tensor) -> torch.Tensor:
+def _checked_labels(scorer: Scorer, name: str, leaf: Leaf, labels: torch.Tensor) -> torch.Tensor:
     """Return the labels that the caller gave, checked.
 
     Raises:
@@ -181,7 +180,11 @@ def _checked_labels(name: str, leaf: Leaf, labels: torch.Tensor) -> torch.Tensor
         raise OptionError(f"labels of features are whole numbers, got {describe(labels)}.")
     if leaf.layer is not None and labels.ndim < leaf.value.ndim:
         labels = labels.unsqueeze(-1)  # one label per token, for all features of its embedding
+    padding = scorer.padding.get(name)
     try:
+        if padding is not None:
+            fitted = padding.fitted(labels.long(), leaf.value.ndim)
+            return fitted[..., :1] if leaf.layer is not None and labels.shape[-1] == 1 else fitted
         labels.broadcast_to(leaf.value.shape)
     except RuntimeError as error:
         raise OptionError(
@@ -193,10 +196,9 @@ def _checked_labels(name: str, leaf: Leaf, labels: torch.Tensor) -> torch.Tensor
 
 def _without_padding(scorer: Scorer, name: str, labels: torch.Tensor) -> torch.Tensor:
     """Give padding the label -1: it is not a feature, as nothing would change without it."""
-    mask = scorer.inputs.tensors().get("attention_mask")
-    shape = scorer.leaves[name].value.shape[:-1]
-    if mask is None or mask.shape != shape or bool(mask.all()):
+    used = used_places(scorer, name)
+    if used is None:
         return labels
-    spread = labels.expand(shape[0], *labels.shape[1:]).clone()
-    spread[(mask == 0).to(spread.device)] = -1
+    spread = labels.expand(*used.shape, *labels.shape[2:]).clone()
+    spread[~used.to(spread.device)] = -1
     return spread

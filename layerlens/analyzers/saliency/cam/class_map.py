@@ -65,6 +65,7 @@ def class_map(
             view = choose_view(scorer, name, options, gradient=gradient)
         else:
             view = view_of(scorer, name, path, options, call=call, tensors=tensors, gradient=gradient)
+        view = view.of_tokens()
         cam, checks = _cam(view, weigh, options, principal)
         if conserves:
             total = cam.double().flatten(1).sum(dim=1)
@@ -87,6 +88,9 @@ def class_map(
         "chosen": "automatically" if path is None else "by the caller",
     }
     smooth = {key: True for key in ("aug_smooth", "eigen_smooth") if getattr(options, key)}
+    padding = scorer.padding.get(view.grid.input)
+    if padding is not None:
+        values = padding.zeros(values if values.shape[1] == padding.places.shape[1] else padding.take(values))
     result = Attribution(
         values=values.to(view.activation.dtype),
         axes=("batch", *view.grid.names),

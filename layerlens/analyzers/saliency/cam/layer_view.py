@@ -70,7 +70,19 @@ class LayerView:
         return self._on_grid(self.gradient)
 
     def _on_grid(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.view(tensor.detach()).to(torch.promote_types(tensor.dtype, torch.float32))
+        seen = self.view(tensor.detach()).to(torch.promote_types(tensor.dtype, torch.float32))
+        padding = self.scorer.padding.get(self.grid.input)
+        if padding is None or tuple(seen.shape[2:]) == self.grid.sizes:
+            return seen
+        return padding.take(seen.movedim(2, 1)).movedim(1, 2)
+
+    def of_tokens(self) -> LayerView:
+        """Return the view of the tokens of padded texts, where the layer has a place for each of their places."""
+        grid, padding = self.grid, self.scorer.padding.get(self.grid.input)
+        if padding is None or grid.sizes != grid.extents or grid.sizes != tuple(padding.padded.shape[1:2]):
+            return self
+        sizes = tuple(padding.places.shape[1:])
+        return dataclasses.replace(self, grid=dataclasses.replace(grid, sizes=sizes, extents=sizes))
 
     def enlarged(self, maps: torch.Tensor) -> torch.Tensor:
         """Enlarge maps `(batch, *places)` to the input; 0 where the model does not read it, as outside of a crop."""

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from layerlens.analyzers.common.features.baselines import Baseline, baselines
-from layerlens.analyzers.common.messages import of_samples
+from layerlens.analyzers.common.messages import of_samples, sample_numbers
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, scoring, warn_of_zeros
 from layerlens.analyzers.graph.graph import ACCUMULATE, Graph
@@ -220,7 +220,10 @@ def warn_of_gap(method: str, gap: torch.Tensor, comparison: Comparison) -> None:
     allowed = LOST + rounding / (score - baseline_score).abs().clamp_min(torch.finfo(torch.float64).tiny)
     missed = (~(gap <= allowed)).nonzero().flatten().tolist()
     if missed and comparison.score.dtype in (torch.float32, torch.float64):
-        of = of_samples([f"{row} ({float(gap[row]):.3g})" for row in missed], len(gap)) or f" (gap {float(gap[0]):.3g})"
+        of = (
+            of_samples([f"{sample_numbers([row])[0]} ({float(gap[row]):.3g})" for row in missed], len(gap))
+            or f" (gap {float(gap[0]):.3g})"
+        )
         why = f"{', '.join(comparison.moved)} chose otherwise for the baseline, or an" if comparison.moved else "an"
         warn(
             f"{method}: the values{of} miss S(x) - S(baseline) by more than {LOST:g} of it: {why} "

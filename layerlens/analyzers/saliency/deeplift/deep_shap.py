@@ -27,6 +27,7 @@ from .deep_lift import RULES, compare, warn_of_gap
     passes="1 gradient and 1 forward pass a reference",
     needs="references (noise when none are given)",
     source="Lundberg & Lee 2017",
+    by_lengths=True,
 )
 def deep_shap(
     model: nn.Module,

@@ -22,7 +22,7 @@ Statistic = Literal["mean", "magnitude", "square", "variance"]
 UNITS = {"square": "squared score per unit of input", "variance": "squared score per unit of input"}
 
 
-@method(family="gradient", passes="25 gradients (samples)", source="Smilkov et al. 2017")
+@method(family="gradient", passes="25 gradients (samples)", source="Smilkov et al. 2017", by_lengths=True)
 def smooth_grad(
     model: nn.Module,
     x: Input,
@@ -68,7 +68,7 @@ def smooth_grad(
     )  # fmt: skip
 
 
-@method(family="gradient", passes="25 gradients (samples)", source="Hooker et al. 2019")
+@method(family="gradient", passes="25 gradients (samples)", source="Hooker et al. 2019", by_lengths=True)
 def smooth_grad_squared(
     model: nn.Module,
     x: Input,
@@ -108,7 +108,9 @@ def smooth_grad_squared(
     )  # fmt: skip
 
 
-@method(family="gradient", passes="25 gradients (samples)", source="Adebayo et al. 2018; Seo et al. 2018")
+@method(
+    family="gradient", passes="25 gradients (samples)", source="Adebayo et al. 2018; Seo et al. 2018", by_lengths=True
+)
 def var_grad(
     model: nn.Module,
     x: Input,

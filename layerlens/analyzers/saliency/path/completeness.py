@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from layerlens.analyzers.common.messages import of_samples
+from layerlens.analyzers.common.messages import of_samples, sample_numbers
 from layerlens.analyzers.common.scorer import Leaves, Scorer
 from layerlens.errors import OptionError, check_count, warn
 from layerlens.progress import track
@@ -104,7 +104,10 @@ def warn_of_gap(what: str, gap: torch.Tensor, tolerance: float, advice: str) -> 
     """Warn of the samples whose relative gap is above the tolerance."""
     missed = (gap > tolerance).nonzero().flatten().tolist()
     if missed:
-        of = of_samples([f"{row} ({float(gap[row]):.3g})" for row in missed], len(gap)) or f" (gap {float(gap[0]):.3g})"
+        of = (
+            of_samples([f"{sample_numbers([row])[0]} ({float(gap[row]):.3g})" for row in missed], len(gap))
+            or f" (gap {float(gap[0]):.3g})"
+        )
         warn(
             f"{what} the values{of} miss S(x) - S(baseline) by more than the tolerance {tolerance:g} of it. {advice}",
         )

@@ -24,6 +24,7 @@ from .references import Baselines, references
     passes="64 gradients (samples), 1 forward pass a reference",
     needs="references (noise when none are given)",
     source="Lundberg & Lee 2017; Erion et al. 2021",
+    by_lengths=True,
 )
 def gradient_shap(
     model: nn.Module,

@@ -26,6 +26,7 @@ from .completeness import Steps, completeness_gap, scores_at, warn_of_gap
     passes="100 gradients (steps), one after the other",
     needs="a baseline",
     source="Kapishnikov et al. 2021",
+    by_lengths=True,
 )
 def guided_ig(
     model: nn.Module,

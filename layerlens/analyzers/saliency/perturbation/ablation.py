@@ -94,7 +94,8 @@ def permutation(
     with scoring(model, x, target, where=where, forward=forward, grad=False) as scorer:
         batch = len(scorer.rows)
         if batch < 2:
-            raise InputError("permutation takes features from other samples; give a batch of two or more.")
+            other = "samples with as many tokens" if scorer.padding else "samples"
+            raise InputError(f"permutation takes features from other {other}; give a batch of two or more.")
         game = Game(scorer, Coalitions(scorer, "zero", batch_size), features_of(scorer, features))
         generator = torch.Generator().manual_seed(seed)
         shifts = torch.randint(1, batch, (draws, batch), generator=generator)

@@ -7,9 +7,10 @@ from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.baselines import Baseline, baselines
+from layerlens.analyzers.common.messages import sample_numbers
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Leaves, Scorer, scoring, warn_of_zeros
-from layerlens.analyzers.common.token_inputs import token_leaves, used_tokens
+from layerlens.analyzers.common.token_inputs import token_leaves
 from layerlens.errors import InputError, OptionError, check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.progress import track
@@ -74,7 +75,7 @@ def leave_one_out(
         fills, label = ({}, "drawn") if drawn else baselines(scorer, fill)
         drop_means, errors = {}, {}
         for name in whole:
-            used = used_tokens(scorer, name)
+            used = torch.ones(whole[name].shape[:2], dtype=torch.bool, device=scorer.rows.device)
             if drawn:
                 exchanges = torch.cat([_exchanges(row, kept, draws, seed) for row, kept in enumerate(used)])
             else:
@@ -102,7 +103,7 @@ def _exchanges(row: int, used: torch.Tensor, draws: int, seed: int) -> torch.Ten
     count = len(places)
     if count < 2:
         raise InputError(
-            f"sample {row} is a text of {count} token(s), so no other token can replace it. "
+            f"sample {sample_numbers([row])[0]} is a text of {count} token(s), so no other token can replace it. "
             "Give fill='zero' or the id of a reference token."
         )
     order = torch.rand(count, count - 1, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)[:, :draws]
