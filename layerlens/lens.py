@@ -104,7 +104,7 @@ def _name_columns(lens: WrappedModel, found: LogitLens, given: Mapping[str, Any]
 
 def _name_pairs(lens: WrappedModel, found: Any, given: Mapping[str, Any]) -> Any:
     """Name the positions of a patched text by both of its tokens."""
-    several = sum(one.ids is not None for one in sequences(given["x"], lens.argument_names())) > 1
+    several = sum(one.ids is not None for one in sequences(given["x"])) > 1
     if lens.tokenizer is None or several:  # of several texts it is unknown which has these positions
         return found
     names = token_pairs(lens.tokenizer, given["x"], given["other"])

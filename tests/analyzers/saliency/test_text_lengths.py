@@ -74,6 +74,8 @@ def check(model, x, method, target, **options):
 @pytest.mark.parametrize(("kind", "side"), [("llama", "left"), ("llama", "right"), ("gpt2", "both")])
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in NOT_FOR_TEXT])
 def test_every_method_gives_a_text_what_it_gives_it_alone(kind, side, method):
+    if (kind, method) == ("gpt2", "eigen_cam"):
+        pytest.skip("the units of a LayerNorm sum to 0, so rounding decides the sign of the component")
     check(model_of(kind), batch(kind, side), method, contrast((-1, 4), (-1, 11)))
 
 
