@@ -153,7 +153,11 @@ SAME = {
         lambda h: torch.linalg.inv(LOWER) @ h.unsqueeze(2),
         lambda h: torch.linalg.lu_solve(*torch.linalg.lu_factor(LOWER.expand(2, 8, 8)), h.unsqueeze(2)),
     ],
-    "distance": [lambda h: torch.cdist(h, P), lambda h: torch.cdist(P, h).T, lambda h: torch.cdist(h, P).clone()],
+    "distance": [
+        lambda h: torch.cdist(h, P),
+        lambda h: torch.cdist(P, h).T,
+        lambda h: torch.cdist(h.repeat(15, 1), P)[:2],
+    ],
     "complex bias": [
         lambda h: as_complex(h) * (1 + 2j) + (0.3 - 1j),
         lambda h: F.linear(as_complex(h), torch.eye(4).double() * (1 + 2j), OFFSET),
@@ -352,6 +356,23 @@ def test_operators_of_torchvision_are_known_by_name(name):
     found, expected = (relevance(one.double(), x, target=1, strict=one is net) for one in (net, by_hand))
     torch.testing.assert_close(found.values, expected.values, rtol=1e-9, atol=1e-12)
     assert float(found.ledger.relative.max()) < 1e-9
+
+
+def test_regions_of_torchvision_are_linear_in_what_they_read():
+    ops = pytest.importorskip("torchvision.ops")
+    regions = torch.tensor([[0, 0.0, 0, 2, 2], [1, 0, 0, 1, 2]]).double()
+    convolution = nn.Conv2d(2, 18, 3, padding=1).double()
+    ways = [
+        lambda h: ops.roi_align(h, regions, 2),
+        lambda h: ops.roi_pool(h, regions, 2),
+        lambda h: ops.deform_conv2d(
+            h, convolution(h), convolution.weight[:2, :2], convolution.bias[:2], padding=1, mask=convolution(h)[:, :9]
+        ),
+    ]
+    for way in ways:
+        net = After(lambda h, way=way: way(h.reshape(2, 2, 2, 2))).double()
+        result = relevance(net, normal(2, 6).double(), target=1, rules="epsilon", strict=True)
+        assert float(result.ledger.relative.max()) < 1e-9 and float(result.values.abs().max()) > 0
 
 
 @pytest.mark.parametrize("constant", ["query", "key", "value", "query and key"])

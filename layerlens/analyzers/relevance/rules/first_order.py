@@ -101,6 +101,7 @@ FIRST_ORDER: dict[str, Row] = {
     "SmoothL1Loss": _taylor(_A.smooth_l1_loss, "self target", "reduction beta"),
     "HuberLoss": _taylor(_A.huber_loss, "self target", "reduction delta"),
     "Cdist": _distance("x1 x2"),
+    "EuclideanDist": _degree_one("x1 x2"),  # of `cdist` from more than 25 rows on
     "Pdist": _distance("self"),
     "Dist": _distance("self other"),
     "ScatterReduce": Row(Kind.LINEAR, refine=_reduced("src")),
