@@ -281,7 +281,7 @@ def _functional_form(function: Function) -> tuple[Function, int | None] | None:
         return _FILLING[function], None
     if name.endswith("_") and not name.endswith("__") and name not in _LINEAR_IN_PLACE:
         for module in (torch.Tensor, torch, torch._C._nn, torch.nn.functional):
-            if getattr(module, name, None) is function:
+            if getattr(module, name, None) is getattr(function, "__wrapped__", function):  # `**=` is pow_, wrapped
                 return _attribute(module, name[:-1])
     return None
 

@@ -61,6 +61,16 @@ def rounded(h):
     return out
 
 
+def in_place(h):
+    out = h.clone()
+    out[:, :3] *= 3
+    out[:, :3] += C[:, :3]
+    out[:, :3] -= 2
+    out[:, :3] **= 2
+    out[:, :3] /= 2
+    return out
+
+
 def squares(h):
     return h.unsqueeze(2) * h.unsqueeze(1)
 
@@ -194,6 +204,7 @@ SAME = {
     "saturated in place": [lambda h: F.elu(100 * h), lambda h: F.elu(100 * h, inplace=True)],
     "saturated CELU in place": [lambda h: F.celu(100 * h), lambda h: F.celu(100 * h, inplace=True)],
     "axes swapped in place": [lambda h: h.view(2, 2, 4).transpose(1, 2), lambda h: h.view(2, 2, 4).swapaxes_(1, 2)],
+    "operators on a slice": [in_place, lambda h: torch.cat([(h[:, :3] * 3 + C[:, :3] - 2) ** 2 / 2, h[:, 3:]], 1)],
     "a stop in a slice": [rounded, lambda h: torch.cat([h[:, :3].round(), h[:, 3:]], 1)],
     "complex power": [lambda h: as_complex(h) ** (2 + 0j), lambda h: as_complex(h).square()],
     "masked logsumexp": [
