@@ -7,20 +7,19 @@ A second product is computed by hand only where contributions of the other sign 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from layerlens.analyzers.graph.linear_operations import LinearMap, LinearOperation
+from layerlens.analyzers.graph.linear_operations import LinearOperation
 from layerlens.analyzers.graph.operation import Gradients
 from layerlens.errors import RelevanceError
 
 from .book import Bookkeeper
+from .linear_terms import InputTerm, SignedProduct, first_layer_terms, split_by_sign, without_bias
 from .plan import PlannedLinear
-from .rules.linear import FIRST_LAYER_RULES, Epsilon, LinearRule, Term, WSquare, ZBox
+from .rules.linear import FIRST_LAYER_RULES, Epsilon, LinearRule
 
 _SAVED_BY_CONSUMER = {"Relu": "result", "Gelu": "self", "Silu": "self", "Hardswish": "self", "Mish": "self"}
 """Operations that saved their input, or for ReLU a result that equals it wherever relevance comes from."""
@@ -233,182 +232,3 @@ class _LinearHooks:
                 "split by sign define it for the weight alone (the ledger has what bias and batch norm get), those of "
                 "a first layer for none. Name other parameters, or take the epsilon rule."
             )
-
-
-class SignedProduct(NamedTuple):
-    """A product with the transposed map that makes the multiplier of inputs of one sign.
-
-    Attributes:
-        sign: sign of the inputs, 1 or -1.
-        weight: weight of the map.
-        s: relevance per unit of the output, shaped like it.
-    """
-
-    sign: int
-    weight: torch.Tensor
-    s: torch.Tensor
-
-
-_PLUS = Term(1, 0)
-
-
-def split_by_sign(
-    operation: LinearOperation,
-    terms: Sequence[Term],
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    shift: torch.Tensor | None,
-    y: torch.Tensor,
-    relevance: torch.Tensor,
-    *,
-    rectified: bool,
-) -> tuple[list[SignedProduct], list[torch.Tensor], list[torch.Tensor]]:
-    """Split relevance by the sign of each contribution x_i w_ij: z+, alpha-beta, gamma.
-
-    Args:
-        operation: the linear operation.
-        terms: terms of the rule.
-        x: its input.
-        weight: its weight, with the scale of its norm.
-        shift: bias and shift of its norm, which broadcasts to y; None for none.
-        y: its output with the shift, at least wherever relevance is not 0.
-        relevance: relevance of the output.
-        rectified: whether outputs below 0 have no relevance.
-
-    Returns:
-        The products, the amounts that the bias gets, and those that are absorbed; the amounts have a batch axis.
-    """
-    signs = (1,) if operation.nonnegative else _signs(x)
-    active = [term for term in terms if not (term.where < 0 and rectified)]
-    products: list[SignedProduct] = []
-    to_bias: list[torch.Tensor] = []
-    absorbed: list[torch.Tensor] = []
-    denominators, weights = _denominators(operation.map, active, signs, x, weight, shift, y)
-    if shift is None and not rectified and any(term.where for term in active):
-        absorbed.append(relevance * (y == 0))  # neither sign: nothing came in, or all of it cancels
-    for term, z in zip(active, denominators, strict=True):
-        if term.where and not rectified:
-            z.masked_fill_(y <= 0 if term.where > 0 else y >= 0, math.inf)  # others share nothing
-        empty = z == 0
-        any_empty = bool(empty.any())
-        s = torch.div(relevance, z, out=z)
-        if any_empty:  # nothing of this sign came in: its share has nowhere to go
-            s.masked_fill_(empty, 0.0)
-            absorbed.append(relevance * empty * term.share)
-        if shift is not None:
-            to_bias.append(_times_shift(s, term.bias(shift) * term.share))
-        for sign in signs:
-            used = weights.pop((term, sign), None)
-            used = term.weight(weight, sign) if used is None else used
-            products.append(SignedProduct(sign, used if term.share == 1 else used.mul_(term.share), s))
-    return products, to_bias, absorbed
-
-
-def without_bias(
-    rule: Epsilon, weight: torch.Tensor, z: torch.Tensor, relevance: torch.Tensor
-) -> tuple[list[SignedProduct], list[torch.Tensor]]:
-    """Return the product of the epsilon rule that leaves out the bias, and what is absorbed.
-
-    Args:
-        rule: the rule.
-        weight: weight of the map, with the scale of its norm.
-        z: output without the bias.
-        relevance: relevance of the output.
-    """
-    damped = torch.where(z == 0, 0, rule.damped(z))
-    s = torch.where(z == 0, 0, relevance * damped / z)
-    return [SignedProduct(1, weight, s)], [relevance * (1 - damped)]
-
-
-def _denominators(
-    map_: LinearMap,
-    active: Sequence[Term],
-    signs: tuple[int, ...],
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    shift: torch.Tensor | None,
-    y: torch.Tensor,
-) -> tuple[list[torch.Tensor], dict[tuple[Term, int], torch.Tensor]]:
-    """The sum of contributions of each term, with the bias's, in new tensors; and the weights made on the way."""
-    weights: dict[tuple[Term, int], torch.Tensor] = {}
-    signed = {1: x, -1: x} if len(signs) == 1 else {1: x.clamp(min=0), -1: x.clamp(max=0)}
-
-    def total(term: Term) -> torch.Tensor:
-        total: torch.Tensor | None = None
-        for sign in signs:
-            weights[term, sign] = term.weight(weight, sign)
-            z = map_.apply(signed[sign], weights[term, sign])
-            total = z if total is None else total.add_(z)
-        assert total is not None
-        return total if shift is None else total.add_(term.bias(shift))
-
-    if not any(term.positive and term.negative for term in active):
-        return [total(term) for term in active], weights
-    plus = total(_PLUS)
-    # p z+ + n z- = n y + (p - n) z+, of two amounts of one sign where the term is used: nothing cancels
-    sums = [
-        torch.add(y if term.negative == 1 else y * term.negative, plus, alpha=term.positive - term.negative)
-        for term in active
-    ]
-    return sums, weights
-
-
-def _times_shift(s: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """`s * shift`, summed over places where the shift has one number per channel."""
-    if s.ndim > 2 and shift.ndim and shift.numel() == shift.shape[0] == s.shape[1]:
-        return s.flatten(2).sum(dim=2) * shift.reshape(-1)
-    return s * shift
-
-
-def _signs(x: torch.Tensor) -> tuple[int, ...]:
-    """Which signs occur in x: an input of one sign needs half of the work."""
-    low, high = torch.aminmax(x)
-    if float(low) >= 0:
-        return (1,)
-    return (-1,) if float(high) <= 0 else (1, -1)
-
-
-class InputTerm(NamedTuple):
-    """One term of the relevance of x: `factor` times the product of s with the transposed map of `weight`."""
-
-    factor: torch.Tensor | None
-    weight: torch.Tensor
-    s: torch.Tensor
-
-
-def first_layer_terms(
-    map_: LinearMap,
-    rule: LinearRule,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    shift: torch.Tensor | None,
-    relevance: torch.Tensor,
-) -> tuple[list[InputTerm], list[torch.Tensor], torch.Tensor]:
-    """Return the terms of the relevance of x under flat, w2 or z-box, what the bias gets, and what is absorbed.
-
-    Args:
-        map_: the linear map.
-        rule: one of `FIRST_LAYER_RULES`.
-        x: its input.
-        weight: its weight, with the scale of its norm.
-        shift: bias and shift of its norm, if they take a share; else None.
-        relevance: relevance of its output.
-    """
-    if isinstance(rule, ZBox):
-        low, high = rule.bounds(x, map_.axis)
-        up, down = weight.clamp(min=0), weight.clamp(max=0)
-        above, below = x - low, x - high  # x w - l w+ - h w- by terms of one sign, so that none cancel
-        z = map_.apply(above, up).add_(map_.apply(below, down))
-        s, absorbed = _divide(relevance, z)
-        return [InputTerm(above, up, s), InputTerm(below, down, s)], [], absorbed
-    squared = isinstance(rule, WSquare)
-    by_input = weight.square() if squared else torch.ones_like(weight)
-    z = map_.apply(torch.ones_like(x), by_input)
-    by_bias = None if shift is None else shift.square() if squared else torch.ones_like(shift)
-    s, absorbed = _divide(relevance, z if by_bias is None else z.add_(by_bias))
-    return [InputTerm(None, by_input, s)], [] if by_bias is None else [_times_shift(s, by_bias)], absorbed
-
-
-def _divide(relevance: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    empty = z == 0
-    return torch.div(relevance, z, out=z).masked_fill_(empty, 0.0), relevance * empty
