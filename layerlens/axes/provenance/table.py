@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -15,8 +16,6 @@ Found: TypeAlias = "Axes | list[Axes | None] | None"
 Row: TypeAlias = "Callable[[Operation], Found]"
 
 _ROWS: dict[str, Row] = {}
-_ARGUMENTS: dict[Any, dict[str, tuple[int, Any]]] = {}
-"""Operation -> name of each argument -> its position and default."""
 
 
 def row(*names: str) -> Callable[[Row], Row]:
@@ -33,6 +32,21 @@ def row(*names: str) -> Callable[[Row], Row]:
 def row_of(name: str) -> Row | None:
     """Return the row of an operation; that of `add` also serves `add_`. None if there is none."""
     return _ROWS.get(name) or _ROWS.get(name.rstrip("_"))
+
+
+@functools.cache
+def name_of(function: Any) -> str:
+    """Return the name of an operation, such as `aten.view`."""
+    return str(function._schema.name).replace("::", ".")
+
+
+@functools.cache
+def _arguments_of(function: Any) -> dict[str, tuple[int, Any]]:
+    """Return the name of each argument -> its position and default."""
+    return {
+        argument.name: (place, argument.default_value if argument.has_default_value() else None)
+        for place, argument in enumerate(function._schema.arguments)
+    }
 
 
 class Operation:
@@ -64,12 +78,7 @@ class Operation:
     ) -> None:
         self.layer = layer
         self._function, self._args, self._kwargs, self.out, self._axes_of = function, args, kwargs, out, axes_of
-        if function not in _ARGUMENTS:
-            _ARGUMENTS[function] = {
-                argument.name: (place, argument.default_value if argument.has_default_value() else None)
-                for place, argument in enumerate(function._schema.arguments)
-            }
-        self._positions = _ARGUMENTS[function]
+        self._positions = _arguments_of(function)
 
     def __getitem__(self, name: str) -> Any:
         """The argument of this name, or its default."""
@@ -88,7 +97,7 @@ class Operation:
     @property
     def name(self) -> str:
         """The name, such as `aten.view`."""
-        return str(self._function._schema.name).replace("::", ".")
+        return name_of(self._function)
 
     @property
     def first(self) -> torch.Tensor:
