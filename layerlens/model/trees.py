@@ -7,7 +7,8 @@ import dataclasses
 import enum
 import gc
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -46,7 +47,8 @@ def map_tensors(value: object, function: Callable[[torch.Tensor], Any], held: He
         parts = [map_tensors(part, function, held) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else _same_type(value, parts)
     if isinstance(value, list):
-        return _same_type(value, [map_tensors(part, function, held) for part in value])
+        listed = _same_type(value, [map_tensors(part, function, held) for part in value])
+        return _with_attributes(listed, value, held)
     if isinstance(value, Mapping):
         mapped = {key: map_tensors(part, function, held) for key, part in value.items()}
         if type(value) is dict:
@@ -57,7 +59,7 @@ def map_tensors(value: object, function: Callable[[torch.Tensor], Any], held: He
                 twin[key] = part
         except TypeError:  # a mapping that cannot be copied or written, such as MappingProxyType
             return mapped
-        return twin
+        return _with_attributes(twin, value, held, but={*mapped, "data"} if isinstance(value, UserDict) else {*mapped})
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         twin = copy.copy(value)
         for field in dataclasses.fields(value):
@@ -66,6 +68,15 @@ def map_tensors(value: object, function: Callable[[torch.Tensor], Any], held: He
     if held is None or isinstance(value, (*_CONSTANT, types.MethodType)):
         return value
     return _copied(value, held)
+
+
+def _with_attributes(twin: Any, value: object, held: Held | None, but: Container[Any] = ()) -> Any:
+    """A container of the user's own class, with copies of the attributes that the original has besides its parts."""
+    if held is not None and type(twin) is type(value):
+        for name, attribute in getattr(value, "__dict__", {}).items():
+            if name not in but:
+                object.__setattr__(twin, name, map_tensors(attribute, held, held))
+    return twin
 
 
 def _copied(value: object, held: Held) -> Any:

@@ -163,6 +163,39 @@ def test_buffers_in_lists_dicts_and_objects_are_given_back(call):
         assert torch.equal(outputs[0], outputs[1]) and torch.allclose(outputs[0], expected)
 
 
+class Listed(list):
+    """A list with a state of its own."""
+
+    def __init__(self, parts=()):
+        super().__init__(parts)
+        self.seen, self.log = 5, [torch.zeros(1)]
+
+
+class Named(dict):
+    """A dict with a state of its own."""
+
+    def __init__(self, **parts):
+        super().__init__(parts)
+        self.seen, self.log = 5, [torch.zeros(1)]
+
+
+@pytest.mark.parametrize("kind", ["list", "dict"])
+def test_containers_of_the_users_own_classes_keep_their_attributes(kind):
+    class Counts(nn.Module):
+        def forward(self, x, state):
+            first = state[0] if kind == "list" else state["a"]
+            first.add_(1)
+            state.seen += 1
+            state.log[0].add_(state.seen)
+            return x * first * state.log[0]
+
+    state = Listed([torch.ones(1, 2)]) if kind == "list" else Named(a=torch.ones(1, 2))
+    state.seen = 7
+    outputs = [Lens(Counts()).run({"x": torch.ones(1, 2), "state": state}) for _ in range(2)]
+    assert state.seen == 7 and state.log[0].item() == 0 and (state[0] if kind == "list" else state["a"]).eq(1).all()
+    assert all(torch.equal(output, torch.full((1, 2), 16.0)) for output in outputs)
+
+
 def test_rows_of_a_cache_are_those_of_their_samples():
     cache = filled("static")
     rows = as_inputs({"input_ids": NEW, "cache": cache}).rows(torch.tensor([1, 1, 0])).kwargs["cache"]
