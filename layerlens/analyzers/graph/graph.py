@@ -45,6 +45,11 @@ class NodeInfo:
         """Sequence number of the node, in order of execution."""
         return int(self.node._sequence_nr())
 
+    @property
+    def stops(self) -> bool:
+        """Whether relevance of its inputs cannot enter it."""
+        return self.depends and not self.carries and any(edge is not None and edge.carries for edge in self.edges)
+
     def admits(self, slot: int) -> bool:
         """Whether relevance may enter the input in `slot` at all."""
         return self.row is None or self.row.slots is None or slot in self.row.slots
@@ -147,7 +152,7 @@ def stops(root: NodeInfo) -> list[NodeInfo]:
         if id(info) not in found:
             found[id(info)] = info
             stack.extend(edge for edge in info.edges if edge is not None and edge.depends and not edge.carries)
-    return [info for info in found.values() if any(edge is not None and edge.carries for edge in info.edges)]
+    return [info for info in found.values() if info.stops]
 
 
 def _role(info: NodeInfo) -> tuple[Role, int]:

@@ -91,6 +91,8 @@ def make_plan(recording: Recording, *, strict: bool = False) -> Plan:
             shares = _shares(info, rulebook, recording)
             used.setdefault(info.op, set()).add(_rule_name(info, shares, rulebook))
             others.append(PlannedNode(info, shares))
+        elif info.stops and info.row is not None:
+            used.setdefault(info.op, set()).add(f"stop: {info.row.why}")
     return Plan(rulebook, settings, linear, others, {op: "; ".join(sorted(names)) for op, names in used.items()})
 
 
