@@ -72,10 +72,11 @@ def _decoded(row: list[int], names: Sequence[str], special: set[int], read: Call
             before = start = place + 1
             continue
         context, text = read(row[before:start]), read(row[before : place + 1])
-        if text.endswith(_INCOMPLETE) and place + 1 < len(row):
-            continue
         added = text.removeprefix(context) if text.startswith(context) else ""
-        texts[start] = added or read(row[start : place + 1])
+        added = added or read(row[start : place + 1])
+        if place + 1 < len(row) and (added.endswith(_INCOMPLETE) or (not added and place < start + 3)):
+            continue  # some decoders leave out what is not complete
+        texts[start] = added
         before, start = start, place + 1
     return texts
 

@@ -123,6 +123,20 @@ def test_names_alone_say_it_for_bytes(kind, text):
     assert [join(names[start:stop]).strip() for start, stop in word_groups(names)] == text.split()
 
 
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("kind", ["ByT5Tokenizer", "CanineTokenizer"])
+def test_tokens_that_are_bytes_or_letters(kind, text):
+    import transformers
+
+    own = getattr(transformers, kind)()
+    ids = own([text], return_tensors="pt")["input_ids"]
+    (read,) = decoded_texts(own, ids)
+    names = own.convert_ids_to_tokens(ids[0].tolist())
+    found = words_of(names, read)
+    assert (found[:-1] if kind == "ByT5Tokenizer" else found[1:-1]) == text.split()  # without what begins and ends it
+    assert all(len(read[start]) for start, _ in character_groups(read))
+
+
 def test_sentences_for_a_trained_encoder():
     own = minilm()[1]
     for text, expected in (

@@ -136,7 +136,8 @@ def _outside_words(token: str) -> bool:
 
 def _punctuates(letter: str) -> bool:
     kind = unicodedata.category(letter)
-    return kind[0] in "PS" and kind != "So" and letter not in "'’-" and letter not in SKIN_TONES
+    own = kind == "Co"  # letters that a tokenizer takes for its own marks
+    return own or (kind[0] in "PS" and kind != "So" and letter not in "'’-" and letter not in SKIN_TONES)
 
 
 @functools.cache
