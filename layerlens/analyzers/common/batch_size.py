@@ -110,18 +110,16 @@ def _saved_sizes(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> t
     own = {tensor.untyped_storage().data_ptr() for tensor in held if tensor.layout is torch.strided}
     saved: dict[int, torch.UntypedStorage] = {}
 
-    def pack(tensor: torch.Tensor) -> None:
-        tensor = local(tensor)
-        if tensor.layout is torch.strided:
-            storage = tensor.untyped_storage()
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        part = local(tensor)
+        if part.layout is torch.strided:
+            storage = part.untyped_storage()
             if storage.data_ptr() not in own:
                 saved[storage.data_ptr()] = storage  # held, so that no later tensor gets the same address
-
-    def unpack(nothing: object) -> torch.Tensor:
-        raise RuntimeError("no backward pass runs through a measured graph")
+        return tensor
 
     start = {name: value.detach().requires_grad_() for name, value in values.items()}
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):  # a model may differentiate itself
         score = scorer(start, rows).detach()
     return score, [storage.nbytes() for storage in saved.values()]
 

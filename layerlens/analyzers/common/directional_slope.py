@@ -45,11 +45,11 @@ def slope_of(function: Callable[[float], torch.Tensor], dtype: torch.dtype) -> S
         function: from a step to numbers `(n,)`.
         dtype: data type in which they are computed.
     """
-    middle = function(0.0).double()
+    middle = function(0.0).detach().double()
     found: list[torch.Tensor] = []
     errors: list[torch.Tensor] = []
     for step in STEPS.get(dtype, LONG_STEPS):
-        above, below = function(step).double(), function(-step).double()
+        above, below = function(step).detach().double(), function(-step).detach().double()
         found.append((above - below) / (2 * step))
         rounding = torch.finfo(dtype).eps * (above.abs() + below.abs()) / step
         errors.append((above + below - 2 * middle).abs() / (2 * step) + rounding)

@@ -22,6 +22,7 @@ from layerlens.results.maps.attribution import Values
 from layerlens.targets.target import Spec, Target, as_target
 
 from .calls.used_tensors import tensor_of_target
+from .inner_gradients import InnerGradients
 from .leaves.layer_leaf import find_places
 from .leaves.leaves import Leaf, find_leaves, substitute
 from .leaves.padding import paddings
@@ -89,7 +90,7 @@ class Scorer:
             self.leaves[name] = dataclasses.replace(self.leaves[name], value=padding.take(padding.padded))
         device = next(iter(self.leaves.values())).value.device
         self.rows = torch.arange(self.inputs.batch, device=device)
-        self._resolved = False
+        self._resolved, self._inner = False, InnerGradients()
         self.interacting: bool | None = None
         self._tensor = tensor_of_target(model, self.inputs, forward, self.target.at)
 
@@ -186,7 +187,9 @@ class Scorer:
 
     def _output(self, values: Changed, rows: torch.Tensor | None, then: Edits | None = None) -> Any:
         """Return what the target reads: the output of the model, or of the layer whose unit it is."""
-        inputs, edits = self._changed(values, rows, then)
+        return self._inner.run(lambda changed: self._run(*self._changed(changed, rows, then)), values)
+
+    def _run(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> Any:
         with contextlib.ExitStack() as stack:
             if edits:
                 stack.enter_context(Probe(self.model, (), edits=edits))

@@ -71,7 +71,7 @@ class Cuts:
             return
         given = _floating(args[:1] if name == "to" or name.endswith("_as") else (*args, *kwargs.values()))
         source = next((part for part in given if self.of(part) or self._carries(part)), None)
-        if source is None or sys._getframe(2).f_globals.get("__name__", "").startswith("layerlens."):
+        if source is None or _own():
             return
         cut = self.of(source)
         how, layer = (_way(function), self._layer()) if cut is None else (cut.how, cut.layer)
@@ -81,6 +81,14 @@ class Cuts:
             for tensor in (part, part._base):  # what is written into a view is written into its base
                 if tensor is not None and not self._carries(tensor):
                     self.found[id(tensor)] = Cut(tensor, how, layer)
+
+
+def _own() -> bool:
+    """Whether layerlens itself made the call of torch that is seen, not by way of another function mode."""
+    frame = sys._getframe(3)
+    while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
+        frame = frame.f_back
+    return bool(frame.f_globals.get("__name__", "").startswith("layerlens."))
 
 
 def _way(function: Callable[..., Any]) -> str:

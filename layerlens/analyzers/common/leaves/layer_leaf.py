@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.tensors import changeable, exchanged, refuse_several, tensor_path
 from layerlens.model.trees import describe
 from layerlens.probes.probe import Probe
+from layerlens.probes.record import Record
 
 from ..calls.used_tensors import used_tensors
+from ..inner_gradients import InnerGradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +101,14 @@ def find_places(
     if len(matches.calls) > 1:
         raise SelectionError(f"where={where!r} matches {len(matches.calls)} layers, one is needed: {matches[:8]}.")
     ((path, chosen),) = matches.calls.items()
-    with torch.no_grad(), Probe(model, path) as record:
-        inputs.run(model, forward)
+
+    def run(values: Mapping[str, torch.Tensor]) -> Record:
+        with Probe(model, path) as record:
+            inputs.replace(values).run(model, forward)
+        return record
+
+    with torch.no_grad():
+        record = InnerGradients().run(run, inputs.floating())
     calls = record.calls(path)
     if not calls:
         raise RecordError(f"layer {path!r} did not run: the run took another route, or its parent calls it by parts.")
