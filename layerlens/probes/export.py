@@ -12,6 +12,7 @@ from torch import nn
 from layerlens.axes.names import batch_axis, unit_axis
 from layerlens.errors import RecordError, TargetError, need
 from layerlens.model.layers import Layers
+from layerlens.model.tensors import tensor_path
 from layerlens.model.trees import as_array, describe, named_tensors
 
 from .call import Call, batch_size, part_axes
@@ -66,12 +67,14 @@ def named_outputs(record: Record) -> Iterator[tuple[str, Call, torch.Tensor]]:
     """Yield every tensor of the outputs by name.
 
     Yields:
-        Name, call, tensor. The name is `layer`, `layer#1` for its second call, `layer:0` inside a nested output.
+        Name, call, tensor. The name is `layer`, `layer#1` for its second call, `layer:0` inside a nested output,
+        `layer/h_n` for a tensor that was recorded by its name.
     """
     for call in record.order:
         place = f"{call.layer or '(model)'}#{call.index}" if call.index else call.layer or "(model)"
         for name, tensor in named_tensors(call.output):
-            yield (f"{place}:{name}" if name else place), call, tensor
+            alone = tensor_path(place, call.names[0]) if call.names and not name else place
+            yield (f"{place}:{name}" if name else alone), call, tensor
 
 
 def _uniquely_named(record: Record) -> Iterator[tuple[str, Call, torch.Tensor]]:

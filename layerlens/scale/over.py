@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.calls.call_shapes import one_match
 from layerlens.errors import OptionError, RecordError, choose
 from layerlens.inputs.batches import Read, Samples
 from layerlens.inputs.inputs import Forward, as_inputs
@@ -78,7 +79,7 @@ class Over:
         Raises:
             RecordError: when no layer returned a tensor for any sample.
         """
-        paths = tuple(Layers(self.model).select(layers))
+        paths = tuple(Layers(self.model).select(layers, calls=True, tensors=True).names())
         store = self._run_job(Capture(layers, reduce, edits, stored_type(dtype), paths, self.forward))
         if not store:
             raise RecordError(f"nothing was captured: no sample ran {', '.join(paths[:8])}, or they return no tensors.")
@@ -132,8 +133,12 @@ class Over:
 
     @public
     def statistics(self, layers: Selection = None) -> UnitStatistics:
-        """Return mean, spread, range and zeros of every unit of the layers over all samples and places."""
-        job = Statistics(tuple(Layers(self.model).select(layers)), self.forward)
+        """Return mean, spread, range and zeros of every unit of the layers over all samples and places.
+
+        A layer that returned several tensors has an entry for each, such as `"rnn/h_n"`.
+        """
+        selected = Layers(self.model).select(layers, tensors=True).selections()
+        job = Statistics(tuple(name for names in selected for name in names), self.forward)
         store = self._run_job(job)
         return statistics.gather(store.shards, {**job.settings(), "samples": len(store.ids)})
 
@@ -159,7 +164,7 @@ class Over:
             if name in options:
                 raise OptionError(f"top_inputs over a data set has no option {name!r}; give it to over.")
         aim = self.aim(target)
-        path = str(Layers(self.model).select(layer)[0])
+        ((path, *_),) = one_match(self.model, layer, calls=False).selections()
         job = TopInputsJob(path, aim, count, options, self.forward)
         store = self._run_job(job, aim)
         return top_inputs.gather(store.shards, job, self.model, self.source, {"samples": len(store.ids)})

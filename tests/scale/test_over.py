@@ -11,11 +11,20 @@ from torch import nn
 
 import layerlens
 from layerlens import Lens, contrast, open_store, over
-from layerlens.errors import LayerNotFound, OptionError, RecordError, SampleError, StoreError, TargetError
+from layerlens.errors import (
+    LayerNotFound,
+    OptionError,
+    RecordError,
+    SampleError,
+    SelectionError,
+    StoreError,
+    TargetError,
+)
 from layerlens.scale import LocalEngine, RayEngine
 from layerlens.targets.target import as_target
 
 from ..cases import CASES
+from ..several_tensors import pair
 from .helpers import Broken, net, pictures
 
 
@@ -425,3 +434,23 @@ def test_an_offloaded_model_goes_on_in_the_store_of_the_one_in_place(tmp_path):
     found = over(away, data, store=tmp_path / "run", batch_size=4, shard_size=8).relevance(target=1)
     assert torch.equal(found["values"].tensor(), wanted)
     assert all(parameter.is_meta for parameter in away.parameters())
+
+
+def test_tensors_of_a_layer_by_name():
+    model, _ = pair()
+    data = torch.randn(7, 6, 3, dtype=torch.float64)
+    over = Lens(model).over(data, batch_size=3)
+    with torch.no_grad():
+        _, (h, c) = model.rnn(data)
+    captured = over.capture(["rnn/h_n"])
+    assert list(captured) == ["rnn/h_n"]
+    torch.testing.assert_close(torch.as_tensor(captured["rnn/h_n"][:]), h.movedim(1, 0))
+    found = over.statistics("rnn")
+    assert set(found.layers) == {"rnn/output", "rnn/h_n", "rnn/c_n"}
+    torch.testing.assert_close(found.of("mean", "rnn/c_n"), c.mean(dim=(0, 1)))
+    assert over.statistics(["rnn/h_n"]).layers == ("rnn/h_n",)
+    assert over.top_inputs("rnn", target=0, count=2).layer == "rnn/h_n"
+    with pytest.raises(SelectionError, match="matches 2 layers, one is needed"):
+        over.top_inputs(["rnn", "fc"], target=0)
+    stored = over.relevance(target=0, layers="rnn")
+    assert "layers/rnn/h_n" in list(stored)

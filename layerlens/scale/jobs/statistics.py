@@ -14,7 +14,8 @@ from layerlens.errors import OptionError
 from layerlens.inputs.batches import Batch
 from layerlens.inputs.inputs import Forward
 from layerlens.model.borrowed import borrowed
-from layerlens.model.trees import first_tensor
+from layerlens.model.tensors import changeable, tensor_path
+from layerlens.model.trees import padded
 from layerlens.probes.edit_site import Site
 from layerlens.probes.edits import Change
 from layerlens.probes.probe import Probe
@@ -83,11 +84,14 @@ class Reader(Change):
 
     def apply(self, output: object, site: Site) -> Any:
         """Note the moments of a call."""
-        tensor = first_tensor(output)
-        if tensor is not None and tensor.ndim and tensor.numel() and not tensor.is_complex():
-            with torch.no_grad():
-                name = f"{site.path}#{site.call}" if site.call else site.path
-                self.found[name] = moments(tensor, unit_axis(site.module, tensor))
+        call = f"{site.path}#{site.call}" if site.call else site.path
+        found = changeable(site.module, output, site.tensors, site.path)
+        for name, tensor in found.items():
+            values = padded(tensor)
+            if values.ndim and values.numel() and not values.is_complex():
+                with torch.no_grad():
+                    short = name if site.tensors is not None or len(found) > 1 else ""
+                    self.found[tensor_path(call, short)] = moments(values, unit_axis(site.module, values, short))
         return output
 
 
