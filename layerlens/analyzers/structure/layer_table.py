@@ -75,7 +75,7 @@ class _Stamp:
     """What is noted of an output; not a tuple, so that a record does not walk through it.
 
     Attributes:
-        shape: shape of its first tensor as text, or `""`.
+        shape: shapes of its first two tensors as text.
         dtype: dtype of that tensor.
         storages: storages of its tensors -> bytes; weak references, which hold no memory and distinguish a storage from
             a later one at the same address.
@@ -87,7 +87,7 @@ class _Stamp:
 
     def __init__(self, output: object, before: float, after: float) -> None:
         tensor = first_tensor(output)
-        self.shape = "" if tensor is None else str(tuple(tensor.shape))
+        self.shape = _shapes_of(output)
         self.dtype = "" if tensor is None else str(tensor.dtype).removeprefix("torch.")
         self.storages = _storages(output)
         self.before, self.after = before, after
@@ -129,9 +129,14 @@ def _own_seconds(record: Record) -> tuple[dict[LayerPath, float], float]:
 def _input_shapes(arguments: object) -> tuple[str, str]:
     """Return the shapes of the first two tensors among the arguments, as text, and the dtype of the first."""
     tensors = [tensor for _, tensor in named_tensors(arguments)]
-    shapes = ["nested" if tensor.is_nested else str(tuple(tensor.shape)) for tensor in tensors[:2]]
     kind = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
-    return " + ".join([*shapes, "..."] if len(tensors) > 2 else shapes), kind
+    return _shapes_of(arguments), kind
+
+
+def _shapes_of(value: object) -> str:
+    tensors = [tensor for _, tensor in named_tensors(value)]
+    shapes = ["nested" if tensor.is_nested else str(tuple(tensor.shape)) for tensor in tensors[:2]]
+    return " + ".join([*shapes, "..."] if len(tensors) > 2 else shapes)
 
 
 def _storages(value: object) -> dict[StorageWeakRef, int]:

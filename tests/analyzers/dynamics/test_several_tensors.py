@@ -62,3 +62,55 @@ def test_what_all_samples_share_is_no_row():
     lens, x = Lens(Net()), torch.randn(24, 3)
     assert lens.geometry(x, ["block", "out"]).layers == ("block", "out")
     assert lens.jacobian(x[:2], ["block", "out"]).layers == ("block", "out")
+
+
+def test_a_training_is_watched_at_every_tensor():
+    model, _ = pair()
+    lens, optimizer = Lens(model.train()), torch.optim.SGD(model.parameters(), lr=0.1)
+    x = series(8)
+    with lens.watch(optimizer, every=1) as watching:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(x).sum().backward()
+            optimizer.step()
+    names = watching.history.layers["activation mean"]
+    assert names == ("rnn/output", "rnn/h_n", "rnn/c_n", "fc")
+    with torch.no_grad():
+        cell = model.rnn(x)[1][1]
+    with lens.watch(optimizer, layers=["rnn/c_n"], every=1) as watching:
+        model(x).sum().backward()
+        optimizer.step()
+    assert watching.history.layers["activation mean"] == ("rnn/c_n",)
+    torch.testing.assert_close(watching.history.values["activation mean"][0, 0], cell.mean())
+
+
+def test_the_table_of_layers_shows_every_tensor():
+    row = next(row for row in Lens(pair()[0]).layers(series(2)).rows if row.path == "rnn")
+    assert row.output == "(2, 6, 5) + (1, 2, 5) + ..."
+
+
+def test_blocks_that_return_several_streams_are_refused():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, pair):
+            a, b = pair
+            return a + self.fc(b), b + a
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks, self.head = nn.ModuleList([Block(), Block()]), nn.Linear(4, 3)
+
+        def forward(self, x):
+            pair = (x, x)
+            for block in self.blocks:
+                pair = block(pair)
+            return self.head(pair[0] + pair[1])
+
+    lens, x = Lens(Net()), torch.randn(8, 4)
+    with pytest.raises(errors.SelectionError, match=r"of one shape\. Name one: 'blocks.0/0', 'blocks.0/1'"):
+        lens.logit_lens(x, target=0)
+    assert lens.logit_lens(x, layers=["blocks.0/0", "blocks.1/0"], target=0) is not None

@@ -12,6 +12,7 @@ from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, edits
 from layerlens.errors import LayerNotFound
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath, Selection
+from layerlens.model.tensors import refuse_several
 from layerlens.model.trees import map_tensors
 from layerlens.probes.probe import Probe
 from layerlens.targets.outputs import main_output
@@ -98,6 +99,7 @@ class Stream:
 
         Raises:
             LayerNotFound: when no layers fit.
+            SelectionError: when the model reads several tensors of one shape of a layer.
         """
         chosen = find_stack(model, inputs, forward, seed) if layers is None else layers
         found = survey(model, inputs, chosen, forward, seed=seed)
@@ -109,7 +111,11 @@ class Stream:
         entered: list[torch.Tensor] = []
 
         def take(site: Site, output: Any) -> Any:
-            kept[site.name] = floating(output)[site.main].detach().clone()
+            tensors = floating(output)
+            alike = [site.names[one] for one in site.read if tensors[one].shape == tensors[site.main].shape]
+            if len(alike) > 1:
+                refuse_several(site.path, alike, "of one shape")
+            kept[site.name] = tensors[site.main].detach().clone()
             return output
 
         def enter(given: object) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
-from layerlens.axes.names import unit_axis
-from layerlens.model.trees import first_tensor
+from layerlens.axes.names import batch_axis, unit_axis
+from layerlens.model.trees import padded
 
 HEALTH = ("constant units", "zeros", "activation mean", "activation std")
 
@@ -58,21 +57,23 @@ class OutputSums:
         return dict(zip(HEALTH, found, strict=True))
 
 
-def output_sums(module: nn.Module, output: Any) -> OutputSums | None:
-    """Return the sums of one call of a layer; None when it returned no floating-point tensor with a batch axis."""
-    tensor = first_tensor(output)
-    if tensor is None or not tensor.is_floating_point() or tensor.ndim < 1 or not tensor.numel():
+def output_sums(module: nn.Module, tensor: torch.Tensor, name: str) -> OutputSums | None:
+    """Return the sums of the tensor `name` of one call of a layer; None if it has no numbers with a batch axis."""
+    tensor = padded(tensor)
+    if not tensor.is_floating_point() or tensor.ndim < 1 or not tensor.numel():
         return None
     values = tensor.detach()
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    axis = unit_axis(module, tensor)
+    axis = unit_axis(module, tensor, name)
     count, others = wide.numel(), [place for place in range(wide.ndim) if place != axis]
     several = count > wide.shape[axis]
     low, high = (wide.amin(others), wide.amax(others)) if several else (None, None)
     mean = wide.mean()
     spread = (wide - mean).square_().mean() * count  # a tenth of the time of var_mean on a CPU
     zeros = count - torch.count_nonzero(values)
-    return OutputSums(low, high, zeros, mean.double(), spread.double(), count, len(tensor))
+    return OutputSums(
+        low, high, zeros, mean.double(), spread.double(), count, tensor.shape[batch_axis(module, tensor, name)]
+    )
 
 
 def parameters_by_layer(model: nn.Module, parameters: Iterable[nn.Parameter]) -> dict[str, list[nn.Parameter]]:

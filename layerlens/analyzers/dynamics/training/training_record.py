@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from layerlens.errors import OptionError
+from layerlens.model.selection import split_tensor
 from layerlens.results import TrainingHistory
 
 EXPLANATION = (
@@ -58,7 +59,7 @@ class TrainingRecord:
         count, layers, values = len(self.steps), {}, {}
         for quantity, found in self._found.items():
             names = list(dict.fromkeys(name for step in found for name in step))
-            names.sort(key=lambda name: self._order.get(name.split(" #")[0], 0))
+            names.sort(key=lambda name: self._order.get(split_tensor(name.split(" #")[0], self._order)[0], 0))
             table = [[step.get(name, float("nan")) for name in names] for step in found[:count]]
             layers[quantity] = tuple(names)
             values[quantity] = torch.tensor(table, dtype=torch.float64).reshape(count, len(names))

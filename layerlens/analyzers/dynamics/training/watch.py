@@ -16,6 +16,7 @@ from layerlens.analyzers.common.features.layer_features import FeatureReader
 from layerlens.errors import OptionError, check_count, warn
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Layers, Selection
+from layerlens.model.tensors import changeable, tensor_path
 from layerlens.probes.probe import Probe
 from layerlens.results import TrainingHistory
 from layerlens.signatures import public
@@ -119,7 +120,7 @@ class Watch:
             raise OptionError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
         known = Layers(model)
         leaves = [path for path, module in known.items() if not any(module.children())]
-        self.layers = known.select(leaves if layers is None else layers)
+        self.layers = known.select(leaves if layers is None else layers, tensors=True)
         self.model, self.optimizer, self.every, self.budget = model, optimizer, every, float(budget)
         self.drift = None if data is None else Drift(FeatureReader(model, self.layers, forward=forward), data)
         if optimizer is not None:
@@ -212,11 +213,15 @@ class Watch:
         def read(output: Any) -> Any:
             if torch.is_grad_enabled():
                 with self._timed(), torch.no_grad():
-                    sums = output_sums(module, output)
-                    if sums is not None and path in self._sums:
-                        self._sums[path].add(sums)
-                    elif sums is not None:
-                        self._sums[path] = sums
+                    found = changeable(module, output, self.layers.tensors[path], path)
+                    named = len(found) > 1 or self.layers.tensors[path] is not None
+                    for tensor, values in found.items():
+                        name = tensor_path(path, tensor if named else "")
+                        sums = output_sums(module, values, tensor if named else "")
+                        if sums is not None and name in self._sums:
+                            self._sums[name].add(sums)
+                        elif sums is not None:
+                            self._sums[name] = sums
             return output
 
         return read
