@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from .provenance.axis import Axes, Axis, Factor, Joined, Part, Source
+from .provenance.axis import Axes, Axis, Factor, Joined, Part, Source, fits
 
 Role = Literal["batch", "place", "key", "unit", "head", "extra", "mixed", "unknown", "none"]
 
@@ -148,7 +148,7 @@ def grid(axes: Axes, name: str | None = None) -> Grid | None:
         if len({part.rolled for part in series}) > 1:
             return None
         for blocks, inside in itertools.pairwise(series):
-            if abs(blocks.stride - inside.stride * inside.size) > 1e-6 * abs(blocks.stride):
+            if not fits(blocks, inside):
                 return None
         last = series[-1]
         offset = sum(part.offset for part in series)

@@ -14,14 +14,15 @@ from layerlens.model.trees import as_array
 
 def rows(
     values: torch.Tensor | Mapping[str, torch.Tensor],
-    axes: Sequence[str] | None,
+    axes: Sequence[str] | Mapping[str, Sequence[str]] | None,
     tokens: Sequence[Sequence[str]] | Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> Any:
     """A pandas DataFrame of attributions: input where there are several, sample, place on each axis, token, value.
 
     Args:
         values: `(batch, ...)`, or by input name.
-        axes: names of the axes, the batch first; None, or a number of names that does not fit, counts them.
+        axes: names of the axes, the batch first, or a dict of them by input name; None, or a number of names that does
+            not fit, counts them.
         tokens: tokens of each sample, for values `(batch, token)` and `(batch, token, ...)`; a shorter text may have
             fewer, and gets the empty text. Or a dict of them by input name.
 
@@ -38,7 +39,8 @@ def rows(
     for name, tensor in named.items():
         array = as_array(tensor)
         places = np.indices(array.shape).reshape(array.ndim, -1)
-        known = axes if axes is not None and len(axes) == array.ndim else None
+        given = axes.get(name) if isinstance(axes, Mapping) else axes
+        known = given if given is not None and len(given) == array.ndim else None
         names = ["sample", *(known[1:] if known else (f"axis {axis}" for axis in range(1, array.ndim)))]
         columns: dict[str, Any] = {"input": name} if name else {}
         columns |= dict(zip(names, places, strict=True))

@@ -3,7 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import layerlens
 from layerlens.errors import OptionError, PlotError
 from layerlens.plotting import heatmap
 
@@ -153,3 +155,62 @@ def test_what_cannot_be_drawn_is_refused_with_a_remedy(result, options, error, e
 def test_channels_last_can_be_meant():
     axes = ("batch", "channel", "height", "width")
     assert heatmap(attribution(1, 20, 30, 3, axes=axes)).data["values"].shape == (30, 3)
+
+
+def volumes():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    x = torch.randn(2, 1, 5, 8, 9)
+    yield layerlens.grad_cam(model, x, target=1, relu=False), ("batch", "depth", "height", "width")
+    yield (
+        layerlens.saliency(model, x, target=1, method="gradient"),
+        ("batch", "channel", "depth", "height", "width"),
+    )
+
+
+def test_a_volume_is_refused_with_a_call_that_draws_its_strongest_slice():
+    for result, axes in volumes():
+        assert result.axes == axes
+        with pytest.raises(PlotError, match="Take a slice of a volume") as caught:
+            heatmap(result)
+        call = str(caught.value).partition("holds most: ")[2].rstrip(".")
+        plot = heatmap(eval(call, {"dataclasses": dataclasses, "result": result}), clip=100)
+        depth = axes.index("depth")
+        whole = result.tensor.abs().sum(dim=[axis for axis in range(len(axes)) if axis != depth])
+        expected = result.tensor.select(depth, int(whole.argmax()))[0].reshape(8, 9)
+        np.testing.assert_allclose(plot.data["values"], expected)
+
+
+def test_maps_of_units_of_a_volume_are_refused_in_the_same_way():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv3d(1, 4, 3)), torch.randn(1, 1, 5, 8, 9)
+    maps = layerlens.Lens(model).activation_maps(x, "0")
+    for draw in (layerlens.plotting.channels, layerlens.plotting.activation_mosaic):
+        with pytest.raises(PlotError, match="Take a slice of a volume") as caught:
+            draw(maps)
+        call = str(caught.value).partition("holds most: ")[2].rstrip(".")
+        draw(eval(call, {"dataclasses": dataclasses, "maps": maps}))
+
+
+class Sounds(nn.Module):
+    """A spectrogram `(batch, mel, time)` next to token ids."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.word, self.head = nn.Conv2d(1, 4, 3), nn.Embedding(9, 4), nn.Linear(4, 2)
+
+    def forward(self, mel, ids):
+        return self.head(self.conv(mel[:, None]).relu().mean(dim=(2, 3)) + self.word(ids).mean(dim=1))
+
+
+def test_several_inputs_keep_their_axes():
+    x = {"mel": torch.randn(1, 12, 20), "ids": torch.tensor([[1, 2, 3]])}
+    result = layerlens.saliency(Sounds(), x, target=1, method="input_x_gradient")
+    assert result.axes == {"mel": ("batch", "height", "width"), "ids": ("batch", "token")}
+    plot = heatmap(result, name="mel", clip=100)
+    np.testing.assert_array_equal(plot.data["values"], result.values["mel"][0])
+    assert heatmap(result, name="ids").data["values"].shape == (3,)
+    assert set(result.to_pandas().columns) >= {"input", "height", "width", "token"}

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.axes.followed import followed
+from layerlens.axes.layout import named as axis_names
 from layerlens.errors import InputError, TargetError
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -237,27 +239,14 @@ class Scorer:
         warn_of_not_finite(summed, method)
         if signed:
             warn_of_canceling({name: values[name] for name, leaf in self.leaves.items() if leaf.uses}, method)
-        axes: tuple[str, ...] | None = None
+        named = {name: axes for name, value in summed.items() if (axes := self._axes(name, value)) is not None}
         at_layer = [leaf.place.name for leaf in self.leaves.values() if leaf.place is not None]
         if at_layer:
             settings = {"where": ", ".join(at_layer), **settings}
-        if len(summed) == 1:
-            (name,) = summed
-            place = self.leaves[name].place
-            if place is not None:
-                axes = place.axes
-            elif self.leaves[name].layer is not None:
-                axes = ("batch", "token") if summed[name].ndim == 2 else None
-            elif self.leaves[name].axes is not None:
-                axes = self.leaves[name].axes
-            elif summed[name].ndim == 4:
-                axes = IMAGE_AXES
-            elif summed[name].ndim == 2:
-                axes = ("batch", "feature")
         shown = {name: tensors[name].detach().clone() for name in summed if self.leaves[name].place is None}
         return {
             "values": _single({n: padding[n].zeros(one) if n in padding else one for n, one in summed.items()}),
-            "axes": axes,
+            "axes": (named or None) if len(summed) > 1 else next(iter(named.values()), None),
             "signed": signed,
             "units": units,
             "target": self.target.label,
@@ -273,6 +262,18 @@ class Scorer:
                 {n: (padding[n].zeros(one) if n in padding else one).detach() for n, one in standard_error.items()}
             ),
         }
+
+    def _axes(self, name: str, values: torch.Tensor) -> tuple[str, ...] | None:
+        """The axes of the values of a leaf: those of a table and of an image by convention, others as followed."""
+        leaf = self.leaves[name]
+        if leaf.place is not None:
+            return leaf.place.axes
+        if leaf.layer is not None or values.ndim < 3:
+            return {2: ("batch", "token" if leaf.layer is not None else "feature")}.get(values.ndim)
+        if values.ndim == 4 and values.shape[1] in (1, 3):
+            return IMAGE_AXES
+        axes = axis_names(followed(self.model, self.inputs, self.forward).inputs[name])
+        return (*axes[:2], "feature") if axes[2:] == ("channel",) else axes
 
 
 def _single(values: dict[str, torch.Tensor]) -> Values:

@@ -134,7 +134,7 @@ def _shares(attribution: Attribution, batch: int) -> dict[str, tuple[torch.Tenso
     assert isinstance(whole, torch.Tensor)
     shares: dict[str, tuple[torch.Tensor, Axes]] = {}
     for name, values in given.items():
-        axes = attribution.axes if len(given) == 1 and attribution.axes is not None else None
+        axes = attribution.axes_of(None if isinstance(attribution.values, torch.Tensor) else name)
         if axes is None or len(axes) != values.ndim:
             axes = _guessed_axes(values, attribution)
         part = values.detach().double() / whole.clamp_min(1e-300).reshape(-1, *[1] * (values.ndim - 1))

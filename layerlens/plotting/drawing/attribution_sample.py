@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from layerlens.results.maps.token_spans import character_groups, marked_texts
 from ..style import Array
 from ..words import words
 from . import images
+
+UNITS: Final = ("channel", "feature", "unit")
+"""Names of axes without places."""
 
 Form = Literal["image", "series", "tokens", "vector"]
 Channel = Literal["sum", "abs"] | int
@@ -221,9 +224,15 @@ def _form_and_axes(
     attribution: Attribution, name: str | None, values: torch.Tensor, inputs: torch.Tensor | None, what: str
 ) -> tuple[Form, tuple[str, ...]]:
     shape = tuple(values.shape)
-    axes = attribution.axes
-    if axes is not None and len(axes) == len(shape) and tuple(axes[1:]) in FORMS:
-        return FORMS[tuple(axes[1:])], tuple(axes[1:])
+    axes = attribution.axes_of(name)
+    if axes is not None and len(axes) == len(shape):
+        if axes[1:] in FORMS:
+            return FORMS[axes[1:]], axes[1:]
+        places = tuple(axis for axis in axes[1:] if axis not in UNITS)
+        if len(places) > 2:
+            _refuse_volume(values, axes, what, name)
+        if len(places) == 2 and axes[-2:] == places:
+            return "image", axes[1:]
     if len(shape) == 2:
         known = attribution.tokens_of(name) is not None or _are_ids(inputs)
         return ("tokens", ("token",)) if known else ("vector", ("feature",))
@@ -233,12 +242,40 @@ def _form_and_axes(
     if len(shape) == 4:
         images.check_channels_first(shape, what)
         return "image", ("channel", "height", "width")
-    named = f" with axes {axes}" if axes else ""
+    _refuse_volume(values, axes, what, name)
+
+
+def _refuse_volume(values: torch.Tensor, axes: tuple[str, ...] | None, what: str, name: str | None) -> NoReturn:
+    """Refuse values with more than two axes of places; say how to draw the slice that holds most.
+
+    Raises:
+        PlotError: always.
+    """
+    one = "result.values" if name is None else f"result.values[{name!r}]"
+    call = slice_call("result", one, values, axes if axes is not None and len(axes) == values.ndim else None)
+    known = f" with axes {axes}" if axes else ""
     raise PlotError(
-        f"{what} has shape {shape}{named}; a figure shows (batch, channel, height, width), (batch, height, width), "
-        "(batch, time, feature), (batch, token) or (batch, feature). Take a slice of a volume or video, or sum over an "
-        "axis: dataclasses.replace(result, values=result.values[:, :, 8], inputs=None, axes=None)."
+        f"{what} has shape {tuple(values.shape)}{known}; a figure shows (batch, channel, height, width), (batch, "
+        "height, width), (batch, time, feature), (batch, token) or (batch, feature). Take a slice of a volume or "
+        f"video, such as the one that holds most: {call}."
     )
+
+
+def slice_call(result: str, one: str, values: torch.Tensor, axes: tuple[str, ...] | None) -> str:
+    """Return the call that takes the slice of a volume that holds most, along its first axis of places.
+
+    Args:
+        result: name of the result.
+        one: name of its values.
+        values: these values, `(batch, ...)`.
+        axes: names of their axes, where known.
+    """
+    first = next((at for at, axis in enumerate(axes or ()) if at and axis not in UNITS), min(2, values.ndim - 1))
+    rest = [axis for axis in range(1, values.ndim) if axis != first]
+    best = int(values.detach().abs().double().sum(dim=(0, *rest)).argmax())
+    left = None if axes is None else (*axes[:first], *axes[first + 1 :])
+    index = ", ".join([*[":"] * first, str(best)])
+    return f"dataclasses.replace({result}, values={one}[{index}], axes={left}, inputs=None)"
 
 
 def _joined_channels(array: Array, channel: Channel, signed: bool, units: str, what: str) -> tuple[Array, bool, str]:

@@ -130,7 +130,8 @@ def _strongest_units(one: ActivationMaps, sample: int, count: int) -> tuple[Arra
     if values.ndim not in (1, 2, 3):
         raise PlotError(
             f"{what} has shape {tuple(one.values.shape)}; a mosaic shows (batch, unit), (batch, unit, token) and "
-            "(batch, unit, height, width). Take a slice of a volume or video."
+            "(batch, unit, height, width). Take a slice of a volume or video, such as the one that holds most: "
+            f"{attribution_sample.slice_call('maps', 'maps.values', one.values, one.axes)}."
         )
     means = values.reshape(len(values), -1).mean(axis=1)
     best = np.argsort(-means, kind="stable")[:count]

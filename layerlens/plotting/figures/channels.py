@@ -136,8 +136,8 @@ def _chosen_tiles(maps: ActivationMaps, sample: int, count: int | None, order: O
     if values.ndim not in (1, 2, 3):
         raise PlotError(
             f"{what} has shape {tuple(maps.values.shape)}; tiles show (batch, unit), (batch, unit, token) and "
-            "(batch, unit, height, width). Take a slice of a volume or video: "
-            "dataclasses.replace(maps, values=maps.values[..., 4], axes=maps.axes[:-1])."
+            "(batch, unit, height, width). Take a slice of a volume or video, such as the one that holds most: "
+            f"{attribution_sample.slice_call('maps', 'maps.values', maps.values, maps.axes)}."
         )
     best = np.argsort(-values.reshape(len(values), -1).mean(axis=1), kind="stable")[:count].tolist()
     places = sorted(best) if order == "number" else best

@@ -35,7 +35,7 @@ class Attribution(Result):
     Attributes:
         values: shaped like the input, `(batch, ...)`; `(batch, token)` for token ids; a dict by input name when the
             model takes several.
-        axes: names of the axes, where known.
+        axes: names of the axes, where known; a dict by input name when the model takes several.
         signed: whether negative values have a meaning (evidence against); False for maps of magnitude.
         units: what a value is, for example `"score"` when the values of a sample add up to a part of its score.
         target: what was scored.
@@ -54,7 +54,7 @@ class Attribution(Result):
     """
 
     values: Values
-    axes: tuple[str, ...] | None
+    axes: tuple[str, ...] | dict[str, tuple[str, ...]] | None
     signed: bool
     units: str
     target: str
@@ -117,6 +117,14 @@ class Attribution(Result):
         methods it shows where they differ.
         """
         return combined(Attribution, self, other, "-") if isinstance(other, Attribution) else NotImplemented
+
+    def axes_of(self, name: str | None = None) -> tuple[str, ...] | None:
+        """The names of the axes of the values of an input, None where they are unknown.
+
+        Args:
+            name: name of the input; None where there is one.
+        """
+        return self.axes.get(name or "") if isinstance(self.axes, dict) else self.axes
 
     def tokens_of(self, name: str | None = None) -> list[list[str]] | None:
         """The tokens of an input, None where they are unknown.
@@ -230,7 +238,7 @@ class Attribution(Result):
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Attribution)}
         fields |= {
             "values": values if several else values[None],
-            "axes": None if several else ("batch", axis),
+            "axes": others(self.axes) | dict.fromkeys(groups, ("batch", axis)) if several else ("batch", axis),
             "settings": {**self.settings, "summed over": f"{axis}s"},
             "inputs": others(self.inputs) or None,
             "tokens": others(self.tokens) | tokens if several else tokens[None],

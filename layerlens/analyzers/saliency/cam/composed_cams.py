@@ -168,7 +168,7 @@ def guided_grad_cam(
     return dataclasses.replace(
         guided,
         values=product,
-        axes=guided.axes if not isinstance(guided.values, dict) else None,
+        axes=guided.axes_of(name),
         method="guided_grad_cam",
         units="guided gradient x weighted activation",
         settings={**grad_cam.settings, **guided.settings},

@@ -14,7 +14,7 @@ import torch
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.axes.call_site import CallSite
 from layerlens.axes.follow import Followed
-from layerlens.axes.layout import Grid, arranged, grid, only, role
+from layerlens.axes.layout import Grid, arranged, grid, only, role, roles
 from layerlens.axes.placement import even_grid
 from layerlens.axes.provenance.axis import Axes
 from layerlens.axes.provenance.roles import UNITS
@@ -112,7 +112,7 @@ def _split(axes: Axes) -> bool:
 def _candidate(
     site: CallSite, tensor: str, axes: Axes, found: Followed, name: str, options: Options
 ) -> Candidate | None:
-    known = any(_counts_units(axes, number) for number in range(len(axes)))
+    known = any(_counts_units(axes, number) for number in range(len(axes))) and "key" not in roles(axes)
     if options.grid is not None:
         return asked(site, tensor, axes, found, name, options.grid)
     places = grid(axes, name) if known else None
