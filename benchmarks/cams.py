@@ -1,4 +1,4 @@
-"""Class activation maps of one small model of each timm family: chosen layer and grid, beside a map made by hand.
+"""Class activation maps of one small model of each timm family: chosen layer and grid compared with a map made by hand.
 
 python -m benchmarks.cams > benchmarks/cams.md
 

@@ -264,7 +264,7 @@ class Scorer:
         }
 
     def _axes(self, name: str, values: torch.Tensor) -> tuple[str, ...] | None:
-        """The axes of the values of a leaf: those of a table and of an image by convention, others as followed."""
+        """The axes of the values of a leaf: of a table and an image by convention, of others as followed."""
         leaf = self.leaves[name]
         if leaf.place is not None:
             return leaf.place.axes
