@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import torch
+
 from layerlens.errors import AxesUnknown
 from layerlens.model.layers import LayerPath
 from layerlens.model.tensors import tensor_path
 
-from .layout import Role, named, only, roles
+from .layout import Role, named, only, plain_names, roles
 from .provenance.axis import Axes
 
 
@@ -72,6 +74,15 @@ class CallSite:
             count = "several are" if role in roles(found) else "none is"
             raise self._unknown(tensor, found, f"are ({', '.join(named(found))}): {count} a {role} axis")
         return place
+
+    def names(self, name: str, tensor: torch.Tensor) -> tuple[str, ...] | None:
+        """Return the names of the axes of a tensor that the call returned, as `plain_names` gives them.
+
+        Returns:
+            None when they are unknown, or the tensor has another number of axes than when they were followed.
+        """
+        axes = self.outputs.get(name)
+        return None if axes is None or len(axes) != tensor.ndim else plain_names(axes)
 
     def _unknown(self, tensor: str, found: Axes, why: str) -> AxesUnknown:
         key = tensor_path(self.path, tensor)

@@ -37,13 +37,14 @@ def name_axes(model: nn.Module, axes: AxisNames) -> None:
     _followed.pop(model, None)
 
 
-def followed(model: nn.Module, inputs: Inputs, forward: Forward | None = None) -> Followed:
+def followed(model: nn.Module, inputs: Inputs, forward: Forward | None = None, *, again: bool = False) -> Followed:
     """Return the axes of every tensor of a run; the model runs once in eval mode, unless these shapes are known.
 
     Args:
         model: any module.
         inputs: its arguments.
         forward: called instead of the model.
+        again: follow them also if these shapes are known, because the model took another route than then.
 
     Raises:
         InputError: when axes that the user named do not fit.
@@ -51,7 +52,7 @@ def followed(model: nn.Module, inputs: Inputs, forward: Forward | None = None) -
     known = _followed.setdefault(model, OrderedDict())
     shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in inputs.tensors().items())
     key = (shapes, forward, hash(tuple(map(id, modules_of(model)))))
-    if key not in known:
+    if again or key not in known:
         with borrowed(model, grad=False), layers_called():
             known[key] = follow(model, inputs, forward, _names.get(model))
         while len(known) > _KEPT:

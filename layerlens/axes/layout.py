@@ -245,6 +245,17 @@ def named(axes: Axes) -> tuple[str, ...]:
     return tuple(found)
 
 
+def plain_names(axes: Axes) -> tuple[str, ...] | None:
+    """Return one name an axis, `"batch"` for samples and `"unit"` for units; None if an axis is unknown."""
+    found = []
+    for axis, name in zip(axes, named(axes), strict=True):
+        kind = role(axis)
+        if kind == "unknown":
+            return None
+        found.append(kind if kind in ("batch", "unit") else name)
+    return tuple(found)
+
+
 def described(axes: Axes | None) -> str:
     """Describe axes: `batch | 1+height*width | unit`; `?` for unknown ones."""
     return "?" if axes is None else " | ".join(axis.name for axis in axes)

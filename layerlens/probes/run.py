@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from layerlens.axes.followed import followed
-from layerlens.errors import OptionError, TargetError, choose
+from layerlens.errors import AxesUnknown, OptionError, TargetError, choose
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Selection
@@ -107,9 +107,16 @@ def run(model: nn.Module, x: Input, *, edits: Edits | None = None, forward: Forw
         tensor([[1., 0., 1.]])
     """
     given = as_inputs(x)
-    axes = functools.partial(followed, model, given, forward)
-    with borrowed(model, grad=False), Probe(model, (), edits=edits, followed=axes) as record:
-        output = given.run(model, forward)
+
+    def run_edited(*, again: bool) -> tuple[Any, Record]:
+        axes = functools.partial(followed, model, given, forward, again=again)
+        with borrowed(model, grad=False), Probe(model, (), edits=edits, followed=axes) as record:
+            return given.run(model, forward), record
+
+    try:
+        output, record = run_edited(again=False)
+    except AxesUnknown:  # another route than when the axes were followed, or unknown ones
+        output, record = run_edited(again=True)
     if record.unedited:
         raise OptionError(
             f"these edits were never made, because their layers or calls did not run: {', '.join(record.unedited)}."

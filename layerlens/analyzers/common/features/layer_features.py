@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
+from layerlens.axes.call_site import CallSite
+from layerlens.axes.followed import followed
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
@@ -20,7 +22,6 @@ from layerlens.model.tensors import changeable, tensor_path
 from layerlens.model.trees import describe, named_tensors, padded, version
 from layerlens.probes.probe import Probe
 
-from ..calls.call_shapes import Seen, axes_of_tensor, seen, watch
 from ..calls.used_tensors import used_tensors
 from ..messages import first_reasons
 
@@ -82,7 +83,7 @@ class FeatureReader:
         self.model, self.forward, self.pool = model, forward, pool
         self.layers = Layers(model).select(layers, tensors=True)
         self._distinct = distinct and layers is None
-        self._forms: dict[tuple[str, int], Seen] = {}
+        self._sites: dict[tuple[str, int], CallSite] = {}
         self._read: dict[tuple[str, int], list[str]] = {}
 
     def drop_repeated(self, inputs: Inputs) -> None:
@@ -118,7 +119,7 @@ class FeatureReader:
             OptionError: when a pool function returns something else than `(batch, features)`.
         """
         with borrowed(self.model, grad=False), layers_called():
-            known = bool(self._forms)
+            known = bool(self._sites)
             if not known:
                 self._look(inputs)
             run = _Run(self, inputs.batch)
@@ -141,10 +142,9 @@ class FeatureReader:
         return (rows.cpu(), "") if bool(rows.isfinite().all()) else (None, "it holds NaN or infinity")
 
     def _look(self, inputs: Inputs) -> None:
-        with watch(self.model) as watched:
-            inputs.run(self.model, self.forward)
-        self._forms = {(one.path, one.index): one for one in seen(self.model, watched)}
-        several = [one.path for one in self._forms.values() if one.count > 1 and one.path in self.layers]
+        sites = followed(self.model, inputs, self.forward, again=bool(self._sites)).calls
+        self._sites.update({(site.path, site.index): site for site in sites})
+        several = [site.path for site in sites if len(site.outputs) > 1 and site.path in self.layers]
         self._read = used_tensors(self.model, inputs, self.forward, several) if several else {}
 
 
@@ -178,19 +178,15 @@ class _Run:
         def tap(output: object) -> object:
             index = next(calls)
             call = f"{path} #{index}" if index else path
-            found, form = changeable(module, output, wanted, path), self.reader._forms.get((path, index))
+            found, site = changeable(module, output, wanted, path), self.reader._sites.get((path, index))
             read = [name for name in self.reader._read.get((path, index), ()) if name in found]
-            named = len(found) > 1 or wanted is not None
             names = list(found) if wanted is not None else read or list(found) or [""]
             tensors = {name: padded(found[name]) if found else None for name in names}
-            axes = {
-                name: None if t is None else axes_of_tensor(module, form, name if named else "", t)
-                for name, t in tensors.items()
-            }
+            axes = {name: None if t is None or site is None else site.names(name, t) for name, t in tensors.items()}
             if wanted is None:  # what all samples share, such as position tables, is not of a sample
                 names = [name for name in names if by_sample(tensors[name], axes[name], self.batch)] or names
             for name in names:
-                self.stale |= tensors[name] is not None and (axes[name] is None or form is None)
+                self.stale |= tensors[name] is not None and (axes[name] is None or site is None)
                 short = tensor_path(call, name) if wanted is not None or len(names) > 1 else call
                 rows, why = self._rows(tensors[name], axes[name], short, path)
                 if rows is None:
@@ -206,9 +202,9 @@ class _Run:
     ) -> tuple[torch.Tensor | None, str]:
         """`(batch, features)`, or why there is none."""
         if tensor is None or not tensor.is_floating_point() or axes is None:
-            return None, "it returns no floating-point tensor whose axes are known"
+            return None, "it returns no floating-point tensor whose axes are known (name them: Lens(model, axes=...))"
         if tensor.ndim != len(axes) or "batch" not in axes:
-            return None, "it has no batch axis that is known"
+            return None, f"none of its axes is the batch: ({', '.join(axes)})"
         axis = axes.index("batch")
         if tensor.shape[axis] != self.batch:
             return None, f"it returns {describe(tensor)} for {self.batch} sample(s)"
@@ -235,7 +231,7 @@ def pool_name(pool: Pool) -> str:
 def units_first(tensor: torch.Tensor, axes: Sequence[str]) -> torch.Tensor:
     """Return `(batch, units, *places)`; an output without units has one."""
     rows = axes.index("batch")
-    unit = next((axes.index(name) for name in ("channel", "feature") if name in axes), None)
+    unit = axes.index("unit") if "unit" in axes else None
     tensor = tensor.movedim(rows, 0)
     if unit is None:
         return tensor.unsqueeze(1)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_shapes import Seen, axes_of_tensor, seen, watch
 from layerlens.analyzers.common.calls.used_tensors import used_tensors
 from layerlens.analyzers.common.features.layer_features import by_sample, silent_layers, units_first
-from layerlens.axes.names import Axes
+from layerlens.axes.call_site import CallSite
+from layerlens.axes.followed import followed
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
@@ -137,7 +137,7 @@ class PairReader:
         self.residual: set[str] = set()
         self.pairs: dict[str, Pairs] = {}
         self.left_out: dict[str, str] = {}
-        self._forms: dict[tuple[str, int], Seen] = {}
+        self._sites: dict[tuple[str, int], CallSite] = {}
         self._read: dict[tuple[str, int], list[str]] = {}
 
     def subtracts_input(self, name: str) -> bool:
@@ -147,12 +147,11 @@ class PairReader:
     def read(self, inputs: Inputs, seed: int) -> None:
         """Add the pairs of one batch."""
         with borrowed(self.model, grad=False), layers_called():
-            if not self._forms:
+            if not self._sites:
                 torch.manual_seed(seed)
-                with watch(self.model) as watched:
-                    inputs.run(self.model, self.forward)
-                self._forms = {(one.path, one.index): one for one in seen(self.model, watched)}
-                several = [one.path for one in self._forms.values() if one.count > 1 and one.path in self.layers]
+                sites = followed(self.model, inputs, self.forward).calls
+                self._sites = {(site.path, site.index): site for site in sites}
+                several = [site.path for site in sites if len(site.outputs) > 1 and site.path in self.layers]
                 self._read = used_tensors(self.model, inputs, self.forward, several) if several else {}
             with contextlib.ExitStack() as stack:
                 for path in self.layers:
@@ -181,10 +180,10 @@ class PairReader:
             given, key = entered.pop()
             if name in self.left_out:
                 return
-            found, form = changeable(module, output, None, path), self._forms.get((path, index))
+            found, site = changeable(module, output, None, path), self._sites.get((path, index))
             read = {one: found[one] for one in self._read.get((path, index), found) if one in found} or found
             made = {
-                one: (part, axes_of_tensor(module, form, one if len(found) > 1 else "", part))
+                one: (part, None if site is None else site.names(one, part))
                 for one, part in read.items()
                 if not part.is_nested
             }
@@ -206,7 +205,7 @@ class PairReader:
         module: nn.Module,
         given: torch.Tensor | None,
         made: torch.Tensor | None,
-        axes: Axes | None,
+        axes: tuple[str, ...] | None,
         key: tuple[int, int] | None,
         batch: int,
     ) -> str:

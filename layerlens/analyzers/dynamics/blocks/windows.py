@@ -11,7 +11,7 @@ from torch import nn
 
 from layerlens.axes.names import Axes
 
-SPATIAL = ("height", "width", "depth", "length")
+SPATIAL = ("height", "width", "depth", "time")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import itertools
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from layerlens.model.call_tracking import Running
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import map_tensors, named_tensors
+from layerlens.probes.heads import InsideAttention
 from layerlens.probes.made_edits import Edit
 from layerlens.probes.probe import Probe
 
@@ -29,8 +26,6 @@ Key = tuple[Kind, LayerPath, int]
 
 Replace = Callable[[Key, Any], Any]
 """From the value of a call to the value to continue with."""
-
-_FUSED = inspect.signature(F.multi_head_attention_forward)
 
 
 @contextlib.contextmanager
@@ -50,7 +45,7 @@ def hooked(model: nn.Module, places: Iterable[tuple[Kind, LayerPath]], function:
         running = None
         if by_kind["attention"]:
             running = stack.enter_context(Running(model))
-            stack.enter_context(_Attention(running, set(by_kind["attention"]), function))
+            stack.enter_context(InsideAttention(running, set(by_kind["attention"]), _inside(function)))
         yield running
 
 
@@ -73,28 +68,5 @@ def _input_edit(path: LayerPath, function: Replace) -> Edit:
     return edit
 
 
-class _Attention(TorchFunctionMode):
-    """Splits the output projection off `F.multi_head_attention_forward`, and calls `function` on its input.
-
-    The call itself projects with the identity, which changes no number.
-    """
-
-    def __init__(self, running: Running, paths: set[LayerPath], function: Replace) -> None:
-        super().__init__()
-        self._running, self._paths, self._function = running, paths, function
-        self._counts: Counter[LayerPath] = Counter()
-
-    def __torch_function__(
-        self, function: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        frame = self._running.frame
-        if function is not F.multi_head_attention_forward or frame is None or frame.layer not in self._paths:
-            return function(*args, **kwargs)
-        given = _FUSED.bind(*args, **kwargs).arguments
-        weight, bias = given["out_proj_weight"], given["out_proj_bias"]
-        identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-        heads, weights = function(**{**given, "out_proj_weight": identity, "out_proj_bias": None})
-        index = self._counts[frame.layer]
-        self._counts[frame.layer] += 1
-        return F.linear(self._function(("attention", frame.layer, index), heads), weight, bias), weights
+def _inside(function: Replace) -> Callable[[LayerPath, int, torch.Tensor], torch.Tensor]:
+    return lambda path, index, side_by_side: function(("attention", path, index), side_by_side)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
-from layerlens.analyzers.common.calls.call_shapes import GUESSES, seen, watch
 from layerlens.analyzers.common.calls.call_sites import (
     MEMORY,
     Site,
@@ -23,7 +22,10 @@ from layerlens.analyzers.common.calls.call_sites import (
 )
 from layerlens.analyzers.common.samples import or_none, warn_of_influence
 from layerlens.analyzers.common.statistics import nearly_equal
-from layerlens.axes.names import Axes, axes_of
+from layerlens.axes.follow import Followed
+from layerlens.axes.followed import followed
+from layerlens.axes.layout import roles
+from layerlens.axes.provenance.axis import Axes
 from layerlens.errors import LayerNotFound
 from layerlens.model.layers import Layers, Selection
 from layerlens.model.tensors import choices
@@ -95,7 +97,8 @@ def find_intervention_sites(run: ModelRun, layers: Selection, by: str, heads: in
         OptionError: when `heads` is not a count.
     """
     if by == "head":
-        attentions = {(one.kind, one.path): one for one in find_heads(run.model, layers, heads)}
+        known = followed(run.model, run.inputs, run.forward)
+        attentions = {(one.kind, one.path): one for one in find_heads(run.model, known, layers, heads)}
         outline = _outline(run, list(attentions))
         ran = {key[:2] for key in outline.first}
         left_out = {one.label: "did not run" for place, one in attentions.items() if place not in ran}
@@ -107,7 +110,7 @@ def find_intervention_sites(run: ModelRun, layers: Selection, by: str, heads: in
         outline = _outline(run, [key[:2] for key in outputs])
         outline.sites.update(outputs)
         left_out = dict(clean.left_out)
-        named = {key: (outputs[key].name, (0, 0)) for key in outline.first if key in outputs}
+        named = {key: (outputs[key].name, 0) for key in outline.first if key in outputs}
     sites: list[InterventionSite] = []
     for key, (name, head_sizes) in named.items():
         site = outline.site(key, name, by, head_sizes)
@@ -128,9 +131,9 @@ def find_intervention_sites(run: ModelRun, layers: Selection, by: str, heads: in
     return SiteSurvey(sites, left_out, outline.output, copies)
 
 
-def _name_and_heads(one: Heads, index: int) -> tuple[str, tuple[int, int]]:
-    """Return the name of a call of an attention, and the number and width of its heads."""
-    return (one.label or "(model)") + (f" #{index}" if index else ""), (one.count, one.width)
+def _name_and_heads(one: Heads, index: int) -> tuple[str, int]:
+    """Return the name of a call of an attention, and the number of its heads."""
+    return (one.label or "(model)") + (f" #{index}" if index else ""), one.count
 
 
 @dataclasses.dataclass
@@ -152,13 +155,13 @@ class _Outline:
     first: dict[Key, _Form]
     second: dict[Key, _Form]
     equal: dict[Key, bool]
-    names: dict[tuple[str, int], Axes | None]
+    followed: Followed
     output: Any
     nbytes: int
     together: bool
     sites: dict[Key, Site] = dataclasses.field(default_factory=dict)
 
-    def site(self, key: Key, name: str, by: str, heads: tuple[int, int]) -> InterventionSite | str:
+    def site(self, key: Key, name: str, by: str, heads: int) -> InterventionSite | str:
         """Return the site of a value, or why there is none."""
         form, wider = self.first[key], self.second.get(key)
         if not form.shapes:
@@ -168,14 +171,14 @@ class _Outline:
         axes = tuple(grown_axis(was, now) for was, now in zip(form.shapes, wider.shapes, strict=True))
         site = self.sites.get(key)
         place = form.main if site is None else site.main
-        parts = grid(by, form.shapes[place], self._names(key, form.shapes[place], axes[place], place), heads)
+        parts = grid(by, form.shapes[place], self._roles(key, form.shapes[place], axes[place], place), heads)
         if isinstance(parts, str):
             return parts
         grids: list[Grid | None] = []
         for one, (tensor, shape) in enumerate(zip(form.ids, form.shapes, strict=True)):
             other: Grid | str | None = parts
             if tensor != form.ids[place] and parts.axes:
-                other = grid(by, shape, self._names(key, shape, axes[one], one)) if by == "channel" else None
+                other = grid(by, shape, self._roles(key, shape, axes[one], one)) if by == "channel" else None
                 if isinstance(other, str) or other is None or other.counts != parts.counts:
                     if site is None or one in site.read:
                         return _other_units(key[1], site)
@@ -185,25 +188,39 @@ class _Outline:
         unsplittable = None in axes or not self.equal.get(key, False)
         return InterventionSite(key, name, axes, tuple(grids), place, unsplittable, form.nbytes)
 
-    def _names(self, key: Key, shape: tuple[int, ...], batch: int | None, place: int) -> Axes:
-        """Return the names of the axes of a tensor, with the batch axis where it was observed."""
-        ndim, site = len(shape), self.sites.get(key)
-        if key[0] == "output":
-            known = None if place else self.names.get(key[1:])
-            tensor = "" if site is None else site.tensor or site.names[place]
-            if site is not None and tensor:
-                known = axes_of(self.layers[site.path], torch.empty(shape, device="meta"), tensor) or known
-        else:  # what goes into a projection
-            convolution = isinstance(self.layers[key[1]], nn.modules.conv._ConvNd)
-            known = None if convolution else ("batch", *("token",) * (ndim - 2), "feature")
-        names = known if known is not None and len(known) == ndim else GUESSES.get(ndim)
-        if names is None:
-            names = ("batch", *("place",) * (ndim - 2), "feature")
-        rest = [name for name in names if name != "batch"] if "batch" in names else list(names)
+    def _roles(self, key: Key, shape: tuple[int, ...], batch: int | None, place: int) -> list[str] | str:
+        """Return what the axes of a tensor count, with the batch axis where it was observed; or why that is unknown."""
+        kind, path, index = key
+        site = self.sites.get(key)
+        calls = [one for one in self.followed.calls if one.path == (path if site is None else site.path)]
+        if kind == "attention":
+            found: list[str] = ["place"] * (len(shape) - 1) + ["unit"]
+        else:
+            if index >= len(calls):
+                return "took another route when its axes were followed"
+            among = calls[index].outputs if kind == "output" else calls[index].inputs
+            axes = _tensor_axes(among, site, place, shape)
+            if axes is None:
+                return "returned a tensor that was not followed"
+            unknown = [part.source.why for axis in axes for part in axis.parts() if part.source.kind == "unknown"]
+            found = list(roles(axes))
+            if "unit" not in found and unknown:
+                return f"has axes that are not known: {unknown[0]} (name them: Lens(model, axes=...))"
         if batch is None:
-            return tuple("place" if name == "batch" else name for name in names)
-        rest = rest[-(ndim - 1) :] if ndim > 1 else []
-        return (*rest[:batch], "batch", *rest[batch:])
+            return ["place" if one == "batch" else one for one in found]
+        if "batch" in found and found.index("batch") != batch:
+            found.remove("batch")
+            found.insert(batch, "batch")
+        found[batch] = "batch"
+        return found
+
+
+def _tensor_axes(among: Mapping[str, Axes], site: Site | None, place: int, shape: tuple[int, ...]) -> Axes | None:
+    """Return the axes of one tensor of a value: the named one, or the first of this shape."""
+    name = None if site is None else site.tensor or site.names[place]
+    if name is not None and name in among:
+        return among[name]
+    return next((axes for axes in among.values() if tuple(axis.size for axis in axes) == shape), None)
 
 
 def _other_units(layer: str, site: Site | None) -> str:
@@ -238,9 +255,8 @@ def _outline(run: ModelRun, places: list[tuple[Kind, str]]) -> _Outline:
             rows = inputs.rows(copied_rows(inputs.batch, copies)) if copies > 1 else inputs
             return rows.run(model, run.forward if running is None else running.around(run.forward))
 
-    with watch(model) as record:
-        output = once(1, first)
-    calls = seen(model, record)
+    known = followed(model, inputs, run.forward)
+    output = once(1, first)
     together = or_none(lambda: (once(2, second),)) is not None
     if not together:  # the model takes a batch of one size alone, which is then the first axis
         warn_of_influence(inputs.batch)
@@ -249,9 +265,9 @@ def _outline(run: ModelRun, places: list[tuple[Kind, str]]) -> _Outline:
             for key, form in first.items()
         }
     nbytes = sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(output))
-    nbytes += sum(4 * torch.Size(call.shape).numel() for call in calls if call.shape is not None)
-    names = {(call.path, call.index): call.axes for call in calls}
-    return _Outline(Layers(model), inputs.batch, first, second, equal, names, output, nbytes, together)
+    every = (axes for site in known.calls for axes in site.outputs.values())
+    nbytes += sum(4 * math.prod(axis.size for axis in axes) for axes in every)
+    return _Outline(Layers(model), inputs.batch, first, second, equal, known, output, nbytes, together)
 
 
 def _halves_equal(tensor: torch.Tensor, axis: int | None) -> bool:

@@ -8,8 +8,6 @@ from typing import Literal, get_args
 
 import torch
 
-from layerlens.axes.names import Axes
-
 By = Literal["layer", "channel", "head", "position", "unit", "layer_position"]
 KINDS: tuple[str, ...] = get_args(By)
 
@@ -17,9 +15,6 @@ Cut = tuple[tuple[int, int, int], ...]
 """Axis, first entry and number of entries, for each axis along which a part is smaller than the whole."""
 
 NO_POSITIONS = "has no axis of positions"
-
-UNITS = ("channel", "feature")
-"""Names of the axis of channels or features."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,31 +60,30 @@ class Grid:
         return rest.reshape(-1)
 
 
-def grid(by: str, shape: Sequence[int], names: Axes, heads: tuple[int, int] = (0, 0)) -> Grid | str:
+def grid(by: str, shape: Sequence[int], roles: Sequence[str] | str, heads: int = 0) -> Grid | str:
     """Return the parts of a tensor, or why it has none.
 
     Args:
         by: one of `KINDS`.
         shape: shape of the tensor.
-        names: names of its axes; parts never lie along `"batch"`.
-        heads: number of heads and number of features of each; 0 if it follows from the other.
+        roles: what each axis counts; parts never lie along `"batch"`. Or why that is unknown.
+        heads: number of heads.
     """
-    unit = next((axis for axis, name in enumerate(names) if name in UNITS), None)
-    inner = [axis for axis, name in enumerate(names) if name != "batch" and axis != unit and shape[axis] > 1]
-    places = [axis for axis in inner if names[axis] != "layer"]
     if by == "layer":
         return Grid()
+    if isinstance(roles, str):
+        return roles
+    units = [axis for axis, role in enumerate(roles) if role == "unit"]
+    places = [axis for axis, role in enumerate(roles) if role in ("place", "key", "mixed") and shape[axis] > 1]
     if by == "head":
-        count, width = heads
-        features = shape[-1] if unit is None else shape[unit]
-        count, width = count or features // width, width or features // count
-        if not count or count * width != features:
-            return f"has {features} features before its projection, which are not {heads[0] or ''} heads of one size"
-        return Grid((len(shape) - 1 if unit is None else unit,), (count,), (width,))
-    if by == "channel":
-        axes = [] if unit is None else [unit]
-    elif by == "unit":
-        axes = [axis for axis, name in enumerate(names) if name != "batch" and (axis == unit or axis in inner)]
+        features = shape[units[-1]] if units else 0
+        if not features or features % heads:
+            return f"has {features} features before its projection, which are not {heads} heads of one size"
+        return Grid((units[-1],), (heads,), (features // heads,))
+    if by == "unit":
+        axes = [axis for axis, role in enumerate(roles) if role != "batch" and (axis in units or shape[axis] > 1)]
+    elif by == "channel":
+        axes = units
     elif not places:
         return NO_POSITIONS
     else:

@@ -343,7 +343,7 @@ def test_one_door_leads_here():
         ({"reference": torch.ones(2, 6)}, errors.OptionError, "value='zero' takes no reference"),
         ({"value": "mean", "reference": torch.ones(2, 5)}, errors.InputError, "only the first axis may differ"),
         ({"count": 2, "together": {"a": ["0"]}}, errors.OptionError, "leave count= and screen= out"),
-        ({"by": "head"}, errors.LayerNotFound, "no attention with a number of heads"),
+        ({"by": "head"}, errors.LayerNotFound, "no attention with an output projection"),
         ({"by": "position"}, errors.LayerNotFound, "has no axis of positions"),
         ({"layers": "9"}, errors.LayerNotFound, "no layer '9'"),
     ],

@@ -6,6 +6,8 @@ from torch import nn
 
 from layerlens import ablate, errors, patch
 from layerlens.analyzers.sensitivity.interventions.heads import find_heads
+from layerlens.axes.followed import followed
+from layerlens.inputs.inputs import as_inputs
 from layerlens.targets.target import as_target
 from tests.analyzers.sensitivity.interventions.oracles import as_double, run, without_head
 from tests.cases import CASES, normal
@@ -96,17 +98,22 @@ def test_patched_heads_of_one_layer_add_up_where_the_rest_is_linear():
     assert float(found.values.abs().min()) > 0.01
 
 
+def heads_of(name, layers=None, heads=None):
+    model = CASES[name].build()
+    return find_heads(model, followed(model, as_inputs(CASES[name].example())), layers, heads)
+
+
 def test_where_heads_are_found():
     for name, (label, projection, count) in PROJECTIONS.items():
-        found = find_heads(CASES[name].build(), None, None)
+        found = heads_of(name)
         where = [projection if name != "encoder" else label]
         assert [(one.label, one.path, one.count) for one in found] == [
             (label.format(k), where[0].format(k), count) for k in range(2)
         ]
-    assert len(find_heads(CASES["hf_gpt2"].build(), "transformer.h.1", None)) == 1  # the attention inside of a block
+    assert len(heads_of("hf_gpt2", "transformer.h.1")) == 1  # the attention inside of a block
     with pytest.raises(errors.LayerNotFound, match="among the selected layers"):
-        find_heads(CASES["hf_gpt2"].build(), "transformer.h.1.mlp", None)
+        heads_of("hf_gpt2", "transformer.h.1.mlp")
     with pytest.raises(errors.OptionError, match="heads must be a whole number"):
-        find_heads(CASES["mlp"].build(), "0", 0)
+        heads_of("mlp", "0", 0)
     with pytest.raises(errors.LayerNotFound, match="12 features before its projection, which are not 5 heads"):
         ablate(CASES["mlp"].build(), CASES["mlp"].example(), "2", by="head", heads=5)
