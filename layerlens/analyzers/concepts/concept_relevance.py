@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_shapes import one_match
+from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.analyzers.relevance.conditions import Units
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
 from layerlens.errors import InputError, SelectionError, check_count
-from layerlens.inputs.inputs import Forward, Input, as_inputs
+from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Layers, Selection
 from layerlens.model.tensors import refuse_several
@@ -143,4 +145,32 @@ def concept_relevance(
     labels = tuple(f"{single.label}, unit {unit}" for unit in chosen)
     rows = Target(lambda output, rows: single(output, torch.zeros_like(rows)), single.label, each=labels)
     through: dict[Any, Units] = {matches.selections()[0]: [[unit] for unit in chosen]}
-    return relevance(model, repeated, target=rows, rules=rules, forward=forward, through=through)
+    found = relevance(model, repeated, target=rows, rules=rules, forward=forward, through=through)
+    if len(chosen) > 1:
+        first: dict[Any, Units] = {matches.selections()[0]: [[chosen[0]]]}
+        _check_rows(found, model, inputs, rows, rules, forward, first)
+    return found
+
+
+def _check_rows(
+    found: Relevance, model: nn.Module, x: Inputs, target: Target, rules: Any, forward: Any, through: dict[Any, Units]
+) -> None:
+    """Check that the first unit gets what it gets alone, and not a share of what the rows of others send to it.
+
+    Raises:
+        InputError: when it does not.
+    """
+    own = dataclasses.replace(target, each=None if target.each is None else target.each[:1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = relevance(model, x, target=own, rules=rules, forward=forward, through=through)
+    pairs = zip(_tensors(found), _tensors(alone), strict=True)
+    if not all(nearly_equal(many[:1], one) for many, one in pairs):
+        raise InputError(
+            "concept_relevance runs a row for each unit, and samples influence each other in this model (batch "
+            "statistics, attention between samples): give the units one by one, units=[3]."
+        )
+
+
+def _tensors(found: Relevance) -> list[torch.Tensor]:
+    return list(found.values.values()) if isinstance(found.values, dict) else [found.values]

@@ -12,7 +12,7 @@ from torch.nn import functional
 import layerlens
 from layerlens.analyzers.common.calls import call_sites
 from layerlens.analyzers.sensitivity.interventions import intervention_sites
-from layerlens.errors import TargetError
+from layerlens.errors import InputError, TargetError
 from tests.cases import CASES, normal
 
 INFLUENCE = "samples influence each other"
@@ -218,6 +218,24 @@ def test_copies_of_a_batch_that_influence_each_other_are_run_one_by_one(name, sa
     alone = found(nn.Identity() if name == "a fixed number" else NORMS[name](samples))
     assert "passes" not in alone.settings
     torch.testing.assert_close(together.values, alone.values)
+
+
+@pytest.mark.parametrize("analyze", ["attack_curve", "corruption_curve"])
+def test_chunks_of_samples_that_influence_each_other_are_one(analyze):
+    model, x = net(nn.BatchNorm2d(4, track_running_stats=False)), normal(9, 1, 8, 8).double()
+    options = {"eps": (0.1,), "steps": 2} if analyze == "attack_curve" else {"severities": (3,), "bounds": (-5, 5)}
+    options |= {"target": 1, "draws": 2}
+    found = warned(lambda: getattr(layerlens, analyze)(model, x, batch_size=4, **options))
+    torch.testing.assert_close(found.values, getattr(layerlens, analyze)(model, x, batch_size=9, **options).values)
+    plain = getattr(layerlens, analyze)(net(nn.BatchNorm2d(4)), x, batch_size=4, **options)
+    assert "passes" not in plain.settings
+
+
+def test_units_whose_rows_influence_each_other_are_refused_together():
+    model, x = net(nn.BatchNorm2d(4, track_running_stats=False)), normal(1, 1, 8, 8).double()
+    with pytest.raises(InputError, match=r"samples influence each other in this model.*units=\[3\]"):
+        layerlens.concept_relevance(model, x, "2", units=[0, 1], target=1)
+    assert layerlens.concept_relevance(model, x, "2", units=[1], target=1).tensor.shape == (1, 1, 8, 8)
 
 
 @pytest.mark.parametrize("name", ["no running statistics", "counts", "a fixed number"])

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.measure_registry import measure
+from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import check_count
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
@@ -112,7 +113,7 @@ def attack_curve(
     noise: list[torch.Tensor] = []
     zero_gradient: list[torch.Tensor] = []
     clean: list[torch.Tensor] = []
-    with borrowed(model), layers_called():
+    with borrowed(model), layers_called(), said_once() as passes:
         samples = LabeledSamples(x, labels, target, loss, batch_size, seed, forward)
         for chunk in track(sample_chunks(model, samples), "attack", enabled=progress):
             sizes = options.sizes(chunk) if sizes is None else sizes
@@ -141,6 +142,7 @@ def attack_curve(
             "target": None if reader.target is None else reader.target.label,
             "draws": draws,
             "samples": count,
+            **passes,
         },
         error=all_held.std(dim=2) / count**0.5 if count > 1 else None,
         null=None if null_held is None else null_held.mean(dim=1).expand(len(options.methods), -1).clone(),

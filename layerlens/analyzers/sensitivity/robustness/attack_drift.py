@@ -11,6 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.call_sites import Site, by_row, floating, survey
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import warn_left_out
+from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import LayerNotFound, check_count, choose
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -100,7 +101,7 @@ def attack_drift(
     choose("attack", method, METHODS)
     options = attack_options(method, norm, eps, steps, step_size, restarts, bounds, loss, seed)
     check_count("draws", draws)
-    with borrowed(model), layers_called():
+    with borrowed(model), layers_called(), said_once() as passes:
         inputs = as_inputs(x)
         with torch.no_grad():
             clean = survey(model, inputs, layers, forward, seed=seed, apart=True)
@@ -139,7 +140,14 @@ def attack_drift(
         units="1",
         signed=False,
         method=options.describe(method),
-        settings={**options.settings(), "method": method, "eps": tuple(sizes), "draws": draws, "left_out": left_out},
+        settings={
+            **options.settings(),
+            "method": method,
+            "eps": tuple(sizes),
+            "draws": draws,
+            "left_out": left_out,
+            **passes,
+        },
         series=tuple(f"eps {size:.4g}" for size in sizes),
         error=values.std(dim=2) / count**0.5 if count > 1 else None,
         null=torch.stack([torch.cat([one[site] for one in noise], dim=1).mean(dim=1) for site in kept])

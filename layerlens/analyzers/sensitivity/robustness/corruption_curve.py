@@ -9,6 +9,7 @@ from torch import nn
 
 from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.common.measure_registry import measure
+from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import InputError, OptionError, check_count, choose, warn
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
@@ -105,7 +106,7 @@ def corruption_curve(
     answers: list[torch.Tensor] = []
     clean: list[torch.Tensor] = []
     readers: list[AnswerReader] = []
-    with borrowed(model, grad=False), layers_called():
+    with borrowed(model, grad=False), layers_called(), said_once() as passes:
         samples = LabeledSamples(x, labels, target, "cross_entropy", batch_size, seed, forward)
         for chunk in track(sample_chunks(model, samples), "corruptions", enabled=progress):
             images = [name for name, leaf in chunk.stepped.leaves.items() if is_image(leaf)]
@@ -140,6 +141,7 @@ def corruption_curve(
             "target": None if reader.target is None else reader.target.label,
             "seed": seed,
             "samples": values.shape[3],
+            **passes,
         },
         error=by_draw.std(dim=2) / draws**0.5 if draws > 1 else None,
         null=_shuffled_accuracy(torch.cat(answers, dim=3), readers),

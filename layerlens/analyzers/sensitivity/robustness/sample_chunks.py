@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from layerlens.analyzers.common.calls.call_sites import Site
+from layerlens.analyzers.common.calls.call_sites import Site, floating
+from layerlens.analyzers.common.samples import or_none, warn_of_influence
+from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.errors import InputError, check_count
 from layerlens.inputs.batches import Samples, batches
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
@@ -88,7 +90,7 @@ def sample_chunks(model: nn.Module, samples: LabeledSamples) -> Iterator[SampleC
     """
     check_count("batch_size", samples.batch_size)
     target = None if samples.target is None else as_target(samples.target)
-    for start, inputs, labels, first_row in _labeled_inputs(samples):
+    for start, inputs, labels, first_row in _labeled_inputs(model, samples):
         run = ModelRun(model, inputs, samples.forward, samples.seed, progress=False)
         stepped = SteppedRun(run, stepped_leaves(run), "samples")
         with torch.no_grad():
@@ -99,7 +101,9 @@ def sample_chunks(model: nn.Module, samples: LabeledSamples) -> Iterator[SampleC
         yield SampleChunk(stepped, reader, start, loss.cpu(), held)
 
 
-def _labeled_inputs(samples: LabeledSamples) -> Iterator[tuple[int, Inputs, Labels | None, int | None]]:
+def _labeled_inputs(
+    model: nn.Module, samples: LabeledSamples
+) -> Iterator[tuple[int, Inputs, Labels | None, int | None]]:
     """Yield start, inputs, labels, and first row of the whole input (None for a data set) of each chunk.
 
     Raises:
@@ -128,10 +132,33 @@ def _labeled_inputs(samples: LabeledSamples) -> Iterator[tuple[int, Inputs, Labe
             raise InputError(f"labels must be class indices, one per sample; got {labels!r:.80}.") from error
         if labels.ndim and len(labels) != whole:
             raise InputError(f"there are {len(labels)} labels for {whole} sample(s); give one per sample.")
+    if whole > size and _influence(model, inputs, samples):
+        size = whole
     for start in range(0, whole, size):
         rows = torch.arange(start, min(start + size, whole))
         row_labels = labels[rows] if isinstance(labels, torch.Tensor) and labels.ndim else labels
         yield start, inputs if len(rows) == whole else inputs.rows(rows), row_labels, start
+
+
+def _influence(model: nn.Module, inputs: Inputs, samples: LabeledSamples) -> bool:
+    """Return whether the first samples get another output in a smaller chunk; no if the model draws numbers."""
+    few, more = max(1, samples.batch_size // 2), max(2, samples.batch_size)
+
+    def run(count: int, seed: int = samples.seed) -> list[torch.Tensor]:
+        torch.manual_seed(seed)
+        output = inputs.rows(torch.arange(count)).run(model, samples.forward)
+        return [tensor for tensor in floating(output) if tensor.ndim and len(tensor) == count]
+
+    def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+        return len(one) == len(other) and all(nearly_equal(a, b[: len(a)]) for a, b in zip(one, other, strict=True))
+
+    with torch.no_grad():
+        small, large = or_none(lambda: run(few)), or_none(lambda: run(more))
+        known = small is not None and large is not None
+        if known and (same(small, large) or not same(small, run(few, samples.seed + 1))):
+            return False
+    warn_of_influence(inputs.batch)
+    return True
 
 
 def _target_of_rows(target: Target, first_row: int | None, inputs: Inputs) -> Target:
