@@ -81,7 +81,7 @@ class bind(Generic[P, R]):
             raise TypeError(self._misplaced(args, error)) from None
         options = given.pop(self._rest, {}) if self._rest is not None else {}
         known = self._read(lens, given)
-        if isinstance(options.get("target"), (str, int)):
+        if options.get("target") is not None:
             options = {**options, "target": lens.target(options["target"], known)}
         function: Callable[..., Any] = self.function
         result = function(**given, **options)

@@ -82,8 +82,11 @@ def _read_output_names(lens: WrappedModel, given: dict[str, Any], known: Inputs 
     if names is None and lens.tokenizer is not None:
         names = Vocabulary(lens.tokenizer)
     given.setdefault("names", names)
-    if isinstance(given.get("target"), str):
-        given["target"] = class_index(given["target"], names)
+    target = given.get("target")
+    if isinstance(target, str):
+        given["target"] = class_index(target, names)
+    elif isinstance(target, list):
+        given["target"] = [class_index(one, names) if isinstance(one, str) else one for one in target]
 
 
 def _name_columns(lens: WrappedModel, found: LogitLens, given: Mapping[str, Any]) -> LogitLens:

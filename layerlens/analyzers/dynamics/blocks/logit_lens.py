@@ -11,13 +11,14 @@ from torch import nn
 from layerlens.analyzers.common.calls.call_sites import MEMORY
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.errors import OptionError, TargetError, check_count, choose, warn
-from layerlens.inputs.inputs import Forward, Input, as_inputs
+from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import LogitLens
 from layerlens.signatures import public
+from layerlens.targets.answers import Answers, Run
 from layerlens.targets.outputs import main_output
 from layerlens.targets.target import Names
 
@@ -74,10 +75,11 @@ def logit_lens(
         names: names of the classes.
 
     Returns:
-        `LogitLens`: layer x position (of all samples, one after another), or layer x sample. The null is the mean of
-        the same number for the same target at all other columns: what a layer says whatever the position. Its checks
-        are `"kl"`, the divergence KL(p_last || p_l) in nats, `(rows, columns)`, and `"own output"`, the largest
-        difference of the last row, as computed by the lens, from the model's own, relative to its size.
+        `LogitLens`: layer x position (of all samples, one after another, without padding), or layer x sample. The
+        null is the mean of the same number for the same target at all other columns: what a layer says whatever the
+        position. Its checks are `"kl"`, the divergence KL(p_last || p_l) in nats, `(rows, columns)`, and `"own
+        output"`, the largest difference of the last row, as computed by the lens, from the model's own, relative to
+        its size.
 
     Raises:
         LayerNotFound: when no layers fit.
@@ -99,21 +101,23 @@ def logit_lens(
     choose("value", value, VALUES)
     check_count("top", top)
     with borrowed(model, grad=False), layers_called():
-        stream = Stream.read(model, as_inputs(x), layers, forward, seed)
+        stream = Stream.read(model, as_inputs(x).named_for(model, forward), layers, forward, seed)
         reader = HeadReader(stream, head)
         own = _log_p(reader.own)
-        batch, columns, classes = stream.inputs.batch, own.shape[0], own.shape[1]
+        batch, classes = stream.inputs.batch, own.shape[1]
         if classes < 2:
             raise OptionError(f"the output {tuple(reader.own.shape)} has one class; a lens compares several.")
-        watched = _targets(target, own, batch)
+        kept = _tokens(stream.inputs, reader.own, lambda inputs: inputs.run(model, forward))  # columns without padding
+        own, watched, columns = own[kept], _targets(target, own, batch)[kept], len(kept)
         values, tops, scores, kl, null = [], [], [], [], []
         for logits in track(reader.rows(), "logit lens", total=len(stream.names), enabled=progress):
-            log_p = _log_p(logits)
+            log_p = _log_p(logits)[kept]
             likeliest = log_p.topk(min(top, classes), dim=1)
             tops.append(likeliest.indices)
             scores.append(likeliest.values.exp())
             kl.append(torch.where(own.isneginf(), 0.0, own.exp() * (own - log_p)).sum(dim=1).clamp_min(0))
-            value_at = _target_values(_flat(logits).double().cpu(), log_p, watched, value)  # (columns, targets)
+            scores_at = _flat(logits)[kept.to(logits.device)].double().cpu()
+            value_at = _target_values(scores_at, log_p, watched, value)  # (columns, targets)
             values.append(value_at.diagonal())
             null.append((value_at.sum(dim=0) - value_at.diagonal()) / max(columns - 1, 1))
     warn_left_out("logit_lens", stream.left_out, layers is not None)
@@ -127,7 +131,7 @@ def logit_lens(
     return LogitLens(
         quantity=f"{value} of the target",
         rows=tuple(stream.names),
-        columns=_column_names(batch, columns // batch, positions),
+        columns=_column_names(batch, reader.own.shape[1] if positions else 1, positions, kept),
         values=torch.stack(values),
         axes=("layer", "position" if positions else "sample"),
         units=VALUES[value],
@@ -223,10 +227,22 @@ def _relative_difference(scores: torch.Tensor, own: torch.Tensor) -> float:
     return float((scores.double() - own.double()).abs().max() / own.double().abs().max().clamp_min(1e-30))
 
 
-def _column_names(batch: int, places: int, positions: bool) -> tuple[str, ...]:
+def _column_names(batch: int, places: int, positions: bool, kept: torch.Tensor) -> tuple[str, ...]:
+    """Name the columns; places are counted within the tokens of each text."""
     if not positions:
         return tuple(f"sample {k}" for k in range(batch))
-    return tuple(f"{place}" if batch == 1 else f"sample {k}, {place}" for k in range(batch) for place in range(places))
+    own = torch.cat([torch.arange(int(count)) for count in torch.bincount(kept // places, minlength=batch)]).tolist()
+    pairs = zip((kept // places).tolist(), own, strict=True)
+    return tuple(f"{place}" if batch == 1 else f"sample {k}, {place}" for k, place in pairs)
+
+
+def _tokens(inputs: Inputs, output: torch.Tensor, run: Run) -> torch.Tensor:
+    """The columns that belong to tokens and not to padding, of those of all samples one after another."""
+    every = torch.arange(output.shape[:-1].numel())
+    if output.ndim != 3 or not Answers(inputs).padded(output.shape[1]):
+        return every
+    used = Answers(inputs, run).used(output.shape[1])
+    return every if used is None else every[used.flatten().cpu()]
 
 
 def _flat(scores: torch.Tensor) -> torch.Tensor:

@@ -290,3 +290,33 @@ def test_paris_appears_in_the_last_layers_of_a_language_model():
     first = found.settles()
     assert first is not None and 15 < found.rows.index(first) <= 30
     assert float(found.values[:10, -1].max()) < 0.01
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_no_position_and_no_part_of_the_null(side):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                             num_attention_heads=2, initializer_range=0.5)  # fmt: skip
+        model = LlamaForCausalLM(config).double().eval()
+    texts = [[5, 9, 2, 31, 17], [8, 28, 3]]
+    gaps = [[0] * (5 - len(text)) for text in texts]
+    pairs = list(zip(texts, gaps, strict=True))
+    ids = torch.tensor([gap + text if side == "left" else text + gap for text, gap in pairs])
+    mask = torch.tensor(
+        [[0] * len(g) + [1] * len(t) if side == "left" else [1] * len(t) + [0] * len(g) for t, g in pairs]
+    )
+    found = logit_lens(model, {"input_ids": ids, "attention_mask": mask}, target=[4, 11])
+    assert found.columns == (*(f"sample 0, {k}" for k in range(5)), *(f"sample 1, {k}" for k in range(3)))
+    assert found.targets == (4,) * 5 + (11,) * 3
+    alone = [
+        logit_lens(model, {"input_ids": torch.tensor([text])}, target=t) for text, t in zip(texts, (4, 11), strict=True)
+    ]
+    torch.testing.assert_close(found.values, torch.cat([one.values for one in alone], dim=1), rtol=1e-4, atol=1e-8)
+    crossed = [logit_lens(model, {"input_ids": torch.tensor([text])}, target=t).values
+               for t in (4, 11) for text in texts]  # fmt: skip
+    both = torch.cat(crossed[:2], dim=1), torch.cat(crossed[2:], dim=1)  # each target at all eight positions
+    null = torch.stack([(both[k > 4].sum(dim=1) - both[k > 4][:, k]) / 7 for k in range(8)], dim=1)
+    torch.testing.assert_close(found.null, null, rtol=1e-4, atol=1e-8)
