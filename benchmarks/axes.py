@@ -22,6 +22,7 @@ from layerlens.inputs.inputs import Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from tests.axes.experiments import check, same_claims
+from tests.axes.kinds import KINDS
 from tests.axes.zoo import TIMM, TORCHVISION, timm_model, torchvision_model
 from tests.cases import CASES
 from tests.families import FAMILIES, family
@@ -50,7 +51,7 @@ def main() -> None:
         print(f"torch {torch.__version__}, {platform.machine()}, one thread, random weights. An experiment exchanges "
               "samples, changes patches of the input or weights of units, and looks at what moves; a claim is left "
               "open where everything moves alike. Cost: following the axes over a plain forward pass, for one and for "
-              "eight samples; medians of processor time. One and two samples get the same axes, else a row says so.\n"
+              "eight samples, in processor time. One and two samples get the same axes, else a row says so.\n"
               )  # fmt: skip
     total: dict[str, list[int]] = {}
     for kind, name, build in _models():
@@ -76,6 +77,7 @@ def _models() -> list[tuple[str, str, Callable[[], Any]]]:
     if importlib.util.find_spec("transformers"):
         rows += [("transformers", name, lambda name=name: family(name)[:2]) for name in FAMILIES]  # type: ignore[misc]
     rows += [("others", name, lambda case=case: (case.build(), case.example())) for name, case in CASES.items()]  # type: ignore[misc]
+    rows += [("others", name, build) for name, build in KINDS.items() if name != "graph"]  # its nodes are no samples
     return rows
 
 
@@ -107,7 +109,10 @@ def _cost(model: nn.Module, inputs: Inputs) -> float:
         with borrowed(model, grad=False), layers_called():
             follow(model, inputs)
 
-    seconds = medians({"plain": plain, "axes": axes}, runs=3, clock=time.process_time)
+    start = time.process_time()
+    plain()
+    runs = 3 if time.process_time() - start < 0.05 else 1
+    seconds = medians({"plain": plain, "axes": axes}, runs=runs, clock=time.process_time)
     return seconds["axes"] / seconds["plain"]
 
 

@@ -33,7 +33,9 @@ AxisNames: TypeAlias = "Mapping[str, Sequence[str]]"
 _TRACING: dict[int, int] = {}
 """Thread -> number of traces that run in it."""
 
-_WHOLE = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu, torch.einsum)
+_FILLED = "it was filled entry by entry"
+
+_WHOLE = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu, torch.einsum, torch._pad_packed_sequence)
 
 
 def sizes_of(tensor: torch.Tensor) -> list[int]:
@@ -57,6 +59,7 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._axes: OfTensors[Axes] = OfTensors()
         self._steps = Steps()
+        self._filled: OfTensors[list[tuple[int, float]]] = OfTensors()
         self.unknown: dict[str, str] = {}
         self.layer: LayerPath = ""
 
@@ -79,6 +82,8 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self._depends(args) and not (kwargs and self._depends(tuple(kwargs.values()))):
             return
         name = name_of(function)
+        if name.startswith("aten.new_"):  # takes nothing from the tensor but its type
+            return
         tensors = [out] if isinstance(out, torch.Tensor) else list(out) if isinstance(out, (tuple, list)) else []
         if not any(isinstance(part, torch.Tensor) for part in tensors):
             return
@@ -112,7 +117,8 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 axes = tuple(new("unknown", size, reason) if size > 1 else Axis() for size in sizes)
             self._axes[tensor] = axes
             base = tensor._base
-            if base is not None and self._axes.get(base) is None and name.endswith("_"):
+            filled = self._axes.get(base) is None or self._filled.get(base) is not None
+            if base is not None and filled and name.endswith("_"):
                 self._written(tensor, base, axes)
 
     def _depends(self, values: tuple[Any, ...]) -> bool:
@@ -138,9 +144,23 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif part is not None:
                 offset = part.offset - start * part.stride
                 found.append(Axis((dataclasses.replace(part, size=size, offset=offset),)))
+            elif size == 1:
+                found.append(next((axis for _, axis in left if axis.size == 1 and axis.factors), Axis()))
             else:
-                found.append(new("unknown", size, "it was filled entry by entry") if size > 1 else Axis())
+                alone = base.ndim == view.ndim + 1
+                found.append(self._filled_axis(view, base, size, start) if alone else new("unknown", size, _FILLED))
         self._axes[base] = tuple(found)
+
+    def _filled_axis(self, view: torch.Tensor, base: torch.Tensor, size: int, start: int) -> Axis:
+        """The axis along which a constant tensor is filled: that of the entries from which its own were computed."""
+        for source, position in self._steps.positions(view).items():
+            places = [*(self._filled.get(base) or ()), (start, position)]
+            self._filled[base] = places
+            (at, first), (end, last) = places[0], places[-1]
+            stride = (last - first) / (end - at) if end != at else 0.0
+            if stride and all(abs(first + (one - at) * stride - there) < 1e-6 for one, there in places):
+                return Axis((Part(source, size, stride, first - at * stride),))
+        return new("unknown", size, _FILLED)
 
 
 class _Whole(TorchFunctionMode):
@@ -157,9 +177,10 @@ class _Whole(TorchFunctionMode):
         with _disable_current_modes():
             out = function(*args, **kwargs)
         packet = getattr(torch.ops.aten, function.__name__)
-        if function is torch.einsum:
+        if "default" in packet.overloads():
             overload = packet.default
-            args = (args[0], args[1] if isinstance(args[1], (list, tuple)) else list(args[1:]))
+            if function is torch.einsum and isinstance(args[1], torch.Tensor):
+                args = (args[0], list(args[1:]))
         else:
             packed = isinstance(args[1], torch.Tensor) and isinstance(args[3], (list, tuple))
             overload = packet.data if packed else packet.input
@@ -287,9 +308,12 @@ def follow(
         places = {source.name: source.origin for source in sources if source.origin is not None}
     given: dict[str, Axes] = {}
 
+    floating = [tensor for tensor in inputs.tensors().values() if tensor.is_floating_point() and tensor.ndim]
+    samples = next((len(tensor) for tensor in floating or inputs.tensors().values() if tensor.ndim), 0)
+
     def run(borrowed: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for name, tensor in Inputs(args, kwargs).tensors().items():
-            given[name] = _input_axes(name, tensor, batch)
+            given[name] = _input_axes(name, tensor, batch, samples)
             mode.set(tensor, given[name])
         return borrowed(*args, **kwargs) if forward is None else forward(borrowed, *args, **kwargs)
 
@@ -342,10 +366,10 @@ def _named_axis(
     return Axis((Part(part.source, size, stride, (stride - 1) / 2),))
 
 
-def _input_axes(name: str, tensor: torch.Tensor, batch: Source) -> Axes:
+def _input_axes(name: str, tensor: torch.Tensor, batch: Source, samples: int) -> Axes:
     axes: list[Axis] = []
     for place, size in enumerate(tensor.shape):
-        if place == 0:
+        if place == 0 and (size == samples or tensor.is_floating_point()):
             batch.size = max(batch.size, size)
             axes.append(Axis((Part(batch, size),)))
         else:

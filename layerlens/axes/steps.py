@@ -76,5 +76,9 @@ class Steps:
                 found.append(Part(source, len(at), stride, at[0]))
         return replaced(axes, place, Axis(found)) if len(found) == 1 else axes
 
+    def positions(self, tensor: torch.Tensor) -> dict[Source, float]:
+        """Return which entry of each axis of an input a tensor was computed from, if entries were read one by one."""
+        return {source: position for source, (_, position) in self._of(tensor).items()}
+
     def _of(self, tensor: torch.Tensor) -> Read:
         return self._read.get(tensor) or {}

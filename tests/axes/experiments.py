@@ -173,7 +173,7 @@ def _rolled(tensor: torch.Tensor, axes: Axes) -> torch.Tensor:
 
 
 def _turned(axis: Axis) -> torch.Tensor:
-    """For each entry of an axis the entry that holds the same of the sample before."""
+    """For each entry of an axis the entry of the sample before."""
     order = torch.zeros((), dtype=torch.long)
     for factor in axis.factors:
         here = torch.arange(factor.size)

@@ -7,31 +7,61 @@ from torch import nn
 from layerlens.axes.followed import followed, name_axes
 from layerlens.inputs.inputs import as_inputs
 from tests.axes.experiments import check, same_claims
+from tests.axes.kinds import KINDS
+from tests.axes.zoo import TIMM, TORCHVISION, timm_model, torchvision_model
 from tests.families import FAMILIES, family
 
-ALONE = {"siglip"}
-"""Models in which an axis of one entry meets a batch of one sample: which is which cannot be seen."""
+ALONE = {"siglip", "packed_sequence", "graph"}
+"""Models that one sample is not like two: it meets an axis of one entry, is shorter, or is a node."""
+
+OFTEN = """vit swin levit convnextv2 segformer bert albert deberta funnel gpt2 llama gemma2 mixtral qwen2_moe mamba t5
+    bart xlnet clip_text whisper wav2vec2 timesformer perceiver patchtst""".split()
+"""Families of the fast tests: one of each kind."""
 
 
 def assert_claims(name, model, x):
     inputs = as_inputs(x)
     axes = followed(model, inputs)
-    found = check(model, inputs, axes)
+    found = check(model, inputs, axes, independent=name != "graph")
     assert not found.wrong
-    assert found.confirmed["sizes"] and found.confirmed["samples"]
-    alone = followed(model, inputs.rows(torch.tensor([0])))
+    assert found.confirmed["sizes"] and (found.confirmed["samples"] or name == "graph")
     if name not in ALONE:
-        assert not same_claims(axes, alone)
+        assert not same_claims(axes, followed(model, inputs.rows(torch.tensor([0]))))
+    return axes
 
 
 def test_claims_about_every_case(case):
     assert_claims(case.name, case.build(), case.example())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", KINDS)
+def test_claims_about_other_kinds(name):
+    axes = assert_claims(name, *KINDS[name]())
+    assert all(axis.known for found in axes.output.values() for axis in found)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in FAMILIES]
+)
 def test_claims_about_transformers(name):
     model, x, _ = family(name)
     assert_claims(name, model, x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIMM)
+def test_claims_about_timm(name):
+    pytest.importorskip("torchvision", reason="timm needs torchvision, which no build of fits this torch")
+    pytest.importorskip("timm", reason="timm is not installed")
+    assert_claims(name, *timm_model(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_claims_about_torchvision(name):
+    pytest.importorskip("torchvision", reason="no build of torchvision fits this torch")
+    assert_claims(name, *torchvision_model(name))
 
 
 class Turned(nn.Module):

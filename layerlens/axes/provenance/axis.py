@@ -26,7 +26,7 @@ class Source:
         name: name of the axis; `""` until it is known.
         origin: name of the input tensor and its axis, for the kind `"input"`.
         why: what made it unknown.
-        chosen: of which axis the entries were chosen by their numbers, and these numbers, shape (size,).
+        chosen: the axis from which entries were chosen by their numbers, and these numbers, shape (size,).
         role: what an axis of an input counts: samples, places, or units.
         roles: what operations did to it, such as `"contracted"` or `"windowed"`, in order of their occurrence.
         heads: number of heads into which attention split it, and units from one head to the next -> layer that did.

@@ -26,7 +26,7 @@ def pick(operation: Operation) -> Found:
 
 def picked(axis: Axis, index: torch.Tensor, by: Axes | None) -> Axis:
     """Return the axis of the entries `index`, shape (n,), of an axis; `by` are the axes of `index`."""
-    if by and by[0].known and by[0].size == index.numel():
+    if by and by[0].factors and by[0].known and by[0].size == index.numel():
         return by[0]
     before = None if axis.part is None else axis.part.source.chosen
     if before is not None and len(before[1]) == axis.size:  # chosen among what was chosen, or put back in order

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from .axis import Axis, Part, Source, new
+import torch
+
+from .axis import Axes, Axis, Part, Source, cut, new
+from .choices import numbered
+from .reshaped import reshaped
 from .table import Found, Operation, row
 from .windows import note
 
@@ -23,10 +27,10 @@ def recurrent_layer(operation: Operation) -> Found:
 @row("aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu", "aten._cudnn_rnn", "aten.miopen_rnn", "aten._thnn_rnn")
 def recurrent(operation: Operation) -> Found:
     """Run over time; `(output, states...)`, the states with a first axis of layers and directions."""
-    signal = operation["input"]
-    axes = operation.axes(signal)
-    if axes is None or ("batch_sizes" in operation and operation["batch_sizes"] is not None and len(axes) == 2):
-        return None if axes is None else _packed(operation, axes[-1])
+    packed = "batch_sizes" in operation and "data" in operation
+    axes = operation.axes(operation["data" if packed else "input"])
+    if axes is None or packed:
+        return None if axes is None else _packed(operation, axes)
     first = "batch_first" in operation and bool(operation["batch_first"])
     time, batch = (axes[-2], axes[0]) if first else (axes[0], axes[-2])
     note(axes[-1], "contracted")
@@ -38,13 +42,45 @@ def recurrent(operation: Operation) -> Found:
     return [(*axes[:-1], unit), *states]
 
 
-def _packed(operation: Operation, features: Axis) -> Found:
-    note(features, "contracted")
-    rows = new("unknown", operation.out[0].shape[0], "a packed sequence mixes samples and steps")
-    states = [(_layers(part.shape[0]),
-               new("unknown", part.shape[1], "a packed sequence is sorted by length"), new("unit", part.shape[-1]))
+def _packed(operation: Operation, axes: Axes) -> Found:
+    """The rows of a packed sequence stay where they are; the states have a row for each sequence."""
+    note(axes[-1], "contracted")
+    _, sequences = _unpacked(axes[0], operation["batch_sizes"])
+    states = [(new("extra", part.shape[0]) if part.shape[0] > 1 else Axis(), sequences, new("unit", part.shape[-1]))
               for part in operation.out[1:]]  # fmt: skip
-    return [(rows, new("unit", operation.out[0].shape[-1])), *states]
+    return [(axes[0], new("unit", operation.out[0].shape[-1])), *states]
+
+
+def _unpacked(axis: Axis, sizes: torch.Tensor) -> Axes:
+    """Return the axes of steps and sequences that were packed into one axis."""
+    steps, sequences = len(sizes), int(sizes[0])
+    chosen = None if axis.part is None else axis.part.source.chosen
+    if chosen is not None and chosen[0].size == steps * sequences:
+        return reshaped((chosen[0],), (steps, sequences))
+    why = "a packed sequence that was not packed in this run"
+    return new("unknown", steps, why), new("unknown", sequences, why)
+
+
+@row("aten._pack_padded_sequence")
+def pack(operation: Operation) -> Found:
+    """Keep the entries of each step that belong to a sequence."""
+    axes, sizes = operation.own(), operation.out[1]
+    time, batch = (axes[1], axes[0]) if operation["batch_first"] else (axes[0], axes[1])
+    note(time, "stepped")
+    time = cut(time, 0, len(sizes))
+    numbers = torch.cat([step * batch.size + torch.arange(int(size)) for step, size in enumerate(sizes)])
+    return [(numbered(Axis((*time.factors, *batch.factors)), numbers), *axes[2:]), None]
+
+
+@row("aten._pad_packed_sequence")
+def unpack(operation: Operation) -> Found:
+    """Put the entries of a packed sequence back to their steps."""
+    axes = operation.own()
+    time, batch = _unpacked(axes[0], operation["batch_sizes"])
+    first = operation["batch_first"]
+    size = operation.out[0].shape[1 if first else 0]
+    time = time if time.size == size else new("unknown", size, "steps behind those of a packed sequence")
+    return [((batch, time) if first else (time, batch)) + axes[1:], None]
 
 
 @row("aten._thnn_fused_lstm_cell", "aten._thnn_fused_gru_cell", "aten.lstm_cell", "aten.gru_cell")

@@ -223,7 +223,8 @@ def strided(operation: Operation) -> Found:
     for size, stride in zip(sizes, strides, strict=True):
         place = next((p for p, own in enumerate(given.stride()) if own <= stride and axes[p].size > 1), None)
         if size == 1 or place is None or stride % given.stride(place):
-            found.append(Axis() if size == 1 else new("unknown", size, "as_strided"))
+            same = axes[len(found)] if len(found) < len(axes) and axes[len(found)].size == 1 else Axis()
+            found.append(same if size == 1 else new("unknown", size, "as_strided"))
         elif stride == given.stride(place) and size == axes[place].size:
             found.append(axes[place])
         elif stride == given.stride(place):
