@@ -152,7 +152,7 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._axes[base] = tuple(found)
 
     def _filled_axis(self, view: torch.Tensor, base: torch.Tensor, size: int, start: int) -> Axis:
-        """The axis along which a constant tensor is filled: that of the entries from which its own were computed."""
+        """The axis along which a constant tensor is filled, known from the entries that were read for its own."""
         for source, position in self._steps.positions(view).items():
             places = [*(self._filled.get(base) or ()), (start, position)]
             self._filled[base] = places
