@@ -52,13 +52,14 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         unknown: operation -> what could not be followed.
+        steps: entries of axes that were read one by one.
         layer: path of the innermost running layer.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._axes: OfTensors[Axes] = OfTensors()
-        self._steps = Steps()
+        self.steps = Steps()
         self._filled: OfTensors[list[tuple[int, float]]] = OfTensors()
         self.unknown: dict[str, str] = {}
         self.layer: LayerPath = ""
@@ -100,8 +101,8 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             except (LookupError, TypeError, ValueError, AttributeError, AssertionError, StopIteration) as error:
                 why = f"{name} could not be followed ({type(error).__name__}: {error})"
         if isinstance(found, tuple) and len(found) == len(operation.shape):
-            found = self._steps.joined(operation, found)
-        self._steps.note(operation, [part for part in tensors if isinstance(part, torch.Tensor)])
+            found = self.steps.joined(operation, found)
+        self.steps.note(operation, [part for part in tensors if isinstance(part, torch.Tensor)])
         each = found if isinstance(found, list) else [found] * len(tensors)
         for tensor, axes in zip(tensors, each, strict=False):
             if not isinstance(tensor, torch.Tensor):
@@ -153,7 +154,7 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _filled_axis(self, view: torch.Tensor, base: torch.Tensor, size: int, start: int) -> Axis:
         """The axis along which a constant tensor is filled, known from the entries that were read for its own."""
-        for source, position in self._steps.positions(view).items():
+        for source, position in self.steps.positions(view).items():
             places = [*(self._filled.get(base) or ()), (start, position)]
             self._filled[base] = places
             (at, first), (end, last) = places[0], places[-1]
@@ -282,6 +283,8 @@ def follow(
     inputs: Inputs,
     forward: Forward | None = None,
     names: AxisNames | None = None,
+    *,
+    batched: bool = True,
 ) -> Followed:
     """Run a borrowed model once, without gradients, and follow the axes of its input.
 
@@ -290,6 +293,8 @@ def follow(
         inputs: its arguments.
         forward: called instead of the model.
         names: input tensor, layer, or `layer/tensor` -> names of its axes, where they are not known.
+        batched: whether the first axis of the inputs counts samples; where a convolution sums over it, as in a list of
+            pictures, it is found not to.
 
     Raises:
         InputError: when a name fits neither an input nor a layer, or the number of names is wrong.
@@ -309,12 +314,17 @@ def follow(
     given: dict[str, Axes] = {}
 
     floating = [tensor for tensor in inputs.tensors().values() if tensor.is_floating_point() and tensor.ndim]
-    samples = next((len(tensor) for tensor in floating or inputs.tensors().values() if tensor.ndim), 0)
+    lengths = (len(tensor) for tensor in floating or inputs.tensors().values() if tensor.ndim)
+    samples = next(lengths, 0) if batched else None
 
     def run(borrowed: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for name, tensor in Inputs(args, kwargs).tensors().items():
             given[name] = _input_axes(name, tensor, batch, samples)
             mode.set(tensor, given[name])
+            number = name.rpartition(".")[2]
+            if not batched and "." in name and number.isdigit():  # samples in a list
+                batch.size = max(batch.size, int(number) + 1)
+                mode.steps.read(tensor, batch, int(number))
         return borrowed(*args, **kwargs) if forward is None else forward(borrowed, *args, **kwargs)
 
     def said(path: LayerPath, wanted: Sequence[str], tensor: torch.Tensor) -> Axes:
@@ -327,6 +337,8 @@ def follow(
     with _tracing(), torch.no_grad(), calls.attached(), _Whole(mode), mode:
         out = inputs.run(model, run)
         output = calls.outputs(model, out)
+    if batched and batch.size > 1 and "convolved" in batch.roles:
+        return follow(model, inputs, forward, names, batched=False)
     name_sources(given, inputs.tensors(), {key: value for key, value in names.items() if key in given})
     return Followed(given, tuple(calls.found), output, mode.unknown)
 
@@ -366,10 +378,10 @@ def _named_axis(
     return Axis((Part(part.source, size, stride, (stride - 1) / 2),))
 
 
-def _input_axes(name: str, tensor: torch.Tensor, batch: Source, samples: int) -> Axes:
+def _input_axes(name: str, tensor: torch.Tensor, batch: Source, samples: int | None) -> Axes:
     axes: list[Axis] = []
     for place, size in enumerate(tensor.shape):
-        if place == 0 and (size == samples or tensor.is_floating_point()):
+        if place == 0 and samples is not None and (size == samples or tensor.is_floating_point()):
             batch.size = max(batch.size, size)
             axes.append(Axis((Part(batch, size),)))
         else:

@@ -76,6 +76,10 @@ class Steps:
                 found.append(Part(source, len(at), stride, at[0]))
         return replaced(axes, place, Axis(found)) if len(found) == 1 else axes
 
+    def read(self, tensor: torch.Tensor, source: Source, position: float) -> None:
+        """Note that a tensor is one entry of an axis."""
+        self._read[tensor] = {source: (0, position)}
+
     def positions(self, tensor: torch.Tensor) -> dict[Source, float]:
         """Return which entry of each axis of an input a tensor was computed from, if entries were read one by one."""
         return {source: position for source, (_, position) in self._of(tensor).items()}

@@ -167,3 +167,23 @@ def test_entries_that_a_loop_reads_one_by_one_are_an_axis_again(way):
     found = grid(axes)
     assert (found.axes, found.sizes) == ((1,), (6,))
     assert (found.strides, found.offsets) == (((-1,), (5,)) if way == "backwards" else ((1,), (0,)))
+
+
+def test_pictures_in_a_list_have_channels_and_are_samples():
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.both = nn.Conv2d(3, 4, 3, padding=1), nn.Identity()
+
+        def forward(self, pictures):
+            maps = [self.conv(picture[None])[0] for picture in pictures]
+            padded = maps[0].new_zeros(2, 4, 8, 12)
+            for row, found in zip(padded, maps, strict=True):
+                row[:, :, : found.shape[-1]].copy_(found)
+            return self.both(padded)
+
+    inputs = as_inputs(([torch.zeros(3, 8, 8), torch.zeros(3, 8, 12)],))
+    axes = followed(Detector(), inputs)
+    assert [described(found) for found in axes.inputs.values()] == ["channel | height | width"] * 2
+    assert described(axes.site("conv", 1).axes()) == "1 | unit | height | width"
+    assert described(axes.site("both").axes()) == "batch | unit | height | width"

@@ -54,6 +54,7 @@ def convolution(operation: Operation) -> Found:
     transposed = "transposed" in operation and operation["transposed"]
     stride, padding, dilation = (numbers(operation[name], count) for name in ("stride", "padding", "dilation"))
     note(axes[1], "contracted")
+    note(axes[1], "convolved")
     _spatial(axes, count)
     found = [axes[0], new("unit", shape[1])]
     for place in range(count):
