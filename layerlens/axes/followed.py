@@ -13,6 +13,8 @@ from layerlens.model.borrowed import borrowed, modules_of
 from layerlens.model.fastpath import layers_called
 
 from .follow import AxisNames, Followed, follow
+from .layout import plain_names
+from .names import remember
 
 _KEPT = 8
 """Number of shapes that are remembered for each model."""
@@ -55,7 +57,20 @@ def followed(model: nn.Module, inputs: Inputs, forward: Forward | None = None, *
     if again or key not in known:
         with borrowed(model, grad=False), layers_called():
             known[key] = follow(model, inputs, forward, _names.get(model))
+        _remember(model, known[key])
         while len(known) > _KEPT:
             known.popitem(last=False)
     known.move_to_end(key)
     return known[key]
+
+
+def _remember(model: nn.Module, found: Followed) -> None:
+    """Let the layers know the names of their axes; where their calls differ, none."""
+    names: dict[tuple[str, str, int], tuple[str, ...] | None] = {}
+    for site in found.calls:
+        for name, axes in site.outputs.items():
+            for short in {name, name if len(site.outputs) > 1 else ""}:
+                key, plain = (site.path, short, len(axes)), plain_names(axes)
+                names[key] = plain if names.get(key, plain) == plain else None
+    for (path, name, rank), found_names in names.items():
+        remember(model.get_submodule(path), name, rank, found_names)

@@ -22,6 +22,7 @@ def role(axis: Axis) -> Role:
         return "unknown"
     if isinstance(axis.factors[0] if axis.factors else None, Joined) and len(axis.factors) == 1 and "place" in roles:
         roles.discard("extra")  # class tokens next to the places
+    roles = roles or {_part_role(part) for part in axis.parts()}
     if len(roles) > 1:
         return "unit" if roles == {"head", "unit"} else "mixed"
     return next(iter(roles), "none")

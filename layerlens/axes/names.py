@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import weakref
 
 import torch
 from torch import nn
+
+from layerlens.errors import AxesUnknown
 
 Axes = tuple[str, ...]
 
@@ -54,22 +57,58 @@ def _by_name(kind: str, ndim: int) -> Axes | None:
     return None
 
 
+_FOLLOWED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, int], Axes | None]] = weakref.WeakKeyDictionary()
+"""Layer -> name and number of axes of each tensor that it returned when its axes were followed -> their names."""
+
+
+def remember(module: nn.Module, name: str, rank: int, axes: Axes | None) -> None:
+    """Remember the names of the axes of a tensor of a layer, as `plain_names` gives them; None if they are unknown."""
+    _FOLLOWED.setdefault(module, {})[name, rank] = axes
+
+
+def _axis(module: nn.Module, output: torch.Tensor, name: str, wanted: str) -> int | None:
+    """The axis that was followed; None if the layer was not followed.
+
+    Raises:
+        AxesUnknown: when it was, and the tensor has no such axis, or it is unknown.
+    """
+    known = _FOLLOWED.get(module, {})
+    if (name, output.ndim) not in known:
+        return None
+    axes = known[name, output.ndim]
+    what = f"the axes of what {type(module).__name__} returned, of shape {tuple(output.shape)},"
+    if axes is None:
+        raise AxesUnknown(f"{what} are not known; lens.layers(x) shows them. Name them: Lens(model, axes=...).")
+    found = [place for place, axis in enumerate(axes) if axis == wanted]
+    found = found or [place for place, axis in enumerate(axes) if wanted in axis.split("*")]
+    if len(found) != 1:
+        listed = ", ".join(axes)
+        raise AxesUnknown(f"{what} are ({listed}): not one is a {wanted} axis. Name them: Lens(model, axes=...).")
+    return found[0]
+
+
 def unit_axis(module: nn.Module, output: torch.Tensor, name: str = "") -> int:
-    """The axis along which the units of a layer's output, or of the tensor `name` of it, lie."""
+    """Return the axis along which the units of a layer's output, or of the tensor `name` of it, lie.
+
+    Raises:
+        AxesUnknown: when the axes were followed, and none or several hold units.
+    """
+    followed = _axis(module, output, name, "unit")
+    if followed is not None:
+        return followed
     axes = axes_of(module, output, name)
     known = None if axes is None else next((axes.index(name) for name in ("channel", "feature") if name in axes), None)
     return (1 if output.ndim == 4 else output.ndim - 1) if known is None else known
 
 
-def place_axis(module: nn.Module, output: torch.Tensor, name: str = "") -> int | None:
-    """The axis of tokens or time steps; the middle one of three where names are not known, None where there is none."""
-    axes = axes_of(module, output, name)
-    if axes is None:
-        return 1 if output.ndim == 3 else None
-    return next((axes.index(name) for name in ("token", "time", "length") if name in axes), None)
-
-
 def batch_axis(module: nn.Module, output: torch.Tensor, name: str = "") -> int:
-    """The axis of samples: the first unless the layer is known to put another one there."""
+    """Return the axis of samples.
+
+    Raises:
+        AxesUnknown: when the axes were followed, and none or several hold samples.
+    """
+    followed = _axis(module, output, name, "batch")
+    if followed is not None:
+        return followed
     axes = axes_of(module, output, name)
     return axes.index("batch") if axes is not None and "batch" in axes else 0

@@ -12,6 +12,7 @@ from layerlens.analyzers.common.calls.call_shapes import one_match
 from layerlens.analyzers.common.calls.used_tensors import one_tensor
 from layerlens.analyzers.common.samples import rows_influence, said_once
 from layerlens.analyzers.common.scorer import backward_pass
+from layerlens.axes.followed import followed
 from layerlens.errors import InputError, OptionError, RecordError, TargetError, check_count, check_seed, choose
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -92,6 +93,7 @@ def receptive_field(
     spatial = _axes(values, axes)
     matches = one_match(model, layer, calls=False)
     (path,) = matches
+    followed(model, inputs, forward)
     with borrowed(model, grad=False), Probe(model, matches, keep="reference", stop=call == 0) as record:
         inputs.run(model, forward)
     if not record.calls(path):

@@ -94,6 +94,8 @@ class Scorer:
         self.rows = torch.arange(self.inputs.batch, device=device)
         self._resolved, self._inner = False, InnerGradients()
         self.interacting: bool | None = None
+        if self.target.at is not None:
+            followed(model, self.inputs, forward)
         self._tensor = tensor_of_target(model, self.inputs, forward, self.target.at)
 
     def values(self) -> Leaves:

@@ -15,6 +15,7 @@ from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.analyzers.relevance.conditions import Units
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
+from layerlens.axes.followed import followed
 from layerlens.errors import InputError, SelectionError, check_count
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -75,6 +76,7 @@ def rank_concepts(
     """
     matches = one_match(model, layer)
     (path,) = matches
+    followed(model, as_inputs(x), forward)
     found = relevance(
         model, x, target=target, layers=matches, rules=rules, through=through, strict=strict, forward=forward
     )

@@ -14,6 +14,7 @@ from layerlens.analyzers.common.calls.used_tensors import one_tensor
 from layerlens.analyzers.common.features.batch_targets import check_length, of_batch
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
+from layerlens.axes.followed import followed
 from layerlens.errors import InputError, RecordError, check_count, choose
 from layerlens.inputs.batches import Samples, batches, grouped
 from layerlens.inputs.inputs import Forward, Inputs, as_inputs
@@ -116,6 +117,7 @@ def top_inputs(
     stream = batches(data, batch_size, batched=batched, read=read, progress=progress, doing=f"top inputs by {by}")
     for batch in stream:
         here = batch.inputs.to(device)
+        followed(model, here, forward)
         if by == "activation":
             name, output = _output(model, here, matches, call, forward)
             matches = one_match(model, tensor_path(path, name))

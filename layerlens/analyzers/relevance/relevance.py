@@ -8,8 +8,9 @@ from torch import nn
 
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import warn_of_zeros
+from layerlens.axes.followed import followed
 from layerlens.errors import OptionError
-from layerlens.inputs.inputs import Forward, Input
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Relevance
@@ -145,6 +146,8 @@ def _propagate(
     strict: bool,
     forward: Forward | None,
 ) -> list[Relevance]:
+    if through:
+        followed(model, as_inputs(x), forward)
     with borrowed(model):
         recording = record(
             model, x, targets, rules=rules, layers=layers, through=through, parameters=parameters, forward=forward

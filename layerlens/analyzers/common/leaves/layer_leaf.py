@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.axes.followed import followed
 from layerlens.axes.names import Axes, axes_of, batch_axis
 from layerlens.errors import InputError, RecordError, SelectionError
 from layerlens.inputs.inputs import Forward, Inputs
@@ -97,6 +98,7 @@ def find_places(
             floating-point numbers.
         InputError: when the batch axis of its output is unknown.
     """
+    followed(model, inputs, forward)
     matches = Layers(model).select(where, calls=True, tensors=True)
     if len(matches.calls) > 1:
         raise SelectionError(f"where={where!r} matches {len(matches.calls)} layers, one is needed: {matches[:8]}.")
