@@ -36,6 +36,7 @@ def test_claims_about_every_case(case):
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization", "ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 def test_claims_about_other_kinds(name):
     axes = assert_claims(name, *KINDS[name]())
     assert all(axis.known for found in axes.output.values() for axis in found)
