@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.directional_slope import double_twin
+from layerlens.analyzers.common.float64_twin import double_twin
 from layerlens.analyzers.common.scorer import scoring
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.errors import RelevanceError, TargetError

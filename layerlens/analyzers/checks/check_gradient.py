@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.directional_slope import along, double_twin, moved_from_kinks, replica, slope_of
+from layerlens.analyzers.common.directional_slope import along, moved_from_kinks, replica, slope_of
+from layerlens.analyzers.common.float64_twin import double_twin
 from layerlens.analyzers.common.scorer import Leaves, Scorer, gradients, scoring
 from layerlens.errors import OptionError, check_count
 from layerlens.inputs.inputs import Forward, Input

@@ -11,14 +11,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from layerlens.analyzers.common.directional_slope import (
-    InFloat64,
     Slope,
     along,
-    as_double,
     moved_from_kinks,
     replica,
     slope_of,
 )
+from layerlens.analyzers.common.float64_twin import InFloat64, as_double
 from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass
 from layerlens.analyzers.graph.cuts import Cuts
 from layerlens.analyzers.graph.graph import ACCUMULATE

@@ -8,7 +8,15 @@ from typing import Any, TypeVar
 import torch
 from torch.overrides import TorchFunctionMode
 
+from layerlens.analyzers.graph.cuts import Cuts
+from layerlens.errors import warn
+
+from .directional_slope import along, moved_from_kinks, slope_of
+
 T = TypeVar("T")
+
+MISSED = 0.05
+"""Share of the slope that a gradient may miss where the model cuts a signal, beyond the error of the differences."""
 
 
 class InnerGradients:
@@ -21,6 +29,8 @@ class InnerGradients:
 
     def __init__(self) -> None:
         self._used: bool | None = None
+        self._watched = False
+        self.cuts: list[str] = []
 
     def run(self, run: Callable[[Mapping[str, torch.Tensor]], T], values: Mapping[str, torch.Tensor]) -> T:
         """Return `run(values)`.
@@ -32,9 +42,10 @@ class InnerGradients:
         Raises:
             RuntimeError: as the model raises it.
         """
-        if self._used is False:
+        watches = torch.is_grad_enabled() and not self._watched
+        if self._used is False and not watches:
             return run(values)
-        keeping = _KeepGraph()
+        keeping = _KeepGraph(Cuts(_has_graph, str) if watches else None)
         try:
             if not self._used or torch.is_grad_enabled():
                 with keeping:
@@ -44,6 +55,8 @@ class InnerGradients:
                 raise
         finally:
             self._used = self._used or keeping.called
+            if keeping.cuts is not None:
+                self._watched, self.cuts = True, keeping.cuts.ways()
         with torch.enable_grad(), keeping:
             return run({name: value.detach().requires_grad_() for name, value in values.items()})
 
@@ -51,14 +64,59 @@ class InnerGradients:
 class _KeepGraph(TorchFunctionMode):
     """Have `torch.autograd.grad` keep the graph of what it returns, and note that it was called."""
 
-    def __init__(self) -> None:
+    def __init__(self, cuts: Cuts | None) -> None:
         super().__init__()
-        self.called = False
+        self.called, self.cuts = False, cuts
 
     def __torch_function__(
         self, function: Callable[..., Any], kinds: object, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        kwargs = kwargs or {}
         if function is torch.autograd.grad:
             self.called = True
-            return function(*args[:4], **{**(kwargs or {}), "create_graph": True})
-        return function(*args, **(kwargs or {}))
+            return function(*args[:4], **{**kwargs, "create_graph": True})
+        result = function(*args, **kwargs)
+        if self.cuts is not None:
+            self.cuts.see(function, args, kwargs, result)
+        return result
+
+
+def _has_graph(tensor: torch.Tensor) -> bool:
+    return tensor.requires_grad and (tensor.is_leaf or tensor.grad_fn is not None)
+
+
+def warn_of_cut(
+    ways: list[str],
+    score_at: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    values: Mapping[str, torch.Tensor],
+    slopes: Mapping[str, torch.Tensor],
+) -> None:
+    """Warn if the model cuts a signal and the gradient differs from finite differences along a random direction.
+
+    What is cut may not matter, such as the maximum that a softmax subtracts; the differences decide.
+
+    Args:
+        ways: what cuts it.
+        score_at: from values to scores `(n,)`.
+        values: values of the leaves, `(n, ...)`.
+        slopes: their gradients.
+    """
+    draw = torch.Generator().manual_seed(0)
+    starts = {name: value.detach() for name, value in values.items()}
+    steps = {name: moved_from_kinks(value, draw)[1] for name, value in starts.items()}
+
+    def moved(step: float) -> torch.Tensor:
+        with torch.no_grad():
+            return score_at(along(starts, steps, step))
+
+    change, error = slope_of(moved, next(iter(starts.values())).dtype)
+    parts = [(slopes[name].double() * steps[name].double()).flatten(1).sum(dim=1) for name in starts]
+    own = torch.stack(parts).sum(dim=0)
+    missed = (own - change).abs() - error
+    worst = int(missed.argmax())
+    if float(missed[worst]) > MISSED * max(abs(float(own[worst])), abs(float(change[worst]))):
+        warn(
+            f"the model cuts a signal (by {', '.join(ways)}), and the gradient leaves out what passes there: along a "
+            f"random direction it is {float(own[worst]):.3g} where the score changes by {float(change[worst]):.3g}. "
+            "layerlens.check_gradient(model, x) names the layer."
+        )

@@ -24,7 +24,7 @@ from layerlens.results.maps.attribution import Values
 from layerlens.targets.target import Spec, Target, as_target
 
 from .calls.used_tensors import tensor_of_target
-from .inner_gradients import InnerGradients
+from .inner_gradients import InnerGradients, warn_of_cut
 from .leaves.layer_leaf import find_places
 from .leaves.leaves import Leaf, find_leaves, substitute
 from .leaves.padding import paddings
@@ -203,6 +203,11 @@ class Scorer:
             with Probe(self.model, layer, graph=True) as record:
                 inputs.run(self.model, self.forward)
         return read_units(self.model, record, call, tensor=self._tensor)
+
+    def cuts(self) -> list[str]:
+        """Return what cut a signal in the first run with gradients; once, since one warning is enough."""
+        cuts, self._inner.cuts = self._inner.cuts, []
+        return cuts
 
     def attribution(self, values: Mapping[str, torch.Tensor], **fields: Any) -> Attribution:
         """Return an `Attribution` of the values by leaf; see `fields`."""
@@ -391,4 +396,7 @@ def gradients(
             "input. Score a logit or probability instead."
         )
     pairs = zip(start.items(), slopes, strict=True)
-    return score.detach(), {name: torch.zeros_like(value) if slope is None else slope for (name, value), slope in pairs}
+    found = {name: torch.zeros_like(value) if slope is None else slope for (name, value), slope in pairs}
+    if (cuts := scorer.cuts()) and not score.dtype.itemsize < 4:
+        warn_of_cut(cuts, lambda moved: scorer(moved, rows), start, found)
+    return score.detach(), found

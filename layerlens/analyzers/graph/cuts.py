@@ -57,6 +57,10 @@ class Cuts:
         listed = [f"{how} in {f'layer {layer!r}' if layer else 'the model itself'}" for how, layer in ways]
         return f"it was detached on the way ({', '.join(listed[:3])})" if listed else "it was detached on the way"
 
+    def ways(self) -> list[str]:
+        """Return what cut signals, such as `"detach()"`, each once."""
+        return list(dict.fromkeys([*(cut.how for cut in self.found.values()), *(how for how, _ in self.left)]))
+
     def see(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:
         """Note what a call of torch cuts; calls made by layerlens itself, such as those of a probe, do not count."""
         if isinstance(result, torch.Tensor) and result.grad_fn is not None and not self.found:
