@@ -1,4 +1,4 @@
-"""A gradient that leaves out what the model cuts is said by the gradient and path methods; a cut that is none is not."""
+"""A gradient that leaves out what the model cuts is said by the methods that use it; a cut without effect is not."""
 
 import warnings
 
