@@ -27,7 +27,7 @@ TORCHVISION = {
     "alexnet": (3, 64, 96), "squeezenet1_1": (3, 64, 96), "shufflenet_v2_x0_5": (3, 64, 96), "mnasnet0_5": (3, 64, 96),
     "googlenet": (3, 64, 96), "vgg11": (3, 64, 96), "segmentation.lraspp_mobilenet_v3_large": (3, 64, 96),
     "segmentation.deeplabv3_mobilenet_v3_large": (3, 64, 96), "video.r3d_18": (3, 8, 32, 48),
-    "video.mc3_18": (3, 8, 32, 48), "video.s3d": (3, 16, 64, 96), "video.swin3d_t": (3, 8, 64, 96),
+    "video.mc3_18": (3, 8, 32, 48), "video.swin3d_t": (3, 8, 64, 96),
 }  # fmt: skip
 """Name of the builder in `torchvision.models` -> size of one sample."""
 
