@@ -62,7 +62,7 @@ def _find_batch(inputs: Mapping[str, list[Source]]) -> None:
         return
     second = [series[1] for series in inputs.values() if len(series) > 1 and not series[1].name]
     if second and all(role.startswith("meets") for source in second for role in source.roles):
-        first.name, first.origin = "", (next(iter(inputs)), 0)
+        first.name, first.role, first.origin = "", "place", (next(iter(inputs)), 0)
         for source in second:
             source.name = "batch"
 
