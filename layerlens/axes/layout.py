@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -262,6 +261,9 @@ def described(axes: Axes | None) -> str:
     return "?" if axes is None else " | ".join(axis.name for axis in axes)
 
 
-def coordinates(grid: Grid, axis: int) -> Sequence[float]:
-    """Return the position of every place along one axis of a grid, in entries of the input."""
-    return [grid.offsets[axis] + place * grid.strides[axis] for place in range(grid.sizes[axis])]
+def positions(axis: Axis) -> list[float]:
+    """Return the position of every entry of an axis of places, in entries of the input; empty for other axes."""
+    part = axis.part
+    if part is None or role(axis) != "place" or part.inner or part.outer or part.rolled:
+        return []
+    return [part.offset + place * part.stride for place in range(part.size)]

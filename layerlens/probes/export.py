@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from layerlens.axes.follow import Followed
+from layerlens.axes.layout import named as names_of, positions
 from layerlens.axes.names import batch_axis, unit_axis
+from layerlens.axes.provenance.axis import Axes
 from layerlens.errors import RecordError, TargetError, need
 from layerlens.model.layers import Layers
 from layerlens.model.tensors import tensor_path
@@ -103,22 +106,40 @@ def to_numpy(record: Record) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def to_xarray(record: Record) -> xarray.Dataset:
-    """Return a `Dataset` with named axes; unknown ones are called `<name>_<axis>`."""
+    """Return a `Dataset` with the names of axes that were followed, and positions in the input as coordinates.
+
+    An axis that is not known is called `<name>_<number of the axis>`.
+    """
     package = need("xarray", "to_xarray")
     arrays = {}
+    followed = None if record.follow is None else record.follow()
     named = list(_uniquely_named(record))
     known = {name: part_axes(call, name.partition(":")[2], tensor) for name, call, tensor in named}
     samples = batch_size(record.order) if any(tensor.ndim for _, _, tensor in named) else 0
     for name, call, tensor in named:
         array, axes = _as_numpy(call, tensor), known[name] or range(tensor.ndim)
+        exact = _followed_axes(followed, call, tensor)
+        if exact is not None:
+            axes = names_of(exact)
         # the batch is the same everywhere; other axes, and those of one entry for all samples, are each layer's own
         dims = [
             str(axis) if axis == "batch" and size == samples else f"{name}_{axis}"
             for axis, size in zip(axes, array.shape, strict=True)
         ]
-        arrays[name] = package.DataArray(array, dims=dims, attrs={"type": call.type, "order": call.order})
+        coordinates = {dim: places for dim, axis in zip(dims, exact or (), strict=False) if (places := positions(axis))}
+        about = {"type": call.type, "order": call.order}
+        arrays[name] = package.DataArray(array, dims=dims, coords=coordinates, attrs=about)
     dataset: xarray.Dataset = package.Dataset(arrays)
     return dataset
+
+
+def _followed_axes(followed: Followed | None, call: Call, tensor: torch.Tensor) -> Axes | None:
+    """Return the axes of a recorded tensor; None if it was not followed, or is not what the layer returned."""
+    sites = [] if followed is None else [site for site in followed.calls if site.path == call.layer]
+    outputs = sites[call.index].outputs if call.index < len(sites) else {}
+    name = next((name for name, part in call.tensors.items() if part is tensor), "")
+    axes = outputs.get(name)
+    return axes if axes is not None and tuple(axis.size for axis in axes) == tuple(tensor.shape) else None
 
 
 def to_pandas(record: Record) -> pandas.DataFrame:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import torch
 from torch import nn
 
+from layerlens.axes.follow import Followed
+from layerlens.axes.layout import named
 from layerlens.axes.names import axes_of
-from layerlens.errors import OptionError, RecordError, suggestion
+from layerlens.errors import AxesUnknown, OptionError, RecordError, suggestion
 from layerlens.model.layers import LayerPath
 from layerlens.model.selection import split_tensor
+from layerlens.model.tensors import ByTensor, only
 from layerlens.model.trees import describe, map_tensors, named_tensors, replace_tensors
 
 from . import export, storage
@@ -41,6 +44,7 @@ class Record(Mapping[LayerPath, Any]):
         stopped: whether the run was ended on purpose after the last selected layer.
         unedited: layers, or calls, whose edit was not made because they did not run.
         parts: layers of a tensor parallel model whose recorded output is the part of this process.
+        follow: follows the axes of the run, which takes one more; None for a record of a probe or a file.
     """
 
     def __init__(self, selected: list[LayerPath], aliases: Mapping[LayerPath, LayerPath] | None = None) -> None:
@@ -49,6 +53,7 @@ class Record(Mapping[LayerPath, Any]):
         self.unedited: tuple[str, ...] = ()
         self.parts: tuple[LayerPath, ...] = ()
         self.aliases = dict(aliases or {})
+        self.follow: Callable[[], Followed | None] | None = None
         self._by_layer: dict[LayerPath, list[Call]] = {path: [] for path in selected}
         self._sequence: list[Call] = []
         self.pending: list[PendingCall] = []
@@ -98,6 +103,27 @@ class Record(Mapping[LayerPath, Any]):
             near = suggestion(layer, self._calls)
             raise RecordError(f"layer {layer!r} is not in this record of {len(self._calls)} layers.{near}")
         return list(self._calls[layer])
+
+    def axes(self, layer: LayerPath, *, call: int = 0) -> tuple[str, ...]:
+        """Return the names of the axes of what a layer returned, such as `("batch", "1+height*width", "unit")`.
+
+        They are followed through one more run of the model, the first time that they are asked for.
+
+        Args:
+            layer: the layer, or a tensor of it (`"rnn/h_n"`).
+            call: index of the call.
+
+        Raises:
+            AxesUnknown: when the record is not one of `lens.capture`, or there is no such tensor.
+            RecordError: when the layer, or the call, is not there.
+            SelectionError: when the layer returned several tensors and none was named.
+        """
+        path, tensor = split_tensor(layer, self._calls.keys() | self.aliases.keys())
+        known = None if self.follow is None else self.follow()
+        if known is None:
+            raise AxesUnknown("axes are followed for records of lens.capture(x), while the model is there.")
+        outputs = known.site(self.aliases.get(path, path), call).outputs
+        return named(outputs[tensor] if tensor in outputs else only(ByTensor(outputs), path, "which have axes each")[1])
 
     def __getitem__(self, layer: LayerPath) -> Any:
         path, tensor = split_tensor(layer, self._calls.keys() | self.aliases.keys())

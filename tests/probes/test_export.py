@@ -1,10 +1,13 @@
 """Records as arrays, datasets and tables, and where two of them differ."""
 
+import tempfile
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from layerlens import capture, errors
+from layerlens import Record, capture, errors
 from tests.cases import CASES
 from tests.probes.test_record_batches import record_of
 
@@ -23,8 +26,22 @@ def test_every_case_has_its_views(case):
 def test_the_states_of_a_recurrent_layer_have_axes_of_their_own():
     record = capture(CASES["lstm"].build(), CASES["lstm"].example(), "rnn")
     data = record.to_xarray()
-    assert data["rnn:0"].dims == ("batch", "rnn:0_time", "rnn:0_feature")
-    assert data["rnn:1.0"].dims == ("rnn:1.0_layer", "batch", "rnn:1.0_feature")
+    assert data["rnn:0"].dims == ("batch", "rnn:0_time", "rnn:0_unit")
+    assert data["rnn:1.0"].dims == ("rnn:1.0_layer", "batch", "rnn:1.0_unit")
+    assert record.axes("rnn/output") == ("batch", "time", "unit")
+    with pytest.raises(errors.SelectionError, match="'rnn/output', 'rnn/h_n', 'rnn/c_n'"):
+        record.axes("rnn")
+
+
+def test_places_have_coordinates_in_entries_of_the_input():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.AvgPool2d(2))
+    record = capture(net, torch.zeros(2, 1, 16, 24))
+    data = record.to_xarray()
+    assert record.axes("1") == ("batch", "unit", "height", "width")
+    assert data["1"].dims == ("batch", "1_unit", "1_height", "1_width")
+    assert data["1"].coords["1_height"].values.tolist() == [1, 5, 9, 13] and data["0"].coords["0_width"][1] == 2
+    with pytest.raises(errors.AxesUnknown, match="records of lens"):
+        Record.load(record.save(tempfile.mkdtemp() + "/record")).axes("1")
 
 
 @pytest.mark.parametrize(
