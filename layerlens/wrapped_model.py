@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from .axes.follow import AxisNames
@@ -81,10 +82,14 @@ class WrappedModel:
 
     def with_tokens(self, result: Found, inputs: Inputs | None) -> Found:
         """Return a result, or each of a list, with the texts of its tokens, where they are known."""
-        if self.tokenizer is None or inputs is None:
+        if inputs is None:
             return result
         if isinstance(result, list):
             return [self.with_tokens(one, inputs) for one in result]  # type: ignore[return-value]
+        if isinstance(result, Attribution):
+            result = _with_padding(result, inputs)  # type: ignore[assignment]
+        if self.tokenizer is None:
+            return result
         ids = None
         if isinstance(result, AttentionWeights):
             found = {str(one): one.ids for one in sequences(inputs) if one.ids is not None}
@@ -101,3 +106,26 @@ class WrappedModel:
         if isinstance(self.class_names, (Sequence, Mapping)):
             parts.append(f"{len(self.class_names)} class names")
         return f"Lens({type(self.model).__name__}: {', '.join(parts)})"
+
+
+def _with_padding(result: Attribution, inputs: Inputs) -> Attribution:
+    """Add to the values of tokens which of their places are padding."""
+    used = {
+        name: one.used
+        for one in sequences(inputs)
+        if one.used is not None and not bool(one.used.all())
+        for name in one.names
+    }
+    values = result.values if isinstance(result.values, dict) else {}
+    if isinstance(result.values, torch.Tensor) and result.axes == ("batch", "token"):
+        ids = result.inputs
+        own = [
+            mask for name, mask in used.items() if isinstance(ids, torch.Tensor) and _same(inputs.tensors()[name], ids)
+        ]
+        return dataclasses.replace(result, used=own[0]) if own else result
+    known = {name: used[name] for name, one in values.items() if name in used and one.ndim == 2}
+    return dataclasses.replace(result, used=known) if known else result
+
+
+def _same(x: torch.Tensor, other: torch.Tensor) -> bool:
+    return x.shape == other.shape and bool((x == other).all())

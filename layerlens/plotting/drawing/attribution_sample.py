@@ -112,8 +112,15 @@ def read(
         if "summed over" in attribution.settings:  # after the last word of a sample come empty ones
             count = max((place for place, word in enumerate(tokens, 1) if word), default=len(tokens))
             array, tokens = array[:count], tokens[:count]
-        elif grouped:
-            array, tokens, as_read = _characters(array, tokens, attribution.texts_of(name), sample)
+        else:
+            texts, used = attribution.texts_of(name), attribution.used_of(name)
+            read = None if texts is None else list(texts[sample])
+            if used is not None:  # padding is left out
+                kept = used[sample].nonzero().flatten().tolist()
+                array, tokens = array[kept], tuple(tokens[place] for place in kept)
+                read = None if read is None else [read[place] for place in kept]
+            if grouped:
+                array, tokens, as_read = _characters(array, tokens, read)
     elif form == "series" and axes[-1] == "feature":
         array, axes = array.T, axes[::-1]
     return Sample(
@@ -174,11 +181,9 @@ def _are_ids(inputs: torch.Tensor | None) -> bool:
     return inputs is not None and not inputs.is_floating_point() and inputs.dtype != torch.bool
 
 
-def _characters(
-    values: Array, tokens: tuple[str, ...], texts: list[list[str]] | None, sample: int
-) -> tuple[Array, tuple[str, ...], bool]:
+def _characters(values: Array, tokens: tuple[str, ...], texts: list[str] | None) -> tuple[Array, tuple[str, ...], bool]:
     """Values and texts with the tokens that make up a character as one, and whether these are parts of the text."""
-    read = marked_texts(tokens) if texts is None else texts[sample]
+    read = marked_texts(tokens) if texts is None else texts
     if texts is None and all(text or not token for text, token in zip(read, tokens, strict=True)):
         return values, tokens, False
     groups = character_groups(read)

@@ -48,6 +48,7 @@ class Attribution(Result):
             is one: the source and the answer of an encoder-decoder each have theirs.
         targets: what was scored, sample by sample, where that differs.
         standard_error: standard error of the values, in the same form, if they are a mean over random draws.
+        used: which places hold a token and no padding, in the form of `values`; None where all do, or it is unknown.
         cost: what the method takes for a sample, in forward passes or gradients; empty if unknown.
         texts: what each token adds to the decoded text, in the form of `tokens`, when known: with the space before it,
             and empty for a token that is a part of the character before it.
@@ -67,6 +68,7 @@ class Attribution(Result):
     targets: tuple[str, ...] | None = None
     standard_error: Values | None = None
     cost: str = ""
+    used: Values | None = None
     texts: Tokens | None = None
 
     def target_of(self, sample: int) -> str:
@@ -133,6 +135,10 @@ class Attribution(Result):
             name: name of the input; None where there is one.
         """
         return self.tokens.get(name or "") if isinstance(self.tokens, dict) else self.tokens
+
+    def used_of(self, name: str | None) -> torch.Tensor | None:
+        """Which places of an input hold a token and no padding, `(batch, token)`; None where all do."""
+        return self.used.get(name or "") if isinstance(self.used, dict) else self.used
 
     def texts_of(self, name: str | None = None) -> list[list[str]] | None:
         """What the tokens of an input read, None where it is unknown.
@@ -243,6 +249,7 @@ class Attribution(Result):
             "inputs": others(self.inputs) or None,
             "tokens": others(self.tokens) | tokens if several else tokens[None],
             "texts": others(self.texts) or None,
+            "used": others(self.used) or None,
             "standard_error": None,  # the errors of a sample's tokens are not independent
         }
         return Attribution(**fields)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens import as_target, continuation, contrast, saliency
+from layerlens import Lens, as_target, continuation, contrast, saliency
 from layerlens.errors import InputError, OptionError
+from layerlens.plotting.drawing.attribution_sample import read
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cancel over the features", "ignore:.*guided_backprop.*rectifier")
 
@@ -186,3 +187,15 @@ def test_targets_are_cut_to_the_texts_as_well():
     torch.testing.assert_close(
         ends.score, saliency(model, x, target=continuation(1), method="gradient").score, rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_figure_leaves_padding_out(side):
+    lens, x = Lens(model_of("llama")), batch("llama", side)
+    found = lens.saliency(x, target=(-1, 4), method="feature_ablation")
+    assert torch.equal(found.used, x["attention_mask"] > 0)
+    shown = read(found, 1)
+    used = x["attention_mask"][1] > 0
+    assert shown.tokens == ("8", "28", "3") and shown.values.tolist() == found.tensor[1, used].tolist()
+    assert (found - found).used is not None
+    assert lens.saliency(single(x, 1), target=(-1, 4), method="feature_ablation").used is None
