@@ -32,6 +32,11 @@ class InnerGradients:
         self._watched = False
         self.cuts: list[str] = []
 
+    def take_cuts(self) -> list[str]:
+        """Return `cuts`, and forget them: one warning is enough."""
+        cuts, self.cuts = self.cuts, []
+        return cuts
+
     def run(self, run: Callable[[Mapping[str, torch.Tensor]], T], values: Mapping[str, torch.Tensor]) -> T:
         """Return `run(values)`.
 

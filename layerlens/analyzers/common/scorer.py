@@ -62,6 +62,7 @@ class Scorer:
         padding: where the tokens of a leaf lie, by name, for texts of one length in a padded batch: the values of the
             leaf are then those of its tokens alone.
         interacting: whether samples influence each other, see `apart`; None until it is known.
+        inner: runs the model where it differentiates itself.
 
     Raises:
         InputError: when there is nothing to differentiate.
@@ -92,7 +93,7 @@ class Scorer:
             self.leaves[name] = dataclasses.replace(self.leaves[name], value=padding.take(padding.padded))
         device = next(iter(self.leaves.values())).value.device
         self.rows = torch.arange(self.inputs.batch, device=device)
-        self._resolved, self._inner = False, InnerGradients()
+        self._resolved, self.inner = False, InnerGradients()
         self.interacting: bool | None = None
         if self.target.at is not None:
             followed(model, self.inputs, forward)
@@ -191,7 +192,7 @@ class Scorer:
 
     def _output(self, values: Changed, rows: torch.Tensor | None, then: Edits | None = None) -> Any:
         """Return what the target reads: the output of the model, or of the layer whose unit it is."""
-        return self._inner.run(lambda changed: self._run(*self._changed(changed, rows, then)), values)
+        return self.inner.run(lambda changed: self._run(*self._changed(changed, rows, then)), values)
 
     def _run(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> Any:
         with contextlib.ExitStack() as stack:
@@ -203,11 +204,6 @@ class Scorer:
             with Probe(self.model, layer, graph=True) as record:
                 inputs.run(self.model, self.forward)
         return read_units(self.model, record, call, tensor=self._tensor)
-
-    def cuts(self) -> list[str]:
-        """Return what cut a signal in the first run with gradients; once, since one warning is enough."""
-        cuts, self._inner.cuts = self._inner.cuts, []
-        return cuts
 
     def attribution(self, values: Mapping[str, torch.Tensor], **fields: Any) -> Attribution:
         """Return an `Attribution` of the values by leaf; see `fields`."""
@@ -397,6 +393,6 @@ def gradients(
         )
     pairs = zip(start.items(), slopes, strict=True)
     found = {name: torch.zeros_like(value) if slope is None else slope for (name, value), slope in pairs}
-    if (cuts := scorer.cuts()) and not score.dtype.itemsize < 4:
+    if (cuts := scorer.inner.take_cuts()) and not score.dtype.itemsize < 4:
         warn_of_cut(cuts, lambda moved: scorer(moved, rows), start, found)
     return score.detach(), found
