@@ -56,7 +56,12 @@ def followed(model: nn.Module, inputs: Inputs, forward: Forward | None = None, *
     key = (shapes, forward, hash(tuple(map(id, modules_of(model)))))
     if again or key not in known:
         with borrowed(model, grad=False), layers_called():
-            known[key] = follow(model, inputs, forward, _names.get(model))
+            try:
+                known[key] = follow(model, inputs, forward, _names.get(model))
+            except RuntimeError as error:
+                if "not require grad" not in str(error):
+                    raise
+                known[key] = Followed({}, (), {}, {"autograd.grad": "the model differentiates inside of its forward"})
         _remember(model, known[key])
         while len(known) > _KEPT:
             known.popitem(last=False)
