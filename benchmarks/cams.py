@@ -2,12 +2,12 @@
 
 python -m benchmarks.cams > benchmarks/cams.md
 
-The weights are random, with a fixed seed; the image is noise. `grid` is that of the layer that `grad_cam` chose, with
-the stride and the first position in pixels; `reduction` is the one that timm states for its last stage. `by hand` is
-a hook on the chosen tensor and `torch.autograd.grad`: its layout (channels first or last, how many leading tokens) is
-not taken from layerlens but found by experiment, as the one whose places change where the image changes. `r` is the
-correlation of both maps, and `peaks` how many of nine patches of the image, each replaced in turn, change the tensor
-most where the grid has them. `unknown` counts tensors of layers with an axis that could not be followed. `cost` is
+The weights are random, with a fixed seed (also those that timm sets to zero); the image is noise. `grid` is that of
+the layer that `grad_cam` chose, with the stride and the first position in pixels; `reduction` is the one that timm
+states for its last stage. `by hand` is a hook on the chosen tensor and `torch.autograd.grad`: its layout (channels
+first or last, how many leading tokens) is not taken from layerlens but found by experiment, as the one whose places
+change where the image changes. `r` is the correlation of both maps, and `peaks` how many of nine patches of the
+image, each replaced in turn, X. `unknown` counts tensors of layers with an axis that could not be followed. `cost` is
 the time to follow the axes over a forward pass, in processor time of one thread.
 """
 
@@ -125,6 +125,9 @@ def row_of(name: str) -> tuple[str, str]:
         model = timm.create_model(name, num_classes=5, **options).eval().requires_grad_(False)
     except TypeError:  # a model of any size
         model = timm.create_model(name, num_classes=5).eval().requires_grad_(False)
+    for weight in model.parameters():
+        if weight.ndim > 1 and not weight.any():
+            weight.normal_(std=0.02)
     size = SIZES.get(name) or model.pretrained_cfg["input_size"][-1]
     x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     result = grad_cam(model, x, target=TARGET, relu=False)
@@ -168,6 +171,7 @@ def by_experiment(
     best, most, maps = "", -1, change
     for name, layout in layouts((1, *change.shape[1:])).items():
         found = laid(change, layout).sum(dim=1)
+        found = found / found.mean(dim=0).clamp_min(1e-30)  # some places change more than others, whatever is replaced
         side = layout[2]
         even = [(np.arange(side) + 0.5) * x.shape[2] / side] * 2
         count = peaks(found, even, x.shape[2], 1.5 * max(x.shape[2] / side, x.shape[2] / 12))
