@@ -247,13 +247,11 @@ def named(axes: Axes) -> tuple[str, ...]:
 
 def plain_names(axes: Axes) -> tuple[str, ...] | None:
     """Return one name an axis, `"batch"` for samples and `"unit"` for units; None if an axis is unknown."""
-    found = []
-    for axis, name in zip(axes, named(axes), strict=True):
-        kind = role(axis)
-        if kind == "unknown":
-            return None
-        found.append(kind if kind in ("batch", "unit") else name)
-    return tuple(found)
+    kinds = roles(axes)
+    if "unknown" in kinds:
+        return None
+    alone = [kind for kind in ("batch", "unit") if kinds.count(kind) == 1]
+    return tuple(kind if kind in alone else name for kind, name in zip(kinds, named(axes), strict=True))
 
 
 def described(axes: Axes | None) -> str:

@@ -176,7 +176,7 @@ def check(case: Case, name: str) -> None:
             rtol=1e-6,
             atol=1e-8 * max(1.0, scale),
             equal_nan=True,
-            msg=lambda text, part=part: f"{part}: {text}",
+            msg=f"{part} differs",
         )
 
 

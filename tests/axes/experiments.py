@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -261,7 +261,9 @@ class _Moves:
             summed = torch.zeros(len(values), dtype=torch.float64).index_add_(0, which.flatten(), found)
             self.energies[key, number].append(summed / torch.bincount(which.flatten(), minlength=len(values)))
 
-    def verdicts(self, changed: list[float], extent: float, *, exact: bool) -> Iterator[tuple[Key, bool | None, str]]:
+    def verdicts(
+        self, changed: Sequence[float], extent: float, *, exact: bool
+    ) -> Iterator[tuple[Key, bool | None, str]]:
         """Yield what the runs say about each tensor."""
         for (key, number), energies in self.energies.items():
             if len(energies) == len(changed):
@@ -270,7 +272,12 @@ class _Moves:
 
 
 def _verdict(
-    values: torch.Tensor, energies: list[torch.Tensor], changed: list[float], extent: float, exact: bool, scale: float
+    values: torch.Tensor,
+    energies: list[torch.Tensor],
+    changed: Sequence[float],
+    extent: float,
+    exact: bool,
+    scale: float,
 ) -> tuple[bool | None, str]:
     """Compare where entries moved most with where something was changed."""
     inside = torch.isfinite(values)
@@ -390,7 +397,8 @@ def _units(
     step = max(1, math.ceil(len(tried) / most))
     for module, _, source in itertools.islice(tried, 0, None, step):
         moves, which = _Moves(axes, base, source), _ROWS[type(module).__name__]
-        weight, changed = module.weight, [source.size // 5, source.size // 2, source.size - 2]
+        weight = module.get_parameter("weight")
+        changed = [source.size // 5, source.size // 2, source.size - 2]
         for unit in changed:
             before = weight.detach().clone()
             with torch.no_grad():

@@ -65,7 +65,8 @@ class OwnRecurrence(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         state, cell = x.new_zeros(len(x), 7), (x.new_zeros(len(x), 6), x.new_zeros(len(x), 6))
-        forwards, backwards = [], []
+        forwards: list[torch.Tensor] = []
+        backwards: list[torch.Tensor] = []
         for step in range(x.shape[1]):
             state = self.cell(x[:, step], state)
             forwards.append(state)
@@ -206,7 +207,7 @@ class Spectrogram(nn.Module):
         self.register_buffer("window", torch.hann_window(32))
 
     def forward(self, wave: torch.Tensor) -> torch.Tensor:
-        frames = torch.stft(wave, 32, 16, window=self.window, return_complex=True).abs()
+        frames = torch.stft(wave, 32, 16, window=self.get_buffer("window"), return_complex=True).abs()
         return self.head(self.conv(frames).transpose(1, 2))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -34,9 +37,9 @@ TORCHVISION = {
 
 def timm_model(name: str) -> tuple[nn.Module, torch.Tensor]:
     """Return a model of timm and two pictures; small ones that are not square, where it takes them."""
-    import timm
+    timm = importlib.import_module("timm")
 
-    tried = ({}, (64, 96)), ({"img_size": (64, 96)}, (64, 96)), ({"img_size": (64, 128)}, (64, 128)), ({}, None)
+    tried: Any = ({}, (64, 96)), ({"img_size": (64, 96)}, (64, 96)), ({"img_size": (64, 128)}, (64, 128)), ({}, None)
     for options, sides in tried:
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -53,12 +56,12 @@ def timm_model(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 def torchvision_model(name: str) -> tuple[nn.Module, torch.Tensor]:
     """Return a model of torchvision and two samples."""
-    import torchvision
+    torchvision = importlib.import_module("torchvision")
 
     room, _, builder = name.rpartition(".")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         place = getattr(torchvision.models, room) if room else torchvision.models
-        options = {"weights_backbone": None} if room == "segmentation" else {}
+        options: dict[str, Any] = {"weights_backbone": None} if room == "segmentation" else {}
         options |= {"init_weights": True, "aux_logits": False} if builder == "googlenet" else {}
         return perturb(getattr(place, builder)(weights=None, **options)).eval(), normal(2, *TORCHVISION[name])

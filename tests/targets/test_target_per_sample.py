@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from layerlens import Lens, as_target, continuation, contrast, neuron, probability
-from layerlens.analyzers.saliency import saliency
+from layerlens.analyzers.saliency import methods, saliency
 from layerlens.errors import TargetError
 from tests.cases import CASES
 
@@ -107,7 +107,7 @@ def test_every_spelling(spelling, side):
     assert len(found.targets) == 3 and len(set(found.targets)) == 3
 
 
-METHODS = [name for name in saliency.methods() if name not in {
+METHODS = [name for name in methods() if name not in {
     "blur_ig", "cam", "extremal_mask", "internal_influence", "layer_conductance", "permutation", "xrai"
 }]  # fmt: skip
 

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_shapes import Seen, axes_of_tensor, call_index, one_match, seen, watch
+from layerlens.analyzers.common.calls.call_shapes import call_index, one_match
 from layerlens.analyzers.common.calls.used_tensors import one_tensor, tensors_read
+from layerlens.axes.follow import Followed
+from layerlens.axes.followed import followed
 from layerlens.axes.names import Axes
 from layerlens.errors import OptionError, RecordError
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
@@ -55,16 +57,17 @@ def activation_maps(
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
         >>> maps = activation_maps(net, torch.zeros(2, 1, 8, 8), "1", units=[0, 3])
         >>> maps.values.shape, maps.axes
-        (torch.Size([2, 2, 6, 6]), ('batch', 'channel', 'height', 'width'))
+        (torch.Size([2, 2, 6, 6]), ('batch', 'unit', 'height', 'width'))
     """
     matches, inputs = one_match(model, layer, calls=False), as_inputs(x)
     (path,) = matches
-    with borrowed(model, grad=False), watch(model) as shapes, Probe(model, matches) as record:
+    known = followed(model, inputs, forward)
+    with borrowed(model, grad=False), Probe(model, matches) as record:
         inputs.run(model, forward)
     calls = record.calls(path)
     chosen = calls[call_index(path, len(calls), call)]
     name, output = one_tensor(model, inputs, forward, chosen) or ("", None)
-    maps = _maps(model, chosen, name, output, seen(model, shapes), units, shown_input(inputs))
+    maps = _maps(chosen, name, output, known, units, shown_input(inputs))
     return maps if matches.tensors[path] else dataclasses.replace(maps, layer=path)
 
 
@@ -100,34 +103,39 @@ def layer_maps(
     """
     inputs = as_inputs(x)
     matches = Layers(model).select(layers, calls=True, tensors=True)
-    with borrowed(model, grad=False), watch(model) as shapes, Probe(model, matches) as record:
+    known = followed(model, inputs, forward)
+    with borrowed(model, grad=False), Probe(model, matches) as record:
         inputs.run(model, forward)
     if not record.order:
         raise RecordError(f"none of the {len(matches)} layers ran: the run took another route.")
-    known, shown = seen(model, shapes), shown_input(inputs)
+    shown = shown_input(inputs)
     read = tensors_read(model, inputs, forward, record.order)
-    return [_maps(model, call, name, output, known, units, shown) for call, name, output in read]
+    return [_maps(call, name, output, known, units, shown) for call, name, output in read]
 
 
 def _maps(
-    model: nn.Module,
     recorded: Call,
     name: str,
     output: torch.Tensor | None,
-    known: Sequence[Seen],
+    known: Followed,
     units: int | Sequence[int] | None,
     shown: torch.Tensor | None,
 ) -> ActivationMaps:
     """Return the maps of one tensor of a recorded call.
 
     Raises:
-        RecordError: when it returned no tensor with known units.
+        RecordError: when it returned no tensor with units.
+        AxesUnknown: when its axes are not known.
     """
     path = recorded.layer
-    form = next(one for one in known if (one.path, one.index) == (path, recorded.index))
-    axes = None if output is None else axes_of_tensor(Layers(model)[path], form, name, output)
-    if output is None or axes is None or not output.ndim:
-        raise RecordError(f"layer {path!r} returned {describe(recorded.output)}, whose units are unknown.")
+    if output is None or not output.ndim:
+        raise RecordError(f"layer {path!r} returned {describe(recorded.output)}, which has no units.")
+    site = known.site(path, recorded.index)
+    only_one = len(site.outputs) == 1
+    axes = site.names(next(iter(site.outputs)) if only_one else name, output)
+    if axes is None:
+        site.axes(next(iter(site.outputs)) if only_one else name)
+        raise RecordError(f"layer {path!r} returned {describe(output)}, and other axes when they were followed.")
     values, axes = units_second(output, axes)
     kept = chosen_units(path, values.shape[1], units)
     if units is not None:
@@ -143,12 +151,12 @@ def shown_input(inputs: Inputs) -> torch.Tensor | None:
 
 
 def units_second(output: torch.Tensor, axes: Axes) -> tuple[torch.Tensor, Axes]:
-    """Move the batch to axis 0 and the units (channel or feature) to axis 1; a missing one gets length 1."""
+    """Move the batch to axis 0 and the units to axis 1; a missing one gets length 1."""
     if "batch" not in axes:
         output, axes = output.unsqueeze(0), ("batch", *axes)
-    if not {"channel", "feature"} & set(axes):
-        output, axes = output.unsqueeze(-1), (*axes, "feature")
-    unit = "channel" if "channel" in axes else "feature"
+    unit = next((name for name in axes if "unit" in name.split("*")), "unit")
+    if unit not in axes:
+        output, axes = output.unsqueeze(-1), (*axes, unit)
     order = ("batch", unit, *(name for name in axes if name not in ("batch", unit)))
     return output.permute([axes.index(name) for name in order]), order
 

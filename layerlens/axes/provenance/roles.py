@@ -56,7 +56,10 @@ def name_sources(
 
 
 def _find_batch(inputs: Mapping[str, list[Source]]) -> None:
-    """Find out whether the model steps along the first axis, or attends along it: then samples lie along the second."""
+    """Find out whether the model steps along the first axis, or attends along it: then samples lie along the second.
+
+    Where the second is the last, and summed over, there are no samples.
+    """
     first = next((series[0] for series in inputs.values() if series and series[0].name == "batch"), None)
     if first is None or not {"stepped", "attended"} & set(first.roles):
         return
@@ -65,6 +68,8 @@ def _find_batch(inputs: Mapping[str, list[Source]]) -> None:
         first.name, first.role, first.origin = "", "place", (next(iter(inputs)), 0)
         for source in second:
             source.name = "batch"
+    elif all(len(series) == 2 and "contracted" in series[1].roles for series in inputs.values()):
+        first.name, first.role, first.origin = "", "place", (next(iter(inputs)), 0)
 
 
 def _by_roles(sources: list[Source]) -> None:

@@ -11,15 +11,15 @@ from tests.cases import CASES, normal
 @pytest.mark.parametrize(
     ("name", "layer", "axes"),
     [
-        ("cnn", "conv1", ("batch", "channel", "height", "width")),
-        ("cnn", "fc", ("batch", "feature")),
-        ("mlp", "1", ("batch", "feature")),
-        ("hf_vit", "vit.layers.0", ("batch", "feature", "token")),
-        ("hf_bert", "bert.encoder.layer.1.output", ("batch", "feature", "token")),
-        ("lstm", "rnn", ("batch", "feature", "time")),
-        ("encoder", "encoder.layers.0.linear1", ("batch", "feature", "token")),
-        ("hf_resnet", "resnet.encoder", ("batch", "channel", "height", "width")),
-        ("hf_gpt2", "", ("batch", "feature", "token")),
+        ("cnn", "conv1", ("batch", "unit", "height", "width")),
+        ("cnn", "fc", ("batch", "unit")),
+        ("mlp", "1", ("batch", "unit")),
+        ("hf_vit", "vit.layers.0", ("batch", "unit", "1+height*width")),
+        ("hf_bert", "bert.encoder.layer.1.output", ("batch", "unit", "token")),
+        ("lstm", "rnn", ("batch", "unit", "time")),
+        ("encoder", "encoder.layers.0.linear1", ("batch", "unit", "token")),
+        ("hf_resnet", "resnet.encoder", ("batch", "unit", "height", "width")),
+        ("hf_gpt2", "", ("batch", "unit", "token")),
     ],
 )
 def test_units_come_second(name, layer, axes):
@@ -27,7 +27,7 @@ def test_units_come_second(name, layer, axes):
     maps = activation_maps(case.build(), case.example(), layer)
     call = capture(case.build(), case.example(), lambda path, module: path == layer, keep="clone").calls(layer)[0]
     raw = next(t for t in torch.utils._pytree.tree_leaves(call.output) if isinstance(t, torch.Tensor))
-    expected = raw.movedim(-1, 1) if axes[1] == "feature" else raw
+    expected = raw if axes[2:] == ("height", "width") else raw.movedim(-1, 1)
     assert torch.equal(maps.values, expected)
     assert maps.axes == axes and maps.layer == layer and maps.units == tuple(range(expected.shape[1]))
 
@@ -45,9 +45,9 @@ def test_a_layer_without_axes_has_those_of_its_neighbours():
     model, x = Series().eval(), normal(3, 2, 9)
     for layer in ("block", "block.1"):
         maps = activation_maps(model, x, layer)
-        assert maps.axes == ("batch", "channel", "length") and maps.values.shape == (3, 5, 7)
+        assert maps.axes == ("batch", "unit", "time") and maps.values.shape == (3, 5, 7)
     maps = activation_maps(model, x, "rnn")  # time first
-    assert maps.axes == ("batch", "feature", "time") and maps.values.shape == (3, 4, 7)
+    assert maps.axes == ("batch", "unit", "time") and maps.values.shape == (3, 4, 7)
     with torch.no_grad():
         expected = model.rnn(model.block(x).permute(2, 0, 1))[0].permute(1, 2, 0)
     torch.testing.assert_close(maps.values, expected)
@@ -64,7 +64,7 @@ def test_channels_last():
 
     for layer in ("norm", "drop"):
         maps = activation_maps(Last(), normal(2, 6, 3, 4), layer)
-        assert maps.values.shape == (2, 6, 3, 4) and maps.axes == ("batch", "feature", "height", "width")
+        assert maps.values.shape == (2, 6, 3, 4) and maps.axes == ("batch", "unit", "height", "width")
 
 
 def test_a_score_per_sample_and_an_unbatched_sequence():
@@ -74,7 +74,7 @@ def test_a_score_per_sample_and_an_unbatched_sequence():
 
     assert activation_maps(Flat(), normal(2, 3), "").values.shape == (2, 1)
     maps = activation_maps(nn.Sequential(nn.GRU(3, 4)), normal(5, 3), "0/output")
-    assert maps.axes == ("batch", "feature", "time") and maps.values.shape == (1, 4, 5)
+    assert maps.axes == ("batch", "unit", "time") and maps.values.shape == (1, 4, 5)
 
 
 def test_units_are_picked():

@@ -37,7 +37,7 @@ CUTS = {
     "tolist()": lambda h: torch.tensor(h.tolist()) * 2,
     "item()": lambda h: h[0, 0].item(),
     "item(), in a tensor": lambda h: torch.ones(4) * h.sum().item(),
-    "__dlpack__()": lambda h: torch.from_dlpack(h.detach()),
+    "__dlpack__()": lambda h: torch.utils.dlpack.from_dlpack(h.detach()),
 }
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from layerlens import Lens, as_target, continuation, contrast, saliency
+from layerlens.analyzers.saliency import methods
 from layerlens.errors import InputError, OptionError
 from layerlens.plotting.drawing.attribution_sample import read
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*cancel over the features", "ig
 
 TEXTS = [[5, 9, 2, 31, 17, 6], [8, 28, 3], [4, 9, 11, 30], [12, 3, 20]]
 SIDES = {"left": "llll", "right": "rrrr", "both": "rlrl"}
-METHODS = sorted(saliency.methods())
+METHODS = sorted(methods())
 NOT_FOR_TEXT = {
     "blur_ig", "cam", "extremal_mask", "internal_influence", "layer_conductance", "permutation", "xrai", "finer_cam"
 }  # fmt: skip

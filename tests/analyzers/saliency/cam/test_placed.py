@@ -167,7 +167,8 @@ class Two(nn.Module):
 def only_content(shape, *slices):
     generator = torch.Generator().manual_seed(1)
     x = torch.zeros(shape)
-    part = x[(slice(None), *slices)]
+    where = (slice(None), *slices)
+    part = x[where]
     part.copy_(3 * torch.randn(part.shape, generator=generator))
     return x
 
