@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import types
+import typing
 from pathlib import Path
 
 import layerlens
@@ -16,7 +18,7 @@ GROUPS = {
         "What layers returned, in which order they ran, and what happens when they return something else.",
         """
         capture run functions Probe FunctionProbe Record Call Layers select layers route compare_routes
-        borrowed edits
+        name_axes borrowed edits
         """,
     ),
     "targets": (
@@ -54,7 +56,7 @@ GROUPS = {
     "faithfulness": (
         "Faithfulness",
         "Whether a map is true of the model.",
-        "evaluate cascading_randomization faithfulness",
+        "evaluate cascading_randomization faithfulness check check_gradient",
     ),
     "groups": (
         "Groups and errors",
@@ -72,8 +74,8 @@ GROUPS = {
         """
         load results ActivationMaps AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
         FeatureVisualization GroupComparison GroupEffects LatentTraversal LayerHealth LayerProfile LayerTable
-        Leaderboard Ledger LogitLens Matrix MethodTable Ranking ReceptiveField RecurrentStates Relevance Routes
-        TopInputs TrainingHistory UnitStatistics
+        Leaderboard Ledger LogitLens Matrix MethodTable ModelChecks Ranking ReceptiveField RecurrentStates Relevance
+        Routes TopInputs TrainingHistory UnitStatistics
         """,
     ),
     "plotting": ("Figures", "Functions of results that return a `Plot`.", "plotting"),
@@ -143,7 +145,7 @@ def entry(path: str, value: object) -> str:
         return directive("autofunction", path)
     if isinstance(value, dict):
         return f"### `{path}`\n\nA table by name: {', '.join(f'`{name}`' for name in value)}.\n"
-    if isinstance(value, str):  # a type alias
+    if isinstance(value, (str, types.UnionType)) or typing.get_origin(value) is typing.Union:  # a type alias
         return f"### `{path}`\n\nThe type `{value}`.\n"
     raise TypeError(f"docs/site/api.py: {path} is a {type(value).__name__}; say how it is shown.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import weakref
 
 import torch
@@ -80,7 +81,9 @@ def _axis(module: nn.Module, output: torch.Tensor, name: str, wanted: str) -> in
     if axes is None:
         raise AxesUnknown(f"{what} are not known; lens.layers(x) shows them. Name them: Lens(model, axes=...).")
     found = [place for place, axis in enumerate(axes) if axis == wanted]
-    found = found or [place for place, axis in enumerate(axes) if wanted in axis.split("*")]
+    found = found or [place for place, axis in enumerate(axes) if wanted in re.split(r"[*+()]", axis)]
+    if not found and wanted == "batch":  # it does not depend on the input
+        return None
     if len(found) != 1:
         listed = ", ".join(axes)
         raise AxesUnknown(f"{what} are ({listed}): not one is a {wanted} axis. Name them: Lens(model, axes=...).")

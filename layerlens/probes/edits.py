@@ -183,6 +183,7 @@ def scale(factor: float, **part: Any) -> Change:
         part: as in `Part`: `samples`, `units`, `positions`, `heads`, `mask`.
 
     Example:
+        >>> from torch import nn
         >>> from layerlens import Lens
         >>> lens = Lens(nn.Sequential(nn.Identity(), nn.Flatten()))
         >>> lens.run(torch.ones(1, 3), edits={"0": scale(2.0, units=[0, 2])})

@@ -200,7 +200,7 @@ def of_heads(model, x, target):
     try:
         return layerlens.ablate(model, x, by="head", target=target)
     except LayerLensError as error:
-        if "no attention with a number of heads" not in str(error):
+        if "no attention with an output projection" not in str(error):
             raise
         return layerlens.capture(model, x)
 

@@ -52,9 +52,10 @@ def shuffled_parameters(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
     need_weights(model, "the null, a model with its weights in random order,")
     generator = torch.Generator().manual_seed(seed)
     parameters = {}
-    for name, parameter in model.named_parameters():
-        order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-        parameters[name] = parameter.detach().flatten()[order].reshape(parameter.shape)
+    with torch.inference_mode(False):  # so that autograd can use the copies
+        for name, parameter in model.named_parameters():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameters[name] = parameter.detach().flatten()[order].reshape(parameter.shape)
     return parameters
 
 

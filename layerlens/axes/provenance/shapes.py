@@ -150,7 +150,7 @@ def cat(operation: Operation) -> Found:
     found = []
     for axis in range(len(known[0])):
         here = [axes[axis] for axes in known]
-        found.append(joined(here) if axis == place else best(here))
+        found.append(joined([one for one in here if one.size]) if axis == place else best(here))
     return tuple(found)
 
 

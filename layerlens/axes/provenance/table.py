@@ -131,7 +131,7 @@ class Operation:
 
 def constant(sizes: Sequence[int]) -> Axes:
     """Return the axes of a tensor that does not depend on the input."""
-    return tuple(new("extra", size) if size > 1 else Axis() for size in sizes)
+    return tuple(Axis() if size == 1 else new("extra", size) for size in sizes)
 
 
 def broadcast(operation: Operation, tensors: Sequence[torch.Tensor], shape: Sequence[int]) -> Axes:

@@ -299,7 +299,7 @@ def test_half_precision_and_the_lens():
     model = CASES["cnn"].build().bfloat16()
     made = feature_visualization(model, 0, CASES["cnn"].example().shape[1:], steps=2)
     assert made.images.dtype == torch.float32 and bool(torch.isfinite(made.score).all())
-    lens = layerlens.Lens(CASES["cnn"].build(), class_names=["cat", "dog", "bird"])
+    lens = layerlens.Lens(CASES["cnn"].build(), class_names=["cat", "dog", "bird", "fish"])
     assert lens.feature_visualization(["dog", 0], CASES["cnn"].example().shape[1:], steps=2).targets == ("dog", "cat")
 
 

@@ -71,7 +71,7 @@ def test_a_contrast_with_all_others_is_its_class_less_the_mean_of_the_rest():
     assert contrast((-1, 0))(by_token).tolist() == pytest.approx([3 - 2, 0 - 5 / 3])
     with pytest.raises(errors.TargetError, match="two classes or more"):
         contrast(0)(logits[:, :1])
-    with pytest.raises(errors.TargetError, match="2 class"):
+    with pytest.raises(errors.TargetError, match="a list of 2 for a batch of 1"):
         contrast([1, 2])(logits[:1])
 
 

@@ -164,7 +164,8 @@ def test_at_a_layer(method, kind):
         return
     record = layerlens.capture(KINDS[kind][0](), x, layer)
     output = record[layer][0] if isinstance(record[layer], tuple) else record[layer]
-    assert found.values.shape == output.shape and found.settings["where"] == layer and found.values.isfinite().all()
+    assert found.values.shape == output.shape and found.values.isfinite().all()
+    assert found.settings["where"].partition("/")[0] == layer  # of several tensors the one that is read
 
 
 @pytest.mark.parametrize("method", known_methods().values(), ids=lambda method: method.name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import CheckpointError
 
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
@@ -113,7 +115,8 @@ def used_tensors(
         ends = [tensor.sum() for _, tensor in named_tensors(output) if tensor.requires_grad and not tensor.is_complex()]
         slopes: tuple[Any, ...] = (None,) * len(copies)
         if copies and ends:
-            slopes = torch.autograd.grad(ends, copies, allow_unused=True)
+            with contextlib.suppress(CheckpointError):  # a checkpointed block saw a copy only once
+                slopes = torch.autograd.grad(ends, copies, allow_unused=True)
     read = iter([slope is not None for slope in slopes])
     used = {call: [name for name in by_name if next(read)] for call, by_name in marks.items()}
     return {call: names or list(marks[call]) for call, names in used.items()}

@@ -129,5 +129,5 @@ def test_a_model_that_spoils_its_own_backward_pass_is_named():
 
 def test_a_list_of_classes_must_fit_the_batch():
     for classes in ([0, 1, 2, 3], [0]):
-        with pytest.raises(TargetError, match=r"class\(es\) for a batch of 2"):
+        with pytest.raises(TargetError, match=r"a list of \d for a batch of 2"):
             gradient(nn.Linear(3, 4), torch.ones(2, 3), target=classes)
