@@ -53,7 +53,7 @@ class Record(Mapping[LayerPath, Any]):
         self.unedited: tuple[str, ...] = ()
         self.parts: tuple[LayerPath, ...] = ()
         self.aliases = dict(aliases or {})
-        self.follow: Callable[[], Followed | None] | None = None
+        self.follow: Callable[[], Followed] | None = None
         self._by_layer: dict[LayerPath, list[Call]] = {path: [] for path in selected}
         self._sequence: list[Call] = []
         self.pending: list[PendingCall] = []
@@ -119,10 +119,9 @@ class Record(Mapping[LayerPath, Any]):
             SelectionError: when the layer returned several tensors and none was named.
         """
         path, tensor = split_tensor(layer, self._calls.keys() | self.aliases.keys())
-        known = None if self.follow is None else self.follow()
-        if known is None:
-            raise AxesUnknown("axes are followed for records of lens.capture(x), while the model is there.")
-        outputs = known.site(self.aliases.get(path, path), call).outputs
+        if self.follow is None:
+            raise AxesUnknown("axes are followed for records of lens.capture(x), not for those of a probe or a file.")
+        outputs = self.follow().site(self.aliases.get(path, path), call).outputs
         return named(outputs[tensor] if tensor in outputs else only(ByTensor(outputs), path, "which have axes each")[1])
 
     def __getitem__(self, layer: LayerPath) -> Any:

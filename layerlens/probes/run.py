@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from layerlens.axes.follow import Followed
 from layerlens.axes.followed import followed
 from layerlens.errors import AxesUnknown, OptionError, TargetError, choose
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
@@ -83,24 +81,13 @@ def capture(
         return record
 
     record = run()
-    record.follow = _follower(model, given, forward)
+    record.follow = functools.partial(followed, model, given, forward)
     lost: dict[LayerPath, Keep] = {call.layer: "clone" for call in record.order if call.overwritten}
     if keep == "auto" and lost:
         policy = lost
         record = run()
-        record.follow = _follower(model, given, forward)
+        record.follow = functools.partial(followed, model, given, forward)
     return record
-
-
-def _follower(model: nn.Module, inputs: Inputs, forward: Forward | None) -> Callable[[], Followed | None]:
-    """Return a function that follows the axes of a run when they are asked for; None once the model is gone."""
-    reference = weakref.ref(model)
-
-    def follow() -> Followed | None:
-        alive = reference()
-        return None if alive is None else followed(alive, inputs, forward)
-
-    return follow
 
 
 @public

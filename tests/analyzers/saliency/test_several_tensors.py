@@ -91,7 +91,7 @@ def test_maps_of_each_tensor():
     by_state, by_output = pair()
     x = series()
     state, output = (activation_maps(model, x, "rnn") for model in (by_state, by_output))
-    assert state.axes == ("batch", "feature", "layer") and output.axes == ("batch", "feature", "time")
+    assert state.axes == ("batch", "unit", "layer") and output.axes == ("batch", "unit", "time")
     torch.testing.assert_close(state.values[..., -1], output.values[..., -1])
     assert activation_maps(by_state, x, "rnn/c_n").layer == "rnn/c_n"
     model = two_heads("model output")
