@@ -146,7 +146,7 @@ def test_statistics_as_a_table():
 
 def test_a_dataset_with_named_axes():
     data = capture(cnn(), digits_like()).to_xarray()
-    assert data["0"].dims == ("batch", "0_channel", "0_height", "0_width") and data.sizes["batch"] == 6
+    assert data["0"].dims == ("batch", "0_unit", "0_height", "0_width") and data.sizes["batch"] == 6
     assert data["4"].attrs["type"] == "Linear"
 
 
