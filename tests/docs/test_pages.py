@@ -7,7 +7,11 @@ import pytest
 
 from tests.test_extend import registries  # noqa: F401 - a page may add a method or a figure
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
+ROUNDING = "ignore:.*the ledger does not close, its residual is .*e-05 of"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", ROUNDING),
+]
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 NUMBER = re.compile(r"[-+]?\d+\.\d+")
