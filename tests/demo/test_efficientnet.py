@@ -48,7 +48,7 @@ def test_grad_cam_lies_on_the_cup(lens):
     cam = cam.reshape(*cam.shape[-2:])
     height, width = cam.shape
     inside = cam[: height // 2, width // 4 : 3 * width // 4].sum() / cam.sum()
-    # its share of the area is 0.25; the 7 x 7 places are every 32 pixels from 0, where the padded convolutions center them
+    # its share of the area is 0.25; the 7 x 7 places are every 32 pixels from 0, where padded windows are centered
     assert float(inside) > 0.45
 
 
