@@ -54,7 +54,9 @@ def followed(model: nn.Module, inputs: Inputs, forward: Forward | None = None, *
     known = _followed.setdefault(model, OrderedDict())
     shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in inputs.tensors().items())
     key = (shapes, forward, hash(tuple(map(id, modules_of(model)))))
-    if again or key not in known:
+    new = again or key not in known
+    latest = next(reversed(known), None)
+    if new:
         with borrowed(model, grad=False), layers_called():
             try:
                 known[key] = follow(model, inputs, forward, _names.get(model))
@@ -62,10 +64,11 @@ def followed(model: nn.Module, inputs: Inputs, forward: Forward | None = None, *
                 if "not require grad" not in str(error):
                     raise
                 known[key] = Followed({}, (), {}, {"autograd.grad": "the model differentiates inside of its forward"})
+    if new or key != latest:  # the layers know the axes of the latest run, also if it was followed before
         _remember(model, known[key])
-        while len(known) > _KEPT:
-            known.popitem(last=False)
     known.move_to_end(key)
+    while len(known) > _KEPT:
+        known.popitem(last=False)
     return known[key]
 
 

@@ -231,17 +231,23 @@ class MadeEdits:
 
 
 def _own_heads(known: Followed, path: LayerPath, tensors: Names) -> int | None:
-    """The number of heads that lie in what a layer returned; None if none do."""
+    """The number of heads that lie in what a layer returned; None if none do.
+
+    Raises:
+        OptionError: when its tensors have different numbers of heads.
+    """
+    counts: set[int] = set()
     for name, axes in known.site(path).outputs.items():
-        if tensors is not None and name not in tensors:
-            continue
-        for axis in axes:
+        for axis in axes if tensors is None or name in tensors else ():
             found = heads_of(axis)
             if role(axis) == "head":
-                return axis.size
-            if found is not None and role(axis) == "unit":
-                return found.count
-    return None
+                counts.add(axis.size)
+            elif found is not None and role(axis) == "unit":
+                counts.add(found.count)
+    if len(counts) > 1:
+        numbers = " and ".join(map(str, sorted(counts)))
+        raise OptionError(f"layer {path!r} returned tensors with {numbers} heads: name one of its tensors.")
+    return next(iter(counts), None)
 
 
 def _attention(path: LayerPath, sites: Sequence[HeadSite]) -> HeadSite:

@@ -115,7 +115,7 @@ def used_tensors(
         ends = [tensor.sum() for _, tensor in named_tensors(output) if tensor.requires_grad and not tensor.is_complex()]
         slopes: tuple[Any, ...] = (None,) * len(copies)
         if copies and ends:
-            with contextlib.suppress(CheckpointError):  # a checkpointed block saw a copy only once
+            with contextlib.suppress(CheckpointError):  # recomputed without the weights that forward= exchanged
                 slopes = torch.autograd.grad(ends, copies, allow_unused=True)
     read = iter([slope is not None for slope in slopes])
     used = {call: [name for name in by_name if next(read)] for call, by_name in marks.items()}
