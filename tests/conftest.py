@@ -21,6 +21,17 @@ def no_hooks_left(monkeypatch):
     assert not torch.nn.modules.module._global_forward_hooks
 
 
+@pytest.fixture(autouse=True)
+def trained_models_are_slow(request, monkeypatch):
+    """A fast test that reads trained weights fails here, not only where requirements-models.txt is not installed."""
+    if request.node.get_closest_marker("slow") is None:
+
+        def refused(package, name):
+            pytest.fail(f"{request.node.nodeid} reads {name} of {package}: mark it slow")
+
+        monkeypatch.setattr("tests.real_models.file_of", refused)
+
+
 @pytest.fixture
 def hooks_of():
     """How many hooks of any kind stand on the modules of a model."""

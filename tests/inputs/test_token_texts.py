@@ -71,8 +71,9 @@ def tokenizer_of(kind):
     return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
 
 
+TRAINED = pytest.param("SmolLM2", marks=pytest.mark.slow)
 KINDS = [
-    "byte-level BPE", "SentencePiece BPE with bytes", "SentencePiece Unigram", "WordPiece", "end of word", "SmolLM2",
+    "byte-level BPE", "SentencePiece BPE with bytes", "SentencePiece Unigram", "WordPiece", "end of word", TRAINED,
 ]  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def test_decoding_is_as_good_where_only_ids_are_known(kind, text):
         assert words_of(names, read) == text.split() == expected.split()
 
 
-@pytest.mark.parametrize("kind", ["byte-level BPE", "SentencePiece BPE with bytes", "SmolLM2"])
+@pytest.mark.parametrize("kind", ["byte-level BPE", "SentencePiece BPE with bytes", TRAINED])
 @pytest.mark.parametrize("text", TEXTS)
 def test_names_alone_say_it_for_bytes(kind, text):
     from layerlens.results.maps.token_spans import join
@@ -137,6 +138,7 @@ def test_tokens_that_are_bytes_or_letters(kind, text):
     assert all(len(read[start]) for start, _ in character_groups(read))
 
 
+@pytest.mark.slow
 def test_sentences_for_a_trained_encoder():
     own = minilm()[1]
     for text, expected in (
@@ -151,6 +153,7 @@ def test_sentences_for_a_trained_encoder():
         assert words_of(names_of(own, encoding), read) == expected
 
 
+@pytest.mark.slow
 def test_special_tokens_have_their_names_and_padding_does_too():
     own = smollm2()[1]
     ids = torch.tensor([own.encode("<|im_start|>user\nhi 北<|im_end|>")])
@@ -161,6 +164,7 @@ def test_special_tokens_have_their_names_and_padding_does_too():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_character_is_never_cut():
     own = smollm2()[1]
     for text in TEXTS:
@@ -184,6 +188,7 @@ def test_a_token_that_holds_the_end_of_one_character_and_another():
     assert texts_by_offsets("北京a", ["x", "y", "a"], [(0, 1), (0, 2), (2, 3)]) == ["北京", "", "a"]
 
 
+@pytest.mark.slow
 class TestResults:
     """Results of texts and of ids, from a model to its figures."""
 
