@@ -121,7 +121,8 @@ class Change:
 
         Raises:
             OptionError: when the change or its part does not fit the output.
-            SelectionError: when there is no tensor of a name, or the part does not fit each tensor of several.
+            SelectionError: when the layer returned no tensor of that name, or several tensors of which the part does
+                not fit every one.
         """
         owner = None if site.arguments else site.module
         found = changeable(owner, output, site.tensors, site.path)

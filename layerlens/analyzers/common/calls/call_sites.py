@@ -188,10 +188,9 @@ def _named(
 ) -> Site:
     """The site with the names of its tensors, and which of them the model reads, or are asked for."""
     wanted = selected.tensors[site.path]
-    if wanted is not None and len(positions) == 1:
-        return dataclasses.replace(site, tensor=min(wanted))
     if len(positions) == 1:
-        return site
+        tensor = "" if wanted is None else min(wanted)
+        return dataclasses.replace(site, tensor=tensor, names=(documented(module, positions[0]),))
     if wanted is not None:
         return dataclasses.replace(site, names=tuple(positions), read=tuple(range(len(positions))))
     names = tuple(documented(module, position) for position in positions)

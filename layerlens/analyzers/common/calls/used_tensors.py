@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointError
+from torch.autograd.graph import Node, get_gradient_edge
 
+from layerlens.errors import warn
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Layers, Selection
-from layerlens.model.tensors import ByTensor, changeable, exchanged, refuse_several
+from layerlens.model.tensors import ByTensor, changeable, choices, exchanged, refuse_several
 from layerlens.model.trees import named_tensors, padded
 from layerlens.probes.call import Call
 from layerlens.probes.edit_site import Site
@@ -98,7 +98,8 @@ def used_tensors(
 ) -> dict[tuple[str, int], list[str]]:
     """Return the names of the tensors that the model's output depends on, of each call that returned several.
 
-    The model is run once, if a layer returned several. Where nothing can be differentiated all tensors count.
+    The model is run once, if a layer returned several. Where nothing can be differentiated all tensors count, with a
+    warning where the layer runs without gradients.
 
     Args:
         model: any module.
@@ -112,14 +113,27 @@ def used_tensors(
     with borrowed(model), Probe(model, (), edits=dict.fromkeys(selections, mark)):
         output = inputs.run(model, forward)
         copies = [copy for by_name in marks.values() for copy in by_name.values()]
-        ends = [tensor.sum() for _, tensor in named_tensors(output) if tensor.requires_grad and not tensor.is_complex()]
-        slopes: tuple[Any, ...] = (None,) * len(copies)
-        if copies and ends:
-            with contextlib.suppress(CheckpointError):  # recomputed without the weights that forward= exchanged
-                slopes = torch.autograd.grad(ends, copies, allow_unused=True)
-    read = iter([slope is not None for slope in slopes])
+        reached = _reached([tensor for _, tensor in named_tensors(output) if tensor.requires_grad])
+        read = iter([copy.requires_grad and get_gradient_edge(copy).node in reached for copy in copies])
     used = {call: [name for name in by_name if next(read)] for call, by_name in marks.items()}
+    for path, call in used:
+        if not used[path, call] and not all(copy.requires_grad for copy in marks[path, call].values()):
+            warn(
+                f"layer {path!r} runs without gradients (no_grad, a reentrant checkpoint), so it is not known which of "
+                f"its tensors the model reads, and all count. Name one: {choices(path, marks[path, call])}."
+            )
     return {call: names or list(marks[call]) for call, names in used.items()}
+
+
+def _reached(ends: Sequence[torch.Tensor]) -> set[Node]:
+    """Return the nodes of the graph that some tensors depend on; without a backward pass, which might recompute."""
+    waiting = [get_gradient_edge(end).node for end in ends]
+    found = set(waiting)
+    for node in waiting:
+        new = {one for one, _ in node.next_functions if one is not None} - found
+        found |= new
+        waiting += new
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +149,7 @@ class _Mark(Change):
             return output
         copies = {name: tensor.clone() for name, tensor in found.items()}
         for copy in copies.values():
-            if not copy.requires_grad:
+            if torch.is_grad_enabled() and not copy.requires_grad:
                 copy.requires_grad_()
         self.marks[site.path, site.call] = ByTensor(copies)
         return exchanged(site.module, output, copies)

@@ -9,6 +9,7 @@ from torch import nn
 from layerlens.axes.follow import Followed
 from layerlens.errors import LayerNotFound, check_count
 from layerlens.model.layers import LayerPath, Layers, Selection
+from layerlens.model.tensors import tensor_path
 from layerlens.probes.heads import head_sites
 
 from .hook_points import Kind
@@ -23,12 +24,19 @@ class Heads:
         kind: where the heads are read.
         path: path of the layer whose input, or inside, they are.
         count: number of heads.
+        tensor: name of the argument, such as `"0"`, for the kind `"input"`.
     """
 
     label: LayerPath
     kind: Kind
     path: LayerPath
     count: int
+    tensor: str = ""
+
+    @property
+    def place(self) -> str:
+        """The layer, and the argument if it is one: `"attention.out/0"`."""
+        return tensor_path(self.path, self.tensor)
 
 
 def find_heads(model: nn.Module, followed: Followed, layers: Selection, heads: int | None) -> list[Heads]:
@@ -47,13 +55,13 @@ def find_heads(model: nn.Module, followed: Followed, layers: Selection, heads: i
     """
     if heads is not None:
         check_count("heads", heads)
-    known = [Heads(one.attention, one.kind, one.path, one.count) for one in head_sites(model, followed)]
+    known = [Heads(one.attention, one.kind, one.path, one.count, one.tensor) for one in head_sites(model, followed)]
     if layers is not None:
         selected = list(Layers(model).select(layers))
         inside = tuple(f"{path}." if path else "" for path in selected)
         taken = [one for one in known if one.path in selected or f"{one.label}.".startswith(inside)]
         if heads is not None and not taken:
-            return [Heads(path, "input", path, heads) for path in selected]
+            return [_slices(followed, path, heads) for path in selected]
         known = taken
     if heads is not None:
         known = [dataclasses.replace(one, count=heads) for one in known]
@@ -64,3 +72,18 @@ def find_heads(model: nn.Module, followed: Followed, layers: Selection, heads: i
             "cut what a layer is given into slices, name the layer and their number: layers=..., heads=..."
         )
     return known
+
+
+def _slices(followed: Followed, path: LayerPath, count: int) -> Heads:
+    """Return slices of the one tensor that a layer takes.
+
+    Raises:
+        LayerNotFound: when it takes several, or did not run.
+    """
+    taken = {name for one in followed.calls if one.path == path for name in one.inputs}
+    if len(taken) != 1:
+        raise LayerNotFound(
+            f"layer {path!r} takes {', '.join(sorted(taken)) or 'no tensor'}: a layer that is cut into slices takes "
+            "one tensor."
+        )
+    return Heads(path, "input", path, count, next(iter(taken)))

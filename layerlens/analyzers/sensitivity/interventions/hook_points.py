@@ -18,8 +18,8 @@ from layerlens.probes.made_edits import Edit
 from layerlens.probes.probe import Probe
 
 Kind = Literal["output", "input", "attention"]
-"""What a layer returned; the first floating-point tensor that it is given; what the heads of `nn.MultiheadAttention`
-returned, side by side, before its output projection."""
+"""What a layer returned; a tensor that it is given, which the path then names (`"attention.out/0"`); what the heads of
+`nn.MultiheadAttention` returned, side by side, before its output projection."""
 
 Key = tuple[Kind, LayerPath, int]
 """Kind, layer, and index of its call."""
@@ -39,7 +39,11 @@ def hooked(model: nn.Module, places: Iterable[tuple[Kind, LayerPath]], function:
     for kind, path in dict.fromkeys(places):
         by_kind[kind].append(path)
     after = {path: _output_edit(path, function) for path in by_kind["output"]}
-    before = {path: _input_edit(path, function) for path in by_kind["input"]}
+    taken: dict[LayerPath, list[str]] = {}
+    for place in by_kind["input"]:
+        path, _, tensor = place.rpartition("/")
+        taken.setdefault(path, []).append(tensor)
+    before = {path: _input_edit(path, tensors, function) for path, tensors in taken.items()}
     with contextlib.ExitStack() as stack:
         stack.enter_context(Probe(model, (), edits=after, arguments=before))
         running = None
@@ -54,16 +58,16 @@ def _output_edit(path: LayerPath, function: Replace) -> Edit:
     return lambda output: function(("output", path, next(calls)), output)
 
 
-def _input_edit(path: LayerPath, function: Replace) -> Edit:
+def _input_edit(path: LayerPath, tensors: list[str], function: Replace) -> Edit:
     calls = itertools.count()
 
     def edit(given: Any) -> Any:
-        old = next((tensor for _, tensor in named_tensors(given) if tensor.is_floating_point()), None)
-        key: Key = ("input", path, next(calls))
-        if old is None:
-            return given
-        new = function(key, old)
-        return given if new is old else map_tensors(given, lambda tensor: new if tensor is old else tensor)
+        index = next(calls)
+        named = {name.partition(".")[2]: tensor for name, tensor in named_tensors(given)}  # of (args, kwargs)
+        old = {name: named[name] for name in tensors if name in named}
+        new = {id(tensor): function(("input", f"{path}/{name}", index), tensor) for name, tensor in old.items()}
+        kept = all(new[id(tensor)] is tensor for tensor in old.values())
+        return given if kept else map_tensors(given, lambda tensor: new.get(id(tensor), tensor))
 
     return edit
 

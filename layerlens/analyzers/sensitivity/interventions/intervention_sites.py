@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,6 +37,9 @@ from .hook_points import Key, Kind, hooked
 from .parts import Grid, grid
 
 OTHER_POSITIONS = "has another number of positions than most layers"
+
+PLACED = ("position", "layer_position")
+"""Parts that lie along places."""
 
 MOST_COPIES = 64
 """Largest number of copies of the batch in one run; more are no faster."""
@@ -98,7 +101,7 @@ def find_intervention_sites(run: ModelRun, layers: Selection, by: str, heads: in
     """
     if by == "head":
         known = followed(run.model, run.inputs, run.forward)
-        attentions = {(one.kind, one.path): one for one in find_heads(run.model, known, layers, heads)}
+        attentions = {(one.kind, one.place): one for one in find_heads(run.model, known, layers, heads)}
         outline = _outline(run, list(attentions))
         ran = {key[:2] for key in outline.first}
         left_out = {one.label: "did not run" for place, one in attentions.items() if place not in ran}
@@ -171,14 +174,14 @@ class _Outline:
         axes = tuple(grown_axis(was, now) for was, now in zip(form.shapes, wider.shapes, strict=True))
         site = self.sites.get(key)
         place = form.main if site is None else site.main
-        parts = grid(by, form.shapes[place], self._roles(key, form.shapes[place], axes[place], place), heads)
+        parts = self._grid(key, by, form.shapes[place], axes[place], place, heads)
         if isinstance(parts, str):
             return parts
         grids: list[Grid | None] = []
         for one, (tensor, shape) in enumerate(zip(form.ids, form.shapes, strict=True)):
             other: Grid | str | None = parts
             if tensor != form.ids[place] and parts.axes:
-                other = grid(by, shape, self._roles(key, shape, axes[one], one)) if by == "channel" else None
+                other = self._grid(key, by, shape, axes[one], one) if by == "channel" else None
                 if isinstance(other, str) or other is None or other.counts != parts.counts:
                     if site is None or one in site.read:
                         return _other_units(key[1], site)
@@ -188,39 +191,48 @@ class _Outline:
         unsplittable = None in axes or not self.equal.get(key, False)
         return InterventionSite(key, name, axes, tuple(grids), place, unsplittable, form.nbytes)
 
-    def _roles(self, key: Key, shape: tuple[int, ...], batch: int | None, place: int) -> list[str] | str:
-        """Return what the axes of a tensor count, with the batch axis where it was observed; or why that is unknown."""
+    def _grid(
+        self, key: Key, by: str, shape: tuple[int, ...], batch: int | None, place: int, heads: int = 0
+    ) -> Grid | str:
+        """Return the parts of a tensor, whose axis `batch` grows with the batch; or why it has none."""
+        found = self._roles(key, shape, place)
+        if by == "layer" or isinstance(found, str):
+            return grid(by, shape, found, heads)
+        unknown = [one for one, kind in zip(shape, found, strict=True) if kind == "unknown" and one > 1]
+        if unknown and (by in PLACED or "unit" not in found):
+            return "has axes that are not known (name them: Lens(model, axes=...); lens.layers(x) shows why)"
+        if batch is not None and "batch" not in found and found[batch] in ("extra", "none"):
+            found[batch] = "batch"  # made for as many samples as there are, of no input
+        parts = grid(by, shape, found, heads)
+        if not isinstance(parts, str) and batch in parts.axes:
+            return (
+                f"holds places along axis {batch}, which grows with the first axis of the input: that is not the "
+                "batch. Give x with the batch first and forward=, such as lambda model, x: model(x.transpose(0, 1))"
+            )
+        return parts
+
+    def _roles(self, key: Key, shape: tuple[int, ...], place: int) -> list[str] | str:
+        """Return what the followed axes of a tensor count; or why that is unknown."""
+        if key[0] == "attention":
+            return ["batch"] + ["place"] * (len(shape) - 2) + ["unit"]
+        axes = self._axes(key, shape, place)
+        return axes if isinstance(axes, str) else list(roles(axes))
+
+    def _axes(self, key: Key, shape: tuple[int, ...], place: int) -> Axes | str:
+        """Return the axes of a tensor of a call, by its name; or why they are unknown."""
         kind, path, index = key
         site = self.sites.get(key)
-        calls = [one for one in self.followed.calls if one.path == (path if site is None else site.path)]
-        if kind == "attention":
-            found: list[str] = ["place"] * (len(shape) - 1) + ["unit"]
-        else:
-            if index >= len(calls):
-                return "took another route when its axes were followed"
-            among = calls[index].outputs if kind == "output" else calls[index].inputs
-            axes = _tensor_axes(among, site, place, shape)
-            if axes is None:
-                return "returned a tensor that was not followed"
-            unknown = [part.source.why for axis in axes for part in axis.parts() if part.source.kind == "unknown"]
-            found = list(roles(axes))
-            if "unit" not in found and unknown:
-                return f"has axes that are not known: {unknown[0]} (name them: Lens(model, axes=...))"
-        if batch is None:
-            return ["place" if one == "batch" else one for one in found]
-        if "batch" in found and found.index("batch") != batch:
-            found.remove("batch")
-            found.insert(batch, "batch")
-        found[batch] = "batch"
-        return found
-
-
-def _tensor_axes(among: Mapping[str, Axes], site: Site | None, place: int, shape: tuple[int, ...]) -> Axes | None:
-    """Return the axes of one tensor of a value: the named one, or the first of this shape."""
-    name = None if site is None else site.tensor or site.names[place]
-    if name is not None and name in among:
+        path, tensor = (path, "") if site is None else (site.path, site.tensor)
+        if kind == "input":
+            path, _, tensor = path.rpartition("/")
+        calls = [one for one in self.followed.calls if one.path == path]
+        if index >= len(calls):
+            return "took another route when its axes were followed"
+        among = calls[index].inputs if kind == "input" else calls[index].outputs
+        name = tensor if tensor in among or site is None else site.names[place]
+        if name not in among or len(among[name]) != len(shape):
+            return "has a tensor that was not followed"
         return among[name]
-    return next((axes for axes in among.values() if tuple(axis.size for axis in axes) == shape), None)
 
 
 def _other_units(layer: str, site: Site | None) -> str:

@@ -154,6 +154,9 @@ def test_time_where_the_batch_should_be_is_told():
     )
     with pytest.warns(UserWarning, match="If that axis is not the batch, give x with the batch first and forward="):
         ablate(model, x, "layers.0", by="channel", target=lambda output: output[:, :, 0].mean(1))
+    for by in ("position", "unit"):  # the batch is along axis 1, which the model's copies do not follow
+        with pytest.raises(errors.LayerNotFound, match="along axis 0, which grows with the first axis of the input"):
+            ablate(model, x, "layers.0", by=by, target=lambda output: output[:, :, 0].mean(1))
     found = ablate(
         model,
         x.transpose(0, 1),

@@ -117,3 +117,33 @@ def test_where_heads_are_found():
         heads_of("mlp", "0", 0)
     with pytest.raises(errors.LayerNotFound, match="12 features before its projection, which are not 5 heads"):
         ablate(CASES["mlp"].build(), CASES["mlp"].example(), "2", by="head", heads=5)
+
+
+def test_heads_that_are_given_after_a_residual_are_zeroed_where_they_lie():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(normal(8, 8, seed=3))
+
+        def forward(self, residual, context):
+            return residual + context @ self.weight
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.joined, self.out = nn.Linear(8, 24), Joined(), nn.Linear(8, 3)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+            context = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+            return self.out(self.joined(x, context).mean(1))
+
+    torch.manual_seed(0)
+    model, x = Attention().double().eval(), normal(2, 5, 8).double()
+    found = ablate(model, x, by="head", target=1)
+    for head in range(2):
+        entries = torch.arange(4 * head, 4 * head + 4)
+        handle = model.joined.register_forward_pre_hook(lambda _, given: (given[0], given[1].index_fill(2, entries, 0)))  # noqa: B023
+        changed = model(x)[:, 1]
+        handle.remove()
+        assert float(found.values[head]) == pytest.approx(float((changed - model(x)[:, 1]).mean().detach()), rel=1e-9)
