@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -13,6 +14,7 @@ from layerlens.model.trees import describe
 
 from ..leaves.leaves import Leaf, spread_axes
 from ..scorer import Leaves, Scorer
+from ..token_inputs import used_places
 
 Baseline: TypeAlias = "str | float | torch.Tensor | np.ndarray[Any, Any] | Mapping[str, Baseline]"
 """What may be given as a baseline; `baselines` says how it is read."""
@@ -66,21 +68,14 @@ def _baseline(scorer: Scorer, name: str, leaf: Leaf, spec: Baseline) -> torch.Te
         choose("baseline", spec, NAMES)
         if spec == "zero":
             return torch.zeros_like(value)
-        if spec == "noise":
-            return noise(value, torch.Generator().manual_seed(0))
-        axes = spread_axes(leaf)
-        if not axes:
-            kind = "token ids" if leaf.layer is not None else describe(value)
-            raise OptionError(
-                f"baseline {spec!r} is for images, volumes, video and series (batch, channel, ...), but input {name!r} "
-                f"is {kind}. Use 'zero', 'noise', a number or a tensor."
-            )
-        if spec == "blur":
-            return blur(value, axes)
-        if spec == "mean":
-            return value.mean(dim=axes, keepdim=True).expand_as(value).clone()
-        extreme = value.amin(dim=axes, keepdim=True) if spec == "black" else value.amax(dim=axes, keepdim=True)
-        return extreme.expand_as(value).clone()
+        used = used_places(scorer, name)
+        if used is not None and not bool(used.all()):
+            found = value.clone()  # padding stays as it is
+            for row, own in enumerate(used):
+                alone = dataclasses.replace(leaf, value=value[row : row + 1, own])
+                found[row, own] = _drawn(name, alone, spec)[0]
+            return found
+        return _drawn(name, leaf, spec)
     if isinstance(spec, bool) or not isinstance(spec, (int, float, torch.Tensor, np.ndarray)):
         raise OptionError(
             f"cannot read a baseline from {describe(spec)}. Give {', '.join(map(repr, NAMES))}, a number, a tensor "
@@ -101,6 +96,30 @@ def _baseline(scorer: Scorer, name: str, leaf: Leaf, spec: Baseline) -> torch.Te
     ids = _broadcast(scorer, given.to(scorer.inputs.tensors()[name].dtype), name, value.ndim - 1)
     embedding: torch.Tensor = scorer.model.get_submodule(leaf.layer)(ids)
     return embedding.reshape(value.shape).clone()
+
+
+def _drawn(name: str, leaf: Leaf, spec: str) -> torch.Tensor:
+    """Return the baseline that is made of the values of each sample.
+
+    Raises:
+        OptionError: when the leaf has no such baseline.
+    """
+    value = leaf.value
+    if spec == "noise":
+        return noise(value, torch.Generator().manual_seed(0))
+    axes = spread_axes(leaf)
+    if not axes:
+        kind = "token ids" if leaf.layer is not None else describe(value)
+        raise OptionError(
+            f"baseline {spec!r} is for images, volumes, video and series (batch, channel, ...), but input {name!r} "
+            f"is {kind}. Use 'zero', 'noise', a number or a tensor."
+        )
+    if spec == "blur":
+        return blur(value, axes)
+    if spec == "mean":
+        return value.mean(dim=axes, keepdim=True).expand_as(value).clone()
+    extreme = value.amin(dim=axes, keepdim=True) if spec == "black" else value.amax(dim=axes, keepdim=True)
+    return extreme.expand_as(value).clone()
 
 
 def _broadcast(scorer: Scorer, given: torch.Tensor, name: str, ndim: int) -> torch.Tensor:

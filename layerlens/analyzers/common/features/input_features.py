@@ -34,16 +34,20 @@ class Features:
     labels: dict[str, torch.Tensor]
     count: int
 
+    def present(self, batch: int) -> torch.Tensor:
+        """Return which features each sample has, bool `(batch, count)`, on the CPU: padding is none."""
+        present = torch.zeros(batch, self.count + 1, dtype=torch.bool)
+        for labels in self.labels.values():
+            index = torch.where(labels < 0, self.count, labels).flatten(1).cpu()
+            present.scatter_(1, index.expand(batch, -1), True)
+        return present[:, :-1]
+
     def groups(self, batch: int) -> list[tuple[torch.Tensor, torch.Tensor, Features]]:
         """Return samples with the same features together: their rows, the features, and these numbered from 0.
 
         One group unless samples differ in what is never removed, such as padding.
         """
-        present = torch.zeros(batch, self.count + 1, dtype=torch.bool)
-        for labels in self.labels.values():
-            index = torch.where(labels < 0, self.count, labels).flatten(1).cpu()
-            present.scatter_(1, index.expand(batch, -1), True)
-        kinds, kind = torch.unique(present[:, :-1], dim=0, return_inverse=True)
+        kinds, kind = torch.unique(self.present(batch), dim=0, return_inverse=True)
         groups = []
         for number, own in enumerate(kinds):
             if not bool(own.any()):

@@ -198,27 +198,31 @@ class Removal:
     units: str
     seed: int
 
+    @property
+    def own(self) -> torch.Tensor:
+        """Which features each sample has, bool `(batch, features)`."""
+        return self.features.present(len(self.scorer.rows)).to(self.scorer.rows.device)
+
     def ranks(self, attribution: Map) -> torch.Tensor:
-        """Rank every feature by a map, `(batch, features)`, 0 first."""
-        return ranks(by_place(self.scorer, self.features, attribution), self.seed)
+        """Rank every feature by a map, `(batch, features)`, 0 first; those that a sample does not have are last."""
+        return ranks(by_place(self.scorer, self.features, attribution), self.seed, self.own)
 
     def scores(self, label: str, rank: torch.Tensor, shares: torch.Tensor, *, keep: bool) -> torch.Tensor:
-        """Return the scores `(batch, shares)` with a share of the features, by rank, removed or alone kept."""
-        batch, count = rank.shape
-        full, empty = self.ends
-        numbers = (shares * count).round().long()
-        found = torch.empty(batch, len(shares), dtype=full.dtype, device=full.device)
-        found[:, numbers == 0] = (empty if keep else full).unsqueeze(1)
-        found[:, numbers == count] = (full if keep else empty).unsqueeze(1)
-        inner = ((numbers > 0) & (numbers < count)).nonzero().flatten()
-        step = max(1, self.coalitions.batch_size // batch)
-        rows = self.scorer.rows
-        for part in track(torch.split(inner, step), label):
-            first = rank.unsqueeze(0) < numbers[part].to(rank.device)[:, None, None]
-            kept = (first if keep else ~first).flatten(0, 1).to(full.dtype)
-            places = rows.repeat(len(part))
-            own = self.coalitions(self.features.masks(kept, places), places)
-            found[:, part.to(found.device)] = own.reshape(len(part), batch).T
+        """Return the scores `(batch, shares)` with a share of the features, by rank, removed or alone kept.
+
+        Shares are `(shares,)`, or `(batch, shares)`, of the features that each sample has.
+        """
+        batch, (full, empty) = len(rank), self.ends
+        counts = self.own.sum(dim=1, keepdim=True)
+        numbers = (shares.to(rank.device) * counts).round().long()
+        none, every = (empty, full) if keep else (full, empty)
+        found = torch.where(numbers == 0, none.unsqueeze(1), every.unsqueeze(1))
+        inner = ((numbers > 0) & (numbers < counts)).T.nonzero()  # (share, sample)
+        for part in track(torch.split(inner, max(1, self.coalitions.batch_size // batch) * batch), label):
+            share, rows = part.unbind(dim=1)
+            first = rank[rows] < numbers[rows, share].unsqueeze(1)
+            kept = (first if keep else ~first).to(full.dtype)
+            found[rows, share] = self.coalitions(self.features.masks(kept, rows), rows)
         return found
 
     def curve(self, name: str, attribution: Map, steps: int, *, keep: bool) -> FaithfulnessCurve:
@@ -250,7 +254,7 @@ class Removal:
     def mean_fall(self, name: str, attribution: Map, shares: Sequence[float], *, keep: bool) -> torch.Tensor:
         """Return the mean over shares of the score less that with the features removed, or alone kept."""
         check_shares(shares)
-        least = torch.tensor(shares).double().clamp_min(1 / self.features.count)
+        least = torch.tensor(shares).double().to(self.own.device).maximum(1 / self.own.sum(dim=1, keepdim=True))
         scores = self.scores(name, self.ranks(attribution), least, keep=keep)
         return (self.ends[0].unsqueeze(1) - scores).double().mean(dim=1)
 

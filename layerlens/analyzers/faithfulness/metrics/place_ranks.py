@@ -79,10 +79,22 @@ def _fit(leaf: Leaf, values: torch.Tensor) -> torch.Tensor:
     )
 
 
-def ranks(values: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """Rank each feature, `(batch, features)`: 0 is the largest value; equal ones are in random order."""
-    count = values.shape[1]
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.stack([torch.randperm(count, generator=generator) for _ in range(len(values))]).to(values.device)
-    order = shuffled.gather(1, values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True))
-    return torch.empty_like(order).scatter_(1, order, torch.arange(count, device=values.device).expand_as(order))
+def ranks(values: torch.Tensor, seed: int = 0, own: torch.Tensor | None = None) -> torch.Tensor:
+    """Rank each feature, `(batch, features)`: 0 is the largest value; equal ones are in random order.
+
+    Args:
+        values: a number for each feature, `(batch, features)`.
+        seed: seed of that order, which is the same for samples with as many features.
+        own: which features a sample has, `(batch, features)`; the others are last. None for all.
+    """
+    own = torch.ones_like(values, dtype=torch.bool) if own is None else own
+    shuffled = torch.empty_like(values, dtype=torch.int64)
+    for row, mine in zip(shuffled, own, strict=True):
+        places = mine.nonzero().flatten()
+        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
+        row.copy_(torch.cat([places[order.to(places.device)], (~mine).nonzero().flatten()]))
+    found = values.masked_fill(~own, -torch.inf).gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+    order = shuffled.gather(1, found)
+    return torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
