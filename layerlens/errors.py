@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
+AGAIN = "_layerlens_again"
+"""Attribute of an error after which the same call works: the model was found to differentiate inside of its forward."""
+
 
 class LayerLensError(Exception):
     """Base of all errors of layerlens; catch it to catch them all."""

@@ -6,10 +6,10 @@ import functools
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast, overload
 
-from .errors import OptionError, UnknownOption, suggestion, warn
+from .errors import AGAIN, OptionError, UnknownOption, suggestion, warn
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type[Any])
@@ -108,7 +108,13 @@ def public(
                 kwargs = current_names(name, kwargs, renamed)
             if not extensible and not kwargs.keys() <= names:
                 refuse_unknown(name, [option for option in kwargs if option not in names], names)
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except RuntimeError as error:
+                once = any(isinstance(value, Iterator) for value in (*args, *kwargs.values()))
+                if once or not getattr(error, AGAIN, False):
+                    raise
+            return function(*args, **kwargs)  # the model differentiates itself, which is known now
 
         if renamed:
             call.__renamed__ = dict(renamed)  # type: ignore[attr-defined]

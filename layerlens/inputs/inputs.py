@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import weakref
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from layerlens.errors import InputError, LayerLensError
+from layerlens.errors import AGAIN, InputError, LayerLensError
 from layerlens.model.placement import offloaded
 from layerlens.model.trees import Held, describe, map_tensors, named_tensors
 
@@ -22,6 +23,9 @@ also a text or a list of texts."""
 
 Forward: TypeAlias = Callable[..., Any]
 """`forward(model, *args, **kwargs)`, called instead of the model."""
+
+_DIFFERENTIATING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models that differentiate inside of their forward: forces of an energy, physics nets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Inputs:
         """Call the model, or `forward(model, *args, **kwargs)`.
 
         The model gets copies, because it may write into its input: tensors, containers, and objects such as a cache.
+        Without gradients, one that differentiates inside of its forward fails once; it is then known, and what it runs
+        has gradients, which its output has not.
 
         Raises:
             InputError: when the model's weights were never loaded, or an object in the input cannot be copied.
@@ -62,18 +68,31 @@ class Inputs:
         """
         own = self.map(torch.clone, held=lambda tensor: tensor.detach().clone())
         try:
-            if forward is None:
-                return model(*own.args, **own.kwargs)
-            return forward(model, *own.args, **own.kwargs)
+            if torch.is_grad_enabled():
+                return own._call(model, forward)
+            if model in _DIFFERENTIATING:
+                with torch.enable_grad():
+                    output = own.map(lambda one: one.requires_grad_(one.is_floating_point()))._call(model, forward)
+            else:
+                output = own._call(model, forward)
+            if not any(tensor.requires_grad for _, tensor in named_tensors(output)):
+                return output
+            return map_tensors(output, torch.detach)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             if "meta" in str(error) and any(part.is_meta for part in model.parameters()) and not offloaded(model):
                 raise InputError(
                     f"{type(model).__name__} has no weights: they are on the meta device, which keeps shapes alone. "
                     f"Load them (load_state_dict(..., assign=True), or from_pretrained). ({str(error)[:200]})"
                 ) from error
+            if "not require grad" in str(error) and not torch.is_grad_enabled() and model not in _DIFFERENTIATING:
+                _DIFFERENTIATING.add(model)
+                setattr(error, AGAIN, True)
             if hasattr(error, "add_note") and not isinstance(error, LayerLensError):  # Python 3.11 and newer show notes
                 error.add_note(f"The model was run on {self}; the first axis is the batch.")
             raise
+
+    def _call(self, model: nn.Module, forward: Forward | None) -> Any:
+        return model(*self.args, **self.kwargs) if forward is None else forward(model, *self.args, **self.kwargs)
 
     def __str__(self) -> str:
         """Describe the tensors by name, type and shape; a single positional one has no name."""

@@ -371,3 +371,24 @@ def test_a_class_of_efficientnet_is_recognised_under_other_views():
         seen = views(many, [torch.Generator().manual_seed(900 + k) for k in range(8)], 2, 2.0)
         with torch.no_grad():
             assert float(net(seen).softmax(dim=1)[:, index].mean()) > 0.8
+
+
+def test_a_layer_of_several_tensors_is_the_one_that_the_model_reads():
+    class State(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.out = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.out(self.rnn(x)[1][0][-1])
+
+    model = State()
+    for unit in (lambda layer: neuron(layer, 1), deep_dream):
+        bare, named, other = (
+            feature_visualization(model, unit(layer), (5, 3), axes=("time", "feature"), steps=4)
+            for layer in ("rnn", "rnn/h_n", "rnn/output")
+        )
+        torch.testing.assert_close(bare.images, named.images, rtol=0, atol=0)
+        assert not torch.equal(bare.images, other.images)
+    state = model.rnn(bare.images)[1][0][-1]  # of deep_dream: the mean square of the layer
+    torch.testing.assert_close(bare.score, as_target(deep_dream("rnn"))(state, at=("rnn", 0)).detach())

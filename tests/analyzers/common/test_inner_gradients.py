@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens import check_gradient, relevance, saliency
+from layerlens import Lens, capture, check_gradient, relevance, saliency
 from tests.cases import normal
 
 
@@ -132,3 +132,33 @@ def test_an_error_of_the_model_stays_its_own():
 
     with pytest.raises(RuntimeError, match="said the model"):
         saliency(Broken(), normal(1, 4), method="occlusion", target=0)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize("outside", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("way", WAYS)
+def test_layers_of_such_models_are_captured(way, outside, frozen):
+    torch.manual_seed(0)
+    energy = Energy().double()
+    model, x = Force(energy, **WAYS[way]).requires_grad_(not frozen), normal(3, 4).double()
+    hidden = torch.tanh(energy.a(x)).detach()
+    with outside():
+        record, output = capture(model, x), Lens(model).run(x)
+        axes = record.axes("energy.a")
+    torch.testing.assert_close(record["energy.w"], energy.w(hidden).detach())
+    torch.testing.assert_close(output, ByHand(energy)(x).detach())
+    assert len(record.calls("energy.a")) == 1 and not record["energy.a"].requires_grad and not output.requires_grad
+    assert axes == ("batch", "unit")
+    assert not x.requires_grad and all(
+        one.requires_grad is not frozen and one.grad is None for one in model.parameters()
+    )
+
+
+def test_a_model_without_a_graph_of_its_own_still_fails_with_the_error_of_torch():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return torch.autograd.grad(torch.ones(()), x)[0]
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            capture(Broken(), normal(2, 3))

@@ -114,3 +114,22 @@ def test_blocks_that_return_several_streams_are_refused():
     with pytest.raises(errors.SelectionError, match=r"of one shape\. Name one: 'blocks.0/0', 'blocks.0/1'"):
         lens.logit_lens(x, target=0)
     assert lens.logit_lens(x, layers=["blocks.0/0", "blocks.1/0"], target=0) is not None
+
+
+def test_nonlinearity_of_a_state_is_that_of_a_layer_that_returns_it_alone():
+    class Alone(nn.Module):
+        def __init__(self, rnn):
+            super().__init__()
+            self.inner = rnn
+
+        def forward(self, x):
+            return self.inner(x)[1][0][-1]
+
+    by_state, x = pair(**RNNS["lstm"])[0].double(), series(60)
+    alone = Lens(nn.Sequential(Alone(by_state.rnn))).nonlinearity(x, "0", rows="sample")
+    for layers in ("rnn", "rnn/h_n"):
+        found = Lens(by_state).nonlinearity(x, layers, rows="sample")
+        assert found.layers == (layers,)
+        torch.testing.assert_close(found.values, alone.values)
+    with pytest.raises(errors.SelectionError, match="no tensor 'h'"):
+        Lens(by_state).nonlinearity(x, "rnn/h")

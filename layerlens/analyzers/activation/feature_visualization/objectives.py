@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.calls.used_tensors import tensor_of_target
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.trees import map_tensors
 from layerlens.probes.export import read_units
@@ -39,6 +40,7 @@ class Objectives:
         for at in wanted:
             if at is not None and at not in self.places:
                 self.places.append(at)
+        self._tensors: list[str | None] | None = None
         # the run may stop after the only layer that is read
         self.stop = len(self.places) == 1 and self.places[0][1] == 0 and all(at is not None for at in wanted)
 
@@ -54,7 +56,12 @@ class Objectives:
             for at in self.places:
                 records.append((at, stack.enter_context(Probe(self.model, at[0], graph=True, stop=self.stop))))
             output = inputs.run(self.model, self.forward)
-        read = [(at, read_units(self.model, record, at[1])) for at, record in records]
+        if self._tensors is None:  # known at the first inputs
+            self._tensors = [tensor_of_target(self.model, inputs, self.forward, at) for at in self.places]
+        read = [
+            (at, read_units(self.model, record, at[1], tensor=name))
+            for (at, record), name in zip(records, self._tensors, strict=True)
+        ]
 
         def of(at: At | None) -> Any:
             return output if at is None else next(value for place, value in read if place == at)

@@ -15,15 +15,17 @@ from layerlens.analyzers.common.calls.used_tensors import used_tensors
 from layerlens.analyzers.common.features.layer_features import by_sample, silent_layers, units_first
 from layerlens.axes.call_site import CallSite
 from layerlens.axes.followed import followed
+from layerlens.axes.layout import only
+from layerlens.axes.provenance.axis import Axes
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import LayerPath
-from layerlens.model.tensors import changeable, choices
-from layerlens.model.trees import describe, version
+from layerlens.model.selection import Matches
+from layerlens.model.tensors import changeable, choices, tensor_path
+from layerlens.model.trees import describe, named_tensors, version
 from layerlens.probes.probe import Probe
 
-from .residual import first_floating
 from .windows import window_of
 
 OUTPUTS = 256
@@ -128,7 +130,7 @@ class PairReader:
     def __init__(
         self,
         model: nn.Module,
-        layers: list[LayerPath],
+        layers: Matches,
         forward: Forward | None,
         options: RowOptions,
         always: bool,
@@ -166,51 +168,64 @@ class PairReader:
         return {name: why for name, why in self.left_out.items() if why != SAME} | silent
 
     def _hooks(self, path: LayerPath, batch: int) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
-        entered: list[tuple[Any, Any]] = []
+        entered: list[tuple[str, Any, Any]] = []  # of the first floating-point tensor
         count = iter(range(1 << 62))
         module = self.model.get_submodule(path)
 
         def before(given: object) -> None:
-            tensor = first_floating(given)
-            entered.append((None, None) if tensor is None else (tensor.detach().clone(), (id(tensor), version(tensor))))
+            floating = ((name, tensor) for name, tensor in named_tensors(given) if tensor.is_floating_point())
+            name, tensor = next(floating, ("", None))
+            key = None if tensor is None else (id(tensor), version(tensor))
+            entered.append((name.partition(".")[2], None if tensor is None else tensor.detach().clone(), key))
 
         def after(output: object) -> None:
             index = next(count)
             name = f"{path} #{index}" if index else path
-            given, key = entered.pop()
+            argument, given, key = entered.pop()
             if name in self.left_out:
                 return
-            found, site = changeable(module, output, None, path), self._sites.get((path, index))
+            wanted = self.layers.tensors[path]
+            found, site = changeable(module, output, wanted, path), self._sites.get((path, index))
             read = {one: found[one] for one in self._read.get((path, index), found) if one in found} or found
+            read = found if wanted is not None else read
             made = {
                 one: (part, None if site is None else site.names(one, part))
                 for one, part in read.items()
                 if not part.is_nested
             }
-            made = {one: pair for one, pair in made.items() if by_sample(*pair, batch)} or made
-            if len(made) > 1:
-                why = f"the model reads several tensors of it ({choices(path, made)}), and one is needed"
-            else:
-                tensor, axes = next(iter(made.values()), (None, None))
-                why = self._pair(name, module, given, tensor, axes, key, batch)
-            if why:
-                self.left_out[name] = why
-                self.pairs.pop(name, None)
+            if wanted is None:
+                made = {one: pair for one, pair in made.items() if by_sample(*pair, batch)} or made
+            if wanted is None and len(made) > 1:
+                self._leave_out(name, f"the model reads several tensors of it, name some: {choices(path, made)}")
+                return
+            taken = None if site is None else site.inputs.get(argument)
+            if not made:
+                self._leave_out(name, "it returns no floating-point tensor")
+            for one, (tensor, axes) in made.items():
+                own = name if wanted is None else tensor_path(name, one)
+                if own not in self.left_out:
+                    self._leave_out(own, self._pair(own, module, (given, taken), tensor, axes, key, batch))
 
         return before, after
+
+    def _leave_out(self, name: str, why: str) -> None:
+        if why:
+            self.left_out[name] = why
+            self.pairs.pop(name, None)
 
     def _pair(
         self,
         name: str,
         module: nn.Module,
-        given: torch.Tensor | None,
-        made: torch.Tensor | None,
+        taken: tuple[torch.Tensor | None, Axes | None],
+        made: torch.Tensor,
         axes: tuple[str, ...] | None,
         key: tuple[int, int] | None,
         batch: int,
     ) -> str:
         """Add one call; return why it cannot be added, or the empty text."""
-        if given is None or made is None or not made.is_floating_point():
+        given, known = taken
+        if given is None or not made.is_floating_point():
             return "it takes or returns no floating-point tensor"
         if (id(made), version(made)) == key:
             return SAME
@@ -219,13 +234,14 @@ class PairReader:
         axis = axes.index("batch")
         if made.shape[axis] != batch:
             return f"it returns {describe(made)} for {batch} sample(s)"
-        source = axis if given.ndim == made.ndim else 0
+        source = None if known is None or len(known) != given.ndim else only(known, "batch")
+        source = (axis if given.ndim == made.ndim else 0) if source is None else source
         if given.ndim <= source or given.shape[source] != batch:
             return f"it is given {describe(given)} for {batch} sample(s)"
         if not bool(given.isfinite().all() and made.isfinite().all()):
             return "its input or output holds NaN or infinity"
         made = made.detach()
-        same_rank = given.ndim == made.ndim
+        same_rank = given.ndim == made.ndim and source == axis
         y = units_first(made, axes).cpu()
         x = units_first(given, axes).cpu() if same_rank else given.movedim(source, 0).flatten(1).cpu()
         pairs = self.pairs.setdefault(name, Pairs(name, self.options))

@@ -103,9 +103,8 @@ def nonlinearity(
     if window % 2 == 0:
         raise OptionError(f"window must be odd, so that it has a middle, got {window}.")
     data = Data.of(data, batch_size=batch_size, batched=batched, read=read, progress=progress)
-    reader = PairReader(
-        model, Layers(model).select(layers), forward, RowOptions(rows == "sample", seed=seed, **counts), bool(residual)
-    )
+    selected = Layers(model).select(layers, tensors=True)
+    reader = PairReader(model, selected, forward, RowOptions(rows == "sample", seed=seed, **counts), bool(residual))
     samples = 0
     for batch in data.batches(model, "nonlinearity"):
         if not samples and residual is None:
