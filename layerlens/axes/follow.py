@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from threading import get_ident
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from threading import Lock, get_ident
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.modules import module as modules
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from layerlens.errors import InputError, RecordError
@@ -23,19 +22,30 @@ from layerlens.model.trees import named_tensors
 
 from .call_site import CallSite
 from .provenance.axis import Axes, Axis, Part, Source, new
+from .provenance.pointwise import same
 from .provenance.roles import UNITS, name_sources
-from .provenance.table import Operation, constant, name_of, row_of
+from .provenance.table import Operation, constant, kind_of
 from .steps import OfTensors, Steps
 
 AxisNames: TypeAlias = "Mapping[str, Sequence[str]]"
 """Input tensor, layer, or `layer/tensor` -> names of its axes."""
 
-_TRACING: dict[int, int] = {}
-"""Thread -> number of traces that run in it."""
+_TRACING: dict[int, list[Follow]] = {}
+"""Thread -> the traces that run in it."""
 
 _FILLED = "it was filled entry by entry"
 
-_WHOLE = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu, torch.einsum, torch._pad_packed_sequence)
+_WHOLE = ("lstm", "gru", "rnn_tanh", "rnn_relu", "_pad_packed_sequence", "einsum")
+"""Functions that are followed as one operation: step by step they are hundreds, or lose their letters."""
+
+_PLACES = [(place, name) for name in _WHOLE for place in (torch, torch._VF) if (place, name) != (torch, "einsum")]
+"""Where torch's own layers and `torch.einsum`, or a model, look them up."""
+
+_ORIGINAL: list[tuple[Any, str, Any, bool]] = []
+"""Place, name, function, and whether the place holds it itself, while they are replaced."""
+
+_REPLACED = Lock()
+"""Held while that is done, or undone."""
 
 
 def sizes_of(tensor: torch.Tensor) -> list[int]:
@@ -60,6 +70,7 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._axes: OfTensors[Axes] = OfTensors()
         self.steps = Steps()
+        self._stepped = self.steps.tensors.values
         self._filled: OfTensors[list[tuple[int, float]]] = OfTensors()
         self.unknown: dict[str, str] = {}
         self.layer: LayerPath = ""
@@ -72,6 +83,11 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Set the axes of a tensor."""
         self._axes[tensor] = axes
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: torch would wrap `__torch_dispatch__`, which costs as much as following an operation."""
+        return False
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = function(*args, **kwargs)
@@ -80,18 +96,26 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def note(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Note the axes of what an operation returned."""
-        if not self._depends(args) and not (kwargs and self._depends(tuple(kwargs.values()))):
+        given = self._given(args)
+        if kwargs:
+            given += self._given(kwargs.values())
+        if not given:
             return
-        name = name_of(function)
+        kind = kind_of(function)
+        name, row = kind.name, kind.row
         if name.startswith("aten.new_"):  # takes nothing from the tensor but its type
             return
-        tensors = [out] if isinstance(out, torch.Tensor) else list(out) if isinstance(out, (tuple, list)) else []
+        alone = isinstance(out, torch.Tensor)
+        first = out if alone else out[0] if isinstance(out, (tuple, list)) and out else None
+        if row is same and not self._stepped and _alike(given, first) and not (kind.writes and first._is_view()):
+            for part in (out,) if alone else out:  # further outputs are statistics without places
+                if part is first or (part is not None and part.shape == first.shape):
+                    self._axes[part] = given[0]
+            return
+        tensors = [out] if alone else list(out) if isinstance(out, (tuple, list)) else []
         if not any(isinstance(part, torch.Tensor) for part in tensors):
             return
-        operation, why = Operation(function, args, kwargs, out, self.axes, self.layer), ""
-        row = row_of(name)
-        if row is None and torch.Tag.pointwise in function.tags:
-            row = row_of("aten.clone")
+        operation, why = Operation(kind, args, kwargs, out, self.axes, self.layer), ""
         found: Any = None
         if row is None:
             why = f"{name} is not followed"
@@ -100,15 +124,16 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 found = row(operation)
             except (LookupError, TypeError, ValueError, AttributeError, AssertionError, StopIteration) as error:
                 why = f"{name} could not be followed ({type(error).__name__}: {error})"
-        if isinstance(found, tuple) and len(found) == len(operation.shape):
-            found = self.steps.joined(operation, found)
-        self.steps.note(operation, [part for part in tensors if isinstance(part, torch.Tensor)])
+        if kind.reads or self._stepped:
+            if isinstance(found, tuple) and len(found) == len(operation.shape):
+                found = self.steps.joined(operation, found)
+            self.steps.note(operation, [part for part in tensors if isinstance(part, torch.Tensor)])
         each = found if isinstance(found, list) else [found] * len(tensors)
         for tensor, axes in zip(tensors, each, strict=False):
             if not isinstance(tensor, torch.Tensor):
                 continue
-            sizes = sizes_of(tensor)
-            if axes is None or (not tensor.is_nested and [axis.size for axis in axes] != sizes):
+            if axes is None or not _fit(axes, tensor):
+                sizes = sizes_of(tensor)
                 if axes is not None:
                     why = f"{name} gave {[axis.size for axis in axes]} for {tuple(sizes)}"
                 elif found is not None and isinstance(found, list):
@@ -117,19 +142,21 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.unknown.setdefault(name, reason)
                 axes = tuple(new("unknown", size, reason) if size > 1 else Axis() for size in sizes)
             self._axes[tensor] = axes
-            base = tensor._base
-            filled = self._axes.get(base) is None or self._filled.get(base) is not None
-            if base is not None and filled and name.endswith("_"):
+            base = tensor._base if kind.writes else None
+            if base is not None and (self._axes.get(base) is None or self._filled.get(base) is not None):
                 self._written(tensor, base, axes)
 
-    def _depends(self, values: tuple[Any, ...]) -> bool:
-        known = self._axes.get
+    def _given(self, values: Iterable[Any]) -> list[Axes]:
+        """The axes of the tensors among arguments that depend on the input."""
+        found: list[Axes] = []
+        known = self._axes.values
         for value in values:
-            if known(value) is not None:
-                return True
-            if isinstance(value, (list, tuple)) and any(known(part) is not None for part in value):
-                return True
-        return False
+            kept = known.get(id(value))
+            if kept is not None and kept[0]() is value:
+                found.append(kept[1])
+            elif isinstance(value, (list, tuple)):
+                found.extend(self._given(value))
+        return found
 
     def _written(self, view: torch.Tensor, base: torch.Tensor, axes: Axes) -> None:
         """Note the axes of a constant tensor into which a view of it was written."""
@@ -144,7 +171,7 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 found.append(axis)
             elif part is not None:
                 offset = part.offset - start * part.stride
-                found.append(Axis((dataclasses.replace(part, size=size, offset=offset),)))
+                found.append(Axis((part._replace(size=size, offset=offset),)))
             elif size == 1:
                 found.append(next((axis for _, axis in left if axis.size == 1 and axis.factors), Axis()))
             else:
@@ -164,29 +191,38 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return new("unknown", size, _FILLED)
 
 
-class _Whole(TorchFunctionMode):
-    """Follow recurrent kernels and `einsum` as one operation: step by step they are hundreds, or lose their letters."""
+def _fit(axes: Axes, tensor: torch.Tensor) -> bool:
+    """Whether axes have the sizes of a tensor."""
+    return tensor.is_nested or [axis.size for axis in axes] == list(tensor.shape)
 
-    def __init__(self, follow: Follow) -> None:
-        super().__init__()
-        self._follow = follow
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function not in _WHOLE or (function is torch.einsum and not isinstance(args[0], str)):
-            return function(*args, **kwargs)
+def _alike(given: list[Axes], out: object) -> bool:
+    """Whether all arguments have the same axes, and the output has their sizes."""
+    first = given[0]
+    if not isinstance(out, torch.Tensor) or (len(given) > 1 and any(axes is not first for axes in given)):
+        return False
+    return not out.is_nested and _fit(first, out)
+
+
+def _whole(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of torch that is followed as one operation where a thread follows axes."""
+    packet = getattr(torch.ops.aten, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        traces = _TRACING.get(get_ident())
+        if not traces:
+            return original(*args, **kwargs)
         with _disable_current_modes():
-            out = function(*args, **kwargs)
-        packet = getattr(torch.ops.aten, function.__name__)
+            out = original(*args, **kwargs)
         if "default" in packet.overloads():
             overload = packet.default
-            if function is torch.einsum and isinstance(args[1], torch.Tensor):
-                args = (args[0], list(args[1:]))
         else:
             packed = isinstance(args[1], torch.Tensor) and isinstance(args[3], (list, tuple))
             overload = packet.data if packed else packet.input
-        self._follow.note(overload, args, kwargs, out)
+        traces[-1].note(overload, args, kwargs, out)
         return out
+
+    return call
 
 
 class _Calls:
@@ -197,7 +233,7 @@ class _Calls:
         self._follow, self._names, self._said = follow, names, said
         self._count: dict[LayerPath, int] = {}
         self.found: list[CallSite] = []
-        self._entered: list[tuple[nn.Module, dict[str, Axes]]] = []
+        self._entered: list[tuple[nn.Module, LayerPath, dict[str, Axes]]] = []
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
@@ -213,40 +249,43 @@ class _Calls:
                 handle.remove()
                 modules._global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch leaves the note behind
 
-    def _axes(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Axes]:
+    def _axes(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Axes]:
         """The axes of every tensor; those of one that does not depend on the input are extra entries."""
         return {
             name: self._follow.axes(part) or constant(sizes_of(part))
-            for name, part in tensors.items()
+            for name, part in tensors
             if part.layout is torch.strided or part.is_nested
         }
 
     def outputs(self, module: nn.Module, output: object) -> dict[str, Axes]:
         """Return the axes of every tensor of an output, by name."""
-        return self._axes(tensors_of(module, output))
+        alone = isinstance(output, torch.Tensor)
+        return self._axes([("", output)] if alone else tensors_of(module, output).items())
 
     def _enter(self, module: nn.Module, args: object) -> None:
-        if id(module) in self._paths:
-            self._follow.layer = self._paths[id(module)]
-            self._entered.append((module, self._axes(dict(named_tensors(args)))))
+        path = self._paths.get(id(module))
+        if path is not None:
+            self._follow.layer = path
+            self._entered.append((module, path, self._axes(named_tensors(args))))
 
     def _leave(self, module: nn.Module, args: object, kwargs: object, output: object) -> None:
-        if id(module) not in self._paths:
+        path = self._paths.get(id(module))
+        if path is None:
             return
-        path = self._paths[id(module)]
         given: dict[str, Axes] = {}
         while self._entered:
-            entered, given = self._entered.pop()
+            entered, _, given = self._entered.pop()
             if entered is module:
                 break
-        self._follow.layer = self._paths[id(self._entered[-1][0])] if self._entered else ""
+        self._follow.layer = self._entered[-1][1] if self._entered else ""
         index = self._count.get(path, 0)
         self._count[path] = index + 1
         for name, tensor in tensors_of(module, output).items() if self._names else ():
             wanted = self._names.get(tensor_path(path, name)) or self._names.get(path)
             if wanted is not None:
                 self._follow.set(tensor, self._said(path, wanted, tensor))
-        given.update(self._axes(dict(named_tensors(kwargs))))
+        if kwargs:
+            given.update(self._axes(named_tensors(kwargs)))
         self.found.append(CallSite(path, index, self.outputs(module, output), given))
 
 
@@ -334,7 +373,7 @@ def follow(
                      for name, size in zip(wanted, tensor.shape, strict=True))  # fmt: skip
 
     calls = _Calls(model, mode, of_layers, said)
-    with _tracing(), torch.no_grad(), calls.attached(), _Whole(mode), mode:
+    with _tracing(mode), torch.no_grad(), calls.attached(), mode:
         out = inputs.run(model, run)
         output = calls.outputs(model, out)
     if batched and batch.size > 1 and "convolved" in batch.roles:
@@ -344,16 +383,30 @@ def follow(
 
 
 @contextlib.contextmanager
-def _tracing() -> Iterator[None]:
-    """Note that this thread runs the model to follow its axes, so that open probes do not record it."""
+def _tracing(follow: Follow) -> Iterator[None]:
+    """Note that this thread runs the model to follow its axes, so that open probes do not record it.
+
+    While any thread does, torch's functions of `_WHOLE` are replaced; a function mode would see them too, and every
+    other function and attribute of a tensor, at a third of the cost of a small model.
+    """
     thread = get_ident()
-    _TRACING[thread] = _TRACING.get(thread, 0) + 1
+    with _REPLACED:
+        if not _TRACING:
+            for place, name in _PLACES:
+                original = getattr(place, name)
+                _ORIGINAL.append((place, name, original, name in vars(place)))
+                setattr(place, name, _whole(name, original))
+        _TRACING.setdefault(thread, []).append(follow)
     try:
         yield
     finally:
-        _TRACING[thread] -= 1
-        if not _TRACING[thread]:
-            del _TRACING[thread]
+        with _REPLACED:
+            _TRACING[thread].pop()
+            if not _TRACING[thread]:
+                del _TRACING[thread]
+            while _ORIGINAL and not _TRACING:
+                place, name, original, own = _ORIGINAL.pop()
+                setattr(place, name, original) if own else delattr(place, name)
 
 
 def tracing() -> bool:

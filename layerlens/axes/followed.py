@@ -11,10 +11,11 @@ from torch import nn
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed, modules_of
 from layerlens.model.fastpath import layers_called
+from layerlens.model.layers import LayerPath
 
 from .follow import AxisNames, Followed, follow
-from .layout import plain_names
 from .names import remember
+from .provenance.axis import Axes
 
 _KEPT = 8
 """Number of shapes that are remembered for each model."""
@@ -73,12 +74,13 @@ def followed(model: nn.Module, inputs: Inputs, forward: Forward | None = None, *
 
 
 def _remember(model: nn.Module, found: Followed) -> None:
-    """Let the layers know the names of their axes; where their calls differ, none."""
-    names: dict[tuple[str, str, int], tuple[str, ...] | None] = {}
+    """Let the layers know the axes of what they returned."""
+    calls: dict[LayerPath, dict[tuple[str, int], list[Axes]]] = {}
     for site in found.calls:
+        known = calls.setdefault(site.path, {})
         for name, axes in site.outputs.items():
             for short in {name, name if len(site.outputs) > 1 else ""}:
-                key, plain = (site.path, short, len(axes)), plain_names(axes)
-                names[key] = plain if names.get(key, plain) == plain else None
-    for (path, name, rank), found_names in names.items():
-        remember(model.get_submodule(path), name, rank, found_names)
+                known.setdefault((short, len(axes)), []).append(axes)
+    modules = dict(model.named_modules())
+    for path, known in calls.items():
+        remember(modules[path], known)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import re
 import weakref
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from layerlens.errors import AxesUnknown
+
+from .layout import plain_names
+from .provenance.axis import Axes as Followed
 
 Axes = tuple[str, ...]
 
@@ -58,13 +62,13 @@ def _by_name(kind: str, ndim: int) -> Axes | None:
     return None
 
 
-_FOLLOWED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, int], Axes | None]] = weakref.WeakKeyDictionary()
-"""Layer -> name and number of axes of each tensor that it returned when its axes were followed -> their names."""
+_FOLLOWED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, int], list[Followed]]] = weakref.WeakKeyDictionary()
+"""Layer -> name and number of axes of each tensor that it returned when its axes were followed -> these, by call."""
 
 
-def remember(module: nn.Module, name: str, rank: int, axes: Axes | None) -> None:
-    """Remember the names of the axes of a tensor of a layer, as `plain_names` gives them; None if they are unknown."""
-    _FOLLOWED.setdefault(module, {})[name, rank] = axes
+def remember(module: nn.Module, found: Mapping[tuple[str, int], list[Followed]]) -> None:
+    """Remember the axes of the tensors of a layer: name and number of axes -> the axes in each of its calls."""
+    _FOLLOWED.setdefault(module, {}).update(found)
 
 
 def _axis(module: nn.Module, output: torch.Tensor, name: str, wanted: str) -> int | None:
@@ -76,7 +80,8 @@ def _axis(module: nn.Module, output: torch.Tensor, name: str, wanted: str) -> in
     known = _FOLLOWED.get(module, {})
     if (name, output.ndim) not in known:
         return None
-    axes = known[name, output.ndim]
+    names = {plain_names(axes) for axes in known[name, output.ndim]}
+    axes = names.pop() if len(names) == 1 else None  # where its calls differ, none
     what = f"the axes of what {type(module).__name__} returned, of shape {tuple(output.shape)},"
     if axes is None:
         raise AxesUnknown(f"{what} are not known; lens.layers(x) shows them. Name them: Lens(model, axes=...).")

@@ -22,30 +22,27 @@ class OfTensors(Generic[Value]):
     """Values by tensor, as long as the tensor lives: what torch's own weak dictionary does, at a third of its cost."""
 
     def __init__(self) -> None:
-        self._values: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
+        self.values: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
 
     def get(self, tensor: object) -> Value | None:
         """Return the value of a tensor; None for one that has none, and for what is not a tensor."""
-        found = self._values.get(id(tensor))
+        found = self.values.get(id(tensor))
         return found[1] if found is not None and found[0]() is tensor else None
 
     def __setitem__(self, tensor: torch.Tensor, value: Value) -> None:
-        self._values[id(tensor)] = weakref.ref(tensor), value
-
-    def __bool__(self) -> bool:
-        return bool(self._values)
+        self.values[id(tensor)] = weakref.ref(tensor), value
 
 
 class Steps:
     """Which entry of an input every tensor was computed from, where an axis was read entry by entry."""
 
     def __init__(self) -> None:
-        self._read: OfTensors[Read] = OfTensors()
+        self.tensors: OfTensors[Read] = OfTensors()
 
     def note(self, operation: Operation, tensors: Sequence[torch.Tensor]) -> None:
         """Note what an operation returned; of several entries of one axis the one that was read last counts."""
         picks = operation.name in ("aten.select", "aten.unbind")
-        if not picks and not self._read:
+        if not picks and not self.tensors.values:
             return
         read: dict[Source, tuple[int, float]] = {}
         for tensor in operation.tensors():
@@ -56,14 +53,14 @@ class Steps:
         if part is not None and part.source.kind == "input" and part.source.name != "batch" and part.size > 1:
             first = operation["index"] % part.size if "index" in operation else 0
             for place, tensor in enumerate(tensors, start=first):
-                self._read[tensor] = {**read, part.source: (0, part.offset + place * part.stride)}
+                self.tensors[tensor] = {**read, part.source: (0, part.offset + place * part.stride)}
         elif read:
             for tensor in tensors:
-                self._read[tensor] = read
+                self.tensors[tensor] = read
 
     def joined(self, operation: Operation, axes: Axes) -> Axes:
         """Return the axes of tensors that were stacked: an axis of entries that were read one by one is whole again."""
-        if operation.name not in ("aten.stack", "aten.cat") or not self._read:
+        if operation.name not in ("aten.stack", "aten.cat") or not self.tensors.values:
             return axes
         parts, place = operation.tensors(), positive(operation["dim"], len(axes))
         if len(parts) != axes[place].size or len(parts) < 2:
@@ -78,11 +75,11 @@ class Steps:
 
     def read(self, tensor: torch.Tensor, source: Source, position: float) -> None:
         """Note that a tensor is one entry of an axis."""
-        self._read[tensor] = {source: (0, position)}
+        self.tensors[tensor] = {source: (0, position)}
 
     def positions(self, tensor: torch.Tensor) -> dict[Source, float]:
         """Return which entry of each axis of an input a tensor was computed from, if entries were read one by one."""
         return {source: position for source, (_, position) in self._of(tensor).items()}
 
     def _of(self, tensor: torch.Tensor) -> Read:
-        return self._read.get(tensor) or {}
+        return self.tensors.get(tensor) or {}

@@ -71,7 +71,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(grad))
-            if is_compiled(model):
+            if _any_compiled(modules):
                 stack.enter_context(as_written(model))
                 stack.enter_context(warnings.catch_warnings())
                 warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
@@ -222,9 +222,12 @@ class _Attributes:
 
 def is_compiled(model: nn.Module) -> bool:
     """Return whether a module runs through torch.compile, which skips hooks added after its first call."""
+    return _any_compiled(modules_of(model))
+
+
+def _any_compiled(modules: Iterable[nn.Module]) -> bool:
     return any(
-        module.__dict__.get("_compiled_call_impl") is not None or "_orig_mod" in module._modules
-        for module in modules_of(model)
+        module.__dict__.get("_compiled_call_impl") is not None or "_orig_mod" in module._modules for module in modules
     )
 
 

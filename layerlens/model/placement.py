@@ -152,7 +152,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _accelerate_hooks(module: nn.Module) -> list[Any]:
-    hook = getattr(module, "_hf_hook", None)
+    hook = vars(module).get("_hf_hook")
     return [] if hook is None else list(getattr(hook, "hooks", [hook]))
 
 

@@ -133,7 +133,11 @@ def named_tensors(value: object, prefix: str = "") -> Iterator[tuple[str, torch.
         yield prefix, value
         return
     items: Iterator[tuple[Any, Any]]
-    if isinstance(value, Mapping):
+    if type(value) in (tuple, list):
+        items = enumerate(value)  # type: ignore[arg-type]
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        return
+    elif isinstance(value, Mapping):
         items = iter(value.items())
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         items = iter(zip(value._fields, value, strict=True))
@@ -144,7 +148,11 @@ def named_tensors(value: object, prefix: str = "") -> Iterator[tuple[str, torch.
     else:
         return
     for key, part in items:
-        yield from named_tensors(part, f"{prefix}.{key}" if prefix else str(key))
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(part, torch.Tensor):
+            yield name, part
+        else:
+            yield from named_tensors(part, name)
 
 
 def first_tensor(value: object) -> torch.Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -46,8 +46,7 @@ class Source:
         return f"Source({self.name or self.kind}[{self.size}])"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """Evenly spaced entries of a source.
 
     Entry `i` lies at `offset + i * stride`, in entries of the source; a merged entry lies at the center of what it
@@ -103,8 +102,9 @@ class Axis:
     __slots__ = ("factors", "size")
 
     def __init__(self, factors: Iterable[Factor] = ()) -> None:
-        self.factors: tuple[Factor, ...] = tuple(factors)
-        self.size: int = math.prod(factor.size for factor in self.factors)
+        own = tuple(factors)
+        self.factors: tuple[Factor, ...] = own
+        self.size: int = own[0].size if len(own) == 1 else math.prod([factor.size for factor in own])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Axis) and self.factors == other.factors
@@ -183,7 +183,7 @@ def merged(factors: Iterable[Factor]) -> Axis:
         last = found[-1] if found else None
         if isinstance(last, Part) and isinstance(factor, Part) and fits(last, factor):
             size, offset = last.size * factor.size, last.offset + factor.offset
-            found[-1] = dataclasses.replace(factor, size=size, offset=offset, inner=last.inner)
+            found[-1] = factor._replace(size=size, offset=offset, inner=last.inner)
         else:
             found.append(factor)
     return Axis(found)
@@ -203,14 +203,16 @@ def fits(blocks: Part, places: Part) -> bool:
 def split(part: Part, blocks: int) -> tuple[Part, Part]:
     """Split a part into `blocks` blocks and the entries inside each."""
     size = part.size // blocks
-    outer = dataclasses.replace(part, size=blocks, stride=part.stride * size, outer=True)
-    return outer, dataclasses.replace(part, size=size, offset=0.0, inner=True)
+    outer = part._replace(size=blocks, stride=part.stride * size, outer=True)
+    return outer, part._replace(size=size, offset=0.0, inner=True)
 
 
 def without(axes: Iterable[Axis], gone: Axis) -> Axes:
     """Return `axes` after an operation summed over `gone`: blocks of which it held the places are now places."""
     lost = [part for part in gone.factors if isinstance(part, Part) and (part.inner or part.outer)]
     axes = tuple(axes)
+    if not lost:
+        return axes
     kept = [part for axis in axes for part in axis.parts() if part.inner]
     lost = [part for part in lost if not any(one.source is part.source and one.stride == part.stride for one in kept)]
     return tuple(Axis([_block_centers(factor, lost) for factor in axis.factors]) for axis in axes) if lost else axes
@@ -221,14 +223,16 @@ def _block_centers(factor: Factor, lost: list[Part]) -> Factor:
         for part in lost:
             if fits(factor, part):
                 center = factor.offset + part.offset + (part.size - 1) / 2 * part.stride
-                return dataclasses.replace(factor, offset=center, outer=False)
+                return factor._replace(offset=center, outer=False)
     return factor
 
 
 def as_keys(axis: Axis) -> Axis:
     """Return an axis of places as that of what they are compared with."""
+    if all(part.source.kind != "input" for part in axis.parts()):
+        return axis
     factors = (
-        dataclasses.replace(factor, key=factor.source.kind == "input")
+        factor._replace(key=factor.source.kind == "input")
         if isinstance(factor, Part)
         else Joined(tuple(map(as_keys, factor.segments)))
         for factor in axis.factors
@@ -238,8 +242,11 @@ def as_keys(axis: Axis) -> Axis:
 
 def best(candidates: list[Axis]) -> Axis:
     """Return the axis of entries that several tensors gave together, entry by entry."""
+    first = candidates[0]
+    if all(other is first for other in candidates):
+        return first
     first = min(candidates, key=_rank)
-    if len(candidates) == 1 or not first.factors or all(other.factors == first.factors for other in candidates):
+    if not first.factors or all(other.factors == first.factors for other in candidates):
         return first
     sizes = [factor.size for factor in first.factors]
     alike = [other for other in candidates if [factor.size for factor in other.factors] == sizes]
@@ -291,9 +298,9 @@ def cut(axis: Axis, start: int, size: int, step: int = 1) -> Axis:
             shift = (shift - part.rolled) % part.wrap
             if shift + (size - 1) * step * part.stride >= part.wrap:
                 return new("unknown", size, f"entries {start} to {start + size * step} of a rolled {axis!r}")
-            part = dataclasses.replace(part, rolled=0.0, wrap=0.0)
+            part = part._replace(rolled=0.0, wrap=0.0)
         offset = part.offset + shift
-        return Axis((dataclasses.replace(part, size=size, stride=part.stride * step, offset=offset),))
+        return Axis((part._replace(size=size, stride=part.stride * step, offset=offset),))
     if len(axis.factors) == 1 and isinstance(axis.factors[0], Joined):
         return joined(_cut_segments(axis.factors[0].segments, start, size, step))
     kinds = {part.source.kind for part in axis.parts()}
@@ -356,4 +363,4 @@ def _continued(first: Axis, second: Axis) -> Axis | None:
     stride = one.stride if one.size > 1 else two.stride if two.size > 1 else gap
     if gap == 0 or abs(gap - stride) > 1e-6 or (two.size > 1 and abs(two.stride - stride) > 1e-6):
         return None
-    return Axis((dataclasses.replace(one, size=one.size + two.size, stride=stride),))
+    return Axis((one._replace(size=one.size + two.size, stride=stride),))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from .axis import Axes, Axis, Part, Source, best, cut, new
@@ -39,7 +37,7 @@ def picked(axis: Axis, index: torch.Tensor, by: Axes | None) -> Axis:
     if axis.part is not None and bool((steps == steps[0]).all()) and int(steps[0]):
         part, first, step = axis.part, int(index[0]), int(steps[0])
         offset, stride = part.offset + first * part.stride, part.stride * step
-        return Axis((dataclasses.replace(part, size=index.numel(), stride=stride, offset=offset),))
+        return Axis((part._replace(size=index.numel(), stride=stride, offset=offset),))
     if all(part.source.kind == "unit" for part in axis.parts()) and axis.factors:
         return new("unit", index.numel())
     times = max(index.numel() // max(axis.size, 1), 1)

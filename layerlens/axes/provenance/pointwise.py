@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from .axis import Axes, Axis, new, without
 from .table import Found, Operation, broadcast, positive, replaced, row
 
@@ -72,7 +70,7 @@ def pooled(axis: Axis) -> Axis:
     if part is None:
         return Axis()
     center = part.offset + (part.size - 1) / 2 * part.stride
-    return Axis((dataclasses.replace(part, size=1, stride=part.stride * part.size, offset=center),))
+    return Axis((part._replace(size=1, stride=part.stride * part.size, offset=center),))
 
 
 @row("aten.topk", "aten.sort", "aten.argsort", "aten.unique_dim", "aten.multinomial", "aten.histc")

@@ -30,6 +30,9 @@ def reshaped(axes: Axes, sizes: Iterable[int]) -> Axes:
             group.append(source.pop(0))
         if wanted and wanted[0] == 1 and len(group[-1].factors) > 1 and group[-1].factors[-1].size == 1:
             targets.append(wanted.pop(0))
+        if len(group) == len(targets) == 1 and len(group[0].factors) < 2:
+            found.append(group[0])
+            continue
         found.extend(_regrouped([factor for axis in group for factor in axis.factors], targets))
     return tuple(found)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from .axis import Axes, Axis, Part, best, cut, fits, joined, new
 from .reshaped import reshaped
 from .table import Found, Operation, broadcast, constant, numbers, positive, replaced, row
@@ -104,7 +102,7 @@ def taken(axes: Axes, place: int, entry: int) -> Axes:
         for at, factor in enumerate(axis.factors):
             if isinstance(factor, Part) and factor.source is gone.source and (factor.outer or factor.inner):
                 alone = fits(factor, gone) if gone.inner else fits(gone, factor) and gone.size == 1
-                moved = dataclasses.replace(factor, offset=factor.offset + shift, outer=factor.outer and not alone)
+                moved = factor._replace(offset=factor.offset + shift, outer=factor.outer and not alone)
                 return replaced(left, number, Axis((*axis.factors[:at], moved, *axis.factors[at + 1 :])))
     return left
 
@@ -171,7 +169,7 @@ def flip(operation: Operation) -> Found:
         place = positive(dim, len(axes))
         part = axes[place].part
         if part is not None:
-            back = dataclasses.replace(part, stride=-part.stride, offset=part.offset + (part.size - 1) * part.stride)
+            back = part._replace(stride=-part.stride, offset=part.offset + (part.size - 1) * part.stride)
             axes = replaced(axes, place, Axis((back,)))
         elif axes[place].size > 1:
             axes = replaced(axes, place, new("unknown", axes[place].size, f"a flip of {axes[place].name}"))
@@ -193,7 +191,7 @@ def roll(operation: Operation) -> Found:
             axes = replaced(axes, place, new("unknown", axes[place].size, f"a roll of {axes[place].name}"))
         elif part.source.kind != "extra":
             rolled = (part.rolled + shift * part.stride) % length
-            axes = replaced(axes, place, Axis((dataclasses.replace(part, rolled=rolled, wrap=length * bool(rolled)),)))
+            axes = replaced(axes, place, Axis((part._replace(rolled=rolled, wrap=length * bool(rolled)),)))
     return axes
 
 
@@ -236,7 +234,7 @@ def strided(operation: Operation) -> Found:
                 found.append(new("unknown", size, "as_strided"))
                 continue
             offset = part.offset + (window - 1) / 2 * part.stride
-            found.append(Axis((dataclasses.replace(part, size=size, stride=part.stride * step, offset=offset),)))
+            found.append(Axis((part._replace(size=size, stride=part.stride * step, offset=offset),)))
     return tuple(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -29,31 +30,45 @@ def row(*names: str) -> Callable[[Row], Row]:
     return add
 
 
-def row_of(name: str) -> Row | None:
-    """Return the row of an operation; that of `add` also serves `add_`. None if there is none."""
-    return _ROWS.get(name) or _ROWS.get(name.rstrip("_"))
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kind:
+    """What is known of an operation before it runs.
+
+    Attributes:
+        name: its name, such as `aten.view`.
+        row: its row; that of `add` also serves `add_`, that of `clone` everything that torch calls pointwise. None if
+            there is none.
+        arguments: name of each argument -> its position and default.
+        writes: whether it writes into its first argument.
+        reads: whether it reads, or puts together, entries of an axis.
+    """
+
+    name: str
+    row: Row | None
+    arguments: dict[str, tuple[int, Any]]
+    writes: bool
+    reads: bool
 
 
 @functools.cache
-def name_of(function: Any) -> str:
-    """Return the name of an operation, such as `aten.view`."""
-    return str(function._schema.name).replace("::", ".")
-
-
-@functools.cache
-def _arguments_of(function: Any) -> dict[str, tuple[int, Any]]:
-    """Return the name of each argument -> its position and default."""
-    return {
+def kind_of(function: Any) -> Kind:
+    """Return what is known of an operation of torch."""
+    name = str(function._schema.name).replace("::", ".")
+    arguments = {
         argument.name: (place, argument.default_value if argument.has_default_value() else None)
         for place, argument in enumerate(function._schema.arguments)
     }
+    found = _ROWS.get(name) or _ROWS.get(name.rstrip("_"))
+    if found is None and torch.Tag.pointwise in function.tags:
+        found = _ROWS["aten.clone"]
+    return Kind(name, found, arguments, name.endswith("_"), name in ("aten.select", "aten.unbind"))
 
 
 class Operation:
     """One executed operation.
 
     Args:
-        function: the operation.
+        kind: the operation.
         args: its positional arguments.
         kwargs: its keyword arguments.
         out: what it returned.
@@ -63,13 +78,14 @@ class Operation:
     Attributes:
         out: what it returned.
         layer: path of the innermost running layer.
+        name: its name, such as `aten.view`.
     """
 
-    __slots__ = ("_args", "_axes_of", "_function", "_kwargs", "_positions", "layer", "out")
+    __slots__ = ("_args", "_axes_of", "_kwargs", "_positions", "layer", "name", "out")
 
     def __init__(
         self,
-        function: Any,
+        kind: Kind,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         out: Any,
@@ -77,8 +93,8 @@ class Operation:
         layer: str = "",
     ) -> None:
         self.layer = layer
-        self._function, self._args, self._kwargs, self.out, self._axes_of = function, args, kwargs, out, axes_of
-        self._positions = _arguments_of(function)
+        self._args, self._kwargs, self.out, self._axes_of = args, kwargs, out, axes_of
+        self.name, self._positions = kind.name, kind.arguments
 
     def __getitem__(self, name: str) -> Any:
         """The argument of this name, or its default."""
@@ -93,11 +109,6 @@ class Operation:
     def get(self, name: str, default: Any) -> Any:
         """Return the argument of this name, or `default` for an operation that does not take it."""
         return self[name] if name in self._positions else default
-
-    @property
-    def name(self) -> str:
-        """The name, such as `aten.view`."""
-        return name_of(self._function)
 
     @property
     def first(self) -> torch.Tensor:

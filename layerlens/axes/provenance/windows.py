@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from .axis import Axes, Axis, Part, joined, new, without
@@ -15,7 +14,7 @@ def moved(axis: Axis, size: int, stride: float, shift: float, why: str) -> Axis:
     part = axis.part
     if part is not None:
         note(axis, "windowed")
-        return Axis((dataclasses.replace(part, size=size, stride=part.stride * stride,
+        return Axis((part._replace(size=size, stride=part.stride * stride,
                                          offset=part.offset + shift * part.stride),))  # fmt: skip
     if not axis.factors:
         return axis if size == 1 else new("copy" if why == "resizing" else "unit", size)
@@ -144,7 +143,7 @@ def pad(operation: Operation) -> Found:
 def _padded(axis: Axis, before: int, after: int) -> Axis:
     part, size = axis.part, axis.size + before + after
     if part is not None and part.source.kind == "input" and not (part.rolled and before):
-        return Axis((dataclasses.replace(part, size=size, offset=part.offset - before * part.stride),))
+        return Axis((part._replace(size=size, offset=part.offset - before * part.stride),))
     if part is not None and part.source.kind == "unit":
         return new("unit", size)
     if axis.factors and before >= 0 and after >= 0:
@@ -161,8 +160,8 @@ def unfold(operation: Operation) -> Found:
     part, inside = axes[place].part, new("copy", size)
     count = operation.shape[place]
     if part is not None and size == step:
-        inside = Axis((dataclasses.replace(part, size=size, offset=0.0, inner=True),))
-        blocks = Axis((dataclasses.replace(part, size=count, stride=part.stride * step, outer=True),))
+        inside = Axis((part._replace(size=size, offset=0.0, inner=True),))
+        blocks = Axis((part._replace(size=count, stride=part.stride * step, outer=True),))
     else:
         blocks = moved(axes[place], count, step, (size - 1) / 2, "windows")
     note(axes[place], "windowed")
