@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from threading import Lock, get_ident
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.modules import module as modules
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerlens.errors import InputError, RecordError
 from layerlens.inputs.inputs import Forward, Inputs
@@ -23,29 +22,16 @@ from layerlens.model.trees import named_tensors
 from .call_site import CallSite
 from .provenance.axis import Axes, Axis, Part, Source, new
 from .provenance.pointwise import same
+from .provenance.reshaped import Reshapes
 from .provenance.roles import UNITS, name_sources
 from .provenance.table import Operation, constant, kind_of
 from .steps import OfTensors, Steps
+from .tracing import traced
 
 AxisNames: TypeAlias = "Mapping[str, Sequence[str]]"
 """Input tensor, layer, or `layer/tensor` -> names of its axes."""
 
-_TRACING: dict[int, list[Follow]] = {}
-"""Thread -> the traces that run in it."""
-
 _FILLED = "it was filled entry by entry"
-
-_WHOLE = ("lstm", "gru", "rnn_tanh", "rnn_relu", "_pad_packed_sequence", "einsum")
-"""Functions that are followed as one operation: step by step they are hundreds, or lose their letters."""
-
-_PLACES = [(place, name) for name in _WHOLE for place in (torch, torch._VF) if (place, name) != (torch, "einsum")]
-"""Where torch's own layers and `torch.einsum`, or a model, look them up."""
-
-_ORIGINAL: list[tuple[Any, str, Any, bool]] = []
-"""Place, name, function, and whether the place holds it itself, while they are replaced."""
-
-_REPLACED = Lock()
-"""Held while that is done, or undone."""
 
 
 def sizes_of(tensor: torch.Tensor) -> list[int]:
@@ -70,8 +56,9 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._axes: OfTensors[Axes] = OfTensors()
         self.steps = Steps()
-        self._stepped = self.steps.tensors.values
+        self._read = self.steps.tensors.values
         self._filled: OfTensors[list[tuple[int, float]]] = OfTensors()
+        self._reshapes: Reshapes = {}
         self.unknown: dict[str, str] = {}
         self.layer: LayerPath = ""
 
@@ -102,20 +89,20 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not given:
             return
         kind = kind_of(function)
-        name, row = kind.name, kind.row
-        if name.startswith("aten.new_"):  # takes nothing from the tensor but its type
+        if kind.fresh:
             return
         alone = isinstance(out, torch.Tensor)
-        first = out if alone else out[0] if isinstance(out, (tuple, list)) and out else None
-        if row is same and not self._stepped and _alike(given, first) and not (kind.writes and first._is_view()):
-            for part in (out,) if alone else out:  # further outputs are statistics without places
-                if part is first or (part is not None and part.shape == first.shape):
-                    self._axes[part] = given[0]
-            return
         tensors = [out] if alone else list(out) if isinstance(out, (tuple, list)) else []
-        if not any(isinstance(part, torch.Tensor) for part in tensors):
+        if not alone and not any(isinstance(part, torch.Tensor) for part in tensors):
             return
-        operation, why = Operation(kind, args, kwargs, out, self.axes, self.layer), ""
+        name, row, first = kind.name, kind.row, tensors[0]
+        read = self._read and any(id(tensor) in self._read for tensor, _ in given)
+        if row is same and not read and _alike(given, first) and not (kind.writes and first._is_view()):
+            for part in tensors:  # further outputs are statistics without places
+                if part is first or (part is not None and part.shape == first.shape):
+                    self._axes[part] = given[0][1]
+            return
+        operation, why = Operation(kind, args, kwargs, out, self.axes, self.layer, self._reshapes), ""
         found: Any = None
         if row is None:
             why = f"{name} is not followed"
@@ -124,7 +111,7 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 found = row(operation)
             except (LookupError, TypeError, ValueError, AttributeError, AssertionError, StopIteration) as error:
                 why = f"{name} could not be followed ({type(error).__name__}: {error})"
-        if kind.reads or self._stepped:
+        if kind.picks or read:
             if isinstance(found, tuple) and len(found) == len(operation.shape):
                 found = self.steps.joined(operation, found)
             self.steps.note(operation, [part for part in tensors if isinstance(part, torch.Tensor)])
@@ -146,16 +133,16 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if base is not None and (self._axes.get(base) is None or self._filled.get(base) is not None):
                 self._written(tensor, base, axes)
 
-    def _given(self, values: Iterable[Any]) -> list[Axes]:
-        """The axes of the tensors among arguments that depend on the input."""
-        found: list[Axes] = []
+    def _given(self, values: Iterable[Any]) -> list[tuple[torch.Tensor, Axes]]:
+        """The tensors among arguments that depend on the input, and their axes."""
+        found: list[tuple[torch.Tensor, Axes]] = []
         known = self._axes.values
         for value in values:
             kept = known.get(id(value))
-            if kept is not None and kept[0]() is value:
-                found.append(kept[1])
+            if kept is not None and isinstance(value, torch.Tensor) and kept[0]() is value:
+                found.append((value, kept[1]))
             elif isinstance(value, (list, tuple)):
-                found.extend(self._given(value))
+                found += self._given(value)
         return found
 
     def _written(self, view: torch.Tensor, base: torch.Tensor, axes: Axes) -> None:
@@ -196,33 +183,12 @@ def _fit(axes: Axes, tensor: torch.Tensor) -> bool:
     return tensor.is_nested or [axis.size for axis in axes] == list(tensor.shape)
 
 
-def _alike(given: list[Axes], out: object) -> bool:
+def _alike(given: list[tuple[torch.Tensor, Axes]], out: object) -> bool:
     """Whether all arguments have the same axes, and the output has their sizes."""
-    first = given[0]
-    if not isinstance(out, torch.Tensor) or (len(given) > 1 and any(axes is not first for axes in given)):
+    first = given[0][1]
+    if not isinstance(out, torch.Tensor) or (len(given) > 1 and any(axes is not first for _, axes in given)):
         return False
     return not out.is_nested and _fit(first, out)
-
-
-def _whole(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of torch that is followed as one operation where a thread follows axes."""
-    packet = getattr(torch.ops.aten, name)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        traces = _TRACING.get(get_ident())
-        if not traces:
-            return original(*args, **kwargs)
-        with _disable_current_modes():
-            out = original(*args, **kwargs)
-        if "default" in packet.overloads():
-            overload = packet.default
-        else:
-            packed = isinstance(args[1], torch.Tensor) and isinstance(args[3], (list, tuple))
-            overload = packet.data if packed else packet.input
-        traces[-1].note(overload, args, kwargs, out)
-        return out
-
-    return call
 
 
 class _Calls:
@@ -259,8 +225,7 @@ class _Calls:
 
     def outputs(self, module: nn.Module, output: object) -> dict[str, Axes]:
         """Return the axes of every tensor of an output, by name."""
-        alone = isinstance(output, torch.Tensor)
-        return self._axes([("", output)] if alone else tensors_of(module, output).items())
+        return self._axes([("", output)] if isinstance(output, torch.Tensor) else tensors_of(module, output).items())
 
     def _enter(self, module: nn.Module, args: object) -> None:
         path = self._paths.get(id(module))
@@ -373,45 +338,13 @@ def follow(
                      for name, size in zip(wanted, tensor.shape, strict=True))  # fmt: skip
 
     calls = _Calls(model, mode, of_layers, said)
-    with _tracing(mode), torch.no_grad(), calls.attached(), mode:
+    with traced(mode.note), torch.no_grad(), calls.attached(), mode:
         out = inputs.run(model, run)
         output = calls.outputs(model, out)
     if batched and batch.size > 1 and "convolved" in batch.roles:
         return follow(model, inputs, forward, names, batched=False)
     name_sources(given, inputs.tensors(), {key: value for key, value in names.items() if key in given})
     return Followed(given, tuple(calls.found), output, mode.unknown)
-
-
-@contextlib.contextmanager
-def _tracing(follow: Follow) -> Iterator[None]:
-    """Note that this thread runs the model to follow its axes, so that open probes do not record it.
-
-    While any thread does, torch's functions of `_WHOLE` are replaced; a function mode would see them too, and every
-    other function and attribute of a tensor, at a third of the cost of a small model.
-    """
-    thread = get_ident()
-    with _REPLACED:
-        if not _TRACING:
-            for place, name in _PLACES:
-                original = getattr(place, name)
-                _ORIGINAL.append((place, name, original, name in vars(place)))
-                setattr(place, name, _whole(name, original))
-        _TRACING.setdefault(thread, []).append(follow)
-    try:
-        yield
-    finally:
-        with _REPLACED:
-            _TRACING[thread].pop()
-            if not _TRACING[thread]:
-                del _TRACING[thread]
-            while _ORIGINAL and not _TRACING:
-                place, name, original, own = _ORIGINAL.pop()
-                setattr(place, name, original) if own else delattr(place, name)
-
-
-def tracing() -> bool:
-    """Return whether this thread runs the model to follow its axes."""
-    return get_ident() in _TRACING
 
 
 def _named_axis(

@@ -41,9 +41,7 @@ class Steps:
 
     def note(self, operation: Operation, tensors: Sequence[torch.Tensor]) -> None:
         """Note what an operation returned; of several entries of one axis the one that was read last counts."""
-        picks = operation.name in ("aten.select", "aten.unbind")
-        if not picks and not self.tensors.values:
-            return
+        picks = operation.picks
         read: dict[Source, tuple[int, float]] = {}
         for tensor in operation.tensors():
             for source, (age, position) in self._of(tensor).items():

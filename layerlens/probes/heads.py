@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from layerlens.axes.follow import Followed, tracing
+from layerlens.axes.follow import Followed
 from layerlens.axes.layout import heads, role
+from layerlens.axes.tracing import tracing
 from layerlens.model.call_tracking import Running
 from layerlens.model.layers import LayerPath
 

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from layerlens.axes.follow import Followed, tracing
+from layerlens.axes.follow import Followed
 from layerlens.axes.names import axes_of
+from layerlens.axes.tracing import tracing
 from layerlens.errors import OptionError, choose, warn
 from layerlens.model.borrowed import as_written, is_compiled
 from layerlens.model.layers import LayerPath, Layers, Selection

@@ -246,7 +246,10 @@ def best(candidates: list[Axis]) -> Axis:
     if all(other is first for other in candidates):
         return first
     first = min(candidates, key=_rank)
-    if not first.factors or all(other.factors == first.factors for other in candidates):
+    alone = first.part
+    if not first.factors or (alone is not None and alone.source.kind != "input"):
+        return first
+    if all(other.factors == first.factors for other in candidates):
         return first
     sizes = [factor.size for factor in first.factors]
     alike = [other for other in candidates if [factor.size for factor in other.factors] == sizes]
@@ -283,6 +286,10 @@ def meet(first: Source, second: Source) -> None:
 
 def _rank(axis: Axis) -> tuple[float, float]:
     """The best of the parts, and among equal ones the sum."""
+    alone = axis.part
+    if alone is not None:
+        rank = RANK[alone.source.kind] + 0.5 * alone.key
+        return rank, rank
     ranks = [RANK[part.source.kind] + 0.5 * part.key for part in axis.parts()]
     return (min(ranks), sum(ranks)) if ranks else (9, 9)
 

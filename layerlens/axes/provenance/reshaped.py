@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 from .axis import Axes, Axis, Factor, Part, merged, new, split
 
+Reshapes: TypeAlias = "dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[list[Axis], list[Axis]]]"
+"""Axes, by identity, and sizes -> these axes, and what they were reshaped to."""
 
-def reshaped(axes: Axes, sizes: Iterable[int]) -> Axes:
-    """Return the axes of a tensor that is reshaped to `sizes`: factors are merged and split in order."""
+
+def reshaped(axes: Axes, sizes: Iterable[int], before: Reshapes | None = None) -> Axes:
+    """Return the axes of a tensor that is reshaped to `sizes`: factors are merged and split in order.
+
+    Args:
+        axes: axes of the tensor.
+        sizes: new sizes.
+        before: what was reshaped before in this run; it is written into.
+    """
     wanted, source, found = list(sizes), list(axes), list[Axis]()
     while wanted:
         if not source:  # the rest of the sizes is 1
@@ -33,7 +43,13 @@ def reshaped(axes: Axes, sizes: Iterable[int]) -> Axes:
         if len(group) == len(targets) == 1 and len(group[0].factors) < 2:
             found.append(group[0])
             continue
-        found.extend(_regrouped([factor for axis in group for factor in axis.factors], targets))
+        key = tuple(map(id, group)), tuple(targets)
+        known = None if before is None else before.get(key)
+        if known is None:
+            known = group, list(_regrouped([factor for axis in group for factor in axis.factors], targets))
+            if before is not None and all(axis.known for axis in known[1]):
+                before[key] = known
+        found.extend(known[1])
     return tuple(found)
 
 

@@ -12,7 +12,7 @@ from .table import Found, Operation, broadcast, constant, numbers, positive, rep
 def reshape(operation: Operation) -> Found:
     """Merge and split axes in order."""
     axes = operation.own()
-    return axes if "dtype" in operation else reshaped(axes, operation.shape)
+    return axes if "dtype" in operation else reshaped(axes, operation.shape, operation.before)
 
 
 @row("aten.permute", "aten.permute_copy")

@@ -40,14 +40,16 @@ class Kind:
             there is none.
         arguments: name of each argument -> its position and default.
         writes: whether it writes into its first argument.
-        reads: whether it reads, or puts together, entries of an axis.
+        picks: whether it takes single entries of an axis.
+        fresh: whether it takes nothing from its argument but the type.
     """
 
     name: str
     row: Row | None
     arguments: dict[str, tuple[int, Any]]
     writes: bool
-    reads: bool
+    picks: bool
+    fresh: bool
 
 
 @functools.cache
@@ -61,7 +63,8 @@ def kind_of(function: Any) -> Kind:
     found = _ROWS.get(name) or _ROWS.get(name.rstrip("_"))
     if found is None and torch.Tag.pointwise in function.tags:
         found = _ROWS["aten.clone"]
-    return Kind(name, found, arguments, name.endswith("_"), name in ("aten.select", "aten.unbind"))
+    picks, fresh = name in ("aten.select", "aten.unbind"), name.startswith("aten.new_")
+    return Kind(name, found, arguments, writes=name.endswith("_"), picks=picks, fresh=fresh)
 
 
 class Operation:
@@ -74,14 +77,17 @@ class Operation:
         out: what it returned.
         axes_of: returns the axes of a tensor, None for one that does not depend on the input.
         layer: path of the innermost running layer.
+        before: what `reshaped` remembers in this run.
 
     Attributes:
         out: what it returned.
         layer: path of the innermost running layer.
         name: its name, such as `aten.view`.
+        picks: whether it takes single entries of an axis.
+        before: what `reshaped` remembers in this run.
     """
 
-    __slots__ = ("_args", "_axes_of", "_kwargs", "_positions", "layer", "name", "out")
+    __slots__ = ("_args", "_axes_of", "_kwargs", "_positions", "before", "layer", "name", "out", "picks")
 
     def __init__(
         self,
@@ -91,10 +97,11 @@ class Operation:
         out: Any,
         axes_of: Callable[[Any], Axes | None],
         layer: str = "",
+        before: dict[Any, Any] | None = None,
     ) -> None:
-        self.layer = layer
+        self.layer, self.before = layer, before
         self._args, self._kwargs, self.out, self._axes_of = args, kwargs, out, axes_of
-        self.name, self._positions = kind.name, kind.arguments
+        self.name, self.picks, self._positions = kind.name, kind.picks, kind.arguments
 
     def __getitem__(self, name: str) -> Any:
         """The argument of this name, or its default."""
@@ -113,6 +120,8 @@ class Operation:
     @property
     def first(self) -> torch.Tensor:
         """The first tensor among the arguments."""
+        if self._args and isinstance(self._args[0], torch.Tensor):
+            return self._args[0]
         return next(value for value in (*self._args, *self._kwargs.values()) if isinstance(value, torch.Tensor))
 
     @property
@@ -147,10 +156,14 @@ def constant(sizes: Sequence[int]) -> Axes:
 
 def broadcast(operation: Operation, tensors: Sequence[torch.Tensor], shape: Sequence[int]) -> Axes:
     """Return the axes of what is computed entry by entry of `tensors`."""
-    known = [(axes, len(shape) - len(axes)) for axes in map(operation.axes, tensors) if axes is not None]
+    known = [axes for axes in map(operation.axes, tensors) if axes is not None]
+    if len(known) == 1 and [axis.size for axis in known[0]] == list(shape):
+        return known[0]
+    shifts = [len(shape) - len(axes) for axes in known]
     found: list[Axis] = []
     for place, size in enumerate(shape):
-        here = [axes[place - shift] for axes, shift in known if place >= shift and axes[place - shift].size == size]
+        here = [axes[place - shift] for axes, shift in zip(known, shifts, strict=True) if place >= shift]
+        here = [axis for axis in here if axis.size == size]
         found.append(best(here) if here else Axis() if size == 1 else new("extra", size))
     return tuple(found)
 

@@ -14,6 +14,8 @@ def moved(axis: Axis, size: int, stride: float, shift: float, why: str) -> Axis:
     part = axis.part
     if part is not None:
         note(axis, "windowed")
+        if size == axis.size and stride == 1 and not shift:
+            return axis
         return Axis((part._replace(size=size, stride=part.stride * stride,
                                          offset=part.offset + shift * part.stride),))  # fmt: skip
     if not axis.factors:
@@ -25,7 +27,8 @@ def moved(axis: Axis, size: int, stride: float, shift: float, why: str) -> Axis:
 
 def note(axis: Axis, role: str) -> None:
     """Note what an operation did to the sources of an axis."""
-    for part in axis.parts():
+    alone = axis.part
+    for part in axis.parts() if alone is None else (alone,):
         if part.source.kind == "input" and (role != "contracted" or not part.inner):
             part.source.roles.setdefault(role, len(part.source.roles))
 
