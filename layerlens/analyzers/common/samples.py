@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -169,6 +169,68 @@ def rows_influence(run: Callable[[torch.Tensor], torch.Tensor], first: torch.Ten
         warn_of_influence(1)
         return True
     return False
+
+
+def slopes_by_sample(
+    scores: torch.Tensor, tensors: Sequence[torch.Tensor], interacting: bool | None = None
+) -> tuple[tuple[torch.Tensor | None, ...], bool | None]:
+    """Return the gradient of each sample's own score by its rows of some tensors; None for those it does not depend on.
+
+    Where samples influence each other the gradient of the sum of the scores would hold the scores of the others: they
+    are then differentiated one by one, in one graph.
+
+    Args:
+        scores: `(n,)`, with a graph.
+        tensors: each `(n, ...)`; others get the gradient of the sum.
+        interacting: whether samples influence each other; None to find out, by the gradient of one score.
+
+    Returns:
+        The gradients, and whether samples influence each other, None for a single one.
+
+    Warns:
+        UserWarning: when they were found to.
+    """
+    if interacting is None and len(scores) > 1 and (interacting := _reaches_others(scores, tensors)):
+        warn_of_influence(len(scores))
+    if not interacting or len(scores) == 1:
+        return torch.autograd.grad(scores.sum(), tensors, allow_unused=True), interacting
+    found = list(torch.autograd.grad(scores.sum(), tensors, allow_unused=True, retain_graph=True))
+    for row, score in enumerate(scores):
+        own = torch.autograd.grad(score, tensors, allow_unused=True, retain_graph=True)
+        for place, slope in enumerate(own):
+            whole = found[place]
+            if whole is not None and len(whole) == len(scores):
+                whole[row] = 0 if slope is None else slope[row]
+    return tuple(found), interacting
+
+
+def warn_of_joint_scores(score: Callable[[Leaves], torch.Tensor], start: Leaves, what: str) -> None:
+    """Warn if samples influence each other, for a method that explains the sum of their scores.
+
+    Args:
+        score: from the leaves to scores, `(n,)`; it runs if there is more than one sample.
+        start: the leaves, each `(n, ...)`, with gradients.
+        what: the values of the method, for the message.
+    """
+    states = generator_states()
+    try:
+        joint = len(next(iter(start.values()))) > 1 and _reaches_others(score(start), list(start.values()))
+    except RuntimeError:  # torch cannot differentiate the model; the method may
+        joint = False
+    finally:
+        restore_generators(states)
+    if joint:
+        warn(
+            f"samples influence each other in this model (batch statistics, quantization by batch): the {what} of a "
+            "sample holds what it does to the scores of the other samples as well. Give one sample at a time."
+        )
+
+
+def _reaches_others(scores: torch.Tensor, tensors: Sequence[torch.Tensor]) -> bool:
+    """Return whether the score of the first sample has a gradient by other rows; it is exactly 0 where it has none."""
+    slopes = torch.autograd.grad(scores[0], tensors, allow_unused=True, retain_graph=True)
+    rows = (slope[1:] for slope in slopes if slope is not None and slope.ndim and len(slope) == len(scores))
+    return any(bool((row.abs() > 0).any()) for row in rows)
 
 
 def check_samples(run: Run, target: Target, batch: Leaves, output: Any, scores: torch.Tensor) -> None:

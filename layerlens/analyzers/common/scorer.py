@@ -36,7 +36,7 @@ from .messages import (
     warn_of_not_finite,
     warn_of_zeros as warn_of_zeros,
 )
-from .samples import ONE_BY_ONE, check_samples, in_batch, interact
+from .samples import ONE_BY_ONE, check_samples, in_batch, interact, slopes_by_sample
 
 Leaves = dict[str, torch.Tensor]
 Changed = Mapping[str, torch.Tensor]
@@ -378,7 +378,7 @@ def gradients(
     slopes: tuple[torch.Tensor | None, ...] = (None,)
     if score.requires_grad:
         with backward_pass(scorer.model):
-            slopes = torch.autograd.grad(score.sum(), list(start.values()), allow_unused=True)
+            slopes, scorer.interacting = slopes_by_sample(score, list(start.values()), scorer.interacting)
     if all(slope is None for slope in slopes):
         place = next(iter(scorer.leaves.values())).place
         if place is not None:

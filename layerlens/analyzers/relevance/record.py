@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.samples import warn_of_joint_scores
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.graph.added_constants import Notes
 from layerlens.analyzers.graph.cuts import Cuts
@@ -125,6 +126,9 @@ def record(
         _find_cuts_outside_torch(scorer, leaves, recorder.notes)
         scores.values = values
     roots = [_root(score, graph, recorder.notes.cuts) for score in values]
+    recomputes = any(getattr(one, "gradient_checkpointing", None) is True for one in model.modules())
+    if conditions is None and not recomputes:  # another backward pass would run its blocks again
+        warn_of_joint_scores(lambda _: values[0], leaves, "relevance")
     nodes = list({id(info): info for root in roots for info in graph.reached(root)}.values())
     return Recording(
         model, rulebook, scorer, leaves, scores, nodes, roots, recorder.notes, spans.found, outputs, conditions, wanted

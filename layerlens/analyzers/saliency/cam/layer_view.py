@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_shapes import call_index
+from layerlens.analyzers.common.samples import slopes_by_sample
 from layerlens.analyzers.common.scorer import Scorer, backward_pass
 from layerlens.axes.call_site import CallSite
 from layerlens.axes.follow import Followed
@@ -289,4 +290,4 @@ def _gradients(model: nn.Module, score: torch.Tensor, tensors: list[torch.Tensor
     if not score.requires_grad:
         return (None,) * len(tensors)
     with backward_pass(model):
-        return torch.autograd.grad(score.sum(), tensors, allow_unused=True)
+        return slopes_by_sample(score, tensors)[0]

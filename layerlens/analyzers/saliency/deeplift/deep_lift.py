@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from layerlens.analyzers.common.features.baselines import Baseline, baselines
 from layerlens.analyzers.common.messages import of_samples, sample_numbers
 from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.samples import warn_of_joint_scores
 from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, scoring, warn_of_zeros
 from layerlens.analyzers.graph.graph import ACCUMULATE, Graph
 from layerlens.analyzers.graph.operation import Gradients
@@ -89,6 +90,7 @@ def deep_lift(
     """
     choose("rule", rule, RULES)
     with scoring(model, x, target, where=where, forward=forward) as scorer:
+        warn_of_joint_scores(scorer, scorer.start(), "contribution")
         starts, label = baselines(scorer, baseline)
         comparison = compare(scorer, starts, rule)
         gap = completeness_gap(comparison.values, comparison.score, comparison.baseline_score)

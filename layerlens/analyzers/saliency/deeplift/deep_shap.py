@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.samples import warn_of_joint_scores
 from layerlens.analyzers.common.scorer import scoring, warn_of_zeros
 from layerlens.errors import check_seed, choose
 from layerlens.inputs.inputs import Forward, Input
@@ -61,6 +62,7 @@ def deep_shap(
     check_seed(seed)
     choose("rule", rule, RULES)
     with scoring(model, x, target, where=where, forward=forward) as scorer:
+        warn_of_joint_scores(scorer, scorer.start(), "contribution")
         starts, label = references(scorer, baselines, seed)
         comparisons = [compare(scorer, start, rule) for start in track(starts, "deep_shap")]
         parts = {name: torch.stack([one.values[name] for one in comparisons]).double() for name in scorer.leaves}

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.samples import slopes_by_sample
 from layerlens.analyzers.common.scorer import backward_pass, scoring, warn_of_zeros
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
 from layerlens.analyzers.graph.recorder import Recorder
@@ -110,7 +111,7 @@ def _rectified(
         handles = [info.node.register_hook(hook) for info in rectifiers]
         try:
             with backward_pass(model):
-                slopes = torch.autograd.grad(score.sum(), list(leaves.values()), allow_unused=True)
+                slopes, scorer.interacting = slopes_by_sample(score, list(leaves.values()))
         finally:
             for handle in handles:
                 handle.remove()
