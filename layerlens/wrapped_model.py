@@ -11,7 +11,7 @@ from torch import nn
 
 from .axes.follow import AxisNames
 from .axes.followed import name_axes
-from .errors import InputError, TargetError
+from .errors import InputError
 from .inputs.inputs import Inputs, as_inputs
 from .inputs.sequences import sequences
 from .inputs.token_texts import encoded_texts, known_tokens, token_ids
@@ -19,7 +19,8 @@ from .model.borrowed import borrowed
 from .model.layers import Layers, parameter_count
 from .results import AttentionWeights, Attribution
 from .signatures import public
-from .targets.target import Names, Spec, Target, as_target
+from .targets.names import Names, read_names
+from .targets.target import Spec, Target, as_target
 from .targets.tokens import Vocabulary
 
 Found = TypeVar("Found")
@@ -42,9 +43,7 @@ class WrappedModel:
             self.model = model
         if axes:
             name_axes(model, axes)
-        if isinstance(class_names, str):
-            raise TargetError(f"class_names must be a sequence or a mapping of names, got the text {class_names!r}.")
-        self.class_names = class_names
+        self.class_names = read_names(class_names)
         self.tokenizer = tokenizer
         self.forward = forward
 

@@ -86,6 +86,9 @@ def test_what_is_no_model_is_refused():
         Lens(torch.relu if inspect.isfunction(torch.relu) else (lambda x: x))
     with pytest.raises(errors.TargetError, match="class_names must be a sequence"):
         Lens(small(), class_names="cat")
+    for names in ({"cat": 0, "dog": 1}, ["cat", 1]):
+        with pytest.raises(errors.TargetError, match="class_names are names by index"):
+            Lens(small(), class_names=names)
 
 
 def test_every_public_name_is_there_and_documented():

@@ -42,17 +42,17 @@ def class_index(name: str, names: Names) -> int:
         return names.index(name)
     if names is None:
         raise TargetError(f"target {name!r} is a name, but no class names are known: Lens(model, class_names=...).")
-    pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
-    table: dict[str, int] = {}
-    for index, known in pairs:
-        table.setdefault(known, int(index))
-    if name in table:
-        return table[name]
-    folded = [index for known, index in table.items() if known.casefold() == name.casefold()]
-    if len(folded) == 1:
-        return folded[0]
+    pairs = dict(names.items() if isinstance(names, Mapping) else enumerate(names))
+    found = [index for index, known in pairs.items() if known == name]
+    found = found or [index for index, known in pairs.items() if known.casefold() == name.casefold()]
+    if len(found) == 1:
+        return int(found[0])
+    if found:
+        held = ", ".join(f"{index} {pairs[index]!r}" for index in found[:12])
+        raise TargetError(f"{len(found)} classes have the name {name!r}: {held}. Give the index of one.")
+    table = dict.fromkeys(pairs.values())
     close = suggestion(name, table) or f" Known: {', '.join([*table][:12])}{', ...' if len(table) > 12 else ''}."
-    raise TargetError(f"no class is named {name!r} among {len(table)}.{close}")
+    raise TargetError(f"no class is named {name!r} among {len(pairs)}.{close}")
 
 
 def class_label(index: int, names: Names) -> str:
@@ -62,6 +62,24 @@ def class_label(index: int, names: Names) -> str:
     if isinstance(names, Mapping):
         return names.get(index, f"class {index}")
     return names[index] if -len(names) <= index < len(names) else f"class {index}"
+
+
+def read_names(names: Names) -> Names:
+    """Return class names as given.
+
+    Raises:
+        TargetError: when they are not names by index.
+    """
+    if names is None or isinstance(names, TokenNames):
+        return names
+    if isinstance(names, str) or not hasattr(names, "__getitem__"):
+        raise TargetError(f"class_names must be a sequence or a mapping of names, got {names!r}.")
+    pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
+    for index, name in pairs:
+        if not isinstance(name, str) or not hasattr(index, "__index__"):
+            given = f"{{{index!r}: {name!r}}}"
+            raise TargetError(f"class_names are names by index, such as ['cat', 'dog'] or {{1: 'dog'}}, got {given}.")
+    return names
 
 
 def check_names(names: Names, count: int) -> None:

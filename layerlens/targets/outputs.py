@@ -64,9 +64,21 @@ def class_scores(output: object) -> torch.Tensor:
     """Return the main output as (batch, classes).
 
     Raises:
-        TargetError: when it has other axes.
+        TargetError: when it has other axes, or holds no real numbers.
     """
     scores = main_output(output)
+    if not scores.ndim:
+        raise TargetError(
+            "the output is one value for the whole batch, shape (), and a target needs one score per sample, shape "
+            "(batch,). Give a batch of one sample with target=lambda output: output.reshape(1), or let the model "
+            "return a value for each sample: Lens(model, forward=...)."
+        )
+    if scores.dtype == torch.bool or scores.is_complex():
+        kind = str(scores.dtype).removeprefix("torch.")
+        raise TargetError(
+            f"the output is {kind}, and a score is a real number. Give a function of it: target=lambda output: "
+            f"output{'[:, 0].float()' if scores.dtype == torch.bool else '.abs()[:, 0]'}."
+        )
     if scores.ndim == 1:
         scores = scores.unsqueeze(1)
     if scores.ndim != 2:

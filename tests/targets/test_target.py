@@ -267,6 +267,33 @@ def test_a_value_is_called_by_its_name_and_is_no_class(values):
         as_target(None, names=["no", "yes"]).resolve(values)
 
 
+def test_a_name_that_several_classes_have_is_refused():
+    names = ["crane", "dog", "crane"]
+    with pytest.raises(TargetError, match=r"2 classes have the name 'crane': 0 'crane', 2 'crane'. Give the index"):
+        as_target("crane", names=names)
+    assert as_target("dog", names=names)(OUT).tolist() == as_target(1)(OUT).tolist()
+    assert as_target("cat", names=["Cat", "cat", "dog"])(OUT).tolist() == as_target(1)(OUT).tolist()
+
+
+def test_lists_in_a_list_are_refused():
+    with pytest.raises(TargetError, match="one target for each sample, and this one holds lists"):
+        as_target([[0, 1], [1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (torch.tensor(2.0), "one value for the whole batch.*one score per sample"),
+        (torch.ones(2, 3) > 0, "the output is bool.*float"),
+        (torch.ones(2, 3, dtype=torch.complex64), "the output is complex64.*abs"),
+    ],
+)
+@pytest.mark.parametrize("spec", [None, 0])
+def test_an_output_that_holds_no_score_is_refused(spec, output, said):
+    with pytest.raises(TargetError, match=said):
+        as_target(spec).resolve(output)(output)
+
+
 def test_a_contrast_is_read_with_the_names_of_the_lens_that_gets_it():
     names = ["cat", "dog", "cow"]
     output = torch.tensor([[3.0, 1.0, 5.0]])

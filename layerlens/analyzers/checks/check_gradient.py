@@ -9,9 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.directional_slope import along, moved_from_kinks, replica, slope_of
+from layerlens.analyzers.common.directional_slope import (
+    NOISE,
+    SMALL,
+    along,
+    moved_from_kinks,
+    replica,
+    slope_of,
+)
 from layerlens.analyzers.common.float64_twin import double_twin
 from layerlens.analyzers.common.scorer import Leaves, Scorer, gradients, scoring
+from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.errors import OptionError, check_count
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import generator_states, restore_generators
@@ -45,7 +53,7 @@ def check_gradient(
     any other, and a ledger that may close. Here g v is compared with (S(x + s v) - S(x - s v)) / 2s at a point next to
     x without ties. The differences are taken on a copy of the model in float64 where it runs in float64; else in its
     own type, where the check sees large errors only. The batch is run as it is given: a kernel may be wrong for one
-    sample and right for two.
+    sample and right for two. Where samples influence each other, the scores of the batch are checked as one sum.
 
     Args:
         layers: layers whose gradients are checked one by one, each call on what it got in this run, see `Selection`;
@@ -123,7 +131,31 @@ def _along_one(
         with torch.no_grad():
             return exact(along(starts, steps, step))
 
-    return compare(slopes, steps, slope_of(score_at, dtype), batch=len(exact.rows))
+    count = len(exact.rows)
+    found = compare(slopes, steps, slope_of(score_at, dtype), batch=count)
+    if count < 2 or bool((found.gap <= SMALL).all()) or not _influence(exact, starts, steps, generators):
+        return found
+    whole = compare(slopes, steps, slope_of(lambda step: score_at(step).sum().reshape(1), dtype), batch=1)
+    return Comparison(*(part.expand(count) for part in whole))
+
+
+def _influence(exact: Scorer, starts: Leaves, steps: Leaves, generators: dict[str, Any]) -> bool:
+    """Return whether a step of some samples moves the scores of others."""
+
+    def scores(values: Leaves) -> torch.Tensor:
+        restore_generators(generators)
+        with torch.no_grad():
+            return exact(values)
+
+    still = torch.arange(len(exact.rows), device=exact.rows.device) % 2
+    for kept in (still, 1 - still):
+        moved = {
+            name: torch.where(kept.reshape(-1, *[1] * (value.ndim - 1)).bool(), 0, steps[name].to(value))
+            for name, value in starts.items()
+        }
+        if not nearly_equal(scores(along(starts, moved, NOISE))[kept.bool()], scores(starts)[kept.bool()]):
+            return True
+    return False
 
 
 def _name(dtype: torch.dtype) -> str:

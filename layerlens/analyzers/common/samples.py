@@ -81,12 +81,13 @@ def in_batch(batch: Leaves, values: Leaves, rows: torch.Tensor, place: int) -> d
 
 
 def interact(run: Run, target: Target, batch: Leaves, values: Leaves, rows: torch.Tensor) -> bool:
-    """Return whether a row gets another score next to other rows than in the batch, by more than rounding.
+    """Return whether samples get other scores next to other rows than in their batch, by more than rounding.
 
-    The smallest of a few rows is run next to the others, the last of them doubled so that a scale of all would change,
-    and instead of its sample in the batch. Where the scores differ by more than `ROUNDING`, the second is run again,
-    and with samples of its batch repeated to as many rows: what these change is rounding, of other kernels, unless it
-    is large. A model that draws other numbers in every pass has no answer, and may run many rows at once.
+    The batch, with the smaller of two rows instead of its sample, is run as it is, and next to the other row, between
+    the largest of all times -2 and 2: statistics, a scale, ranks, the first and last rows and their number all change.
+    Where scores differ by more than `ROUNDING`, the batch is run again, and with its samples repeated to as many rows:
+    what these change is rounding, of other kernels, unless it is large. A model that draws other numbers in every pass
+    has no answer, and may run many rows at once.
 
     Args:
         run: runs a borrowed model.
@@ -103,40 +104,44 @@ def interact(run: Run, target: Target, batch: Leaves, values: Leaves, rows: torc
     """
     count = len(next(iter(batch.values())))
     every = torch.arange(count, device=rows.device)
-    few = torch.linspace(0, len(rows) - 1, count + 3).round().long().to(rows.device)  # another number than the batch
-    lengths = [value[few].flatten(1).float().norm(dim=1).cpu() for value in values.values()]
-    least = int(torch.stack(lengths).norm(dim=0)[:-1].argmin()) if lengths else 0
-    own, sample = in_batch(batch, values, rows, int(few[least])), int(rows[few[least]])
+    few = torch.linspace(0, len(rows) - 1, 2).round().long().to(rows.device)
+    if _lengths({name: value[few] for name, value in values.items()}).argmin() == 0:
+        few = few.flip(0)  # the smaller row last
+    own = in_batch(batch, values, rows, int(few[-1]))
+    others = {name: torch.cat([value[few[:1]], own[name]]) for name, value in values.items()}
+    largest = _lengths(others).argmax().reshape(1).to(rows.device)
+    samples = torch.cat([rows[few[:1]], every])
+    samples = torch.cat([samples[largest], samples, samples[largest]])
 
     def alone() -> tuple[torch.Tensor, Any]:
         output = run(own, None)
-        return target(output, every, at=target.at)[sample], output
+        return target(output, every, at=target.at), output
 
     def repeated() -> torch.Tensor:
-        chosen = every.repeat(len(few))[: len(few)]
-        return target(run({name: value[chosen] for name, value in own.items()}, chosen), chosen, at=target.at)[sample]
+        chosen = every.repeat(len(samples))[: len(samples)]
+        moved = {name: value[chosen] for name, value in own.items()}
+        return target(run(moved, chosen), chosen, at=target.at)[:count]
 
-    def some(last: float) -> Any:
-        factor = torch.ones(len(few), device=rows.device)
-        factor[-1] = last
-        shaped = {name: factor.reshape(-1, *[1] * (value.ndim - 1)).to(value) for name, value in values.items()}
-        return run({name: value[few] * shaped[name] for name, value in values.items()}, rows[few])
+    def between(*factors: float) -> Any:
+        ends = {name: [value[largest] * factor for factor in factors] for name, value in others.items()}
+        return run({n: torch.cat([ends[n][0], value, ends[n][1]]) for n, value in others.items()}, samples)
 
     def found() -> bool:
-        score, whole = alone()
-        output = or_none(lambda: some(2.0))
-        output = or_none(lambda: some(1.0)) if output is None else output
-        shared = None if output is None else or_none(lambda: target(output, rows[few], at=target.at)[least])
+        scores, whole = alone()
+        output = or_none(lambda: between(-2.0, 2.0))
+        output = or_none(lambda: between(1.0, 1.0)) if output is None else output
+        shared = None if output is None else or_none(lambda: target(output, samples, at=target.at)[2:-1])
         if shared is None:
             if output is not None:
-                check_function(target, output, rows[few])
+                check_function(target, output, samples)
             return True
-        eps = max(torch.finfo(tensor.dtype).eps for tensor in (score, *_floating(whole)))
-        place = max(_size(whole), abs(float(score))) * eps
-        if _off(shared, score) <= ROUNDING * place or _off(alone()[0], score) > ROUNDING * place:
+        floating = [tensor for tensor in (scores, *_floating(whole)) if tensor.is_floating_point()]
+        eps = max((torch.finfo(tensor.dtype).eps for tensor in floating), default=0.0)
+        place = max(_size(whole), float(scores.abs().nan_to_num().max())) * eps
+        if _off(shared, scores) <= ROUNDING * place or _off(alone()[0], scores) > ROUNDING * place:
             return False
         counted = or_none(repeated)
-        if counted is None or _off(counted, score) > place / eps**0.5:
+        if counted is None or _off(counted, scores) > (place / eps**0.5 if eps else 0.0):
             return True
         return _off(shared, counted) > ROUNDING * place
 
@@ -308,11 +313,16 @@ def or_none(compute: Callable[[], Any]) -> Any:
 
 
 def _off(first: torch.Tensor, second: torch.Tensor) -> float:
-    """The difference of two scores; 0 if both are NaN, infinite if one is."""
-    a, b = float(first), float(second)
-    if a == b or (math.isnan(a) and math.isnan(b)):
-        return 0.0
-    return abs(a - b) if math.isfinite(a - b) else math.inf
+    """The largest difference of scores; 0 if both are NaN, infinite if one is."""
+    a, b = first.double(), second.double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float(torch.where(same, 0.0, (a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf)).max())
+
+
+def _lengths(values: Leaves) -> torch.Tensor:
+    """The Euclidean length of each row, `(n,)`."""
+    lengths = [value.flatten(1).float().norm(dim=1).cpu() for value in values.values()]
+    return torch.stack(lengths or [torch.zeros(1)]).norm(dim=0)
 
 
 def _floating(output: Any) -> list[torch.Tensor]:

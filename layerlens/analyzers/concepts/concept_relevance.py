@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_shapes import one_match
+from layerlens.analyzers.common.samples import or_none
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.analyzers.relevance.conditions import Units
 from layerlens.analyzers.relevance.relevance import relevance
@@ -41,6 +42,12 @@ class Concept:
     unit: int
     relevance: float
     share: float
+
+
+ONE_BY_ONE = (
+    "concept_relevance runs a row for each unit, and samples influence each other in this model (batch statistics, "
+    "attention between samples, a fixed number of samples): give the units one by one, units=[3]."
+)
 
 
 @public
@@ -147,6 +154,10 @@ def concept_relevance(
     labels = tuple(f"{single.label}, unit {unit}" for unit in chosen)
     rows = Target(lambda output, rows: single(output, torch.zeros_like(rows)), single.label, each=labels)
     through: dict[Any, Units] = {matches.selections()[0]: [[unit] for unit in chosen]}
+    if len(chosen) > 1:
+        with borrowed(model, grad=False):
+            if or_none(lambda: (repeated.run(model, forward),)) is None:
+                raise InputError(ONE_BY_ONE)
     found = relevance(model, repeated, target=rows, rules=rules, forward=forward, through=through)
     if len(chosen) > 1:
         first: dict[Any, Units] = {matches.selections()[0]: [[chosen[0]]]}
@@ -168,10 +179,7 @@ def _check_rows(
         alone = relevance(model, x, target=own, rules=rules, forward=forward, through=through)
     pairs = zip(_tensors(found), _tensors(alone), strict=True)
     if not all(nearly_equal(many[:1], one) for many, one in pairs):
-        raise InputError(
-            "concept_relevance runs a row for each unit, and samples influence each other in this model (batch "
-            "statistics, attention between samples): give the units one by one, units=[3]."
-        )
+        raise InputError(ONE_BY_ONE)
 
 
 def _tensors(found: Relevance) -> list[torch.Tensor]:

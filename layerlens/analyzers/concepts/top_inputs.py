@@ -15,7 +15,7 @@ from layerlens.analyzers.common.features.batch_targets import check_length, of_b
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
 from layerlens.axes.followed import followed
-from layerlens.errors import InputError, RecordError, check_count, choose
+from layerlens.errors import InputError, LayerLensError, RecordError, check_count, choose
 from layerlens.inputs.batches import Samples, batches, grouped
 from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -195,7 +195,15 @@ def _regions(
             maps = unit_maps(path, module, output, len(index), tensor)
             return torch.stack([maps[place] for place in index])
 
-        boxes = input_regions(model, inputs.to(device), path, pick, call=call, level=level, forward=forward)
+        try:
+            boxes = input_regions(model, inputs.to(device), path, pick, call=call, level=level, forward=forward)
+        except (LayerLensError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise InputError(
+                f"the boxes are found with {len(index)} samples in one pass, and {type(model).__name__} failed on them "
+                f"({str(error)[:100]}). If it takes a fixed number of samples, leave the boxes out: regions=False."
+            ) from error
         if boxes is None:
             return None
         by_batch.append(boxes)

@@ -103,9 +103,9 @@ class Bookkeeper:
             return _row_sums(term.reshape(1, -1))
         if time_major and term.ndim >= 3 and term.shape[1] == self.batch:
             term = term.transpose(0, 1)
-        elif time_major and term.shape[0] % self.batch == 0 and term.shape[0] != self.batch:
+        elif time_major and term.ndim and term.shape[0] % self.batch == 0 and term.shape[0] != self.batch:
             term = term.reshape(-1, self.batch, term[0].numel()).transpose(0, 1)
-        if term.shape[0] % self.batch:
+        if not term.ndim or term.shape[0] % self.batch:
             self.sweep.mixed = True
             return term.sum(dtype=torch.float64).expand(self.batch) / self.batch
         return _row_sums(term.reshape(self.batch, -1))

@@ -133,6 +133,26 @@ def test_batch_norm_of_one_sample_agrees_with_the_rule_written_by_hand():
     assert check_gradient(model, normal(2, 3, 4, 4), target=0, layers=None).passed is True
 
 
+class Mixing(nn.Module):
+    """Statistics of the batch, then a layer whose gradient is right or wrong."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.layer, self.last = nn.Linear(4, 6), last
+
+    def forward(self, x):
+        h = self.layer(x)
+        return self.last(F.batch_norm(h, None, None, training=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_that_influence_each_other_are_no_fault(dtype):
+    torch.manual_seed(0)
+    x = normal(3, 4).to(dtype)
+    assert check_gradient(Mixing(nn.Tanh()).to(dtype), x, target=0).passed
+    assert check_gradient(Mixing(Square()).to(dtype), x, target=0).passed is False
+
+
 def test_ties_and_kinks_are_no_faults():
     torch.manual_seed(0)
     pooled = nn.Sequential(

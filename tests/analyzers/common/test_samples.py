@@ -12,7 +12,7 @@ from torch.nn import functional
 import layerlens
 from layerlens.analyzers.common.calls import call_sites
 from layerlens.analyzers.sensitivity.interventions import intervention_sites
-from layerlens.errors import InputError, TargetError
+from layerlens.errors import InputError, LayerNotFound, TargetError
 from tests.cases import CASES, normal
 
 INFLUENCE = "samples influence each other"
@@ -69,7 +69,25 @@ class Fixed(nn.Module):
         raise AssertionError(f"{self.samples} samples are expected, got {len(x)}")
 
 
+class Capacity(nn.Module):
+    """More of the strongest sample alone, as where experts have a capacity: the smallest samples see none of it."""
+
+    def forward(self, x):
+        strongest = x.flatten(1).norm(dim=1).argmax()
+        return x * (1 + (torch.arange(len(x)) == strongest).double().reshape(-1, *[1] * (x.ndim - 1)))
+
+
+class Compared(nn.Module):
+    """Directions, of which the last is that of the first sample, as in a contrastive model."""
+
+    def forward(self, x):
+        rows = functional.normalize(x.flatten(1), dim=1)
+        return torch.cat([x[:, :-1], (rows @ rows[0])[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
+
+
 NORMS = {
+    "a capacity": lambda samples: Capacity(),
+    "similarity to the first": lambda samples: Compared(),
     "no running statistics": lambda samples: nn.BatchNorm2d(4, track_running_stats=False),
     "own statistics": lambda samples: OwnStatistics(),
     "attention between samples": lambda samples: Attends(),
@@ -130,6 +148,8 @@ def warned(analyze):
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("method", ["ablation_cam", "score_cam"])
 def test_units_are_removed_in_one_sample_at_a_time(name, method):
+    if name == "similarity to the first":
+        pytest.skip("one of its maps is constant")
     model, x = net(NORMS[name](2)), normal(2, 1, 8, 8).double()
     found = warned(lambda: layerlens.saliency(model, x, target=1, method=method, where="2", relu=False))
     with torch.no_grad():
@@ -330,6 +350,64 @@ def test_a_function_that_reads_one_sample_is_refused_where_rows_are_repeated():
     assert layerlens.saliency(model, x, target=lambda output: output[0, 1], method="gradient").score.shape == (1,)
     with pytest.raises(TargetError, match=r"does not read 4 rows of the output.*def score\(output, samples\)"):
         layerlens.saliency(model, x, target=lambda output: output[0, 1], method="integrated_gradients")
+
+
+def test_whole_numbers_as_scores_are_read_by_perturbation():
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double().eval(), normal(3, 1, 8, 8).double()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="feature_ablation: the values of sample")
+        found = layerlens.saliency(
+            model, x, target=lambda output: output.argmax(1), method="feature_ablation", features=4
+        )
+    assert found.score.tolist() == model(x).argmax(1).tolist()
+
+
+def test_what_needs_another_number_of_samples_says_so():
+    model, x = nn.Sequential(nn.Linear(4, 6), Fixed(3), nn.Linear(6, 2)).eval(), normal(3, 4)
+    for study in (layerlens.sobol, layerlens.morris):
+        with pytest.raises(InputError, match=r"does not run on one sample .*it runs on 3.*Give baseline="):
+            study(model, x, target=0)
+    with pytest.raises(InputError, match=r"boxes are found with 16 samples.*regions=False"):
+        layerlens.top_inputs(model, x, "0", target=0)
+    assert layerlens.top_inputs(model, x, "0", target=0, regions=False).values.shape == (6, 3)
+    with pytest.raises(InputError, match=r"concept_relevance runs a row for each unit.*one by one"):
+        layerlens.concept_relevance(nn.Sequential(nn.Linear(4, 6), Fixed(1)).eval(), x[:1], "0", target=0)
+
+
+def test_an_output_of_all_pairs_of_samples_is_measured_one_by_one():
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 6)
+
+        def forward(self, x):
+            rows = functional.normalize(self.layer(x), dim=1)
+            return rows @ rows.T
+
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match=INFLUENCE):
+        found = layerlens.jacobian(Pairs().double().eval(), normal(3, 4).double())
+    assert bool(found.values.isfinite().all())
+
+
+def test_units_of_a_packed_sequence_lie_where_they_were_followed():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(3, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x):
+            _, (last, _) = self.rnn(nn.utils.rnn.pack_padded_sequence(x, [6, 5, 4, 2], batch_first=True))
+            return self.head(last[-1])
+
+    torch.manual_seed(0)
+    model, x = Packed().eval(), normal(4, 6, 3)
+    with pytest.raises(LayerNotFound, match="no axis of positions"), pytest.warns(UserWarning, match=INFLUENCE):
+        layerlens.ablate(model, x, "rnn", by="position", target=0)
+    with pytest.warns(UserWarning, match=INFLUENCE):
+        found = layerlens.ablate(model, x, "rnn", by="channel", target=0)
+    lasts = model.rnn(nn.utils.rnn.pack_padded_sequence(x, [6, 5, 4, 2], batch_first=True))[1][0][-1]
+    torch.testing.assert_close(found.values.float(), -(lasts * model.head.weight[0]).mean(0).detach())
 
 
 def test_a_function_of_a_tensor_with_another_batch_axis_is_read():

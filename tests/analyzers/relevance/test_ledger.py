@@ -99,6 +99,23 @@ def test_additive_constants_of_every_form_are_found():
     assert float(result.ledger.gap.min()) > 1e-3  # the constants matter here
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_constant_of_the_whole_batch_is_spread_evenly(samples):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.shift = nn.Linear(4, 3, bias=False), nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, x):
+            h = self.layer(x)
+            return h * (h.mean() + self.shift)
+
+    torch.manual_seed(0)
+    found = relevance(Scaled().double(), normal(samples, 4).double(), target=0)
+    assert float(found.ledger.relative.max()) < 1e-12
+    assert found.ledger.by_sample == (samples == 1)
+
+
 def test_relevance_at_layers_is_conserved_from_cut_to_cut():
     model = zero_additive(CASES["cnn"].build())
     result = relevance(model, CASES["cnn"].example(), target=CASES["cnn"].target, layers=None, rules="epsilon")

@@ -12,8 +12,9 @@ from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec
+from layerlens.analyzers.common.samples import or_none
 from layerlens.analyzers.common.scorer import Scorer
-from layerlens.errors import OptionError, TargetError, warn
+from layerlens.errors import InputError, OptionError, TargetError, warn
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.targets.outputs import main_output
 from layerlens.targets.target import Spec, Target, as_target
@@ -146,6 +147,12 @@ def study(model: nn.Module, x: Input, forward: Forward | None, options: StudyOpt
     if len(rows) < inputs.batch and aim.each is not None:
         raise TargetError(
             "the target holds a class for each sample, but here x as a whole is one distribution: give one class."
+        )
+    if len(rows) < inputs.batch and or_none(lambda: (inputs.rows(rows).run(model, forward),)) is None:
+        raise InputError(
+            f"rows are drawn from x as a whole and scored one by one, but {type(model).__name__} does not run on one "
+            f"sample (batch statistics, or a fixed number of samples; it runs on {inputs.batch}). Give baseline=, such "
+            "as baseline='mean', which explains each sample within its batch."
         )
     scorer = whole if len(rows) == inputs.batch else Scorer(model, inputs.rows(rows), aim, forward=forward)
     coalitions = Coalitions(scorer, "zero" if baseline is None else baseline, options.batch_size)
