@@ -101,7 +101,11 @@ def _function(function: Callable[..., torch.Tensor]) -> Callable[[Any, torch.Ten
 
 
 def _of_list(spec: list[Any], names: Names) -> Target:
-    """Read a list of targets, one for each sample; classes and places are read for all samples at once."""
+    """Read a list of targets, one for each sample; classes and places are read for all samples at once.
+
+    Raises:
+        TargetError: when it holds lists.
+    """
     if all(isinstance(one, str) for one in spec):
         return _of_class(torch.tensor([class_index(one, names) for one in spec]), spec, names)
     if any(isinstance(one, (list, np.ndarray)) or (isinstance(one, torch.Tensor) and one.ndim) for one in spec):

@@ -181,7 +181,11 @@ def _regions(
     size: int,
     forward: Forward | None,
 ) -> torch.Tensor | None:
-    """The boxes `(unit, rank, axis, 2)`."""
+    """The boxes `(unit, rank, axis, 2)`.
+
+    Raises:
+        InputError: when the model fails on as many samples; LayerLensError, OutOfMemoryError: as they are raised.
+    """
     device, tensor = home(model), split_tensor(path, Layers(model))[1]
     ranks = [(row, rank) for row in range(len(units)) for rank in range(ranking.index.shape[1])]
     wanted = ((ranking.kept[int(ranking.index[place])], place) for place in ranks)
