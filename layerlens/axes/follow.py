@@ -17,14 +17,14 @@ from layerlens.errors import InputError, RecordError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
 from layerlens.model.tensors import tensor_path, tensors_of
-from layerlens.model.trees import named_tensors
+from layerlens.model.trees import named_tensors, unmapped
 
 from .call_site import CallSite
 from .provenance.axis import Axes, Axis, Part, Source, new
 from .provenance.pointwise import same
 from .provenance.reshaped import Reshapes
 from .provenance.roles import UNITS, name_sources
-from .provenance.table import Operation, constant, kind_of
+from .provenance.table import Operation, constant, kind_of, sizes_of, unknown
 from .steps import OfTensors, Steps
 from .tracing import traced
 
@@ -34,15 +34,6 @@ AxisNames: TypeAlias = "Mapping[str, Sequence[str]]"
 _FILLED = "it was filled entry by entry"
 
 
-def sizes_of(tensor: torch.Tensor) -> list[int]:
-    """Return the sizes of a tensor; 0 for a ragged axis."""
-    if not tensor.is_nested:
-        return list(tensor.shape)
-    if tensor.layout is torch.strided:
-        return [tensor.size(0), *(0 for _ in range(tensor.ndim - 1))]
-    return [size if isinstance(size, int) else 0 for size in tensor.shape]
-
-
 class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keep the axes of every tensor that depends on a named one while a `with` block runs operations.
 
@@ -50,7 +41,10 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         unknown: operation -> what could not be followed.
         steps: entries of axes that were read one by one.
         layer: path of the innermost running layer.
+        left: how numbers of a followed tensor left torch; `""` if none did.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -61,6 +55,7 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._reshapes: Reshapes = {}
         self.unknown: dict[str, str] = {}
         self.layer: LayerPath = ""
+        self.left = ""
 
     def axes(self, tensor: object) -> Axes | None:
         """Return the axes of a tensor; None for one that does not depend on the input."""
@@ -87,8 +82,14 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kwargs:
             given += self._given(kwargs.values())
         if not given:
+            if self.left and kind_of(function).name == "aten.lift_fresh":  # made of numbers from outside
+                self._axes[out] = unknown(out.shape, self.unknown.setdefault("aten.lift_fresh", self.left))
             return
         kind = kind_of(function)
+        if kind.name == "aten._local_scalar_dense" and ("way" in kwargs or args[0].is_floating_point()):
+            where = f"layer {self.layer!r}" if self.layer else "the model itself"
+            how = f"numbers left torch by {kwargs.get('way', 'item')}() in {where}"
+            self.left = self.left or f"{how}; tensors made of them are not followed"
         if kind.fresh:
             return
         alone = isinstance(out, torch.Tensor)
@@ -127,10 +128,12 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     continue
                 reason = why or f"{name} is not followed here"
                 self.unknown.setdefault(name, reason)
-                axes = tuple(new("unknown", size, reason) if size > 1 else Axis() for size in sizes)
+                axes = unknown(sizes, reason)
             self._axes[tensor] = axes
             base = tensor._base if kind.writes else None
-            if base is not None and (self._axes.get(base) is None or self._filled.get(base) is not None):
+            if base is not None and tensor.shape == base.shape:
+                self._axes[base] = axes
+            elif base is not None and (self._axes.get(base) is None or self._filled.get(base) is not None):
                 self._written(tensor, base, axes)
 
     def _given(self, values: Iterable[Any]) -> list[tuple[torch.Tensor, Axes]]:
@@ -219,7 +222,7 @@ class _Calls:
         """The axes of every tensor; those of one that does not depend on the input are extra entries."""
         return {
             name: self._follow.axes(part) or constant(sizes_of(part))
-            for name, part in tensors
+            for name, part in ((name, unmapped(tensor)) for name, tensor in tensors)
             if part.layout is torch.strided or part.is_nested
         }
 

@@ -43,7 +43,8 @@ class Steps:
         """Note what an operation returned; of several entries of one axis the one that was read last counts."""
         picks = operation.picks
         read: dict[Source, tuple[int, float]] = {}
-        for tensor in operation.tensors():
+        copied = operation.name == "aten.copy_"
+        for tensor in operation.tensors()[copied:]:
             for source, (age, position) in self._of(tensor).items():
                 if source not in read or age + 1 < read[source][0]:
                     read[source] = (age + 1, position)

@@ -20,6 +20,9 @@ _WHOLE = ("lstm", "gru", "rnn_tanh", "rnn_relu", "_pad_packed_sequence", "einsum
 _PLACES = [(place, name) for name in _WHOLE for place in (torch, torch._VF) if (place, name) != (torch, "einsum")]
 """Where torch's own layers and `torch.einsum`, or a model, look them up."""
 
+_LEAVING = ("numpy", "tolist")
+"""Methods by which the numbers of a tensor leave torch."""
+
 _ORIGINAL: list[tuple[Any, str, Any, bool]] = []
 """Place, name, function, and whether the place holds it itself, while they are replaced."""
 
@@ -49,6 +52,18 @@ def _whole(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+@functools.cache
+def _leaving(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method by which numbers leave torch, noted where a thread follows axes."""
+
+    def call(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        for note in _TRACING.get(get_ident(), ())[-1:]:
+            note(torch.ops.aten._local_scalar_dense.default, (tensor,), {"way": name}, None)
+        return original(tensor, *args, **kwargs)
+
+    return call
+
+
 @contextlib.contextmanager
 def traced(note: Callable[..., None]) -> Iterator[None]:
     """Note that this thread runs the model to follow its axes, so that open probes do not record it.
@@ -62,10 +77,10 @@ def traced(note: Callable[..., None]) -> Iterator[None]:
     thread = get_ident()
     with _REPLACED:
         if not _TRACING:
-            for place, name in _PLACES:
+            for place, name in [*_PLACES, *((torch.Tensor, name) for name in _LEAVING)]:
                 original = getattr(place, name)
                 _ORIGINAL.append((place, name, original, name in vars(place)))
-                setattr(place, name, _whole(name, original))
+                setattr(place, name, (_leaving if place is torch.Tensor else _whole)(name, original))
         _TRACING.setdefault(thread, []).append(note)
     try:
         yield

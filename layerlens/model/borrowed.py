@@ -52,8 +52,14 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     if not isinstance(model, nn.Module):
         raise InputError(f"a model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a Module.")
     modules = modules_of(model)
-    if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
+    if isinstance(model, torch.jit.ScriptModule):
         raise InputError("a TorchScript model has no layers or graph to look at; give the model it was made from.")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
+        path = next(path for path, one in model.named_modules() if isinstance(one, torch.jit.ScriptModule))
+        raise InputError(
+            f"layer {path!r} is TorchScript, which has no layers or graph to look at; replace it with the module that "
+            "it was made from."
+        )
     own = parameters_of(modules)
     if grad and any(parameter.is_inference() for parameter in own):
         raise InputError(

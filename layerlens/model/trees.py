@@ -155,6 +155,14 @@ def named_tensors(value: object, prefix: str = "") -> Iterator[tuple[str, torch.
             yield from named_tensors(part, name)
 
 
+def unmapped(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that is seen inside of `torch.vmap` with the mapped axis in front; any other as it is."""
+    while torch._C._functorch.is_batchedtensor(tensor):
+        mapped = torch._C._functorch.maybe_get_bdim(tensor)
+        tensor = torch._C._functorch.get_unwrapped(tensor).movedim(mapped, 0)
+    return tensor
+
+
 def first_tensor(value: object) -> torch.Tensor | None:
     """Return the first tensor in `value`, or None; one of nested layout is padded with 0."""
     tensor = next((tensor for _, tensor in named_tensors(value)), None)

@@ -24,7 +24,7 @@ from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.placement import parts
 from layerlens.model.selection import Calls, Names
 from layerlens.model.tensors import ByTensor, changeable, tensors_of
-from layerlens.model.trees import first_tensor, map_tensors, named_tensors, version
+from layerlens.model.trees import first_tensor, map_tensors, named_tensors, unmapped, version
 from layerlens.signatures import public
 
 from .call import Call, Gradients, Stored
@@ -203,10 +203,11 @@ class Probe:
             if wanted is not None and index not in wanted:
                 return None
             seconds = None if start is None else time.perf_counter() - start
-            found = tensors_of(module, output) if reduce is None or self._gradients else ByTensor[torch.Tensor]({})
-            chosen: Any = output
+            seen = output if torch._C._functorch.peek_interpreter_stack() is None else map_tensors(output, unmapped)
+            found = tensors_of(module, seen) if reduce is None or self._gradients else ByTensor[torch.Tensor]({})
+            chosen: Any = seen
             if tensors is not None:
-                found = changeable(module, output, tensors, path)
+                found = changeable(module, seen, tensors, path)
                 chosen = next(iter(found.values())) if len(found) == 1 else dict(found)
             main = first_tensor(chosen) if reduce is None else None
             axes = None if main is None else axes_of(module, main, next(iter(found)))
@@ -255,7 +256,12 @@ class _NoteReference:
 
     def __call__(self, module: nn.Module, args: object, output: object) -> Any:
         """The forward hook."""
-        if type(output) is torch.Tensor and not output.requires_grad and not output.is_inference():
+        if (
+            type(output) is torch.Tensor
+            and not output.requires_grad
+            and not output.is_inference()
+            and not torch._C._functorch.is_batchedtensor(output)
+        ):
             if not recomputing() and not _of_other_thread(self._owner):
                 self._pending.append((self._path, next(self._counter), module, output, output._version))
             return None

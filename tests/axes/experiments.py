@@ -22,6 +22,7 @@ from layerlens.axes.layout import described, grid, heads, role, roles
 from layerlens.axes.provenance.axis import Axes, Axis, Factor, Part, Source
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.tensors import tensors_of
+from layerlens.model.trees import unmapped
 
 Key = tuple[str, int, str]
 """Path of the layer, index of the call, name of the tensor."""
@@ -101,6 +102,7 @@ def _watched(model: nn.Module, see: Callable[[Key, torch.Tensor], None]) -> Iter
     def hook(module: nn.Module, args: object, output: object) -> None:
         path = paths[id(module)]
         for name, tensor in tensors_of(module, output).items():
+            tensor = unmapped(tensor)
             if tensor.layout is torch.strided and not tensor.is_nested:
                 see((path, count[path], name), tensor)
         count[path] += 1
@@ -143,7 +145,11 @@ def _samples(
     """Exchange samples: the batch axis of every tensor follows, and nothing else moves."""
     batch = [name for name, claimed in followed.inputs.items() if claimed and role(claimed[0]) == "batch"]
     tensors = inputs.tensors()
-    turned = inputs.replace({name: tensors[name].roll(1, 0) for name in batch})
+    names = list(tensors)
+    turned = inputs.replace(
+        {name: tensors[name].roll(1, 0) for name in batch}
+        or dict(zip(names, [tensors[name] for name in (names[-1], *names[:-1])], strict=True))
+    )
     now, other = _run(model, turned, forward), _run(model, inputs, forward, seed=1)
     for key, claimed in axes.items():
         if key not in other or not torch.equal(other[key].nan_to_num(), base[key].nan_to_num()):

@@ -313,7 +313,7 @@ def cut(axis: Axis, start: int, size: int, step: int = 1) -> Axis:
     kinds = {part.source.kind for part in axis.parts()}
     if kinds <= {"unit", "copy"}:
         return new("unit", size)
-    return new("unknown", size, f"entries {start} to {start + size * step} of {axis!r}") if size > 1 else Axis()
+    return new("unknown", size, f"entries {start} to {start + size * step} of {axis!r}") if size != 1 else Axis()
 
 
 def _cut_segments(segments: tuple[Axis, ...], start: int, size: int, step: int) -> Iterator[Axis]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from .axis import Axes, Axis, Part, Source, best, cut, new
 from .reshaped import reshaped
-from .table import Found, Operation, broadcast, constant, positive, replaced, row
+from .table import Found, Operation, broadcast, constant, positive, replaced, row, unknown
 
 
 @row("aten.index_select")
@@ -26,6 +28,8 @@ def picked(axis: Axis, index: torch.Tensor, by: Axes | None) -> Axis:
     """Return the axis of the entries `index`, shape (n,), of an axis; `by` are the axes of `index`."""
     if by and by[0].factors and by[0].known and by[0].size == index.numel():
         return by[0]
+    if not index.numel():
+        return numbered(axis, index)
     before = None if axis.part is None else axis.part.source.chosen
     if before is not None and len(before[1]) == axis.size:  # chosen among what was chosen, or put back in order
         axis, index = before[0], before[1][index]
@@ -62,8 +66,17 @@ def put(operation: Operation) -> Found:
     values = operation.get("values", None)
     values = operation.get("source", operation.get("src", None)) if values is None else values
     written = operation.axes(values) if isinstance(values, torch.Tensor) else None
-    if axes is not None or written is None:
-        return broadcast(operation, [given], shape) if axes is not None else broadcast(operation, [], shape)
+    if axes is not None:
+        adds = "add" in operation.name or "reduce" in operation.name or operation.get("accumulate", False)
+        moved = set() if written is None or adds else set(_misplaced(operation, axes, written))
+        why = f"{operation.name} writes entries to other places than their own"
+        return tuple(new("unknown", axis.size, why) if place in moved else axis for place, axis in enumerate(axes))
+    if written is None:
+        by = operation.axes(operation.get("index", None)) or ()
+        place = positive(operation["dim"], len(shape)) if by else 0
+        if len(by) != len(shape) or isinstance(values, torch.Tensor):
+            return unknown(shape, f"{operation.name} writes entries by their numbers")
+        return replaced(broadcast(operation, [operation["index"]], shape), place, new("unit", shape[place]))
     if "indices" in operation:
         place = next(number for number, part in enumerate(operation["indices"]) if part is not None)
         index = operation["indices"][place]
@@ -79,10 +92,34 @@ def put(operation: Operation) -> Found:
         found.extend(reshaped((before[0],), spanned))
     else:
         why = f"{operation.name} writes entries by their numbers"
-        found.extend(new("unknown", size, why) if size > 1 else Axis() for size in spanned)
+        found.extend(unknown(spanned, why))
     rest = written[place + back + 1 :]
     found.extend(rest[len(rest) - (len(shape) - len(found)) :] if len(shape) > len(found) else ())
     return tuple(found)
+
+
+def _misplaced(operation: Operation, axes: Axes, written: Axes) -> Iterator[int]:
+    """Yield the indexed axes of a tensor whose own entries are written elsewhere along them."""
+    several = "indices" in operation
+    indices = operation["indices"] if several else [operation["index"]]
+    first = 0 if several else positive(operation["dim"], len(axes))
+    used = {first + place: part for place, part in enumerate(indices) if part is not None}
+    block = max(part.ndim for part in used.values())
+    start = min(used) + len(written) - len(axes) - block + len(used) if several or block == 1 else 0
+    for place, part in used.items():
+        if part.dtype == torch.bool:  # what a mask chose goes back where it came from, or is something else
+            continue
+        own = axes[place].part
+        for number, axis in enumerate(written):
+            if own is None or not any(one.source is own.source for one in axis.parts()):
+                continue
+            it, behind = axis.part, block - 1 - (number - start)
+            if it is None or behind < 0 or behind >= block:
+                yield place
+                continue
+            numbers_ = (it.offset - own.offset + it.stride * torch.arange(it.size, device=part.device)) / own.stride
+            if not bool((part == numbers_.view(-1, *[1] * behind)).all()):
+                yield place
 
 
 @row("aten.index", "aten._unsafe_index")
@@ -154,5 +191,4 @@ def chosen(operation: Operation) -> Found:
     """Choose entries by their values."""
     if operation.name == "aten.where":
         return broadcast(operation, operation.tensors(), operation.shape)
-    return tuple(new("unknown", size, f"{operation.name} chooses entries by their values") if size > 1 else Axis()
-                 for size in operation.shape)  # fmt: skip
+    return unknown(operation.shape, f"{operation.name} chooses entries by their values")

@@ -7,7 +7,7 @@ from .table import Found, Operation, broadcast, positive, replaced, row
 
 _SAME = """alias clone detach _to_copy to contiguous lift_fresh dropout native_dropout alpha_dropout feature_dropout
     _softmax _log_softmax softmax log_softmax _safe_softmax cumsum cumprod cummax cummin logcumsumexp tril triu
-    fill zero masked_fill where copy renorm zeros_like ones_like full_like empty_like rand_like randn_like bernoulli
+    fill zero masked_fill where renorm bernoulli bucketize searchsorted
     native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional
     _native_batch_norm_legit_no_training _batch_norm_no_update _batch_norm_with_update cudnn_batch_norm
     _fused_rms_norm rms_norm layer_norm batch_norm group_norm instance_norm _prelu_kernel prelu glu_jvp rrelu
@@ -31,6 +31,16 @@ def same(operation: Operation) -> Found:
             *(axes if part is not None and part.shape == operation.shape else None for part in operation.out[1:]),
         ]
     return broadcast(operation, operation.tensors(), operation.shape)
+
+
+@row("aten.copy")
+def copy(operation: Operation) -> Found:
+    """Take the entries of another tensor."""
+    own, other = operation.own(), operation.axes(operation["src"])
+    given = other or ()
+    shift = len(own) - len(given)
+    return tuple(given[place - shift] if place >= shift and given[place - shift].size == axis.size else axis
+                 for place, axis in enumerate(own))  # fmt: skip
 
 
 @row("aten.glu")
@@ -80,6 +90,6 @@ def sort(operation: Operation) -> Found:
     place = positive(operation.get("dim", -1), len(axes))
     out = operation.out if isinstance(operation.out, (tuple, list)) else (operation.out,)
     size = out[0].shape[place]
-    axis = new("unknown", size, f"{operation.name} orders the entries by their values") if size > 1 else Axis()
+    axis = new("unknown", size, f"{operation.name} orders the entries by their values") if size != 1 else Axis()
     found = replaced(axes, place, axis)
     return [found] * len(out) if isinstance(operation.out, (tuple, list)) else found

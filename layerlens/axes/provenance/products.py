@@ -119,7 +119,7 @@ def einsum(operation: Operation) -> Found:
         if len(here) > 1:
             for axis in here:
                 heads(axis, operation.layer)
-        found.append(best(here) if here else new("unit", size) if size > 1 else Axis())
+        found.append(best(here) if here else new("unit", size) if size != 1 else Axis())
     summed = set(every) - set(kept)
     result: Axes = tuple(found)
     for series, axes in known:
@@ -151,8 +151,9 @@ def linear(operation: Operation) -> Found:
     return without((*axes[:-1], new("unit", operation.shape[-1])), axes[-1])
 
 
-@row(*(f"aten.{name}" for name in """_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
-    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math
+@row("flex_attention", *(f"aten.{name}" for name in """_scaled_dot_product_flash_attention_for_cpu
+    _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
+    _scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math
     scaled_dot_product_attention _scaled_dot_product_fused_attention_overrideable""".split()))  # fmt: skip
 def attention(operation: Operation) -> Found:
     """Sum the values over the places that are attended to."""

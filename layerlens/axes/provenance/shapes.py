@@ -142,7 +142,7 @@ def unbind(operation: Operation) -> Found:
 @row("aten.cat", "aten.concat")
 def cat(operation: Operation) -> Found:
     """Join tensors along an axis; the others have the entries of all."""
-    parts = [part for part in operation["tensors"] if part.ndim > 1 or part.numel()]
+    parts = [part for part in operation["tensors"] if part.ndim > 1 or part.numel()] or operation["tensors"]
     known = [operation.axes(part) or constant(part.shape) for part in parts]
     place = positive(operation["dim"], len(known[0]))
     found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -55,7 +56,13 @@ class Kind:
 @functools.cache
 def kind_of(function: Any) -> Kind:
     """Return what is known of an operation of torch."""
-    name = str(function._schema.name).replace("::", ".")
+    schema = getattr(function, "_schema", None)
+    if schema is None:  # it takes functions
+        names = inspect.signature(function).parameters
+        arguments = {name: (place, None) for place, name in enumerate(names)}
+        name = str(function.name())
+        return Kind(name, _ROWS.get(name), arguments, writes=False, picks=False, fresh=False)
+    name = str(schema.name).replace("::", ".")
     arguments = {
         argument.name: (place, argument.default_value if argument.has_default_value() else None)
         for place, argument in enumerate(function._schema.arguments)
@@ -63,7 +70,7 @@ def kind_of(function: Any) -> Kind:
     found = _ROWS.get(name) or _ROWS.get(name.rstrip("_"))
     if found is None and torch.Tag.pointwise in function.tags:
         found = _ROWS["aten.clone"]
-    picks, fresh = name in ("aten.select", "aten.unbind"), name.startswith("aten.new_")
+    picks, fresh = name in ("aten.select", "aten.unbind"), name.startswith("aten.new_") or name.endswith("_like")
     return Kind(name, found, arguments, writes=name.endswith("_"), picks=picks, fresh=fresh)
 
 
@@ -128,7 +135,7 @@ class Operation:
     def shape(self) -> torch.Size:
         """The shape of the output, or of the first of several."""
         out = self.out if isinstance(self.out, torch.Tensor) else self.out[0]
-        return out.shape
+        return torch.Size(sizes_of(out)) if out.is_nested else out.shape
 
     def axes(self, tensor: torch.Tensor | None) -> Axes | None:
         """Return the axes of a tensor; None for one that does not depend on the input."""
@@ -152,6 +159,20 @@ class Operation:
 def constant(sizes: Sequence[int]) -> Axes:
     """Return the axes of a tensor that does not depend on the input."""
     return tuple(Axis() if size == 1 else new("extra", size) for size in sizes)
+
+
+def unknown(sizes: Sequence[int], why: str) -> Axes:
+    """Return the axes of a tensor of which nothing is known."""
+    return tuple(new("unknown", size, why) if size != 1 else Axis() for size in sizes)
+
+
+def sizes_of(tensor: torch.Tensor) -> list[int]:
+    """Return the sizes of a tensor; 0 for a ragged axis."""
+    if not tensor.is_nested:
+        return list(tensor.shape)
+    if tensor.layout is torch.strided:
+        return [tensor.size(0), *(0 for _ in range(tensor.ndim - 1))]
+    return [size if isinstance(size, int) else 0 for size in tensor.shape]
 
 
 def broadcast(operation: Operation, tensors: Sequence[torch.Tensor], shape: Sequence[int]) -> Axes:

@@ -49,7 +49,7 @@ def convolution(operation: Operation) -> Found:
     axes, weight = operation.axes(signal), operation["weight"]
     count = weight.ndim - 2
     if axes is None:  # a constant picture with computed weights
-        return tuple(new("unit", size) if size > 1 else Axis() for size in operation.shape)
+        return tuple(new("unit", size) if size != 1 else Axis() for size in operation.shape)
     batched = len(axes) == count + 2
     axes = axes if batched else (Axis(), *axes)
     shape = operation.shape if batched else (1, *operation.shape)
@@ -152,7 +152,7 @@ def _padded(axis: Axis, before: int, after: int) -> Axis:
     if axis.factors and before >= 0 and after >= 0:
         extra = [new("extra", count) if count else None for count in (before, after)]
         return joined(one for one in (extra[0], axis, extra[1]) if one is not None)
-    return new("unknown", size, f"padding of {axis.name}") if size > 1 else Axis()
+    return new("unknown", size, f"padding of {axis.name}") if size != 1 else Axis()
 
 
 @row("aten.unfold")
