@@ -13,6 +13,8 @@ from layerlens.analyzers.common.calls.used_tensors import one_tensor
 from layerlens.analyzers.common.samples import rows_influence, said_once
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.axes.followed import followed
+from layerlens.axes.layout import described, roles
+from layerlens.axes.provenance.axis import Axes
 from layerlens.errors import InputError, OptionError, RecordError, TargetError, check_count, check_seed, choose
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -58,8 +60,8 @@ def receptive_field(
         x: ... The effective field depends on it, the theoretical one only on its size.
         unit: unit whose effective field is measured; None for all together.
         place: where the effective field is measured; None for the middle of the layer's map.
-        axes: the axes of the input that are places, such as `(1,)` of (batch, time, feature); None for all after the
-            second.
+        axes: the axes of the input that are places, such as `(1,)` of (batch, time, feature); None for those that
+            are followed from it through the model.
         by: how to find the places that depend on a line. `"nan"` fills it with NaN, which passes through every
             operation, also through a product with 0, such as masked attention; `"change"` adds random numbers and looks
             for outputs that differ, which misses lines that only dead units read.
@@ -90,10 +92,9 @@ def receptive_field(
     name, values = next(iter(tensors.items()))
     if len(tensors) > 1 or not values.is_floating_point():
         raise InputError("a receptive field needs one floating-point input; pass others in forward=.")
-    spatial = _axes(values, axes)
+    spatial = _axes(values, axes, followed(model, inputs, forward).inputs.get(name, ()))
     matches = one_match(model, layer, calls=False)
     (path,) = matches
-    followed(model, inputs, forward)
     with borrowed(model, grad=False), Probe(model, matches, keep="reference", stop=call == 0) as record:
         inputs.run(model, forward)
     if not record.calls(path):
@@ -123,18 +124,21 @@ def receptive_field(
     return ReceptiveField(path, call, boxes, size, at, effective, settings, values.detach().clone())
 
 
-def _axes(values: torch.Tensor, axes: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Return the axes of places, counted from the start, in order.
+def _axes(values: torch.Tensor, axes: tuple[int, ...] | None, known: Axes) -> tuple[int, ...]:
+    """Return the axes of places, counted from the start, in order; those that were followed where none are given.
 
     Raises:
-        InputError: when there is none.
+        InputError: when there is none, or one is unknown.
         OptionError: when one does not exist.
     """
     if axes is None:
-        found = tuple(range(2, values.ndim))
-        if not found:
-            raise InputError(f"the input {tuple(values.shape)} has no places after (batch, channel); name them: axes=.")
-        return found
+        found = roles(known)
+        if "place" not in found or "unknown" in found:
+            raise InputError(
+                f"the input {tuple(values.shape)} ({described(known) if known else 'not followed'}) has no places "
+                "after the batch that are known; name them, such as axes=(1,)."
+            )
+        return tuple(axis for axis, kind in enumerate(found) if kind == "place")
     if any(not -values.ndim < axis < values.ndim or axis % values.ndim == 0 for axis in axes):
         raise OptionError(f"axes={axes!r} of an input {tuple(values.shape)}; give axes after the batch.")
     return tuple(sorted(axis % values.ndim for axis in axes))

@@ -158,7 +158,7 @@ def test_what_cannot_be_is_said():
         receptive_field(net, x, "0", unit=2)
     with pytest.raises(OptionError, match=r"axes=\(0,\)"):
         receptive_field(net, x, "0", axes=(0,))
-    with pytest.raises(InputError, match="has no places after"):
+    with pytest.raises(InputError, match="has no places after the batch"):
         receptive_field(nn.Linear(2, 2), normal(1, 2), "")
     with pytest.raises(InputError, match="one floating-point input"):
         receptive_field(nn.Bilinear(2, 2, 2), (normal(1, 2), normal(1, 2)), "")
@@ -194,3 +194,15 @@ def test_efficientnet():
     # stem 3/2, depthwise 3/1, 3/2, 3/1, 5/2: 3, 7, 11, 19, 35
     assert field.size == (35, 35) and field.stride == (8, 8)
     assert float(field.share) < 1
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 3), (1, 3, 9), (1, 3, 6, 5)], ids=["steps", "series", "image"])
+def test_the_places_of_the_input_are_followed(shape):
+    layer = {(1, 7, 3): nn.Linear(3, 4), (1, 3, 9): nn.Conv1d(3, 4, 3), (1, 3, 6, 5): nn.Conv2d(3, 4, 3)}[shape]
+    places = (1,) if shape == (1, 7, 3) else tuple(range(2, len(shape)))
+    net, x = nn.Sequential(layer, nn.Tanh()), normal(*shape)
+    found, given = receptive_field(net, x, "1"), receptive_field(net, x, "1", axes=places)
+    assert found.settings["axes"] == places and torch.equal(found.boxes, given.boxes)
+    middle = found.boxes[tuple(size // 2 for size in found.boxes.shape[:-2])]
+    width = 1 if shape == (1, 7, 3) else 3
+    assert (middle[..., 1] - middle[..., 0]).eq(width).all()
