@@ -87,6 +87,8 @@ def class_map(
         "relu": options.relu,
         "chosen": "automatically" if path is None else "by the caller",
     }
+    if len(scorer.inputs.tensors()) > 1:
+        used["input"] = view.grid.input
     smooth = {key: True for key in ("aug_smooth", "eigen_smooth") if getattr(options, key)}
     padding = scorer.padding.get(view.grid.input)
     if padding is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -151,9 +151,12 @@ def view_of(
     held = {place[2]: tensor for place, tensor in hold.held.items() if place[:2] == (path, site.index)}
     one = _asked_for(site, held, found, inputs_with_places(scorer, found, name), name, options, tensors)
     kept = held[one.place[2]]
-    slope = _gradients(scorer.model, score, [kept])[0] if gradient else None
+    slopes = dict(zip(held, _gradients(scorer.model, score, list(held.values())), strict=True)) if gradient else {}
+    slope = slopes.get(one.place[2])
     if gradient and slope is None:
-        raise OptionError(f"the score {scorer.target.label!r} does not depend on layer {path!r}, call {site.index}.")
+        layer = f"layer {path!r}" if not one.place[2] else f"{path}/{one.place[2]}"
+        seen = _read_instead(f"{path}/{tensor}" for tensor, other in slopes.items() if other is not None)
+        raise OptionError(f"the score {scorer.target.label!r} does not depend on {layer}, call {site.index}.{seen}")
     return LayerView(scorer, score.detach(), one.place, one.grid, one.view, kept.detach(), slope)
 
 
@@ -211,7 +214,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
     if options.reshape is not None:
         raise OptionError("reshape= lays out the output of one layer; say which: layer=...")
     found = followed(scorer.model, scorer.inputs, scorer.forward)
-    names, tried = inputs_with_places(scorer, found, name), 0
+    names, tried = inputs_with_places(scorer, found, name), list[Place]()
     spare: dict[str, LayerView] = {}  # the score depends on it at one place only, or with a gradient of zero
     for tensors in candidates(found, names, options):
         for group in _from_the_last(tensors):
@@ -219,7 +222,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
             with Probe(scorer.model, (), edits=dict.fromkeys((one.place[0] for one in group), hold)):
                 score = scorer({})
             kept = [one for one in group if one.place in hold.held]
-            tried += len(kept)
+            tried.extend(one.place for one in kept)
             if kept and not (gradient or score.requires_grad or _differentiable(scorer)):
                 one = kept[-1]
                 return LayerView(scorer, score, one.place, one.grid, one.view, hold.held[one.place].detach(), None)
@@ -237,15 +240,29 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
         if kind in spare:
             return spare[kind]
     if tried:
+        several = {place[0] for place in tried if place[2]}
+        hold = _Hold("hold", _unchanged)
+        with Probe(scorer.model, (), edits=dict.fromkeys(several, hold)):
+            slopes = _gradients(scorer.model, scorer({}), list(hold.held.values())) if several else ()
+        seen = [f"{place[0]}/{place[2]}" for place, slope in zip(hold.held, slopes, strict=True) if slope is not None]
         raise OptionError(
-            f"the score {scorer.target.label!r} depends on no layer with places ({tried} tried), or cannot be "
-            "differentiated. Try another target."
+            f"the score {scorer.target.label!r} depends on no layer with places ({len(tried)} tried), or cannot be "
+            f"differentiated.{_read_instead(seen) or ' Try another target.'}"
         )
     unknown = "".join(f" Not followed: {why}." for why in list(found.unknown.values())[:3])
     raise OptionError(
         f"no layer of {type(scorer.model).__name__} returns units at more than one place of {names[0]!r}, which "
         f"{name} needs.{unknown} Lens(model, axes={{'blocks.3': ('batch', 'unit', 'height', 'width')}}) names the axes "
         "of a layer, grid= lays tokens out, and saliency(...) by a method of another family works on any model."
+    )
+
+
+def _read_instead(tensors: Iterable[str]) -> str:
+    """Say which tensors without places the score reads of a layer, such as the last state of a recurrent one."""
+    read = ", ".join(map(repr, tensors))
+    return read and (
+        f" It reads {read}, which has no places. A layer before it may have them (layer=None looks for one); "
+        "saliency(...) by a method of another family, such as method='integrated_gradients', maps the input."
     )
 
 

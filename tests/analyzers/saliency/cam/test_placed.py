@@ -294,6 +294,51 @@ def test_a_layer_with_several_tensors_is_named():
     assert zeroed.tensor.shape == (2, 10) and zeroed.tensor.any()
 
 
+class LastState(nn.Module):
+    """A recurrent layer of which only the last state is read."""
+
+    def __init__(self, kind, before=None):
+        super().__init__()
+        self.before, self.rnn, self.head = before or torch.clone, kind(4, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x):
+        state = self.rnn(self.before(x))[1]
+        return self.head((state[0] if isinstance(state, tuple) else state)[-1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_the_last_state_has_no_places(kind):
+    model, x = seeded(lambda: LastState(kind)), torch.randn(2, 7, 4)
+    with pytest.raises(OptionError, match=r"does not depend on rnn/output, call 0\. It reads 'rnn/h_n', which has no"):
+        layerlens.grad_cam(model, x, "rnn", target=1)
+    with pytest.raises(OptionError, match=r"\(1 tried\), or .* It reads 'rnn/h_n', .* method='integrated_gradients'"):
+        layerlens.grad_cam(model, x, target=1)
+    assert layerlens.saliency(model, x, target=1, method="integrated_gradients").tensor.shape == (2, 7, 4)
+    longer = seeded(lambda: LastState(kind, nn.Linear(4, 4)))
+    assert layerlens.grad_cam(longer, x, target=1, relu=False).settings["layer"] == "before"
+
+
+def test_features_pooled_over_height_have_a_map_over_width():
+    model, x = seeded(ColumnsLstm), torch.randn(2, 3, 24, 64)
+    found = layerlens.grad_cam(model, x, "rnn/output", target=1, relu=False)
+    assert found.axes == ("batch", "width") and found.tensor.shape == (2, 64) and found.settings["size"] == (16,)
+
+
+def test_a_map_says_which_of_several_inputs_it_covers():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 6, 3, 2, 1), nn.Linear(6, 3)
+
+        def forward(self, left, right):
+            return self.head(self.conv(left).relu().mean((2, 3)) * self.conv(right).relu().mean((2, 3)))
+
+    model, pair = seeded(Pair), (torch.randn(2, 3, 16, 16), torch.randn(2, 3, 24, 24))
+    for call in (0, 1):
+        found = layerlens.grad_cam(model, pair, f"conv#{call}", target=1, relu=False)
+        assert found.settings["input"] == str(call) and torch.equal(found.inputs, pair[call])
+
+
 def test_a_model_without_a_grid_says_what_to_name():
     class Sorted(nn.Module):
         def __init__(self):
