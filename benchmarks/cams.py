@@ -1,18 +1,28 @@
 """Class activation maps of one small model of each timm family: chosen layer and grid compared with a map made by hand.
 
-python -m benchmarks.cams > benchmarks/cams.md
+python -m benchmarks.cams [ROWS] > benchmarks/cams.md
+
+Rows are added to the file ROWS as they are made, and those that it has are not made again: a run that was ended
+continues; delete the file to measure again.
 
 The weights are random, with a fixed seed (also those that timm sets to zero); the image is noise. `grid` is that of
 the layer that `grad_cam` chose, with the stride and the first position in pixels; `reduction` is the one that timm
 states for its last stage. `by hand` is a hook on the chosen tensor and `torch.autograd.grad`: its layout (channels
 first or last, how many leading tokens) is not taken from layerlens but found by experiment, as the one whose places
-change where the image changes. `r` is the correlation of both maps, and `peaks` how many of nine patches of the
-image, each replaced in turn, X. `unknown` counts tensors of layers with an axis that could not be followed. `cost` is
-the time to follow the axes over a forward pass, in processor time of one thread.
+change where the image changes. `r` is the correlation of both maps. `center` is how far the places lie from what they
+read, in strides: a place reads the image where the gradient is, and neighboring lines of places read equally much half
+way between their centers (mean over the lines in the middle of the image, the worse of height and width). `seen` is
+the part of the gradient in which these lines differ. It is measured with normalization set to random images and with
+kernels that fall off evenly from their middle, as random ones of many layers spread over the whole image (mean over 8
+draws, or as many as see .5); with the random ones where less than .05 is seen so. Where that is less, too, attention
+with random weights mixes all places, and `center` says nothing. `unknown` counts tensors of layers with an axis that
+could not be followed. `cost` is the time to follow the axes over a forward pass, in processor time of one thread.
 """
 
+import copy
 import itertools
 import math
+import pathlib
 import platform
 import sys
 import time
@@ -138,7 +148,7 @@ def row_of(name: str) -> tuple[str, str]:
     assert over is not None
     spans = [offset + stride * np.arange(count)
              for offset, stride, count in zip(over.offsets, over.strides, over.sizes, strict=True)]  # fmt: skip
-    layout, found = by_experiment(model, x, layer, call, tensor)
+    layout = by_experiment(model, x, layer, call, tensor)
     correlation = math.nan
     if layout:
         leaf = x.clone().requires_grad_()
@@ -150,25 +160,24 @@ def row_of(name: str) -> tuple[str, str]:
             wide = np.stack([np.interp(np.arange(size), spans[1], line) for line in cam])
             whole = np.stack([np.interp(np.arange(size), spans[0], line) for line in wide.T]).T
             correlation = float(np.corrcoef(whole.ravel(), result.tensor[0].numpy().ravel())[0, 1])
-    hit = peaks(found, spans, size, 1.5 * max(*over.strides, size / 12)) if layout else 0
     stated = getattr(model, "feature_info", None)
     stated = stated[-1]["reduction"] if isinstance(stated, list) and stated else "-"
     seconds = medians({"forward": lambda: once(model, x), "follow": lambda: follow(model, as_inputs(x))}, 3,
                       time.process_time)  # fmt: skip
-    wrong = "" if correlation > 0.999 and hit >= 7 else f"{name}: r = {correlation:.3f}, {hit} of 9 peaks"
+    center, seen = off_center(model, size, layer, call, tensor, layout, over) if layout else (math.nan, 0.0)
+    placed = abs(center) <= 1 / 3 or seen < 0.05
+    wrong = "" if correlation > 0.999 and placed else f"{name}: r = {correlation:.3f}, center {center:+.2f}"
     shown = described(axes).replace(" | ", ", ")  # a bar ends a cell
     cells = [name, f"`{layer}`" + (f" #{call}" if call else ""), grid_text(over), f"`{shown}`", str(stated),
-             layout or "none", f"{correlation:.3f}", f"{hit}/9", unknown(traced),
+             layout or "none", f"{correlation:.3f}", f"{center:+.2f}", f"{seen:.2f}", unknown(traced),
              f"{seconds['follow'] / seconds['forward']:.1f}"]  # fmt: skip
     return " | ".join(cells), wrong
 
 
-def by_experiment(
-    model: torch.nn.Module, x: torch.Tensor, layer: str, call: int, tensor: str
-) -> tuple[str, torch.Tensor]:
-    """Return the layout in which the places change where the image does, and these changes `(patch, side, side)`."""
+def by_experiment(model: torch.nn.Module, x: torch.Tensor, layer: str, call: int, tensor: str) -> str:
+    """Return the layout in which the places change where the image does."""
     change = changes(model, x, layer, call, tensor)
-    best, most, maps = "", -1, change
+    best, most = "", -1
     for name, layout in layouts((1, *change.shape[1:])).items():
         found = laid(change, layout).sum(dim=1)
         found = found / found.mean(dim=0).clamp_min(1e-30)  # some places change more than others, whatever is replaced
@@ -176,8 +185,73 @@ def by_experiment(
         even = [(np.arange(side) + 0.5) * x.shape[2] / side] * 2
         count = peaks(found, even, x.shape[2], 1.5 * max(x.shape[2] / side, x.shape[2] / 12))
         if count > most:
-            best, most, maps = name, count, found
-    return best, maps
+            best, most = name, count
+    return best
+
+
+def off_center(
+    model: torch.nn.Module, size: int, layer: str, call: int, tensor: str, layout: str, over: Grid
+) -> tuple[float, float]:
+    """Return by how many strides places miss the center of what they read, and how far that differs."""
+    middle = over.sizes[0] // 2
+    lines = range(middle - 1, middle + 1 + over.sizes[0] % 2)
+    stride, first = (torch.tensor(one)[:, None] for one in (over.strides, over.offsets))
+    stated = first + (torch.tensor(lines[:-1]) + 0.5) * stride
+    center, seen = math.nan, 0.0
+    for even in (True, False):
+        energy = torch.zeros(2, len(lines), size, dtype=torch.float64)
+        for draw in range(8 if seen < 0.05 else 0):
+            energy += read(copy.deepcopy(model), size, layer, call, tensor, layout, lines, even, draw)
+            more, halfway = (energy[:, :-1] - energy[:, 1:]).cumsum(dim=2).max(dim=2)  # the line before reads more
+            seen, off = float(more.min()) / (draw + 1), ((stated - (halfway + 0.5)) / stride).mean(dim=1)
+            center = float(off[off.abs().argmax()])
+            if seen > 0.5:
+                break
+    return center, seen
+
+
+def read(
+    model: torch.nn.Module, size: int, layer: str, call: int, tensor: str, layout: str, lines: range, even: bool,
+    draw: int,
+) -> torch.Tensor:  # fmt: skip
+    """Return what lines of places read of the image, `(axis, line, entry)`: shares of the squared gradient."""
+    generator, noise = torch.Generator().manual_seed(draw), 0.1 if even else 1.0
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    with torch.no_grad():
+        for weight in model.parameters() if even else ():
+            if weight.ndim == 4:
+                weight.copy_(even_kernels(weight, generator))
+        if norms:
+            model(colors(6, size, noise, generator))
+    for norm in norms:
+        norm.eval()
+    x = colors(1, size, noise, generator).requires_grad_()
+    raw, _ = held(model, x, layer, call, tensor)
+    places = laid(raw, layouts(tuple(raw.shape))[layout])[0]
+    energy = torch.zeros(2, len(lines), size, dtype=torch.float64)
+    for axis, (k, line) in itertools.product(range(2), enumerate(lines)):
+        part = places.select(1 + axis, line)
+        signs = torch.randn(part.shape, generator=generator)
+        (slope,) = torch.autograd.grad((part * signs).sum(), x, retain_graph=True)
+        energy[axis, k] = slope[0].double().square().sum(dim=(0, 2 - axis))
+    return energy / energy.sum(dim=2, keepdim=True)
+
+
+def even_kernels(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return kernels `(unit, channel, height, width)` that fall off evenly from the middle, with random signs."""
+    lines = [torch.tensor([float(math.comb(count - 1, k)) for k in range(count)]) for count in weight.shape[2:]]
+    window = lines[0][:, None] * lines[1]
+    signs = torch.randn(*weight.shape[:2], 1, 1, generator=generator) * weight.square().mean().sqrt()
+    return signs * window * (window.numel() / window.square().sum()).sqrt()
+
+
+def colors(count: int, size: int, noise: float, generator: torch.Generator) -> torch.Tensor:
+    """Return images of one color each, with noise of this deviation."""
+    one = torch.randn(count, 3, 1, 1, generator=generator)
+    return one + noise * torch.randn(count, 3, size, size, generator=generator)
 
 
 def once(model: torch.nn.Module, x: torch.Tensor) -> None:
@@ -200,23 +274,29 @@ def unknown(traced: Followed) -> str:
 
 
 def main() -> None:
-    """Print the table; `python -m benchmarks.cams NAME ...` prints the rows of these models."""
+    """Print the table."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    print(f"# Class activation maps of timm's families\n\ntimm {timm.__version__}, torch {torch.__version__}, ", end="")
-    print(f"{platform.machine()}. Made by `python -m benchmarks.cams`.\n\n{(__doc__ or '').split(chr(10) * 2)[2]}\n")
-    print("| model | layer | grid | axes | reduction | by hand | r | peaks | unknown | cost |")
-    print("| --- |" + " --- |" * 9)
-    wrong, rows = [], 0
-    for name in track(sys.argv[1:] or MODELS, "models"):
+    kept = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    known = kept.read_text(encoding="utf-8").splitlines() if kept is not None and kept.exists() else []
+    made = {line.split(" ", 1)[0]: line.split("\t") for line in known}
+    for name in track([name for name in MODELS if name not in made], "models"):
         try:
-            row, remark = row_of(name)
+            made[name] = list(row_of(name))
         except (LayerLensError, RuntimeError, ValueError, AttributeError, AssertionError, KeyError) as error:
-            row, remark = f"{name} | | | | | | | | |", f"{name}: {type(error).__name__} {error}"
-        print(f"| {row} |", flush=True)
-        rows += 1
-        wrong += [remark] if remark else []
-    print(f"\n{rows} families, {len(wrong)} to look at.")
+            message = " ".join(f"{type(error).__name__} {error}".split())
+            made[name] = [f"{name}{' |' * 10}", f"{name}: {message}"]
+        if kept is not None:
+            with kept.open("a", encoding="utf-8") as file:
+                file.write("\t".join(made[name]) + "\n")
+    print(f"# Class activation maps of timm's families\n\ntimm {timm.__version__}, torch {torch.__version__}, ", end="")
+    print(f"{platform.machine()}. Made by `python -m benchmarks.cams`.\n\n{(__doc__ or '').split(chr(10) * 2)[3]}\n")
+    print("| model | layer | grid | axes | reduction | by hand | r | center | seen | unknown | cost |")
+    print("| --- |" + " --- |" * 10)
+    for name in MODELS:
+        print(f"| {made[name][0]} |")
+    wrong = [made[name][1] for name in MODELS if made[name][1]]
+    print(f"\n{len(MODELS)} families, {len(wrong)} to look at.")
     for remark in wrong:
         print(f"- {remark}")
 
