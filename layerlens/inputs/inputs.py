@@ -87,6 +87,8 @@ class Inputs:
             if "not require grad" in str(error) and not torch.is_grad_enabled() and model not in _DIFFERENTIATING:
                 _DIFFERENTIATING.add(model)
                 setattr(error, AGAIN, True)
+                if hasattr(error, "add_note"):
+                    error.add_note("The model differentiates inside of its forward. That is known now: call it again.")
             if hasattr(error, "add_note") and not isinstance(error, LayerLensError):  # Python 3.11 and newer show notes
                 error.add_note(f"The model was run on {self}; the first axis is the batch.")
             raise

@@ -162,3 +162,11 @@ def test_a_model_without_a_graph_of_its_own_still_fails_with_the_error_of_torch(
     for _ in range(2):
         with pytest.raises(RuntimeError, match="does not require grad"):
             capture(Broken(), normal(2, 3))
+
+
+def test_data_that_can_be_read_once_is_not_read_twice():
+    model = Force(Energy(), asks=True, graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad") as caught:
+        Lens(model).geometry(iter(normal(20, 3, 4)))
+    assert any("call it again" in note for note in getattr(caught.value, "__notes__", ["call it again"]))
+    assert "energy.a" in Lens(model).geometry(iter(normal(20, 3, 4))).layers
