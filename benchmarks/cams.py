@@ -202,8 +202,11 @@ def off_center(
         energy = torch.zeros(2, len(lines), size, dtype=torch.float64)
         for draw in range(8 if seen < 0.05 else 0):
             energy += read(copy.deepcopy(model), size, layer, call, tensor, layout, lines, even, draw)
-            more, halfway = (energy[:, :-1] - energy[:, 1:]).cumsum(dim=2).max(dim=2)  # the line before reads more
-            seen, off = float(more.min()) / (draw + 1), ((stated - (halfway + 0.5)) / stride).mean(dim=1)
+            more = (energy[:, :-1] - energy[:, 1:]).cumsum(dim=2)  # how much more the line before has read up to there
+            most = more.amax(dim=2, keepdim=True)
+            near = (more >= 0.999 * most).double()  # between narrow windows nothing is read
+            halfway = (near * (torch.arange(size) + 0.5)).sum(dim=2) / near.sum(dim=2)
+            seen, off = float(most.min()) / (draw + 1), ((stated - halfway) / stride).mean(dim=1)
             center = float(off[off.abs().argmax()])
             if seen > 0.5:
                 break
