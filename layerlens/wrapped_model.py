@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from .analyzers.common.samples import or_none
 from .axes.follow import AxisNames
 from .axes.followed import name_axes
-from .errors import InputError
+from .errors import InputError, warn
 from .inputs.inputs import Inputs, as_inputs
 from .inputs.sequences import sequences
 from .inputs.token_texts import encoded_texts, known_tokens, token_ids
@@ -20,6 +21,7 @@ from .model.layers import Layers, parameter_count
 from .results import AttentionWeights, Attribution
 from .signatures import public
 from .targets.names import Names, read_names
+from .targets.outputs import main_output
 from .targets.target import Spec, Target, as_target
 from .targets.tokens import Vocabulary
 
@@ -65,19 +67,30 @@ class WrappedModel:
     def inputs(self, x: Any) -> Inputs:
         """Read an input; text goes through the tokenizer, padded to the longest.
 
+        Where padding on the left would shift the positions of a text, `position_ids` counts them from its first token,
+        as `generate` of transformers does.
+
+        Warns:
+            UserWarning: when it shifts those of an encoding that is given.
+
         Raises:
             InputError: when it cannot be read, or is text and there is no tokenizer.
         """
         texts = [x] if isinstance(x, str) else x
         is_text = isinstance(texts, (list, tuple)) and bool(texts) and all(isinstance(text, str) for text in texts)
         if not is_text:
+            if isinstance(x, Mapping) and self.forward is None and _positions(self, x):
+                warn(LEFT_PADDING.format(type(self.model).__name__))
             return as_inputs(x).named_for(self.model, self.forward)
         if self.tokenizer is None:
             raise InputError("a text was given, but no tokenizer: Lens(model, tokenizer=...).")
         padded = {"padding": True} if len(texts) > 1 else {}
         encoding = self.tokenizer(list(texts), return_tensors="pt", **padded)
         read = encoded_texts(self.tokenizer, encoding, texts)
-        return dataclasses.replace(as_inputs(dict(encoding)), texts=read)
+        given = dict(encoding)
+        if self.forward is None:
+            given |= _positions(self, given)
+        return dataclasses.replace(as_inputs(given), texts=read)
 
     def with_tokens(self, result: Found, inputs: Inputs | None) -> Found:
         """Return a result, or each of a list, with the texts of its tokens, where they are known."""
@@ -105,6 +118,47 @@ class WrappedModel:
         if isinstance(self.class_names, (Sequence, Mapping)):
             parts.append(f"{len(self.class_names)} class names")
         return f"Lens({type(self.model).__name__}: {', '.join(parts)})"
+
+
+LEFT_PADDING = (
+    "the texts are padded on the left, and {} counts their positions from the padding, so that they get other scores "
+    "than alone. Give position_ids, such as (attention_mask.cumsum(1) - 1).clamp(min=0), or pad on the right."
+)
+
+
+def _positions(lens: WrappedModel, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the positions that padding on the left does not shift, if one text is given its own output by them alone.
+
+    Found by experiment; empty where that text has the same output without them, or another one with them.
+    """
+    mask = given.get("attention_mask")
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or not mask.numel() or "position_ids" in given:
+        return {}
+    padded = ((mask[:, 0] == 0) & (mask[:, -1] != 0)).nonzero().flatten().tolist()
+    if not padded:
+        return {}
+    row, length = padded[0], int((mask[padded[0]] != 0).sum())
+    tensors = {name: one for name, one in given.items() if isinstance(one, torch.Tensor) and len(one) == len(mask)}
+    one = {name: tensor[row : row + 1] for name, tensor in tensors.items()}
+    alone = {name: tensor[:, -length:] if tensors[name].shape == mask.shape else tensor for name, tensor in one.items()}
+    counted = {"position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+
+    def output(values: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        found: torch.Tensor | None = or_none(lambda: main_output(lens.run_inputs(as_inputs(values))))
+        return found if found is None or found.ndim < 3 else found[:, -length:]
+
+    truth = output(alone)
+    if truth is None:
+        return {}
+    limit = (0.05 if truth.dtype.itemsize < 4 else 1e-3) * float(truth.abs().max())  # rotations round
+
+    def same(values: dict[str, torch.Tensor]) -> bool:
+        found = output(values)
+        return found is not None and found.shape == truth.shape and float((found - truth).abs().max()) <= limit
+
+    if same(one) or not same({**one, "position_ids": counted["position_ids"][row : row + 1]}):
+        return {}
+    return counted
 
 
 def _with_padding(result: Attribution, inputs: Inputs) -> Attribution:

@@ -200,3 +200,32 @@ def test_a_figure_leaves_padding_out(side):
     assert shown.tokens == ("8", "28", "3") and shown.values.tolist() == found.tensor[1, used].tolist()
     assert (found - found).used is not None
     assert lens.saliency(single(x, 1), target=(-1, 4), method="feature_ablation").used is None
+
+
+def padded_left(texts, return_tensors="pt", padding=False):
+    """Encode texts of numbers, padded on the left."""
+    rows = [[int(word) for word in text.split()] for text in texts]
+    longest = max(map(len, rows))
+    ids = [[0] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_padding_on_the_left_shifts_no_positions(kind):
+    lens, texts = Lens(model_of(kind), tokenizer=padded_left), [" ".join(map(str, text)) for text in TEXTS]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = lens.saliency(texts, target=(-1, 4), method="leave_one_out")
+        alone = [lens.saliency(text, target=(-1, 4), method="leave_one_out") for text in texts]
+    close = functools.partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)  # Llama rotates in float32
+    close(found.score, torch.cat([one.score for one in alone]))
+    for row, one in enumerate(alone):
+        close(found.tensor[row, -one.tensor.shape[1] :], one.tensor[0])
+    assert ("position_ids" in lens.inputs(texts).tensors()) == (kind == "gpt2")
+    given = padded_left(texts)
+    if kind == "llama":
+        assert torch.equal(lens.saliency(given, target=(-1, 4), method="leave_one_out").score, found.score)
+        return
+    with pytest.warns(UserWarning, match="GPT2LMHeadModel counts their positions from the padding.*position_ids"):
+        assert torch.equal(lens.run(given).logits, lens.model(**given).logits)
