@@ -224,7 +224,7 @@ def test_a_layer_under_vmap_is_recorded_with_the_mapped_axis_in_front():
     assert record.axes("inside") == ("time", "batch", "unit")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_a_scripted_layer_is_refused_by_its_name():
     net, x = around(torch.jit.trace(nn.Linear(6, 6), torch.zeros(2, 7, 6)))
     with pytest.raises(InputError, match=r"layer 'middle' is TorchScript, .* the module that it was made from"):
