@@ -15,7 +15,6 @@ from .errors import warn
 
 _MOVED: Final = {
     ("", ""): "wrapped=wrapped_model",
-    ("", "axes"): "axes=names",
     ("", "inputs"): "inputs stream=batches",
     ("", "model"): """
         borrow=borrowed checkpoints=checkpointing digest=hashing layers matches=selection nested=trees placement

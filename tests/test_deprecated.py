@@ -33,7 +33,6 @@ OLD = [
     ("results.layers", "LayerProfile", "results.values.layer_profile"),
 ]
 LEFT = [
-    ("axes", "unit_axis", "axes.names"),
     ("analyzers", "layer_table route compare_routes", "analyzers.structure"),
     ("analyzers.activation", "grad_cam layer_cam attention_rollout_map", "analyzers.saliency"),
     ("analyzers.relevance", "concept_relevance rank_concepts Concept top_inputs", "analyzers.concepts"),

@@ -1,5 +1,1 @@
-"""Names of the axes of tensors: batch, unit and places."""
-
-from layerlens.deprecated import keep_old_names
-
-keep_old_names(__name__)
+"""What every axis of every tensor is: samples, units and places, followed through the model."""

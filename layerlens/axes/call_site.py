@@ -11,7 +11,7 @@ from layerlens.errors import AxesUnknown
 from layerlens.model.layers import LayerPath
 from layerlens.model.tensors import tensor_path
 
-from .layout import Role, named, only, plain_names, roles
+from .layout import Role, holding, named, only, plain_names, roles
 from .provenance.axis import Axes
 
 
@@ -24,12 +24,14 @@ class CallSite:
         index: index of the call: 0 for the first call of the layer in the run.
         outputs: name of each tensor that the call returned (`""` for a single one) -> its axes.
         inputs: name of each tensor among the positional and keyword arguments -> its axes.
+        main: name of the only tensor of floating point among the outputs; `""` if there are several.
     """
 
     path: LayerPath
     index: int
     outputs: Mapping[str, Axes]
     inputs: Mapping[str, Axes]
+    main: str = ""
 
     @property
     def name(self) -> str:
@@ -49,12 +51,14 @@ class CallSite:
         raise self._unknown(tensor, found, f"are not known: {why}")
 
     def seen(self, tensor: str = "", *, argument: bool = False) -> Axes:
-        """Return the same axes, some of them perhaps unknown.
+        """Return the same axes, some of them perhaps unknown; without a name those of the only tensor.
 
         Raises:
             AxesUnknown: when there is no such tensor.
         """
         among = self.inputs if argument else self.outputs
+        if not tensor and not argument:
+            tensor = self.main if tensor not in among else tensor
         if tensor in among:
             return among[tensor]
         names = ", ".join(map(repr, among)) or "none"
@@ -75,13 +79,61 @@ class CallSite:
             raise self._unknown(tensor, found, f"are ({', '.join(named(found))}): {count} a {role} axis")
         return place
 
+    def batch_axis(self, tensor: torch.Tensor, name: str = "") -> int | None:
+        """Return the axis of samples, perhaps counted together with windows, of a tensor that the call returned.
+
+        Args:
+            tensor: the tensor, or its gradient or relevance; it may hold another number of samples.
+            name: its name; `""` for the only one.
+
+        Returns:
+            None when all samples share the tensor: it does not depend on the input.
+
+        Raises:
+            AxesUnknown: when it is not known, or the tensor has another shape than when its axes were followed.
+        """
+        return self._holding("batch", tensor, name)
+
+    def unit_axis(self, tensor: torch.Tensor, name: str = "") -> int | None:
+        """Return the axis of units, as `batch_axis`; None when there is none, so that there is a single unit.
+
+        Raises:
+            AxesUnknown: when it is not known, when there are several, when the tensor does not depend on the input, or
+                has another number of units than when its axes were followed.
+        """
+        axis = self._holding("unit", tensor, name)
+        axes = self.seen(name)
+        if axis is None and self.batch_axis(tensor, name) is None:
+            raise self._unknown(name, axes, "do not come from the input")
+        if axis is not None and tensor.shape[axis] != axes[axis].size:
+            raise self._other(tensor, name, axes)
+        return axis
+
+    def _holding(self, wanted: Role, tensor: torch.Tensor, name: str) -> int | None:
+        axes = self.seen(name)
+        if len(axes) != tensor.ndim:
+            raise self._other(tensor, name, axes)
+        found = holding(axes, wanted)
+        if not found:
+            self.axes(name)
+        if len(found) > 1:
+            raise self._unknown(name, axes, f"are ({', '.join(named(axes))}): several are {wanted} axes")
+        return found[0] if found else None
+
+    def _other(self, tensor: torch.Tensor, name: str, axes: Axes) -> AxesUnknown:
+        return AxesUnknown(
+            f"layer {tensor_path(self.name, name)!r} returned {tuple(tensor.shape)}, and "
+            f"{tuple(axis.size for axis in axes)} when its axes were followed: the route of this model changes, or the "
+            "layer is edited. Choose another layer."
+        )
+
     def names(self, name: str, tensor: torch.Tensor) -> tuple[str, ...] | None:
         """Return the names of the axes of a tensor that the call returned, as `plain_names` gives them.
 
         Returns:
             None when they are unknown, or the tensor has another number of axes than when they were followed.
         """
-        axes = self.outputs.get(name)
+        axes = self.outputs.get(name or self.main)
         return None if axes is None or len(axes) != tensor.ndim else plain_names(axes)
 
     def _unknown(self, tensor: str, found: Axes, why: str) -> AxesUnknown:

@@ -13,7 +13,7 @@ from torch.nn.modules import module as modules
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from layerlens.errors import InputError, RecordError
+from layerlens.errors import AxesUnknown, InputError, RecordError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
 from layerlens.model.tensors import tensor_path, tensors_of
@@ -23,13 +23,16 @@ from .call_site import CallSite
 from .provenance.axis import Axes, Axis, Part, Source, new
 from .provenance.pointwise import same
 from .provenance.reshaped import Reshapes
-from .provenance.roles import UNITS, name_sources
+from .provenance.roles import input_axes, name_sources, named_axis
 from .provenance.table import Operation, constant, kind_of, sizes_of, unknown
 from .steps import OfTensors, Steps
 from .tracing import traced
 
 AxisNames: TypeAlias = "Mapping[str, Sequence[str]]"
 """Input tensor, layer, or `layer/tensor` -> names of its axes."""
+
+Until: TypeAlias = frozenset[tuple[LayerPath, int]]
+AxesOf: TypeAlias = Callable[[object], "Axes | None"]
 
 _FILLED = "it was filled entry by entry"
 
@@ -82,7 +85,10 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kwargs:
             given += self._given(kwargs.values())
         if not given:
-            if self.left and kind_of(function).name == "aten.lift_fresh":  # made of numbers from outside
+            name = kind_of(function).name
+            if name == "aten.embedding":  # of positions, which the model counts itself
+                self._axes[out] = (*(new("extra", size) for size in out.shape[:-1]), new("unit", out.shape[-1]))
+            elif self.left and name == "aten.lift_fresh":  # made of numbers from outside
                 self._axes[out] = unknown(out.shape, self.unknown.setdefault("aten.lift_fresh", self.left))
             return
         kind = kind_of(function)
@@ -194,13 +200,20 @@ def _alike(given: list[tuple[torch.Tensor, Axes]], out: object) -> bool:
     return not out.is_nested and _fit(first, out)
 
 
+class _Enough(BaseException):
+    """Ends a run whose wanted calls have returned."""
+
+
 class _Calls:
     """Global hooks that keep the axes of what every layer of a model took and returned."""
 
-    def __init__(self, model: nn.Module, follow: Follow, names: AxisNames, said: Callable[..., Axes]) -> None:
+    def __init__(
+        self, model: nn.Module, follow: Follow, names: AxisNames, said: Callable[..., Axes], until: Until
+    ) -> None:
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._follow, self._names, self._said = follow, names, said
         self._count: dict[LayerPath, int] = {}
+        self._missing = set(until)
         self.found: list[CallSite] = []
         self._entered: list[tuple[nn.Module, LayerPath, dict[str, Axes]]] = []
 
@@ -254,7 +267,13 @@ class _Calls:
                 self._follow.set(tensor, self._said(path, wanted, tensor))
         if kwargs:
             given.update(self._axes(named_tensors(kwargs)))
-        self.found.append(CallSite(path, index, self.outputs(module, output), given))
+        found, tensors = self.outputs(module, output), tensors_of(module, output)
+        names = list(found) if len(found) == 1 else [name for name in found if tensors[name].is_floating_point()]
+        self.found.append(CallSite(path, index, found, given, names[0] if len(names) == 1 else ""))
+        if (path, index) in self._missing:
+            self._missing.remove((path, index))
+            if not self._missing:
+                raise _Enough
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,9 +296,12 @@ class Followed:
         """Return one call of one layer.
 
         Raises:
+            AxesUnknown: when the model could not be followed.
             RecordError: when there was no such call.
         """
         found = [site for site in self.calls if site.path == path]
+        if not self.calls and self.unknown:
+            raise AxesUnknown(f"the axes of layer {path!r} are not known: {'; '.join(self.unknown.values())}.")
         if index >= len(found):
             raise RecordError(f"layer {path!r} ran {len(found)} time(s); there is no call {index}.")
         return found[index]
@@ -292,6 +314,8 @@ def follow(
     names: AxisNames | None = None,
     *,
     batched: bool = True,
+    until: Until = frozenset(),
+    watch: Callable[[AxesOf], contextlib.AbstractContextManager[object]] | None = None,
 ) -> Followed:
     """Run a borrowed model once, without gradients, and follow the axes of its input.
 
@@ -302,6 +326,8 @@ def follow(
         names: input tensor, layer, or `layer/tensor` -> names of its axes, where they are not known.
         batched: whether the first axis of the inputs counts samples; where a convolution sums over it, as in a list of
             pictures, it is found not to.
+        until: calls of layers, by path and index, after which the run ends; none for the whole run.
+        watch: given what returns the axes of a tensor, returns a context in which the model runs.
 
     Raises:
         InputError: when a name fits neither an input nor a layer, or the number of names is wrong.
@@ -326,7 +352,7 @@ def follow(
 
     def run(borrowed: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for name, tensor in Inputs(args, kwargs).tensors().items():
-            given[name] = _input_axes(name, tensor, batch, samples)
+            given[name] = input_axes(name, tensor, batch, samples)
             mode.set(tensor, given[name])
             number = name.rpartition(".")[2]
             if not batched and "." in name and number.isdigit():  # samples in a list
@@ -337,42 +363,15 @@ def follow(
     def said(path: LayerPath, wanted: Sequence[str], tensor: torch.Tensor) -> Axes:
         if len(wanted) != tensor.ndim:
             raise InputError(f"axes[{path!r}] has {len(wanted)} names for a tensor of shape {tuple(tensor.shape)}.")
-        return tuple(_named_axis(name, size, batch, given, places)
+        return tuple(named_axis(name, size, batch, given, places)
                      for name, size in zip(wanted, tensor.shape, strict=True))  # fmt: skip
 
-    calls = _Calls(model, mode, of_layers, said)
+    calls = _Calls(model, mode, of_layers, said, until)
     with traced(mode.note), torch.no_grad(), calls.attached(), mode:
-        out = inputs.run(model, run)
-        output = calls.outputs(model, out)
+        output: dict[str, Axes] = {}
+        with watch(mode.axes) if watch is not None else contextlib.nullcontext(), contextlib.suppress(_Enough):
+            output = calls.outputs(model, inputs.run(model, run))
     if batched and batch.size > 1 and "convolved" in batch.roles:
-        return follow(model, inputs, forward, names, batched=False)
+        return follow(model, inputs, forward, names, batched=False, until=until, watch=watch)
     name_sources(given, inputs.tensors(), {key: value for key, value in names.items() if key in given})
     return Followed(given, tuple(calls.found), output, mode.unknown)
-
-
-def _named_axis(
-    name: str, size: int, batch: Source, given: Mapping[str, Axes], places: Mapping[str, tuple[str, int]]
-) -> Axis:
-    """The axis that a user named: one of the input if it has this name, evenly spread over it."""
-    if name == "batch":
-        return Axis((Part(batch, size),))
-    if name in UNITS:
-        return new("unit", size)
-    if name not in places:
-        return Axis((Part(Source("input", size, name), size),))
-    origin = places[name]
-    part = given[origin[0]][origin[1]].part
-    assert part is not None
-    stride = part.size / size
-    return Axis((Part(part.source, size, stride, (stride - 1) / 2),))
-
-
-def _input_axes(name: str, tensor: torch.Tensor, batch: Source, samples: int | None) -> Axes:
-    axes: list[Axis] = []
-    for place, size in enumerate(tensor.shape):
-        if place == 0 and samples is not None and (size == samples or tensor.is_floating_point()):
-            batch.size = max(batch.size, size)
-            axes.append(Axis((Part(batch, size),)))
-        else:
-            axes.append(Axis((Part(Source("input", size, origin=(name, place)), size),)))
-    return tuple(axes)

@@ -8,14 +8,12 @@ from collections.abc import Hashable
 
 from torch import nn
 
+from layerlens.errors import AGAIN
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed, modules_of
 from layerlens.model.fastpath import layers_called
-from layerlens.model.layers import LayerPath
 
-from .follow import AxisNames, Followed, follow
-from .names import remember
-from .provenance.axis import Axes
+from .follow import AxisNames, Followed, Until, follow
 
 _KEPT = 8
 """Number of shapes that are remembered for each model."""
@@ -40,7 +38,19 @@ def name_axes(model: nn.Module, axes: AxisNames) -> None:
     _followed.pop(model, None)
 
 
-def followed(model: nn.Module, inputs: Inputs, forward: Forward | None = None, *, again: bool = False) -> Followed:
+def names_of(model: nn.Module) -> AxisNames:
+    """Return the axes of a model that were named."""
+    return _names.get(model, {})
+
+
+def followed(
+    model: nn.Module,
+    inputs: Inputs,
+    forward: Forward | None = None,
+    *,
+    again: bool = False,
+    until: Until = frozenset(),
+) -> Followed:
     """Return the axes of every tensor of a run; the model runs once in eval mode, unless these shapes are known.
 
     Args:
@@ -48,39 +58,25 @@ def followed(model: nn.Module, inputs: Inputs, forward: Forward | None = None, *
         inputs: its arguments.
         forward: called instead of the model.
         again: follow them also if these shapes are known, because the model took another route than then.
+        until: calls of layers, by path and index, after which the run may end.
 
     Raises:
         InputError: when axes that the user named do not fit.
     """
     known = _followed.setdefault(model, OrderedDict())
     shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in inputs.tensors().items())
-    key = (shapes, forward, hash(tuple(map(id, modules_of(model)))))
-    new = again or key not in known
-    latest = next(reversed(known), None)
-    if new:
+    key: Hashable = (shapes, forward, hash(tuple(map(id, modules_of(model)))))
+    if until and (again or key not in known):
+        key = (key, until)
+    if again or key not in known:
         with borrowed(model, grad=False), layers_called():
             try:
-                known[key] = follow(model, inputs, forward, _names.get(model))
-            except RuntimeError as error:
-                if "not require grad" not in str(error):
+                known[key] = follow(model, inputs, forward, names_of(model), until=until)
+            except RuntimeError as error:  # a model that differentiates inside of its forward is known by then
+                if not getattr(error, AGAIN, False):
                     raise
-                known[key] = Followed({}, (), {}, {"autograd.grad": "the model differentiates inside of its forward"})
-    if new or key != latest:  # the layers know the axes of the latest run, also if it was followed before
-        _remember(model, known[key])
+                known[key] = follow(model, inputs, forward, names_of(model), until=until)
     known.move_to_end(key)
     while len(known) > _KEPT:
         known.popitem(last=False)
     return known[key]
-
-
-def _remember(model: nn.Module, found: Followed) -> None:
-    """Let the layers know the axes of what they returned."""
-    calls: dict[LayerPath, dict[tuple[str, int], list[Axes]]] = {}
-    for site in found.calls:
-        known = calls.setdefault(site.path, {})
-        for name, axes in site.outputs.items():
-            for short in {name, name if len(site.outputs) > 1 else ""}:
-                known.setdefault((short, len(axes)), []).append(axes)
-    modules = dict(model.named_modules())
-    for path, known in calls.items():
-        remember(modules[path], known)

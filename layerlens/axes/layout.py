@@ -34,7 +34,7 @@ def _part_role(part: Part) -> Role:
     if source.kind == "input":
         return source.role
     if source.kind == "unit":
-        return "head" if part.name == "head" else "unit"
+        return "extra" if part.on_grid else "head" if part.name == "head" else "unit"
     return "unknown" if source.kind == "unknown" else "extra"
 
 
@@ -47,6 +47,14 @@ def only(axes: Axes, wanted: Role) -> int | None:
     """Return the number of the axis of this role; None when there is not exactly one."""
     found = [place for place, axis in enumerate(axes) if role(axis) == wanted]
     return found[0] if len(found) == 1 else None
+
+
+def holding(axes: Axes, wanted: Role) -> list[int]:
+    """Return the numbers of the axes of this role; without any, of those that count it together with others."""
+    found = [place for place, axis in enumerate(axes) if role(axis) == wanted]
+    return found or [
+        place for place, axis in enumerate(axes) if any(_part_role(part) == wanted for part in axis.parts())
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +260,21 @@ def plain_names(axes: Axes) -> tuple[str, ...] | None:
         return None
     alone = [kind for kind in ("batch", "unit") if kinds.count(kind) == 1]
     return tuple(kind if kind in alone else name for kind, name in zip(kinds, named(axes), strict=True))
+
+
+def layer_names(axes: Axes) -> tuple[str, ...] | None:
+    """Return one name an axis, with units called `"channel"` in front of places and `"feature"` behind them.
+
+    Returns:
+        None when an axis is unknown.
+    """
+    kinds, names = roles(axes), named(axes)
+    if "unknown" in kinds:
+        return None
+    return tuple(
+        ("channel" if "place" in kinds[at:] else "feature") if kinds.count("unit") == 1 and kind == "unit" else name
+        for at, (kind, name) in enumerate(zip(kinds, names, strict=True))
+    )
 
 
 def described(axes: Axes | None) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import get_ident
 from typing import Any
 
@@ -63,6 +64,17 @@ class Spans:
         if id(module) in self._paths:
             start, path = self._starts.pop()
             self.found.append((start, nodes_made(), path))
+
+
+def on_enter(
+    layers: Mapping[LayerPath, nn.Module],
+    enter: Callable[[LayerPath, nn.Module, tuple[Any, ...], dict[str, Any]], None],
+) -> list[RemovableHandle]:
+    """Call `enter(path, layer, args, kwargs)` before each call of a layer, until the handles are removed."""
+    return [
+        module.register_forward_pre_hook(functools.partial(enter, path), with_kwargs=True, prepend=True)
+        for path, module in layers.items()
+    ]
 
 
 def nodes_made() -> int:

@@ -5,19 +5,54 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import torch
 from torch.autograd.graph import get_gradient_edge
 
-from layerlens.errors import OverwrittenError, RecordError
+from layerlens.axes.call_site import CallSite
+from layerlens.axes.follow import Followed
+from layerlens.axes.layout import layer_names
+from layerlens.axes.provenance.axis import Axes
+from layerlens.errors import AxesUnknown, OverwrittenError, RecordError
 from layerlens.model.layers import LayerPath
 from layerlens.model.tensors import ByTensor, only, tensors_of
 from layerlens.model.trees import describe, named_tensors, padded, version
 
 Stored: TypeAlias = tuple[tuple[torch.Tensor, int], ...]
 """Tensors kept by reference, each with its version when it was recorded."""
+
+
+REDUCED = "reduce= made another value of what it returned"
+"""Why a reduced value has no axes; its first one counts samples."""
+
+
+class Run:
+    """The axes of the calls of one run of a model.
+
+    Args:
+        follow: returns the axes of the run; `again=True` follows them again, if the route was another one.
+        later: whether calls of an earlier run were recorded before.
+    """
+
+    def __init__(self, follow: Callable[..., Followed], *, later: bool = False) -> None:
+        self._follow, self._later = follow, later
+        self._first: dict[LayerPath, int] = {}
+
+    def of(self, path: LayerPath, index: int) -> Callable[[], CallSite]:
+        """Return what follows a call of a layer; `index` counts the calls of all runs."""
+        first = self._first.setdefault(path, index) if self._later else 0
+        return functools.partial(self._site, path, index - first)
+
+    def _site(self, path: LayerPath, index: int) -> CallSite:
+        try:
+            return self._follow().site(path, index)
+        except RecordError:
+            try:
+                return self._follow(again=True).site(path, index)
+            except RecordError as error:
+                raise AxesUnknown(f"the route of this model changes: when its axes were followed, {error}") from error
 
 
 class Gradients:
@@ -51,7 +86,8 @@ class Call:
         index: 0 for the layer's first call in the run, 1 for the second, ...
         order: position of the call's end among all recorded calls of the run.
         type: name of the module's class.
-        axes: names of the output's axes, for example `("batch", "channel", "height", "width")`; None if unknown.
+        followed: returns the call with its axes, which takes a run if this input was not followed before; or the reason
+            why they are not known.
         output: output of the layer, nested as it was.
         inputs: positional and keyword arguments as `(args, kwargs)` if they were asked for, else None.
         names: names of the tensors in the output, in order; none if they are numbers and keys.
@@ -62,7 +98,7 @@ class Call:
     index: int
     order: int
     type: str
-    axes: tuple[str, ...] | None
+    followed: Callable[[], CallSite] | str | None
     value: Any = dataclasses.field(repr=False)
     arguments: Any = dataclasses.field(default=None, repr=False)
     seconds: float | None = None
@@ -78,11 +114,52 @@ class Call:
         Raises:
             OverwrittenError: as `output` does.
         """
-        found = tensors_of(None, self.output)
+        self._check(self.stored, "output")
+        return self._named()
+
+    def _named(self) -> ByTensor[torch.Tensor]:
+        found = tensors_of(None, self.value)
         if not self.names:
             return found
         positions = dict(zip(found, self.names, strict=True))
         return ByTensor(dict(zip(self.names, found.values(), strict=True)), positions)
+
+    @property
+    def site(self) -> CallSite:
+        """The call with the axes of every tensor of its output, followed when they are first asked for.
+
+        Raises:
+            AxesUnknown: when they were not followed.
+        """
+        if callable(self.followed):
+            return self.followed()
+        raise AxesUnknown(
+            f"the axes of layer {self.layer!r} are not known: {self.followed or 'the model itself was not called'}. "
+            "They are followed in records of lens.capture(x), and of a Probe inside of which the model is called."
+        )
+
+    @property
+    def axes(self) -> tuple[str, ...] | ByTensor[tuple[str, ...] | None] | None:
+        """The names of the output's axes, such as `("batch", "channel", "height", "width")`; None if unknown.
+
+        Of several tensors they are a dict by name. They are followed when they are first asked for.
+        """
+        tensors = self._named()
+        found = {name: layer_names(axes) if (axes := self.axes_of(one)) else None for name, one in tensors.items()}
+        return found[next(iter(found))] if isinstance(self.value, torch.Tensor) else ByTensor(found, tensors.positions)
+
+    def axes_of(self, tensor: torch.Tensor) -> Axes | None:
+        """Return the axes of one tensor of the output; None if they are not known."""
+        try:
+            site, name = self.site, self.name_of(tensor)
+            site.batch_axis(tensor, name)
+            return site.seen(name)
+        except (AxesUnknown, RecordError):
+            return None
+
+    def name_of(self, tensor: torch.Tensor) -> str:
+        """Return the name of one tensor of the output."""
+        return next(name for name, part in self._named().items() if part is tensor)
 
     def single(self) -> tuple[str, torch.Tensor] | None:
         """Return the name and the values of the one tensor of the output; None if it has none.
@@ -156,53 +233,47 @@ def _written(stored: Stored) -> bool:
     return any(version(tensor) != written for tensor, written in stored)
 
 
-def part_axes(call: Call, name: str, tensor: torch.Tensor) -> tuple[str, ...] | None:
-    """Return the names of the axes of one tensor of an output; None if unknown. `name` is that of `named_tensors`."""
-    if call.names:
-        found = dict(zip((at for at, _ in named_tensors(call.value)), call.names, strict=True)).get(name, name)
-        if found in ("h_n", "c_n"):  # states, whichever axis comes first in the output
-            return ("layer", "batch", "feature") if tensor.ndim == 3 else None
-    known = call.axes is not None and name in ("", "0") and len(call.axes) == tensor.ndim
-    return call.axes if known else None
-
-
 def batch_size(calls: Iterable[Call]) -> int:
     """Return the number of samples: the size that most calls agree on; in a tie the first one other than 1.
 
     Raises:
         RecordError: when no call has a tensor with a batch axis.
+        AxesUnknown: when the axes of a call are not known.
     """
     sizes: Counter[int] = Counter()
     for call in calls:
-        for name, tensor in named_tensors(call.output):
-            if tensor.ndim and not tensor.is_nested:
-                axis = _known_axis(call, name, tensor)
-                sizes[tensor.shape[0 if axis is None else axis]] += 1 if axis is None else 3
+        for _, tensor in named_tensors(call.output):
+            axis = _sample_axis(call, tensor)
+            if axis is not None:
+                sizes[tensor.size(axis)] += 1
     if not sizes:
-        raise RecordError("this record holds no tensor with a batch axis.")
+        raise RecordError(
+            "this record holds no tensor with a batch axis: what its layers returned has no axis of the samples."
+        )
     return max(sizes, key=lambda size: (sizes[size], size != 1))
 
 
-def sample_axis(call: Call, name: str, tensor: torch.Tensor, batch: int) -> int | None:
-    """Return the axis of samples; None for a tensor with one entry that all samples share, as position embeddings.
+def sample_axis(call: Call, tensor: torch.Tensor, batch: int) -> int | None:
+    """Return the axis of samples; None for a tensor that all samples share, such as position embeddings.
 
     Raises:
+        AxesUnknown: when the axes of the call are not known.
         RecordError: when the tensor has no axis of that many samples.
     """
-    known = _known_axis(call, name, tensor)
-    first = 0 if known is None else known
-    dims = 0 if tensor.is_nested else tensor.ndim
-    if first < dims and tensor.shape[first] in (1, batch):
-        return first if tensor.shape[first] == batch else None
-    if known is None and dims > 1 and tensor.shape[1] == batch:
-        return 1
+    axis = _sample_axis(call, tensor)
+    first, dims = axis or 0, 0 if tensor.is_nested else tensor.ndim
+    if first < dims and tensor.shape[first] == batch:
+        if axis is not None or torch.equal(tensor, tensor[:1].expand_as(tensor)):  # repeated for each sample
+            return first
+    elif first < dims and tensor.shape[first] == 1:
+        return None
     raise RecordError(
         f"layer {call.layer!r}, call {call.index}: {describe(tensor)} has no axis of the {batch} samples, so it "
         "cannot be taken apart by sample. Capture without this layer, or read it from record.calls."
     )
 
 
-def _known_axis(call: Call, name: str, tensor: torch.Tensor) -> int | None:
-    """Return the batch axis of a tensor if its axes are known, else None."""
-    axes = part_axes(call, name, tensor)
-    return axes.index("batch") if axes is not None and "batch" in axes else None
+def _sample_axis(call: Call, tensor: torch.Tensor) -> int | None:
+    if call.followed == REDUCED:
+        return 0 if tensor.ndim else None
+    return call.site.batch_axis(tensor, call.name_of(tensor))

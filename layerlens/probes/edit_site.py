@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from layerlens.axes.call_site import CallSite
-from layerlens.axes.layout import Role, named, only, roles
+from layerlens.axes.layout import Role, holding, named, only, roles
 from layerlens.errors import AxesUnknown, OptionError
 from layerlens.model.selection import Names
 from layerlens.model.tensors import tensor_path
@@ -69,7 +69,9 @@ class Site:
     def axis(self, tensor: torch.Tensor, role: Role) -> int | None:
         """Return the only axis of a role, such as `"head"`; None if there is none, or several."""
         known, name = self.call_site(tensor)
-        return only(known.seen(name, argument=self.arguments), role)
+        axes = known.seen(name, argument=self.arguments)
+        found = holding(axes, role) if role == "unit" else []
+        return found[0] if len(found) == 1 else only(axes, role)
 
     def axis_of(self, tensor: torch.Tensor, what: str) -> int:
         """Return the axis of samples, units or positions (`what`, without the s) of a tensor.

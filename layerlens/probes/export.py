@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from layerlens.axes.follow import Followed
 from layerlens.axes.layout import named as names_of, positions
-from layerlens.axes.names import batch_axis, unit_axis
-from layerlens.axes.provenance.axis import Axes
 from layerlens.errors import RecordError, TargetError, need
-from layerlens.model.layers import Layers
 from layerlens.model.tensors import tensor_path
 from layerlens.model.trees import as_array, describe, named_tensors
 
-from .call import Call, batch_size, part_axes
+from .call import Call
 from .storage import outline
 
 if TYPE_CHECKING:
@@ -44,16 +40,16 @@ def called(record: Record, call: int) -> Call:
     return calls[call]
 
 
-def read_units(model: nn.Module, record: Record, call: int, *, tensor: str | None = None) -> torch.Tensor:
+def read_units(record: Record, call: int, *, tensor: str | None = None) -> torch.Tensor:
     """Return the recorded output of one call of the only layer in `record`, `(batch, unit, *places)`.
 
     Args:
-        model: the model.
         record: record of one layer.
         call: index of the call.
         tensor: name of the tensor of the output; None for the only one.
 
     Raises:
+        AxesUnknown: when the axis of samples, or of units, is not known.
         TargetError: when the record holds several layers.
         RecordError: when there is no such call, or its output is not a tensor with units.
         SelectionError: when the call returned several tensors and none was named.
@@ -62,8 +58,10 @@ def read_units(model: nn.Module, record: Record, call: int, *, tensor: str | Non
     name, output = (tensor, found.tensors[tensor]) if tensor else found.single() or ("", None)
     if output is None or output.ndim < 2:
         raise RecordError(f"layer {found.layer!r} returned {describe(found.output)}, which has no known axis of units.")
-    module = Layers(model)[found.layer]
-    return output.movedim((batch_axis(module, output, name), unit_axis(module, output, name)), (0, 1))
+    rows, units = found.site.batch_axis(output, name), found.site.unit_axis(output, name)
+    if rows is None:
+        raise RecordError(f"all samples share what layer {found.layer!r} returned, so none has a value of its own.")
+    return output.movedim(rows, 0).unsqueeze(1) if units is None else output.movedim((rows, units), (0, 1))
 
 
 def named_outputs(record: Record) -> Iterator[tuple[str, Call, torch.Tensor]]:
@@ -112,34 +110,25 @@ def to_xarray(record: Record) -> xarray.Dataset:
     """
     package = need("xarray", "to_xarray")
     arrays = {}
-    followed = None if record.follow is None else record.follow()
     named = list(_uniquely_named(record))
-    known = {name: part_axes(call, name.partition(":")[2], tensor) for name, call, tensor in named}
-    samples = batch_size(record.order) if any(tensor.ndim for _, _, tensor in named) else 0
+    known = {name: call.axes_of(tensor) for name, call, tensor in named}
+    sizes = Counter(axis.size for axes in known.values() for axis in axes or () if axis.name == "batch")
+    samples = max(sizes, key=lambda size: sizes[size], default=0)
     for name, call, tensor in named:
-        array, axes = _as_numpy(call, tensor), known[name] or range(tensor.ndim)
-        exact = _followed_axes(followed, call, tensor)
-        if exact is not None:
-            axes = names_of(exact)
+        array, exact = _as_numpy(call, tensor), known[name]
+        axes = range(tensor.ndim) if exact is None else names_of(exact)
         # the batch is the same everywhere; other axes, and those of one entry for all samples, are each layer's own
         dims = [
             str(axis) if axis == "batch" and size == samples else f"{name}_{axis}"
             for axis, size in zip(axes, array.shape, strict=True)
         ]
-        coordinates = {dim: places for dim, axis in zip(dims, exact or (), strict=False) if (places := positions(axis))}
+        placed = {dim: positions(axis) for dim, axis in zip(dims, exact or (), strict=False)}
+        sized = dict(zip(dims, array.shape, strict=True))
+        coordinates = {dim: places for dim, places in placed.items() if places and len(places) == sized[dim]}
         about = {"type": call.type, "order": call.order}
         arrays[name] = package.DataArray(array, dims=dims, coords=coordinates, attrs=about)
     dataset: xarray.Dataset = package.Dataset(arrays)
     return dataset
-
-
-def _followed_axes(followed: Followed | None, call: Call, tensor: torch.Tensor) -> Axes | None:
-    """Return the axes of a recorded tensor; None if it was not followed, or is not what the layer returned."""
-    sites = [] if followed is None else [site for site in followed.calls if site.path == call.layer]
-    outputs = sites[call.index].outputs if call.index < len(sites) else {}
-    name = next((name for name, part in call.tensors.items() if part is tensor), "")
-    axes = outputs.get(name)
-    return axes if axes is not None and tuple(axis.size for axis in axes) == tuple(tensor.shape) else None
 
 
 def to_pandas(record: Record) -> pandas.DataFrame:

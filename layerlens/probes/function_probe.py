@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -18,16 +19,20 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from layerlens.axes.names import Axes, axes_of
-from layerlens.errors import LayerNotFound, OptionError, choose, suggestion
-from layerlens.inputs.inputs import Forward, Input, as_inputs
+from layerlens.axes.call_site import CallSite
+from layerlens.axes.follow import AxesOf, follow
+from layerlens.axes.followed import names_of
+from layerlens.axes.provenance.table import constant, sizes_of
+from layerlens.errors import AxesUnknown, LayerNotFound, OptionError, choose, suggestion
+from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import as_written, borrowed, is_compiled
 from layerlens.model.call_tracking import Running
 from layerlens.model.layers import LayerPath, Layers, Selection
+from layerlens.model.tensors import tensors_of
 from layerlens.model.trees import map_tensors, named_tensors
 from layerlens.signatures import public
 
-from .call import Call
+from .call import REDUCED, Call
 from .probe import recomputing, stored, versions
 from .record import Record
 
@@ -38,6 +43,7 @@ _NAMES = {
     "ifloordiv": "floor_divide", "mod": "remainder", "rmod": "remainder", "imod": "remainder",
     "rmatmul": "matmul", "imatmul": "matmul", "rpow": "pow", "ipow": "pow", "concat": "cat", "concatenate": "cat",
 }  # fmt: skip
+UNKNOWN = "functions are followed in records of lens.functions(x)"
 _UNSEEN = {"get", "set", "repr", "len", "hash", "detach", "iter", "format", "size", "dim", "requires_grad"}
 """Functions that compute nothing."""
 
@@ -90,10 +96,14 @@ class FunctionProbe:
         self._model, self._running = model, Running(model)
         modules = Layers(model)
         inside = None if layers is None else set(modules.select(layers))
-        self._watch = _Watch(self._running, dict(modules.items()), inside, functions, keep, reduce)
+        self._watch = _Watch(self._running, inside, functions, keep, reduce)
         self._stack = contextlib.ExitStack()
         self._open = False
         self.record = self._watch.record
+
+    def follow(self, record: Callable[[], Record] | None = None, *, axes: AxesOf | None = None) -> None:
+        """Set what follows the axes of values: a record of the same values with theirs, or what returns a tensor's."""
+        self._watch.follow, self._watch.axes = record, axes
 
     def around(self, forward: Forward | None) -> Callable[..., Any] | None:
         """Return `forward` so that its computations outside all layers count as those of the model."""
@@ -156,10 +166,26 @@ def functions(
         >>> list(functions(Residual(), torch.ones(1, 2)))
         ['/tanh#0', '/add#0']
     """
-    probe = FunctionProbe(model, layers, functions, keep=keep, reduce=reduce)
+    probe, given = FunctionProbe(model, layers, functions, keep=keep, reduce=reduce), as_inputs(x)
+    probe.follow(functools.cache(functools.partial(_followed, model, given, layers, functions, forward)))
     with borrowed(model, grad=False), probe as record:
-        as_inputs(x).run(model, probe.around(forward))
+        given.run(model, probe.around(forward))
     return record
+
+
+def _followed(
+    model: nn.Module, inputs: Inputs, layers: Selection, functions: Functions, forward: Forward | None
+) -> Record:
+    """Return the record of a run in which the axes of every value are followed."""
+    probe = FunctionProbe(model, layers, functions)
+
+    def watch(axes: AxesOf) -> FunctionProbe:
+        probe.follow(axes=axes)
+        return probe
+
+    with borrowed(model, grad=False):
+        follow(model, inputs, probe.around(forward), names_of(model), watch=watch)
+    return probe.record
 
 
 class _Watch(TorchFunctionMode):
@@ -168,7 +194,6 @@ class _Watch(TorchFunctionMode):
     def __init__(
         self,
         running: Running,
-        modules: dict[LayerPath, nn.Module],
         inside: set[LayerPath] | None,
         functions: Functions,
         keep: str,
@@ -176,17 +201,23 @@ class _Watch(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.record = Record([])
-        self._running, self._modules, self._inside, self._keep, self._reduce = running, modules, inside, keep, reduce
+        self._running, self._inside, self._keep, self._reduce = running, inside, keep, reduce
         given = [functions] if isinstance(functions, str) or callable(functions) else functions
         self._globs = None if given is None else [f if isinstance(f, str) else function_name(f) for f in given]
         self._not_called, self._seen = set(self._globs or ()), set[str]()
+        self.follow: Callable[[], Record] | None = None
+        self.axes: AxesOf | None = None
 
     def __torch_function__(
         self, function: Callable[..., Any], kinds: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         frame = self._running.frame
-        if frame is None or recomputing() or (self._inside is not None and frame.layer not in self._inside):
+        if (
+            frame is None
+            or (recomputing() and self.axes is None)
+            or (self._inside is not None and frame.layer not in self._inside)
+        ):
             return result
         name = function_name(function)
         value = args[0] if name == "setitem" else result  # it writes, and returns nothing
@@ -196,7 +227,7 @@ class _Watch(TorchFunctionMode):
             frame.counts[name] += 1
             self._seen.add(name)
             if self._is_selected(name, tensors):
-                self._note(frame.layer, name, index, value, tensors[0])
+                self._note(frame.layer, name, index, value)
         return result
 
     def _is_selected(self, name: str, tensors: list[torch.Tensor]) -> bool:
@@ -206,7 +237,7 @@ class _Watch(TorchFunctionMode):
         self._not_called -= met
         return bool(met)
 
-    def _note(self, layer: LayerPath, name: str, index: int, result: Any, main: torch.Tensor) -> None:
+    def _note(self, layer: LayerPath, name: str, index: int, result: Any) -> None:
         if self._reduce is not None:
             value = stored(self._reduce(result), "clone", False)
         elif self._keep == "shapes":
@@ -220,8 +251,16 @@ class _Watch(TorchFunctionMode):
         else:
             record.aliases[f"{layer}/{name}"] = f"{layer}/{name}"  # ambiguous: none of several
         record.declare(place)
-        axes = _axes(self._modules[layer], main) if self._reduce is None and layer in self._modules else None
-        record.add(Call(place, len(record.calls(place)), record.count, name, axes, value, stored=held))
+        number = len(record.calls(place))
+        known: Callable[[], CallSite] | str = UNKNOWN if self._reduce is None else REDUCED
+        if self.axes is not None:
+            tensors = tensors_of(None, result)
+            found = {name: self.axes(tensor) or constant(sizes_of(tensor)) for name, tensor in tensors.items()}
+            site = CallSite(place, number, found, {}, next(iter(found)) if len(found) == 1 else "")
+            known = lambda: site  # noqa: E731
+        elif self.follow is not None and self._reduce is None:
+            known = functools.partial(_site, self.follow, place, number)
+        record.add(Call(place, number, record.count, name, known, value, stored=held))
 
     def check(self) -> None:
         """Check that the selected functions were called, if the model ran at all.
@@ -238,17 +277,22 @@ class _Watch(TorchFunctionMode):
         raise LayerNotFound(f"no function {what} was called{where}.{near} Called: {seen}.")
 
 
+def _site(follow: Callable[[], Record], place: LayerPath, number: int) -> CallSite:
+    """Follow one value.
+
+    Raises:
+        AxesUnknown: when the model took another route.
+    """
+    calls = follow().calls(place)
+    if number >= len(calls):
+        raise AxesUnknown(f"{place!r} was not computed when its axes were followed: the route of this model changes.")
+    return calls[number].site
+
+
 def function_name(function: Callable[..., Any]) -> str:
     """Return the simple name of a torch function: `add` for `x + y`, `x += y`, `x.add_(y)` and `torch.add(x, y)`."""
     name = str(getattr(function, "__name__", type(function).__name__)).partition(".")[0].strip("_")
     return _NAMES.get(name, name)
-
-
-def _axes(module: nn.Module, value: torch.Tensor) -> Axes | None:
-    """The axes of a value inside one of the simple layers of torch, which keep their order throughout."""
-    varied = (nn.RNNBase, nn.MultiheadAttention)  # their values have axes of many kinds
-    simple = type(module).__module__.startswith("torch.nn.modules.") and not isinstance(module, varied)
-    return axes_of(module, value) if simple else None
 
 
 def _shape(tensor: torch.Tensor) -> torch.Tensor:

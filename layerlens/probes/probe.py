@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Literal
@@ -16,9 +17,11 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from layerlens.axes.follow import Followed
-from layerlens.axes.names import axes_of
+from layerlens.axes.followed import followed as followed_axes
+from layerlens.axes.provenance.table import sizes_of
 from layerlens.axes.tracing import tracing
 from layerlens.errors import OptionError, choose, warn
+from layerlens.inputs.inputs import Inputs
 from layerlens.model.borrowed import as_written, is_compiled
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.placement import parts
@@ -27,7 +30,7 @@ from layerlens.model.tensors import ByTensor, changeable, tensors_of
 from layerlens.model.trees import first_tensor, map_tensors, named_tensors, unmapped, version
 from layerlens.signatures import public
 
-from .call import Call, Gradients, Stored
+from .call import REDUCED, Call, Gradients, Run, Stored
 from .made_edits import Edits, MadeEdits
 from .record import Record
 
@@ -35,6 +38,9 @@ Keep = Literal["reference", "clone", "cpu"]
 _graph_task = torch._C._current_graph_task_id  # -1 outside of backward passes
 _OPEN_PROBES: dict[int, int] = {}
 """Thread -> number of open probes in it."""
+
+MOST_SHAPES = 8
+"""Shapes of the input of which a probe keeps one, to follow the axes later."""
 
 
 class Probe:
@@ -64,8 +70,8 @@ class Probe:
             `layerlens.edits`), or a list of them that follow each other.
         arguments: the same for the arguments of layers, `(args, kwargs)`. Of several tensors a `Change` needs a
             name: `"attn/0/1"` for the second positional one, `"attn/1/mask"` for a keyword.
-        followed: returns the axes of the run, for edits that name units, positions, samples or heads; None to follow
-            them when the model is called.
+        followed: returns the axes of the run, for the record and for edits that name units, positions, samples or
+            heads; None to follow those of each call of the model.
 
     Raises:
         LayerNotFound: when a selection matches no layer.
@@ -96,7 +102,7 @@ class Probe:
         stop: bool = False,
         edits: Edits | None = None,
         arguments: Edits | None = None,
-        followed: Callable[[], Followed] | None = None,
+        followed: Callable[..., Followed] | None = None,
     ) -> None:
         for policy in keep.values() if isinstance(keep, Mapping) else (keep,):
             choose("keep policy", policy, ("reference", "clone", "cpu"))
@@ -117,6 +123,9 @@ class Probe:
         self._stack = contextlib.ExitStack()
         self._owner = get_ident()
         self.record = Record(list(self._calls), self._layers.aliases)
+        self._follows = followed is None
+        self._shapes: dict[Hashable, Inputs] = {}
+        self.record.run = None if followed is None else Run(followed)
 
     def __enter__(self) -> Record:
         if self._handles:
@@ -128,6 +137,9 @@ class Probe:
             if is_compiled(self._model):
                 self._stack.enter_context(as_written(self._model))
             self._stack.enter_context(self._edits.attached(lambda: recomputing() or _of_other_thread(self._owner)))
+            if self._calls and self._follows:
+                note = self._model.register_forward_pre_hook(self._note_run, with_kwargs=True, prepend=True)
+                self._handles.append(note)
             for path in self._calls:
                 self._attach(path, self._layers[path])
         except BaseException:
@@ -153,6 +165,21 @@ class Probe:
             handle.remove()
         self._handles.clear()
         self._stack.close()
+
+    def _note_run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the input of a run, one for each shape, so that its axes can be followed when they are asked for."""
+        if recomputing() or _of_other_thread(self._owner):
+            return
+        given = Inputs(args, kwargs)
+        key = tuple((name, tuple(sizes_of(tensor)), tensor.dtype) for name, tensor in given.tensors().items())
+        if key not in self._shapes and len(self._shapes) < MOST_SHAPES:
+            self._shapes[key] = given.map(torch.Tensor.detach)
+        known, later = self._shapes.get(key), bool(self.record.count)
+        if known is None:
+            self.record.run = None
+        else:
+            until = frozenset(self._pending)
+            self.record.run = Run(functools.partial(followed_axes, self._model, known, until=until), later=later)
 
     def _attach(self, path: LayerPath, module: nn.Module) -> None:
         if self._only_references(path):
@@ -209,9 +236,8 @@ class Probe:
             if tensors is not None:
                 found = changeable(module, seen, tensors, path)
                 chosen = next(iter(found.values())) if len(found) == 1 else dict(found)
-            main = first_tensor(chosen) if reduce is None else None
-            axes = None if main is None else axes_of(module, main, next(iter(found)))
             value = stored(chosen if reduce is None else reduce(chosen), keep, graph)
+            axes = REDUCED if reduce is not None else None if record.run is None else record.run.of(path, index)
             about = (path, index, record.count, kind, axes)
             gradients = Gradients(found) if self._gradients else None
             names = () if reduce is not None or list(found) == [""] else tuple(found)
@@ -246,10 +272,10 @@ class _NoteReference:
         full_hook: returns the hook for outputs other than one simple tensor, given the counter of calls.
     """
 
-    __slots__ = ("_after", "_counter", "_full_hook", "_owner", "_path", "_pending")
+    __slots__ = ("_after", "_counter", "_full_hook", "_owner", "_path", "_pending", "_record")
 
     def __init__(self, path: LayerPath, record: Record, full_hook: Callable[[Iterator[int]], Any]) -> None:
-        self._path, self._pending, self._full_hook = path, record.pending, full_hook
+        self._path, self._record, self._pending, self._full_hook = path, record, record.pending, full_hook
         self._counter = itertools.count(len(record.calls(path)))
         self._owner = get_ident()
         self._after: Any = None
@@ -263,7 +289,8 @@ class _NoteReference:
             and not torch._C._functorch.is_batchedtensor(output)
         ):
             if not recomputing() and not _of_other_thread(self._owner):
-                self._pending.append((self._path, next(self._counter), module, output, output._version))
+                about = (self._path, next(self._counter), module, output, output._version, self._record.run)
+                self._pending.append(about)
             return None
         if self._after is None:  # nested, of a subclass, or with a graph
             self._after = self._full_hook(self._counter)

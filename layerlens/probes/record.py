@@ -11,25 +11,23 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import torch
 from torch import nn
 
-from layerlens.axes.follow import Followed
 from layerlens.axes.layout import named
-from layerlens.axes.names import axes_of
-from layerlens.errors import AxesUnknown, OptionError, RecordError, suggestion
+from layerlens.errors import OptionError, RecordError, suggestion
 from layerlens.model.layers import LayerPath
 from layerlens.model.selection import split_tensor
 from layerlens.model.tensors import ByTensor, only
-from layerlens.model.trees import describe, map_tensors, named_tensors, replace_tensors
+from layerlens.model.trees import describe, map_tensors, named_tensors
 
 from . import export, storage
-from .call import Call, batch_size, sample_axis
+from .call import Call, Run, batch_size, sample_axis
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas
     import xarray
 
-PendingCall: TypeAlias = tuple[LayerPath, int, nn.Module, torch.Tensor, int]
-"""Layer, index of the call, module, output and its version."""
+PendingCall: TypeAlias = tuple[LayerPath, int, nn.Module, torch.Tensor, int, "Run | None"]
+"""Layer, index of the call, module, output and its version, and the run."""
 
 
 class Record(Mapping[LayerPath, Any]):
@@ -44,7 +42,7 @@ class Record(Mapping[LayerPath, Any]):
         stopped: whether the run was ended on purpose after the last selected layer.
         unedited: layers, or calls, whose edit was not made because they did not run.
         parts: layers of a tensor parallel model whose recorded output is the part of this process.
-        follow: follows the axes of the run, which takes one more; None for a record of a probe or a file.
+        run: the present run of the model, whose axes can be followed; used by probes.
     """
 
     def __init__(self, selected: list[LayerPath], aliases: Mapping[LayerPath, LayerPath] | None = None) -> None:
@@ -53,7 +51,7 @@ class Record(Mapping[LayerPath, Any]):
         self.unedited: tuple[str, ...] = ()
         self.parts: tuple[LayerPath, ...] = ()
         self.aliases = dict(aliases or {})
-        self.follow: Callable[[], Followed] | None = None
+        self.run: Run | None = None
         self._by_layer: dict[LayerPath, list[Call]] = {path: [] for path in selected}
         self._sequence: list[Call] = []
         self.pending: list[PendingCall] = []
@@ -74,8 +72,14 @@ class Record(Mapping[LayerPath, Any]):
     def _make_pending_calls(self) -> None:
         """Make the calls that hooks only noted, because hooks must be fast."""
         pending, self.pending[:] = self.pending.copy(), []
-        for path, index, module, tensor, version in pending:
-            about = (path, index, len(self._sequence), type(module).__name__, axes_of(module, tensor))
+        for path, index, module, tensor, version, run in pending:
+            about = (
+                path,
+                index,
+                len(self._sequence),
+                type(module).__name__,
+                None if run is None else run.of(path, index),
+            )
             call = Call(*about, tensor.detach(), stored=((tensor, version),))
             self._by_layer[path].append(call)
             self._sequence.append(call)
@@ -107,21 +111,23 @@ class Record(Mapping[LayerPath, Any]):
     def axes(self, layer: LayerPath, *, call: int = 0) -> tuple[str, ...]:
         """Return the names of the axes of what a layer returned, such as `("batch", "1+height*width", "unit")`.
 
-        They are followed through one more run of the model, the first time that they are asked for.
+        They are followed through one more run of the model, the first time that they are asked for, and are saved with
+        the record.
 
         Args:
             layer: the layer, or a tensor of it (`"rnn/h_n"`).
             call: index of the call.
 
         Raises:
-            AxesUnknown: when the record is not one of `lens.capture`, or there is no such tensor.
+            AxesUnknown: when they cannot be followed: the values were reduced, or the model itself was not called.
             RecordError: when the layer, or the call, is not there.
             SelectionError: when the layer returned several tensors and none was named.
         """
         path, tensor = split_tensor(layer, self._calls.keys() | self.aliases.keys())
-        if self.follow is None:
-            raise AxesUnknown("axes are followed for records of lens.capture(x), not for those of a probe or a file.")
-        outputs = self.follow().site(self.aliases.get(path, path), call).outputs
+        found = next((one for one in self.calls(path) if one.index == call), None)
+        if found is None:
+            raise RecordError(f"call {call} of layer {path!r} is not in this record.")
+        outputs = found.site.outputs
         return named(outputs[tensor] if tensor in outputs else only(ByTensor(outputs), path, "which have axes each")[1])
 
     def __getitem__(self, layer: LayerPath) -> Any:
@@ -146,18 +152,15 @@ class Record(Mapping[LayerPath, Any]):
     def samples(self, index: int | slice | Sequence[int]) -> Record:
         """Return the record of some samples of the batch: `record.samples(2)`, `record.samples(slice(0, 8))`.
 
-        The batch axis is known from the kind of layer, such as 1 for the states of an LSTM; otherwise it is the first
-        or second axis with as many entries as the batch. A tensor with one entry there is shared by all samples, such
-        as position embeddings, and is kept. Arguments and gradients are left out.
-
-        A linear layer inside a model that puts time first cannot be distinguished from one that puts the batch first:
-        run the samples by themselves there.
+        The axis of samples is followed through one more run of the model; of reduced values it is the first. A tensor
+        that all samples share, such as position embeddings, is kept. Arguments and gradients are left out.
 
         Args:
             index: number of a sample, several, or a slice.
 
         Raises:
             OptionError: when there is no such sample.
+            AxesUnknown: when the axes cannot be followed.
             RecordError: when a tensor has no axis of the samples; names the layer.
         """
         batch = batch_size(self.order)
@@ -168,13 +171,11 @@ class Record(Mapping[LayerPath, Any]):
             raise OptionError(f"samples {index!r} are not in a record of {batch} (0 to {batch - 1}).") from error
         rows = torch.tensor(chosen, dtype=torch.int64)
 
-        def select(call: Call, name: str, tensor: torch.Tensor) -> torch.Tensor:
-            axis = sample_axis(call, name, tensor, batch)
+        def select(call: Call, tensor: torch.Tensor) -> torch.Tensor:
+            axis = sample_axis(call, tensor, batch)
             return tensor if axis is None else tensor.index_select(axis, rows.to(tensor.device))
 
-        return self._with_outputs(
-            lambda call: replace_tensors(call.output, lambda name, tensor: select(call, name, tensor))
-        )
+        return self._with_outputs(lambda call: map_tensors(call.output, lambda tensor: select(call, tensor)))
 
     @classmethod
     def stack(cls, records: Sequence[Record]) -> Record:
@@ -326,7 +327,7 @@ def _joined(calls: Sequence[Call], batches: Sequence[int]) -> Any:
         column = next(columns)
         tensors: list[torch.Tensor] = [tensor for _, tensor in column]
         shown = [describe(tensor) for tensor in tensors]
-        axes = {sample_axis(call, column[0][0], t, batch) for t, batch in zip(tensors, batches, strict=True)}
+        axes = {sample_axis(*one) for one in zip(calls, tensors, batches, strict=True)}
         if len(axes) > 1 or len({tensor.dtype for tensor in tensors}) > 1:
             refuse(shown)
         (axis,) = axes

@@ -81,12 +81,10 @@ def capture(
         return record
 
     record = run()
-    record.follow = functools.partial(followed, model, given, forward)
     lost: dict[LayerPath, Keep] = {call.layer: "clone" for call in record.order if call.overwritten}
     if keep == "auto" and lost:
         policy = lost
         record = run()
-        record.follow = functools.partial(followed, model, given, forward)
     return record
 
 

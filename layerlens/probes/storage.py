@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -11,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from layerlens.errors import ResultFileError
+from layerlens.axes.call_site import CallSite
+from layerlens.axes.layout import Role, positions, role
+from layerlens.axes.provenance.axis import Axis, Part, Source
+from layerlens.errors import AxesUnknown, RecordError, ResultFileError
 from layerlens.files import whole
 from layerlens.model.trees import describe
 
@@ -42,7 +46,7 @@ def save(record: Record, path: str | os.PathLike[str]) -> Path:
         parts: list[torch.Tensor] = []
         fields = {"layer": call.layer, "index": call.index, "type": call.type, "seconds": call.seconds}
         fields["names"] = call.names
-        fields |= {"axes": call.axes, "shape of value": outline(call.output, parts, f"{number}:")}
+        fields |= {"axes": _known_axes(call), "shape of value": outline(call.output, parts, f"{number}:")}
         for number_in_call, tensor in enumerate(parts):
             if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
                 raise ResultFileError(
@@ -86,8 +90,7 @@ def load(path: str | os.PathLike[str], kind: type[Record]) -> Record:
         record.partial, record.stopped = bool(content["partial"]), bool(content["stopped"])
         record.unedited = tuple(content["unedited"])
         for order, call in enumerate(content["calls"]):
-            axes = None if call["axes"] is None else tuple(call["axes"])
-            fields = (call["layer"], call["index"], order, call["type"], axes)
+            fields = (call["layer"], call["index"], order, call["type"], _restored_axes(call))
             record.add(Call(*fields, _restored(call["shape of value"], tensors), seconds=call["seconds"],
                             names=tuple(call.get("names", ()))))  # fmt: skip
     except ResultFileError:
@@ -95,6 +98,48 @@ def load(path: str | os.PathLike[str], kind: type[Record]) -> Record:
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
         raise ResultFileError(f"{path} is not a record of layerlens, or is damaged ({error}).") from error
     return record
+
+
+def _known_axes(call: Call) -> Any:
+    """Return name of a tensor -> name, role, size, and the stride and offset of places, of each of its axes, as JSON.
+
+    Returns:
+        The reason, if they cannot be followed.
+    """
+    try:
+        outputs = call.site.outputs
+    except (AxesUnknown, RecordError) as error:
+        return call.followed if isinstance(call.followed, str) else str(error)
+    return {name: [_described(axis) for axis in axes] for name, axes in outputs.items()}
+
+
+def _described(axis: Axis) -> list[Any]:
+    at, part = positions(axis), axis.part
+    return [axis.name, role(axis), axis.size, *([part.stride, part.offset] if at and part is not None else [])]
+
+
+def _restored_axes(call: Mapping[str, Any]) -> Any:
+    """Return what followed a call, or why its axes are not known."""
+    known = call["axes"]
+    if isinstance(known, str):
+        return known
+    if known is None or isinstance(known, list):
+        return "the file is of an earlier version, which did not follow them"
+    outputs = {name: tuple(itertools.starmap(_axis, axes)) for name, axes in known.items()}
+    site = CallSite(call["layer"], call["index"], outputs, {}, next(iter(outputs)) if len(outputs) == 1 else "")
+    return lambda: site
+
+
+def _axis(name: str, kind: Role, size: int, stride: float | None = None, offset: float = 0.0) -> Axis:
+    """The axis of this name and role."""
+    if kind == "none":
+        return Axis()
+    source = Source("extra", size, name)
+    if kind in ("batch", "place", "unit"):
+        source = Source("input", size, name, role=kind)
+    elif kind == "unknown":
+        source = Source("unknown", size, why="it was not known when the record was saved")
+    return Axis((Part(source, size, stride or 1.0, offset, inner=kind == "place" and stride is None),))
 
 
 def outline(value: object, parts: list[torch.Tensor], prefix: str = "") -> Any:

@@ -6,7 +6,6 @@ from torch import nn
 
 from layerlens.axes.followed import followed, name_axes
 from layerlens.axes.layout import arranged, described, grid, heads, roles
-from layerlens.axes.names import unit_axis
 from layerlens.errors import AxesUnknown, InputError
 from layerlens.inputs.inputs import as_inputs
 
@@ -190,7 +189,7 @@ def test_pictures_in_a_list_have_channels_and_are_samples():
     assert described(axes.site("both").axes()) == "batch | unit | height | width"
 
 
-def test_layers_know_the_axes_of_the_latest_run_also_if_it_was_followed_before():
+def test_every_run_has_its_own_axes():
     class Either(nn.Module):
         def __init__(self):
             super().__init__()
@@ -202,5 +201,5 @@ def test_layers_know_the_axes_of_the_latest_run_also_if_it_was_followed_before()
     net, first, second = Either(), torch.zeros(2, 4, 5), torch.zeros(2, 4, 6)
     name_axes(net, {"0": ("batch", "time", "unit")})
     for x, axis in ((first, 1), (second, 2), (first, 1)):
-        followed(net, as_inputs(x))
-        assert unit_axis(net.same, torch.zeros(2, 5, 4) if axis == 1 else x) == axis
+        site = followed(net, as_inputs(x)).site("same")
+        assert site.unit_axis(torch.zeros(2, 5, 4) if axis == 1 else x) == axis

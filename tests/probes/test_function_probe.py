@@ -144,15 +144,20 @@ def test_a_layer_that_runs_twice_has_two_calls_of_each_name():
     ]
 
 
-def test_axes_are_named_in_plain_layers_and_nowhere_else():
-    class Heads(nn.Module):  # its name ends like that of a layer whose axes are known
+def test_axes_are_followed_whatever_the_class_is_called():
+    class Heads(nn.Module):
         def forward(self, x):
             return x.unsqueeze(1) * 2
 
     Heads.__name__ = "HeadsConv2d"
     record = functions(nn.Sequential(nn.Linear(4, 4), Heads()), X)
-    assert record.calls("0/linear")[0].axes == ("batch", "token", "feature")
-    assert record.calls("1/mul")[0].axes is None
+    assert record.calls("0/linear")[0].axes == ("batch", "time", "feature")
+    assert record.calls("1/mul")[0].axes == ("batch", "1", "time", "feature")
+    model = net()
+    with FunctionProbe(model) as record:
+        model(X)
+    with pytest.raises(errors.AxesUnknown, match=r"records of lens.functions\(x\)"):
+        _ = record.order[0].site
 
 
 def test_what_a_forward_computes_outside_of_the_layers_is_the_models_own():

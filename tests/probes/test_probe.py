@@ -498,9 +498,10 @@ def test_axes_are_named_where_known():
     record = capture(CASES["cnn"].build(), normal(2, 3, 8, 8))
     assert record.calls("conv1")[0].axes == ("batch", "channel", "height", "width")
     assert record.calls("fc")[0].axes == ("batch", "feature")
-    assert record.calls("relu")[0].axes is None
+    assert record.calls("relu")[0].axes == ("batch", "channel", "height", "width")
     record = capture(CASES["lstm"].build(), normal(2, 5, 4))
-    assert record.calls("rnn")[0].axes == ("batch", "time", "feature")
+    states = dict.fromkeys(["h_n", "c_n"], ("layer", "batch", "feature"))
+    assert record.calls("rnn")[0].axes == {"output": ("batch", "time", "feature"), **states}
 
 
 def test_forward_replaces_the_call():

@@ -12,7 +12,6 @@ from layerlens.analyzers.common.calls.call_shapes import call_index, one_match
 from layerlens.analyzers.common.calls.used_tensors import one_tensor, tensors_read
 from layerlens.axes.follow import Followed
 from layerlens.axes.followed import followed
-from layerlens.axes.names import Axes
 from layerlens.errors import OptionError, RecordError
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -150,7 +149,7 @@ def shown_input(inputs: Inputs) -> torch.Tensor | None:
     return only.detach().clone() if len(tensors) == 1 and only.is_floating_point() else None
 
 
-def units_second(output: torch.Tensor, axes: Axes) -> tuple[torch.Tensor, Axes]:
+def units_second(output: torch.Tensor, axes: Sequence[str]) -> tuple[torch.Tensor, tuple[str, ...]]:
     """Move the batch to axis 0 and the units to axis 1; a missing one gets length 1."""
     if "batch" not in axes:
         output, axes = output.unsqueeze(0), ("batch", *axes)

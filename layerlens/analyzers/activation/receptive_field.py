@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -92,7 +93,8 @@ def receptive_field(
     name, values = next(iter(tensors.items()))
     if len(tensors) > 1 or not values.is_floating_point():
         raise InputError("a receptive field needs one floating-point input; pass others in forward=.")
-    spatial = _axes(values, axes, followed(model, inputs, forward).inputs.get(name, ()))
+    known = functools.partial(followed, model, inputs, forward)
+    spatial = _axes(values, axes, known().inputs.get(name, ()))
     matches = one_match(model, layer, calls=False)
     (path,) = matches
     with borrowed(model, grad=False), Probe(model, matches, keep="reference", stop=call == 0) as record:
@@ -103,9 +105,9 @@ def receptive_field(
 
     def units(sample: torch.Tensor, graph: bool) -> torch.Tensor:
         """Return the layer's output `(batch, unit, *places)`."""
-        with Probe(model, matches, graph=graph, stop=call == 0) as record:
+        with Probe(model, matches, graph=graph, stop=call == 0, followed=known) as record:
             inputs.replace({name: sample}).run(model, forward)
-        return read_units(model, record, call, tensor=tensor)
+        return read_units(record, call, tensor=tensor)
 
     with borrowed(model), said_once() as passes:
         for parameter in model.parameters():

@@ -96,7 +96,7 @@ class Scorer:
         self._resolved, self.inner = False, InnerGradients()
         self.interacting: bool | None = None
         if self.target.at is not None:
-            followed(model, self.inputs, forward)
+            self._followed = followed(model, self.inputs, forward)
         self._tensor = tensor_of_target(model, self.inputs, forward, self.target.at)
 
     def values(self) -> Leaves:
@@ -201,9 +201,9 @@ class Scorer:
             if self.target.at is None:
                 return inputs.run(self.model, self.forward)
             layer, call = self.target.at
-            with Probe(self.model, layer, graph=True) as record:
+            with Probe(self.model, layer, graph=True, followed=lambda **_: self._followed) as record:
                 inputs.run(self.model, self.forward)
-        return read_units(self.model, record, call, tensor=self._tensor)
+        return read_units(record, call, tensor=self._tensor)
 
     def attribution(self, values: Mapping[str, torch.Tensor], **fields: Any) -> Attribution:
         """Return an `Attribution` of the values by leaf; see `fields`."""

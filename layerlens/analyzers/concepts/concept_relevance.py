@@ -20,7 +20,7 @@ from layerlens.axes.followed import followed
 from layerlens.errors import InputError, SelectionError, check_count
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
-from layerlens.model.layers import Layers, Selection
+from layerlens.model.layers import Selection
 from layerlens.model.tensors import refuse_several
 from layerlens.results import Relevance
 from layerlens.signatures import public
@@ -83,11 +83,10 @@ def rank_concepts(
     """
     matches = one_match(model, layer)
     (path,) = matches
-    followed(model, as_inputs(x), forward)
+    site = followed(model, as_inputs(x), forward).site(path, min(matches.calls[path] or {0}))
     found = relevance(
         model, x, target=target, layers=matches, rules=rules, through=through, strict=strict, forward=forward
     )
-    module = Layers(model)[path]
     by_tensor: dict[str, torch.Tensor] = {}
     for name, calls in found.layers.items():
         if len(calls) > 1:
@@ -95,7 +94,7 @@ def rank_concepts(
                 f"layer {path!r} ran {len(calls)} times; name one call, '{path}#0' to '#{len(calls) - 1}'."
             )
         tensor = name[len(path) + 1 :]
-        maps = unit_maps(path, module, calls[0], as_inputs(x).batch, tensor)
+        maps = unit_maps(site, calls[0], as_inputs(x).batch, tensor)
         by_tensor[tensor] = maps[sample].double().reshape(maps.shape[1], -1).sum(dim=1)
     if len({len(sums) for sums in by_tensor.values()}) > 1:
         refuse_several(path, by_tensor, "with other numbers of units")

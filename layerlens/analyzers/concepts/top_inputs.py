@@ -108,7 +108,7 @@ def top_inputs(
     check_count("count", count)
     matches = one_match(model, layer, calls=False)
     (path,) = matches
-    module, device = Layers(model)[path], home(model)
+    device = home(model)
     given = None if isinstance(target, str) and target == "label" else as_target(target)
     settings: dict[str, Any] = {"count": count, "reduce": how, "call": call, "level": level if regions else None}
     ranking = Ranking(count, how)
@@ -117,7 +117,7 @@ def top_inputs(
     stream = batches(data, batch_size, batched=batched, read=read, progress=progress, doing=f"top inputs by {by}")
     for batch in stream:
         here = batch.inputs.to(device)
-        followed(model, here, forward)
+        site = followed(model, here, forward).site
         if by == "activation":
             name, output = _output(model, here, matches, call, forward)
             matches = one_match(model, tensor_path(path, name))
@@ -130,7 +130,7 @@ def top_inputs(
         tensors[name] = None
         if len(tensors) > 1:
             refuse_several(path, tensors, "which the score depends on for different samples")
-        maps = unit_maps(path, module, output, here.batch, name)
+        maps = unit_maps(site(path, call), output, here.batch, name)
         chosen = chosen or chosen_units(path, maps.shape[1], units)
         with torch.inference_mode(False), torch.no_grad():
             ranking.add(batch.start, batch.inputs, maps[:, list(chosen)], chosen)
@@ -138,7 +138,7 @@ def top_inputs(
     boxes = None
     (name,) = tensors
     if regions:
-        boxes = _regions(model, ranking, tensor_path(path, name), module, chosen, call, level, batch_size, forward)
+        boxes = _regions(model, ranking, tensor_path(path, name), chosen, call, level, batch_size, forward)
     named = by if by == "activation" else f"{by} ({settings['rules']['name']})"
     return TopInputs(
         layer=tensor_path(path, name),
@@ -174,7 +174,6 @@ def _regions(
     model: nn.Module,
     ranking: Ranking,
     path: LayerPath,
-    module: nn.Module,
     units: tuple[int, ...],
     call: int,
     level: float,
@@ -186,7 +185,7 @@ def _regions(
     Raises:
         InputError: when the model fails on as many samples; LayerLensError, OutOfMemoryError: as they are raised.
     """
-    device, tensor = home(model), split_tensor(path, Layers(model))[1]
+    device, (layer, tensor) = home(model), split_tensor(path, Layers(model))
     ranks = [(row, rank) for row in range(len(units)) for rank in range(ranking.index.shape[1])]
     wanted = ((ranking.kept[int(ranking.index[place])], place) for place in ranks)
     by_batch: list[torch.Tensor] = []
@@ -195,12 +194,15 @@ def _regions(
             (sample, units[row], *ranking.places[row, rank].tolist()) for sample, (row, rank) in enumerate(pairs)
         ]  # (sample, unit, *place)
 
-        def pick(output: torch.Tensor, index: list[tuple[int, ...]] = index) -> torch.Tensor:
-            maps = unit_maps(path, module, output, len(index), tensor)
+        inputs = inputs.to(device)
+
+        def pick(output: torch.Tensor, index: list[tuple[int, ...]] = index, inputs: Inputs = inputs) -> torch.Tensor:
+            maps = unit_maps(followed(model, inputs, forward).site(layer, call), output, len(index), tensor)
             return torch.stack([maps[place] for place in index])
 
         try:
-            boxes = input_regions(model, inputs.to(device), path, pick, call=call, level=level, forward=forward)
+            followed(model, inputs, forward)
+            boxes = input_regions(model, inputs, path, pick, call=call, level=level, forward=forward)
         except (LayerLensError, torch.OutOfMemoryError):
             raise
         except Exception as error:

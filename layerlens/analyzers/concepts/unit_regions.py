@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.scorer import Scorer, backward_pass
-from layerlens.axes.names import batch_axis, unit_axis
+from layerlens.axes.call_site import CallSite
 from layerlens.errors import RecordError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
@@ -85,27 +85,25 @@ def input_regions(
     return torch.stack([_box(sample, level) for sample in sizes])
 
 
-def unit_maps(path: LayerPath, module: nn.Module, output: torch.Tensor, batch: int, name: str = "") -> torch.Tensor:
-    """Return a layer's output, or its relevance, as `(batch, unit, *places)`.
+def unit_maps(site: CallSite, output: torch.Tensor, batch: int, name: str = "") -> torch.Tensor:
+    """Return what a layer returned, or its relevance, as `(batch, unit, *places)`; without units as one unit.
 
     Args:
-        path: path of the layer.
-        module: the layer.
+        site: the call of the layer.
         output: its output, or the relevance of it.
         batch: number of samples.
         name: name of the tensor among several that the layer returned.
 
     Raises:
+        AxesUnknown: if the axis of samples, or of units, is not known.
         RecordError: if it has no batch axis of this length.
     """
-    sample = batch_axis(module, output, name)
-    if not output.ndim or output.shape[sample] != batch:
+    sample, unit = site.batch_axis(output, name), site.unit_axis(output, name)
+    if sample is None or output.shape[sample] != batch:
         raise RecordError(
-            f"layer {path!r} returned {describe(output)} for {batch} sample(s): no axis distinguishes them."
+            f"layer {site.path!r} returned {describe(output)} for {batch} sample(s): no axis distinguishes them."
         )
-    if output.ndim == 1:
-        return output.unsqueeze(1)
-    return output.movedim((sample, unit_axis(module, output, name)), (0, 1))
+    return output.movedim(sample, 0).unsqueeze(1) if unit is None else output.movedim((sample, unit), (0, 1))
 
 
 def _box(size: torch.Tensor, level: float) -> torch.Tensor:

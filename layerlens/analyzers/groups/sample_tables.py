@@ -11,8 +11,8 @@ from torch import nn
 from layerlens.analyzers.common.features.batch_targets import check_length, of_batch
 from layerlens.analyzers.common.features.layer_features import FeatureReader, Features
 from layerlens.analyzers.saliency.saliency import saliency
-from layerlens.axes.names import Axes
-from layerlens.errors import InputError, TargetError
+from layerlens.axes.provenance.roles import UNITS
+from layerlens.errors import AxesUnknown, InputError, TargetError
 from layerlens.inputs.batches import Data
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
@@ -44,7 +44,7 @@ class SampleTables:
     layers: dict[str, torch.Tensor]
     left_out: dict[str, str]
     maps: dict[str, torch.Tensor]
-    axes: dict[str, Axes]
+    axes: dict[str, tuple[str, ...]]
     labels: list[Any] | None
     predicted: torch.Tensor | None
     target: str
@@ -72,7 +72,7 @@ def sample_tables(
     score = None if isinstance(target, str) and target == "label" else as_target(target)
     reader, units = FeatureReader(model, layers, forward=forward), Features()
     maps: dict[str, list[torch.Tensor]] = {}
-    axes: dict[str, Axes] = {}
+    axes: dict[str, tuple[str, ...]] = {}
     labels: list[Any] = []
     predicted: list[torch.Tensor] = []
     labeled, count, used = True, 0, ""
@@ -127,32 +127,29 @@ def _predicted(model: nn.Module, inputs: Inputs, forward: Forward | None) -> tor
     return scores.argmax(dim=1).cpu()
 
 
-def _shares(attribution: Attribution, batch: int) -> dict[str, tuple[torch.Tensor, Axes]]:
+def _shares(attribution: Attribution, batch: int) -> dict[str, tuple[torch.Tensor, tuple[str, ...]]]:
     """Return each map as shares of its sample's |values|, over places and summed over channels, `(batch, *places)`."""
     given = attribution.values if isinstance(attribution.values, dict) else {"input": attribution.values}
     whole = sum(values.detach().double().abs().reshape(batch, -1).sum(dim=1) for values in given.values())
     assert isinstance(whole, torch.Tensor)
-    shares: dict[str, tuple[torch.Tensor, Axes]] = {}
+    shares: dict[str, tuple[torch.Tensor, tuple[str, ...]]] = {}
     for name, values in given.items():
         axes = attribution.axes_of(None if isinstance(attribution.values, torch.Tensor) else name)
+        if values.ndim == 1:
+            axes = ("batch",)
         if axes is None or len(axes) != values.ndim:
-            axes = _guessed_axes(values, attribution)
+            raise AxesUnknown(
+                f"the axes of the map of {name!r}, of shape {tuple(values.shape)}, by {attribution.method} are not "
+                "known. Name them, such as Lens(model, axes={'0': ('batch', 'channel', 'height', 'width')})."
+            )
         part = values.detach().double() / whole.clamp_min(1e-300).reshape(-1, *[1] * (values.ndim - 1))
-        unit = next((axes.index(one) for one in ("channel", "feature") if one in axes), None)
+        unit = next((axes.index(one) for one in UNITS if one in axes), None)
         if unit is not None and values.ndim > 2:
             part, axes = part.sum(dim=unit), (*axes[:unit], *axes[unit + 1 :])
         if part.ndim == 1:  # one value for each sample
             part, axes = part.unsqueeze(1), (*axes, "feature")
         shares[name] = (_cells(part).cpu(), axes[1:])
     return shares
-
-
-def _guessed_axes(values: torch.Tensor, attribution: Attribution) -> Axes:
-    if values.ndim == 3 and (not isinstance(attribution.inputs, torch.Tensor) or attribution.inputs.ndim == 3):
-        return ("batch", "channel", "time") if values.shape[1] < values.shape[2] else ("batch", "time", "feature")
-    places = ("height", "width") if values.ndim < 5 else ("depth", "height", "width")
-    known: dict[int, Axes] = {1: (), 2: ("feature",), 3: places, 4: ("channel", *places), 5: ("channel", *places)}
-    return ("batch", *known.get(values.ndim, tuple(f"axis {k}" for k in range(1, values.ndim))))
 
 
 def _cells(shares: torch.Tensor) -> torch.Tensor:

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.graph.operation import Node
-from layerlens.axes.names import batch_axis, unit_axis
+from layerlens.axes.follow import Followed
 from layerlens.errors import OptionError, RelevanceError
-from layerlens.model.layers import LayerPath, Layers
+from layerlens.model.layers import Layers
 from layerlens.model.tensors import changeable, exchanged, refuse_several, tensor_path
+from layerlens.model.trees import describe
 from layerlens.probes.edit_site import Site
 from layerlens.probes.edits import Change
 from layerlens.probes.probe import Probe
@@ -31,12 +32,13 @@ class Conditions:
     Args:
         model: borrowed model.
         through: layer, or a tensor of its output -> units; several are conditions that hold together.
+        followed: returns the axes of the run.
 
     Attributes:
         nodes: nodes whose outputs are held back, once the model has run.
     """
 
-    def __init__(self, model: nn.Module, through: Mapping[str, Units]) -> None:
+    def __init__(self, model: nn.Module, through: Mapping[str, Units], followed: Callable[[], Followed]) -> None:
         self.nodes: list[Node] = []
         self._on_held: OnHeld | None = None
         self._passed: dict[str, bool] = {}
@@ -46,8 +48,10 @@ class Conditions:
             for key in layers.select(selection, calls=True, tensors=True).selections():
                 if key in edits:
                     raise OptionError(f"two conditions name layer {', '.join(key)!r}; give its units once.")
-                edits[key] = _Hold("hold back", lambda tensor, site: tensor, keeps=True, units=units, conditions=self)
-        self._probe = Probe(model, (), edits=edits)
+                edits[key] = _Hold(
+                    "hold back", lambda tensor, site: tensor, keeps=True, by_sample=True, units=units, conditions=self
+                )
+        self._probe = Probe(model, (), edits=edits, followed=followed)
 
     def __enter__(self) -> None:
         self._probe.__enter__()
@@ -121,34 +125,38 @@ class _Hold(Change):
         copies: dict[str, torch.Tensor] = {}
         counts: set[int] = set()
         for name, tensor in found.items():
-            axis = batch_axis(site.module, tensor, name)
+            at = dataclasses.replace(site, tensor=name)
             try:
-                mask = unit_mask(site.path, site.module, tensor, self.units, name)
+                mask, rows, axis = unit_mask(at, tensor, self.units)
             except OptionError as error:
                 if len(found) > 1:
                     refuse_several(site.path, found, f"and the units do not fit {name!r}: {error}", error)
                 raise
-            if not (isinstance(self.units, torch.Tensor) and self.units.dtype == torch.bool):
-                counts.add(tensor.shape[unit_axis(site.module, tensor, name)])
+            if axis is not None:
+                counts.add(tensor.shape[axis])
             held = tensor
             if len(every) > 1:
                 held = copies[name] = tensor.clone()
             whole = site.path if site.tensors is None else tensor_path(site.path, name)
-            self.conditions.hold(held, mask, cast(Node, tensor.grad_fn), axis, whole)
+            self.conditions.hold(held, mask, cast(Node, tensor.grad_fn), rows, whole)
         if len(counts) > 1:
             refuse_several(site.path, found, f"with {' and '.join(map(str, sorted(counts)))} units")
         return exchanged(site.module, output, copies) if copies else output
 
 
-def unit_mask(path: LayerPath, module: nn.Module, output: torch.Tensor, units: Units, name: str = "") -> torch.Tensor:
-    """Return 1 where relevance may pass and 0 elsewhere, broadcasting to `output`.
+def unit_mask(site: Site, output: torch.Tensor, units: Units) -> tuple[torch.Tensor, int, int | None]:
+    """Return 1 where relevance may pass and 0 elsewhere, broadcasting to `output`, and the axes of samples and units.
 
-    Units lie along the channel axis of an output with places (batch, channel, height, width) and along the last axis
-    of others.
+    A boolean mask needs no axis of units.
 
     Raises:
+        AxesUnknown: if the axis of samples, or of units, is not known.
         OptionError: if a unit does not exist, or a mask does not fit.
     """
+    path, (known, name) = site.path, site.call_site(output)
+    rows = known.batch_axis(output, name)
+    if rows is None:
+        raise OptionError(f"all samples share what layer {path!r} returned, so no relevance passes it to the input.")
     if isinstance(units, torch.Tensor) and units.dtype == torch.bool:
         try:
             units.broadcast_to(output.shape)
@@ -157,8 +165,10 @@ def unit_mask(path: LayerPath, module: nn.Module, output: torch.Tensor, units: U
                 f"a mask of shape {tuple(units.shape)} does not broadcast to the output {tuple(output.shape)} of layer "
                 f"{path!r}."
             ) from None
-        return units.to(output)
-    axis, rows = unit_axis(module, output, name), batch_axis(module, output, name)
+        return units.to(output), rows, None
+    axis = known.unit_axis(output, name)
+    if axis is None:
+        raise OptionError(f"layer {path!r}, {describe(output)}, has no axis of units; give a boolean mask.")
     count, samples = output.shape[axis], output.shape[rows]
     given: Any = units.tolist() if isinstance(units, torch.Tensor) else units
     listed: list[Any] = [given] if isinstance(given, int) else list(given)
@@ -175,4 +185,4 @@ def unit_mask(path: LayerPath, module: nn.Module, output: torch.Tensor, units: U
             mask[row, unit] = 1
     shape = [1] * output.ndim
     shape[rows], shape[axis] = len(by_sample), count
-    return (mask if rows < axis else mask.T).reshape(shape)
+    return (mask if rows < axis else mask.T).reshape(shape), rows, axis

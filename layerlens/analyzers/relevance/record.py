@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -17,6 +18,7 @@ from layerlens.analyzers.graph.cuts import Cuts
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
 from layerlens.analyzers.graph.operation import relevance_of
 from layerlens.analyzers.graph.recorder import Recorder
+from layerlens.axes.followed import followed
 from layerlens.errors import OptionError, RelevanceError, TargetError
 from layerlens.inputs.inputs import Forward, Input, Inputs
 from layerlens.model.borrowed import generator_states, restore_generators
@@ -110,7 +112,8 @@ def record(
     leaves = scorer.start()
     graph = Graph(leaves.values(), TABLE)
     outputs = None if layers == () else LayerOutputs(model, layers)
-    conditions = Conditions(model, through) if through else None
+    axes = functools.partial(followed, model, scorer.inputs, forward)
+    conditions = Conditions(model, through, axes) if through else None
     generators = generator_states()
     with contextlib.ExitStack() as stack:
         spans = stack.enter_context(Spans(model))

@@ -30,6 +30,7 @@ class Source:
         role: what an axis of an input counts: samples, places, or units.
         roles: what operations did to it, such as `"contracted"` or `"windowed"`, in order of their occurrence.
         heads: number of heads into which attention split it, and units from one head to the next -> layer that did.
+        grids: number of entries, and units from one to the next, of an axis that a convolution slid over -> its name.
     """
 
     kind: Kind
@@ -41,6 +42,7 @@ class Source:
     role: Literal["batch", "place", "unit"] = "place"
     roles: dict[str, int] = dataclasses.field(default_factory=dict)
     heads: dict[tuple[int, float], str] = dataclasses.field(default_factory=dict)
+    grids: dict[tuple[int, float], str] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Source({self.name or self.kind}[{self.size}])"
@@ -78,6 +80,8 @@ class Part(NamedTuple):
     def name(self) -> str:
         """The name of the source, or `head` and `group` for blocks of units."""
         if self.source.kind == "unit":
+            if self.on_grid:
+                return self.source.grids[self.size, self.stride]
             if not self.outer:
                 return "unit"
             return "head" if (self.size, self.stride) in self.source.heads else "group"
@@ -86,6 +90,11 @@ class Part(NamedTuple):
         if not self.source.name and self.source.origin is not None:
             return f"axis {self.source.origin[1]} of {self.source.origin[0]!r}"
         return self.source.name or {"unknown": "?"}.get(self.source.kind, self.source.kind)
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether it counts places of a grid that the model makes of units, as a decoder does."""
+        return (self.inner or self.outer) and (self.size, self.stride) in self.source.grids
 
 
 class Axis:

@@ -8,7 +8,7 @@ import torch
 
 from layerlens.errors import InputError
 
-from .axis import Axes, Source
+from .axis import Axes, Axis, Part, Source, new
 
 SPACE = {1: ("time",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 """Names of places by the number of axes that a window spans."""
@@ -115,3 +115,32 @@ def _by_convention(sources: list[Source], tensor: torch.Tensor) -> None:
     for place, source in enumerate(sources):
         if not source.name:
             source.name = f"axis {place}"
+
+
+def named_axis(
+    name: str, size: int, batch: Source, given: Mapping[str, Axes], places: Mapping[str, tuple[str, int]]
+) -> Axis:
+    """Return the axis that a user named: one of the input if it has this name, evenly spread over it."""
+    if name == "batch":
+        return Axis((Part(batch, size),))
+    if name in UNITS:
+        return new("unit", size)
+    if name not in places:
+        return Axis((Part(Source("input", size, name), size),))
+    origin = places[name]
+    part = given[origin[0]][origin[1]].part
+    assert part is not None
+    stride = part.size / size
+    return Axis((Part(part.source, size, stride, (stride - 1) / 2),))
+
+
+def input_axes(name: str, tensor: torch.Tensor, batch: Source, samples: int | None) -> Axes:
+    """Return the axes of an input; the first one counts samples if it has as many entries."""
+    axes: list[Axis] = []
+    for place, size in enumerate(tensor.shape):
+        if place == 0 and samples is not None and (size == samples or tensor.is_floating_point()):
+            batch.size = max(batch.size, size)
+            axes.append(Axis((Part(batch, size),)))
+        else:
+            axes.append(Axis((Part(Source("input", size, origin=(name, place)), size),)))
+    return tuple(axes)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .axis import Axes, Axis, Part, joined, new, without
+from .axis import Axes, Axis, Part, Source, joined, new, without
 from .pointwise import pooled
+from .roles import SPACE
 from .table import Found, Operation, numbers, row
 
 
@@ -59,12 +60,23 @@ def convolution(operation: Operation) -> Found:
     note(axes[1], "convolved")
     _spatial(axes, count)
     found = [axes[0], new("unit", shape[1])]
-    for place in range(count):
+    for place, name in enumerate(SPACE.get(count, ())):
+        if all(part.source.kind in ("unit", "copy") for part in axes[2 + place].parts()) and shape[2 + place] > 1:
+            found.append(_made(axes[2 + place], shape[2 + place], name))
+            continue
         kernel = (weight.shape[2 + place] - 1) * dilation[place] / 2 - padding[place]
         step, shift = (1 / stride[place], -kernel / stride[place]) if transposed else (stride[place], kernel)
         found.append(moved(axes[2 + place], shape[2 + place], step, shift, "a convolution"))
     whole = without(found, axes[1])
     return whole if batched else whole[1:]
+
+
+def _made(axis: Axis, size: int, name: str) -> Axis:
+    """Return the places of a grid that the model makes itself, of units that lie on it; notes where they do."""
+    for part in axis.parts():
+        if part.inner or part.outer:
+            part.source.grids[part.size, part.stride] = name
+    return Axis((Part(Source("extra", size, name), size),))
 
 
 @row("torchvision.deform_conv2d")

@@ -12,7 +12,7 @@ from torch import nn
 from layerlens.analyzers.common.features.batch_targets import of_batch
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.saliency.saliency import saliency
-from layerlens.axes.names import batch_axis
+from layerlens.axes.followed import followed
 from layerlens.errors import RecordError
 from layerlens.inputs.batches import Batch
 from layerlens.inputs.inputs import Forward, Inputs
@@ -105,13 +105,13 @@ class RelevanceJob(Saliency):
                 "the ledger of this model is exact for the whole batch only, not sample by sample, because the model "
                 "mixes the batch with other axes. Use batch_size=1."
             )
-        modules = Layers(model)
+        modules, known = Layers(model), followed(model, batch.inputs, self.forward)
         for path, calls in found.layers.items():
             for number, tensor in enumerate(calls):
                 name = f"layers/{path}" + (f"#{number}" if number else "")
                 layer, part = split_tensor(path, modules)
-                axis = batch_axis(modules[layer], tensor, part)
-                if not tensor.ndim or tensor.shape[axis] != batch.inputs.batch:
+                axis = known.site(layer, number).batch_axis(tensor, part)
+                if axis is None or tensor.shape[axis] != batch.inputs.batch:
                     raise RecordError(f"relevance at layer {path!r}, {describe(tensor)}, has no axis of the samples.")
                 rows[name] = cast(tensor.movedim(axis, 0), self.dtype)
         return rows

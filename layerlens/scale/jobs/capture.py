@@ -65,7 +65,7 @@ class Capture(RowsJob):
                 raise RecordError(f"two tensors of layer {call.layer!r} have the name {name!r}; reduce them to one.")
             if tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized:
                 raise RecordError(f"layer {call.layer!r}: {describe(tensor)} has no rows; give reduce= for it.")
-            axis = sample_axis(call, name.partition(":")[2], tensor, size)
+            axis = sample_axis(call, tensor, size)
             rows = tensor.expand(size, *tensor.shape[1:]) if axis is None else tensor.movedim(axis, 0)
             found[name] = cast(rows, self.dtype)
         return found, {}

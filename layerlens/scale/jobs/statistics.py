@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.axes.names import unit_axis
-from layerlens.errors import OptionError
+from layerlens.analyzers.common.messages import first_reasons
+from layerlens.axes.follow import Followed
+from layerlens.axes.followed import followed
+from layerlens.errors import AxesUnknown, OptionError, RecordError, warn
 from layerlens.inputs.batches import Batch
 from layerlens.inputs.inputs import Forward
 from layerlens.model.borrowed import borrowed
@@ -55,20 +57,33 @@ class Moments(Collector):
         super().__init__(model)
         self.job = job
         self.found: dict[str, list[torch.Tensor]] = {}
+        self.left_out: dict[str, str] = {}
+        self._known: Followed | None = None
 
     def take(self, batch: Batch) -> None:
         """Run on a batch; the outputs of layers are read in hooks and not kept."""
-        reader = Reader("read")
-        with borrowed(self.model, grad=False), Probe(self.model, (), edits={self.job.paths: reader}):
-            batch.inputs.run(self.model, self.job.forward)
+        model, forward, first = self.model, self.job.forward, self._known is None
+        self._known = self._known or followed(model, batch.inputs, forward)
+        reader = self._read(batch)
+        if not first and reader.left_out.keys() - self.left_out:  # another route, or another number of units
+            self._known = followed(model, batch.inputs, forward, again=True)
+            reader = self._read(batch)
+        self.left_out |= reader.left_out
         for name, one in reader.found.items():
             parts = [*self.found.get(name, ()), one]
             self.found[name] = parts if len(parts) < MOST else [merged(name, parts)]
 
+    def _read(self, batch: Batch) -> Reader:
+        assert self._known is not None
+        reader = Reader("read", known=self._known)
+        with borrowed(self.model, grad=False), Probe(self.model, (), edits={self.job.paths: reader}):
+            batch.inputs.run(self.model, self.job.forward)
+        return reader
+
     def tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return the moments, and the layers in their order."""
+        """Return the moments, the layers in their order, and why others are left out."""
         found = {f"moments/{name}": merged(name, parts) for name, parts in self.found.items()}
-        return found, {"result": {"order": list(self.found)}}
+        return found, {"result": {"order": list(self.found), "left out": self.left_out}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +91,15 @@ class Reader(Change):
     """Reads the outputs of layers, and changes nothing.
 
     Attributes:
+        known: the axes of the run.
         found: moments of each call.
+        left_out: call -> why its units are not known.
     """
 
     function: Callable[..., torch.Tensor] = lambda tensor, site: tensor
+    known: Followed = dataclasses.field(kw_only=True, repr=False)
     found: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def apply(self, output: object, site: Site) -> Any:
         """Note the moments of a call."""
@@ -89,15 +108,20 @@ class Reader(Change):
         for name, tensor in found.items():
             values = padded(tensor)
             if values.ndim and values.numel() and not values.is_complex():
-                with torch.no_grad():
-                    short = name if site.tensors is not None or len(found) > 1 else ""
-                    self.found[tensor_path(call, short)] = moments(values, unit_axis(site.module, values, short))
+                short = tensor_path(call, name if site.tensors is not None or len(found) > 1 else "")
+                try:
+                    axis = self.known.site(site.path, site.call).unit_axis(values, name)
+                except (AxesUnknown, RecordError) as error:
+                    self.left_out[short] = str(error)
+                else:
+                    with torch.no_grad():
+                        self.found[short] = moments(values, axis)
         return output
 
 
-def moments(tensor: torch.Tensor, axis: int) -> torch.Tensor:
-    """Return the moments of one output, `(field, unit)` float64, over all axes but the unit axis."""
-    values = tensor.detach().movedim(axis, 0).reshape(tensor.shape[axis], -1).double()
+def moments(tensor: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """Return the moments of one output, `(field, unit)` float64, over all axes but that of units; None for one unit."""
+    values = (tensor.detach().unsqueeze(0) if axis is None else tensor.detach().movedim(axis, 0)).flatten(1).double()
     variance, mean = torch.var_mean(values, dim=1, correction=0)
     if bool(mean.isfinite().all()):  # then every value is
         count, spread = torch.full_like(mean, values.shape[1]), variance * values.shape[1]
@@ -134,14 +158,29 @@ def merged(name: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def gather(shards: Iterable[Shard], settings: dict[str, Any]) -> UnitStatistics:
-    """Return the statistics of all shards, in their order."""
+    """Return the statistics of all shards, in their order.
+
+    Raises:
+        AxesUnknown: when the units of no layer are known.
+
+    Warns:
+        UserWarning: for layers whose units are not known.
+    """
     found: dict[str, torch.Tensor] = {}
+    left_out: dict[str, str] = {}
     samples = 0
     for shard in shards:
+        left_out |= shard.about["result"].get("left out", {})
         samples += shard.shape("ids")[0]
         for name in shard.about["result"]["order"]:
             one = shard.tensor(f"moments/{name}")
             found[name] = merged(name, [found[name], one]) if name in found else one
+    if left_out:
+        found = {name: one for name, one in found.items() if name not in left_out}
+        if not found:
+            raise AxesUnknown(f"statistics: no layer can be read. {first_reasons(left_out)}")
+        warn(f"statistics: {len(left_out)} layer(s) are left out. {first_reasons(left_out)}")
+        settings = {**settings, "left_out": left_out}
     columns: dict[str, dict[str, torch.Tensor]] = {name: {} for name in ("mean", "std", "low", "high", "zeros")}
     odd = {}
     for name, (count, mean, spread, low, high, zeros, other) in found.items():

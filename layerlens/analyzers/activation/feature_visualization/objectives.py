@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.used_tensors import tensor_of_target
+from layerlens.axes.followed import followed
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.trees import map_tensors
 from layerlens.probes.export import read_units
@@ -54,12 +55,15 @@ class Objectives:
         records: list[tuple[At, Record]] = []
         with contextlib.ExitStack() as stack:
             for at in self.places:
-                records.append((at, stack.enter_context(Probe(self.model, at[0], graph=True, stop=self.stop))))
+                until = frozenset({(at[0], at[1])} if self.stop and isinstance(at[0], str) else ())
+                axes = functools.partial(followed, self.model, inputs, self.forward, until=until)
+                probe = Probe(self.model, at[0], graph=True, stop=self.stop, followed=axes)
+                records.append((at, stack.enter_context(probe)))
             output = inputs.run(self.model, self.forward)
         if self._tensors is None:  # known at the first inputs
             self._tensors = [tensor_of_target(self.model, inputs, self.forward, at) for at in self.places]
         read = [
-            (at, read_units(self.model, record, at[1], tensor=name))
+            (at, read_units(record, at[1], tensor=name))
             for (at, record), name in zip(records, self._tensors, strict=True)
         ]
 

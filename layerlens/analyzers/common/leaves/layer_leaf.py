@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.axes.call_site import CallSite
 from layerlens.axes.followed import followed
-from layerlens.axes.names import Axes, axes_of, batch_axis
+from layerlens.axes.layout import layer_names, role
 from layerlens.errors import InputError, RecordError, SelectionError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath, Layers, Selection
@@ -32,7 +33,7 @@ class Place:
         call: index of the call.
         axis: batch axis of the output.
         fold: rows of the output that belong to one sample, such as the windows of an image; 1 for most layers.
-        axes: names of the axes with the batch first, where they are known.
+        axes: names of the axes with the batch first, and `"window"` second where rows were folded; None if unknown.
         module: the layer.
         tensor: name of the tensor of its output; `""` if it is the only one of floating point.
     """
@@ -41,7 +42,7 @@ class Place:
     call: int
     axis: int
     fold: int
-    axes: Axes | None
+    axes: tuple[str, ...] | None
     module: nn.Module = dataclasses.field(repr=False)
     tensor: str
 
@@ -96,9 +97,10 @@ def find_places(
         SelectionError: when it matches several layers or calls.
         RecordError: when the layer did not run, ran several times and no call was named, or returned no tensor of
             floating-point numbers.
-        InputError: when the batch axis of its output is unknown.
+        AxesUnknown: when the axis of samples of its output is not known.
+        InputError: when its output has none.
     """
-    followed(model, inputs, forward)
+    known = followed(model, inputs, forward)
     matches = Layers(model).select(where, calls=True, tensors=True)
     if len(matches.calls) > 1:
         raise SelectionError(f"where={where!r} matches {len(matches.calls)} layers, one is needed: {matches[:8]}.")
@@ -129,21 +131,23 @@ def find_places(
     if len(found) > 1 and names is None:
         used = used_tensors(model, inputs, forward, path).get((path, index), used)
     named = names is not None or len(found) > 1
-    return [_place(path, index, module, name if named else "", found[name], inputs.batch) for name in used]
+    site = known.site(path, index)
+    return [_place(site, module, name, named, found[name], inputs.batch) for name in used]
 
 
 def _place(
-    path: LayerPath, index: int, module: nn.Module, name: str, output: torch.Tensor, batch: int
+    site: CallSite, module: nn.Module, name: str, named: bool, output: torch.Tensor, batch: int
 ) -> tuple[Place, torch.Tensor]:
-    axis = batch_axis(module, output, name)
-    if not output.ndim or output.shape[axis] % batch:
+    axis = site.batch_axis(output, name)
+    if axis is None or output.shape[axis] % batch:
         raise InputError(
-            f"layer {tensor_path(path, name)!r} returned {describe(output)} for a batch of {batch}: its batch axis is "
-            "unknown. Choose another layer, or give one sample."
+            f"layer {tensor_path(site.path, name)!r} returned {describe(output)} for a batch of {batch}: no axis of it "
+            "distinguishes the samples. Choose another layer."
         )
-    fold = output.shape[axis] // batch
-    axes = axes_of(module, output, name) if fold == 1 else None
-    if axes is not None:
-        axes = ("batch", *(one for one in axes if one != "batch")) if "batch" in axes else None
-    place = Place(path, index, axis, fold, axes, module, name)
+    fold, axes, names = output.shape[axis] // batch, site.seen(name), layer_names(site.seen(name))
+    if names is not None:
+        windows = () if role(axes[axis]) == "batch" else ("window",)
+        names = ("batch", *windows, *(one for place, one in enumerate(names) if place != axis))
+    whole = names if names is not None and len(names) == output.ndim + (fold > 1) else None
+    place = Place(site.path, site.index, axis, fold, whole, module, name if named else "")
     return place, place.batch_first(output)

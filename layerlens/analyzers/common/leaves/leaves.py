@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.axes.names import Axes
 from layerlens.axes.series import time_axis
-from layerlens.errors import InputError
+from layerlens.errors import AxesUnknown, InputError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
 from layerlens.probes.made_edits import Edit
@@ -19,7 +18,7 @@ from layerlens.probes.made_edits import Edit
 from .layer_leaf import Place
 from .token_leaf import Use, token_uses
 
-SERIES: dict[int, Axes] = {1: ("batch", "time", "feature"), 2: ("batch", "channel", "time")}
+SERIES: dict[int, tuple[str, ...]] = {1: ("batch", "time", "feature"), 2: ("batch", "channel", "time")}
 """The axes of a series by that of time."""
 
 
@@ -38,7 +37,7 @@ class Leaf:
     value: torch.Tensor
     uses: tuple[Use, ...] = ()
     place: Place | None = None
-    axes: Axes | None = None
+    axes: tuple[str, ...] | None = None
 
     @property
     def layer(self) -> LayerPath | None:
@@ -146,6 +145,11 @@ def unit_and_places(leaf: Leaf) -> tuple[int | None, list[int]]:
     """
     sizes = leaf.value.shape[1:]
     axes = leaf.axes if leaf.place is None else leaf.place.axes
+    if leaf.place is not None and len(sizes) > 1 and axes is None:
+        raise AxesUnknown(
+            f"the axes of layer {leaf.place.name!r} are not known, so it has no places to change. Name them, such as "
+            f"Lens(model, axes={{{leaf.place.name!r}: ('batch', 'token', 'unit')}})."
+        )
     if axes is not None and len(axes) == leaf.value.ndim:
         unit = next((axes.index(one) - 1 for one in ("channel", "feature") if one in axes), None)
         return unit, [axis for axis in range(len(sizes)) if axis != unit] or [0]

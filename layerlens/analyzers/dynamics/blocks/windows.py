@@ -9,8 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from layerlens.axes.names import Axes
-
 SPATIAL = ("height", "width", "depth", "time")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -40,7 +38,9 @@ class Window:
         return flat.masked_fill(~inside, int(sizes.prod()))
 
 
-def window_of(module: nn.Module, axes: Axes, given: Sequence[int], made: Sequence[int], max_size: int) -> Window | None:
+def window_of(
+    module: nn.Module, axes: Sequence[str], given: Sequence[int], made: Sequence[int], max_size: int
+) -> Window | None:
     """Return the window of a layer whose input has the places `given` and its output `made`; None if it has none.
 
     Exact for convolutions. Other layers without children work place by place, poolings in their kernel, and blocks in

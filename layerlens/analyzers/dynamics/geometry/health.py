@@ -12,14 +12,16 @@ from layerlens.analyzers.common.features.batch_targets import check_length, of_b
 from layerlens.analyzers.common.features.feature_batches import warn_unread
 from layerlens.analyzers.common.messages import first_reasons, listed
 from layerlens.analyzers.common.null_model import shuffled
-from layerlens.axes.names import batch_axis
-from layerlens.errors import InputError, OptionError, check_count, warn
+from layerlens.axes.follow import Followed
+from layerlens.axes.followed import followed
+from layerlens.errors import AxesUnknown, InputError, OptionError, RecordError, check_count, warn
 from layerlens.inputs.batches import Batch, Data, Read, Samples
 from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import LayerPath, Selection
 from layerlens.model.tensors import tensor_path
+from layerlens.probes.call import Call
 from layerlens.probes.run import capture
 from layerlens.results import LayerHealth
 from layerlens.signatures import public
@@ -185,6 +187,7 @@ def _gradient_norms(
 ) -> dict[str, torch.Tensor]:
     """Return by call of a layer the norm of the gradient of each sample's score, `(batch,)`."""
     found: dict[str, torch.Tensor] = {}
+    axes = followed(model, inputs, forward)
     with borrowed(model), layers_called():
         torch.manual_seed(seed)
         record = capture(
@@ -196,13 +199,21 @@ def _gradient_norms(
             name = f"{call.layer} #{call.index}" if call.index else call.layer
             squares: list[torch.Tensor] = []
             for tensor, gradient in parts.items():
-                axis = 0 if gradient is None else batch_axis(model.get_submodule(call.layer), gradient, tensor)
-                if gradient is not None and gradient.ndim and gradient.shape[axis] == inputs.batch:
+                axis = None if gradient is None else _sample_axis(axes, call, tensor, gradient)
+                if gradient is not None and axis is not None and gradient.shape[axis] == inputs.batch:
                     found[tensor_path(name, tensor)] = norms = row_norms(gradient, axis, inputs.batch)
                     squares.append(norms.square())
             if squares:  # of all tensors that the layer returned
                 found[name] = torch.stack(squares).sum(dim=0).sqrt()
     return found
+
+
+def _sample_axis(axes: Followed, call: Call, tensor: str, gradient: torch.Tensor) -> int | None:
+    """Return the axis of samples; None where it is not known, so that the layer was left out, or there is none."""
+    try:
+        return axes.site(call.layer, call.index).batch_axis(gradient, tensor)
+    except (AxesUnknown, RecordError):
+        return None
 
 
 def _mean(norms: list[torch.Tensor] | None) -> torch.Tensor:

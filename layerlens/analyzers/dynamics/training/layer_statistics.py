@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from layerlens.axes.names import batch_axis, unit_axis
-from layerlens.model.trees import padded
+from layerlens.axes.call_site import CallSite
+from layerlens.axes.followed import followed
+from layerlens.axes.tracing import tracing
+from layerlens.errors import AxesUnknown
+from layerlens.inputs.inputs import Inputs
+from layerlens.model.call_tracking import on_enter
+from layerlens.model.layers import LayerPath, Layers
 
 HEALTH = ("constant units", "zeros", "activation mean", "activation std")
 
@@ -19,7 +26,7 @@ class OutputSums:
     """Sums over the calls of a layer in one step; small tensors on the layer's device, read at the end.
 
     Attributes:
-        low: smallest value of each unit so far; None where calls have different units.
+        low: smallest value of each unit so far; None where units are not known, or differ between calls.
         high: largest value of each unit.
         zeros: number of values that were 0.
         mean: mean of all values, float64.
@@ -57,23 +64,83 @@ class OutputSums:
         return dict(zip(HEALTH, found, strict=True))
 
 
-def output_sums(module: nn.Module, tensor: torch.Tensor, name: str) -> OutputSums | None:
-    """Return the sums of the tensor `name` of one call of a layer; None if it has no numbers with a batch axis."""
-    tensor = padded(tensor)
+class FirstAxes:
+    """The axes of what layers return during a training, followed once, when the model is first called with gradients.
+
+    Where the loop calls modules inside of the model instead, each of the outermost is followed.
+
+    Args:
+        model: the model.
+
+    Attributes:
+        unknown: layer, or tensor of it -> why its axes are not known.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._calls: dict[LayerPath, list[CallSite]] = {}
+        self._outermost: list[LayerPath] = []
+        self.unknown: dict[str, str] = {}
+
+    def attach(self) -> list[RemovableHandle]:
+        """Attach the hooks that follow the first call; none once the model was followed."""
+        if "" in self._outermost:
+            return []
+        wrapper = nn.parallel.DistributedDataParallel  # it would wait for the other processes
+        layers = {path: module for path, module in Layers(self._model).items() if not isinstance(module, wrapper)}
+        return on_enter(layers, self._enter)
+
+    def _enter(self, path: LayerPath, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if tracing() or not torch.is_grad_enabled() or any(f"{path}.".startswith(_inside(o)) for o in self._outermost):
+            return
+        self._outermost.append(path)
+        try:
+            sites = followed(module, Inputs(args, kwargs)).calls
+        except Exception as error:  # the training runs on, whatever the model refuses in eval mode
+            self.unknown[path or "(model)"] = f"{type(error).__name__}: {error}"
+            return
+        for site in sites:
+            whole = _inside(path) + site.path if site.path else path
+            self._calls.setdefault(whole, []).append(dataclasses.replace(site, path=whole))
+
+    def of(self, path: LayerPath, name: str, tensor: torch.Tensor) -> tuple[int | None, int | None]:
+        """Return the axes of samples and of units of the tensor `name` of any call of a layer; None if there is none.
+
+        Raises:
+            AxesUnknown: when they are not known, or differ between calls.
+        """
+        found = {(site.batch_axis(tensor, name), site.unit_axis(tensor, name)) for site in self._calls.get(path, ())}
+        if len(found) != 1:
+            why = "differ between its calls" if found else "were not followed: it did not run when they were"
+            raise AxesUnknown(f"the axes of layer {path!r} {why}.")
+        return found.pop()
+
+
+def _inside(path: LayerPath) -> str:
+    return f"{path}." if path else ""
+
+
+def output_sums(tensor: torch.Tensor, samples: int | None, units: int | None, *, known: bool) -> OutputSums | None:
+    """Return the sums of a tensor that a layer returned; None if it has no numbers.
+
+    Args:
+        tensor: the tensor.
+        samples: axis of samples; None if there is none.
+        units: axis of units; None for a single unit.
+        known: whether the axes are known.
+    """
     if not tensor.is_floating_point() or tensor.ndim < 1 or not tensor.numel():
         return None
     values = tensor.detach()
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    axis = unit_axis(module, tensor, name)
-    count, others = wide.numel(), [place for place in range(wide.ndim) if place != axis]
-    several = count > wide.shape[axis]
+    count, others = wide.numel(), [place for place in range(wide.ndim) if place != units]
+    several = known and count > (1 if units is None else wide.shape[units])
     low, high = (wide.amin(others), wide.amax(others)) if several else (None, None)
     mean = wide.mean()
     spread = (wide - mean).square_().mean() * count  # a tenth of the time of var_mean on a CPU
     zeros = count - torch.count_nonzero(values)
-    return OutputSums(
-        low, high, zeros, mean.double(), spread.double(), count, tensor.shape[batch_axis(module, tensor, name)]
-    )
+    rows = 0 if samples is None else tensor.shape[samples]
+    return OutputSums(low, high, zeros, mean.double(), spread.double(), count, rows)
 
 
 def parameters_by_layer(model: nn.Module, parameters: Iterable[nn.Parameter]) -> dict[str, list[nn.Parameter]]:

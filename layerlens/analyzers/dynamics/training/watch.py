@@ -13,16 +13,18 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from layerlens.analyzers.common.features.layer_features import FeatureReader
-from layerlens.errors import OptionError, check_count, warn
+from layerlens.analyzers.common.messages import first_reasons
+from layerlens.errors import AxesUnknown, OptionError, check_count, warn
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Layers, Selection
 from layerlens.model.tensors import changeable, tensor_path
+from layerlens.model.trees import padded
 from layerlens.probes.probe import Probe
 from layerlens.results import TrainingHistory
 from layerlens.signatures import public
 
 from .drift import Drift
-from .layer_statistics import HEALTH, OutputSums, ParameterUpdates, output_sums, parameters_by_layer
+from .layer_statistics import HEALTH, FirstAxes, OutputSums, ParameterUpdates, output_sums, parameters_by_layer
 from .lightning import lightning_callback
 from .training_record import TrainingRecord
 
@@ -127,6 +129,7 @@ class Watch:
             self._parameters(optimizer)
         self._handles: list[RemovableHandle] = []
         self._probe: Probe | None = None
+        self._axes, self._following = FirstAxes(model), list[RemovableHandle]()
         self._updates = ParameterUpdates({})
         self._record = TrainingRecord(tuple(self.layers))
         self._seen, self._since, self._start, self._spent, self._ended = 0, 0, 0.0, 0.0, 0.0
@@ -203,8 +206,12 @@ class Watch:
         self._sums: dict[str, OutputSums] = {}
         self._probe = Probe(self.model, (), edits=edits)
         self._probe.__enter__()
+        self._following = self._axes.attach()
 
     def _detach(self) -> None:
+        for handle in self._following:
+            handle.remove()
+        self._following.clear()
         if self._probe is not None:
             probe, self._probe = self._probe, None
             probe.__exit__(None, None, None)
@@ -216,8 +223,13 @@ class Watch:
                     found = changeable(module, output, self.layers.tensors[path], path)
                     named = len(found) > 1 or self.layers.tensors[path] is not None
                     for tensor, values in found.items():
-                        name = tensor_path(path, tensor if named else "")
-                        sums = output_sums(module, values, tensor if named else "")
+                        name, padded_values = tensor_path(path, tensor if named else ""), padded(values)
+                        axes: tuple[int | None, int | None] = (None, None)
+                        try:
+                            axes = self._axes.of(path, tensor, padded_values)
+                        except AxesUnknown as error:
+                            self._axes.unknown.setdefault(name, str(error))
+                        sums = output_sums(padded_values, *axes, known=name not in self._axes.unknown)
                         if sums is not None and name in self._sums:
                             self._sums[name].add(sums)
                         elif sums is not None:
@@ -265,6 +277,8 @@ class Watch:
                 self._attach()
 
     def _measure(self) -> None:
+        if self._axes.unknown and not self._record.steps:
+            warn(f"watch: 'constant units' is NaN where units are not known. {first_reasons(self._axes.unknown)}")
         sizes, ratio = self._updates.end()
         self._record.note("weight norm", sizes)
         self._record.note("update ratio", ratio)
