@@ -207,3 +207,21 @@ def test_places_that_a_decoder_makes_are_no_units():
     assert record.axes("2") == record.axes("3") == ("batch", "unit", "height", "width")
     units = layerlens.activation_maps(net, normal(2, 6), "1")
     assert units.axes == ("batch", "unit", "height", "width") and units.values.shape == (2, 4, 2, 2)
+
+
+def test_a_pixel_of_an_input_with_its_channels_last_is_covered_with_all_of_them():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.head = nn.Conv2d(4, 3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.conv(x.permute(0, 3, 1, 2)).relu().mean(dim=(2, 3)))
+
+    model, x = Last().double(), normal(2, 6, 5, 4).double()
+    found = layerlens.saliency(model, x, target=1, method="occlusion", window=1).tensor
+    covered = x.clone()
+    covered[:, 2, 3] = 0
+    wanted = (model(x) - model(covered))[:, 1].detach()
+    torch.testing.assert_close(found[:, 2, 3], wanted[:, None].expand(2, 4))

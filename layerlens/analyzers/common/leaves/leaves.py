@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.axes.followed import followed
+from layerlens.axes.layout import layer_names
 from layerlens.axes.series import time_axis
 from layerlens.errors import AxesUnknown, InputError
 from layerlens.inputs.inputs import Forward, Inputs
@@ -31,7 +33,7 @@ class Leaf:
             side by side; for a layer its output with the batch first.
         uses: the calls of embedding layers whose output it is; none for other leaves.
         place: the call of the layer whose output it is, where one was asked for.
-        axes: names of the axes of a series, where the layers of the model show them; else None.
+        axes: names of the axes of an input, where the model shows them; else None.
     """
 
     value: torch.Tensor
@@ -61,11 +63,11 @@ def find_leaves(model: nn.Module, inputs: Inputs, forward: Forward | None) -> di
         InputError: when there is neither.
     """
     floating = inputs.floating()
-    leaves = {name: _input_leaf(model, x) for name, x in floating.items() if not name.endswith("mask")}
+    leaves = {name: _input_leaf(model, inputs, forward, name) for name in floating if not name.endswith("mask")}
     ids = {name: x for name, x in inputs.tensors().items() if x.dtype in (torch.int64, torch.int32) and x.ndim}
     uses = token_uses(model, inputs, forward, ids) if ids else {}
     if not (leaves or uses):
-        leaves = {name: _input_leaf(model, x) for name, x in floating.items()}
+        leaves = {name: _input_leaf(model, inputs, forward, name) for name in floating}
     if leaves or uses:
         return leaves | {name: Leaf(_embedded(ids[name], calls), tuple(calls)) for name, calls in uses.items()}
     if any(isinstance(module, nn.Embedding) for module in model.modules()) and ids:
@@ -76,10 +78,16 @@ def find_leaves(model: nn.Module, inputs: Inputs, forward: Forward | None) -> di
     raise InputError(f"gradients need a floating-point input or token ids; got {inputs}. Try x.float().")
 
 
-def _input_leaf(model: nn.Module, x: torch.Tensor) -> Leaf:
-    """The leaf of a floating-point input."""
-    time = time_axis(model.modules(), x.shape) if x.ndim == 3 else None
-    return Leaf(x.detach(), axes=None if time is None else SERIES[time])
+def _input_leaf(model: nn.Module, inputs: Inputs, forward: Forward | None, name: str) -> Leaf:
+    """The leaf of a floating-point input; the axes of a picture of one or three colors are those of any picture."""
+    x = inputs.tensors()[name].detach()
+    if x.ndim == 3:
+        time = time_axis(model.modules(), x.shape)
+        return Leaf(x, axes=None if time is None else SERIES[time])
+    if x.ndim < 4 or (x.ndim == 4 and x.shape[1] in (1, 3)):
+        return Leaf(x)
+    axes = followed(model, inputs, forward).inputs.get(name)
+    return Leaf(x, axes=None if axes is None else layer_names(axes))
 
 
 def _tables(uses: Sequence[Use]) -> dict[LayerPath, slice]:

@@ -79,6 +79,7 @@ class FirstAxes:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._calls: dict[LayerPath, list[CallSite]] = {}
+        self._known: dict[tuple[LayerPath, str, torch.Size], tuple[int | None, int | None]] = {}
         self._outermost: list[LayerPath] = []
         self.unknown: dict[str, str] = {}
 
@@ -109,11 +110,15 @@ class FirstAxes:
         Raises:
             AxesUnknown: when they are not known, or differ between calls.
         """
-        found = {(site.batch_axis(tensor, name), site.unit_axis(tensor, name)) for site in self._calls.get(path, ())}
-        if len(found) != 1:
-            why = "differ between its calls" if found else "were not followed: it did not run when they were"
-            raise AxesUnknown(f"the axes of layer {path!r} {why}.")
-        return found.pop()
+        key = (path, name, tensor.shape)
+        if key not in self._known:
+            sites = self._calls.get(path, ())
+            found = {(site.batch_axis(tensor, name), site.unit_axis(tensor, name)) for site in sites}
+            if len(found) != 1:
+                why = "differ between its calls" if found else "were not followed: it did not run when they were"
+                raise AxesUnknown(f"the axes of layer {path!r} {why}.")
+            self._known[key] = found.pop()
+        return self._known[key]
 
 
 def _inside(path: LayerPath) -> str:

@@ -62,7 +62,8 @@ def watch(
     Nothing is left on the model between measured steps, and nothing of the training changes: the loop's numbers are the
     same to the bit. Runs without gradients, such as a validation, are not counted. With gradient accumulation all
     forward passes of a step are taken together; of a closure that `step` calls several times, as LBFGS does, the first
-    call counts.
+    call counts. What the units of a layer are is followed once, at the first step, by one more forward pass in eval
+    mode; where it is not known, the share of constant units is NaN.
 
     Args:
         model: any module.
