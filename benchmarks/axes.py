@@ -2,9 +2,11 @@
 
 python -m benchmarks.axes > benchmarks/axes.md
 
-Models of packages that are not installed are left out. A kind, or names of models, as arguments print only their rows.
+Models of packages that are not installed are left out. A kind, or names of models, as arguments print only their rows;
+`cost` prints the table of costs alone.
 """
 
+import contextlib
 import importlib.util
 import platform
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerlens.axes.follow import follow
 from layerlens.axes.followed import followed
@@ -41,11 +44,65 @@ COLUMNS = (
 )
 
 
+COSTS = {
+    "timm": ("resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"),
+    "transformers": ("vit", "bert", "gpt2", "llama", "swin", "t5"),
+}
+
+
+class Empty(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Do nothing with every operation: what any mode costs."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        return function(*args, **(kwargs or {}))
+
+
+def costs() -> None:
+    """Print what the first `followed` of a shape costs, for one sample."""
+    print("\n## Cost of the first time\n\nThe median of 25 alternating runs, in processor time: a forward pass of one "
+          "sample; over it, a pass in a dispatch mode that does nothing, and all of what asks for the axes of a new "
+          "shape.\n")  # fmt: skip
+    print("| model | operations | forward pass, ms | an empty mode | axes |\n| --- | --- | --- | --- | --- |")
+    mlp = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+    rows: list[tuple[str, Callable[[], Any]]] = [("three linear layers", lambda: (mlp, torch.randn(1, 8)))]
+    rows += [("LSTM, 10 steps", lambda: (nn.LSTM(8, 16, batch_first=True), torch.randn(1, 10, 8)))]
+    if importlib.util.find_spec("timm"):
+        rows += [(f"{name}, 64 x 96", lambda name=name: timm_model(name)) for name in COSTS["timm"]]
+        rows += [(f"{name}, 224 x 224", lambda name=name: timm_model(name, (224, 224))) for name in COSTS["timm"]]
+    if importlib.util.find_spec("transformers"):
+        rows += [(f"{name}, tiny", lambda name=name: family(name)[:2]) for name in COSTS["transformers"]]
+    for name, build in rows:
+        torch.manual_seed(0)
+        model, x = build()
+        inputs = as_inputs(x).rows(torch.tensor([0]))
+        mode = Empty()
+
+        def plain(mode: Empty | None = None, model: nn.Module = model, inputs: Inputs = inputs) -> None:
+            with torch.no_grad(), mode or contextlib.nullcontext():
+                inputs.run(model)
+
+        def axes(model: nn.Module = model, inputs: Inputs = inputs) -> None:
+            followed(model, inputs, again=True)
+
+        with mode:
+            plain()
+        count = mode.operations
+        candidates = {"plain": plain, "empty": lambda: plain(mode), "axes": axes}  # noqa: B023
+        seconds = medians(candidates, runs=25, clock=time.process_time)
+        ratios = [f"{seconds[key] / seconds['plain']:.1f}" for key in ("empty", "axes")]
+        print(f"| {name} | {count} | {seconds['plain'] * 1e3:.2f} | {' | '.join(ratios)} |", flush=True)
+
+
 def main() -> None:
     """Print the table."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     chosen = sys.argv[1:]
+    if chosen == ["cost"]:
+        return costs()
     if not chosen:
         print("# Axes, followed and checked\n")
         print(f"torch {torch.__version__}, {platform.machine()}, one thread, random weights. An experiment exchanges "
@@ -63,6 +120,8 @@ def main() -> None:
         torch.manual_seed(0)
         counts = _row(name, *build())
         total[kind] = [one + other for one, other in zip(total[kind], counts, strict=True)]
+    if not chosen:
+        costs()
     for kind, (models, tensors, known, confirmed, wrong) in total.items():
         print(f"\n{kind}: {models} models, {tensors} tensors, {known} with all axes known; "
               f"{confirmed} claims confirmed, {wrong} wrong.")  # fmt: skip

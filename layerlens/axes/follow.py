@@ -55,7 +55,7 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.steps = Steps()
         self._read = self.steps.tensors.values
         self._filled: OfTensors[list[tuple[int, float]]] = OfTensors()
-        self._reshapes: Reshapes = {}
+        self._reshapes = Reshapes()
         self.unknown: dict[str, str] = {}
         self.layer: LayerPath = ""
         self.left = ""

@@ -35,11 +35,12 @@ TORCHVISION = {
 """Name of the builder in `torchvision.models` -> size of one sample."""
 
 
-def timm_model(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """Return a model of timm and two pictures; small ones that are not square, where it takes them."""
+def timm_model(name: str, size: tuple[int, int] | None = None) -> tuple[nn.Module, torch.Tensor]:
+    """Return a model of timm and two pictures: of a size, or small ones that are not square, where it takes them."""
     timm = importlib.import_module("timm")
 
     tried: Any = ({}, (64, 96)), ({"img_size": (64, 96)}, (64, 96)), ({"img_size": (64, 128)}, (64, 128)), ({}, None)
+    tried = tried if size is None else (({}, size),)
     for options, sides in tried:
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -16,7 +16,7 @@ def product(operation: Operation, left: Axes | None, right: Axes | None) -> Axes
         return _vector(left, right, len(shape))
     rows = left[-2] if left is not None else new("unit", shape[-2])
     columns = right[-1] if right is not None else new("unit", shape[-1])
-    compared = left is not None and not any(part.key for part in left[-1].parts())
+    compared = left is not None and right is not None and not any(part.key for part in left[-1].parts())
     if compared and any(part.source.kind == "input" for part in rows.parts()):
         if len(shape) > 2:
             note(columns, "attended")

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeAlias
 
 from .axis import Axes, Axis, Factor, Part, merged, new, split
 
-Reshapes: TypeAlias = "dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[list[Axis], list[Axis]]]"
-"""Axes, by identity, and sizes -> these axes, and what they were reshaped to."""
+
+class Reshapes:
+    """The reshapes of one run: the same axes are merged once, and equal ones are the same object."""
+
+    def __init__(self) -> None:
+        self._done: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[list[Axis], list[Axis]]] = {}
+        self._axes: dict[Axis, Axis] = {}
+
+    def regrouped(self, group: list[Axis], sizes: list[int]) -> list[Axis]:
+        """Return the axes of `sizes` out of those of a group."""
+        key = tuple(map(id, group)), tuple(sizes)
+        if key in self._done:
+            return self._done[key][1]
+        found = list(_regrouped([factor for axis in group for factor in axis.factors], sizes))
+        if all(axis.known for axis in found):
+            for axis in group:
+                self._axes.setdefault(axis, axis)
+            found = [self._axes.setdefault(axis, axis) for axis in found]
+            self._done[key] = group, found
+        return found
 
 
 def reshaped(axes: Axes, sizes: Iterable[int], before: Reshapes | None = None) -> Axes:
@@ -17,7 +34,7 @@ def reshaped(axes: Axes, sizes: Iterable[int], before: Reshapes | None = None) -
     Args:
         axes: axes of the tensor.
         sizes: new sizes.
-        before: what was reshaped before in this run; it is written into.
+        before: the reshapes of this run.
     """
     wanted, source, found = list(sizes), list(axes), list[Axis]()
     while wanted:
@@ -43,13 +60,7 @@ def reshaped(axes: Axes, sizes: Iterable[int], before: Reshapes | None = None) -
         if len(group) == len(targets) == 1 and len(group[0].factors) < 2:
             found.append(group[0])
             continue
-        key = tuple(map(id, group)), tuple(targets)
-        known = None if before is None else before.get(key)
-        if known is None:
-            known = group, list(_regrouped([factor for axis in group for factor in axis.factors], targets))
-            if before is not None and all(axis.known for axis in known[1]):
-                before[key] = known
-        found.extend(known[1])
+        found.extend((before or Reshapes()).regrouped(group, targets))
     return tuple(found)
 
 

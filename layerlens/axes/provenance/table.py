@@ -84,14 +84,14 @@ class Operation:
         out: what it returned.
         axes_of: returns the axes of a tensor, None for one that does not depend on the input.
         layer: path of the innermost running layer.
-        before: what `reshaped` remembers in this run.
+        before: the reshapes of this run.
 
     Attributes:
         out: what it returned.
         layer: path of the innermost running layer.
         name: its name, such as `aten.view`.
         picks: whether it takes single entries of an axis.
-        before: what `reshaped` remembers in this run.
+        before: the reshapes of this run.
     """
 
     __slots__ = ("_args", "_axes_of", "_kwargs", "_positions", "before", "layer", "name", "out", "picks")
@@ -104,7 +104,7 @@ class Operation:
         out: Any,
         axes_of: Callable[[Any], Axes | None],
         layer: str = "",
-        before: dict[Any, Any] | None = None,
+        before: Any = None,
     ) -> None:
         self.layer, self.before = layer, before
         self._args, self._kwargs, self.out, self._axes_of = args, kwargs, out, axes_of
