@@ -83,7 +83,7 @@ def nodes_made() -> int:
 
 
 @dataclasses.dataclass
-class Frame:
+class RunningCall:
     """One running call of a layer.
 
     Attributes:
@@ -106,14 +106,14 @@ class Running:
 
     def __init__(self, model: nn.Module) -> None:
         self._paths = {id(module): path for path, module in model.named_modules()}
-        self._stack: list[Frame] = []
+        self._stack: list[RunningCall] = []
         self._handles: list[RemovableHandle] = []
         self._owner = get_ident()
         self.ran = False
         """Whether a layer or the model was called at all."""
 
     @property
-    def frame(self) -> Frame | None:
+    def frame(self) -> RunningCall | None:
         """The innermost call; None while the model is not running."""
         return self._stack[-1] if self._stack else None
 
@@ -123,7 +123,7 @@ class Running:
             return None
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            self._stack.append(Frame(""))
+            self._stack.append(RunningCall(""))
             self.ran = True
             try:
                 return forward(*args, **kwargs)
@@ -146,7 +146,7 @@ class Running:
 
     def _start(self, module: nn.Module, args: object) -> None:
         if id(module) in self._paths and get_ident() == self._owner:
-            self._stack.append(Frame(self._paths[id(module)]))
+            self._stack.append(RunningCall(self._paths[id(module)]))
             self.ran = True
 
     def _end(self, module: nn.Module, args: object, output: object) -> None:

@@ -25,7 +25,7 @@ from layerlens.targets.target import Spec, Target, as_target
 
 from .calls.used_tensors import tensor_of_target
 from .inner_gradients import InnerGradients, warn_of_cut
-from .leaves.layer_leaf import find_places
+from .leaves.layer_leaf import find_leaf_calls
 from .leaves.leaves import Leaf, find_leaves, substitute
 from .leaves.padding import paddings
 from .messages import (
@@ -86,7 +86,7 @@ class Scorer:
         if where is None or (isinstance(where, str) and where == "input"):
             self.leaves = find_leaves(model, self.inputs, forward)
         else:
-            found = find_places(model, self.inputs, where, forward)
+            found = find_leaf_calls(model, self.inputs, where, forward)
             self.leaves = {place.name: Leaf(value.detach(), place=place) for place, value in found}
         self.padding = paddings(self.inputs, self.leaves)
         for name, padding in self.padding.items():

@@ -25,7 +25,7 @@ from ..inner_gradients import InnerGradients
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class LeafCall:
     """One call of one layer, and the layout of its output.
 
     Attributes:
@@ -71,23 +71,23 @@ class Place:
         return lambda output: exchanged(self.module, output, {self.of(output)[0]: self.as_returned(value).clone()})
 
 
-def find_place(
+def find_leaf_call(
     model: nn.Module, inputs: Inputs, where: Selection, forward: Forward | None
-) -> tuple[Place, torch.Tensor]:
-    """Find the one tensor that `where` names, as `find_places`.
+) -> tuple[LeafCall, torch.Tensor]:
+    """Find the one tensor that `where` names, as `find_leaf_calls`.
 
     Raises:
         SelectionError: when the model reads several tensors of the layer; it lists them.
     """
-    found = find_places(model, inputs, where, forward)
+    found = find_leaf_calls(model, inputs, where, forward)
     if len(found) > 1:
         refuse_several(found[0][0].layer, [place.tensor for place, _ in found], "and one is needed here")
     return found[0]
 
 
-def find_places(
+def find_leaf_calls(
     model: nn.Module, inputs: Inputs, where: Selection, forward: Forward | None
-) -> list[tuple[Place, torch.Tensor]]:
+) -> list[tuple[LeafCall, torch.Tensor]]:
     """Find the call that `where` names, and the tensors of its output with the batch first; the model is run once.
 
     Of several tensors it is those that are named, or all that the model reads, for which it is run once more.
@@ -137,7 +137,7 @@ def find_places(
 
 def _place(
     site: CallSite, module: nn.Module, name: str, named: bool, output: torch.Tensor, batch: int
-) -> tuple[Place, torch.Tensor]:
+) -> tuple[LeafCall, torch.Tensor]:
     axis = site.batch_axis(output, name)
     if axis is None or output.shape[axis] % batch:
         raise InputError(
@@ -149,5 +149,5 @@ def _place(
         windows = () if role(axes[axis]) == "batch" else ("window",)
         names = ("batch", *windows, *(one for place, one in enumerate(names) if place != axis))
     whole = names if names is not None and len(names) == output.ndim + (fold > 1) else None
-    place = Place(site.path, site.index, axis, fold, whole, module, name if named else "")
+    place = LeafCall(site.path, site.index, axis, fold, whole, module, name if named else "")
     return place, place.batch_first(output)

@@ -17,7 +17,7 @@ from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
 from layerlens.probes.made_edits import Edit
 
-from .layer_leaf import Place
+from .layer_leaf import LeafCall
 from .token_leaf import Use, token_uses
 
 SERIES: dict[int, tuple[str, ...]] = {1: ("batch", "time", "feature"), 2: ("batch", "channel", "time")}
@@ -38,7 +38,7 @@ class Leaf:
 
     value: torch.Tensor
     uses: tuple[Use, ...] = ()
-    place: Place | None = None
+    place: LeafCall | None = None
     axes: tuple[str, ...] | None = None
 
     @property

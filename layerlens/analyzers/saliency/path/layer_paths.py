@@ -13,7 +13,7 @@ from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.baselines import Baseline, baselines
-from layerlens.analyzers.common.leaves.layer_leaf import find_place
+from layerlens.analyzers.common.leaves.layer_leaf import find_leaf_call
 from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, scoring, warn_of_zeros
@@ -226,7 +226,7 @@ class LayerOnPath:
 
     def __init__(self, scorer: Scorer, where: Selection) -> None:
         self.scorer = scorer
-        self.place, self.value = find_place(scorer.model, scorer.inputs, where, scorer.forward)
+        self.place, self.value = find_leaf_call(scorer.model, scorer.inputs, where, scorer.forward)
 
     def gradients(
         self, values: Mapping[str, torch.Tensor], rows: torch.Tensor
