@@ -1,22 +1,44 @@
-"""A progress bar for long work: one line on stderr, in terminals only."""
+"""Progress bars for long work: those of tqdm, in terminals and notebooks."""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import sys
-import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Sized
 from typing import TypeVar
 
-Item = TypeVar("Item")
+with warnings.catch_warnings():  # a notebook without ipywidgets gets the bar of a terminal
+    warnings.simplefilter("ignore")
+    from tqdm.auto import tqdm
+from tqdm.std import tqdm as terminal_bar
 
-WIDTH = 20
-"""Characters of the bar."""
+Item = TypeVar("Item")
 
 WAIT = 0.5
 """Seconds before the bar appears, so that short work writes nothing."""
 
-INTERVAL = 0.1
-"""Seconds between two updates."""
+_ASKED: contextvars.ContextVar[bool | None] = contextvars.ContextVar("progress", default=None)
+
+
+@contextlib.contextmanager
+def showing(enabled: bool | None) -> Generator[None, None, None]:
+    """Let every `track` inside show its bar, or not; None changes nothing.
+
+    Example:
+        >>> with showing(False):
+        ...     sum(track([1, 2, 3], "adding"))
+        6
+    """
+    if enabled is None:
+        yield
+        return
+    token = _ASKED.set(enabled)
+    try:
+        yield
+    finally:
+        _ASKED.reset(token)
 
 
 def track(
@@ -27,17 +49,18 @@ def track(
     *,
     weigh: Callable[[Item], int] | None = None,
 ) -> Generator[Item, None, None]:
-    """Yield the items, and show on stderr how many of them are done.
+    """Yield the items, and show how many of them are done.
 
-    The line is removed at the end, also after an error or Ctrl-C in the loop.
+    The bar is removed at the end, also after an error or Ctrl-C in the loop. Bars of nested loops are shown below one
+    another.
 
     Args:
         iterable: the items.
         label: name of the work.
         total: number of items; None for `len(iterable)`; without either only the count is shown.
-        enabled: True shows the bar at once, also outside terminals, False never; None (default) shows it in a terminal
-            if the work takes longer than half a second.
-        weigh: number of samples in an item, if `total` counts samples; the bar then shows samples per second.
+        enabled: True shows the bar at once, also outside of terminals, False never; None (default) does what
+            `showing` says, or else shows it in a terminal or a notebook if the work takes longer than half a second.
+        weigh: number of samples in an item, if `total` counts samples.
 
     Yields:
         The items.
@@ -46,36 +69,38 @@ def track(
         >>> sum(track([1, 2, 3], "adding"))
         6
     """
-    stream = sys.stderr
-    if enabled is None and (stream is None or not stream.isatty()):
-        enabled = False
-    if enabled is False or stream is None:
-        yield from iterable
-        return
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
-    start = time.monotonic()
-    shown, after, done = 0, start if enabled else start + WAIT, 0
-    try:
+    with counting(label, total, enabled, unit="steps" if weigh is None else "samples") as done:
         for item in iterable:
-            now = time.monotonic()
-            if now >= after:
-                line = _line(label, done, total, now - start, rate=weigh is not None)
-                stream.write("\r" + line.ljust(shown))
-                stream.flush()
-                shown, after = len(line), now + INTERVAL
             yield item
-            done += 1 if weigh is None else weigh(item)
-    finally:
-        if shown:
-            stream.write("\r" + " " * shown + "\r")
-            stream.flush()
+            done(1 if weigh is None else weigh(item))
 
 
-def _line(label: str, done: int, total: int | None, seconds: float, rate: bool) -> str:
-    speed = f", {done / seconds:.3g}/s" if rate and done and seconds > 0 else ""
-    if not total:
-        return f"{label}  {done}  {seconds:.0f} s{speed}"
-    filled = min(WIDTH, WIDTH * done // total)
-    left = f", {seconds / done * max(total - done, 0):.0f} s left" if done else ""
-    return f"{label}  [{'#' * filled}{'.' * (WIDTH - filled)}] {done}/{total}  {seconds:.0f} s{speed}{left}"
+@contextlib.contextmanager
+def counting(
+    label: str, total: int | None, enabled: bool | None = None, *, unit: str = "steps"
+) -> Generator[Callable[[int], object], None, None]:
+    """Show how much of some work is done, by what is said to the function that this yields; see `track`.
+
+    Example:
+        >>> with counting("adding", total=3) as done:
+        ...     done(3)
+    """
+    if enabled is None:
+        enabled = _ASKED.get()
+    stream = sys.stderr
+    watched = tqdm is not terminal_bar or (stream is not None and stream.isatty())
+    if stream is None or not (watched if enabled is None else enabled):
+        yield lambda count: None
+        return
+    with tqdm(
+        desc=label.replace("_", " "),
+        total=total,
+        unit=f" {unit}",
+        leave=False,
+        delay=0 if enabled else WAIT,
+        file=stream,
+        dynamic_ncols=True,
+    ) as bar:
+        yield bar.update

@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast, overload
 
 from .errors import AGAIN, OptionError, UnknownOption, suggestion, warn
+from .progress import showing
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type[Any])
@@ -43,7 +44,7 @@ SHARED = {
     "null": "whether to measure the model with the entries of each parameter in random order too, as a reference.",
     "batched": "whether the items of an iterable are batches; None: yes for a DataLoader, no for others.",
     "seed": "seed of every random draw, also of models that draw numbers.",
-    "progress": "whether to show a progress bar; None shows it in a terminal when the work takes long.",
+    "progress": "whether to show progress bars; None shows them in a terminal or notebook when the work takes long.",
     "ax": "axes to draw into; None makes a figure.",
     "fig": "figure or subfigure to draw into, in its size; None makes one.",
     "width": '`"column"` (3.25 in), `"page"` (6.75 in), or inches.',
@@ -108,13 +109,14 @@ def public(
                 kwargs = current_names(name, kwargs, renamed)
             if not extensible and not kwargs.keys() <= names:
                 refuse_unknown(name, [option for option in kwargs if option not in names], names)
-            try:
-                return function(*args, **kwargs)
-            except RuntimeError as error:
-                once = any(isinstance(value, Iterator) for value in (*args, *kwargs.values()))
-                if once or not getattr(error, AGAIN, False):
-                    raise
-            return function(*args, **kwargs)  # the model differentiates itself, which is known now
+            with showing(kwargs.get("progress")):
+                try:
+                    return function(*args, **kwargs)
+                except RuntimeError as error:
+                    once = any(isinstance(value, Iterator) for value in (*args, *kwargs.values()))
+                    if once or not getattr(error, AGAIN, False):
+                        raise
+                return function(*args, **kwargs)  # the model differentiates itself, which is known now
 
         if renamed:
             call.__renamed__ = dict(renamed)  # type: ignore[attr-defined]

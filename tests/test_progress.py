@@ -1,10 +1,15 @@
 """The progress bar shows where somebody watches, and wipes its line."""
 
 import io
+import time
 
 import pytest
+import torch
 
+import layerlens
 from layerlens import progress
+
+IDS = torch.tensor([[3, 1, 4]])
 
 
 class Terminal(io.StringIO):
@@ -23,10 +28,33 @@ def test_a_terminal_sees_the_count_and_a_clean_line(monkeypatch):
     stream = Terminal()
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr(progress, "WAIT", 0.0)
-    monkeypatch.setattr(progress, "INTERVAL", 0.0)
-    assert list(progress.track(range(4), "work")) == [0, 1, 2, 3]
-    assert "work  [##########" in stream.getvalue() and "2/4" in stream.getvalue()
+    assert [item for item in progress.track(range(4), "some_work") if not time.sleep(0.15)] == [0, 1, 2, 3]
+    assert "some work:" in stream.getvalue() and "/4" in stream.getvalue()
     assert stream.getvalue().endswith("\r") and stream.getvalue().split("\r")[-2].strip() == ""
+
+
+def test_nested_bars_do_not_share_a_line(monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    for _ in progress.track(range(2), "outer", enabled=True):
+        for _ in progress.track(range(2), "inner", enabled=True):
+            pass
+    assert "outer:" in stream.getvalue() and "\n" in stream.getvalue() and "inner:" in stream.getvalue()
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "blur_ig", "rise", "smooth_grad", "leave_one_out", "auto"])
+def test_every_long_method_shows_its_progress_when_asked(method, monkeypatch):
+    net, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2)), torch.rand(2, 3, 8, 8)
+    if method == "leave_one_out":
+        net, x = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten(), torch.nn.Linear(12, 2)), IDS
+    for shown in (True, False, None):
+        stream = io.StringIO()
+        monkeypatch.setattr("sys.stderr", stream)
+        layerlens.saliency(net, x, target=0, method=method, progress=shown)
+        assert bool(stream.getvalue()) == bool(shown)
+        if method != "auto":
+            getattr(layerlens.Lens(net).saliency, method)(x, target=0, progress=shown)
+            assert (len(stream.getvalue().split("\r")) > 2) == bool(shown)
 
 
 def test_ctrl_c_wipes_the_line(monkeypatch):

@@ -51,6 +51,7 @@ def evaluate(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Leaderboard:
     """Measure which maps are faithful to the model: a leaderboard with intervals, paired differences and controls.
 

@@ -33,6 +33,7 @@ def cascading_randomization(
     layers: Selection = None,
     seed: int = 0,
     forward: Forward | None = None,
+    progress: bool | None = None,
     **options: Any,
 ) -> LayerProfile:
     """Measure how similar a map stays to the trained model's while layers are randomized, from the output down.

@@ -45,6 +45,7 @@ def auto(
     target: Spec = None,
     where: Selection = None,
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Attribute by the method that is most faithful on inputs of this kind; the result says which, and why.
 

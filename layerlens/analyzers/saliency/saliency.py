@@ -13,11 +13,12 @@ from layerlens.analyzers.common.registry import METHODS, Method, method_named
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
+from layerlens.progress import showing
 from layerlens.results import Attribution, MethodTable
 from layerlens.signatures import old_names, public, refuse_unknown
 from layerlens.targets.target import Spec
 
-_COMMON = ("model", "x", "target", "forward")
+_COMMON = ("model", "x", "target", "forward", "progress")
 
 
 @public
@@ -29,6 +30,7 @@ def saliency(
     method: str = "integrated_gradients",
     where: Selection = None,
     forward: Forward | None = None,
+    progress: bool | None = None,
     **options: Any,
 ) -> Attribution:
     """Attribute the score to the values of the input, by a method of choice.
@@ -64,7 +66,8 @@ def saliency(
         if place not in parameters:
             raise OptionError(f"method {method!r} attributes to the input only; where={where!r} needs another method.")
         options[place] = where
-    result = row.function(model, x, target=target, forward=forward, **options)
+    with showing(progress):
+        result = row.function(model, x, target=target, forward=forward, **options)
     return with_cost(result, row)
 
 

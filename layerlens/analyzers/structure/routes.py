@@ -20,7 +20,14 @@ from layerlens.signatures import public
 
 
 @public
-def route(model: nn.Module, x: Input, layers: Selection = None, *, forward: Forward | None = None) -> Routes:
+def route(
+    model: nn.Module,
+    x: Input,
+    layers: Selection = None,
+    *,
+    forward: Forward | None = None,
+    progress: bool | None = None,
+) -> Routes:
     """List the layers that ran for each sample, in order: its exit, its experts, its number of steps.
 
     A batch takes one route, so the samples are run one by one: as many forward passes as samples, without gradients

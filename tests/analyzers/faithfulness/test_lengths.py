@@ -1,6 +1,7 @@
 """Curves of a padded batch against those of each sample alone, without padding."""
 
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from layerlens.faithfulness import comprehensiveness, deletion, insertion, suffi
 from tests.cases import normal
 
 LENGTHS, PLACES = (6, 3, 4), 6
-METRICS = {one.__name__: functools.partial(one, measure="score") for one in (insertion, deletion)}
-METRICS |= {one.__name__: one for one in (comprehensiveness, sufficiency)}
+METRICS: dict[str, Callable[..., object]] = {
+    one.__name__: functools.partial(one, measure="score") for one in (insertion, deletion)
+} | {one.__name__: one for one in (comprehensiveness, sufficiency)}
 
 
 class Masked(nn.Module):

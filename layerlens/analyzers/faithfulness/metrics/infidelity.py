@@ -33,6 +33,7 @@ def infidelity(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> torch.Tensor:
     """Measure how badly a map predicts the effect of noise on the score, `(batch,)`; lower is better.
 
@@ -100,6 +101,7 @@ def max_sensitivity(
     samples: int = 10,
     seed: int = 0,
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> torch.Tensor:
     """Measure how much a map changes, at most, when the input changes a little, `(batch,)`; lower is steadier.
 

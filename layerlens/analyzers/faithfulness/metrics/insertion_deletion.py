@@ -69,6 +69,7 @@ def insertion(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> FaithfulnessCurve:
     """Measure the score while places are put into the fill in the order of a map; a larger area is better.
 
@@ -103,6 +104,7 @@ def deletion(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> FaithfulnessCurve:
     """Measure the score while places are replaced by the fill in the order of a map; a smaller area is better.
 
@@ -137,6 +139,7 @@ def comprehensiveness(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> torch.Tensor:
     """Measure how far the score falls without the most important places, `(batch,)`; higher is better.
 
@@ -164,6 +167,7 @@ def sufficiency(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> torch.Tensor:
     """Measure how far the score falls when only the most important places are kept, `(batch,)`; lower is better.
 

@@ -38,6 +38,7 @@ def road(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> FaithfulnessCurve:
     """Measure the score while pixels are replaced by what their neighbors predict (Rong et al. 2022).
 

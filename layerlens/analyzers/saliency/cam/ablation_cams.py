@@ -45,6 +45,7 @@ def score_cam(
     units: int | None = None,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Weight the units of a layer by the scores of the input masked by each, and add them up.
 
@@ -105,6 +106,7 @@ def ablation_cam(
     units: int | None = None,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Weight the units of a layer by the part of the score that is lost when each is set to zero, and add them up.
 

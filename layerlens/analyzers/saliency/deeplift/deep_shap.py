@@ -40,6 +40,7 @@ def deep_shap(
     rule: Literal["rescale", "reveal_cancel"] = "rescale",
     seed: int = 0,
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Average DeepLIFT over references x' (Lundberg & Lee 2017, sec. 4.2); it sums to S(x) - E[S(x')].
 

@@ -35,6 +35,7 @@ def smooth_grad(
     magnitude: bool = False,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Average the gradient of the score over noisy copies of the input.
 
@@ -80,6 +81,7 @@ def smooth_grad_squared(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Average the squared gradient of the score over noisy copies of the input.
 
@@ -122,6 +124,7 @@ def var_grad(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Compute the variance of the gradient of the score over noisy copies of the input.
 

@@ -20,7 +20,7 @@ from layerlens.model.trees import describe
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .completeness import Steps, scores_at, until_complete
+from .completeness import Done, Steps, scores_at, until_complete
 
 
 @method(
@@ -41,6 +41,7 @@ def blur_ig(
     max_steps: int = 200,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Integrate the gradient along ever less blurred inputs; the values sum to S(x) - S(most blurred).
 
@@ -100,9 +101,9 @@ def blur_ig(
                 for name, end in ends.items()
             }
 
-        def integrate(rows: torch.Tensor, count: int) -> Leaves:
+        def integrate(rows: torch.Tensor, count: int, done: Done) -> Leaves:
             return integrate_pieces(
-                scorer, lambda index: blurred(rows, index / count), count, rows, max(batch, len(rows))
+                scorer, lambda index: blurred(rows, index / count), count, rows, max(batch, len(rows)), done
             )
 
         values, checks = until_complete(
@@ -130,7 +131,7 @@ Points = Callable[[int], Leaves]
 
 
 def integrate_pieces(
-    scorer: Scorer, point: Points, steps: int, rows: torch.Tensor, batch: int
+    scorer: Scorer, point: Points, steps: int, rows: torch.Tensor, batch: int, done: Done
 ) -> dict[str, torch.Tensor]:
     """The sum over pieces of (end - start) dS/dx at the middle of the piece, `(rows, ...)` by leaf.
 
@@ -142,6 +143,7 @@ def integrate_pieces(
         steps: number of pieces of the line.
         rows: samples, `(n,)`.
         batch: rows per pass.
+        done: called with the number of gradients after each pass.
     """
     total: dict[str, torch.Tensor] = {}
     together = max(1, batch // len(rows))
@@ -156,6 +158,7 @@ def integrate_pieces(
             middles[name] = ((stacked[:-1] + stacked[1:]) / 2).flatten(0, 1).to(last[name].dtype)
             moves[name] = stacked.diff(dim=0)
         _, slopes = gradients(scorer, middles, rows.repeat(count))
+        done(count * len(rows))
         for name, slope in slopes.items():
             part = (slope.reshape(moves[name].shape) * moves[name]).sum(dim=0)
             total[name] = total[name] + part if name in total else part

@@ -10,9 +10,12 @@ import torch
 from layerlens.analyzers.common.messages import of_samples, sample_numbers
 from layerlens.analyzers.common.scorer import Leaves, Scorer
 from layerlens.errors import OptionError, check_count, warn
-from layerlens.progress import track
+from layerlens.progress import counting
 
-Integrate = Callable[[torch.Tensor, int], Mapping[str, torch.Tensor]]
+Done = Callable[[int], object]
+"""What is called with the number of points whose gradients are made."""
+
+Integrate = Callable[[torch.Tensor, int, Done], Mapping[str, torch.Tensor]]
 """From samples `(n,)` and a number of steps to their values by leaf, `(n, ...)`."""
 
 
@@ -82,9 +85,10 @@ def until_complete(
     todo = rows
     while True:
         count = int(used[todo[0]])
-        for some in track(torch.split(todo, batch), f"{method}, {count} steps"):
-            for name, part in integrate(some, count).items():
-                values[name][some] = part.to(values[name].dtype)
+        with counting(f"{method}, {count} steps", count * len(todo), unit="gradients") as done:
+            for some in torch.split(todo, batch):
+                for name, part in integrate(some, count, done).items():
+                    values[name][some] = part.to(values[name].dtype)
         gap = completeness_gap(values, score, baseline_score)
         todo = (gap > steps.tolerance).nonzero().flatten()
         if not len(todo) or 2 * count > steps.max_steps:

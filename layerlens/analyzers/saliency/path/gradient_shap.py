@@ -37,6 +37,7 @@ def gradient_shap(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Average integrated gradients over references x', by random points; the values sum to S(x) - E[S(x')].
 

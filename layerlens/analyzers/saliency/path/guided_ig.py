@@ -41,6 +41,7 @@ def guided_ig(
     tolerance: float = 0.5,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Integrate the gradient on a path that moves the values with the smallest gradients first.
 

@@ -18,7 +18,7 @@ from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .completeness import Steps, scores_at, until_complete
+from .completeness import Done, Steps, scores_at, until_complete
 
 
 @method(
@@ -39,6 +39,7 @@ def integrated_gradients(
     max_steps: int = 200,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Integrate the gradient of the score from a baseline x' to the input x; the values sum to S(x) - S(x').
 
@@ -68,8 +69,8 @@ def integrated_gradients(
         starts, label = baselines(scorer, baseline)
         baseline_score = scores_at(scorer, starts, batch)
 
-        def integrate(rows: torch.Tensor, count: int) -> Leaves:
-            return _integrate(scorer, ends, starts, rows, count, batch)
+        def integrate(rows: torch.Tensor, count: int, done: Done) -> Leaves:
+            return _integrate(scorer, ends, starts, rows, count, batch, done)
 
         values, checks = until_complete(
             "integrated_gradients", scorer.rows, integrate, ends, score, baseline_score, path, batch
@@ -85,7 +86,7 @@ def integrated_gradients(
 
 
 def _integrate(
-    scorer: Scorer, ends: Leaves, starts: Leaves, rows: torch.Tensor, steps: int, batch: int
+    scorer: Scorer, ends: Leaves, starts: Leaves, rows: torch.Tensor, steps: int, batch: int, done: Done
 ) -> dict[str, torch.Tensor]:
     """Captum's integrated gradients of the samples `rows`, at most `batch` points in one pass."""
     with warnings.catch_warnings():  # captum's progress bars ask for ipywidgets in a notebook; none are used here
@@ -103,6 +104,7 @@ def _integrate(
     ) -> tuple[torch.Tensor, ...]:
         (places,) = additional_forward_args  # captum repeats them as it repeats the samples
         _, slopes = gradients(scorer, dict(zip(names, inputs, strict=True)), places)
+        done(len(places))
         return tuple(slopes.values())
 
     method = IntegratedGradients(score_of)

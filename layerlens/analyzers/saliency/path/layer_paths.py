@@ -25,7 +25,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .completeness import Steps, scores_at, until_complete
+from .completeness import Done, Steps, scores_at, until_complete
 
 
 @method(
@@ -46,6 +46,7 @@ def layer_conductance(
     max_steps: int = 200,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Compute what each unit y of a layer passes on while the input moves straight from a baseline x' to x.
 
@@ -81,7 +82,7 @@ def layer_conductance(
         layer = LayerOnPath(scorer, where)
         starts, label = baselines(scorer, baseline)
 
-        def integrate(rows: torch.Tensor, count: int) -> Leaves:
+        def integrate(rows: torch.Tensor, count: int, done: Done) -> Leaves:
             fractions = torch.linspace(0, 1, count + 1, dtype=torch.float64)
             total = torch.zeros_like(layer.value[rows], dtype=torch.float64)
             before: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -92,6 +93,7 @@ def layer_conductance(
                 if before is not None:
                     outputs, slopes = torch.cat([before[0], outputs]), torch.cat([before[1], slopes])
                 total += (outputs.diff(dim=0) * (slopes[1:] + slopes[:-1]) / 2).sum(dim=0)
+                done(len(rows) * (len(some) - (before is None)))
                 before = outputs[-1:], slopes[-1:]
             return {layer.place.name: total}
 
@@ -131,6 +133,7 @@ def internal_influence(
     steps: int = 50,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Average the gradient of the score at each unit y of a layer while the input moves straight from x' to x.
 

@@ -45,6 +45,7 @@ def xrai(
     base: str | None = None,
     scales: Sequence[int] = SCALES,
     forward: Forward | None = None,
+    progress: bool | None = None,
     **options: Any,
 ) -> Attribution:
     """Rank regions of an image by the attribution that they hold per pixel.

@@ -32,6 +32,7 @@ def feature_ablation(
     baseline: Baseline = "zero",
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Measure what the score loses when one feature is replaced by the baseline: S(x) - S(x without it).
 
@@ -63,6 +64,7 @@ def permutation(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Measure what the score loses when one feature comes from another sample of the batch, mean over draws.
 

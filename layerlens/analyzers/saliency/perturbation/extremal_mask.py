@@ -37,6 +37,7 @@ def extremal_mask(
     cells: int = 14,
     baseline: Baseline = "blur",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Find the smooth masks of given areas that keep the score highest, and average them over the areas.
 

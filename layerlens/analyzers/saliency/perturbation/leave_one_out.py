@@ -34,6 +34,7 @@ def leave_one_out(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Measure how much the score falls when each token of a text is exchanged for another one.
 

@@ -37,6 +37,7 @@ def lime(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Fit a linear model of which features are present near the input; the values are its coefficients.
 

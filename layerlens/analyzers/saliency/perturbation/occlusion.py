@@ -41,6 +41,7 @@ def occlusion(
     baseline: Baseline = "zero",
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Measure what the score loses when a window of the input is covered, mean over the windows that cover a place.
 

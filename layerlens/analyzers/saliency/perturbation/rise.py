@@ -42,6 +42,7 @@ def rise(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Estimate how the score depends on which places are kept, from random smooth masks.
 

@@ -41,6 +41,7 @@ def shapley_sampling(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Sample Shapley values: the mean contribution of a feature when features join one by one in random order.
 
@@ -138,6 +139,7 @@ def kernel_shap(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Fit Shapley values: the additive model that fits the scores of coalitions best.
 

@@ -37,6 +37,7 @@ def sobol(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Estimate the total Sobol index of each feature: its share in the variance of the score under random masks.
 
