@@ -1,6 +1,7 @@
 """Functions of torch that are followed as one operation: replaced during a trace alone, for its thread alone."""
 
 from threading import Thread
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ class Elsewhere(nn.Module):
         self.fails = fails
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        constant, found = torch.ones(2, 3), list[object]()
+        constant, found = torch.ones(2, 3), list[Any]()
         other = Thread(target=lambda: found.extend([torch.einsum("ij,ij->i", constant, constant), tracing()]))
         other.start()
         other.join()
