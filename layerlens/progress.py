@@ -12,12 +12,16 @@ from typing import TypeVar
 with warnings.catch_warnings():  # a notebook without ipywidgets gets the bar of a terminal
     warnings.simplefilter("ignore")
     from tqdm.auto import tqdm
+    from tqdm.autonotebook import tqdm as chosen_bar
 from tqdm.std import tqdm as terminal_bar
 
 Item = TypeVar("Item")
 
 WAIT = 0.5
 """Seconds before the bar appears, so that short work writes nothing."""
+
+IN_NOTEBOOK = chosen_bar is not terminal_bar
+"""Whether bars are widgets of a notebook."""
 
 _ASKED: contextvars.ContextVar[bool | None] = contextvars.ContextVar("progress", default=None)
 
@@ -90,7 +94,7 @@ def counting(
     if enabled is None:
         enabled = _ASKED.get()
     stream = sys.stderr
-    watched = tqdm is not terminal_bar or (stream is not None and stream.isatty())
+    watched = IN_NOTEBOOK or (stream is not None and stream.isatty())
     if stream is None or not (watched if enabled is None else enabled):
         yield lambda count: None
         return

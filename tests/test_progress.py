@@ -1,5 +1,6 @@
 """The progress bar shows where somebody watches, and wipes its line."""
 
+import contextlib
 import io
 import time
 
@@ -12,6 +13,11 @@ from layerlens import progress
 IDS = torch.tensor([[3, 1, 4]])
 
 
+class Bar:
+    def update(self, count):
+        pass
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -20,8 +26,17 @@ class Terminal(io.StringIO):
 def test_nobody_watches_nothing_is_written(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
-    assert list(progress.track([1, 2, 3], "work")) == [1, 2, 3]
+    monkeypatch.setattr(progress, "WAIT", 0.0)
+    assert [item for item in progress.track([1, 2, 3], "work") if not time.sleep(0.15)] == [1, 2, 3]
     assert stream.getvalue() == ""
+
+
+def test_a_notebook_sees_the_bar(monkeypatch):
+    shown = []
+    monkeypatch.setattr(progress, "IN_NOTEBOOK", True)
+    monkeypatch.setattr(progress, "tqdm", lambda **given: shown.append(given) or contextlib.nullcontext(Bar()))
+    assert list(progress.track([1, 2, 3], "some_work")) == [1, 2, 3]
+    assert shown[0]["desc"] == "some work" and shown[0]["total"] == 3
 
 
 def test_a_terminal_sees_the_count_and_a_clean_line(monkeypatch):
