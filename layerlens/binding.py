@@ -8,7 +8,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from torch.utils.data import DataLoader, Dataset
 
-from .errors import suggestion
+from .errors import OptionError, suggestion
 from .inputs.inputs import Inputs
 from .results import MethodTable
 from .signatures import current_names, old_names, refuse_unknown, without_others
@@ -166,6 +166,7 @@ class bind_family(bind[P, R]):
         function: takes the model first, and the name of a method as `method`.
         functions: returns the functions of the methods by name, those included that were registered later.
         methods: returns the table of all methods.
+        fitting: `(model, x, *, target, forward)`: returns the table of those that fit an input; None if there is none.
     """
 
     def __init__(
@@ -174,10 +175,11 @@ class bind_family(bind[P, R]):
         functions: Callable[[], Mapping[str, Callable[..., Any]]],
         methods: Callable[[], MethodTable],
         *,
+        fitting: Callable[..., MethodTable] | None = None,
         predicted: bool = True,
     ) -> None:
         super().__init__(function, predicted=predicted)
-        self.functions, self.methods = functions, methods
+        self.functions, self.methods, self.fitting = functions, methods, fitting
 
     def __get__(self, lens: WrappedModel | None, owner: type[Any]) -> Any:
         """Return the methods for a lens."""
@@ -201,7 +203,22 @@ class Family(Bound):
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._binding.functions(), "methods"})
 
-    def methods(self) -> MethodTable:
-        """List every method with its cost, its needs and its source."""
-        table: MethodTable = self._binding.methods()
+    def methods(self, for_input: Any = None, *, target: Any = None) -> MethodTable:
+        """List every method with its cost, its needs and its source; or those that fit an input, with their time.
+
+        Args:
+            for_input: input of the model. It is run about ten times; the notes of the table say which method `"auto"`
+                takes and why, and what was left out.
+            target: what to score; None for the predicted class.
+
+        Raises:
+            OptionError: when the methods of this family do not depend on the input.
+        """
+        if for_input is None:
+            table: MethodTable = self._binding.methods()
+            return table
+        if self._binding.fitting is None:
+            raise OptionError(f"{self.__qualname__}.methods() takes no input: all of them fit any.")
+        x, lens = self._lens.inputs(for_input), self._lens
+        table = self._binding.fitting(lens.model, x, target=lens.target(target, x), forward=lens.forward)
         return table

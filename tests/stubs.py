@@ -64,7 +64,8 @@ def _family(name: str, family: bind_family[..., Any], imports: dict[str, str]) -
         optional = method == default or (default is None and method == "jacobian")
         lines += ["    @overload", _header("__call__", function, imports, (method, optional, shared))]
     lines += [_header(method, function, imports) for method, function in sorted(functions.items())]
-    lines += ["    def methods(self) -> MethodTable: ...", "", f"class _{name.capitalize()}Attribute:"]
+    fitting = "" if family.fitting is None else ", for_input: Any = ..., *, target: Spec = ..."
+    lines += [f"    def methods(self{fitting}) -> MethodTable: ...", "", f"class _{name.capitalize()}Attribute:"]
     lines += [
         "    def methods(self) -> MethodTable: ...",
         f"    def __get__(self, lens: object, owner: type[Any]) -> _{name.capitalize()}: ...",

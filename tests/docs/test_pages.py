@@ -29,7 +29,7 @@ PAGES = {
     "layer-dynamics": 6,
     "get-started": 8,
     "targets-and-inputs": 4,
-    "saliency": 6,
+    "saliency": 7,
     "beyond-one-machine": 5,
     "write-your-own-method": 4,
     "write-your-own-figure": 3,

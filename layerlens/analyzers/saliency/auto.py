@@ -68,12 +68,24 @@ def auto(
     """
     inputs = as_inputs(x)
     at_input = where is None or (isinstance(where, str) and where == "input")
-    name, options, why = _choice(model, inputs, forward) if at_input else _default_choice(where)
-    result = CHOSEN[name](model, inputs, target=target, forward=forward, **options)
-    if name == "relevance" and result.settings["rules"]["name"] != MEASURED:
-        name, options, why = _default_choice(where)
+    chosen = (
+        choose_method(model, inputs, target=target, forward=forward) if at_input else (_default_choice(where), None)
+    )
+    (name, options, why), result = chosen
+    if result is None:
         result = CHOSEN[name](model, inputs, target=target, forward=forward, **options)
     return dataclasses.replace(with_cost(result, METHODS[name]), settings={**result.settings, "chosen": why})
+
+
+def choose_method(
+    model: nn.Module, inputs: Inputs, *, target: Spec = None, forward: Forward | None = None
+) -> tuple[Choice, Attribution | None]:
+    """Return the method for an input, its options and why; and its result where it had to be run to find out."""
+    choice = _choice(model, inputs, forward)
+    if choice[0] != "relevance":
+        return choice, None
+    result = relevance(model, inputs, target=target, forward=forward)
+    return (choice, result) if result.settings["rules"]["name"] == MEASURED else (_default_choice(None), None)
 
 
 def _choice(model: nn.Module, inputs: Inputs, forward: Forward | None) -> Choice:

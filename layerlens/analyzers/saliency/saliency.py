@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -81,11 +82,20 @@ def with_cost(result: Attribution, row: Method) -> Attribution:
         >>> saliency(nn.Linear(3, 2), torch.rand(1, 3), method="smooth_grad", samples=4).cost
         '4 gradients (samples)'
     """
-    number = re.match(r"\d+(?= [^(]*\((\w+))", row.passes)
-    value = result.settings.get(number.group(1)) if number else None
+    return dataclasses.replace(result, cost=result.cost or cost_with(row.passes, result.settings))
+
+
+def cost_with(cost: str, options: Mapping[str, Any]) -> str:
+    """Return a cost with the number that an option sets.
+
+    Example:
+        >>> cost_with("4 forward passes (draws) per token", {"draws": 1})
+        '1 forward passes (draws) per token'
+    """
+    number = re.match(r"\d+(?= [^(]*\((\w+))", cost)
+    value = options.get(number.group(1)) if number else None
     whole = isinstance(value, int) and not isinstance(value, bool)
-    cost = f"{value}{row.passes[number.end() :]}" if number and whole else row.passes
-    return dataclasses.replace(result, cost=result.cost or cost)
+    return f"{value}{cost[number.end() :]}" if number and whole else cost
 
 
 def known_methods() -> dict[str, Method]:

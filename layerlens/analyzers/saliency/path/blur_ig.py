@@ -26,7 +26,7 @@ from .completeness import Done, Steps, scores_at, until_complete
 @method(
     family="path",
     passes="50 gradients or more (steps, until it is complete)",
-    needs="an image, a volume, video or a series",
+    needs="an image or a volume or a series",
     source="Xu, Venugopalan & Sundararajan 2020",
 )
 def blur_ig(

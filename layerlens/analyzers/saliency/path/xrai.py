@@ -33,7 +33,7 @@ LARGEST = 256
 
 @method(
     family="path",
-    passes="two integrated gradients (black and white), or one map of `base`",
+    passes="100 gradients (two integrated gradients, black and white), or one map of `base`",
     needs="an image",
     source="Kapishnikov et al. 2019",
 )
