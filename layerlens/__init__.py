@@ -62,7 +62,7 @@ _NAMES = {
     # results
     "results": """
         ActivationMaps AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
-        FeatureVisualization GroupComparison GroupEffects LatentTraversal LayerProfile LayerTable
+        FeatureVisualization GroupComparison GroupEffects Guide LatentTraversal LayerProfile LayerTable
         Leaderboard Matrix MethodTable ModelChecks Ranking Ledger ReceptiveField RecurrentStates Relevance
         Routes TopInputs load TrainingHistory LayerHealth LogitLens UnitStatistics
     """,

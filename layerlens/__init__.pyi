@@ -82,6 +82,7 @@ from .results.reports.group_comparison import (
     GroupComparison as GroupComparison,
     GroupEffects as GroupEffects,
 )
+from .results.reports.guide import Guide as Guide
 from .results.reports.layer_table import LayerTable as LayerTable
 from .results.reports.leaderboard import Leaderboard as Leaderboard
 from .results.reports.logit_lens import LogitLens as LogitLens

@@ -22,6 +22,7 @@ from .analyzers.saliency import grad_cam as class_activation_map
 from .analyzers.structure import compare_routes as difference_of_routes, layers as layer_table, route as route_of
 from .binding import bind
 from .errors import TargetError
+from .guide import guide as list_questions
 from .inputs.inputs import Input, Inputs
 from .inputs.sequences import sequences
 from .model.layers import select as select_layers
@@ -198,6 +199,9 @@ class Lens(WrappedModel):
     generalization_gap = bind(dynamics.generalization_gap)
     compare = bind(dynamics.compare, prepare=_unwrap_other)
     watch = bind(dynamics.watch, prepare=_read_data)
+
+    # which of all this to ask
+    guide = bind(list_questions, inputs=(), words=None, prepare=_pass_lens)
 
     # whole data sets, and pages
     over = bind(over_data)

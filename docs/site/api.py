@@ -73,7 +73,7 @@ GROUPS = {
         "What analyzers return: data with `.plot()`, `.save()` and `.explain()`.",
         """
         load results ActivationMaps AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
-        FeatureVisualization GroupComparison GroupEffects LatentTraversal LayerHealth LayerProfile LayerTable
+        FeatureVisualization GroupComparison GroupEffects Guide LatentTraversal LayerHealth LayerProfile LayerTable
         Leaderboard Ledger LogitLens Matrix MethodTable ModelChecks Ranking ReceptiveField RecurrentStates Relevance
         Routes TopInputs TrainingHistory UnitStatistics
         """,

@@ -10,6 +10,7 @@ from .maps.recurrent_states import RecurrentStates
 from .maps.top_inputs import TopInputs
 from .reports.checks import GradientCheck, LayerGradient, ModelChecks
 from .reports.group_comparison import ErrorExplanation, GroupComparison, GroupEffects
+from .reports.guide import Guide, GuideRow
 from .reports.layer_table import LayerRow, LayerTable
 from .reports.leaderboard import Leaderboard
 from .reports.logit_lens import LogitLens
@@ -39,6 +40,8 @@ __all__ = [
     "GradientCheck",
     "GroupComparison",
     "GroupEffects",
+    "Guide",
+    "GuideRow",
     "LatentTraversal",
     "LayerGradient",
     "LayerHealth",

@@ -27,6 +27,7 @@ PAGES = {
     "robustness": 7,
     "sensitivity": 3,
     "layer-dynamics": 6,
+    "questions": 1,
     "get-started": 8,
     "targets-and-inputs": 4,
     "saliency": 7,

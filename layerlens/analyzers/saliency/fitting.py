@@ -66,8 +66,12 @@ class Fit:
     forward: float
     gradient: float
 
-    def passes(self, cost: str) -> tuple[float, float] | None:
+    def passes(self, cost: str, **more: int) -> tuple[float, float] | None:
         """Return forward passes and gradients per sample of a cost, as `Method.passes` writes it; None if unknown.
+
+        Args:
+            cost: such as `"25 gradients (samples)"` and `"1 forward pass a feature"`.
+            **more: what else is counted, such as `block=12`.
 
         Example:
             >>> fit = Fit(1, 0, (8, 8), True, 64, True, True, True, "conv", 16, 0.1, 0.3)
@@ -81,6 +85,7 @@ class Fit:
             "unit": self.cam_units,
             "window": WINDOWS if self.image else self.features,
             "reference": DRAWN,
+            **more,
         }
         found = _CLAUSE.findall(_BRACKETS.sub("", cost))
         if not found or any(per not in counts for _, _, per in found):
@@ -90,9 +95,9 @@ class Fit:
             sums[kind] += int(number) * counts[per]
         return sums["forward"], sums["gradient"]
 
-    def seconds(self, cost: str) -> float | None:
-        """Return the seconds that a cost takes for the whole batch; None if it is unknown."""
-        passes = self.passes(cost)
+    def seconds(self, cost: str, **more: int) -> float | None:
+        """Return the seconds that a cost takes for the whole batch; None if it is unknown, see `passes`."""
+        passes = self.passes(cost, **more)
         return None if passes is None else passes[0] * self.forward + passes[1] * self.gradient
 
     def lacks(self, method: Method) -> str:

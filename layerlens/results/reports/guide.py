@@ -1,0 +1,68 @@
+"""The questions that can be asked of a model, each with its call and its cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from .method_table import duration, in_columns, in_html
+
+
+@dataclasses.dataclass(frozen=True)
+class GuideRow:
+    """One question of a `Guide`.
+
+    Attributes:
+        question: what you want to know.
+        call: what you type; `x` is your input.
+        cost: cost in passes per sample; a gradient is a forward and a backward pass.
+        needs: what it needs besides a model and an input.
+        seconds: about how long it takes for the input of the guide; None if unknown, or there was no input.
+    """
+
+    question: str
+    call: str
+    cost: str
+    needs: str = ""
+    seconds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Guide:
+    """The questions that can be asked of a model and an input, as a table that prints itself.
+
+    Attributes:
+        rows: the questions.
+        timed: whether an input was given, so that there are times.
+        notes: what the names in the calls are, and what was left out, below the table.
+    """
+
+    rows: tuple[GuideRow, ...]
+    timed: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """The calls, in the order of the questions."""
+        return tuple(row.call for row in self.rows)
+
+    def __iter__(self) -> Iterator[GuideRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return in_columns(self._table(), self.notes)
+
+    def _repr_html_(self) -> str:
+        return in_html(self._table(), self.notes)
+
+    def _table(self) -> list[tuple[str, ...]]:
+        if self.timed:
+            timed = ((row.question, row.call, duration(row.seconds), row.cost) for row in self.rows)
+            return [("question", "call", "time", "cost per sample"), *timed]
+        return [
+            ("question", "call", "cost per sample", "needs"),
+            *((row.question, row.call, row.cost, row.needs) for row in self.rows),
+        ]
