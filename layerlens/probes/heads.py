@@ -16,8 +16,10 @@ from torch.overrides import TorchFunctionMode
 from layerlens.axes.follow import Followed
 from layerlens.axes.layout import heads, role
 from layerlens.axes.tracing import tracing
+from layerlens.errors import OptionError
 from layerlens.model.call_tracking import Running
 from layerlens.model.layers import LayerPath
+from layerlens.model.selection import Names
 
 _FUSED = inspect.signature(F.multi_head_attention_forward)
 
@@ -68,6 +70,31 @@ def head_sites(model: nn.Module, followed: Followed) -> list[HeadSite]:
             found.setdefault((site.path, site.path), inner)
     order = {site.path: number for number, site in reversed(list(enumerate(followed.calls)))}
     return sorted(found.values(), key=lambda one: order[one.path])
+
+
+def own_heads(known: Followed, path: LayerPath, tensors: Names = None) -> int | None:
+    """Return the number of heads that lie in what a layer returned; None if none do.
+
+    Args:
+        known: the axes of a run.
+        path: path of the layer.
+        tensors: names of the tensors of its output that count; None for all.
+
+    Raises:
+        OptionError: when its tensors have different numbers of heads.
+    """
+    counts: set[int] = set()
+    for name, axes in known.site(path).outputs.items():
+        for axis in axes if tensors is None or name in tensors else ():
+            found = heads(axis)
+            if role(axis) == "head":
+                counts.add(axis.size)
+            elif found is not None and role(axis) == "unit":
+                counts.add(found.count)
+    if len(counts) > 1:
+        numbers = " and ".join(map(str, sorted(counts)))
+        raise OptionError(f"layer {path!r} returned tensors with {numbers} heads: name one of its tensors.")
+    return next(iter(counts), None)
 
 
 class InsideAttention(TorchFunctionMode):

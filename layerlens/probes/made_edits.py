@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from layerlens.axes.call_site import CallSite
 from layerlens.axes.follow import Followed
 from layerlens.axes.followed import followed
-from layerlens.axes.layout import heads as heads_of, only, role
+from layerlens.axes.layout import only
 from layerlens.errors import OptionError, RecordError
 from layerlens.inputs.inputs import Inputs
 from layerlens.model.call_tracking import Running
@@ -27,7 +27,7 @@ from layerlens.model.trees import describe
 
 from .edit_site import Site
 from .edits import Change
-from .heads import HeadSite, InsideAttention, head_sites
+from .heads import HeadSite, InsideAttention, head_sites, own_heads
 
 Edit: TypeAlias = Callable[[Any], Any] | Change
 """A function of a layer's output that returns the new output, or a `Change`."""
@@ -195,7 +195,7 @@ class MadeEdits:
                 if not isinstance(edit, Change) or edit.part.heads is None:
                     outputs.setdefault(path, []).append((calls, tensors, edit))
                     continue
-                count = _own_heads(known, path, tensors)
+                count = own_heads(known, path, tensors)
                 if count is not None:
                     change = dataclasses.replace(edit, part=edit.part.of_heads(count, f"layer {path!r}"))
                     outputs.setdefault(path, []).append((calls, tensors, change))
@@ -228,26 +228,6 @@ class MadeEdits:
             side_by_side = change.apply(side_by_side, dataclasses.replace(site, module=nn.Identity()))
             self._made(named, call)
         return side_by_side
-
-
-def _own_heads(known: Followed, path: LayerPath, tensors: Names) -> int | None:
-    """The number of heads that lie in what a layer returned; None if none do.
-
-    Raises:
-        OptionError: when its tensors have different numbers of heads.
-    """
-    counts: set[int] = set()
-    for name, axes in known.site(path).outputs.items():
-        for axis in axes if tensors is None or name in tensors else ():
-            found = heads_of(axis)
-            if role(axis) == "head":
-                counts.add(axis.size)
-            elif found is not None and role(axis) == "unit":
-                counts.add(found.count)
-    if len(counts) > 1:
-        numbers = " and ".join(map(str, sorted(counts)))
-        raise OptionError(f"layer {path!r} returned tensors with {numbers} heads: name one of its tensors.")
-    return next(iter(counts), None)
 
 
 def _attention(path: LayerPath, sites: Sequence[HeadSite]) -> HeadSite:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 from torch import nn
 
@@ -10,7 +11,7 @@ from layerlens.axes.follow import Followed
 from layerlens.errors import LayerNotFound, check_count
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.tensors import tensor_path
-from layerlens.probes.heads import head_sites
+from layerlens.probes.heads import head_sites, own_heads
 
 from .hook_points import Kind
 
@@ -42,6 +43,8 @@ class Heads:
 def find_heads(model: nn.Module, followed: Followed, layers: Selection, heads: int | None) -> list[Heads]:
     """Find the attentions that are selected, lie inside a selected layer, or whose output projection is selected.
 
+    A selected layer without any is cut into the heads of what it returns, if attention splits that.
+
     Args:
         model: any module.
         followed: the axes of its run, which show the heads.
@@ -51,7 +54,7 @@ def find_heads(model: nn.Module, followed: Followed, layers: Selection, heads: i
 
     Raises:
         LayerNotFound: when there is no attention.
-        OptionError: when `heads` is not a count.
+        OptionError: when `heads` is not a count, or a layer returns tensors with different numbers of heads.
     """
     if heads is not None:
         check_count("heads", heads)
@@ -62,16 +65,25 @@ def find_heads(model: nn.Module, followed: Followed, layers: Selection, heads: i
         taken = [one for one in known if one.path in selected or f"{one.label}.".startswith(inside)]
         if heads is not None and not taken:
             return [_slices(followed, path, heads) for path in selected]
-        known = taken
+        known = taken or _returned(followed, selected)
     if heads is not None:
         known = [dataclasses.replace(one, count=heads) for one in known]
     if not known:
+        returned = ", ".join(repr(one.path) for one in _returned(followed, {site.path for site in followed.calls}))
         where = "" if layers is None else " among the selected layers"
         raise LayerNotFound(
-            f"no attention with an output projection that is a layer was found in {type(model).__name__}{where}. To "
-            "cut what a layer is given into slices, name the layer and their number: layers=..., heads=..."
+            f"no attention with an output projection that is a layer was found in {type(model).__name__}{where}. "
+            f"Layers that return heads, to be named with layers=: {returned or 'none'}. To cut what a layer is given "
+            "into slices, name the layer and their number: layers=..., heads=..."
         )
     return known
+
+
+def _returned(followed: Followed, paths: Collection[LayerPath]) -> list[Heads]:
+    """Return the heads in what layers returned, in the order of execution."""
+    ran = dict.fromkeys(site.path for site in followed.calls if site.path in paths)
+    counts = {path: own_heads(followed, path) for path in ran}
+    return [Heads(path, "output", path, count) for path, count in counts.items() if count is not None]
 
 
 def _slices(followed: Followed, path: LayerPath, count: int) -> Heads:

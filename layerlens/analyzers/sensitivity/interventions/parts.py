@@ -76,6 +76,9 @@ def grid(by: str, shape: Sequence[int], roles: Sequence[str] | str, heads: int =
     units = [axis for axis, role in enumerate(roles) if role == "unit"]
     places = [axis for axis, role in enumerate(roles) if role in ("place", "key", "mixed") and shape[axis] > 1]
     if by == "head":
+        apart = [axis for axis, role in enumerate(roles) if role == "head"]
+        if len(apart) == 1 and shape[apart[0]] == heads:
+            return Grid((apart[0],), (heads,), (1,))
         features = shape[units[-1]] if units else 0
         if not features or features % heads:
             return f"has {features} features before its projection, which are not {heads} heads of one size"

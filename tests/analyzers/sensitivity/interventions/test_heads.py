@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import layerlens
 from layerlens import ablate, errors, patch
 from layerlens.analyzers.sensitivity.interventions.heads import find_heads
 from layerlens.axes.followed import followed
@@ -147,3 +148,42 @@ def test_heads_that_are_given_after_a_residual_are_zeroed_where_they_lie():
         changed = model(x)[:, 1]
         handle.remove()
         assert float(found.values[head]) == pytest.approx(float((changed - model(x)[:, 1]).mean().detach()), rel=1e-9)
+
+
+class Core(nn.Module):
+    def __init__(self, apart):
+        super().__init__()
+        self.apart = apart
+
+    def forward(self, q, k, v):
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)  # (batch, head, place, unit of the head)
+        return mixed if self.apart else mixed.transpose(1, 2).flatten(2)
+
+
+class WithoutProjection(nn.Module):
+    """An attention whose output projection is no layer."""
+
+    def __init__(self, apart=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.core, self.head = nn.Linear(6, 36), Core(apart), nn.Linear(6, 2)
+        self.out = nn.Parameter(normal(12, 6, seed=2))
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 3, 4).permute(2, 0, 3, 1, 4)
+        mixed = self.core(q, k, v)
+        mixed = mixed.transpose(1, 2).flatten(2) if self.core.apart else mixed
+        return self.head(torch.tanh(mixed @ self.out).mean(1))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_heads_that_a_layer_returns_are_those_of_an_edit(apart):
+    model, x = WithoutProjection(apart).double().eval(), normal(2, 5, 6).double()
+    found = ablate(model, x, "core", by="head", target=1)
+    assert found.items == tuple(f"core head {head}" for head in range(3))
+    for head in range(3):
+        edited = layerlens.run(model, x, edits={"core": layerlens.edits.zero(heads=head)})
+        wanted = (edited - model(x))[:, 1].mean().detach()
+        assert float(found.values[head]) == pytest.approx(float(wanted), rel=1e-9) and float(wanted) != 0
+    with pytest.raises(errors.LayerNotFound, match=r"return heads, to be named with layers=: .*'core'"):
+        ablate(model, x, by="head", target=1)
