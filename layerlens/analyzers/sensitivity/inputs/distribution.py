@@ -152,7 +152,7 @@ def study(model: nn.Module, x: Input, forward: Forward | None, options: StudyOpt
         raise InputError(
             f"rows are drawn from x as a whole and scored one by one, but {type(model).__name__} does not run on one "
             f"sample (batch statistics, or a fixed number of samples; it runs on {inputs.batch}). Give baseline=, such "
-            "as baseline='mean', which explains each sample within its batch."
+            "as baseline='zero', which explains each sample within its batch."
         )
     scorer = whole if len(rows) == inputs.batch else Scorer(model, inputs.rows(rows), aim, forward=forward)
     coalitions = Coalitions(scorer, "zero" if baseline is None else baseline, options.batch_size)

@@ -20,14 +20,14 @@ class Largest:
         residual: ||A v - value v|| / value: an eigenvalue lies that near, relative to it.
         used: iterations until the residual was within the tolerance, or all of them.
         history: the value after each iteration, `(rows, iterations)`, constant once a row is done.
-        asymmetry: |v' A v - v' (A v)| / v' A v of the first vector: 0 where both products belong to one matrix.
+        forms: v' A v and v' (A v) of the first vector, `(rows, 2)`: equal where both products belong to one matrix.
     """
 
     value: torch.Tensor
     residual: torch.Tensor
     used: torch.Tensor
     history: torch.Tensor
-    asymmetry: torch.Tensor
+    forms: torch.Tensor
 
 
 def largest(product: Product, start: torch.Tensor, iterations: Iterable[int], count: int, tolerance: float) -> Largest:
@@ -52,12 +52,12 @@ def largest(product: Product, start: torch.Tensor, iterations: Iterable[int], co
     off_diagonal = torch.zeros(rows, count, dtype=torch.float64)
     value, residual = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
     used, done = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.bool)
-    asymmetry, history = torch.zeros(rows, dtype=torch.float64), list[torch.Tensor]()
+    forms, history = torch.zeros(rows, 2, dtype=torch.float64), list[torch.Tensor]()
     for step in iterations:
         image, square = product(vector)
         diagonal[:, step] = square.double().cpu()
         if step == 0:
-            asymmetry = _relative((image * vector).sum(dim=1).double().cpu() - diagonal[:, 0], diagonal[:, 0])
+            forms = torch.stack([diagonal[:, 0], (image * vector).sum(dim=1).double().cpu()], dim=1)
         for _ in range(2):  # a single pass leaves rounding errors
             for known in basis:
                 image = image - (image * known).sum(dim=1, keepdim=True) * known
@@ -78,7 +78,7 @@ def largest(product: Product, start: torch.Tensor, iterations: Iterable[int], co
         vector = image * scale.unsqueeze(1)
         basis.append(vector)
     history += [value] * (count - len(history))
-    return Largest(value, residual, used, torch.stack(history, dim=1), asymmetry)
+    return Largest(value, residual, used, torch.stack(history, dim=1), forms)
 
 
 def _ritz(diagonal: torch.Tensor, off_diagonal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

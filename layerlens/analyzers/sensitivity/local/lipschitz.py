@@ -194,6 +194,9 @@ MOST_ROWS = 64
 GAP = 0.1
 """Relative difference between v' (J' J v) and ||J v||^2 above which they belong to two different functions."""
 
+GRADIENT = "its backward pass does not belong to its forward pass (detach, numpy, or a custom gradient)"
+MIXED = "samples influence each other in it, or are in another order than in the input: give one sample, such as x[:1]"
+
 
 @dataclasses.dataclass(frozen=True)
 class LanczosOptions:
@@ -310,9 +313,13 @@ def _iterate(
         pair_values = Largest(
             **{field.name: getattr(eigenvalues, field.name)[rows] for field in dataclasses.fields(eigenvalues)}
         )
-        if bool((pair_values.asymmetry > GAP).any()):
-            left_out[pair[0].name] = (
-                "its backward pass does not belong to its forward pass (detach, numpy, or a custom gradient)"
-            )
+        if _apart(pair_values.forms, GAP):  # the batch as a whole has one J, also where samples are mixed
+            left_out[pair[0].name] = GRADIENT if _apart(pair_values.forms.sum(dim=0), GAP / 10) else MIXED
         kept[pair] = pair_values, products.sizes[place].double()
     return kept
+
+
+def _apart(forms: torch.Tensor, gap: float) -> bool:
+    """Whether ||J v||^2 and v' (J' J v), the last axis, differ."""
+    direct, pulled = forms.unbind(dim=-1)
+    return bool(((pulled - direct).abs() > gap * direct).any())
