@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -259,7 +260,17 @@ def plain_names(axes: Axes) -> tuple[str, ...] | None:
     if "unknown" in kinds:
         return None
     alone = [kind for kind in ("batch", "unit") if kinds.count(kind) == 1]
-    return tuple(kind if kind in alone else name for kind, name in zip(kinds, named(axes), strict=True))
+    found = [kind if kind in alone else name for kind, name in zip(kinds, named(axes), strict=True)]
+    for at in holding(axes, "unit"):
+        if kinds[at] == "place":  # of a single unit, as in a flattened picture of one color
+            found[at] = f"{next(part.name for part in axes[at].parts() if _part_role(part) == 'unit')}*{found[at]}"
+    return tuple(found)
+
+
+def unit_name(names: Sequence[str]) -> str | None:
+    """Return the name, of those of `plain_names`, of the axis of units, perhaps counted together with places."""
+    found = [name for name in names if not {"unit", "channel", "feature"}.isdisjoint(name.split("*"))]
+    return "unit" if "unit" in found else found[0] if len(found) == 1 else None
 
 
 def layer_names(axes: Axes) -> tuple[str, ...] | None:
@@ -275,6 +286,11 @@ def layer_names(axes: Axes) -> tuple[str, ...] | None:
         ("channel" if "place" in kinds[at:] else "feature") if kinds.count("unit") == 1 and kind == "unit" else name
         for at, (kind, name) in enumerate(zip(kinds, names, strict=True))
     )
+
+
+def assumed(axes: Axes) -> bool:
+    """Whether the model shows nothing of what the axes of an input are: they have the names of torch's own layers."""
+    return any(part.source.assumed for axis in axes for part in axis.parts())
 
 
 def described(axes: Axes | None) -> str:

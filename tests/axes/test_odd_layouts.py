@@ -6,6 +6,8 @@ from torch import nn
 
 import layerlens
 from layerlens import Lens, Record, capture, errors
+from layerlens.analyzers.common.features.layer_features import FeatureReader
+from layerlens.inputs.inputs import as_inputs
 from layerlens.probes.probe import Probe
 from layerlens.scale.over import over
 from tests.cases import normal
@@ -225,3 +227,19 @@ def test_a_pixel_of_an_input_with_its_channels_last_is_covered_with_all_of_them(
     covered[:, 2, 3] = 0
     wanted = (model(x) - model(covered))[:, 1].detach()
     torch.testing.assert_close(found[:, 2, 3], wanted[:, None].expand(2, 4))
+
+
+@pytest.mark.parametrize("layer", ["0", "2"])
+def test_entries_of_a_flattened_tensor_are_units_everywhere(layer):
+    net = {
+        "0": nn.Sequential(nn.Flatten(), nn.Linear(36, 2)),
+        "2": nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2)),
+    }[layer].eval()
+    x = normal(5, 1, 6, 6)
+    with torch.no_grad():
+        flat = net[: int(layer) + 1](x)
+    assert torch.equal(layerlens.activation_maps(net, x, layer).values, flat)
+    assert torch.equal(FeatureReader(net, layer).read(as_inputs(x)).layers[layer], flat.double())
+    assert over(net, x).statistics(layer).mean[layer].shape == flat.shape[1:]
+    found = Lens(net).run(x, edits={layer: layerlens.edits.zero(units=7)})
+    torch.testing.assert_close(found, net[int(layer) + 1 :](flat.index_fill(1, torch.tensor([7]), 0)).detach())

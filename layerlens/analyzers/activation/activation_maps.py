@@ -12,6 +12,7 @@ from layerlens.analyzers.common.calls.call_shapes import call_index, one_match
 from layerlens.analyzers.common.calls.used_tensors import one_tensor, tensors_read
 from layerlens.axes.follow import Followed
 from layerlens.axes.followed import followed
+from layerlens.axes.layout import unit_name
 from layerlens.errors import OptionError, RecordError
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -153,7 +154,7 @@ def units_second(output: torch.Tensor, axes: Sequence[str]) -> tuple[torch.Tenso
     """Move the batch to axis 0 and the units to axis 1; a missing one gets length 1."""
     if "batch" not in axes:
         output, axes = output.unsqueeze(0), ("batch", *axes)
-    unit = next((name for name in axes if "unit" in name.split("*")), "unit")
+    unit = unit_name(axes) or "unit"
     if unit not in axes:
         output, axes = output.unsqueeze(-1), (*axes, unit)
     order = ("batch", unit, *(name for name in axes if name not in ("batch", unit)))

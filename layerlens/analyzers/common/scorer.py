@@ -42,8 +42,6 @@ Leaves = dict[str, torch.Tensor]
 Changed = Mapping[str, torch.Tensor]
 Edits = Mapping[LayerPath, Edit]
 
-IMAGE_AXES = ("batch", "channel", "height", "width")
-
 
 class Scorer:
     """The score of a model as a function of its leaves; use it inside `borrowed(model)`.
@@ -267,14 +265,12 @@ class Scorer:
         }
 
     def _axes(self, name: str, values: torch.Tensor) -> tuple[str, ...] | None:
-        """The axes of the values of a leaf: of a table and an image by convention, of others as followed."""
+        """The axes of the values of a leaf: of a table by convention, of others as followed."""
         leaf = self.leaves[name]
         if leaf.place is not None:
             return leaf.place.axes
         if leaf.layer is not None or values.ndim < 3:
             return {2: ("batch", "token" if leaf.layer is not None else "feature")}.get(values.ndim)
-        if values.ndim == 4 and values.shape[1] in (1, 3):
-            return IMAGE_AXES
         axes = axis_names(followed(self.model, self.inputs, self.forward).inputs[name])
         return (*axes[:2], "feature") if axes[2:] == ("channel",) else axes
 

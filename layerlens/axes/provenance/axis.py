@@ -31,6 +31,7 @@ class Source:
         roles: what operations did to it, such as `"contracted"` or `"windowed"`, in order of their occurrence.
         heads: number of heads into which attention split it, and units from one head to the next -> layer that did.
         grids: number of entries, and units from one to the next, of an axis that a convolution slid over -> its name.
+        assumed: whether the model shows nothing of what the axes of this input are.
     """
 
     kind: Kind
@@ -43,6 +44,7 @@ class Source:
     roles: dict[str, int] = dataclasses.field(default_factory=dict)
     heads: dict[tuple[int, float], str] = dataclasses.field(default_factory=dict)
     grids: dict[tuple[int, float], str] = dataclasses.field(default_factory=dict)
+    assumed: bool = False
 
     def __repr__(self) -> str:
         return f"Source({self.name or self.kind}[{self.size}])"

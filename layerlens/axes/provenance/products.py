@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .axis import Axes, Axis, as_keys, best, new, without
+from .axis import Axes, Axis, Part, as_keys, best, new, without
 from .table import Found, Operation, constant, row
 from .windows import note
 
@@ -56,8 +56,17 @@ def _vector(left: Axes | None, right: Axes | None, rank: int) -> Axes:
 
 def note_sum(axis: Axis | None, *, with_constant: bool) -> None:
     """Note that a layer summed over an axis of an input."""
-    if axis is not None and with_constant:
-        note(axis, "contracted" if axis.part is not None else "contracted with others")
+    if axis is None or not with_constant:
+        return
+    note(axis, "contracted" if axis.part is not None else "contracted with others")
+    patch = [part for part in axis.parts() if part.inner and part.source.kind == "input"]
+    if len(patch) > 1 and all(isinstance(factor, Part) for factor in axis.factors):  # windows that do not overlap
+        patch.sort(key=lambda part: part.source.origin or ("", 0))
+        for place, part in enumerate(patch):
+            part.source.roles.setdefault(f"window {place} of {len(patch)}", len(part.source.roles))
+        for part in axis.parts():
+            if part not in patch and not part.outer:
+                note(Axis((part,)), "contracted")
 
 
 def heads(axis: Axis, layer: str) -> None:

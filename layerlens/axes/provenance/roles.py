@@ -95,23 +95,28 @@ def _by_roles(sources: list[Source]) -> None:
 
 
 def _by_convention(sources: list[Source], tensor: torch.Tensor) -> None:
-    """Name what no layer shows as torch's own layers do: a picture is (batch, channel, height, width)."""
+    """Name what no layer shows as torch's own layers do: a picture is (batch, channel, height, width).
+
+    Of a series time is then the longer axis. What contradicts the convention elsewhere leaves the rest without names.
+    """
     free = [source for source in sources if not source.name]
     taken = {source.name for source in sources}
     if not free:
         return
-    floating = tensor.is_floating_point()
+    floating, nothing = tensor.is_floating_point(), not taken - {"", "batch"}
+    channels_first = nothing and tensor.ndim == 3 and tensor.shape[2] >= tensor.shape[1]
     conventions: dict[int, tuple[str, ...]] = {
         2: ("batch", "feature" if floating else "token"),
-        3: ("batch", "time", "feature"),
+        3: ("batch", "channel", "time") if channels_first else ("batch", "time", "feature"),
         4: ("batch", "channel", "height", "width"),
         5: ("batch", "channel", "depth", "height", "width"),
     }
     usual = conventions.get(len(sources), ())
     left = [name for name in usual if name not in taken]
-    if not taken - {"batch"} or len(left) == len(free):
+    placed = [(source, name) for source, name in zip(sources, usual, strict=False) if not source.name]
+    if nothing or (len(left) == len(free) and (len(free) == 1 or [name for _, name in placed] == left)):
         for source, name in zip(free, left, strict=False):
-            source.name = name
+            source.name, source.assumed = name, nothing
     for place, source in enumerate(sources):
         if not source.name:
             source.name = f"axis {place}"

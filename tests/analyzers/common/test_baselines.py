@@ -5,6 +5,7 @@ from torch import nn
 from layerlens.analyzers.common.features.baselines import baselines, blur
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.saliency import integrated_gradients
+from layerlens.axes.followed import name_axes
 from layerlens.errors import OptionError
 from tests.cases import CASES, normal
 
@@ -29,8 +30,11 @@ def test_named_baselines_of_an_image():
 def test_named_baselines_of_series_volumes_and_tables():
     series = torch.randn(2, 50, 3)  # (batch, time, feature)
     scorer = Scorer(nn.Flatten(), series, lambda output: output.sum(dim=1))
-    mean = baselines(scorer, "mean")[0]["0"]
+    with pytest.warns(UserWarning, match="no layer shows which axis .* the longer one is taken, axis 1"):
+        mean = baselines(scorer, "mean")[0]["0"]
     torch.testing.assert_close(mean, series.mean(dim=1, keepdim=True).expand(2, 50, 3))
+    name_axes(scorer.model, {"0": ("batch", "time", "feature")})
+    scorer = Scorer(scorer.model, series, lambda output: output.sum(dim=1))
     blurred = baselines(scorer, "blur")[0]["0"]
     torch.testing.assert_close(blurred, blur(series.mT[..., None], (2,))[..., 0].mT)
     volume = torch.randn(1, 2, 5, 6, 7)

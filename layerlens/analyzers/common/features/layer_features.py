@@ -12,6 +12,7 @@ from torch import nn
 
 from layerlens.axes.call_site import CallSite
 from layerlens.axes.followed import followed
+from layerlens.axes.layout import unit_name
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
@@ -230,11 +231,11 @@ def pool_name(pool: Pool) -> str:
 
 def units_first(tensor: torch.Tensor, axes: Sequence[str]) -> torch.Tensor:
     """Return `(batch, units, *places)`; an output without units has one."""
-    rows = axes.index("batch")
-    unit = axes.index("unit") if "unit" in axes else None
+    rows, name = axes.index("batch"), unit_name(axes)
     tensor = tensor.movedim(rows, 0)
-    if unit is None:
+    if name is None:
         return tensor.unsqueeze(1)
+    unit = axes.index(name)
     return tensor.movedim(unit if unit > rows else unit + 1, 1)
 
 

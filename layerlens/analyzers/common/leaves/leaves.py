@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from torch import nn
 
 from layerlens.axes.followed import followed
-from layerlens.axes.layout import layer_names
-from layerlens.axes.series import time_axis
-from layerlens.errors import AxesUnknown, InputError
+from layerlens.axes.layout import assumed, layer_names
+from layerlens.axes.provenance.axis import Axes
+from layerlens.errors import AxesUnknown, InputError, warn
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
 from layerlens.probes.made_edits import Edit
@@ -20,8 +21,8 @@ from layerlens.probes.made_edits import Edit
 from .layer_leaf import LeafCall
 from .token_leaf import Use, token_uses
 
-SERIES: dict[int, tuple[str, ...]] = {1: ("batch", "time", "feature"), 2: ("batch", "channel", "time")}
-"""The axes of a series by that of time."""
+UNORDERED = ("axis 1", "axis 2", "axis 3", "axis 4")
+"""Names of axes of an input along which the model neither slides nor steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +34,28 @@ class Leaf:
             side by side; for a layer its output with the batch first.
         uses: the calls of embedding layers whose output it is; none for other leaves.
         place: the call of the layer whose output it is, where one was asked for.
-        axes: names of the axes of an input, where the model shows them; else None.
+        follow: returns the axes of an input, for which the model may run once more.
     """
 
     value: torch.Tensor
     uses: tuple[Use, ...] = ()
     place: LeafCall | None = None
-    axes: tuple[str, ...] | None = None
+    follow: Callable[[], Axes] | None = dataclasses.field(default=None, repr=False)
+
+    @functools.cached_property
+    def axes(self) -> tuple[str, ...] | None:
+        """Names of the axes of an input, or of a layer's output with the batch first; None where nothing shows them."""
+        if self.place is not None:
+            return self.place.axes
+        axes = None if self.follow is None or self.value.ndim < 3 else self.follow()
+        return None if axes is None or assumed(axes) else layer_names(axes)
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is an input with a height and a width; where nothing shows the axes, one of 1 or 3 colors."""
+        if not self.is_input or self.value.ndim != 4:
+            return False
+        return self.value.shape[1] in (1, 3) if self.axes is None else {"height", "width"} <= set(self.axes)
 
     @property
     def layer(self) -> LayerPath | None:
@@ -79,15 +95,7 @@ def find_leaves(model: nn.Module, inputs: Inputs, forward: Forward | None) -> di
 
 
 def _input_leaf(model: nn.Module, inputs: Inputs, forward: Forward | None, name: str) -> Leaf:
-    """The leaf of a floating-point input; the axes of a picture of one or three colors are those of any picture."""
-    x = inputs.tensors()[name].detach()
-    if x.ndim == 3:
-        time = time_axis(model.modules(), x.shape)
-        return Leaf(x, axes=None if time is None else SERIES[time])
-    if x.ndim < 4 or (x.ndim == 4 and x.shape[1] in (1, 3)):
-        return Leaf(x)
-    axes = followed(model, inputs, forward).inputs.get(name)
-    return Leaf(x, axes=None if axes is None else layer_names(axes))
+    return Leaf(inputs.tensors()[name].detach(), follow=lambda: followed(model, inputs, forward).inputs[name])
 
 
 def _tables(uses: Sequence[Use]) -> dict[LayerPath, slice]:
@@ -148,11 +156,12 @@ def _laid_out(use: Use, value: torch.Tensor, table: slice) -> Callable[[Any], An
 def unit_and_places(leaf: Leaf) -> tuple[int | None, list[int]]:
     """Return the axis of channels or features of a sample (None where there is none), and the axes that are places.
 
-    Of a series `(batch, channel, time)` or `(batch, time, feature)` time is what no layer reads as channels or
-    features, and where no layer shows it, the longer axis.
+    Of a series of which the model shows neither, time is the longer axis, with a warning.
+
+    Raises:
+        AxesUnknown: when the axes of a layer's output are not known.
     """
-    sizes = leaf.value.shape[1:]
-    axes = leaf.axes if leaf.place is None else leaf.place.axes
+    sizes, axes = leaf.value.shape[1:], leaf.axes
     if leaf.place is not None and len(sizes) > 1 and axes is None:
         raise AxesUnknown(
             f"the axes of layer {leaf.place.name!r} are not known, so it has no places to change. Name them, such as "
@@ -164,7 +173,14 @@ def unit_and_places(leaf: Leaf) -> tuple[int | None, list[int]]:
     if len(sizes) == 1:
         return None, [0]
     if len(sizes) == 2:
-        return (0, [1]) if sizes[1] >= sizes[0] else (1, [0])
+        time = 1 if sizes[1] >= sizes[0] else 0
+        if leaf.follow is not None and 1 not in sizes:
+            other = ("batch", "time", "feature") if time else ("batch", "channel", "time")
+            warn(
+                f"no layer shows which axis of the input {tuple(leaf.value.shape)} is time: the longer one is taken, "
+                f"axis {time + 1}. If it is not, name the axes: Lens(model, axes={{'0': {other}}})."
+            )
+        return 1 - time, [time]
     return 0, list(range(1, len(sizes)))
 
 
@@ -180,4 +196,4 @@ def spread_axes(leaf: Leaf) -> list[int]:
     """
     if leaf.layer is not None or leaf.value.ndim < 3:
         return []
-    return [axis + 1 for axis in unit_and_places(leaf)[1]]
+    return [axis + 1 for axis in unit_and_places(leaf)[1] if leaf.axes is None or leaf.axes[axis + 1] not in UNORDERED]
