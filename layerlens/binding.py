@@ -23,6 +23,10 @@ Finish = Callable[[WrappedModel, Any, Mapping[str, Any]], Any]
 """`(lens, result, arguments) -> result`: adds to a result what the lens knows."""
 
 
+_REFERENCES = {"baseline", "baselines", "fill", "reference"}
+"""Options that may be tables and pictures, as the input may."""
+
+
 class bind(Generic[P, R]):
     """A function of a model as a method of a lens, with the function's own signature, docstring and types.
 
@@ -83,6 +87,8 @@ class bind(Generic[P, R]):
         known = self._read(lens, given)
         if options.get("target") is not None:
             options = {**options, "target": lens.target(options["target"], known)}
+        for one in (given, options):
+            one |= {name: lens.reference(one[name], known) for name in _REFERENCES & one.keys()}
         function: Callable[..., Any] = self.function
         result = function(**given, **options)
         return lens.with_tokens(result, known) if self.finish is None else self.finish(lens, result, given)

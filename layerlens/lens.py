@@ -123,11 +123,18 @@ class Lens(WrappedModel):
     The model is never changed; it runs in eval mode and is returned as it was. A Lens holds no state about past runs.
 
     Args:
-        model: any `torch.nn.Module`.
+        model: any `torch.nn.Module`; or a fitted net of skorch, or a pipeline or search of scikit-learn that ends in
+            one: the steps before the net are then its transform.
         class_names: names of the model's classes, by index; targets can then be names.
         tokenizer: turns a text, or a list of texts, into an encoding (like those of `transformers`); inputs can then
             be texts.
         forward: `forward(model, *args, **kwargs)` to call instead of the model.
+        transform: turns a picture (of PIL) into a sample, as for the training of the model: a transform of torchvision
+            or timm, or a processor of transformers; inputs can then be pictures and lists of them. Or a function or
+            fitted transformer of tables, for DataFrames and arrays. Tensors are what the model takes, and are not
+            transformed.
+        feature_names: names of the features of the input, in order; of several inputs a dict by input name. The columns
+            of a DataFrame are known.
         axes: names of the axes of inputs and layers that cannot be followed, or have a better name; see `name_axes`.
 
     Raises:

@@ -23,6 +23,7 @@ SHARED = {
     "layers": "which layers, see `Selection`; None for every layer.",
     "target": "what to score, see `as_target`; None is the predicted class.",
     "where": 'None for the input; or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.',
+    "hold": "an input that is held fixed, by name or position, or a list of those: never changed or attributed to.",
     "call": "which call of a layer that runs several times.",
     "forward": "`forward(model, *args, **kwargs)` to call instead of the model.",
     "data": "a data set: a tensor, Dataset, DataLoader, or iterable of samples or of pairs (x, label); or a `Data`.",

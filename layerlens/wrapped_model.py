@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,11 +14,15 @@ from .analyzers.common.samples import or_none
 from .axes.follow import AxisNames
 from .axes.followed import name_axes
 from .errors import InputError, warn
-from .inputs.inputs import Inputs, as_inputs
+from .inputs.inputs import Inputs, arguments, as_inputs
 from .inputs.sequences import sequences
+from .inputs.tables import Names as Columns, check_names, is_frame, is_row, is_series
 from .inputs.token_texts import encoded_texts, known_tokens, token_ids
+from .inputs.transforms import Transform, are_pictures, refuse_pictures, stacked, without_label
 from .model.borrowed import borrowed
+from .model.estimators import torch_model
 from .model.layers import Layers, parameter_count
+from .model.placement import home
 from .results import AttentionWeights, Attribution
 from .signatures import public
 from .targets.names import Names, read_names
@@ -26,6 +31,9 @@ from .targets.target import Spec, Target, as_target
 from .targets.tokens import Vocabulary
 
 Found = TypeVar("Found")
+
+FeatureNames: TypeAlias = "Sequence[str] | Mapping[str, Sequence[str]] | None"
+"""Names of the features of the input, in order; of several inputs a dict by input name."""
 
 
 class WrappedModel:
@@ -39,13 +47,21 @@ class WrappedModel:
         class_names: Names = None,
         tokenizer: Callable[..., Any] | None = None,
         forward: Callable[..., Any] | None = None,
+        transform: Any = None,
+        feature_names: FeatureNames = None,
         axes: AxisNames | None = None,
     ) -> None:
+        model, steps, classes = torch_model(model)
+        if steps is not None and transform is not None:
+            raise InputError("the pipeline has its own steps before the net: leave transform= out, or give the net.")
         with borrowed(model, grad=False):
             self.model = model
         if axes:
             name_axes(model, axes)
-        self.class_names = read_names(class_names)
+        self.class_names = read_names(classes if class_names is None else class_names)
+        given = steps if transform is None else transform
+        self.transform = None if given is None else Transform(given)
+        self.feature_names = feature_names
         self.tokenizer = tokenizer
         self.forward = forward
 
@@ -65,7 +81,9 @@ class WrappedModel:
             return inputs.run(self.model, self.forward)
 
     def inputs(self, x: Any) -> Inputs:
-        """Read an input; text goes through the tokenizer, padded to the longest.
+        """Read an input: text by the tokenizer, padded to the longest; pictures and tables by the transform.
+
+        Numbers that come from arrays, tables and the transform are moved to the device and the dtype of the model.
 
         Where padding on the left would shift the positions of a text, `position_ids` counts them from its first token,
         as `generate` of transformers does.
@@ -76,12 +94,13 @@ class WrappedModel:
         Raises:
             InputError: when it cannot be read, or is text and there is no tokenizer.
         """
+        x = without_label(x)[0]
         texts = [x] if isinstance(x, str) else x
         is_text = isinstance(texts, (list, tuple)) and bool(texts) and all(isinstance(text, str) for text in texts)
         if not is_text:
             if isinstance(x, Mapping) and self.forward is None and _positions(self, x):
                 warn(LEFT_PADDING.format(type(self.model).__name__))
-            return as_inputs(x).named_for(self.model, self.forward)
+            return self._with_features(self._numbers(x).named_for(self.model, self.forward))
         if self.tokenizer is None:
             raise InputError("a text was given, but no tokenizer: Lens(model, tokenizer=...).")
         padded = {"padding": True} if len(texts) > 1 else {}
@@ -92,6 +111,96 @@ class WrappedModel:
             given |= _positions(self, given)
         return dataclasses.replace(as_inputs(given), texts=read)
 
+    def reference(self, value: Any, inputs: Inputs | None) -> Any:
+        """Read a table or pictures, given as a baseline or a reference, as the input is read; others are kept.
+
+        Raises:
+            InputError: when a table has other columns than the input.
+        """
+        if not (is_frame(value) or is_series(value) or are_pictures(value)):
+            return value
+        read = self.inputs(value)
+        known = {} if inputs is None else inputs.features
+        for name, columns in read.features.items():
+            if known.get(name, columns) != columns:
+                raise InputError(f"the reference has other columns than input {name!r}, or in another order.")
+        tensors = read.tensors()
+        return next(iter(tensors.values())) if len(tensors) == 1 else tensors
+
+    def _numbers(self, x: Any) -> Inputs:
+        """Read an input other than text."""
+        if isinstance(x, (Inputs, torch.Tensor)):
+            return as_inputs(x)
+        value: Any = x
+        names: Columns = ()
+        if self.transform is None:
+            refuse_pictures(x)
+        else:
+            value, names = self.transform(x)
+        several = isinstance(value, list) or is_row(value)
+        if several and len(value) > arguments(self.model, self.forward):
+            if isinstance(value, Mapping):  # a row of a data set: numbers by column
+                value, names = np.array([list(value.values())], dtype=np.float64), tuple(map(str, value))
+            else:
+                value = stacked([torch.as_tensor(one) for one in value], "samples of the list")
+        dtypes = {one.dtype for one in self.model.parameters() if one.is_floating_point()}
+        dtype = next(iter(dtypes)) if len(dtypes) == 1 else None
+        inputs = as_inputs(value, dtype)
+        if names:
+            inputs = dataclasses.replace(inputs, features={next(iter(inputs.tensors())): names})
+        if value is not x and dtype is not None:
+            inputs = inputs.map(lambda one: one.to(dtype) if one.is_floating_point() else one)
+        if not any(isinstance(one, torch.Tensor) for one in _parts(x).values()):
+            inputs = inputs.to(home(self.model))
+        return self._of_tables(value, inputs, dtype or torch.float32)
+
+    def _of_tables(self, x: Any, inputs: Inputs, dtype: torch.dtype) -> Inputs:
+        """Make tables of whole numbers floating-point, unless the model takes them only as they are."""
+        whole = [name for name, part in _parts(x).items() if is_frame(part)]
+        tensors = {name: one for name, one in inputs.tensors().items() if name in whole and not one.is_floating_point()}
+        if not tensors:
+            return inputs
+        numbers = inputs.replace({name: one.to(dtype) for name, one in tensors.items()})
+        return numbers if self._runs(numbers) or not self._runs(inputs) else inputs
+
+    def _runs(self, inputs: Inputs) -> bool:
+        try:
+            self.run_inputs(inputs)
+        except (RuntimeError, IndexError, TypeError, ValueError):
+            return False
+        return True
+
+    def _with_features(self, inputs: Inputs) -> Inputs:
+        """Add the names of features that this model knows.
+
+        Raises:
+            InputError: when they do not fit the input, or its columns have other names.
+        """
+        if self.feature_names is None:
+            return inputs
+        tensors, by_name = inputs.tensors(), dict[str, Sequence[str]]()
+        if isinstance(self.feature_names, Mapping):
+            for name, names in self.feature_names.items():
+                by_name |= dict.fromkeys(inputs.find(name, "input in feature_names="), names)
+        else:
+            floating = [name for name, one in tensors.items() if one.is_floating_point()]
+            fits = [name for name in floating or tensors if len(self.feature_names) in tensors[name].shape[1:]]
+            if len(fits) != 1 and len(tensors) > 1:
+                raise InputError(
+                    f"feature_names= of {len(self.feature_names)} names fits {', '.join(fits) or 'none'} of the inputs "
+                    f"({inputs}): give a dict by input name."
+                )
+            by_name = {(fits or list(tensors))[0]: self.feature_names}
+        for name, names in by_name.items():
+            check_names(name, names, tensors[name].shape)
+            columns = inputs.features.get(name, tuple(names))
+            if columns != tuple(names):
+                raise InputError(
+                    f"the columns of input {name!r} are not the feature_names= of the model, in their order: "
+                    f"{', '.join(columns[:5])}, ... for {', '.join(list(names)[:5])}, .... Try df[feature_names]."
+                )
+        return dataclasses.replace(inputs, features=inputs.features | {k: tuple(v) for k, v in by_name.items()})
+
     def with_tokens(self, result: Found, inputs: Inputs | None) -> Found:
         """Return a result, or each of a list, with the texts of its tokens, where they are known."""
         if inputs is None:
@@ -99,7 +208,7 @@ class WrappedModel:
         if isinstance(result, list):
             return [self.with_tokens(one, inputs) for one in result]  # type: ignore[return-value]
         if isinstance(result, Attribution):
-            result = _with_padding(result, inputs)  # type: ignore[assignment]
+            result = _with_padding(_with_index(result, inputs), inputs)  # type: ignore[assignment]
         if self.tokenizer is None:
             return result
         ids = None
@@ -159,6 +268,19 @@ def _positions(lens: WrappedModel, given: Mapping[str, Any]) -> dict[str, torch.
     if same(one) or not same({**one, "position_ids": counted["position_ids"][row : row + 1]}):
         return {}
     return counted
+
+
+def _parts(x: Any) -> dict[str, Any]:
+    """The arguments of an input by name."""
+    if isinstance(x, Mapping):
+        return dict(x)
+    return {str(place): part for place, part in enumerate(x if isinstance(x, (list, tuple)) else [x])}
+
+
+def _with_index(result: Attribution, inputs: Inputs) -> Attribution:
+    """Add the names of the samples where a method has not."""
+    missing = result.index is None and len(result.score) == len(inputs.index or ())
+    return dataclasses.replace(result, index=inputs.index) if missing else result
 
 
 def _with_padding(result: Attribution, inputs: Inputs) -> Attribution:

@@ -18,6 +18,8 @@ from layerlens.progress import track
 from layerlens.signatures import public_class
 
 from .inputs import Input, Inputs, as_inputs
+from .tables import is_frame, is_series
+from .transforms import without_label
 
 Samples: TypeAlias = "Data | Dataset[Any] | DataLoader[Any] | Iterable[Any] | Input"
 """A data set: a torch Dataset or DataLoader, any iterable of samples or batches, an input whose rows are samples, or
@@ -55,8 +57,9 @@ class Data:
     A field that is None is set by the options of the analyzer; any other takes precedence.
 
     Args:
-        samples: a tensor, an array, or a dict of them, whose first axis is the samples; a torch Dataset or DataLoader;
-            or any iterable. An item may be a pair (x, label), where a label is a whole number or a text.
+        samples: a tensor, an array, a DataFrame, or a dict of them, whose first axis is the samples; a torch Dataset or
+            DataLoader; or any iterable. An item may be a pair (x, label), where a label is a whole number or a text,
+            or a row such as `{"image": picture, "label": 3}`.
         labels: one per sample; None takes those in the samples.
         batch_size: samples per batch; larger batches of the data are split. None: 16.
         batched: whether the items of an iterable are batches. None: yes for a DataLoader that makes batches, no for
@@ -268,8 +271,12 @@ def _items(data: Any, size: int, batched: bool | None) -> tuple[Iterable[Any], b
         if not data.ndim:
             raise InputError("data is a single number; give samples along the first axis.")
         return (data[i : i + size] for i in range(0, len(data), size)), True, -(-len(data) // size)
+    if is_frame(data):
+        return (data.iloc[i : i + size] for i in range(0, len(data), size)), True, -(-len(data) // size)
+    if is_series(data):
+        raise InputError("a Series is one sample, not a data set; give a DataFrame, such as df.loc[[name]].")
     if isinstance(data, Mapping):
-        lengths = {len(part) for part in data.values() if isinstance(part, (torch.Tensor, np.ndarray)) and part.ndim}
+        lengths = {len(part) for part in data.values() if _has_rows(part)}
         if len(lengths) != 1:
             raise InputError(f"the parts of the data ({describe(data)}) must have one length, got {sorted(lengths)}.")
         (count,) = lengths
@@ -289,20 +296,23 @@ def _items(data: Any, size: int, batched: bool | None) -> tuple[Iterable[Any], b
 
 
 def _slice(data: Mapping[str, Any], start: int, size: int, count: int) -> dict[str, Any]:
-    parts = data.items()
+    rows = slice(start, start + size)
     return {
-        name: part[start : start + size]
-        if isinstance(part, (torch.Tensor, np.ndarray)) and part.ndim and len(part) == count
-        else part
-        for name, part in parts
+        name: part if not _has_rows(part) or len(part) != count else part.iloc[rows] if is_frame(part) else part[rows]
+        for name, part in data.items()
     }
+
+
+def _has_rows(part: Any) -> bool:
+    return is_frame(part) or (isinstance(part, (torch.Tensor, np.ndarray)) and part.ndim > 0)
 
 
 def _x_and_label(item: object, whole: bool) -> tuple[Any, Any]:
     """Return (x, label) of an item; the label is None if there is none."""
     if isinstance(item, (tuple, list)) and len(item) == 2 and _is_label(item[1], whole):
         return item[0], item[1]
-    return item, None
+    x, label = without_label(item)
+    return (x, label) if label is None or _is_label(label, whole) else (item, None)
 
 
 def _is_label(part: object, whole: bool) -> bool:
@@ -378,6 +388,8 @@ def _form(inputs: Inputs) -> dict[str, tuple[Any, ...]]:
 
 def _joined(several: list[Inputs]) -> Inputs:
     tensors = [inputs.tensors() for inputs in several]
-    return several[0].replace(
+    whole = several[0].replace(
         {name: torch.cat([one[name] for one in tensors]) for name, first in tensors[0].items() if first.ndim}
     )
+    named = [one.index for one in several if one.index is not None]
+    return dataclasses.replace(whole, index=sum(named, ()) if len(named) == len(several) else None)

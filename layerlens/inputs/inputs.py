@@ -5,21 +5,33 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import math
 import weakref
 from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
-from layerlens.errors import AGAIN, InputError, LayerLensError
+from layerlens.errors import AGAIN, InputError, LayerLensError, choose
 from layerlens.model.placement import offloaded
 from layerlens.model.trees import Held, describe, map_tensors, named_tensors
 
-Input: TypeAlias = "torch.Tensor | np.ndarray[Any, Any] | str | Sequence[Any] | Mapping[str, Any] | Inputs"
-"""Input of a model: a tensor or array; a tuple of arguments; a dict or encoding of keyword arguments; with a tokenizer
-also a text or a list of texts."""
+from .tables import Index, Names, Table, is_frame, is_series, read_table
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Input: TypeAlias = (
+    "torch.Tensor | np.ndarray[Any, Any] | Table | Image | Path | str | Sequence[Any] | Mapping[str, Any] | Inputs"
+)
+"""Input of a model: a tensor, array or DataFrame, or a Series, which is one sample; a tuple of arguments; a dict or
+encoding of keyword arguments; with a tokenizer also a text, with a transform also a picture or its file, or lists."""
+
+Hold: TypeAlias = "str | int | Sequence[str | int] | None"
+"""Names or positions of inputs that are held fixed."""
 
 Forward: TypeAlias = Callable[..., Any]
 """`forward(model, *args, **kwargs)`, called instead of the model."""
@@ -37,12 +49,18 @@ class Inputs:
         kwargs: keyword arguments.
         texts: what each token of `input_ids` reads, by sample, where they were made of texts and it is known.
         names: names of the positional arguments, where they are known.
+        features: names of the features of an input, by its name, where they are known: the columns of a DataFrame.
+        index: names of the samples, where they are known: the index of a DataFrame.
+        held: names of the tensors that are held fixed, see `holding`.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     texts: list[list[str]] | None = dataclasses.field(default=None, compare=False, repr=False)
     names: tuple[str, ...] = ()
+    features: dict[str, Names] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    index: Index | None = dataclasses.field(default=None, compare=False, repr=False)
+    held: tuple[str, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
     def named_for(self, model: nn.Module, forward: Forward | None = None) -> Inputs:
         """Return the arguments with the names that a model, or `forward` after the model, gives the positional ones."""
@@ -112,8 +130,46 @@ class Inputs:
     def replace(self, tensors: Mapping[str, torch.Tensor]) -> Inputs:
         """Return the arguments with the named tensors replaced; the containers of the caller are not changed."""
         names = iter(self.tensors())
-        args, kwargs = map_tensors((list(self.args), self.kwargs), lambda old: tensors.get(next(names), old))
-        return Inputs(tuple(args), kwargs, names=self.names)
+        return self._of(*map_tensors((list(self.args), self.kwargs), lambda old: tensors.get(next(names), old)))
+
+    def _of(self, args: list[Any], kwargs: dict[str, Any]) -> Inputs:
+        """Other arguments with the same names."""
+        names = {name: getattr(self, name) for name in ("names", "features", "index", "held")}
+        return Inputs(tuple(args), kwargs, **names)
+
+    def find(self, name: str | int, what: str = "input") -> list[str]:
+        """Return the tensors of an input given by name; of a positional one also by position.
+
+        Args:
+            name: name or position.
+            what: what it names, for errors.
+
+        Raises:
+            OptionError: when there is no such input.
+        """
+        known: dict[str, list[str]] = {}
+        for tensor in self.tensors():
+            first, *rest = tensor.split(".")
+            place = int(first) if first.isdigit() else len(self.names)
+            for start in dict.fromkeys([first, *self.names[place : place + 1]]):
+                for stop in range(len(rest) + 1):
+                    known.setdefault(".".join([start, *rest[:stop]]), []).append(tensor)
+        return known[choose(what, str(name), known)]
+
+    def holding(self, hold: Hold) -> Inputs:
+        """Return the arguments with some inputs held fixed: no method attributes to them or changes them.
+
+        Args:
+            hold: name of an input, of a positional one also its position; or a list of those.
+
+        Raises:
+            OptionError: when there is no such input.
+        """
+        if hold is None:
+            return self
+        listed = [hold] if isinstance(hold, (str, int)) else hold
+        held = [name for one in listed for name in self.find(one, "input in hold=")]
+        return dataclasses.replace(self, held=tuple(dict.fromkeys([*self.held, *held])))
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor], held: Held | None = None) -> Inputs:
         """Return the arguments with `function` applied to every tensor, and `held` to those inside of other objects.
@@ -125,8 +181,7 @@ class Inputs:
         Raises:
             InputError: when such an object cannot be copied.
         """
-        args, kwargs = map_tensors((list(self.args), self.kwargs), function, held)
-        return Inputs(tuple(args), kwargs, names=self.names)
+        return self._of(*map_tensors((list(self.args), self.kwargs), function, held))
 
     def to(self, device: torch.device | None) -> Inputs:
         """Return the arguments on a device; None keeps theirs."""
@@ -165,20 +220,36 @@ class Inputs:
             own = tensor.ndim and len(tensor) == size and (tensor.ndim > 1 or size > 1)
             return tensor.detach()[index.to(tensor.device)] if own else tensor.detach().clone()
 
-        return self.map(chosen, held)
+        some = self.map(chosen, held)
+        if self.index is None or len(self.index) != size:
+            return some
+        return dataclasses.replace(some, index=tuple(self.index[row] for row in index.tolist()))
 
 
-def as_inputs(x: Input) -> Inputs:
+def arguments(model: nn.Module, forward: Forward | None = None) -> float:
+    """Return how many positional arguments a model, or `forward` after the model, takes at most."""
+    try:
+        parameters = inspect.signature(model.forward if forward is None else forward).parameters.values()
+    except (TypeError, ValueError):  # a function without a signature
+        return math.inf
+    if any(one.kind is one.VAR_POSITIONAL for one in parameters):
+        return math.inf
+    places = sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters)
+    return places - (forward is not None)
+
+
+def as_inputs(x: Input, dtype: torch.dtype | None = None) -> Inputs:
     """Read the input of a model.
 
-    A tensor (or numpy array) is one positional argument; a tuple or list is several; a mapping, such as the encoding of
-    a tokenizer, is keyword arguments. The tensors are not copied and not changed.
+    A tensor (or numpy array, or DataFrame) is one positional argument; a tuple or list is several; a mapping, such as
+    the encoding of a tokenizer, is keyword arguments. The tensors are not copied and not changed.
 
     Args:
         x: the input.
+        dtype: dtype of the floating-point numbers of arrays and tables; None is float32 for float64 and theirs else.
 
     Raises:
-        InputError: when it has no tensor, an empty one or NaN, or is text.
+        InputError: when it has no tensor, an empty one or NaN, or is text, or a column of a table has no numbers.
 
     Example:
         >>> as_inputs({"a": torch.ones(2, 3)}).batch
@@ -188,19 +259,34 @@ def as_inputs(x: Input) -> Inputs:
         return x
     if isinstance(x, str) or (isinstance(x, (list, tuple)) and x and all(isinstance(part, str) for part in x)):
         raise InputError("text needs a tokenizer: Lens(model, tokenizer=...), or pass the encoding as a dict.")
-    if isinstance(x, torch.Tensor):
-        given = Inputs((x,), {})
-    elif isinstance(x, np.ndarray):
-        given = Inputs((_from_numpy(x),), {})
+    parts: dict[str, Any] = {"0": x}
+    if isinstance(x, Mapping):
+        if not all(isinstance(key, str) for key in x):
+            raise InputError(f"a dict input is passed as keyword arguments; its keys must be str, got {list(x)}.")
+        parts = dict(x)
     elif isinstance(x, (tuple, list)):
-        given = Inputs(tuple(_from_numpy(part) if isinstance(part, np.ndarray) else part for part in x), {})
-    elif isinstance(x, Mapping):
-        parts = {key: _from_numpy(part) if isinstance(part, np.ndarray) else part for key, part in x.items()}
-        if not all(isinstance(key, str) for key in parts):
-            raise InputError(f"a dict input is passed as keyword arguments; its keys must be str, got {list(parts)}.")
-        given = Inputs((), parts)
-    else:
-        raise InputError(f"cannot pass {describe(x)} to a model. Give a tensor, a tuple of tensors, or a dict.")
+        parts = {str(place): part for place, part in enumerate(x)}
+    elif not (isinstance(x, (torch.Tensor, np.ndarray)) or is_frame(x) or is_series(x)):
+        other = " Try .to_pandas()." if hasattr(x, "to_pandas") else ""
+        raise InputError(f"cannot pass {describe(x)} to a model. Give a tensor, a tuple of tensors, or a dict.{other}")
+    features, indices = dict[str, Names](), dict[str, Index]()
+    for name, part in parts.items():
+        if is_series(part) and part is not x:
+            raise InputError(
+                f"input {name!r} is a Series next to other inputs, which may be one sample or one number for each: "
+                "give series.to_frame().T or series.to_numpy()."
+            )
+        if is_frame(part) or is_series(part):
+            parts[name], columns, rows = read_table(part)
+            features |= {name: columns} if columns else {}
+            indices |= {name: rows} if rows else {}
+        if isinstance(parts[name], np.ndarray):
+            parts[name] = _from_numpy(parts[name], dtype)
+    if len(set(indices.values())) > 1:
+        raise InputError(f"the rows of {' and '.join(indices)} have different names: give tables of the same samples.")
+    index = next(iter(indices.values()), None)
+    args, kwargs = ((), parts) if isinstance(x, Mapping) else (tuple(parts.values()), {})
+    given = Inputs(args, kwargs, features=features, index=index)
     tensors = given.tensors()
     if not tensors:
         raise InputError(f"the input ({describe(x)}) holds no tensor.")
@@ -214,7 +300,10 @@ def as_inputs(x: Input) -> Inputs:
     return given
 
 
-def _from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
+def _from_numpy(array: np.ndarray[Any, Any], dtype: torch.dtype | None) -> torch.Tensor:
     if array.dtype.kind not in "fiub":
         raise InputError(f"cannot make a tensor of a numpy array of dtype {array.dtype}.")
-    return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else array.copy())
+    tensor = torch.from_numpy(array.copy())
+    if dtype is None and tensor.dtype == torch.float64:
+        dtype = torch.float32
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

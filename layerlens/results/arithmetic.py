@@ -42,6 +42,8 @@ def combined(kind: type[Attribution], first: Attribution, second: Attribution, s
         "tokens": second.tokens if first.tokens is None else first.tokens,
         "texts": second.texts if first.texts is None else first.texts,
         "standard_error": None,
+        "features": {**second.features, **first.features},
+        "index": second.index if first.index is None else first.index,
         "cost": " and ".join(filter(None, (first.cost, second.cost))),
     }
     return kind(**fields)
@@ -71,7 +73,8 @@ def _check_compatible(first: Attribution, second: Attribution, verb: str) -> Non
         raise InputError(
             f"{start}: their scores have shapes {tuple(first.score.shape)} and {tuple(second.score.shape)}."
         )
-    for name, one, two in (("inputs", first.inputs, second.inputs), ("tokens", first.tokens, second.tokens)):
+    known = [(name, getattr(first, name), getattr(second, name)) for name in ("inputs", "tokens", "index")]
+    for name, one, two in [*known, ("features", first.features or None, second.features or None)]:
         if one is not None and two is not None and not _equal(one, two):
             raise InputError(f"{start}: they are of different {name}. Make both of the same batch, in the same order.")
 

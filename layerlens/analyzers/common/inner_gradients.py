@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from layerlens.analyzers.graph.cuts import Cuts
-from layerlens.errors import warn
+from layerlens.errors import InputError, warn
 
 from .directional_slope import along, moved_from_kinks, slope_of
 
@@ -125,3 +127,29 @@ def warn_of_cut(
             f"random direction it is {float(own[worst]):.3g} where the score changes by {float(change[worst]):.3g}. "
             "layerlens.check_gradient(model, x) names the layer."
         )
+
+
+@contextlib.contextmanager
+def backward_pass(model: nn.Module) -> Iterator[None]:
+    """Run a backward pass through `model`: an error that its own code causes says so.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RuntimeError: as autograd raises it.
+        InputError: when an operation of the model wrote into what autograd needs, or checkpoints by re-entering.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "modified by an inplace operation" in text:
+            why = "one of its operations writes into a tensor that the backward pass needs"
+        elif "use_reentrant" in text:
+            why = "it checkpoints with use_reentrant=True; use_reentrant=False works"
+        else:
+            raise
+        raise InputError(
+            f"{type(model).__name__} cannot be differentiated, by layerlens or by loss.backward(): {why} ({text[:200]})"
+        ) from error

@@ -11,6 +11,7 @@ from layerlens.errors import choose, warn
 from layerlens.results import Attribution
 from layerlens.signatures import documented, public, with_section
 
+from .held_inputs import with_hold
 from .text_lengths import by_length
 
 Family = Literal["gradient", "path", "perturbation", "cam", "relevance", "automatic"]
@@ -50,7 +51,8 @@ _ARGS = {
     "deviation of each sample.",
     "features": "values that are removed together. None: columns of a table, tokens, about 64 cells of an image, a "
     'volume or a series. `"values"`, `"places"`, `"channels"`, `"cells"`, `"superpixels"`; a number of cells; labels '
-    "(whole numbers) that broadcast to the input, -1 for what is never removed; or a dict of those by input name.",
+    "(whole numbers) that broadcast to the input, -1 for what is never removed; or a dict of those by input name. Or "
+    'groups of columns: `{"size": ["rooms", "area"]}`.',
     "batch_size": 'inputs per pass; `"auto"` bounds it by memory.',
     "tolerance": "largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any.",
     "max_steps": "most steps; a sample that misses the tolerance gets twice as many until it meets it.",
@@ -149,7 +151,8 @@ def method(
                 known = {key: why for key, why in shared.items() if "where" in parameters or "`where`" not in why}
                 function.__doc__ = with_section(text, section, known)
         apart = by_lengths or family in ("perturbation", "cam")
-        function = public(cast(AnyMethod, by_length(function, apart)))
+        run = by_length(function, apart)
+        function = public(cast(AnyMethod, run if family == "cam" else with_hold(run)))
         method_name = name or function.__name__
         METHODS[method_name] = Method(method_name, function, family, passes, needs, source)
         return function

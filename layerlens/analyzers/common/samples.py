@@ -123,7 +123,7 @@ def interact(run: Run, target: Target, batch: Leaves, values: Leaves, rows: torc
         return target(run(moved, chosen), chosen, at=target.at)[:count]
 
     def between(*factors: float) -> Any:
-        ends = {name: [value[largest] * factor for factor in factors] for name, value in others.items()}
+        ends = {name: [_scaled(value[largest], factor) for factor in factors] for name, value in others.items()}
         return run({n: torch.cat([ends[n][0], value, ends[n][1]]) for n, value in others.items()}, samples)
 
     def found() -> bool:
@@ -154,6 +154,11 @@ def interact(run: Run, target: Target, batch: Leaves, values: Leaves, rows: torc
     if interacting:
         warn_of_influence(count)
     return interacting
+
+
+def _scaled(value: torch.Tensor, factor: float) -> torch.Tensor:
+    """A tensor times a factor; whole numbers as they are, as a model may take only some of them."""
+    return value * factor if value.is_floating_point() else value
 
 
 def rows_influence(run: Callable[[torch.Tensor], torch.Tensor], first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 
 from layerlens.axes.followed import followed
 from layerlens.axes.layout import named as axis_names
-from layerlens.errors import InputError, TargetError
+from layerlens.errors import InputError, LayerLensError, TargetError
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Selection
@@ -24,9 +24,9 @@ from layerlens.results.maps.attribution import Values
 from layerlens.targets.target import Spec, Target, as_target
 
 from .calls.used_tensors import tensor_of_target
-from .inner_gradients import InnerGradients, warn_of_cut
+from .inner_gradients import InnerGradients, backward_pass as backward_pass, warn_of_cut
 from .leaves.layer_leaf import find_leaf_calls
-from .leaves.leaves import Leaf, find_leaves, substitute
+from .leaves.leaves import Leaf, Whole, find_leaves, substitute, unchangeable
 from .leaves.padding import paddings
 from .messages import (
     FLAT as FLAT,
@@ -55,6 +55,7 @@ class Scorer:
         target: what to score, as in `as_target`.
         where: None or `"input"` for the inputs; else a layer, or a call of one, whose output is the leaf.
         forward: `forward(model, *args, **kwargs)` to call instead of the model.
+        whole: whether inputs of whole numbers are leaves, see `find_leaves`.
 
     Attributes:
         padding: where the tokens of a leaf lie, by name, for texts of one length in a padded batch: the values of the
@@ -76,13 +77,17 @@ class Scorer:
         *,
         where: Selection = None,
         forward: Forward | None = None,
+        whole: Whole = "alone",
     ) -> None:
         self.model, self.where, self.forward = model, where, forward
         self.inputs: Inputs = as_inputs(x).named_for(model, forward)
         self.target: Target = as_target(target).on(self.inputs)
         self.leaves: dict[str, Leaf]
         if where is None or (isinstance(where, str) and where == "input"):
-            self.leaves = find_leaves(model, self.inputs, forward)
+            self.leaves = find_leaves(model, self.inputs, forward, whole=whole)
+            for name in unchangeable(model, self.inputs, self.leaves, forward) if whole == "always" else ():
+                self.leaves.pop(name)
+                self.inputs = self.inputs.holding(name)
         else:
             found = find_leaf_calls(model, self.inputs, where, forward)
             self.leaves = {place.name: Leaf(value.detach(), place=place) for place, value in found}
@@ -140,8 +145,9 @@ class Scorer:
 
     @property
     def passes(self) -> dict[str, str]:
-        """A setting that says so where rows are run one by one."""
-        return ONE_BY_ONE if self.interacting else {}
+        """Settings that say so where rows are run one by one, and which inputs are held fixed."""
+        held = {"hold": ", ".join(self.inputs.held)} if self.inputs.held else {}
+        return held | (ONE_BY_ONE if self.interacting else {})
 
     def _scores(self, values: Changed, rows: torch.Tensor | None, then: Edits | None) -> torch.Tensor:
         output = self._output(values, rows, then)
@@ -189,8 +195,21 @@ class Scorer:
         return inputs, edits
 
     def _output(self, values: Changed, rows: torch.Tensor | None, then: Edits | None = None) -> Any:
-        """Return what the target reads: the output of the model, or of the layer whose unit it is."""
-        return self.inner.run(lambda changed: self._run(*self._changed(changed, rows, then)), values)
+        """Return what the target reads: the output of the model, or of the layer whose unit it is.
+
+        Raises:
+            InputError: when the model does not run with other whole numbers in its input.
+        """
+        try:
+            return self.inner.run(lambda changed: self._run(*self._changed(changed, rows, then)), values)
+        except Exception as error:  # whatever the model raises
+            whole = [name for name, value in values.items() if not value.is_floating_point()]
+            if not (whole and self._resolved) or isinstance(error, (LayerLensError, torch.OutOfMemoryError)):
+                raise
+            raise InputError(
+                f"{type(self.model).__name__} does not run with other whole numbers in input {', '.join(whole)} "
+                f"({str(error)[:200]}). Hold it fixed, hold={whole!r}, or give baseline= with numbers that it takes."
+            ) from error
 
     def _run(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> Any:
         with contextlib.ExitStack() as stack:
@@ -257,6 +276,8 @@ class Scorer:
             "score": score.detach(),
             "checks": {name: check.detach() for name, check in (checks or {}).items()},
             "inputs": _single(shown) if shown else None,
+            "features": {name: one for name, one in self.inputs.features.items() if name in shown},
+            "index": self.inputs.index,
             "standard_error": None
             if standard_error is None
             else _single(
@@ -288,6 +309,7 @@ def scoring(
     where: Selection = None,
     forward: Forward | None = None,
     grad: bool = True,
+    whole: Whole | None = None,
 ) -> Iterator[Scorer]:
     """Borrow a model to score it, without gradients of its parameters.
 
@@ -298,6 +320,7 @@ def scoring(
         where: None for the input, or the layer that the score is attributed to.
         forward: `forward(model, *args, **kwargs)` to call instead of the model.
         grad: whether the leaves get gradients.
+        whole: whether inputs of whole numbers are leaves, see `find_leaves`; None: always where no gradient is needed.
 
     Yields:
         The scorer: leaves -> one score per sample.
@@ -305,7 +328,7 @@ def scoring(
     with borrowed(model, grad=grad):
         if grad:
             freeze(model)
-        yield Scorer(model, x, target, where=where, forward=forward)
+        yield Scorer(model, x, target, where=where, forward=forward, whole=whole or ("never" if grad else "always"))
 
 
 def freeze(model: nn.Module) -> None:
@@ -319,32 +342,6 @@ def freeze(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.requires_grad_(False)
-
-
-@contextlib.contextmanager
-def backward_pass(model: nn.Module) -> Iterator[None]:
-    """Run a backward pass through `model`: an error that its own code causes says so.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        RuntimeError: as autograd raises it.
-        InputError: when an operation of the model wrote into what autograd needs, or checkpoints by re-entering.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if "modified by an inplace operation" in text:
-            why = "one of its operations writes into a tensor that the backward pass needs"
-        elif "use_reentrant" in text:
-            why = "it checkpoints with use_reentrant=True; use_reentrant=False works"
-        else:
-            raise
-        raise InputError(
-            f"{type(model).__name__} cannot be differentiated, by layerlens or by loss.backward(): {why} ({text[:200]})"
-        ) from error
 
 
 def gradients(

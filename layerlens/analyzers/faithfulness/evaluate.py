@@ -10,12 +10,13 @@ from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.baselines import Baseline
+from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.samples import said_once
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.saliency.saliency import saliency
 from layerlens.errors import InputError, OptionError, check_seed, choose, warn
 from layerlens.inputs.batches import Labels, per_sample
-from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Hold, Input, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.progress import track
 from layerlens.results import Attribution, Leaderboard
@@ -50,6 +51,7 @@ def evaluate(
     controls: bool = True,
     seed: int = 0,
     batch_size: BatchSize = "auto",
+    hold: Hold = None,
     forward: Forward | None = None,
     progress: bool | None = None,
 ) -> Leaderboard:
@@ -92,11 +94,12 @@ def evaluate(
     """
     check_seed(seed)
     names = _metrics(metrics, masks is not None)
-    inputs = as_inputs(x)
+    inputs = held_input(model, x, hold, forward)
     with borrowed(model, grad=False):
         scorer = Scorer(model, inputs, as_target(target), forward=forward)
         with torch.no_grad():
             scorer({name: leaf.value for name, leaf in scorer.leaves.items()})  # the predicted class is chosen here
+    inputs = inputs.holding([name for name in inputs.tensors() if name not in scorer.leaves])
     aim = scorer.target
     batch = len(scorer.rows)
     group_names = None if groups is None else tuple(map(str, per_sample("groups", groups, batch)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -168,12 +169,15 @@ def compared(tables: SampleTables, design: Design, permutations: int, seed: int)
     areas = [separation(table, design.shuffles, folds) for table in layers.values()]
     values, null = (torch.stack(parts) for parts in zip(*areas, strict=True))
     settings: dict[str, Any] = {"permutations": permutations, "seed": seed, "strata": design.strata}
+    places = _effects(design, maps, "attribution of", tables.axes, "share of |attribution|").items()
     several = len(design.contrasts) > 1
     return {
         "groups": design.groups,
         "counts": design.counts,
         "activations": _effects(design, layers, "layer", dict.fromkeys(layers, ("unit",)), "activation"),
-        "attributions": _effects(design, maps, "attribution of", tables.axes, "share of |attribution|"),
+        "attributions": {
+            name: dataclasses.replace(one, features=tables.features.get(name, ())) for name, one in places
+        },
         "separation": LayerProfile(
             quantity="separation (ROC area)",
             layers=tuple(layers),

@@ -39,6 +39,7 @@ class SampleTables:
         target: name of the target of the attribution.
         method: name of the method of attribution.
         count: number of samples.
+        features: input -> names of its features, of a table where they are known.
     """
 
     layers: dict[str, torch.Tensor]
@@ -50,6 +51,7 @@ class SampleTables:
     target: str
     method: str
     count: int
+    features: dict[str, tuple[str, ...]]
 
 
 def sample_tables(
@@ -73,6 +75,7 @@ def sample_tables(
     reader, units = FeatureReader(model, layers, forward=forward), Features()
     maps: dict[str, list[torch.Tensor]] = {}
     axes: dict[str, tuple[str, ...]] = {}
+    features: dict[str, tuple[str, ...]] = {}
     labels: list[Any] = []
     predicted: list[torch.Tensor] = []
     labeled, count, used = True, 0, ""
@@ -94,6 +97,8 @@ def sample_tables(
                     )
                 maps.setdefault(name, []).append(shares)
                 axes[name] = named
+                titles = attribution.features_of(None if isinstance(attribution.values, torch.Tensor) else name)
+                features |= {name: titles} if shares.shape[1:] == (len(titles),) else {}
         labeled = labeled and batch.labels is not None
         labels += batch.labels or []
         count += batch.inputs.batch
@@ -108,6 +113,7 @@ def sample_tables(
         target="" if method is None else "label of each sample" if score is None else score.label,
         method=used,
         count=count,
+        features=features,
     )
 
 

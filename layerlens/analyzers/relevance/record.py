@@ -108,7 +108,7 @@ def record(
     else:
         _freeze(model, but=wanted.tensors)
     scores = TargetScores(targets)
-    scorer = Scorer(model, x, scores.joint_target(), forward=forward)
+    scorer = Scorer(model, x, scores.joint_target(), forward=forward, whole="never")
     leaves = scorer.start()
     graph = Graph(leaves.values(), TABLE)
     outputs = None if layers == () else LayerOutputs(model, layers)

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import warn_of_zeros
 from layerlens.axes.followed import followed
 from layerlens.errors import OptionError
-from layerlens.inputs.inputs import Forward, Input, as_inputs
+from layerlens.inputs.inputs import Forward, Hold, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Relevance
@@ -42,6 +43,7 @@ def relevance(
     through: Mapping[str, Units] | None = None,
     parameters: str | Sequence[str] = (),
     strict: bool = False,
+    hold: Hold = None,
     forward: Forward | None = None,
 ) -> Relevance:
     """Propagate a score back to the input by layer-wise relevance propagation (LRP), with a ledger of all of it.
@@ -87,7 +89,8 @@ def relevance(
         >>> bool(result.ledger.relative.max() < 1e-5)
         True
     """
-    (result,) = _propagate(model, x, [target], rules, layers, through, parameters, strict, forward)
+    given = held_input(model, x, hold, forward)
+    (result,) = _propagate(model, given, [target], rules, layers, through, parameters, strict, forward)
     if through is None:
         values = result.values if isinstance(result.values, dict) else {"": result.values}
         warn_of_zeros(values, "relevance", CONSTANT)
@@ -105,6 +108,7 @@ def relevance_by_target(
     through: Mapping[str, Units] | None = None,
     parameters: str | Sequence[str] = (),
     strict: bool = False,
+    hold: Hold = None,
     forward: Forward | None = None,
 ) -> list[Relevance]:
     """Propagate the scores of several targets from one forward pass, with a backward sweep each.
@@ -132,7 +136,8 @@ def relevance_by_target(
     """
     if isinstance(targets, str) or not isinstance(targets, Sequence) or not targets:
         raise OptionError(f"targets must be a list of one or more targets, got {targets!r}.")
-    return _propagate(model, x, targets, rules, layers, through, parameters, strict, forward)
+    given = held_input(model, x, hold, forward)
+    return _propagate(model, given, targets, rules, layers, through, parameters, strict, forward)
 
 
 def _propagate(

@@ -54,6 +54,7 @@ class Sample:
         axes: names of the rows and columns of `values`, for a series.
         as_read: whether `tokens` are parts of the text with its spaces, not the tokenizer's names.
         parts: name and first token of each input, where tokens of several follow each other.
+        features: names of the values of a vector, or of the rows of a series, where they are known.
     """
 
     form: Form
@@ -68,6 +69,7 @@ class Sample:
     axes: tuple[str, str] = ("", "")
     as_read: bool = False
     parts: tuple[tuple[str, int], ...] = ()
+    features: tuple[str, ...] | None = None
 
 
 def read(
@@ -123,6 +125,7 @@ def read(
                 array, tokens, as_read = _characters(array, tokens, read)
     elif form == "series" and axes[-1] == "feature":
         array, axes = array.T, axes[::-1]
+    names = attribution.features_of(name)
     return Sample(
         form=form,
         values=array,
@@ -135,6 +138,7 @@ def read(
         tokens=tokens,
         axes=(axes[0], axes[1]) if form == "series" else ("", ""),
         as_read=as_read,
+        features=names if form in ("vector", "series") and len(names) == len(array) else None,
     )
 
 

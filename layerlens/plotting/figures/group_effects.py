@@ -48,7 +48,7 @@ def group_effects(
         width: ... None is the page for maps.
         cmap: matplotlib colormap of the effect; None is RdBu_r.
         title: None for contrast and contents, `""` for none.
-        labels: names of the units, tokens or features.
+        labels: names of the units, tokens or features; None takes those of the result.
 
     Returns:
         The plot; `data` holds `"effect"`, `"p"` and, for maps, `"means"`.
@@ -113,6 +113,7 @@ def _draw_row(
 ) -> Plot:  # fmt: skip
     values, count = data["effect"], len(data["effect"])
     error = effects.error[row].numpy()
+    labels = labels or effects.features or None
     names = (
         list(labels)
         if labels is not None

@@ -60,7 +60,7 @@ def heatmap(
             over, such as the photograph before it was standardized.
         cmap: ... For images and series.
         clip: ... For images and series.
-        labels: names of the features or tokens, or of the rows of a series.
+        labels: names of the features or tokens, or of the rows of a series; None takes those of the result.
 
     Returns:
         The plot; `data["values"]` is what was drawn.
@@ -81,6 +81,7 @@ def heatmap(
         if shown.form == "image" or len(labels) != rows:
             have = "an image, which has none" if shown.form == "image" else f"{rows} rows"
             raise PlotError(f"{len(labels)} labels for {have}: labels= names features, tokens or the rows of a series.")
+    labels = shown.features if labels is None else labels
     with Canvas(width=width, ax=ax) as canvas:
         if shown.form == "image":
             shown = dataclasses.replace(shown, picture=attribution_sample.given_picture(overlay, shown))

@@ -63,7 +63,7 @@ def timeseries(
         rate: steps per second, for an axis in seconds; None counts steps.
         cmap: matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
         clip: ... It is taken over the channels drawn.
-        labels: names of all channels of the series.
+        labels: names of all channels of the series; None takes those of the result.
 
     Returns:
         The plot; `data` holds `"relevance"` and `"signal"`, `(channel, time)` each, and `"channels"`, their numbers.
@@ -87,6 +87,7 @@ def timeseries(
         raise PlotError(f"{len(labels)} labels for the {len(values)} channels of the series; give one per channel.")
     if rate is not None and not (math.isfinite(rate) and rate > 0):
         raise OptionError(f"rate={rate!r} steps per second; give a positive number, or None to count steps.")
+    labels = shown.features if labels is None else labels
     names = [f"{axis} {row}" for row in rows] if labels is None else [labels[row] for row in rows]
     values, lines = values[rows], lines[rows]
     limits = style.limits([values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from layerlens.errors import InputError
+from layerlens.errors import InputError, need
+from layerlens.inputs.tables import Index, Names, check_names
 from layerlens.inputs.token_texts import Group
 from layerlens.model.tensors import ByTensor
 from layerlens.model.trees import as_array, describe
@@ -52,6 +53,8 @@ class Attribution(Result):
         cost: what the method takes for a sample, in forward passes or gradients; empty if unknown.
         texts: what each token adds to the decoded text, in the form of `tokens`, when known: with the space before it,
             and empty for a token that is a part of the character before it.
+        features: names of the features by input name, such as the columns of a DataFrame; empty where unknown.
+        index: names of the samples, such as the index of a DataFrame; None where unknown.
     """
 
     values: Values
@@ -70,6 +73,8 @@ class Attribution(Result):
     cost: str = ""
     used: Values | None = None
     texts: Tokens | None = None
+    features: dict[str, Names] = dataclasses.field(default_factory=dict)
+    index: Index | None = None
 
     def target_of(self, sample: int) -> str:
         """What was scored for one sample."""
@@ -99,8 +104,51 @@ class Attribution(Result):
         return {name: as_array(values) for name, values in self.values.items()}
 
     def to_pandas(self) -> Any:
-        """A pandas DataFrame with a row for each value: input where there are several, sample, place, token, value."""
-        return rows(self.values, self.axes, self.tokens)
+        """A pandas DataFrame with a row for each value: input where there are several, sample, place, token, value.
+
+        Samples and features have their names where these are known.
+        """
+        return rows(self.values, self.axes, self.tokens, self.features, self.index)
+
+    def to_frame(self, name: str | None = None) -> Any:
+        """A pandas DataFrame like that of the input: a row for each sample, and a column for each feature.
+
+        Args:
+            name: name of the input where there are several.
+
+        Raises:
+            InputError: when the values are not one number for each feature, or there is no such input.
+            MissingPackage: when pandas is not installed.
+
+        Example:
+            >>> a = Attribution(torch.tensor([[1.0, 2.0]]), None, True, "score", "", "", {}, torch.ones(1))
+            >>> a.named(["age", "bmi"], index=["Ada"]).to_frame().loc["Ada", "bmi"].item()
+            2.0
+        """
+        values = self._values_of(name)
+        if values.ndim != 2:
+            raise InputError(f"a table needs one number for each feature, (batch, feature); got {describe(values)}.")
+        columns = self.features_of(name) or None
+        return need("pandas", "to_frame").DataFrame(as_array(values), columns=columns, index=self.index)
+
+    def named(self, features: Sequence[str] | Mapping[str, Sequence[str]] = (), index: Index | None = None) -> Any:
+        """The same result with names of features and samples, which figures and tables show.
+
+        Args:
+            features: names of the features, in order; of several inputs a dict by input name.
+            index: names of the samples.
+
+        Raises:
+            InputError: when there are more or fewer names than features or samples.
+        """
+        given = features if isinstance(features, Mapping) else {next(iter(self.features), "0"): features}
+        known_names = {name: tuple(names) for name, names in given.items() if names}
+        for name, names in known_names.items():
+            check_names(name, names, self._values_of(name if isinstance(self.values, dict) else None).shape)
+        if index is not None and len(index) != len(self.score):
+            raise InputError(f"{len(index)} names were given for {len(self.score)} sample(s).")
+        known = self.index if index is None else tuple(index)
+        return dataclasses.replace(self, features={**self.features, **known_names}, index=known)
 
     def __add__(self, other: object) -> Attribution:
         """The sum with another attribution of the same inputs in the same units, as of the sum of both targets.
@@ -135,6 +183,20 @@ class Attribution(Result):
             name: name of the input; None where there is one.
         """
         return self.tokens.get(name or "") if isinstance(self.tokens, dict) else self.tokens
+
+    def features_of(self, name: str | None = None) -> Names:
+        """The names of the features of an input, empty where they are unknown.
+
+        Args:
+            name: name of the input; None where there is one.
+        """
+        if name is None and isinstance(self.values, torch.Tensor):
+            return next(iter(self.features.values()), ())
+        return self.features.get(name or "", ())
+
+    def sample_name(self, sample: int) -> str:
+        """The name of a sample, or its number where it has none."""
+        return str(sample if self.index is None else self.index[sample])
 
     def used_of(self, name: str | None) -> torch.Tensor | None:
         """Which places of an input hold a token and no padding, `(batch, token)`; None where all do."""
@@ -202,20 +264,26 @@ class Attribution(Result):
         groups = [span_groups(row, spans, values.shape[1], own) for row, own in zip(rows, texts, strict=True)]
         return self._summed("span", {name: groups})
 
+    def _values_of(self, name: str | None) -> torch.Tensor:
+        """Return the values of an input.
+
+        Raises:
+            InputError: when there is no such input.
+        """
+        if name is None:
+            return self.tensor
+        if isinstance(self.values, dict) and name in self.values:
+            return self.values[name]
+        known = f"the inputs are {', '.join(self.values)}" if isinstance(self.values, dict) else "it has no name"
+        raise InputError(f"there is no input {name!r}: {known}.")
+
     def _check_tokens(self, name: str | None) -> torch.Tensor:
         """Return the values of an input of tokens, `(batch, token)`.
 
         Raises:
             InputError: when there is no such input, or not one number per token.
         """
-        if name is None:
-            values = self.tensor
-        elif isinstance(self.values, dict) and name in self.values:
-            values = self.values[name]
-        else:
-            known = f"the inputs are {', '.join(self.values)}" if isinstance(self.values, dict) else "it has no name"
-            raise InputError(f"there is no input {name!r}: {known}.")
-        tokens = self.tokens_of(name)
+        values, tokens = self._values_of(name), self.tokens_of(name)
         if values.ndim != 2 or (tokens is not None and any(len(row) != values.shape[1] for row in tokens)):
             raise InputError(f"words and spans need one number per token, (batch, token); got {describe(values)}.")
         return values
@@ -250,6 +318,7 @@ class Attribution(Result):
             "tokens": others(self.tokens) | tokens if several else tokens[None],
             "texts": others(self.texts) or None,
             "used": others(self.used) or None,
+            "features": others(self.features) if several else {},
             "standard_error": None,  # the errors of a sample's tokens are not independent
         }
         return Attribution(**fields)

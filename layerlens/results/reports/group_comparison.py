@@ -35,6 +35,7 @@ class GroupEffects(Result):
         p: by permutation, corrected for every quantity of the family (all units of all layers; all places).
         null: the |effect| that the largest of these quantities exceeds in 5 % of the permutations, one per contrast.
         units: units of the means and the difference.
+        features: names of the quantities of a table, where they are known.
     """
 
     what: str
@@ -47,6 +48,7 @@ class GroupEffects(Result):
     p: torch.Tensor
     null: torch.Tensor
     units: str
+    features: tuple[str, ...] = ()
 
     def found(self, level: float = LEVEL) -> torch.Tensor:
         """Where the groups differ with p <= level, bool like `p`."""
@@ -72,7 +74,8 @@ class GroupEffects(Result):
         for row, contrast in enumerate(self.contrasts):
             at = (row, *self.peak(row))
             line = f"{int(self.found()[row].sum())} with p <= {LEVEL:g}; largest effect {self.effect[at]:+.2f}"
-            rows.append((contrast, f"{line} at {at[1:]}, p = {self.p[at]:.3g}"))
+            place = self.features[at[1]] if self.features else at[1:]
+            rows.append((contrast, f"{line} at {place}, p = {self.p[at]:.3g}"))
         return rows
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.batches import Read
 from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.tables import is_frame
 from layerlens.model.trees import describe
 
 from .source import Source, Stream
@@ -26,11 +27,15 @@ class Rows:
     def __call__(self, span: range) -> Any:
         """Return some rows."""
         if not isinstance(self.data, Mapping):
-            return self.data[span.start : span.stop]
+            return _span(self.data, span)
         return {
-            name: part[span.start : span.stop] if _is_rows(part) and len(part) == self.count else part
+            name: _span(part, span) if _has_rows(part) and len(part) == self.count else part
             for name, part in self.data.items()
         }
+
+
+def _span(data: Any, span: range) -> Any:
+    return (data.iloc if is_frame(data) else data)[span.start : span.stop]
 
 
 class Collated:
@@ -58,8 +63,9 @@ def as_source(data: Any, read: Read, workers: int = 0) -> Source:
     """Return a data set as a source of samples.
 
     Args:
-        data: a tensor, an array or a dict of them, with samples along the first axis; a sequence or map-style Dataset
-            of samples `x` or `(x, label)`; a DataLoader that does not shuffle; or an iterable of samples.
+        data: a tensor, an array, a DataFrame or a dict of them, with samples along the first axis; a sequence or
+            map-style Dataset of samples `x` or `(x, label)`; a DataLoader that does not shuffle; or an iterable of
+            samples.
         read: turns a batch, or one text, into model inputs.
         workers: processes that read ahead.
 
@@ -71,7 +77,7 @@ def as_source(data: Any, read: Read, workers: int = 0) -> Source:
         raise OptionError(f"workers must be a whole number of at least 0, got {workers!r}.")
     if isinstance(data, (str, Inputs)):
         raise InputError("data must have several samples; give an iterable of them.")
-    if isinstance(data, (torch.Tensor, np.ndarray, Mapping)):
+    if isinstance(data, (torch.Tensor, np.ndarray, Mapping)) or is_frame(data):
         count = _length(data)
         rows = Rows(data, count)
         return Source(rows, rows, count, describe(data), read, workers)
@@ -169,17 +175,21 @@ def _is_rows(part: object) -> TypeGuard[torch.Tensor | np.ndarray[Any, Any]]:
     return isinstance(part, (torch.Tensor, np.ndarray)) and part.ndim > 0
 
 
-def _length(data: torch.Tensor | np.ndarray[Any, Any] | Mapping[str, Any]) -> int:
+def _has_rows(part: object) -> bool:
+    return _is_rows(part) or is_frame(part)
+
+
+def _length(data: Any) -> int:
     """Return the number of samples along the first axis.
 
     Raises:
         InputError: when there is no such axis, or parts differ in it.
     """
     if isinstance(data, Mapping):
-        lengths = {len(part) for part in data.values() if _is_rows(part)}
+        lengths = {len(part) for part in data.values() if _has_rows(part)}
         if len(lengths) != 1:
             raise InputError(f"the parts of the data ({describe(data)}) must have one length, got {sorted(lengths)}.")
         return lengths.pop()
-    if not data.ndim:
+    if not np.ndim(data):
         raise InputError("data is a single number; give samples along the first axis.")
     return len(data)

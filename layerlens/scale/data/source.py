@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from layerlens.errors import InputError
 from layerlens.inputs.batches import Batch, Read, grouped, read_batch, read_sample
 from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.tables import is_frame
+from layerlens.inputs.transforms import is_picture
 from layerlens.model.hashing import digest
 from layerlens.model.trees import named_tensors
 
@@ -226,6 +228,8 @@ def _digest(items: list[Any]) -> str | None:
 
 
 def _as_tensors(item: object) -> Any:
+    if is_picture(item) or is_frame(item):
+        item = np.asarray(item)
     if isinstance(item, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(item)) if item.dtype.kind in "fiub" else None
     if isinstance(item, Mapping):

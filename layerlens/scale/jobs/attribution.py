@@ -62,8 +62,10 @@ class Saliency(RowsJob):
         for name, texts in zip(("tokens", "texts"), self._tokens(found, batch.inputs), strict=True):
             if texts is not None:
                 rows[name] = _texts(_by_sample_of(texts))
+        if found.index is not None:
+            rows["index"] = _texts(list(found.index))
         rows["target"] = _texts([found.target_of(sample) for sample in range(batch.inputs.batch)])
-        kept = ("axes", "signed", "units", "target", "method", "settings", "cost")
+        kept = ("axes", "signed", "units", "target", "method", "settings", "cost", "features")
         result = {name: as_json(getattr(found, name)) for name in kept}
         return rows, {"class": type(found).__name__, **result}
 

@@ -58,6 +58,8 @@ def attribution(store: Store, samples: Sequence[int]) -> Attribution:
         "standard_error": one_or_several("standard error"),
         "targets": tuple(scored) if set(scored) - {about["target"]} else None,
     }
+    fields["features"] = {name: tuple(titles) for name, titles in about.get("features", {}).items()}
+    fields["index"] = _index(store, samples)
     if about["class"] != "Relevance":
         return Attribution(**fields)
     entries = tuple(Entry(kind, "", source, rows(f"ledger/{kind}")) for kind, source in KINDS.items())
@@ -72,6 +74,20 @@ def attribution(store: Store, samples: Sequence[int]) -> Attribution:
         layers={path: tuple(tensors) for path, tensors in calls.items()},
         rules_used={},
     )
+
+
+def _index(store: Store, samples: Sequence[int]) -> tuple[str | int, ...] | None:
+    """The names of samples, their numbers where they have none; None where no sample of the store has a name."""
+    if "index" not in list(store):
+        return None
+
+    def name(sample: int) -> Any:
+        try:
+            return json.loads(bytes(store["index"].of(sample).tolist()))
+        except StoreError:  # the first rows of a table that is numbered from 0
+            return sample
+
+    return tuple(name(sample) for sample in samples)
 
 
 def _by_input(rows: list[Any] | None) -> Any:

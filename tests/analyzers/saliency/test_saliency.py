@@ -123,12 +123,12 @@ def test_unknown_names_are_errors_that_list_the_known():
         OptionError, match=r"unknown saliency method 'integrated_gradient'. Closest: integrated_gradients"
     ):
         saliency(model, x, method="integrated_gradient")
-    with pytest.raises(OptionError, match=r"gradient\(\) has no option 'steps'. Known: magnitude, where"):
+    with pytest.raises(OptionError, match=r"gradient\(\) has no option 'steps'. Known: hold, magnitude, where"):
         saliency(model, x, method="gradient", steps=3)
-    with pytest.raises(OptionError, match=r"input_x_gradient\(\) has no option 'steps'. Known: where"):
+    with pytest.raises(OptionError, match=r"input_x_gradient\(\) has no option 'steps'. Known: hold, where"):
         saliency(model, x, method="input_x_gradient", steps=3)
     with pytest.raises(
-        OptionError, match=r"no option 'step'. Closest: steps.* Known: baseline, batch_size, max_steps, steps"
+        OptionError, match=r"no option 'step'. Closest: steps.* Known: baseline, batch_size, hold, max_steps, steps"
     ):
         saliency(model, x, step=3)
 

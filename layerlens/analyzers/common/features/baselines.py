@@ -85,6 +85,9 @@ def _baseline(scorer: Scorer, name: str, leaf: Leaf, spec: Baseline) -> torch.Te
     if given.is_floating_point() and not bool(given.isfinite().all()):
         raise OptionError(f"the baseline of input {name!r} holds NaN or infinity; every number made from it would too.")
     if leaf.layer is None:
+        if not value.is_floating_point() and not torch.equal(given.to(value.dtype).double(), given.double()):
+            kind = "booleans" if value.dtype == torch.bool else "whole numbers"
+            raise OptionError(f"the baseline of input {name!r} must be of {kind}, as the input is; got {_label(spec)}.")
         return _broadcast(scorer, given.to(value.dtype), name, value.ndim)
     if given.is_floating_point():
         if given.ndim == 0:
@@ -117,7 +120,8 @@ def _drawn(name: str, leaf: Leaf, spec: str) -> torch.Tensor:
     if spec == "blur":
         return blur(value, axes)
     if spec == "mean":
-        return value.mean(dim=axes, keepdim=True).expand_as(value).clone()
+        numbers = value if value.is_floating_point() else value.double()
+        return in_dtype_of(value, numbers.mean(dim=axes, keepdim=True)).expand_as(value).clone()
     extreme = value.amin(dim=axes, keepdim=True) if spec == "black" else value.amax(dim=axes, keepdim=True)
     return extreme.expand_as(value).clone()
 
@@ -149,7 +153,7 @@ def noise(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     shape = [-1] + [1] * (value.ndim - 1)
     mean, spread = flat.mean(dim=1).reshape(shape), flat.std(dim=1, unbiased=False).reshape(shape)
     normal = torch.randn(value.shape[1:], generator=generator, dtype=torch.float64).to(value.device)
-    return (mean + spread * normal).to(value.dtype)
+    return in_dtype_of(value, mean + spread * normal)
 
 
 def gaussian_blur(value: torch.Tensor, sigmas: Mapping[int, float]) -> torch.Tensor:
@@ -175,7 +179,28 @@ def gaussian_blur(value: torch.Tensor, sigmas: Mapping[int, float]) -> torch.Ten
             flat = torch.nn.functional.pad(lines.reshape(-1, 1, size), (radius, radius), mode="replicate")
             blurred_lines = torch.nn.functional.conv1d(flat, kernel.reshape(1, 1, -1)).reshape(lines.shape)
         blurred = blurred_lines.movedim(-1, axis)
-    return blurred.to(value.dtype)
+    return in_dtype_of(value, blurred)
+
+
+def in_dtype_of(like: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return values on the device and in the dtype of another tensor, rounded to its nearest whole numbers."""
+    if like.is_floating_point() or not values.is_floating_point():
+        return values.to(like)
+    if like.dtype == torch.bool:
+        return (values >= 0.5).to(like)
+    limits = torch.iinfo(like.dtype)
+    return values.double().round().clamp(limits.min, limits.max).to(like)
+
+
+def mixed(start: torch.Tensor, end: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return `start` where a mask is 0 and `end` where it is 1, in between the mixture, in their dtype."""
+    mask = mask.to(end.device)
+    if end.is_floating_point():
+        return torch.lerp(start, end, mask.to(end.dtype).expand_as(end)).to(end.dtype)
+    whole = torch.where(mask > 0.5, end, start)
+    if not mask.is_floating_point() or bool(((mask == 0) | (mask == 1)).all()):
+        return whole
+    return in_dtype_of(end, torch.lerp(start.double(), end.double(), mask.double().expand_as(end)))
 
 
 def _matrix(kernel: torch.Tensor, size: int) -> torch.Tensor:

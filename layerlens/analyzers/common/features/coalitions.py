@@ -11,7 +11,7 @@ from layerlens.progress import track
 
 from ..batch_size import BatchSize, first_score
 from ..scorer import Leaves, Scorer
-from .baselines import Baseline, baselines
+from .baselines import Baseline, baselines, mixed
 from .input_features import Features
 
 Masks = dict[str, torch.Tensor]
@@ -60,9 +60,7 @@ class Coalitions:
                 chosen = rows[places]
                 values = {}
                 for name, end in self.ends.items():
-                    mask = masks[name][places].to(end)
-                    start = _of(self.starts[name], chosen)
-                    values[name] = torch.lerp(start, _of(end, chosen), mask.expand_as(start)).to(end.dtype)
+                    values[name] = mixed(_of(self.starts[name], chosen), _of(end, chosen), masks[name][places])
                 scores.append(self.scorer(values, chosen).detach())
         return torch.cat(scores)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -14,6 +14,7 @@ from layerlens.model.trees import describe
 from ..leaves.leaves import Leaf, unit_and_places
 from ..scorer import Scorer
 from ..token_inputs import used_places
+from .column_groups import grouped, is_groups
 from .superpixels import superpixels
 
 Spec: TypeAlias = str | int | torch.Tensor | Mapping[str, Any] | None
@@ -90,7 +91,7 @@ class Features:
         return by_leaf
 
 
-def features_of(scorer: Scorer, spec: Spec = None) -> Features:
+def features_of(scorer: Scorer, spec: Spec = None, names: Sequence[str] | None = None) -> Features:
     """Return the features of the leaves of a scorer.
 
     Args:
@@ -98,12 +99,18 @@ def features_of(scorer: Scorer, spec: Spec = None) -> Features:
         spec: None for the usual: every column of a table, every token, about `CELLS` cells of an image, a volume or a
             series. `"values"`: each value by itself; `"places"`: each pixel, token or step; `"channels"`; `"cells"`
             or a whole number: about so many equal boxes of places; `"superpixels"` of an image. Or a tensor of labels
-            (whole numbers) that broadcasts to the input, -1 for what is never removed; or a dict of those by input.
+            (whole numbers) that broadcasts to the input, -1 for what is never removed; or a dict of those by input. Or
+            groups of columns, see `grouped`.
+        names: names of the columns, for groups.
 
     Raises:
         OptionError: when it does not fit the input.
         InputError: when no value has a feature.
     """
+    if isinstance(spec, Mapping) and is_groups(spec):
+        groups = grouped(scorer, spec, names)
+        by_leaf = {name: _labels(scorer, name, leaf, groups[name]) for name, leaf in scorer.leaves.items()}
+        return Features({name: one.to(scorer.rows.device) for name, one in by_leaf.items()}, len(spec))
     if isinstance(spec, Mapping):
         for name in spec:
             choose("input name in the features", name, scorer.leaves)
@@ -112,12 +119,12 @@ def features_of(scorer: Scorer, spec: Spec = None) -> Features:
         own = spec.get(name) if isinstance(spec, Mapping) else spec
         leaf_labels = _without_padding(scorer, name, _labels(scorer, name, leaf, own))
         unique, index = torch.unique(leaf_labels[leaf_labels >= 0], return_inverse=True)
-        if not len(unique):
-            raise InputError(f"the features of input {name!r} are empty: every label is below 0.")
         numbered = torch.full_like(leaf_labels, -1)
         numbered[leaf_labels >= 0] = index + start
         labels[name] = numbered.to(leaf.value.device)
         start += len(unique)
+    if not start:
+        raise InputError(f"there are no features in input {', '.join(labels)}: every label is below 0.")
     return Features(labels, start)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,8 +16,10 @@ from layerlens.axes.provenance.axis import Axes
 from layerlens.errors import AxesUnknown, InputError, warn
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
+from layerlens.model.trees import named_tensors
 from layerlens.probes.made_edits import Edit
 
+from ..samples import or_none
 from .layer_leaf import LeafCall
 from .token_leaf import Use, token_uses
 
@@ -68,20 +70,36 @@ class Leaf:
         return not self.uses and self.place is None
 
 
-def find_leaves(model: nn.Module, inputs: Inputs, forward: Forward | None) -> dict[str, Leaf]:
+Whole = Literal["never", "alone", "always"]
+"""Whether inputs of whole numbers are leaves: never, for gradients; alone, where there is no other leaf; always."""
+
+
+def find_leaves(
+    model: nn.Module, inputs: Inputs, forward: Forward | None, *, whole: Whole = "never"
+) -> dict[str, Leaf]:
     """Find the leaves of a run of `model` on `inputs`, by input name.
 
     Floating-point inputs are leaves, except those whose name ends in `mask` when there are others. Token ids cannot
     carry a gradient: their leaf is what the embedding layers make of them, in every call that reads them, for which
-    the model is run once. See `token_uses` for which integer inputs count.
+    the model is run once. See `token_uses` for which integer inputs count. Other inputs of whole numbers or booleans
+    with a number for each sample are leaves as `whole` says, but for masks, and for what comes with token ids.
+    Inputs that are held fixed are none.
 
     Raises:
-        InputError: when there is neither.
+        InputError: when there is none.
     """
-    floating = inputs.floating()
+    free = {name: x for name, x in inputs.tensors().items() if name not in inputs.held}
+    if not free:
+        raise InputError(f"every input is held fixed ({', '.join(inputs.held)}), so there is nothing to attribute to.")
+    floating = [name for name, x in free.items() if x.is_floating_point()]
     leaves = {name: _input_leaf(model, inputs, forward, name) for name in floating if not name.endswith("mask")}
-    ids = {name: x for name, x in inputs.tensors().items() if x.dtype in (torch.int64, torch.int32) and x.ndim}
+    ids = {name: x for name, x in free.items() if x.dtype in (torch.int64, torch.int32) and x.ndim}
     uses = token_uses(model, inputs, forward, ids) if ids else {}
+    if not uses and (whole == "always" or (whole == "alone" and not leaves)):
+        own = {name: x for name, x in free.items() if not (x.is_floating_point() or x.is_complex()) and x.ndim}
+        own = {name: x for name, x in own.items() if len(x) == inputs.batch}
+        named = [name for name in own if not name.endswith("mask")] or ([] if leaves else list(own))
+        leaves |= {name: _input_leaf(model, inputs, forward, name) for name in named}
     if not (leaves or uses):
         leaves = {name: _input_leaf(model, inputs, forward, name) for name in floating}
     if leaves or uses:
@@ -91,7 +109,28 @@ def find_leaves(model: nn.Module, inputs: Inputs, forward: Forward | None) -> di
             f"gradients have no place to start: no nn.Embedding of {type(model).__name__} reads {', '.join(ids)} as "
             "they are, transposed, flattened or step by step. Pass floating-point inputs, such as inputs_embeds=..."
         )
-    raise InputError(f"gradients need a floating-point input or token ids; got {inputs}. Try x.float().")
+    raise InputError(
+        f"gradients need a floating-point input or token ids; got {inputs}. Try x.float(), or a method without "
+        "gradients, such as feature_ablation, shapley_sampling or kernel_shap."
+    )
+
+
+def unchangeable(model: nn.Module, inputs: Inputs, leaves: Mapping[str, Leaf], forward: Forward | None) -> list[str]:
+    """Return the leaves of whole numbers without which the model does not run: lengths, indices.
+
+    Found by an experiment: each is set to 0, next to other leaves as they are. Leaves that are all of whole numbers are
+    not tried.
+    """
+    whole = [name for name, leaf in leaves.items() if leaf.is_input and not leaf.value.is_floating_point()]
+    found = []
+    for name in whole if len(whole) < len(leaves) else ():
+        changed = inputs.replace({name: torch.zeros_like(leaves[name].value)})
+        with torch.no_grad():
+            output = or_none(functools.partial(changed.run, model, forward))
+        tensors = [tensor for _, tensor in named_tensors(output) if tensor.is_floating_point()]
+        if output is None or not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            found.append(name)
+    return found
 
 
 def _input_leaf(model: nn.Module, inputs: Inputs, forward: Forward | None, name: str) -> Leaf:

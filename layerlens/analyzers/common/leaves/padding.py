@@ -103,5 +103,6 @@ def of_one_length(inputs: Inputs) -> list[OneLength]:
     groups = []
     for rows in rows_by_lengths.values():
         own = inputs.rows(torch.tensor(rows))
-        groups.append(OneLength(own.args, own.kwargs, names=own.names, samples=tuple(rows), whole=inputs.batch))
+        kept = {field.name: getattr(own, field.name) for field in dataclasses.fields(Inputs)}
+        groups.append(OneLength(**kept, samples=tuple(rows), whole=inputs.batch))
     return groups

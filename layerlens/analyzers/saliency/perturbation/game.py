@@ -111,7 +111,10 @@ class Game:
             errors = {name: one if leaves[name].layer is None else one.sum(dim=-1) for name, one in spread.items()}
         spread = self.features.spread(values.to(self.coalitions.score), leaves)
         return self.scorer.attribution(
-            {name: one.to(leaves[name].value.dtype) for name, one in spread.items()},
+            {
+                name: one.to(leaves[name].value.dtype) if leaves[name].value.is_floating_point() else one
+                for name, one in spread.items()
+            },
             method=method,
             settings={
                 **settings,

@@ -68,7 +68,7 @@ def leave_one_out(
     check_seed(seed)
     if isinstance(fill, str) and fill not in ("drawn", "zero"):
         raise OptionError(f"unknown fill {fill!r}. Known: 'drawn', 'zero', a token id, an embedding.")
-    with scoring(model, x, target, forward=forward) as scorer:
+    with scoring(model, x, target, forward=forward, grad=False) as scorer:
         token_leaves(scorer, "leave_one_out")
         whole = {name: leaf.value for name, leaf in scorer.leaves.items()}
         score, batch = first_score(scorer, whole, batch_size, gradient=False)

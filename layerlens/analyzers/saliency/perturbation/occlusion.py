@@ -148,5 +148,5 @@ def _slide(
             where = (slice(None), *box(corners[place]))
             total[where] += drop.reshape(-1, *[1] * len(shape))
             cover[where] += 1
-    values = (total / cover).to(leaf.value).expand(leaf.value.shape)
+    values = (total / cover).to(coalitions.score).expand(leaf.value.shape)
     return values / leaf.value.shape[-1] if leaf.layer is not None else values.clone()

@@ -81,7 +81,7 @@ def rise(
     choose("estimate", estimate, ("regression", "mean"))
     if not 0 < probability < 1 or (sampling == "balanced" and probability != 0.5):
         raise OptionError(f"probability={probability!r} must be between 0 and 1, and 0.5 for balanced sampling.")
-    with scoring(model, x, target, where=where, forward=forward, grad=False) as scorer:
+    with scoring(model, x, target, where=where, forward=forward, grad=False, whole="alone") as scorer:
         if len(scorer.leaves) > 1:
             raise OptionError(
                 f"rise masks one input; the model takes {', '.join(scorer.leaves)}. shapley_sampling takes several."
@@ -115,7 +115,7 @@ def rise(
             error = ((second / samples - mean**2).clamp_min(0) / max(1, samples - 1)).sqrt()
         else:
             mean, error = (masks.enlarged(part) for part in ridge_map(coarse.double(), scores))
-        values = _spread_like(mean, shape, leaf.value)
+        values = mean.to(coalitions.score).reshape(len(mean), *shape).expand(leaf.value.shape).clone()
         warn_of_zeros({name: values}, "rise")
         errors = error.reshape(len(error), *shape)
         return scorer.attribution(
@@ -136,10 +136,6 @@ def rise(
             units="score per place kept" if estimate == "regression" else "score",
             standard_error={name: (errors[..., 0] if leaf.layer is not None else errors.expand(values.shape)).clone()},
         )
-
-
-def _spread_like(values: torch.Tensor, shape: list[int], like: torch.Tensor) -> torch.Tensor:
-    return values.reshape(len(values), *shape).expand(like.shape).to(like).clone()
 
 
 Sampling = Literal["balanced", "random"]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
-from layerlens.analyzers.common.features.baselines import Baseline
+from layerlens.analyzers.common.features.baselines import Baseline, in_dtype_of, mixed
 from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec
 from layerlens.analyzers.common.samples import or_none
@@ -139,7 +139,7 @@ def study(model: nn.Module, x: Input, forward: Forward | None, options: StudyOpt
     torch.manual_seed(options.seed)
     outputs = Outputs() if target is None else None
     aim = as_target(target) if outputs is None else outputs.target
-    whole = Scorer(model, inputs, aim, forward=forward)
+    whole = Scorer(model, inputs, aim, forward=forward, whole="always")
     input_features, titles = named_features(whole, options.features, options.names)
     rows = torch.arange(inputs.batch)
     if baseline is None and (ranges is None or _all_vary(whole, input_features)):
@@ -154,7 +154,9 @@ def study(model: nn.Module, x: Input, forward: Forward | None, options: StudyOpt
             f"sample (batch statistics, or a fixed number of samples; it runs on {inputs.batch}). Give baseline=, such "
             "as baseline='zero', which explains each sample within its batch."
         )
-    scorer = whole if len(rows) == inputs.batch else Scorer(model, inputs.rows(rows), aim, forward=forward)
+    scorer = whole
+    if len(rows) < inputs.batch:
+        scorer = Scorer(model, whole.inputs.rows(rows), aim, forward=forward, whole="always")
     coalitions = Coalitions(scorer, "zero" if baseline is None else baseline, options.batch_size)
     if baseline is not None:
         text, values = f"masks from baseline {coalitions.label} to x", _masked(coalitions, input_features)
@@ -185,7 +187,7 @@ def _masked(coalitions: Coalitions, features: Features) -> Callable[[torch.Tenso
         values_by_input = {}
         for name, mask in features.masks(u, rows).items():
             start, end = coalitions.starts[name][rows], coalitions.ends[name][rows]
-            values_by_input[name] = torch.lerp(start, end, mask.to(end).expand_as(end))
+            values_by_input[name] = mixed(start, end, mask)
         return values_by_input
 
     return values
@@ -197,7 +199,7 @@ def _uniform(pairs: torch.Tensor, scorer: Scorer, features: Features) -> Callabl
         row_features = _first_row(features) if len(scorer.rows) == 1 else features
         placed = row_features.masks(low + u * (high - low), rows)
         return {
-            name: one.to(leaf.value).expand(len(rows), *leaf.value.shape[1:])
+            name: in_dtype_of(leaf.value, one).expand(len(rows), *leaf.value.shape[1:])
             for (name, one), leaf in zip(placed.items(), (scorer.leaves[name] for name in placed), strict=True)
         }
 
@@ -262,7 +264,7 @@ def row_values(
                 value = torch.lerp(low[name].double(), high[name].double(), wide.double())
             else:
                 value = tables[name].gather(0, wide.long())
-            values_by_input[name] = value.to(leaf).reshape(len(rows), *leaf.shape[1:])
+            values_by_input[name] = in_dtype_of(leaf, value).reshape(len(rows), *leaf.shape[1:])
         return values_by_input
 
     if spread:

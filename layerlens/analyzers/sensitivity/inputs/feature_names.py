@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from layerlens.analyzers.common.features.column_groups import column_names, is_groups
 from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec, features_of
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import OptionError, choose
@@ -26,7 +27,8 @@ def named_features(scorer: Scorer, spec: FeatureSpec, names: Names) -> tuple[Fea
         scorer: scorer of a borrowed model.
         spec: as in `features_of`; or groups of the columns of a table, a dict from the name of a group to a list of
             columns, by number or by name.
-        names: names of the columns, where groups are given; else names of the features; None numbers them.
+        names: names of the columns, where groups are given; else names of the features; None takes those of the
+            columns where they are known, and numbers others.
 
     Raises:
         OptionError: when features or names do not fit the input.
@@ -36,60 +38,14 @@ def named_features(scorer: Scorer, spec: FeatureSpec, names: Names) -> tuple[Fea
     listed = None if names is None else list(names)
     if listed is not None and len(set(listed)) != len(listed):
         raise OptionError(f"names must differ from each other, got {listed!r}.")
-    if isinstance(spec, Mapping) and _is_groups(spec):
-        return features_of(scorer, _grouped(scorer, spec, listed)), tuple(map(str, spec))
+    if isinstance(spec, Mapping) and is_groups(spec):
+        return features_of(scorer, spec, listed), tuple(map(str, spec))
     features = features_of(scorer, spec)
     if listed is None:
         return features, _default_names(scorer, features, spec)
     if len(listed) != features.count:
         raise OptionError(f"{len(listed)} names were given for {features.count} features.")
     return features, tuple(listed)
-
-
-def _is_groups(spec: Mapping[str, object]) -> bool:
-    return any(isinstance(part, (list, tuple, range)) for part in spec.values())
-
-
-def _grouped(scorer: Scorer, groups: Mapping[str, object], names: list[str] | None) -> torch.Tensor:
-    """Return labels `(columns,)` of the one table that the model takes.
-
-    Raises:
-        OptionError: when there is no such table, or the groups do not fit it.
-    """
-    leaves = list(scorer.leaves.items())
-    if len(leaves) != 1 or leaves[0][1].value.ndim != 2:
-        raise OptionError(
-            "groups of columns need one input (batch, columns); this model takes "
-            f"{', '.join(f'{name} {describe(leaf.value)}' for name, leaf in leaves)}. Give labels by input instead."
-        )
-    count = leaves[0][1].value.shape[1]
-    if names is not None and len(names) != count:
-        raise OptionError(f"{len(names)} names were given for {count} columns.")
-    labels = torch.full((count,), -1)
-    for number, (group, columns) in enumerate(groups.items()):
-        if not isinstance(columns, (list, tuple, range)) or not len(columns):
-            raise OptionError(f"group {group!r} must be a list of columns, got {columns!r}.")
-        for column in columns:
-            place = _column(column, count, names)
-            if labels[place] >= 0:
-                raise OptionError(f"column {column!r} is in two groups; each column can be in one.")
-            labels[place] = number
-    return labels
-
-
-def _column(column: object, count: int, names: list[str] | None) -> int:
-    """Return the number of a column given by number or name.
-
-    Raises:
-        OptionError: when there is none.
-    """
-    if isinstance(column, str):
-        if names is None:
-            raise OptionError(f"column {column!r} is given by its name; give names=, one for each column.")
-        return names.index(choose("column", column, names))
-    if isinstance(column, bool) or not isinstance(column, int) or not 0 <= column < count:
-        raise OptionError(f"column {column!r} is none of 0 to {count - 1}.")
-    return column
 
 
 def _default_names(scorer: Scorer, features: Features, spec: FeatureSpec) -> tuple[str, ...]:
@@ -107,7 +63,9 @@ def _default_names(scorer: Scorer, features: Features, spec: FeatureSpec) -> tup
             word = "cell" if cells else "feature"
         count = len(set(labels[labels >= 0].tolist()))
         before = f"{name} " if len(features.labels) > 1 else ""
-        names += [f"{before}{word} {number}" for number in range(count)]
+        columns = column_names(scorer, name)
+        known = columns and count == len(columns) and not isinstance(input_spec, torch.Tensor)
+        names += [before + (columns[number] if known else f"{word} {number}") for number in range(count)]
     return tuple(names)
 
 

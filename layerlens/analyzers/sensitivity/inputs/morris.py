@@ -10,10 +10,11 @@ from torch import nn
 from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
+from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.errors import OptionError, check_count, warn
-from layerlens.inputs.inputs import Forward, Input
+from layerlens.inputs.inputs import Forward, Hold, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from layerlens.progress import track
@@ -47,6 +48,7 @@ def morris(
     batch_size: BatchSize = "auto",
     seed: int = 0,
     progress: bool | None = None,
+    hold: Hold = None,
     forward: Forward | None = None,
 ) -> Ranking:
     """Measure how far the score moves when one feature at a time takes a step, from points all over the distribution.
@@ -99,7 +101,7 @@ def morris(
         raise OptionError(f"levels must be an even number, for steps of half the grid; got {levels}.")
     options = StudyOptions(ranges, baseline, features, names, target, batch_size, seed, spread=True)
     with borrowed(model, grad=False), layers_called():
-        measured = study(model, x, forward, options)
+        measured = study(model, held_input(model, x, hold, forward), forward, options)
         design = Design(measured.features.count, trajectories, levels, seed)
         values, error, mu = _effects(measured, design, progress)
         null_values = None

@@ -10,9 +10,10 @@ from torch import nn
 from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
+from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.errors import OptionError, check_count, warn
-from layerlens.inputs.inputs import Forward, Input
+from layerlens.inputs.inputs import Forward, Hold, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from layerlens.results import Ranking
@@ -49,6 +50,7 @@ def sobol(
     batch_size: BatchSize = "auto",
     seed: int = 0,
     progress: bool | None = None,
+    hold: Hold = None,
     forward: Forward | None = None,
 ) -> Ranking:
     """Measure the share of the score's variance that each feature of the input causes, over a distribution of inputs.
@@ -119,7 +121,7 @@ def sobol(
         raise OptionError(f"order must be 1 or 2, got {order!r}.")
     with borrowed(model, grad=False), layers_called():
         options = StudyOptions(ranges, baseline, features, names, target, batch_size, seed)
-        measured = study(model, x, forward, options)
+        measured = study(model, held_input(model, x, hold, forward), forward, options)
         squares = run_designs(measured, samples, order, seed, progress)
     weights = resamples(samples, bootstrap, seed) if bootstrap else None
     checks = _checks(squares, samples, weights)

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_sites import Site, survey
+from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import check_count, choose, warn
-from layerlens.inputs.inputs import Forward, Input, as_inputs
+from layerlens.inputs.inputs import Forward, Hold, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Selection
@@ -50,6 +51,7 @@ def jacobian(
     null: bool = False,
     seed: int = 0,
     progress: bool | None = None,
+    hold: Hold = None,
     forward: Forward | None = None,
 ) -> LayerProfile:
     r"""Measure how much the output of every layer changes with the input, all layers in the same few passes.
@@ -106,7 +108,7 @@ def jacobian(
     choose("route", route, ROUTES)
     with borrowed(model, grad=False), layers_called(), said_once() as passes:
         refuse_parts(model, "jacobian", GATHERED)
-        run = ModelRun(model, as_inputs(x), forward, seed, progress)
+        run = ModelRun(model, held_input(model, x, hold, forward), forward, seed, progress)
         measured = estimate(run, layers, draws, route)
         null_model = None
         if null:

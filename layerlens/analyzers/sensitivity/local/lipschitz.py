@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_sites import MEMORY, Site, survey
+from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import NO_BATCH, listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import OptionError, check_count, choose, warn
-from layerlens.inputs.inputs import Forward, Input, as_inputs
+from layerlens.inputs.inputs import Forward, Hold, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Selection
@@ -53,6 +54,7 @@ def lipschitz(
     null: bool = False,
     seed: int = 0,
     progress: bool | None = None,
+    hold: Hold = None,
     forward: Forward | None = None,
 ) -> LayerProfile:
     r"""Measure the largest factor by which a small change of the input grows on its way to every layer.
@@ -109,7 +111,7 @@ def lipschitz(
     options = LanczosOptions(iterations, tolerance, restarts, route)
     with borrowed(model), layers_called(), said_once() as passes:
         refuse_parts(model, "lipschitz", GATHERED)
-        run = ModelRun(model, as_inputs(x), forward, seed, progress)
+        run = ModelRun(model, held_input(model, x, hold, forward), forward, seed, progress)
         measured = spectrum(run, layers, options)
         null_model = None
         if null:

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, edits_at, survey
+from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
 from layerlens.analyzers.common.null_model import shuffled
 from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import LayerNotFound, OptionError, check_count, warn
-from layerlens.inputs.inputs import Forward, Input, as_inputs
+from layerlens.inputs.inputs import Forward, Hold, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Selection
@@ -50,6 +51,7 @@ def noise_response(
     null: bool = False,
     seed: int = 0,
     progress: bool | None = None,
+    hold: Hold = None,
     forward: Forward | None = None,
 ) -> LayerProfile:
     """Measure how much the model's output changes when Gaussian noise is added at one layer at a time.
@@ -100,7 +102,7 @@ def noise_response(
     sizes = _levels(levels)
     with borrowed(model, grad=False), layers_called(), said_once() as passes:
         refuse_parts(model, "noise_response", GATHERED)
-        run = ModelRun(model, as_inputs(x), forward, seed, progress)
+        run = ModelRun(model, held_input(model, x, hold, forward), forward, seed, progress)
         clean = survey(model, run.inputs, layers, forward, seed=seed)
         readout = choose_readout(metric, target, clean.output, run.inputs)
         copies = SteppedRun(run, stepped_leaves(run), "noise").together(clean.copies(len(sizes) * draws))

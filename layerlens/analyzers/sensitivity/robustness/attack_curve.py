@@ -10,7 +10,7 @@ from torch import nn
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import check_count
-from layerlens.inputs.inputs import Forward, Input
+from layerlens.inputs.inputs import Forward, Hold, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from layerlens.progress import track
@@ -47,6 +47,7 @@ def attack_curve(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool | None = None,
+    hold: Hold = None,
     forward: Forward | None = None,
 ) -> Curve:
     r"""Measure accuracy against the size of an attack: a change d of the input, ||d|| <= eps, that raises the loss.
@@ -114,7 +115,7 @@ def attack_curve(
     zero_gradient: list[torch.Tensor] = []
     clean: list[torch.Tensor] = []
     with borrowed(model), layers_called(), said_once() as passes:
-        samples = LabeledSamples(x, labels, target, loss, batch_size, seed, forward)
+        samples = LabeledSamples(x, labels, target, loss, batch_size, seed, forward, hold)
         for chunk in track(sample_chunks(model, samples), "attack", enabled=progress):
             sizes = options.sizes(chunk) if sizes is None else sizes
             answers = [_attack_chunk(chunk, options, name, sizes, zero_gradient) for name in options.methods]

@@ -13,7 +13,7 @@ from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import LayerNotFound, check_count, choose
-from layerlens.inputs.inputs import Forward, Input, as_inputs
+from layerlens.inputs.inputs import Forward, Hold, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Selection
@@ -53,6 +53,7 @@ def attack_drift(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool | None = None,
+    hold: Hold = None,
     forward: Forward | None = None,
 ) -> LayerProfile:
     """Measure how far an attack moves the output of every layer: ||h(x + d) - h(x)|| / ||h(x)||.
@@ -112,7 +113,7 @@ def attack_drift(
         noise: list[dict[Site, torch.Tensor]] = []
         held, zero_gradient = list[torch.Tensor](), list[torch.Tensor]()
         sizes: list[float] | None = list(options.eps) if options.eps is not None else None
-        samples = LabeledSamples(inputs, labels, target, loss, batch_size, seed, forward)
+        samples = LabeledSamples(inputs, labels, target, loss, batch_size, seed, forward, hold)
         for chunk in track(sample_chunks(model, samples), "attack drift", enabled=progress):
             sizes = options.sizes(chunk) if sizes is None else sizes
             attack = Attack(chunk, options, method)

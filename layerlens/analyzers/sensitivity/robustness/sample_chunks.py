@@ -11,11 +11,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from layerlens.analyzers.common.calls.call_sites import Site, floating
+from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.samples import or_none, warn_of_influence
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.errors import InputError, check_count
 from layerlens.inputs.batches import Samples, batches
-from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Hold, Input, Inputs, as_inputs
 from layerlens.targets.target import Spec, Target, as_target
 
 from ..model_run import ModelRun
@@ -71,6 +72,7 @@ class LabeledSamples:
         batch_size: largest number of samples in a chunk.
         seed: seed of every run, for models that draw numbers.
         forward: `forward(model, *args, **kwargs)` to call instead of the model.
+        hold: inputs that are held fixed.
     """
 
     x: Samples
@@ -80,6 +82,7 @@ class LabeledSamples:
     batch_size: int
     seed: int
     forward: Forward | None
+    hold: Hold = None
 
 
 def sample_chunks(model: nn.Module, samples: LabeledSamples) -> Iterator[SampleChunk]:
@@ -91,6 +94,7 @@ def sample_chunks(model: nn.Module, samples: LabeledSamples) -> Iterator[SampleC
     check_count("batch_size", samples.batch_size)
     target = None if samples.target is None else as_target(samples.target)
     for start, inputs, labels, first_row in _labeled_inputs(model, samples):
+        inputs = held_input(model, inputs, samples.hold, samples.forward)
         run = ModelRun(model, inputs, samples.forward, samples.seed, progress=False)
         stepped = SteppedRun(run, stepped_leaves(run), "samples")
         with torch.no_grad():
