@@ -24,9 +24,10 @@ Run = Callable[[Leaves, "torch.Tensor | None"], Any]
 ROUNDING = 64
 """Last places of the output by which two scores of one row may differ."""
 
+RUN_ALONE = "every change is run by itself, in a batch of {} as given"
 INTERACTING = (
     "samples influence each other in this model (batch statistics, quantization by batch, a fixed number of samples): "
-    "every change is run by itself, in a batch of {} as given, which takes longer. If the first axis of the input is "
+    "{}, which takes longer. If the first axis of the input is "
     "not the batch, give x with the batch first and forward=, such as lambda model, x: model(x.transpose(0, 1))."
 )
 FOLLOW = (
@@ -57,10 +58,10 @@ def said_once() -> Iterator[dict[str, str]]:
         _SAID.reset(token)
 
 
-def warn_of_influence(count: int) -> None:
-    """Warn that samples influence each other in a batch of `count`; once within `said_once`."""
+def warn_of_influence(count: int, done: str = RUN_ALONE) -> None:
+    """Warn that samples influence each other in a batch of `count`, and what is done; once within `said_once`."""
     if not _SAID.get():
-        warn(INTERACTING.format(count))
+        warn(INTERACTING.format(done.format(count)))
     note_influence()
 
 
@@ -201,7 +202,7 @@ def slopes_by_sample(
         UserWarning: when they were found to.
     """
     if interacting is None and len(scores) > 1 and (interacting := _reaches_others(scores, tensors)):
-        warn_of_influence(len(scores))
+        warn_of_influence(len(scores), "the score of every sample is differentiated by itself")
     if not interacting or len(scores) == 1:
         return torch.autograd.grad(scores.sum(), tensors, allow_unused=True), interacting
     found = list(torch.autograd.grad(scores.sum(), tensors, allow_unused=True, retain_graph=True))
