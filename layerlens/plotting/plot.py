@@ -54,14 +54,14 @@ class Plot:
         self._settings = dict(style.RC)
 
     @public(renamed={"colours": "colors"})
-    def save(self, path: str | os.PathLike[str], dpi: float = 200, *, colors: int | None = None) -> Path:
+    def save(self, path: str | os.PathLike[str], dpi: float | None = None, *, colors: int | None = None) -> Path:
         """Write the figure as PNG, PDF or SVG, depending on the suffix of the path; fonts are embedded as TrueType.
 
         The file appears whole or not at all, and the same figure gives the same bytes.
 
         Args:
             path: file to write; an existing one is replaced.
-            dpi: dots per inch of a PNG, and of the images inside a PDF or SVG.
+            dpi: dots per inch of a PNG (None: 200), and of the images inside a PDF or SVG (None: 300).
             colors: number of colors of a PNG, 2 to 256, for a file of less than half the size; None keeps all.
 
         Returns:
@@ -85,6 +85,8 @@ class Plot:
             raise PlotError(f"cannot save a figure to {path}: {given}. Use .png, .pdf or .svg.")
         if not path.parent.is_dir():
             raise PlotError(f"cannot save a figure to {path}: the folder {path.parent} does not exist. Make it first.")
+        if dpi is None:
+            dpi = 200 if suffix == "png" else 300
         if not 10 <= dpi <= 2400:
             raise OptionError(f"dpi={dpi!r}; give 10 to 2400 dots per inch.")
         if colors is not None and (suffix != "png" or not 2 <= colors <= 256):

@@ -52,7 +52,7 @@ def test_the_strongest_are_those_with_the_largest_mean_of_the_sample():
     first = channels(one, 1, count=7, order="strength")
     assert first.data["units"].tolist() == best and str(best[0]) in texts(first)
     assert channels(one, 1, count=7).data["units"].tolist() == sorted(best)
-    assert "blocks.0: the 7 strongest of 30 units, strongest first" in texts(first)
+    assert "sample 1 of 2: blocks.0: the 7 strongest of 30 units, strongest first" in texts(first)
     assert np.array_equal(first.data["tiles"], one.values[1][best].numpy())
 
 

@@ -114,7 +114,7 @@ FIGURES = {
     "field of a series": lambda **o: receptive_field(field(30), **o),
     "attention": lambda **o: attention(looks(), **o),
     "attention of 12 heads": lambda **o: attention(looks(3, 12, 20), **o),
-    "attention, named": lambda **o: attention(looks(1, 4, 7), heads="mean", labels=TOKENS[0], **o),
+    "attention, named": lambda **o: attention(looks(1, 4, 7), 0, heads="mean", labels=TOKENS[0], **o),
     "attention, many tokens": lambda **o: attention(looks(1, 1, 90, tokens=[["x"] * 90] * 2), **o),
     "traversal": lambda **o: latent_traversal(traversal(3, 8, 8), **o),
     "traversal of series": lambda **o: latent_traversal(traversal(30, move="add"), count=2, labels=[LONG, "b"], **o),

@@ -45,7 +45,7 @@ def test_a_column_holds_fewer_panels_in_a_row():
 
 
 def test_one_attention_map_is_as_wide_as_a_column_and_names_its_axes():
-    plot = plotting.attention(attention(layers=1, heads=4), heads="mean", labels=["Ġa", "##b", "c", "d", "e", "f"])
+    plot = plotting.attention(attention(layers=1, heads=4), 0, heads="mean", labels=["Ġa", "##b", "c", "d", "e", "f"])
     (axes,) = plot.axes
     assert plot.fig.get_size_inches()[0] == 3.25 and (axes.get_ylabel(), axes.get_xlabel()) == ("query", "key")
     assert [label.get_text() for label in axes.get_yticklabels()][:3] == ["␣a", "##b", "c"]

@@ -36,14 +36,14 @@ def test_an_image_is_the_sum_of_channels_over_its_gray_input():
 )
 def test_channels_are_joined_as_asked(channel, expected, units):
     result = images()
-    plot = heatmap(result, channel=channel, clip=100)
+    plot = heatmap(result, 0, channel=channel, clip=100)
     np.testing.assert_array_equal(plot.data["values"], expected(result.values[0]).numpy())
     assert units in texts(plot)
     assert (plot.axes[0].images[-1].get_clim()[0] == 0) == (channel == "abs")
 
 
 def test_the_colorbar_states_units_and_clip_and_can_be_left_out():
-    plot = heatmap(images(), clip=95)
+    plot = heatmap(images(), 0, clip=95)
     assert any(text.replace("\n", " ") == "score, sum of channels (clipped at 95%)" for text in texts(plot))
     assert not [text for text in texts(heatmap(images(), colorbar=False)) if "score" in text]
 
@@ -54,18 +54,18 @@ def test_a_map_of_magnitudes_starts_at_zero():
 
 
 def test_overlay_can_be_off_or_a_photograph():
-    assert len(heatmap(images(), overlay=False).axes[0].images) == 1
+    assert len(heatmap(images(), 0, overlay=False).axes[0].images) == 1
     photograph = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
-    np.testing.assert_allclose(heatmap(images(), overlay=photograph).data["picture"], photograph / 255)
+    np.testing.assert_allclose(heatmap(images(), 0, overlay=photograph).data["picture"], photograph / 255)
     with pytest.raises(PlotError, match=r"overlay= is 9 x 12, but the gradient attribution is 12 x 12. Resize"):
-        heatmap(images(), overlay=photograph[:9])
+        heatmap(images(), 0, overlay=photograph[:9])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_every_dtype_and_attached_gradients_are_drawn(dtype):
     result = images()
     result = dataclasses.replace(result, values=result.values.to(dtype).requires_grad_())
-    assert heatmap(result).data["values"].shape == (12, 12)
+    assert heatmap(result, 0).data["values"].shape == (12, 12)
 
 
 def test_a_series_has_time_on_x():
@@ -176,7 +176,7 @@ def test_a_volume_is_refused_with_a_call_that_draws_its_strongest_slice():
         with pytest.raises(PlotError, match="Take a slice of a volume") as caught:
             heatmap(result)
         call = str(caught.value).partition("holds most: ")[2].rstrip(".")
-        plot = heatmap(eval(call, {"dataclasses": dataclasses, "result": result}), clip=100)
+        plot = heatmap(eval(call, {"dataclasses": dataclasses, "result": result}), 0, clip=100)
         depth = axes.index("depth")
         whole = result.tensor.abs().sum(dim=[axis for axis in range(len(axes)) if axis != depth])
         expected = result.tensor.select(depth, int(whole.argmax()))[0].reshape(8, 9)

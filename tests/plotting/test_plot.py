@@ -25,7 +25,7 @@ def test_pdf_embeds_truetype_fonts_also_under_other_settings(tmp_path):
 
 
 def test_no_file_names_a_date_or_a_version(tmp_path):
-    drawn = heatmap(images())
+    drawn = heatmap(images(1))
     for suffix, words in {
         "pdf": (b"CreationDate", b"Producer"),
         "svg": (b"dc:date", b"Matplotlib"),
@@ -38,7 +38,7 @@ def test_no_file_names_a_date_or_a_version(tmp_path):
 def test_dpi_sets_the_pixels_of_a_png(tmp_path):
     from PIL import Image
 
-    drawn = heatmap(images())
+    drawn = heatmap(images(1))
     with Image.open(drawn.save(tmp_path / "a.png", dpi=400)) as image:
         assert image.size[0] == 1300
 
@@ -75,7 +75,7 @@ def test_a_file_keeps_the_rights_of_the_folder_and_leaves_nothing_beside_it(tmp_
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "figure.png"
     path.write_bytes(b"old")
-    drawn = heatmap(images())
+    drawn = heatmap(images(1))
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match=r"disk full"):
         drawn.save(path)
@@ -96,7 +96,7 @@ def test_paths_that_cannot_be_written_are_refused(name, expected, tmp_path):
 
 
 def test_a_notebook_shows_one_picture():
-    drawn = heatmap(images())
+    drawn = heatmap(images(1))
     assert drawn._repr_png_().startswith(b"\x89PNG")
     with pytest.raises(NotImplementedError):  # tells IPython to go on to the picture
         drawn._ipython_display_()
@@ -106,8 +106,9 @@ def test_a_notebook_shows_one_picture():
 @pytest.mark.parametrize(
     "result, kind, panels",
     [
-        (images(), None, 1),
-        (images(), "heatmap", 1),
+        (images(1), None, 1),
+        (images(), None, 2),
+        (images(1), "heatmap", 1),
         (images(), "grid", 4),
         (relevance(), None, 1),
         (relevance(), "flow", 1),
@@ -211,7 +212,7 @@ def test_a_figure_of_ones_own_is_one_function(monkeypatch):
 def test_old_spellings_still_work_and_warn(tmp_path):
     with pytest.warns(DeprecationWarning, match=r"relevance_flow\(most=\) is now count="):
         assert len(relevance().plot("flow", most=3).data["name"]) == len(relevance().plot.flow(count=3).data["name"])
-    drawn = heatmap(images())
+    drawn = heatmap(images(1))
     with pytest.warns(DeprecationWarning, match=r"save\(colours=\) is now colors="):
         old = drawn.save(tmp_path / "old.png", colours=16).read_bytes()
     assert old == drawn.save(tmp_path / "new.png", colors=16).read_bytes()

@@ -30,7 +30,7 @@ def test_the_line_is_the_signal_and_the_colors_are_its_relevance():
 def test_channels_with_the_most_relevance_are_drawn_in_their_order():
     one = series()
     best = one.values[0].abs().sum(dim=0).topk(3).indices.sort().values.tolist()
-    plot = timeseries(one, count=3)
+    plot = timeseries(one, 0, count=3)
     assert plot.data["channels"].tolist() == best
     assert "3 of 9 features with the most relevance" in texts(plot)
 
@@ -38,10 +38,10 @@ def test_channels_with_the_most_relevance_are_drawn_in_their_order():
 @pytest.mark.parametrize("along, label", [("length", "place"), ("time", "step")])
 def test_channels_may_come_first_and_there_may_be_one_series_alone(along, label):
     first = attribution(2, 4, 30, inputs=random(2, 4, 30, seed=5), axes=("batch", "channel", along))
-    plot = timeseries(first)
+    plot = timeseries(first, 0)
     assert plot.data["signal"].shape == (4, 30) and np.array_equal(plot.data["signal"], first.inputs[0].numpy())
     assert plot.axes[0].get_ylabel() == "channel 0" and plot.axes[-1].get_xlabel() == label
-    alone = timeseries(attribution(2, 30, inputs=random(2, 30, seed=5)))
+    alone = timeseries(attribution(2, 30, inputs=random(2, 30, seed=5)), 0)
     assert alone.data["signal"].shape == (1, 30) and len(alone.axes) == 1
 
 
@@ -66,7 +66,7 @@ def test_time_can_be_in_seconds_and_channels_can_have_names():
 def test_another_signal_can_be_drawn():
     one = dataclasses.replace(series(), inputs=None, axes=("batch", "time", "feature"))
     raw = random(40, 9, seed=8)
-    assert np.array_equal(timeseries(one, signal=raw, channels=[0]).data["signal"][0], raw[:, 0].numpy())
+    assert np.array_equal(timeseries(one, 0, signal=raw, channels=[0]).data["signal"][0], raw[:, 0].numpy())
 
 
 def test_one_of_several_inputs():
@@ -85,13 +85,18 @@ def test_one_of_several_inputs():
             PlotError,
             "keeps no series",
         ),
-        (series(), {"signal": random(9, 40)}, PlotError, r"signal has shape \(9, 40\), but .* 9 channels and 40 steps"),
+        (
+            series(),
+            {"sample": 0, "signal": random(9, 40)},
+            PlotError,
+            r"signal has shape \(9, 40\), but .* 9 channels and 40 steps",
+        ),
         (series(), {"channels": []}, OptionError, r"channels=\[\] draws nothing"),
         (series(), {"channels": [9]}, OptionError, r"channels=\[9\], but the series has 9 \(0 to 8\)"),
         (series(), {"count": 0}, OptionError, "count=0 channels"),
         (series(), {"rate": 0}, OptionError, "rate=0 steps per second"),
         (series(), {"labels": ["a"]}, PlotError, "1 labels for the 9 channels"),
-        (series(), {"signal": torch.full((40, 9), torch.nan)}, PlotError, "the signal .* holds NaN"),
+        (series(), {"sample": 0, "signal": torch.full((40, 9), torch.nan)}, PlotError, "the signal .* holds NaN"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_with_a_remedy(given, options, error, expected):

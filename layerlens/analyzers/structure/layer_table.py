@@ -14,6 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from layerlens.axes.follow import Followed
 from layerlens.axes.followed import followed
 from layerlens.axes.layout import described as axes_text
+from layerlens.errors import check_count
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Layers, parameter_count
@@ -26,7 +27,9 @@ from layerlens.signatures import public
 
 
 @public
-def layers(model: nn.Module, x: Input | None = None, *, forward: Forward | None = None) -> LayerTable:
+def layers(
+    model: nn.Module, x: Input | None = None, *, depth: int | None = None, forward: Forward | None = None
+) -> LayerTable:
     """List the layers of a model; with an input also their calls, output shapes and shares of time.
 
     The time of a layer is its own: the time between start and end of its calls, minus the calls inside. The model
@@ -35,21 +38,26 @@ def layers(model: nn.Module, x: Input | None = None, *, forward: Forward | None 
 
     Args:
         x: ... None does not run the model.
+        depth: levels below the model that are shown; None for all. The rows hold all.
 
     Returns:
         A `LayerTable`: the model itself, then every module once, in definition order.
+
+    Raises:
+        OptionError: if `depth` is below 1.
 
     Example:
         >>> table = layers(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(4, 2))
         >>> [(row.path, row.type, row.calls, row.output, row.parameters) for row in table.rows]
         [('', 'Sequential', 1, '(4, 3)', 9), ('0', 'Linear', 1, '(4, 3)', 9), ('1', 'ReLU', 1, '(4, 3)', 0)]
     """
+    if depth is not None:
+        check_count("depth", depth)
     layers = Layers(model)
     device = _device(model)
     if x is None:
-        return LayerTable(
-            type(model).__name__, tuple(_row(path, module) for path, module in layers.items()), None, device
-        )
+        plain = tuple(_row(path, module) for path, module in layers.items())
+        return LayerTable(type(model).__name__, plain, None, device, depth)
     given = as_inputs(x)
     with borrowed(model, grad=False):
         given.run(model, forward)
@@ -68,7 +76,7 @@ def layers(model: nn.Module, x: Input | None = None, *, forward: Forward | None 
         )
         for path, module in layers.items()
     )
-    return LayerTable(type(model).__name__, rows, 1000 * total, device)
+    return LayerTable(type(model).__name__, rows, 1000 * total, device, depth)
 
 
 class _Stamp:

@@ -22,6 +22,8 @@ UNITS: Final = ("channel", "feature", "unit")
 
 Form = Literal["image", "series", "tokens", "vector"]
 Channel = Literal["sum", "abs"] | int
+Which = int | Sequence[int] | None
+"""A sample, several, or the first that fit a page; a figure of one sample is given its number."""
 
 FORMS: dict[tuple[str, ...], Form] = {
     ("channel", "height", "width"): "image",
@@ -74,7 +76,7 @@ class Sample:
 
 def read(
     attribution: Attribution,
-    sample: int,
+    sample: Which,
     *,
     channel: Channel = "sum",
     name: str | None = None,
@@ -142,7 +144,7 @@ def read(
     )
 
 
-def read_texts(attribution: Attribution, sample: int, name: str | None = None, *, grouped: bool = True) -> Sample:
+def read_texts(attribution: Attribution, sample: Which, name: str | None = None, *, grouped: bool = True) -> Sample:
     """Take the tokens of one sample out of an attribution; without a name those of all inputs, one after the other.
 
     Args:
@@ -198,7 +200,7 @@ def _characters(values: Array, tokens: tuple[str, ...], texts: list[str] | None)
     )
 
 
-def sample_index(sample: int, size: int, what: str) -> int:
+def sample_index(sample: Which, size: int, what: str) -> int:
     """The index of a sample, counted from the start.
 
     Raises:

@@ -67,7 +67,7 @@ def value_axis(axes: Axes, label: str, *, log: bool = False) -> None:
     """A value axis with few numbers, faint guide lines, and a line at zero."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-    axes.set_xlabel(label)
+    axes.set_xlabel(log_label(label) if log else label)
     if log:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(log_ticks())
@@ -78,6 +78,11 @@ def value_axis(axes: Axes, label: str, *, log: bool = False) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
     axes.set_axisbelow(True)
     axes.grid(axis="x", color="#E6E6E6", linewidth=0.5)
+
+
+def log_label(label: str) -> str:
+    """The label of an axis, with its logarithmic scale."""
+    return f"{label}, log scale" if label else "log scale"
 
 
 def log_ticks() -> Any:

@@ -16,6 +16,7 @@ from .. import style
 from ..plot import Plot
 from . import text
 from .colorbar import LONGEST, Side, attach, drop_middle_number
+from .each_sample import current_place, resize
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -86,6 +87,7 @@ class Canvas:
     def __init__(self, *, width: style.Width = "column", ax: Axes | None = None, fig: FigureBase | None = None) -> None:
         self.width = style.inches(width)
         self.given = ax
+        self.place = current_place()
         self.own = ax is None and fig is None
         self.fig: Any = fig
         self.panels: list[Panel] = []
@@ -111,7 +113,7 @@ class Canvas:
             self.fig = self.given.figure
             self.width = 1.3 * self.given.bbox.width / self.dpi  # with names on its left
         elif self.fig is None:
-            self.fig = Figure(figsize=(self.width, self.width))
+            self.fig = self.place.cell or Figure(figsize=(self.width, self.width))
         else:
             self.width = self.size[0]
         return self
@@ -157,7 +159,9 @@ class Canvas:
 
     def title(self, title: str | None, automatic: str = "", note: str = "") -> None:
         """Write above the panels: the title asked for (None: the automatic one; "": none), and a note below it."""
-        shown = automatic if title is None else title
+        label = self.place.label
+        automatic = ": ".join(part for part in (label, automatic) if part)
+        shown = automatic if title is None else title or label * (self.place.cell is not None)
         lines = [(line, size) for line, size in ((shown, style.TEXT), (note, style.SMALL)) if line]
         self.heading = [(self._line_artist(size), line, size) for line, size in lines]
 
@@ -172,6 +176,7 @@ class Canvas:
         self, panels: Sequence[Axes], mappable: ScalarMappable, limits: style.Limits, units: str, side: Side
     ) -> None:
         """Put a colorbar with its numbers to the right of panels or below them."""
+        self.place.scales.append(limits)
         bar = attach(panels, mappable, limits, side)
         bar.ax.set_in_layout(self.given is not None)  # a canvas measures it for itself: it may belong to several rows
         note = f"({limits.note})" if limits.note else ""
@@ -361,7 +366,7 @@ def _fit(canvas: Canvas, high: dict[int, float], fixed: float) -> dict[int, floa
     """
     total = fixed + sum(high.values())
     if canvas.own:
-        canvas.fig.set_size_inches(canvas.width, total)
+        resize(canvas.fig, canvas.width, total)
         return high
     available = canvas.size[1]
     factor = min(1.0, (available - fixed) / sum(high.values()))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 LONGEST_NAME: Final = 1.1
 """Inches of the name of a column."""
+SHORTEST: Final = 0.25
+"""Inches to which a text in a cell may be shortened."""
 MOST_NUMBERS: Final = 5000
 PER_INCH: Final = 80
 """Cells that an inch of figure shows; of more, neighbors are shown together."""
@@ -84,14 +86,30 @@ def pooled(values: Array, width: float) -> tuple[Array, str]:
 
 
 def write_numbers(axes: Axes, image: AxesImage, values: Array, size: tuple[float, float], *, forced: bool) -> None:
-    """Write the numbers into the cells, dark on light and light on dark.
+    """Write the numbers into the cells; see `write_texts`."""
+    write_texts(axes, image, values, _same_decimals(values), size, forced=forced, shortest=np.inf)
+
+
+def write_texts(
+    axes: Axes,
+    image: AxesImage,
+    values: Array,
+    written: list[list[str]],
+    size: tuple[float, float],
+    *,
+    forced: bool,
+    shortest: float = SHORTEST,
+) -> bool:
+    """Write a text into each cell, dark on light and light on dark; return whether they fit.
 
     Args:
         axes: where.
         image: the cells as drawn.
         values: `(rows, columns)`; NaN is left out.
+        written: the texts.
         size: height and width of the panel, in inches.
-        forced: whether numbers that do not fit are an error, rather than left out.
+        forced: whether texts that do not fit are an error, rather than left out.
+        shortest: inches to which a text may be shortened; infinite for numbers, which are whole or left out.
 
     Raises:
         PlotError: when they do not fit and are asked for.
@@ -99,23 +117,24 @@ def write_numbers(axes: Axes, image: AxesImage, values: Array, size: tuple[float
     height, across = size
     cell = across / values.shape[1], height / values.shape[0]
     fits = cell[1] >= style.SMALL * 1.2 / 72 and values.size <= MOST_NUMBERS
-    written = _same_decimals(values) if fits else []
-    widest = max((text.width(one, style.SMALL) for row in written for one in row), default=0.0)
-    if not fits or widest + 0.03 > cell[0]:
+    widest = max((text.width(one, style.SMALL) for row in written for one in row), default=0.0) if fits else 0.0
+    if not fits or min(widest, shortest) + 0.03 > cell[0]:
         if forced:
             raise PlotError(
                 f"numbers do not fit into cells of {cell[0]:.2f} x {cell[1]:.2f} inches. Give a larger width= "
                 "('page' is 6.75), fewer rows or columns, or annotate=False."
             )
-        return
+        return False
     colors: Array = np.asarray(image.cmap(image.norm(values)))
     shades = colors[..., :3] @ np.array([0.2126, 0.7152, 0.0722])
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
+            shown = text.shorten(written[row][column], style.SMALL, cell[0] - 0.02)
             axes.text(
-                column, row, written[row][column], ha="center", va="center", fontsize=style.SMALL,
+                column, row, shown, ha="center", va="center", fontsize=style.SMALL,
                 color="white" if shades[row, column] < 0.45 else style.INK,
             )  # fmt: skip
+    return True
 
 
 def _same_decimals(values: Array) -> list[list[str]]:

@@ -11,6 +11,8 @@ from typing import Any, Final
 from .. import style
 
 DPI: Final = 200
+LAYER_NUMBER: Final = re.compile(r"[^\s\d]*[._](\d+)((?:[.#/]\S*)?)")
+"""The path of a layer, with the first number in it and what follows."""
 
 
 @functools.cache
@@ -145,16 +147,21 @@ def unprefixed(names: Sequence[str], size: float, limit: float) -> list[str]:
 
 
 def shorten(name: str, size: float, limit: float) -> str:
-    """A name of at most `limit` inches: letters in its middle give way to `…`.
+    """A name of at most `limit` inches: letters in its middle give way to `…`; the number of a layer stays.
 
     Example:
         >>> shorten("encoder.layer.3.attention.output.LayerNorm", 6, 1.2)
-        'encoder.laye…ut.LayerNorm'
+        '…3.attention.out…t.LayerNorm'
     """
     if width(name, size) <= limit:
         return name
-    for kept in range(len(name) - 1, 1, -1):
-        short = f"{name[: kept // 2]}…{name[-(kept - kept // 2) :]}"
+    numbered = LAYER_NUMBER.fullmatch(name)
+    before, middle = numbered.groups() if numbered else ("", name)
+    start = f"…{before}" if numbered else ""
+    if numbered and width(start + middle, size) <= limit:
+        return start + middle
+    for kept in range(len(middle) - 1, 1 if not numbered else -1, -1):
+        short = f"{start}{middle[: kept // 2]}…{middle[len(middle) - (kept - kept // 2) :]}"
         if width(short, size) <= limit:
             return short
-    return "…"
+    return shorten(middle, size, limit) if numbered and "." in middle else "…"

@@ -16,6 +16,7 @@ from .. import style
 from ..style import Array
 from . import attribution_sample, text
 from .attribution_sample import Sample
+from .each_sample import Which
 
 CONTEXT: Final = 3
 """Tokens that are kept on each side of a strong one."""
@@ -42,7 +43,7 @@ class Piece:
     heading: bool = False
 
 
-def read(attribution: Attribution, sample: int, name: str | None, labels: Sequence[str] | None) -> Sample:
+def read(attribution: Attribution, sample: Which, name: str | None, labels: Sequence[str] | None) -> Sample:
     """One sample of an attribution of tokens, with their texts.
 
     Raises:

@@ -14,6 +14,7 @@ from layerlens.results import ActivationMaps
 from .. import style
 from ..drawing import attribution_sample, bars, image_panels, images, text
 from ..drawing.canvas import GAP, Canvas
+from ..drawing.each_sample import Which, each_sample
 from ..plot import Plot, figure
 from ..style import Array
 
@@ -27,9 +28,10 @@ BAR_WIDTH: Final = 0.9
 
 
 @figure(ActivationMaps, kind="mosaic", usual=True)
+@each_sample(lambda one: len((one if isinstance(one, ActivationMaps) else one[0]).values))
 def activation_mosaic(
     maps: ActivationMaps | Sequence[ActivationMaps],
-    sample: int = 0,
+    sample: Which = None,
     *,
     count: int = 6,
     picture: bool = True,
@@ -122,7 +124,7 @@ def _tile_titles(units: list[list[int]], across: float) -> list[list[str]]:
     return named if fits else [[str(unit) for unit in row] for row in units]
 
 
-def _strongest_units(one: ActivationMaps, sample: int, count: int) -> tuple[Array, list[int]]:
+def _strongest_units(one: ActivationMaps, sample: Which, count: int) -> tuple[Array, list[int]]:
     if not isinstance(one, ActivationMaps):
         raise PlotError(f"activation_mosaic draws ActivationMaps, not a {type(one).__name__}.")
     what = f"the activation of layer {one.layer!r}"
@@ -145,7 +147,7 @@ def _row_label(one: ActivationMaps, shown: int) -> str:
     return f"{name}: {shown} of {one.values.shape[1]} units{size}"
 
 
-def _picture(one: ActivationMaps, sample: int) -> Array | None:
+def _picture(one: ActivationMaps, sample: Which) -> Array | None:
     inputs = one.inputs
     if inputs is None or inputs.ndim != 4 or inputs.shape[2] * inputs.shape[3] == 1:  # such as a latent
         return None

@@ -14,6 +14,7 @@ from layerlens.results import ActivationMaps
 from .. import style
 from ..drawing import attribution_sample, images, text
 from ..drawing.canvas import Canvas
+from ..drawing.each_sample import Which, each_sample
 from ..plot import Plot, figure
 from ..style import Array
 
@@ -43,9 +44,10 @@ class _Grid(NamedTuple):
 
 
 @figure(ActivationMaps, kind="channels")
+@each_sample(lambda one: len(one.values))
 def channels(
     maps: ActivationMaps,
-    sample: int = 0,
+    sample: Which = None,
     *,
     count: int | None = None,
     order: Order = "number",
@@ -121,7 +123,7 @@ def channels(
         return canvas.finish({"tiles": tiles, "units": np.array(units)})
 
 
-def _chosen_tiles(maps: ActivationMaps, sample: int, count: int | None, order: Order) -> tuple[Array, list[int], str]:
+def _chosen_tiles(maps: ActivationMaps, sample: Which, count: int | None, order: Order) -> tuple[Array, list[int], str]:
     """The tiles to draw and their places among the units.
 
     Raises:

@@ -16,6 +16,7 @@ from .. import style
 from ..drawing import attribution_sample, image_panels
 from ..drawing.attribution_sample import Channel, Sample
 from ..drawing.canvas import Canvas
+from ..drawing.each_sample import Which, each_sample
 from ..plot import Plot
 from ..style import Array
 from ..words import words
@@ -28,9 +29,10 @@ NARROWEST: Final = 1.05
 
 
 @public
+@each_sample(lambda one: len(one[0].score))
 def compare_methods(
     attributions: Sequence[Attribution],
-    sample: int = 0,
+    sample: Which = None,
     *,
     columns: int | None = None,
     overlay: bool = True,
@@ -84,6 +86,7 @@ def compare_methods(
     count = len(shown) + (picture is not None)
     if columns is not None and columns < 1:
         raise OptionError(f"columns={columns!r}; give 1 or more.")
+    sample = attribution_sample.sample_index(sample, len(several[0].score), "the batch")
     targets = {one.target_of(sample) for one in several}
     data: dict[str, Any] = {}
     with Canvas(width=width, fig=fig) as canvas:
@@ -116,7 +119,7 @@ def _column_count(count: int, inches: float) -> int:
     return -(-count // rows)
 
 
-def common_picture(several: list[Attribution], shown: list[Sample], sample: int) -> Array | None:
+def common_picture(several: list[Attribution], shown: list[Sample], sample: Which) -> Array | None:
     """The input picture that all share, or None if none keeps it.
 
     Raises:

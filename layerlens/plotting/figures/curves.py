@@ -107,8 +107,9 @@ def curves(
         if many:
             handles = [handles[index] for index in np.unique(np.linspace(0, len(handles) - 1, 5).round().astype(int))]
         handles += _draw_chance(axes, data)
-        axes.set_xlabel(first.along)
-        axes.set_ylabel(f"{first.quantity} ({first.units})" if first.units not in ("", "1") else first.quantity)
+        values = f"{first.quantity} ({first.units})" if first.units not in ("", "1") else first.quantity
+        axes.set_xlabel(bars.log_label(first.along) if scale != "linear" else first.along)
+        axes.set_ylabel(bars.log_label(values) if yscale == "log" else values)
         if len(handles) > 1 or len(data) > 1:
             canvas.legend(axes, handles)
         return canvas.finish(data)
@@ -232,7 +233,10 @@ def _points_axis(axes: Axes, points: Array, scale: str, across: float) -> None:
         sizes = np.abs(points[points != 0])
         axes.set_xscale("symlog", linthresh=float(sizes.min()) if sizes.size else 1.0, linscale=0.5)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        whole = bool((points == points.round()).all() and np.ptp(points) > 2)  # steps, samples, epochs
+        axes.xaxis.set_major_locator(
+            MaxNLocator(6, steps=[1, 2, 5, 10] if whole else [1, 2, 2.5, 5, 10], integer=whole)
+        )
     if scale != "linear" and len(np.unique(points)) <= FEW_POINTS:
         _point_ticks(axes, np.unique(points), across)
     axes.xaxis.set_minor_formatter(NullFormatter())

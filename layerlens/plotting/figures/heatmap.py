@@ -15,6 +15,7 @@ from .. import style
 from ..drawing import attribution_sample, bars, image_panels
 from ..drawing.attribution_sample import Channel, Sample
 from ..drawing.canvas import Canvas
+from ..drawing.each_sample import Which, each_sample
 from ..drawing.token_text import spelled
 from ..plot import Plot, figure
 from ..style import Array
@@ -29,9 +30,10 @@ MOST_FEATURES: Final = 40
 
 
 @figure(Attribution, kind="heatmap", usual=True)
+@each_sample(lambda one: len(one.score), "overlay")
 def heatmap(
     attribution: Attribution,
-    sample: int = 0,
+    sample: Which = None,
     *,
     overlay: bool | torch.Tensor | Array = True,
     channel: Channel = "sum",
@@ -101,14 +103,15 @@ def heatmap(
                 axes, mappable = _draw_series(canvas, shown, limits, colors, labels)
             if colorbar:
                 canvas.colorbar([axes], mappable, limits, shown.units, "right")
-        elif shown.form == "tokens" or len(shown.values) <= MOST_FEATURES:
-            data["values"] = _draw_bars(canvas, shown, labels, vmax)
         else:
-            _draw_line(canvas, shown, vmax)
+            bars_fit = shown.form == "tokens" or len(shown.values) <= MOST_FEATURES
+            data["values"] = (_draw_bars if bars_fit else _draw_line)(canvas, shown, labels, vmax)
+            most = 1.03 * float(np.abs(data["values"]).max())
+            canvas.place.scales.append(dataclasses.replace(limits, high=most, note=""))
         return canvas.finish(data)
 
 
-def _read(attribution: Attribution, sample: int, channel: Channel, name: str | None, *, grouped: bool) -> Sample:
+def _read(attribution: Attribution, sample: Which, channel: Channel, name: str | None, *, grouped: bool) -> Sample:
     """The sample that is drawn: of several inputs the tokens of all, if all are tokens."""
     values = attribution.values if isinstance(attribution, Attribution) else None
     if isinstance(values, dict) and name is None and set(attribution_sample.text_inputs(attribution)) == set(values):
@@ -162,7 +165,7 @@ def _draw_bars(canvas: Canvas, shown: Sample, labels: Sequence[str] | None, vmax
     return values
 
 
-def _draw_line(canvas: Canvas, shown: Sample, vmax: float | None) -> None:
+def _draw_line(canvas: Canvas, shown: Sample, labels: Sequence[str] | None, vmax: float | None) -> Array:
     axes = canvas.panel(height=min(0.4 * canvas.width, 2.0))
     axes.axhline(0, color=style.FAINT, linewidth=0.6)
     axes.plot(shown.values, color=style.COLORS[0], linewidth=0.8)
@@ -173,3 +176,4 @@ def _draw_line(canvas: Canvas, shown: Sample, vmax: float | None) -> None:
         axes.spines[side].set_visible(False)
     if vmax is not None:
         axes.set_ylim(-vmax if shown.signed else 0, vmax)
+    return shown.values

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from layerlens.errors import OptionError, PlotError, choose
-from layerlens.results import Matrix
+from layerlens.results import LogitLens, Matrix
 
 from .. import style
-from ..drawing import bars, matrix_cells, text
+from ..drawing import bars, matrix_cells, text, token_text
 from ..drawing.canvas import Canvas
 from ..drawing.images import finite_array
 from ..plot import Plot, figure
@@ -39,15 +39,16 @@ def matrix(
 ) -> Plot:
     """Draw a matrix in colors, the first row at the top.
 
-    Cells without a number (NaN) are hatched. Names are thinned where they would touch. Of more cells than the figure
-    can show, neighbors are drawn together, as the one farthest from zero; a note says so.
+    The cells of a `LogitLens` hold the likeliest token there. Cells without a number (NaN) are hatched. Names are
+    thinned where they would touch. Of more cells than the figure can show, neighbors are drawn together, as the one
+    farthest from zero; a note says so.
 
     Args:
         found: values `(rows, columns)`.
         cmap: matplotlib colormap; None is RdBu_r around zero for signed values and viridis for others.
         clip: ... None clips nothing.
-        annotate: whether to write the numbers into the cells; `"auto"` if they fit.
-        width: ... None is the page for more than 40 columns.
+        annotate: whether to write numbers, or tokens, into the cells; `"auto"` if they fit.
+        width: ... None is the page for more than 40 columns, and for tokens.
         title: None for the method, `""` for none.
         labels: names of the rows and names of the columns.
 
@@ -71,10 +72,10 @@ def matrix(
     rows, columns = _names(found, values.shape, labels)
     limits = _limits(values, found, clip, vmax)
     if width is None:
-        width = "column" if values.shape[1] <= 40 else "page"
+        width = "page" if values.shape[1] > 40 or isinstance(found, LogitLens) else "column"
     with Canvas(width=width, ax=ax) as canvas:
         drawn, note = matrix_cells.pooled(values, canvas.width)
-        canvas.title(title, words(found.method), " ".join(part for part in (_chance_note(found), note) if part))
+        said = [_chance_note(found), note]
         axes = canvas.panel()
         across, height = _panel_size(canvas, found, values.shape, rows)
         canvas.panels[-1].height = height
@@ -82,8 +83,13 @@ def matrix(
             axes, drawn, values.shape, limits, style.colormap(cmap, signed=found.signed, unsigned="viridis")
         )
         matrix_cells.name_axes(axes, rows, columns, (height, across), found.axes)
-        if annotate is not False:
+        if annotate is not False and isinstance(found, LogitLens):
+            best = [[token_text.spelled(found.name(one)) for one in row] for row in found.top[:, :, 0].tolist()]
+            fits = matrix_cells.write_texts(axes, image, values, best, (height, across), forced=annotate is True)
+            said += ["In each cell: the likeliest token." if fits else "Tokens do not fit: width=, or fewer layers=."]
+        elif annotate is not False:
             matrix_cells.write_numbers(axes, image, values, (height, across), forced=annotate is True)
+        canvas.title(title, words(found.method), " ".join(part for part in said if part))
         units = f" ({found.units})" if found.units not in ("", "1") else ""
         canvas.colorbar([axes], image, limits, f"{found.quantity}{units}", "right")
         if np.isnan(values).any():

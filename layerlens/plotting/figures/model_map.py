@@ -126,8 +126,9 @@ def model_map(
     low, high = _axis_range(shown[fits], scale, vmax)
     with Canvas(width=width, fig=fig) as canvas:
         cut = any(row.hidden for row in rows)
-        note = "ticks: the layers inside of a row that are not drawn" if cut else ""
-        canvas.title(title, f"{table.model}: {label}{f', {how}' if how else ''}", note)
+        notes = ["ticks: the layers inside of a row that are not drawn"] * cut
+        notes += [_why_empty(profile, quantity)] * any(not row.known and row.kind for row in rows)
+        canvas.title(title, f"{table.model}: {label}{f', {how}' if how else ''}", "; ".join(notes))
         for column, part in enumerate(parts):
             axes = canvas.panel(0, column)
             canvas.panels[-1].height = bars.pitch_of(len(rows)) * max(every, 4)
@@ -135,6 +136,17 @@ def model_map(
             bars.value_axis(axes, label, log=scale == "log")
             axes.set_xlim(low, high)
         return canvas.finish({"paths": [row.path for row in rows], "values": np.array([row.value for row in rows])})
+
+
+def _why_empty(profile: LayerProfile | None, quantity: Quantity) -> str:
+    """Why rows have no number."""
+    if profile is not None:
+        return "rows without a number: layers that were not measured"
+    return {
+        "parameters": "rows without a number: layers without parameters of their own",
+        "time": "rows without a number: layers that did not run",
+        "memory": "rows without a number: layers whose output is that of the layers inside, or that did not run",
+    }[quantity]
 
 
 def _columns(rows: list[Row], every: int) -> list[list[Row]]:

@@ -12,6 +12,7 @@ from layerlens.results import ReceptiveField
 from .. import style
 from ..drawing import attribution_sample, image_panels, images
 from ..drawing.canvas import Canvas
+from ..drawing.each_sample import Which, each_sample
 from ..plot import Plot, figure
 from ..style import Array
 
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 
 
 @figure(ReceptiveField, kind="field", usual=True)
+@each_sample(lambda one: len(one.effective))
 def receptive_field(
     field: ReceptiveField,
-    sample: int = 0,
+    sample: Which = None,
     *,
     width: style.Width = "column",
     cmap: str | None = None,

@@ -14,6 +14,7 @@ from layerlens.results.maps.recurrent_states import GATES
 from .. import style
 from ..drawing import attribution_sample, images
 from ..drawing.canvas import Canvas
+from ..drawing.each_sample import Which, each_sample
 from ..plot import Plot, figure
 from ..style import Array
 from ..words import words
@@ -26,9 +27,10 @@ OPEN: Final = style.Limits(0.0, 1.0, False, "")
 
 
 @figure(RecurrentStates, kind="states", usual=True)
+@each_sample(lambda one: len(one.lengths))
 def recurrent_states(
     states: RecurrentStates,
-    sample: int = 0,
+    sample: Which = None,
     *,
     layer: int = 0,
     reverse: bool = False,

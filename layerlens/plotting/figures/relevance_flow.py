@@ -52,7 +52,7 @@ class Row:
 @public(renamed={"most": "count"})
 def relevance_flow(
     relevance: Relevance | Ledger,
-    sample: int | None = 0,
+    sample: int | None = None,
     *,
     count: int = 24,
     width: style.Width = "page",
@@ -68,7 +68,7 @@ def relevance_flow(
 
     Args:
         relevance: the result, or its ledger.
-        sample: which sample of the batch; None sums over all of them.
+        sample: which sample of the batch; None sums over all of them, and says so.
         count: layers with their own row; the smaller ones are added up in one row.
 
     Returns:
@@ -98,7 +98,8 @@ def relevance_flow(
     automatic = "Ledger of relevance"
     if isinstance(relevance, Relevance):
         shown = relevance.target if sample is None else relevance.target_of(sample)
-        automatic = f"{words(relevance.method)}, {shown}"
+        several = f"sample {sample} of {len(ledger.score)}: " if sample is not None and len(ledger.score) > 1 else ""
+        automatic = f"{several}{words(relevance.method)}, {shown}"
     with Canvas(width=width, ax=ax) as canvas:
         canvas.title(title, automatic, _note(ledger, sample))
         axes = canvas.panel()

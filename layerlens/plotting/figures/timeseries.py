@@ -15,6 +15,7 @@ from .. import style
 from ..drawing import attribution_sample, images, text
 from ..drawing.attribution_sample import Sample
 from ..drawing.canvas import Canvas
+from ..drawing.each_sample import Which, each_sample
 from ..plot import Plot, figure
 from ..style import Array
 
@@ -30,9 +31,10 @@ WEIGHTS: Final = 1.0, 2.4
 
 
 @figure(Attribution, kind="timeseries")
+@each_sample(lambda one: len(one.score), "signal")
 def timeseries(
     attribution: Attribution,
-    sample: int = 0,
+    sample: Which = None,
     *,
     channels: Sequence[int] | None = None,
     count: int = 6,
@@ -121,7 +123,7 @@ def timeseries(
         return canvas.finish({"relevance": values, "signal": lines, "channels": np.array(rows)})
 
 
-def _read(attribution: Attribution, sample: int, name: str | None) -> tuple[Sample, Array, str]:
+def _read(attribution: Attribution, sample: Which, name: str | None) -> tuple[Sample, Array, str]:
     """The sample, its values `(channel, time)`, and what a channel is called.
 
     Raises:
@@ -144,7 +146,7 @@ def _signal(
     shown: Sample,
     values: Array,
     signal: torch.Tensor | Array | None,
-    sample: int,
+    sample: Which,
     name: str | None,
 ) -> Array:
     """What is drawn as lines, `(channel, time)`.
@@ -212,4 +214,4 @@ def _line(axes: Axes, line: Array, step: float, label: str) -> None:
     axes.set_ylabel(text.shorten(label, style.SMALL, 0.9), fontsize=style.SMALL, rotation=0, ha="right", va="center")
     axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
-    axes.xaxis.set_major_locator(MaxNLocator(8))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=step == 1))

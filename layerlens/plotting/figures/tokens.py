@@ -15,6 +15,7 @@ from layerlens.signatures import public
 from .. import style
 from ..drawing import text, token_text
 from ..drawing.canvas import MARGIN, Canvas
+from ..drawing.each_sample import Which, each_sample
 from ..drawing.token_text import Piece
 from ..plot import Plot, figure
 from ..style import Array
@@ -42,9 +43,10 @@ class _Cell:
 
 @figure(Attribution, kind="tokens")
 @public(renamed={"most": "count"})
+@each_sample(lambda one: len(one.score), "labels")
 def tokens(
     attribution: Attribution,
-    sample: int = 0,
+    sample: Which = None,
     *,
     count: int | None = 400,
     name: str | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import re
 import unicodedata
@@ -16,6 +17,7 @@ from layerlens.signatures import public
 from .. import style
 from ..drawing import token_text
 from ..drawing.attribution_sample import Sample
+from ..drawing.each_sample import Which
 from ..drawing.token_text import Piece
 from ..style import Array
 from .tokens import LEFT_OUT, text_color
@@ -30,7 +32,7 @@ PAPER: Final = f"background:#FFFFFF;color:{style.INK};padding:.6em .8em;border-r
 @public(renamed={"most": "count"})
 def tokens_html(
     attribution: Attribution,
-    sample: int = 0,
+    sample: Which = None,
     *,
     count: int | None = None,
     name: str | None = None,
@@ -52,10 +54,11 @@ def tokens_html(
         count: about how many tokens to show, the strongest with their neighbors; None for all.
         cmap: matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
         labels: texts of the tokens, if the attribution does not know them.
+        sample: which sample of the batch, or a list of them; None writes all, each with its own scale.
         colorbar: whether to write the scale below.
 
     Returns:
-        One `<div>`.
+        A `<div>` for each sample.
 
     Raises:
         OptionError: if there is no such sample, input name or colormap, or `count` is below 1.
@@ -69,11 +72,21 @@ def tokens_html(
         >>> tokens_html(one).count("<span"), "a&lt;b: 0.5 score" in tokens_html(one)
         (3, True)
     """
+    total = len(attribution.score) if isinstance(attribution, Attribution) else 1
+    if sample is None:
+        sample = list(range(total)) if total > 1 else 0
+    if isinstance(sample, Sequence):
+        one = functools.partial(
+            tokens_html, attribution, count=count, name=name, cmap=cmap, vmax=vmax, clip=clip, title=title,
+            labels=labels, colorbar=colorbar,
+        )  # fmt: skip
+        return "\n".join(map(one, sample))
     shown = token_text.read(attribution, sample, name, labels)
     limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
     colors = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
     found = token_text.pieces_of(shown, count)
-    heading = shown.title if title is None else title
+    which = f"sample {sample % total} of {total}: " if total > 1 else ""
+    heading = f"{which}{shown.title}" if title is None else title
     parts = [f'<div style="margin-bottom:.3em">{html.escape(heading)}</div>'] if heading else []
     text = "".join(_token_span(piece, limits, colors, shown.units) for piece in found)
     parts.append(f'<div style="overflow-wrap:anywhere">{text}</div>')

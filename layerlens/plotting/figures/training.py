@@ -127,7 +127,8 @@ def training(
         )
         units = f" ({found.units})" if found.units not in ("", "1") else ""
         if limits is not None:
-            canvas.colorbar([axes], image, limits, f"{quantity}{units}", "right")
+            label = f"{quantity}{units}"
+            canvas.colorbar([axes], image, limits, bars.log_label(label) if limits.log else label, "right")
         if masks:
             canvas.legend(axes, masks)
         return canvas.finish({"values": values, "drawn": drawn, "steps": steps, **curves})
@@ -165,7 +166,8 @@ def _draw_logged(axes: Axes, name: str, line: Array, steps: Array) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
     axes.tick_params(axis="x", bottom=False, labelbottom=False)
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.5)
-    axes.set_ylabel(text.shorten(text.printable(name), style.TEXT, 2 * LOGGED))
+    shown = text.shorten(text.printable(name), style.TEXT, 2 * LOGGED)
+    axes.set_ylabel(f"{shown}\nlog scale" if axes.get_yscale() == "log" else shown)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import re
+import shutil
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from layerlens.errors import need
 
 from ..base import Result
+
+LEAST: Final = 8
+"""Letters of the narrowest column that is shortened."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +67,14 @@ class LayerTable(Result):
         rows: one `LayerRow` per layer, the model itself first.
         milliseconds: duration of the timed run; None when the model was not run.
         device: device of the first parameter.
+        depth: how deep the table is shown; None for all. `rows` holds all.
     """
 
     model: str
     rows: tuple[LayerRow, ...]
     milliseconds: float | None = None
     device: str = "cpu"
+    depth: int | None = None
 
     HEADS = ("path", "type", "calls", "output", "axes", "parameters", "time")
     MORE = ("input", "dtype", "order", "activation")
@@ -104,18 +112,18 @@ class LayerTable(Result):
         sizes = [row.activation for row in self.rows if row.activation is not None]
         return sum(sizes) if sizes else None
 
-    def tree(self, *, depth: int | None = None) -> str:
+    def tree(self, *, depth: int | None = None, width: int | None = None) -> str:
         """The layers as an indented tree with all columns.
 
         Args:
-            depth: how deep to go; None for all.
+            depth: how deep to go; None for that of the table.
+            width: letters of a line, to which columns are shortened; None for as many as they need.
         """
         cells: list[tuple[str, ...]] = [(*self.HEADS, *self.MORE)]
-        for row, text in zip(self.rows, self._all_cells(), strict=True):
-            level = row.path.count(".") + 1 if row.path else 0
-            if depth is None or level <= depth:
+        for row, level, text in zip(self.rows, self._levels(), self._all_cells(), strict=True):
+            if level <= depth if depth is not None else self._is_shown(level):
                 cells.append(("  " * level + (row.path.rpartition(".")[2] or "(model)"), *text[1:]))
-        return _columns(cells)
+        return _columns(cells if width is None else _fitted(cells, width))
 
     def _all_cells(self) -> list[tuple[str, ...]]:
         return [one + two for one, two in zip(self.cells(), self.more(), strict=True)]
@@ -137,11 +145,21 @@ class LayerTable(Result):
         return len(self.rows)
 
     def __repr__(self) -> str:
-        cells = [self.HEADS, *(tuple(map(_short, row, (32, 15, 11, 16, 29, 11, 6))) for row in self.cells())]
+        rows = [row for row, level in zip(self.cells(), self._levels(), strict=True) if self._is_shown(level)]
+        cells = [self.HEADS, *(tuple(map(_short, row, (32, 15, 11, 16, 29, 11, 6))) for row in rows)]
+        head = ", ".join(f"{name} {text}" for name, text in self.summary()[1:])
         if len(cells) > 44:
             cells = [*cells[:30], ("...", f"{len(cells) - 40} more", "", "", "", "", ""), *cells[-10:]]
-        head = ", ".join(f"{name} {text}" for name, text in self.summary()[1:])
+            head += "; layers(x, depth=2) shows fewer levels"
+        if sys.stdout.isatty():
+            cells = _fitted(cells, shutil.get_terminal_size().columns)
         return f"{self.model}: {head}\n{_columns(cells)}"
+
+    def _levels(self) -> list[int]:
+        return [row.path.count(".") + 1 if row.path else 0 for row in self.rows]
+
+    def _is_shown(self, level: int) -> bool:
+        return self.depth is None or level <= self.depth
 
     def _repr_html_(self) -> str:
         def line(cells: tuple[str, ...], tag: str, level: int = 0) -> str:
@@ -151,8 +169,11 @@ class LayerTable(Result):
                 "<tr>" + start + "".join(f"<{tag} style='white-space:nowrap'>{cell}</{tag}>" for cell in rest) + "</tr>"
             )
 
-        levels = [row.path.count(".") + 1 if row.path else 0 for row in self.rows]
-        body = "".join(line(cells, "td", level) for cells, level in zip(self._all_cells(), levels, strict=True))
+        body = "".join(
+            line(cells, "td", level)
+            for cells, level in zip(self._all_cells(), self._levels(), strict=True)
+            if self._is_shown(level)
+        )
         return f"<table><thead>{line((*self.HEADS, *self.MORE), 'th')}</thead><tbody>{body}</tbody></table>"
 
 
@@ -167,10 +188,23 @@ def _columns(cells: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(lines)
 
 
+def _fitted(cells: Sequence[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
+    """Cells whose lines have at most that many letters: the widest columns give way, to `LEAST` letters each."""
+    sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    while sum(sizes) + 2 * (len(sizes) - 1) > width and max(sizes) > LEAST:
+        sizes[sizes.index(max(sizes))] -= 1
+    return [tuple(map(_short, row, sizes)) for row in cells]
+
+
 def _short(text: str, width: int) -> str:
-    """The text in at most that many letters, without its middle."""
-    kept = (width - 3) // 3
-    return text if len(text) <= width else f"{text[:kept]}...{text[kept + 3 - width :]}"
+    """The text in at most that many letters, without its middle; the path of a layer keeps its number."""
+    if len(text) <= width:
+        return text
+    numbered = re.match(r"[^\s\d]*\.(?=\d+(\.|$))", text)
+    start = "..." + text[numbered.end() :][: max(width // 2 - 3, 4)] if numbered else text[: (width - 3) // 3]
+    if numbered and len(text) - numbered.end() + 3 <= width:
+        return "..." + text[numbered.end() :]
+    return f"{start}...{text[len(start) + 3 - width :]}"
 
 
 def _bytes(count: int) -> str:

@@ -8,61 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, edits_at, floating, main_index, survey
+from layerlens.analyzers.common.calls.blocks import find_stack
+from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, edits_at, floating, survey
 from layerlens.errors import LayerNotFound
 from layerlens.inputs.inputs import Forward, Inputs
-from layerlens.model.layers import LayerPath, Selection
+from layerlens.model.layers import Selection
 from layerlens.model.tensors import refuse_several
 from layerlens.model.trees import map_tensors
 from layerlens.probes.probe import Probe
 from layerlens.targets.outputs import main_output
 
 from .residual import first_floating
-
-
-def find_stack(model: nn.Module, inputs: Inputs, forward: Forward | None, seed: int) -> list[LayerPath]:
-    """Find the layers of a list (`blocks.0`, `blocks.1`, ...) that ran one after another with outputs of one shape.
-
-    Of several such lists the one nearest to the model itself is taken, then the one that ran last: the decoder.
-
-    Raises:
-        LayerNotFound: when there is none.
-    """
-    if not any(_numbered(path, module) for path, module in model.named_modules()):
-        raise LayerNotFound("this model has no numbered blocks. Give the layers: layers=[...].")
-    torch.manual_seed(seed)
-    with Probe(model, _numbered, reduce=_shape) as record:
-        inputs.run(model, forward)
-    runs: dict[LayerPath, list[list[tuple[LayerPath, Any]]]] = {}
-    for call in record.order:
-        lists = runs.setdefault(call.layer.rpartition(".")[0], [])
-        if call.output is not None and lists and lists[-1][-1][1] == call.output:
-            lists[-1].append((call.layer, call.output))
-        elif call.output is not None:
-            lists.append([(call.layer, call.output)])
-    best: list[LayerPath] = []
-    depth = 1 << 30
-    for parent, lists in runs.items():  # in the order in which they began to return
-        for run in lists:
-            paths = list(dict.fromkeys(path for path, _ in run))
-            here = parent.count(".") + bool(parent)
-            if len(paths) > 1 and here <= depth:
-                best, depth = paths, here
-    if not best:
-        raise LayerNotFound(
-            "this model has no list of blocks with outputs of one shape. Give the layers: layers=[...], the last of "
-            "which is where the model continues."
-        )
-    return best
-
-
-def _numbered(path: LayerPath, module: nn.Module) -> bool:
-    return path.rpartition(".")[2].isdigit()
-
-
-def _shape(output: Any) -> Any:
-    tensors = floating(output)
-    return tuple(tensors[main_index(output)].shape) if tensors else None
 
 
 @dataclasses.dataclass

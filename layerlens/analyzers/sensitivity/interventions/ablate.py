@@ -88,9 +88,10 @@ def ablate(
     the first ones are measured; the result then says how well both orders agree.
 
     Args:
-        layers: which layers, see `Selection`; None for every distinct activation, see `jacobian`, and for every
-            attention with `by="head"`. Channels are those of all tensors of a layer that the model reads; other parts
-            are listed for each of several (`"block/0 position 2"`).
+        layers: which layers, see `Selection`; None for every distinct activation, see `jacobian`, or, with more than 64
+            layers, for the repeated blocks (`"**"` for all), and for every attention with `by="head"`. Channels are
+            those of all tensors of a layer that the model reads; other parts are listed for each of several (`"block/0
+            position 2"`).
         by: kind of the parts.
         value: what replaces a part: `"zero"`, `"mean"` or `"resample"`.
         reference: other samples, shaped like those of x, for means and resampled values: as x, or a data set (see
@@ -123,8 +124,8 @@ def ablate(
 
     Warns:
         UserWarning: when there is only one draw, signed changes cancel because samples of x take each other's values,
-            samples influence each other or the first axis is not the batch, layers had to be left out, or
-            values are not finite.
+            samples influence each other or the first axis is not the batch, layers had to be left out, values are not
+            finite, or only the blocks of a model are measured.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1, bias=False))

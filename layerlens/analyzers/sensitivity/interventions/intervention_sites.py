@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from layerlens.analyzers.common.calls.blocks import usual_layers
 from layerlens.analyzers.common.calls.call_sites import (
     MEMORY,
     Site,
@@ -107,6 +108,8 @@ def find_intervention_sites(run: ModelRun, layers: Selection, by: str, heads: in
         left_out = {one.label: "did not run" for place, one in attentions.items() if place not in ran}
         named = {key: _name_and_heads(attentions[key[:2]], key[2]) for key in outline.first}
     else:
+        if layers is None:
+            layers = usual_layers(run.model, run.inputs, run.forward, run.seed)
         apart = by not in ("layer", "channel")
         clean = survey(run.model, run.inputs, layers, run.forward, seed=run.seed, apart=apart)
         outputs: dict[Key, Site] = {("output", site.key, site.index): site for site in clean.sites}

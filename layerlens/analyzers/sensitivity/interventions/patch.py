@@ -67,8 +67,8 @@ def patch(
     Args:
         x: ... This is the corrupted input.
         other: the clean input, of the same shapes; texts must have the same number of tokens.
-        layers: which layers, see `Selection`; None for every distinct activation, see `jacobian`, and for every
-            attention with `by="head"`.
+        layers: which layers, see `Selection`; None for every distinct activation, see `jacobian`, or, with more than
+            64 layers, for the repeated blocks (`"**"` for all), and for every attention with `by="head"`.
         by: the parts, as in `ablate`: `"layer"`, `"channel"`, `"head"`, `"position"`, `"unit"` or `"layer_position"`.
         target: the score, see `as_target`, best a contrast of the expected outputs of the clean and the corrupted
             input; None for the class predicted on `other`.

@@ -1,0 +1,91 @@
+"""Several samples in one figure: as many as fit a page, on one scale, each under its number."""
+
+import dataclasses
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from layerlens.errors import OptionError, PlotError
+from layerlens.plotting import (
+    attention,
+    channels,
+    compare_methods as compare,
+    heatmap,
+    receptive_field,
+    recurrent_states,
+    timeseries,
+    tokens,
+    tokens_html as html,
+)
+
+from .helpers import attention as weights, attribution, field, images, maps, random, recurrent, text_outside, texts
+
+
+def test_a_batch_is_drawn_up_to_six_and_the_title_says_how_many():
+    batch = images(20)
+    plot = batch.plot()
+    assert plot.data["samples"] == [0, 1, 2, 3, 4, 5] and len(plot.axes) == 6
+    assert any(text.startswith("6 of 20 samples") for text in texts(plot))
+    for number, values in zip(plot.data["samples"], plot.data["values"], strict=True):
+        np.testing.assert_array_equal(values, batch.values[number].sum(dim=0).numpy())
+        assert f"sample {number}: Gradient, class 7" in texts(plot)
+    assert plot.fig.get_size_inches()[0] == 6.75 and plot.fig.get_size_inches()[1] < 9 and not text_outside(plot)
+
+
+def test_samples_share_a_scale_and_one_of_zeros_is_drawn_on_it():
+    batch = images(3)
+    values = batch.values * torch.tensor([1.0, 0.0, 5.0])[:, None, None, None]
+    plot = heatmap(dataclasses.replace(batch, values=values), clip=100)
+    limits = {axes.images[-1].get_clim() for axes in plot.axes}
+    assert limits == {(-float(abs(values.sum(1)).max()), float(abs(values.sum(1)).max()))}
+    bars = heatmap(attribution(3, 5))
+    assert len({axes.get_xlim() for axes in bars.axes}) == 1
+
+
+def test_one_sample_says_which_and_a_list_draws_those():
+    batch = images(4)
+    assert "sample 2 of 4: Gradient, class 7" in texts(heatmap(batch, -2))
+    assert heatmap(batch, [3]).data["values"].shape == (12, 12)
+    assert heatmap(batch, [3, 1]).data["samples"] == [3, 1]
+    assert heatmap(images(1)).data["values"].shape == (12, 12)
+    assert not [text for text in texts(heatmap(images(1))) if "sample" in text]
+    assert "Mine" in texts(heatmap(batch, title="Mine")) and "sample 1" in texts(heatmap(batch, title=""))
+    fig = matplotlib.figure.Figure()
+    heatmap(batch, ax=fig.add_subplot())
+    assert fig.axes[0].get_title(loc="left").replace("\n", " ") == "sample 0 of 4: Gradient, class 7"
+
+
+@pytest.mark.parametrize(
+    "draw, result, panels",
+    [
+        (tokens, attribution(2, 3, tokens=[["a", "b", "c"]] * 2), 2),
+        (timeseries, attribution(2, 9, 3, inputs=random(2, 9, 3)), 6),
+        (channels, maps(2, 9, 4, 4), 2),
+        (recurrent_states, recurrent(), 14),
+        (receptive_field, field(12, 12), 2),
+        (attention, weights(), 12),
+        (compare, [images(), images(method="occlusion")], 6),
+    ],
+)
+def test_every_figure_of_a_sample_draws_several(draw, result, panels):
+    plot = draw(result)
+    assert plot.data["samples"] == [0, 1] and len(plot.axes) == panels and not text_outside(plot)
+
+
+def test_what_is_of_one_sample_asks_for_it():
+    with pytest.raises(OptionError, match=r"overlay= is of one sample, and there are 2. Say which: sample=0"):
+        heatmap(images(), overlay=np.zeros((12, 12)))
+    with pytest.raises(OptionError, match=r"sample=\[\] draws nothing"):
+        heatmap(images(), sample=[])
+    with pytest.raises(OptionError, match=r"sample=7, but .* holds 2"):
+        heatmap(images(), sample=[0, 7])
+    with pytest.raises(PlotError, match="draws an Attribution, not a str"):
+        heatmap("map")
+
+
+def test_html_of_a_batch_has_every_sample():
+    batch = attribution(3, 2, tokens=[["a", "b"]] * 3)
+    assert html(batch).count("<div role") == 3 and "sample 2 of 3: Gradient" in html(batch)
+    assert html(batch, 1) == html(batch, [1])
