@@ -64,7 +64,7 @@ def cka():
 
 
 PICTURES = {
-    "heatmap": lambda: plotting.heatmap(digits()),
+    "heatmap": lambda: plotting.heatmap(digits(), 0),
     "overlay_grid": lambda: plotting.overlay_grid(digits(), width=4),
     "activation_mosaic": lambda: plotting.activation_mosaic(maps(1, 9, 5, 5), count=5, width=4),
     "tokens": lambda: plotting.tokens(words(), width="column"),

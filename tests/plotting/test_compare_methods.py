@@ -18,12 +18,12 @@ def test_each_method_has_its_own_scale_after_the_picture():
     assert picture.images[0].get_array().shape == (12, 12, 3)
     np.testing.assert_array_equal(one.images[-1].get_array(), first.values[1].sum(dim=0).numpy())
     assert other.images[-1].get_clim()[1] == pytest.approx(100 * one.images[-1].get_clim()[1])
-    assert "Target: class 7" in texts(plot)
+    assert "sample 1 of 2: Target: class 7" in texts(plot)
 
 
 def test_maps_can_be_drawn_without_the_picture_below_or_beside_them():
-    assert len(compare_methods([images()], overlay=False).axes[1].images) == 1
-    assert len(compare_methods([dataclasses.replace(images(), inputs=None)]).axes) == 1
+    assert len(compare_methods([images(1)], overlay=False).axes[1].images) == 1
+    assert len(compare_methods([dataclasses.replace(images(1), inputs=None)]).axes) == 1
 
 
 def test_different_targets_are_not_summed_up_in_a_title():

@@ -109,9 +109,11 @@ def test_names_lose_what_all_begin_with_only_where_they_are_too_long():
 
 
 @pytest.mark.parametrize("limit", [0.3, 0.8, 2.0])
-def test_a_shortened_name_fits_and_keeps_both_ends(limit):
+def test_a_shortened_name_fits_and_keeps_its_number_and_its_end(limit):
     short = text.shorten("encoder.layer.3.attention.output.LayerNorm.weight.original", 6, limit)
-    assert text.width(short, 6) <= limit and short[0] == "e" and short[-1] == "l" and short.count("\u2026") == 1
+    assert text.width(short, 6) <= limit and short.startswith("\u20263.") and short[-1] == "l"
+    plain = text.shorten("a_name_without_a_number_that_is_very_long_indeed_as_it_must_be", 6, limit)
+    assert plain[0] == "a" and plain[-1] == "e" and plain.count("\u2026") == 1
 
 
 def test_the_widest_name_is_found_among_many():

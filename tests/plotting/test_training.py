@@ -147,7 +147,7 @@ def test_gradient_flow_draws_first_middle_and_last_step_by_layer():
     lines = {line.get_label(): line.get_xdata() for line in axes.lines if line.get_label().startswith("step")}
     assert list(lines) == ["step 0", "step 25", "step 50"] and axes.get_xscale() == "log" and axes.yaxis_inverted()
     np.testing.assert_array_equal(lines["step 25"], values[5].numpy())
-    assert axes.get_xlabel().replace("\n", " ") == "gradient norm (units of the loss per unit of weight)"
+    assert axes.get_xlabel().replace("\n", " ") == "gradient norm (units of the loss per unit of weight), log scale"
     chosen = gradient_flow(given, "activation mean", steps=[10, "last"], scale="linear")
     np.testing.assert_array_equal(chosen.data["values"], given.values["activation mean"][[2, 10]].T.numpy())
     assert len(gradient_flow(history(1, 6)).data["values"][0]) == 1

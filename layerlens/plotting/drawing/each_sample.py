@@ -83,7 +83,7 @@ def resize(fig: Any, wide: float, high: float) -> None:
 
 
 def each_sample(count: Callable[[Any], int], *of_one: str, narrowest: float = 1.0) -> Callable[[Drawing], Drawing]:
-    """Let a figure of one `sample` draw several: those of a list, or, for None, the first that fit a page.
+    """Let a figure of one `sample` draw several: the samples of a list, or for None the first that fit a page.
 
     A figure that is drawn into `ax=` or `fig=` shows the first sample, as its title says.
 

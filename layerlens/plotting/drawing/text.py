@@ -151,7 +151,7 @@ def shorten(name: str, size: float, limit: float) -> str:
 
     Example:
         >>> shorten("encoder.layer.3.attention.output.LayerNorm", 6, 1.2)
-        '…3.attention.out…t.LayerNorm'
+        '…3.attention.…t.LayerNorm'
     """
     if width(name, size) <= limit:
         return name

@@ -138,7 +138,9 @@ def attention(
                 axes.set_xticks([])
                 axes.set_yticks([])
                 if column == 0:
-                    every = max(every, _write_tokens(axes.yaxis, known[0], size[0], grid.wide * size[0] / size[1]))
+                    every = max(
+                        every, _write_tokens(axes.yaxis, known[0], size[0], grid.wide * size[0] / size[1], across=False)
+                    )
                 if widest == 1:
                     axes.set_ylabel("query")
                     axes.set_xlabel("key")
@@ -146,7 +148,7 @@ def attention(
         bottom = {column: row for row, column, *_ in sorted(lowest.values(), key=lambda one: one[0])}
         for axes, (row, column, tokens, size) in lowest.items():
             if widest == 1 or bottom[column] == row:
-                every = max(every, _write_tokens(axes.xaxis, tokens, size[1], grid.wide))
+                every = max(every, _write_tokens(axes.xaxis, tokens, size[1], grid.wide, across=True))
         notes = ["down: queries, across: keys"] * (widest > 1)
         notes += _left_out(weights, data, heads, layers is None)
         notes += [f"{_ordinal(every)} token is named"] * (every > 1)
@@ -298,12 +300,12 @@ def _chosen(
     return found[0], found[1]
 
 
-def _write_tokens(axis: Axis, names: list[str] | None, size: int, inches: float) -> int:
+def _write_tokens(axis: Axis, names: list[str] | None, size: int, inches: float, *, across: bool) -> int:
     """Write tokens along an edge, as many as do not touch; return how many share a name."""
     if names is None:
         return 1
     every = max(1, math.ceil(size * style.SMALL * 1.15 / 72 / inches))
     written = [text.shorten(name, style.SMALL, LONGEST) for name in names[::every]]
     axis.set_ticks(np.arange(0, size, every), written, fontsize=style.SMALL)
-    axis.set_tick_params(length=0, labelrotation=90 if axis.axis_name == "x" else 0)
+    axis.set_tick_params(length=0, labelrotation=90 if across else 0)
     return every

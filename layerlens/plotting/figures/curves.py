@@ -108,11 +108,18 @@ def curves(
             handles = [handles[index] for index in np.unique(np.linspace(0, len(handles) - 1, 5).round().astype(int))]
         handles += _draw_chance(axes, data)
         values = f"{first.quantity} ({first.units})" if first.units not in ("", "1") else first.quantity
-        axes.set_xlabel(bars.log_label(first.along) if scale != "linear" else first.along)
+        axes.set_xlabel(_along(first.along, scale, points))
         axes.set_ylabel(bars.log_label(values) if yscale == "log" else values)
         if len(handles) > 1 or len(data) > 1:
             canvas.legend(axes, handles)
         return canvas.finish(data)
+
+
+def _along(name: str, scale: str, points: Array) -> str:
+    """The label of the points, with where a logarithmic scale begins."""
+    if scale != "symlog" or not points.any():
+        return bars.log_label(name) if scale == "log" else name
+    return f"{bars.log_label(name)} from {style.number(float(np.abs(points[points != 0]).min()))}"
 
 
 def _kinds(curve: object) -> str:

@@ -117,7 +117,7 @@ class LayerTable(Result):
 
         Args:
             depth: how deep to go; None for that of the table.
-            width: letters of a line, to which columns are shortened; None for as many as they need.
+            width: letters of a line, to which columns are shortened (to 8 letters each); None for as many as they need.
         """
         cells: list[tuple[str, ...]] = [(*self.HEADS, *self.MORE)]
         for row, level, text in zip(self.rows, self._levels(), self._all_cells(), strict=True):
@@ -150,7 +150,7 @@ class LayerTable(Result):
         head = ", ".join(f"{name} {text}" for name, text in self.summary()[1:])
         if len(cells) > 44:
             cells = [*cells[:30], ("...", f"{len(cells) - 40} more", "", "", "", "", ""), *cells[-10:]]
-            head += "; layers(x, depth=2) shows fewer levels"
+            head += "; depth=2 shows less"
         if sys.stdout.isatty():
             cells = _fitted(cells, shutil.get_terminal_size().columns)
         return f"{self.model}: {head}\n{_columns(cells)}"
@@ -201,10 +201,11 @@ def _short(text: str, width: int) -> str:
     if len(text) <= width:
         return text
     numbered = re.match(r"[^\s\d]*\.(?=\d+(\.|$))", text)
-    start = "..." + text[numbered.end() :][: max(width // 2 - 3, 4)] if numbered else text[: (width - 3) // 3]
-    if numbered and len(text) - numbered.end() + 3 <= width:
-        return "..." + text[numbered.end() :]
-    return f"{start}...{text[len(start) + 3 - width :]}"
+    path = text[numbered.end() :] if numbered else ""
+    if numbered and len(path) + 3 <= width:
+        return f"...{path}"
+    start = f"...{path}"[: max(width // 2, 3)] if numbered and width > 8 else text[: (width - 3) // 3]
+    return f"{start}...{text[len(text) - (width - 3 - len(start)) :]}"
 
 
 def _bytes(count: int) -> str:

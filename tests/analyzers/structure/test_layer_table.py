@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.structure.layer_table import layers
+from layerlens.errors import OptionError
 from layerlens.inputs.inputs import as_inputs
 from layerlens.model.layers import Layers
 from layerlens.model.trees import named_tensors
@@ -223,3 +224,20 @@ def test_the_table_shows_the_axes_of_every_layer():
     assert rows["vit.embeddings.patch_embeddings.projection"] == "batch | unit | height | width"
     rows = {row.path: row.axes for row in layers(CASES["lstm"].build(), CASES["lstm"].example()).rows}
     assert rows["rnn"] == "output: batch | time | unit; h_n: layer | batch | unit; c_n: layer | batch | unit"
+
+
+def test_a_table_can_be_cut_at_a_level_and_fits_a_terminal(monkeypatch):
+    net = nn.Sequential(nn.Sequential(nn.Sequential(nn.Linear(2, 2))), nn.ReLU())
+    table = layers(net, torch.zeros(1, 2), depth=1)
+    assert [line.split()[0] for line in repr(table).splitlines()[2:]] == ["(model)", "0", "1"]
+    assert len(table.rows) == 5 and "0.0" not in table._repr_html_().replace("0.0%", "") and "0.0" in repr(layers(net))
+    assert len(table.tree().splitlines()) == 4 and len(table.tree(depth=2).splitlines()) == 5
+    with pytest.raises(OptionError, match="depth must be a whole number of at least 1"):
+        layers(net, depth=0)
+    deep = nn.ModuleDict({"a_name_of_a_module_that_is_long": nn.Sequential(*(nn.Linear(3, 3) for _ in range(3)))})
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, repr(layers(deep)).splitlines()[1:])) <= 60
+    assert (
+        max(map(len, layers(deep).tree(width=100).splitlines())) <= 100 and "2" in repr(layers(deep)).splitlines()[-1]
+    )

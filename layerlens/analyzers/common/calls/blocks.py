@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import torch
@@ -56,18 +56,16 @@ def usual_layers(model: nn.Module, inputs: Inputs, forward: Forward | None, seed
         UserWarning: when only blocks are returned, with the number of the other layers.
     """
     modules = dict(model.named_modules())
-    if len(modules) - 1 <= MANY:
+    if len(modules) - 1 <= MANY or not any(map(_counted, modules, modules.values())):
         return None
     found: dict[LayerPath, None] = {}
     runs = _runs(model, inputs, forward, seed, _counted)
-    for parent in sorted(runs, key=lambda path: path.count(".") + bool(path)):
-        for paths in runs[parent]:
-            if len(paths) > 1 and not any(paths[0].startswith(f"{outer}.") for outer in found):
-                found.update(dict.fromkeys(paths))
-    classes = {type(modules[path]) for path in found}
     ran = {path for lists in runs.values() for paths in lists for path in paths}
-    alike = [path for path in ran if type(modules[path]) in classes]
-    found.update(dict.fromkeys(p for p in alike if not any(p.startswith(f"{outer}.") for outer in found)))
+    for parent in sorted(runs, key=lambda path: path.count(".") + bool(path)):
+        lists = [paths for paths in runs[parent] if len(paths) > 1 and not _inside(paths[0], found)]
+        classes = {type(modules[path]) for paths in lists for path in paths}
+        alike = [path for path in ran if type(modules[path]) in classes and not _inside(path, found)]
+        found.update(dict.fromkeys([*(path for paths in lists for path in paths), *alike]))
     if not found:
         return None
     others = len(modules) - 1 - len(found)
@@ -76,6 +74,10 @@ def usual_layers(model: nn.Module, inputs: Inputs, forward: Forward | None, seed
         f'{others} other layers. Choose layers=, or layers="**" for every layer.'
     )
     return [path for path in modules if path in found]
+
+
+def _inside(path: LayerPath, layers: Iterable[LayerPath]) -> bool:
+    return any(path.startswith(f"{layer}.") for layer in layers)
 
 
 def _runs(

@@ -90,8 +90,8 @@ def ablate(
     Args:
         layers: which layers, see `Selection`; None for every distinct activation, see `jacobian`, or, with more than 64
             layers, for the repeated blocks (`"**"` for all), and for every attention with `by="head"`. Channels are
-            those of all tensors of a layer that the model reads; other parts are listed for each of several (`"block/0
-            position 2"`).
+            taken from all tensors of a layer that the model reads; other parts are listed for each of several
+            (`"block/0 position 2"`).
         by: kind of the parts.
         value: what replaces a part: `"zero"`, `"mean"` or `"resample"`.
         reference: other samples, shaped like those of x, for means and resampled values: as x, or a data set (see

@@ -61,10 +61,15 @@ def test_divergence_and_flips_without_a_target():
 # -- every model, against hooks ----------------------------------------------------------------------------------------
 
 
+def ran(path, module):
+    """Every layer that runs: a list of layers does not."""
+    return path and not path.endswith(".layers")
+
+
 def test_every_layer_is_what_a_hook_makes_of_it(case):
     model, x = case.build().double(), as_double(case.example())
     target = as_target(case.target).resolve(run(model, x))
-    profile = ablate(model, x, target=target)
+    profile = ablate(model, x, ran if len(list(model.modules())) > 65 else None, target=target)
     clean = target(run(model, x))
     for name, value in zip(profile.layers, profile.values.tolist(), strict=True):
         path, _, call = name.partition(" #")
