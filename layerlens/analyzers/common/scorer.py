@@ -36,7 +36,7 @@ from .messages import (
     warn_of_not_finite,
     warn_of_zeros as warn_of_zeros,
 )
-from .samples import ONE_BY_ONE, check_samples, in_batch, interact, slopes_by_sample
+from .samples import ONE_BY_ONE, check_samples, in_batch, interact, refuse_lists, slopes_by_sample
 
 Leaves = dict[str, torch.Tensor]
 Changed = Mapping[str, torch.Tensor]
@@ -64,7 +64,7 @@ class Scorer:
         inner: runs the model where it differentiates itself.
 
     Raises:
-        InputError: when there is nothing to differentiate.
+        InputError: when there is nothing to differentiate, or samples are given in a list.
         LayerNotFound: when `where` matches no layer; SelectionError when it matches several layers or calls.
         RecordError: when that layer did not run.
     """
@@ -81,6 +81,7 @@ class Scorer:
     ) -> None:
         self.model, self.where, self.forward = model, where, forward
         self.inputs: Inputs = as_inputs(x).named_for(model, forward)
+        refuse_lists(model, self.inputs, forward)
         self.target: Target = as_target(target).on(self.inputs)
         self.leaves: dict[str, Leaf]
         if where is None or (isinstance(where, str) and where == "input"):

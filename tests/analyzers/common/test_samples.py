@@ -415,3 +415,44 @@ def test_a_function_of_a_tensor_with_another_batch_axis_is_read():
     model = nn.LSTM(3, 4, num_layers=2, batch_first=True)
     found = layerlens.saliency(model, normal(2, 5, 3), target=lambda output: output[1][0][-1].sum(1), method="gradient")
     assert found.tensor.shape == (2, 5, 3)
+
+
+class Detector(nn.Module):
+    """Takes a list of pictures, returns a dict of boxes and scores for each."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 6)
+
+    def forward(self, pictures):
+        made = [self.head(self.conv(one[None]).relu().mean((2, 3))) for one in pictures]
+        return [{"boxes": one[:, :4], "scores": one[0, 4:].sigmoid()} for one in made]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])  # as many as channels: every shape would fit
+def test_pictures_in_a_list_are_refused_with_a_call_that_works(count):
+    model, pictures = Detector().eval(), [normal(3, 8, 8, seed=k) for k in range(count)]
+    target = lambda found: torch.stack([one["scores"][0] for one in found])  # noqa: E731
+    with pytest.raises(InputError, match=r"x = torch.stack\(samples\), forward=lambda model, x: model\(list\(x\)\)"):
+        layerlens.saliency(model, (pictures,), target=target, method="gradient")
+    x, forward = torch.stack(pictures), lambda model, x: model(list(x))
+    found = layerlens.saliency(model, x, target=target, method="gradient", forward=forward)
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(target(model(list(leaf))).sum(), leaf)
+    torch.testing.assert_close(found.tensor, slope)
+    one = layerlens.saliency(model, pictures[0][None], target=target, method="gradient", forward=forward)
+    torch.testing.assert_close(one.tensor, slope[:1])
+
+
+def test_a_list_of_batches_is_not_a_list_of_samples():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, parts):
+            return sum(self.conv(part).mean((2, 3)) for part in parts)
+
+    found = layerlens.saliency(Two(), ([normal(2, 3, 8, 8), normal(2, 3, 8, 8)],), target=1, method="gradient")
+    assert [part.shape for part in found.values.values()] == [(2, 3, 8, 8)] * 2
