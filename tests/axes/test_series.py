@@ -6,6 +6,7 @@ from torch import nn
 
 import layerlens
 from layerlens.analyzers.common.leaves.leaves import find_leaves, spread_axes, unit_and_places
+from layerlens.analyzers.faithfulness.controls import controls_for
 from layerlens.inputs.inputs import as_inputs
 from tests.cases import normal
 
@@ -150,3 +151,17 @@ def test_a_cell_of_a_table_is_removed_with_its_features_and_has_no_neighbors():
     torch.testing.assert_close(found.tensor[:, 2, 3], wanted[:, None].expand(2, 5))
     with pytest.raises(layerlens.errors.OptionError, match="is for images"):
         layerlens.saliency(model, x, target=1, baseline="blur")
+
+
+def test_controls_and_superpixels_of_a_picture_with_its_channels_last():
+    x = normal(2, 12, 16, 3)
+    last, first = leaf_of(Patches(), x), leaf_of(Mean(nn.Conv2d(3, 4, 3)), x.permute(0, 3, 1, 2))
+    for name, control in controls_for(first).items():
+        torch.testing.assert_close(controls_for(last)[name](last, 0), control(first, 0))
+    options = {"method": "feature_ablation", "features": "superpixels", "target": 1}
+    turned = lambda model, x: model(x.permute(0, 2, 3, 1).contiguous())  # noqa: E731
+    found = layerlens.saliency(Patches(), x, **options).tensor
+    wanted = layerlens.saliency(Patches(), x.permute(0, 3, 1, 2).contiguous(), forward=turned, **options).tensor
+    torch.testing.assert_close(found, wanted.permute(0, 2, 3, 1))
+    table = leaf_of(Mean(nn.Linear(5, 4)), normal(2, 3, 6, 5))
+    assert "sobel" not in controls_for(table)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.leaves.leaves import Leaf, place_axes
+from layerlens.analyzers.common.leaves.leaves import Leaf, place_axes, spread_axes
 
 SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 
@@ -19,7 +19,8 @@ def random(leaf: Leaf, seed: int) -> torch.Tensor:
 
 def sobel(leaf: Leaf, seed: int) -> torch.Tensor:
     """Return the strength of edges of each image: the norm of the Sobel gradient of its mean over channels."""
-    image = leaf.value.float().mean(dim=1, keepdim=True)
+    (unit,) = {1, 2, 3} - set(spread_axes(leaf))
+    image = leaf.value.float().mean(dim=unit).unsqueeze(1)
     kernel = torch.tensor(SOBEL, device=image.device)
     padded = nn.functional.pad(image, (1, 1, 1, 1), mode="replicate")
     across, down = nn.functional.conv2d(padded, torch.stack([kernel, kernel.T]).unsqueeze(1)).unbind(dim=1)
@@ -28,7 +29,7 @@ def sobel(leaf: Leaf, seed: int) -> torch.Tensor:
 
 def center(leaf: Leaf, seed: int) -> torch.Tensor:
     """Return a Gaussian in the middle of each image, a quarter of its sides wide."""
-    height, width = leaf.value.shape[2:]
+    _, height, width = _places(leaf)
     down, across = (torch.linspace(-2, 2, size, device=leaf.value.device) for size in (height, width))
     bell = torch.outer((-0.5 * down**2).exp(), (-0.5 * across**2).exp())
     return bell.expand(len(leaf.value), height, width)
@@ -51,7 +52,7 @@ def controls_for(leaf: Leaf) -> dict[str, Callable[[Leaf, int], torch.Tensor]]:
     """Return the controls that fit a leaf, by name."""
     if leaf.layer is not None and leaf.value.ndim == 3:
         return {"random": random, "later": later}
-    if leaf.value.ndim == 4 and min(leaf.value.shape[2:]) > 2:
+    if leaf.value.ndim == 4 and len(spread_axes(leaf)) == 2 and min(_places(leaf)[1:]) > 2:
         return {"random": random, "sobel": sobel, "center": center}
     return {"random": random, "magnitude": magnitude}
 

@@ -11,7 +11,7 @@ import torch
 from layerlens.errors import InputError, OptionError, choose
 from layerlens.model.trees import describe
 
-from ..leaves.leaves import Leaf, unit_and_places
+from ..leaves.leaves import Leaf, spread_axes, unit_and_places
 from ..scorer import Scorer
 from ..token_inputs import used_places
 from .column_groups import grouped, is_groups
@@ -150,12 +150,11 @@ def _labels(scorer: Scorer, name: str, leaf: Leaf, spec: Spec) -> torch.Tensor:
             raise OptionError(f"input {name!r}, {describe(value)}, has no axis of channels that is known.")
         return torch.arange(sizes[unit]).reshape(1, *[size if axis == unit else 1 for axis, size in enumerate(sizes)])
     if spec == "superpixels":
-        if len(sizes) != 3:
+        if len(sizes) != 3 or unit is None or len(spread_axes(leaf)) != 2:
             raise OptionError(
                 f"superpixels are of images (batch, channel, height, width); {name!r} is {describe(value)}."
             )
-        own = superpixels(value, CELLS)
-        return own.unsqueeze(1)
+        return superpixels(value.movedim(unit + 1, 1), CELLS).unsqueeze(unit + 1)
     shape = [size if axis in places else 1 for axis, size in enumerate(sizes)]
     if spec == "places":
         return torch.arange(torch.Size(shape).numel()).reshape(1, *shape)
