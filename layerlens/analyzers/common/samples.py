@@ -88,7 +88,7 @@ def refuse_lists(model: nn.Module, inputs: Inputs, forward: Forward | None) -> N
         return
     shape = tuple(inputs.tensors()[listed[0]].shape)
     raise InputError(
-        f"the input holds a list of {len(listed)} sample(s), and the first axis of each, {shape}, does not count samples. "
+        f"the input holds a list of {len(listed)} sample(s), and the first axis of each, {shape}, does not count them. "
         "Give a batch, and make the list in forward=: x = torch.stack(samples), forward=lambda model, x: "
         "model(list(x)). Samples of different sizes are given one at a time: x = sample[None]."
     )

@@ -25,7 +25,7 @@ from layerlens.model.trees import describe
 Reshape: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """Output of a layer -> `(batch, unit, *places)`."""
 
-Place: TypeAlias = tuple[str, int, str]
+TensorKey: TypeAlias = tuple[str, int, str]
 """Layer, call, and tensor of what it returned."""
 
 
@@ -52,7 +52,7 @@ class Candidate:
         view: makes `(batch, unit, *places)` of it, also for another number of samples.
     """
 
-    place: Place
+    place: TensorKey
     grid: Grid
     view: Reshape
 

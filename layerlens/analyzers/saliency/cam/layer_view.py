@@ -26,7 +26,7 @@ from layerlens.probes.edit_site import Site
 from layerlens.probes.edits import Change
 from layerlens.probes.probe import Probe
 
-from .layer_choice import Candidate, Options, Place, Reshape, asked, candidates, inputs_with_places, named, reshaped
+from .layer_choice import Candidate, Options, Reshape, TensorKey, asked, candidates, inputs_with_places, named, reshaped
 
 GROUP = 16
 """Number of tensors whose gradient is taken in one run when the layer is chosen automatically."""
@@ -48,7 +48,7 @@ class LayerView:
 
     scorer: Scorer
     score: torch.Tensor
-    place: Place
+    place: TensorKey
     grid: Grid
     view: Reshape
     activation: torch.Tensor
@@ -214,7 +214,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
     if options.reshape is not None:
         raise OptionError("reshape= lays out the output of one layer; say which: layer=...")
     found = followed(scorer.model, scorer.inputs, scorer.forward)
-    names, tried = inputs_with_places(scorer, found, name), list[Place]()
+    names, tried = inputs_with_places(scorer, found, name), list[TensorKey]()
     spare: dict[str, LayerView] = {}  # the score depends on it at one place only, or with a gradient of zero
     for tensors in candidates(found, names, options):
         for group in _from_the_last(tensors):
@@ -278,8 +278,8 @@ class _Hold(Change):
     The model continues with a copy, so that an in-place operation after the layer cannot change it.
     """
 
-    wanted: Callable[[Place], bool] = lambda place: True
-    held: dict[Place, torch.Tensor] = dataclasses.field(default_factory=dict)
+    wanted: Callable[[TensorKey], bool] = lambda place: True
+    held: dict[TensorKey, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def apply(self, output: Any, site: Site) -> Any:
         """Return what the model continues with."""
