@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from tests import real_models
 from tests.test_extend import registries  # noqa: F401 - a page may add a method or a figure
 
 ROUNDING = "ignore:.*the ledger does not close, its residual is .*e-05 of"
@@ -39,6 +40,36 @@ PAGES = {
 """Pages whose blocks follow each other -> how many there are at least; `tests/docs/test_readme.py` runs the others."""
 
 
+HUB = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": real_models.smollm2,
+    "sentence-transformers/all-MiniLM-L6-v2": real_models.minilm,
+}
+"""Name on the hub -> the same model from the files of a package."""
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Give what a page loads from the hub from the files of packages: `requirements-models.txt`."""
+    transformers = pytest.importorskip("transformers")
+
+    def model(name, *, dtype=None, attn_implementation=None):
+        return HUB[name](*[attn_implementation] * bool(attn_implementation))[0]
+
+    for kind in (transformers.AutoModel, transformers.AutoModelForCausalLM):
+        own = kind.from_pretrained
+        monkeypatch.setattr(
+            kind,
+            "from_pretrained",
+            lambda name, own=own, **how: model(name, **how) if name in HUB else own(name, **how),
+        )
+    tokenizer = transformers.AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        transformers.AutoTokenizer,
+        "from_pretrained",
+        lambda name, **how: HUB[name]()[1] if name in HUB else tokenizer(name, **how),
+    )
+
+
 def same(printed, told):
     """The same words, and numbers that differ by no more than another processor may make of them."""
     assert NUMBER.sub("_", printed).split() == NUMBER.sub("_", told).split()
@@ -47,9 +78,10 @@ def same(printed, told):
 
 
 @pytest.mark.parametrize("name", PAGES)
-@pytest.mark.usefixtures("registries")
+@pytest.mark.usefixtures("registries", "no_network")
 def test_every_block_prints_what_stands_below_it(name, tmp_path, monkeypatch, capsys):
     page = DOCS / f"{name}.md"
+    assert "from tests" not in page.read_text(), "a page runs from the installed package"
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```\n\n(?:```text\n(.*?)```)?", page.read_text(), flags=re.S)
     assert len(blocks) == page.read_text().count("```python") >= PAGES[name]

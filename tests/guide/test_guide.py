@@ -152,7 +152,9 @@ def test_class_names_stand_in_the_calls_and_the_model_stays_as_it_was():
 
 def test_the_page_of_questions_has_the_same_calls():
     page = (pathlib.Path(__file__).parents[2] / "docs" / "questions.md").read_text()
-    listed = {name for pair in re.findall(r"lens\.(\w+)|`(\w+)`", page) for name in pair if name and hasattr(Lens, name)}
+    listed = {
+        name for pair in re.findall(r"lens\.(\w+)|`(\w+)`", page) for name in pair if name and hasattr(Lens, name)
+    }
     assert listed - UNASKED == names(one.call for one in QUESTIONS)
 
 
