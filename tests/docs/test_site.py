@@ -50,8 +50,8 @@ def test_the_pages_are_staged_and_every_one_is_listed(site, tmp_path, monkeypatc
     assert "```{toctree}" in (tmp_path / "source" / "index.md").read_text()
     text = (tmp_path / "source" / "api" / "saliency.md").read_text()
     assert all(f"### {name}\n" in text or name in layerlens.__all__ for name in known_methods())
-    monkeypatch.setitem(stage.SECTIONS, "Start", "get-started")
-    with pytest.raises(ValueError, match=r"in no section \['peers', 'targets-and-inputs'\]"):
+    monkeypatch.setitem(stage.SECTIONS, "Start", stage.SECTIONS["Start"].replace(" peers", ""))
+    with pytest.raises(ValueError, match=r"in no section \['peers'\]"):
         stage.stage(tmp_path / "source")
 
 
