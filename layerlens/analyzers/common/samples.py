@@ -349,7 +349,7 @@ def _off(first: torch.Tensor, second: torch.Tensor) -> float:
 
 def _lengths(values: Leaves) -> torch.Tensor:
     """The Euclidean length of each row, `(n,)`."""
-    lengths = [value.flatten(1).float().norm(dim=1).cpu() for value in values.values()]
+    lengths = [value.reshape(len(value), -1).float().norm(dim=1).cpu() for value in values.values()]
     length: torch.Tensor = torch.stack(lengths or [torch.zeros(1)]).norm(dim=0)
     return length
 

@@ -136,3 +136,39 @@ def test_whole_numbers_are_evaluated_and_varied():
     assert torch.allclose(indices, torch.tensor([1, 4, 9]).double() / 14, atol=0.05)
     rows = torch.randint(0, 9, (200, 3))
     assert lens.sobol(rows, samples=64, bootstrap=0).items == ("feature 0", "feature 1", "feature 2")
+
+
+class Signed(nn.Module):
+    def forward(self, x, flag):
+        return torch.where(flag, x.sum(dim=1), -x.sum(dim=1))
+
+
+@pytest.mark.filterwarnings("ignore:.*are zero everywhere")
+def test_one_number_for_each_sample():
+    x, flag = normal(3, 2), torch.tensor([True, False, True])
+    total = x.sum(dim=1)
+    found = Lens(Signed()).saliency((x, flag), method="kernel_shap")
+    assert torch.allclose(found.values["1"].float(), total * flag, atol=1e-5)  # half of the way from -total to total
+    assert torch.allclose(found.values["0"], -x * ~flag[:, None], atol=1e-5)
+    for method in ("feature_ablation", "shapley_sampling", "occlusion", "permutation", "lime", "sobol"):
+        assert Lens(Signed()).saliency((x, flag), method=method).values["1"].shape == (3,)
+    gain = Lens(Mixed(), forward=lambda model, x, gain: x.sum(dim=1) * gain)
+    found = gain.saliency((x, total), method="kernel_shap")  # a floating-point one too
+    assert torch.allclose(found.values["1"], total * total / 2, atol=1e-5)
+
+
+def test_evaluate_compares_methods_on_the_same_inputs():
+    x, counts, lens = normal(3, 2), torch.tensor([[3, 5], [1, 2], [2, 2]]), Lens(Mixed())
+    board = lens.evaluate((x, counts), ["gradient", "feature_ablation"], controls=False)
+    assert set(board.methods) == {"gradient", "feature_ablation"}
+    assert lens.evaluate((x, counts), ["feature_ablation"], hold="x", controls=False).methods == ("feature_ablation",)
+
+
+def test_rise_masks_the_one_input_of_floats():
+    class Noisy(nn.Module):
+        def forward(self, sample, timestep):
+            return (sample * timestep.float()[:, None, None, None]).mean(dim=(1, 2, 3))
+
+    x, step = normal(2, 3, 8, 8), torch.tensor([5, 9])
+    assert Lens(Noisy()).saliency((x, step), method="rise").tensor.shape == x.shape
+    assert set(Lens(Noisy()).saliency((x, step), method="feature_ablation").values) == {"0", "1"}

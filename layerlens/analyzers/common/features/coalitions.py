@@ -66,7 +66,8 @@ class Coalitions:
 
     def baseline_scores(self) -> torch.Tensor:
         """Return the score of the baseline, `(batch,)`."""
-        nothing = {name: torch.zeros_like(end[self.rows][..., :1]) for name, end in self.ends.items()}
+        shapes = {name: [len(self.rows), *[1] * (end.ndim - 1)] for name, end in self.ends.items()}
+        nothing = {name: end.new_zeros(shapes[name]) for name, end in self.ends.items()}
         return self.scorer.check_baseline(self(nothing, self.rows))
 
     def every(

@@ -39,7 +39,7 @@ class Features:
         """Return which features each sample has, bool `(batch, count)`, on the CPU: padding is none."""
         present = torch.zeros(batch, self.count + 1, dtype=torch.bool)
         for labels in self.labels.values():
-            index = torch.where(labels < 0, self.count, labels).flatten(1).cpu()
+            index = torch.where(labels < 0, self.count, labels).reshape(len(labels), -1).cpu()
             present.scatter_(1, index.expand(batch, -1), True)
         return present[:, :-1]
 
@@ -70,7 +70,7 @@ class Features:
         padded = torch.cat([keep, torch.ones_like(keep[:, :1])], dim=1)  # the last is for -1
         kept_values = {}
         for name, labels in self.labels.items():
-            index = torch.where(labels < 0, self.count, labels).flatten(1)
+            index = torch.where(labels < 0, self.count, labels).reshape(len(labels), -1)
             kept = padded.index_select(1, index[0]) if len(index) == 1 else padded.gather(1, index[rows])
             kept_values[name] = kept.reshape(len(kept), *labels.shape[1:])
         return kept_values
@@ -82,7 +82,7 @@ class Features:
         for name, labels in self.labels.items():
             leaf = leaves[name].value
             index = torch.where(labels < 0, self.count, labels).expand(len(values), *labels.shape[1:])
-            spread = padded.gather(1, index.flatten(1)).reshape(index.shape)
+            spread = padded.gather(1, index.reshape(len(index), -1)).reshape(index.shape)
             if leaves[name].layer is not None:  # one number per token: its embedding's features share it
                 by_leaf[name] = spread.expand(*leaf.shape[:-1], 1) / leaf.shape[-1]
                 by_leaf[name] = by_leaf[name].expand(leaf.shape)

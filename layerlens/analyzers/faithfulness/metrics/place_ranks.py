@@ -42,7 +42,7 @@ def by_place(scorer: Scorer, features: Features, attribution: Map) -> torch.Tens
             raise InputError("the map holds NaN or infinite values, so its places cannot be ranked.")
         labels = features.labels[name]
         index = torch.where(labels < 0, features.count, labels).expand(fitted.shape)
-        total.scatter_add_(1, index.flatten(1), fitted.flatten(1))
+        total.scatter_add_(1, index.reshape(len(index), -1), fitted.reshape(len(fitted), -1))
     return total[:, :-1]
 
 

@@ -237,7 +237,7 @@ def row_values(
             "these features differ from sample to sample (superpixels, padding), so their values cannot be exchanged "
             "between the rows of x. Give baseline= instead, or labels that all samples share."
         )
-    tables = {name: leaf.value.flatten(1) for name, leaf in whole.leaves.items()}  # (rows, values)
+    tables = {name: leaf.value.reshape(len(leaf.value), -1) for name, leaf in whole.leaves.items()}  # (rows, values)
     labels = {
         name: features.labels[name].expand(1, *leaf.value.shape[1:]).flatten() for name, leaf in whole.leaves.items()
     }
@@ -259,7 +259,7 @@ def row_values(
         placed = u if spread else (u * batch).floor().clamp(0, batch - 1)
         for name, one in Features({n: features.labels[n] for n in tables}, features.count).masks(placed, rows).items():
             leaf = whole.leaves[name].value
-            wide = one.expand(len(rows), *leaf.shape[1:]).flatten(1)
+            wide = one.expand(len(rows), *leaf.shape[1:]).reshape(len(rows), -1)
             if spread:
                 value = torch.lerp(low[name].double(), high[name].double(), wide.double())
             else:
