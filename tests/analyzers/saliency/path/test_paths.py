@@ -86,7 +86,8 @@ def test_blur_ig_is_the_path_integral_of_the_paper():
 def test_blur_ig_blurs_time_in_series_and_refuses_tables_and_tokens():
     series = normal(2, 30, 3).double()
     net = nn.Sequential(nn.Flatten(), nn.Linear(90, 2)).double()
-    result = blur_ig(net, series, target=0, steps=2)
+    with pytest.warns(UserWarning, match="no layer shows which axis .* the longer one is taken, axis 1"):
+        result = blur_ig(net, series, target=0, steps=2)
     start = gaussian_blur(series, {1: 0.25 * 30})
     torch.testing.assert_close(result.tensor, ((series - start) * net[1].weight[0].reshape(30, 3)).detach())
     with pytest.raises(InputError, match=r"blur_ig needs an input with places .* got 0 float32 \(2, 5\)"):
