@@ -3,10 +3,13 @@
 from . import style as style
 from .figures.activation_mosaic import activation_mosaic as activation_mosaic
 from .figures.attention import attention as attention
+from .figures.beeswarm import beeswarm as beeswarm
 from .figures.channels import channels as channels
 from .figures.compare_methods import compare_methods as compare_methods
 from .figures.curves import curves as curves
+from .figures.dependence import dependence as dependence
 from .figures.faithfulness_curve import faithfulness_curve as faithfulness_curve
+from .figures.feature_bars import feature_bars as feature_bars
 from .figures.feature_gallery import feature_gallery as feature_gallery
 from .figures.feature_visualization import feature_visualization as feature_visualization
 from .figures.gradient_flow import gradient_flow as gradient_flow
@@ -29,6 +32,7 @@ from .figures.tokens import tokens as tokens
 from .figures.tokens_html import tokens_html as tokens_html
 from .figures.top_inputs import top_inputs as top_inputs
 from .figures.training import training as training
+from .figures.waterfall import waterfall as waterfall
 from .plot import (
     FIGURES as FIGURES,
     Plot as Plot,

@@ -7,6 +7,7 @@ from .maps.feature_visualization import FeatureVisualization
 from .maps.latent_traversal import LatentTraversal
 from .maps.receptive_field import ReceptiveField
 from .maps.recurrent_states import RecurrentStates
+from .maps.table_values import importance
 from .maps.top_inputs import TopInputs
 from .reports.checks import GradientCheck, LayerGradient, ModelChecks
 from .reports.group_comparison import ErrorExplanation, GroupComparison, GroupEffects
@@ -64,5 +65,6 @@ __all__ = [
     "TopInputs",
     "TrainingHistory",
     "UnitStatistics",
+    "importance",
     "load",
 ]

@@ -67,6 +67,10 @@ def series():
     return attribution(1, 30, 3, inputs=random(1, 30, 3))
 
 
+def features():
+    return attribution(9, 4, inputs=random(9, 4))
+
+
 EXAMPLES = {
     ("Attribution", "heatmap"): images,
     ("Attribution", "grid"): images,
@@ -76,6 +80,16 @@ EXAMPLES = {
     ("Relevance", "grid"): relevance,
     ("Relevance", "tokens"): text,  # a Relevance is an Attribution, and drawn by the same functions
     ("Relevance", "timeseries"): series,
+    ("Attribution", "beeswarm"): features,
+    ("Attribution", "waterfall"): features,
+    ("Attribution", "bars"): features,
+    ("Attribution", "importance"): features,
+    ("Attribution", "dependence"): features,
+    ("Relevance", "beeswarm"): features,
+    ("Relevance", "waterfall"): features,
+    ("Relevance", "bars"): features,
+    ("Relevance", "importance"): features,
+    ("Relevance", "dependence"): features,
     ("Relevance", "flow"): relevance,
     ("Relevance", "profile"): relevance,
     ("ActivationMaps", "mosaic"): lambda: maps(1, 9, 4, 4),

@@ -80,6 +80,15 @@ def value_axis(axes: Axes, label: str, *, log: bool = False) -> None:
     axes.grid(axis="x", color="#E6E6E6", linewidth=0.5)
 
 
+def number_format(axes: Axes) -> None:
+    """Few numbers on both axes, with true minus signs."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: style.number(value)))
+
+
 def log_label(label: str) -> str:
     """The label of an axis, with its logarithmic scale."""
     return f"{label}, log scale" if label else "log scale"

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from layerlens.errors import OptionError, PlotError
-from layerlens.results import Ranking
+from layerlens.results import Attribution, Ranking, importance
 from layerlens.signatures import public
 
 from .. import style
 from ..drawing import bars, images, text
 from ..drawing.canvas import Canvas
-from ..plot import Plot, figure
+from ..plot import Plot, figure, through
 from ..style import Array
 from ..words import words
 
@@ -255,3 +255,6 @@ def _write_rest(axes: Axes, row: int, values: Array, signed: bool) -> None:
         line, (1, row), xycoords=("axes fraction", "data"), xytext=(-2, 0), textcoords="offset points", va="center",
         ha="right", fontsize=style.SMALL, color="#595959", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
     )  # fmt: skip
+
+
+figure(Attribution, kind="importance")(through(importance, sensitivity))

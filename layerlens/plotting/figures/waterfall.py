@@ -1,0 +1,94 @@
+"""From the base value to the score of one sample of a table, a step for each feature."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from layerlens.results import Attribution
+
+from .. import style
+from ..drawing import attribution_sample, bars, table_rows
+from ..drawing.canvas import Canvas
+from ..drawing.each_sample import Which, each_sample
+from ..plot import Plot, figure
+from ..words import words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@figure(Attribution, kind="waterfall")
+@each_sample(lambda one: len(one.score))
+def waterfall(
+    attribution: Attribution,
+    sample: Which = None,
+    *,
+    count: int = 10,
+    name: str | None = None,
+    width: style.Width = "column",
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Plot:
+    """Draw how the features of one sample of a table add up to its score, the largest step at the top.
+
+    Bars begin where the one below ends: from the base value at the bottom, which is the score minus all values, to the
+    score at the top. Of a complete method, such as a Shapley value, the base value is the score of the baseline.
+
+    Args:
+        attribution: values `(batch, feature)`.
+        count: features with a step of their own; the others are one step, at the bottom.
+        title: None for the method and the target, `""` for none.
+
+    Returns:
+        The plot; `data` holds `"items"` from the top, `"values"`, `"start"` and `"end"` of each step, `"base"` and
+        `"score"`.
+
+    Raises:
+        OptionError: if there is no such sample or input name, or `count` is below 1.
+        PlotError: if this is not the attribution of a table, or values are not finite.
+
+    Example:
+        >>> import torch
+        >>> values = torch.tensor([[0.5, -1.0]])
+        >>> found = Attribution(values, None, True, "score", "price", "kernel_shap", {}, torch.ones(1))
+        >>> waterfall(found).data["base"]
+        1.5
+    """
+    table = table_rows.read(attribution, name)
+    row = attribution_sample.sample_index(sample, len(table.values), "the table")
+    values = table.values[row]
+    kept, others = table_rows.order(np.abs(values), count)
+    items = [table_rows.named(table, row, feature) for feature in kept]
+    steps = values[kept]
+    if others:
+        items.append(f"{len(others)} others")
+        steps = np.append(steps, values[others].sum())
+    score = float(attribution.score[row])
+    base = score - float(values.sum())
+    end = base + np.cumsum(steps[::-1])[::-1]  # the last row is the first step
+    start = end - steps
+    with Canvas(width=width, ax=ax) as canvas:
+        sums = f"base {style.number(base)} + values {style.number(float(values.sum()))} = score {style.number(score)}"
+        canvas.title(title, f"{words(attribution.how)}, {attribution.target_of(row)}", sums)
+        axes = canvas.panel()
+        canvas.panels[-1].height = bars.name_rows(axes, items, canvas.width)
+        places = np.arange(len(items))
+        axes.barh(places, steps, left=start, height=0.72, color=style.signed_colors(steps), linewidth=0)
+        low, high = float(min(start.min(), end.min())), float(max(start.max(), end.max()))
+        bars.value_axis(axes, attribution.units)
+        room = 0.22 * ((high - low) or 1.0)
+        axes.set_xlim(low - room, high + room)
+        for at, one in ((base, "--"), (score, "-")):
+            axes.axvline(at, color=style.INK, linewidth=0.6, linestyle=one, zorder=1)
+        axes.vlines(end[1:], places[1:] - 0.64, places[1:], color=style.FAINT, linewidth=0.5)
+        for place, (step, stop) in enumerate(zip(steps, end, strict=True)):
+            axes.annotate(
+                f"{'+' if step > 0 else ''}{style.number(float(step))}", (stop, place), va="center_baseline",
+                xytext=(2 if step >= 0 else -2, 0), textcoords="offset points", fontsize=style.SMALL,
+                ha="left" if step >= 0 else "right",
+            )  # fmt: skip
+        return canvas.finish(
+            {"items": items, "values": steps, "start": start, "end": end, "base": base, "score": score}
+        )
