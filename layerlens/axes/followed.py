@@ -43,6 +43,12 @@ def names_of(model: nn.Module) -> AxisNames:
     return _names.get(model, {})
 
 
+def run_key(model: nn.Module, inputs: Inputs, forward: Forward | None) -> Hashable:
+    """Return what the structure of a run depends on: shapes and types of the input, modules, and `forward`."""
+    shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in inputs.tensors().items())
+    return shapes, forward, hash(tuple(map(id, modules_of(model))))
+
+
 def followed(
     model: nn.Module,
     inputs: Inputs,
@@ -64,8 +70,7 @@ def followed(
         InputError: when axes that the user named do not fit.
     """
     known = _followed.setdefault(model, OrderedDict())
-    shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in inputs.tensors().items())
-    key: Hashable = (shapes, forward, hash(tuple(map(id, modules_of(model)))))
+    key = run_key(model, inputs, forward)
     if until and (again or key not in known):
         key = (key, until)
     if again or key not in known:

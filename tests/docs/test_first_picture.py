@@ -14,7 +14,9 @@ from PIL import Image
 from tests.docs.test_pages import no_network, same  # noqa: F401 - a fixture
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "first-picture.md"
-BLOCKS = re.findall(r"## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```\n\n(?:```text\n(.*?)```)?", PAGE.read_text(), re.S)
+BLOCKS = re.findall(
+    r"## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```\n\n(?:```text\n(.*?)```)?", PAGE.read_text(), re.S
+)
 NEEDS = {"timm": "timm", "torchvision": "torchvision", "skorch and scikit-learn": "skorch", "Lightning": "lightning"}
 BUILD = "no build of torchvision fits this torch"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -45,6 +46,13 @@ ONE_BY_ONE = {"passes": "one row each: samples influence each other"}
 """A setting of results whose rows were run one by one."""
 
 _SAID: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("said", default=None)
+
+
+Known: TypeAlias = tuple[nn.Module, Hashable]
+"""A model, and what else it depends on whether samples reach each other's scores."""
+
+_INDEPENDENT: weakref.WeakKeyDictionary[nn.Module, set[Hashable]] = weakref.WeakKeyDictionary()
+"""Where no sample reached the score of another one, so that it is not measured in every call."""
 
 
 @contextlib.contextmanager
@@ -205,7 +213,11 @@ def rows_influence(run: Callable[[torch.Tensor], torch.Tensor], first: torch.Ten
 
 
 def slopes_by_sample(
-    scores: torch.Tensor, tensors: Sequence[torch.Tensor], interacting: bool | None = None
+    scores: torch.Tensor,
+    tensors: Sequence[torch.Tensor],
+    interacting: bool | None = None,
+    *,
+    run: Known | None = None,
 ) -> tuple[tuple[torch.Tensor | None, ...], bool | None]:
     """Return the gradient of each sample's own score by its rows of some tensors; None for those it does not depend on.
 
@@ -216,6 +228,7 @@ def slopes_by_sample(
         scores: `(n,)`, with a graph.
         tensors: each `(n, ...)`; others get the gradient of the sum.
         interacting: whether samples influence each other; None to find out, by the gradient of one score.
+        run: what this is found out for once; None for every time.
 
     Returns:
         The gradients, and whether samples influence each other, None for a single one.
@@ -223,7 +236,7 @@ def slopes_by_sample(
     Warns:
         UserWarning: when they were found to.
     """
-    if interacting is None and len(scores) > 1 and (interacting := _reaches_others(scores, tensors)):
+    if interacting is None and len(scores) > 1 and (interacting := _reaches_others(scores, tensors, run)):
         warn_of_influence(len(scores), "the score of every sample is differentiated by itself")
     if not interacting or len(scores) == 1:
         return torch.autograd.grad(scores.sum(), tensors, allow_unused=True), interacting
@@ -237,17 +250,22 @@ def slopes_by_sample(
     return tuple(found), interacting
 
 
-def warn_of_joint_scores(score: Callable[[Leaves], torch.Tensor], start: Leaves, what: str) -> None:
+def warn_of_joint_scores(
+    score: Callable[[Leaves], torch.Tensor], start: Leaves, what: str, *, run: Known | None = None
+) -> None:
     """Warn if samples influence each other, for a method that explains the sum of their scores.
 
     Args:
         score: from the leaves to scores, `(n,)`; it runs if there is more than one sample.
         start: the leaves, each `(n, ...)`, with gradients.
         what: the values of the method, for the message.
+        run: what this is found out for once; None for every time.
     """
+    if run is not None and run[1] in _INDEPENDENT.get(run[0], ()):
+        return
     states = generator_states()
     try:
-        joint = len(next(iter(start.values()))) > 1 and _reaches_others(score(start), list(start.values()))
+        joint = len(next(iter(start.values()))) > 1 and _reaches_others(score(start), list(start.values()), run)
     except RuntimeError:  # torch cannot differentiate the model; the method may
         joint = False
     finally:
@@ -259,11 +277,16 @@ def warn_of_joint_scores(score: Callable[[Leaves], torch.Tensor], start: Leaves,
         )
 
 
-def _reaches_others(scores: torch.Tensor, tensors: Sequence[torch.Tensor]) -> bool:
+def _reaches_others(scores: torch.Tensor, tensors: Sequence[torch.Tensor], run: Known | None) -> bool:
     """Return whether the score of the first sample has a gradient by other rows; it is exactly 0 where it has none."""
+    if run is not None and run[1] in _INDEPENDENT.get(run[0], ()):
+        return False
     slopes = torch.autograd.grad(scores[0], tensors, allow_unused=True, retain_graph=True)
     rows = (slope[1:] for slope in slopes if slope is not None and slope.ndim and len(slope) == len(scores))
-    return any(bool((row.abs() > 0).any()) for row in rows)
+    found = any(bool((row.abs() > 0).any()) for row in rows)
+    if run is not None and not found:
+        _INDEPENDENT.setdefault(run[0], set()).add(run[1])
+    return found
 
 
 def check_samples(run: Run, target: Target, batch: Leaves, output: Any, scores: torch.Tensor) -> None:

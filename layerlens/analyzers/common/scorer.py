@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.axes.followed import followed
+from layerlens.axes.followed import followed, run_key
 from layerlens.axes.layout import named as axis_names
 from layerlens.errors import InputError, LayerLensError, TargetError
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
@@ -36,7 +36,7 @@ from .messages import (
     warn_of_not_finite,
     warn_of_zeros as warn_of_zeros,
 )
-from .samples import ONE_BY_ONE, check_samples, in_batch, interact, refuse_lists, slopes_by_sample
+from .samples import ONE_BY_ONE, Known, check_samples, in_batch, interact, refuse_lists, slopes_by_sample
 
 Leaves = dict[str, torch.Tensor]
 Changed = Mapping[str, torch.Tensor]
@@ -102,6 +102,12 @@ class Scorer:
         if self.target.at is not None:
             self._followed = followed(model, self.inputs, forward)
         self._tensor = tensor_of_target(model, self.inputs, forward, self.target.at)
+
+    @property
+    def run(self) -> Known | None:
+        """What it depends on whether samples reach each other's scores; None for a score that a user computes."""
+        key = run_key(self.model, self.inputs, self.forward), tuple(self.leaves), self.target.at
+        return None if self.target.own else (self.model, key)
 
     def values(self) -> Leaves:
         """Return copies of the leaves as they are, by name; also where the caller made them in inference mode."""
@@ -372,7 +378,9 @@ def gradients(
     slopes: tuple[torch.Tensor | None, ...] = (None,)
     if score.requires_grad:
         with backward_pass(scorer.model):
-            slopes, scorer.interacting = slopes_by_sample(score, list(start.values()), scorer.interacting)
+            slopes, scorer.interacting = slopes_by_sample(
+                score, list(start.values()), scorer.interacting, run=scorer.run
+            )
     if all(slope is None for slope in slopes):
         place = next(iter(scorer.leaves.values())).place
         if place is not None:

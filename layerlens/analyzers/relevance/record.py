@@ -131,7 +131,7 @@ def record(
     roots = [_root(score, graph, recorder.notes.cuts) for score in values]
     recomputes = any(getattr(one, "gradient_checkpointing", None) is True for one in model.modules())
     if conditions is None and not recomputes:  # another backward pass would run its blocks again
-        warn_of_joint_scores(lambda _: values[0], leaves, "relevance")
+        warn_of_joint_scores(lambda _: values[0], leaves, "relevance", run=scorer.run)
     nodes = list({id(info): info for root in roots for info in graph.reached(root)}.values())
     return Recording(
         model, rulebook, scorer, leaves, scores, nodes, roots, recorder.notes, spans.found, outputs, conditions, wanted

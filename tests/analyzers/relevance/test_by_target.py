@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from layerlens import Lens, contrast, errors, relevance, relevance_by_target
+from layerlens.axes.followed import followed
+from layerlens.inputs.inputs import as_inputs
 from tests.cases import CASES, double
 from tests.snapshot import Snapshot
 
@@ -27,10 +29,11 @@ def test_each_target_is_as_if_alone(name, rules):
     case = CASES[name]
     model, x = Counted(case.build().double()).eval(), double(case.example())
     targets = [0, 1, contrast(1, 0), None]
-    before = Snapshot(model, x)
+    followed(model, as_inputs(x).named_for(model))  # the axes of x, once for its shape
+    before, runs = Snapshot(model, x), model.runs
     found = relevance_by_target(model, x, targets=targets, rules=rules, layers=nn.ReLU)
     before.check()
-    assert model.runs == 1
+    assert model.runs == runs + 1
     for target, result in zip(targets, found, strict=True):
         alone = relevance(model, x, target=target, rules=rules, layers=nn.ReLU)
         torch.testing.assert_close(result.values, alone.values, rtol=1e-9, atol=1e-12)

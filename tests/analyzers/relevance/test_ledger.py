@@ -99,6 +99,7 @@ def test_additive_constants_of_every_form_are_found():
     assert float(result.ledger.gap.min()) > 1e-3  # the constants matter here
 
 
+@pytest.mark.filterwarnings("ignore:samples influence each other")
 @pytest.mark.parametrize("samples", [1, 3])
 def test_a_constant_of_the_whole_batch_is_spread_evenly(samples):
     class Scaled(nn.Module):

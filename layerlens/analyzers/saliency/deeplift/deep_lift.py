@@ -90,7 +90,7 @@ def deep_lift(
     """
     choose("rule", rule, RULES)
     with scoring(model, x, target, where=where, forward=forward) as scorer:
-        warn_of_joint_scores(scorer, scorer.start(), "contribution")
+        warn_of_joint_scores(scorer, scorer.start(), "contribution", run=scorer.run)
         starts, label = baselines(scorer, baseline)
         comparison = compare(scorer, starts, rule)
         gap = completeness_gap(comparison.values, comparison.score, comparison.baseline_score)

@@ -63,7 +63,7 @@ def deep_shap(
     check_seed(seed)
     choose("rule", rule, RULES)
     with scoring(model, x, target, where=where, forward=forward) as scorer:
-        warn_of_joint_scores(scorer, scorer.start(), "contribution")
+        warn_of_joint_scores(scorer, scorer.start(), "contribution", run=scorer.run)
         starts, label = references(scorer, baselines, seed)
         comparisons = [compare(scorer, start, rule) for start in track(starts, "deep_shap")]
         parts = {name: torch.stack([one.values[name] for one in comparisons]).double() for name in scorer.leaves}

@@ -111,7 +111,7 @@ def _rectified(
         handles = [info.node.register_hook(hook) for info in rectifiers]
         try:
             with backward_pass(model):
-                slopes, scorer.interacting = slopes_by_sample(score, list(leaves.values()))
+                slopes, scorer.interacting = slopes_by_sample(score, list(leaves.values()), run=scorer.run)
         finally:
             for handle in handles:
                 handle.remove()
