@@ -134,6 +134,11 @@ def _report(arguments: argparse.Namespace) -> int:
     from .report.page import check_place
 
     check_place(arguments.out)
+    for path in (*arguments.input, arguments.class_names):
+        if path is not None and path.resolve() == arguments.out.resolve():
+            raise OptionError(
+                f"--out {arguments.out} is an input, which it would replace; give another, --out report.html."
+            )
     names = None if arguments.class_names is None else _lines(arguments.class_names)
     prepare = Preparation(_size(arguments.size), arguments.mean, arguments.std, arguments.channels)
     prepare.check()

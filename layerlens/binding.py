@@ -8,8 +8,9 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from torch.utils.data import DataLoader, Dataset
 
-from .errors import OptionError, suggestion
+from .errors import OptionError, TargetError, suggestion
 from .inputs.inputs import Inputs
+from .inputs.misfit import check_batch_axis
 from .results import MethodTable
 from .signatures import current_names, old_names, refuse_unknown, without_others
 from .wrapped_model import WrappedModel
@@ -74,6 +75,8 @@ class bind(Generic[P, R]):
         Raises:
             UnknownOption: when the function has no such option.
             TypeError: when there are too many arguments by position, or one is given twice.
+            InputError: when the input lacks its batch axis.
+            TargetError: when the target does not fit.
         """
         kwargs = current_names(self.__name__, kwargs, old_names(self.function))
         if self._rest is None:
@@ -90,7 +93,12 @@ class bind(Generic[P, R]):
         for one in (given, options):
             one |= {name: lens.reference(one[name], known) for name in _REFERENCES & one.keys()}
         function: Callable[..., Any] = self.function
-        result = function(**given, **options)
+        try:
+            result = function(**given, **options)
+        except TargetError:  # without its batch axis, an input runs and no target fits
+            if known is not None:
+                check_batch_axis(lens.model, known, lens.forward)
+            raise
         return lens.with_tokens(result, known) if self.finish is None else self.finish(lens, result, given)
 
     def _misplaced(self, args: tuple[Any, ...], error: TypeError) -> str:
@@ -113,6 +121,8 @@ class bind(Generic[P, R]):
             value = given.get(name)
             if value is not None and "read" not in parameters and not isinstance(value, (Dataset, DataLoader)):
                 given[name] = known = lens.inputs(value)
+                if any(one.ndim == 1 for one in known.floating().values()):
+                    check_batch_axis(lens.model, known, lens.forward)
         spec = given.get("target")
         word = self.words is None or (isinstance(spec, str) and spec in self.words)
         if "target" in parameters and not word and (spec is not None or self.predicted):

@@ -10,6 +10,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from layerlens.errors import ResultFileError
+
+FORMATS = frozenset(
+    """bmp csv feather gif h5 hdf5 htm html jpeg jpg json jsonl md npy npz onnx parquet pdf pickle pkl png pt pth
+    safetensors svg tif tiff tsv txt webp xls xlsx yaml yml zip""".split()
+)
+"""Endings of files by which a reader knows what they hold."""
+
+
+def with_ending(path: str | os.PathLike[str], own: str, what: str, instead: str) -> Path:
+    """Return a path with the ending of the format that is written; one that has the ending of another is refused.
+
+    Args:
+        path: where the user wants the file.
+        own: the ending, such as `".npz"`.
+        what: what is written.
+        instead: how to write the other formats.
+
+    Raises:
+        ResultFileError: when the path ends like another format.
+
+    Example:
+        >>> with_ending("run.v2", ".npz", "a result", "").name
+        'run.v2.npz'
+    """
+    given = Path(path)
+    if given.suffix.lower() == own:
+        return given
+    if given.suffix.lower().removeprefix(".") in FORMATS:
+        raise ResultFileError(
+            f"cannot write {given}: {what} is written as {own}, not as {given.suffix}. Give {given.stem + own!r}"
+            f"{instead}."
+        )
+    return given.with_name(given.name + own)
+
 
 @contextlib.contextmanager
 def whole(path: Path, *, replace: bool = True, durable: bool = False) -> Iterator[BinaryIO]:

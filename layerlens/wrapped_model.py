@@ -102,7 +102,10 @@ class WrappedModel:
                 warn(LEFT_PADDING.format(type(self.model).__name__))
             return self._with_features(self._numbers(x).named_for(self.model, self.forward))
         if self.tokenizer is None:
-            raise InputError("a text was given, but no tokenizer: Lens(model, tokenizer=...).")
+            raise InputError(
+                f"a text was given, {texts[0]!r:.60}, but no tokenizer: Lens(model, tokenizer=...). A picture file is "
+                "Path(name), with Lens(model, transform=...)."
+            )
         padded = {"padding": True} if len(texts) > 1 else {}
         encoding = self.tokenizer(list(texts), return_tensors="pt", **padded)
         read = encoded_texts(self.tokenizer, encoding, texts)

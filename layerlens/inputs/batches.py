@@ -18,6 +18,7 @@ from layerlens.progress import track
 from layerlens.signatures import public_class
 
 from .inputs import Input, Inputs, as_inputs
+from .misfit import refuse_pair
 from .tables import is_frame, is_series
 from .transforms import without_label
 
@@ -283,6 +284,7 @@ def _items(data: Any, size: int, batched: bool | None) -> tuple[Iterable[Any], b
         return (_slice(data, i, size, count) for i in range(0, count, size)), True, -(-count // size)
     if isinstance(data, (str, Inputs)):
         raise InputError("data must have several samples; give an iterable of them.")
+    refuse_pair(data)
     total = len(data) if isinstance(data, Sized) else None
     if isinstance(data, DataLoader):
         return data, data.batch_sampler is not None if batched is None else batched, total

@@ -19,6 +19,7 @@ from layerlens.errors import AGAIN, InputError, LayerLensError, choose
 from layerlens.model.placement import offloaded
 from layerlens.model.trees import Held, describe, map_tensors, named_tensors
 
+from .misfit import explained
 from .tables import Index, Names, Table, is_frame, is_series, read_table
 
 if TYPE_CHECKING:
@@ -81,18 +82,19 @@ class Inputs:
         has gradients, which its output has not.
 
         Raises:
-            InputError: when the model's weights were never loaded, or an object in the input cannot be copied.
-            RuntimeError, TypeError, ValueError, IndexError: errors of the model, with a note on the input.
+            InputError: when the model's weights were never loaded, an object in the input cannot be copied, or the
+                input is known not to fit the model (its axes, dtype, device, range or number).
+            RuntimeError, TypeError, ValueError, IndexError: other errors of the model, with a note on the input.
         """
         own = self.map(torch.clone, held=lambda tensor: tensor.detach().clone())
         try:
             if torch.is_grad_enabled():
-                return own._call(model, forward)
+                return own.call(model, forward)
             if model in _DIFFERENTIATING:
                 with torch.enable_grad():
-                    output = own.map(lambda one: one.requires_grad_(one.is_floating_point()))._call(model, forward)
+                    output = own.map(lambda one: one.requires_grad_(one.is_floating_point())).call(model, forward)
             else:
-                output = own._call(model, forward)
+                output = own.call(model, forward)
             if not any(tensor.requires_grad for _, tensor in named_tensors(output)):
                 return output
             return map_tensors(output, torch.detach)
@@ -107,11 +109,16 @@ class Inputs:
                 setattr(error, AGAIN, True)
                 if hasattr(error, "add_note"):
                     error.add_note("The model differentiates inside of its forward. That is known now: call it again.")
+            elif not isinstance(error, LayerLensError):
+                advice = explained(model, self, forward, error)
+                if advice is not None:
+                    raise advice from error
             if hasattr(error, "add_note") and not isinstance(error, LayerLensError):  # Python 3.11 and newer show notes
                 error.add_note(f"The model was run on {self}; the first axis is the batch.")
             raise
 
-    def _call(self, model: nn.Module, forward: Forward | None) -> Any:
+    def call(self, model: nn.Module, forward: Forward | None) -> Any:
+        """Call the model on these very tensors, see `run`."""
         return model(*self.args, **self.kwargs) if forward is None else forward(model, *self.args, **self.kwargs)
 
     def __str__(self) -> str:
@@ -289,20 +296,29 @@ def as_inputs(x: Input, dtype: torch.dtype | None = None) -> Inputs:
     given = Inputs(args, kwargs, features=features, index=index)
     tensors = given.tensors()
     if not tensors:
-        raise InputError(f"the input ({describe(x)}) holds no tensor.")
+        raise InputError(f"the input ({describe(x)}) holds no tensor. Give numbers as one: torch.tensor(x).")
     for name, tensor in tensors.items():
         if tensor.numel() == 0:
-            raise InputError(f"input {name!r} is empty: {describe(tensor)}.")
+            raise InputError(f"input {name!r} is empty: {describe(tensor)}. Give one sample or more, such as x[:1].")
+        if tensor.is_meta:
+            raise InputError(
+                f"input {name!r} ({describe(tensor)}) is on the meta device, which keeps its shape alone. Give "
+                f"numbers, such as torch.rand({tuple(tensor.shape)})."
+            )
         if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
             raise InputError(
-                f"input {name!r} ({describe(tensor)}) holds NaN; every number computed from it would be NaN."
+                f"input {name!r} ({describe(tensor)}) holds NaN; every number computed from it would be NaN. "
+                "Fill the gaps, for example with x.nan_to_num()."
             )
     return given
 
 
 def _from_numpy(array: np.ndarray[Any, Any], dtype: torch.dtype | None) -> torch.Tensor:
     if array.dtype.kind not in "fiub":
-        raise InputError(f"cannot make a tensor of a numpy array of dtype {array.dtype}.")
+        raise InputError(
+            f"cannot make a tensor of a numpy array of dtype {array.dtype}. It has the shape {array.shape}: give "
+            "numbers, such as x.astype('float32'), and codes of columns that hold words, such as pandas.get_dummies."
+        )
     tensor = torch.from_numpy(array.copy())
     if dtype is None and tensor.dtype == torch.float64:
         dtype = torch.float32

@@ -16,7 +16,7 @@ from layerlens.axes.call_site import CallSite
 from layerlens.axes.layout import Role, positions, role
 from layerlens.axes.provenance.axis import Axis, Part, Source
 from layerlens.errors import AxesUnknown, RecordError, ResultFileError
-from layerlens.files import whole
+from layerlens.files import whole, with_ending
 from layerlens.model.trees import describe
 
 from .call import Call
@@ -31,13 +31,12 @@ def save(record: Record, path: str | os.PathLike[str]) -> Path:
     """Write a record; see `Record.save`.
 
     Raises:
-        ResultFileError: when the folder does not exist, or a tensor cannot be stored.
+        ResultFileError: when the folder does not exist, the name has the ending of another format, or a tensor cannot
+            be stored.
     """
     from safetensors.torch import save_file
 
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        path = path.with_name(path.name + ".safetensors")
+    path = with_ending(path, ".safetensors", "a record", "")
     if not path.parent.is_dir():
         raise ResultFileError(f"cannot save to {path}: the folder {path.parent} does not exist. Make it first.")
     tensors: dict[str, torch.Tensor] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerlens.errors import ResultFileError, need
-from layerlens.files import whole
+from layerlens.files import whole, with_ending
 
 from .content import Note, Picture, Report, Strip
 
@@ -26,6 +26,8 @@ def check_place(path: str | os.PathLike[str]) -> None:
         MissingPackage: when jinja2 is not installed.
     """
     place = Path(path)
+    if place.suffix.lower() != ".htm":
+        with_ending(place, ".html", "a page", "; a browser prints it to a PDF")
     if place.is_dir():
         raise ResultFileError(f"cannot write a page to {place}: it is a folder. Give the name of a file in it.")
     if not place.parent.is_dir():

@@ -101,6 +101,8 @@ def _run(lens: WrappedModel, label: str, inputs: Inputs, spec: Spec, text: str |
     with borrowed(lens.model, grad=False), torch.no_grad():
         try:
             output = inputs.run(lens.model, lens.forward)
+        except InputError as error:
+            raise InputError(f"the model does not take {label}: {error}") from error
         except LayerLensError:
             raise
         except Exception as error:

@@ -63,7 +63,7 @@ class Result:
             The path written.
 
         Raises:
-            ResultFileError: when the folder does not exist.
+            ResultFileError: when the folder does not exist, or the name has the ending of another format.
         """
         return files.write(path, self)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from layerlens.errors import ResultFileError
-from layerlens.files import whole
+from layerlens.files import whole, with_ending
 from layerlens.model.trees import as_array
 
 FORMAT = "layerlens-result/1"
@@ -25,11 +25,13 @@ def write(path: str | os.PathLike[str], value: object) -> Path:
     """Write a result dataclass to `path` in one step: a reader sees the old file or the whole new one.
 
     Raises:
-        ResultFileError: if the folder does not exist.
+        ResultFileError: if the folder does not exist, or the name has the ending of another format.
     """
-    path = Path(path)
-    if path.suffix != ".npz":
-        path = path.with_name(path.name + ".npz")
+    name = Path(path).name
+    instead = f". A table is result.to_pandas().to_csv({name!r})" if hasattr(value, "to_pandas") else ""
+    if name.lower().endswith((".png", ".pdf", ".svg")):
+        instead = f". A figure is result.plot().save({name!r})"
+    path = with_ending(path, ".npz", "a result", instead)
     if not path.parent.is_dir():
         raise ResultFileError(f"cannot save to {path}: the folder {path.parent} does not exist. Make it first.")
     arrays: dict[str, np.ndarray[Any, Any]] = {}

@@ -73,7 +73,9 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
         spec = torch.as_tensor(spec)
     if isinstance(spec, torch.Tensor):
         if spec.ndim > 1 or spec.is_floating_point() or spec.is_complex() or spec.dtype == torch.bool:
-            raise TargetError(f"a tensor target must hold one class index per sample, got {describe(spec)}.")
+            raise TargetError(
+                f"a tensor target must hold one class index per sample, got {describe(spec)}. {_classes_of(spec)}"
+            )
         if spec.ndim == 1:
             return _of_class(spec, None, names)
     if hasattr(spec, "__index__"):
@@ -86,6 +88,20 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
         f"cannot read a target from {describe(spec)}. Give a class index, a name, one index per sample, "
         "(position, class), contrast(a, b), a function output -> (batch,), or a list of those."
     )
+
+
+def _classes_of(labels: torch.Tensor) -> str:
+    """Say how to make class indices of labels of another kind."""
+    numbers = labels.detach().double() if not labels.is_complex() else labels.abs()
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return "For a column of them: target=y.ravel()."
+    if labels.ndim == 2 and bool(((numbers == 0) | (numbers == 1)).all() and (numbers.sum(dim=1) == 1).all()):
+        return "For one-hot labels: target=y.argmax(1)."
+    if labels.ndim == 2:
+        return "For a score of each class: target=y.argmax(1); for a place: target=(position, class)."
+    if labels.ndim < 2 and bool((numbers == numbers.round()).all()):
+        return "For class indices of another type: target=[int(label) for label in y]."
+    return "For another score: a function output -> (batch,), such as target=lambda output: output[:, 0]."
 
 
 def _function(function: Callable[..., torch.Tensor]) -> Callable[[Any, torch.Tensor], torch.Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from layerlens.errors import TargetError
+from layerlens.errors import TargetError, warn
 from layerlens.inputs.inputs import Inputs
 from layerlens.inputs.sequences import tokens_first
 from layerlens.inputs.token_texts import decoded_texts, labels
@@ -60,6 +60,9 @@ class Vocabulary(TokenNames):
 
         Raises:
             TargetError: when it is not exactly one.
+
+        Warns:
+            UserWarning: when the same word with a space before it is another token.
         """
         ids = self.read(text)
         if len(ids) != 1:
@@ -68,6 +71,12 @@ class Vocabulary(TokenNames):
             raise TargetError(
                 f"target {text!r} is {len(ids)} tokens ({parts}), and the next token is one. Take one of them, or give "
                 f"the whole text as input and target=continuation({text!r}).{spaced}"
+            )
+        inside = self.read(f" {text}") if text[:1].isalnum() else ids
+        if len(inside) == 1 and inside != ids:
+            warn(
+                f"target {text!r} is token {ids[0]}, which continues a word or follows a line break; the word after a "
+                f"space is token {inside[0]}: target={' ' + text!r}. target={ids[0]} takes the first without a warning."
             )
         return ids[0]
 

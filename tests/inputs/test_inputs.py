@@ -151,8 +151,15 @@ def test_every_case_is_read_and_runs(case):
 def test_an_error_of_the_model_says_what_it_was_run_on():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten(), torch.nn.Linear(2 * 36, 4))
     for x, said in ((torch.ones(3, 8, 8), "float32 (3, 8, 8)"), ({"input": torch.ones(1, 3, 9, 9)}, "input float32")):
-        with pytest.raises(RuntimeError) as error:
+        with pytest.raises(InputError) as error:
             as_inputs(x).run(net)
+        assert str(error.value).startswith(f"Sequential does not take {said}")
+
+        def fails(*_, **__):
+            raise RuntimeError("something of the model itself")
+
+        with pytest.raises(RuntimeError) as error:
+            as_inputs(x).run(net, fails)
         if hasattr(error.value, "add_note"):  # Python 3.11 and newer
             (note,) = error.value.__notes__
             assert note.startswith(f"The model was run on {said}") and "the first axis is the batch" in note

@@ -14,6 +14,7 @@ from layerlens.axes.followed import followed, run_key
 from layerlens.axes.layout import named as axis_names
 from layerlens.errors import InputError, LayerLensError, TargetError
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
+from layerlens.inputs.misfit import check_batch_axis
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import LayerPath, Selection
 from layerlens.probes.export import read_units
@@ -160,6 +161,8 @@ class Scorer:
         output = self._output(values, rows, then)
         first, self._resolved = not self._resolved, True
         if first:
+            if self.target.at is None:
+                check_batch_axis(self.model, self.inputs, self.forward, output)
             self.target = self.target.resolve(output)
             self.target.check(len(self.rows))
         scores = self.target(output, self.rows if rows is None else rows, at=self.target.at)

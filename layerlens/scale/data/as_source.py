@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.batches import Read
 from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.misfit import refuse_pair
 from layerlens.inputs.tables import is_frame
 from layerlens.model.trees import describe
 
@@ -77,6 +78,7 @@ def as_source(data: Any, read: Read, workers: int = 0) -> Source:
         raise OptionError(f"workers must be a whole number of at least 0, got {workers!r}.")
     if isinstance(data, (str, Inputs)):
         raise InputError("data must have several samples; give an iterable of them.")
+    refuse_pair(data)
     if isinstance(data, (torch.Tensor, np.ndarray, Mapping)) or is_frame(data):
         count = _length(data)
         rows = Rows(data, count)

@@ -109,6 +109,7 @@ def find_leaves(
             f"gradients have no place to start: no nn.Embedding of {type(model).__name__} reads {', '.join(ids)} as "
             "they are, transposed, flattened or step by step. Pass floating-point inputs, such as inputs_embeds=..."
         )
+    inputs.run(model, forward)  # an input that the model does not take says so
     raise InputError(
         f"gradients need a floating-point input or token ids; got {inputs}. Try x.float(), or a method without "
         "gradients, such as feature_ablation, shapley_sampling or kernel_shap."

@@ -31,6 +31,12 @@ from .training_record import TrainingRecord
 FEWEST_BETWEEN = 10
 """Steps between two measured ones on an accelerator, whose time the clock of this process does not show."""
 
+GROWTH = 1.5
+"""Factor from one step that is measured whatever it costs to the next: 11 of 120 steps, 20 of 4,000."""
+
+USEFUL = 10
+"""Fewest measured steps that show how a run develops."""
+
 SEEN = 0.8
 """Share of the cost that the clock of the watch sees (.8 to .9 in benchmarks); the rest is the calls of hooks."""
 
@@ -69,15 +75,19 @@ def watch(
         model: any module.
         optimizer: optimizer whose `step` is watched; None only for `callback()`.
         layers: layers whose outputs are measured; None for all layers that have no layers inside them.
-        every: number of steps from one measured step to the next; `"auto"` measures as often as `budget` allows, the
-            first step always.
-        budget: with `"auto"`, the share of the time since the start of the watch that measuring may take.
+        every: number of steps from one measured step to the next; `"auto"` measures as often as `budget` allows, and
+            always steps 0, 1, 2, 4, 7, 11, 17, ... (each about 1.5 times the one before), so that short runs have some.
+        budget: with `"auto"`, the share of the time since the start of the watch that measuring may take, apart from
+            the steps that are always measured.
         data: inputs, `(samples, ...)`, for the drift; 8 samples or more. Each measured step costs a forward pass on
             them, and the sums of products of all samples.
         forward: `forward(model, *args, **kwargs)` to run on `data` instead of the model.
 
     Returns:
         A `Watch`: a context in which the training runs. Its `history` is a `TrainingHistory`, at any time.
+
+    Warns:
+        UserWarning: at the end, when no step was seen, or with `"auto"` fewer than 10 and less than half were measured.
 
     Raises:
         InputError: when `data` cannot be read.
@@ -180,6 +190,11 @@ class Watch:
         self._stop()
         if kind is None and not self._record.steps:
             warn("watch: no step of the optimizer was seen inside the block; is another optimizer at work?")
+        elif kind is None and self.every == "auto" and len(self._record.steps) < min(USEFUL, self._seen / 2):
+            warn(
+                f"watch: {len(self._record.steps)} of {self._seen} steps were measured, as budget={self.budget:g} of "
+                f"the time allowed. watch(..., every={max(1, self._seen // USEFUL)}) measures {USEFUL} or more."
+            )
 
     def _stop(self) -> None:
         for handle in self._handles:
@@ -295,6 +310,8 @@ class Watch:
         """Whether the next step is to be measured."""
         if self.every != "auto":
             return self._seen % self.every == 0
+        if self._record.steps and self._seen > GROWTH * self._record.steps[-1]:
+            return True
         device = next(self.model.parameters()).device.type
         fewest = 0 if device == "cpu" else FEWEST_BETWEEN
         elapsed = time.perf_counter() - self._start

@@ -164,9 +164,19 @@ def test_drift_is_zero_without_training_and_grows_with_it():
 def test_a_budget_bounds_the_steps_that_are_measured():
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with watch(model, optimizer, budget=1e-9) as watching:
+    always = [0, 1, 2, 4, 7, 11, 17, 26, 40, 61, 92]
+    with (
+        pytest.warns(UserWarning, match=r"watch: 7 of 20 steps were measured, .* watch\(\.\.\., every=2\) measures 10"),
+        watch(model, optimizer, budget=1e-9) as watching,
+    ):
         loop(model, optimizer, 20)
-    assert watching.history.steps.tolist() == [0]
+    assert watching.history.steps.tolist() == always[:7]
+    with watch(model, optimizer, budget=1e-9) as watching:  # enough of them, so nothing to say
+        loop(model, optimizer, 120)
+    assert watching.history.steps.tolist() == always
+    with watch(model, optimizer, budget=1e-9) as watching:
+        loop(model, optimizer, 4)
+    assert watching.history.steps.tolist() == always[:3]
     with watch(model, optimizer, budget=0.999) as watching:
         loop(model, optimizer, 20)
     assert len(watching.history) > 1
