@@ -156,6 +156,8 @@ def _report(arguments: argparse.Namespace) -> int:
     path = write(found, arguments.out)
     more = f", {len(found.warnings)} warning(s)" if found.warnings else ""
     print(f"{path}: {len(found.panels)} sample(s); checks: {found.tally}{more}")
+    for finding in found.findings:
+        print(f"  {finding}")
     return 0
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import torch
 
+from layerlens.analyzers.common.statistics import spearman
 from layerlens.model.trees import named_tensors
 from layerlens.results import Attribution, GradientCheck, Leaderboard, Relevance
 
 from .content import Check
 from .samples import Sample
+
+SUM = (0.5, 2.0)
+"""Sums of a map, as multiples of the score, within which its values count as shares of the score."""
 
 GAP = 0.05
 """The largest completeness gap of a method without its own tolerance."""
@@ -67,6 +72,62 @@ def of_attribution(sample: Sample, found: Attribution) -> list[Check]:
     return checks
 
 
+def of_sum(sample: Sample, found: Attribution) -> list[Check]:
+    """Check that a map in units of the score adds to it; a complete one adds to a difference, see `of_attribution`."""
+    score = float(found.score[0])
+    if found.units != "score" or not found.signed or "completeness gap" in found.checks or not score:
+        return []
+    values = found.values.values() if isinstance(found.values, dict) else [found.values]
+    ratio = sum(float(one[0].double().sum()) for one in values) / score
+    low, high = SUM
+    return [
+        Check(
+            f"{found.how} adds to the score: sum of the map over the score",
+            sample.label,
+            f"{ratio:.3g}",
+            f"{low:g} to {high:g}",
+            low <= ratio <= high,
+            f"the map of {found.how} adds to {ratio:.3g} times the score, so its values are not shares of the score.",
+        )
+    ]
+
+
+def of_agreement(sample: Sample, maps: Sequence[Attribution]) -> list[Check]:
+    """Check that no two maps of a sample rank its places in opposite ways; without signs where one has none."""
+    checks = []
+    for first, second in itertools.combinations(maps, 2):
+        a, b = _places(first), _places(second)
+        if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
+            continue
+        flat, other = (torch.cat([one.flatten() for one in part.values()]) for part in (a, b))
+        if not (first.signed and second.signed):
+            flat, other = flat.abs(), other.abs()
+        found = float(spearman(flat.unsqueeze(0), other.unsqueeze(0)))
+        checks.append(
+            Check(
+                f"{first.how} and {second.how} agree: rank correlation of their maps",
+                sample.label,
+                f"{found:.2f}",
+                "at least 0",
+                found >= 0,
+                f"{first.how} and {second.how} contradict each other (rank correlation of their maps {found:.2f}): show "
+                "neither without a check of its own, such as lens.evaluate(x, maps).",
+            )
+        )
+    return checks
+
+
+def _places(found: Attribution) -> dict[str, torch.Tensor]:
+    """The values of the first sample by input, each place of a picture or series as the sum over its channels."""
+    named = found.values if isinstance(found.values, dict) else {"": found.values}
+    places = {}
+    for name, values in named.items():
+        axes = found.axes_of(name or None) or ()
+        channel = axes.index("channel") if "channel" in axes and len(axes) == values.ndim else None
+        places[name] = (values if channel is None else values.sum(dim=channel))[0].double()
+    return places
+
+
 def of_controls(sample: Sample, board: Leaderboard) -> list[Check]:
     """Check that each map says more about the model than maps that never look at it."""
     name = "{} beats its controls: insertion less deletion"
@@ -77,7 +138,15 @@ def of_controls(sample: Sample, board: Leaderboard) -> list[Check]:
     best = max(board.controls, key=lambda control: float(board.of(control)[0]))
     limit = float(board.of(best)[0])
     return [
-        Check(name.format(method), sample.label, f"{value:.3g}", f"above {limit:.3g} ({best})", value > limit)
+        Check(
+            name.format(method),
+            sample.label,
+            f"{value:.3g}",
+            f"above {limit:.3g} ({best})",
+            value > limit,
+            f"the map of {method} is no better than {best!r}, which never looks at the model ({value:.3g} and "
+            f"{limit:.3g}).",
+        )
         for method, value in ((method, float(board.of(method)[0])) for method in methods)
     ]
 

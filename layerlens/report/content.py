@@ -96,6 +96,7 @@ class Check:
         value: the number, as text.
         limit: what it is compared with, as text.
         passed: None if it could not be made; `value` says why.
+        sentence: what it means that it failed; empty for the name, value and limit.
     """
 
     name: str
@@ -103,6 +104,12 @@ class Check:
     value: str
     limit: str
     passed: bool | None
+    sentence: str = ""
+
+    @property
+    def finding(self) -> str:
+        """What a failed check found, with the sample that it is about."""
+        return f"{self.where}: {self.sentence or f'{self.name}: {self.value}, not {self.limit}.'}"
 
     @property
     def outcome(self) -> str:
@@ -179,6 +186,11 @@ class Report:
         groups = [("", self.overview), *((panel.label, panel.blocks) for panel in self.panels), ("", self.profiles)]
         for label, blocks in groups:
             yield from ((label, block) for block in blocks if isinstance(block, Picture))
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What the failed checks found, which a reader must know before the maps."""
+        return tuple(check.finding for check in self.checks if check.passed is False)
 
     @property
     def tally(self) -> str:

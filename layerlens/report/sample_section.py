@@ -67,11 +67,12 @@ def examine(
         if all(result.method != other.method for other in found):
             times[title] = (_now() - start) / forward_time
             found.append(result)
-            made.extend(checks.of_attribution(sample, result))
+            made.extend(checks.of_attribution(sample, result) + checks.of_sum(sample, result))
 
     attribute("relevance", lambda: relevance(model, sample.inputs, layers=layers or (), **given))
     for name, options in methods.items():
         attribute(name, functools.partial(saliency, model, sample.inputs, method=name, **given, **options))
+    made += checks.of_agreement(sample, found)
     next(steps)
     if controls and found:
         maps = {one.how: one for one in found}
