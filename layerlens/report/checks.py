@@ -110,7 +110,7 @@ def of_agreement(sample: Sample, maps: Sequence[Attribution]) -> list[Check]:
                 f"{found:.2f}",
                 "at least 0",
                 found >= 0,
-                f"{first.how} and {second.how} contradict each other (rank correlation of their maps {found:.2f}): show "
+                f"{first.how} and {second.how} contradict each other (rank correlation of the maps {found:.2f}): show "
                 "neither without a check of its own, such as lens.evaluate(x, maps).",
             )
         )
