@@ -125,7 +125,7 @@ def refuse_pair(data: object) -> None:
     if len(shapes) != 2 or not all(shapes):
         return
     first, second = map(tuple, shapes)
-    if first[0] == second[0] and len(first) > len(second) and second[1:] in ((), (1,)):
+    if first[0] == second[0] and first != second and second[1:] in ((), (1,)):
         x, y = (f"{type(part).__name__} {tuple(part.shape)}" for part in data)  # type: ignore[attr-defined]
         raise InputError(
             f"the data is a pair, {x} and {y}: samples and their labels. Give the samples alone, with labels=y where "
@@ -295,6 +295,6 @@ def _misplaced(model: nn.Module, inputs: Inputs, forward: Forward | None) -> str
         if len(inputs.args) > 1 and len({one.shape for one in tensors}) == 1:
             return f"{start} A list of samples is one tensor: torch.stack(x)."
         if len(inputs.args) == 2 and tensors[-1].ndim <= 1:
-            return f"{start} Labels are no input of it: give x[0], with target=x[1]."
+            return f"{start} Labels are a target, not an input: give x[0], with target=x[1]."
         return f"{start} Give a tensor for each of them, or a dict by name, such as {{{takes[0]!r}: x}}."
     return None

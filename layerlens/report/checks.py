@@ -15,8 +15,11 @@ from layerlens.results import Attribution, GradientCheck, Leaderboard, Relevance
 from .content import Check
 from .samples import Sample
 
-SUM = (0.5, 2.0)
-"""Sums of a map, as multiples of the score, within which its values count as shares of the score."""
+SLOPE = "per unit of input"
+"""What units of gradients end with."""
+
+SUM = (0.0, 2.0)
+"""Sums of a map, as multiples of the score, that miss it by no more than its size."""
 
 GAP = 0.05
 """The largest completeness gap of a method without its own tolerance."""
@@ -87,17 +90,24 @@ def of_sum(sample: Sample, found: Attribution) -> list[Check]:
             f"{ratio:.3g}",
             f"{low:g} to {high:g}",
             low <= ratio <= high,
-            f"the map of {found.how} adds to {ratio:.3g} times the score, so its values are not shares of the score.",
+            f"the map of {found.how} adds to {ratio:.3g} times the score: its values are not shares of the score.",
         )
     ]
 
 
 def of_agreement(sample: Sample, maps: Sequence[Attribution]) -> list[Check]:
-    """Check that no two maps of a sample rank its places in opposite ways; without signs where one has none."""
+    """Check that no two maps of a sample rank its places in opposite ways; without signs where one has none.
+
+    A slope, the score per unit of input, and a share of the score may differ in sign, and are not compared.
+    """
     checks = []
     for first, second in itertools.combinations(maps, 2):
         a, b = _places(first), _places(second)
-        if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
+        if (
+            first.units.endswith(SLOPE) != second.units.endswith(SLOPE)
+            or a.keys() != b.keys()
+            or any(a[name].shape != b[name].shape for name in a)
+        ):
             continue
         flat, other = (torch.cat([one.flatten() for one in part.values()]) for part in (a, b))
         if not (first.signed and second.signed):

@@ -26,10 +26,10 @@ def check_place(path: str | os.PathLike[str]) -> None:
         MissingPackage: when jinja2 is not installed.
     """
     place = Path(path)
-    if place.suffix.lower() != ".htm":
-        with_ending(place, ".html", "a page", "; a browser prints it to a PDF")
     if place.is_dir():
         raise ResultFileError(f"cannot write a page to {place}: it is a folder. Give the name of a file in it.")
+    if place.suffix.lower() != ".htm":
+        with_ending(place, ".html", "a page", "; a browser prints it to a PDF")
     if not place.parent.is_dir():
         raise ResultFileError(
             f"cannot write a page to {place}: the folder {place.parent} does not exist. Make it first."

@@ -125,7 +125,10 @@ def _of_list(spec: list[Any], names: Names) -> Target:
     if all(isinstance(one, str) for one in spec):
         return _of_class(torch.tensor([class_index(one, names) for one in spec]), spec, names)
     if any(isinstance(one, (list, np.ndarray)) or (isinstance(one, torch.Tensor) and one.ndim) for one in spec):
-        raise TargetError(f"a list holds one target for each sample, and this one holds lists: {spec!r:.80}.")
+        raise TargetError(
+            f"a list holds one target for each sample, and this one holds lists: {spec!r:.80}. For one-hot labels: "
+            "target=np.argmax(y, axis=1); a place is a tuple: [(position, class), ...]."
+        )
     if all(isinstance(one, tuple) for one in spec):
         places = [_read_place(one, names) for one in spec]
         if len({len(place) for place in places}) == 1 and all(isinstance(part, int) for one in places for part in one):

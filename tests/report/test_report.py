@@ -123,6 +123,7 @@ def built(lens, x, targets=None, **options):
 
 
 def test_a_check_can_fail():
+    torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
     for layer in (net[0], net[2]):
         layer.weight.data.mul_(20)
@@ -154,6 +155,23 @@ def test_a_map_that_looks_the_wrong_way_does_not_beat_its_controls(monkeypatch):
     bad = built(Lens(net), torch.ones(1, 12), **options)
     verdicts = {check.name.split(":")[0]: check.outcome for check in bad.checks if "controls" in check.name}
     assert verdicts["input_x_gradient beats its controls"] == "failed"
+    text = "\n".join(bad.findings)
+    assert re.search("sample 0: relevance.* and input_x_gradient contradict each other .* -1.00", text)
+    assert "the map of input_x_gradient is no better than " in text and "which never looks at the model" in text
+    assert not [one for one in good.findings if "input_x_gradient" in one and "adds" not in one]
+
+
+def test_findings_come_first_on_the_page(tmp_path):
+    """A map that adds to 27 times the score: 27 of relevance in the input, and -26 in the bias."""
+    net = nn.Linear(3, 1)
+    net.weight.data.copy_(torch.tensor([[20.0, 4.0, 3.0]]))
+    net.bias.data.fill_(-26.0)
+    path = Lens(net).report(torch.ones(1, 3), path=tmp_path / "r.html", **{**QUICK, "methods": ["occlusion"]})
+    page = path.read_text()
+    said = "the map of relevance, epsilon adds to 27 times the score: its values are not shares of the score."
+    assert 0 < page.index(said) < page.index('<nav aria-label="Sections">')
+    net.bias.data.zero_()
+    assert not built(Lens(net), torch.ones(1, 3)).findings
 
 
 def test_what_cannot_be_computed_is_told():
@@ -219,6 +237,8 @@ def test_texts_of_any_length_are_strips_of_tokens(tmp_path):
     (nn.Sequential(nn.Conv3d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)), torch.randn(1, 1, 4, 4, 4), 1),
 ])  # fmt: skip
 def test_series_vectors_and_volumes(tmp_path, model, x, pictures):
+    for layer in (model[0], model[-1]):
+        nn.init.zeros_(layer.bias)  # a bias that takes most of the score is a finding
     page = read(Lens(model).report(x, 0, tmp_path / "a.html", **QUICK))
     assert len(page.all("img")) == pictures * len(x) and "0 failed" in page.text
     assert ("Not drawn" in page.text) == (x.ndim == 5)
