@@ -321,3 +321,20 @@ def test_a_model_is_asked_in_peace():
         Lens(model).saliency.gradient(IMAGES[0])
     assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
     assert all(one.grad is None and one.requires_grad for one in model.parameters())
+
+
+def test_an_input_on_another_device_is_moved():
+    """A device without an accelerator: meta, where this model computes with no numbers."""
+
+    class Elsewhere(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, device="meta"))
+
+        def forward(self, x):
+            if not x.is_meta:
+                raise RuntimeError("Expected all tensors to be on the same device")
+            return x * self.weight
+
+    with pytest.raises(InputError, match=r"The input is on cpu and the model on meta: .* x\.to\('meta'\)"):
+        as_inputs(TABLE).run(Elsewhere())
