@@ -28,6 +28,7 @@ PAGES = {
     "robustness": 7,
     "sensitivity": 3,
     "layer-dynamics": 6,
+    "coming-from": 2,
     "questions": 1,
     "get-started": 8,
     "targets-and-inputs": 4,
