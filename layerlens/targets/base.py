@@ -35,6 +35,7 @@ class Target:
         binder: `(inputs, samples) -> Target` for a target that depends on the input, such as a place in a text; see
             `on`.
         among: `(output, rows) -> (len(rows), classes)`: the scores of all classes of which the target is one.
+        logit: the score itself, where the target is the log-probability that it makes; see `raw`.
     """
 
     function: Callable[[Any, torch.Tensor], torch.Tensor] = dataclasses.field(repr=False)
@@ -46,6 +47,7 @@ class Target:
     own: bool = dataclasses.field(default=False, repr=False)
     binder: Callable[[Inputs | None, torch.Tensor | None], Target] | None = dataclasses.field(default=None, repr=False)
     among: Callable[[Any, torch.Tensor], torch.Tensor] | None = dataclasses.field(default=None, repr=False)
+    logit: Target | None = dataclasses.field(default=None, repr=False)
 
     def on(self, inputs: Inputs | None, samples: torch.Tensor | None = None) -> Target:
         """Return the target of the samples of an input: places of texts are counted within their tokens.
@@ -74,6 +76,7 @@ class Target:
             function=lambda output, rows: function(output, samples.to(rows.device)[rows]),
             each=None if self.each is None else tuple(self.each[index] for index in samples.tolist()),
             among=None if among is None else lambda output, rows: among(output, samples.to(rows.device)[rows]),
+            logit=None if self.logit is None else self.logit.on(inputs, samples),
         )
 
     def read(self, names: Names) -> Target:
@@ -136,6 +139,21 @@ class Target:
                 "Give one target, without a list, for all samples."
             )
 
+    @property
+    def raw(self) -> Target | None:
+        """The score of a class, also where the target is its log-probability; None where it is something else.
+
+        Differences of log-probabilities at one place are differences of scores, which relevance follows more closely.
+        """
+        return self.logit or (None if self.among is None else self)
+
+    def of_sample(self, row: int) -> Target:
+        """Return the target with the label of one of its samples."""
+        if self.each is None:
+            return self
+        logit = None if self.logit is None else self.logit.of_sample(row)
+        return dataclasses.replace(self, label=self.each[row], logit=logit)
+
     def __sub__(self, other: Target) -> Target:
         return self._combine(other, lambda a, b: a - b, "-")
 
@@ -154,6 +172,8 @@ class Target:
             raise TargetError(f"{self.label!r} and {other.label!r} read different layers, and cannot be combined.")
 
         def both(a: Target, b: Target) -> Target:
+            if sign == "-" and a.raw is not None and b.raw is not None:
+                a, b = a.raw, b.raw
             return Target(
                 lambda output, rows: join(a(output, rows, at=a.at), b(output, rows, at=b.at)),
                 f"{a.label} {sign} {b.label}",
@@ -191,11 +211,7 @@ def joined(build: Callable[..., Target], *parts: Target, listed: bool = False, b
     if len(lists) > 1:
         raise TargetError(f"the target joins lists of {' and '.join(map(str, lists))}; give one per sample in each.")
     for count in lists:
-        named = [
-            [part if part.each is None else dataclasses.replace(part, label=part.each[row]) for part in parts]
-            for row in range(count)
-        ]
-        each = tuple(build(*row).label for row in named)
+        each = tuple(build(*(part.of_sample(row) for part in parts)).label for row in range(count))
     return dataclasses.replace(
         made,
         each=each,
@@ -228,12 +244,15 @@ def one_each(*parts: Target) -> Target:
 
     among = split(lambda part, output, rows: part.among(output, rows))  # type: ignore[misc]
     labels = tuple(part.label if part.each is None else part.each[row] for row, part in enumerate(parts))
+    raws = [part.raw for part in parts if part.raw is not None]
+    logs = len(raws) == len(parts) and any(part.logit is not None for part in parts)
     return Target(
         split(lambda part, output, rows: part(output, rows, at=part.at)),
         short_label(labels, "targets"),
         each=labels,
         at=parts[0].at,
         among=among if all(part.among is not None for part in parts) else None,
+        logit=one_each(*raws) if logs else None,
     )
 
 

@@ -42,6 +42,7 @@ def contrast(positive: Spec, negative: Spec = None, *, names: Names = None) -> T
 
 def _against_others(chosen: Target) -> Target:
     """The score of a class minus the mean score of all others at the same place."""
+    chosen = chosen.logit or chosen
 
     def score(output: object, rows: torch.Tensor) -> torch.Tensor:
         scores = chosen.all_scores(output, rows)

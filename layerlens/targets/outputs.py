@@ -88,3 +88,19 @@ def class_scores(output: object) -> torch.Tensor:
             "output that returns shape (batch,), such as lambda out: out.mean(dim=(1, 2, 3))."
         )
     return scores
+
+
+def are_probabilities(scores: torch.Tensor) -> bool:
+    """Whether scores `(..., classes)` are probabilities already: none below 0, their sum 1 within 1e-3.
+
+    Example:
+        >>> are_probabilities(torch.tensor([[0.25, 0.75]])), are_probabilities(torch.tensor([[2.0, -1.0]]))
+        (True, False)
+    """
+    scores = scores.detach()
+    return bool((scores >= 0).all()) and bool(((scores.sum(dim=-1) - 1).abs() < 1e-3).all())
+
+
+def log_probabilities(scores: torch.Tensor) -> torch.Tensor:
+    """Return the log-probabilities of classes `(..., classes)` from their logits, or from probabilities."""
+    return scores.log() if are_probabilities(scores) else scores.log_softmax(dim=-1)

@@ -10,6 +10,7 @@ from layerlens.signatures import public
 from .base import joined
 from .contrast import read_later
 from .names import Names
+from .outputs import are_probabilities
 from .target import Spec, Target
 
 
@@ -36,6 +37,7 @@ def probability(spec: Spec = None, *, names: Names = None) -> Target:
 
 def _probability(chosen: Target) -> Target:
     """The probability of the class that a target scores, among those at the same place of the output."""
+    chosen = chosen.logit or chosen
 
     def normalized(output: object, rows: torch.Tensor) -> torch.Tensor:
         scores = chosen.all_scores(output, rows)
@@ -44,9 +46,6 @@ def _probability(chosen: Target) -> Target:
         own = chosen(output, rows)
         if not bool((scores == own.unsqueeze(1)).any(dim=1).all()):
             raise TargetError(f"a probability needs one class, and {chosen.label!r} is not the score of one.")
-        sums = scores.detach().sum(dim=1)
-        if bool((scores >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all()):
-            return own
-        return (own - scores.logsumexp(dim=1)).exp()
+        return own if are_probabilities(scores) else (own - scores.logsumexp(dim=1)).exp()
 
     return Target(normalized, f"probability of {chosen.label}")

@@ -18,7 +18,7 @@ from layerlens.signatures import public
 from .answers import Answers
 from .base import Target as Target, joined, one_each
 from .names import Names as Names, TokenNames, check_names, class_index, class_label, short_label
-from .outputs import class_scores, main_output
+from .outputs import class_scores, log_probabilities, main_output
 
 One: TypeAlias = int | str | tuple[Any, ...] | Callable[..., torch.Tensor] | Target | None
 """A target for all samples, or for one of them."""
@@ -31,9 +31,11 @@ Spec: TypeAlias = One | torch.Tensor | Sequence[One]
 def as_target(spec: Spec, *, names: Names = None) -> Target:
     """Read a target.
 
-    - None: the class with the highest score, sample by sample (for an output (batch,) or (batch, 1): the value).
-    - int: this class for every sample; with a tokenizer the id of the next token of a language model.
-    - str: a class by its name in `names`; the text of the next token if `names` is the vocabulary of a tokenizer.
+    - None: the class with the highest score, sample by sample (for an output (batch,) or (batch, 1): the value); with
+      a tokenizer the log-probability of the likeliest next token.
+    - int: this class for every sample; with a tokenizer the log-probability of this token as the next one.
+    - str: a class by its name in `names`; the log-probability of this text as the next token if `names` is the
+      vocabulary of a tokenizer. (Differences of two are those of their logits.)
     - tuple: an index into the axes after the batch, for example `(position, class)` of a language model. Where an
       attention mask marks padding, the position is counted within the tokens of each text: -1 is its last token.
     - callable: `output -> scores`, shape (batch,); or `(output, samples) -> scores`, where `samples` (n,) are the
@@ -141,7 +143,10 @@ def _of_list(spec: list[Any], names: Names) -> Target:
 def _of_class(
     classes: int | torch.Tensor, given: Sequence[str] | None, names: Names, answers: Answers | None = None
 ) -> Target:
-    """The score of a class, or of one for each sample; `given` are their names, where they were given by name."""
+    """The score of a class, or of one for each sample; `given` are their names, where they were given by name.
+
+    Of tokens it is the log-probability: a logit also holds what all tokens share.
+    """
     indices = [classes] if isinstance(classes, int) else classes.tolist()
     tokens = isinstance(names, TokenNames)
     if given is None:
@@ -149,22 +154,28 @@ def _of_class(
     else:
         labels = [f"{name!r} next" if tokens else name for name in given]
 
-    def target(labels: list[str], resolved: bool) -> Target:
+    def target(labels: list[str], resolved: bool, words: bool, log: bool = True) -> Target:
+        sign = "log p of " if words and log else ""
         return Target(
-            lambda output, rows: by_class(among(output, rows), rows, classes),
-            short_label(labels),
-            each=None if isinstance(classes, int) else tuple(labels),
+            lambda output, rows: by_class(scores(output, rows, log), rows, classes),
+            sign + short_label(labels),
+            each=None if isinstance(classes, int) else tuple(sign + label for label in labels),
             among=among,
             chooser=None if resolved else choose,
             binder=bind if tokens and answers is None else None,
+            logit=target(labels, True, words, log=False) if words and log else None,
         )
+
+    def scores(output: object, rows: torch.Tensor, log: bool) -> torch.Tensor:
+        log = log and tokens and (given is not None or main_output(output).ndim > 2)
+        return log_probabilities(among(output, rows)) if log else among(output, rows)
 
     def among(output: object, rows: torch.Tensor) -> torch.Tensor:
         return _all_scores(output, rows, names, answers, text=given is not None)
 
     def choose(output: object) -> Target:  # whether whole numbers are tokens shows in the output
         words = main_output(output).ndim > 2
-        return target([f"{names[index]} next" for index in indices] if words and names else labels, True)
+        return target([f"{names[index]} next" for index in indices] if words and names else labels, True, words)
 
     def bind(inputs: Inputs | None, samples: torch.Tensor | None) -> Target:
         own = _answers(inputs, names)
@@ -173,11 +184,11 @@ def _of_class(
         chosen = None if given is None else [given[index] for index in samples.tolist()]
         return _of_class(classes[samples.to(classes.device)], chosen, names, own)
 
-    return target(labels, resolved=not tokens or given is not None)
+    return target(labels, resolved=not tokens or given is not None, words=tokens and given is not None)
 
 
 def _predicted(names: Names, answers: Answers | None = None) -> Target:
-    """The score of the class, or next token, with the highest one in each sample."""
+    """The score of the class with the highest one in each sample, or the log-probability of the likeliest token."""
 
     def among(output: object, rows: torch.Tensor) -> torch.Tensor:
         return _all_scores(output, rows, names, answers)
@@ -189,12 +200,12 @@ def _predicted(names: Names, answers: Answers | None = None) -> Target:
             value = "output" if names is None else class_label(0, names)
             return dataclasses.replace(_of_class(0, [value], names, answers), chooser=None)
         found = _of_class(scores.detach().argmax(dim=1), None, names, answers).resolve(output)
-        each = tuple(f"{label.removesuffix(' next')} (predicted)" for label in found.each or ())
-        label = f"{short_label([one.removesuffix(' (predicted)') for one in each])} (predicted)"
-        return dataclasses.replace(found, label=label, each=each)
+        return _marked(found)
 
     def best(output: object, rows: torch.Tensor) -> torch.Tensor:
         scores = among(output, rows)
+        if isinstance(names, TokenNames) and main_output(output).ndim > 2:
+            scores = log_probabilities(scores)
         return scores.gather(1, scores.detach().argmax(dim=1, keepdim=True)).squeeze(1)
 
     def bind(inputs: Inputs | None, samples: torch.Tensor | None) -> Target:
@@ -204,6 +215,13 @@ def _predicted(names: Names, answers: Answers | None = None) -> Target:
     return Target(
         best, label, choose, among=among, binder=bind if isinstance(names, TokenNames) and answers is None else None
     )
+
+
+def _marked(found: Target) -> Target:
+    """The target, called predicted in its labels."""
+    each = tuple(f"{label} (predicted)" for label in found.each or ())
+    logit = None if found.logit is None else _marked(found.logit)
+    return dataclasses.replace(found, label=f"{found.label} (predicted)", each=each, logit=logit)
 
 
 def _all_scores(

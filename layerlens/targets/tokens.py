@@ -16,7 +16,7 @@ from layerlens.signatures import public
 
 from .answers import Answers, Run
 from .names import Names, TokenNames
-from .outputs import main_output
+from .outputs import log_probabilities, main_output
 from .target import Target, as_target
 
 
@@ -181,7 +181,7 @@ def _log_probability(
     if wanted is not None and any(row != wanted for row in ids.tolist()):
         raise TargetError(f"an input does not end with the tokens {wanted} of the text; give the number of tokens.")
     before = places[:, :-1, None].to(logits.device).expand(-1, -1, logits.shape[2])
-    return logits.gather(1, before).log_softmax(dim=-1).gather(2, ids.unsqueeze(2)).squeeze(2).sum(dim=1)
+    return log_probabilities(logits.gather(1, before)).gather(2, ids.unsqueeze(2)).squeeze(2).sum(dim=1)
 
 
 def token_pairs(tokenizer: Callable[..., Any], x: Inputs, other: Inputs) -> tuple[str, ...] | None:

@@ -101,6 +101,10 @@ def logits(kind, x):
     return out if isinstance(out, torch.Tensor) else out.logits
 
 
+def log_p(kind, x):
+    return logits(kind, x).log_softmax(-1)
+
+
 def lens_of(kind):
     return Lens(model_of(kind), tokenizer=Tokenizer())
 
@@ -113,12 +117,12 @@ KINDS = ["t5", "bart", "marian", "whisper", "vision", "transformer"]
 def test_targets_read_the_last_place_of_the_answer(kind, places):
     answer = torch.cat([ANSWER, ANSWER.flip(1)], dim=1)[:, :places]
     x, lens = inputs(kind, answer), lens_of(kind)
-    last = logits(kind, x)[:, -1]
+    last = log_p(kind, x)[:, -1]
     torch.testing.assert_close(lens.saliency(x, target="w6", method="gradient").score, last[:, 6])
     torch.testing.assert_close(lens.saliency(x, method="gradient").score, last.max(dim=1).values)
     found = lens.saliency(x, target=contrast("w6", "w7"), method="gradient")
     torch.testing.assert_close(found.score, last[:, 6] - last[:, 7])
-    assert lens.relevance(x, target="w6", rules="attn").target == "'w6' next"
+    assert lens.relevance(x, target="w6", rules="attn").target == "log p of 'w6' next"
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart", "marian", "transformer"])
@@ -136,7 +140,7 @@ def test_the_padding_of_one_side_does_not_move_the_place_of_the_other(kind, side
                 x[name.replace("input_ids", "attention_mask")] = own
     found = lens.saliency(x, target="w6", method="gradient")
     lengths = {"source": (5, 5), "answer": (5, 3), "both": (5, 3)}[side]
-    whole = logits(kind, x)
+    whole = log_p(kind, x)
     for row, length in enumerate(lengths):
         torch.testing.assert_close(found.score[row], whole[row, length - 1, 6])
         single = {name: value[row : row + 1] for name, value in x.items()}
@@ -144,12 +148,12 @@ def test_the_padding_of_one_side_does_not_move_the_place_of_the_other(kind, side
         for name, value in list(single.items()):
             stem = next(one for one in (names[1], names[0]) if name.startswith(one.replace("input_ids", "")))
             single[name] = value[:, : kept[stem]]
-        torch.testing.assert_close(found.score[row], logits(kind, single)[0, -1, 6])
+        torch.testing.assert_close(found.score[row], log_p(kind, single)[0, -1, 6])
 
 
 def test_positional_arguments_have_the_names_of_the_parameters():
     lens, mask = lens_of("transformer"), torch.tensor([[0] * 5, [0, 0, 0, 1, 1]]) > 0
-    whole = logits("transformer", {"src": SOURCE, "tgt": ANSWER, "tgt_key_padding_mask": mask})
+    whole = log_p("transformer", {"src": SOURCE, "tgt": ANSWER, "tgt_key_padding_mask": mask})
     none = torch.zeros(2, 5, dtype=torch.bool)
     score = lens.saliency((SOURCE, ANSWER, none, mask), target="w6", method="gradient").score
     torch.testing.assert_close(score, torch.stack([whole[0, 4, 6], whole[1, 2, 6]]))
@@ -160,7 +164,7 @@ def test_labels_are_an_answer(places):
     labels = ANSWER[:, :places].clone()
     labels[1, -1] = -100
     x = {"input_ids": SOURCE, "labels": labels}
-    whole = logits("t5", x)
+    whole = log_p("t5", x)
     score = lens_of("t5").saliency(x, target="w6", method="gradient").score
     torch.testing.assert_close(score, torch.stack([whole[0, -1, 6], whole[1, -2, 6]]))
 
@@ -176,13 +180,13 @@ def test_labels_of_a_language_model_change_nothing():
     with_labels = lens.saliency({**x, "labels": SOURCE}, target="w6", method="gradient").score
     assert torch.equal(plain, with_labels)
     with torch.no_grad():
-        torch.testing.assert_close(plain[1], model(SOURCE[1:, :3]).logits[0, -1, 6])
+        torch.testing.assert_close(plain[1], model(SOURCE[1:, :3]).logits[0, -1].log_softmax(-1)[6])
 
 
 def test_a_source_without_an_answer():
     x = {"input_ids": SOURCE}  # BART then reads the source, shifted by one
     score = lens_of("bart").saliency(x, target="w6", method="gradient").score
-    torch.testing.assert_close(score, logits("bart", x)[:, -1, 6])
+    torch.testing.assert_close(score, log_p("bart", x)[:, -1, 6])
 
 
 @pytest.mark.parametrize("places", [4, 5])
@@ -248,7 +252,7 @@ class Prefixed(nn.Module):
 def test_an_output_of_more_places_than_any_input():
     lens, mask = Lens(Prefixed(), tokenizer=Tokenizer()), torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])
     with torch.no_grad():
-        last = lens.model(SOURCE)[:, -1, 6]
+        last = lens.model(SOURCE)[:, -1].log_softmax(-1)[:, 6]
     assert torch.equal(lens.saliency({"input_ids": SOURCE}, target="w6", method="gradient").score, last)
     left = {"input_ids": SOURCE, "attention_mask": mask.flip(1)}
     assert torch.equal(lens.saliency(left, target="w6", method="gradient").score, last)
@@ -272,7 +276,7 @@ def test_inputs_along_the_same_places_are_one_text():
     lens, times = Lens(Timed(), tokenizer=Tokenizer()), normal(2, 5)
     mask = torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])
     with torch.no_grad():
-        whole = lens.model(SOURCE, times)
+        whole = lens.model(SOURCE, times).log_softmax(-1)
     for more in ({}, {"kinds": SOURCE}):
         x = {"ids": SOURCE, "times": times, **more}
         score = lens.saliency(x, target="w6", method="gradient").score

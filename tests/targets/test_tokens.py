@@ -64,19 +64,61 @@ def logits(lens, text):
 
 def test_the_next_token_is_named_by_its_text(lens):
     found = lens.saliency("the cat", target=" sat", method="gradient")
-    assert found.score.item() == logits(lens, "the cat")[-1, 3].item() and found.target == "' sat' next"
+    assert found.score.item() == logits(lens, "the cat")[-1].log_softmax(-1)[3].item()
+    assert found.target == "log p of ' sat' next"
 
 
 def test_without_a_target_it_is_the_most_likely_one(lens):
     found = lens.saliency("the cat", method="gradient")
     last = logits(lens, "the cat")[-1]
-    assert found.score.item() == last.max().item()
-    assert found.target == f"{WORDS[int(last.argmax())]!r} (predicted)"
+    assert found.score.item() == last.log_softmax(-1).max().item()
+    assert found.target == f"log p of {WORDS[int(last.argmax())]!r} next (predicted)"
+    by_id = lens.saliency("the cat", target=int(last.argmax()), method="gradient")
+    assert by_id.score.item() == found.score.item() and f"{by_id.target} (predicted)" == found.target
+
+
+def test_differences_of_tokens_are_those_of_logits(lens):
+    last = logits(lens, "the cat")[-1]
+    others = (last.sum() - last[3]) / (len(WORDS) - 1)
+    for target, expected, label in (
+        (layerlens.contrast(" sat", " ran"), last[3] - last[4], "' sat' next - ' ran' next"),
+        (layerlens.contrast(" sat"), last[3] - others, "' sat' next - mean of the others"),
+        (layerlens.contrast(" sat", (-1, 4)), last[3] - last[4], "' sat' next - (-1, 4)"),
+        (layerlens.contrast([" sat"], [" ran"]), last[3] - last[4], "' sat' next - ' ran' next"),
+        (layerlens.contrast([" sat", (-1, 3)][:1], [(-1, 4)]), last[3] - last[4], "' sat' next - (-1, 4)"),
+        (layerlens.probability(" sat"), last.softmax(-1)[3], "probability of ' sat' next"),
+    ):
+        found = lens.saliency("the cat", target=target, method="gradient")
+        torch.testing.assert_close(found.score[0], expected)
+        assert found.target == label, label
+    best = lens.saliency("the cat", target=layerlens.contrast(None, " cat"), method="gradient")
+    torch.testing.assert_close(best.score[0], last.max() - last[1])
+    mixed = lens.saliency(["the cat", "the dog"], target=layerlens.contrast([" sat", (-1, 3)], " ran"), method="gradient")
+    other = logits(lens, "the dog")[-1]
+    torch.testing.assert_close(mixed.score, torch.stack([last[3] - last[4], other[3] - other[4]]))
+
+
+def test_an_output_of_probabilities_is_taken_as_it_is(lens):
+    class Normalized(Model):
+        def forward(self, input_ids, attention_mask=None):
+            return {"logits": super().forward(input_ids)["logits"].softmax(dim=-1)}
+
+    own = layerlens.Lens(Normalized(), tokenizer=Tokenizer())
+    for target in (" sat", None, layerlens.continuation(1)):
+        found, same = (one.saliency("the cat", target=target, method="gradient") for one in (own, lens))
+        torch.testing.assert_close(found.score, same.score)
+        torch.testing.assert_close(found.tensor, same.tensor)
+
+
+def test_relevance_of_a_log_probability_adds_up(lens):
+    for rules in ("attn", "epsilon", "auto"):
+        ledger = lens.relevance("the cat sat", rules=rules).ledger
+        assert float(ledger.relative.max()) < 1e-9, rules
 
 
 def test_texts_of_several_lengths_end_where_their_padding_begins(lens):
     found = lens.saliency(["the cat sat", "the dog"], target=" ran", method="gradient")
-    expected = [logits(lens, text)[-1, 4].item() for text in ("the cat sat", "the dog")]
+    expected = [logits(lens, text)[-1].log_softmax(-1)[4].item() for text in ("the cat sat", "the dog")]
     assert found.score.tolist() == pytest.approx(expected, rel=1e-6)
     assert found.tensor[1, 2] == 0
 

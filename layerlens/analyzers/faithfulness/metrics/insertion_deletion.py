@@ -325,11 +325,12 @@ def _probability(scorer: Scorer, measure: Measure, forward: Forward | None) -> t
 
 
 def _class_probability(target: Target) -> Target:
-    """The probability of a class, of an output (batch, classes) alone."""
+    """The probability of a class of an output (batch, classes), or of the next token."""
     score = probability(target)
 
     def read(output: object, rows: torch.Tensor) -> torch.Tensor:
-        class_scores(output)
+        if target.logit is None:
+            class_scores(output)
         return score(output, rows)
 
     return Target(read, score.label)

@@ -76,6 +76,7 @@ def _compared(target: Target, similar: int | Sequence[int], strength: float) -> 
 
     def choose(output: Any) -> Target:
         base = target.resolve(output)
+        base = base.logit or base
         rows = torch.arange(len(main_output(output)))
         logits = base.all_scores(output, rows).detach()
         own = base(output).detach()
