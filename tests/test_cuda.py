@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is
 ANALYSES = {
     "capture": lambda net, x: layerlens.capture(net, x, "blocks.*")["blocks.1"],
     "gradient": lambda net, x: layerlens.saliency(net, x, target=7, method="gradient").tensor,
-    "integrated_gradients": lambda net, x: layerlens.saliency(net, x, target=7).tensor,
+    "integrated_gradients": lambda net, x: layerlens.saliency(net, x, target=7, method="integrated_gradients").tensor,
     "grad_cam": lambda net, x: layerlens.grad_cam(net, x, target=7).tensor,
     "occlusion": lambda net, x: layerlens.saliency(net, x, target=7, method="occlusion", window=12).tensor,
     "relevance": lambda net, x: layerlens.relevance(net, x, target=7).tensor,

@@ -90,7 +90,7 @@ class Over:
         self,
         *,
         target: Spec = None,
-        method: str = "integrated_gradients",
+        method: str = "auto",
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> Store:

@@ -27,7 +27,9 @@ ANALYZERS = {
     "recurrent_states": lambda model, x, target: over_time(model, x),
     "gradient": lambda model, x, target: layerlens.saliency(model, x, target=target, method="gradient"),
     "input_x_gradient": lambda model, x, target: layerlens.saliency(model, x, target=target, method="input_x_gradient"),
-    "integrated_gradients": lambda model, x, target: layerlens.saliency(model, x, target=target, **SMALL),
+    "integrated_gradients": lambda model, x, target: layerlens.saliency(
+        model, x, target=target, method="integrated_gradients", **SMALL
+    ),
     "smooth_grad": lambda model, x, target: layerlens.saliency(
         model, x, target=target, method="smooth_grad", samples=3
     ),

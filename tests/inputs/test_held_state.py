@@ -66,7 +66,9 @@ ENTRIES = {
     "attention": lambda lens, x: lens.attention(x),
     "functions": lambda lens, x: lens.functions(x),
     "gradient": lambda lens, x: lens.saliency(x, target=TARGET, method="gradient"),
-    "integrated_gradients": lambda lens, x: lens.saliency(x, target=TARGET, steps=4, tolerance=10.0),
+    "integrated_gradients": lambda lens, x: lens.saliency(
+        x, target=TARGET, method="integrated_gradients", steps=4, tolerance=10.0
+    ),
     "leave_one_out": lambda lens, x: lens.saliency(x, target=TARGET, method="leave_one_out", draws=2),
     "rise": lambda lens, x: lens.saliency(x, target=TARGET, method="rise", samples=40),
     "relevance": lambda lens, x: lens.relevance(x, target=TARGET),

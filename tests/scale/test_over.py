@@ -77,13 +77,17 @@ def test_every_case_is_captured_as_it_is_by_itself(name):
 
 def test_saliency_and_its_attributions(store):
     model, data = net(), pictures()
-    found = over(model, data, store=store, batch_size=4, shard_size=8).saliency(target=2, steps=16, tolerance=math.inf)
-    wanted = layerlens.saliency(model, data, target=2, steps=16, tolerance=math.inf)
+    found = over(model, data, store=store, batch_size=4, shard_size=8).saliency(
+        target=2, method="integrated_gradients", steps=16, tolerance=math.inf
+    )
+    wanted = layerlens.saliency(model, data, target=2, method="integrated_gradients", steps=16, tolerance=math.inf)
     same(found["values"].tensor(), wanted.tensor)
     same(found["score"].tensor(), wanted.score)
     some, direct = (
         found.attribution([19, 3]),
-        layerlens.saliency(model, data[[19, 3]], target=2, steps=16, tolerance=math.inf),
+        layerlens.saliency(
+            model, data[[19, 3]], target=2, method="integrated_gradients", steps=16, tolerance=math.inf
+        ),
     )
     same(some.tensor, direct.tensor)
     same(some.checks["completeness gap"], direct.checks["completeness gap"])

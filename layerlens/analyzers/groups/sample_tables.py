@@ -10,7 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.features.batch_targets import check_length, of_batch
 from layerlens.analyzers.common.features.layer_features import FeatureReader, Features
-from layerlens.analyzers.saliency.saliency import saliency
+from layerlens.analyzers.saliency.saliency import one_method, saliency
 from layerlens.axes.provenance.roles import UNITS
 from layerlens.errors import AxesUnknown, InputError, TargetError
 from layerlens.inputs.batches import Data
@@ -87,7 +87,7 @@ def sample_tables(
             attribution = saliency(
                 model, batch.inputs, target=of_batch(score, batch), method=method, forward=forward, **(options or {})
             )
-            used = attribution.how
+            used = one_method(used, attribution.how)
             for name, (shares, named) in _shares(attribution, batch.inputs.batch).items():
                 if name in maps and maps[name][0].shape[1:] != shares.shape[1:]:
                     raise InputError(

@@ -3,40 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
-from layerlens.analyzers.common.leaves.leaves import Leaf, find_leaves
+from layerlens.analyzers.common.features.baselines import Baseline
+from layerlens.analyzers.common.features.input_features import features_of
+from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.common.registry import METHODS, method
+from layerlens.analyzers.common.scorer import Scorer, gradients, scoring
 from layerlens.analyzers.relevance.centered_relevance import centered_relevance
 from layerlens.analyzers.relevance.relevance import relevance
-from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
-from layerlens.model.borrowed import borrowed
+from layerlens.errors import InputError, LayerLensError, RelevanceError
+from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
 from .path.integrated_gradients import integrated_gradients
 from .perturbation.leave_one_out import leave_one_out
+from .perturbation.shapley import kernel_shap, shapley_sampling
 from .saliency import with_cost
 
-Choice = tuple[str, dict[str, Any], str]
-"""Name of a method, its options, and why."""
+Choice = tuple[str, dict[str, Any], str, str]
+"""Name of a method, its options, why, and the page of docs that has the measurements."""
 
 PASSES = 200
 """Forward passes that leave-one-out may take for a text: what integrated gradients cost with 50 steps and more."""
 
-MEASURED = "epsilon_plus"
-"""The rulebook of relevance that was measured on images."""
+SAMPLED, TABLE = 300, 1000
+"""Forward passes that sampled Shapley values may take for other inputs, and for a table, whose models are small."""
+
+EXACT = 9
+"""Columns of which all 2^9 coalitions are the 512 that `kernel_shap` takes, so that its values are exact."""
+
+WIDE = 250
+"""Columns beyond which four orders of the columns of a table cost more than `TABLE`."""
+
+PAGE = "saliency"
+
+MEASURED = {"epsilon_plus": "a network with convolutions and no attention", "cp": "a network with attention"}
+"""The rulebooks of relevance that were measured, and the networks that get them."""
 
 
 @method(
     name="auto",
     family="automatic",
     passes="as the method it chooses",
-    source="benchmarks/tokens.md, benchmarks/faithfulness.md",
+    source="benchmarks/kinds.md, benchmarks/tokens.md, benchmarks/faithfulness.md",
 )
 def auto(
     model: nn.Module,
@@ -44,20 +61,35 @@ def auto(
     *,
     target: Spec = None,
     where: Selection = None,
+    baseline: Baseline | None = None,
     forward: Forward | None = None,
-    progress: bool | None = None,
 ) -> Attribution:
     """Attribute by the method that is most faithful on inputs of this kind; the result says which, and why.
 
-    Token ids: `leave_one_out` with 4 draws up to 50 tokens, fewer up to 200; `centered_relevance` beyond
-    (docs/language-models.md). Images, by a model with convolutions and no attention: `relevance` by the z+ rule
-    (docs/faithfulness.md). All else, and layers: `integrated_gradients`.
+    - Token ids: `leave_one_out` with 4 draws up to 50 tokens, fewer up to 200; `centered_relevance` beyond.
+    - Tables, of up to 250 columns: Shapley values, exact up to 9 columns (`kernel_shap`), else `shapley_sampling`.
+    - Pictures, series, waveforms: `relevance` for networks with convolutions or attention, else
+      `integrated_gradients`.
+    - Inputs of several kinds, such as an image and a text: `shapley_sampling` over cells, columns and tokens; beyond
+      200 of them as for pictures.
+    - A layer: `integrated_gradients`.
+    - Where no gradient reaches the input (whole numbers, hard decisions), found by one pass: `shapley_sampling`.
+
+    docs/saliency.md has the measurements.
+
+    Args:
+        baseline: what stands for the absence of a signal, such as the mean row of your data, see
+            `integrated_gradients`; None for the default of the method. Relevance has none: with a baseline,
+            `integrated_gradients` takes its place.
 
     Returns:
         The `Attribution` of the chosen method; `settings["chosen"]` says why it was chosen.
 
     Raises:
-        InputError: when the input holds nothing to attribute to.
+        InputError: when the input holds nothing to attribute to, or whole numbers that the model does not take.
+        OptionError: when the baseline does not fit the input.
+        LayerNotFound: when `where` matches no layer.
+        SelectionError: when `where` matches several layers or calls.
         TargetError: when the target does not fit the output.
 
     Example:
@@ -65,73 +97,123 @@ def auto(
         >>> net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))
         >>> auto(net, torch.tensor([[3, 1, 4]]), target=0).method
         'leave_one_out'
+        >>> found = auto(nn.Linear(3, 1), torch.ones(1, 3))
+        >>> found.method, found.settings["chosen"]
+        ('kernel_shap', 'a table of 3 columns, baseline zero: docs/saliency.md')
     """
     inputs = as_inputs(x)
-    at_input = where is None or (isinstance(where, str) and where == "input")
-    chosen = (
-        choose_method(model, inputs, target=target, forward=forward) if at_input else (_default_choice(where), None)
-    )
-    (name, options, why), result = chosen
+    with scoring(model, inputs, target, where=where, forward=forward, whole="always") as scorer:
+        kinds = {_kind(leaf) for leaf in scorer.leaves.values()}
+        (name, options, why, page), tried = _choice(scorer, where, kinds)
+    run = {"target": target, "forward": forward}
+    result, spent = None, ["1 gradient to choose it"] * tried
+    if baseline is not None and name.endswith("relevance"):
+        name, options = "integrated_gradients", {}
+    if name == "relevance":
+        try:
+            result = relevance(model, inputs, **run)
+            book = result.settings["rules"]["name"]
+        except RelevanceError:
+            book = ""
+        if book in MEASURED:
+            page = "faithfulness" if (kinds, book) == ({"a picture"}, "epsilon_plus") else page
+            why = f"{why}, and {MEASURED[book]}"
+        else:
+            spent.append("about 3 gradients to try relevance")
+            why = f"{why}, and {'no' if book else 'without a rule for'} convolutions or attention in the network"
+            name, result = "integrated_gradients", None
     if result is None:
-        result = CHOSEN[name](model, inputs, target=target, forward=forward, **options)
-    return dataclasses.replace(with_cost(result, METHODS[name]), settings={**result.settings, "chosen": why})
+        if baseline is not None:
+            options["fill" if name == "leave_one_out" else "baseline"] = baseline
+        result = CHOSEN[name](model, inputs, **run, **options)
+    result = with_cost(result, METHODS[name])
+    label = f", baseline {result.settings['baseline']}" if "baseline" in result.settings else ""
+    settings = {**result.settings, "chosen": f"{why}{label}: docs/{page}.md"}
+    return dataclasses.replace(result, cost=", ".join([result.cost, *spent]), settings=settings)
 
 
-def choose_method(
-    model: nn.Module, inputs: Inputs, *, target: Spec = None, forward: Forward | None = None
-) -> tuple[Choice, Attribution | None]:
-    """Return the method for an input, its options and why; and its result where it had to be run to find out."""
-    choice = _choice(model, inputs, forward)
-    if choice[0] != "relevance":
-        return choice, None
-    result = relevance(model, inputs, target=target, forward=forward)
-    return (choice, result) if result.settings["rules"]["name"] == MEASURED else (_default_choice(None), None)
+def _choice(scorer: Scorer, where: Selection, kinds: set[str]) -> tuple[Choice, bool]:
+    """The method for an input of some kinds, and whether a gradient was tried."""
+    leaves = list(scorer.leaves.values())
+    if kinds == {"token ids"}:
+        return _for_text([leaf.value.shape[1] for leaf in leaves]), False
+    if whole := _whole(scorer):
+        try:
+            with torch.no_grad():
+                scorer(scorer.values())
+        except LayerLensError:
+            raise
+        except Exception as error:  # whatever the model raises
+            raise InputError(
+                f"{type(scorer.model).__name__} does not run on the whole numbers of input {', '.join(whole)} "
+                f"({str(error)[:200]}). Try x.float()."
+            ) from error
+    count = features_of(scorer).count
+    if kinds == {"a table"} and count <= WIDE:
+        why = f"a table of {count} column{'s' * (count > 1)}"
+        return ("kernel_shap", {}, why, PAGE) if count <= EXACT else _sampled(count, TABLE, why), False
+    at_layer = {"where": where} if "a layer" in kinds else {}
+    if unreached := _unreached(scorer):
+        name, orders, why, page = _sampled(count, SAMPLED, f"no gradient reaches {unreached}")
+        return (name, {**at_layer, **orders}, why, page), True
+    why = " and ".join(sorted(kinds))
+    if at_layer:
+        return ("integrated_gradients", at_layer, why, PAGE), True
+    if len(kinds) > 1 and count <= PASSES:
+        return _sampled(count, SAMPLED, f"{why}, {count} features together"), True
+    return ("relevance", {}, why, PAGE), True
 
 
-def _choice(model: nn.Module, inputs: Inputs, forward: Forward | None) -> Choice:
-    with borrowed(model):
-        leaves = find_leaves(model, inputs, forward)
-    for fits, chosen in KINDS:
-        if fits(leaves):
-            return chosen(leaves)
-    return _default_choice(None)
+def _kind(leaf: Leaf) -> str:
+    """What a leaf is, in words."""
+    if leaf.place is not None:
+        return "a layer"
+    whole = any(use.output.shape[:-1].numel() == leaf.value.shape[:-1].numel() for use in leaf.uses)
+    if leaf.value.ndim == 3 and leaf.uses and (whole or len({use.layer for use in leaf.uses}) == 1):
+        return "token ids"
+    if leaf.uses or leaf.value.ndim < 3:  # also ids of several tables: categories
+        return "a table"
+    return "a series" if leaf.value.ndim == 3 else "a picture"
 
 
-def _is_image(leaves: Mapping[str, Leaf]) -> bool:
-    return all(leaf.is_input and leaf.value.ndim == 4 and leaf.value.shape[1] in (1, 3) for leaf in leaves.values())
+def _whole(scorer: Scorer) -> list[str]:
+    """Inputs of whole numbers."""
+    return [name for name, leaf in scorer.leaves.items() if not leaf.value.is_floating_point()]
 
 
-def _for_image(leaves: Mapping[str, Leaf]) -> Choice:
-    return "relevance", {}, "an image and a convolutional network: docs/faithfulness.md"
+def _unreached(scorer: Scorer) -> str:
+    """What no gradient reaches, in words; empty where one reaches every input."""
+    place = "input" if all(leaf.place is None for leaf in scorer.leaves.values()) else "layer"
+    if whole := _whole(scorer):
+        return f"whole numbers (input {', '.join(whole)})"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            slopes = gradients(scorer, scorer.values())[1]
+    except torch.OutOfMemoryError:
+        raise
+    except (LayerLensError, RuntimeError):  # of a target that does not fit, the method raises it again
+        return f"{place} {', '.join(scorer.leaves)}"
+    flat = [name for name, slope in slopes.items() if not bool(slope.any())]
+    return f"{place} {', '.join(flat)}" if flat else ""
 
 
-def _is_text(leaves: Mapping[str, Leaf]) -> bool:
-    return all(leaf.layer is not None and leaf.value.ndim == 3 for leaf in leaves.values())
-
-
-def _for_text(leaves: Mapping[str, Leaf]) -> Choice:
-    lengths = [leaf.value.shape[1] for leaf in leaves.values()]
+def _for_text(lengths: list[int]) -> Choice:
     count = sum(lengths)
-    why = f"a text of {count} token(s): docs/language-models.md"
+    why, page = f"a text of {count} token(s)", "language-models"
     if count > PASSES:
-        return "centered_relevance", {}, why
+        return "centered_relevance", {}, why, page
     if min(lengths) < 2:  # no other token to draw
-        return "leave_one_out", {"fill": "zero"}, why
-    return "leave_one_out", {"draws": max(1, min(4, PASSES // count))}, why
+        return "leave_one_out", {"fill": "zero"}, why, page
+    return "leave_one_out", {"draws": max(1, min(4, PASSES // count))}, why, page
 
 
-def _default_choice(where: Selection) -> Choice:
-    if where is None:
-        return "integrated_gradients", {}, "an input of a kind for which no method was measured"
-    return "integrated_gradients", {"where": where}, "a layer, for which no method was measured"
+def _sampled(count: int, passes: int, why: str) -> Choice:
+    """Shapley values from pairs of orders, as many as the passes allow: 1 to 13."""
+    return "shapley_sampling", {"permutations": 2 * max(1, min(13, passes // (2 * count)))}, why, PAGE
 
 
 CHOSEN: dict[str, Callable[..., Attribution]] = {
-    function.__name__: function for function in (centered_relevance, integrated_gradients, leave_one_out, relevance)
+    function.__name__: function
+    for function in (centered_relevance, integrated_gradients, kernel_shap, leave_one_out, shapley_sampling)
 }
-
-KINDS: tuple[tuple[Callable[[Mapping[str, Leaf]], bool], Callable[[Mapping[str, Leaf]], Choice]], ...] = (
-    (_is_text, _for_text),
-    (_is_image, _for_image),
-)
-"""Which leaves, and what is chosen for them; the first that fits counts."""

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from layerlens.analyzers.common.registry import METHODS, Method, method_named
-from layerlens.errors import OptionError
+from layerlens.errors import OptionError, UnknownOption, warn
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.progress import showing
@@ -28,7 +28,7 @@ def saliency(
     x: Input,
     *,
     target: Spec = None,
-    method: str = "integrated_gradients",
+    method: str = "auto",
     where: Selection = None,
     forward: Forward | None = None,
     progress: bool | None = None,
@@ -37,8 +37,9 @@ def saliency(
     """Attribute the score to the values of the input, by a method of choice.
 
     Args:
-        method: name of the method; the function of that name says what it computes. `saliency.methods()` lists all
-            with their cost, what they need and where they were published.
+        method: name of the method; the function of that name says what it computes. `"auto"` takes the one measured as
+            most faithful for the kind of input, and says which in `.method` and why in `settings["chosen"]`.
+            `saliency.methods()` lists all with their cost, what they need and where they were published.
         where: ... Methods of the CAM family read their layer from it.
         **options: options of the method.
 
@@ -61,7 +62,13 @@ def saliency(
     parameters = inspect.signature(row.function).parameters
     known = [name for name in parameters if name not in _COMMON]
     if not options.keys() <= {*known, *old_names(row.function)}:
-        refuse_unknown(method, [one for one in options if one not in known], known, ("method", "target", "where"))
+        unknown = [one for one in options if one not in known]
+        if method == "auto" and (having := _having(unknown)):
+            raise UnknownOption(
+                f"auto() chooses the method, and has no option {', '.join(map(repr, unknown))}: name a method that has, "
+                f"such as method={having[0]!r}" + f" ({', '.join(having[1:6])})." * (len(having) > 1)
+            )
+        refuse_unknown(method, unknown, known, ("method", "target", "where"))
     if where is not None and not (isinstance(where, str) and where == "input"):
         place = "where" if "where" in parameters else "layer"
         if place not in parameters:
@@ -70,6 +77,30 @@ def saliency(
     with showing(progress):
         result = row.function(model, x, target=target, forward=forward, **options)
     return with_cost(result, row)
+
+
+def _having(options: list[str]) -> list[str]:
+    """The methods that have all of some options, integrated gradients first."""
+    names = [name for name, row in METHODS.items() if {*options} <= inspect.signature(row.function).parameters.keys()]
+    return sorted(names, key=lambda name: name != "integrated_gradients")
+
+
+def one_method(before: str, now: str) -> str:
+    """Return the method of several batches, the first one; `"auto"` may take another for samples of another kind.
+
+    Args:
+        before: method of the batches before; empty for none.
+        now: method of a batch.
+
+    Warns:
+        UserWarning: when they differ.
+    """
+    if before and now != before:
+        warn(
+            f"auto took {now} for some samples and {before} for those before, whose values may not compare: give one "
+            "method= for all."
+        )
+    return before or now
 
 
 def with_cost(result: Attribution, row: Method) -> Attribution:

@@ -331,6 +331,8 @@ class Attribution(Result):
             shape = "; ".join(f"{name} {describe(values)}" for name, values in self.values.items())
         rows = [("method", self.how), ("target", self.target), ("values", f"{shape}, in {self.units}")]
         rows.append(("score", numbers(self.score)))
+        if isinstance(chosen := self.settings.get("chosen"), str) and self.cost:
+            rows.append(("chosen", f"{chosen}; {self.cost}"))
         return rows + [(name, numbers(check)) for name, check in self.checks.items()]
 
 

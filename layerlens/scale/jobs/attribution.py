@@ -11,7 +11,7 @@ from torch import nn
 
 from layerlens.analyzers.common.features.batch_targets import of_batch
 from layerlens.analyzers.relevance.relevance import relevance
-from layerlens.analyzers.saliency.saliency import saliency
+from layerlens.analyzers.saliency.saliency import one_method, saliency
 from layerlens.axes.followed import followed
 from layerlens.errors import RecordError
 from layerlens.inputs.batches import Batch
@@ -37,6 +37,7 @@ class Saliency(RowsJob):
     dtype: torch.dtype | None
     tokenizer: Any
     forward: Forward | None
+    used: str = dataclasses.field(default="", init=False, compare=False)
     kind = "saliency"
 
     def settings(self) -> dict[str, Any]:
@@ -47,7 +48,9 @@ class Saliency(RowsJob):
     def analyze(self, model: nn.Module, batch: Batch) -> Attribution:
         """Return the attribution of a batch."""
         options = {"method": self.method, **self.options}
-        return saliency(model, batch.inputs, target=of_batch(self.aim, batch), forward=self.forward, **options)
+        found = saliency(model, batch.inputs, target=of_batch(self.aim, batch), forward=self.forward, **options)
+        self.used = one_method(self.used, found.how)
+        return found
 
     def rows(self, model: nn.Module, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return values, score, checks and standard errors."""

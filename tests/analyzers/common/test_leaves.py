@@ -142,9 +142,9 @@ def test_ids_that_no_table_reads_are_an_error():
             return self.a(self.e(i + 1).mean(1))
 
     with pytest.raises(errors.InputError, match=r"no nn\.Embedding of Shifted reads 0"):
-        saliency(Shifted(), IDS, target=0)
+        saliency(Shifted(), IDS, target=0, method="gradient")
     with pytest.raises(errors.InputError, match=r"Try x.float\(\)"):
-        saliency(nn.Conv2d(3, 2, 3), torch.ones(1, 3, 5, 5, dtype=torch.int64), target=0)
+        saliency(nn.Conv2d(3, 2, 3), torch.ones(1, 3, 5, 5, dtype=torch.int64), target=0, method="gradient")
 
 
 def test_a_float_input_named_mask_counts_when_it_is_the_only_one():

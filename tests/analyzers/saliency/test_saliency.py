@@ -10,7 +10,7 @@ from layerlens.analyzers.common.batch_size import first_score
 from layerlens.analyzers.common.scorer import Scorer, freeze
 from layerlens.analyzers.saliency import saliency
 from layerlens.analyzers.saliency.saliency import known_methods
-from layerlens.errors import InputError, OptionError
+from layerlens.errors import InputError, OptionError, UnknownOption
 from layerlens.inputs.inputs import as_inputs
 from layerlens.model.borrowed import borrowed
 from tests.cases import CASES, normal
@@ -130,7 +130,9 @@ def test_unknown_names_are_errors_that_list_the_known():
     with pytest.raises(
         OptionError, match=r"no option 'step'. Closest: steps.* Known: baseline, batch_size, hold, max_steps, steps"
     ):
-        saliency(model, x, step=3)
+        saliency(model, x, method="integrated_gradients", step=3)
+    with pytest.raises(UnknownOption, match=r"no option 'steps': name a method .* method='integrated_gradients'"):
+        saliency(model, x, steps=3)
 
 
 def test_options_reach_the_method():

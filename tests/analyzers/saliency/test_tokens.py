@@ -179,10 +179,10 @@ def test_auto_on_other_inputs_and_layers():
     case = CASES["cnn"]
     result = auto(case.build(), case.example(), target=case.target)
     assert result.method == "relevance, epsilon_plus" and "docs/faithfulness.md" in result.settings["chosen"]
-    for name in ("mlp", "lstm"):
+    for name, method in (("mlp", "kernel_shap"), ("lstm", "integrated_gradients")):
         case = CASES[name]
         result = auto(case.build(), case.example(), target=case.target)
-        assert result.method == "integrated_gradients" and "no method was measured" in result.settings["chosen"]
+        assert result.method == method and "docs/saliency.md" in result.settings["chosen"]
     result = saliency(language_model(), IDS, target=TARGET, method="auto", where="transformer.h.0.mlp")
     assert result.method == "integrated_gradients" and result.tensor.shape == (2, 5, 16)
 
@@ -225,10 +225,12 @@ def test_smollm2_needs_the_country_to_name_its_capital():
             words = lens.saliency(f"The capital of {country} is", target=contrast(city, other), method=method).by_word()
             assert words.tokens[0] == ["The", "capital", "of", country, "is"]
             assert int(words.tensor[0].argmax()) == 3
+    found = lens.saliency("The capital of France is")
+    assert found.method == "leave_one_out" and found.target.startswith("log p of ")
+    assert int(found.by_word().tensor[0].argmax()) == 3
 
 
-@pytest.mark.filterwarnings("ignore:integrated_gradients")
-def test_auto_measured_no_image_model_with_attention():
+def test_auto_on_an_image_model_with_attention():
     case = CASES["hf_vit"]
     result = auto(case.build(), case.example(), target=case.target)
-    assert result.method == "integrated_gradients" and "no method was measured" in result.settings["chosen"]
+    assert result.method == "relevance, cp" and "docs/saliency.md" in result.settings["chosen"]
