@@ -26,8 +26,24 @@ class Attending(nn.Module):
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, 3) of pictures (batch, 1, 24, 24)."""
         tokens = self.patches(x).flatten(2).transpose(1, 2) + self.places
         return self.head(self.norm(self.blocks(tokens)).mean(dim=1))
+
+
+class Steps(nn.Module):
+    """Two transformer blocks on the steps of a series (batch, time, feature)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Conv1d(3, WIDTH, 5, padding=2)
+        block = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, 2) of a series (batch, time, 3)."""
+        return self.head(self.blocks(self.read(x.transpose(1, 2)).transpose(1, 2)).amax(dim=1))
 
 
 class Asked(nn.Module):
@@ -42,6 +58,7 @@ class Asked(nn.Module):
         self.head = nn.Linear(WIDTH, 3)
 
     def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, 3) of pictures (batch, 3, 16, 16) and words (batch, 5)."""
         seen = self.patches(pixel_values).flatten(2).transpose(1, 2)
         tokens = torch.cat([seen, self.words(input_ids)], dim=1) + self.places
         return self.head(self.blocks(tokens)[:, -1])
@@ -55,6 +72,7 @@ class Recurrent(nn.Module):
         self.rnn, self.head = nn.LSTM(3, 24, batch_first=True), nn.Linear(24, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, 2) of a series (batch, time, 3)."""
         return self.head(self.rnn(x)[0].amax(dim=1))
 
 
@@ -67,6 +85,7 @@ class Spectral(nn.Module):
         self.head = nn.Linear(16, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, 3) of waveforms (batch, samples)."""
         window = torch.hann_window(64, device=x.device)
         seen = torch.stft(x, 64, 32, window=window, return_complex=True).abs()
         return self.head(self.net(torch.log1p(seen)))
@@ -80,6 +99,7 @@ class Hard(nn.Module):
         self.model, self.levels = model, levels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the model makes of its input in whole steps."""
         return self.model((x * self.levels).round() / self.levels)
 
 

@@ -85,9 +85,7 @@ def test_saliency_and_its_attributions(store):
     same(found["score"].tensor(), wanted.score)
     some, direct = (
         found.attribution([19, 3]),
-        layerlens.saliency(
-            model, data[[19, 3]], target=2, method="integrated_gradients", steps=16, tolerance=math.inf
-        ),
+        layerlens.saliency(model, data[[19, 3]], target=2, method="integrated_gradients", steps=16, tolerance=math.inf),
     )
     same(some.tensor, direct.tensor)
     same(some.checks["completeness gap"], direct.checks["completeness gap"])

@@ -93,7 +93,9 @@ def test_differences_of_tokens_are_those_of_logits(lens):
         assert found.target == label, label
     best = lens.saliency("the cat", target=layerlens.contrast(None, " cat"), method="gradient")
     torch.testing.assert_close(best.score[0], last.max() - last[1])
-    mixed = lens.saliency(["the cat", "the dog"], target=layerlens.contrast([" sat", (-1, 3)], " ran"), method="gradient")
+    mixed = lens.saliency(
+        ["the cat", "the dog"], target=layerlens.contrast([" sat", (-1, 3)], " ran"), method="gradient"
+    )
     other = logits(lens, "the dog")[-1]
     torch.testing.assert_close(mixed.score, torch.stack([last[3] - last[4], other[3] - other[4]]))
 

@@ -64,9 +64,10 @@ def saliency(
     if not options.keys() <= {*known, *old_names(row.function)}:
         unknown = [one for one in options if one not in known]
         if method == "auto" and (having := _having(unknown)):
+            more = f" ({', '.join(having[1:6])})" if having[1:] else ""
             raise UnknownOption(
-                f"auto() chooses the method, and has no option {', '.join(map(repr, unknown))}: name a method that has, "
-                f"such as method={having[0]!r}" + f" ({', '.join(having[1:6])})." * (len(having) > 1)
+                f"auto() chooses the method, and has no option {', '.join(map(repr, unknown))}: name a method that has,"
+                f" such as method={having[0]!r}{more}."
             )
         refuse_unknown(method, unknown, known, ("method", "target", "where"))
     if where is not None and not (isinstance(where, str) and where == "input"):

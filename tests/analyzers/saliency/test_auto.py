@@ -88,7 +88,9 @@ class Hard(nn.Module):
 
 
 def wave(size):
-    return nn.Sequential(nn.Conv1d(1, 4, 9, stride=4), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, size))
+    return nn.Sequential(
+        nn.Conv1d(1, 4, 9, stride=4), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, size)
+    )
 
 
 class Waveform(nn.Module):
@@ -105,7 +107,10 @@ class Waveform(nn.Module):
 
 def test_it_is_the_default_everywhere():
     assert inspect.signature(layerlens.saliency).parameters["method"].default == "auto"
-    assert inspect.signature(layerlens.over(nn.Linear(2, 1), torch.ones(2, 2)).saliency).parameters["method"].default == "auto"
+    assert (
+        inspect.signature(layerlens.over(nn.Linear(2, 1), torch.ones(2, 2)).saliency).parameters["method"].default
+        == "auto"
+    )
     lens, x = Lens(table(3)), normal(2, 3).double()
     assert torch.equal(lens.saliency(x).tensor, lens.saliency(x, method="auto").tensor)
     text = repr(lens.saliency(x))
@@ -144,7 +149,7 @@ def test_a_wider_table_gets_sampled_shapley_values():
         (lambda: Attending(3), (2, 9, 3), "relevance, cp", "a series, and a network with attention"),
         (lambda: wave(2), (2, 1, 800), "relevance, epsilon_plus", "a series, and a network with convolutions"),
         (Waveform, (2, 800), "relevance, epsilon_plus", "a table, and a network with convolutions and no attention"),
-        (Last, (2, 9, 3), "integrated_gradients", "a series, and no convolutions or attention in the network, baseline"),
+        (Last, (2, 9, 3), "integrated_gradients", "a series, and no convolutions or attention in the network"),
         (lambda: nn.Linear(800, 2), (2, 800), "integrated_gradients", "a table, and no convolutions or attention"),
     ],
 )  # fmt: skip
@@ -171,7 +176,10 @@ def test_pictures_of_a_convolutional_network():
 
 
 def test_an_image_and_tokens_are_attributed_in_the_same_units():
-    net, x = made(Seen), {"pixel_values": normal(2, 3, 16, 16).double(), "input_ids": torch.tensor([[1, 4, 2], [5, 5, 7]])}
+    net, x = (
+        made(Seen),
+        {"pixel_values": normal(2, 3, 16, 16).double(), "input_ids": torch.tensor([[1, 4, 2], [5, 5, 7]])},
+    )
     found = layerlens.saliency(net, x, target=1)
     assert found.method == "shapley_sampling" and found.settings["permutations"] == 4
     assert found.settings["chosen"] == "a picture and token ids, 67 features together, baseline zero: docs/saliency.md"
@@ -205,7 +213,10 @@ def test_categories_of_several_tables_are_columns():
 
 @pytest.mark.parametrize("how", ["round", "step", "no_grad", "detach"])
 def test_without_gradients_it_perturbs(how):
-    net, x = made(lambda: Hard(how, nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(300, 2))), normal(2, 1, 12, 12)
+    net, x = (
+        made(lambda: Hard(how, nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(300, 2))),
+        normal(2, 1, 12, 12),
+    )
     found = layerlens.saliency(net, 2 * x.double(), target=0)
     assert found.method == "shapley_sampling" and "no gradient reaches" in found.settings["chosen"]
     assert bool(found.tensor.any()) and found.cost == (
@@ -247,7 +258,10 @@ def test_an_input_that_no_gradient_reaches_is_not_left_out():
 def test_a_layer():
     net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)).double()
     found = layerlens.saliency(net, normal(2, 3).double(), where="1")
-    assert found.method == "integrated_gradients" and found.settings["chosen"] == "a layer, baseline zero: docs/saliency.md"
+    assert (
+        found.method == "integrated_gradients"
+        and found.settings["chosen"] == "a layer, baseline zero: docs/saliency.md"
+    )
     hard = Hard("round", nn.Linear(3, 8), nn.Flatten(), nn.Linear(8, 2)).double()
     assert layerlens.saliency(hard, normal(2, 3).double(), target=0, where="net.0").method == "integrated_gradients"
 
