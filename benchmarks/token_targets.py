@@ -8,7 +8,7 @@ python -m benchmarks.token_targets > benchmarks/token_targets.md    (some minute
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 
@@ -33,7 +33,7 @@ def scores(case: Case, logits: torch.Tensor, rival: int) -> dict[str, torch.Tens
     }
 
 
-def kept(model: Model, case: Case, places: Sequence[int]) -> float:
+def kept(model: Model, case: Case, places: Iterable[int]) -> float:
     """The probability of the answer after some tokens alone."""
     with torch.no_grad():
         logits = model.logits(model.table[case.ids[sorted(places)]][None])

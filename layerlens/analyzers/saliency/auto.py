@@ -18,7 +18,7 @@ from layerlens.analyzers.common.scorer import Scorer, gradients, scoring
 from layerlens.analyzers.relevance.centered_relevance import centered_relevance
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.errors import InputError, LayerLensError, RelevanceError
-from layerlens.inputs.inputs import Forward, Input, as_inputs
+from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -63,6 +63,7 @@ def auto(
     where: Selection = None,
     baseline: Baseline | None = None,
     forward: Forward | None = None,
+    progress: bool | None = None,
 ) -> Attribution:
     """Attribute by the method that is most faithful on inputs of this kind; the result says which, and why.
 
@@ -102,38 +103,73 @@ def auto(
         ('kernel_shap', 'a table of 3 columns, baseline zero: docs/saliency.md')
     """
     inputs = as_inputs(x)
+    (name, options, why), result, spent = choose_method(
+        model, inputs, target=target, where=where, baseline=baseline, forward=forward
+    )
+    if result is None:
+        result = CHOSEN[name](model, inputs, target=target, forward=forward, **options)
+    result = with_cost(result, METHODS[name])
+    if "baseline" in result.settings:
+        why = why.replace(": docs/", f", baseline {result.settings['baseline']}: docs/")
+    return dataclasses.replace(
+        result, cost=", ".join([result.cost, *spent]), settings={**result.settings, "chosen": why}
+    )
+
+
+def choose_method(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    baseline: Baseline | None = None,
+    forward: Forward | None = None,
+) -> tuple[tuple[str, dict[str, Any], str], Attribution | None, list[str]]:
+    """Return the method for an input; its result where it had to be run to find out; and what else the choice cost.
+
+    Raises:
+        InputError: when there is nothing to attribute to, or the model does not take the whole numbers of its input.
+        TargetError: when the target does not fit the output.
+    """
     with scoring(model, inputs, target, where=where, forward=forward, whole="always") as scorer:
         kinds = {_kind(leaf) for leaf in scorer.leaves.values()}
         (name, options, why, page), tried = _choice(scorer, where, kinds)
-    run = {"target": target, "forward": forward}
-    result, spent = None, ["1 gradient to choose it"] * tried
+    spent = ["1 gradient to choose it"] * tried
+    result: Attribution | None = None
     if baseline is not None and name.endswith("relevance"):
         name, options = "integrated_gradients", {}
     if name == "relevance":
-        try:
-            result = relevance(model, inputs, **run)
-            book = result.settings["rules"]["name"]
-        except RelevanceError:
-            book = ""
-        if book in MEASURED:
-            page = "faithfulness" if (kinds, book) == ({"a picture"}, "epsilon_plus") else page
-            why = f"{why}, and {MEASURED[book]}"
-        else:
+        result, book = _measured(model, inputs, target, forward)
+        page = "faithfulness" if (kinds, book) == ({"a picture"}, "epsilon_plus") else page
+        if result is None:
+            name = "integrated_gradients"
             spent.append("about 3 gradients to try relevance")
             why = f"{why}, and {'no' if book else 'without a rule for'} convolutions or attention in the network"
-            name, result = "integrated_gradients", None
-    if result is None:
-        if baseline is not None:
-            options["fill" if name == "leave_one_out" else "baseline"] = baseline
-        result = CHOSEN[name](model, inputs, **run, **options)
-    result = with_cost(result, METHODS[name])
-    label = f", baseline {result.settings['baseline']}" if "baseline" in result.settings else ""
-    settings = {**result.settings, "chosen": f"{why}{label}: docs/{page}.md"}
-    return dataclasses.replace(result, cost=", ".join([result.cost, *spent]), settings=settings)
+        else:
+            why = f"{why}, and {MEASURED[book]}"
+    if result is None and baseline is not None:
+        options["fill" if name == "leave_one_out" else "baseline"] = baseline
+    return (name, options, f"{why}: docs/{page}.md"), result, spent
+
+
+def _measured(
+    model: nn.Module, inputs: Inputs, target: Spec, forward: Forward | None
+) -> tuple[Attribution | None, str]:
+    """Relevance, None by rules that were not measured; and the name of its rulebook, empty where there is none."""
+    try:
+        found = relevance(model, inputs, target=target, forward=forward)
+    except RelevanceError:
+        return None, ""
+    book = str(found.settings["rules"]["name"])
+    return (found if book in MEASURED else None), book
 
 
 def _choice(scorer: Scorer, where: Selection, kinds: set[str]) -> tuple[Choice, bool]:
-    """The method for an input of some kinds, and whether a gradient was tried."""
+    """The method for an input of some kinds, and whether a gradient was tried.
+
+    Raises:
+        InputError: when the model does not take the whole numbers of its input.
+    """
     leaves = list(scorer.leaves.values())
     if kinds == {"token ids"}:
         return _for_text([leaf.value.shape[1] for leaf in leaves]), False
@@ -141,9 +177,7 @@ def _choice(scorer: Scorer, where: Selection, kinds: set[str]) -> tuple[Choice, 
         try:
             with torch.no_grad():
                 scorer(scorer.values())
-        except LayerLensError:
-            raise
-        except Exception as error:  # whatever the model raises
+        except (RuntimeError, TypeError) as error:
             raise InputError(
                 f"{type(scorer.model).__name__} does not run on the whole numbers of input {', '.join(whole)} "
                 f"({str(error)[:200]}). Try x.float()."
@@ -190,9 +224,7 @@ def _unreached(scorer: Scorer) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             slopes = gradients(scorer, scorer.values())[1]
-    except torch.OutOfMemoryError:
-        raise
-    except (LayerLensError, RuntimeError):  # of a target that does not fit, the method raises it again
+    except (LayerLensError, RuntimeError):  # what has another cause, the method raises again
         return f"{place} {', '.join(scorer.leaves)}"
     flat = [name for name, slope in slopes.items() if not bool(slope.any())]
     return f"{place} {', '.join(flat)}" if flat else ""

@@ -186,7 +186,7 @@ def fitting_methods(
     """
     fit = fit or fit_of(model, x, target=target, forward=forward)
     inputs = as_inputs(x).named_for(model, forward)
-    (name, options, why), _ = choose_method(model, inputs, target=target, forward=forward)
+    (name, options, why), *_ = choose_method(model, inputs, target=target, forward=forward)
     taken = METHODS[name]
     costs = {row.name: row.passes for row in METHODS.values()}
     costs[name] = costs["auto"] = cost_with(taken.passes, options)
