@@ -131,7 +131,7 @@ def choose_method(
         InputError: when there is nothing to attribute to, or the model does not take the whole numbers of its input.
         TargetError: when the target does not fit the output.
     """
-    with scoring(model, inputs, target, where=where, forward=forward, whole="always") as scorer:
+    with scoring(model, inputs, target, where=where, forward=forward) as scorer:
         kinds = {_kind(leaf) for leaf in scorer.leaves.values()}
         (name, options, why, page), tried = _choice(scorer, where, kinds)
     spent = ["1 gradient to choose it"] * tried
