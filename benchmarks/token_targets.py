@@ -2,7 +2,7 @@
 
 python -m benchmarks.token_targets > benchmarks/token_targets.md    (some minutes on one core)
 
-24 prompts of benchmarks.token_prompts that took part in choosing options, so that the others stay held out.
+25 prompts of benchmarks.token_prompts that took part in choosing options, so that the others stay held out.
 """
 
 from __future__ import annotations

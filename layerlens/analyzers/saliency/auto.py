@@ -185,7 +185,7 @@ def _choice(scorer: Scorer, where: Selection, kinds: set[str]) -> tuple[Choice, 
     count = features_of(scorer).count
     if kinds == {"a table"} and count <= WIDE:
         why = f"a table of {count} column{'s' * (count > 1)}"
-        return ("kernel_shap", {}, why, PAGE) if count <= EXACT else _sampled(count, TABLE, why), False
+        return ("kernel_shap", {"samples": 2**count}, why, PAGE) if count <= EXACT else _sampled(count, TABLE, why), False
     at_layer = {"where": where} if "a layer" in kinds else {}
     if unreached := _unreached(scorer):
         name, orders, why, page = _sampled(count, SAMPLED, f"no gradient reaches {unreached}")
