@@ -131,7 +131,7 @@ def choose_method(
         InputError: when there is nothing to attribute to, or the model does not take the whole numbers of its input.
         TargetError: when the target does not fit the output.
     """
-    with scoring(model, inputs, target, where=where, forward=forward) as scorer:
+    with scoring(model, inputs, target, where=where, forward=forward, whole="always") as scorer:
         kinds = {_kind(leaf) for leaf in scorer.leaves.values()}
         (name, options, why, page), tried = _choice(scorer, where, kinds)
     spent = ["1 gradient to choose it"] * tried
@@ -185,7 +185,8 @@ def _choice(scorer: Scorer, where: Selection, kinds: set[str]) -> tuple[Choice, 
     count = features_of(scorer).count
     if kinds == {"a table"} and count <= WIDE:
         why = f"a table of {count} column{'s' * (count > 1)}"
-        return ("kernel_shap", {"samples": 2**count}, why, PAGE) if count <= EXACT else _sampled(count, TABLE, why), False
+        exact: Choice = ("kernel_shap", {"samples": 2**count}, why, PAGE)
+        return exact if count <= EXACT else _sampled(count, TABLE, why), False
     at_layer = {"where": where} if "a layer" in kinds else {}
     if unreached := _unreached(scorer):
         name, orders, why, page = _sampled(count, SAMPLED, f"no gradient reaches {unreached}")

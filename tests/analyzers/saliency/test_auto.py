@@ -11,7 +11,7 @@ from torch import nn
 import layerlens
 from layerlens import Lens
 from layerlens.analyzers.saliency.auto import auto
-from layerlens.errors import OptionError, TargetError, UnknownOption
+from layerlens.errors import InputError, OptionError, TargetError, UnknownOption
 from tests.cases import CASES, normal
 
 
@@ -228,6 +228,19 @@ def test_without_gradients_it_perturbs(how):
     per_cell = torch.bincount(labels).double()
     weight = 1 / (per_cell[labels][:, None] * per_cell[labels][None])
     torch.testing.assert_close((found.tensor[:, 0] * weight).sum(dim=(1, 2)), change)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_whole_numbers_are_perturbed(dtype):
+    class Sum(nn.Module):
+        def forward(self, x):
+            return (x.double() * torch.arange(1.0, 4.0)).sum(dim=1)
+
+    x = torch.tensor([[2, 0, 1], [1, 3, 0]]).to(dtype)
+    found = layerlens.saliency(Sum(), x)
+    torch.testing.assert_close(found.tensor.double(), x.double() * torch.arange(1.0, 4.0))
+    with pytest.raises(InputError, match=r"Conv2d does not run on the whole numbers of input .*Try x\.float\(\)"):
+        layerlens.saliency(nn.Conv2d(3, 2, 3), torch.ones(1, 3, 5, 5).to(dtype), target=0)
 
 
 def test_an_input_that_no_gradient_reaches_is_not_left_out():
