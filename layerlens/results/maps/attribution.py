@@ -329,10 +329,9 @@ class Attribution(Result):
             shape = describe(self.values)
         else:
             shape = "; ".join(f"{name} {describe(values)}" for name, values in self.values.items())
+        chosen = [f"{why}; {self.cost}" for why in [self.settings.get("chosen")] if isinstance(why, str) and self.cost]
         rows = [("method", self.how), ("target", self.target), ("values", f"{shape}, in {self.units}")]
-        rows.append(("score", numbers(self.score)))
-        if isinstance(chosen := self.settings.get("chosen"), str) and self.cost:
-            rows.append(("chosen", f"{chosen}; {self.cost}"))
+        rows += [("score", numbers(self.score)), *(("chosen", why) for why in chosen)]
         return rows + [(name, numbers(check)) for name, check in self.checks.items()]
 
 
