@@ -325,14 +325,12 @@ class Attribution(Result):
 
     def summary(self) -> list[tuple[str, str]]:
         """Method, target, shape, score and checks."""
-        if isinstance(self.values, torch.Tensor):
-            shape = describe(self.values)
-        else:
-            shape = "; ".join(f"{name} {describe(values)}" for name, values in self.values.items())
-        chosen = [f"{why}; {self.cost}" for why in [self.settings.get("chosen")] if isinstance(why, str) and self.cost]
+        named = {"": self.values} if isinstance(self.values, torch.Tensor) else self.values
+        shape = "; ".join(f"{name} {describe(values)}".strip() for name, values in named.items())
+        why = self.settings.get("chosen")
+        chosen = [("chosen", f"{why}; {self.cost}")] if isinstance(why, str) and self.cost else []
         rows = [("method", self.how), ("target", self.target), ("values", f"{shape}, in {self.units}")]
-        rows += [("score", numbers(self.score)), *(("chosen", why) for why in chosen)]
-        return rows + [(name, numbers(check)) for name, check in self.checks.items()]
+        return rows + [("score", numbers(self.score)), *chosen, *((k, numbers(one)) for k, one in self.checks.items())]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
