@@ -330,7 +330,7 @@ class Attribution(Result):
         why = self.settings.get("chosen")
         chosen = [("chosen", f"{why}; {self.cost}")] if isinstance(why, str) and self.cost else []
         rows = [("method", self.how), ("target", self.target), ("values", f"{shape}, in {self.units}")]
-        return rows + [("score", numbers(self.score)), *chosen, *((k, numbers(one)) for k, one in self.checks.items())]
+        return [*rows, ("score", numbers(self.score)), *chosen, *((k, numbers(one)) for k, one in self.checks.items())]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
