@@ -183,7 +183,7 @@ def test_a_table_is_a_data_set():
 
 def test_figures_show_the_names():
     found = Lens(net()).saliency(table(), target=0, method="gradient")
-    texts = [label.get_text() for axes in found.plot().fig.axes for label in axes.get_yticklabels()]
+    texts = [label.get_text() for axes in found.plot(sample=1).fig.axes for label in axes.get_yticklabels()]
     assert [text for text in texts if text in NAMES] == list(NAMES)
 
 
@@ -231,3 +231,13 @@ def test_a_table_of_another_library_is_refused_with_a_way_out():
 
     with pytest.raises(InputError, match=r"cannot pass Other to a model.*Try .to_pandas\(\)"):
         as_inputs(Other())
+
+
+def test_figures_of_several_samples_name_them():
+    found = Lens(net()).saliency(table(3), target=0, method="gradient")
+    fig = found.plot().fig
+    texts = " ".join(text.get_text() for text in fig.findobj(lambda part: hasattr(part, "get_text")))
+    assert all(f"{name}, sample {number}" in texts for number, name in enumerate(found.index))
+    assert "p1, sample 1 of 3" in " ".join(
+        text.get_text() for text in found.plot(sample=1).fig.findobj(lambda part: hasattr(part, "get_text"))
+    )

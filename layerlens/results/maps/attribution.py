@@ -125,13 +125,14 @@ class Attribution(Result):
             >>> a.named(["age", "bmi"], index=["Ada"]).to_frame().loc["Ada", "bmi"].item()
             2.0
         """
-        values = self._values_of(name)
-        if values.ndim != 2:
+        if (values := self._values_of(name)).ndim != 2:
             raise InputError(f"a table needs one number for each feature, (batch, feature); got {describe(values)}.")
         columns = self.features_of(name) or None
         return need("pandas", "to_frame").DataFrame(as_array(values), columns=columns, index=self.index)
 
-    def named(self, features: Sequence[str] | Mapping[str, Sequence[str]] = (), index: Index | None = None) -> Any:
+    def named(
+        self, features: Sequence[str] | Mapping[str, Sequence[str]] = (), index: Sequence[str | int] | None = None
+    ) -> Attribution:
         """The same result with names of features and samples, which figures and tables show.
 
         Args:
@@ -147,8 +148,7 @@ class Attribution(Result):
             check_names(name, names, self._values_of(name if isinstance(self.values, dict) else None).shape)
         if index is not None and len(index) != len(self.score):
             raise InputError(f"{len(index)} names were given for {len(self.score)} sample(s).")
-        known = self.index if index is None else tuple(index)
-        return dataclasses.replace(self, features={**self.features, **known_names}, index=known)
+        return dataclasses.replace(self, features=self.features | known_names, index=tuple(index or ()) or self.index)
 
     def __add__(self, other: object) -> Attribution:
         """The sum with another attribution of the same inputs in the same units, as of the sum of both targets.
