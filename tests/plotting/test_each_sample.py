@@ -89,3 +89,5 @@ def test_html_of_a_batch_has_every_sample():
     batch = attribution(3, 2, tokens=[["a", "b"]] * 3)
     assert html(batch).count("<div role") == 3 and "sample 2 of 3: Gradient" in html(batch)
     assert html(batch, 1) == html(batch, [1])
+    many = attribution(9, 2, tokens=[["a", "b"]] * 9)
+    assert html(many).count("<div role") == 6 and "6 of 9 samples: sample= chooses others" in html(many)

@@ -46,7 +46,7 @@ def test_targets_of_each_sample_settings_of_each_side_and_files(tmp_path):
     assert taken.settings["steps"] == 8 and taken.settings["second"] == {"baseline": "blur"}
     assert taken.settings["first"]["baseline"] == "zero"
     assert torch.equal(load(taken.save(tmp_path / "r")).tensor, taken.tensor)
-    assert len(taken.plot().axes) == 1
+    assert len(taken.plot().axes) == 2
 
 
 def test_magnitudes_add_up_to_magnitudes_and_their_difference_has_signs():
@@ -107,7 +107,7 @@ def test_the_difference_of_two_profiles():
     assert taken.quantity == "difference in Jacobian norm" and taken.ranked()[0] == ("conv", -3.0)
     assert "first profile" in taken.explain() and taken.null is None
     assert (first - dataclasses.replace(second, error=None)).error is None
-    assert len(taken.plot().axes) == 1
+    assert len(taken.plot().axes) == 2
 
 
 @pytest.mark.parametrize(

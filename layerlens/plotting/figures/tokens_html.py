@@ -17,7 +17,7 @@ from layerlens.signatures import public
 from .. import style
 from ..drawing import token_text
 from ..drawing.attribution_sample import Sample
-from ..drawing.each_sample import Which
+from ..drawing.each_sample import MOST, Which
 from ..drawing.token_text import Piece
 from ..style import Array
 from .tokens import LEFT_OUT, text_color
@@ -54,7 +54,7 @@ def tokens_html(
         count: about how many tokens to show, the strongest with their neighbors; None for all.
         cmap: matplotlib colormap; None is RdBu_r for signed values and magma_r, pale for weak, for magnitudes.
         labels: texts of the tokens, if the attribution does not know them.
-        sample: which sample of the batch, or a list of them; None writes all, each with its own scale.
+        sample: which sample of the batch, or a list of them; None writes the first six, each with its scale.
         colorbar: whether to write the scale below.
 
     Returns:
@@ -72,15 +72,18 @@ def tokens_html(
         >>> tokens_html(one).count("<span"), "a&lt;b: 0.5 score" in tokens_html(one)
         (3, True)
     """
+    more = 0
     total = len(attribution.score) if isinstance(attribution, Attribution) else 1
     if sample is None:
-        sample = list(range(total)) if total > 1 else 0
+        sample = list(range(min(total, MOST))) if total > 1 else 0
+        more = total - MOST if total > MOST else 0
     if isinstance(sample, Sequence):
         one = functools.partial(
             tokens_html, attribution, count=count, name=name, cmap=cmap, vmax=vmax, clip=clip, title=title,
             labels=labels, colorbar=colorbar,
         )  # fmt: skip
-        return "\n".join(map(one, sample))
+        rest = [f'<div style="{PAPER}">{len(sample)} of {total} samples: sample= chooses others</div>'] if more else []
+        return "\n".join([*map(one, sample), *rest])
     shown = token_text.read(attribution, sample, name, labels)
     limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
     colors = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")

@@ -44,7 +44,7 @@ def test_source_and_answer_have_their_tokens(kind, places):
 def test_an_answer_about_a_picture_or_a_sound_has_its_tokens(kind):
     found = lens_of(kind).saliency(inputs(kind), target="w6", method="gradient", magnitude=True)
     assert found.tokens == {"decoder_input_ids": read(ANSWER)} and len(found.values) == 2
-    drawn = plotting.tokens(found)
+    drawn = plotting.tokens(found, 0)
     assert drawn.data["tokens"] == read(ANSWER)[0]
     with pytest.raises(PlotError, match="name="):
         plotting.heatmap(found)
@@ -90,10 +90,10 @@ def test_figures_show_both(draw):
 
 def test_html_shows_both():
     found = lens_of("t5").saliency(inputs("t5"), target="w6", method="gradient", magnitude=True)
-    fragment = plotting.tokens_html(found)
+    fragment = plotting.tokens_html(found, 0)
     order = ["<b>input_ids:</b>", ">w22</span>", "<b>decoder_input_ids:</b>", ">w33</span>"]
     assert sorted(order, key=fragment.index) == order
-    assert found._repr_html_().count("<b>input_ids:</b>") == 1
+    assert found._repr_html_().count("<b>input_ids:</b>") == 2  # of two samples
 
 
 def test_a_store_and_a_file_keep_both(tmp_path):
@@ -137,7 +137,7 @@ def test_what_has_no_tokens_gets_none(kind):
         decodes = layer.startswith(("model.decoder", "decoder"))
         queries, keys = found.tokens_along(layer, 0)
         assert queries == (tokens if decodes else None) and keys == (tokens if decodes and not cross else None)
-        found.plot(layers=[layer], heads="mean")
+        found.plot(sample=0, layers=[layer], heads="mean")
 
 
 def test_labels_of_queries_and_keys_can_be_given():
@@ -145,21 +145,21 @@ def test_labels_of_queries_and_keys_can_be_given():
     found = lens.attention({"first": SOURCE, "second": ANSWER})
     layer = next(name for name in found if "multihead_attn" in name)
     assert found.inputs == {} and found.tokens_along(layer, 0) == (None, None)
-    silent = found.plot(layers=[layer], heads="mean")
+    silent = found.plot(sample=0, layers=[layer], heads="mean")
     written = [text.get_text() for text in silent.fig.findobj(lambda one: hasattr(one, "get_text"))]
     assert any("labels=(queries, keys)" in text for text in written)
-    drawn = found.plot(layers=[layer], heads="mean", labels=(list("abcde"), list("vwxyz")))
+    drawn = found.plot(sample=0, layers=[layer], heads="mean", labels=(list("abcde"), list("vwxyz")))
     (axes,) = [one for one in drawn.fig.axes if one.get_ylabel() == "query"]
     assert [label.get_text() for label in axes.get_yticklabels()] == list("abcde")
     with pytest.raises(PlotError, match=r"4 labels for 5 tokens.*labels=\(queries, keys\)"):
-        found.plot(layers=[layer], heads="mean", labels=(list("abcde"), list("wxyz")))
+        found.plot(sample=0, layers=[layer], heads="mean", labels=(list("abcde"), list("wxyz")))
 
 
 def test_a_part_of_the_queries_keeps_its_tokens():
     found = lens_of("t5").attention(inputs("t5", ANSWER[:, :3]), queries=-1, keys=[0, -1])
     layer = next(name for name in found if "EncDec" in name)
     assert found.inputs[layer] == ("decoder_input_ids", "input_ids") and found[layer].shape[-2:] == (1, 2)
-    drawn = found.plot(layers=[layer], heads="mean")
+    drawn = found.plot(sample=0, layers=[layer], heads="mean")
     (axes,) = [one for one in drawn.fig.axes if one.get_ylabel() == "query"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["w5", "w17"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["w33"]
@@ -177,7 +177,7 @@ def test_keys_of_a_cache_have_no_tokens():
 
     lens = Lens(language_model(), tokenizer=Tokenizer())
     found = lens.attention({"input_ids": NEW, "past_key_values": filled("dynamic")})
-    drawn = found.plot(layers=found.layers[:1], heads="mean")
+    drawn = found.plot(sample=0, layers=found.layers[:1], heads="mean")
     (axes,) = [one for one in drawn.fig.axes if one.get_ylabel() == "query"]
     assert [label.get_text() for label in axes.get_yticklabels()] == read(NEW)[0]
     assert not [label for label in axes.get_xticklabels() if label.get_text()]
