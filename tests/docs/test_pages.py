@@ -8,10 +8,11 @@ import pytest
 from tests import real_models
 from tests.test_extend import registries  # noqa: F401 - a page may add a method or a figure
 
+CAPTUM = ("ignore:Input Tensor 0 did not already require gradients", "ignore:.*Setting forward, backward hooks")
 ROUNDING = "ignore:.*the ledger does not close, its residual is .*e-05 of"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", ROUNDING),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", ROUNDING, *CAPTUM),
 ]
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
