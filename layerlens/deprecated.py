@@ -33,7 +33,6 @@ _MOVED: Final = {
     ("analyzers", "analyzers.common.leaves"): "layout=leaves leaves places=layer_leaf token_uses=token_leaf",
     ("analyzers", "analyzers.saliency.path"): "tap=layer_paths",
     ("analyzers", "analyzers.structure"): "layer_table routes",
-    ("analyzers", "axes"): "series",
     ("analyzers.activation", "analyzers.activation"): "maps=activation_maps",
     ("analyzers.activation", "analyzers.activation.attention"): "attention=weights rollout softmaxes=written_softmax",
     ("analyzers.activation", "analyzers.common.calls"): "survey=call_shapes",

@@ -7,10 +7,10 @@ from torch.nn import functional as F
 
 from layerlens.analyzers.common import batch_size
 from layerlens.analyzers.common.batch_size import first_score
-from layerlens.analyzers.common.scorer import Scorer, freeze
+from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.saliency import feature_ablation, integrated_gradients, occlusion, saliency, smooth_grad
 from layerlens.analyzers.saliency.perturbation.leave_one_out import leave_one_out
-from layerlens.model.borrowed import borrowed
+from layerlens.model.borrowed import borrowed, freeze
 from tests.cases import CASES, normal
 
 MIB = 2**20

@@ -7,12 +7,12 @@ from torch import nn
 
 from layerlens.analyzers.common import batch_size
 from layerlens.analyzers.common.batch_size import first_score
-from layerlens.analyzers.common.scorer import Scorer, freeze
+from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.saliency import saliency
 from layerlens.analyzers.saliency.saliency import known_methods
 from layerlens.errors import InputError, OptionError, UnknownOption
 from layerlens.inputs.inputs import as_inputs
-from layerlens.model.borrowed import borrowed
+from layerlens.model.borrowed import borrowed, freeze
 from tests.cases import CASES, normal
 
 METHOD = pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.messages import of_samples
-from layerlens.analyzers.common.scorer import Scorer, freeze
+from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import OptionError, SelectionError, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs
-from layerlens.model.borrowed import borrowed
+from layerlens.model.borrowed import borrowed, freeze
 from layerlens.model.layers import LayerPath, Layers
 from layerlens.model.selection import Names
 from layerlens.results import Attribution
