@@ -38,6 +38,7 @@ PAGES = {
     "write-your-own-method": 4,
     "write-your-own-figure": 3,
     "figures": 6,
+    "gallery": 30,
 }
 """Pages whose blocks follow each other -> how many there are at least; `tests/docs/test_readme.py` runs the others."""
 

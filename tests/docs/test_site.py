@@ -2,12 +2,14 @@
 
 import json
 import pathlib
+import pkgutil
 import re
 import sys
 
 import pytest
 
 import layerlens
+from layerlens import plotting
 from layerlens.analyzers.saliency.saliency import known_methods
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -59,6 +61,16 @@ def test_links_between_pages_lead_somewhere():
     for page in DOCS.glob("*.md"):
         for link in LINK.findall(FENCED.sub("", page.read_text())):
             assert link.startswith("https://") or (page.parent / link).exists(), (page.name, link)
+
+
+def test_every_figure_is_in_the_gallery():
+    text = (DOCS / "gallery.md").read_text()
+    sections = re.findall(r"^### (\w+)$", text, re.M)
+    figures = {module.name for module in pkgutil.iter_modules(plotting.figures.__path__)}
+    assert figures - set(sections) == set(), "a section for each in docs/gallery.md"
+    assert len(sections) == len(set(sections))
+    sizes = [path.stat().st_size for path in DOCS.glob("gallery-*.png")]
+    assert max(sizes) < 40_000 and sum(sizes) < 1_000_000
 
 
 def test_the_tables_of_saliency_are_those_of_the_methods():
