@@ -107,7 +107,7 @@ def test_the_difference_of_two_profiles():
     assert taken.quantity == "difference in Jacobian norm" and taken.ranked()[0] == ("conv", -3.0)
     assert "first profile" in taken.explain() and taken.null is None
     assert (first - dataclasses.replace(second, error=None)).error is None
-    assert len(taken.plot().axes) == 2
+    assert len(taken.plot().axes) == 1
 
 
 @pytest.mark.parametrize(
