@@ -140,7 +140,7 @@ def test_options_go_to_the_figure():
 def test_an_unknown_kind_names_those_that_exist():
     with pytest.raises(
         OptionError,
-        match=r"unknown figure of a Relevance 'flows'. Closest: flow.* Known: heatmap, .*grid, .*tokens, .*profile, flow",
+        match=r"unknown figure of a Relevance 'flows'. Closest: flow.* Known: heatmap, .*grid, .*profile, flow",
     ):
         relevance().plot("flows")
 
