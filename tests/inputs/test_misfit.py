@@ -218,7 +218,7 @@ def test_a_word_without_its_space_says_which_token_it_took():
     lens = Lens(Speaker(), tokenizer=tokenizer)
     with pytest.warns(UserWarning, match=r"target 'two' is token 2, .* is token 3: target=' two'\."):
         found = lens.saliency.gradient("one", target="two")
-    assert found.target == "'two' next"
+    assert found.target == "log p of 'two' next"
     for target in (" two", 2):
         lens.saliency.gradient("one", target=target)
 

@@ -62,6 +62,7 @@ class Scorer:
         padding: where the tokens of a leaf lie, by name, for texts of one length in a padded batch: the values of the
             leaf are then those of its tokens alone.
         interacting: whether samples influence each other, see `apart`; None until it is known.
+        recorded: whether a run is recorded, so that it must not be checked by other runs.
         inner: runs the model where it differentiates itself.
 
     Raises:
@@ -98,7 +99,7 @@ class Scorer:
             self.leaves[name] = dataclasses.replace(self.leaves[name], value=padding.take(padding.padded))
         device = next(iter(self.leaves.values())).value.device
         self.rows = torch.arange(self.inputs.batch, device=device)
-        self._resolved, self.inner = False, InnerGradients()
+        self._resolved, self.recorded, self.inner = False, False, InnerGradients()
         self.interacting: bool | None = None
         if self.target.at is not None:
             self._followed = followed(model, self.inputs, forward)
@@ -161,7 +162,7 @@ class Scorer:
         output = self._output(values, rows, then)
         first, self._resolved = not self._resolved, True
         if first:
-            if self.target.at is None:
+            if self.target.at is None and not self.recorded:
                 check_batch_axis(self.model, self.inputs, self.forward, output)
             self.target = self.target.resolve(output)
             self.target.check(len(self.rows))

@@ -109,7 +109,7 @@ def record(
         _freeze(model, but=wanted.tensors)
     scores = TargetScores(targets)
     scorer = Scorer(model, x, scores.joint_target(), forward=forward, whole="never")
-    leaves = scorer.start()
+    scorer.recorded, leaves = True, scorer.start()
     graph = Graph(leaves.values(), TABLE)
     outputs = None if layers == () else LayerOutputs(model, layers)
     axes = functools.partial(followed, model, scorer.inputs, forward)

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from layerlens.analyzers.common.features.baselines import Baseline
@@ -17,7 +16,7 @@ from layerlens.analyzers.common.registry import METHODS, method
 from layerlens.analyzers.common.scorer import Scorer, gradients, scoring
 from layerlens.analyzers.relevance.centered_relevance import centered_relevance
 from layerlens.analyzers.relevance.relevance import relevance
-from layerlens.errors import InputError, LayerLensError, RelevanceError
+from layerlens.errors import LayerLensError, RelevanceError
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
@@ -173,15 +172,6 @@ def _choice(scorer: Scorer, where: Selection, kinds: set[str]) -> tuple[Choice, 
     leaves = list(scorer.leaves.values())
     if kinds == {"token ids"}:
         return _for_text([leaf.value.shape[1] for leaf in leaves]), False
-    if whole := _whole(scorer):
-        try:
-            with torch.no_grad():
-                scorer(scorer.values())
-        except (RuntimeError, TypeError) as error:
-            raise InputError(
-                f"{type(scorer.model).__name__} does not run on the whole numbers of input {', '.join(whole)} "
-                f"({str(error)[:200]}). Try x.float()."
-            ) from error
     count = features_of(scorer).count
     if kinds == {"a table"} and count <= WIDE:
         why = f"a table of {count} column{'s' * (count > 1)}"

@@ -143,7 +143,7 @@ def test_ids_that_no_table_reads_are_an_error():
 
     with pytest.raises(errors.InputError, match=r"no nn\.Embedding of Shifted reads 0"):
         saliency(Shifted(), IDS, target=0, method="gradient")
-    with pytest.raises(errors.InputError, match=r"Try x.float\(\)"):
+    with pytest.raises(errors.InputError, match=r"it runs with x\.float\(\)"):
         saliency(nn.Conv2d(3, 2, 3), torch.ones(1, 3, 5, 5, dtype=torch.int64), target=0, method="gradient")
 
 

@@ -132,6 +132,7 @@ def _pandas():
     return True
 
 
+@pytest.mark.filterwarnings("ignore:no layer shows which axis of the input")
 def test_texts_series_and_tables_are_compared_by_token_step_and_column():
     torch.manual_seed(0)
     ids = torch.randint(0, 10, (40, 6), generator=torch.Generator().manual_seed(0))

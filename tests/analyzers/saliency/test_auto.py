@@ -239,7 +239,7 @@ def test_whole_numbers_are_perturbed(dtype):
     x = torch.tensor([[2, 0, 1], [1, 3, 0]]).to(dtype)
     found = layerlens.saliency(Sum(), x)
     torch.testing.assert_close(found.tensor.double(), x.double() * torch.arange(1.0, 4.0))
-    with pytest.raises(InputError, match=r"Conv2d does not run on the whole numbers of input .*Try x\.float\(\)"):
+    with pytest.raises(InputError, match=r"Conv2d does not take .*it runs with x\.float\(\)"):
         layerlens.saliency(nn.Conv2d(3, 2, 3), torch.ones(1, 3, 5, 5).to(dtype), target=0)
 
 

@@ -27,7 +27,7 @@ def test_each_pixel_has_the_share_of_its_patch():
             assert torch.equal(found.tensor[:, y, z], row[:, patch])
     total = found.tensor.sum(dim=(1, 2)) / pixels**2 + found.checks["left out"]
     assert torch.allclose(total, found.score, atol=1e-6) and torch.equal(found.inputs, x["pixel_values"])
-    assert found.plot().data["values"].shape == (16, 16)
+    assert found.plot(sample=0).data["values"].shape == (16, 16)
 
 
 def test_of_another_query():

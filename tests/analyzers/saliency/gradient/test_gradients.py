@@ -95,7 +95,7 @@ def test_a_flat_score_warns_and_names_the_sample():
 
 
 def test_integers_without_an_embedding_are_an_error():
-    with pytest.raises(InputError, match=r"Try x.float\(\)"):
+    with pytest.raises(InputError, match=r"it runs with x\.float\(\)"):
         gradient(nn.Linear(3, 1), torch.ones(1, 3, dtype=torch.long))
 
 
