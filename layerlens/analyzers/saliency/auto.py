@@ -164,11 +164,7 @@ def _measured(
 
 
 def _choice(scorer: Scorer, where: Selection, kinds: set[str]) -> tuple[Choice, bool]:
-    """The method for an input of some kinds, and whether a gradient was tried.
-
-    Raises:
-        InputError: when the model does not take the whole numbers of its input.
-    """
+    """The method for an input of some kinds, and whether a gradient was tried."""
     leaves = list(scorer.leaves.values())
     if kinds == {"token ids"}:
         return _for_text([leaf.value.shape[1] for leaf in leaves]), False
