@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -84,12 +85,15 @@ def first_score(
     return score, max(1, min(int(MEMORY / held), max(limit, int(SMALL / total)), 1024))
 
 
+@cache
 def _keep_what_is_freed() -> None:
     """Let glibc keep the blocks that a pass frees for the next one.
 
     It hands blocks back to the system, to fetch them again page by page, from the size of the largest one on that it
     has seen freed, 32 MiB at most. So one is freed here, which nothing was written to. In a process that had freed
-    none so large, EfficientNet-Lite0 took 41 ms for a forward pass before this and 30 ms after.
+    none so large, EfficientNet-Lite0 took 41 ms for a forward pass before this and 30 ms after. Once is enough, and
+    each further time would widen the heap by as much, since small objects then lie where the block was: a heap wider
+    than the memory of the machine cannot be forked, and a `DataLoader` starts no more processes.
     """
     torch.empty(REUSED - 2**16, dtype=torch.uint8)
 

@@ -1,5 +1,7 @@
 import copy
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,6 +170,19 @@ def test_the_automatic_batch_is_bounded_by_what_autograd_saves(monkeypatch):
     assert batch(2**20) == 3  # 4 MiB and a little each
     monkeypatch.setattr(batch_size, "MEMORY", 2**20)
     assert batch(2**20) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system has no /proc")
+def test_many_calls_do_not_widen_the_process():
+    def mapped():
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmData:")[1].split()[0]) / 1024
+
+    model, x = CASES["mlp"].build(), CASES["mlp"].example()
+    kept = [saliency(model, x, method="smooth_grad", samples=4, target=1)]
+    before = mapped()
+    kept += [saliency(model, x, method="smooth_grad", samples=4, target=1) for _ in range(30)]
+    assert mapped() - before < 64  # MiB; each call took 32 more once
 
 
 def test_freezing_keeps_fewer_activations():
