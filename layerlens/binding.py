@@ -8,9 +8,9 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from torch.utils.data import DataLoader, Dataset
 
+from .axes.batch_axis import check_batch_axis
 from .errors import OptionError, TargetError, suggestion
 from .inputs.inputs import Inputs
-from .inputs.misfit import check_batch_axis
 from .results import MethodTable
 from .signatures import current_names, old_names, refuse_unknown, without_others
 from .wrapped_model import WrappedModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -82,37 +82,26 @@ def explained(model: nn.Module, inputs: Inputs, forward: Forward | None, error: 
     return None if wanted is None else InputError(f"{start} {wanted}")
 
 
-def check_batch_axis(model: nn.Module, inputs: Inputs, forward: Forward | None, output: Any = None) -> None:
-    """Check that the first axis of an input is the batch, where its output casts doubt on that.
+def one_sample(model: nn.Module, inputs: Inputs, forward: Forward | None) -> InputError | None:
+    """Return the error of an input that is one sample without its batch axis; None if it is not.
 
-    It is not if the model has no row of output for the first row alone, and the same output with an axis before it.
+    It is one if the model has no row of output for the first row alone, and the same output with an axis before it.
 
     Args:
-        model: a model that runs on the input.
+        model: the model.
         inputs: the input.
         forward: called instead of the model.
-        output: the output, where it is known.
-
-    Raises:
-        InputError: when the batch axis is missing.
     """
-    tensors, first = [one for one in inputs.tensors().values() if one.ndim], first_tensor(output)
     with borrowed(model, grad=False):
-        if first is None:
-            first = _output(model, inputs, forward)
-        if first is None or not tensors:
-            return
-        flat = any(one.ndim == 1 and one.is_floating_point() for one in tensors)
-        if not flat and first.ndim > 1 and len(first) == len(tensors[0]):
-            return
         if _output(model, inputs, forward, lambda x: x[:1] if x.ndim else x) is not None:
-            return
-        whole = _output(model, inputs, forward, BATCH[2])
-    if whole is not None and whole.shape == (1, *first.shape):
-        raise InputError(
-            f"the first axis of an input is the batch, and {inputs} is one sample without it: {type(model).__name__} "
-            f"returns {describe(first)}. Give {_typed(inputs, BATCH)}."
-        )
+            return None
+        first, whole = _output(model, inputs, forward), _output(model, inputs, forward, BATCH[2])
+    if first is None or whole is None or whole.shape != (1, *first.shape):
+        return None
+    return InputError(
+        f"the first axis of an input is the batch, and {inputs} is one sample without it: {type(model).__name__} "
+        f"returns {describe(first)}. Give {_typed(inputs, BATCH)}."
+    )
 
 
 def refuse_pair(data: object) -> None:

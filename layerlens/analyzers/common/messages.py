@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from layerlens.errors import warn
+from layerlens.errors import TargetError, warn
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import named_tensors
@@ -105,6 +105,22 @@ def warn_of_canceling(values: Mapping[str, torch.Tensor], method: str) -> None:
                 "where a LayerNorm follows it; their sum is rounding error and says nothing. Take gradient or "
                 "smooth_grad with magnitude=True, or leave_one_out.",
             )
+
+
+def check_baseline(scores: torch.Tensor, label: str) -> torch.Tensor:
+    """Return the scores of the baseline, `(batch,)`, as they are.
+
+    Raises:
+        TargetError: when one of them is NaN or infinite.
+    """
+    bad = (~scores.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise TargetError(
+            f"the score {label!r} of the baseline is not finite for sample(s) "
+            f"{', '.join(map(str, sample_numbers(bad[:8])))} ({float(scores[bad[0]])}), so nothing can be compared "
+            "with it. Give another baseline, such as 'noise', 'mean' or 'blur'."
+        )
+    return scores
 
 
 def first_not_finite(

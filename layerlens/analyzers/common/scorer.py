@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.axes.batch_axis import check_batch_axis
 from layerlens.axes.followed import followed, run_key
 from layerlens.axes.layout import named as axis_names
 from layerlens.errors import InputError, LayerLensError, TargetError
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
-from layerlens.inputs.misfit import check_batch_axis
 from layerlens.model.borrowed import borrowed, freeze
 from layerlens.model.layers import LayerPath, Selection
 from layerlens.probes.export import read_units
@@ -30,9 +30,7 @@ from .leaves.layer_leaf import find_leaf_calls
 from .leaves.leaves import Leaf, Whole, find_leaves, substitute, unchangeable
 from .leaves.padding import paddings
 from .messages import (
-    FLAT as FLAT,
     first_not_finite,
-    sample_numbers,
     warn_of_canceling,
     warn_of_not_finite,
     warn_of_zeros as warn_of_zeros,
@@ -62,7 +60,6 @@ class Scorer:
         padding: where the tokens of a leaf lie, by name, for texts of one length in a padded batch: the values of the
             leaf are then those of its tokens alone.
         interacting: whether samples influence each other, see `apart`; None until it is known.
-        recorded: whether a run is recorded, so that it must not be checked by other runs.
         inner: runs the model where it differentiates itself.
 
     Raises:
@@ -99,7 +96,7 @@ class Scorer:
             self.leaves[name] = dataclasses.replace(self.leaves[name], value=padding.take(padding.padded))
         device = next(iter(self.leaves.values())).value.device
         self.rows = torch.arange(self.inputs.batch, device=device)
-        self._resolved, self.recorded, self.inner = False, False, InnerGradients()
+        self._resolved, self.inner = False, InnerGradients()
         self.interacting: bool | None = None
         if self.target.at is not None:
             self._followed = followed(model, self.inputs, forward)
@@ -159,37 +156,49 @@ class Scorer:
         return held | (ONE_BY_ONE if self.interacting else {})
 
     def _scores(self, values: Changed, rows: torch.Tensor | None, then: Edits | None) -> torch.Tensor:
-        output = self._output(values, rows, then)
-        first, self._resolved = not self._resolved, True
+        first = not self._resolved
+        scores, output = self.scored(values, rows, then)
         if first:
-            if self.target.at is None and not self.recorded:
-                check_batch_axis(self.model, self.inputs, self.forward, output)
-            self.target = self.target.resolve(output)
-            self.target.check(len(self.rows))
-        scores = self.target(output, self.rows if rows is None else rows, at=self.target.at)
-        if first:
-            check_samples(self._output, self.target, values, output, scores.detach())
-            if not bool(torch.isfinite(scores).all()):
-                raise TargetError(
-                    f"the score of target {self.target.label!r} is not finite: {scores.detach().tolist()[:8]}. "
-                    f"{first_not_finite(self.model, self.forward, *self._changed(values, rows, then))}"
-                )
+            self.check(values, scores, output, then)
         return scores
 
-    def check_baseline(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return the scores of the baseline, `(batch,)`, as they are.
+    def scored(
+        self, values: Changed, rows: torch.Tensor | None = None, then: Edits | None = None
+    ) -> tuple[torch.Tensor, Any]:
+        """Return the scores `(n,)` and what the target read, of one run that may be recorded; `check` the first.
 
         Raises:
-            TargetError: when one of them is NaN or infinite.
+            TargetError: when the target does not fit the output.
         """
-        bad = (~scores.isfinite()).nonzero().flatten().tolist()
-        if bad:
+        output = self._output(values, rows, then)
+        try:
+            if not self._resolved:
+                self.target = self.target.resolve(output)
+                self.target.check(len(self.rows))
+                self._resolved = True
+            return self.target(output, self.rows if rows is None else rows, at=self.target.at), output
+        except Exception:  # also those of a function of the user
+            self._check_batch_axis(output)
+            raise
+
+    def check(self, values: Changed, scores: torch.Tensor, output: Any, then: Edits | None = None) -> None:
+        """Check the first run, by others.
+
+        Raises:
+            InputError: when the batch axis of the input is missing.
+            TargetError: when a score is not finite, or does not follow the samples.
+        """
+        self._check_batch_axis(output)
+        check_samples(self._output, self.target, values, output, scores.detach())
+        if not bool(torch.isfinite(scores).all()):
             raise TargetError(
-                f"the score {self.target.label!r} of the baseline is not finite for sample(s) "
-                f"{', '.join(map(str, sample_numbers(bad[:8])))} ({float(scores[bad[0]])}), so nothing can be compared "
-                "with it. Give another baseline, such as 'noise', 'mean' or 'blur'."
+                f"the score of target {self.target.label!r} is not finite: {scores.detach().tolist()[:8]}. "
+                f"{first_not_finite(self.model, self.forward, *self._changed(values, None, then))}"
             )
-        return scores
+
+    def _check_batch_axis(self, output: Any) -> None:
+        if self.target.at is None:
+            check_batch_axis(self.model, self.inputs, self.forward, output)
 
     def _changed(
         self, values: Changed, rows: torch.Tensor | None, then: Edits | None

@@ -109,7 +109,7 @@ def record(
         _freeze(model, but=wanted.tensors)
     scores = TargetScores(targets)
     scorer = Scorer(model, x, scores.joint_target(), forward=forward, whole="never")
-    scorer.recorded, leaves = True, scorer.start()
+    leaves = scorer.start()
     graph = Graph(leaves.values(), TABLE)
     outputs = None if layers == () else LayerOutputs(model, layers)
     axes = functools.partial(followed, model, scorer.inputs, forward)
@@ -122,8 +122,9 @@ def record(
         for watcher in (outputs, conditions, recorder):
             if watcher is not None:
                 stack.enter_context(watcher)
-        scorer(leaves)
+        joint, output = scorer.scored(leaves)
     values = scores.values
+    scorer.check(leaves, joint, output)
     if recorder.notes.cuts.left:
         restore_generators(generators)
         _find_cuts_outside_torch(scorer, leaves, recorder.notes)

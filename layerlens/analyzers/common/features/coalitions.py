@@ -10,6 +10,7 @@ import torch
 from layerlens.progress import track
 
 from ..batch_size import BatchSize, first_score
+from ..messages import check_baseline
 from ..scorer import Leaves, Scorer
 from .baselines import Baseline, baselines, mixed
 from .input_features import Features
@@ -68,7 +69,7 @@ class Coalitions:
         """Return the score of the baseline, `(batch,)`."""
         shapes = {name: [len(self.rows), *[1] * (end.ndim - 1)] for name, end in self.ends.items()}
         nothing = {name: end.new_zeros(shapes[name]) for name, end in self.ends.items()}
-        return self.scorer.check_baseline(self(nothing, self.rows))
+        return check_baseline(self(nothing, self.rows), self.scorer.target.label)
 
     def every(
         self, count: int, masks: Callable[[torch.Tensor], Masks], label: str, *, progress: bool | None = None

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from layerlens.analyzers.common.features.baselines import Baseline, baselines
-from layerlens.analyzers.common.messages import of_samples, sample_numbers
+from layerlens.analyzers.common.messages import check_baseline, of_samples, sample_numbers
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.samples import warn_of_joint_scores
 from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, scoring, warn_of_zeros
@@ -137,7 +137,7 @@ def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
         raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")
     restore_generators(states)  # a model that draws random numbers draws the same ones
     other = _run(scorer, {name: _in_layout_of(leaves[name], start) for name, start in starts.items()}, wanted)
-    scorer.check_baseline(other.score.detach())
+    check_baseline(other.score.detach(), scorer.target.label)
     pairs = pair_up(one, other)
     special = reveal_cancel.reveal_cancel(pairs) if rule == "reveal_cancel" else {}
     multipliers = _multipliers(scorer.model, one, leaves, pairs, special)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from layerlens.analyzers.common.messages import of_samples, sample_numbers
+from layerlens.analyzers.common.messages import check_baseline, of_samples, sample_numbers
 from layerlens.analyzers.common.scorer import Leaves, Scorer
 from layerlens.errors import OptionError, check_count, warn
 from layerlens.progress import counting
@@ -52,7 +52,7 @@ def scores_at(scorer: Scorer, values: Leaves, batch: int) -> torch.Tensor:
     with torch.no_grad():
         chunks = torch.split(scorer.rows, batch)
         scores = [scorer({name: value[rows] for name, value in values.items()}, rows) for rows in chunks]
-    return scorer.check_baseline(torch.cat(scores))
+    return check_baseline(torch.cat(scores), scorer.target.label)
 
 
 def until_complete(

@@ -1,0 +1,104 @@
+"""The batch axis of an input: at which cost it is known to be there, and who says that it is missing."""
+
+import pytest
+import torch
+from torch import nn
+
+import layerlens
+from layerlens import Lens
+from layerlens.errors import InputError
+
+
+class Times(nn.Module):
+    """One number for each sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(1, 3)
+
+    def forward(self, t):
+        return self.net(t[:, None])
+
+
+class Denoiser(nn.Module):
+    """Pictures, and a time step for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.time = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(1, 3)
+
+    def forward(self, x, t):
+        return self.conv(x) + self.time(t[:, None])[..., None, None]
+
+
+class Speaker(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 20)
+
+    def forward(self, input_ids):
+        return self.head(self.embed(input_ids).cumsum(1))
+
+
+class Pooled(nn.Module):
+    """As many channels as classes, and a mean over places that takes a picture without a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean(dim=(-2, -1)))
+
+
+class Last(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.GRU(2, 6, batch_first=True), nn.Linear(6, 9)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[1][-1])
+
+
+PASSES = [  # model, input, target, passes of the first and of the next gradient, of the first and of the next capture
+    (Times, torch.rand(5), 0, (2, 1), (2, 1)),
+    (Denoiser, (torch.rand(2, 3, 8, 8), torch.rand(2)), lambda out: out.flatten(1).sum(1), (2, 1), (2, 1)),
+    (lambda: nn.Linear(4, 3), torch.rand(5, 4), 0, (1, 1), (1, 1)),
+    (lambda: nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), torch.rand(5, 4), None, (2, 1), (1, 1)),
+    (Speaker, {"input_ids": torch.tensor([[1, 2, 3]])}, (-1, 3), (2, 2), (1, 1)),
+]
+
+
+@pytest.mark.parametrize(("make", "x", "target", "gradient", "capture"), PASSES)
+def test_the_batch_axis_is_followed_once(make, x, target, gradient, capture):
+    for analyze, options, wanted in (
+        ("saliency", {"target": target, "method": "gradient"}, gradient),
+        ("capture", {}, capture),
+    ):
+        model, count = make(), []
+        model.register_forward_pre_hook(lambda *_, count=count: count.append(1))
+        found = []
+        for _ in range(2):
+            count.clear()
+            getattr(Lens(model), analyze)(x, **options)
+            found.append(len(count))
+        assert tuple(found) == wanted
+
+
+@pytest.mark.parametrize(("make", "x"), [(Pooled, torch.rand(3, 12, 12)), (Last, torch.rand(9, 2))])
+@pytest.mark.parametrize("target", [None, 0, lambda out: out[:, 1]])
+def test_a_missing_batch_axis_is_said_before_the_target_is_accused(make, x, target):
+    model = make()  # one sample looks like a batch with one number of output for each
+    for analyze in (layerlens.relevance, layerlens.saliency):
+        with pytest.raises(InputError, match=r"one sample without it: .*x\.unsqueeze\(0\)"):
+            analyze(model, x, target=target)
+
+
+def test_what_cannot_be_followed_is_tried():
+    class Outside(nn.Module):
+        def forward(self, x):
+            return torch.tensor(x.detach().numpy().sum(-1))
+
+    assert Lens(Outside()).saliency.occlusion(torch.rand(5, 4)).values.shape == (5, 4)
+    with pytest.raises(InputError, match="one sample without it"):
+        Lens(Outside()).saliency.occlusion(torch.rand(4))
