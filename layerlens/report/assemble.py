@@ -65,7 +65,7 @@ def report(
         methods: names of saliency methods shown next to relevance, or name -> options.
         layers: layers whose relevance and profiles are shown; None for the blocks of the model, or all layers of a
             small one.
-        labels: one name per sample.
+        labels: one name per sample; None is its number, after its name in the index of a DataFrame.
         title: title of the page; None makes one from the name of the model.
         profiles: measures by layer: `"jacobian"`, `"noise_response"`.
         controls: whether to compare each map with maps that never look at the model, the slowest part.

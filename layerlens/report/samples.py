@@ -44,7 +44,7 @@ def read(lens: WrappedModel, inputs: Any, targets: Any, labels: Sequence[str] | 
         lens: the model.
         inputs: inputs as a lens takes them, `(batch, ...)`; texts and `Inputs` in a list may differ in length.
         targets: a list has one per sample, anything else is for all of them.
-        labels: one name per sample.
+        labels: one name per sample; None is its number, after its name in the index of a DataFrame.
 
     Raises:
         InputError: when they cannot be read, or the model does not take them.
@@ -52,7 +52,7 @@ def read(lens: WrappedModel, inputs: Any, targets: Any, labels: Sequence[str] | 
         OptionError: when there are more or fewer labels than samples, or two are the same.
     """
     singles, texts = _singles(lens, inputs)
-    names = _labels(labels, len(singles))
+    names = _labels(labels, singles)
     wanted = _targets(targets, len(singles))
     return [
         _run(lens, name, single, spec, text)
@@ -72,9 +72,11 @@ def _singles(lens: WrappedModel, inputs: Any) -> tuple[list[Inputs], list[str | 
     return singles, [None] * len(singles)
 
 
-def _labels(labels: Sequence[str] | None, count: int) -> list[str]:
+def _labels(labels: Sequence[str] | None, singles: Sequence[Inputs]) -> list[str]:
+    count = len(singles)
     if labels is None:
-        return [f"sample {index}" for index in range(count)]
+        named = [f"{one.index[0]}, " if one.index else "" for one in singles]
+        return [f"{name}sample {place}" for place, name in enumerate(named)]
     if isinstance(labels, str):
         raise OptionError(f"labels must be a list with a name for each sample, got the text {labels!r}.")
     names = [str(label) for label in labels]

@@ -13,6 +13,8 @@ from layerlens.plotting import (
     channels,
     compare_methods as compare,
     heatmap,
+    method_grid,
+    overlay_grid,
     receptive_field,
     recurrent_states,
     timeseries,
@@ -91,3 +93,27 @@ def test_html_of_a_batch_has_every_sample():
     assert html(batch, 1) == html(batch, [1])
     many = attribution(9, 2, tokens=[["a", "b"]] * 9)
     assert html(many).count("<div role") == 6 and "6 of 9 samples: sample= chooses others" in html(many)
+
+
+def test_samples_have_their_names_in_grids_and_in_html():
+    named = dataclasses.replace(images(3), index=("Ada", 7, "Cy"))
+    other = dataclasses.replace(images(1), index=("Dee",))
+    expected = ["Ada, sample 0, score 0.5", "Cy, sample 2, score 1.5", "Dee, sample 3, score 0.5"]
+    assert list(overlay_grid([named, other], which=[0, 2, 3]).data) == expected
+    grid = method_grid([named], which=[1])
+    assert grid.axes[0].get_ylabel() == "7\nclass 7\nscore 1"
+    assert "Bob, sample 1 of 2: Target: class 7" in texts(compare([dataclasses.replace(images(2), index=("A", "Bob"))], 1))
+    tokens = attribution(2, 2, tokens=[["a", "b"]] * 2, index=("Ada", "Bob"))
+    assert "Bob, sample 1 of 2: Gradient" in html(tokens)
+
+
+def test_words_of_titles_and_of_names_of_rows_stay_whole_in_narrow_panels():
+    methods = ("gradient", "occlusion", "integrated_gradients", "guided_backprop", "smooth_grad")
+    maps = {name: dataclasses.replace(images(2), target="golden retriever", method=name) for name in methods}
+    plot = method_grid(maps, width="column")
+    written = {word for text in texts(plot) for word in text.split()}
+    assert {"Gradient", "Occlusion", "Integrated", "Guided", "backpropagation", "SmoothGrad", "retriever"} <= written
+    assert not text_outside(plot)
+    boxes = [axes.yaxis.label.get_window_extent() for axes in plot.axes[::6]]
+    assert boxes[1].y1 < boxes[0].y0
+    assert {axes.title.get_rotation() for axes in method_grid(maps, width=14).axes} == {0}

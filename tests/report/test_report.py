@@ -7,6 +7,7 @@ import re
 import warnings
 from html.parser import HTMLParser
 
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -292,6 +293,9 @@ def test_warnings_name_the_samples_they_are_about():
     made = built(Lens(net), x, 0, labels=["on", "off"])
     assert [text for text in made.warnings if text.startswith("off: gradient: the values are zero everywhere")]
     assert not [text for text in made.warnings if "sample(s)" in text]
+    table = pandas.DataFrame(x.numpy(), columns=["a", "b"], index=["Ada", 7])
+    panels = built(Lens(net), table, 0).panels
+    assert [one.label for one in panels] == ["Ada, sample 0", "7, sample 1"]
     both = built(Lens(net), x[[1, 1]], 0, labels=["off", "off too"])
     assert [text for text in both.warnings if text.startswith("gradient: the values are zero everywhere")]
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MARGIN: Final = 0.05
 GAP: Final = 0.08
+ASIDE: Final = 0.9
+"""Inches of a text that is turned, so that its words stay whole."""
 PASSES: Final = 3
 """The text around a panel changes a little with its size, so measuring and placing is repeated."""
 
@@ -97,6 +99,8 @@ class Canvas:
         self.labels: dict[Text, str] = {}
         self.legends: list[tuple[Axes, Sequence[Artist]]] = []
         self.keys: list[Axes] = []
+        self.upright: set[int] = set()
+        self.lying = 0.0
 
     def __enter__(self) -> Canvas:
         import matplotlib
@@ -248,12 +252,18 @@ def _union(canvas: Canvas, panels: Sequence[Axes]) -> tuple[float, float]:
 
 
 def _break_text(canvas: Canvas) -> None:
+    _turn_text(canvas)
     for panel in canvas.panels:
         wide, high = _size_of(canvas, panel.axes)
         if panel.title:
-            line = text.wrap(panel.title, style.SMALL, 2 * wide + GAP if panel.pair else wide)
-            panel.axes.set_title(line, fontsize=style.SMALL, loc="left" if panel.pair else "center")
-        for label, room in ((panel.axes.xaxis.label, wide), (panel.axes.yaxis.label, high)):
+            turned = panel.row in canvas.upright
+            room = 2 * wide + GAP if panel.pair else ASIDE if turned else wide
+            line = text.wrap(panel.title, style.SMALL, room)
+            side = "left" if panel.pair else "center"
+            panel.axes.set_title(line, fontsize=style.SMALL, loc=side, rotation=90 if turned else 0)
+        for label, room in (
+            (panel.axes.xaxis.label, wide), (panel.axes.yaxis.label, canvas.lying or high)
+        ):  # fmt: skip
             line = canvas.labels.setdefault(label, label.get_text())
             label.set_text(text.wrap(line, style.TEXT, max(room, 0.4)))
     for one in canvas.bars:
@@ -265,6 +275,23 @@ def _break_text(canvas: Canvas) -> None:
         drop_middle_number(one.bar, one.side, room)
     for axes, handles in canvas.legends:
         _draw_legend(canvas, axes, handles)
+
+
+def _turn_text(canvas: Canvas) -> None:
+    """Turn the titles of a row of panels upright, and the names of all rows level, where words would be broken."""
+    if canvas.given is not None:
+        return
+    names = []
+    for panel in canvas.panels:
+        wide, high = _size_of(canvas, panel.axes)
+        if not panel.pair and text.narrowest(panel.title, style.SMALL) > wide:
+            canvas.upright.add(panel.row)
+        names.append((panel.axes.yaxis.label, high))
+    least = [text.narrowest(canvas.labels.get(name, name.get_text()), style.TEXT) for name, _ in names]
+    if canvas.lying or any(one > max(high, 0.4) for one, (_, high) in zip(least, names, strict=True)):
+        canvas.lying = min(max(least), ASIDE)
+        for name, _ in names:
+            name.set(rotation=0, ha="right", va="center")
 
 
 def _draw_legend(canvas: Canvas, axes: Axes, handles: Sequence[Artist]) -> None:
@@ -294,6 +321,8 @@ def _overhangs(canvas: Canvas) -> Overhang:
     for panel in canvas.panels:
         # titles and axis labels are broken to fit, so only their other direction counts
         around = panel.axes.get_tightbbox(renderer, for_layout_only=True)
+        if canvas.lying and panel.axes.get_ylabel():
+            around = Bbox.union([around, panel.axes.yaxis.label.get_window_extent(renderer)])
         boxes.append((panel, panel, panel.axes.bbox, around))
     for bar in canvas.bars:
         first, last = (next(p for p in canvas.panels if p.axes is bar.panels[end]) for end in (0, -1))

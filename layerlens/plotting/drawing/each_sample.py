@@ -117,7 +117,7 @@ def each_sample(count: Callable[[Any], int], *of_one: str, narrowest: float = 1.
                 shared = "vmax" in signature.parameters and given.get("vmax") is None
                 return _several(functools.partial(draw, **given), which, total, shared, narrowest)
             known = total > 1 and isinstance(which, (int, np.integer)) and -total <= which < total
-            with _at(Place(f"{_name(given[first], which % total)} of {total}" if known else "")):
+            with _at(Place(f"{sample_label(given[first], which % total)} of {total}" if known else "")):
                 return draw(**given, sample=which)
 
         return cast(Drawing, public(drawn))
@@ -131,10 +131,11 @@ def each_sample(count: Callable[[Any], int], *of_one: str, narrowest: float = 1.
     return decorate
 
 
-def _name(result: Any, number: int) -> str:
-    """The number of a sample, after its name where it has one."""
-    named = isinstance(result, Attribution) and result.index is not None
-    return f"{result.sample_name(number)}, sample {number}" if named else f"sample {number}"
+def sample_label(result: Any, sample: int, number: int | None = None) -> str:
+    """The number of a sample, after its name where it has one; `number` where it is counted over several results."""
+    first = result[0] if isinstance(result, (list, tuple)) and result else result
+    name = f"{first.sample_name(sample)}, " if isinstance(first, Attribution) and first.index is not None else ""
+    return f"{name}sample {sample if number is None else number}"
 
 
 def _several(draw: functools.partial[Plot], which: Sequence[int], total: int, shared: bool, narrowest: float) -> Plot:
@@ -212,7 +213,7 @@ class _Sheet:
     def try_to_draw(self, draw: functools.partial[Plot], number: int) -> PlotError | None:
         """Draw a sample into the next cell; return the error if it cannot be drawn."""
         wide = self.width / self.columns
-        place = Place(_name(next(iter(draw.keywords.values())), number), self.fig.add_subfigure(self.grid[0, 0]), wide)
+        place = Place(sample_label(next(iter(draw.keywords.values())), number), self.fig.add_subfigure(self.grid[0, 0]), wide)
         resize(place.cell, wide, wide)
         try:
             with _at(place):

@@ -14,6 +14,9 @@ DPI: Final = 200
 LAYER_NUMBER: Final = re.compile(r"[^\s\d]*[._](\d+)((?:[.#/]\S*)?)")
 """The path of a layer, with the first number in it and what follows."""
 
+PART: Final = re.compile(r"[^._/,-]*[._/,-]\s*|[^._/,-]+")
+"""A part of a word after which a line may break."""
+
 
 @functools.cache
 def renderer(dpi: float) -> Any:
@@ -71,7 +74,7 @@ def _broken_lines(text: str, size: float, limit: float) -> list[str]:
         if width(piece.rstrip(), size) <= limit:
             lines[-1] = piece
             continue
-        for bit in re.findall(r"[^._/,-]*[._/,-]\s*|[^._/,-]+", piece):
+        for bit in PART.findall(piece):
             if lines[-1] and width((lines[-1] + bit).rstrip(), size) > limit:
                 lines.append("")
             for letter in bit:
@@ -79,6 +82,16 @@ def _broken_lines(text: str, size: float, limit: float) -> list[str]:
                     lines.append("")
                 lines[-1] += letter
     return [line.rstrip() for line in lines]
+
+
+def narrowest(text: str, size: float) -> float:
+    """The width, in inches, from which on `wrap` breaks a text without breaking a word.
+
+    Example:
+        >>> narrowest("Integrated gradients", 6) == max(width("Integrated", 6), width("gradients", 6))
+        True
+    """
+    return max((width(part, size) for word in text.split() for part in PART.findall(word)), default=0.0)
 
 
 @functools.lru_cache(4096)

@@ -61,7 +61,7 @@ def method_grid(
         clip: percentile of |value| of each averaged map that counts as its largest, stated at the colorbar.
         places: largest height or width of a map as drawn; larger ones are averaged to it.
         title: None for the metric of the board, `""` for none.
-        labels: names of the rows; None is target and score.
+        labels: names of the rows; None is the name of the sample, if it has one, its target and its score.
 
     Returns:
         The plot; `data["maps"]` holds what was drawn, as parts of the largest, `(rows, methods, height, width)`.
@@ -87,8 +87,9 @@ def method_grid(
     several = list(named.values())
     check_count("places", places)
     numbers = _scores(board, metric, named)
-    first = attribution_sample.read(several[0], 0, channel=channel, name=name)  # refuses anything else
-    count = len(several[0].score)
+    first = several[0]
+    read = attribution_sample.read(first, 0, channel=channel, name=name)  # refuses anything else
+    count = len(first.score)
     rows = (
         list(range(min(count, 6)))
         if which is None
@@ -97,11 +98,15 @@ def method_grid(
     if not rows:
         raise PlotError("which=[] draws nothing; give the samples to draw, or None for the first six.")
     shown = [[attribution_sample.read(one, row, channel=channel, name=name) for one in several] for row in rows]
-    image_panels.only_images([first, *(one for line in shown for one in line)], "method_grid")
+    image_panels.only_images([read, *(one for line in shown for one in line)], "method_grid")
     pictures = [common_picture(several, line, row) for row, line in zip(rows, shown, strict=True)]
     if labels is None:
         labels = [
-            f"{several[0].target_of(row)}\nscore {style.number(line[0].score)}"
+            "\n".join([
+                *[first.sample_name(row)] * (first.index is not None),
+                first.target_of(row),
+                f"score {style.number(line[0].score)}",
+            ])
             for row, line in zip(rows, shown, strict=True)
         ]
     elif len(labels) != len(rows):

@@ -12,6 +12,7 @@ from .. import style
 from ..drawing import attribution_sample, image_panels
 from ..drawing.attribution_sample import Channel, Sample
 from ..drawing.canvas import Canvas
+from ..drawing.each_sample import sample_label
 from ..plot import Plot, figure
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def overlay_grid(
         which: samples to draw, counted over all attributions; None draws the first twelve.
         columns: pairs of picture and map in a row; None takes up to three that are wide enough to be seen.
         clip: ... It is taken over all samples.
-        labels: names of the pairs; None is the number of the sample with its score.
+        labels: names of the pairs; None is the number of the sample, after its name if it has one, and its score.
 
     Returns:
         The plot; `data` holds what was drawn, by label.
@@ -61,9 +62,9 @@ def overlay_grid(
         >>> list(overlay_grid(maps).data)
         ['sample 0, score 1', 'sample 1, score 1']
     """
-    shown, numbers = _samples(attributions, which, channel, name)
+    shown, names = _samples(attributions, which, channel, name)
     if labels is None:
-        labels = [f"sample {index}, score {style.number(one.score)}" for index, one in zip(numbers, shown, strict=True)]
+        labels = [f"{called}, score {style.number(one.score)}" for called, one in zip(names, shown, strict=True)]
     elif len(labels) != len(shown):
         raise PlotError(f"{len(labels)} labels for {len(shown)} samples; give one per sample.")
     if columns is not None and columns < 1:
@@ -97,7 +98,8 @@ def overlay_grid(
 
 def _samples(
     attributions: Attribution | Sequence[Attribution], which: Sequence[int] | None, channel: Channel, name: str | None
-) -> tuple[list[Sample], list[int]]:
+) -> tuple[list[Sample], list[str]]:
+    """The samples to draw, and what each is called: its number over all attributions, after its name."""
     several = [attributions] if isinstance(attributions, Attribution) else list(attributions)
     if not several:
         raise PlotError("there is nothing to draw: the list of attributions is empty.")
@@ -122,4 +124,4 @@ def _samples(
                 f"{one.what} keeps no input picture to show next to it. Add it: dataclasses.replace(result, inputs=x), "
                 "or draw the map alone with heatmap."
             )
-    return shown, numbers
+    return shown, [sample_label(*places[number], number) for number in numbers]

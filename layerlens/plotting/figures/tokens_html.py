@@ -17,7 +17,7 @@ from layerlens.signatures import public
 from .. import style
 from ..drawing import token_text
 from ..drawing.attribution_sample import Sample
-from ..drawing.each_sample import MOST, Which
+from ..drawing.each_sample import MOST, Which, sample_label
 from ..drawing.token_text import Piece
 from ..style import Array
 from .tokens import LEFT_OUT, text_color
@@ -88,7 +88,7 @@ def tokens_html(
     limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
     colors = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
     found = token_text.pieces_of(shown, count)
-    which = f"sample {sample % total} of {total}: " if total > 1 else ""
+    which = f"{sample_label(attribution, sample % total)} of {total}: " if total > 1 else ""
     heading = f"{which}{shown.title}" if title is None else title
     parts = [f'<div style="margin-bottom:.3em">{html.escape(heading)}</div>'] if heading else []
     text = "".join(_token_span(piece, limits, colors, shown.units) for piece in found)
