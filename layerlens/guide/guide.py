@@ -166,7 +166,7 @@ def guide(lens: WrappedModel, x: Any = None, *, target: Spec = None) -> Guide:
         mean = ", a function such as lambda output: output.flatten(1).mean(dim=1)" * (facts.target[1] == "score")
         notes.append(f"without a target there is no score, so {scored}{mean}: {facts.why}")
     notes += [f"left out, without {need}: {', '.join(dict.fromkeys(names))}" for need, names in left.items()]
-    return Guide(tuple(rows), True, tuple(notes))
+    return Guide(tuple(rows), True, notes=tuple(notes))
 
 
 def _row(one: Question, words: Mapping[str, str], facts: Facts, auto: str) -> GuideRow:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
-from .method_table import duration, in_columns, in_html
+from .method_table import duration
+from .text_table import TextTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class GuideRow:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Guide:
+class Guide(TextTable):
     """The questions that can be asked of a model and an input, as a table that prints itself.
 
     Attributes:
@@ -39,26 +39,14 @@ class Guide:
 
     rows: tuple[GuideRow, ...]
     timed: bool = False
-    notes: tuple[str, ...] = ()
 
     @property
     def calls(self) -> tuple[str, ...]:
         """The calls, in the order of the questions."""
         return tuple(row.call for row in self.rows)
 
-    def __iter__(self) -> Iterator[GuideRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        return in_columns(self._table(), self.notes)
-
-    def _repr_html_(self) -> str:
-        return in_html(self._table(), self.notes)
-
-    def _table(self) -> list[tuple[str, ...]]:
+    def cells(self) -> list[tuple[str, ...]]:
+        """The table as text, its head first."""
         if self.timed:
             timed = ((row.question, row.call, duration(row.seconds), row.cost) for row in self.rows)
             return [("question", "call", "time", "cost per sample"), *timed]

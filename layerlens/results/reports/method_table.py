@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import html
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from layerlens.errors import OptionError, suggestion
 
+from .text_table import TextTable
+
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class MethodTable:
+class MethodTable(TextTable):
     """Methods of attribution with what each costs and needs.
 
     Attributes:
@@ -22,26 +22,14 @@ class MethodTable:
 
     rows: dict[str, tuple[str, str, str, str]]
     seconds: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> tuple[str, str, str, str]:
         if name not in self.rows:
             raise OptionError(f"there is no method {name!r}.{suggestion(name, self.rows)}")
         return self.rows[name]
 
-    def __iter__(self) -> Any:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        return in_columns(self._table(), self.notes)
-
-    def _repr_html_(self) -> str:
-        return in_html(self._table(), self.notes)
-
-    def _table(self) -> list[tuple[str, ...]]:
+    def cells(self) -> list[tuple[str, ...]]:
+        """The table as text, its head first."""
         head = ("method", "family", "cost per sample", "needs", "source")
         if not self.seconds:
             return [head, *((name, *row) for name, row in self.rows.items())]
@@ -62,19 +50,3 @@ def duration(seconds: float | None) -> str:
         if seconds >= least:
             return f"{float(f'{seconds / size:.2g}'):g} {unit}"
     return ""
-
-
-def in_columns(table: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
-    """Return a table as text, its columns aligned, and notes below it."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    return "\n".join([*lines, *[""] * bool(notes), *notes])
-
-
-def in_html(table: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
-    """Return a table as HTML, and notes below it."""
-    head, *rows = table
-    cells = ["".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) for row in rows]
-    titles = "".join(f"<th style='text-align:left'>{title}</th>" for title in head)
-    below = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
-    return f"<table><tr>{titles}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>{below}"

@@ -38,7 +38,7 @@ class TrainingHistory(Explained):
 
     Attributes:
         steps: steps of the optimizer at which layers were measured, `(n,)`, counted from 0.
-        layers: quantity -> the layers it was measured at, in order of execution, or of registration for parameters.
+        layers: quantity -> the layers it was measured at, in order of execution; of definition where that is unknown.
         values: quantity -> `(n, layers)`; NaN where there is no number.
         logged: name -> `(m, 2)`: step and value of what the training loop logged, such as the loss.
         rows: samples whose activations were seen at a step, `(n,)`; shares of constant units depend on it.

@@ -104,6 +104,15 @@ class FirstAxes:
             whole = _inside(path) + site.path if site.path else path
             self._calls.setdefault(whole, []).append(dataclasses.replace(site, path=whole))
 
+    def place(self, path: LayerPath) -> int:
+        """Return the place, in the order of execution, of the first call of a layer, or inside it.
+
+        A layer without calls, whose parameters are read by the layer around it, has its place; -1 if that is unknown.
+        """
+        found = (at for at, called in enumerate(self._calls) if called == path or called.startswith(_inside(path)))
+        place = next(found, -1)
+        return self.place(path.rpartition(".")[0]) if place < 0 and path else place
+
     def of(self, path: LayerPath, name: str, tensor: torch.Tensor) -> tuple[int | None, int | None]:
         """Return the axes of samples and of units of the tensor `name` of any call of a layer; None if there is none.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,12 +22,12 @@ class TrainingRecord:
     """Numbers by quantity, step and layer.
 
     Args:
-        order: paths of the layers, in the order in which a history shows them.
+        paths: paths of the layers of the model, in the order of their definition.
     """
 
-    def __init__(self, order: tuple[str, ...]) -> None:
+    def __init__(self, paths: tuple[str, ...]) -> None:
         self.steps: list[int] = []
-        self._order = {path: place for place, path in enumerate(order)}
+        self._paths = {path: place for place, path in enumerate(paths)}
         self._rows: list[int] = []
         self._found: dict[str, list[dict[str, float]]] = {}
         self._logged: dict[str, list[tuple[int, float]]] = {}
@@ -54,12 +55,24 @@ class TrainingRecord:
             raise OptionError(f"log({name}=...) takes one number, got {value!r}.") from error
         self._logged.setdefault(name, []).append((step, number))
 
-    def history(self, *, method: str, settings: dict[str, Any], checks: dict[str, torch.Tensor]) -> TrainingHistory:
-        """Return all numbers so far."""
+    def history(
+        self,
+        place: Callable[[str], int],
+        *,
+        method: str,
+        settings: dict[str, Any],
+        checks: dict[str, torch.Tensor],
+    ) -> TrainingHistory:
+        """Return all numbers so far, of layers in the order of their `place`, then of their definition."""
+
+        def order(name: str) -> tuple[int, int]:
+            path = split_tensor(name.split(" #")[0], self._paths)[0]
+            return place(path), self._paths.get(path, 0)
+
         count, layers, values = len(self.steps), {}, {}
         for quantity, found in self._found.items():
             names = list(dict.fromkeys(name for step in found for name in step))
-            names.sort(key=lambda name: self._order.get(split_tensor(name.split(" #")[0], self._order)[0], 0))
+            names.sort(key=order)
             table = [[step.get(name, float("nan")) for name in names] for step in found[:count]]
             layers[quantity] = tuple(names)
             values[quantity] = torch.tensor(table, dtype=torch.float64).reshape(count, len(names))

@@ -142,7 +142,7 @@ class Watch:
         self._probe: Probe | None = None
         self._axes, self._following = FirstAxes(model), list[RemovableHandle]()
         self._updates = ParameterUpdates({})
-        self._record = TrainingRecord(tuple(self.layers))
+        self._record = TrainingRecord(tuple(known))
         self._seen, self._since, self._start, self._spent, self._ended = 0, 0, 0.0, 0.0, 0.0
         self._setup = 0.0
 
@@ -356,6 +356,7 @@ class Watch:
         now = time.perf_counter() if self._handles else self._ended
         share = min(1.0, self._spent / SEEN / max(now - self._start, 1e-9))
         return self._record.history(
+            self._axes.place,
             method=f"hooks on {type(self.optimizer).__name__}.step",
             settings={"every": self.every, "budget": self.budget, "layers": tuple(self.layers)},
             checks={"share of time": torch.tensor(share), "steps seen": torch.tensor(self._seen)},

@@ -291,3 +291,16 @@ def test_lbfgs_is_measured_at_the_first_call_of_its_closure():
     assert watching.history.curve("gradient norm", "0").item() == pytest.approx(float(gradient), rel=1e-12)
     assert watching.history.curve("update ratio", "2").item() == pytest.approx(float(moved.norm() / weight), rel=1e-9)
     assert watching.history.rows.tolist() == [16]
+
+
+def test_layers_are_in_the_order_in_which_they_run_also_those_whose_parameters_another_layer_reads():
+    net = nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    with watch(net, optimizer, every=1) as watching:
+        net(normal(3, 5, 4)).sum().backward()
+        optimizer.step()
+    found = watching.history.layers
+    inside = ["1.self_attn", "1.self_attn.out_proj", "1.norm1", "1.linear1", "1.linear2", "1.norm2"]
+    assert list(found["gradient norm"]) == ["0", *inside, "2"]
+    ran = ["1.dropout1", "1.norm1", "1.linear1", "1.dropout", "1.linear2", "1.dropout2", "1.norm2"]
+    assert list(found["zeros"]) == ["0", *ran, "2"]
