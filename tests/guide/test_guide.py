@@ -14,8 +14,8 @@ from layerlens.binding import bind
 from layerlens.guide.guide import NEEDS, NEEDS_OF_MODEL
 from layerlens.guide.questions import QUESTIONS
 
-UNASKED = {"select", "probe", "guide"}
-"""Methods of a lens that answer no question about a model by themselves."""
+UNASKED = {"select", "probe", "guide", "insertion", "deletion", "road"}
+"""Methods of a lens that answer no question about a model by themselves, or that of `evaluate` for a finished map."""
 
 
 class Series(nn.Module):

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from layerlens import Lens
+from layerlens.analyzers.faithfulness import deletion
 from layerlens.errors import OptionError, PlotError
 from layerlens.plotting import faithfulness_curve, leaderboard, style
 
@@ -140,3 +142,15 @@ def test_values_that_are_not_finite_are_refused():
     broken = dataclasses.replace(own, values=torch.full_like(own.values, torch.nan))
     with pytest.raises(PlotError, match="not all finite"):
         leaderboard(broken)
+
+
+def test_a_title_has_the_class_names_and_no_target_of_one_curve_alone():
+    lens = Lens(torch.nn.Linear(3, 2), class_names=["cat", "dog"])
+    x = torch.rand(4, 3)
+    found = [metric(x, x, target="dog", steps=4) for metric in (lens.insertion, lens.deletion)]
+    same = deletion(lens.model, x, x, target=1, steps=4)
+    assert torch.equal(found[1].scores, same.scores)
+    shown = texts(faithfulness_curve(found))
+    assert any("dog" in one for one in shown) and "Mean of 4 samples; band: standard error." in shown
+    both = texts(faithfulness_curve([scored(), dataclasses.replace(scored(), target="class 3")]))
+    assert not any("class" in one for one in both)

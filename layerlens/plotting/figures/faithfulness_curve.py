@@ -78,7 +78,9 @@ def faithfulness_curve(
     lines = _line_styles(names, controls)
     data: dict[str, Any] = {}
     with Canvas(width=width or ("column" if len(titles) == 1 else "page"), ax=ax) as canvas:
-        canvas.title(title, shown[0].target)
+        targets, counts = {one.target for one in shown}, sorted({len(one.scores) for one in shown})
+        note = f"Mean of {' or '.join(map(str, counts))} samples; band: standard error." if counts[-1] > 1 else ""
+        canvas.title(title, targets.pop() if len(targets) == 1 else "", note)
         drawn = {name: canvas.panel(1, column, height=1.7, title=name) for column, name in enumerate(titles)}
         handles: dict[str, Any] = {}
         for one, name, place in zip(shown, names, places, strict=True):
