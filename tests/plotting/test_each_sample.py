@@ -102,7 +102,9 @@ def test_samples_have_their_names_in_grids_and_in_html():
     assert list(overlay_grid([named, other], which=[0, 2, 3]).data) == expected
     grid = method_grid([named], which=[1])
     assert grid.axes[0].get_ylabel() == "7\nclass 7\nscore 1"
-    assert "Bob, sample 1 of 2: Target: class 7" in texts(compare([dataclasses.replace(images(2), index=("A", "Bob"))], 1))
+    assert "Bob, sample 1 of 2: Target: class 7" in texts(
+        compare([dataclasses.replace(images(2), index=("A", "Bob"))], 1)
+    )
     tokens = attribution(2, 2, tokens=[["a", "b"]] * 2, index=("Ada", "Bob"))
     assert "Bob, sample 1 of 2: Gradient" in html(tokens)
 

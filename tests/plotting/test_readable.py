@@ -53,7 +53,17 @@ def test_cells_of_a_logit_lens_hold_the_likeliest_tokens():
     assert "In each cell: the likeliest token." in " ".join(texts(plot))
     many = dataclasses.replace(lens, columns=tuple(map(str, range(30))), values=lens.values.repeat(1, 10),
                                top=top.repeat(1, 10, 1), targets=(1,) * 30)  # fmt: skip
-    assert "Tokens do not fit" in " ".join(texts(matrix(many, width="column")))
+    narrow = matrix(many, width="column")
+    written = " ".join(texts(narrow))
+    drawn = narrow.data["drawn"].shape[1]
+    assert f"The last {drawn} of 30 positions; annotate=False draws all." in written and 3 <= drawn <= 8
+    assert torch.equal(torch.from_numpy(narrow.data["values"]), many.values.double())  # all of them
+    kept = {one.get_text() for one in narrow.axes[0].texts}
+    assert kept == {shown[index] for row in many.top[:, -drawn:, 0].tolist() for index in row}  # whole words
+    assert matrix(many, width="column", annotate=False).data["drawn"].shape[1] == 30
+    high = dataclasses.replace(lens, rows=tuple(map(str, range(100))), values=lens.values.repeat(20, 1),
+                               top=top.repeat(20, 1, 1))  # fmt: skip
+    assert "Tokens do not fit" in " ".join(texts(matrix(high, width="column")))
 
 
 def test_images_in_a_pdf_have_300_dots_an_inch(tmp_path):

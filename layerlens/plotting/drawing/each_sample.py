@@ -213,7 +213,9 @@ class _Sheet:
     def try_to_draw(self, draw: functools.partial[Plot], number: int) -> PlotError | None:
         """Draw a sample into the next cell; return the error if it cannot be drawn."""
         wide = self.width / self.columns
-        place = Place(sample_label(next(iter(draw.keywords.values())), number), self.fig.add_subfigure(self.grid[0, 0]), wide)
+        place = Place(
+            sample_label(next(iter(draw.keywords.values())), number), self.fig.add_subfigure(self.grid[0, 0]), wide
+        )
         resize(place.cell, wide, wide)
         try:
             with _at(place):

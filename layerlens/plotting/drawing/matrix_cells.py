@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 LONGEST_NAME: Final = 1.1
 """Inches of the name of a column."""
 SHORTEST: Final = 0.25
-"""Inches to which a text in a cell may be shortened."""
+"""Inches to which a text in a cell may be shortened, if it was asked for."""
+LEGIBLE: Final = 0.33
+"""Inches to which a text may be shortened so that it can still be known."""
+LINE: Final = 1.2
+"""Height of a line by the size of its letters."""
 MOST_NUMBERS: Final = 5000
 PER_INCH: Final = 80
 """Cells that an inch of figure shows; of more, neighbors are shown together."""
@@ -90,6 +94,13 @@ def write_numbers(axes: Axes, image: AxesImage, values: Array, size: tuple[float
     write_texts(axes, image, values, _same_decimals(values), size, forced=forced, shortest=np.inf)
 
 
+def legible(written: list[list[str]], size: tuple[float, float]) -> int:
+    """How many columns of texts can be read in a panel of that height and width, in inches; 0 for none."""
+    widest = max((text.width(one, style.SMALL) for row in written for one in row), default=0.0)
+    high_enough = bool(written) and size[0] / len(written) >= style.SMALL * LINE / 72
+    return int(size[1] / (min(widest, LEGIBLE) + 0.03)) if high_enough else 0
+
+
 def write_texts(
     axes: Axes,
     image: AxesImage,
@@ -116,7 +127,7 @@ def write_texts(
     """
     height, across = size
     cell = across / values.shape[1], height / values.shape[0]
-    fits = cell[1] >= style.SMALL * 1.2 / 72 and values.size <= MOST_NUMBERS
+    fits = cell[1] >= style.SMALL * LINE / 72 and values.size <= MOST_NUMBERS
     widest = max((text.width(one, style.SMALL) for row in written for one in row), default=0.0) if fits else 0.0
     if not fits or min(widest, shortest) + 0.03 > cell[0]:
         if forced:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.image import AxesImage
 
+BAR_NUMBERS: Final = 0.25
+"""Inches that the numbers of a colorbar may take of the panel beyond what is reckoned with."""
+
 
 @figure(Matrix, kind="matrix", usual=True)
 def matrix(
@@ -39,7 +42,8 @@ def matrix(
 ) -> Plot:
     """Draw a matrix in colors, the first row at the top.
 
-    The cells of a `LogitLens` hold the likeliest token there. Cells without a number (NaN) are hatched. Names are
+    The cells of a `LogitLens` hold the likeliest token there; of more positions than can be read, the last are drawn, as
+    a note says. Cells without a number (NaN) are hatched. Names are
     thinned where they would touch. Of more cells than the figure can show, neighbors are drawn together, as the one
     farthest from zero; a note says so.
 
@@ -68,24 +72,30 @@ def matrix(
     """
     if annotate is not True and annotate is not False:
         choose("annotate", annotate, ("auto",))
-    values = _values(found)
+    every = values = _values(found)
     rows, columns = _names(found, values.shape, labels)
-    limits = _limits(values, found, clip, vmax)
     if width is None:
         width = "page" if values.shape[1] > 40 or isinstance(found, LogitLens) else "column"
+    best = _likeliest(found) if isinstance(found, LogitLens) and annotate is not False else []
     with Canvas(width=width, ax=ax) as canvas:
-        drawn, note = matrix_cells.pooled(values, canvas.width)
-        said = [_chance_note(found), note]
-        axes = canvas.panel()
+        said = [_chance_note(found)]
         across, height = _panel_size(canvas, found, values.shape, rows)
+        inside = across if canvas.given is not None else max(across - BAR_NUMBERS, 0.1)
+        room = matrix_cells.legible(best, (height, inside))
+        if annotate == "auto" and 0 < room < len(columns):
+            said += [f"The last {room} of {len(columns)} {found.axes[1]}s; annotate=False draws all."]
+            values, columns, best = values[:, -room:], columns[-room:], [row[-room:] for row in best]
+        limits = _limits(values, found, clip, vmax)
+        drawn, note = matrix_cells.pooled(values, canvas.width)
+        said += [note]
+        axes = canvas.panel()
         canvas.panels[-1].height = height
         image = _draw_cells(
             axes, drawn, values.shape, limits, style.colormap(cmap, signed=found.signed, unsigned="viridis")
         )
         matrix_cells.name_axes(axes, rows, columns, (height, across), found.axes)
-        if annotate is not False and isinstance(found, LogitLens):
-            best = [[token_text.spelled(found.name(one)) for one in row] for row in found.top[:, :, 0].tolist()]
-            fits = matrix_cells.write_texts(axes, image, values, best, (height, across), forced=annotate is True)
+        if best:
+            fits = matrix_cells.write_texts(axes, image, values, best, (height, inside), forced=annotate is True)
             said += ["In each cell: the likeliest token." if fits else "Tokens do not fit: width=, or fewer layers=."]
         elif annotate is not False:
             matrix_cells.write_numbers(axes, image, values, (height, across), forced=annotate is True)
@@ -94,7 +104,11 @@ def matrix(
         canvas.colorbar([axes], image, limits, f"{found.quantity}{units}", "right")
         if np.isnan(values).any():
             canvas.legend(axes, [_hatched_patch(label="no number (NaN)")])
-        return canvas.finish({"values": values, "drawn": drawn})
+        return canvas.finish({"values": every, "drawn": drawn})
+
+
+def _likeliest(found: LogitLens) -> list[list[str]]:
+    return [[token_text.spelled(found.name(one)) for one in row] for row in found.top[:, :, 0].tolist()]
 
 
 def _values(found: Matrix) -> Array:

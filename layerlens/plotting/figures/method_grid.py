@@ -102,11 +102,13 @@ def method_grid(
     pictures = [common_picture(several, line, row) for row, line in zip(rows, shown, strict=True)]
     if labels is None:
         labels = [
-            "\n".join([
-                *[first.sample_name(row)] * (first.index is not None),
-                first.target_of(row),
-                f"score {style.number(line[0].score)}",
-            ])
+            "\n".join(
+                [
+                    *[first.sample_name(row)] * (first.index is not None),
+                    first.target_of(row),
+                    f"score {style.number(line[0].score)}",
+                ]
+            )
             for row, line in zip(rows, shown, strict=True)
         ]
     elif len(labels) != len(rows):
