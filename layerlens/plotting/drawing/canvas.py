@@ -14,7 +14,7 @@ from layerlens.errors import OptionError, PlotError
 
 from .. import style
 from ..plot import Plot
-from . import text
+from . import legend, text
 from .colorbar import LONGEST, Side, attach, drop_middle_number
 from .each_sample import current_place, resize
 
@@ -234,8 +234,8 @@ def _finish_axes(canvas: Canvas) -> None:
     wide, _ = _size_of(canvas, panel.axes)
     if canvas.heading:
         line = "\n".join(part for _, part, _ in canvas.heading)
-        legend = panel.axes.get_legend() if canvas.legends else None
-        above = legend.get_window_extent(text.renderer(canvas.dpi)).height / canvas.dpi * 72 if legend else 0
+        key = panel.axes.get_legend() if canvas.legends else None
+        above = key.get_window_extent(text.renderer(canvas.dpi)).height / canvas.dpi * 72 if key else 0
         panel.axes.set_title(text.wrap(line, style.TEXT, wide), loc="left", fontsize=style.TEXT, pad=3 + above)
 
 
@@ -259,8 +259,8 @@ def _break_text(canvas: Canvas) -> None:
             turned = panel.row in canvas.upright
             room = 2 * wide + GAP if panel.pair else ASIDE if turned else wide
             line = text.wrap(panel.title, style.SMALL, room)
-            side = "left" if panel.pair else "center"
-            panel.axes.set_title(line, fontsize=style.SMALL, loc=side, rotation=90 if turned else 0)
+            rotation = 90 if turned else 0
+            panel.axes.set_title(line, fontsize=style.SMALL, loc="left" if panel.pair else "center", rotation=rotation)
         for label, room in (
             (panel.axes.xaxis.label, wide), (panel.axes.yaxis.label, canvas.lying or high)
         ):  # fmt: skip
@@ -274,7 +274,7 @@ def _break_text(canvas: Canvas) -> None:
         one.label.set_text(text.wrap(line, style.SMALL, max(room, 0.7)))
         drop_middle_number(one.bar, one.side, room)
     for axes, handles in canvas.legends:
-        _draw_legend(canvas, axes, handles)
+        legend.draw(axes, handles, canvas.dpi)
 
 
 def _turn_text(canvas: Canvas) -> None:
@@ -294,22 +294,6 @@ def _turn_text(canvas: Canvas) -> None:
             name.set(rotation=0, ha="right", va="center")
 
 
-def _draw_legend(canvas: Canvas, axes: Axes, handles: Sequence[Artist]) -> None:
-    """Draw a legend above the panel, in as many columns as its width holds."""
-    if not handles:  # nothing but the ends of a ledger, say
-        return
-    wide, _ = _size_of(canvas, axes)
-    for columns in range(len(handles), 0, -1):
-        legend = axes.legend(
-            handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False,
-            borderaxespad=0.1, borderpad=0.2, columnspacing=1.2, handlelength=2.4, handletextpad=0.5,
-        )  # fmt: skip
-        if legend.get_window_extent(text.renderer(canvas.dpi)).width / canvas.dpi <= wide:
-            return
-    legend.set_loc("lower right")  # too wide: let it reach to the left, over the names of the rows
-    legend.set_bbox_to_anchor((1, 1), transform=axes.transAxes)
-
-
 def _overhangs(canvas: Canvas) -> Overhang:
     from matplotlib.transforms import Bbox
 
@@ -321,7 +305,7 @@ def _overhangs(canvas: Canvas) -> Overhang:
     for panel in canvas.panels:
         # titles and axis labels are broken to fit, so only their other direction counts
         around = panel.axes.get_tightbbox(renderer, for_layout_only=True)
-        if canvas.lying and panel.axes.get_ylabel():
+        if around and canvas.lying and panel.axes.get_ylabel():
             around = Bbox.union([around, panel.axes.yaxis.label.get_window_extent(renderer)])
         boxes.append((panel, panel, panel.axes.bbox, around))
     for bar in canvas.bars:

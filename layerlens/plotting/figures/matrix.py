@@ -42,10 +42,9 @@ def matrix(
 ) -> Plot:
     """Draw a matrix in colors, the first row at the top.
 
-    The cells of a `LogitLens` hold the likeliest token there; of more positions than can be read, the last are drawn, as
-    a note says. Cells without a number (NaN) are hatched. Names are
-    thinned where they would touch. Of more cells than the figure can show, neighbors are drawn together, as the one
-    farthest from zero; a note says so.
+    The cells of a `LogitLens` hold the likeliest token there; of more positions than can be read, the last are drawn,
+    as a note says. Cells without a number (NaN) are hatched. Names are thinned where they would touch. Of more cells
+    than the figure can show, neighbors are drawn together, as the one farthest from zero; a note says so.
 
     Args:
         found: values `(rows, columns)`.

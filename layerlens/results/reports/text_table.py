@@ -55,13 +55,13 @@ class TextTable:
 
 
 def in_columns(table: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Return the lines of a table of at most `width` letters, the texts of its widest columns wrapped.
+    r"""Return the lines of a table of at most `width` letters, the texts of its widest columns wrapped.
 
     Words are broken only if lines are too long without, those of the first column never; no column that was wrapped has
     fewer than 8 letters.
 
     Example:
-        >>> print(*in_columns([("call", "cost"), ("lens.rise(x)", "one pass per mask")], 24), sep="\\n")
+        >>> print(*in_columns([("call", "cost"), ("lens.rise(x)", "one pass per mask")], 24), sep="\n")
         call          cost
         lens.rise(x)  one pass
                         per mask
