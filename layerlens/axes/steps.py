@@ -49,7 +49,7 @@ class Steps:
                 if source not in read or age + 1 < read[source][0]:
                     read[source] = (age + 1, position)
         part = operation.own()[positive(operation["dim"], operation.first.ndim)].part if picks else None
-        if part is not None and part.source.kind == "input" and part.source.name != "batch" and part.size > 1:
+        if part is not None and part.source.kind == "input" and part.size > 1:
             first = operation["index"] % part.size if "index" in operation else 0
             for place, tensor in enumerate(tensors, start=first):
                 self.tensors[tensor] = {**read, part.source: (0, part.offset + place * part.stride)}

@@ -64,3 +64,31 @@ def test_entries_at_even_distances_keep_their_places():
     axes = followed(net, as_inputs(torch.randn(2, 7, 5))).site("last").axes()
     part = axes[1].part
     assert (part.size, part.offset, part.stride) == (3, 1, 2)
+
+
+class Detector(nn.Module):
+    """Samples one by one, put in one tensor; of each the places of the best units, and these in their own order."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.picked, self.fixed = nn.Conv1d(2, 6, 3, padding=1), nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        same = x.new_zeros(x.shape)
+        for place, sample in enumerate(x):
+            same[place, :, :].copy_(sample * 2)
+        units = self.body(same)
+        found = [sample[sample.sum(1).topk(3).indices] for sample in units]
+        return self.picked(torch.stack(found)), self.fixed(units[:, torch.tensor([4, 0, 3])])
+
+
+def test_samples_read_one_by_one_and_units_chosen_by_their_values():
+    model, inputs = Detector().eval(), as_inputs(torch.randn(3, 2, 8))
+    axes = followed(model, inputs)
+    assert described(axes.site("body").outputs[""]).split(" | ")[0] == "batch"
+    picked, fixed = axes.site("picked").outputs[""], axes.site("fixed").outputs[""]
+    assert described(picked).split(" | ")[:2] == ["batch", "?"] and described(fixed).split(" | ")[:2] == [
+        "batch",
+        "unit",
+    ]
+    assert not check(model, inputs, axes).wrong

@@ -31,6 +31,8 @@ TORCHVISION = {
     "googlenet": (3, 64, 96), "vgg11": (3, 64, 96), "segmentation.lraspp_mobilenet_v3_large": (3, 64, 96),
     "segmentation.deeplabv3_mobilenet_v3_large": (3, 64, 96), "video.r3d_18": (3, 8, 32, 48),
     "video.mc3_18": (3, 8, 32, 48), "video.swin3d_t": (3, 8, 64, 96),
+    "detection.ssdlite320_mobilenet_v3_large": (3, 96, 128), "detection.fcos_resnet50_fpn": (3, 96, 128),
+    "detection.fasterrcnn_mobilenet_v3_large_320_fpn": (3, 96, 128), "detection.retinanet_resnet50_fpn": (3, 96, 128),
 }  # fmt: skip
 """Name of the builder in `torchvision.models` -> size of one sample."""
 
@@ -63,6 +65,7 @@ def torchvision_model(name: str) -> tuple[nn.Module, torch.Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         place = getattr(torchvision.models, room) if room else torchvision.models
-        options: dict[str, Any] = {"weights_backbone": None} if room == "segmentation" else {}
+        options: dict[str, Any] = {"weights_backbone": None} if room in ("segmentation", "detection") else {}
+        options |= {"min_size": 96, "max_size": 128} if room == "detection" and "ssd" not in builder else {}
         options |= {"init_weights": True, "aux_logits": False} if builder == "googlenet" else {}
         return perturb(getattr(place, builder)(weights=None, **options)).eval(), normal(2, *TORCHVISION[name])

@@ -42,8 +42,8 @@ def picked(axis: Axis, index: torch.Tensor, by: Axes | None) -> Axis:
         part, first, step = axis.part, int(index[0]), int(steps[0])
         offset, stride = part.offset + first * part.stride, part.stride * step
         return Axis((part._replace(size=index.numel(), stride=stride, offset=offset),))
-    if all(part.source.kind == "unit" for part in axis.parts()) and axis.factors:
-        return new("unit", index.numel())
+    if by is None and all(part.source.kind == "unit" for part in axis.parts()) and axis.factors:
+        return new("unit", index.numel())  # the same units for every input
     times = max(index.numel() // max(axis.size, 1), 1)
     every = torch.arange(axis.size, device=index.device)
     if torch.equal(index, every.repeat_interleave(times)):
