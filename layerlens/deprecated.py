@@ -80,7 +80,7 @@ _MOVED: Final = {
     ("analyzers.relevance.rules", "analyzers.graph"): "row=operation",
     ("analyzers.relevance.rules", "analyzers.relevance.rules"): "register=operation_table",
     ("analyzers.saliency", "analyzers.common"): "differentiate=batch_size",
-    ("analyzers.saliency", "analyzers.common.features"): "baselines gaussian=baselines superpixels",
+    ("analyzers.saliency", "analyzers.common.features"): "baselines gaussian=baselines references superpixels",
     ("analyzers.saliency", "analyzers.saliency"): "methods=saliency",
     ("analyzers.saliency", "analyzers.saliency.deeplift"): "deep_shap",
     ("analyzers.saliency", "analyzers.saliency.gradient"): """
@@ -89,8 +89,7 @@ _MOVED: Final = {
     """,
     ("analyzers.saliency", "analyzers.saliency.path"): """
         blur_ig complete=completeness gradient_shap guided_ig guided_path=guided_ig integrated=integrated_gradients
-        internal_influence=layer_paths layer_conductance=layer_paths polyline=blur_ig references straight=layer_paths
-        xrai
+        internal_influence=layer_paths layer_conductance=layer_paths polyline=blur_ig straight=layer_paths xrai
     """,
     ("analyzers.saliency", "analyzers.saliency.perturbation"): "leave_one_out",
     ("analyzers.saliency.deeplift", "analyzers.saliency.deeplift"): "method=deep_lift",

@@ -120,7 +120,8 @@ class WrappedModel:
         Raises:
             InputError: when a table has other columns than the input.
         """
-        if not (is_frame(value) or is_series(value) or are_pictures(value)):
+        by_name = isinstance(value, Mapping)
+        if not any(is_frame(part) or is_series(part) for part in _parts(value).values()) and not are_pictures(value):
             return value
         read = self.inputs(value)
         known = {} if inputs is None else inputs.features
@@ -128,7 +129,7 @@ class WrappedModel:
             if known.get(name, columns) != columns:
                 raise InputError(f"the reference has other columns than input {name!r}, or in another order.")
         tensors = read.tensors()
-        return next(iter(tensors.values())) if len(tensors) == 1 else tensors
+        return tensors if by_name or len(tensors) > 1 else next(iter(tensors.values()))
 
     def _numbers(self, x: Any) -> Inputs:
         """Read an input other than text."""

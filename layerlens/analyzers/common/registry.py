@@ -46,13 +46,13 @@ _ARGS = {
     "x": "... Token ids count by their embeddings, and values are summed over the features of these.",
     "baseline": 'reference input: `"zero"`, `"noise"`, a number, a tensor, or a dict by input name; of images and '
     'series also `"mean"`, `"blur"`, `"black"`, `"white"`; of token ids a whole number is the id of a reference token.',
-    "baselines": "references: an array `(references, ...)` of samples, best of the data the model knows; a dict of "
-    'arrays by input name; a list of baselines, such as `["zero", "mean"]`; or None for noise with the mean and '
-    "deviation of each sample.",
+    "baselines": "references: an array `(references, ...)` or a DataFrame of samples, best of the data the model "
+    'knows; a dict of those by input name; a list of baselines, such as `["zero", "mean"]`; or None for noise with the '
+    "mean and deviation of each sample.",
     "features": "values that are removed together. None: columns of a table, tokens, about 64 cells of an image, a "
     'volume or a series. `"values"`, `"places"`, `"channels"`, `"cells"`, `"superpixels"`; a number of cells; labels '
     "(whole numbers) that broadcast to the input, -1 for what is never removed; or a dict of those by input name. Or "
-    'groups of columns: `{"size": ["rooms", "area"]}`.',
+    'groups of columns: `{"size": ["rooms", "area"]}`, of several inputs `{"size": {"a": [0, 2], "b": "all"}}`.',
     "batch_size": 'inputs per pass; `"auto"` bounds it by memory.',
     "tolerance": "largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any.",
     "max_steps": "most steps; a sample that misses the tolerance gets twice as many until it meets it.",
@@ -91,7 +91,12 @@ DOCUMENTED: dict[str, Mapping[str, Mapping[str, str]]] = {
     "gradient": {"Args": _ARGS, "Raises": _RAISES, "Warns": _WARNS},
     "path": {"Args": _ARGS, "Returns": _RETURNS, "Raises": _RAISES, "Warns": _WARNS},
     "perturbation": {
-        "Args": {name: text for name, text in _ARGS.items() if name not in ("x", "tolerance")},
+        "Args": {
+            **{name: text for name, text in _ARGS.items() if name not in ("x", "tolerance")},
+            "baselines": "background data, instead of a baseline: a score is then the mean over its samples, and costs "
+            "a pass for each. An array `(references, ...)`, a DataFrame, a dict of those by input name, or a list of "
+            "baselines; None for `baseline`.",
+        },
         "Returns": _RETURNS,
         "Raises": {**_RAISES, "TargetError": "when the target does not fit the output."},
         "Warns": _WARNS,

@@ -10,18 +10,21 @@ from typing import Any
 from torch import nn
 
 from layerlens.analyzers.common.features.baselines import Baseline
+from layerlens.analyzers.common.features.coalitions import BOTH
 from layerlens.analyzers.common.features.input_features import features_of
+from layerlens.analyzers.common.features.references import Baselines
 from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.common.registry import METHODS, method
 from layerlens.analyzers.common.scorer import Scorer, gradients, scoring
 from layerlens.analyzers.relevance.centered_relevance import centered_relevance
 from layerlens.analyzers.relevance.relevance import relevance
-from layerlens.errors import LayerLensError, RelevanceError
+from layerlens.errors import LayerLensError, OptionError, RelevanceError
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
+from .path.gradient_shap import gradient_shap
 from .path.integrated_gradients import integrated_gradients
 from .perturbation.leave_one_out import leave_one_out
 from .perturbation.shapley import kernel_shap, shapley_sampling
@@ -61,6 +64,7 @@ def auto(
     target: Spec = None,
     where: Selection = None,
     baseline: Baseline | None = None,
+    baselines: Baselines = None,
     forward: Forward | None = None,
     progress: bool | None = None,
 ) -> Attribution:
@@ -81,6 +85,8 @@ def auto(
         baseline: what stands for the absence of a signal, such as the mean row of your data, see
             `integrated_gradients`; None for the default of the method. Relevance has none: with a baseline,
             `integrated_gradients` takes its place.
+        baselines: background data, such as rows of your data: Shapley values are of the mean score over them, as in
+            `kernel_shap`; `gradient_shap` takes the place of other methods.
 
     Returns:
         The `Attribution` of the chosen method; `settings["chosen"]` says why it was chosen.
@@ -103,13 +109,14 @@ def auto(
     """
     inputs = as_inputs(x)
     (name, options, why), result, spent = choose_method(
-        model, inputs, target=target, where=where, baseline=baseline, forward=forward
+        model, inputs, target=target, where=where, baseline=baseline, baselines=baselines, forward=forward
     )
     if result is None:
         result = CHOSEN[name](model, inputs, target=target, forward=forward, **options)
     result = with_cost(result, METHODS[name])
-    if "baseline" in result.settings:
-        why = why.replace(": docs/", f", baseline {result.settings['baseline']}: docs/")
+    for one in ("baseline", "baselines"):
+        if one in result.settings:
+            why = why.replace(": docs/", f", {one} {result.settings[one]}: docs/")
     return dataclasses.replace(
         result, cost=", ".join([result.cost, *spent]), settings={**result.settings, "chosen": why}
     )
@@ -122,6 +129,7 @@ def choose_method(
     target: Spec = None,
     where: Selection = None,
     baseline: Baseline | None = None,
+    baselines: Baselines = None,
     forward: Forward | None = None,
 ) -> tuple[tuple[str, dict[str, Any], str], Attribution | None, list[str]]:
     """Return the method for an input; its result where it had to be run to find out; and what else the choice cost.
@@ -129,7 +137,10 @@ def choose_method(
     Raises:
         InputError: when there is nothing to attribute to, or the model does not take the whole numbers of its input.
         TargetError: when the target does not fit the output.
+        OptionError: when a baseline and baselines are given.
     """
+    if baseline is not None and baselines is not None:
+        raise OptionError(BOTH)
     with scoring(model, inputs, target, where=where, forward=forward, whole="always") as scorer:
         kinds = {_kind(leaf) for leaf in scorer.leaves.values()}
         (name, options, why, page), tried = _choice(scorer, where, kinds)
@@ -137,6 +148,10 @@ def choose_method(
     result: Attribution | None = None
     if baseline is not None and name.endswith("relevance"):
         name, options = "integrated_gradients", {}
+    if baselines is not None:
+        if name not in ("kernel_shap", "shapley_sampling"):
+            name, options = "gradient_shap", {key: value for key, value in options.items() if key == "where"}
+        options["baselines"] = baselines
     if name == "relevance":
         result, book = _measured(model, inputs, target, forward)
         page = "faithfulness" if (kinds, book) == ({"a picture"}, "epsilon_plus") else page
@@ -234,5 +249,12 @@ def _sampled(count: int, passes: int, why: str) -> Choice:
 
 CHOSEN: dict[str, Callable[..., Attribution]] = {
     function.__name__: function
-    for function in (centered_relevance, integrated_gradients, kernel_shap, leave_one_out, shapley_sampling)
+    for function in (
+        centered_relevance,
+        gradient_shap,
+        integrated_gradients,
+        kernel_shap,
+        leave_one_out,
+        shapley_sampling,
+    )
 }

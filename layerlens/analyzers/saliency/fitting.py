@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.features.input_features import features_of
+from layerlens.analyzers.common.features.references import DRAWN
 from layerlens.analyzers.common.registry import METHODS, Method
 from layerlens.analyzers.common.samples import or_none
 from layerlens.analyzers.common.scorer import gradients, scoring
@@ -24,7 +25,6 @@ from layerlens.results import Attribution, MethodTable
 from layerlens.targets.target import Spec
 
 from .auto import choose_method
-from .path.references import DRAWN
 from .saliency import cost_with
 
 WINDOWS: Final = 225

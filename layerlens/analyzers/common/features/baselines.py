@@ -12,7 +12,7 @@ import torch
 from layerlens.errors import OptionError, choose
 from layerlens.model.trees import describe
 
-from ..leaves.leaves import Leaf, spread_axes
+from ..leaves.leaves import Leaf, leaf_name, spread_axes
 from ..scorer import Leaves, Scorer
 from ..token_inputs import used_places
 
@@ -20,6 +20,13 @@ Baseline: TypeAlias = "str | float | torch.Tensor | np.ndarray[Any, Any] | Mappi
 """What may be given as a baseline; `baselines` says how it is read."""
 
 NAMES = ("zero", "mean", "blur", "black", "white", "noise")
+
+NAMED = "input name in the baseline"
+
+MEAN = (
+    " For the mean over {} references: kernel_shap, shapley_sampling, deep_shap, gradient_shap or auto, with "
+    "baselines= instead of baseline=."
+)
 
 BLUR = 0.1
 """Standard deviation of the blur, as a share of the side of the image."""
@@ -48,14 +55,18 @@ def baselines(scorer: Scorer, spec: Baseline) -> tuple[Leaves, str]:
         OptionError: when it cannot be used with the input.
     """
     if isinstance(spec, Mapping):
-        for name in spec:
-            choose("input name in the baseline", name, scorer.leaves)
+        spec = {leaf_name(scorer.inputs, scorer.leaves, name, NAMED): part for name, part in spec.items()}
         by_name = {name: spec.get(name, "zero") for name in scorer.leaves}
         label = ", ".join(f"{name}: {_label(part)}" for name, part in by_name.items())
     else:
         by_name, label = dict.fromkeys(scorer.leaves, spec), _label(spec)
     with torch.no_grad():
-        return {name: _baseline(scorer, name, scorer.leaves[name], part) for name, part in by_name.items()}, label
+        found = {name: _baseline(scorer, name, scorer.leaves[name], part) for name, part in by_name.items()}
+    if isinstance(spec, (torch.Tensor, np.ndarray)) and spec.ndim > 1 and len(spec) == len(scorer.rows) > 1:
+        label += ", one for each sample" * any(spec.ndim == one.ndim for one in scorer.inputs.tensors().values())
+        if all(torch.equal(found[name], leaf.value) for name, leaf in scorer.leaves.items()):
+            raise OptionError(f"the baseline is the input itself, each sample with its own.{MEAN.format(len(spec))}")
+    return found, label
 
 
 def _label(spec: Baseline) -> str:
@@ -137,8 +148,10 @@ def _broadcast(scorer: Scorer, given: torch.Tensor, name: str, ndim: int) -> tor
         return (given.broadcast_to(shape) if padding is None else padding.fitted(given, ndim)).clone()
     except RuntimeError as error:
         own = tuple(shape if padding is None else (padding.whole, *padding.padded.shape[1:ndim]))
+        several = given.ndim == len(own) and given.shape[1:] == own[1:]
         raise OptionError(
             f"a baseline of shape {tuple(given.shape)} does not broadcast to input {name!r} of shape {own}."
+            + MEAN.format(len(given)) * several
         ) from error
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from layerlens.errors import OptionError
 from layerlens.progress import track
 
 from ..batch_size import BatchSize, first_score
@@ -14,6 +15,9 @@ from ..messages import check_baseline
 from ..scorer import Leaves, Scorer
 from .baselines import Baseline, baselines, mixed
 from .input_features import Features
+from .references import Baselines, references as given_references
+
+BOTH = "give baseline=, or baselines= for the mean over several, not both."
 
 Masks = dict[str, torch.Tensor]
 """By leaf, `(n, ...)` broadcasting to the leaf: 1 keeps, 0 removes, in between mixes."""
@@ -28,24 +32,44 @@ class Coalitions:
         scorer: scorer of a borrowed model.
         baseline: as in `layerlens.analyzers.common.features.baselines`.
         batch_size: rows in one forward pass; `"auto"` reads the memory of the layers in a first pass.
+        references: baselines over which the score is averaged, instead of one, as in
+            `layerlens.analyzers.common.features.references`.
 
     Attributes:
         rows: the samples, `(batch,)`: all of the scorer's, see `of`.
         score: score of the input as it is, `(batch,)`.
         batch_size: rows in one forward pass, as used.
-        label: name of the baseline.
+        label: name of the baseline, or of the references.
+        starts: what removed values become, by leaf, `(references * batch, ...)`.
+        references: number of references over which a score is averaged; 0 for a baseline.
+
+    Raises:
+        OptionError: when a baseline and references are given, or do not fit the input.
     """
 
-    def __init__(self, scorer: Scorer, baseline: Baseline, batch_size: BatchSize = "auto") -> None:
+    def __init__(
+        self, scorer: Scorer, baseline: Baseline, batch_size: BatchSize = "auto", references: Baselines = None
+    ) -> None:
+        if references is not None and not (isinstance(baseline, str) and baseline == "zero"):
+            raise OptionError(BOTH)
         self.scorer, self.rows = scorer, scorer.rows
         self.ends: Leaves = {name: leaf.value for name, leaf in scorer.leaves.items()}
         self.score, self.batch_size = first_score(scorer, self.ends, batch_size, gradient=False)
+        self.references = 0
         self.starts, self.label = baselines(scorer, baseline)
+        if references is not None:
+            listed, self.label = given_references(scorer, references, 0)
+            self.starts = {name: torch.cat([one[name] for one in listed]) for name in self.ends}
+            self.references = len(listed)
 
     @property
     def batch(self) -> int:
         """The number of samples."""
         return len(self.rows)
+
+    def reference(self) -> dict[str, str]:
+        """Return the setting that names the baseline, or the references and their cost."""
+        return {"baselines": f"{self.label}, all passes for each"} if self.references else {"baseline": self.label}
 
     def of(self, rows: torch.Tensor) -> Coalitions:
         """Return the coalitions of some samples alone."""
@@ -55,15 +79,17 @@ class Coalitions:
 
     def __call__(self, masks: Masks, rows: torch.Tensor) -> torch.Tensor:
         """Return the scores `(n,)` of samples `rows` with masks `(n, ...)`, `batch_size` in a pass."""
-        scores = []
+        scores, batch, count = [], len(self.scorer.rows), max(1, self.references)
         with torch.no_grad():
-            for places in torch.split(torch.arange(len(rows), device=rows.device), self.batch_size):
-                chosen = rows[places]
+            for places in torch.split(torch.arange(len(rows) * count, device=rows.device), self.batch_size):
+                own, reference = places // count, places % count
+                chosen = rows[own]
                 values = {}
                 for name, end in self.ends.items():
-                    values[name] = mixed(_of(self.starts[name], chosen), _of(end, chosen), masks[name][places])
+                    start = _of(self.starts[name], reference * batch + chosen)
+                    values[name] = mixed(start, _of(end, chosen), masks[name][own])
                 scores.append(self.scorer(values, chosen).detach())
-        return torch.cat(scores)
+        return torch.cat(scores).reshape(-1, count).mean(dim=1)
 
     def baseline_scores(self) -> torch.Tensor:
         """Return the score of the baseline, `(batch,)`."""

@@ -11,10 +11,10 @@ import torch
 from layerlens.errors import InputError, OptionError, choose
 from layerlens.model.trees import describe
 
-from ..leaves.leaves import Leaf, spread_axes, unit_and_places
+from ..leaves.leaves import Leaf, leaf_name, spread_axes, unit_and_places
 from ..scorer import Scorer
 from ..token_inputs import used_places
-from .column_groups import grouped, is_groups
+from .column_groups import NAMED, grouped, is_groups
 from .superpixels import superpixels
 
 Spec: TypeAlias = str | int | torch.Tensor | Mapping[str, Any] | None
@@ -109,11 +109,13 @@ def features_of(scorer: Scorer, spec: Spec = None, names: Sequence[str] | None =
     """
     if isinstance(spec, Mapping) and is_groups(spec):
         groups = grouped(scorer, spec, names)
-        by_leaf = {name: _labels(scorer, name, leaf, groups[name]) for name, leaf in scorer.leaves.items()}
+        by_leaf = {
+            name: _without_padding(scorer, name, _labels(scorer, name, leaf, groups[name]))
+            for name, leaf in scorer.leaves.items()
+        }
         return Features({name: one.to(scorer.rows.device) for name, one in by_leaf.items()}, len(spec))
     if isinstance(spec, Mapping):
-        for name in spec:
-            choose("input name in the features", name, scorer.leaves)
+        spec = {leaf_name(scorer.inputs, scorer.leaves, name, NAMED): part for name, part in spec.items()}
     labels, start = {}, 0
     for name, leaf in scorer.leaves.items():
         own = spec.get(name) if isinstance(spec, Mapping) else spec

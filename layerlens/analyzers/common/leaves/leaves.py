@@ -13,7 +13,7 @@ from torch import nn
 from layerlens.axes.followed import followed
 from layerlens.axes.layout import assumed, layer_names
 from layerlens.axes.provenance.axis import Axes
-from layerlens.errors import AxesUnknown, InputError, warn
+from layerlens.errors import AxesUnknown, InputError, choose, warn
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import named_tensors
@@ -114,6 +114,17 @@ def find_leaves(
         f"gradients need a floating-point input or token ids; got {inputs}. Try x.float(), or a method without "
         "gradients, such as feature_ablation, shapley_sampling or kernel_shap."
     )
+
+
+def leaf_name(scored: Inputs, leaves: Mapping[str, Leaf], name: object, what: str) -> str:
+    """Return the name of a leaf, given it, or the name of the parameter of a positional input.
+
+    Raises:
+        OptionError: when there is no such leaf; `what` names it.
+    """
+    known = {name: name for name in leaves}
+    known |= {name: str(place) for place, name in enumerate(scored.names) if str(place) in leaves}
+    return known[choose(what, name, known)]
 
 
 def unchangeable(model: nn.Module, inputs: Inputs, leaves: Mapping[str, Leaf], forward: Forward | None) -> list[str]:

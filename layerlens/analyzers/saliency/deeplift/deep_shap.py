@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.features.references import Baselines, references
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.samples import warn_of_joint_scores
 from layerlens.analyzers.common.scorer import scoring, warn_of_zeros
@@ -19,7 +20,6 @@ from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
 from ..path.completeness import completeness_gap
-from ..path.references import Baselines, references
 from .deep_lift import RULES, compare, warn_of_gap
 
 

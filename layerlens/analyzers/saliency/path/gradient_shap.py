@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
+from layerlens.analyzers.common.features.references import Baselines, references
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Leaves, Scorer, gradients, scoring, warn_of_zeros
 from layerlens.errors import check_count, check_seed
@@ -16,7 +17,6 @@ from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
 from .completeness import completeness_gap
-from .references import Baselines, references
 
 
 @method(

@@ -14,6 +14,7 @@ from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec, features_of
+from layerlens.analyzers.common.features.references import Baselines
 from layerlens.analyzers.common.scorer import Scorer, scoring
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
@@ -118,7 +119,7 @@ class Game:
             method=method,
             settings={
                 **settings,
-                "baseline": self.coalitions.label,
+                **self.coalitions.reference(),
                 "features": self.count,
                 "batch_size": self.coalitions.batch_size,
             },
@@ -140,6 +141,7 @@ def feature_game(
     baseline: Baseline,
     batch_size: BatchSize,
     forward: Forward | None,
+    baselines: Baselines = None,
 ) -> Iterator[Game]:
     """Borrow the model for a game, without gradients.
 
@@ -147,7 +149,7 @@ def feature_game(
         The game.
     """
     with scoring(model, x, target, where=where, forward=forward, grad=False) as scorer:
-        coalitions = Coalitions(scorer, baseline, batch_size)
+        coalitions = Coalitions(scorer, baseline, batch_size, baselines)
         yield Game(scorer, coalitions, features_of(scorer, features))
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
+from layerlens.analyzers.common.features.references import Baselines
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import warn_of_zeros
 from layerlens.errors import OptionError, check_count, check_seed
@@ -36,6 +37,7 @@ def shapley_sampling(
     where: Selection = None,
     features: FeatureSpec = None,
     baseline: Baseline = "zero",
+    baselines: Baselines = None,
     permutations: int = 26,
     tolerance: float | None = None,
     seed: int = 0,
@@ -72,7 +74,7 @@ def shapley_sampling(
     check_seed(seed)
     if tolerance is not None and not tolerance > 0:
         raise OptionError(f"tolerance must be above 0 or None, got {tolerance!r}.")
-    with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
+    with feature_game(model, x, target, where, features, baseline, batch_size, forward, baselines) as game:
         found = game.solve(lambda part: _sampled(part, permutations, tolerance, seed))
         warn_of_zeros({"": found.values}, "shapley_sampling")
         return game.attribution(
@@ -134,6 +136,7 @@ def kernel_shap(
     where: Selection = None,
     features: FeatureSpec = None,
     baseline: Baseline = "zero",
+    baselines: Baselines = None,
     samples: int = 512,
     tolerance: float | None = None,
     seed: int = 0,
@@ -171,7 +174,7 @@ def kernel_shap(
     check_seed(seed)
     if tolerance is not None and not tolerance > 0:
         raise OptionError(f"tolerance must be above 0 or None, got {tolerance!r}.")
-    with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
+    with feature_game(model, x, target, where, features, baseline, batch_size, forward, baselines) as game:
         found = game.solve(lambda part: _regressed(part, samples, tolerance, seed))
         warn_of_zeros({"": found.values}, "kernel_shap")
         return game.attribution(

@@ -8,10 +8,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from layerlens.analyzers.common.features.baselines import Baseline, baselines, noise
-from layerlens.analyzers.common.scorer import Leaves, Scorer
 from layerlens.errors import OptionError
+from layerlens.inputs.tables import is_frame, read_table
 from layerlens.model.trees import describe
+
+from ..leaves.leaves import leaf_name
+from ..scorer import Leaves, Scorer
+from .baselines import NAMED, Baseline, baselines, noise
 
 Baselines: TypeAlias = "torch.Tensor | np.ndarray[Any, Any] | Mapping[str, Any] | Sequence[Baseline] | None"
 """What may be given as references; `listed_baselines` says how it is read."""
@@ -24,9 +27,9 @@ def listed_baselines(given: Baselines) -> list[Baseline] | None:
     """Return one baseline after the other, as `baselines` reads them; None when they are to be drawn.
 
     Args:
-        given: None, to draw normal noise with the mean and the deviation of each sample; an array whose first axis
-            counts references, each shaped like a sample; a dict of those by input name; or a sequence of anything that
-            `baselines` reads, such as `("zero", "mean", "blur")`.
+        given: None, to draw normal noise with the mean and the deviation of each sample; an array or a DataFrame whose
+            first axis counts references, each shaped like a sample; a dict of those by input name; or a sequence of
+            anything that `baselines` reads, such as `("zero", "mean", "blur")`.
 
     Raises:
         OptionError: when it is something else, or is empty.
@@ -34,11 +37,13 @@ def listed_baselines(given: Baselines) -> list[Baseline] | None:
     if given is None:
         return None
     listed: list[Baseline]
+    given = read_table(given)[0].copy() if is_frame(given) else given
     if isinstance(given, Mapping):
-        counts = {len(torch.as_tensor(part)) for part in given.values()}
+        parts = {name: list(listed_baselines(part) or ()) for name, part in given.items()}
+        counts = {len(part) for part in parts.values()}
         if len(counts) != 1:
             raise OptionError(f"references of several inputs must be as many for each, got {sorted(counts)}.")
-        listed = [{name: torch.as_tensor(part)[k] for name, part in given.items()} for k in range(counts.pop())]
+        listed = [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
     elif isinstance(given, (torch.Tensor, np.ndarray)):
         array = torch.as_tensor(given)
         listed = list(array) if array.ndim else []
@@ -55,11 +60,30 @@ def listed_baselines(given: Baselines) -> list[Baseline] | None:
 
 
 def references(scorer: Scorer, given: Baselines, seed: int) -> tuple[list[Leaves], str]:
-    """Return each reference for the whole batch, shaped like the leaves, and a name for the settings."""
+    """Return each reference for the whole batch, shaped like the leaves, and a name for the settings.
+
+    Raises:
+        OptionError: when one does not fit the input; says which arrays do.
+    """
     wanted = listed_baselines(given)
     if wanted is None:
         return list(_drawn(scorer, seed)), f"noise ({DRAWN})"
-    return [baselines(scorer, spec)[0] for spec in wanted], f"given ({len(wanted)})"
+    named = wanted[0] if isinstance(wanted[0], Mapping) else {}
+    known = {leaf_name(scorer.inputs, scorer.leaves, name, NAMED) for name in named}
+    missing = [name for name in scorer.leaves if named and name not in known]
+    zero = f", zero for {', '.join(missing)}" if missing else ""
+    try:
+        return [baselines(scorer, spec)[0] for spec in wanted], f"given ({len(wanted)}{zero})"
+    except OptionError as error:
+        tensors = scorer.inputs.tensors()
+        shapes = {name: tensors.get(name, leaf.value).shape[1:] for name, leaf in scorer.leaves.items()}
+        arrays = {name: f"(references, {', '.join(map(str, shape))})" for name, shape in shapes.items()}
+        by_name = ", ".join(f"{name!r}: {array}" for name, array in arrays.items())
+        why = f"{error} ".partition(". ")[0]
+        raise OptionError(
+            f"baselines= holds {len(wanted)} references, and one does not fit: {why}. "
+            f"Give an array {f'by input, {{{by_name}}}' if len(arrays) > 1 else arrays.popitem()[1]}."
+        ) from error
 
 
 def _drawn(scorer: Scorer, seed: int) -> Iterator[Leaves]:
