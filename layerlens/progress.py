@@ -15,6 +15,8 @@ with warnings.catch_warnings():  # a notebook without ipywidgets gets the bar of
     from tqdm.autonotebook import tqdm as chosen_bar
 from tqdm.std import tqdm as terminal_bar
 
+from .turns import raise_held
+
 Item = TypeVar("Item")
 
 WAIT = 0.5
@@ -77,6 +79,7 @@ def track(
         total = len(iterable)
     with counting(label, total, enabled, unit="steps" if weigh is None else "samples") as done:
         for item in iterable:
+            raise_held()
             yield item
             done(1 if weigh is None else weigh(item))
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast, overload
 
 from .errors import AGAIN, OptionError, UnknownOption, suggestion, warn
 from .progress import showing
+from .turns import guarded, turn
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type[Any])
@@ -85,7 +86,8 @@ def public(
     """Complete the docstring of a public function, and name the nearest option when one is misspelled.
 
     Parameters that the docstring leaves out are described by `SHARED`, in the order of the signature; a description
-    that begins with `...` continues the shared one.
+    that begins with `...` continues the shared one. No interrupt cuts a call short (see `turns`), and functions of a
+    `model` run in one thread at a time.
 
     Args:
         function: the function; None to decorate with options.
@@ -100,8 +102,9 @@ def public(
         function.__doc__ = documented(function.__doc__ or "", parameters)
         names = frozenset(parameters)
         extensible = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-        if extensible and not renamed:
+        if inspect.isgeneratorfunction(function):
             return function
+        around = turn if next(iter(parameters), None) == "model" else guarded
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -110,7 +113,7 @@ def public(
                 kwargs = current_names(name, kwargs, renamed)
             if not extensible and not kwargs.keys() <= names:
                 refuse_unknown(name, [option for option in kwargs if option not in names], names)
-            with showing(kwargs.get("progress")):
+            with around, showing(kwargs.get("progress")):
                 try:
                     return function(*args, **kwargs)
                 except RuntimeError as error:

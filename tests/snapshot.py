@@ -2,6 +2,8 @@
 
 import copy
 import random
+import signal
+import warnings
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ class Snapshot:
         self.hooks = self._hooks()
         self.input = copy.deepcopy(x)
         self.generators = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-        self.modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.backends.mkldnn.enabled
+        self.modes = modes()
 
     def _tensors(self):
         yield from self.model.named_parameters(remove_duplicate=False)
@@ -47,11 +49,26 @@ class Snapshot:
         assert torch.equal(torch_state, torch.get_rng_state())
         assert (numpy_state == np.random.get_state()[1]).all()
         assert python_state == random.getstate()
-        assert self.modes == (
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-            torch.backends.mkldnn.enabled,
-        )
+        assert self.modes == modes()
+
+
+def modes():
+    """Switches of the thread and of the process."""
+    backends = torch.backends
+    return {
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "modes": (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()),
+        "kernels": (backends.mkldnn.enabled, backends.cudnn.enabled, backends.mha.get_fastpath_enabled()),
+        "attention": (
+            backends.cuda.flash_sdp_enabled(),
+            backends.cuda.mem_efficient_sdp_enabled(),
+            backends.cuda.math_sdp_enabled(),
+        ),
+        "global hooks": len(torch.nn.modules.module._global_forward_hooks),
+        "warnings": list(warnings.filters),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+    }
 
 
 def assert_same(one, other):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "layerlens"
 MOST_LINES = 400
 ROOMS = ("model", "inputs", "axes", "targets", "results", "probes")
 """The rooms below the analyzers, lowest first: each may import the rooms before it."""
-BASE = {"errors", "progress", "files", "signatures", "deprecated"}
+BASE = {"errors", "progress", "files", "signatures", "deprecated", "turns"}
 """Files at the top that every room may import."""
 FACES = {
     "lens",

@@ -18,6 +18,7 @@ from torch import nn
 from layerlens.errors import AGAIN, InputError, LayerLensError, choose
 from layerlens.model.placement import offloaded
 from layerlens.model.trees import Held, describe, map_tensors, named_tensors
+from layerlens.turns import raise_held
 
 from .misfit import explained
 from .tables import Index, Names, Table, is_frame, is_series, read_table
@@ -119,6 +120,7 @@ class Inputs:
 
     def call(self, model: nn.Module, forward: Forward | None) -> Any:
         """Call the model on these very tensors, see `run`."""
+        raise_held()
         return model(*self.args, **self.kwargs) if forward is None else forward(model, *self.args, **self.kwargs)
 
     def __str__(self) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from layerlens.errors import InputError, choose, warn
+from layerlens.turns import in_turn
 
 from .checkpointing import checkpointing_in_eval
 from .placement import Placement
@@ -22,7 +23,7 @@ Mode = Literal["eval", "train", "keep"]
 _MODES = get_args(Mode)
 
 
-@contextlib.contextmanager
+@in_turn
 def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Iterator[nn.Module]:
     """Borrow `model` within a `with` block and restore it afterwards.
 

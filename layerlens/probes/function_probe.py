@@ -31,6 +31,7 @@ from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.tensors import tensors_of
 from layerlens.model.trees import map_tensors, named_tensors
 from layerlens.signatures import public
+from layerlens.turns import whole
 
 from .call import REDUCED, Call
 from .probe import recomputing, stored, versions
@@ -53,6 +54,7 @@ Functions = str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None
 Keep = Literal["shapes", "reference", "clone", "cpu"]
 
 
+@whole
 class FunctionProbe:
     """Record what torch functions return inside the layers of a model while a `with` block runs it.
 

@@ -29,6 +29,7 @@ from layerlens.model.selection import Calls, Names
 from layerlens.model.tensors import ByTensor, changeable, tensors_of
 from layerlens.model.trees import first_tensor, map_tensors, named_tensors, unmapped, version
 from layerlens.signatures import public
+from layerlens.turns import whole
 
 from .call import REDUCED, Call, Gradients, Run, Stored
 from .made_edits import Edits, MadeEdits
@@ -43,6 +44,7 @@ MOST_SHAPES = 8
 """Shapes of the input of which a probe keeps one, to follow the axes later."""
 
 
+@whole
 class Probe:
     """Record every call of the selected layers of a model while a `with` block runs it.
 

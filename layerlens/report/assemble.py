@@ -19,6 +19,7 @@ from layerlens.progress import track
 from layerlens.results import LayerTable
 from layerlens.signatures import public
 from layerlens.targets.target import Spec
+from layerlens.turns import turn
 from layerlens.wrapped_model import WrappedModel
 
 from . import checks, provenance
@@ -203,7 +204,7 @@ class WarningLog:
     @contextlib.contextmanager
     def collect(self, label: str | None = None) -> Iterator[None]:
         """Collect the warnings raised inside the `with` block, about the sample `label` unless None."""
-        with warnings.catch_warnings(record=True) as caught:
+        with turn, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield
         for one in caught:

@@ -17,6 +17,7 @@ from layerlens.errors import LayerNotFound, MissingPackage, OptionError, SampleE
 from layerlens.inputs.batches import Batch
 from layerlens.model.borrowed import generator_states, restore_generators
 from layerlens.progress import track
+from layerlens.turns import turn
 
 from ..data.background import Writer, read_ahead
 from ..data.source import BadSample, BatchOrBad, Source, first_sample, size
@@ -112,7 +113,7 @@ class Work:
                 if collector is None:
                     number, collected = first_sample(batch) // self.plan.shard, []
                     collector = self.job.collector(self.model, len(self.plan.span(number)))
-                with collected_warnings(batch, collected):
+                with turn, collected_warnings(batch, collected):
                     self._take(collector, batch)
                 if first_sample(batch) + size(batch) == self.plan.span(number).stop:
                     self._store(writer, storage, number, collector, collected)

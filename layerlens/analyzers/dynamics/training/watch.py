@@ -22,6 +22,7 @@ from layerlens.model.trees import padded
 from layerlens.probes.probe import Probe
 from layerlens.results import TrainingHistory
 from layerlens.signatures import public
+from layerlens.turns import whole
 
 from .drift import Drift
 from .layer_statistics import HEALTH, FirstAxes, OutputSums, ParameterUpdates, output_sums, parameters_by_layer
@@ -112,6 +113,7 @@ def watch(
     return Watch(model, optimizer, layers, every, budget, data, forward)
 
 
+@whole
 class Watch:
     """A training that is watched; made by `watch`."""
 
