@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from layerlens.errors import ResultFileError
 
@@ -44,6 +45,32 @@ def with_ending(path: str | os.PathLike[str], own: str, what: str, instead: str)
             f"{instead}."
         )
     return given.with_name(given.name + own)
+
+
+def read_json(path: Path, most: int) -> Any:
+    """Read a small JSON file.
+
+    Raises:
+        ValueError: when it is larger than `most` bytes, is nested too deeply, or is not JSON.
+        OSError: when it cannot be read.
+    """
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it is larger than {most:,} bytes")
+    return parse_json(content)
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: when it is not JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 @contextlib.contextmanager

@@ -52,10 +52,11 @@ class Over:
         forward: Forward | None,
         aim: Callable[[Spec], Target | None],
         tokenizer: Callable[..., Any] | None,
+        version: str | None,
     ) -> None:
         self.model, self.source, self.plan, self.store, self.engine = model, source, plan, store, engine
         self.on_error, self.progress, self.forward = on_error, progress, forward
-        self.aim, self.tokenizer = aim, tokenizer
+        self.aim, self.tokenizer, self.version = aim, tokenizer, version
 
     @public
     def capture(
@@ -173,8 +174,8 @@ class Over:
         check_classes(aim, self.source.count)
         # sums in memory need no shards: small tensors that stay between large freed ones would fragment the heap
         plan = self.plan if self.store is not None or isinstance(job, RowsJob) else self.plan.whole()
-        settings = job.settings() if self.forward is None else {**job.settings(), "forward": as_json(self.forward)}
-        manifest = Manifest.of(job.kind, settings, self.model, self.source.identity(), plan)
+        settings = job.settings() | {name: as_json(one) for name, one in self._functions() if one is not None}
+        manifest = Manifest.of(job.kind, settings, self.model, self.source.identity(), plan, self.version)
         store = begin(self.store, manifest, shared=self.engine.shared)
         check_bad_samples(store, self.on_error)
         finished = set(store.storage.numbers())
@@ -187,6 +188,14 @@ class Over:
             self.engine.run(work, numbers, store.storage, progress=self.progress, total=total)
         finish(store, self.source.kind, stream=plan.count is None)
         return store
+
+    def _functions(self) -> list[tuple[str, Any]]:
+        """Return what turns samples into inputs and calls the model, by name."""
+        lens = getattr(self.source.read, "__self__", None)  # `read` of a Lens is bound to it
+        if lens is None:
+            return [("forward", self.forward), ("read", None if self.source.read is as_inputs else self.source.read)]
+        transform = getattr(lens, "transform", None)
+        return [("forward", self.forward), ("transform", getattr(transform, "given", transform))]
 
     def __repr__(self) -> str:
         count = "a stream" if self.plan.count is None else f"{self.plan.count:,} samples"
@@ -210,6 +219,7 @@ def over(
     read: Read = as_inputs,
     aim: Callable[[Spec], Any] = as_target,
     tokenizer: Callable[..., Any] | None = None,
+    version: str | None = None,
 ) -> Over:
     """Run analyses over a whole data set, larger than memory if need be.
 
@@ -231,6 +241,9 @@ def over(
             it in `store.errors` and continues. Wrong options and layers always raise.
         aim: reads a target.
         tokenizer: returns the texts of tokens.
+        version: a version of your code, which a store is resumed by instead of by the source text of the functions
+            that the model, the target and the options reach, and of the values that these read; needed where a
+            function has no source text.
 
     Returns:
         An `Over`, with the methods `capture`, `saliency`, `relevance`, `statistics` and `top_inputs`.
@@ -244,7 +257,8 @@ def over(
         SampleError: for a bad sample, new or noted in the store, with `on_error="raise"`, or when all are bad.
 
     Warns:
-        UserWarning: when samples are bad, or an analysis warned: once at the end, with the samples.
+        UserWarning: when samples are bad, or an analysis warned: once at the end, with the samples; at the start when
+            the run cannot be resumed, as a function has no source text and no version is given.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
@@ -254,9 +268,13 @@ def over(
     """
     source = as_source(data, read, workers)
     plan = Plan.of(source.count, shard_size, batch_of(data) if batch_size is None else batch_size)
+    if version is not None and not isinstance(version, str):
+        raise OptionError(f"version must be a text such as '1', got {version!r}.")
     choose("on_error", on_error, ("raise", "record"))
     folder = None if store is None else Path(store).absolute()  # the run may change its directory
-    return Over(model, source, plan, folder, as_engine(engine), on_error, progress, forward, _aimed(aim), tokenizer)
+    return Over(
+        model, source, plan, folder, as_engine(engine), on_error, progress, forward, _aimed(aim), tokenizer, version
+    )
 
 
 def _aimed(aim: Callable[[Spec], Any]) -> Callable[[Spec], Target | None]:

@@ -262,7 +262,7 @@ def test_a_manifest_says_how_the_numbers_were_made(tmp_path):
     found = read(tmp_path)
     assert found.settings["method"] == "smooth_grad" and found.settings["samples"] == 4 and found.settings["seed"] == 3
     assert found.model["parameters"] == sum(one.numel() for one in net().parameters())
-    assert found.plan.count == 21 and found.complete and json.loads(found.text())["format"] == "layerlens-store/1"
+    assert found.plan.count == 21 and found.complete and json.loads(found.text())["format"] == "layerlens-store/2"
 
 
 def test_a_store_of_captures_holds_no_attributions(tmp_path):

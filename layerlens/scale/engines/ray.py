@@ -69,7 +69,7 @@ class RayEngine:
             data = ray.data.from_items([{"shard": number} for number in listed], override_num_blocks=len(listed))
             made = data.map_batches(
                 Maker,
-                fn_constructor_args=(sent, str(storage.folder.absolute()), self.num_cpus, str(stop)),
+                fn_constructor_args=(sent, str(storage.folder.absolute()), storage.run, self.num_cpus, str(stop)),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1]),
                 num_cpus=self.num_cpus,
@@ -103,12 +103,12 @@ class Maker:
     After an error it makes the file `stop`; as soon as that exists, all actors skip the rest.
     """
 
-    def __init__(self, work: Any, folder: str, threads: int, stop: str) -> None:
+    def __init__(self, work: Any, folder: str, run: str, threads: int, stop: str) -> None:
         import ray
 
         torch.set_num_threads(threads)
         self.work: Work = ray.get(work) if isinstance(work, ray.ObjectRef) else work
-        self.storage, self.stop = Folder(Path(folder)), Path(stop)
+        self.storage, self.stop = Folder(Path(folder), run), Path(stop)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Make missing shards; return an error of layerlens instead of raising it, because Ray would hide it."""

@@ -13,6 +13,8 @@ from ..store.shard_files import file_name
 from ..store.shard_storage import Folder, Memory
 from ..store.store import Store
 
+FEW = 4
+"""Functions that are named in a message."""
 MOST = 200
 """The most characters of a list of files in a message."""
 
@@ -27,7 +29,10 @@ def begin(folder: Path | None, manifest: Manifest, *, shared: bool) -> Store:
 
     Raises:
         OptionError: when several processes have no folder.
-        StoreError: when the folder holds something else, or another run.
+        StoreError: when the folder holds something else, another run, or one of code that cannot be fingerprinted.
+
+    Warns:
+        UserWarning: when code cannot be fingerprinted, so that the run cannot be resumed.
     """
     if folder is None:
         if shared:
@@ -36,31 +41,46 @@ def begin(folder: Path | None, manifest: Manifest, *, shared: bool) -> Store:
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is a file; a store is a folder.")
     try:
-        return _in_folder(folder, manifest)
+        return _in_folder(folder, manifest, shared)
     except OSError as error:
         raise StoreError(f"the folder {folder} cannot be made or written to ({error}).") from error
 
 
-def _in_folder(folder: Path, manifest: Manifest) -> Store:
+def _in_folder(folder: Path, manifest: Manifest, shared: bool) -> Store:
     if folder.is_dir() and not (folder / manifests.NAME).exists():
         strange = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
         if strange:
             raise StoreError(
                 f"the folder {folder} has {strange[0]!r} in it and is not a store; give a new or empty one."
             )
+    unknown = manifest.unknown
+    names = "; ".join(f"{name}: {why}" for name, why in list(unknown.items())[:FEW])
+    names += f"; and {len(unknown) - FEW} more" if len(unknown) > FEW else ""
+    advice = "over(..., version='1') says that the code is of a version of yours, to be changed with the code."
+    if unknown and shared:
+        raise StoreError(f"code that this run depends on cannot be fingerprinted: {names}. {advice}")
     folder.mkdir(parents=True, exist_ok=True)
     if manifests.create(folder, manifest):
-        return Store(Folder(folder), manifest)
+        if unknown:
+            warn(f"this run cannot be resumed, as code that it depends on cannot be fingerprinted: {names}. {advice}")
+        return Store(Folder(folder, manifest.run), manifest)
     known = manifests.read(folder)
     if differences := known.differences(manifest):
         raise StoreError(
             f"{folder} holds another run: {'; '.join(differences)}. Give another folder, or the same options."
         )
+    if unknown:
+        raise StoreError(f"{folder} is not resumed: whether its code has changed is not known, as it cannot be "
+                         f"fingerprinted: {names}. Give another folder. {advice}")  # fmt: skip
     if known.versions != manifest.versions:
         versions = f"{known.versions} there, {manifest.versions} now"
         warn(f"{folder} was begun with other versions: {versions}; numbers may differ slightly.")
-    storage = Folder(folder)
+    storage = Folder(folder, known.run)
     storage.remove_leftovers()
+    if manifest.plan.count is None and known.complete:  # a stream may be longer now
+        known = dataclasses.replace(known, complete=False, plan=manifest.plan)
+        manifests.replace(folder, known)
+    storage.check(known.plan.shards)
     return Store(storage, known)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from layerlens.errors import check_count
+from layerlens.errors import OptionError, check_count
 
 SHARD = 256
 """Samples in a shard by default."""
+MOST_SHARDS = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,15 @@ class Plan:
     def __post_init__(self) -> None:
         check_count("shard_size", self.shard)
         check_count("batch_size", self.batch)
+        if self.count is None:
+            return
+        check_count("the number of samples", self.count, least=0)
+        least = -(-self.count // MOST_SHARDS)
+        if self.shard < least:
+            raise OptionError(
+                f"{self.count:,} samples with shard_size={self.shard} are more than {MOST_SHARDS:,} shards; give at "
+                f"least {least}."
+            )
 
     @classmethod
     def of(cls, count: int | None, shard: int | None, batch: int) -> Plan:

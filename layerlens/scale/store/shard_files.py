@@ -13,10 +13,15 @@ import numpy as np
 import torch
 
 from layerlens.errors import StoreError
-from layerlens.files import whole
+from layerlens.files import parse_json, whole
 
-FORMAT = "layerlens-shard/1"
+FORMAT = "layerlens-shard/2"
 DIGITS = 6
+MOST_HEADER = 100_000_000
+"""The most bytes of a header, as safetensors allows."""
+HOLE = b"0" * 64
+"""Where the checksum of the header is written into the header."""
+HEADER = b'"header sha256":"'
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -62,7 +67,9 @@ def write(folder: Path, number: int, tensors: Mapping[str, torch.Tensor], about:
     path = folder / file_name(number)
     try:
         with whole(path, durable=True) as file:
-            save_file(dict(tensors), Path(file.name), metadata={"layerlens": json.dumps(description)})
+            about = {"layerlens": json.dumps(description), "header sha256": HOLE.decode()}
+            save_file(dict(tensors), Path(file.name), metadata=about)
+            _sign(Path(file.name))
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"{path} cannot be written ({error}). Finished shards are kept: fix this and start the run again."
@@ -70,25 +77,60 @@ def write(folder: Path, number: int, tensors: Mapping[str, torch.Tensor], about:
     return path
 
 
+def _header(path: Path) -> tuple[bytes, bytes]:
+    """Return the header of a file with a hole for its checksum, and the checksum in it.
+
+    Raises:
+        ValueError: when it has none, or is too long.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MOST_HEADER:
+            raise ValueError("its header is too long")
+        header = file.read(length)
+    start = header.find(HEADER) + len(HEADER)
+    if start < len(HEADER):
+        raise ValueError("its header has no checksum")
+    return header[:start] + HOLE + header[start + len(HOLE) :], header[start : start + len(HOLE)]
+
+
+def _sign(path: Path) -> None:
+    """Write the checksum of a header into it."""
+    header, _ = _header(path)
+    with open(path, "r+b") as file:
+        file.seek(8 + header.find(HEADER) + len(HEADER))
+        file.write(hashlib.sha256(header).hexdigest().encode())
+
+
 class ShardFile:
     """A shard that is read in parts.
 
+    Args:
+        path: its file.
+        number: number of the shard.
+        run: number of the run that it is of.
+
     Raises:
-        StoreError: when the file is missing, damaged, or not a shard.
+        StoreError: when the file is missing, damaged, not a shard, or of another place or run.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, number: int, run: str) -> None:
         from safetensors import SafetensorError, safe_open
 
         self.path = path
         try:
+            header, checksum = _header(path)
             opened: Any = safe_open(str(path), framework="pt")  # checks that the file is complete
-            self.about: dict[str, Any] = json.loads((opened.metadata() or {})["layerlens"])
+            self.about: dict[str, Any] = parse_json((opened.metadata() or {})["layerlens"])
             if self.about["format"] != FORMAT:
                 raise StoreError(f"{path} has format {self.about['format']!r}; this layerlens reads {FORMAT!r}.")
-            with open(path, "rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                self._layout: dict[str, Any] = json.loads(file.read(length))
+            if hashlib.sha256(header).hexdigest().encode() != checksum:
+                raise ValueError("its header is not what was written, SHA-256")
+            self._layout: dict[str, Any] = parse_json(header)
+            length = len(header)
+            if (self.about["run"], self.about["shard"]) != (run, number):
+                what = f"shard {self.about['shard']}" if self.about["run"] == run else "a shard of another run"
+                raise StoreError(f"{path} holds {what}. Remove the file and run again to recompute just this shard.")
             self._first, self.names = 8 + length, list(opened.keys())
             self._views: dict[str, torch.Tensor] = {}
         except FileNotFoundError as error:
@@ -156,11 +198,12 @@ class ShardFile:
         return tuple(self._layout[name]["shape"])
 
     def verify(self) -> None:
-        """Compare every tensor with its checksum.
+        """Compare the header and every tensor with their checksums.
 
         Raises:
             StoreError: when one differs; names it.
         """
+        ShardFile(self.path, self.about["shard"], self.about["run"])
         for name in self.names:
             if checksum(self.view(name)) != self.about["sha256"].get(name):
                 raise StoreError(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from layerlens.errors import StoreError
 from layerlens.files import remove_leftovers
 
 from .shard_files import ShardFile, file_name, number_of, write
@@ -105,14 +106,31 @@ class Memory:
 
 
 class Folder:
-    """Shards as files; several processes may add to one folder."""
+    """Shards as files; several processes may add to one folder.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: the folder.
+        run: number of the run that the shards belong to.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self.folder, self.run = folder, run
         self._opened = functools.lru_cache(maxsize=32)(self._open)
 
     def _open(self, number: int, stamp: tuple[int, int]) -> ShardFile:
-        return ShardFile(self.folder / file_name(number))
+        return ShardFile(self.folder / file_name(number), number, self.run)
+
+    def check(self, shards: int | None) -> None:
+        """Check that each shard is of this run, in its place, and one of `shards`, if their number is known.
+
+        Raises:
+            StoreError: when one is not.
+        """
+        for number in self.numbers():
+            if shards is not None and number >= shards:
+                raise StoreError(f"{self.folder / file_name(number)} is not of this run, which has {shards} shards. "
+                                 "Remove the file.")  # fmt: skip
+            self.shard(number)
 
     def numbers(self) -> list[int]:
         """Return the numbers of the stored shards, in order."""
@@ -130,7 +148,7 @@ class Folder:
 
     def add(self, number: int, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
         """Store a shard."""
-        write(self.folder, number, tensors, about)
+        write(self.folder, number, tensors, {**about, "run": self.run})
 
     def shard(self, number: int) -> ShardFile:
         """Return a shard, reopened if its file has changed."""

@@ -51,7 +51,10 @@ class Store(Mapping[str, Column]):
             raise StoreError(f"{folder} is a file; a store is a folder. Give the folder that it is in.")
         if not folder.is_dir():
             raise StoreError(f"there is no folder {folder}.")
-        store = cls(Folder(folder), manifests.read(folder))
+        manifest = manifests.read(folder)
+        storage = Folder(folder, manifest.run)
+        storage.check(manifest.plan.shards)
+        store = cls(storage, manifest)
         if store.manifest.complete and store.missing:
             raise StoreError(
                 f"{folder}: the run was complete, and now {len(store.missing)} of its shards are missing "
@@ -128,11 +131,13 @@ class Store(Mapping[str, Column]):
         return attribution(self, [samples] if isinstance(samples, int) else list(samples))
 
     def verify(self) -> None:
-        """Compare every tensor of every finished shard with its checksum.
+        """Compare every byte of every finished shard with its checksum, and its place with the plan.
 
         Raises:
             StoreError: when a file is damaged; names it and says how to repair it.
         """
+        if isinstance(self.storage, Folder):
+            self.storage.check(self.manifest.plan.shards)
         for shard in self.shards:
             shard.verify()
 
@@ -197,8 +202,8 @@ def open_store(path: str | os.PathLike[str]) -> Store:
         path: the folder given as `store=`.
 
     Raises:
-        StoreError: when the folder has no store, a damaged one, one of another format, or lacks shards of a complete
-            run.
+        StoreError: when the folder has no store, a damaged one, one of another format, shards of another run or
+            place, or lacks shards of a complete run.
 
     Example:
         >>> import tempfile
