@@ -17,7 +17,7 @@ from layerlens.turns import in_turn
 
 from .checkpointing import checkpointing_in_eval
 from .placement import Placement
-from .trees import version
+from .state import Bits, State
 
 Mode = Literal["eval", "train", "keep"]
 _MODES = get_args(Mode)
@@ -28,8 +28,9 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     """Borrow `model` within a `with` block and restore it afterwards.
 
     Restored are train/eval flags of every module, `requires_grad` and `.grad` of every parameter, the buffers (their
-    set, identity and bits), tensors that modules keep as attributes or in a dict (a cache, a state), the devices where
-    accelerate or FSDP2 keep weights, and the random generators of torch, numpy and Python. `Probe` removes its hooks.
+    set, identity and bits), tensors that modules keep in attributes, lists, dicts and objects (a cache, a state) with
+    the numbers next to them, the devices where accelerate or FSDP2 keep weights, and the random generators of torch,
+    numpy and Python. `Probe` removes its hooks.
 
     Args:
         model: any module.
@@ -72,7 +73,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     flags = [(module, module.training) for module in modules]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in own]
     buffers = [_BufferState(module, name) for module in modules for name in module._buffers]
-    attributes = [_Attributes(module) for module in modules if not _of_torch(type(module))]
+    state = State(modules, {id(buffer.tensor) for buffer in buffers})
     placement, generators, failed = Placement(modules), generator_states(), True
     try:
         with contextlib.ExitStack() as stack:
@@ -106,8 +107,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
         for module in modules:
             for name in [name for name in module._buffers if (id(module), name) not in known]:
                 delattr(module, name)
-        for state in attributes:
-            state.restore()
+        state.restore()
         restore_generators(generators)
 
 
@@ -170,61 +170,13 @@ class _BufferState:
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module, self.name = module, name
         self.tensor = module._buffers[name]
-        self.bits = None if self.tensor is None else self.tensor.detach().clone()
-        self.version = -1 if self.tensor is None else version(self.tensor)
+        self.bits = None if self.tensor is None else Bits(self.tensor)
 
     def restore(self) -> None:
         if self.module._buffers.get(self.name) is not self.tensor:
             self.module._buffers[self.name] = self.tensor
-        if self.tensor is None or self.bits is None or self.tensor.is_inference():
-            return
-        if self._written(self.tensor, self.bits):
-            with torch.no_grad():
-                self.tensor.copy_(self.bits)
-
-    def _written(self, tensor: torch.Tensor, bits: torch.Tensor) -> bool:
-        """Whether the bits differ; the version misses the updates of BatchNorm and writes through `.data`."""
-        if version(tensor) != self.version or tensor.is_meta or tensor.layout is not torch.strided:
-            return version(tensor) != self.version
-        return not torch.equal(tensor, bits)
-
-
-def _of_torch(kind: type) -> bool:
-    """Whether a class is a layer of torch, which keeps no tensors besides parameters and buffers."""
-    return kind.__module__.startswith("torch.nn.modules.")
-
-
-class _Attributes:
-    """The tensors that a module keeps as attributes or in a dict, such as caches, to be restored.
-
-    New ones would keep a graph alive, or prevent a copy of the model.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.before = {
-            name: (value, value.copy() if type(value) is dict else None)
-            for name, value in vars(module).items()
-            if name[0] != "_" and (value is None or isinstance(value, (torch.Tensor, dict)))
-        }
-
-    def restore(self) -> None:
-        own = vars(self.module)
-        for name, value in list(own.items()):
-            if name[0] == "_":
-                continue
-            before, copied = self.before.get(name, (None, None))
-            if isinstance(value, torch.Tensor) and value is not before:
-                if name in self.before:
-                    own[name] = before
-                else:
-                    del own[name]
-            elif type(value) is dict and value is before and copied is not None:
-                for key in [key for key, part in value.items() if isinstance(part, torch.Tensor)]:
-                    if key not in copied:
-                        del value[key]
-                    elif value[key] is not copied[key]:
-                        value[key] = copied[key]
+        if self.bits is not None:
+            self.bits.restore()
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from torch import nn
 
 from layerlens.errors import InputError
 
-_CONSTANT: Final = (
+CONSTANT: Final = (
     bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.layout, type, nn.Module,
     types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type(None), type(Ellipsis), slice,
 )  # fmt: skip
@@ -65,7 +65,7 @@ def map_tensors(value: object, function: Callable[[torch.Tensor], Any], held: He
         for field in dataclasses.fields(value):
             object.__setattr__(twin, field.name, map_tensors(getattr(value, field.name), function, held))
         return twin
-    if held is None or isinstance(value, (*_CONSTANT, types.MethodType)):
+    if held is None or isinstance(value, (*CONSTANT, types.MethodType)):
         return value
     return _copied(value, held)
 
@@ -92,7 +92,7 @@ def _copied(value: object, held: Held) -> Any:
             memo[id(one)] = held(one)
         elif isinstance(one, nn.Module):
             memo[id(one)] = one
-        elif id(one) not in memo and not isinstance(one, _CONSTANT):
+        elif id(one) not in memo and not isinstance(one, CONSTANT):
             memo[id(one)] = one
             waiting += gc.get_referents(one)
     memo = {key: twin for key, twin in memo.items() if isinstance(twin, (torch.Tensor, nn.Module))}

@@ -13,8 +13,19 @@ from tests.analyzers.test_every_analyzer import ANALYZERS, messy, quiet
 from tests.cases import CASES
 from tests.snapshot import Snapshot
 
-COUNT = int(os.environ.get("INTERRUPTS", 100))
+COUNT = int(os.environ.get("INTERRUPTS", 120))
 """Interrupts of each analyzer; more by hand: `INTERRUPTS=1000 pytest -m slow tests/analyzers/test_interrupts.py`."""
+LONG = {
+    "linear_probe",
+    "compare",
+    "generalization_gap",
+    "geometry",
+    "nonlinearity",
+    "compare_groups",
+    "health",
+    "ablate",
+}
+"""Analyzers that get a sixth of them."""
 RECURRENT = {"recurrent_states", "logit_lens"}
 """Analyzers that need more than layers one after another."""
 
@@ -43,7 +54,7 @@ def reported(tmp_path):
 def test_an_interrupt_at_a_random_moment_leaves_nothing_changed(name, tmp_path):
     run = {**ANALYZERS, "over": over_data, "report": reported(tmp_path)}[name]
     case = CASES["lstm" if name in RECURRENT else "cnn"]
-    count = max(1, COUNT // 5) if name in ("report", "auto") else COUNT
+    count = COUNT // 30 if name == "report" else COUNT // 6 if name in LONG else COUNT
 
     def strike(number, frame):
         raise Hit
