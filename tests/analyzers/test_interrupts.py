@@ -16,14 +16,8 @@ from tests.snapshot import Snapshot
 COUNT = int(os.environ.get("INTERRUPTS", 120))
 """Interrupts of each analyzer; more by hand: `INTERRUPTS=1000 pytest -m slow tests/analyzers/test_interrupts.py`."""
 LONG = {
-    "linear_probe",
-    "compare",
-    "generalization_gap",
-    "geometry",
-    "nonlinearity",
-    "compare_groups",
-    "health",
-    "ablate",
+    *("linear_probe", "compare", "generalization_gap", "geometry", "nonlinearity", "compare_groups", "health"),
+    *("ablate", "attack_curve"),
 }
 """Analyzers that get a sixth of them."""
 RECURRENT = {"recurrent_states", "logit_lens"}
