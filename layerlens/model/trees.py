@@ -181,9 +181,13 @@ def version(tensor: torch.Tensor) -> int:
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """Return a tensor as a numpy array, without its graph; bfloat16, which numpy does not have, becomes float32."""
-    tensor = tensor.detach().cpu()
-    array: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    """Return a tensor as a numpy array, without its graph; types that numpy does not have, as bfloat16, in float32."""
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    if tensor.dtype == torch.complex32:
+        tensor = tensor.to(torch.complex64)
+    elif tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
+        tensor = tensor.float()
+    array: np.ndarray[Any, Any] = tensor.numpy()
     return array
 
 

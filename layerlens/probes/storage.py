@@ -16,7 +16,8 @@ from layerlens.axes.call_site import CallSite
 from layerlens.axes.layout import Role, positions, role
 from layerlens.axes.provenance.axis import Axis, Part, Source
 from layerlens.errors import AxesUnknown, RecordError, ResultFileError
-from layerlens.files import whole, with_ending
+from layerlens.files import parse_json, whole, with_ending
+from layerlens.model.packing import packed, unpacked
 from layerlens.model.trees import describe
 
 from .call import Call
@@ -40,6 +41,7 @@ def save(record: Record, path: str | os.PathLike[str]) -> Path:
     if not path.parent.is_dir():
         raise ResultFileError(f"cannot save to {path}: the folder {path.parent} does not exist. Make it first.")
     tensors: dict[str, torch.Tensor] = {}
+    types: dict[str, str] = {}
     calls = []
     for number, call in enumerate(record.order):
         parts: list[torch.Tensor] = []
@@ -52,7 +54,9 @@ def save(record: Record, path: str | os.PathLike[str]) -> Path:
                     f"layer {call.layer!r}, call {call.index}: {describe(tensor)} is sparse, nested, quantized or "
                     "without data, which a file cannot hold; make it a plain tensor with capture(reduce=...)."
                 )
-            tensors[f"{number}:{number_in_call}"] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            name = f"{number}:{number_in_call}"
+            stored, types[name] = packed(tensor)
+            tensors[name] = stored.clone()  # safetensors refuses tensors that share memory
         calls.append(fields)
     content: dict[str, Any] = {
         "selected": record.selected,
@@ -60,6 +64,7 @@ def save(record: Record, path: str | os.PathLike[str]) -> Path:
         "unedited": record.unedited,
     }
     content |= {"partial": record.partial, "stopped": record.stopped, "calls": calls}
+    content["types"] = {name: kind for name, kind in types.items() if kind}
     with whole(path) as file:
         save_file(tensors, file.name, metadata={"format": FORMAT, "record": json.dumps(content)})
     return path
@@ -84,7 +89,8 @@ def load(path: str | os.PathLike[str], kind: type[Record]) -> Record:
             if about.get("format") != FORMAT:
                 raise ResultFileError(f"{path} has format {about.get('format')!r}; this layerlens reads {FORMAT!r}.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        content = json.loads(about["record"])
+        content = parse_json(about["record"])
+        tensors |= {name: unpacked(tensors[name], kind) for name, kind in content.get("types", {}).items()}
         record = kind(list(content["selected"]), content["aliases"])
         record.partial, record.stopped = bool(content["partial"]), bool(content["stopped"])
         record.unedited = tuple(content["unedited"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from layerlens import contrast, open_store, over
+from layerlens import Record, capture, contrast, open_store, over
 from layerlens.errors import SampleError, StoreError
 from layerlens.scale.store import shard_files
 from layerlens.scale.store.manifest import read
@@ -285,6 +285,34 @@ def test_rows_anywhere_in_every_type(tmp_path, dtype):
     row += 1  # what was read is the reader's own
     assert torch.equal(column[5], data.to(dtype)[5])
     found.verify()
+
+
+ODD = "uint16 uint32 uint64 float8_e4m3fn float8_e5m2 complex32 complex64 complex128".split()
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_types_that_safetensors_may_not_have(tmp_path):
+    for number, name in enumerate(ODD):
+        data, path = (pictures().reshape(21, -1) * 3).to(getattr(torch, name)), tmp_path / name
+        net = torch.nn.Sequential(torch.nn.Identity(), Ignores())
+        ids = torch.arange(21 - number)  # each at another place in the file
+        found = over(net, data[ids], store=path, batch_size=4, shard_size=8).capture("0")
+        (column,) = open_store(path).values()
+        found.verify()
+        for index in (slice(None), slice(3, 9), [12, 0, 3], 5):
+            read, wanted = column[index], data[ids][index]
+            assert read.dtype == wanted.dtype and torch.equal(read.view(torch.uint8), wanted.view(torch.uint8)), name
+        record = capture(net, data[:2], "0")
+        kept = Record.load(record.save(tmp_path / f"{name}.safetensors"))["0"]
+        assert kept.dtype == data.dtype and torch.equal(kept.view(torch.uint8), data[:2].view(torch.uint8)), name
+        assert len(column.numpy()) == len(ids)
+
+
+class Ignores(torch.nn.Module):
+    """Returns zeros."""
+
+    def forward(self, x):
+        return torch.zeros(len(x), 1)
 
 
 def test_a_stream_that_grew_is_told(tmp_path):

@@ -184,5 +184,8 @@ def _array(rows: torch.Tensor) -> np.ndarray[Any, Any]:
     """Return rows as an array on the same memory, `(rows, numbers)`; unknown types as integers of their size."""
     flat = rows.reshape(len(rows), -1)
     odd = rows.is_floating_point() and rows.dtype not in (torch.float16, torch.float32, torch.float64)
-    found: np.ndarray[Any, Any] = (flat.view({1: torch.uint8, 2: torch.int16}[rows.itemsize]) if odd else flat).numpy()
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+    found: np.ndarray[Any, Any] = (
+        flat.view(kinds[rows.itemsize]) if odd or rows.dtype == torch.complex32 else flat
+    ).numpy()
     return found

@@ -14,6 +14,7 @@ import torch
 
 from layerlens.errors import StoreError
 from layerlens.files import parse_json, whole
+from layerlens.model.packing import packed, type_named
 
 FORMAT = "layerlens-shard/2"
 DIGITS = 6
@@ -24,10 +25,9 @@ HOLE = b"0" * 64
 HEADER = b'"header sha256":"'
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
 }  # fmt: skip
-"""Names of types in safetensors."""
+"""Names of types in safetensors; a tensor of another type is stored as bytes, with one axis more."""
 
 
 def file_name(number: int) -> str:
@@ -63,6 +63,9 @@ def write(folder: Path, number: int, tensors: Mapping[str, torch.Tensor], about:
     from safetensors.torch import save_file
 
     description = {"format": FORMAT, "shard": number, **about}
+    stored = {name: packed(tensor) for name, tensor in tensors.items()}
+    tensors = {name: tensor for name, (tensor, _) in stored.items()}
+    description["types"] = {name: kind for name, (_, kind) in stored.items() if kind}
     description["sha256"] = {name: checksum(tensor) for name, tensor in tensors.items()}
     path = folder / file_name(number)
     try:
@@ -132,6 +135,7 @@ class ShardFile:
                 what = f"shard {self.about['shard']}" if self.about["run"] == run else "a shard of another run"
                 raise StoreError(f"{path} holds {what}. Remove the file and run again to recompute just this shard.")
             self._first, self.names = 8 + length, list(opened.keys())
+            self._types = {name: type_named(kind) for name, kind in self.about["types"].items()}
             self._views: dict[str, torch.Tensor] = {}
         except FileNotFoundError as error:
             raise StoreError(f"there is no file {path}: the shard was not made, or was removed.") from error
@@ -148,18 +152,19 @@ class ShardFile:
         if name not in self._views:
             entry = self._layout[name]
             start, stop = (self._first + offset for offset in entry["data_offsets"])
+            if start % self._dtype(name).itemsize:  # some operations of torch crash on numbers that are not aligned
+                return self._views.setdefault(name, self.tensor(name))
             # copy on write: torch warns about tensors from a read-only mapping
             with self._opened_file():
                 some = stop > start
                 mapped = np.memmap(self.path, np.uint8, "c", start, (stop - start,)) if some else np.empty(0, np.uint8)
-            flat = torch.from_numpy(np.asarray(mapped)).view(DTYPES[entry["dtype"]])
-            self._views[name] = flat.reshape(entry["shape"])
+            flat = torch.from_numpy(np.asarray(mapped)).view(self._dtype(name))
+            self._views[name] = flat.reshape(self.shape(name))
         return self._views[name]
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a whole tensor, in memory."""
-        entry = self._layout[name]
-        block = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]])
+        block = torch.empty(self.shape(name), dtype=self._dtype(name))
         self.read(name, block)
         return block
 
@@ -195,7 +200,11 @@ class ShardFile:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor."""
-        return tuple(self._layout[name]["shape"])
+        stored = tuple(self._layout[name]["shape"])
+        return stored[:-1] if name in self._types else stored
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return self._types[name] if name in self._types else DTYPES[self._layout[name]["dtype"]]
 
     def verify(self) -> None:
         """Compare the header and every tensor with their checksums.
