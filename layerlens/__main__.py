@@ -14,6 +14,7 @@ from typing import Any
 
 from . import __version__
 from .errors import InputError, LayerLensError, OptionError, suggestion
+from .files import same_file
 
 OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -112,6 +113,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     if arguments.image:
         pictures = {}
         for path in arguments.image:
+            if path.resolve().parent == arguments.out.resolve():
+                raise OptionError(f"the picture {path} is in the folder of --out, where it could be replaced; give "
+                                  "another folder, --out gallery.")  # fmt: skip
             title = path.name if path.name not in pictures else str(path)
             pictures[title] = chosen.preprocess(read_picture(path))
     target = arguments.target
@@ -135,7 +139,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     check_place(arguments.out)
     for path in (*arguments.input, arguments.class_names):
-        if path is not None and path.resolve() == arguments.out.resolve():
+        if path is not None and same_file(path, arguments.out):
             raise OptionError(
                 f"--out {arguments.out} is an input, which it would replace; give another, --out report.html."
             )

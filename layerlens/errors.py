@@ -66,6 +66,10 @@ class ResultFileError(LayerLensError, ValueError):
     """A file does not hold a result of layerlens, or is damaged."""
 
 
+class WriteError(ResultFileError, OSError):
+    """A file cannot be written: no space, no permission, or a name that the file system does not take."""
+
+
 class StoreError(LayerLensError, ValueError):
     """A store is missing, damaged, incomplete, foreign, or holds another run than the one asked for."""
 

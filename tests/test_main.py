@@ -42,6 +42,16 @@ def test_a_picture_that_is_none(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_no_picture_is_replaced(tmp_path, capsys, picture, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.png").symlink_to(picture)
+    before = picture.read_bytes()
+    for given, out in ((picture, "."), ("link.png", tmp_path), (tmp_path / "." / picture.name, f"../{tmp_path.name}")):
+        assert embedded("--image", given, "--out", out) == 2
+        assert "is in the folder of --out, where it could be replaced" in capsys.readouterr().err
+    assert picture.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_folder_that_cannot_be(tmp_path, capsys, picture):
     assert embedded("--out", picture) == 2
     assert embedded("--out", picture / "deeper") == 2

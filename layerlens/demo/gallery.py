@@ -196,6 +196,8 @@ def write(report: Report, out: Path) -> list[Path]:
         names = sorted(path.name for path in partial.iterdir())
         for name in names:
             os.replace(partial / name, out / name)
+    except OSError as error:
+        raise InputError(f"cannot write to {str(out)!r} ({error.strerror or error}).") from error
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(partial)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from layerlens.errors import InputError
 
@@ -23,7 +23,7 @@ def read_picture(path: str | Path) -> Image.Image:
         raise InputError(f"there is no file {str(path)!r}.") from None
     except IsADirectoryError:
         raise InputError(f"{str(path)!r} is a folder, not a picture.") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises SyntaxError, struct.error and others for damaged files
         raise InputError(f"{str(path)!r} cannot be read as a picture ({error}).") from None
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 PLAIN = frozenset(
-    [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
-    + [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+    getattr(torch, name) for name in "bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64".split()
 )
 """Types that every version of safetensors has."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from layerlens.errors import OptionError, PlotError, UnknownOption, choose
-from layerlens.files import whole
+from layerlens.files import no_place, whole
 from layerlens.results import Result
 from layerlens.signatures import old_names, public
 
@@ -83,8 +83,8 @@ class Plot:
         if suffix not in METADATA:
             given = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
             raise PlotError(f"cannot save a figure to {path}: {given}. Use .png, .pdf or .svg.")
-        if not path.parent.is_dir():
-            raise PlotError(f"cannot save a figure to {path}: the folder {path.parent} does not exist. Make it first.")
+        if why := no_place(path):
+            raise PlotError(f"cannot save a figure to {path}: {why}")
         if dpi is None:
             dpi = 200 if suffix == "png" else 300
         if not 10 <= dpi <= 2400:

@@ -15,8 +15,8 @@ import torch
 from layerlens.axes.call_site import CallSite
 from layerlens.axes.layout import Role, positions, role
 from layerlens.axes.provenance.axis import Axis, Part, Source
-from layerlens.errors import AxesUnknown, RecordError, ResultFileError
-from layerlens.files import parse_json, whole, with_ending
+from layerlens.errors import AxesUnknown, RecordError, ResultFileError, WriteError
+from layerlens.files import no_place, parse_json, whole, with_ending
 from layerlens.model.packing import packed, unpacked
 from layerlens.model.trees import describe
 
@@ -34,12 +34,14 @@ def save(record: Record, path: str | os.PathLike[str]) -> Path:
     Raises:
         ResultFileError: when the folder does not exist, the name has the ending of another format, or a tensor cannot
             be stored.
+        WriteError: when the file cannot be written, with the reason.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = with_ending(path, ".safetensors", "a record", "")
-    if not path.parent.is_dir():
-        raise ResultFileError(f"cannot save to {path}: the folder {path.parent} does not exist. Make it first.")
+    if why := no_place(path):
+        raise ResultFileError(f"cannot save to {path}: {why}")
     tensors: dict[str, torch.Tensor] = {}
     types: dict[str, str] = {}
     calls = []
@@ -65,8 +67,11 @@ def save(record: Record, path: str | os.PathLike[str]) -> Path:
     }
     content |= {"partial": record.partial, "stopped": record.stopped, "calls": calls}
     content["types"] = {name: kind for name, kind in types.items() if kind}
-    with whole(path) as file:
-        save_file(tensors, file.name, metadata={"format": FORMAT, "record": json.dumps(content)})
+    try:
+        with whole(path) as file:
+            save_file(tensors, file.name, metadata={"format": FORMAT, "record": json.dumps(content)})
+    except SafetensorError as error:
+        raise WriteError(f"cannot write {path}: {error}.") from error
     return path
 
 
@@ -76,12 +81,12 @@ def load(path: str | os.PathLike[str], kind: type[Record]) -> Record:
     Raises:
         ResultFileError: when the file is missing, damaged, or of another kind.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = Path(path)
-    if path.suffix != ".safetensors" and not path.exists():
+    if path.suffix != ".safetensors" and not os.path.exists(path):
         path = path.with_name(f"{path.name}.safetensors")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ResultFileError(f"there is no file {path}.")
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -100,8 +105,8 @@ def load(path: str | os.PathLike[str], kind: type[Record]) -> Record:
                             names=tuple(call.get("names", ()))))  # fmt: skip
     except ResultFileError:
         raise
-    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise ResultFileError(f"{path} is not a record of layerlens, or is damaged ({error}).") from error
+    except Exception as error:  # whatever values that do not fit raise
+        raise ResultFileError(f"{path} is not a record of layerlens, or is damaged ({error!s:.200}).") from error
     return record
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from layerlens.errors import InputError, OptionError
+from layerlens.files import read_arrays
 from layerlens.inputs.images import read_picture, upright
 from layerlens.inputs.inputs import Inputs, as_inputs
 
@@ -127,11 +129,8 @@ def _read_arrays(path: Path, single: bool) -> Inputs:
         if path.suffix.lower() == ".safetensors":
             tensors = load_file(path)
         else:
-            with open(path, "rb") as file:
-                loaded = np.load(file, allow_pickle=False)
-                arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else {"": loaded}
-            tensors = {name: as_inputs(array).args[0] for name, array in arrays.items()}
-    except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+            tensors = {name: as_inputs(array).args[0] for name, array in read_arrays(path).items()}
+    except (OSError, ValueError, EOFError, SafetensorError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{str(path)!r} cannot be read as arrays ({error}).") from None

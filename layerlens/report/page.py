@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerlens.errors import ResultFileError, need
-from layerlens.files import whole, with_ending
+from layerlens.files import no_place, whole, with_ending
 
 from .content import Note, Picture, Report, Strip
 
@@ -26,14 +26,10 @@ def check_place(path: str | os.PathLike[str]) -> None:
         MissingPackage: when jinja2 is not installed.
     """
     place = Path(path)
-    if place.is_dir():
-        raise ResultFileError(f"cannot write a page to {place}: it is a folder. Give the name of a file in it.")
-    if place.suffix.lower() != ".htm":
+    if place.suffix.lower() != ".htm" and not os.path.isdir(place):
         with_ending(place, ".html", "a page", "; a browser prints it to a PDF")
-    if not place.parent.is_dir():
-        raise ResultFileError(
-            f"cannot write a page to {place}: the folder {place.parent} does not exist. Make it first."
-        )
+    if why := no_place(place):
+        raise ResultFileError(f"cannot write a page to {place}: {why}")
     if not os.access(place.parent, os.W_OK | os.X_OK):
         raise ResultFileError(f"cannot write a page to {place}: no permission in {place.parent}.")
     need("jinja2", "a report", "report")
@@ -48,11 +44,8 @@ def write(report: Report, path: str | os.PathLike[str]) -> Path:
     """
     check_place(path)
     content = render("report.html", report=report).encode()
-    try:
-        with whole(Path(path)) as file:
-            file.write(content)
-    except OSError as error:
-        raise ResultFileError(f"cannot write a page to {path} ({error.strerror or error}).") from None
+    with whole(Path(path)) as file:
+        file.write(content)
     return Path(path)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,9 @@ import numpy as np
 import torch
 
 from layerlens.errors import ResultFileError
-from layerlens.files import whole, with_ending
-from layerlens.model.trees import as_array
+from layerlens.files import FREELY, no_place, parse_json, read_arrays, whole, with_ending
+from layerlens.model.packing import type_named
+from layerlens.model.trees import as_array, describe
 
 FORMAT = "layerlens-result/1"
 
@@ -32,13 +31,14 @@ def write(path: str | os.PathLike[str], value: object) -> Path:
     if name.lower().endswith((".png", ".pdf", ".svg")):
         instead = f". A figure is result.plot().save({name!r})"
     path = with_ending(path, ".npz", "a result", instead)
-    if not path.parent.is_dir():
-        raise ResultFileError(f"cannot save to {path}: the folder {path.parent} does not exist. Make it first.")
+    if why := no_place(path):
+        raise ResultFileError(f"cannot save to {path}: {why}")
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     description = json.dumps({"format": FORMAT, "value": _encode(value, arrays)})
     arrays["description"] = np.frombuffer(description.encode(), dtype=np.uint8)
+    small = sum(array.nbytes for array in arrays.values()) <= FREELY  # so that it can be read again, see `read_arrays`
     with whole(path) as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        (np.savez_compressed if small else np.savez)(file, **arrays)  # type: ignore[arg-type]
     return path
 
 
@@ -49,24 +49,22 @@ def read(path: str | os.PathLike[str], classes: Mapping[str, type[Any]]) -> Any:
         ResultFileError: when the file is missing, damaged, or of another kind.
     """
     path = Path(path)
-    if path.suffix != ".npz" and not path.exists():
+    if path.suffix != ".npz" and not os.path.exists(path):
         path = path.with_name(f"{path.name}.npz")  # as it was saved
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        description = json.loads(bytes(arrays["description"]).decode())
+        arrays = read_arrays(path)
+        description = parse_json(bytes(arrays.pop("description")))
         if description["format"] != FORMAT:
-            raise ResultFileError(f"{path} has format {description['format']!r}; this layerlens reads {FORMAT!r}.")
+            kind = str(description["format"])[:40]
+            raise ResultFileError(f"{path} has format {kind!r}; this layerlens reads {FORMAT!r}.")
         return _decode(description["value"], arrays, classes)
     except FileNotFoundError as error:
         raise ResultFileError(f"there is no file {path}.") from error
-    except (
-        *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError),
-        *(zipfile.BadZipFile, zlib.error),
-    ) as error:
-        if isinstance(error, ResultFileError):
-            raise
-        raise ResultFileError(f"{path} is not a result of layerlens, or is damaged ({error}).") from error
+    except ResultFileError:
+        raise
+    except Exception as error:  # whatever a class of results raises on values that do not fit
+        why = f"{error!s:.200}"
+        raise ResultFileError(f"{path} is not a result of layerlens, or is damaged ({why}).") from error
 
 
 def _encode(value: object, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
@@ -74,7 +72,10 @@ def _encode(value: object, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
         return value
     if isinstance(value, torch.Tensor):
         name = f"array{len(arrays)}"
-        arrays[name] = as_array(value)
+        try:
+            arrays[name] = as_array(value)
+        except (TypeError, RuntimeError, NotImplementedError) as error:
+            raise ResultFileError(f"cannot save {describe(value)}: {error!s:.200}") from error
         return {"tensor": name, "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, (tuple, list)):
         return {"tuple" if isinstance(value, tuple) else "list": [_encode(part, arrays) for part in value]}
@@ -86,11 +87,14 @@ def _encode(value: object, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
     raise ResultFileError(f"cannot save a value of type {type(value).__name__}: {value!r}.")
 
 
-def _decode(value: Any, arrays: Mapping[str, np.ndarray[Any, Any]], classes: Mapping[str, type[Any]]) -> Any:
+def _decode(value: Any, arrays: dict[str, np.ndarray[Any, Any]], classes: Mapping[str, type[Any]]) -> Any:
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
-        return torch.from_numpy(arrays[value["tensor"]].copy()).to(getattr(torch, value["dtype"]))
+        array, dtype = arrays.pop(value["tensor"]), type_named(value["dtype"])  # each is of one tensor
+        if as_array(torch.zeros(0, dtype=dtype)).dtype != array.dtype:
+            raise ValueError(f"{dtype} is not stored as {array.dtype}")
+        return torch.from_numpy(array).to(dtype)
     if "tuple" in value:
         return tuple(_decode(part, arrays, classes) for part in value["tuple"])
     if "list" in value:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
-import socket
+import secrets
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from layerlens.errors import LayerLensError, OptionError, check_count, need
+from layerlens.files import owner
 from layerlens.progress import track
 
 from ..run.work import Work
@@ -62,7 +62,7 @@ class RayEngine:
         listed = list(shards)
         if not listed:
             return
-        stop = storage.folder.absolute() / f".stop.{socket.gethostname()}.{os.getpid()}.tmp"
+        stop = storage.folder.absolute() / f".stop.{secrets.token_hex(8)}-{owner()}.tmp"
         with _cluster(ray), _quiet(ray):
             sent = ray.put(dataclasses.replace(work, prefetch=False))
             pool = self._pool(ray, len(listed))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from layerlens.errors import OptionError, SampleError, StoreError, warn
+from layerlens.files import printable
 
 from ..store import manifest as manifests
 from ..store.manifest import Manifest
@@ -38,12 +40,14 @@ def begin(folder: Path | None, manifest: Manifest, *, shared: bool) -> Store:
         if shared:
             raise OptionError("several processes need a folder that all of them can reach: over(..., store=path).")
         return Store(Memory(), manifest)
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not folder.is_dir():
         raise StoreError(f"{folder} is a file; a store is a folder.")
     try:
         return _in_folder(folder, manifest, shared)
-    except OSError as error:
-        raise StoreError(f"the folder {folder} cannot be made or written to ({error}).") from error
+    except StoreError:
+        raise
+    except (OSError, ValueError) as error:  # a name with a zero in it is a ValueError
+        raise StoreError(f"the folder {printable(folder)} cannot be made or written to ({error}).") from error
 
 
 def _in_folder(folder: Path, manifest: Manifest, shared: bool) -> Store:

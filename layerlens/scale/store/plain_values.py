@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from layerlens.model.hashing import digest
+from layerlens.model.packing import PLAIN
 from layerlens.model.trees import describe
 
 MOST = 64
 """Numbers of a tensor that are written out; larger tensors get a digest."""
-PLAIN = frozenset([torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16,
-                   torch.bfloat16, torch.float32, torch.float64])  # fmt: skip
 LONG = 400
 """Characters that are written out; longer texts get a digest."""
 

@@ -47,9 +47,9 @@ class Store(Mapping[str, Column]):
             StoreError: when there is none, or it is damaged or incomplete.
         """
         folder = Path(path).absolute()
-        if folder.is_file():
+        if os.path.isfile(folder):
             raise StoreError(f"{folder} is a file; a store is a folder. Give the folder that it is in.")
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise StoreError(f"there is no folder {folder}.")
         manifest = manifests.read(folder)
         storage = Folder(folder, manifest.run)
