@@ -1,6 +1,6 @@
 """Which method for which kind of input: small trained models with a planted answer or exact Shapley values.
 
-python -m benchmarks.kinds > benchmarks/kinds.md    (about 3 minutes on one core)
+python -m benchmarks.kinds > benchmarks/kinds.md    (about 4 minutes on one core)
 
 `layerlens.saliency(method="auto")` follows this table, benchmarks/tokens.md and benchmarks/faithfulness.md.
 """
@@ -25,6 +25,7 @@ from .kinds_models import (
     Asked,
     Attending,
     Hard,
+    Hybrid,
     Recurrent,
     Spectral,
     Steps,
@@ -188,6 +189,27 @@ def series() -> Iterator[Task]:
     )  # fmt: skip
 
 
+def hybrids() -> Iterator[Task]:
+    """The same event and tone, for convolutions with a recurrent layer behind them."""
+    methods = {**SLOPES, **BLURRED, **ABLATED, **SAMPLED}
+    x, label, _ = events(1500, 1)
+    wave, tone, _ = tones(1500, 1)
+    own, target, mask = events(TESTED, 2)
+    heard, pitch, place = tones(TESTED, 2)
+    for name, build, train, given, classes, truth in (
+        ("series, convolutions and an LSTM", lambda: Hybrid(3, 2, 5, 1, nn.LSTM), (x.transpose(1, 2), label),
+         own.transpose(1, 2).contiguous(), target, mask),
+        ("series, convolutions and a GRU", lambda: Hybrid(3, 2, 5, 1, nn.GRU), (x.transpose(1, 2), label),
+         own.transpose(1, 2).contiguous(), target, mask),
+        ("audio, convolutions and a GRU", lambda: Hybrid(1, 3, 31, 16, nn.GRU), (wave[:, None], tone),
+         heard[:, None], pitch, place),
+    ):  # fmt: skip
+        torch.manual_seed(0)
+        model = fit(build(), train, 300, rate=1e-2)
+        measure = "mass on the tone" if given.shape[1] == 1 else "mass on the event"
+        yield Task(name, model, given, classes.tolist(), mass(truth, "feature"), measure, methods)
+
+
 def tables() -> Iterator[Task]:
     """Regression and classification by ten columns, against exact Shapley values; a layer; without gradients."""
     from sklearn.datasets import load_breast_cancer, load_diabetes
@@ -252,7 +274,7 @@ def main() -> None:
     print('`method="auto"` takes of it is in docs/saliency.md. Mass: the share of the positive values on the planted')
     print("answer. Correlation: with exact Shapley values from the zero baseline; of an image and tokens, those of its")
     print("four quadrants and five words. Insertion less deletion: of the class's probability, with two fills.\n")
-    for part in (tables, series, asked, pictures):
+    for part in (tables, series, asked, pictures, hybrids):
         for task in part():
             print(f"## {task.name}\n\n| method | {task.measure} | insertion - deletion | seconds | cost |")
             print("| --- | ---: | ---: | ---: | --- |")

@@ -76,6 +76,19 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(x)[0].amax(dim=1))
 
 
+class Hybrid(nn.Module):
+    """Convolutions over a series (batch, channel, time), and a GRU or an LSTM over what they find, pooled as above."""
+
+    def __init__(self, channels: int, classes: int, kernel: int, stride: int, rnn: type[nn.GRU | nn.LSTM]) -> None:
+        super().__init__()
+        self.read = nn.Conv1d(channels, 16, kernel, stride=stride, padding=kernel // 2)
+        self.rnn, self.head = rnn(16, 24, batch_first=True), nn.Linear(24, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, classes) of a series (batch, channel, time)."""
+        return self.head(self.rnn(self.read(x).relu().transpose(1, 2))[0].amax(dim=1))
+
+
 class Spectral(nn.Module):
     """Reads a waveform (batch, samples) by its spectrogram."""
 

@@ -76,6 +76,7 @@ class Notes:
         inputs: input of an operation that saves only its result.
         time_major: numbers of nodes inside calls whose axis order is (time, batch, ...).
         added_cuts: number of a node that adds one of them -> what cut it.
+        recurrent: whether a recurrent layer ran.
     """
 
     graph: Graph
@@ -85,6 +86,7 @@ class Notes:
     inputs: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
     time_major: list[range] = dataclasses.field(default_factory=list)
     added_cuts: dict[int, str] = dataclasses.field(default_factory=dict)
+    recurrent: bool = False
 
 
 @dataclasses.dataclass(slots=True)
@@ -113,9 +115,8 @@ class TorchCall:
                 notes.added_cuts[self.number] = cut.how
             if notes.graph.depends(value):
                 kind, source = "absorbed", f"stop at {notes.graph.stops(value)}"
-            value = value.detach() if factor == 1 else value.detach() * factor
-            if factor == 1 and notes.copying:
-                value = value.clone()
+            own = value.detach()
+            value = own * factor if factor != 1 else own.clone() if notes.copying else own
         else:
             value = (value if isinstance(value, complex) else float(value)) * factor
             if value == 0:
@@ -354,8 +355,7 @@ FUNCTIONS: dict[Callable[..., Any] | str, Note] = {
     **dict.fromkeys([torch.rsub, _T.__rsub__], _rsub),
     **dict.fromkeys([F.linear, torch._C._nn.linear], _linear),
     **dict.fromkeys([F.bilinear, torch.bilinear], _bilinear),
-    **dict.fromkeys([torch.conv1d, torch.conv2d, torch.conv3d], _convolution),
-    torch.convolution: _convolution,
+    **dict.fromkeys([torch.conv1d, torch.conv2d, torch.conv3d, torch.convolution], _convolution),
     **dict.fromkeys([torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d], _convolution),
     **{
         function: _addmm(getattr(torch, name))

@@ -35,15 +35,8 @@ Function: TypeAlias = Callable[..., Any]
 Index: TypeAlias = "int | slice | torch.Tensor | tuple[Index, ...] | None"
 
 RECURRENT: set[Any] = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
-WATCHED: set[Any] = {
-    F.scaled_dot_product_attention,
-    torch.lstm_cell,
-    torch.gru_cell,
-    torch.rnn_tanh_cell,
-    torch.rnn_relu_cell,
-    torch.special.ndtr,
-    torch.linalg.vander,
-}
+CELLS: set[Any] = {torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell}
+WATCHED: set[Any] = {F.scaled_dot_product_attention, torch.special.ndtr, torch.linalg.vander, *CELLS}
 
 # Functions of torch that are written in Python and add nothing: called as they are.
 _ADDING_NOTHING: set[Any] = {
@@ -93,6 +86,7 @@ class Recorder(TorchFunctionMode):
             result = self._call(function, args, kwargs)
         if not self._noting:
             return result
+        self.notes.recurrent |= function in RECURRENT or function in CELLS
         self.notes.cuts.see(function, args, kwargs, result)
         return result
 

@@ -75,7 +75,7 @@ def make_plan(recording: Recording, *, strict: bool = False) -> Plan:
     given, nodes = recording.rulebook, recording.nodes
     _check(nodes, recording.roots, strict=strict)
     operations = linear_operations(nodes, recording.notes.constants) if given is None or given.linear else []
-    rulebook, why = fitting_rulebook(nodes, operations) if given is None else (given, "")
+    rulebook, why = (given, "") if given is not None else fitting_rulebook(nodes, operations, recording.notes.recurrent)
     settings = {"rules": rulebook.settings() | ({"chosen": why} if why else {}), "strict": strict}
     linear = _assign(rulebook, operations, recording)
     used: dict[str, set[str]] = {}
@@ -96,7 +96,9 @@ def make_plan(recording: Recording, *, strict: bool = False) -> Plan:
     return Plan(rulebook, settings, linear, others, {op: "; ".join(sorted(names)) for op, names in used.items()})
 
 
-def fitting_rulebook(nodes: Sequence[NodeInfo], operations: Sequence[LinearOperation]) -> tuple[Rulebook, str]:
+def fitting_rulebook(
+    nodes: Sequence[NodeInfo], operations: Sequence[LinearOperation], recurrent: bool = False
+) -> tuple[Rulebook, str]:
     """Choose the rulebook that the literature uses for networks of this kind; returns it and why.
 
     Attention: CP-LRP, which conserves relevance (AttnLRP, `"attn"`, does not; Achtibat et al. 2024 find it more
@@ -106,11 +108,12 @@ def fitting_rulebook(nodes: Sequence[NodeInfo], operations: Sequence[LinearOpera
     Args:
         nodes: nodes of the graph.
         operations: its linear operations.
+        recurrent: whether recurrent layers ran; the reason then says so.
     """
     if any(_attends(info) for info in nodes):
-        return RULEBOOKS["cp"], "it has attention"
+        return RULEBOOKS["cp"], f"it has {'recurrent layers and ' * recurrent}attention"
     if any(operation.kind == CONVOLUTION for operation in operations):
-        return RULEBOOKS["epsilon_plus"], "it has convolutions and no attention"
+        return RULEBOOKS["epsilon_plus"], f"it has {'recurrent layers, ' * recurrent}convolutions and no attention"
     if any(_multiplies_with(info, Role.GATE) for info in nodes):
         return RULEBOOKS["gate"], "it has gates, and neither convolutions nor attention"
     return RULEBOOKS["epsilon"], "it has neither convolutions nor attention nor gates"

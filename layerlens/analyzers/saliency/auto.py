@@ -47,8 +47,8 @@ WIDE = 250
 
 PAGE = "saliency"
 
-MEASURED = {"epsilon_plus": "a network with convolutions and no attention", "cp": "a network with attention"}
-"""The rulebooks of relevance that were measured, and the networks that get them."""
+MEASURED = {"epsilon_plus": "convolutions and no attention", "cp": "attention"}
+"""The rulebooks of relevance that were measured, and what the networks have for which it is the best method."""
 
 
 @method(
@@ -72,8 +72,8 @@ def auto(
 
     - Token ids: `leave_one_out` with 4 draws up to 50 tokens, fewer up to 200; `centered_relevance` beyond.
     - Tables, of up to 250 columns: Shapley values, exact up to 9 columns (`kernel_shap`), else `shapley_sampling`.
-    - Pictures, series, waveforms: `relevance` for networks with convolutions or attention, else
-      `integrated_gradients`.
+    - Pictures, series, waveforms: `relevance` for networks with convolutions or attention and no recurrent layers,
+      else `integrated_gradients`.
     - Inputs of several kinds, such as an image and a text: `shapley_sampling` over cells, columns and tokens; beyond
       200 of them as for pictures.
     - A layer: `integrated_gradients`.
@@ -153,14 +153,12 @@ def choose_method(
             name, options = "gradient_shap", {key: value for key, value in options.items() if key == "where"}
         options["baselines"] = baselines
     if name == "relevance":
-        result, book = _measured(model, inputs, target, forward)
-        page = "faithfulness" if (kinds, book) == ({"a picture"}, "epsilon_plus") else page
+        result, has = _measured(model, inputs, target, forward)
+        page = "faithfulness" if (kinds, has) == ({"a picture"}, MEASURED["epsilon_plus"]) else page
         if result is None:
             name = "integrated_gradients"
             spent.append("about 3 gradients to try relevance")
-            why = f"{why}, and {'no' if book else 'without a rule for'} convolutions or attention in the network"
-        else:
-            why = f"{why}, and {MEASURED[book]}"
+        why = f"{why}, and {has if has.endswith('in the network') else f'a network with {has}'}"
     if result is None and baseline is not None:
         options["fill" if name == "leave_one_out" else "baseline"] = baseline
     return (name, options, f"{why}: docs/{page}.md"), result, spent
@@ -169,13 +167,16 @@ def choose_method(
 def _measured(
     model: nn.Module, inputs: Inputs, target: Spec, forward: Forward | None
 ) -> tuple[Attribution | None, str]:
-    """Relevance, None by rules that were not measured; and the name of its rulebook, empty where there is none."""
+    """Relevance, None where it was not measured as the best; and what the network has."""
     try:
         found = relevance(model, inputs, target=target, forward=forward)
     except RelevanceError:
-        return None, ""
-    book = str(found.settings["rules"]["name"])
-    return (found if book in MEASURED else None), book
+        return None, "without a rule for convolutions or attention in the network"
+    book = found.settings["rules"]
+    if book["name"] not in MEASURED:
+        return None, "no convolutions or attention in the network"
+    has = str(book["chosen"]).removeprefix("it has ")
+    return (found if has == MEASURED[book["name"]] else None), has
 
 
 def _choice(scorer: Scorer, where: Selection, kinds: set[str]) -> tuple[Choice, bool]:

@@ -73,6 +73,23 @@ class Last(nn.Module):
         return self.head(self.rnn(x)[0][:, -1])
 
 
+class Heard(nn.Module):
+    """Convolutions, and a recurrent layer over what they find, also step by step."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.read, self.head, self.kind = nn.Conv1d(3, 6, 3), nn.Linear(6, 2), kind
+        self.rnn = nn.GRU(6, 6, batch_first=True) if kind == "gru" else nn.GRUCell(6, 6)
+
+    def forward(self, x):
+        steps, state = self.read(x).relu().transpose(1, 2), None
+        if self.kind == "gru":
+            return self.head(self.rnn(steps)[0][:, -1])
+        for step in steps.unbind(1):
+            state = self.rnn(step, state)
+        return self.head(state)
+
+
 class Hard(nn.Module):
     """Reads its input by a step that no gradient passes."""
 
@@ -149,6 +166,8 @@ def test_a_wider_table_gets_sampled_shapley_values():
         (lambda: Attending(3), (2, 9, 3), "relevance, cp", "a series, and a network with attention"),
         (lambda: wave(2), (2, 1, 800), "relevance, epsilon_plus", "a series, and a network with convolutions"),
         (Waveform, (2, 800), "relevance, epsilon_plus", "a table, and a network with convolutions and no attention"),
+        (lambda: Heard("gru"), (2, 3, 9), "integrated_gradients", "a series, and a network with recurrent layers"),
+        (lambda: Heard("cell"), (2, 3, 9), "integrated_gradients", "a series, and a network with recurrent layers"),
         (Last, (2, 9, 3), "integrated_gradients", "a series, and no convolutions or attention in the network"),
         (lambda: nn.Linear(800, 2), (2, 800), "integrated_gradients", "a table, and no convolutions or attention"),
     ],
