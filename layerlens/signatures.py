@@ -51,7 +51,7 @@ SHARED = {
     "fig": "figure or subfigure to draw into, in its size; None makes one.",
     "width": '`"column"` (3.25 in), `"page"` (6.75 in), or inches.',
     "title": 'None for method and target, `""` for none.',
-    "sample": "which sample of the batch, or a list of them; None draws the first that fit a page, at most six.",
+    "sample": "sample by number or name, or a list of them; None draws the first that fit a page, at most six.",
     "name": "which input, if there are several.",
     "channel": 'how channels become one number: `"sum"`, `"abs"` (sum of absolute values), or the index of one.',
     "cmap": "matplotlib colormap; None is RdBu_r for signed values and magma for magnitudes.",

@@ -62,6 +62,12 @@ class WrappedModel:
         given = steps if transform is None else transform
         self.transform = None if given is None else Transform(given)
         self.feature_names = feature_names
+        if tokenizer is not None and (isinstance(tokenizer, type) or not callable(tokenizer)):
+            given = f"the class {tokenizer.__name__}" if isinstance(tokenizer, type) else repr(tokenizer)
+            raise InputError(
+                f"tokenizer= is called with texts, and this is {given}: load one, for example by "
+                "transformers.AutoTokenizer.from_pretrained(name)."
+            )
         self.tokenizer = tokenizer
         self.forward = forward
 
@@ -95,6 +101,8 @@ class WrappedModel:
             InputError: when it cannot be read, or is text and there is no tokenizer.
         """
         x = without_label(x)[0]
+        if self.tokenizer is not None and isinstance(x, np.ndarray) | is_series(x) and x.dtype.kind not in "fiubM":
+            x = list(x)  # texts
         texts = [x] if isinstance(x, str) else x
         is_text = isinstance(texts, (list, tuple)) and bool(texts) and all(isinstance(text, str) for text in texts)
         if not is_text:
@@ -146,6 +154,11 @@ class WrappedModel:
             if isinstance(value, Mapping):  # a row of a data set: numbers by column
                 value, names = np.array([list(value.values())], dtype=np.float64), tuple(map(str, value))
             else:
+                if any(isinstance(one, Mapping) for one in value):
+                    raise InputError(
+                        f"the input is a list of {len(value)} dicts with {', '.join(map(str, value[0]))}. A table is "
+                        "pandas.DataFrame(x); a chat is a text, tokenizer.apply_chat_template(x, tokenize=False)."
+                    )
                 value = stacked([torch.as_tensor(one) for one in value], "samples of the list")
         dtypes = {one.dtype for one in self.model.parameters() if one.is_floating_point()}
         dtype = next(iter(dtypes)) if len(dtypes) == 1 else None

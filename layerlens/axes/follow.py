@@ -360,6 +360,8 @@ def follow(
                 mode.steps.read(tensor, batch, int(number))
         return borrowed(*args, **kwargs) if forward is None else forward(borrowed, *args, **kwargs)
 
+    vars(run)["__wrapped__"] = type(model).forward if forward is None else forward  # its signature, for errors
+
     def said(path: LayerPath, wanted: Sequence[str], tensor: torch.Tensor) -> Axes:
         if len(wanted) != tensor.ndim:
             raise InputError(f"axes[{path!r}] has {len(wanted)} names for a tensor of shape {tuple(tensor.shape)}.")

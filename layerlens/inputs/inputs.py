@@ -277,6 +277,10 @@ def as_inputs(x: Input, dtype: torch.dtype | None = None) -> Inputs:
         parts = {str(place): part for place, part in enumerate(x)}
     elif not (isinstance(x, (torch.Tensor, np.ndarray)) or is_frame(x) or is_series(x)):
         other = " Try .to_pandas()." if hasattr(x, "to_pandas") else ""
+        if isinstance(x, nn.Module):
+            other = " The model comes first, saliency(model, x); a Lens has it already, lens.saliency(x)."
+        elif isinstance(x, (torch.utils.data.Dataset, torch.utils.data.DataLoader)):
+            other = " Of a data set: lens.over(data).saliency(); or one batch of a loader: x, y = next(iter(loader))."
         raise InputError(f"cannot pass {describe(x)} to a model. Give a tensor, a tuple of tensors, or a dict.{other}")
     features, indices = dict[str, Names](), dict[str, Index]()
     for name, part in parts.items():
@@ -298,7 +302,12 @@ def as_inputs(x: Input, dtype: torch.dtype | None = None) -> Inputs:
     given = Inputs(args, kwargs, features=features, index=index)
     tensors = given.tensors()
     if not tensors:
-        raise InputError(f"the input ({describe(x)}) holds no tensor. Give numbers as one: torch.tensor(x).")
+        how = "Give numbers as one: torch.tensor(x)."
+        if isinstance(x, Mapping):
+            how = "Give numbers as tensors: tokenizer(text, return_tensors='pt'), or a table as pandas.DataFrame(x)."
+        elif not parts:
+            how = "Give one sample or more."
+        raise InputError(f"the input ({describe(x)}) holds no tensor. {how}")
     for name, tensor in tensors.items():
         if tensor.numel() == 0:
             raise InputError(f"input {name!r} is empty: {describe(tensor)}. Give one sample or more, such as x[:1].")

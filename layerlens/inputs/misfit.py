@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -27,16 +28,18 @@ WIDTHS = {"in_features": "numbers", "input_size": "numbers", "in_channels": "cha
 
 BATCH: Change = ("the batch axis is missing", "{}.unsqueeze(0)", lambda x: x.unsqueeze(0))
 LAST = "the channels are last, and the model takes them before the places"
+COLOR = "the pictures are in color, and the model takes gray ones"
 ORDER = "the axes are in another order"
-AXES: list[tuple[int, tuple[int, int] | None, Change]] = [
+AXES: list[tuple[int, tuple[int, int, int] | None, Change]] = [
     (2, None, (ORDER, "{}.T", lambda x: x.T)),
     (2, None, (f"{BATCH[0]}; {ORDER}", "{}.T.unsqueeze(0)", lambda x: x.T.unsqueeze(0))),
-    (3, (2, 4), (f"{BATCH[0]}; {LAST}", "{}.permute(2, 0, 1).unsqueeze(0)", lambda x: x.permute(2, 0, 1)[None])),
+    (3, (2, 1, 4), (f"{BATCH[0]}; {LAST}", "{}.permute(2, 0, 1).unsqueeze(0)", lambda x: x.permute(2, 0, 1)[None])),
     (3, None, (ORDER, "{}.transpose(1, 2)", lambda x: x.transpose(1, 2))),
     (3, None, (ORDER, "{}.transpose(0, 1)", lambda x: x.transpose(0, 1))),
-    (4, (3, 4), (LAST, "{}.permute(0, 3, 1, 2)", lambda x: x.permute(0, 3, 1, 2))),
-    (4, (1, 1), ("the pictures are gray", "{}.expand(-1, 3, -1, -1)", lambda x: x.expand(-1, 3, -1, -1))),
-    (5, (4, 4), (LAST, "{}.permute(0, 4, 1, 2, 3)", lambda x: x.permute(0, 4, 1, 2, 3))),
+    (4, (3, 1, 4), (LAST, "{}.permute(0, 3, 1, 2)", lambda x: x.permute(0, 3, 1, 2))),
+    (4, (1, 1, 1), ("the pictures are gray", "{}.expand(-1, 3, -1, -1)", lambda x: x.expand(-1, 3, -1, -1))),
+    (4, (1, 3, 3), (COLOR, "{}.mean(1, keepdim=True)", lambda x: x.mean(1, keepdim=True))),
+    (5, (4, 1, 4), (LAST, "{}.permute(0, 4, 1, 2, 3)", lambda x: x.permute(0, 4, 1, 2, 3))),
     (2, None, ("an axis is missing", "{}.unsqueeze(1)", lambda x: x.unsqueeze(1))),
     (2, None, ("an axis is missing", "{}.unsqueeze(-1)", lambda x: x.unsqueeze(-1))),
     (3, None, ("an axis is missing", "{}.unsqueeze(1)", lambda x: x.unsqueeze(1))),
@@ -45,11 +48,11 @@ AXES: list[tuple[int, tuple[int, int] | None, Change]] = [
     (2, None, ("two axes are missing", "{}[None, None]", lambda x: x[None, None])),
     (3, None, ("the model takes one axis after the batch", "{}.flatten(1)", lambda x: x.flatten(1))),
     (4, None, ("the model takes one axis after the batch", "{}.flatten(1)", lambda x: x.flatten(1))),
-    (3, (0, 1), ("there is an axis too many", "{}.squeeze(0)", lambda x: x.squeeze(0))),
-    (4, (0, 1), ("there is an axis too many", "{}.squeeze(0)", lambda x: x.squeeze(0))),
-    (5, (0, 1), ("there is an axis too many", "{}.squeeze(0)", lambda x: x.squeeze(0))),
+    (3, (0, 1, 1), ("there is an axis too many", "{}.squeeze(0)", lambda x: x.squeeze(0))),
+    (4, (0, 1, 1), ("there is an axis too many", "{}.squeeze(0)", lambda x: x.squeeze(0))),
+    (5, (0, 1, 1), ("there is an axis too many", "{}.squeeze(0)", lambda x: x.squeeze(0))),
 ]  # fmt: skip
-"""Changes of one tensor that has so many axes, and at an axis (with a number) at most so many entries."""
+"""Changes of one tensor that has so many axes, and at an axis at least and at most so many entries."""
 
 
 def explained(model: nn.Module, inputs: Inputs, forward: Forward | None, error: Exception) -> InputError | None:
@@ -200,9 +203,35 @@ def _axes(inputs: Inputs) -> Iterator[Change]:
     tensors = list(inputs.tensors().values())
     if len(tensors) == 1:
         shape = tensors[0].shape
-        for axes, most, change in AXES:
-            if axes == len(shape) and (most is None or shape[most[0]] <= most[1]):
+        yield from _pictures(shape)
+        for axes, within, change in AXES:
+            if axes == len(shape) and (within is None or within[1] <= shape[within[0]] <= within[2]):
                 yield change
+
+
+def _pictures(shape: torch.Size) -> Iterator[Change]:
+    """Yield readings of what looks like flat pictures, or like one in color for a model of gray ones.
+
+    Yields:
+        The changes.
+    """
+    for channels in (1, 3) if len(shape) == 2 else ():
+        side = math.isqrt(shape[1] // channels)
+        if side >= 8 and channels * side**2 == shape[1]:
+            form = (channels, side, side)
+            yield (
+                "the pictures are flat",
+                f"{{}}.unflatten(1, {form})",
+                functools.partial(torch.unflatten, dim=1, sizes=form),
+            )
+    if len(shape) == 3 and min(shape[:2]) >= 8 and shape[2] in (3, 4):
+        yield (
+            f"{BATCH[0]}; {LAST}; {COLOR}",
+            "{}[..., :3].mean(-1)[None, None]",
+            lambda x: x[..., :3].mean(-1)[None, None],
+        )
+    if len(shape) == 3 and min(shape[1:]) >= 8 and shape[0] == 3:
+        yield f"{BATCH[0]}; {COLOR}", "{}.mean(0)[None, None]", lambda x: x.mean(0)[None, None]
 
 
 def _failed(model: nn.Module, error: BaseException) -> tuple[str, nn.Module, list[torch.Tensor]] | None:
@@ -254,9 +283,9 @@ def _wanted(module: nn.Module, given: list[torch.Tensor], inputs: Inputs) -> str
                 (-1, f"(..., {width})") if what == "numbers" else (min(1, x.ndim - 1), f"(batch, {width}, ...)")
             )
         if x.ndim < -axis or x.shape[axis] != width:
-            return f"It takes {width} {what}, shape {form}, and was given {describe(x)}. Give an input " + (
-                f"of shape {form}." if _same(x, inputs) else "of the size that the model was made for."
-            )
+            form_wanted = f"of shape {form}." if _same(x, inputs) else "of the size that the model was made for."
+            count = f"{width} {what[:-1] if width == 1 else what}"
+            return f"It takes {count}, shape {form}, and was given {describe(x)}. Give an input {form_wanted}"
     return None
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -52,7 +53,8 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
         True
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"a model must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a Module.")
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise InputError(f"a model must be a torch.nn.Module, got {given}. {_how_to_give(model)}")
     modules = modules_of(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("a TorchScript model has no layers or graph to look at; give the model it was made from.")
@@ -222,3 +224,20 @@ def freeze(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.requires_grad_(False)
+
+
+def _how_to_give(model: Any) -> str:
+    """Say how to make a module of what was given instead of one."""
+    if isinstance(model, type):
+        return f"Make one first: {model.__name__}(...)."
+    if isinstance(model, Mapping) and any(isinstance(one, torch.Tensor) for one in model.values()):
+        return "Weights go into a model that was made: model.load_state_dict(weights)."
+    if isinstance(model, (str, os.PathLike)):
+        return (
+            "Load the file first: model.load_state_dict(torch.load(name, weights_only=True)), or from_pretrained(name)."
+        )
+    if isinstance(model, (list, tuple)) and any(isinstance(one, nn.Module) for one in model):
+        return "Give one of them at a time."
+    if isinstance(getattr(model, "model", None), nn.Module):
+        return "Give the model that it holds, as its .model."
+    return "Wrap a function in a module."

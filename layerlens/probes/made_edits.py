@@ -274,11 +274,16 @@ def _by_layer(layers: Layers, edits: Edits) -> dict[LayerPath, list[PlannedEdit]
     """Return path -> (calls, tensors, edit) in the order in which they are made.
 
     Raises:
-        OptionError: when two edits name one layer and call.
+        OptionError: when two edits name one layer and call, or one is neither a change nor a function.
     """
     found: dict[LayerPath, list[PlannedEdit]] = {}
     for selection, given in edits.items():
         series: list[Edit] = list(given) if isinstance(given, (list, tuple)) else [given]  # type: ignore[list-item]
+        if wrong := [edit for edit in series if not isinstance(edit, Change) and not callable(edit)]:
+            raise OptionError(
+                f"the edit of {selection!r} is {describe(wrong[0])}. Give one of layerlens.edits, such as zero(), "
+                "scale(0.5) or replace(values), a function output -> output, or a list of those."
+            )
         for path, (calls, tensors, _) in layers.select(selection, calls=True, tensors=True).found().items():
             for other, also, _ in found.get(path, ()):
                 if (calls is None or other is None or calls & other) and (not tensors or not also or tensors & also):

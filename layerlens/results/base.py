@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 
+import numpy as np
 import torch
 
 from layerlens.errors import ResultFileError
@@ -78,6 +79,12 @@ class Result:
         if not isinstance(result, cls):
             raise ResultFileError(f"{path} holds a {type(result).__name__}, not a {cls.__name__}.")
         return result
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        values = self.numpy() if hasattr(self, "numpy") else None
+        if not isinstance(values, np.ndarray):
+            raise TypeError(f"this {type(self).__name__} holds several arrays, or none; take one of its attributes.")
+        return values if dtype is None else values.astype(dtype)
 
     def summary(self) -> list[tuple[str, str]]:
         """Name and text of what matters, in reading order; shown by `repr` and in notebooks."""

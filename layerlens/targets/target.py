@@ -9,9 +9,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 
 from layerlens.errors import TargetError
 from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.tables import is_series
 from layerlens.model.trees import describe
 from layerlens.signatures import public
 
@@ -67,6 +69,8 @@ def as_target(spec: Spec, *, names: Names = None) -> Target:
         raise TargetError("a target cannot be True or False; give a class index, a name or a function.")
     if isinstance(spec, str):
         return _of_class(class_index(spec, names), [spec], names)
+    if is_series(spec):
+        return as_target(np.asarray(spec).tolist(), names=names)
     if isinstance(spec, np.ndarray) and spec.dtype.kind in "USO":
         spec = spec.tolist()
     if isinstance(spec, list) and spec and not all(hasattr(one, "__index__") for one in spec):
@@ -107,14 +111,23 @@ def _classes_of(labels: torch.Tensor) -> str:
 
 
 def _function(function: Callable[..., torch.Tensor]) -> Callable[[Any, torch.Tensor], torch.Tensor]:
-    """Return a user's function of the output, and of the samples if it takes them, as one of both."""
+    """Return a user's function of the output, and of the samples if it takes them, as one of both.
+
+    Raises:
+        TargetError: when it is a loss module, which takes labels as well.
+    """
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
     except (TypeError, ValueError):  # a function of C
         return lambda output, rows: function(output)
     if "samples" in parameters:
         return lambda output, rows: function(output, samples=rows)
     needed = [one for one in parameters.values() if one.default is one.empty and one.kind <= one.POSITIONAL_OR_KEYWORD]
+    if isinstance(function, nn.Module) and len(needed) > 1:
+        raise TargetError(
+            f"{type(function).__name__} takes ({', '.join(one.name for one in needed)}), and a target is a function "
+            "output -> (batch,). Of a loss: target=lambda output: -cross_entropy(output, y, reduction='none')."
+        )
     return (lambda output, rows: function(output, rows)) if len(needed) > 1 else (lambda output, rows: function(output))
 
 

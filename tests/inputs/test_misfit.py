@@ -1,14 +1,17 @@
 """Wrong calls that beginners make: each is an error of layerlens that says what was given and what to type."""
 
 import copy
+import types
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import layerlens
-from layerlens import Lens
+from layerlens import Lens, saliency
 from layerlens.errors import InputError, LayerLensError, ResultFileError, TargetError
 from layerlens.inputs.batches import Data
 from layerlens.inputs.inputs import as_inputs
@@ -110,6 +113,12 @@ WRONG = [  # model, input, what the message says: what was given, and what to ty
     ("vision", IMAGES[:, :1], "float32 (2, 1, 12, 12)", "x.expand(-1, 3, -1, -1)"),
     ("vision", IMAGES[0, 0], "float32 (12, 12)", "Give an input of shape (batch, 3, height, width)"),
     ("vision", torch.rand(2, 4, 12, 12), "float32 (2, 4, 12, 12)", "It takes 3 channels"),
+    ("gray", IMAGES, "float32 (2, 3, 12, 12)", "x.mean(1, keepdim=True), float32 (2, 1, 12, 12)"),
+    ("gray", IMAGES[0], "float32 (3, 12, 12)", "x.mean(0)[None, None], float32 (1, 1, 12, 12)"),
+    ("gray", IMAGES[0].permute(1, 2, 0), "float32 (12, 12, 3)", "x[..., :3].mean(-1)[None, None]"),
+    ("gray", IMAGES[:, 0].flatten(1), "float32 (2, 144)", "x.unflatten(1, (1, 12, 12)), float32 (2, 1, 12, 12)"),
+    ("vision", IMAGES.flatten(1), "float32 (2, 432)", "x.unflatten(1, (3, 12, 12)), float32 (2, 3, 12, 12)"),
+    ("gray", IMAGES[:, :2], "float32 (2, 2, 12, 12)", "It takes 1 channel, shape"),
     ("gray", IMAGES[:, 0], "float32 (2, 12, 12)", "x.unsqueeze(1), float32 (2, 1, 12, 12)"),
     ("gray", IMAGES[0, 0], "float32 (12, 12)", "x[None, None], float32 (1, 1, 12, 12)"),
     ("pixels", torch.rand(2, 1, 4, 4), "float32 (2, 1, 4, 4)", "x.flatten(1), float32 (2, 16)"),
@@ -207,6 +216,16 @@ def test_a_target_that_does_not_fit_says_what_does(target, given, typed):
 def test_labels_in_any_form_are_targets(target):
     found = Lens(model_of("vision"), class_names=NAMES).saliency.gradient(IMAGES, target=target)
     assert found.targets == ("b", "c")
+
+
+def test_labels_of_a_table_and_texts_of_a_column_are_read():
+    lens = Lens(model_of("table"), class_names=["a", "b", "c"])
+    for labels in (pandas.Series([2, 0, 1, 1, 0, 2]), pandas.Series(list("cabbac"))):
+        assert lens.saliency.gradient(TABLE, target=labels).targets == ("c", "a", "b", "b", "a", "c")
+    texts = Lens(Speaker(), tokenizer=tokenizer)
+    expected = texts.saliency.gradient(["one"], target=1).values
+    for column in (pandas.Series(["one"]), np.array(["one"]), np.array(["one"], dtype=object)):
+        assert torch.equal(texts.saliency.gradient(column, target=1).values, expected)
 
 
 def test_names_need_class_names():
@@ -338,3 +357,41 @@ def test_an_input_on_another_device_is_moved():
 
     with pytest.raises(InputError, match=r"The input is on cpu and the model on meta: .* x\.to\('meta'\)"):
         as_inputs(TABLE).run(Elsewhere())
+
+
+@pytest.mark.parametrize(
+    "call, expected",
+    [
+        (lambda lens: Lens(nn.Linear), r"got the class Linear\. Make one first: Linear\(\.\.\.\)"),
+        (lambda lens: Lens(lens.model.state_dict()), r"got OrderedDict\. Weights go into a model"),
+        (lambda lens: Lens("net.pt"), r"got str\. Load the file first"),
+        (lambda lens: Lens([lens.model]), r"got list\. Give one of them at a time"),
+        (lambda lens: Lens(abs), "Wrap a function in a module"),
+        (lambda lens: saliency(IMAGES, lens.model), r"cannot pass Sequential .* The model comes first, saliency"),
+        (lambda lens: lens.saliency(TensorDataset(IMAGES)), r"Of a data set: lens\.over\(data\)"),
+        (lambda lens: lens.saliency(DataLoader(TensorDataset(IMAGES))), r"x, y = next\(iter\(loader\)\)"),
+        (lambda lens: lens.saliency((IMAGES, torch.tensor([1, 2]))), r"Labels are a target, not an input: give x\[0\]"),
+        (lambda lens: lens.saliency(IMAGES, method=["gradient", "rise"]), "one saliency method at a time"),
+        (lambda lens: lens.saliency(IMAGES, target=nn.CrossEntropyLoss()), r"takes \(input, target\), and a target"),
+        (lambda lens: lens.run(IMAGES, edits={"0": 0}), r"the edit of '0' is int\. Give one of layerlens\.edits"),
+        (lambda lens: Lens(lens.model, tokenizer="gpt2"), r"this is 'gpt2': load one, .*from_pretrained"),
+        (lambda lens: Lens(lens.model, tokenizer=dict), "this is the class dict: load one"),
+        (lambda lens: Lens(types.SimpleNamespace(model=lens.model)), r"Give the model that it holds, as its \.model"),
+        (lambda lens: lens.saliency([{"role": "user", "content": "hi"}] * 2), r"2 dicts with role, content\. A table"),
+        (lambda lens: lens.saliency({"input_ids": [[1, 2]]}), r"tokenizer\(text, return_tensors='pt'\), or a table"),
+        (lambda lens: lens.saliency([]), r"holds no tensor\. Give one sample or more"),
+        (lambda lens: lens.over(IMAGES, store="run.csv").saliency(), r"a store is a folder, .* store='run'"),
+    ],
+)  # fmt: skip
+def test_the_wrong_kind_of_argument_says_what_to_give(call, expected):
+    with pytest.raises(LayerLensError, match=expected):
+        call(Lens(model_of("vision")))
+
+
+def test_a_result_is_the_array_of_its_values_for_numpy():
+    found = Lens(model_of("table")).saliency.gradient(TABLE, target=0)
+    assert np.asarray(found).dtype == np.float32 and np.array_equal(np.asarray(found), found.values.numpy())
+    assert np.asarray(found, dtype="float64").dtype == np.float64
+    both = Lens(model_of("two")).saliency.gradient({"a": TABLE, "b": TABLE[:, :2]}, target=0)
+    with pytest.raises(TypeError, match="Attribution holds several arrays"):
+        np.asarray(both)

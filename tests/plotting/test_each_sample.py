@@ -105,6 +105,12 @@ def test_samples_have_their_names_in_grids_and_in_html():
     assert "Bob, sample 1 of 2: Target: class 7" in texts(
         compare([dataclasses.replace(images(2), index=("A", "Bob"))], 1)
     )
+    assert heatmap(named, sample="Cy").data["values"].shape == heatmap(named, sample=2).data["values"].shape
+    assert "Cy, sample 2 of 3: Gradient, class 7" in texts(heatmap(named, sample="Cy"))
+    assert heatmap(named, sample=["Cy", 0]).data["samples"] == [2, 0]
+    with pytest.raises(OptionError, match=r"unknown sample 'Bob'.* Known: Ada, 7, Cy"):
+        heatmap(named, sample="Bob")
+    assert "Ada: Gradient, class 7" in texts(heatmap(attribution(1, 3, index=("Ada",))))
     tokens = attribution(2, 2, tokens=[["a", "b"]] * 2, index=("Ada", "Bob"))
     assert "Bob, sample 1 of 2: Gradient" in html(tokens)
 

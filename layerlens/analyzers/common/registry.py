@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar, cast
 
-from layerlens.errors import choose, warn
+from layerlens.errors import OptionError, choose, warn
 from layerlens.results import Attribution
 from layerlens.signatures import documented, public, with_section
 
@@ -79,9 +79,11 @@ def method_named(name: str, kind: str = "saliency method") -> Method:
         kind: what the name is called in errors.
 
     Raises:
-        OptionError: when no method has this name.
+        OptionError: when no method has this name, or several are given.
     """
-    if name in _RENAMED:
+    if isinstance(name, (list, tuple)):
+        raise OptionError(f"one {kind} at a time, got {name!r}: one call for each, or lens.evaluate(x, {name!r}).")
+    if isinstance(name, str) and name in _RENAMED:
         warn(f"the {kind} {name!r} is now {_RENAMED[name]!r}.", DeprecationWarning)
         name = _RENAMED[name]
     return METHODS[choose(kind, name, METHODS)]

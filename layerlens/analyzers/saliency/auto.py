@@ -18,7 +18,7 @@ from layerlens.analyzers.common.registry import METHODS, method
 from layerlens.analyzers.common.scorer import Scorer, gradients, scoring
 from layerlens.analyzers.relevance.centered_relevance import centered_relevance
 from layerlens.analyzers.relevance.relevance import relevance
-from layerlens.errors import LayerLensError, OptionError, RelevanceError
+from layerlens.errors import LayerLensError, OptionError, RelevanceError, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
@@ -44,6 +44,9 @@ EXACT = 9
 
 WIDE = 250
 """Columns beyond which four orders of the columns of a table cost more than `TABLE`."""
+
+FEWEST_ROWS, APART, FAR = 5, 3, 10
+"""A column is far from zero if its mean is three deviations away; of fewer than five rows, if all are beyond ten."""
 
 PAGE = "saliency"
 
@@ -98,6 +101,9 @@ def auto(
         SelectionError: when `where` matches several layers or calls.
         TargetError: when the target does not fit the output.
 
+    Warns:
+        UserWarning: when the values of a table are differences from zeros that are far from its columns.
+
     Example:
         >>> import torch
         >>> net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))
@@ -114,12 +120,34 @@ def auto(
     if result is None:
         result = CHOSEN[name](model, inputs, target=target, forward=forward, **options)
     result = with_cost(result, METHODS[name])
+    if baseline is None and baselines is None and why.startswith("a table of"):
+        _warn_of_zero(inputs)
     for one in ("baseline", "baselines"):
         if one in result.settings:
             why = why.replace(": docs/", f", {one} {result.settings[one]}: docs/")
     return dataclasses.replace(
         result, cost=", ".join([result.cost, *spent]), settings={**result.settings, "chosen": why}
     )
+
+
+def _warn_of_zero(inputs: Inputs) -> None:
+    """Warn of columns whose values are all far from zero, as those of a table that was not scaled."""
+    far = []
+    for name, tensor in inputs.floating().items():
+        if tensor.ndim != 2:
+            continue
+        spread, mean = tensor.double().std(dim=0, unbiased=False), tensor.double().mean(dim=0)
+        few = len(tensor) < FEWEST_ROWS
+        away = tensor.abs().amin(dim=0) > FAR if few else (mean.abs() > APART * spread) & (spread > 0)
+        names = inputs.features.get(name) or [f"column {column}" for column in range(tensor.shape[1])]
+        far += [f"{names[column]} ({mean[column]:.3g})" for column in away.nonzero().flatten().tolist()]
+    if far:
+        more = f" and {len(far) - 3} more" if len(far) > 3 else ""
+        warn(
+            "auto: the values are differences from a row of zeros, which is far from the mean of "
+            f"{', '.join(far[:3])}{more}. Give rows of your data, baselines=data[:100], or a typical one, "
+            "baseline=data.mean(0); or scale the columns as in training, Lens(model, transform=...)."
+        )
 
 
 def choose_method(

@@ -22,8 +22,8 @@ UNITS: Final = ("channel", "feature", "unit")
 
 Form = Literal["image", "series", "tokens", "vector"]
 Channel = Literal["sum", "abs"] | int
-Which = int | Sequence[int] | None
-"""A sample, several, or the first that fit a page; a figure of one sample is given its number."""
+Which = int | str | Sequence[int | str] | None
+"""A sample by number or name, several, or the first that fit a page; a figure of one sample is given its number."""
 
 FORMS: dict[tuple[str, ...], Form] = {
     ("channel", "height", "width"): "image",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import numpy as np
 
-from layerlens.errors import OptionError, PlotError
+from layerlens.errors import OptionError, PlotError, choose
 from layerlens.results import Attribution
 from layerlens.signatures import public
 
@@ -101,7 +101,7 @@ def each_sample(count: Callable[[Any], int], *of_one: str, narrowest: float = 1.
         @functools.wraps(draw)
         def drawn(*args: Any, **options: Any) -> Plot:
             given = signature.bind(*args, **options).arguments
-            which = given.pop("sample", None)
+            which = _numbers(given[first], given.pop("sample", None))
             total = _count(given[first])
             if which is None:
                 inside = given.get("ax") is not None or given.get("fig") is not None
@@ -117,7 +117,8 @@ def each_sample(count: Callable[[Any], int], *of_one: str, narrowest: float = 1.
                 shared = "vmax" in signature.parameters and given.get("vmax") is None
                 return _several(functools.partial(draw, **given), which, total, shared, narrowest)
             known = total > 1 and isinstance(which, (int, np.integer)) and -total <= which < total
-            with _at(Place(f"{sample_label(given[first], which % total)} of {total}" if known else "")):
+            label = f"{sample_label(given[first], which % total)} of {total}" if known else _only_name(given[first])
+            with _at(Place(label)):
                 return draw(**given, sample=which)
 
         return cast(Drawing, public(drawn))
@@ -133,9 +134,36 @@ def each_sample(count: Callable[[Any], int], *of_one: str, narrowest: float = 1.
 
 def sample_label(result: Any, sample: int, number: int | None = None) -> str:
     """The number of a sample, after its name where it has one; `number` where it is counted over several results."""
-    first = result[0] if isinstance(result, (list, tuple)) and result else result
-    name = f"{first.sample_name(sample)}, " if isinstance(first, Attribution) and first.index is not None else ""
+    first = _first(result)
+    name = "" if first is None else f"{first.sample_name(sample)}, "
     return f"{name}sample {sample if number is None else number}"
+
+
+def _first(result: Any) -> Attribution | None:
+    """The attribution, or the first of a list, if its samples have names."""
+    first = result[0] if isinstance(result, (list, tuple)) and result else result
+    return first if isinstance(first, Attribution) and first.index is not None else None
+
+
+def _numbers(result: Any, which: Any) -> Any:
+    """The samples that are meant, those given by name by their number.
+
+    Raises:
+        OptionError: if no sample has such a name.
+    """
+    if isinstance(which, (list, tuple)):
+        return [_numbers(result, one) for one in which]
+    first = _first(result)
+    if not isinstance(which, str) or first is None:
+        return which
+    names = [first.sample_name(number) for number in range(len(first.score))]
+    return names.index(choose("sample", which, names))
+
+
+def _only_name(result: Any) -> str:
+    """The name of the sample of a batch of one, if it has one."""
+    first = _first(result)
+    return first.sample_name(0) if first is not None and len(first.score) == 1 else ""
 
 
 def _several(draw: functools.partial[Plot], which: Sequence[int], total: int, shared: bool, narrowest: float) -> Plot:

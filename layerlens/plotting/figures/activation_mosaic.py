@@ -151,7 +151,9 @@ def _picture(one: ActivationMaps, sample: Which) -> Array | None:
     inputs = one.inputs
     if inputs is None or inputs.ndim != 4 or inputs.shape[2] * inputs.shape[3] == 1:  # such as a latent
         return None
-    return images.picture(inputs[sample], "the input", channels_first=True)
+    return images.picture(
+        inputs[attribution_sample.sample_index(sample, len(inputs), "the batch")], "the input", channels_first=True
+    )
 
 
 def _draw_tiles(

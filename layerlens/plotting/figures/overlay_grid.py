@@ -99,7 +99,11 @@ def overlay_grid(
 def _samples(
     attributions: Attribution | Sequence[Attribution], which: Sequence[int] | None, channel: Channel, name: str | None
 ) -> tuple[list[Sample], list[str]]:
-    """The samples to draw, and what each is called: its number over all attributions, after its name."""
+    """Return the samples to draw, and what each is called: its number over all attributions, after its name.
+
+    Raises:
+        PlotError: if there is nothing to draw, or it is not one method of images.
+    """
     several = [attributions] if isinstance(attributions, Attribution) else list(attributions)
     if not several:
         raise PlotError("there is nothing to draw: the list of attributions is empty.")

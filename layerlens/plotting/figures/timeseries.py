@@ -158,7 +158,7 @@ def _signal(
     if isinstance(kept, dict):
         kept = kept.get(name or "")
     if signal is None and kept is not None:
-        signal = kept[sample]
+        signal = kept[attribution_sample.sample_index(sample, len(kept), "the batch")]
     if signal is None:
         raise PlotError(
             f"{shown.what} keeps no series to draw. Give it: signal=x[{sample}], or draw the relevance alone: heatmap."

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from layerlens.errors import OptionError, SampleError, StoreError, warn
-from layerlens.files import printable
+from layerlens.files import FORMATS, printable
 
 from ..store import manifest as manifests
 from ..store.manifest import Manifest
@@ -42,6 +42,8 @@ def begin(folder: Path | None, manifest: Manifest, *, shared: bool) -> Store:
         return Store(Memory(), manifest)
     if os.path.exists(folder) and not folder.is_dir():
         raise StoreError(f"{folder} is a file; a store is a folder.")
+    if not os.path.exists(folder) and folder.suffix.lower().removeprefix(".") in FORMATS:
+        raise StoreError(f"a store is a folder, and {folder.name} ends like a file: store={folder.stem!r}.")
     try:
         return _in_folder(folder, manifest, shared)
     except StoreError:

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import math
 
+import pandas
 import pytest
 import torch
 from torch import nn
@@ -333,3 +334,20 @@ def test_batches_that_get_other_methods_are_noticed(tmp_path):
     texts = [torch.tensor([1, 4, 2]), torch.arange(210) % 9]
     with pytest.warns(UserWarning, match=r"auto took centered_relevance for some samples and leave_one_out"):
         layerlens.over(made(Any).float(), texts, batch_size=1, store=tmp_path / "s").saliency(target=0)
+
+
+def test_a_table_far_from_zero_gets_a_warning_that_names_its_columns():
+    rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 50.0, 2.0])
+    net = nn.Linear(3, 1)
+    with pytest.warns(
+        UserWarning, match=r"a row of zeros, which is far from the mean of column 1 \(49\.7\)\. Give rows"
+    ):
+        auto(net, rows, target=0)
+    table = pandas.DataFrame(rows.numpy(), columns=["z", "age", "w"])
+    with pytest.warns(UserWarning, match=r"the mean of age \(\d\d.*\)\. Give rows of your data"):
+        Lens(net).saliency(table.iloc[0])
+    for fine in (rows - rows.mean(0), torch.rand(40, 3), torch.ones(6, 3)):
+        auto(net, fine, target=0)  # a warning is an error here
+    found = Lens(net).saliency(table, baseline=table.mean())
+    expected = (rows - rows.mean(0)) * net.weight.detach()
+    torch.testing.assert_close(found.values, expected, rtol=1e-4, atol=1e-4)

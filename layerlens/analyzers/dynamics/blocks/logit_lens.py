@@ -107,6 +107,12 @@ def logit_lens(
         batch, classes = stream.inputs.batch, own.shape[1]
         if classes < 2:
             raise OptionError(f"the output {tuple(reader.own.shape)} has one class; a lens compares several.")
+        if names is not None and not isinstance(names, Mapping) and len(names) > classes:
+            raise TargetError(
+                f"the output {tuple(reader.own.shape)} has {classes} numbers at each place, and there are {len(names)} "
+                "names of tokens or classes: the model ends before its head. Give one with a head (such as "
+                "AutoModelForMaskedLM), or head=."
+            )
         kept = _tokens(stream.inputs, reader.own, lambda inputs: inputs.run(model, forward))  # columns without padding
         own, watched, columns = own[kept], _targets(target, own, batch)[kept], len(kept)
         values, tops, scores, kl, null = [], [], [], [], []

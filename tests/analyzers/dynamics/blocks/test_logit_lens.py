@@ -320,3 +320,11 @@ def test_padding_is_no_position_and_no_part_of_the_null(side):
     both = torch.cat(crossed[:2], dim=1), torch.cat(crossed[2:], dim=1)  # each target at all eight positions
     null = torch.stack([(both[k > 4].sum(dim=1) - both[k > 4][:, k]) / 7 for k in range(8)], dim=1)
     torch.testing.assert_close(found.null, null, rtol=1e-4, atol=1e-8)
+
+
+def test_a_model_without_a_head_is_refused_where_its_numbers_would_get_names_of_tokens():
+    net = nn.Sequential(nn.Embedding(30, 4), *[nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(3)])
+    ids = torch.tensor([[3, 1, 4]])
+    with pytest.raises(errors.TargetError, match=r"4 numbers at each place, and there are 30 names .* its head"):
+        logit_lens(net, ids, ["1", "2", "3"], names=[f"token {index}" for index in range(30)])
+    assert logit_lens(net, ids, ["1", "2", "3"], names=list("abcd")).names
