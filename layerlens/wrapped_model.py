@@ -140,7 +140,11 @@ class WrappedModel:
         return tensors if by_name or len(tensors) > 1 else next(iter(tensors.values()))
 
     def _numbers(self, x: Any) -> Inputs:
-        """Read an input other than text."""
+        """Read an input other than text.
+
+        Raises:
+            InputError: when it is a list of dicts, or cannot be read.
+        """
         if isinstance(x, (Inputs, torch.Tensor)):
             return as_inputs(x)
         value: Any = x
