@@ -37,7 +37,7 @@ def outside_checkpoints() -> contextlib.AbstractContextManager[Any]:
     """Return a context for operations outside the model, whose saved tensors no checkpoint counts."""
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
         return contextlib.nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda tensor: tensor)
 
 
 def as_edit(hook: Hook) -> Hook:

@@ -70,11 +70,13 @@ class Gradients:
             if tensor.requires_grad:
                 self.found[name] = None
                 self.edges.append(get_gradient_edge(tensor))
-                tensor.register_hook(functools.partial(self._add, name))  # type: ignore[no-untyped-call]
+                tensor.register_hook(functools.partial(_add, self.found, name))  # type: ignore[no-untyped-call]
 
-    def _add(self, name: str, gradient: torch.Tensor) -> None:
-        before = self.found[name]
-        self.found[name] = gradient.detach().clone() if before is None else before + gradient.detach()
+
+def _add(found: dict[str, torch.Tensor | None], name: str, gradient: torch.Tensor) -> None:
+    """Add a gradient; the graph holds this hook, which must not hold what holds the graph."""
+    before = found[name]
+    found[name] = gradient.detach().clone() if before is None else before + gradient.detach()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -138,7 +138,7 @@ class Probe:
         try:
             if is_compiled(self._model):
                 self._stack.enter_context(as_written(self._model))
-            self._stack.enter_context(self._edits.attached(lambda: recomputing() or _of_other_thread(self._owner)))
+            self._stack.enter_context(self._edits.attached(functools.partial(_elsewhere, self._owner)))
             if self._calls and self._follows:
                 note = self._model.register_forward_pre_hook(self._note_run, with_kwargs=True, prepend=True)
                 self._handles.append(note)
@@ -257,6 +257,10 @@ def _close(thread: int) -> None:
     _OPEN_PROBES[thread] -= 1
     if not _OPEN_PROBES[thread]:
         del _OPEN_PROBES[thread]
+
+
+def _elsewhere(owner: int) -> bool:
+    return recomputing() or _of_other_thread(owner)
 
 
 def _of_other_thread(owner: int) -> bool:

@@ -137,9 +137,12 @@ def _differentiate(model: nn.Module, given: Inputs, forward: Forward | None, tar
         model, forward
     )
     score = target.resolve(output)(output)
-    edges = [edge for call in record.order if call.gradients is not None for edge in call.gradients.edges]
+    gradients = [call.gradients for call in record.order if call.gradients is not None]
+    edges = [edge for one in gradients for edge in one.edges]
     found: tuple[torch.Tensor | None, ...] = ()
     if edges and score.requires_grad:
         found = torch.autograd.grad(score.sum(), edges, allow_unused=True)
+    for one in gradients:
+        one.edges.clear()  # the record is kept, the graph is not
     if all(gradient is None for gradient in found):
         raise TargetError(f"no gradient leads from the score {target.label!r} to any of the recorded layers.")

@@ -120,7 +120,7 @@ def _saved_sizes(scorer: Scorer, values: Leaves, rows: torch.Tensor | None) -> t
             storage = part.untyped_storage()
             if storage.data_ptr() not in own:
                 saved[storage.data_ptr()] = storage  # held, so that no later tensor gets the same address
-        return tensor
+        return tensor.detach()  # an operation that saves its own result would be kept by itself for ever
 
     start = {name: value.detach().requires_grad_() for name, value in values.items()}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):  # a model may differentiate itself
