@@ -98,7 +98,7 @@ _MOVED: Final = {
         kernel_shap=shapley ridge=rise settle=game smooth_masks=rise
     """,
     ("analyzers.sensitivity", "analyzers.common"): "chance=null_model options=messages registry=measure_registry",
-    ("analyzers.sensitivity", "analyzers.common.calls"): "sites=call_sites",
+    ("analyzers.sensitivity", "analyzers.common.calls"): "sites=measured_calls",
     ("analyzers.sensitivity", "analyzers.sensitivity"): "job=stepped_runs methods=sensitivity metrics=output_metrics",
     ("analyzers.sensitivity", "analyzers.sensitivity.local"): """
         differences=directional_derivatives estimate=jacobian jacobian lanczos lipschitz noise=noise_response

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from layerlens.analyzers.common.calls.call_sites import by_row
+from layerlens.analyzers.common.calls.measured_calls import by_row
 from layerlens.errors import OptionError, TargetError, choose
 from layerlens.inputs.inputs import Inputs
 from layerlens.targets.outputs import main_output

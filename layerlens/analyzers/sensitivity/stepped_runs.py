@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
-from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, edits_at, floating, grown_axis, row_norms
+from layerlens.analyzers.common.calls.measured_calls import (
+    MeasuredCall,
+    copied_rows,
+    edits_at,
+    floating,
+    grown_axis,
+    row_norms,
+)
 from layerlens.analyzers.common.leaves.leaves import Leaf, find_leaves, substitute
 from layerlens.analyzers.common.messages import NO_BATCH
 from layerlens.analyzers.common.samples import or_none, warn_of_influence
@@ -38,17 +45,17 @@ class Responses:
         left_out: name of a site that ran and cannot be read -> why.
     """
 
-    norms: dict[Site, list[torch.Tensor]] = dataclasses.field(default_factory=dict)
-    sizes: dict[Site, list[torch.Tensor]] = dataclasses.field(default_factory=dict)
-    doubtful: set[Site] = dataclasses.field(default_factory=set)
+    norms: dict[MeasuredCall, list[torch.Tensor]] = dataclasses.field(default_factory=dict)
+    sizes: dict[MeasuredCall, list[torch.Tensor]] = dataclasses.field(default_factory=dict)
+    doubtful: set[MeasuredCall] = dataclasses.field(default_factory=set)
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def add(self, site: Site, value: torch.Tensor, norm: torch.Tensor, batch: int) -> None:
+    def add(self, site: MeasuredCall, value: torch.Tensor, norm: torch.Tensor, batch: int) -> None:
         """Add one chunk: what the layer returned, and the norms of its response, `(copies * batch,)`."""
         size = row_norms(value, site.axes[site.main], len(norm))
         self.add_norms(site, norm.reshape(-1, batch), size.reshape(-1, batch))
 
-    def add_norms(self, site: Site, norms: torch.Tensor, sizes: torch.Tensor) -> None:
+    def add_norms(self, site: MeasuredCall, norms: torch.Tensor, sizes: torch.Tensor) -> None:
         """Add the norms of one chunk, `(copies, batch)` each."""
         if site.axes[site.main] is None and bool((norms != 0).any()):
             self.left_out[site.name] = NO_BATCH
@@ -73,7 +80,7 @@ class SteppedRun:
     leaves: Mapping[str, Leaf]
     label: str
     directions: Values = dataclasses.field(default_factory=dict)
-    sites: list[Site] = dataclasses.field(default_factory=list)
+    sites: list[MeasuredCall] = dataclasses.field(default_factory=list)
     copies: int = 1
 
     @property
@@ -132,8 +139,8 @@ class SteppedRun:
     def evaluate(
         self,
         values: Values,
-        read: Callable[[Site, Any], None],
-        sites: list[Site] | None = None,
+        read: Callable[[MeasuredCall, Any], None],
+        sites: list[MeasuredCall] | None = None,
         *,
         stop: bool = False,
     ) -> Any:
@@ -147,7 +154,7 @@ class SteppedRun:
         sites = self.sites if sites is None else sites
         rows = copied_rows(self.run.batch, len(next(iter(values.values()))) // self.run.batch)
 
-        def read_only(site: Site, output: Any) -> Any:
+        def read_only(site: MeasuredCall, output: Any) -> Any:
             read(site, output)
             return output
 
@@ -208,7 +215,7 @@ def stepped_leaves(run: ModelRun) -> dict[str, Leaf]:
     return leaves
 
 
-def refuse_none(sites: Sequence[Site], layers: int, left_out: Mapping[str, str]) -> None:
+def refuse_none(sites: Sequence[MeasuredCall], layers: int, left_out: Mapping[str, str]) -> None:
     """Refuse to go without layers.
 
     Raises:

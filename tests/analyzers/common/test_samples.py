@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import layerlens
-from layerlens.analyzers.common.calls import call_sites
+from layerlens.analyzers.common.calls import measured_calls
 from layerlens.analyzers.sensitivity.interventions import intervention_sites
 from layerlens.errors import InputError, LayerNotFound, TargetError
 from tests.cases import CASES, normal
@@ -233,7 +233,7 @@ def test_copies_of_a_batch_that_influence_each_other_are_run_one_by_one(name, sa
         together = found(NORMS[name](samples))
     assert sum("influence each other" in str(one.message) for one in caught) == 1
     assert together.settings["passes"] == "one row each: samples influence each other"
-    for module in (call_sites, intervention_sites):
+    for module in (measured_calls, intervention_sites):
         monkeypatch.setattr(module, "MEMORY", 1)  # one copy at a time
     alone = found(nn.Identity() if name == "a fixed number" else NORMS[name](samples))
     assert "passes" not in alone.settings

@@ -13,7 +13,7 @@ from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
 from layerlens.probes.probe import Probe
 
-from .call_sites import floating, main_index
+from .measured_calls import floating, main_index
 
 MANY: Final = 64
 """Layers of a model whose blocks are measured if no layers are chosen."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.blocks import find_stack
-from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, edits_at, floating, survey
+from layerlens.analyzers.common.calls.measured_calls import MeasuredCall, copied_rows, edits_at, floating, survey
 from layerlens.errors import LayerNotFound
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import Selection
@@ -47,7 +47,7 @@ class Stream:
     axis: int
     output: Any
     left_out: dict[str, str]
-    site: Site
+    site: MeasuredCall
 
     @classmethod
     def read(cls, model: nn.Module, inputs: Inputs, layers: Selection, forward: Forward | None, seed: int) -> Stream:
@@ -66,7 +66,7 @@ class Stream:
         kept: dict[str, torch.Tensor] = {}
         entered: list[torch.Tensor] = []
 
-        def take(site: Site, output: Any) -> Any:
+        def take(site: MeasuredCall, output: Any) -> Any:
             tensors = floating(output)
             alike = [site.names[one] for one in site.read if tensors[one].shape == tensors[site.main].shape]
             if len(alike) > 1:
@@ -107,7 +107,7 @@ class Stream:
         """
         stacked = torch.cat(values, dim=self.axis)
 
-        def replace_main(site: Site, output: Any) -> Any:
+        def replace_main(site: MeasuredCall, output: Any) -> Any:
             place = iter(range(1 << 62))
             return map_tensors(
                 output,

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_sites import MEMORY
+from layerlens.analyzers.common.calls.measured_calls import MEMORY
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.errors import OptionError, TargetError, check_count, choose, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_sites import row_norms
+from layerlens.analyzers.common.calls.measured_calls import row_norms
 from layerlens.analyzers.common.features.batch_targets import check_length, of_batch
 from layerlens.analyzers.common.features.feature_batches import warn_unread
 from layerlens.analyzers.common.messages import first_reasons, listed

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from layerlens.analyzers.common.calls.blocks import usual_layers
-from layerlens.analyzers.common.calls.call_sites import (
+from layerlens.analyzers.common.calls.measured_calls import (
     MEMORY,
-    Site,
+    MeasuredCall,
     copied_rows,
     doubled,
     floating,
@@ -112,7 +112,7 @@ def find_intervention_sites(run: ModelRun, layers: Selection, by: str, heads: in
             layers = usual_layers(run.model, run.inputs, run.forward, run.seed)
         apart = by not in ("layer", "channel")
         clean = survey(run.model, run.inputs, layers, run.forward, seed=run.seed, apart=apart)
-        outputs: dict[Key, Site] = {("output", site.key, site.index): site for site in clean.sites}
+        outputs: dict[Key, MeasuredCall] = {("output", site.key, site.index): site for site in clean.sites}
         outline = _outline(run, [key[:2] for key in outputs])
         outline.sites.update(outputs)
         left_out = dict(clean.left_out)
@@ -165,7 +165,7 @@ class _Outline:
     output: Any
     nbytes: int
     together: bool
-    sites: dict[Key, Site] = dataclasses.field(default_factory=dict)
+    sites: dict[Key, MeasuredCall] = dataclasses.field(default_factory=dict)
 
     def site(self, key: Key, name: str, by: str, heads: int) -> InterventionSite | str:
         """Return the site of a value, or why there is none."""
@@ -238,7 +238,7 @@ class _Outline:
         return among[name]
 
 
-def _other_units(layer: str, site: Site | None) -> str:
+def _other_units(layer: str, site: MeasuredCall | None) -> str:
     """Say why a layer that returned several tensors has no units."""
     named = choices(layer, () if site is None else [site.names[one] for one in site.read])
     return f"returned several tensors that the model reads, not all with the same units; name one: {named}"

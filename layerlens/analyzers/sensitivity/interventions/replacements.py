@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 
-from layerlens.analyzers.common.calls.call_sites import floating
+from layerlens.analyzers.common.calls.measured_calls import floating
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.batches import Samples, batches, grouped
 from layerlens.inputs.inputs import Input, Inputs, as_inputs

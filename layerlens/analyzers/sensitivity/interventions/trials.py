@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from layerlens.analyzers.common.calls.call_sites import MEMORY, copied_rows, floating
+from layerlens.analyzers.common.calls.measured_calls import MEMORY, copied_rows, floating
 from layerlens.analyzers.common.samples import note_influence
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.errors import LayerNotFound, warn

@@ -12,7 +12,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from layerlens.analyzers.common.calls.call_sites import Site, floating, row_norms
+from layerlens.analyzers.common.calls.measured_calls import MeasuredCall, floating, row_norms
 from layerlens.errors import OptionError
 from layerlens.model.borrowed import primitive_kernels
 
@@ -75,7 +75,7 @@ def dual_numbers(stepped: SteppedRun) -> Responses:
         OutOfMemoryError: from torch.
     """
     load_formulas()
-    responses, silent = Responses(), dict[Site, None]()
+    responses, silent = Responses(), dict[MeasuredCall, None]()
     for values, steps in stepped.chunks():
         rows = len(next(iter(values.values())))
         try:
@@ -102,14 +102,14 @@ def shared_dual_numbers(stepped: SteppedRun) -> Responses:
         OutOfMemoryError: from torch.
     """
     load_formulas()
-    responses, silent = Responses(), dict[Site, None]()
+    responses, silent = Responses(), dict[MeasuredCall, None]()
     start, batch = stepped.start, stepped.run.batch
-    order: list[Site] = []
+    order: list[MeasuredCall] = []
 
     def lengths_of(steps: Values) -> list[torch.Tensor]:
         norms_and_sizes: list[torch.Tensor] = []
 
-        def read(site: Site, output: Any) -> None:
+        def read(site: MeasuredCall, output: Any) -> None:
             value, tangent = forward_ad.unpack_dual(floating(output)[site.main])  # type: ignore[no-untyped-call]
             size = row_norms(value, site.axes[site.main], batch)
             if tangent is None:
@@ -146,11 +146,11 @@ def shared_dual_numbers(stepped: SteppedRun) -> Responses:
 
 
 def _tangent_reader(
-    responses: Responses, silent: dict[Site, None], rows: int, batch: int
-) -> Callable[[Site, Any], None]:
+    responses: Responses, silent: dict[MeasuredCall, None], rows: int, batch: int
+) -> Callable[[MeasuredCall, Any], None]:
     """Return a reader of dual outputs, which adds the norms of their tangents to `responses`."""
 
-    def read(site: Site, output: Any) -> None:
+    def read(site: MeasuredCall, output: Any) -> None:
         value, tangent = forward_ad.unpack_dual(floating(output)[site.main])  # type: ignore[no-untyped-call]
         if tangent is None:
             silent[site] = None
@@ -183,7 +183,7 @@ def dual_number_kernels() -> Iterator[None]:
         yield
 
 
-def _detached_sites(stepped: SteppedRun, sites: list[Site]) -> list[str]:
+def _detached_sites(stepped: SteppedRun, sites: list[MeasuredCall]) -> list[str]:
     """Return the sites without a tangent whose output changes with the input all the same.
 
     A threshold (a mask, a chosen index) has derivative zero and changes in few numbers; what was detached changes in
@@ -239,11 +239,11 @@ def finite_differences(stepped: SteppedRun) -> Responses:
 
 
 def _difference_reader(
-    responses: Responses, above: dict[Site, torch.Tensor], length: torch.Tensor, batch: int
-) -> Callable[[Site, Any], None]:
+    responses: Responses, above: dict[MeasuredCall, torch.Tensor], length: torch.Tensor, batch: int
+) -> Callable[[MeasuredCall, Any], None]:
     """Return a reader of the outputs at the lower end, which adds central differences to `responses`."""
 
-    def read(site: Site, output: Any) -> None:
+    def read(site: MeasuredCall, output: Any) -> None:
         below, axis = floating(output)[site.main], site.axes[site.main]
         if site not in above or above[site].shape != below.shape:
             return  # the step changed the route
@@ -256,11 +256,11 @@ def _difference_reader(
     return read
 
 
-def outputs_at(stepped: SteppedRun, values: Values, sites: list[Site]) -> dict[Site, torch.Tensor]:
+def outputs_at(stepped: SteppedRun, values: Values, sites: list[MeasuredCall]) -> dict[MeasuredCall, torch.Tensor]:
     """Return the outputs of the sites at `values`."""
-    outputs: dict[Site, torch.Tensor] = {}
+    outputs: dict[MeasuredCall, torch.Tensor] = {}
 
-    def keep(site: Site, output: Any) -> None:
+    def keep(site: MeasuredCall, output: Any) -> None:
         outputs[site] = floating(output)[site.main].clone()
 
     stepped.evaluate(values, keep, sites)

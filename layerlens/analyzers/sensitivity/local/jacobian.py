@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_sites import Site, survey
+from layerlens.analyzers.common.calls.measured_calls import MeasuredCall, survey
 from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
@@ -193,7 +193,7 @@ class Estimate:
         doubtful: names of layers whose values are close to rounding.
     """
 
-    sites: list[Site]
+    sites: list[MeasuredCall]
     absolute: torch.Tensor
     relative: torch.Tensor
     route: str
@@ -230,7 +230,9 @@ def estimate(run: ModelRun, layers: Selection, draws: int, route: Route) -> Esti
     return Estimate(sites, count * norms, relative, route_text, list(leaves), left_out, doubtful)
 
 
-def _complete_sites(sites: list[Site], responses: Responses, draws: int, left_out: dict[str, str]) -> list[Site]:
+def _complete_sites(
+    sites: list[MeasuredCall], responses: Responses, draws: int, left_out: dict[str, str]
+) -> list[MeasuredCall]:
     """Return the sites that responded to every draw, and note the others in `left_out`.
 
     Raises:
@@ -265,7 +267,7 @@ def root_mean_square(squares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return roots.mean(dim=(1, 2)), error
 
 
-def aligned_values(other: Estimate, sites: list[Site], relative: bool) -> torch.Tensor:
+def aligned_values(other: Estimate, sites: list[MeasuredCall], relative: bool) -> torch.Tensor:
     """Return the values of `other` at the sites, `(layers,)`; NaN where it took another route."""
     values = dict(
         zip([site.name for site in other.sites], root_mean_square(other.scale(relative))[0].tolist(), strict=True)

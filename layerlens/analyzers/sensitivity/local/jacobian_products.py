@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.autograd.forward_ad as forward_ad
 
-from layerlens.analyzers.common.calls.call_sites import Site, by_row, floating
+from layerlens.analyzers.common.calls.measured_calls import MeasuredCall, by_row, floating
 from layerlens.analyzers.common.scorer import backward_pass
 
 from ..stepped_runs import SteppedRun, Unavailable, Values
@@ -34,7 +34,7 @@ class Products:
         kind: how to compute J v, see `measure_responses`.
     """
 
-    def __init__(self, stepped: SteppedRun, owners: list[Site], kind: Kind) -> None:
+    def __init__(self, stepped: SteppedRun, owners: list[MeasuredCall], kind: Kind) -> None:
         self.stepped, self.owners, self.kind = stepped, owners, kind
         self.sites = list(dict.fromkeys(owners))
         self.batch = stepped.run.batch
@@ -43,7 +43,7 @@ class Products:
         }
         self.rows = len(owners) * self.batch
         self.sizes = torch.zeros(len(owners), self.batch, dtype=torch.float64)
-        self._graph: tuple[list[torch.Tensor], dict[Site, torch.Tensor]] | None = None
+        self._graph: tuple[list[torch.Tensor], dict[MeasuredCall, torch.Tensor]] | None = None
 
     def __call__(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return J' J v `(rows, n)` and ||J v||^2 `(rows,)` for v `(rows, n)`.
@@ -107,10 +107,10 @@ class Products:
             for (name, value), part in zip(self.values.items(), parts, strict=True)
         }
 
-    def _tangents(self, steps: Values) -> dict[Site, torch.Tensor]:
-        by_site: dict[Site, torch.Tensor] = {}
+    def _tangents(self, steps: Values) -> dict[MeasuredCall, torch.Tensor]:
+        by_site: dict[MeasuredCall, torch.Tensor] = {}
 
-        def read(site: Site, output: Any) -> None:
+        def read(site: MeasuredCall, output: Any) -> None:
             value, tangent = forward_ad.unpack_dual(floating(output)[site.main])  # type: ignore[no-untyped-call]
             self._note_size(site, value)
             by_site[site] = self._flat(site, torch.zeros_like(value) if tangent is None else tangent.clone())
@@ -129,13 +129,13 @@ class Products:
             raise Unavailable(first_sentence(error)) from error
         return by_site
 
-    def _differences(self, steps: Values) -> dict[Site, torch.Tensor]:
-        ends: list[dict[Site, torch.Tensor]] = []
+    def _differences(self, steps: Values) -> dict[MeasuredCall, torch.Tensor]:
+        ends: list[dict[MeasuredCall, torch.Tensor]] = []
         length = step_length(self.values, STEP)  # v is of length 1, or 0
         for sign in (1, -1):
-            by_site: dict[Site, torch.Tensor] = {}
+            by_site: dict[MeasuredCall, torch.Tensor] = {}
 
-            def read(site: Site, output: Any, by_site: dict[Site, torch.Tensor] = by_site) -> None:
+            def read(site: MeasuredCall, output: Any, by_site: dict[MeasuredCall, torch.Tensor] = by_site) -> None:
                 value = floating(output)[site.main]
                 self._note_size(site, value)
                 by_site[site] = self._flat(site, value.clone())
@@ -149,28 +149,28 @@ class Products:
             if site in above and site in below and above[site].shape == below[site].shape
         }
 
-    def _record_graph(self) -> tuple[list[torch.Tensor], dict[Site, torch.Tensor]]:
+    def _record_graph(self) -> tuple[list[torch.Tensor], dict[MeasuredCall, torch.Tensor]]:
         """Return the leaves, and each site's output as rows with its graph.
 
         The outputs are copies, as a later operation may write into them.
         """
         leaves = {name: value.clone().requires_grad_() for name, value in self.values.items()}
-        by_site: dict[Site, torch.Tensor] = {}
+        by_site: dict[MeasuredCall, torch.Tensor] = {}
 
-        def read(site: Site, output: Any) -> None:
+        def read(site: MeasuredCall, output: Any) -> None:
             by_site[site] = self._flat(site, floating(output)[site.main].clone())
 
         with self._kernels():
             self.stepped.evaluate(leaves, read, self.sites, stop=True)
         return list(leaves.values()), by_site
 
-    def _note_size(self, site: Site, value: torch.Tensor) -> None:
+    def _note_size(self, site: MeasuredCall, value: torch.Tensor) -> None:
         flat = self._flat(site, value)
         for copy, owner in enumerate(self.owners):
             if owner is site:
                 self.sizes[copy] = torch.linalg.vector_norm(self._copy_rows(flat, copy), dim=1, dtype=_wide(flat)).cpu()
 
-    def _flat(self, site: Site, value: torch.Tensor) -> torch.Tensor:
+    def _flat(self, site: MeasuredCall, value: torch.Tensor) -> torch.Tensor:
         axis = site.axes[site.main]
         assert axis is not None  # such sites are left out before
         return by_row(value, axis, self.rows)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_sites import MEMORY, Site, survey
+from layerlens.analyzers.common.calls.measured_calls import MEMORY, MeasuredCall, survey
 from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import NO_BATCH, listed, warn_left_out
@@ -226,7 +226,7 @@ class Spectrum:
         left_out: name of a layer -> why it has no value.
     """
 
-    sites: list[Site]
+    sites: list[MeasuredCall]
     sigma: torch.Tensor
     residual: torch.Tensor
     used: torch.Tensor
@@ -264,7 +264,7 @@ def spectrum(run: ModelRun, layers: Selection, options: LanczosOptions) -> Spect
     copies = max(1, min(clean.copies(MOST_ROWS), MOST_ROWS // run.batch, MEMORY // nbytes))
     copies = stepped.together(copies)
     pairs = [(site, start) for site in sites for start in range(restarts)]
-    kept: dict[tuple[Site, int], tuple[Largest, torch.Tensor]] = {}
+    kept: dict[tuple[MeasuredCall, int], tuple[Largest, torch.Tensor]] = {}
     chunks = [pairs[place : place + copies] for place in range(0, len(pairs), copies)]
     ticks = iter(track(range(len(chunks) * options.iterations), "lipschitz", enabled=run.progress))
     for chunk in chunks:
@@ -294,12 +294,12 @@ def spectrum(run: ModelRun, layers: Selection, options: LanczosOptions) -> Spect
 
 def _iterate(
     products: Products,
-    pairs: list[tuple[Site, int]],
+    pairs: list[tuple[MeasuredCall, int]],
     starts: torch.Tensor,
     options: LanczosOptions,
     left_out: dict[str, str],
     ticks: Iterator[int],
-) -> dict[tuple[Site, int], tuple[Largest, torch.Tensor]]:
+) -> dict[tuple[MeasuredCall, int], tuple[Largest, torch.Tensor]]:
     """Return, for each site and start, its eigenvalues, `(batch,)`, and the lengths of the layer's outputs."""
     batch, count = products.batch, options.iterations
     start = torch.cat([starts[number].expand(batch, -1) for _, number in pairs])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_sites import Site, copied_rows, edits_at, survey
+from layerlens.analyzers.common.calls.measured_calls import MeasuredCall, copied_rows, edits_at, survey
 from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import listed, warn_left_out
@@ -155,7 +155,7 @@ def noise_response(
     )
 
 
-def _null_values(noisy_runs: _NoisyRuns, sites: list[Site]) -> torch.Tensor:
+def _null_values(noisy_runs: _NoisyRuns, sites: list[MeasuredCall]) -> torch.Tensor:
     """Measure the model with shuffled weights, `(layers, levels)`; NaN where it takes another route."""
     run = noisy_runs.run
     shuffled_run = dataclasses.replace(run, forward=shuffled(run.model, run.forward, run.seed))
@@ -176,7 +176,7 @@ class _NoisyRuns:
     copies: int
     clean: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
 
-    def __call__(self, site: Site) -> tuple[torch.Tensor | None, bool]:
+    def __call__(self, site: MeasuredCall) -> tuple[torch.Tensor | None, bool]:
         """Return `(levels, draws, batch)`, None when the site did not run; and whether its output is constant."""
         batch = self.run.batch
         response = torch.zeros(len(self.levels), self.draws, batch, dtype=torch.float64)
@@ -259,7 +259,7 @@ class Noise:
         self.pairs, self.seed, self.batch = pairs, seed, batch
         self.added = self.constant = False
 
-    def __call__(self, site: Site, output: Any) -> Any:
+    def __call__(self, site: MeasuredCall, output: Any) -> Any:
         """Return the output with noise in new tensors, so that what the layer holds is not written to."""
         axes: Iterator[tuple[int, int | None]] = iter(enumerate(site.axes))
         noisy_tensors: dict[int, torch.Tensor] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.calls.call_sites import Site, by_row, floating, survey
+from layerlens.analyzers.common.calls.measured_calls import MeasuredCall, by_row, floating, survey
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.analyzers.common.samples import said_once
@@ -109,8 +109,8 @@ def attack_drift(
         left_out = dict(clean.left_out)
         sites = [site for site in clean.sites if site.axes[site.main] is not None]
         left_out.update({site.name: "its output has no batch axis" for site in clean.sites if site not in sites})
-        drift: list[dict[Site, torch.Tensor]] = []
-        noise: list[dict[Site, torch.Tensor]] = []
+        drift: list[dict[MeasuredCall, torch.Tensor]] = []
+        noise: list[dict[MeasuredCall, torch.Tensor]] = []
         held, zero_gradient = list[torch.Tensor](), list[torch.Tensor]()
         sizes: list[float] | None = list(options.eps) if options.eps is not None else None
         samples = LabeledSamples(inputs, labels, target, loss, batch_size, seed, forward, hold)
@@ -168,11 +168,11 @@ def attack_drift(
     )
 
 
-def _outputs(chunk: SampleChunk, values: Values, sites: list[Site]) -> dict[Site, torch.Tensor]:
+def _outputs(chunk: SampleChunk, values: Values, sites: list[MeasuredCall]) -> dict[MeasuredCall, torch.Tensor]:
     """Return the outputs of the sites as rows, `(batch, m)`."""
-    outputs: dict[Site, torch.Tensor] = {}
+    outputs: dict[MeasuredCall, torch.Tensor] = {}
 
-    def read(site: Site, output: Any) -> None:
+    def read(site: MeasuredCall, output: Any) -> None:
         axis = site.axes[site.main]
         assert axis is not None
         outputs[site] = by_row(floating(output)[site.main].clone(), axis, chunk.batch)
@@ -181,7 +181,9 @@ def _outputs(chunk: SampleChunk, values: Values, sites: list[Site]) -> dict[Site
     return outputs
 
 
-def _drift(chunk: SampleChunk, values: Values, clean: dict[Site, torch.Tensor]) -> dict[Site, torch.Tensor]:
+def _drift(
+    chunk: SampleChunk, values: Values, clean: dict[MeasuredCall, torch.Tensor]
+) -> dict[MeasuredCall, torch.Tensor]:
     """Return ||h' - h|| / ||h|| of each sample, `(batch,)`; zero where nothing changed."""
     moved = _outputs(chunk, values, list(clean))
     drifts = {}
@@ -196,14 +198,14 @@ def _drift(chunk: SampleChunk, values: Values, clean: dict[Site, torch.Tensor]) 
 
 
 def _null_drift(
-    chunk: SampleChunk, options: AttackOptions, clean: dict[Site, torch.Tensor], size: float, draws: int
-) -> dict[Site, torch.Tensor]:
+    chunk: SampleChunk, options: AttackOptions, clean: dict[MeasuredCall, torch.Tensor], size: float, draws: int
+) -> dict[MeasuredCall, torch.Tensor]:
     """Return the mean drift over draws of random changes."""
     by_draw = [_drift(chunk, values, clean) for values in random_changes(chunk, options, size, draws)]
     return {site: values.mean(dim=0) for site, values in _stack_common(by_draw).items()}
 
 
-def _stack_common(by_run: list[dict[Site, torch.Tensor]]) -> dict[Site, torch.Tensor]:
+def _stack_common(by_run: list[dict[MeasuredCall, torch.Tensor]]) -> dict[MeasuredCall, torch.Tensor]:
     """Stack the values of the sites that all runs have."""
     common = [site for site in by_run[0] if all(site in values for values in by_run)]
     return {site: torch.stack([values[site] for values in by_run]) for site in common}

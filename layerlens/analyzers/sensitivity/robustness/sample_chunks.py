@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from layerlens.analyzers.common.calls.call_sites import Site, floating
+from layerlens.analyzers.common.calls.measured_calls import MeasuredCall, floating
 from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.samples import or_none, warn_of_influence
 from layerlens.analyzers.common.statistics import nearly_equal
@@ -48,13 +48,19 @@ class SampleChunk:
         return self.stepped.run.batch
 
     def __call__(
-        self, values: Values, read: Callable[[Site, Any], None] | None = None, sites: list[Site] | None = None
+        self,
+        values: Values,
+        read: Callable[[MeasuredCall, Any], None] | None = None,
+        sites: list[MeasuredCall] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return loss and answer with the leaves replaced by `values`, `(batch,)` each; calls `read(site, output)`."""
         return self.reader(self.run(values, read, sites), torch.arange(self.batch))
 
     def run(
-        self, values: Values, read: Callable[[Site, Any], None] | None = None, sites: list[Site] | None = None
+        self,
+        values: Values,
+        read: Callable[[MeasuredCall, Any], None] | None = None,
+        sites: list[MeasuredCall] | None = None,
     ) -> Any:
         """Return the output with the leaves replaced by `values`."""
         return self.stepped.evaluate(values, read or (lambda site, output: None), sites or [])

@@ -29,8 +29,8 @@ MEMORY = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Site:
-    """One call of one layer.
+class MeasuredCall:
+    """One call of one layer, as it is measured: which of its tensors count, and where their samples lie.
 
     Attributes:
         path: path of the layer.
@@ -40,7 +40,7 @@ class Site:
         single: whether each of them holds one number per sample.
         names: name of each; `""` if it is the only one.
         read: indices of those that the model reads.
-        tensor: name of the tensor if the site is one of several.
+        tensor: name of the tensor, if it is one of several that are measured apart.
     """
 
     path: LayerPath
@@ -62,8 +62,8 @@ class Site:
         """The layer, and the tensor if it is one of several, as a selection."""
         return tensor_path(self.path, self.tensor)
 
-    def apart(self) -> list[Site]:
-        """Return a site for each tensor that the model reads, if there are several."""
+    def apart(self) -> list[MeasuredCall]:
+        """Return a measured call for each tensor that the model reads, if there are several."""
         if len(self.read) < 2:
             return [self]
         return [
@@ -84,7 +84,7 @@ class Survey:
         together: whether the model runs on several copies of the batch.
     """
 
-    sites: list[Site]
+    sites: list[MeasuredCall]
     left_out: dict[str, str]
     output: Any
     nbytes: int
@@ -150,13 +150,13 @@ def survey(
         wider[call.layer, call.index] = [doubled(shape, inputs.batch) for shape in shapes] if again is None else shapes
     several = [call.layer for call in record.order if len(call.output.shapes) > 1]
     used = used_tensors(model, inputs, forward, several) if several else {}
-    sites: list[Site] = []
+    sites: list[MeasuredCall] = []
     left_out = {path or "(model)": "did not run" for path in record.unrun if _has_forward(model, path)}
     known: set[tuple[int, int]] = set()
     nbytes = 0
     for call in record.order:
         seen: _Seen = call.output
-        site = Site(call.layer, call.index, (), seen.main, False)
+        site = MeasuredCall(call.layer, call.index, (), seen.main, False)
         if seen.keys and seen.keys <= known:
             continue
         known |= seen.keys
@@ -180,12 +180,12 @@ def survey(
 
 
 def _named(
-    site: Site,
+    site: MeasuredCall,
     selected: Matches,
     module: nn.Module,
     positions: Sequence[str],
     used: Mapping[tuple[LayerPath, int], list[str]],
-) -> Site:
+) -> MeasuredCall:
     """The site with the names of its tensors, and which of them the model reads, or are asked for."""
     wanted = selected.tensors[site.path]
     if len(positions) == 1:
@@ -251,13 +251,13 @@ def by_row(tensor: torch.Tensor, axis: int, rows: int) -> torch.Tensor:
     return tensor.movedim(axis, 0).reshape(rows, -1)
 
 
-def edits_at(sites: Sequence[Site], function: Callable[[Site, Any], Any]) -> dict[str, Edit]:
+def edits_at(sites: Sequence[MeasuredCall], function: Callable[[MeasuredCall, Any], Any]) -> dict[str, Edit]:
     """Return edits for a `Probe` that replace what each site returned by `function(site, output)`."""
-    by_path: dict[str, dict[int, Site]] = {}
+    by_path: dict[str, dict[int, MeasuredCall]] = {}
     for site in sites:
         by_path.setdefault(site.key, {})[site.index] = site
 
-    def edit(by_index: dict[int, Site]) -> Edit:
+    def edit(by_index: dict[int, MeasuredCall]) -> Edit:
         calls = iter(range(1 << 62))
 
         def tap(output: object) -> Any:
