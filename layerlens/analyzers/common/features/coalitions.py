@@ -89,7 +89,8 @@ class Coalitions:
                     start = _of(self.starts[name], reference * batch + chosen)
                     values[name] = mixed(start, _of(end, chosen), masks[name][own])
                 scores.append(self.scorer(values, chosen).detach())
-        return torch.cat(scores).reshape(-1, count).mean(dim=1)
+        found = torch.cat(scores)
+        return found.double().reshape(-1, count).mean(dim=1) if self.references else found
 
     def baseline_scores(self) -> torch.Tensor:
         """Return the score of the baseline, `(batch,)`."""
