@@ -1,6 +1,7 @@
 """Results to draw, and what must hold of every figure."""
 
 import dataclasses
+import itertools
 
 import torch
 from matplotlib.axes import Axes
@@ -149,7 +150,7 @@ def recurrent(steps=24, units=50, batch=2):
         for name, values in run.items()
     }
     return RecurrentStates(
-        "rnn", "LSTM", {"layer 0": run, "layer 0 reverse": run}, torch.tensor([steps, steps - 5]), {}
+        "rnn", "LSTM", {"layer 0": run, "layer 0 reverse": run}, torch.tensor([steps, steps - 5][:batch]), {}
     )
 
 
@@ -247,6 +248,19 @@ def hidden_labels(fig):
             ticks = {*axis.get_major_ticks(), *axis.get_minor_ticks()} - drawn
             hidden |= {label for tick in ticks for label in (tick.label1, tick.label2)}
     return hidden
+
+
+def overlapping(plot):
+    """Pairs of a title or line of a figure and another, or a panel, that it lies over; after the figure was drawn."""
+    titles = [axes.title for axes in plot.axes] + plot.fig.texts
+    boxes = [(one.get_text(), one.get_window_extent()) for one in titles if one.get_text()]
+    panels = [("a panel", axes.bbox) for axes in plot.axes]
+    pairs = [*itertools.combinations(boxes, 2), *itertools.product(boxes, panels)]
+    return [(first, second) for (first, a), (second, b) in pairs if not _apart(a, b)]
+
+
+def _apart(a, b):
+    return a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
 
 
 def texts(plot):

@@ -22,7 +22,18 @@ from layerlens.plotting import (
     tokens_html as html,
 )
 
-from .helpers import attention as weights, attribution, field, images, maps, random, recurrent, text_outside, texts
+from .helpers import (
+    attention as weights,
+    attribution,
+    field,
+    images,
+    maps,
+    overlapping,
+    random,
+    recurrent,
+    text_outside,
+    texts,
+)
 
 
 def test_a_batch_is_drawn_up_to_six_and_the_title_says_how_many():
@@ -73,7 +84,8 @@ def test_one_sample_says_which_and_a_list_draws_those():
 )
 def test_every_figure_of_a_sample_draws_several(draw, result, panels):
     plot = draw(result)
-    assert plot.data["samples"] == [0, 1] and len(plot.axes) == panels and not text_outside(plot)
+    assert plot.data["samples"] == [0, 1] and len(plot.axes) == panels
+    assert text_outside(plot) == [] and overlapping(plot) == []
 
 
 def test_what_is_of_one_sample_asks_for_it():

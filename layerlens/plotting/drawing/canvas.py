@@ -31,7 +31,7 @@ GAP: Final = 0.08
 ASIDE: Final = 0.9
 """Inches of a text that is turned, so that its words stay whole."""
 PASSES: Final = 3
-"""The text around a panel changes a little with its size, so measuring and placing is repeated."""
+"""The text around a panel changes a little with its size: measuring and placing is repeated until nothing moves."""
 
 
 @dataclasses.dataclass
@@ -75,6 +75,11 @@ class Overhang(NamedTuple):
     right: dict[int, float]
     top: dict[int, float]
     bottom: dict[int, float]
+
+    def is_near(self, other: Overhang) -> bool:
+        """Whether panels are placed the same with another, of the same rows and columns."""
+        pairs = [(values[at], others[at]) for values, others in zip(self, other, strict=True) for at in values]
+        return all(abs(one - two) < 1e-9 for one, two in pairs)
 
 
 class Canvas:
@@ -217,9 +222,14 @@ def _lay_out(canvas: Canvas) -> None:
     Raises:
         PlotError: when they do not fit.
     """
+    before = None
     for _ in range(PASSES):
         _break_text(canvas)
-        _place_panels(canvas, _overhangs(canvas))
+        over = _overhangs(canvas)
+        if before is not None and over.is_near(before):
+            break
+        _place_panels(canvas, over)
+        before = over
     for bar in canvas.bars:
         bar.bar.ax.set_in_layout(True)
 

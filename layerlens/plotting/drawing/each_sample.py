@@ -176,21 +176,22 @@ def _several(draw: functools.partial[Plot], which: Sequence[int], total: int, sh
     width = style.inches(draw.keywords.get("width") or "page")
     which = [sample_index(number, total, "the batch") for number in which]
     draw = functools.partial(draw, title=None if title is None else "", width=width)
-    columns, fitting = _arrangement(draw, which, width, narrowest)
+    sheet, fitting = _arrangement(draw, which, width, narrowest)
     which = which if chosen else which[:fitting]
-    sheet = _Sheet(width, columns)
-    failed = [error for number in which if (error := sheet.try_to_draw(draw, number))]
+    for number in which[len(sheet.failed) + 1 :]:
+        sheet.draw_next(draw, number)
     scales = [one.scales for one in sheet.places if one.scales]
     note = ""
     if shared and scales and all(len(one) == 1 for one in scales):
         ends = {one.high for (one,) in scales}
-        if failed or len(ends) > 1:  # a sample of zeros has no scale of its own
+        if sheet.failed or len(ends) > 1:  # a sample of zeros has no scale of its own
             note = next((one.note for (one,) in scales if one.note), "")
-            sheet = _Sheet(width, columns)
+            sheet = _Sheet(width, sheet.columns)
             draw = functools.partial(draw, vmax=max(ends))
-            failed = [error for number in which if (error := sheet.try_to_draw(draw, number))]
-    if failed:
-        raise failed[0]
+            for number in which:
+                sheet.draw_next(draw, number)
+    if sheet.failed:
+        raise sheet.failed[0]
     heading = [title] if title else []
     if title is None:
         heading += [f"{len(which)} of {total} samples"] if len(which) < total else [f"{total} samples"]
@@ -200,28 +201,27 @@ def _several(draw: functools.partial[Plot], which: Sequence[int], total: int, sh
 
 def _arrangement(
     draw: functools.partial[Plot], which: Sequence[int], width: float, narrowest: float
-) -> tuple[int, int]:
-    """Columns, and how many samples fit a page in them: as few columns as show all, else those that show most.
+) -> tuple[_Sheet, int]:
+    """A sheet with one sample, the first that can be drawn, and how many fit a page.
+
+    Its columns are as few as show all samples, else those that show most.
 
     Raises:
         PlotError: if no sample can be drawn.
     """
-    found: list[tuple[int, int]] = []
+    found: list[tuple[_Sheet, int]] = []
     errors: list[PlotError] = []
     for columns in [one for one in COLUMNS[: len(which)] if one == 1 or width / one >= narrowest]:
-        for number in which:
-            trial = _Sheet(width, columns)
-            failure = trial.try_to_draw(draw, number)
-            if failure is None:
-                fitting = max(1, int(PAGE / trial.height(trial.places[0]))) * columns
-                found.append((columns, min(fitting, len(which))))
+        sheet = _Sheet(width, columns)
+        if any(sheet.draw_next(draw, number) for number in which):
+            fitting = max(1, int(PAGE / sheet.height(sheet.places[0]))) * columns
+            found.append((sheet, min(fitting, len(which))))
+            if fitting >= len(which):
                 break
-            errors.append(failure)
-        if found and found[-1] == (columns, len(which)):
-            break
+        errors += sheet.failed
     if not found:
         raise errors[0]
-    return max(found, key=lambda one: (one[1], -one[0]))
+    return max(found, key=lambda one: (one[1], -one[0].columns))
 
 
 class _Sheet:
@@ -237,9 +237,10 @@ class _Sheet:
             self.grid = self.fig.add_gridspec(1, 1)
         self.places: list[Place] = []
         self.plots: list[Plot] = []
+        self.failed: list[PlotError] = []
 
-    def try_to_draw(self, draw: functools.partial[Plot], number: int) -> PlotError | None:
-        """Draw a sample into the next cell; return the error if it cannot be drawn."""
+    def draw_next(self, draw: functools.partial[Plot], number: int) -> bool:
+        """Draw a sample into the next cell; return whether it can be drawn."""
         wide = self.width / self.columns
         place = Place(
             sample_label(next(iter(draw.keywords.values())), number), self.fig.add_subfigure(self.grid[0, 0]), wide
@@ -249,10 +250,11 @@ class _Sheet:
             with _at(place):
                 plot = draw(sample=number, width=wide)
         except PlotError as error:
-            return error
+            self.failed.append(error)
+            return False
         self.places.append(place)
         self.plots.append(plot)
-        return None
+        return True
 
     def height(self, place: Place) -> float:
         """Height of a cell, in inches."""
