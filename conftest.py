@@ -5,7 +5,8 @@ import inspect
 from collections.abc import Generator
 
 import pytest
-import torch
+
+from layerlens.model.borrowed import seed_torch
 
 _from_module = doctest.DocTestFinder._from_module
 doctest.DocTestFinder._from_module = lambda self, module, thing: _from_module(self, module, inspect.unwrap(thing))
@@ -18,7 +19,7 @@ MISSING = ("could not import ", "no Chromium on this machine")
 @pytest.fixture(autouse=True)
 def same_numbers() -> None:
     """Tests and examples may draw numbers; a failure must come back when it is looked for."""
-    torch.manual_seed(0)
+    seed_torch(0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -65,6 +65,7 @@ def modes():
             backends.cuda.mem_efficient_sdp_enabled(),
             backends.cuda.math_sdp_enabled(),
         ),
+        "first use of a GPU": len(torch.cuda._queued_calls),
         "global hooks": len(torch.nn.modules.module._global_forward_hooks),
         "warnings": list(warnings.filters),
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],

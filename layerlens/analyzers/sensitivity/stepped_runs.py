@@ -21,6 +21,7 @@ from layerlens.analyzers.common.messages import NO_BATCH
 from layerlens.analyzers.common.samples import or_none, warn_of_influence
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.errors import InputError, LayerNotFound
+from layerlens.model.borrowed import seed_torch
 from layerlens.probes.probe import Probe
 from layerlens.progress import track
 
@@ -161,7 +162,7 @@ class SteppedRun:
         inputs = self.run.inputs.rows(rows)
         inputs = inputs.replace({name: values[name] for name, leaf in self.leaves.items() if leaf.is_input})
         last = [f"{site.path}#{site.index}" for site in sites] if stop and all(site.path for site in sites) else ()
-        torch.manual_seed(self.run.seed)
+        seed_torch(self.run.seed)
         output = None
         with (
             Probe(

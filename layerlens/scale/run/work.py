@@ -15,7 +15,7 @@ from torch import nn
 
 from layerlens.errors import LayerNotFound, MissingPackage, OptionError, SampleError, SelectionError, StoreError
 from layerlens.inputs.batches import Batch
-from layerlens.model.borrowed import generator_states, restore_generators
+from layerlens.model.borrowed import generator_states, restore_generators, seed_torch
 from layerlens.progress import track
 from layerlens.turns import turn
 
@@ -63,9 +63,7 @@ def restored_generators() -> Iterator[None]:
 
 def seed(number: int) -> None:
     """Seed the random generators, including those of GPUs in use."""
-    torch.default_generator.manual_seed(number)  # torch.manual_seed takes 3 ms before the first use of a GPU
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(number)
+    seed_torch(number)
     np.random.seed(number % 2**32)
     random.seed(number)
 

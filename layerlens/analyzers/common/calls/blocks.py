@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-import torch
 from torch import nn
 
 from layerlens.errors import LayerNotFound, warn
 from layerlens.inputs.inputs import Forward, Inputs
+from layerlens.model.borrowed import seed_torch
 from layerlens.model.layers import LayerPath
 from layerlens.probes.probe import Probe
 
@@ -88,7 +88,7 @@ def _runs(
     chosen: Callable[[LayerPath, nn.Module], bool],
 ) -> Runs:
     """Return parent -> runs of its layers with outputs of one shape, in the order in which they began to return."""
-    torch.manual_seed(seed)
+    seed_torch(seed)
     with Probe(model, chosen, reduce=_shape) as record:
         inputs.run(model, forward)
     runs: dict[LayerPath, list[list[tuple[LayerPath, Any]]]] = {}

@@ -11,6 +11,7 @@ from torch import nn
 
 from layerlens.errors import LayerNotFound
 from layerlens.inputs.inputs import Forward, Inputs
+from layerlens.model.borrowed import seed_torch
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.selection import Matches
 from layerlens.model.tensors import documented, tensor_path
@@ -138,7 +139,7 @@ def survey(
         LayerNotFound: when none of the selected layers ran, or none can be measured.
     """
     selected = Layers(model).select(layers, calls=True, tensors=True)
-    torch.manual_seed(seed)
+    seed_torch(seed)
     with Probe(model, selected, reduce=lambda output: _Seen(output, hold=layers is None)) as record:
         output = inputs.run(model, forward)
     again = or_none(lambda: _run_again(model, inputs, selected, forward, seed))
@@ -204,7 +205,7 @@ def _named(
 def _run_again(
     model: nn.Module, inputs: Inputs, selected: Matches, forward: Forward | None, seed: int
 ) -> Sequence[Any]:
-    torch.manual_seed(seed)
+    seed_torch(seed)
     with Probe(model, selected, reduce=lambda output: _Seen(output, hold=False)) as record:
         inputs.rows(copied_rows(inputs.batch, 2)).run(model, forward)
     return record.order

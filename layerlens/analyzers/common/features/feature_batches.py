@@ -10,7 +10,7 @@ import torch
 
 from layerlens.inputs.batches import Batch, Data
 from layerlens.inputs.inputs import Inputs
-from layerlens.model.borrowed import borrowed
+from layerlens.model.borrowed import borrowed, seed_torch
 
 from ..messages import warn_left_out
 from .layer_features import FeatureReader, Features, Rows, silent_layers
@@ -39,7 +39,7 @@ def run_once(reader: FeatureReader, inputs: Inputs, seed: int) -> Rows:
     """Run a reader on one batch; the seed is for the numbers that the model draws."""
     reader.drop_repeated(inputs)
     with borrowed(reader.model, grad=False):
-        torch.manual_seed(seed)
+        seed_torch(seed)
         return reader.read(inputs)
 
 

@@ -12,6 +12,7 @@ from layerlens.analyzers.common.calls.blocks import find_stack
 from layerlens.analyzers.common.calls.measured_calls import MeasuredCall, copied_rows, edits_at, floating, survey
 from layerlens.errors import LayerNotFound
 from layerlens.inputs.inputs import Forward, Inputs
+from layerlens.model.borrowed import seed_torch
 from layerlens.model.layers import Selection
 from layerlens.model.tensors import refuse_several
 from layerlens.model.trees import map_tensors
@@ -79,7 +80,7 @@ class Stream:
             if tensor is not None and not entered:
                 entered.append(tensor.detach().clone())
 
-        torch.manual_seed(seed)
+        seed_torch(seed)
         with (
             Probe(model, (), edits=edits_at(found.sites, take)),
             Probe(model, [found.sites[0].path], inputs=enter, reduce=lambda output: None),
@@ -115,6 +116,6 @@ class Stream:
             )
 
         inputs = self.inputs.rows(copied_rows(self.inputs.batch, len(values))) if copies else self.inputs
-        torch.manual_seed(self.seed)
+        seed_torch(self.seed)
         with Probe(self.model, (), edits=edits_at([self.site], replace_main)):
             return main_output(inputs.run(self.model, self.forward))

@@ -18,7 +18,7 @@ from layerlens.axes.followed import followed
 from layerlens.axes.layout import only
 from layerlens.axes.provenance.axis import Axes
 from layerlens.inputs.inputs import Forward, Inputs
-from layerlens.model.borrowed import borrowed
+from layerlens.model.borrowed import borrowed, seed_torch
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import LayerPath
 from layerlens.model.selection import Matches
@@ -150,7 +150,7 @@ class PairReader:
         """Add the pairs of one batch."""
         with borrowed(self.model, grad=False), layers_called():
             if not self._sites:
-                torch.manual_seed(seed)
+                seed_torch(seed)
                 sites = followed(self.model, inputs, self.forward).calls
                 self._sites = {(site.path, site.index): site for site in sites}
                 several = [site.path for site in sites if len(site.outputs) > 1 and site.path in self.layers]
@@ -159,7 +159,7 @@ class PairReader:
                 for path in self.layers:
                     before, after = self._hooks(path, inputs.batch)
                     stack.enter_context(Probe(self.model, [path], keep="reference", inputs=before, reduce=after))
-                torch.manual_seed(seed)
+                seed_torch(seed)
                 inputs.run(self.model, self.forward)
 
     def finish(self) -> dict[str, str]:

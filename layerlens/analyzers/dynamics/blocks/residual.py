@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge
 
 from layerlens.inputs.inputs import Forward, Inputs
-from layerlens.model.borrowed import borrowed
+from layerlens.model.borrowed import borrowed, seed_torch
 from layerlens.model.fastpath import layers_called
 from layerlens.model.trees import named_tensors
 from layerlens.probes.probe import Probe
@@ -47,7 +47,7 @@ def residual_calls(model: nn.Module, inputs: Inputs, forward: Forward | None, se
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)
-        torch.manual_seed(seed)
+        seed_torch(seed)
         with Probe(model, inputs=before, reduce=after) as record:
             sample.run(model, forward)
     return {f"{call.layer} #{call.index}" if call.index else call.layer for call in record.order if call.output}

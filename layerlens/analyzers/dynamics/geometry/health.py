@@ -17,7 +17,7 @@ from layerlens.axes.followed import followed
 from layerlens.errors import AxesUnknown, InputError, OptionError, RecordError, check_count, warn
 from layerlens.inputs.batches import Batch, Data, Read, Samples
 from layerlens.inputs.inputs import Forward, Inputs, as_inputs
-from layerlens.model.borrowed import borrowed
+from layerlens.model.borrowed import borrowed, seed_torch
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import LayerPath, Selection
 from layerlens.model.tensors import tensor_path
@@ -189,7 +189,7 @@ def _gradient_norms(
     found: dict[str, torch.Tensor] = {}
     axes = followed(model, inputs, forward)
     with borrowed(model), layers_called():
-        torch.manual_seed(seed)
+        seed_torch(seed)
         record = capture(
             model, inputs, layers, keep="reference", reduce=lambda output: None, gradients=True, target=score,
             forward=forward,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from layerlens.model.borrowed import borrowed
+from layerlens.model.borrowed import borrowed, seed_torch
 from layerlens.signatures import public
 
 from .task import Task
@@ -56,7 +56,7 @@ def planted_watermark(batch: int = 16, *, seed: int = 0, steps: int = 60) -> Tas
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+        seed_torch(seed)
         model = nn.Sequential(
             nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(12, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),

@@ -16,6 +16,7 @@ from layerlens.analyzers.common.samples import or_none
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import InputError, OptionError, TargetError, warn
 from layerlens.inputs.inputs import Forward, Input, as_inputs
+from layerlens.model.borrowed import seed_torch
 from layerlens.targets.outputs import main_output
 from layerlens.targets.target import Spec, Target, as_target
 
@@ -80,7 +81,7 @@ class Study:
                 original = self._scorer.leaves[name].value[rows]
                 fixed = labels[rows] < 0 if len(labels) > 1 else labels < 0
                 values[name] = torch.where(fixed, original, values[name])
-        torch.manual_seed(self._seed + part)
+        seed_torch(self._seed + part)
         if self._outputs is not None and self._scorer.apart(values, rows):
             return torch.cat([self._all(values, rows, place) for place in range(len(rows))])
         score = self._scorer(values, rows)
@@ -136,7 +137,7 @@ def study(model: nn.Module, x: Input, forward: Forward | None, options: StudyOpt
     if ranges is not None and baseline is not None:
         raise OptionError("give ranges= (uniform values) or baseline= (masks over x), not both.")
     inputs = as_inputs(x)
-    torch.manual_seed(options.seed)
+    seed_torch(options.seed)
     outputs = Outputs() if target is None else None
     aim = as_target(target) if outputs is None else outputs.target
     whole = Scorer(model, inputs, aim, forward=forward, whole="always")

@@ -9,6 +9,7 @@ import torch
 
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import OptionError, TargetError
+from layerlens.model.borrowed import seed_torch
 from layerlens.model.trees import map_tensors
 from layerlens.targets.outputs import main_output
 from layerlens.targets.target import Target, as_target
@@ -56,7 +57,7 @@ def first_order_effects(
 
         return map_tensors(value, add)
 
-    torch.manual_seed(run.seed)
+    seed_torch(run.seed)
     with torch.enable_grad():
         with hooked(run.model, [key[:2] for key in wanted], add_leaves) as running:
             output = run.inputs.run(run.model, run.forward if running is None else running.around(run.forward))

@@ -28,6 +28,7 @@ from layerlens.axes.followed import followed
 from layerlens.axes.layout import roles
 from layerlens.axes.provenance.axis import Axes
 from layerlens.errors import LayerNotFound
+from layerlens.model.borrowed import seed_torch
 from layerlens.model.layers import Layers, Selection
 from layerlens.model.tensors import choices
 from layerlens.model.trees import named_tensors
@@ -265,7 +266,7 @@ def _outline(run: ModelRun, places: list[tuple[Kind, str]]) -> _Outline:
         return note
 
     def once(copies: int, into: dict[Key, _Form]) -> Any:
-        torch.manual_seed(run.seed)
+        seed_torch(run.seed)
         with hooked(model, places, noting(into)) as running:
             rows = inputs.rows(copied_rows(inputs.batch, copies)) if copies > 1 else inputs
             return rows.run(model, run.forward if running is None else running.around(run.forward))

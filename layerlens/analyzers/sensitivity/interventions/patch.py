@@ -12,7 +12,7 @@ from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import InputError, TargetError, choose, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
-from layerlens.model.borrowed import borrowed
+from layerlens.model.borrowed import borrowed, seed_torch
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Selection
 from layerlens.model.trees import describe
@@ -162,7 +162,7 @@ class Patched:
 def _patch_parts(run: ModelRun, source: Inputs, layers: Selection, target: Spec, options: Patching) -> Patched:
     """Run on the input with the values of each part on the source."""
     survey = find_intervention_sites(run, layers, options.by, options.heads)
-    torch.manual_seed(run.seed)
+    seed_torch(run.seed)
     output = source.run(run.model, run.forward)
     resolved = (
         as_target(target).on(run.inputs).resolve(output if options.direction == "denoise" else survey.output)

@@ -12,6 +12,7 @@ from layerlens.analyzers.common.calls.measured_calls import floating
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.batches import Samples, batches, grouped
 from layerlens.inputs.inputs import Input, Inputs, as_inputs
+from layerlens.model.borrowed import seed_torch
 from layerlens.model.trees import describe
 
 from ..model_run import ModelRun
@@ -102,7 +103,7 @@ class RecordedValues:
             return value
 
         model, forward = self.run.model, self.run.forward
-        torch.manual_seed(self.run.seed)
+        seed_torch(self.run.seed)
         with hooked(model, [key[:2] for key in wanted], note) as running:
             inputs.run(model, forward if running is None else running.around(forward))
 

@@ -14,6 +14,7 @@ from layerlens.analyzers.common.calls.measured_calls import MEMORY, copied_rows,
 from layerlens.analyzers.common.samples import note_influence
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.errors import LayerNotFound, warn
+from layerlens.model.borrowed import seed_torch
 from layerlens.model.trees import map_tensors
 from layerlens.progress import track
 
@@ -199,7 +200,7 @@ class TrialRunner:
 
     def _warn_of_interacting_rows(self) -> None:
         """Warn that rows are not samples, unless the model just draws other numbers for each copy."""
-        torch.manual_seed(self.run.seed + 1)
+        seed_torch(self.run.seed + 1)
         output = self.run.inputs.run(self.run.model, self.run.forward)
         other_seed = self.readout(output, copied_rows(self.run.batch, 1))
         if nearly_equal(other_seed.to(self._dtype), self._unchanged(1).to(self._dtype)):
@@ -291,7 +292,7 @@ class TrialRunner:
         model, forward = self.run.model, self.run.forward
         rows = copied_rows(self.run.batch, copies)
         inputs = self.run.inputs.rows(rows) if copies > 1 else self.run.inputs
-        torch.manual_seed(self.run.seed)
+        seed_torch(self.run.seed)
         places = self._always | {key[:2] for key in keys}
         with torch.no_grad(), hooked(model, places, replace) as running:
             output = inputs.run(model, forward if running is None else running.around(forward))

@@ -15,7 +15,7 @@ from layerlens.analyzers.common.null_model import shuffled
 from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import check_count, choose, warn
 from layerlens.inputs.inputs import Forward, Hold, Input
-from layerlens.model.borrowed import borrowed
+from layerlens.model.borrowed import borrowed, seed_torch
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Selection
 from layerlens.model.placement import GATHERED, refuse_parts
@@ -214,7 +214,7 @@ def estimate(run: ModelRun, layers: Selection, draws: int, route: Route) -> Esti
         LayerNotFound: when no layer can be measured.
         OptionError: when the route is impossible.
     """
-    torch.manual_seed(run.seed)
+    seed_torch(run.seed)
     leaves = stepped_leaves(run)
     clean = survey(run.model, run.inputs, layers, run.forward, seed=run.seed, apart=True)
     steps, count = draw_directions(leaves, draws, run.seed)

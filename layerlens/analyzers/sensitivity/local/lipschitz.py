@@ -17,7 +17,7 @@ from layerlens.analyzers.common.null_model import shuffled
 from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import OptionError, check_count, choose, warn
 from layerlens.inputs.inputs import Forward, Hold, Input
-from layerlens.model.borrowed import borrowed
+from layerlens.model.borrowed import borrowed, seed_torch
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Selection
 from layerlens.model.placement import GATHERED, refuse_parts
@@ -245,7 +245,7 @@ def spectrum(run: ModelRun, layers: Selection, options: LanczosOptions) -> Spect
         LayerNotFound: when no layer can be measured.
         OptionError: when the route is impossible.
     """
-    torch.manual_seed(run.seed)
+    seed_torch(run.seed)
     leaves, restarts = stepped_leaves(run), options.restarts
     with torch.no_grad():
         clean = survey(run.model, run.inputs, layers, run.forward, seed=run.seed, apart=True)

@@ -17,7 +17,7 @@ from layerlens.analyzers.common.null_model import shuffled
 from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import LayerNotFound, OptionError, check_count, warn
 from layerlens.inputs.inputs import Forward, Hold, Input
-from layerlens.model.borrowed import borrowed
+from layerlens.model.borrowed import borrowed, seed_torch
 from layerlens.model.fastpath import layers_called
 from layerlens.model.layers import Selection
 from layerlens.model.placement import GATHERED, refuse_parts
@@ -202,7 +202,7 @@ class _NoisyRuns:
     def _output(self, copies: int, edits: dict[str, Edit]) -> torch.Tensor:
         rows = copied_rows(self.run.batch, copies)
         inputs = self.run.inputs.rows(rows)
-        torch.manual_seed(self.run.seed)
+        seed_torch(self.run.seed)
         with Probe(self.run.model, (), edits=edits):
             return self.readout(inputs.run(self.run.model, self.run.forward), rows)
 

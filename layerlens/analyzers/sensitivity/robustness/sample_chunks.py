@@ -17,6 +17,7 @@ from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.errors import InputError, check_count
 from layerlens.inputs.batches import Samples, batches
 from layerlens.inputs.inputs import Forward, Hold, Input, Inputs, as_inputs
+from layerlens.model.borrowed import seed_torch
 from layerlens.targets.target import Spec, Target, as_target
 
 from ..model_run import ModelRun
@@ -155,7 +156,7 @@ def _influence(model: nn.Module, inputs: Inputs, samples: LabeledSamples) -> boo
     few, more = max(1, samples.batch_size // 2), max(2, samples.batch_size)
 
     def run(count: int, seed: int = samples.seed) -> list[torch.Tensor]:
-        torch.manual_seed(seed)
+        seed_torch(seed)
         output = inputs.rows(torch.arange(count)).run(model, samples.forward)
         return [tensor for tensor in floating(output) if tensor.ndim and len(tensor) == count]
 

@@ -10,6 +10,7 @@ import torch
 from layerlens.analyzers.common.null_model import shuffled_parameters, with_parameters
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import InputError, warn
+from layerlens.model.borrowed import seed_torch
 from layerlens.results import LayerProfile
 
 from .likelihood import EXACT, Likelihood, choose_likelihood
@@ -55,7 +56,7 @@ def fisher_traces(
     for piece in task.samples("Fisher information", task.progress):
         for row in range(piece.inputs.batch):
             inputs = piece.inputs.rows(torch.tensor([row]))
-            torch.manual_seed(task.seed)
+            seed_torch(task.seed)
             output = inputs.run(task.model, run)
             chosen = chosen or choose_likelihood(task.likelihood, output, 1)
             y = chosen.read(output)

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from layerlens.analyzers.common.null_model import shuffled_parameters, with_parameters
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import InputError
-from layerlens.model.borrowed import primitive_kernels
+from layerlens.model.borrowed import primitive_kernels, seed_torch
 from layerlens.results import LayerProfile
 
 from .labeled_batches import Piece
@@ -137,7 +137,7 @@ class Curvature:
         Raises:
             InputError: when the loss is not one number, needs missing labels, or has no gradient.
         """
-        torch.manual_seed(self.task.seed)
+        seed_torch(self.task.seed)
         output = piece.inputs.run(self.task.model, self.run)
         if self.loss is not None:
             value = self.loss(output, piece.labels)

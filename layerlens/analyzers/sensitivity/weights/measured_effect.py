@@ -10,6 +10,7 @@ import torch
 
 from layerlens.analyzers.common.null_model import with_parameters
 from layerlens.errors import InputError, LayerNotFound, OptionError, choose
+from layerlens.model.borrowed import seed_torch
 from layerlens.progress import track
 from layerlens.results import LayerProfile
 from layerlens.targets.target import Spec, as_target
@@ -136,7 +137,7 @@ class _Run:
 
     def __call__(self, parameters: Block) -> Any:
         model = self.task.model
-        torch.manual_seed(self.task.seed)
+        seed_torch(self.task.seed)
         return self.piece.inputs.run(model, with_parameters(model, self.task.forward, parameters))
 
 
