@@ -117,11 +117,13 @@ def test_every_saliency_method(method):
     lens, targets = lens_of(), [" w4", contrast((-1, 11), (-1, 2)), (0, 7)]
     if method == "finer_cam":
         targets = [" w4", (-1, 11), (-1, 7)]
+    quick = {"guided_ig": {"steps": 10}, "deep_shap": {"baselines": ["zero", "noise"]}, "rise": {"samples": 50}}
+    options = quick.get(method, {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = lens.saliency(PROMPTS, target=targets, method=method)
+        found = lens.saliency(PROMPTS, target=targets, method=method, **options)
         for row, prompt in enumerate(PROMPTS):
-            alone = lens.saliency(prompt, target=targets[row], method=method)
+            alone = lens.saliency(prompt, target=targets[row], method=method, **options)
             used = lens.inputs(PROMPTS).kwargs["attention_mask"][row] > 0
             size = float(alone.tensor.abs().max())
             torch.testing.assert_close(found.tensor[row, used], alone.tensor[0], rtol=1e-4, atol=max(1e-4 * size, 1e-9))
