@@ -78,8 +78,7 @@ class Overhang(NamedTuple):
 
     def is_near(self, other: Overhang) -> bool:
         """Whether panels are placed the same with another, of the same rows and columns."""
-        pairs = [(values[at], others[at]) for values, others in zip(self, other, strict=True) for at in values]
-        return all(abs(one - two) < 1e-9 for one, two in pairs)
+        return all(abs(one[at] - two[at]) < 1e-9 for one, two in zip(self, other, strict=True) for at in one)
 
 
 class Canvas:
@@ -226,10 +225,9 @@ def _lay_out(canvas: Canvas) -> None:
     for _ in range(PASSES):
         _break_text(canvas)
         over = _overhangs(canvas)
-        if before is not None and over.is_near(before):
+        if before and over.is_near(before):
             break
-        _place_panels(canvas, over)
-        before = over
+        _place_panels(canvas, before := over)
     for bar in canvas.bars:
         bar.bar.ax.set_in_layout(True)
 
