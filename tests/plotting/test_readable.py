@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from layerlens.plotting import attention, curves, layer_profile, matrix, model_map, timeseries
+from layerlens.plotting import (
+    attention,
+    curves,
+    dependence,
+    layer_profile,
+    matrix,
+    model_map,
+    overlay_grid,
+    timeseries,
+)
 from layerlens.plotting.drawing import text
 from layerlens.results import LogitLens
 
@@ -103,3 +112,17 @@ def test_pictures_of_images_are_not_touched():
     before = batch.values.clone()
     batch.plot()
     assert torch.equal(batch.values, before)
+
+
+def test_titles_and_keys_name_what_is_drawn():
+    grid = dataclasses.replace(images(2), targets=("cat", "dog"), method="occlusion")
+    assert list(overlay_grid(grid).data) == ["sample 0: cat, score 0.5", "sample 1: dog, score 1"]
+    assert "Occlusion" in texts(overlay_grid(grid))
+    assert "random changes" in texts(curves(dataclasses.replace(curve(), null_name="random changes")))
+    assert "line: the input; color: the attribution" in texts(timeseries(attribution(1, 9, 2, inputs=random(1, 9, 2))))
+    assert dependence(attribution(9, 2, inputs=random(9, 2)), 0).axes[0].get_ylabel() == "attribution of f0 (score)"
+    quoted = LogitLens(
+        "log p", ("a",), ("x",), -torch.ones(1, 1), ("layer", "position"), "nats", False, "logit lens", {},
+        targets=(0,), top=torch.zeros(1, 1, 1, dtype=torch.int64), scores=torch.ones(1, 1, 1), names={0: "' it\\'s'"},
+    )  # fmt: skip
+    assert "␣it's" in texts(quoted.plot())

@@ -32,7 +32,7 @@ def test_channels_with_the_most_relevance_are_drawn_in_their_order():
     best = one.values[0].abs().sum(dim=0).topk(3).indices.sort().values.tolist()
     plot = timeseries(one, 0, count=3)
     assert plot.data["channels"].tolist() == best
-    assert "3 of 9 features with the most relevance" in texts(plot)
+    assert "3 of 9 features with the most relevance; line: the input; color: the attribution" in texts(plot)
 
 
 @pytest.mark.parametrize("along, label", [("length", "place"), ("time", "step")])
@@ -52,7 +52,10 @@ def test_a_long_series_shows_the_largest_of_each_block_with_its_sign():
     values = one.values[0, :, 0].numpy()
     blocks = [values[start : start + 3] for start in range(0, 5003, 3)]
     assert np.array_equal(cells, [block[np.abs(block).argmax()] for block in blocks])
-    assert "each color: the largest of 3 steps" in texts(plot) and len(plot.axes[0].lines[0].get_ydata()) == 5003
+    assert (
+        "each color: the largest of 3 steps; line: the input; color: the attribution" in texts(plot)
+        and len(plot.axes[0].lines[0].get_ydata()) == 5003
+    )
     assert plot.axes[0].images[0].get_extent()[1] == 3 * len(blocks) - 0.5 and plot.axes[0].get_xlim()[1] == 5002.5
 
 

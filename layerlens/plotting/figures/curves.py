@@ -106,7 +106,7 @@ def curves(
         handles = [_draw_curve(axes, index, name, line, len(data)) for index, (name, line) in enumerate(data.items())]
         if many:
             handles = [handles[index] for index in np.unique(np.linspace(0, len(handles) - 1, 5).round().astype(int))]
-        handles += _draw_chance(axes, data)
+        handles += _draw_chance(axes, data, first.null_name)
         values = f"{first.quantity} ({first.units})" if first.units not in ("", "1") else first.quantity
         axes.set_xlabel(_along(first.along, scale, points))
         axes.set_ylabel(bars.log_label(values) if yscale == "log" else values)
@@ -205,8 +205,8 @@ def _draw_curve(axes: Axes, index: int, name: str, line: dict[str, Array], count
     return handle
 
 
-def _draw_chance(axes: Axes, data: dict[str, dict[str, Array]]) -> list[Any]:
-    """Draw chance, once where it is the same for all curves; and the keys of bands and chance."""
+def _draw_chance(axes: Axes, data: dict[str, dict[str, Array]], name: str) -> list[Any]:
+    """Draw chance, by its `name`, once where it is the same for all curves; and the keys of bands and chance."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -226,7 +226,7 @@ def _draw_chance(axes: Axes, data: dict[str, dict[str, Array]]) -> list[Any]:
     for index, line in nulls[:1] if same else nulls:
         color = style.INK if alone else _color_and_dashes(index, len(data))[0]
         axes.plot(line["points"], line["null"], color=color, linestyle=CHANCE, linewidth=0.7)
-    label = "chance" if alone else "chance of each"
+    label = name if alone else f"{name} of each"
     return [*keys, Line2D([], [], color=style.INK, linestyle=CHANCE, linewidth=0.7, label=label)]
 
 

@@ -77,7 +77,7 @@ def dependence(
         points = axes.scatter(along, values, s=6, linewidths=0, rasterized=len(values) > 2000, **colors)
         axes.axhline(0, color=style.FAINT, linewidth=0.6, zorder=0)
         axes.set_xlabel(table.names[chosen])
-        axes.set_ylabel(f"value of {table.names[chosen]} ({attribution.units})")
+        axes.set_ylabel(f"attribution of {table.names[chosen]} ({attribution.units})")
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         if color is not None and colorbar:

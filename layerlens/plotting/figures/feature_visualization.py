@@ -73,7 +73,7 @@ def feature_visualization(
     )
     data: dict[str, Any] = {}
     with Canvas(width=width, fig=fig) as canvas:
-        canvas.title(title)
+        canvas.title(title, "", f"above each: the target and the {made.units} that it has")
         row, column, before = 0, -1, made.targets[0]
         for index, target in enumerate(made.targets):
             column += 1

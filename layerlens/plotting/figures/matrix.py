@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -107,7 +109,14 @@ def matrix(
 
 
 def _likeliest(found: LogitLens) -> list[list[str]]:
-    return [[token_text.spelled(found.name(one)) for one in row] for row in found.top[:, :, 0].tolist()]
+    return [[token_text.spelled(_unquoted(found.name(one))) for one in row] for row in found.top[:, :, 0].tolist()]
+
+
+def _unquoted(name: str) -> str:
+    """The text of a token that is named with its quotes."""
+    with contextlib.suppress(ValueError, SyntaxError):
+        return str(ast.literal_eval(name)) if name[:1] in ("'", '"') else name
+    return name
 
 
 def _values(found: Matrix) -> Array:

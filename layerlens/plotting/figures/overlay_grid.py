@@ -14,6 +14,7 @@ from ..drawing.attribution_sample import Channel, Sample
 from ..drawing.canvas import Canvas
 from ..drawing.each_sample import sample_label
 from ..plot import Plot, figure
+from ..words import words
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
@@ -78,7 +79,9 @@ def overlay_grid(
         limits = style.limits(
             [one.values for one in shown], signed=shown[0].signed, clip=clip, vmax=vmax, what=shown[0].what
         )
-        canvas.title(title, shown[0].title if len({one.title for one in shown}) == 1 else "", note)
+        same = len({one.title for one in shown}) == 1
+        first = attributions if isinstance(attributions, Attribution) else attributions[0]
+        canvas.title(title, shown[0].title if same else words(first.how), note)
         edge = []
         for index, (one, label) in enumerate(zip(shown, labels, strict=True)):
             row, column = divmod(index, columns)
@@ -128,4 +131,6 @@ def _samples(
                 f"{one.what} keeps no input picture to show next to it. Add it: dataclasses.replace(result, inputs=x), "
                 "or draw the map alone with heatmap."
             )
-    return shown, [sample_label(*places[number], number) for number in numbers]
+    names = [sample_label(*places[number], number) for number in numbers]
+    targets = [one.target_of(row) for one, row in (places[number] for number in numbers)]
+    return shown, names if len(set(targets)) == 1 else [": ".join(both) for both in zip(names, targets, strict=True)]

@@ -99,6 +99,7 @@ def timeseries(
         channels is None and len(rows) < len(shown.values) and shown.form == "series"
     )
     notes += [f"each color: the largest of {each} steps"] * (each > 1)
+    notes += ["line: the input; color: the attribution"]
     step = 1 / (rate or 1)
     with Canvas(width=width, fig=fig) as canvas:
         canvas.title(title, shown.title, "; ".join(notes))

@@ -29,6 +29,7 @@ class Curve(Explained):
         null: what chance gives, shaped like `values`; None when not asked for.
         checks: what the method can prove about itself.
         explanation: what the numbers mean and what they do not, a sentence each.
+        null_name: what `null` is, in words.
     """
 
     quantity: str
@@ -43,6 +44,7 @@ class Curve(Explained):
     null: torch.Tensor | None = None
     checks: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     explanation: tuple[str, str] = ("", "")
+    null_name: str = "chance"
 
     def of(self, series: str) -> torch.Tensor:
         """The values of one curve, `(points,)`.

@@ -154,6 +154,7 @@ def attack_curve(
             **({} if reader.target is not None else {"flip eps": _flip_sizes(all_held, sizes)}),
         },
         explanation=_explanation(reader.text, norm, null),
+        null_name="random changes of that size",
     )
 
 
