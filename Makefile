@@ -67,8 +67,9 @@ docs: $(VENV)/.models
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses auto --maxprocesses 8 --dist worksteal
 
+# not more than four: each holds a language model at times
 test-slow: $(VENV)/.models browser
-	$(PYTEST) -m slow
+	OMP_NUM_THREADS=1 $(PYTEST) -m slow --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
