@@ -75,8 +75,8 @@ def write(folder: Path, number: int, tensors: Mapping[str, torch.Tensor], about:
             _sign(Path(file.name))
     except (OSError, SafetensorError) as error:
         raise StoreError(
-            f"{path} cannot be written ({error.__cause__ or error}). Finished shards are kept: fix this and start the run "
-            "again."
+            f"{path} cannot be written ({error.__cause__ or error}). Finished shards are kept: fix this and start the "
+            "run again."
         ) from error
     return path
 
