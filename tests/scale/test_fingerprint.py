@@ -299,3 +299,33 @@ def test_a_version_stands_for_code_and_not_for_weights_or_options():
     assert manifest(layers="b").differences(manifest()) == ["settings, layers: 'b' there, 'a' now"]
     assert manifest(version="2").differences(manifest()) == ["version: '2' there, '1' now"]
     assert "model, modules" in manifest(model=nn.Linear(2, 2)).differences(manifest())[2]
+
+
+def test_what_the_user_registered_counts(tmp_path):
+    from layerlens.extend import Kind, Row, method, register
+    from layerlens.scale.jobs.base import METHODS, registered
+
+    assert registered("gradient") == {}
+
+    def rule(factor):
+        return Row(Kind.RATIO, lambda ctx, x: (factor * x, 0.0))
+
+    found = []
+    for factor in (1.0, 2.0):
+        with register("CubeBackward", rule(factor)):
+            found.append(registered()["registered rows"]["CubeBackward"])
+    assert found[0] != found[1] and registered() == {}
+
+    def mine(model, x, *, target=None, forward=None):
+        """Return the gradient."""
+        return helpers[-1](model, x)
+
+    helpers = []
+    try:
+        method(family="gradient", passes="1 gradient", source="a user")(mine)
+        for helper in (lambda model, x: x, lambda model, x: -x):
+            helpers.append(helper)
+            found.append(registered("mine")["registered method"])
+    finally:
+        METHODS.pop("mine", None)
+    assert found[2] != found[3] and any("mine" in name for name in found[3].code)

@@ -24,7 +24,7 @@ from layerlens.results import Attribution, Relevance
 from layerlens.targets.target import Target
 
 from ..store.fingerprint import as_json, target_settings
-from .base import RowsJob, cast
+from .base import RowsJob, cast, registered
 
 
 @dataclasses.dataclass
@@ -43,7 +43,8 @@ class Saliency(RowsJob):
     def settings(self) -> dict[str, Any]:
         """Return all options as JSON."""
         options = {name: as_json(value) for name, value in self.options.items()}
-        return {"method": self.method, "target": target_settings(self.aim), **options, "dtype": as_json(self.dtype)}
+        settings = {"method": self.method, "target": target_settings(self.aim), **options, "dtype": as_json(self.dtype)}
+        return settings | registered(self.method)
 
     def analyze(self, model: nn.Module, batch: Batch) -> Attribution:
         """Return the attribution of a batch."""

@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.features.batch_targets import check_length
+from layerlens.analyzers.common.registry import METHODS
+from layerlens.analyzers.relevance.rules.operation_table import TABLE
+from layerlens.analyzers.relevance.rules.rulebook import RULEBOOKS
 from layerlens.errors import OptionError
 from layerlens.inputs.batches import Batch
 from layerlens.model.placement import home
@@ -16,7 +19,13 @@ from layerlens.model.trees import describe
 from layerlens.targets.target import Target
 
 from ..data.source import BadSample
+from ..store.fingerprint import as_json
 from ..store.shard_builder import ShardBuilder
+
+_TABLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "rows": (TABLE, dict(TABLE)),
+    "rulebooks": (RULEBOOKS, dict(RULEBOOKS)),
+}
 
 
 class Collector:
@@ -95,6 +104,18 @@ class RowsCollector(Collector):
         """Return the columns, and everything that all rows share."""
         columns = list(self.builder.columns)  # safetensors sorts them
         return self.builder.tensors(self.ids), {"result": self.builder.result, "columns": columns}
+
+
+def registered(method: str = "") -> dict[str, Any]:
+    """Return the settings that the user registered: rows, rulebooks and, by its name, a method."""
+    found: dict[str, Any] = {}
+    for kind, (table, own) in _TABLES.items():
+        if changed := {name: as_json(row) for name, row in table.items() if own.get(name) is not row}:
+            found[f"registered {kind}"] = changed
+    function = METHODS[method].function if method in METHODS else registered
+    if not function.__module__.startswith("layerlens."):
+        found["registered method"] = as_json(function)
+    return found
 
 
 def cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

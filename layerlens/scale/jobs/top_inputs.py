@@ -19,7 +19,7 @@ from layerlens.targets.target import Target
 from ..data.source import Source
 from ..store.fingerprint import as_json, target_settings
 from ..store.shard_storage import Shard
-from .base import Collector
+from .base import Collector, registered
 
 
 @dataclasses.dataclass
@@ -36,7 +36,7 @@ class TopInputsJob:
     def settings(self) -> dict[str, Any]:
         """Return all options as JSON."""
         options = {name: as_json(value) for name, value in self.options.items()}
-        return {"layer": self.layer, "target": target_settings(self.aim), "k": self.k, **options}
+        return {"layer": self.layer, "target": target_settings(self.aim), "k": self.k, **options, **registered()}
 
     def collector(self, model: nn.Module, capacity: int) -> Collector:
         """Return the collector of one shard."""
