@@ -173,7 +173,9 @@ def shorten(name: str, size: float, limit: float) -> str:
     start = f"…{before}" if numbered else ""
     if numbered and width(start + middle, size) <= limit:
         return start + middle
-    for kept in range(len(middle) - 1, 1 if not numbered else -1, -1):
+    thin = min((width(letter, size) for letter in set(middle)), default=0.0)
+    most = min(len(middle) - 1, int(limit / max(thin, 1e-3)))  # more letters never fit
+    for kept in range(most, 1 if not numbered else -1, -1):
         short = f"{start}{middle[: kept // 2]}…{middle[len(middle) - (kept - kept // 2) :]}"
         if width(short, size) <= limit:
             return short
