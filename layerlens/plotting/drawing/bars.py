@@ -52,7 +52,7 @@ def name_rows(axes: Axes, names: Sequence[str], figure_width: float) -> float:
     wrapped = [text.wrap(name, style.SMALL, limit + 0.01) for name in names]
     lines = max(name.count("\n") + 1 for name in wrapped)
     pitch = pitch_of(len(names)) + (lines - 1) * style.SMALL * 1.2 / 72
-    every = -(-len(names) // int(PAGE_FULL / pitch))
+    every = -(-len(names) // max(int(PAGE_FULL / pitch), 1))
     height = len(names) * pitch / every
     shown = range(0, len(names), every)
     axes.set_yticks(list(shown), [wrapped[row] for row in shown], fontsize=style.SMALL)

@@ -14,6 +14,9 @@ DPI: Final = 200
 LAYER_NUMBER: Final = re.compile(r"[^\s\d]*[._](\d+)((?:[.#/]\S*)?)")
 """The path of a layer, with the first number in it and what follows."""
 
+LONGEST: Final = 300
+"""Letters of a word, and of three times as many a text, that are drawn; longer ones give way in their middle to `…`."""
+
 PART: Final = re.compile(r"[^._/,-]*[._/,-]\s*|[^._/,-]+")
 """A part of a word after which a line may break."""
 
@@ -60,7 +63,12 @@ def wrap(text: str, size: float, limit: float) -> str:
         encoder.layer.3.attention.
         output.LayerNorm
     """
+    text = re.sub(rf"\S{{{LONGEST + 1},}}", lambda word: _cut(word[0], LONGEST), _cut(text, 3 * LONGEST))
     return "\n".join(line for part in text.split("\n") for line in _broken_lines(part, size, limit))
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2) :]}"
 
 
 def _broken_lines(text: str, size: float, limit: float) -> list[str]:
