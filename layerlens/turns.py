@@ -175,6 +175,8 @@ def _begin() -> None:
                 held = functools.partial(_handle, handler)
                 _replaced.append((number, held, handler))
                 _set_handler(number, held)
+    except ValueError:  # an embedded Python whose signals another thread handles
+        _replaced.clear()
     except BaseException:
         _guards = 0
         _restore_handlers()

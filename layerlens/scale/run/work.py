@@ -54,11 +54,13 @@ def restored_generators() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    before = generator_states()
+    with turn:  # not in the middle of a batch of another thread
+        before = generator_states()
     try:
         yield
     finally:
-        restore_generators(before)
+        with turn:
+            restore_generators(before)
 
 
 def seed(number: int) -> None:
@@ -111,7 +113,7 @@ class Work:
                 if collector is None:
                     number, collected = first_sample(batch) // self.plan.shard, []
                     collector = self.job.collector(self.model, len(self.plan.span(number)))
-                with turn, collected_warnings(batch, collected):
+                with turn, restored_generators(), collected_warnings(batch, collected):
                     self._take(collector, batch)
                 if first_sample(batch) + size(batch) == self.plan.span(number).stop:
                     self._store(writer, storage, number, collector, collected)
