@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from layerlens.analyzers.sensitivity import jacobian
 from layerlens.plotting import (
     attention,
     curves,
@@ -119,6 +120,10 @@ def test_titles_and_keys_name_what_is_drawn():
     assert list(overlay_grid(grid).data) == ["sample 0: cat, score 0.5", "sample 1: dog, score 1"]
     assert "Occlusion" in texts(overlay_grid(grid))
     assert "random changes" in texts(curves(dataclasses.replace(curve(), null_name="random changes")))
+    assert "with shuffled weights" in texts(
+        layer_profile(dataclasses.replace(profile(), null_name="with shuffled weights"))
+    )
+    assert jacobian(torch.nn.Linear(3, 2), torch.rand(4, 3), null=True).null_name == "with shuffled weights"
     assert "line: the input; color: the attribution" in texts(timeseries(attribution(1, 9, 2, inputs=random(1, 9, 2))))
     assert dependence(attribution(9, 2, inputs=random(9, 2)), 0).axes[0].get_ylabel() == "attribution of f0 (score)"
     quoted = LogitLens(

@@ -93,6 +93,8 @@ def layer_profile(
         gaps = np.isnan(values) & shows.any(axis=1, keepdims=True) & (len(series) > 1 and scale == "linear")
         across = canvas.width - bars.room_for_names(names, canvas.width) - 0.2
         bars.write_hidden(axes, values, shows | gaps, profile.series, across if lines else None)
+        for key in (one for one in handles if one.get_label() == "null"):
+            key.set_label(profile.null_name)
         if handles:
             canvas.legend(axes, handles)
         return canvas.finish(data)

@@ -31,6 +31,7 @@ class LayerProfile(Explained):
         null: the same measure on a model or an input without the effect, shaped like `values`; None when not asked for.
         checks: what the method can prove about itself.
         explanation: what the numbers mean and what they do not, a sentence each.
+        null_name: what `null` is, in words.
     """
 
     quantity: str
@@ -45,6 +46,7 @@ class LayerProfile(Explained):
     null: torch.Tensor | None = None
     checks: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     explanation: tuple[str, str] = ("", "")
+    null_name: str = "null"
 
     def ranked(self, series: int = 0) -> list[tuple[str, float]]:
         """(layer, value), largest first; by size where values are signed.

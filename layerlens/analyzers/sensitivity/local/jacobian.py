@@ -135,6 +135,7 @@ def jacobian(
         },
         error=error if draws > 1 else None,
         null=None if null_model is None else aligned_values(null_model, measured.sites, relative),
+        null_name="with shuffled weights",
         checks={
             "relative": root_mean_square(measured.relative)[0],
             "absolute": root_mean_square(measured.absolute)[0],

@@ -144,6 +144,7 @@ def noise_response(
         series=tuple(f"noise {level:g} std" for level in sizes),
         error=by_draw.std(dim=2) / draws**0.5 if draws > 1 else None,
         null=null_values,
+        null_name="with shuffled weights",
         checks={"per sample": responses.mean(dim=2)},
         explanation=(
             f"Each value is the mean {quantity} ({units if readout.target is None else 'units of the score'}) when "
