@@ -131,3 +131,16 @@ def test_titles_and_keys_name_what_is_drawn():
         targets=(0,), top=torch.zeros(1, 1, 1, dtype=torch.int64), scores=torch.ones(1, 1, 1), names={0: "' it\\'s'"},
     )  # fmt: skip
     assert "␣it's" in texts(quoted.plot())
+
+
+def test_names_of_thousands_of_letters_are_drawn_on_a_page():
+    name = "n" * 10_000
+    long = [["the", "t" * 4000, "語" * 4000, "x\n" * 2000]]
+    tokens = attribution(1, 4, axes=("batch", "token"), inputs=torch.zeros(1, 4, dtype=torch.long), tokens=long)
+    rows = dataclasses.replace(profile(3), layers=(name, f"b{name}", "c"))
+    plots = [layer_profile(rows), curves(curve(series=(name, "b"))), tokens.plot.tokens()]
+    for plot in plots:
+        wide, high = plot.fig.get_size_inches()
+        assert wide <= 6.75 and high < 9.2 and max(map(len, texts(plot))) < 2000
+    assert text.shorten(name, 6, 1.0).startswith("nnn") and text.width(text.shorten(name, 6, 1.0), 6) <= 1
+    assert len(text.wrap(name, 6, 3.0)) < 400

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+HANDLE = 0.7
+"""Inches of a figure that a legend of one column leaves free: for the lines and the margins."""
+
+
 def draw(axes: Axes, handles: Sequence[Artist], dpi: float) -> None:
     """Draw a legend above the panel, in as many columns as its width holds."""
     if not handles:  # nothing but the ends of a ledger, say
@@ -23,5 +27,8 @@ def draw(axes: Axes, handles: Sequence[Artist], dpi: float) -> None:
         )  # fmt: skip
         if legend.get_window_extent(text.renderer(dpi)).width <= axes.bbox.width:
             return
+    room = axes.get_figure(root=True).get_size_inches()[0] - HANDLE  # type: ignore[union-attr]
+    for name in legend.get_texts():
+        name.set_text(text.shorten(name.get_text(), float(name.get_fontsize()), room))
     legend.set_loc("lower right")  # too wide: let it reach to the left, over the names of the rows
     legend.set_bbox_to_anchor((1, 1), transform=axes.transAxes)
