@@ -66,7 +66,7 @@ def test_unknown_words_end_with_code_2_and_the_usage(capsys):
         assert "usage: layerlens" in capsys.readouterr().err
 
 
-def test_a_cancelled_run_leaves_nothing(tmp_path, monkeypatch, capsys):
+def test_a_cancelled_run_leaves_nothing(tmp_path, monkeypatch, capsys, picture):
     def cancel(*_, **__):
         raise KeyboardInterrupt
 
@@ -78,7 +78,7 @@ def test_a_cancelled_run_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("layerlens.demo.gallery.render", cancel)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("stays")
-    assert embedded("--out", tmp_path / "out") == 130
+    assert embedded("--image", picture, "--out", tmp_path / "out") == 130
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
