@@ -123,6 +123,7 @@ def test_samples_have_their_names_in_grids_and_in_html():
     with pytest.raises(OptionError, match=r"unknown sample 'Bob'.* Known: Ada, 7, Cy"):
         heatmap(named, sample="Bob")
     assert "Ada: Gradient, class 7" in texts(heatmap(attribution(1, 3, index=("Ada",))))
+    assert "index 3: Gradient, class 7" in texts(heatmap(attribution(1, 3, index=(3,))))
     tokens = attribution(2, 2, tokens=[["a", "b"]] * 2, index=("Ada", "Bob"))
     assert "Bob, sample 1 of 2: Gradient" in html(tokens)
 

@@ -163,7 +163,10 @@ def _numbers(result: Any, which: Any) -> Any:
 def _only_name(result: Any) -> str:
     """The name of the sample of a batch of one, if it has one."""
     first = _first(result)
-    return first.sample_name(0) if first is not None and len(first.score) == 1 else ""
+    if first is None or len(first.score) != 1:
+        return ""
+    name = first.sample_name(0)
+    return f"index {name}" if name.isdigit() else name
 
 
 def _several(draw: functools.partial[Plot], which: Sequence[int], total: int, shared: bool, narrowest: float) -> Plot:
