@@ -20,7 +20,7 @@ LONG = {
     *("ablate", "attack_curve", "attack_drift", "jacobian", "noise_response", "lipschitz", "patch"),
     *("sobol", "corruption_curve", "similarity", "feature_visualization"),
 }  # fmt: skip
-"""Analyzers that get a fifth of them."""
+"""Analyzers that get a tenth of them."""
 
 
 @pytest.mark.parametrize("options", [{}, {"keep": "clone"}, {"gradients": True, "target": 1}], ids=str)
@@ -79,9 +79,9 @@ def resident():
 def test_many_calls_keep_no_more_than_few(name):
     case = CASES["cnn"]
     model, x = case.build(), case.example()
-    calls = CALLS // 5 if name in LONG else CALLS
+    calls = CALLS // 10 if name in LONG else CALLS
     with quiet():
-        for _ in range(20):  # caches are filled
+        for _ in range(10 if name in LONG else 20):  # caches are filled
             ANALYZERS[name](model, x, case.target)
         gc.collect()
         objects, memory = len(gc.get_objects()), resident()
