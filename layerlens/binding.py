@@ -8,8 +8,8 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from torch.utils.data import DataLoader, Dataset
 
-from .axes.batch_axis import check_batch_axis
-from .errors import OptionError, TargetError, suggestion
+from .axes.batch_axis import check_batch_axis, refuse_lists
+from .errors import InputError, OptionError, TargetError, suggestion
 from .inputs.inputs import Inputs
 from .results import MethodTable
 from .signatures import current_names, old_names, refuse_unknown, without_others
@@ -75,7 +75,7 @@ class bind(Generic[P, R]):
         Raises:
             UnknownOption: when the function has no such option.
             TypeError: when there are too many arguments by position, or one is given twice.
-            InputError: when the input lacks its batch axis.
+            InputError: when the input lacks its batch axis, or holds samples in a list.
             TargetError: when the target does not fit.
         """
         kwargs = current_names(self.__name__, kwargs, old_names(self.function))
@@ -95,8 +95,9 @@ class bind(Generic[P, R]):
         function: Callable[..., Any] = self.function
         try:
             result = function(**given, **options)
-        except TargetError:  # without its batch axis, an input runs and no target fits
+        except (TargetError, InputError):  # an input without its batch axis may run
             if known is not None:
+                refuse_lists(lens.model, known, lens.forward)
                 check_batch_axis(lens.model, known, lens.forward)
             raise
         return lens.with_tokens(result, known) if self.finish is None else self.finish(lens, result, given)

@@ -7,12 +7,31 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.errors import InputError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.inputs.misfit import one_sample
 from layerlens.model.trees import first_tensor
 
 from .followed import followed
 from .layout import role
+
+
+def refuse_lists(model: nn.Module, inputs: Inputs, forward: Forward | None) -> None:
+    """Refuse samples in a list, such as pictures for a detection model: their first axis does not count samples.
+
+    Raises:
+        InputError: when they are; says how to give them as one batch.
+    """
+    listed = [name for name in inputs.floating() if "." in name and name.rpartition(".")[2].isdigit()]
+    axes = followed(model, inputs, forward).inputs if listed else {}
+    if not listed or any(role(axis) == "batch" for name in listed for axis in axes[name]):
+        return
+    shape = tuple(inputs.tensors()[listed[0]].shape)
+    raise InputError(
+        f"the input holds a list of {len(listed)} sample(s), and the first axis of each, {shape}, does not count them. "
+        "Give a batch, and make the list in forward=: x = torch.stack(samples), forward=lambda model, x: "
+        "model(list(x)). Samples of different sizes are given one at a time: x = sample[None]."
+    )
 
 
 def check_batch_axis(model: nn.Module, inputs: Inputs, forward: Forward | None = None, output: Any = None) -> None:

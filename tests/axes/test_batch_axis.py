@@ -102,3 +102,45 @@ def test_what_cannot_be_followed_is_tried():
     assert Lens(Outside()).saliency.occlusion(torch.rand(5, 4)).values.shape == (5, 4)
     with pytest.raises(InputError, match="one sample without it"):
         Lens(Outside()).saliency.occlusion(torch.rand(4))
+
+
+class Detector(nn.Module):
+    """Takes a list of pictures, as detection models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(4, 2))
+
+    def forward(self, images, targets=None):
+        return torch.cat([self.net(image[None]) for image in images])
+
+
+ANALYZERS = (
+    "saliency",
+    "relevance",
+    "ablate",
+    "attack_curve",
+    "jacobian",
+    "lipschitz",
+    "noise_response",
+    "route",
+    "sobol",
+)
+
+
+@pytest.mark.parametrize("name", ANALYZERS)
+def test_every_analyzer_refuses_samples_in_a_list_and_says_what_runs(name):
+    samples = [torch.rand(3, 8, 8), torch.rand(3, 8, 8)]
+    with pytest.raises(InputError, match=r"a list of 2 sample\(s\).* x = torch\.stack\(samples\), forward=lambda"):
+        getattr(Lens(Detector()), name)((samples,))
+
+
+def test_what_is_advised_for_a_list_runs():
+    lens = Lens(Detector(), forward=lambda model, x: model(list(x)))
+    assert lens.saliency(torch.rand(2, 3, 8, 8), target=0, method="gradient").values.shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["lipschitz", "jacobian", "noise_response", "ablate"])
+def test_analyzers_of_layers_name_a_missing_batch_axis(name):
+    with pytest.raises(InputError, match=r"one sample without it: .*x\.unsqueeze\(0\)"):
+        getattr(Lens(Last()), name)(torch.rand(9, 2))

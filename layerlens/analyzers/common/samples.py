@@ -12,10 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from layerlens.axes.followed import followed
-from layerlens.axes.layout import role
-from layerlens.errors import InputError, TargetError, warn
-from layerlens.inputs.inputs import Forward, Inputs
+from layerlens.errors import TargetError, warn
 from layerlens.model.borrowed import generator_states, restore_generators
 from layerlens.model.trees import map_tensors, named_tensors
 from layerlens.targets.target import Target
@@ -82,24 +79,6 @@ def note_influence() -> None:
     said = _SAID.get()
     if said is not None:
         said.update(ONE_BY_ONE)
-
-
-def refuse_lists(model: nn.Module, inputs: Inputs, forward: Forward | None) -> None:
-    """Refuse samples in a list, such as pictures for a detection model: their first axis does not count samples.
-
-    Raises:
-        InputError: when they are; says how to give them as one batch.
-    """
-    listed = [name for name in inputs.floating() if "." in name and name.rpartition(".")[2].isdigit()]
-    axes = followed(model, inputs, forward).inputs if listed else {}
-    if not listed or any(role(axis) == "batch" for name in listed for axis in axes[name]):
-        return
-    shape = tuple(inputs.tensors()[listed[0]].shape)
-    raise InputError(
-        f"the input holds a list of {len(listed)} sample(s), and the first axis of each, {shape}, does not count them. "
-        "Give a batch, and make the list in forward=: x = torch.stack(samples), forward=lambda model, x: "
-        "model(list(x)). Samples of different sizes are given one at a time: x = sample[None]."
-    )
 
 
 def in_batch(batch: Leaves, values: Leaves, rows: torch.Tensor, place: int) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerlens.axes.batch_axis import check_batch_axis
+from layerlens.axes.batch_axis import check_batch_axis, refuse_lists
 from layerlens.axes.followed import followed, run_key
 from layerlens.axes.layout import named as axis_names
 from layerlens.errors import InputError, LayerLensError, TargetError
@@ -35,7 +35,7 @@ from .messages import (
     warn_of_not_finite,
     warn_of_zeros as warn_of_zeros,
 )
-from .samples import ONE_BY_ONE, Known, check_samples, in_batch, interact, refuse_lists, slopes_by_sample
+from .samples import ONE_BY_ONE, Known, check_samples, in_batch, interact, slopes_by_sample
 
 Leaves = dict[str, torch.Tensor]
 Changed = Mapping[str, torch.Tensor]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerlens.axes.batch_axis import check_batch_axis, refuse_lists
 from layerlens.errors import LayerNotFound
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import seed_torch
@@ -137,11 +138,14 @@ def survey(
 
     Raises:
         LayerNotFound: when none of the selected layers ran, or none can be measured.
+        InputError: when the input lacks its batch axis, or holds samples in a list.
     """
     selected = Layers(model).select(layers, calls=True, tensors=True)
+    refuse_lists(model, inputs, forward)
     seed_torch(seed)
     with Probe(model, selected, reduce=lambda output: _Seen(output, hold=layers is None)) as record:
         output = inputs.run(model, forward)
+    check_batch_axis(model, inputs, forward, output)
     again = or_none(lambda: _run_again(model, inputs, selected, forward, seed))
     if again is None:
         warn_of_influence(inputs.batch)
