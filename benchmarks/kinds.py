@@ -1,6 +1,6 @@
 """Which method for which kind of input: small trained models with a planted answer or exact Shapley values.
 
-python -m benchmarks.kinds > benchmarks/kinds.md    (about 4 minutes on one core)
+python -m benchmarks.kinds > benchmarks/kinds.md    (about 8 minutes on one core)
 
 `layerlens.saliency(method="auto")` follows this table, benchmarks/tokens.md and benchmarks/faithfulness.md.
 """
@@ -210,6 +210,21 @@ def hybrids() -> Iterator[Task]:
         yield Task(name, model, given, classes.tolist(), mass(truth, "feature"), measure, methods)
 
 
+def transformers(seed: int) -> Iterator[Task]:
+    """Networks with attention for 48 samples each, trained from a seed, and both rulebooks of relevance for them."""
+    books: Candidates = {"cp": ("relevance", {"rules": "cp"}), "attn": ("relevance", {"rules": "attn"})}
+    x, label, mask = scenes(48, 2)
+    own, target, event = events(48, 2)
+    for name in ("images, a vision transformer", "images, convolutions and a transformer", "series, a transformer"):
+        torch.manual_seed(seed)
+        if name.startswith("series"):
+            model = fit(Steps(), events(1500, 1), 200)
+            yield Task(name, model, own, target.tolist(), mass(event, "feature"), "mass on the event", books)
+        else:
+            model = fit(Attending("convolutions" in name), scenes(3000, 1), 500)
+            yield Task(name, model, x, label.tolist(), mass(mask), "mass on the digit", books)
+
+
 def tables() -> Iterator[Task]:
     """Regression and classification by ten columns, against exact Shapley values; a layer; without gradients."""
     from sklearn.datasets import load_breast_cancer, load_diabetes
@@ -243,6 +258,27 @@ def _saliency(model: nn.Module, x: Any, target: Any, method: str, options: dict[
         return saliency(model, x, target=target, method=method, **options)
 
 
+def areas(task: Task, found: Attribution) -> torch.Tensor:
+    """Insertion less deletion of each sample, `(batch,)`, the mean of two fills."""
+    own = [
+        sign * curve(task.model, task.x, found, target=task.target, fill=fill, steps=12).area.double()
+        for curve, sign in ((insertion, 1), (deletion, -1))
+        for fill in ("mean", "blur")
+    ]
+    return torch.stack(own).sum(dim=0) / 2
+
+
+def compared(task: Task) -> list[str]:
+    """The means of two methods by both measures, and their paired difference with its standard error."""
+    found = [_saliency(task.model, task.x, task.target, *one) for one in task.methods.values()]
+    cells = []
+    for first, second in (map(task.truth, found), [areas(task, one) for one in found]):
+        change = second.double() - first.double()
+        error = float(change.std() / len(change) ** 0.5)
+        cells += [f"{first.mean():.3f}", f"{second.mean():.3f}", f"{change.mean():+.3f} ± {error:.3f}"]
+    return cells
+
+
 def measured(task: Task) -> list[tuple[str, float, float | None, float, str]]:
     """The rows of a task: method, truth, insertion less deletion, seconds a sample, cost; best first."""
     rows = []
@@ -253,14 +289,7 @@ def measured(task: Task) -> list[tuple[str, float, float | None, float, str]]:
         except LayerLensError:  # a method that does not take this input
             continue
         seconds = (time.process_time() - start) / TESTED
-        area = None
-        if task.curves:
-            areas = [
-                sign * curve(task.model, task.x, found, target=task.target, fill=fill, steps=12).area.mean()
-                for curve, sign in ((insertion, 1), (deletion, -1))
-                for fill in ("mean", "blur")
-            ]
-            area = float(sum(areas)) / 2
+        area = float(areas(task, found).mean()) if task.curves else None
         rows.append((name, float(task.truth(found).mean()), area, seconds, found.cost))
     return sorted(rows, key=lambda row: -row[1])
 
@@ -281,6 +310,13 @@ def main() -> None:
             for name, truth, area, seconds, cost in measured(task):
                 print(f"| {name} | {truth:.3f} | {'' if area is None else f'{area:.3f}'} | {seconds:.3f} | {cost} |")
             print(flush=True)
+    print("## rules for attention\n")
+    print("Relevance by `cp`, the default, and by `attn`: 48 samples, three trainings, paired differences.\n")
+    print("| network | seed | mass, cp | attn | difference | insertion - deletion, cp | attn | difference |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for seed in range(3):
+        for task in transformers(seed):
+            print(f"| {task.name} | {seed} | {' | '.join(compared(task))} |", flush=True)
 
 
 if __name__ == "__main__":
