@@ -90,6 +90,6 @@ def test_many_calls_keep_no_more_than_few(name):
         gc.collect()
         more, grown = len(gc.get_objects()) - objects, resident() - memory
     print(f"{name}: {calls} calls, {more:+d} objects, {grown:+.1f} MiB")
-    assert more < 50 + calls / 4
+    assert more < 100 + calls / 4
     assert grown < 4 + calls * 0.02
     assert torch.is_grad_enabled()
