@@ -124,12 +124,17 @@ def test_names_alone_say_it_for_bytes(kind, text):
     assert [join(names[start:stop]).strip() for start, stop in word_groups(names)] == text.split()
 
 
+@functools.cache
+def tokenizer_of_class(kind):
+    import transformers
+
+    return getattr(transformers, kind)()
+
+
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("kind", ["ByT5Tokenizer", "CanineTokenizer"])
 def test_tokens_that_are_bytes_or_letters(kind, text):
-    import transformers
-
-    own = getattr(transformers, kind)()
+    own = tokenizer_of_class(kind)
     ids = own([text], return_tensors="pt")["input_ids"]
     (read,) = decoded_texts(own, ids)
     names = own.convert_ids_to_tokens(ids[0].tolist())

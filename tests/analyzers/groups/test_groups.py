@@ -25,7 +25,8 @@ def words(flags):
 
 def test_a_planted_shortcut_is_found_between_groups(planted):
     x, _, cross = planted
-    found = compare_groups(shortcut(), x, words(cross), target=1, method="occlusion", options={"window": 3, "stride": 2})
+    options = {"window": 3, "stride": 2}
+    found = compare_groups(shortcut(), x, words(cross), target=1, method="occlusion", options=options)
     effects = found.attribution()
     inside, _ = corner(effects.p[0])
     assert inside >= 12 and max(effects.peak()) < 5
