@@ -5,6 +5,7 @@ import importlib.util
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -190,6 +191,12 @@ def test_what_changes_while_the_program_runs(folder):
         lambda: setattr(model, "act", functools.partial(torch.add, other=1)),
         lambda: setattr(model, "act", functools.partial(torch.add, other=2)),
         lambda: handles.append(model.register_forward_hook(lambda module, args, out: out * 2)),
+        lambda: setattr(model, "_act", nn.functional.silu),
+        lambda: setattr(model, "_act", nn.functional.mish),
+        lambda: setattr(model, "_act", [torch.float16]),
+        lambda: setattr(model, "_act", [torch.float32]),
+        lambda: setattr(model, "_act", (np.ones(2), nn.Linear(1, 1))),
+        lambda: setattr(model, "_act", (np.ones(2), nn.Linear(1, 1))),
         lambda: setattr(model, "forward", types.MethodType(mine, model)),
     ]
     for change in changes:

@@ -25,6 +25,7 @@ from .plain_values import added, described_tensor, plain, shortened, structure, 
 from .source_text import (
     Text,
     file_of,
+    has_value,
     names_of,
     package_of,
     package_of_function,
@@ -50,6 +51,8 @@ QUIET_METHODS = frozenset(
 """Methods that no number depends on."""
 SPREAD = ("torch.nn.parallel", "torch.distributed", "torch._dynamo", "abc")
 """Modules that wrap a model for one process: their attributes differ between processes."""
+BOOKKEEPERS = ("torch.distributed", "torch._dynamo", "accelerate", "lightning", "pytorch_lightning", "deepspeed")
+"""Packages whose private attributes of modules say where a model runs, and not what it computes."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 DYNAMIC = frozenset(["eval", "exec", "globals", "__import__"])
@@ -105,16 +108,24 @@ class Reached:
         return found
 
     def _is_bookkeeping(self, name: str, value: Any) -> bool:
-        """Return whether an attribute is private and an object or function of a package, as offloading sets them."""
+        """Return whether a private attribute is of a package that spreads or offloads models."""
         moved = name == "forward" and isinstance(value, functools.partial) and not value.keywords
         if moved and all(isinstance(one, nn.Module) for one in value.args):
             value = value.func
         elif name[0] != "_":
             return False
+        if isinstance(value, (dict, list, tuple)) and value:
+            return all(self._is_bookkeeping("_", one) for one in (value.values() if isinstance(value, dict) else value))
+        if (
+            isinstance(value, types.MethodType)
+            and value.__name__ == "forward"
+            and isinstance(value.__self__, nn.Module)
+        ):
+            return value.__func__ is type(value.__self__).forward  # reached in any case
         function = getattr(value, "__func__", value)
-        if isinstance(function, types.FunctionType):
-            return package_of_function(function) is not None
-        return not isinstance(value, torch.Tensor) and bool(package_of_module(type(value).__module__))
+        is_function = isinstance(function, types.FunctionType)
+        home = function.__globals__.get("__name__") if is_function else type(value).__module__
+        return str(home).startswith(BOOKKEEPERS)
 
     def value(self, value: Any) -> Any:
         """Describe a value as JSON, the same in every process, and add the code that it may run."""
@@ -211,7 +222,7 @@ class Reached:
         name = f"{function.__module__}.{function.__qualname__}" if function.__module__ else function.__qualname__
         package = package_of_function(function)
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        held = [(cell, one.cell_contents) for cell, one in cells if cell != "__class__" and _has_value(one)]
+        held = [(cell, one.cell_contents) for cell, one in cells if cell != "__class__" and has_value(one)]
         held += list(vars(function).items())
         if package is not None:  # a wrapper may hold a function of the user
             self._note_package(package)
@@ -383,13 +394,6 @@ _MISSING: Any = object()
 def _runs(name: str) -> bool:
     """Return whether a method runs without being named: `forward`, and `__call__`, `__add__`, ..."""
     return name == "forward" or (name[:2] == name[-2:] == "__" and name not in BUILDERS)
-
-
-def _has_value(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:  # a name that has no value yet
-        return False
 
 
 def _name(kind: type) -> str:

@@ -246,3 +246,11 @@ def names_of(code: types.CodeType, operation: str) -> frozenset[str]:
         extended = number << 8 if raw[place] == dis.EXTENDED_ARG else 0
     return frozenset(found.union(*(names_of(part, operation) for part in code.co_consts
                                    if isinstance(part, types.CodeType))))  # fmt: skip
+
+
+def has_value(cell: types.CellType) -> bool:
+    """Return whether a name of a closure has a value other than None."""
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that has no value yet
+        return False
