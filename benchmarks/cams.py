@@ -11,12 +11,14 @@ states for its last stage. `by hand` is a hook on the chosen tensor and `torch.a
 first or last, how many leading tokens) is not taken from layerlens but found by experiment, as the one whose places
 change where the image changes. `r` is the correlation of both maps. `center` is how far the places lie from what they
 read, in strides: a place reads the image where the gradient is, and neighboring lines of places read equally much half
-way between their centers (mean over the lines in the middle of the image, the worse of height and width). `seen` is
-the part of the gradient in which these lines differ. It is measured with normalization set to random images and with
+way between their centers (mean over the lines in the middle of the image, the worse of height and width; where it is
+more than a third, with the standard error over the draws: a row is to be looked at if two of these leave more). `seen`
+is the part of the gradient in which these lines differ. It is measured with normalization set to random images and with
 kernels that fall off evenly from their middle, as random ones of many layers spread over the whole image (mean over 8
-draws, or as many as see .5); with the random ones where less than .05 is seen so. Where that is less, too, attention
-with random weights mixes all places, and `center` says nothing. `unknown` counts tensors of layers with an axis that
-could not be followed. `cost` is the time to follow the axes over a forward pass, in processor time of one thread.
+draws, over as many as see .5, or over 32 where the row would have to be looked at); with the random ones where less
+than .05 is seen so. Where that is less, too, attention with random weights mixes all places, and `center` says nothing.
+`unknown` counts tensors of layers with an axis that could not be followed. `cost` is the time to follow the axes over a
+forward pass, in processor time of one thread.
 """
 
 import copy
@@ -164,12 +166,13 @@ def row_of(name: str) -> tuple[str, str]:
     stated = stated[-1]["reduction"] if isinstance(stated, list) and stated else "-"
     seconds = medians({"forward": lambda: once(model, x), "follow": lambda: follow(model, as_inputs(x))}, 3,
                       time.process_time)  # fmt: skip
-    center, seen = off_center(model, size, layer, call, tensor, layout, over) if layout else (math.nan, 0.0)
-    placed = abs(center) <= 1 / 3 or seen < 0.05
+    center, error, seen = off_center(model, size, layer, call, tensor, layout, over) if layout else (math.nan, 0.0, 0.0)
+    placed = abs(center) <= 1 / 3 + 2 * error or seen < 0.05
     wrong = "" if correlation > 0.999 and placed else f"{name}: r = {correlation:.3f}, center {center:+.2f}"
     shown = described(axes).replace(" | ", ", ")  # a bar ends a cell
+    missed_by = f"{center:+.2f}" + (f" ± {error:.2f}" if abs(center) > 1 / 3 else "")
     cells = [name, f"`{layer}`" + (f" #{call}" if call else ""), grid_text(over), f"`{shown}`", str(stated),
-             layout or "none", f"{correlation:.3f}", f"{center:+.2f}", f"{seen:.2f}", unknown(traced),
+             layout or "none", f"{correlation:.3f}", missed_by, f"{seen:.2f}", unknown(traced),
              f"{seconds['follow'] / seconds['forward']:.1f}"]  # fmt: skip
     return " | ".join(cells), wrong
 
@@ -191,26 +194,36 @@ def by_experiment(model: torch.nn.Module, x: torch.Tensor, layer: str, call: int
 
 def off_center(
     model: torch.nn.Module, size: int, layer: str, call: int, tensor: str, layout: str, over: Grid
-) -> tuple[float, float]:
-    """Return by how many strides places miss the center of what they read, and how far that differs."""
+) -> tuple[float, float, float]:
+    """Return by how many strides places miss the center of what they read, its standard error, and what is seen."""
     middle = over.sizes[0] // 2
     lines = range(middle - 1, middle + 1 + over.sizes[0] % 2)
     stride, first = (torch.tensor(one)[:, None] for one in (over.strides, over.offsets))
     stated = first + (torch.tensor(lines[:-1]) + 0.5) * stride
-    center, seen = math.nan, 0.0
+    center, error, seen = math.nan, 0.0, 0.0
     for even in (True, False):
-        energy = torch.zeros(2, len(lines), size, dtype=torch.float64)
-        for draw in range(8 if seen < 0.05 else 0):
-            energy += read(copy.deepcopy(model), size, layer, call, tensor, layout, lines, even, draw)
-            more = (energy[:, :-1] - energy[:, 1:]).cumsum(dim=2)  # how much more the line before has read up to there
-            most = more.amax(dim=2, keepdim=True)
-            near = (more >= 0.999 * most).double()  # between narrow windows nothing is read
-            halfway = (near * (torch.arange(size) + 0.5)).sum(dim=2) / near.sum(dim=2)
-            seen, off = float(most.min()) / (draw + 1), ((stated - halfway) / stride).mean(dim=1)
-            center = float(off[off.abs().argmax()])
-            if seen > 0.5:
+        energy, draws = torch.zeros(2, len(lines), size, dtype=torch.float64), []
+        for draw in range(32 if seen < 0.05 else 0):
+            one = read(copy.deepcopy(model), size, layer, call, tensor, layout, lines, even, draw)
+            energy += one
+            (off, most), (off_alone, _) = missed(energy, stated, stride), missed(one, stated, stride)
+            draws.append(off_alone)
+            seen, worse = most / (draw + 1), int(off.abs().argmax())
+            center = float(off[worse])
+            error = float(torch.stack(draws)[:, worse].std()) / math.sqrt(draw + 1) if draw else 0.0
+            enough = (seen > 0.5 and draw) or draw > 6  # a few draws of a wide field may lie on one side by chance
+            if (seen > 0.5 and abs(center) <= 1 / 3) or (enough and abs(center) <= 1 / 3 + 2 * error):
                 break
-    return center, seen
+    return center, error, seen
+
+
+def missed(energy: torch.Tensor, stated: torch.Tensor, stride: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return by how many strides lines of places miss what they read, `(axis,)`, and the part in which they differ."""
+    more = (energy[:, :-1] - energy[:, 1:]).cumsum(dim=2)  # how much more the line before has read up to there
+    most = more.amax(dim=2, keepdim=True)
+    near = (more >= 0.999 * most).double()  # between narrow windows nothing is read
+    halfway = (near * (torch.arange(energy.shape[2]) + 0.5)).sum(dim=2) / near.sum(dim=2)
+    return ((stated - halfway) / stride).mean(dim=1), float(most.min())
 
 
 def read(
@@ -224,9 +237,9 @@ def read(
         norm.train()
         norm.momentum = 1.0
     with torch.no_grad():
-        for weight in model.parameters() if even else ():
-            if weight.ndim == 4:
-                weight.copy_(even_kernels(weight, generator))
+        for module in model.modules() if even else ():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.copy_(even_kernels(module.weight, generator))
         if norms:
             model(colors(6, size, noise, generator))
     for norm in norms:

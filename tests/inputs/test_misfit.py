@@ -362,21 +362,21 @@ def test_an_input_on_another_device_is_moved():
 @pytest.mark.parametrize(
     "call, expected",
     [
-        (lambda lens: Lens(nn.Linear), r"got the class Linear\. Make one first: Linear\(\.\.\.\)"),
+        (lambda lens: Lens(nn.Linear), r"got the class Linear\. Make one first: Linear\(\.\.\.\)"),  # type: ignore[arg-type]
         (lambda lens: Lens(lens.model.state_dict()), r"got OrderedDict\. Weights go into a model"),
-        (lambda lens: Lens("net.pt"), r"got str\. Load the file first"),
-        (lambda lens: Lens([lens.model]), r"got list\. Give one of them at a time"),
-        (lambda lens: Lens(abs), "Wrap a function in a module"),
-        (lambda lens: saliency(IMAGES, lens.model), r"cannot pass Sequential .* The model comes first, saliency"),
+        (lambda lens: Lens("net.pt"), r"got str\. Load the file first"),  # type: ignore[arg-type]
+        (lambda lens: Lens([lens.model]), r"got list\. Give one of them at a time"),  # type: ignore[arg-type]
+        (lambda lens: Lens(abs), "Wrap a function in a module"),  # type: ignore[arg-type]
+        (lambda lens: saliency(IMAGES, lens.model), r"cannot pass Sequential .* The model comes first, saliency"),  # type: ignore[arg-type]
         (lambda lens: lens.saliency(TensorDataset(IMAGES)), r"Of a data set: lens\.over\(data\)"),
         (lambda lens: lens.saliency(DataLoader(TensorDataset(IMAGES))), r"x, y = next\(iter\(loader\)\)"),
         (lambda lens: lens.saliency((IMAGES, torch.tensor([1, 2]))), r"Labels are a target, not an input: give x\[0\]"),
         (lambda lens: lens.saliency(IMAGES, method=["gradient", "rise"]), "one saliency method at a time"),
         (lambda lens: lens.saliency(IMAGES, target=nn.CrossEntropyLoss()), r"takes \(input, target\), and a target"),
         (lambda lens: lens.run(IMAGES, edits={"0": 0}), r"the edit of '0' is int\. Give one of layerlens\.edits"),
-        (lambda lens: Lens(lens.model, tokenizer="gpt2"), r"this is 'gpt2': load one, .*from_pretrained"),
+        (lambda lens: Lens(lens.model, tokenizer="gpt2"), r"this is 'gpt2': load one, .*from_pretrained"),  # type: ignore[arg-type]
         (lambda lens: Lens(lens.model, tokenizer=dict), "this is the class dict: load one"),
-        (lambda lens: Lens(types.SimpleNamespace(model=lens.model)), r"Give the model that it holds, as its \.model"),
+        (lambda lens: Lens(types.SimpleNamespace(model=lens.model)), r"Give the model that it holds, as its \.model"),  # type: ignore[arg-type]
         (lambda lens: lens.saliency([{"role": "user", "content": "hi"}] * 2), r"2 dicts with role, content\. A table"),
         (lambda lens: lens.saliency({"input_ids": [[1, 2]]}), r"tokenizer\(text, return_tensors='pt'\), or a table"),
         (lambda lens: lens.saliency([]), r"holds no tensor\. Give one sample or more"),

@@ -23,7 +23,7 @@ class Refusing:
     def __eq__(self, other):
         raise AssertionError("compared")
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __deepcopy__(self, memo):
         raise AssertionError("copied")
@@ -91,7 +91,7 @@ KINDS = {  # what is kept, how it is read, how it is written
     "dataclass": (lambda: Slotted([torch.zeros(1, 5)]), lambda kept: kept.parts[0],
                   lambda kept, h: kept.parts.__setitem__(0, h)),
     "object": (Refusing, lambda kept: kept.h * (kept.steps + 1),
-               lambda kept, h: (setattr(kept, "h", h), setattr(kept, "steps", kept.steps + 1))),
+               lambda kept, h: kept.__dict__.update(h=h, steps=kept.steps + 1)),
     "namespace": (lambda: types.SimpleNamespace(h=torch.zeros(1, 5)), lambda kept: kept.h,
                   lambda kept, h: setattr(kept, "h", h)),
     "own dict": (tree, lambda kept: kept.h, lambda kept, h: setattr(kept, "h", h)),
