@@ -158,7 +158,7 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Note the axes of a constant tensor into which a view of it was written."""
         found: list[Axis] = []
         left = list(zip(view.stride(), axes, strict=True))
-        shift = view.storage_offset() - base.storage_offset()
+        shift, alone = view.storage_offset() - base.storage_offset(), base.ndim == view.ndim + 1
         for size, stride in zip(base.shape, base.stride(), strict=True):
             start, shift = (shift // stride, shift % stride) if stride else (0, shift)
             axis = next((axis for step, axis in left if step == stride and axis.size > 1), None)
@@ -168,16 +168,17 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif part is not None:
                 offset = part.offset - start * part.stride
                 found.append(Axis((part._replace(size=size, offset=offset),)))
-            elif size == 1:
+            elif size == 1 and not (alone and self.steps.positions(view)):
                 found.append(next((axis for _, axis in left if axis.size == 1 and axis.factors), Axis()))
             else:
-                alone = base.ndim == view.ndim + 1
                 found.append(self._filled_axis(view, base, size, start) if alone else new("unknown", size, _FILLED))
         self._axes[base] = tuple(found)
 
     def _filled_axis(self, view: torch.Tensor, base: torch.Tensor, size: int, start: int) -> Axis:
         """The axis along which a constant tensor is filled, known from the entries that were read for its own."""
         for source, position in self.steps.positions(view).items():
+            if size == source.size == 1:
+                return Axis((Part(source, 1),))
             places = [*(self._filled.get(base) or ()), (start, position)]
             self._filled[base] = places
             (at, first), (end, last) = places[0], places[-1]

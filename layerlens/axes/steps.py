@@ -49,7 +49,7 @@ class Steps:
                 if source not in read or age + 1 < read[source][0]:
                     read[source] = (age + 1, position)
         part = operation.own()[positive(operation["dim"], operation.first.ndim)].part if picks else None
-        if part is not None and part.source.kind == "input" and part.size > 1:
+        if part is not None and part.source.kind == "input" and (part.size > 1 or part.source.role == "batch"):
             first = operation["index"] % part.size if "index" in operation else 0
             for place, tensor in enumerate(tensors, start=first):
                 self.tensors[tensor] = {**read, part.source: (0, part.offset + place * part.stride)}
@@ -62,12 +62,14 @@ class Steps:
         if operation.name not in ("aten.stack", "aten.cat") or not self.tensors.values:
             return axes
         parts, place = operation.tensors(), positive(operation["dim"], len(axes))
-        if len(parts) != axes[place].size or len(parts) < 2:
+        if len(parts) != axes[place].size:
             return axes
         found: list[Part] = []
         for source in self._of(parts[0]):
+            if len(parts) == source.size == 1:
+                found.append(Part(source, 1))
             at = [self._of(part)[source][1] for part in parts if source in self._of(part)]
-            stride = at[1] - at[0] if len(at) == len(parts) else 0.0
+            stride = at[1] - at[0] if len(at) == len(parts) > 1 else 0.0
             if stride and all(abs(one - at[0] - step * stride) < 1e-6 for step, one in enumerate(at)):
                 found.append(Part(source, len(at), stride, at[0]))
         return replaced(axes, place, Axis(found)) if len(found) == 1 else axes

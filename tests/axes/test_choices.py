@@ -7,7 +7,7 @@ from torch import nn
 from layerlens.axes.followed import followed
 from layerlens.axes.layout import described
 from layerlens.inputs.inputs import as_inputs
-from tests.axes.experiments import check
+from tests.axes.experiments import check, same_claims
 
 
 class Around(nn.Module):
@@ -92,3 +92,4 @@ def test_samples_read_one_by_one_and_units_chosen_by_their_values():
         "unit",
     ]
     assert not check(model, inputs, axes).wrong
+    assert not same_claims(axes, followed(model, as_inputs(inputs.args[0][:1])))
