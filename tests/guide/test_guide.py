@@ -134,7 +134,7 @@ def test_without_an_input_it_lists_all_and_what_they_need():
     found = lens.guide()
     assert len(found) == len(QUESTIONS) and not found.timed
     text, page = repr(found), found._repr_html_()
-    assert "needs" in text.splitlines()[0] and "recurrent layers" in text and "{" not in text.replace("{layer:", "")
+    assert "needs" in text.splitlines()[0] and "recurrent layers" in page and "{" not in text.replace("{layer:", "")
     assert page.count("<tr>") == len(QUESTIONS) + 1
 
 

@@ -194,7 +194,7 @@ def test_what_is_no_module_is_refused():
     with pytest.raises(InputError) as error, borrowed(torch.relu):
         pass
     assert str(error.value) == (
-        "a model must be a torch.nn.Module, got builtin_function_or_method; wrap a function in a Module."
+        "a model must be a torch.nn.Module, got builtin_function_or_method. Wrap a function in a module."
     )
     with pytest.raises(InputError, match=r"a model must be a torch\.nn\.Module, got NoneType"), borrowed(None):
         pass

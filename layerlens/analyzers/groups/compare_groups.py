@@ -85,7 +85,7 @@ def compare_groups(
         >>> torch.manual_seed(0)
         <torch._C.Generator object at ...>
         >>> x = torch.randn(60, 4)
-        >>> x[30:, 2] += 3
+        >>> x[30:, 2] += 1.5
         >>> found = compare_groups(nn.Linear(4, 2), x, ["a"] * 30 + ["b"] * 30, target=0)
         >>> found.attribution().p.shape, bool(found.attribution().p[0, 2] < 0.05)
         (torch.Size([1, 4]), True)
