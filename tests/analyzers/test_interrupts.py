@@ -57,7 +57,7 @@ def test_an_interrupt_at_a_random_moment_leaves_nothing_changed(name, tmp_path):
     draw = random.Random(0)
     hits = 0
     try:
-        model, x = messy(case), case.example()
+        model, x = messy(case.name), case.example()
         with quiet():
             run(model, x, case.target)
             start = time.perf_counter()
