@@ -175,6 +175,9 @@ def test_what_does_not_fit_is_told():
         insertion(model, x, torch.rand(1, 10, 12), target=0)
     with pytest.raises(InputError, match="NaN"):
         insertion(model, x, x * float("nan"), target=0)
+    for wrong in ([x[0], x[1]], "gradient", None):
+        with pytest.raises(InputError, match=r"one array for the whole batch, got .* torch\.stack\(maps\)"):
+            road(model, x, wrong, target=0)
     with pytest.raises(OptionError, match="steps"):
         insertion(model, x, x, target=0, steps=0)
     with pytest.raises(OptionError, match="measure"):

@@ -37,7 +37,14 @@ def by_place(scorer: Scorer, features: Features, attribution: Map) -> torch.Tens
         raise InputError(f"the map holds no values for input {missing[0]!r}; it holds {', '.join(map(str, values))}.")
     total = torch.zeros(len(scorer.rows), features.count + 1, dtype=torch.float64, device=scorer.rows.device)
     for name, leaf in scorer.leaves.items():
-        fitted = _fit(leaf, torch.as_tensor(values[name])).to(total)
+        try:
+            given = torch.as_tensor(values[name])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"a map is an Attribution or one array for the whole batch, got {describe(values[name])}. Of maps in a "
+                "list make one: torch.stack(maps)."
+            ) from error
+        fitted = _fit(leaf, given).to(total)
         if not bool(fitted.isfinite().all()):
             raise InputError("the map holds NaN or infinite values, so its places cannot be ranked.")
         labels = features.labels[name]
