@@ -168,8 +168,10 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif part is not None:
                 offset = part.offset - start * part.stride
                 found.append(Axis((part._replace(size=size, offset=offset),)))
-            elif size == 1 and not (alone and self.steps.positions(view)):
-                found.append(next((axis for _, axis in left if axis.size == 1 and axis.factors), Axis()))
+            elif size == 1:
+                here = [axis for _, axis in left if axis.size == 1 and axis.factors]
+                only = (Axis((Part(source, 1),)) for source in self.steps.positions(view) if source.size == 1)
+                found.append(here[0] if here else next(only, Axis()) if alone else Axis())
             else:
                 found.append(self._filled_axis(view, base, size, start) if alone else new("unknown", size, _FILLED))
         self._axes[base] = tuple(found)
@@ -177,8 +179,6 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _filled_axis(self, view: torch.Tensor, base: torch.Tensor, size: int, start: int) -> Axis:
         """The axis along which a constant tensor is filled, known from the entries that were read for its own."""
         for source, position in self.steps.positions(view).items():
-            if size == source.size == 1:
-                return Axis((Part(source, 1),))
             places = [*(self._filled.get(base) or ()), (start, position)]
             self._filled[base] = places
             (at, first), (end, last) = places[0], places[-1]
