@@ -95,7 +95,7 @@ def load(path: str | os.PathLike[str], kind: type[Record]) -> Record:
                 raise ResultFileError(f"{path} has format {about.get('format')!r}; this layerlens reads {FORMAT!r}.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         content = parse_json(about["record"])
-        tensors |= {name: unpacked(tensors[name], kind) for name, kind in content.get("types", {}).items()}
+        tensors |= {name: unpacked(tensors[name], dtype) for name, dtype in content.get("types", {}).items()}
         record = kind(list(content["selected"]), content["aliases"])
         record.partial, record.stopped = bool(content["partial"]), bool(content["stopped"])
         record.unedited = tuple(content["unedited"])
