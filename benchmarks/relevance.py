@@ -6,6 +6,7 @@ Captum's LRP and zennit run where they can: captum knows few layers, and zennit 
 its canonizers only, so a stand-in is given to it. A cell says `-` where a peer refuses the model.
 """
 
+import contextlib
 import copy
 import functools
 import importlib.machinery
@@ -14,7 +15,7 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -153,13 +154,9 @@ def captum_lrp(model: nn.Module, x: torch.Tensor, rules: str) -> Callable[[], ob
 
 def zennit_composite(model: nn.Module, x: torch.Tensor, book: str) -> Callable[[], object] | None:
     """The composite of zennit of the same name; None where it has none."""
-    if "torchvision" not in sys.modules:
-        try:
-            import torchvision  # noqa: F401
-        except ImportError:
-            _stand_in_for_torchvision()
-    from zennit import composites, rules, types
-    from zennit.attribution import Gradient
+    with _torchvision():
+        from zennit import composites, rules, types
+        from zennit.attribution import Gradient
 
     linear = [(types.Convolution, rules.Epsilon()), (types.Linear, rules.Epsilon())]
     table = {
@@ -183,13 +180,24 @@ def zennit_composite(model: nn.Module, x: torch.Tensor, book: str) -> Callable[[
     return run
 
 
-def _stand_in_for_torchvision() -> None:
-    for name in ("torchvision", "torchvision.models", "torchvision.models.resnet", "torchvision.models.vgg"):
-        module = types.ModuleType(name)
-        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-        module.__path__ = []  # type: ignore[attr-defined]
-        module.__getattr__ = lambda key: type(key, (nn.Module,), {})  # type: ignore[attr-defined]
-        sys.modules[name] = module
+@contextlib.contextmanager
+def _torchvision() -> Iterator[None]:
+    """Give zennit a stand-in for torchvision while it is imported, where torchvision cannot be."""
+    names = ("torchvision", "torchvision.models", "torchvision.models.resnet", "torchvision.models.vgg")
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        for name in names:
+            module = types.ModuleType(name)
+            module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+            module.__path__ = []  # type: ignore[attr-defined]
+            module.__getattr__ = lambda key: type(key, (nn.Module,), {})  # type: ignore[attr-defined]
+            sys.modules[name] = module
+        yield
+        for name in names:
+            del sys.modules[name]
+    else:
+        yield
 
 
 def main() -> None:
