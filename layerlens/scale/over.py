@@ -24,13 +24,13 @@ from .data.as_source import as_source, batch_of
 from .data.source import Source
 from .engines import Engine, as_engine
 from .jobs import statistics, top_inputs
-from .jobs.attribution import RelevanceJob, Saliency
+from .jobs.attribution import RelevanceJob, Saliency, rows_of_tables
 from .jobs.base import Job, RowsJob, check_classes, stored_type
 from .jobs.capture import Capture
 from .jobs.statistics import Statistics
 from .jobs.top_inputs import TopInputsJob
 from .run.lifecycle import begin, check_bad_samples, finish
-from .run.work import OnError, Work
+from .run.work import OnError, Work, restored_generators
 from .store.fingerprint import as_json
 from .store.manifest import Manifest
 from .store.plan import Plan
@@ -107,7 +107,11 @@ class Over:
             A `Store` with the columns `values`, `score`, `checks/...`; `store.attribution([3, 8])` is an `Attribution`.
         """
         aim = self.aim(target)
-        return self._run_job(Saliency(aim, method, options, stored_type(dtype), self.tokenizer, self.forward), aim)
+        job = Saliency(aim, method, options, stored_type(dtype), self.tokenizer, self.forward)
+        if method == "auto":
+            with restored_generators():  # reading a sample may draw numbers
+                job.rows_of_data = rows_of_tables(self.source)
+        return self._run_job(job, aim)
 
     @public
     def relevance(self, *, target: Spec = None, dtype: torch.dtype | None = None, **options: Any) -> Store:

@@ -75,8 +75,10 @@ def make_plan(recording: Recording, *, strict: bool = False) -> Plan:
     given, nodes = recording.rulebook, recording.nodes
     _check(nodes, recording.roots, strict=strict)
     operations = linear_operations(nodes, recording.notes.constants) if given is None or given.linear else []
-    rulebook, why = (given, "") if given is not None else fitting_rulebook(nodes, operations, recording.notes.recurrent)
-    settings = {"rules": rulebook.settings() | ({"chosen": why} if why else {}), "strict": strict}
+    rulebook, chosen = (
+        fitting_rulebook(nodes, operations, recording.notes.recurrent) if given is None else (given, dict[str, Any]())
+    )
+    settings = {"rules": rulebook.settings() | chosen, "strict": strict}
     linear = _assign(rulebook, operations, recording)
     used: dict[str, set[str]] = {}
     planned: set[int] = set()
@@ -98,8 +100,8 @@ def make_plan(recording: Recording, *, strict: bool = False) -> Plan:
 
 def fitting_rulebook(
     nodes: Sequence[NodeInfo], operations: Sequence[LinearOperation], recurrent: bool = False
-) -> tuple[Rulebook, str]:
-    """Choose the rulebook that the literature uses for networks of this kind; returns it and why.
+) -> tuple[Rulebook, dict[str, Any]]:
+    """Choose the rulebook that the literature uses for networks of this kind; return it and why, as settings.
 
     Attention: CP-LRP, which conserves relevance (AttnLRP, `"attn"`, does not; Achtibat et al. 2024 find it more
     faithful on language models). Convolutions without attention: z+ for them, epsilon for dense layers. Gates: all to
@@ -109,14 +111,27 @@ def fitting_rulebook(
         nodes: nodes of the graph.
         operations: its linear operations.
         recurrent: whether recurrent layers ran; the reason then says so.
+
+    Returns:
+        The rulebook; and `"chosen"`, the reason in words, and `"has"`, what the network has.
     """
+    steps = ["recurrent layers"] * recurrent
     if any(_attends(info) for info in nodes):
-        return RULEBOOKS["cp"], f"it has {'recurrent layers and ' * recurrent}attention"
+        return RULEBOOKS["cp"], {
+            "chosen": f"it has {' and '.join([*steps, 'attention'])}",
+            "has": [*steps, "attention"],
+        }
     if any(operation.kind == CONVOLUTION for operation in operations):
-        return RULEBOOKS["epsilon_plus"], f"it has {'recurrent layers, ' * recurrent}convolutions and no attention"
+        return RULEBOOKS["epsilon_plus"], {
+            "chosen": f"it has {', '.join([*steps, 'convolutions'])} and no attention",
+            "has": [*steps, "convolutions"],
+        }
     if any(_multiplies_with(info, Role.GATE) for info in nodes):
-        return RULEBOOKS["gate"], "it has gates, and neither convolutions nor attention"
-    return RULEBOOKS["epsilon"], "it has neither convolutions nor attention nor gates"
+        return RULEBOOKS["gate"], {
+            "chosen": "it has gates, and neither convolutions nor attention",
+            "has": [*steps, "gates"],
+        }
+    return RULEBOOKS["epsilon"], {"chosen": "it has neither convolutions nor attention nor gates", "has": steps}
 
 
 def _attends(info: NodeInfo) -> bool:

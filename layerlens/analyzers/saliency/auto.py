@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
+import enum
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from layerlens.analyzers.common.features.baselines import Baseline
@@ -30,8 +34,43 @@ from .perturbation.leave_one_out import leave_one_out
 from .perturbation.shapley import kernel_shap, shapley_sampling
 from .saliency import with_cost
 
-Choice = tuple[str, dict[str, Any], str, str]
-"""Name of a method, its options, why, and the page of docs that has the measurements."""
+
+class Kind(enum.Enum):
+    """What a leaf is; the value is in words."""
+
+    LAYER = "a layer"
+    TEXT = "token ids"
+    TABLE = "a table"
+    SERIES = "a series"
+    PICTURE = "a picture"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A method, and why it was chosen.
+
+    Attributes:
+        name: name of the method.
+        options: its options.
+        why: what the input and the network are, in words.
+        page: the page of docs that has the measurements.
+        tables: names of the inputs that are tables.
+        spent: what the choice cost, in words.
+        result: the result, where the method had to be run to find out.
+    """
+
+    name: str
+    options: dict[str, Any]
+    why: str
+    page: str = "saliency"
+    tables: tuple[str, ...] = ()
+    spent: tuple[str, ...] = ()
+    result: Attribution | None = None
+
+    def chosen(self, *more: str) -> str:
+        """Say why it was chosen, and more, with the page."""
+        return f"{', '.join([self.why, *more])}: docs/{self.page}.md"
+
 
 PASSES = 200
 """Forward passes that leave-one-out may take for a text: what integrated gradients cost with 50 steps and more."""
@@ -45,13 +84,33 @@ EXACT = 9
 WIDE = 250
 """Columns beyond which four orders of the columns of a table cost more than `TABLE`."""
 
-FEWEST_ROWS, APART, FAR = 5, 3, 10
-"""A column is far from zero if its mean is three deviations away; of fewer than five rows, if all are beyond ten."""
+FEWEST_ROWS, APART, FAR = 10, 3, 10
+"""A column is far from zero if its mean is three deviations away; of fewer than ten rows, if all are beyond ten."""
 
-PAGE = "saliency"
+FROM_ZERO = ("integrated_gradients", "kernel_shap", "shapley_sampling")
+"""Methods whose values are differences from zeros where no baseline is given."""
 
-MEASURED = {"epsilon_plus": "convolutions and no attention", "cp": "attention"}
+MEASURED = {"epsilon_plus": ["convolutions"], "cp": ["attention"]}
 """The rulebooks of relevance that were measured, and what the networks have for which it is the best method."""
+
+_ROWS: contextvars.ContextVar[Mapping[str, torch.Tensor] | None] = contextvars.ContextVar("rows", default=None)
+
+
+@contextlib.contextmanager
+def judged_by(rows: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Judge by these rows of a whole data set, instead of by a batch, whether its columns are far from zero.
+
+    Args:
+        rows: name of an input -> rows of it, (rows, columns).
+
+    Yields:
+        Nothing.
+    """
+    token = _ROWS.set(rows)
+    try:
+        yield
+    finally:
+        _ROWS.reset(token)
 
 
 @method(
@@ -114,26 +173,25 @@ def auto(
         ('kernel_shap', 'a table of 3 columns, baseline zero: docs/saliency.md')
     """
     inputs = as_inputs(x)
-    (name, options, why), result, spent = choose_method(
+    choice = choose_method(
         model, inputs, target=target, where=where, baseline=baseline, baselines=baselines, forward=forward
     )
+    result = choice.result
     if result is None:
-        result = CHOSEN[name](model, inputs, target=target, forward=forward, **options)
-    result = with_cost(result, METHODS[name])
-    if baseline is None and baselines is None and why.startswith("a table of"):
-        _warn_of_zero(inputs)
-    for one in ("baseline", "baselines"):
-        if one in result.settings:
-            why = why.replace(": docs/", f", {one} {result.settings[one]}: docs/")
-    return dataclasses.replace(
-        result, cost=", ".join([result.cost, *spent]), settings={**result.settings, "chosen": why}
-    )
+        result = CHOSEN[choice.name](model, inputs, target=target, forward=forward, **choice.options)
+    result = with_cost(result, METHODS[choice.name])
+    if baseline is None and baselines is None and choice.name in FROM_ZERO:
+        rows, floating = _ROWS.get() or {}, inputs.floating()
+        _warn_of_zero({name: rows.get(name, floating[name]) for name in choice.tables if name in floating}, inputs)
+    said = (f"{one} {result.settings[one]}" for one in ("baseline", "baselines") if one in result.settings)
+    settings = {**result.settings, "chosen": choice.chosen(*said)}
+    return dataclasses.replace(result, cost=", ".join([result.cost, *choice.spent]), settings=settings)
 
 
-def _warn_of_zero(inputs: Inputs) -> None:
+def _warn_of_zero(tables: Mapping[str, torch.Tensor], inputs: Inputs) -> None:
     """Warn of columns whose values are all far from zero, as those of a table that was not scaled."""
     far = []
-    for name, tensor in inputs.floating().items():
+    for name, tensor in tables.items():
         if tensor.ndim != 2:
             continue
         spread, mean = tensor.double().std(dim=0, unbiased=False), tensor.double().mean(dim=0)
@@ -159,8 +217,8 @@ def choose_method(
     baseline: Baseline | None = None,
     baselines: Baselines = None,
     forward: Forward | None = None,
-) -> tuple[tuple[str, dict[str, Any], str], Attribution | None, list[str]]:
-    """Return the method for an input; its result where it had to be run to find out; and what else the choice cost.
+) -> Choice:
+    """Return the method for an input, why it was chosen, and its result where it had to be run to find out.
 
     Raises:
         InputError: when there is nothing to attribute to, or the model does not take the whole numbers of its input.
@@ -170,75 +228,78 @@ def choose_method(
     if baseline is not None and baselines is not None:
         raise OptionError(BOTH)
     with scoring(model, inputs, target, where=where, forward=forward, whole="always") as scorer:
-        kinds = {_kind(leaf) for leaf in scorer.leaves.values()}
-        (name, options, why, page), tried = _choice(scorer, where, kinds)
-    spent = ["1 gradient to choose it"] * tried
-    result: Attribution | None = None
-    if baseline is not None and name.endswith("relevance"):
+        kinds = {name: _kind(leaf) for name, leaf in scorer.leaves.items()}
+        choice = _choice(scorer, where, set(kinds.values()))
+    choice = dataclasses.replace(choice, tables=tuple(name for name, kind in kinds.items() if kind is Kind.TABLE))
+    name, options = choice.name, dict(choice.options)
+    if baseline is not None and name in ("relevance", "centered_relevance"):
         name, options = "integrated_gradients", {}
     if baselines is not None:
         if name not in ("kernel_shap", "shapley_sampling"):
             name, options = "gradient_shap", {key: value for key, value in options.items() if key == "where"}
         options["baselines"] = baselines
     if name == "relevance":
-        result, has = _measured(model, inputs, target, forward)
-        page = "faithfulness" if (kinds, has) == ({"a picture"}, MEASURED["epsilon_plus"]) else page
-        if result is None:
-            name = "integrated_gradients"
-            spent.append("about 3 gradients to try relevance")
-        why = f"{why}, and {has if has.endswith('in the network') else f'a network with {has}'}"
-    if result is None and baseline is not None:
+        choice = _measured(
+            choice, set(kinds.values()), lambda: relevance(model, inputs, target=target, forward=forward)
+        )
+        name = choice.name
+    if choice.result is None and baseline is not None:
         options["fill" if name == "leave_one_out" else "baseline"] = baseline
-    return (name, options, f"{why}: docs/{page}.md"), result, spent
+    return dataclasses.replace(choice, name=name, options=options)
 
 
-def _measured(
-    model: nn.Module, inputs: Inputs, target: Spec, forward: Forward | None
-) -> tuple[Attribution | None, str]:
-    """Relevance, None where it was not measured as the best; and what the network has."""
+def _measured(choice: Choice, kinds: set[Kind], run: Callable[[], Attribution]) -> Choice:
+    """Choose relevance if it was measured as the best for what the network has, else integrated gradients."""
+    tried = (*choice.spent, "about 3 gradients to try relevance")
+    other = dataclasses.replace(choice, name="integrated_gradients", spent=tried)
     try:
-        found = relevance(model, inputs, target=target, forward=forward)
+        found = run()
     except RelevanceError:
-        return None, "without a rule for convolutions or attention in the network"
+        without = f"{choice.why}, and without a rule for convolutions or attention in the network"
+        return dataclasses.replace(other, why=without)
     book = found.settings["rules"]
     if book["name"] not in MEASURED:
-        return None, "no convolutions or attention in the network"
-    has = str(book["chosen"]).removeprefix("it has ")
-    return (found if has == MEASURED[book["name"]] else None), has
+        return dataclasses.replace(other, why=f"{choice.why}, and no convolutions or attention in the network")
+    why = f"{choice.why}, and a network with {book['chosen'].removeprefix('it has ')}"
+    if book["has"] != MEASURED[book["name"]]:
+        return dataclasses.replace(other, why=why)
+    page = "faithfulness" if kinds == {Kind.PICTURE} and book["name"] == "epsilon_plus" else choice.page
+    return dataclasses.replace(choice, why=why, page=page, result=found)
 
 
-def _choice(scorer: Scorer, where: Selection, kinds: set[str]) -> tuple[Choice, bool]:
-    """The method for an input of some kinds, and whether a gradient was tried."""
+def _choice(scorer: Scorer, where: Selection, kinds: set[Kind]) -> Choice:
+    """The method for an input of some kinds, as far as they decide; a gradient may be tried."""
     leaves = list(scorer.leaves.values())
-    if kinds == {"token ids"}:
-        return _for_text([leaf.value.shape[1] for leaf in leaves]), False
+    if kinds == {Kind.TEXT}:
+        return _for_text([leaf.value.shape[1] for leaf in leaves])
     count = features_of(scorer).count
-    if kinds == {"a table"} and count <= WIDE:
+    if kinds == {Kind.TABLE} and count <= WIDE:
         why = f"a table of {count} column{'s' * (count > 1)}"
-        exact: Choice = ("kernel_shap", {"samples": 2**count}, why, PAGE)
-        return exact if count <= EXACT else _sampled(count, TABLE, why), False
-    at_layer = {"where": where} if "a layer" in kinds else {}
+        return Choice("kernel_shap", {"samples": 2**count}, why) if count <= EXACT else _sampled(count, TABLE, why)
+    at_layer = {"where": where} if Kind.LAYER in kinds else {}
+    why = " and ".join(sorted(kind.value for kind in kinds))
     if unreached := _unreached(scorer):
-        name, orders, why, page = _sampled(count, SAMPLED, f"no gradient reaches {unreached}")
-        return (name, {**at_layer, **orders}, why, page), True
-    why = " and ".join(sorted(kinds))
-    if at_layer:
-        return ("integrated_gradients", at_layer, why, PAGE), True
-    if len(kinds) > 1 and count <= PASSES:
-        return _sampled(count, SAMPLED, f"{why}, {count} features together"), True
-    return ("relevance", {}, why, PAGE), True
+        found = _sampled(count, SAMPLED, f"no gradient reaches {unreached}")
+        found = dataclasses.replace(found, options={**at_layer, **found.options})
+    elif at_layer:
+        found = Choice("integrated_gradients", at_layer, why)
+    elif len(kinds) > 1 and count <= PASSES:
+        found = _sampled(count, SAMPLED, f"{why}, {count} features together")
+    else:
+        found = Choice("relevance", {}, why)
+    return dataclasses.replace(found, spent=("1 gradient to choose it",))
 
 
-def _kind(leaf: Leaf) -> str:
-    """What a leaf is, in words."""
+def _kind(leaf: Leaf) -> Kind:
+    """What a leaf is."""
     if leaf.place is not None:
-        return "a layer"
+        return Kind.LAYER
     whole = any(use.output.shape[:-1].numel() == leaf.value.shape[:-1].numel() for use in leaf.uses)
     if leaf.value.ndim == 3 and leaf.uses and (whole or len({use.layer for use in leaf.uses}) == 1):
-        return "token ids"
+        return Kind.TEXT
     if leaf.uses or leaf.value.ndim < 3:  # also ids of several tables: categories
-        return "a table"
-    return "a series" if leaf.value.ndim == 3 else "a picture"
+        return Kind.TABLE
+    return Kind.SERIES if leaf.value.ndim == 3 else Kind.PICTURE
 
 
 def _whole(scorer: Scorer) -> list[str]:
@@ -265,15 +326,15 @@ def _for_text(lengths: list[int]) -> Choice:
     count = sum(lengths)
     why, page = f"a text of {count} token(s)", "language-models"
     if count > PASSES:
-        return "centered_relevance", {}, why, page
+        return Choice("centered_relevance", {}, why, page)
     if min(lengths) < 2:  # no other token to draw
-        return "leave_one_out", {"fill": "zero"}, why, page
-    return "leave_one_out", {"draws": max(1, min(4, PASSES // count))}, why, page
+        return Choice("leave_one_out", {"fill": "zero"}, why, page)
+    return Choice("leave_one_out", {"draws": max(1, min(4, PASSES // count))}, why, page)
 
 
 def _sampled(count: int, passes: int, why: str) -> Choice:
     """Shapley values from pairs of orders, as many as the passes allow: 1 to 13."""
-    return "shapley_sampling", {"permutations": 2 * max(1, min(13, passes // (2 * count)))}, why, PAGE
+    return Choice("shapley_sampling", {"permutations": 2 * max(1, min(13, passes // (2 * count)))}, why)
 
 
 CHOSEN: dict[str, Callable[..., Attribution]] = {

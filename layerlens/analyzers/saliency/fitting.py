@@ -186,7 +186,8 @@ def fitting_methods(
     """
     fit = fit or fit_of(model, x, target=target, forward=forward)
     inputs = as_inputs(x).named_for(model, forward)
-    (name, options, why), *_ = choose_method(model, inputs, target=target, forward=forward)
+    choice = choose_method(model, inputs, target=target, forward=forward)
+    name, options = choice.name, choice.options
     taken = METHODS[name]
     costs = {row.name: row.passes for row in METHODS.values()}
     costs[name] = costs["auto"] = cost_with(taken.passes, options)
@@ -201,7 +202,10 @@ def fitting_methods(
     return MethodTable(
         {row: (METHODS[row].family, costs[row], METHODS[row].needs, METHODS[row].source) for row in order},
         seconds={row: seconds[row] for row in order},
-        notes=(f"auto takes {given}: {why}", *(f"left out, without {need}: {', '.join(left[need])}" for need in left)),
+        notes=(
+            f"auto takes {given}: {choice.chosen()}",
+            *(f"left out, without {need}: {', '.join(left[need])}" for need in left),
+        ),
     )
 
 

@@ -116,6 +116,19 @@ class Source:
                 items.append(BadSample.of(index, error))
         return items
 
+    def spread(self, most: int = 100) -> Generator[Batch, None, None]:
+        """Read samples evenly spread over the data, at most so many; those that cannot be read are left out.
+
+        Yields:
+            Batches of one sample; none of a stream.
+        """
+        count = min(most, self.count) if self.random else 0
+        for number in dict.fromkeys(
+            np.linspace(0, self.count - 1, count).round().astype(int).tolist() if count else []
+        ):
+            span = range(number, number + 1)
+            yield from (one for one in self._parsed(span, self.fetch(span)) if isinstance(one, Batch))
+
     def _loaded(self, spans: list[range]) -> Iterable[list[Any]]:
         """Read the items of spans in other processes, in order."""
         own = torch.Generator()  # without it the loader draws from the generator of the user

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from layerlens.analyzers.common.features.batch_targets import of_batch
 from layerlens.analyzers.relevance.relevance import relevance
+from layerlens.analyzers.saliency.auto import judged_by
 from layerlens.analyzers.saliency.saliency import one_method, saliency
 from layerlens.axes.followed import followed
 from layerlens.errors import RecordError
@@ -23,13 +25,18 @@ from layerlens.model.trees import describe
 from layerlens.results import Attribution, Relevance
 from layerlens.targets.target import Target
 
+from ..data.source import Source
 from ..store.fingerprint import as_json, target_settings
 from .base import RowsJob, cast, registered
 
 
 @dataclasses.dataclass
 class Saliency(RowsJob):
-    """An attribution by any method of `saliency`."""
+    """An attribution by any method of `saliency`.
+
+    Attributes:
+        rows_of_data: rows of the tables of the data, by name, by which `auto` judges their columns.
+    """
 
     aim: Target | None
     method: str
@@ -37,6 +44,7 @@ class Saliency(RowsJob):
     dtype: torch.dtype | None
     tokenizer: Any
     forward: Forward | None
+    rows_of_data: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict, compare=False)
     used: str = dataclasses.field(default="", init=False, compare=False)
     kind = "saliency"
 
@@ -49,7 +57,8 @@ class Saliency(RowsJob):
     def analyze(self, model: nn.Module, batch: Batch) -> Attribution:
         """Return the attribution of a batch."""
         options = {"method": self.method, **self.options}
-        found = saliency(model, batch.inputs, target=of_batch(self.aim, batch), forward=self.forward, **options)
+        with judged_by(self.rows_of_data):
+            found = saliency(model, batch.inputs, target=of_batch(self.aim, batch), forward=self.forward, **options)
         self.used = one_method(self.used, found.how)
         return found
 
@@ -121,6 +130,18 @@ class RelevanceJob(Saliency):
                     raise RecordError(f"relevance at layer {path!r}, {describe(tensor)}, has no axis of the samples.")
                 rows[name] = cast(tensor.movedim(axis, 0), self.dtype)
         return rows
+
+
+def rows_of_tables(source: Source) -> dict[str, torch.Tensor]:
+    """Return rows of the tables of a data set, evenly spread over it; none if its first sample holds no table."""
+    rows: dict[str, list[torch.Tensor]] = {}
+    for batch in source.spread():
+        found = {name: tensor for name, tensor in batch.inputs.floating().items() if tensor.ndim == 2}
+        if not found:
+            break
+        for name, tensor in found.items():
+            rows.setdefault(name, []).append(tensor.detach())
+    return {name: torch.cat(one) for name, one in rows.items() if len({part.shape[1] for part in one}) == 1}
 
 
 def _by_sample(check: torch.Tensor, batch: Batch) -> bool:

@@ -351,3 +351,28 @@ def test_a_table_far_from_zero_gets_a_warning_that_names_its_columns():
     found = Lens(net).saliency(table, baseline=table.mean())
     expected = (rows - rows.mean(0)) * net.weight.detach()
     torch.testing.assert_close(found.values, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sorted_data_set_is_judged_by_rows_from_all_of_it():
+    rows = torch.linspace(0.01, 1, 128)[:, None].repeat(1, 3)  # of each batch, zero is many deviations away
+    net, state = nn.Linear(3, 1), torch.get_rng_state()
+    found = layerlens.over(net, rows, batch_size=32).saliency(target=0)  # a warning is an error here
+    torch.testing.assert_close(found["values"][:], (rows * net.weight).detach())
+    with pytest.warns(UserWarning, match=r"samples 0 to 31: .*the mean of column 1 \(50\.5\)\. Give rows"):
+        layerlens.over(net, rows + torch.tensor([0.0, 50.0, 0.0]), batch_size=32).saliency(target=0)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_what_is_warned_of_depends_on_the_kind_of_input_and_not_on_words():
+    rows = torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
+    rows[:, 7] += 50
+    with pytest.warns(UserWarning, match=r"the mean of column 7 \(50\.\d\)"):  # wider than Shapley values take
+        assert auto(nn.Linear(300, 1), rows, target=0).method == "integrated_gradients"
+    kinds, numbers = torch.randint(5, (40, 1)), rows[:, 7:8]
+    with pytest.warns(UserWarning, match="column 0"):
+        auto(nn.Linear(1, 1), numbers, target=0)
+    auto(nn.Linear(1, 1), numbers, target=0, baseline=50.0)
+    assert auto(nn.Sequential(nn.Embedding(5, 2), nn.Flatten(), nn.Linear(2, 1)), kinds, target=0).values.shape == (
+        40,
+        1,
+    )
