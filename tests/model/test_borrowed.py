@@ -80,6 +80,17 @@ def test_everything_comes_back(model):
     assert state(model) == before
 
 
+def test_numpy_continues_as_it_was_however_often_it_was_read(model):
+    np.random.seed(0)
+    for draw in (lambda: None, np.random.rand, np.random.randn, np.random.randn):  # the second normal was drawn ahead
+        draw()
+        before = str(np.random.get_state())
+        for use in (lambda: None, np.random.randn, np.random.rand, lambda: np.random.seed(5)):
+            with borrowed(model):
+                use()
+            assert str(np.random.get_state()) == before
+
+
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(1), GeneratorExit()])
 def test_everything_comes_back_after_an_error(model, error):
     before = state(model)
