@@ -235,7 +235,7 @@ def _numpy_state() -> tuple[bytes | None, Any]:
 
 def _numpy_words() -> bytes | None:
     """The words of numpy's global generator; None if it is not the Mersenne twister."""
-    generator = np.random.get_bit_generator()
+    generator = np.random.mtrand.get_bit_generator()
     return ctypes.string_at(generator.ctypes.state_address, 2500) if type(generator) is np.random.MT19937 else None
 
 

@@ -216,6 +216,11 @@ class Call:
         return found[""] if list(found) == [""] else ByTensor(found, self.gradients.positions)
 
     @property
+    def name(self) -> str:
+        """The layer and the index, as a selection names the call: `"rnn#2"`."""
+        return f"{self.layer}#{self.index}"
+
+    @property
     def overwritten(self) -> bool:
         """Whether a tensor kept by reference was written in place since the call."""
         return _written((*self.stored, *self.stored_inputs))

@@ -59,7 +59,8 @@ class Probe:
             with named tensors (`"rnn/h_n"`) only these are recorded, as a tensor or a dict.
         keep: `"clone"` (default) copies, so that later in-place operations cannot change what was recorded;
             `"reference"` keeps the tensors themselves, and reading one that was overwritten raises; `"cpu"` copies
-            to main memory. A mapping from path to one of these sets it by layer, `"reference"` for all others.
+            to main memory. A mapping from path, or call (`"rnn#2"`), to one of these sets it, `"reference"` for all
+            others; the arguments of a layer are copied if one of its calls is.
         inputs: whether to record the arguments of each call as well, or a function of `(args, kwargs)` to record.
         graph: keep the tensors themselves, in the autograd graph; with `keep="clone"` the rest of the model continues
             with a copy, so that gradients with respect to recorded tensors exist and nothing overwrites them.
@@ -95,7 +96,7 @@ class Probe:
         model: nn.Module,
         layers: Selection = None,
         *,
-        keep: Keep | Mapping[LayerPath, Keep] = "clone",
+        keep: Keep | Mapping[str, Keep] = "clone",
         inputs: bool | Callable[[Any], Any] = False,
         graph: bool = False,
         timing: bool = False,
@@ -106,7 +107,7 @@ class Probe:
         arguments: Edits | None = None,
         followed: Callable[..., Followed] | None = None,
     ) -> None:
-        for policy in keep.values() if isinstance(keep, Mapping) else (keep,):
+        for policy in set(keep.values()) if isinstance(keep, Mapping) else (keep,):
             choose("keep policy", policy, ("reference", "clone", "cpu"))
             if graph and policy == "cpu":
                 raise OptionError("keep='cpu' takes tensors out of the graph; with graph=True keep 'clone'.")
@@ -120,7 +121,8 @@ class Probe:
             raise OptionError("stop=True ends the run after the last selected layer; no layer is selected.")
         self._pending = {(path, n) for path, calls in self._calls.items() for n in calls or {0}} if stop else set()
         self._gradients = gradients
-        self._keep, self._inputs, self._graph, self._timing, self._reduce = keep, inputs, graph, timing, reduce
+        self._inputs, self._graph, self._timing, self._reduce = inputs, graph, timing, reduce
+        self._keep, self._own = (keep, {}) if isinstance(keep, str) else ("reference", _by_call(keep, self._layers))
         self._handles: list[RemovableHandle] = []
         self._stack = contextlib.ExitStack()
         self._owner = get_ident()
@@ -201,28 +203,33 @@ class Probe:
             return self._inputs(given)
         return stored(given, keep, self._graph) if self._inputs else None
 
-    def _policy(self, path: LayerPath) -> str:
-        return self._keep.get(path, "reference") if isinstance(self._keep, Mapping) else self._keep
-
     def _only_references(self, path: LayerPath) -> bool:
         """Whether only references to the outputs of all calls of a layer are wanted."""
         more = self._inputs or self._timing or self._gradients or self._pending or self._graph or self._reduce
         whole = self._calls[path] is None and self._tensors[path] is None
-        return not more and whole and self._policy(path) == "reference"
+        return not more and whole and self._keep == "reference" and path not in self._own
 
     def _hooks(self, path: LayerPath, module: nn.Module, counter: Iterator[int]) -> tuple[Any, Any]:
         """The hooks that run before and after the calls of a layer; `counter` numbers the calls."""
-        keep, kind, wanted, tensors = self._policy(path), type(module).__name__, self._calls[path], self._tensors[path]
+        kind, wanted, tensors, own = (
+            type(module).__name__,
+            self._calls[path],
+            self._tensors[path],
+            self._own.get(path, {}),
+        )
         record, reduce, graph = self.record, self._reduce, self._graph
+        of_layer = own.get(None, self._keep)
         entered: list[tuple[Any, Stored, float]] = []
+        record.entered.append(entered)
 
-        def held(value: object) -> Stored:
+        def held(value: object, keep: str) -> Stored:
             return versions(value) if graph or keep == "reference" else ()
 
         def before(module: nn.Module, args: object, kwargs: object) -> None:
             if not (recomputing() or _of_other_thread(self._owner)):
+                keep = next(iter(own.values()), of_layer)
                 arguments = self._arguments((args, kwargs), keep)
-                entered.append((arguments, held(arguments), time.perf_counter()))
+                entered.append((arguments, held(arguments, keep), time.perf_counter()))
 
         def after(module: nn.Module, args: object, output: object) -> Any:
             if recomputing() or _of_other_thread(self._owner):
@@ -231,6 +238,7 @@ class Probe:
             index = next(counter)
             if wanted is not None and index not in wanted:
                 return None
+            keep = own.get(index, of_layer)
             seconds = None if start is None else time.perf_counter() - start
             seen = output if torch._C._functorch.peek_interpreter_stack() is None else map_tensors(output, unmapped)
             found = tensors_of(module, seen) if reduce is None or self._gradients else ByTensor[torch.Tensor]({})
@@ -243,7 +251,7 @@ class Probe:
             about = (path, index, record.count, kind, axes)
             gradients = Gradients(found) if self._gradients else None
             names = () if reduce is not None or list(found) == [""] else tuple(found)
-            record.add(Call(*about, value, arguments, seconds, held(value), held_arguments, gradients, names))
+            record.add(Call(*about, value, arguments, seconds, held(value, keep), held_arguments, gradients, names))
             if self._pending:
                 self._pending.discard((path, index))
                 if not self._pending:
@@ -251,6 +259,15 @@ class Probe:
             return map_tensors(output, torch.clone) if graph and keep == "clone" else None
 
         return before, after
+
+
+def _by_call(keep: Mapping[str, Keep], layers: Container[LayerPath]) -> dict[LayerPath, dict[int | None, Keep]]:
+    """Return path -> call -> how it is kept; None for the other calls of the layer."""
+    found: dict[LayerPath, dict[int | None, Keep]] = {}
+    for name, policy in keep.items():
+        path, _, call = (name, "", "") if name in layers else name.rpartition("#")
+        found.setdefault(path, {})[int(call) if call else None] = policy
+    return found
 
 
 def _close(thread: int) -> None:

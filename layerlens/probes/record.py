@@ -19,7 +19,7 @@ from layerlens.model.tensors import ByTensor, only
 from layerlens.model.trees import describe, map_tensors, named_tensors
 
 from . import export, storage
-from .call import Call, Run, batch_size, sample_axis
+from .call import Call, Run, Stored, batch_size, sample_axis
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +56,8 @@ class Record(Mapping[LayerPath, Any]):
         self._sequence: list[Call] = []
         self.pending: list[PendingCall] = []
         """Calls seen by a probe that are made into `Call` objects on first use; used by probes."""
+        self.entered: list[list[tuple[Any, Stored, float]]] = []
+        """For each layer the arguments, and the start, of its calls that are running; used by probes."""
 
     def declare(self, layer: LayerPath) -> None:
         """Add a name to the selected ones, for names that are found while the model runs; used by probes."""
@@ -68,6 +70,19 @@ class Record(Mapping[LayerPath, Any]):
         self._make_pending_calls()
         self._by_layer[call.layer].append(call)
         self._sequence.append(call)
+
+    def overwritten(self) -> set[str]:
+        """Return the calls of which something kept by reference was written since: `"bn1#0"`; used by probes."""
+        pending = {f"{path}#{index}" for path, index, _, tensor, before, _ in self.pending if tensor._version != before}
+        return pending | {call.name for call in self._sequence if call.overwritten}
+
+    def exchange(self, change: Callable[[Call], Call]) -> None:
+        """Exchange every call; used by probes."""
+        calls = [change(call) for call in self._order]
+        self._sequence[:] = []
+        self._by_layer = {path: [] for path in self._by_layer}
+        for call in calls:
+            self.add(call)
 
     def _make_pending_calls(self) -> None:
         """Make the calls that hooks only noted, because hooks must be fast."""

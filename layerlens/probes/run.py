@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, Literal
@@ -13,12 +14,13 @@ from layerlens.axes.followed import followed
 from layerlens.errors import AxesUnknown, OptionError, TargetError, choose
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
-from layerlens.model.layers import LayerPath, Selection
+from layerlens.model.layers import Selection
 from layerlens.signatures import public
 from layerlens.targets.target import Spec, Target, as_target
 
+from .copies import Copies, written
 from .made_edits import Edits
-from .probe import Keep, Probe
+from .probe import Probe
 from .record import Record
 
 
@@ -40,8 +42,8 @@ def capture(
     """Run `model` once on `x`, in eval mode, and record every call of the selected layers.
 
     Args:
-        keep: as in `Probe`; `"auto"` (default) keeps references, and if a later operation wrote into some of them in
-            place, it runs the model once more and copies just those.
+        keep: as in `Probe`; `"auto"` (default) keeps references, and copies just those that a later operation is about
+            to write into. What another thread overwrites is copied in a second run.
         inputs: record the arguments of each call as well.
         reduce: applied to each output inside the hook; only its result is kept.
         gradients: record the gradient of the score with respect to each output as well, see `Call.gradient`.
@@ -67,24 +69,29 @@ def capture(
     if target is not None and not gradients:
         raise OptionError("a target is the score of gradients: set gradients=True, or give no target.")
     given: Inputs = as_inputs(x)
-    policy: Keep | dict[LayerPath, Keep] = "reference" if keep == "auto" else keep
+    known = written(model, (inputs, reduce is None))
 
-    def run() -> Record:
+    def run(*, watched: bool = False) -> Record:
+        policy: Any = keep if keep != "auto" else dict.fromkeys(known.calls, "clone") or "reference"
         with borrowed(model, grad=gradients):
             options: dict[str, Any] = {"inputs": inputs, "reduce": reduce, "gradients": gradients, "stop": stop}
             axes = functools.partial(followed, model, given, forward)
             with Probe(model, layers, keep=policy, edits=edits, followed=axes, **options) as record:
-                if not gradients:
-                    given.run(model, forward)
-                    return record
-                _differentiate(model, given, forward, as_target(target).on(given), record)
+                watched |= not known.layers.issuperset(record.selected)
+                with Copies(record) if watched and keep == "auto" else contextlib.nullcontext() as copies:
+                    if gradients:
+                        _differentiate(model, given, forward, as_target(target).on(given), record)
+                    else:
+                        given.run(model, forward)
+            if copies is not None:
+                known.layers.update(record.selected)
+                known.calls |= copies.put()
         return record
 
     record = run()
-    lost: dict[LayerPath, Keep] = {call.layer: "clone" for call in record.order if call.overwritten}
-    if keep == "auto" and lost:
-        policy = lost
-        record = run()
+    if keep == "auto" and (lost := record.overwritten()):  # by what was not seen
+        known.calls |= lost
+        record = run(watched=True)
     return record
 
 
