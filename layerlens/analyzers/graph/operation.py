@@ -38,6 +38,7 @@ class Kind(enum.Enum):
     NORM = "scale constant"  # normalization: the scale is a constant, the centering stays
     PRODUCT = "product"  # y = a b: split between the factors that carry relevance
     FUSED = "fused"  # several steps in one node
+    WHOLE = "whole layer"  # a node of layerlens, whose backward pass follows the rules itself
     TAYLOR = "gradient, rest absorbed"  # first-order: the gradient, and y g - x g_x is absorbed
     STOP = "stop"  # no relevance enters
 
@@ -61,10 +62,11 @@ class Row:
         rule: function that makes the multipliers of the inputs; its signature depends on `kind`:
             RATIO `(node, x) -> (ratio, f(0))` with x the recorded input or None; NORM `(node, g) -> g_x`;
             FUSED `(node, gradients, g, rulebook) -> (multipliers, absorbed)`; TAYLOR `(node) -> (y, *xs)`, the output
-            and the inputs by slot; LINEAR may have the same, so that constants among its inputs are booked.
+            and the inputs by slot; LINEAR may have the same, so that constants among its inputs are booked;
+            WHOLE `(node, rulebook, book) -> handle`, until `handle.remove()`.
         slots: inputs (positions in `next_functions`) that relevance may enter; None for all.
         role: role of the output as a factor of a product.
-        label: for FUSED, the rule as it is shown; `{attention}` and `{product}` become the rulebook's choices.
+        label: for FUSED and WHOLE, the rule as shown; `{attention}` and `{product}` become the rulebook's choices.
         refine: `node -> Row` for operations whose kind depends on their options.
         adding: slots of a product that add instead of multiply.
         several: row used instead when an input other than the first carries relevance.

@@ -14,7 +14,7 @@ import contextlib
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -57,6 +57,7 @@ class Recorder(TorchFunctionMode):
             their own nodes.
         copying: whether to copy the constants that are noted.
         layer: returns the innermost layer that is running.
+        whole: torch function -> `(notes, args) -> result`: runs it as one node, or returns None.
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class Recorder(TorchFunctionMode):
         noting: bool = True,
         copying: bool = False,
         layer: Callable[[], LayerPath] = str,
+        whole: Mapping[Function, Callable[[Notes, tuple[Any, ...]], Any]] | None = None,
     ) -> None:
         super().__init__()
-        self.graph, self._noting = graph, noting
+        self.graph, self._noting, self._whole = graph, noting, whole or {}
         self.notes = Notes(graph, Cuts(graph.carries, layer), copying)
 
     def __torch_function__(
@@ -104,6 +106,11 @@ class Recorder(TorchFunctionMode):
             return self._write(*args)
         if self._noting and torch._C._functorch.peek_interpreter_stack() is not None:
             return self._call_watched(function, args, kwargs)  # under vmap, nodes belong to the tensors inside
+        whole = self._whole.get(function)
+        if whole is not None and not kwargs and pack_hooks() is None:
+            result = whole(self.notes, args)
+            if result is not None:
+                return result
         note = FUNCTIONS.get(_as_called(function)) if self._noting else None
         if note is not None:
             arguments = _before_overwriting(self.graph, note, function, args)

@@ -126,7 +126,7 @@ def fitting_rulebook(
             "chosen": f"it has {', '.join([*steps, 'convolutions'])} and no attention",
             "has": [*steps, "convolutions"],
         }
-    if any(_multiplies_with(info, Role.GATE) for info in nodes):
+    if any(_multiplies_with(info, Role.GATE) or (info.row and info.row.kind is Kind.WHOLE) for info in nodes):
         return RULEBOOKS["gate"], {
             "chosen": "it has gates, and neither convolutions nor attention",
             "has": [*steps, "gates"],
@@ -212,7 +212,7 @@ def _rule_name(info: NodeInfo, shares: dict[int, float] | None, rulebook: Rulebo
         return "gradient (no rule is known)"
     if info.row.kind is Kind.PRODUCT:
         return "gradient (epsilon -> 0)" if shares is None else f"product, {rulebook.product}"
-    if info.row.kind is Kind.FUSED:
+    if info.row.kind in (Kind.FUSED, Kind.WHOLE):
         return str(info.row.label).format(attention=rulebook.attention, product=rulebook.product)
     names = {Kind.LINEAR: "gradient (epsilon -> 0)", Kind.RATIO: "ratio f(x) / x"}
     return names.get(info.row.kind, str(info.row.kind.value))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -30,7 +30,8 @@ from layerlens.targets.target import Spec, Target, as_target
 from .conditions import Conditions, Units
 from .layer_relevance import LayerOutputs
 from .rules.operation_table import TABLE
-from .rules.rulebook import Rulebook, as_rulebook
+from .rules.recurrent import STEPS, WHOLE, Whole
+from .rules.rulebook import Part, Rulebook, as_rulebook
 
 Span: TypeAlias = tuple[int, int, LayerPath]
 """First number, number after the last, and layer of the autograd nodes made during one call."""
@@ -118,7 +119,8 @@ def record(
     with contextlib.ExitStack() as stack:
         spans = stack.enter_context(Spans(model))
         copying = any(is_fsdp(module) for module in model.modules())
-        recorder = Recorder(graph, copying=copying, layer=spans.layer)
+        whole = _whole_layers(rulebook, wanted)
+        recorder = Recorder(graph, copying=copying, layer=spans.layer, whole=whole)
         for watcher in (outputs, conditions, recorder):
             if watcher is not None:
                 stack.enter_context(watcher)
@@ -127,7 +129,7 @@ def record(
     scorer.check(leaves, joint, output)
     if recorder.notes.cuts.left:
         restore_generators(generators)
-        _find_cuts_outside_torch(scorer, leaves, recorder.notes)
+        _find_cuts_outside_torch(scorer, leaves, recorder.notes, whole)
         scores.values = values
     roots = [_root(score, graph, recorder.notes.cuts) for score in values]
     recomputes = any(getattr(one, "gradient_checkpointing", None) is True for one in model.modules())
@@ -149,14 +151,23 @@ def _root(score: torch.Tensor, graph: Graph, cuts: Cuts) -> NodeInfo:
     return root
 
 
-def _find_cuts_outside_torch(scorer: Scorer, leaves: Mapping[str, torch.Tensor], notes: Notes) -> None:
+def _whole_layers(rulebook: Rulebook | None, wanted: Parameters) -> Mapping[Callable[..., Any], Whole]:
+    """What runs recurrent layers as one node: none where a rule, or a question, is about a part of them."""
+    parts = () if rulebook is None else rulebook.linear  # those that "auto" chooses among are for convolutions
+    known = all(TABLE.get(op) is row for op, row in STEPS.items())
+    return WHOLE if known and not wanted.tensors and all(part is Part.CONVOLUTION for part, _ in parts) else {}
+
+
+def _find_cuts_outside_torch(
+    scorer: Scorer, leaves: Mapping[str, torch.Tensor], notes: Notes, whole: Mapping[Callable[..., Any], Whole]
+) -> None:
     """Find the constants that were computed from the input outside of torch: those that change when it does."""
     draw = torch.Generator().manual_seed(0)
     moved = {
         name: leaf.detach() * (1 + 0.01 * torch.randn(leaf.shape, generator=draw).to(leaf))
         for name, leaf in leaves.items()
     }
-    again = Recorder(Graph([leaf.requires_grad_() for leaf in moved.values()], TABLE))
+    again = Recorder(Graph([leaf.requires_grad_() for leaf in moved.values()], TABLE), whole=whole)
     with again:
         scorer(moved)
     before, after = (

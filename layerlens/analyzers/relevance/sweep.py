@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -94,9 +95,17 @@ def _warn_of_cuts(recording: Recording) -> None:
 def _hook_nodes(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> Iterator[RemovableHandle]:
     """Hook the nodes that need a rule, and yield the handles."""
     for planned in plan.nodes:
+        info = planned.info
+        if info.row is not None and info.row.kind is Kind.WHOLE and info.row.rule is not None:
+            yield info.row.rule(info.node, plan.rulebook, functools.partial(_book_part, bookkeeper, info.number))
+            continue
         hook = _node_hook(planned, recording, plan.rulebook, bookkeeper)
         if hook is not None:
             yield planned.info.node.register_hook(hook)
+
+
+def _book_part(bookkeeper: Bookkeeper, number: int, kind: str, source: str, term: torch.Tensor) -> None:
+    bookkeeper.add(kind, number, source, term)
 
 
 def _node_hook(planned: PlannedNode, recording: Recording, rulebook: Rulebook, bookkeeper: Bookkeeper) -> Hook | None:

@@ -13,9 +13,13 @@ from .elementwise import ELEMENTWISE
 from .first_order import FIRST_ORDER
 from .normalization import NORMALIZATION
 from .products import PRODUCTS
+from .recurrent import ROW, RecurrentLayer
 from .structure import LINEAR, STOPS
 
-TABLE: dict[str, Row] = {**LINEAR, **STOPS, **ELEMENTWISE, **FIRST_ORDER, **NORMALIZATION, **PRODUCTS, **ATTENTION}
+TABLE: dict[str, Row] = {
+    **LINEAR, **STOPS, **ELEMENTWISE, **FIRST_ORDER, **NORMALIZATION, **PRODUCTS, **ATTENTION,
+    RecurrentLayer.__name__: ROW,
+}  # fmt: skip
 """Operation -> its row."""
 
 
