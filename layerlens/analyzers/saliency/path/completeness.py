@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 
 from layerlens.analyzers.common.messages import check_baseline, of_samples, sample_numbers
@@ -41,6 +43,13 @@ class Steps:
         check_count("max_steps", self.max_steps)
         if not self.tolerance > 0:
             raise OptionError(f"tolerance must be above 0, got {self.tolerance!r}; math.inf accepts any gap.")
+
+
+@functools.cache
+def quadrature(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the points of Gauss-Legendre quadrature on 0..1 and their weights, `(steps,)` float64."""
+    places, weights = np.polynomial.legendre.leggauss(steps)
+    return torch.as_tensor((1 + places) / 2), torch.as_tensor(weights / 2)
 
 
 def scores_at(scorer: Scorer, values: Leaves, batch: int) -> torch.Tensor:
@@ -80,7 +89,7 @@ def until_complete(
     Warns:
         UserWarning: when the tolerance is not reached.
     """
-    values = {name: torch.zeros_like(like, dtype=_wide(like)) for name, like in shapes.items()}
+    values = {name: torch.zeros_like(like, dtype=wide(like)) for name, like in shapes.items()}
     used = torch.full_like(rows, steps.steps)
     todo = rows
     while True:
@@ -117,7 +126,8 @@ def warn_of_gap(what: str, gap: torch.Tensor, tolerance: float, advice: str) -> 
         )
 
 
-def _wide(value: torch.Tensor) -> torch.dtype:
+def wide(value: torch.Tensor) -> torch.dtype:
+    """Return the dtype in which the values of a leaf are added up: float32, or its own if that is wider."""
     return torch.promote_types(value.dtype, torch.float32)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +16,7 @@ from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .completeness import Done, Steps, scores_at, until_complete
+from .completeness import Done, Steps, quadrature, scores_at, until_complete, wide
 
 
 @method(
@@ -44,8 +42,8 @@ def integrated_gradients(
     """Integrate the gradient of the score from a baseline x' to the input x; the values sum to S(x) - S(x').
 
     IG_i = (x_i - x'_i) * integral over a in 0..1 of dS/dx_i at x' + a (x - x') (Sundararajan, Taly & Yan 2017, eq. 1),
-    by `captum.attr.IntegratedGradients` with Gauss-Legendre quadrature. The distance of the sum from
-    S(x) - S(x') is reported; samples beyond the tolerance get twice the steps until they meet it.
+    by Gauss-Legendre quadrature. The distance of the sum from S(x) - S(x') is reported; samples beyond the tolerance
+    get twice the steps until they meet it.
 
     Args:
         steps: number of gradients along the path, at first.
@@ -88,32 +86,18 @@ def integrated_gradients(
 def _integrate(
     scorer: Scorer, ends: Leaves, starts: Leaves, rows: torch.Tensor, steps: int, batch: int, done: Done
 ) -> dict[str, torch.Tensor]:
-    """Captum's integrated gradients of the samples `rows`, at most `batch` points in one pass."""
-    with warnings.catch_warnings():  # captum's progress bars ask for ipywidgets in a notebook; none are used here
-        warnings.filterwarnings("ignore", message="IProgress not found")
-        from captum.attr import IntegratedGradients
-
-    names = list(ends)
-
-    def score_of(*leaves_and_rows: torch.Tensor) -> torch.Tensor:
-        *leaves, places = leaves_and_rows
-        return scorer(dict(zip(names, leaves, strict=True)), places)
-
-    def gradient_of(
-        forward_fn: Any, inputs: tuple[torch.Tensor, ...], target_ind: Any = None, additional_forward_args: Any = None
-    ) -> tuple[torch.Tensor, ...]:
-        (places,) = additional_forward_args  # captum repeats them as it repeats the samples
-        _, slopes = gradients(scorer, dict(zip(names, inputs, strict=True)), places)
-        done(len(places))
-        return tuple(slopes.values())
-
-    method = IntegratedGradients(score_of)
-    method.gradient_func = gradient_of  # captum's own raises on an input that the score does not use
-    parts = method.attribute(
-        tuple(end[rows] for end in ends.values()),
-        baselines=tuple(starts[name][rows] for name in names),
-        additional_forward_args=(rows,),
-        n_steps=steps,
-        internal_batch_size=max(batch, len(rows)),
-    )
-    return dict(zip(names, parts, strict=True))
+    """Integrated gradients of the samples `rows`, at most `batch` points in one pass; float32 or wider."""
+    spans = {name: end[rows] - starts[name][rows] for name, end in ends.items()}
+    totals = {name: torch.zeros_like(span, dtype=wide(span)) for name, span in spans.items()}
+    together = max(1, batch // len(rows))
+    for fractions, shares in zip(*(torch.split(part, together) for part in quadrature(steps)), strict=True):
+        points = {}
+        for name, span in spans.items():
+            part = fractions.to(span).reshape(-1, *[1] * span.ndim)
+            points[name] = (starts[name][rows] + part * span).flatten(0, 1)
+        _, slopes = gradients(scorer, points, rows.repeat(len(shares)))
+        for name, total in totals.items():
+            each = slopes[name].to(total.dtype).reshape(len(shares), -1)
+            total += (shares.to(each) @ each).reshape(total.shape)
+        done(len(rows) * len(shares))
+    return {name: total * spans[name] for name, total in totals.items()}

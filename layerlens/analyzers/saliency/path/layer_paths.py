@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -25,7 +24,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .completeness import Done, Steps, scores_at, until_complete
+from .completeness import Done, Steps, quadrature, scores_at, until_complete
 
 
 @method(
@@ -160,13 +159,11 @@ def internal_influence(
         score, batch = first_score(scorer, ends, batch_size)
         layer = LayerOnPath(scorer, where)
         starts, label = baselines(scorer, baseline)
-        places, weights = (torch.as_tensor(part) / 2 for part in np.polynomial.legendre.leggauss(steps))
+        places, weights = quadrature(steps)
         values = torch.zeros_like(layer.value, dtype=torch.float64)
         for rows in track(torch.split(scorer.rows, batch), "internal_influence"):
             together = max(1, batch // len(rows))
-            for fractions, shares in zip(
-                torch.split(places + 0.5, together), torch.split(weights, together), strict=True
-            ):
+            for fractions, shares in zip(torch.split(places, together), torch.split(weights, together), strict=True):
                 slopes = layer.gradients(points(starts, ends, rows, fractions), rows.repeat(len(fractions)))[2]
                 each = slopes.double().reshape(len(fractions), len(rows), *slopes.shape[1:])
                 values[rows] += torch.tensordot(shares.to(each.device), each, dims=1)
