@@ -32,7 +32,7 @@ from .jobs.top_inputs import TopInputsJob
 from .run.lifecycle import begin, check_bad_samples, finish
 from .run.work import OnError, Work, restored_generators
 from .store.fingerprint import as_json
-from .store.manifest import Manifest
+from .store.manifest import Manifest, plan_in
 from .store.plan import Plan
 from .store.store import Store
 
@@ -235,8 +235,10 @@ def over(
         data: a tensor, an array or a dict of them, `(samples, ...)`; a Dataset or a sequence of samples `x` or
             `(x, label)`; a DataLoader that does not shuffle; or an iterable of samples, read from its start.
         store: a folder, made if missing; None keeps the rows in memory.
-        batch_size: samples per pass; None for the batch size of a DataLoader that has one, else 16.
-        shard_size: samples in a shard, best a multiple of `batch_size`; None for about 256. Two shards are in memory.
+        batch_size: samples per pass; None for that of the store if it was begun, or of a DataLoader that has one, else
+            16, or up to 4,096 rows of a table if the model is small.
+        shard_size: samples in a shard, best a multiple of `batch_size`; None for that of the store if it was begun,
+            else about 256, or eight default batches of rows of a table. Two shards are in memory.
         engine: `"local"` for this process; `"torchrun"` for the processes started by torchrun or SLURM, each its part;
             `"ray"` for actors on a Ray cluster; `"auto"` for torchrun if it started this process, else local. An engine
             object has options, such as `layerlens.scale.RayEngine(actors=4)`.
@@ -271,11 +273,15 @@ def over(
         (100, 3)
     """
     source = as_source(data, read, workers)
-    plan = Plan.of(source.count, shard_size, batch_of(data) if batch_size is None else batch_size)
     if version is not None and not isinstance(version, str):
         raise OptionError(f"version must be a text such as '1', got {version!r}.")
     choose("on_error", on_error, ("raise", "record"))
     folder = None if store is None else Path(store).absolute()  # the run may change its directory
+    begun = None if folder is None else plan_in(folder)
+    usual = batch_of(data, source, model) if begun is None else begun.batch
+    batch = usual if batch_size is None else batch_size
+    shard = begun.shard if begun is not None and shard_size is None else shard_size
+    plan = Plan.of(source.count, shard, batch, usual)
     return Over(
         model, source, plan, folder, as_engine(engine), on_error, progress, forward, _aimed(aim), tokenizer, version
     )

@@ -163,7 +163,8 @@ def _of_class(
     indices = [classes] if isinstance(classes, int) else classes.tolist()
     tokens = isinstance(names, TokenNames)
     if given is None:
-        labels = [class_label(index, names) for index in indices]
+        few = {index: class_label(index, names) for index in set(indices)}
+        labels = [few[index] for index in indices]
     else:
         labels = [f"{name!r} next" if tokens else name for name in given]
 
@@ -232,7 +233,8 @@ def _predicted(names: Names, answers: Answers | None = None) -> Target:
 
 def _marked(found: Target) -> Target:
     """The target, called predicted in its labels."""
-    each = tuple(f"{label} (predicted)" for label in found.each or ())
+    few = {label: f"{label} (predicted)" for label in set(found.each or ())}
+    each = tuple(few[label] for label in found.each or ())
     logit = None if found.logit is None else _marked(found.logit)
     return dataclasses.replace(found, label=f"{found.label} (predicted)", each=each, logit=logit)
 

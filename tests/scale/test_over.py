@@ -21,6 +21,8 @@ from layerlens.errors import (
     TargetError,
 )
 from layerlens.scale import LocalEngine, RayEngine
+from layerlens.scale.data.background import read_ahead
+from layerlens.scale.store.plan import Plan
 from layerlens.targets.target import as_target
 
 from ..cases import CASES
@@ -456,3 +458,26 @@ def test_tensors_of_a_layer_by_name():
         over.top_inputs(["rnn", "fc"], target=0)
     stored = over.relevance(target=0, layers="rnn")
     assert "layers/rnn/h_n" in list(stored)
+
+
+def test_rows_of_a_table_run_together_and_a_begun_store_keeps_its_batches(tmp_path):
+    table, small = pictures(100).flatten(1), nn.Sequential(nn.Linear(36, 5), nn.ReLU())
+    assert over(small, table).plan == Plan(100, 8 * 4096, 4096)
+    assert over(nn.Linear(36, 30_000), table).plan.batch == over(net(), pictures()).plan.batch == 16
+    first = over(small, table, store=tmp_path, batch_size=8, shard_size=40).capture("1")
+    again = over(small, table, store=tmp_path).capture("1")
+    assert again.manifest.plan == first.manifest.plan == Plan(100, 40, 8)
+    assert torch.equal(first["1"].tensor(), again["1"].tensor())
+
+
+def test_reading_hands_on_quick_items_together_and_an_error_in_its_place():
+    def items():
+        yield from range(100)
+        raise OSError("cut off")
+
+    got, lists = [], 0
+    with pytest.raises(OSError, match="cut off"):
+        for several in read_ahead(items()):
+            got += several
+            lists += 1
+    assert got == list(range(100)) and lists < 100

@@ -47,6 +47,12 @@ _ADDING_NOTHING: set[Any] = {
     torch.Tensor.__hash__, torch.Tensor.register_hook, torch.Tensor.detach, torch.Tensor.__repr__,
 }  # fmt: skip
 
+# What asks a tensor for something other than numbers, which neither adds nor cuts anything.
+_ASKING: frozenset[Any] = frozenset(
+    [getattr(torch.Tensor, name).__get__ for name in "device dtype grad_fn layout ndim requires_grad shape".split()]
+    + [getattr(torch.Tensor, name) for name in "__len__ dim is_complex is_floating_point numel size stride".split()]
+)
+
 
 class Recorder(TorchFunctionMode):
     """Watch the torch calls of a forward pass, see the module's docstring.
@@ -78,6 +84,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Call `function` and note what it adds."""
         kwargs = kwargs or {}
+        if function in _ASKING:
+            return function(*args, **kwargs)
         hooks = pack_hooks()
         if hooks is not None:  # a checkpoint returns each saved tensor once, and rules read it before the backward pass
             with torch.autograd.graph.saved_tensors_hooks(

@@ -7,10 +7,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from layerlens.errors import InputError, OptionError
-from layerlens.inputs.batches import Read
+from layerlens.inputs.batches import Batch, Read
 from layerlens.inputs.inputs import Inputs
 from layerlens.inputs.misfit import refuse_pair
 from layerlens.inputs.tables import is_frame
@@ -53,11 +54,27 @@ class Collated:
 
 BATCH = 16
 """Samples that run together by default."""
+MOST_ROWS = 4096
+"""Rows of a table that run together at most."""
+WORK = 2**24
+"""Multiplications by the weights of a model that pay for the fixed price of a batch."""
 
 
-def batch_of(data: Any) -> int:
-    """Return the batch size of a DataLoader that has one, else the default."""
-    return data.batch_size or BATCH if isinstance(data, DataLoader) else BATCH
+def batch_of(data: Any, source: Source | None = None, model: nn.Module | None = None) -> int:
+    """Return how many samples run together: the batch size of a DataLoader that has one, else 16.
+
+    Rows of a few numbers through a small model take less time than what a batch costs, so more of them run together.
+    """
+    if isinstance(data, DataLoader) and data.batch_size:
+        return data.batch_size
+    if model is None or source is None or not source.random:
+        return BATCH
+    first = source.first()
+    tensors = list(first.inputs.tensors().values()) if isinstance(first, Batch) else []
+    if not tensors or not all(one.is_floating_point() and one.ndim <= 2 for one in tensors):
+        return BATCH
+    work = sum(one.numel() for one in (*tensors, *model.parameters()))
+    return 1 << max(BATCH, min(MOST_ROWS, WORK // work)).bit_length() - 1
 
 
 def as_source(data: Any, read: Read, workers: int = 0) -> Source:

@@ -5,22 +5,65 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 _END = object()
+QUICK = 0.002
+"""Seconds of reading after which the items that were read are handed on."""
+MOMENT = 0.01
+"""Seconds of using a list of items up to which the next list may be longer."""
+SLOW = 0.05
+"""Seconds of reading items one by one after which a thread reads them."""
 PATIENCE = 1.0
 """Seconds to wait, on Ctrl-C, for a sample that is being read; its thread then ends by itself."""
 
 
-def read_ahead(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
-    """Yield the items of an iterator, reading up to `depth` of them in advance in a thread.
+def read_ahead(items: Iterator[Item], depth: int = 2) -> Generator[list[Item], None, None]:
+    """Yield the items of an iterator in lists: as many together as are read and used in a moment.
 
-    An error is raised where its item would be. When the consumer stops early, the thread ends after the current item.
+    After `SLOW` seconds of items that are not quick, a thread reads the others, up to `depth` of them in advance; for
+    quick ones that takes longer than reading them. An error is raised where its item would be. When the consumer stops
+    early, the thread ends after the current item.
 
     Yields:
-        The items, in order.
+        Lists of items, in order.
+    """
+    slow, in_a_row, most = 0.0, 0, 1
+    failed: BaseException | None = None
+    ended = False
+    while not ended and (slow < SLOW or in_a_row < 2):  # the first one may be slow for other reasons
+        found: list[Item] = []
+        start = time.perf_counter()
+        try:
+            for item in items:
+                found.append(item)
+                del item
+                if len(found) >= most or time.perf_counter() - start > QUICK:
+                    break
+            else:
+                ended = True
+        except BaseException as error:
+            failed, ended = error, True
+        begun = time.perf_counter()
+        in_a_row = in_a_row + 1 if len(found) == 1 and begun - start > QUICK else 0
+        slow = slow + begun - start if in_a_row else 0.0
+        if found:
+            yield found
+            most = 2 * most if time.perf_counter() - begun < MOMENT else 1
+    if failed is not None:
+        raise failed
+    if not ended:
+        yield from _in_thread(items, depth)
+
+
+def _in_thread(items: Iterator[Item], depth: int) -> Generator[list[Item], None, None]:
+    """Read items in a thread.
+
+    Yields:
+        Each item, in a list.
     """
     waiting: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
@@ -50,7 +93,7 @@ def read_ahead(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, N
                 raise error
             if item is _END:
                 return
-            yield item
+            yield [item]
             del item
     finally:
         stop.set()

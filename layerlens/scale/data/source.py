@@ -99,6 +99,10 @@ class Source:
         for span, items in zip(listed, self._loaded(listed), strict=True):
             yield from self._parsed(span, items)
 
+    def first(self) -> BatchOrBad:
+        """Read the first sample."""
+        return next(self._parsed(range(1), self.fetch(range(1))))
+
     def fetch(self, span: range) -> list[Any]:
         """Return the items of a span: a batch, or one item for each sample, a `BadSample` after a read error."""
         if self.whole is not None:

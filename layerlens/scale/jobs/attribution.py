@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class Saliency(RowsJob):
         self.used = one_method(self.used, found.how)
         return found
 
-    def rows(self, model: nn.Module, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def rows(self, model: nn.Module, batch: Batch) -> tuple[dict[str, torch.Tensor], Callable[[], dict[str, Any]]]:
         """Return values, score, checks and standard errors."""
         found = self.analyze(model, batch)
         rows = {name: cast(tensor, self.dtype) for name, tensor in _parts("values", found.values)}
@@ -79,8 +79,7 @@ class Saliency(RowsJob):
             rows["index"] = _texts(list(found.index))
         rows["target"] = _texts([found.target_of(sample) for sample in range(batch.inputs.batch)])
         kept = ("axes", "signed", "units", "target", "method", "settings", "cost", "features")
-        result = {name: as_json(getattr(found, name)) for name in kept}
-        return rows, {"class": type(found).__name__, **result}
+        return rows, lambda: {"class": type(found).__name__, **{name: as_json(getattr(found, name)) for name in kept}}
 
     def more(self, model: nn.Module, batch: Batch, found: Any) -> dict[str, torch.Tensor]:
         """Return the columns that only this kind of attribution has."""
@@ -166,6 +165,8 @@ def _parts(name: str, values: Any) -> list[tuple[str, torch.Tensor]]:
 
 def _texts(rows: list[Any]) -> torch.Tensor:
     """Return texts as rows of bytes, padded with spaces, which JSON ignores."""
-    coded = [json.dumps(row).encode() for row in rows]
+    few = {row: json.dumps(row).encode() for row in set(rows)} if all(isinstance(row, str) for row in rows) else {}
+    coded = [few[row] for row in rows] if few else [json.dumps(row).encode() for row in rows]
     most = max(map(len, coded))
-    return torch.tensor([list(row.ljust(most)) for row in coded], dtype=torch.uint8)
+    joined = bytearray().join(row.ljust(most) for row in coded)
+    return torch.frombuffer(joined, dtype=torch.uint8).reshape(len(coded), most)

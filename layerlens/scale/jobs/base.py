@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from layerlens.targets.target import Target
 
 from ..data.source import BadSample
 from ..store.fingerprint import as_json
-from ..store.shard_builder import ShardBuilder
+from ..store.shard_builder import ShardBuilder, extend, numbers
 
 _TABLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rows": (TABLE, dict(TABLE)),
@@ -33,7 +34,7 @@ class Collector:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.device = model, home(model)
-        self.ids: list[int] = []
+        self.ids: list[range] = []
         self.errors: dict[int, str] = {}
 
     def take(self, batch: Batch) -> None:
@@ -47,7 +48,7 @@ class Collector:
     def add(self, batch: Batch) -> None:
         """Run on a batch; when this fails, nothing of it is kept."""
         self.take(dataclasses.replace(batch, inputs=batch.inputs.to(self.device)))
-        self.ids += range(batch.start, batch.start + batch.inputs.batch)
+        extend(self.ids, range(batch.start, batch.start + batch.inputs.batch))
 
     def bad(self, sample: BadSample) -> None:
         """Note a bad sample."""
@@ -56,8 +57,10 @@ class Collector:
     def finish(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return the tensors of the shard, and everything else about it."""
         tensors, about = self.tensors()
-        ids = {"ids": torch.tensor(self.ids, dtype=torch.int64)}
-        return ids | tensors, {"errors": {str(key): text for key, text in self.errors.items()}, **about}
+        return {"ids": numbers(self.ids), **tensors}, {
+            "errors": {str(key): text for key, text in self.errors.items()},
+            **about,
+        }
 
 
 class Job(Protocol):
@@ -79,8 +82,8 @@ class RowsJob:
 
     kind = ""
 
-    def rows(self, model: nn.Module, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Return numbers by column, `(samples, ...)`, and everything that all samples share, as JSON."""
+    def rows(self, model: nn.Module, batch: Batch) -> tuple[dict[str, torch.Tensor], Callable[[], dict[str, Any]]]:
+        """Return numbers by column, `(samples, ...)`, and what returns everything that all samples share, as JSON."""
         raise NotImplementedError
 
     def collector(self, model: nn.Module, capacity: int) -> Collector:

@@ -44,7 +44,7 @@ class Capture(RowsJob):
             "dtype": as_json(self.dtype),
         }
 
-    def rows(self, model: nn.Module, batch: Batch) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def rows(self, model: nn.Module, batch: Batch) -> tuple[dict[str, torch.Tensor], Callable[[], dict[str, Any]]]:
         """Return the outputs for one batch.
 
         Raises:
@@ -68,4 +68,4 @@ class Capture(RowsJob):
             axis = sample_axis(call, tensor, size)
             rows = tensor.expand(size, *tensor.shape[1:]) if axis is None else tensor.movedim(axis, 0)
             found[name] = cast(rows, self.dtype)
-        return found, {}
+        return found, dict

@@ -16,8 +16,8 @@ from torch import nn
 from layerlens.errors import LayerNotFound, MissingPackage, OptionError, SampleError, SelectionError, StoreError
 from layerlens.inputs.batches import Batch
 from layerlens.model.borrowed import generator_states, restore_generators, seed_torch
-from layerlens.progress import track
-from layerlens.turns import turn
+from layerlens.progress import counting
+from layerlens.turns import raise_held, turn
 
 from ..data.background import Writer, read_ahead
 from ..data.source import BadSample, BatchOrBad, Source, first_sample, size
@@ -40,10 +40,10 @@ def collected_warnings(batch: BatchOrBad, collected: list[BatchWarning]) -> Iter
     Yields:
         Nothing.
     """
-    start = first_sample(batch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
+    start = first_sample(batch) if caught else 0
     collected += {(start, start + size(batch), str(one.message)): None for one in caught}
 
 
@@ -101,26 +101,48 @@ class Work:
         """
         spans = (span for number in shards for span in self.plan.batches(number))
         batches: Generator[BatchOrBad, None, None] = self.source.batches(spans)
-        number = -1
+        span = range(-1)
         collector: Collector | None = None
         collected: list[BatchWarning] = []
+        reading = read_ahead(batches) if self.prefetch else ([batch] for batch in batches)
         with (
             restored_generators(),
             Writer() as writer,
-            contextlib.closing(read_ahead(batches) if self.prefetch else batches) as reading,
+            contextlib.closing(reading),
+            counting(self.job.kind, total, progress, unit="samples") as done,
         ):
-            for batch in track(reading, self.job.kind, total, progress, weigh=size):
-                if collector is None:
-                    number, collected = first_sample(batch) // self.plan.shard, []
-                    collector = self.job.collector(self.model, len(self.plan.span(number)))
-                with turn, restored_generators(), collected_warnings(batch, collected):
-                    self._take(collector, batch)
-                if first_sample(batch) + size(batch) == self.plan.span(number).stop:
-                    self._store(writer, storage, number, collector, collected)
-                    collector = None
-                del batch
+            for several in reading:
+                while several:
+                    raise_held()
+                    start = first_sample(several[0])
+                    if collector is None:
+                        span, collected = self.plan.span(start // self.plan.shard), []
+                        collector = self.job.collector(self.model, len(span))
+                    stop = self._take_some(collector, several, span.stop, collected)
+                    done(stop - start)
+                    if stop == span.stop:
+                        self._store(writer, storage, span.start // self.plan.shard, collector, collected)
+                        collector = None
             if collector is not None:  # the last shard of a stream is not full
-                self._store(writer, storage, number, collector, collected)
+                self._store(writer, storage, span.start // self.plan.shard, collector, collected)
+
+    def _take_some(
+        self, collector: Collector, several: list[BatchOrBad], stop: int, collected: list[BatchWarning]
+    ) -> int:
+        """Run on the first of several batches, up to the sample `stop`, and remove them.
+
+        Returns:
+            The sample after the last one.
+        """
+        end = -1
+        with turn, restored_generators():
+            while several and end < stop:
+                batch = several.pop(0)
+                with collected_warnings(batch, collected):
+                    self._take(collector, batch)
+                end = first_sample(batch) + size(batch)
+                del batch
+        return end
 
     def _store(
         self,

@@ -172,6 +172,14 @@ def _write(folder: Path, manifest: Manifest, *, replace: bool) -> None:
         file.write(manifest.text().encode())
 
 
+def plan_in(folder: Path) -> Plan | None:
+    """Return the plan of a store; None if there is no store, or a damaged one."""
+    try:
+        return read(folder).plan
+    except StoreError:
+        return None
+
+
 def read(folder: Path) -> Manifest:
     """Read the manifest of a store.
 

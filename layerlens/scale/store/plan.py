@@ -45,10 +45,18 @@ class Plan:
             )
 
     @classmethod
-    def of(cls, count: int | None, shard: int | None, batch: int) -> Plan:
-        """Return a plan with shards of the given size, or by default of whole batches and about 256 samples."""
+    def of(cls, count: int | None, shard: int | None, batch: int, usual: int = 16) -> Plan:
+        """Return a plan with shards of the given size, or by default of whole batches and about 256 samples.
+
+        Args:
+            count: samples in the data.
+            shard: samples in a shard.
+            batch: samples that run together.
+            usual: samples that run together by default; if they are more than 16, a shard has eight such batches.
+        """
         check_count("batch_size", batch)
-        return cls(count, batch * max(1, round(SHARD / batch)) if shard is None else shard, batch)
+        about = SHARD if usual <= SHARD // 16 else 8 * usual
+        return cls(count, batch * max(1, round(about / batch)) if shard is None else shard, batch)
 
     @property
     def shards(self) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,18 @@ from layerlens.model.trees import describe
 VALUES, SHAPES, IDS = "values/", "shapes/", "ids/"
 """Prefixes of column names in the names of a shard's tensors: the rows, the shape of each if they differ, and the
 sample numbers if some samples have no row."""
+
+
+def extend(spans: list[range], span: range) -> None:
+    """Append a span of samples to others, joined with the last one if it follows that."""
+    if spans and spans[-1].stop == span.start:
+        span = range(spans.pop().start, span.stop)
+    spans.append(span)
+
+
+def numbers(spans: list[range]) -> torch.Tensor:
+    """Return the samples of spans, int64 `(samples,)`."""
+    return torch.cat([torch.arange(span.start, span.stop) for span in spans or [range(0)]])
 
 
 class ColumnBuilder:
@@ -27,7 +39,7 @@ class ColumnBuilder:
         self.block = torch.empty((capacity, *first.shape[1:]), dtype=first.dtype)
         self.parts: list[torch.Tensor] | None = None
         self.shapes: list[tuple[int, ...]] = []
-        self.ids: list[int] = []
+        self.ids: list[range] = []
 
     def add(self, ids: range, rows: torch.Tensor) -> None:
         """Append a copy of rows."""
@@ -40,9 +52,9 @@ class ColumnBuilder:
             self.parts.append(rows.reshape(-1).clone())
             self.shapes += [tuple(rows.shape[1:])] * len(rows)
         self.filled += len(rows)
-        self.ids += ids
+        extend(self.ids, ids)
 
-    def tensors(self, name: str, samples: list[int]) -> dict[str, torch.Tensor]:
+    def tensors(self, name: str, samples: list[range]) -> dict[str, torch.Tensor]:
         """Return the tensors of the column in the file."""
         found = {}
         if self.parts is None:
@@ -53,7 +65,7 @@ class ColumnBuilder:
             found[VALUES + name] = torch.cat(self.parts)
             found[SHAPES + name] = torch.tensor(padded, dtype=torch.int64)
         if self.ids != samples:
-            found[IDS + name] = torch.tensor(self.ids, dtype=torch.int64)
+            found[IDS + name] = numbers(self.ids)
         return found
 
 
@@ -69,8 +81,8 @@ class ShardBuilder:
         self.columns: dict[str, ColumnBuilder] = {}
         self.result: dict[str, Any] = {}
 
-    def add(self, ids: range, rows: Mapping[str, torch.Tensor], result: dict[str, Any]) -> None:
-        """Append rows `(len(ids), ...)` by column, and the results that all samples share.
+    def add(self, ids: range, rows: Mapping[str, torch.Tensor], result: Callable[[], dict[str, Any]]) -> None:
+        """Append rows `(len(ids), ...)` by column, and the results that all samples share, asked for once.
 
         Raises:
             RecordError: when a column changes its type; nothing is appended then.
@@ -83,9 +95,9 @@ class ShardBuilder:
             if name not in self.columns:
                 self.columns[name] = ColumnBuilder(self.capacity, tensor)
             self.columns[name].add(ids, tensor)
-        self.result = self.result or result
+        self.result = self.result or result()
 
-    def tensors(self, samples: list[int]) -> dict[str, torch.Tensor]:
+    def tensors(self, samples: list[range]) -> dict[str, torch.Tensor]:
         """Return the tensors of all columns in the file.
 
         Args:
