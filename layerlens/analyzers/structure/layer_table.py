@@ -33,8 +33,8 @@ def layers(
     """List the layers of a model; with an input also their calls, output shapes and shares of time.
 
     The time of a layer is its own: the time between start and end of its calls, minus the calls inside. The model
-    runs three times in eval mode without gradients: the second run is timed (the cost of the hooks, a few microseconds
-    per call, is part of the outer layers), and the axes are followed in the third.
+    runs in eval mode without gradients: once for the first input of a shape, when its axes are followed, and once to be
+    timed (the cost of the hooks, a few microseconds per call, is part of the outer layers).
 
     Args:
         x: ... None does not run the model.
@@ -59,14 +59,13 @@ def layers(
         plain = tuple(_row(path, module) for path, module in layers.items())
         return LayerTable(type(model).__name__, plain, None, device, depth)
     given = as_inputs(x)
+    followed_axes = followed(model, given, forward)
     with borrowed(model, grad=False):
-        given.run(model, forward)
         _wait(device)
         with Probe(
             model, lambda path, module: True, timing=True, inputs=_input_shapes, reduce=_stamp(device)
         ) as record:
             given.run(model, forward)
-    followed_axes = followed(model, given, forward)
     own, total = _own_seconds(record)
     nbytes = _activation_bytes(model, record)
     rows = tuple(
