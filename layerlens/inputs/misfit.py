@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -105,6 +106,64 @@ def one_sample(model: nn.Module, inputs: Inputs, forward: Forward | None) -> Inp
         f"the first axis of an input is the batch, and {inputs} is one sample without it: {type(model).__name__} "
         f"returns {describe(first)}. Give {_typed(inputs, BATCH)}."
     )
+
+
+def series_of_rows(model: nn.Module, inputs: Inputs, forward: Forward | None) -> InputError | None:
+    """Return the error of an input whose rows are places of one sample, such as the steps of a series; None if not.
+
+    It is one if the model returns the same numbers with an axis of one sample before the rows, or behind them.
+
+    Args:
+        model: a model whose axes show that the rows of this input are not samples.
+        inputs: the input.
+        forward: called instead of the model.
+    """
+    with borrowed(model, grad=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = _output(model, inputs, forward)
+        for axis in (0, 1):
+            whole = _output(model, inputs, forward, functools.partial(_with_axis, axis=axis))
+            wanted = None if found is None or found.ndim < axis else found.unsqueeze(axis)
+            if whole is None or wanted is None or whole.shape != wanted.shape or not _close(whole, wanted):
+                continue
+            swapped = ", with forward=lambda model, x: model(x.transpose(0, 1)).transpose(0, 1)" * axis
+            name, tensor = next(iter(inputs.tensors().items()))
+            axes = ("batch", *(f"axis {place}" for place in range(1, tensor.ndim)))
+            return InputError(
+                f"the first axis of an input is the batch, and the rows of {inputs} are places of one sample in "
+                f"{type(model).__name__}: they influence each other, and it returns the same for a batch of one, "
+                f"{describe(whole)}. Give {_typed(inputs, BATCH)}{swapped}. If they are samples all the same, say so: "
+                f"layerlens.name_axes(model, {{{name!r}: {axes!r}}})."
+            )
+    return None
+
+
+def _with_axis(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    return tensor.unsqueeze(min(axis, tensor.ndim))
+
+
+def _close(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors are equal up to rounding."""
+    if not first.is_floating_point():
+        return torch.equal(first, second)
+    scale = float(second.abs().max()) if second.numel() else 0.0
+    return torch.allclose(first, second, rtol=0.0, atol=torch.finfo(first.dtype).eps ** 0.5 * scale, equal_nan=True)
+
+
+def rows_reach_others(model: nn.Module, inputs: Inputs, forward: Forward | None, output: torch.Tensor) -> bool:
+    """Return whether rows influence each other: whether the first half in reverse order gets another output.
+
+    Args:
+        model: the model, which runs once.
+        inputs: at least two rows.
+        forward: called instead of the model.
+        output: the output for all of them, a row each.
+    """
+    rows = torch.arange((inputs.batch + 1) // 2).flip(0)
+    with borrowed(model, grad=False):
+        found = _output(model, inputs.rows(rows), forward)
+    wanted = output[rows.to(output.device)]
+    return found is None or found.shape != wanted.shape or not _close(found, wanted)
 
 
 def refuse_pair(data: object) -> None:

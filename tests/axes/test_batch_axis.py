@@ -144,3 +144,92 @@ def test_what_is_advised_for_a_list_runs():
 def test_analyzers_of_layers_name_a_missing_batch_axis(name):
     with pytest.raises(InputError, match=r"one sample without it: .*x\.unsqueeze\(0\)"):
         getattr(Lens(Last()), name)(torch.rand(9, 2))
+
+
+class Steps(nn.Module):
+    """One output for each step of a series, which may be given without a batch, as torch's own layers may."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(4, 2)
+
+    def forward(self, x):
+        found = self.layer(x)
+        return self.head(found[0] if isinstance(found, tuple) else found)
+
+
+def series(first):
+    return {
+        "causal": Steps(nn.LSTM(4, 4, batch_first=first)),
+        "both ways": Steps(nn.GRU(4, 2, batch_first=first, bidirectional=True)),
+        "attention": Steps(nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=first)),
+    }
+
+
+CALLS = [
+    lambda lens, x: lens.saliency(x, target=0, method="gradient"),
+    lambda lens, x: lens.saliency(x, target=lambda out: out[..., 0], method="occlusion"),
+    lambda lens, x: lens.relevance(x, target=0),
+    lambda lens, x: lens.jacobian(x),
+    lambda lens, x: lens.ablate(x, target=0),
+]
+
+
+@pytest.mark.parametrize("kind", series(True))
+def test_a_series_without_its_batch_axis_is_no_batch_of_its_steps(kind):
+    model, x = series(True)[kind].eval(), torch.rand(7, 4)
+    torch.testing.assert_close(model(x[None])[0], model(x))  # the steps are those of one sample
+    for call in CALLS:
+        with pytest.raises(InputError, match=r"rows of float32 \(7, 4\) are places .* Give x\.unsqueeze\(0\), float32"):
+            call(Lens(model), x)
+    assert Lens(model).saliency(x[None], target=(3, 0), method="gradient").values.shape == (1, 7, 4)
+
+
+def test_channels_without_their_batch_axis_are_no_batch():
+    model, x = nn.Sequential(nn.Conv1d(4, 4, 3), nn.Flatten(1)), torch.rand(4, 9)
+    with pytest.raises(InputError, match=r"x\.unsqueeze\(0\)"):
+        Lens(model[:1]).saliency(x, target=0, method="gradient")
+
+
+@pytest.mark.parametrize("kind", series(False))
+def test_what_is_advised_for_steps_before_samples_runs(kind):
+    model, x = series(False)[kind].eval(), torch.rand(7, 4)
+    with pytest.raises(
+        InputError, match=r"x\.unsqueeze\(0\), float32 \(1, 7, 4\), with forward=lambda model, x: model\("
+    ):
+        Lens(model).saliency(x, target=0, method="gradient")
+    lens = Lens(model, forward=lambda model, x: model(x.transpose(0, 1)).transpose(0, 1))
+    found = lens.saliency(x.unsqueeze(0), target=(3, 0), method="gradient")
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(model(x)[3, 0], x)
+    torch.testing.assert_close(found.values[0], expected)
+
+
+def test_rows_that_are_named_samples_are_believed_and_rows_that_may_be_are_warned_of():
+    model, x = series(True)["attention"].eval(), torch.rand(7, 4)
+    layerlens.name_axes(model, {"0": ("batch", "axis 1")})  # as the error says
+    with pytest.warns(UserWarning, match="samples influence each other"):
+        found = layerlens.saliency(model, x, target=0, method="gradient")
+    every = torch.autograd.functional.jacobian(lambda one: model(one)[:, 0], x)
+    torch.testing.assert_close(found.values, every[range(7), range(7)])
+    by_hand = Steps(ByHand()).eval()  # x[None] gives the same numbers, and rows may be the nodes of a graph
+    with pytest.warns(UserWarning, match=r"give one sample as x\[None\]"):
+        layerlens.saliency(by_hand, x, target=0, method="gradient")
+
+
+class ByHand(nn.Module):
+    def forward(self, x):
+        return torch.ones(x.shape[-2], x.shape[-2]).tril() @ x
+
+
+def test_the_steps_after_the_first_are_seen_too():
+    class Earlier(nn.Module):
+        """Each row reads the rows before it, and the model takes no other number of axes."""
+
+        def forward(self, x):
+            columns = x.shape[1]
+            return x.cumsum(0) * torch.arange(1.0, 1 + columns)
+
+    with pytest.warns(UserWarning, match="samples influence each other"):
+        found = layerlens.saliency(Earlier(), torch.rand(5, 2), target=1, method="gradient")
+    torch.testing.assert_close(found.values, torch.tensor([0.0, 2.0]).expand(5, 2))

@@ -7,12 +7,14 @@ import contextvars
 import math
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from layerlens.axes.batch_axis import refuse_series
 from layerlens.errors import TargetError, warn
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import generator_states, restore_generators
 from layerlens.model.trees import map_tensors, named_tensors
 from layerlens.targets.target import Target
@@ -30,7 +32,8 @@ RUN_ALONE = "every change is run by itself, in a batch of {} as given"
 INTERACTING = (
     "samples influence each other in this model (batch statistics, quantization by batch, a fixed number of samples): "
     "{}, which takes longer. If the first axis of the input is "
-    "not the batch, give x with the batch first and forward=, such as lambda model, x: model(x.transpose(0, 1))."
+    "not the batch, give one sample as x[None], or x with the batch first and forward=, such as "
+    "lambda model, x: model(x.transpose(0, 1))."
 )
 FOLLOW = (
     "methods repeat, reorder and leave out rows of the output. A function with numbers of its own for each sample "
@@ -45,8 +48,14 @@ ONE_BY_ONE = {"passes": "one row each: samples influence each other"}
 _SAID: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("said", default=None)
 
 
-Known: TypeAlias = tuple[nn.Module, Hashable]
-"""A model, and what else it depends on whether samples reach each other's scores."""
+class Known(NamedTuple):
+    """A run, and what else it depends on whether samples reach each other's scores; None where that is not kept."""
+
+    model: nn.Module
+    inputs: Inputs
+    forward: Forward | None
+    key: Hashable | None = None
+
 
 _INDEPENDENT: weakref.WeakKeyDictionary[nn.Module, set[Hashable]] = weakref.WeakKeyDictionary()
 """Where no sample reached the score of another one, so that it is not measured in every call."""
@@ -67,8 +76,14 @@ def said_once() -> Iterator[dict[str, str]]:
         _SAID.reset(token)
 
 
-def warn_of_influence(count: int, done: str = RUN_ALONE) -> None:
-    """Warn that samples influence each other in a batch of `count`, and what is done; once within `said_once`."""
+def warn_of_influence(count: int, done: str = RUN_ALONE, *, run: Known | None = None) -> None:
+    """Warn that samples influence each other in a batch of `count`, and what is done; once within `said_once`.
+
+    Raises:
+        InputError: when the rows are places of one sample.
+    """
+    if run is not None:
+        refuse_series(*run[:3])
     if not _SAID.get():
         warn(INTERACTING.format(done.format(count)))
     note_influence()
@@ -90,7 +105,7 @@ def in_batch(batch: Leaves, values: Leaves, rows: torch.Tensor, place: int) -> d
     }
 
 
-def interact(run: Run, target: Target, batch: Leaves, values: Leaves, rows: torch.Tensor) -> bool:
+def interact(run: Run, target: Target, batch: Leaves, values: Leaves, rows: torch.Tensor, known: Known) -> bool:
     """Return whether samples get other scores next to other rows than in their batch, by more than rounding.
 
     The batch, with the smaller of two rows instead of its sample, is run as it is, and next to the other row, between
@@ -105,9 +120,11 @@ def interact(run: Run, target: Target, batch: Leaves, values: Leaves, rows: torc
         batch: the leaves as they are.
         values: changed rows, `(n, ...)` by leaf.
         rows: sample of the batch that each belongs to, `(n,)`.
+        known: the run, for messages.
 
     Raises:
         TargetError: when a function of the user cannot read another number of rows.
+        InputError: when the rows are places of one sample.
 
     Warns:
         UserWarning: when rows influence each other.
@@ -162,7 +179,7 @@ def interact(run: Run, target: Target, batch: Leaves, values: Leaves, rows: torc
     finally:
         restore_generators(states)
     if interacting:
-        warn_of_influence(count)
+        warn_of_influence(count, run=known)
     return interacting
 
 
@@ -196,7 +213,7 @@ def slopes_by_sample(
     tensors: Sequence[torch.Tensor],
     interacting: bool | None = None,
     *,
-    run: Known | None = None,
+    run: Known,
 ) -> tuple[tuple[torch.Tensor | None, ...], bool | None]:
     """Return the gradient of each sample's own score by its rows of some tensors; None for those it does not depend on.
 
@@ -207,7 +224,7 @@ def slopes_by_sample(
         scores: `(n,)`, with a graph.
         tensors: each `(n, ...)`; others get the gradient of the sum.
         interacting: whether samples influence each other; None to find out, by the gradient of one score.
-        run: what this is found out for once; None for every time.
+        run: what this is found out for once.
 
     Returns:
         The gradients, and whether samples influence each other, None for a single one.
@@ -216,7 +233,7 @@ def slopes_by_sample(
         UserWarning: when they were found to.
     """
     if interacting is None and len(scores) > 1 and (interacting := _reaches_others(scores, tensors, run)):
-        warn_of_influence(len(scores), "the score of every sample is differentiated by itself")
+        warn_of_influence(len(scores), "the score of every sample is differentiated by itself", run=run)
     if not interacting or len(scores) == 1:
         return torch.autograd.grad(scores.sum(), tensors, allow_unused=True), interacting
     found = list(torch.autograd.grad(scores.sum(), tensors, allow_unused=True, retain_graph=True))
@@ -229,18 +246,19 @@ def slopes_by_sample(
     return tuple(found), interacting
 
 
-def warn_of_joint_scores(
-    score: Callable[[Leaves], torch.Tensor], start: Leaves, what: str, *, run: Known | None = None
-) -> None:
+def warn_of_joint_scores(score: Callable[[Leaves], torch.Tensor], start: Leaves, what: str, *, run: Known) -> None:
     """Warn if samples influence each other, for a method that explains the sum of their scores.
 
     Args:
         score: from the leaves to scores, `(n,)`; it runs if there is more than one sample.
         start: the leaves, each `(n, ...)`, with gradients.
         what: the values of the method, for the message.
-        run: what this is found out for once; None for every time.
+        run: what this is found out for once.
+
+    Raises:
+        InputError: when the rows are places of one sample.
     """
-    if run is not None and run[1] in _INDEPENDENT.get(run[0], ()):
+    if run.key in _INDEPENDENT.get(run.model, ()):
         return
     states = generator_states()
     try:
@@ -250,22 +268,29 @@ def warn_of_joint_scores(
     finally:
         restore_generators(states)
     if joint:
+        refuse_series(*run[:3])
         warn(
             f"samples influence each other in this model (batch statistics, quantization by batch): the {what} of a "
             "sample holds what it does to the scores of the other samples as well. Give one sample at a time."
         )
 
 
-def _reaches_others(scores: torch.Tensor, tensors: Sequence[torch.Tensor], run: Known | None) -> bool:
-    """Return whether the score of the first sample has a gradient by other rows; it is exactly 0 where it has none."""
-    if run is not None and run[1] in _INDEPENDENT.get(run[0], ()):
+def _reaches_others(scores: torch.Tensor, tensors: Sequence[torch.Tensor], run: Known) -> bool:
+    """Return whether scores of one half of the samples have a gradient by the other half; it is exactly 0 for none.
+
+    Both halves, as later steps of a series may depend on earlier ones alone.
+    """
+    if run.key in _INDEPENDENT.get(run.model, ()):
         return False
-    slopes = torch.autograd.grad(scores[0], tensors, allow_unused=True, retain_graph=True)
-    rows = (slope[1:] for slope in slopes if slope is not None and slope.ndim and len(slope) == len(scores))
-    found = any(bool((row.abs() > 0).any()) for row in rows)
-    if run is not None and not found:
-        _INDEPENDENT.setdefault(run[0], set()).add(run[1])
-    return found
+    half, count = len(scores) // 2, len(scores)
+    for own, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
+        slopes = torch.autograd.grad(scores[own].sum(), tensors, allow_unused=True, retain_graph=True)
+        rows = (slope[other] for slope in slopes if slope is not None and slope.ndim and len(slope) == count)
+        if any(bool((row.abs() > 0).any()) for row in rows):
+            return True
+    if run.key is not None:
+        _INDEPENDENT.setdefault(run.model, set()).add(run.key)
+    return False
 
 
 def check_samples(run: Run, target: Target, batch: Leaves, output: Any, scores: torch.Tensor) -> None:

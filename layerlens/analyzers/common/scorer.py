@@ -103,10 +103,10 @@ class Scorer:
         self._tensor = tensor_of_target(model, self.inputs, forward, self.target.at)
 
     @property
-    def run(self) -> Known | None:
-        """What it depends on whether samples reach each other's scores; None for a score that a user computes."""
+    def run(self) -> Known:
+        """The run, and what else it depends on whether samples reach each other's scores."""
         key = run_key(self.model, self.inputs, self.forward), tuple(self.leaves), self.target.at
-        return None if self.target.own else (self.model, key)
+        return Known(self.model, self.inputs, self.forward, None if self.target.own else key)
 
     def values(self) -> Leaves:
         """Return copies of the leaves as they are, by name; also where the caller made them in inference mode."""
@@ -146,7 +146,7 @@ class Scorer:
             UserWarning: once, if so.
         """
         if self.interacting is None and max(len(rows), len(self.rows)) > 1:
-            self.interacting = interact(self._output, self.target, self.values(), values, rows)
+            self.interacting = interact(self._output, self.target, self.values(), values, rows, self.run)
         return bool(self.interacting)
 
     @property
@@ -198,7 +198,7 @@ class Scorer:
 
     def _check_batch_axis(self, output: Any) -> None:
         if self.target.at is None:
-            check_batch_axis(self.model, self.inputs, self.forward, output)
+            check_batch_axis(self.model, self.inputs, self.forward, output, apart=True)
 
     def _changed(
         self, values: Changed, rows: torch.Tensor | None, then: Edits | None

@@ -18,7 +18,7 @@ from layerlens.analyzers.common.calls.measured_calls import (
 )
 from layerlens.analyzers.common.leaves.leaves import Leaf, find_leaves, substitute
 from layerlens.analyzers.common.messages import NO_BATCH
-from layerlens.analyzers.common.samples import or_none, warn_of_influence
+from layerlens.analyzers.common.samples import Known, or_none, warn_of_influence
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.errors import InputError, LayerNotFound
 from layerlens.model.borrowed import seed_torch
@@ -134,7 +134,7 @@ class SteppedRun:
             return copies
         if not all(nearly_equal(*pair) for pair in zip(alone, drawn, strict=True)):
             return copies  # the model draws other numbers for other rows
-        warn_of_influence(self.run.batch)
+        warn_of_influence(self.run.batch, run=Known(self.run.model, self.run.inputs, self.run.forward))
         return 1
 
     def evaluate(

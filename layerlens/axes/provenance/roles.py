@@ -69,7 +69,7 @@ def _find_batch(inputs: Mapping[str, list[Source]]) -> None:
         for source in second:
             source.name = "batch"
     elif all(len(series) == 2 and "contracted" in series[1].roles for series in inputs.values()):
-        first.name, first.role, first.origin = "", "place", (next(iter(inputs)), 0)
+        first.name, first.role, first.origin = "time", "place", (next(iter(inputs)), 0)
 
 
 def _by_roles(sources: list[Source]) -> None:

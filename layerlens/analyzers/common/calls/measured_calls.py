@@ -21,7 +21,7 @@ from layerlens.probes.made_edits import Edit
 from layerlens.probes.probe import Probe
 from layerlens.targets.outputs import MAIN_OUTPUTS
 
-from ..samples import or_none, warn_of_influence
+from ..samples import Known, or_none, warn_of_influence
 from .used_tensors import used_tensors
 
 Shape = tuple[int, ...]
@@ -148,7 +148,7 @@ def survey(
     check_batch_axis(model, inputs, forward, output)
     again = or_none(lambda: _run_again(model, inputs, selected, forward, seed))
     if again is None:
-        warn_of_influence(inputs.batch)
+        warn_of_influence(inputs.batch, run=Known(model, inputs, forward))
     wider: dict[tuple[LayerPath, int], list[Shape]] = {}
     for call in record.order if again is None else again:
         shapes = call.output.shapes

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from layerlens.analyzers.common.calls.call_shapes import call_index
 from layerlens.analyzers.common.samples import slopes_by_sample
@@ -109,7 +108,7 @@ class LayerView:
             return {}
         with torch.enable_grad():
             start = scorer.start()
-            slope = _gradients(scorer.model, scorer(start), [start[grid.input]])[0]
+            slope = _gradients(scorer, scorer(start), [start[grid.input]])[0]
         if slope is None:
             return {}
         found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -151,7 +150,7 @@ def view_of(
     held = {place[2]: tensor for place, tensor in hold.held.items() if place[:2] == (path, site.index)}
     one = _asked_for(site, held, found, inputs_with_places(scorer, found, name), name, options, tensors)
     kept = held[one.place[2]]
-    slopes = dict(zip(held, _gradients(scorer.model, score, list(held.values())), strict=True)) if gradient else {}
+    slopes = dict(zip(held, _gradients(scorer, score, list(held.values())), strict=True)) if gradient else {}
     slope = slopes.get(one.place[2])
     if gradient and slope is None:
         layer = f"layer {path!r}" if not one.place[2] else f"{path}/{one.place[2]}"
@@ -226,7 +225,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
             if kept and not (gradient or score.requires_grad or _differentiable(scorer)):
                 one = kept[-1]
                 return LayerView(scorer, score, one.place, one.grid, one.view, hold.held[one.place].detach(), None)
-            slopes = _gradients(scorer.model, score, [hold.held[one.place] for one in kept])
+            slopes = _gradients(scorer, score, [hold.held[one.place] for one in kept])
             for one, slope in reversed(list(zip(kept, slopes, strict=True))):
                 if slope is None:
                     continue
@@ -243,7 +242,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
         several = {place[0] for place in tried if place[2]}
         hold = _Hold("hold", _unchanged)
         with Probe(scorer.model, (), edits=dict.fromkeys(several, hold)):
-            slopes = _gradients(scorer.model, scorer({}), list(hold.held.values())) if several else ()
+            slopes = _gradients(scorer, scorer({}), list(hold.held.values())) if several else ()
         seen = [f"{place[0]}/{place[2]}" for place, slope in zip(hold.held, slopes, strict=True) if slope is not None]
         raise OptionError(
             f"the score {scorer.target.label!r} depends on no layer with places ({len(tried)} tried), or cannot be "
@@ -303,8 +302,8 @@ def _differentiable(scorer: Scorer) -> bool:
         return scorer(scorer.start()).requires_grad
 
 
-def _gradients(model: nn.Module, score: torch.Tensor, tensors: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+def _gradients(scorer: Scorer, score: torch.Tensor, tensors: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
     if not score.requires_grad:
         return (None,) * len(tensors)
-    with backward_pass(model):
-        return slopes_by_sample(score, tensors)[0]
+    with backward_pass(scorer.model):
+        return slopes_by_sample(score, tensors, run=scorer.run._replace(key=None))[0]

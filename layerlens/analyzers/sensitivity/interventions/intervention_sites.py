@@ -21,7 +21,7 @@ from layerlens.analyzers.common.calls.measured_calls import (
     main_index,
     survey,
 )
-from layerlens.analyzers.common.samples import or_none, warn_of_influence
+from layerlens.analyzers.common.samples import Known, or_none, warn_of_influence
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.axes.follow import Followed
 from layerlens.axes.followed import followed
@@ -275,7 +275,7 @@ def _outline(run: ModelRun, places: list[tuple[Kind, str]]) -> _Outline:
     output = once(1, first)
     together = or_none(lambda: (once(2, second),)) is not None
     if not together:  # the model takes a batch of one size alone, which is then the first axis
-        warn_of_influence(inputs.batch)
+        warn_of_influence(inputs.batch, run=Known(model, inputs, run.forward))
         second = {
             key: dataclasses.replace(form, shapes=[doubled(shape, inputs.batch) for shape in form.shapes])
             for key, form in first.items()

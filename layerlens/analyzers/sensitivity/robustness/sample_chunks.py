@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from layerlens.analyzers.common.calls.measured_calls import MeasuredCall, floating
 from layerlens.analyzers.common.held_inputs import held_input
-from layerlens.analyzers.common.samples import or_none, warn_of_influence
+from layerlens.analyzers.common.samples import Known, or_none, warn_of_influence
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.errors import InputError, check_count
 from layerlens.inputs.batches import Samples, batches
@@ -168,7 +168,7 @@ def _influence(model: nn.Module, inputs: Inputs, samples: LabeledSamples) -> boo
         known = small is not None and large is not None
         if known and (same(small, large) or not same(small, run(few, samples.seed + 1))):
             return False
-    warn_of_influence(inputs.batch)
+    warn_of_influence(inputs.batch, run=Known(model, inputs, samples.forward))
     return True
 
 
