@@ -10,7 +10,7 @@ from layerlens import Lens, load
 from layerlens.errors import InputError
 from layerlens.results import Attribution, Relevance
 from tests.cases import normal
-from tests.results.test_results import attribution, ledger, profile, relevance
+from tests.results.examples import attribution, ledger, profile, relevance
 
 
 def both(**changes):

@@ -15,7 +15,7 @@ import layerlens
 from layerlens import plotting
 from tests.cases import normal
 from tests.plotting.helpers import attention, attribution, images, profile, random
-from tests.results.test_results import RESULTS, SETTINGS, matrix
+from tests.results.examples import RESULTS, SETTINGS, matrix
 
 VOID = {"img", "br"}
 
