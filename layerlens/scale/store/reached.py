@@ -21,6 +21,7 @@ from torch import nn
 from layerlens.errors import StoreError
 from layerlens.model.hashing import weights_digest
 
+from .bookkeeping import HOOKS, SPREAD, is_bookkeeping
 from .plain_values import added, described_tensor, plain, shortened, structure, text_digest
 from .source_text import (
     Text,
@@ -49,11 +50,6 @@ QUIET_METHODS = frozenset(
     "__repr__ __str__ __del__ __reduce__ __reduce_ex__ __getstate__ __copy__ __deepcopy__ __dir__ __sizeof__".split()
 )
 """Methods that no number depends on."""
-SPREAD = ("torch.nn.parallel", "torch.distributed", "torch._dynamo", "abc")
-"""Modules that wrap a model for one process: their attributes differ between processes."""
-BOOKKEEPERS = ("torch.distributed", "torch._dynamo", "accelerate", "lightning", "pytorch_lightning", "deepspeed")
-"""Packages whose private attributes of modules say where a model runs, and not what it computes."""
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 DYNAMIC = frozenset(["eval", "exec", "globals", "__import__"])
 """Functions by which a text reaches what it does not name."""
@@ -101,31 +97,11 @@ class Reached:
         kept = module.__dict__ if not isinstance(state, dict) else state
         set_in_run = self._set_in_run(type(module))
         names = [name for name in kept if name not in OF_EVERY_MODULE and name not in set_in_run]
-        found = {name: self.value(kept[name]) for name in names if not self._is_bookkeeping(name, kept[name])}
+        found = {name: self.value(kept[name]) for name in names if not is_bookkeeping(name, kept[name])}
         for name in HOOKS:
-            if hooks := [hook for hook in getattr(module, name, {}).values() if not self._is_bookkeeping("_", hook)]:
+            if hooks := [hook for hook in getattr(module, name, {}).values() if not is_bookkeeping("_", hook)]:
                 found[name] = [self.value(hook) for hook in hooks]
         return found
-
-    def _is_bookkeeping(self, name: str, value: Any) -> bool:
-        """Return whether a private attribute is of a package that spreads or offloads models."""
-        moved = name == "forward" and isinstance(value, functools.partial) and not value.keywords
-        if moved and all(isinstance(one, nn.Module) for one in value.args):
-            value = value.func
-        elif name[0] != "_":
-            return False
-        if isinstance(value, (dict, list, tuple)) and value:
-            return all(self._is_bookkeeping("_", one) for one in (value.values() if isinstance(value, dict) else value))
-        if (
-            isinstance(value, types.MethodType)
-            and value.__name__ == "forward"
-            and isinstance(value.__self__, nn.Module)
-        ):
-            return value.__func__ is type(value.__self__).forward  # reached in any case
-        function = getattr(value, "__func__", value)
-        is_function = isinstance(function, types.FunctionType)
-        home = function.__globals__.get("__name__") if is_function else type(value).__module__
-        return str(home).startswith(BOOKKEEPERS)
 
     def value(self, value: Any) -> Any:
         """Describe a value as JSON, the same in every process, and add the code that it may run."""
