@@ -1,15 +1,19 @@
 """What a run over a data set costs beyond a plain loop, in time, memory and on disk.
 
 python -m benchmarks.scale > benchmarks/scale.md
+python -m benchmarks.scale rows        (or throughput, workers, actors, memory, stores, resume) for one table
 """
 
+import contextlib
 import importlib.util
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +24,7 @@ import layerlens
 from layerlens import open_store, over
 from layerlens.demo.efficientnet import load_efficientnet
 from layerlens.demo.embedded import load_digit_net
+from layerlens.scale import RayEngine
 from layerlens.scale.store.shard_files import write
 
 from .memory import peak
@@ -29,6 +34,7 @@ from .timing import medians
 RUNS = 3
 SIZES = (1_000, 10_000, 100_000)
 ROWS, WIDTH, PER_SHARD = 40_000, 1280, 1000
+ACTED = 6_000
 
 
 def throughput() -> list[str]:
@@ -188,8 +194,127 @@ def _mean(output: torch.Tensor) -> torch.Tensor:
     return output.mean(dim=(2, 3))
 
 
-def main() -> None:
-    """Print the page."""
+class Table(torch.nn.Module):
+    """A small network on rows of eight numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return three scores."""
+        return self.net(x)
+
+
+def bare(model: Table, data: torch.Tensor, size: int, analysis: str) -> object:
+    """What a user writes: slices, a hook or one gradient, and results in a tensor that was made before."""
+    found, box = torch.empty(len(data), 16 if analysis == "capture" else 8), []
+    if analysis == "capture":
+        handle = model.net[1].register_forward_hook(lambda module, args, output: box.append(output))
+        with torch.no_grad():
+            for start in range(0, len(data), size):
+                model(data[start : start + size])
+                found[start : start + size] = box.pop()
+        handle.remove()
+        return found
+    for start in range(0, len(data), size):
+        x = data[start : start + size].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(model(x).amax(dim=1).sum(), x)
+        found[start : start + size] = gradient * x.detach()
+    return found
+
+
+def rows() -> list[str]:
+    """Rows of the table of rows: seconds and processor seconds over those of a bare loop with the same batches."""
+    model, lines = Table().eval(), []
+    whole = {
+        "capture": lambda o: o.capture("net.1"),
+        "gradient x input": lambda o: o.saliency(method="input_x_gradient"),
+        "relevance": lambda o: o.relevance(),
+    }
+    for analysis, ours in whole.items():
+        for size, count in ((1, 1_000), (32, 20_000), (256, 50_000), (4096, 200_000), (None, 200_000)):
+            data, same = torch.randn(count, 8), size or 4096
+            spent: dict[str, list[tuple[float, float]]] = {"bare": [], "memory": [], "files": []}
+            for run in range(RUNS + 1):
+                with tempfile.TemporaryDirectory() as folder:
+                    calls = {
+                        "bare": lambda: bare(model, data, same, analysis),  # noqa: B023
+                        "memory": lambda: ours(over(model, data, batch_size=size)),  # noqa: B023
+                        "files": lambda: ours(over(model, data, batch_size=size, store=f"{folder}/run")),  # noqa: B023
+                    }
+                    for name, call in calls.items():
+                        start = time.perf_counter(), time.process_time()
+                        with warnings.catch_warnings():
+                            warnings.simplefilter("ignore")  # of the ledger in float32
+                            call()
+                        if run:
+                            spent[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+            best = {name: [min(part) for part in zip(*times, strict=True)] for name, times in spent.items()}
+            ratios = (f"{best[name][k] / best['bare'][k]:.1f}" for name in ("memory", "files") for k in (0, 1))
+            price = best["bare"][1] / count * 1e6
+            lines.append(f"| {analysis} | {size or 'default'} | {price:.3g} | {' | '.join(ratios)} |")
+    return lines
+
+
+def actors() -> list[str]:
+    """Rows of the table of actors: each run in a process of its own, in an order that changes."""
+    kinds = [("local", 1), ("local", 2), ("ray", 1)]
+    found: dict[tuple[str, int], list[list[float]]] = {kind: [] for kind in kinds}
+    for run in range(RUNS):
+        for engine, threads in kinds[run % 3 :] + kinds[: run % 3]:
+            call = [sys.executable, "-m", "benchmarks.scale", "steady", engine, str(threads), str(ACTED)]
+            made = subprocess.run(call, capture_output=True, text=True, check=True).stdout.split()
+            found[engine, threads].append([float(part) for part in made[-3:]])
+    lines = []
+    for (engine, threads), runs in found.items():
+        name = (
+            "two Ray actors, 1 thread each"
+            if engine == "ray"
+            else f"this process, {threads} thread{'s' * (threads > 1)}"
+        )
+        start, wall, spent = (np.median(part) for part in zip(*runs, strict=True))
+        spread = f"{min(run[1] for run in runs):.2f} to {max(run[1] for run in runs):.2f}"
+        lines.append(f"| {name} | {start:.0f} | {wall:.2f} ({spread}) | {spent:.2f} |")
+    return lines
+
+
+def steady(engine: str, threads: int, count: int) -> None:
+    """Seconds to the first shard; then seconds, and processor seconds of all processes, of 1,000 samples."""
+    import psutil
+
+    torch.set_num_threads(threads)
+    net, me, stop = load_digit_net(), psutil.Process(), threading.Event()
+    seen: dict[int, tuple[float, float]] = {}
+
+    def watch(folder: Path) -> None:
+        while not stop.wait(0.2):
+            done = len(list(folder.glob("shard-*")))
+            if done and done not in seen:
+                spent = 0.0
+                for process in (me, *me.children(recursive=True)):
+                    with contextlib.suppress(psutil.Error):
+                        spent += sum(process.cpu_times()[:2])
+                seen[done] = time.perf_counter(), spent
+
+    with tempfile.TemporaryDirectory() as made, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder, start = Path(made) / "run", time.perf_counter()
+        watcher = threading.Thread(target=watch, args=(folder,))
+        watcher.start()
+        kind = RayEngine(actors=2) if engine == "ray" else "local"
+        over(net, Digits(count), store=folder, batch_size=50, shard_size=100, engine=kind, progress=False).relevance()
+        stop.set()
+        watcher.join()
+    first, *_ = (shards for shards in seen if shards >= count // 400)
+    shards = max(seen) - first
+    wall, spent = (10 * (b - a) / shards for a, b in zip(seen[first], seen[max(seen)], strict=True))
+    print(seen[min(seen)][0] - start, wall, spent)
+
+
+def main(only: str = "") -> None:
+    """Print the page, or the part of one function."""
     torch.set_num_threads(1)
     ray = "" if importlib.util.find_spec("ray") is None else f", ray {importlib.metadata.version('ray')}"
     print("# Runs over data sets, measured\n")
@@ -199,14 +324,21 @@ def main() -> None:
         ("Throughput over a plain loop that calls the analyzer batch by batch and keeps the results in memory",
          "| analysis | plain, samples/s | in memory | into files |\n| --- | ---: | ---: | ---: |", throughput),
         ("Throughput of ranks over one process", "| analysis | processes | over one |\n| --- | ---: | ---: |", workers),
+        ("Rows of a table: a network of 195 weights over rows of 8 numbers, times of a bare loop with the same batches",
+         "| analysis | batch | bare, µs/row | in memory | processor time | into files | processor time |\n"
+         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |", rows),
+        ("Ray actors: relevance of digits into files, shards of 100, after the first quarter",
+         "| engine | first shard after, s | s per 1,000 samples | processor s |\n| --- | ---: | ---: | ---: |", actors),
         ("Peak memory beyond what the process held, MiB",
          "| samples | capture into files | statistics |\n| ---: | ---: | ---: |", memory),
         ("Files: seconds over those of a raw memmap", "| what | ratio |\n| --- | ---: |", stores),
         ("Starting again, seconds", "| what | first run | again |\n| --- | ---: | ---: |", resume),
     ]  # fmt: skip
-    for title, head, rows in parts:
+    for title, head, lines in parts:
+        if only not in lines.__name__:
+            continue
         print(f"## {title}\n\n{head}", flush=True)
-        for row in rows():
+        for row in lines():
             print(row, flush=True)
         print(flush=True)
 
@@ -214,5 +346,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["peak"]:
         one_peak(int(sys.argv[2]))
+    elif sys.argv[1:2] == ["steady"]:
+        steady(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
     else:
-        main()
+        main(*sys.argv[1:])

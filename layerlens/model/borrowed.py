@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import random
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
@@ -231,6 +232,16 @@ def _numpy_state() -> tuple[bytes | None, Any]:
         drawn_ahead = not isinstance(state, tuple) or state[3]  # `randn` takes it and leaves the words
         known = _known_numpy = (None if drawn_ahead else words, state)
     return known
+
+
+def seed_numpy(number: int) -> None:
+    """Seed numpy's global generator; its state is then known without being read."""
+    global _known_numpy
+    np.random.seed(number)
+    words = _numpy_words()
+    if words is not None:
+        place = int.from_bytes(words[2496:], sys.byteorder)
+        _known_numpy = words, ("MT19937", np.frombuffer(words, np.uint32, 624), place, 0, 0.0)
 
 
 def _numpy_words() -> bytes | None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from layerlens.errors import InputError, OptionError
-from layerlens.model.borrowed import borrowed
+from layerlens.model.borrowed import borrowed, generator_states, restore_generators, seed_numpy
 
 
 class Counting(nn.Module):
@@ -253,3 +253,22 @@ def test_tensors_that_a_model_keeps_as_attributes_are_taken_back(error):
     assert model.state is None and not hasattr(model, "seen") and model.runs == 0
     assert list(model.cache) == ["kept"] and model.cache["kept"] is kept
     copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("draw", [np.random.rand, np.random.randn, lambda: np.random.seed(1)])
+@pytest.mark.parametrize("begin", [np.random.rand, np.random.randn, lambda: None])
+def test_the_generator_of_numpy_continues_where_it_was_after_a_seed(begin, draw):
+    before, drawn = np.random.get_state(), []
+    for restored in (False, True):
+        seed_numpy(7)
+        begin()
+        states = generator_states()
+        if restored:
+            draw()
+            restore_generators(states)
+        drawn.append(np.random.randn(3).tolist())
+    np.random.seed(7)
+    begin()
+    drawn.append(np.random.randn(3).tolist())
+    np.random.set_state(before)
+    assert drawn[0] == drawn[1] == drawn[2]

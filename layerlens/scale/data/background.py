@@ -34,7 +34,7 @@ def read_ahead(items: Iterator[Item], depth: int = 2) -> Generator[list[Item], N
     slow, in_a_row, most = 0.0, 0, 1
     failed: BaseException | None = None
     ended = False
-    while not ended and (slow < SLOW or in_a_row < 2):  # the first one may be slow for other reasons
+    while not ended and (in_a_row < 2 or slow < SLOW * (10 if in_a_row < 4 else 1)):  # a few may wait for other reasons
         found: list[Item] = []
         start = time.perf_counter()
         try:

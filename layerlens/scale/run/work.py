@@ -9,13 +9,12 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator
 from typing import Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import nn
 
 from layerlens.errors import LayerNotFound, MissingPackage, OptionError, SampleError, SelectionError, StoreError
 from layerlens.inputs.batches import Batch
-from layerlens.model.borrowed import generator_states, restore_generators, seed_torch
+from layerlens.model.borrowed import generator_states, restore_generators, seed_numpy, seed_torch
 from layerlens.progress import counting
 from layerlens.turns import raise_held, turn
 
@@ -66,7 +65,7 @@ def restored_generators() -> Iterator[None]:
 def seed(number: int) -> None:
     """Seed the random generators, including those of GPUs in use."""
     seed_torch(number)
-    np.random.seed(number % 2**32)
+    seed_numpy(number % 2**32)
     random.seed(number)
 
 
