@@ -159,15 +159,22 @@ def grid(axes: Axes, name: str | None = None) -> Grid | None:
         for blocks, inside in itertools.pairwise(series):
             if not fits(blocks, inside):
                 return None
-        last = series[-1]
+        last, count = series[-1], math.prod(part.size for part in series)
+        if last.rolled and not _turns_back(last, count):
+            return None
         offset = sum(part.offset for part in series)
-        found.append((source.origin[1], source.name, math.prod(part.size for part in series), last.stride, offset,
-                      source.size))  # fmt: skip
+        found.append((source.origin[1], source.name, count, last.stride, offset, source.size))
     if not found:
         return None
     found.sort()
     numbers, names, sizes, strides, offsets, extents = zip(*found, strict=True)
     return Grid(chosen, numbers, names, sizes, strides, offsets, extents)
+
+
+def _turns_back(part: Part, count: int) -> bool:
+    """Whether `count` rolled places, turned by some of them, are evenly spaced."""
+    inside, turn = part.wrap / part.stride, part.rolled / part.stride
+    return inside <= count and inside == round(inside) and turn == round(turn)
 
 
 def arranged(tensor: torch.Tensor, axes: Axes, grid: Grid) -> torch.Tensor:

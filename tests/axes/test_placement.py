@@ -98,3 +98,18 @@ def test_places_lie_in_the_middle_of_what_they_read(kind):
             center = float((lines * torch.arange(len(lines))).sum() / lines.sum())
             stated = places.offsets[axis] + places.strides[axis] * index[axis]
             assert abs(center - stated) < SLACK.get(kind, 1e-9), (index, axis, center, stated)
+
+
+def test_rolled_rows_with_others_between_them_are_not_a_grid():
+    """Turned back, they are not evenly spaced."""
+
+    class Rolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.ConvTranspose2d(1, 1, 1, 2)
+
+        def forward(self, x):
+            return self.up(x.roll(1, 2))
+
+    axes = followed(Rolled(), as_inputs(torch.zeros(2, 1, 4, 4))).output[""]
+    assert grid(axes) is None

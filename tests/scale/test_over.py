@@ -358,6 +358,18 @@ def test_bad_samples_are_noted_or_end_the_run(tmp_path):
     same(found["3"].tensor(), net()(pictures()[good]).detach())
 
 
+def test_a_run_is_resumed_when_a_sample_was_mended(tmp_path):
+    """Also one of those that identify the data."""
+    with pytest.raises(SampleError, match="sample 10 of the data"):
+        over(net(), Broken(unreadable=(10,)), store=tmp_path / "a", batch_size=4, shard_size=4).capture("3")
+    assert open_store(tmp_path / "a").ids.tolist() == list(range(8))
+    found = over(net(), Broken(), store=tmp_path / "a", batch_size=4, shard_size=4).capture("3")
+    assert found.complete
+    same(found["3"].tensor(), net()(pictures()).detach())
+    with pytest.raises(StoreError, match="holds another run: data"):
+        over(net(), Broken(nan=(0,)), store=tmp_path / "a", batch_size=4, shard_size=4).capture("3")
+
+
 def test_samples_on_which_the_model_fails_are_found_one_by_one(store):
     class Picky(nn.Module):
         def __init__(self):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cmath
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -11,57 +10,13 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 
+from .constant import Constant, Part
 from .cuts import Cuts
 from .graph import Graph
-from .operation import relevance_of
+from .held_tensors import HeldTensors
 
 _T = torch.Tensor
 Value: TypeAlias = torch.Tensor | complex | None
-Part: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class Constant:
-    """A constant that was added to a signal, as it appears in the result.
-
-    Attributes:
-        value: number or tensor; `value` times the multiplier of the result is its relevance.
-        source: its name in the ledger.
-        kind: `"additive"`, or `"absorbed"` for a value that comes from the input by way of a stop.
-        part: selects the part of the result's multiplier that belongs to it; None for all of it.
-        masking: whether the value may be infinite, as in attention masks.
-    """
-
-    value: complex | torch.Tensor
-    source: str
-    kind: str = "additive"
-    part: Part | None = None
-    masking: bool = True
-
-    def relevance(self, gradient: torch.Tensor, sums: dict[tuple[int, ...], torch.Tensor]) -> torch.Tensor:
-        """Return value times multiplier, `(batch, ...)`, summed already over axes along which the value is constant.
-
-        It is 0 where the multiplier is 0, even if the value is infinite, as in masks.
-
-        Args:
-            gradient: multiplier of the result.
-            sums: sums of `gradient` over axes, shared by the constants of one operation.
-        """
-        multiplier = gradient if self.part is None else self.part(gradient)
-        if not isinstance(self.value, torch.Tensor):
-            product = relevance_of(self.value, multiplier)
-            return product if cmath.isfinite(self.value) else product.nan_to_num_(nan=0.0)
-        if self.part is None and self.value.ndim < multiplier.ndim:
-            shape = (1,) * (multiplier.ndim - self.value.ndim) + tuple(self.value.shape)
-            axes = tuple(axis for axis in range(2, multiplier.ndim) if shape[axis] == 1 and multiplier.shape[axis] > 1)
-            if axes:
-                if axes not in sums:
-                    sums[axes] = multiplier.sum(dim=axes, keepdim=True)
-                multiplier = sums[axes]
-        product = relevance_of(self.value, multiplier)
-        if not self.masking:
-            return product
-        return torch.where(multiplier == 0, torch.zeros((), dtype=product.dtype, device=product.device), product)
 
 
 @dataclasses.dataclass
@@ -77,6 +32,7 @@ class Notes:
         time_major: numbers of nodes inside calls whose axis order is (time, batch, ...).
         added_cuts: number of a node that adds one of them -> what cut it.
         recurrent: whether a recurrent layer ran.
+        held: tensors of the notes that the model may write into.
     """
 
     graph: Graph
@@ -87,6 +43,7 @@ class Notes:
     time_major: list[range] = dataclasses.field(default_factory=list)
     added_cuts: dict[int, str] = dataclasses.field(default_factory=dict)
     recurrent: bool = False
+    held: HeldTensors = dataclasses.field(default_factory=HeldTensors)
 
 
 @dataclasses.dataclass(slots=True)
@@ -122,7 +79,10 @@ class TorchCall:
             if value == 0:
                 return
         masking = source.startswith("constant") or kind == "absorbed"
-        notes.constants.setdefault(self.number, []).append(Constant(value, source, kind, part, masking))
+        constants = notes.constants.setdefault(self.number, [])
+        constants.append(Constant(value, source, kind, part, masking))
+        if isinstance(value, torch.Tensor) and not notes.copying:
+            notes.held.hold(value, functools.partial(_copy_constant, constants, len(constants) - 1))
 
     def adds_without(self, bias: torch.Tensor | None, *factors: Value) -> None:
         """Note the result less its bias, if the bias carries relevance and none of the factors does."""
@@ -331,9 +291,17 @@ def _copy(call: TorchCall, input: torch.Tensor, src: Value, *_: object) -> None:
     call.adds(src, "constant written")
 
 
+def _copy_constant(constants: list[Constant], place: int) -> None:
+    value = constants[place].value
+    if isinstance(value, torch.Tensor):
+        constants[place] = dataclasses.replace(constants[place], value=value.clone())
+
+
 def note_input(call: TorchCall, input: torch.Tensor, **_: object) -> None:
     """Note the input of a function that saves only its result."""
-    call.notes.inputs[call.number] = input.detach()
+    inputs, number = call.notes.inputs, call.number
+    inputs[number] = input.detach()
+    call.notes.held.hold(inputs[number], lambda: inputs.update({number: inputs[number].clone()}))
 
 
 _WRITING = """

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .added_constants import Constant
+from .constant import Constant
 from .graph import NodeInfo
 from .operation import Kind, Node
 

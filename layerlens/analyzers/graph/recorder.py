@@ -105,6 +105,8 @@ class Recorder(TorchFunctionMode):
         return Recorder(self.graph, noting=False)
 
     def _call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args and _writes(function):
+            self.notes.held.before_writing(args[0])
         rewritten = _out_of_place(function, args, kwargs)
         if rewritten is not None:
             return self._copy_into(args[0], self._call(*rewritten))
@@ -212,6 +214,8 @@ class _WatchInside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         note = FUNCTIONS.get(_as_called(function))
         arguments = args if note is None else _before_overwriting(self.notes.graph, note, function.overloadpacket, args)
+        if function._schema.is_mutable:
+            self.notes.held.before_writing(args[0])
         number = nodes_made() - 1  # autograd made the node just before it called this operation
         result = function(*args, **kwargs)
         if note is not None and any(isinstance(part, torch.Tensor) and part.requires_grad for part in _flat(args)):
@@ -221,11 +225,15 @@ class _WatchInside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+def _writes(function: Function) -> bool:
+    """Whether a function of torch writes into its first argument."""
+    name: str = getattr(function, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i") or name == "__setitem__"
+
+
 def _before_overwriting(graph: Graph, note: Note, function: Function, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments, with a copy of the first where `function` is about to write into what will be noted."""
-    name = getattr(function, "__name__", "")
-    in_place = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
-    if not (in_place and args and isinstance(args[0], torch.Tensor)):
+    if not (_writes(function) and args and isinstance(args[0], torch.Tensor)):
         return args
     if note is not note_input and graph.carries(args[0]):
         return args  # a signal, not a constant

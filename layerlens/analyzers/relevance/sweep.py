@@ -177,6 +177,7 @@ _MOVES = set(
     RegisterPostBackwardFunction
     """.split()
 )
+_HOLDING_CONSTANTS = {"ConstantPadNd", "Cat", "Stack", "Copy", "CopySlices"}
 _ELEMENTWISE = {"Add", "Sub", "Rsub", "Mul", "Div", "Neg"} | BATCH_NORMS
 
 
@@ -194,7 +195,7 @@ def _carry_to_ends(
         node, index = operation.info.node.next_functions[slot]
         region = _nodes_below(operation)
         handles = [_keep_relevance(info) for info in region if info.op in _ELEMENTWISE]
-        handles += [_book_padding(info, bookkeeper) for info in region if info.op == "ConstantPadNd"]
+        handles += [_book_constants(info, bookkeeper) for info in region if info.op in _HOLDING_CONSTANTS]
         try:
             start: Any = GradientEdge(node, index)  # type: ignore[arg-type]
             shares = torch.autograd.grad(start, list(ends), relevance, allow_unused=True, retain_graph=True)
@@ -251,12 +252,15 @@ def _keep_relevance(info: NodeInfo) -> RemovableHandle:
     return handle
 
 
-def _book_padding(info: NodeInfo, bookkeeper: Bookkeeper) -> RemovableHandle:
-    """Book what goes to the padding of a node."""
+def _book_constants(info: NodeInfo, bookkeeper: Bookkeeper) -> RemovableHandle:
+    """Book what goes to the padding of a node, or to constants next to its signals."""
+    kind = ("absorbed", "padding") if info.op == "ConstantPadNd" else ("additive", "constant")
+    slots = [slot for slot, edge in enumerate(info.edges) if edge is not None and edge.depends]
 
     def hook(gradients: Gradients, outer: Gradients) -> None:
-        if outer[0] is not None and gradients[0] is not None:
-            bookkeeper.add("absorbed", info.number, "padding", outer[0], -gradients[0])
+        passed = [gradients[slot] for slot in slots]
+        if outer[0] is not None and len(slots) < max(2, len(info.edges)):
+            bookkeeper.add(kind[0], info.number, kind[1], outer[0], *(-one for one in passed if one is not None))
 
     handle: RemovableHandle = info.node.register_hook(hook)
     return handle

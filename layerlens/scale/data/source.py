@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,7 +21,10 @@ from layerlens.model.hashing import digest
 from layerlens.model.trees import named_tensors
 
 DIGEST = "digest of the first, middle and last"
-"""Key of the digest of samples; if it is the same, the kind of the data set does not matter."""
+"""Key of the digests of samples; if they are the same, the kind of the data set does not matter."""
+
+UNREADABLE = "unreadable"
+"""Instead of the digest of a sample that cannot be read: it may be repaired before the run is resumed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +183,7 @@ class Source:
         """Return what identifies the data: count, kind, and a digest of three samples."""
         numbers = sorted({0, self.count // 2, self.count - 1})
         found = [_digest(self.fetch(range(number, number + 1))) for number in numbers]
-        joined = None if None in found else hashlib.sha256("".join(map(str, found)).encode()).hexdigest()
-        return {"samples": self.count, "kind": self.kind, DIGEST: joined}
+        return {"samples": self.count, "kind": self.kind, DIGEST: " ".join(found)}
 
 
 class Stream(Source):
@@ -202,8 +204,8 @@ class Stream(Source):
         """
         items, position = self.items(), 0
         for span in spans:
-            skipped = sum(1 for _ in islice(items, span.start - position))
-            got: list[Any] = list(islice(items, len(span))) if skipped == span.start - position else []
+            skipped = sum(1 for _ in itertools.islice(items, span.start - position))
+            got: list[Any] = list(itertools.islice(items, len(span))) if skipped == span.start - position else []
             position = span.start + len(got)
             if got:
                 yield from self._parsed(range(span.start, position), got)
@@ -232,16 +234,20 @@ def _joined(samples: list[tuple[Inputs, tuple[int, Any]]], most: int) -> Iterato
         yield Batch(tags[0][0], inputs, None if any(label is None for label in labels) else labels)
 
 
-def _digest(items: list[Any]) -> str | None:
+def same_samples(one: object, other: object) -> bool:
+    """Whether two texts of digests are of the same samples, as far as both can be read; one can at least."""
+    pairs = list(itertools.zip_longest(str(one or "").split(), str(other or "").split()))
+    return any(a == b != UNREADABLE for a, b in pairs) and all(a == b or UNREADABLE in (a, b) for a, b in pairs)
+
+
+def _digest(items: list[Any]) -> str:
     """Return the digest of the tensors and texts of an item."""
     item = items[0]
     if isinstance(item, BadSample):
-        return item.reason.partition(":")[
-            0
-        ]  # texts of errors may have addresses in them, which differ between processes
+        return UNREADABLE
     parts = [digest(named_tensors(_as_tensors(item)))]
     parts += [part for part in (item if isinstance(item, (tuple, list)) else [item]) if isinstance(part, str)]
-    return "|".join(parts)
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
 def _as_tensors(item: object) -> Any:

@@ -17,7 +17,7 @@ import torch
 from layerlens.errors import OptionError, StoreError
 from layerlens.files import read_json, whole
 from layerlens.model.hashing import weights_digest
-from layerlens.scale.data.source import DIGEST
+from layerlens.scale.data.source import DIGEST, same_samples
 
 from .fingerprint import code_in, without_code
 from .plain_values import added, structure
@@ -122,9 +122,10 @@ class Manifest:
         if self.version == other.version:
             pairs.append(("code", self.code, other.code))
         for what, there, now in pairs:
-            digest = there.get(DIGEST) if what == "data" else None
-            if digest is not None and digest == now.get(DIGEST):
-                there, now = ({name: part for name, part in one.items() if name != "kind"} for one in (there, now))
+            if what == "data" and same_samples(there.get(DIGEST), now.get(DIGEST)):
+                there, now = (
+                    {name: part for name, part in one.items() if name not in ("kind", DIGEST)} for one in (there, now)
+                )
             found += _differences(what, there, now)
         return found
 

@@ -100,3 +100,22 @@ def test_a_full_backward_hook_of_the_users_is_the_identity():
     net = Between(lambda h: h)
     net.a.register_full_backward_hook(lambda module, inner, outer: None)
     assert float(relevance(net, normal(2, 3), target=1, strict=True).ledger.relative.max()) < 1e-6
+
+
+def test_what_is_overwritten_later_is_booked_as_it_was():
+    """Constants, and inputs of functions that save their result only."""
+
+    class Overwriting(nn.Module):
+        def forward(self, x):
+            first, second = torch.ones(3), torch.full((3,), 0.5)
+            x = x + first
+            first.mul_(5)
+            x = x - second
+            second[0] = 9.0
+            x *= x.sigmoid()
+            x[:, :2] *= 2
+            return x
+
+    x = torch.tensor([[0.3, -2.0, 0.7], [1.5, 0.1, -0.4]])
+    for target in range(3):
+        assert float(relevance(Overwriting(), x, target=target, rules="attn").ledger.relative.max()) < 1e-6
