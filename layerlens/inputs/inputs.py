@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import itertools
 import math
+import types
 import weakref
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
@@ -68,12 +69,8 @@ class Inputs:
         """Return the arguments with the names that a model, or `forward` after the model, gives the positional ones."""
         if not self.args or self.names:
             return self
-        try:
-            parameters = list(inspect.signature(model.forward if forward is None else forward).parameters.values())
-        except (TypeError, ValueError):  # a function without a signature
-            return self
-        named = itertools.takewhile(lambda one: one.kind is one.POSITIONAL_OR_KEYWORD, parameters)
-        return dataclasses.replace(self, names=tuple(one.name for one in named)[forward is not None :])
+        names = _positional(model.forward if forward is None else forward)
+        return dataclasses.replace(self, names=names[forward is not None :]) if names else self
 
     def run(self, model: nn.Module, forward: Forward | None = None) -> Any:
         """Call the model, or `forward(model, *args, **kwargs)`.
@@ -233,6 +230,25 @@ class Inputs:
         if self.index is None or len(self.index) != size:
             return some
         return dataclasses.replace(some, index=tuple(self.index[row] for row in index.tolist()))
+
+
+_names: weakref.WeakKeyDictionary[Any, tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+
+def _positional(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the positional parameters of a function, read once for a method of a class; none if unknown."""
+    method = function.__func__ if isinstance(function, types.MethodType) else None
+    if isinstance(method, types.FunctionType) and method in _names:
+        return _names[method]
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a function without a signature
+        return ()
+    named = itertools.takewhile(lambda one: one.kind is one.POSITIONAL_OR_KEYWORD, parameters)
+    names = tuple(one.name for one in named)
+    if isinstance(method, types.FunctionType):
+        _names[method] = names
+    return names
 
 
 def arguments(model: nn.Module, forward: Forward | None = None) -> float:

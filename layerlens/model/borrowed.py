@@ -272,7 +272,7 @@ def freeze(model: nn.Module) -> None:
     Args:
         model: a model inside `borrowed`, which restores it.
     """
-    for parameter in model.parameters():
+    for parameter in parameters_of(modules_of(model)):
         if parameter.requires_grad:
             parameter.requires_grad_(False)
 

@@ -67,7 +67,8 @@ def class_scores(output: object) -> torch.Tensor:
         TargetError: when it has other axes, or holds no real numbers.
     """
     scores = main_output(output)
-    if not scores.ndim:
+    axes = len(scores.shape)
+    if not axes:
         raise TargetError(
             "the output is one value for the whole batch, shape (), and a target needs one score per sample, shape "
             "(batch,). Give a batch of one sample with target=lambda output: output.reshape(1), or let the model "
@@ -79,9 +80,9 @@ def class_scores(output: object) -> torch.Tensor:
             f"the output is {kind}, and a score is a real number. Give a function of it: target=lambda output: "
             f"output{'[:, 0].float()' if scores.dtype == torch.bool else '.abs()[:, 0]'}."
         )
-    if scores.ndim == 1:
-        scores = scores.unsqueeze(1)
-    if scores.ndim != 2:
+    if axes == 1:
+        return scores.unsqueeze(1)
+    if axes != 2:
         raise TargetError(
             f"the output has shape {tuple(scores.shape)}, so a class alone does not name one score per sample. Give a "
             "tuple that indexes the axes after the batch, such as (position, class) = (-1, 5), or a function of the "

@@ -300,17 +300,20 @@ def by_class(output: object, rows: torch.Tensor, classes: int | torch.Tensor) ->
         TargetError: when a class is out of range.
     """
     logits = class_scores(output)
+    count = logits.shape[1]
     if isinstance(classes, int):
-        chosen = torch.full((len(logits),), classes, device=logits.device)
+        lowest = highest = classes
     else:
         if int(rows.max()) >= len(classes):
             raise TargetError(f"the target is a list of {len(classes)} for a batch of {int(rows.max()) + 1}.")
-        chosen = classes.to(logits.device)[rows.to(logits.device)]
-    count = logits.shape[1]
-    if bool(((chosen < -count) | (chosen >= count)).any()):
-        bad = int(chosen[(chosen < -count) | (chosen >= count)][0])
+        classes = classes.to(logits.device)[rows.to(logits.device)]
+        lowest, highest = int(classes.min()), int(classes.max())
+    if lowest < -count or highest >= count:
+        bad = highest if highest >= count else lowest
         raise TargetError(f"class {bad} is out of range: the output has {count} classes (0 to {count - 1}).")
-    return logits.gather(1, (chosen % count).unsqueeze(1)).squeeze(1)
+    if isinstance(classes, int):
+        return logits.select(1, classes)
+    return logits.gather(1, (classes % count).unsqueeze(1)).squeeze(1)
 
 
 def by_place(

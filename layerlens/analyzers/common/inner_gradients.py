@@ -39,6 +39,20 @@ class InnerGradients:
         cuts, self.cuts = self.cuts, []
         return cuts
 
+    @contextlib.contextmanager
+    def left_to(self, mode: Any) -> Iterator[None]:
+        """Run the model as it is in the block: another mode keeps graphs, and sees what cuts a signal.
+
+        Args:
+            mode: a mode that is on; its attribute `differentiates` says afterwards whether the model asked for some.
+
+        Yields:
+            Nothing.
+        """
+        self._used, self._watched = False, True
+        yield
+        self._used = mode.differentiates
+
     def run(self, run: Callable[[Mapping[str, torch.Tensor]], T], values: Mapping[str, torch.Tensor]) -> T:
         """Return `run(values)`.
 

@@ -81,6 +81,8 @@ def of_samples(rows: Sequence[int | str], count: int) -> str:
 
 def warn_of_not_finite(values: Mapping[str, torch.Tensor], method: str) -> None:
     """Warn when some value of a sample is NaN or infinite."""
+    if all(bool(value.sum().isfinite()) for value in values.values()):
+        return
     bad = torch.stack([~value.isfinite().reshape(len(value), -1).all(dim=1) for value in values.values()]).any(dim=0)
     if bool(bad.any()):
         of = of_samples(bad.nonzero().flatten().tolist(), len(bad))
@@ -152,6 +154,8 @@ def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str, why: str = FL
         method: name of the method, for the message.
         why: what such values can mean.
     """
+    if any(bool(value.reshape(len(value), -1).any(dim=1).all()) for value in values.values()):
+        return
     empty = torch.stack([value.reshape(len(value), -1).eq(0).all(dim=1) for value in values.values()]).all(dim=0)
     if bool(empty.any()):
         of = of_samples(empty.nonzero().flatten().tolist(), len(empty))

@@ -34,6 +34,8 @@ from .graph import Graph
 Function: TypeAlias = Callable[..., Any]
 Index: TypeAlias = "int | slice | torch.Tensor | tuple[Index, ...] | None"
 
+_transforms = torch._C._functorch.peek_interpreter_stack
+
 RECURRENT: set[Any] = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
 CELLS: set[Any] = {torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell}
 WATCHED: set[Any] = {F.scaled_dot_product_attention, torch.special.ndtr, torch.linalg.vander, *CELLS}
@@ -64,6 +66,9 @@ class Recorder(TorchFunctionMode):
         copying: whether to copy the constants that are noted.
         layer: returns the innermost layer that is running.
         whole: torch function -> `(notes, args) -> result`: runs it as one node, or returns None.
+
+    Attributes:
+        differentiates: whether the model called `torch.autograd.grad`, whose result then keeps its graph.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class Recorder(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.graph, self._noting, self._whole = graph, noting, whole or {}
+        self.differentiates = False
         self.notes = Notes(graph, Cuts(graph.carries, layer), copying)
 
     def __torch_function__(
@@ -86,8 +92,15 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in _ASKING:
             return function(*args, **kwargs)
+        if function is torch.autograd.grad:
+            self.differentiates = True
+            return function(*args[:4], **{**kwargs, "create_graph": True})
         hooks = pack_hooks()
-        if hooks is not None:  # a checkpoint returns each saved tensor once, and rules read it before the backward pass
+        if hooks is None and _plain(function) and not (self._noting and _transforms() is not None):
+            result = function(*args, **kwargs)
+        elif (
+            hooks is not None
+        ):  # a checkpoint returns each saved tensor once, and rules read it before the backward pass
             with torch.autograd.graph.saved_tensors_hooks(
                 lambda tensor: SavedInCheckpoint(tensor, hooks, self._recomputing), SavedInCheckpoint.read
             ):
@@ -114,7 +127,7 @@ class Recorder(TorchFunctionMode):
             return self._copy_into(args[0], args[1] if len(args) > 1 else kwargs["src"])
         if function is torch.Tensor.__setitem__:
             return self._write(*args)
-        if self._noting and torch._C._functorch.peek_interpreter_stack() is not None:
+        if self._noting and _transforms() is not None:
             return self._call_watched(function, args, kwargs)  # under vmap, nodes belong to the tensors inside
         whole = self._whole.get(function)
         if whole is not None and not kwargs and pack_hooks() is None:
@@ -177,6 +190,15 @@ class Recorder(TorchFunctionMode):
         if function in RECURRENT or function is F.multi_head_attention_forward:
             self.notes.time_major.append(range(start, nodes_made()))
         return result
+
+
+@functools.lru_cache(1024)
+def _plain(function: Function) -> bool:
+    """Whether a function adds nothing, writes into nothing, and hides no operations."""
+    treated = function in WATCHED or function in RECURRENT or _as_called(function) in FUNCTIONS
+    written = function in (torch.Tensor.copy_, torch.Tensor.__setitem__) or _functional_form(function) is not None
+    in_python = isinstance(function, types.FunctionType) and function not in _ADDING_NOTHING
+    return not (treated or written or in_python)
 
 
 @functools.lru_cache(1024)

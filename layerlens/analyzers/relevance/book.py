@@ -115,19 +115,22 @@ class Bookkeeper:
         booked = self.sweep.booked
         layers = innermost(self.spans, sorted({number for number, _, _ in booked}))
         order = sorted(range(len(booked)), key=lambda entry: booked[entry][0])
-        rows: dict[tuple[str, str, str], int] = {}
-        row_of = [0] * len(order)
+        parts: dict[tuple[str, str, str], list[int]] = {}
         for entry in order:
             number, kind, source = booked[entry]
-            row_of[entry] = rows.setdefault((kind, layers[number], source), len(rows))
-        sums = torch.zeros(len(rows), self.batch, dtype=torch.float64)
-        sums.index_add_(0, torch.tensor(row_of), torch.stack(self.sweep.amounts).cpu())
-        nonzero = sums.any(dim=1).tolist()
-        entries = tuple(Entry(*key, sums[row]) for key, row in rows.items() if nonzero[row])
+            parts.setdefault((kind, layers[number], source), []).append(entry)
+        amounts = torch.stack(self.sweep.amounts).cpu()
+        sums = amounts[order]
+        if len(parts) < len(order):
+            rows = [row for row, entries in enumerate(parts.values()) for _ in entries]
+            joined = amounts[[entry for entries in parts.values() for entry in entries]]
+            sums = amounts.new_zeros(len(parts), self.batch).index_add_(0, torch.tensor(rows), joined)
+        pairs = zip(parts, sums.unbind(), sums.any(dim=1).tolist(), strict=True)
+        entries = tuple(Entry(*key, amount) for key, amount, nonzero in pairs if nonzero)
         ledger = Ledger(score.detach().double().cpu(), entries, by_sample=not self.sweep.mixed)
-        if not float(ledger.relative.median()) > _FOLDED_BATCH:
-            return ledger
         worst = float(ledger.relative.max())
+        if worst <= _FOLDED_BATCH or not float(ledger.relative.median()) > _FOLDED_BATCH:
+            return ledger
         # exact in total and not by sample: the model folds the batch in an order of its own
         whole = dataclasses.replace(ledger, by_sample=False)
         return whole if worst > 10 * float(whole.relative.max()) else ledger

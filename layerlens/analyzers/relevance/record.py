@@ -21,7 +21,7 @@ from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.axes.followed import followed
 from layerlens.errors import OptionError, RelevanceError, TargetError
 from layerlens.inputs.inputs import Forward, Input, Inputs
-from layerlens.model.borrowed import generator_states, restore_generators
+from layerlens.model.borrowed import generator_states, modules_of, parameters_of, restore_generators
 from layerlens.model.call_tracking import Spans
 from layerlens.model.layers import LayerPath, Selection, matching_names
 from layerlens.model.placement import is_fsdp, need_weights, refuse_parts
@@ -108,7 +108,7 @@ def record(
         _save_inputs(model)
     else:
         _freeze(model, but=wanted.tensors)
-    scores = TargetScores(targets)
+    scores, modules = TargetScores(targets), modules_of(model)
     scorer = Scorer(model, x, scores.joint_target(), forward=forward, whole="never")
     leaves = scorer.start()
     graph = Graph(leaves.values(), TABLE)
@@ -118,13 +118,14 @@ def record(
     generators = generator_states()
     with contextlib.ExitStack() as stack:
         spans = stack.enter_context(Spans(model))
-        copying = any(is_fsdp(module) for module in model.modules())
+        copying = any(map(is_fsdp, modules))
         whole = _whole_layers(rulebook, wanted)
         recorder = Recorder(graph, copying=copying, layer=spans.layer, whole=whole)
         for watcher in (outputs, conditions, recorder):
             if watcher is not None:
                 stack.enter_context(watcher)
-        joint, output = scorer.scored(leaves)
+        with scorer.inner.left_to(recorder):
+            joint, output = scorer.scored(leaves)
     values = scores.values
     scorer.check(leaves, joint, output)
     if recorder.notes.cuts.left:
@@ -132,7 +133,7 @@ def record(
         _find_cuts_outside_torch(scorer, leaves, recorder.notes, whole)
         scores.values = values
     roots = [_root(score, graph, recorder.notes.cuts) for score in values]
-    recomputes = any(getattr(one, "gradient_checkpointing", None) is True for one in model.modules())
+    recomputes = any(getattr(one, "gradient_checkpointing", None) is True for one in modules)
     if conditions is None and not recomputes:  # another backward pass would run its blocks again
         warn_of_joint_scores(lambda _: values[0], leaves, "relevance", run=scorer.run)
     nodes = list({id(info): info for root in roots for info in graph.reached(root)}.values())
@@ -182,7 +183,7 @@ def _find_cuts_outside_torch(
 
 def _save_inputs(model: nn.Module) -> None:
     """Make autograd save the input of every linear operation, as it does for a weight that needs a gradient."""
-    for parameter in model.parameters():
+    for parameter in parameters_of(modules_of(model)):
         if not parameter.requires_grad and parameter.is_floating_point() and not parameter.is_inference():
             parameter.requires_grad_(True)
 
@@ -190,7 +191,7 @@ def _save_inputs(model: nn.Module) -> None:
 def _freeze(model: nn.Module, but: Sequence[torch.Tensor]) -> None:
     """Make autograd save neither the inputs of linear operations nor offloaded weights, where no rule reads them."""
     wanted = {id(parameter) for parameter in but}
-    for parameter in model.parameters():
+    for parameter in parameters_of(modules_of(model)):
         if parameter.requires_grad and id(parameter) not in wanted:
             parameter.requires_grad_(False)
 

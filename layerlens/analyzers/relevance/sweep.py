@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge
 from torch.utils.hooks import RemovableHandle
 
 from layerlens.analyzers.common.scorer import backward_pass
+from layerlens.analyzers.graph.added_constants import Constant
 from layerlens.analyzers.graph.graph import NodeInfo
 from layerlens.analyzers.graph.linear_operations import BATCH_NORMS, LinearOperation
 from layerlens.analyzers.graph.operation import Gradients, Kind, Node, relevance_of
@@ -101,18 +102,28 @@ def _hook_nodes(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> Ite
             continue
         hook = _node_hook(planned, recording, plan.rulebook, bookkeeper)
         if hook is not None:
-            yield planned.info.node.register_hook(hook)
+            yield info.node.register_hook(hook)
+        if constants := recording.notes.constants.get(info.number):
+            yield info.node.register_prehook(functools.partial(_book_constants, bookkeeper, info.number, constants))
 
 
 def _book_part(bookkeeper: Bookkeeper, number: int, kind: str, source: str, term: torch.Tensor) -> None:
     bookkeeper.add(kind, number, source, term)
 
 
+def _book_constants(bookkeeper: Bookkeeper, number: int, constants: Sequence[Constant], outer: Gradients) -> None:
+    """Book what constants that a node adds get of the multiplier of its output."""
+    if (g := outer[0]) is None:
+        return
+    sums: dict[tuple[int, ...], torch.Tensor] = {}
+    for constant in constants:
+        bookkeeper.add(constant.kind, number, constant.source, constant.relevance(g, sums))
+
+
 def _node_hook(planned: PlannedNode, recording: Recording, rulebook: Rulebook, bookkeeper: Bookkeeper) -> Hook | None:
     """The hook that turns the gradient of a node into its relevance rule; None where they are the same."""
     info, shares = planned
     row, node, op, number = info.row, info.node, info.op, info.number
-    constants = recording.notes.constants.get(number, [])
     blocked = [
         slot
         for slot, edge in enumerate(info.edges)
@@ -122,7 +133,7 @@ def _node_hook(planned: PlannedNode, recording: Recording, rulebook: Rulebook, b
     rule: Any = None if row is None else row.rule
     if len(info.carrying) == len(info.edges) and kind is Kind.LINEAR:
         rule = None  # nothing else adds to its output
-    if kind in (Kind.LINEAR, Kind.PRODUCT) and not (constants or blocked or shares or rule):
+    if kind in (Kind.LINEAR, Kind.PRODUCT) and not (blocked or shares or rule):
         return None
     x = recording.notes.inputs.get(number)
     rest = ("additive", "constant") if kind is Kind.LINEAR and not blocked else ("absorbed", op)
@@ -157,9 +168,6 @@ def _node_hook(planned: PlannedNode, recording: Recording, rulebook: Rulebook, b
                 passed[slot] = factor * share if share else None
         for slot in blocked:
             passed[slot] = None
-        sums: dict[tuple[int, ...], torch.Tensor] = {}
-        for constant in constants:
-            bookkeeper.add(constant.kind, number, constant.source, constant.relevance(g, sums))
         return tuple(passed)
 
     return hook

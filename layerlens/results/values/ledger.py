@@ -59,10 +59,15 @@ class Ledger(Result):
     entries: tuple[Entry, ...]
     by_sample: bool = True
 
+    @functools.cached_property
+    def _amounts(self) -> torch.Tensor:
+        """The amounts, `(entry, batch)`, in float64."""
+        amounts = [entry.amount.double() for entry in self.entries]
+        return torch.stack(amounts) if amounts else self.score.new_zeros(0, *self.score.shape, dtype=torch.float64)
+
     def total(self, kind: str) -> torch.Tensor:
         """The sum of the entries of one kind, `(batch,)`, in float64."""
-        amounts = [entry.amount.double() for entry in self.entries if entry.kind == kind]
-        return torch.stack(amounts).sum(dim=0) if amounts else torch.zeros_like(self.score, dtype=torch.float64)
+        return self._amounts[[row for row, entry in enumerate(self.entries) if entry.kind == kind]].sum(dim=0)
 
     @property
     def inputs(self) -> torch.Tensor:
@@ -82,7 +87,7 @@ class Ledger(Result):
     @functools.cached_property
     def residual(self) -> torch.Tensor:
         """Score minus all entries, `(batch,)`; rounding error when every rule is accounted for."""
-        return self.score.double() - self.inputs - self.additive - self.absorbed
+        return self.score.double() - self._amounts.sum(dim=0)
 
     @functools.cached_property
     def relative(self) -> torch.Tensor:
@@ -91,13 +96,11 @@ class Ledger(Result):
         Large opposite entries make rounding visible; dividing by the score alone would blame the rules for it. When
         amounts are not known sample by sample, it is that of the totals over the batch.
         """
-        amounts = [self.score.double(), *(entry.amount.double() for entry in self.entries)]
-        residual = self.residual
+        amounts, residual = torch.cat([self.score.double().unsqueeze(0), self._amounts]), self.residual
         if not self.by_sample:
-            amounts = [amount.sum().expand(len(self.score)) for amount in amounts]
-            residual = residual.sum().expand(len(self.score))
-        sizes = torch.stack([amount.abs() for amount in amounts]).max(dim=0).values
-        return residual.abs() / sizes.clamp_min(torch.finfo(torch.float64).tiny)
+            amounts = amounts.sum(dim=1, keepdim=True).expand_as(amounts)
+            residual = residual.sum().expand_as(residual)
+        return residual.abs() / amounts.abs().amax(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
 
     @property
     def gap(self) -> torch.Tensor:
@@ -148,8 +151,7 @@ class Ledger(Result):
 
     def numpy(self) -> Any:
         """The amounts, `(entry, batch)`, as a numpy array."""
-        amounts = [entry.amount.double() for entry in self.entries]
-        return as_array(torch.stack(amounts) if amounts else self.score.new_zeros(0, *self.score.shape))
+        return as_array(self._amounts)
 
     def summary(self) -> list[tuple[str, str]]:
         """The four sums and the residual."""
