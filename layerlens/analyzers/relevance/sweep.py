@@ -104,14 +104,14 @@ def _hook_nodes(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> Ite
         if hook is not None:
             yield info.node.register_hook(hook)
         if constants := recording.notes.constants.get(info.number):
-            yield info.node.register_prehook(functools.partial(_book_constants, bookkeeper, info.number, constants))
+            yield info.node.register_prehook(functools.partial(_book_added, bookkeeper, info.number, constants))
 
 
 def _book_part(bookkeeper: Bookkeeper, number: int, kind: str, source: str, term: torch.Tensor) -> None:
     bookkeeper.add(kind, number, source, term)
 
 
-def _book_constants(bookkeeper: Bookkeeper, number: int, constants: Sequence[Constant], outer: Gradients) -> None:
+def _book_added(bookkeeper: Bookkeeper, number: int, constants: Sequence[Constant], outer: Gradients) -> None:
     """Book what constants that a node adds get of the multiplier of its output."""
     if (g := outer[0]) is None:
         return
