@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
@@ -113,7 +114,8 @@ def public(
                 kwargs = current_names(name, kwargs, renamed)
             if not extensible and not kwargs.keys() <= names:
                 refuse_unknown(name, [option for option in kwargs if option not in names], names)
-            with around, showing(kwargs.get("progress")):
+            asked = kwargs.get("progress")
+            with around, contextlib.nullcontext() if asked is None else showing(asked):
                 try:
                     return function(*args, **kwargs)
                 except RuntimeError as error:

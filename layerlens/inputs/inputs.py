@@ -300,6 +300,8 @@ def as_inputs(x: Input, dtype: torch.dtype | None = None) -> Inputs:
         raise InputError(f"cannot pass {describe(x)} to a model. Give a tensor, a tuple of tensors, or a dict.{other}")
     features, indices = dict[str, Names](), dict[str, Index]()
     for name, part in parts.items():
+        if isinstance(part, torch.Tensor):
+            continue
         if is_series(part) and part is not x:
             raise InputError(
                 f"input {name!r} is a Series next to other inputs, which may be one sample or one number for each: "
@@ -332,12 +334,20 @@ def as_inputs(x: Input, dtype: torch.dtype | None = None) -> Inputs:
                 f"input {name!r} ({describe(tensor)}) is on the meta device, which keeps its shape alone. Give "
                 f"numbers, such as torch.rand({tuple(tensor.shape)})."
             )
-        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+        if tensor.is_floating_point() and _has_nan(tensor):
             raise InputError(
                 f"input {name!r} ({describe(tensor)}) holds NaN; every number computed from it would be NaN. "
                 "Fill the gaps, for example with x.nan_to_num()."
             )
     return given
+
+
+def _has_nan(tensor: torch.Tensor) -> bool:
+    if tensor.layout is torch.strided and not tensor.is_nested and tensor.itemsize > 1:
+        total = tensor.detach().sum()  # NaN if one number is, and also of infinities of both signs
+        if bool(total == total):
+            return False
+    return bool(torch.isnan(tensor).any())
 
 
 def _from_numpy(array: np.ndarray[Any, Any], dtype: torch.dtype | None) -> torch.Tensor:

@@ -60,7 +60,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     modules = modules_of(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("a TorchScript model has no layers or graph to look at; give the model it was made from.")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
+    if any(issubclass(kind, torch.jit.ScriptModule) for kind in set(map(type, modules))):
         path = next(path for path, one in model.named_modules() if isinstance(one, torch.jit.ScriptModule))
         raise InputError(
             f"layer {path!r} is TorchScript, which has no layers or graph to look at; replace it with the module that "
@@ -83,7 +83,7 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(grad))
-            if _any_compiled(modules):
+            if any_compiled(modules):
                 stack.enter_context(as_written(model))
                 stack.enter_context(warnings.catch_warnings())
                 warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
@@ -109,8 +109,9 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
             buffer.restore()
         known = {(id(buffer.module), buffer.name) for buffer in buffers}
         for module in modules:
-            for name in [name for name in module._buffers if (id(module), name) not in known]:
-                delattr(module, name)
+            for name in list(module._buffers):
+                if (id(module), name) not in known:
+                    delattr(module, name)
         state.restore()
         restore_generators(generators)
 
@@ -185,13 +186,15 @@ class _BufferState:
 
 def is_compiled(model: nn.Module) -> bool:
     """Return whether a module runs through torch.compile, which skips hooks added after its first call."""
-    return _any_compiled(modules_of(model))
+    return any_compiled(modules_of(model))
 
 
-def _any_compiled(modules: Iterable[nn.Module]) -> bool:
-    return any(
-        module.__dict__.get("_compiled_call_impl") is not None or "_orig_mod" in module._modules for module in modules
-    )
+def any_compiled(modules: Iterable[nn.Module]) -> bool:
+    """Return whether one of some modules does."""
+    for module in modules:
+        if module.__dict__.get("_compiled_call_impl") is not None or "_orig_mod" in module._modules:
+            return True
+    return False
 
 
 def generator_states() -> dict[str, Any]:

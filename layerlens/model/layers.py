@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Mapping, ValuesView
 from typing import Any, TypeAlias, TypeGuard
 
 from torch import nn
@@ -43,12 +44,18 @@ class Layers(Mapping[LayerPath, nn.Module]):
         self._modules: dict[LayerPath, nn.Module] = {}
         self.aliases: dict[LayerPath, LayerPath] = {}
         first: dict[int, LayerPath] = {}
-        for path, module in model.named_modules(remove_duplicate=False):
+
+        def walk(path: LayerPath, module: nn.Module) -> None:
             if id(module) in first:
                 self.aliases[path] = first[id(module)]
             else:
                 first[id(module)] = path
                 self._modules[path] = module
+            for name, child in module._modules.items():
+                if child is not None:
+                    walk(f"{path}.{name}" if path else name, child)
+
+        walk("", model)
 
     def canonical(self, path: LayerPath) -> LayerPath:
         """Return the first name of the module named `path`.
@@ -69,6 +76,14 @@ class Layers(Mapping[LayerPath, nn.Module]):
 
     def __iter__(self) -> Any:
         return iter(self._modules)
+
+    def values(self) -> ValuesView[nn.Module]:
+        """Return the modules."""
+        return self._modules.values()
+
+    def items(self) -> ItemsView[LayerPath, nn.Module]:
+        """Return each path with its module."""
+        return self._modules.items()
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -137,7 +152,7 @@ class Layers(Mapping[LayerPath, nn.Module]):
                     merged[path] = join(path, merged[path], found) if path in merged else found
             return merged
         name = selection if isinstance(selection, str) and selection not in self else ""
-        layer, tensor = split_tensor(name, self)
+        layer, tensor = split_tensor(name, self) if "/" in name else (name, "")
         if tensor:
             return {path: (calls, frozenset((tensor,)), why) for path, (calls, _, why) in self._find(layer).items()}
         call = _CALL.fullmatch(name)
@@ -147,11 +162,12 @@ class Layers(Mapping[LayerPath, nn.Module]):
         if isinstance(selection, str) and (selection in self or not _GLOB.search(selection)):
             path = self.canonical(selection)
             return {path: (None, None, "its path" if path == selection else f"another name, {selection}")}
-        matches = self._matcher(selection)
-        matched = {path for path, module in self._modules.items() if matches(path, module)}
         if isinstance(selection, (str, re.Pattern)):
-            matched.discard("")  # a pattern matches names, and the model itself has none
-        matched |= {first for alias, first in self.aliases.items() if matches(alias, self._modules[first])}
+            matched = _matching(selection, tuple(self._modules), tuple(self.aliases.items()))
+        else:
+            matches = self._matcher(selection)
+            matched = {path for path, module in self._modules.items() if matches(path, module)}
+            matched |= {first for alias, first in self.aliases.items() if matches(alias, self._modules[first])}
         if not matched:
             wanted = selection.pattern if isinstance(selection, re.Pattern) else _show(selection)
             raise LayerNotFound(self._missing(f"{_show(selection)} matches no layer", str(wanted)))
@@ -159,16 +175,6 @@ class Layers(Mapping[LayerPath, nn.Module]):
         return dict.fromkeys(matched, (None, None, reason))
 
     def _matcher(self, selection: Selection) -> Callable[[LayerPath, nn.Module], bool]:
-        if isinstance(selection, str):
-            try:
-                pattern = re.compile(_glob_to_regex(selection))
-            except re.error as error:
-                raise SelectionError(
-                    f"cannot read the glob {selection!r}: {error}. Escape a bracket as [[]."
-                ) from error
-            return lambda path, module: pattern.fullmatch(path) is not None
-        if isinstance(selection, re.Pattern):
-            return lambda path, module: selection.search(path) is not None
         if isinstance(selection, nn.Module):
             return lambda path, module: module is selection
         if isinstance(selection, type) or _is_types(selection):
@@ -218,6 +224,21 @@ def matching_names(patterns: Iterable[str], names: Iterable[str], kind: str, own
             )
         chosen.update(found)
     return [name for name in known if name in chosen]
+
+
+@functools.lru_cache(maxsize=64)
+def _matching(
+    pattern: str | re.Pattern[str], paths: tuple[LayerPath, ...], aliases: tuple[tuple[LayerPath, LayerPath], ...]
+) -> set[LayerPath]:
+    """The paths that a glob or a regular expression matches, also by an alias; the model itself has no name."""
+    if isinstance(pattern, str):
+        try:
+            matches = re.compile(_glob_to_regex(pattern)).fullmatch
+        except re.error as error:
+            raise SelectionError(f"cannot read the glob {pattern!r}: {error}. Escape a bracket as [[].") from error
+    else:
+        matches = pattern.search
+    return {path for path in paths if path and matches(path)} | {path for alias, path in aliases if matches(alias)}
 
 
 def _is_types(selection: object) -> TypeGuard[tuple[type[nn.Module], ...]]:

@@ -122,8 +122,10 @@ class Placement:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         modules = list(modules)
-        self._hooked = [(module, dict(module._parameters)) for module in modules if _accelerate_hooks(module)]
-        self._fsdp = [module for module in modules if is_fsdp(module)]
+        hooked = [module for module in modules if "_hf_hook" in module.__dict__]
+        self._hooked = [(module, dict(module._parameters)) for module in hooked if _accelerate_hooks(module)]
+        sharding = "torch.distributed.fsdp" in sys.modules
+        self._fsdp = [module for module in modules if is_fsdp(module)] if sharding else []
 
     def restore(self, *, failed: bool) -> None:
         """Move the parameters of offloaded layers back, and let FSDP2 free gathered ones.

@@ -22,7 +22,7 @@ from layerlens.axes.provenance.table import sizes_of
 from layerlens.axes.tracing import tracing
 from layerlens.errors import OptionError, choose, warn
 from layerlens.inputs.inputs import Inputs
-from layerlens.model.borrowed import as_written, is_compiled
+from layerlens.model.borrowed import any_compiled, as_written
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.placement import parts
 from layerlens.model.selection import Calls, Names
@@ -116,7 +116,9 @@ class Probe:
         matches = None if nothing else self._layers.select(layers, calls=True, tensors=True)
         self._calls: dict[LayerPath, Calls] = {} if matches is None else matches.calls
         self._tensors: dict[LayerPath, Names] = {} if matches is None else matches.tensors
-        self._edits = MadeEdits(model, self._layers, edits or {}, arguments or {}, followed)
+        self._edits = (
+            MadeEdits(model, self._layers, edits or {}, arguments or {}, followed) if edits or arguments else None
+        )
         if stop and not self._calls:
             raise OptionError("stop=True ends the run after the last selected layer; no layer is selected.")
         self._pending = {(path, n) for path, calls in self._calls.items() for n in calls or {0}} if stop else set()
@@ -138,14 +140,18 @@ class Probe:
         _OPEN_PROBES[self._owner] = _OPEN_PROBES.get(self._owner, 0) + 1
         self._stack.callback(_close, self._owner)
         try:
-            if is_compiled(self._model):
+            if any_compiled(self._layers.values()):
                 self._stack.enter_context(as_written(self._model))
-            self._stack.enter_context(self._edits.attached(functools.partial(_elsewhere, self._owner)))
+            if self._edits is not None:
+                self._stack.enter_context(self._edits.attached(functools.partial(_elsewhere, self._owner)))
             if self._calls and self._follows:
                 note = self._model.register_forward_pre_hook(self._note_run, with_kwargs=True, prepend=True)
                 self._handles.append(note)
-            for path in self._calls:
-                self._attach(path, self._layers[path])
+            more = self._inputs or self._timing or self._gradients or self._pending or self._graph or self._reduce
+            plain = self._keep == "reference" and not more
+            for path, calls in self._calls.items():
+                whole = calls is None and self._tensors[path] is None and path not in self._own
+                self._attach(path, self._layers[path], only_references=plain and whole)
         except BaseException:
             self._detach()
             raise
@@ -155,8 +161,9 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Any:
         self._detach()
-        _mark_parts(self._model, self.record, self._edits.paths, reduced=self._reduce is not None)
-        self.record.unedited = self._edits.not_made
+        edited = [] if self._edits is None else self._edits.paths
+        _mark_parts(self._model, self.record, edited, reduced=self._reduce is not None)
+        self.record.unedited = () if self._edits is None else self._edits.not_made
         if isinstance(error, _Stop) and error.args == (id(self),):
             self.record.stopped = True
             return True
@@ -185,15 +192,14 @@ class Probe:
             until = frozenset(self._pending)
             self.record.run = Run(functools.partial(followed_axes, self._model, known, until=until), later=later)
 
-    def _attach(self, path: LayerPath, module: nn.Module) -> None:
-        if self._only_references(path):
-            self._handles.append(
-                module.register_forward_hook(
-                    _NoteReference(path, self.record, lambda counter: self._hooks(path, module, counter)[1])
-                )
-            )
+    def _attach(self, path: LayerPath, module: nn.Module, *, only_references: bool) -> None:
+        """Attach the hooks of a layer; `only_references` keeps references to the outputs of all its calls."""
+        counter = itertools.count(len(self.record.calls(path)) if self.record.count else 0)
+        if only_references:
+            note = _reference_hook(path, self.record, counter, lambda: self._hooks(path, module, counter)[1])
+            self._handles.append(module.register_forward_hook(note))
             return
-        before, after = self._hooks(path, module, itertools.count(len(self.record.calls(path))))
+        before, after = self._hooks(path, module, counter)
         if self._inputs or self._timing:
             self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(module.register_forward_hook(after))
@@ -202,12 +208,6 @@ class Probe:
         if callable(self._inputs):
             return self._inputs(given)
         return stored(given, keep, self._graph) if self._inputs else None
-
-    def _only_references(self, path: LayerPath) -> bool:
-        """Whether only references to the outputs of all calls of a layer are wanted."""
-        more = self._inputs or self._timing or self._gradients or self._pending or self._graph or self._reduce
-        whole = self._calls[path] is None and self._tensors[path] is None
-        return not more and whole and self._keep == "reference" and path not in self._own
 
     def _hooks(self, path: LayerPath, module: nn.Module, counter: Iterator[int]) -> tuple[Any, Any]:
         """The hooks that run before and after the calls of a layer; `counter` numbers the calls."""
@@ -286,38 +286,35 @@ def _of_other_thread(owner: int) -> bool:
     return thread != owner and thread in _OPEN_PROBES
 
 
-class _NoteReference:
-    """A hook that notes an output as fast as possible: the record makes the `Call` on first use.
+def _reference_hook(
+    path: LayerPath, record: Record, counter: Iterator[int], full_hook: Callable[[], Any]
+) -> Callable[[nn.Module, object, object], Any]:
+    """Return a hook that notes an output as fast as possible: the record makes the `Call` on first use.
 
     Args:
         path: path of the layer.
         record: where to note.
-        full_hook: returns the hook for outputs other than one simple tensor, given the counter of calls.
+        counter: numbers the calls.
+        full_hook: returns the hook for outputs other than one simple tensor.
     """
+    owner, pending, after = get_ident(), record.pending, None
 
-    __slots__ = ("_after", "_counter", "_full_hook", "_owner", "_path", "_pending", "_record")
-
-    def __init__(self, path: LayerPath, record: Record, full_hook: Callable[[Iterator[int]], Any]) -> None:
-        self._path, self._record, self._pending, self._full_hook = path, record, record.pending, full_hook
-        self._counter = itertools.count(len(record.calls(path)))
-        self._owner = get_ident()
-        self._after: Any = None
-
-    def __call__(self, module: nn.Module, args: object, output: object) -> Any:
-        """The forward hook."""
+    def note(module: nn.Module, args: object, output: object) -> Any:
+        nonlocal after
         if (
             type(output) is torch.Tensor
             and not output.requires_grad
             and not output.is_inference()
             and not torch._C._functorch.is_batchedtensor(output)
         ):
-            if not recomputing() and not _of_other_thread(self._owner):
-                about = (self._path, next(self._counter), module, output, output._version, self._record.run)
-                self._pending.append(about)
+            if not recomputing() and not _of_other_thread(owner):
+                pending.append((path, next(counter), module, output, output._version, record.run))
             return None
-        if self._after is None:  # nested, of a subclass, or with a graph
-            self._after = self._full_hook(self._counter)
-        return self._after(module, args, output)
+        if after is None:  # nested, of a subclass, or with a graph
+            after = full_hook()
+        return after(module, args, output)
+
+    return note
 
 
 class _Stop(BaseException):
