@@ -6,6 +6,7 @@ import signal
 import warnings
 
 import numpy as np
+import sympy  # noqa: F401 - torch imports it late, and it adds a filter of warnings
 import torch
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs")
