@@ -172,6 +172,8 @@ CALLS = [
     lambda lens, x: lens.relevance(x, target=0),
     lambda lens, x: lens.jacobian(x),
     lambda lens, x: lens.ablate(x, target=0),
+    lambda lens, x: lens.attack_curve(x, target=0),
+    lambda lens, x: lens.route(x),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
@@ -9,6 +10,7 @@ from fractions import Fraction
 import torch
 from torch import nn
 
+from layerlens.axes.batch_axis import check_batch_axis
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -30,11 +32,12 @@ def route(
 ) -> Routes:
     """List the layers that ran for each sample, in order: its exit, its experts, its number of steps.
 
-    A batch takes one route, so the samples are run one by one: as many forward passes as samples, without gradients
-    and in eval mode. An expert counts as run when the model calls it, even on no token; experts whose weights are
-    stacked in one module, as in recent versions of transformers, are one layer.
+    A batch takes one route, so the samples are run one by one, after one run of all, without gradients and in eval
+    mode. An expert counts as run when the model calls it, even on no token; experts whose weights are stacked in one
+    module, as in recent versions of transformers, are one layer.
 
     Raises:
+        InputError: when the rows of the input are places of one sample.
         LayerNotFound: when the selection matches no layer.
 
     Example:
@@ -44,6 +47,11 @@ def route(
     inputs = as_inputs(x)
     routes = []
     with borrowed(model, grad=False):
+        if inputs.batch > 1:
+            output = None
+            with contextlib.suppress(Exception):  # the model may take one sample at a time
+                output = inputs.run(model, forward)
+            check_batch_axis(model, inputs, forward, output)
         for row in track(range(inputs.batch), "routes"):
             with Probe(model, layers, reduce=lambda output: None) as record:
                 inputs.rows(torch.tensor([row])).run(model, forward)

@@ -14,6 +14,7 @@ from layerlens.analyzers.common.calls.measured_calls import MeasuredCall, floati
 from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.samples import Known, or_none, warn_of_influence
 from layerlens.analyzers.common.statistics import nearly_equal
+from layerlens.axes.batch_axis import check_batch_axis
 from layerlens.errors import InputError, check_count
 from layerlens.inputs.batches import Samples, batches
 from layerlens.inputs.inputs import Forward, Hold, Input, Inputs, as_inputs
@@ -96,7 +97,7 @@ def sample_chunks(model: nn.Module, samples: LabeledSamples) -> Iterator[SampleC
     """Yield the samples of a borrowed model in chunks.
 
     Raises:
-        InputError: when labels and samples do not fit each other.
+        InputError: when labels and samples do not fit each other, or rows are places of one sample.
     """
     check_count("batch_size", samples.batch_size)
     target = None if samples.target is None else as_target(samples.target)
@@ -106,6 +107,7 @@ def sample_chunks(model: nn.Module, samples: LabeledSamples) -> Iterator[SampleC
         stepped = SteppedRun(run, stepped_leaves(run), "samples")
         with torch.no_grad():
             output = stepped.evaluate(stepped.start, lambda site, output: None)
+            check_batch_axis(model, inputs, samples.forward, output)
             chunk_target = None if target is None else _target_of_rows(target, first_row, inputs)
             reader = answer_reader(output, labels, chunk_target, samples.loss, inputs.batch)
             loss, held = reader(output, torch.arange(inputs.batch))
