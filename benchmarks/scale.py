@@ -234,7 +234,7 @@ def rows() -> list[str]:
         "relevance": lambda o: o.relevance(),
     }
     for analysis, ours in whole.items():
-        for size, count in ((1, 1_000), (32, 20_000), (256, 50_000), (4096, 200_000), (None, 200_000)):
+        for size, count in ((1, 300), (32, 6_000), (256, 30_000), (4096, 131_072), (None, 131_072)):
             data, same = torch.randn(count, 8), size or 4096
             spent: dict[str, list[tuple[float, float]]] = {"bare": [], "memory": [], "files": []}
             for run in range(RUNS + 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import secrets
 import sys
 import warnings
@@ -21,13 +22,17 @@ from layerlens.progress import track
 from ..run.work import Work
 from ..store.shard_storage import Folder, ShardStorage
 
+NICENESS = "RAY_worker_niceness"
+"""Variable with the niceness of the actors of a new cluster: by default 15, hardly any time beside other work."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RayEngine:
     """Makes shards in a pool of Ray actors, each with a copy of the model.
 
     Ray restarts a lost actor, and its shard is recomputed. A running cluster (`ray.init(address=...)`) is used; without
-    one a local cluster is started, and stopped at the end. The store must be in a folder that all machines can reach.
+    one a local cluster is started, whose actors have the priority of this process, and stopped at the end. The store must
+    be in a folder that all machines can reach.
 
     Attributes:
         actors: number of actors, or `(fewest, most)`; None for one per free core, or per GPU if they use one.
@@ -139,7 +144,13 @@ def _cluster(ray: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    given = os.environ.get(NICENESS)
+    os.environ[NICENESS] = given or "0"
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    finally:
+        if given is None:
+            del os.environ[NICENESS]
     try:
         yield
     finally:
