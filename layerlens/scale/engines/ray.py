@@ -23,7 +23,7 @@ from ..run.work import Work
 from ..store.shard_storage import Folder, ShardStorage
 
 NICENESS = "RAY_worker_niceness"
-"""Variable with the niceness of the actors of a new cluster: by default 15, hardly any time beside other work."""
+"""Variable with the niceness of the actors of a new cluster: by default 15, hardly any time if others work."""
 
 
 @dataclasses.dataclass(frozen=True)
