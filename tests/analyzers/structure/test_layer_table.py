@@ -75,17 +75,20 @@ def test_every_case_has_its_calls_shapes_and_shares(case):
     assert "Tensor" not in repr(table)
 
 
-def test_own_time_is_time_without_the_children():
+def test_own_time_is_time_without_the_children(monkeypatch):
+    clock = [0.0]  # stands still between two naps
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
     shared = Sleep(0.02)
     net = nn.Sequential(Block(shared), shared, Sleep(0.06))
     table = layers(net, normal(1, 1))
     rows = rows_of(table)
     total = table.milliseconds / 1000
-    assert total == pytest.approx(0.04 + 2 * 0.02 + 2 * 0.02 + 0.06, rel=0.35)
+    assert total == pytest.approx(0.04 + 2 * 0.02 + 2 * 0.02 + 0.06)
     expected = {"0": 0.04, "0.twice": 0.04, "0.shared": 0.04, "2": 0.06}
     for path, seconds in expected.items():
-        assert rows[path].share * total == pytest.approx(seconds, abs=0.012), path
-    assert rows[""].share < 0.1
+        assert rows[path].share * total == pytest.approx(seconds), path
+    assert rows[""].share == pytest.approx(0, abs=1e-9)
     assert (rows["0.twice"].calls, rows["0.shared"].calls) == (2, 2)
 
 
