@@ -32,8 +32,10 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 def too_small(change: torch.Tensor, x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Where `x - reference` is rounding only, so that the derivative takes the place of a quotient."""
     rounding = math.pow(torch.finfo(x.dtype).eps, 0.75)
+    if _finite(change):  # both are of one size there
+        return change.abs() <= x.abs().mul_(rounding)
     same = change.abs() <= torch.maximum(x.abs(), reference.abs()).mul_(rounding)
-    return same if _finite(change) else same.logical_or_(x == reference)
+    return same.logical_or_(x == reference)
 
 
 def _finite(values: torch.Tensor) -> bool:
@@ -44,7 +46,8 @@ def _finite(values: torch.Tensor) -> bool:
 def quotient(dy: torch.Tensor, x: torch.Tensor, reference: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
     """`dy / (x - reference)`, and `limit` where x has not changed."""
     change = x - reference
-    return torch.where(too_small(change, x, reference), limit, dy / change)
+    same = too_small(change, x, reference)
+    return torch.where(same, limit, dy / change) if bool(same.any()) else dy / change
 
 
 def vector_jacobian_product(node: Any, multipliers: Sequence[torch.Tensor | None]) -> Gradients:
@@ -122,10 +125,9 @@ def elementwise(pair: Pair, gradients: Gradients, outer: Gradients) -> Gradients
     native = gradients[slot]
     if native is None or call.x.shape != call.y.shape:
         return None
-    limit = native.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    return _replaced(
-        gradients, slot, quotient(g * difference(call.y, other.y), call.x, other.x, limit).to(native.dtype)
-    )
+    limit = native if _finite(native) else native.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    rise = difference(call.y, other.y).mul_(g)
+    return _replaced(gradients, slot, quotient(rise, call.x, other.x, limit).to(native.dtype))
 
 
 def scaled(pair: Pair, gradients: Gradients, outer: Gradients, scale: int) -> Gradients | None:

@@ -149,8 +149,11 @@ class OperationCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue
             value = args[place] if place < len(args) else kwargs.get(argument.name)
             if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+                copies: dict[Any, torch.Tensor] = {}  # a result is kept as the input of the next operation as well
                 for values, index in self._held.pop(value.untyped_storage().data_ptr(), []):
-                    values[index] = values[index].clone()
+                    kept = values[index]
+                    view = kept.data_ptr(), kept.shape, kept.stride(), kept.dtype
+                    values[index] = copies[view] if view in copies else copies.setdefault(view, kept.clone())
 
 
 def _varies(value: object) -> bool:
