@@ -17,6 +17,7 @@ from layerlens.errors import OptionError
 from layerlens.model.borrowed import primitive_kernels
 
 from ..stepped_runs import Responses, SteppedRun, Unavailable, Values, row_lengths
+from .linear_tangents import LinearTangents
 
 Route = Literal["auto", "forward_ad", "finite_differences"]
 ROUTES = ("auto", "forward_ad", "finite_differences")
@@ -79,7 +80,7 @@ def dual_numbers(stepped: SteppedRun) -> Responses:
     for values, steps in stepped.chunks():
         rows = len(next(iter(values.values())))
         try:
-            with forward_ad.dual_level():
+            with forward_ad.dual_level(), LinearTangents():
                 duals = {name: _dual(value, steps[name]) for name, value in values.items()}
                 stepped.evaluate(duals, _tangent_reader(responses, silent, rows, stepped.run.batch))
         except torch.OutOfMemoryError:
@@ -131,7 +132,7 @@ def shared_dual_numbers(stepped: SteppedRun) -> Responses:
     for part in stepped.direction_chunks():
         order.clear()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), LinearTangents():
                 warnings.filterwarnings("error", message=".*performance drop")  # a slow way around a missing rule
                 norms_and_sizes = torch.func.vmap(lengths_of, randomness="same")(part)
         except torch.OutOfMemoryError:

@@ -21,6 +21,7 @@ from .directional_derivatives import (
     step_length,
     step_values,
 )
+from .linear_tangents import LinearTangents
 
 
 class Products:
@@ -117,7 +118,7 @@ class Products:
 
         load_formulas()
         try:
-            with forward_ad.dual_level():
+            with forward_ad.dual_level(), LinearTangents():
                 duals = {
                     name: forward_ad.make_dual(value, steps[name])  # type: ignore[no-untyped-call]
                     for name, value in self.values.items()
