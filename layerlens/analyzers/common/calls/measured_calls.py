@@ -223,7 +223,7 @@ def _shapes_of_two(
     key = run_key(model, inputs, None), tuple((call.layer, call.index, tuple(call.output.shapes)) for call in calls)
     if forward is None and (known := _OF_TWO.get(model)) and known[0] == key:
         return known[1]
-    shapes = or_none(lambda: _run_twice(model, inputs, selected, forward, seed))
+    shapes: Shapes | None = or_none(lambda: _run_twice(model, inputs, selected, forward, seed))
     if forward is None and shapes is not None:
         _OF_TWO[model] = key, shapes
     return shapes
