@@ -1,5 +1,6 @@
 # Every target sets up what it needs: `make demo` and `make test` work on a fresh machine with Python and make.
-# Another torch than the pinned one gets an environment of its own: `make test TORCH=2.14.1`.
+# Another torch than the pinned one gets an environment of its own: `make test TORCH=2.14.1`. TORCH=lowest takes the
+# lowest version that pyproject.toml allows, of torch and of every other package.
 PYTHON ?= python3
 PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH ?= $(PINNED)
@@ -12,23 +13,33 @@ export PIP_CONSTRAINT := $(abspath $(VENV))/constraints.txt
 SDIST_TESTS := tests/test_layering.py tests/test_project.py tests/docs/test_readme.py tests/docs/test_pages.py
 PYTEST := $(BIN)/python -m pytest -q --every-package
 
-.PHONY: help browser demo docs test test-slow lint notebooks bench dist clean
+.PHONY: help browser demo docs test test-slow test-matrix test-extras lint notebooks bench dist clean
 
 help:
-	@echo "make demo       figures and a page from a real model, in gallery/"
-	@echo "make docs       the documentation as a site, in build/docs/"
-	@echo "make test       the fast tests; TORCH=2.14.1 runs them on another torch, in .venv-torch-2.14.1"
-	@echo "make test-slow  real trained models, notebooks, other processes"
-	@echo "make lint       ruff and mypy"
-	@echo "make dist       sdist and wheel, in dist/, checked"
+	@echo "make demo         figures and a page from a real model, in gallery/"
+	@echo "make docs         the documentation as a site, in build/docs/"
+	@echo "make test         the fast tests; TORCH=2.14.1 runs them on another torch, in .venv-torch-2.14.1"
+	@echo "make test-slow    real trained models, notebooks, other processes"
+	@echo "make test-matrix  the fast tests on Python 3.10 to 3.13 with several versions of torch, and each extra alone"
+	@echo "make test-extras  what the pages of each extra show, with nothing else installed"
+	@echo "make lint         ruff and mypy"
+	@echo "make dist         sdist and wheel, in dist/, checked"
 
 # One stamp per set of requirements: set up once, again only when the requirements change.
 $(VENV)/constraints.txt: constraints.txt
 	$(PYTHON) -m venv $(VENV)
+ifeq ($(TORCH),lowest)
+	grep -oE '"[A-Za-z0-9_-]+(\[[a-z]+\])?>=[0-9.]+"' pyproject.toml | sed 's/"//g; s/\[.*\]//; s/>=/==/' > $@
+else
 	sed 's/^torch==.*/torch==$(TORCH)/' constraints.txt > $@
+endif
 
 $(VENV)/.base: $(VENV)/constraints.txt
-	$(PIP) install --quiet torch==$(TORCH)
+	$(PIP) install --quiet torch
+	@touch $@
+
+$(VENV)/.alone: $(VENV)/.base pyproject.toml
+	$(PIP) install --quiet --editable .
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.base pyproject.toml
@@ -71,6 +82,15 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.models browser
 	OMP_NUM_THREADS=1 $(PYTEST) -m slow --numprocesses auto --maxprocesses 4 --dist worksteal
 
+# hours, and 30 GB where pip chooses CUDA; a row that cannot be installed is named in the summary
+test-matrix:
+	$(PYTHON) tests/matrix.py
+
+# an environment with what layerlens itself needs, and on top of it one for each extra
+test-extras:
+	$(MAKE) VENV=$(VENV)-alone $(VENV)-alone/.alone
+	PIP_CONSTRAINT=$(abspath $(VENV))-alone/constraints.txt $(VENV)-alone/bin/python tests/extras.py
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -99,4 +119,4 @@ dist: $(VENV)/.dev
 	rm -r dist/unpacked
 
 clean:
-	rm -rf $(VENV) gallery dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-alone $(wildcard .venv-*-torch-*) gallery dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,7 @@
 """What is written in several files of the project is the same in all of them, and in what is released."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,11 @@ from pathlib import Path
 import pytest
 
 import layerlens
+from tests import extras, matrix
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").exists())
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
 RELEASED = re.findall(r'^  "/(.+)",$', PYPROJECT, re.M)
 (NAME,) = re.findall(r'^name = "(.+)"$', PYPROJECT, re.M)
 OTHER_PROJECT = re.compile(
@@ -62,6 +65,52 @@ def test_the_version_has_one_place():
     assert releases[1] == (layerlens.__version__, cited["date-released"]) and cited["version"] == layerlens.__version__
     numbers = [tuple(map(int, version.split("."))) for version, _ in releases[1:]]
     assert numbers == sorted(numbers, reverse=True) and all(date for _, date in releases[1:])
+
+
+def test_the_matrix_has_every_python_and_the_lowest_and_the_pinned_torch():
+    classifiers = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PYPROJECT)
+    (pinned,) = re.findall(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert [python for python, _ in matrix.ROWS] == classifiers
+    assert {"lowest", pinned} < {torch for _, torch in matrix.ROWS}
+    (table,) = re.findall(r"\n\| Python \| torch \| .*\n\|[- |]+\|\n((?:\|.*\n)+)", (ROOT / "README.md").read_text())
+    rows = [[cell.strip() for cell in line.strip("|").split("|")][:2] for line in table.splitlines()]
+    assert rows == [[python, matrix.label(torch)] for python, torch in matrix.ROWS]
+    assert f"needs torch {matrix.lowest()} or newer" in (ROOT / "README.md").read_text()
+
+
+def test_the_lowest_versions_are_those_of_every_requirement():
+    if not shutil.which("make"):
+        pytest.skip("no make")
+    command = ["make", "-n", "TORCH=lowest", "VENV=/none", "/none/constraints.txt"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (line,) = (line for line in printed.splitlines() if line.startswith("grep"))
+    made = subprocess.run(["sh", "-c", line.partition(" > ")[0]], cwd=ROOT, capture_output=True, text=True, check=True)
+    required = re.findall(r'"([\w-]+)(?:\[.+?\])?>=([\d.]+)"', PYPROJECT)
+    assert made.stdout.splitlines() == [f"{name}=={version}" for name, version in required] and len(required) > 30
+    assert len(required) == PYPROJECT.count(">=") - len(re.findall("^requires-python", PYPROJECT, re.M))
+
+
+def test_the_targets_of_make_are_declared_and_explained():
+    (declared,) = re.findall(r"^\.PHONY: (.+)$", MAKEFILE, re.M)
+    targets = re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.M)
+    explained = re.findall(r'@echo "make ([a-z-]+)', MAKEFILE)
+    assert sorted(declared.split()) == sorted(targets) and set(explained) < set(targets)
+    assert {"test", "test-slow", "test-matrix", "test-extras", "lint"} <= set(explained)
+    assert "test-matrix" not in (ROOT / ".ci" / "run").read_text()
+
+
+def test_each_extra_is_tested_alone():
+    (table,) = re.findall(r"\[project\.optional-dependencies\]\n(.*?)\n\n", PYPROJECT, re.S)
+    names = re.findall(r"^(\w+) = \[", table, re.M)
+    assert set(extras.ROWS) == {"alone", *names} - {"test", "dev"}
+
+
+def test_a_row_of_the_matrix_that_cannot_be_run_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(matrix, "ROWS", (("3.1", "lowest"), ("3.2", "2.9.1")))
+    monkeypatch.setattr(sys, "argv", ["matrix.py", "lowest", "3.2"])
+    assert matrix.main() == 1
+    told = capsys.readouterr().out
+    assert f"| 3.1 | lowest ({matrix.lowest()}) | " in told and told.count("not run: no Python 3.") == 2
 
 
 def test_the_sdist_holds_all_that_git_tracks():
