@@ -187,6 +187,8 @@ class Inputs:
         Raises:
             InputError: when such an object cannot be copied.
         """
+        if not self.kwargs and all(isinstance(one, torch.Tensor) for one in self.args):
+            return self._of([function(one) for one in self.args], {})
         return self._of(*map_tensors((list(self.args), self.kwargs), function, held))
 
     def to(self, device: torch.device | None) -> Inputs:
@@ -282,6 +284,8 @@ def as_inputs(x: Input, dtype: torch.dtype | None = None) -> Inputs:
     """
     if isinstance(x, Inputs):
         return x
+    if isinstance(x, torch.Tensor):
+        return _with_numbers(Inputs((x,), {}), {"0": x})
     if isinstance(x, str) or (isinstance(x, (list, tuple)) and x and all(isinstance(part, str) for part in x)):
         raise InputError("text needs a tokenizer: Lens(model, tokenizer=...), or pass the encoding as a dict.")
     parts: dict[str, Any] = {"0": x}
@@ -291,7 +295,7 @@ def as_inputs(x: Input, dtype: torch.dtype | None = None) -> Inputs:
         parts = dict(x)
     elif isinstance(x, (tuple, list)):
         parts = {str(place): part for place, part in enumerate(x)}
-    elif not (isinstance(x, (torch.Tensor, np.ndarray)) or is_frame(x) or is_series(x)):
+    elif not (isinstance(x, np.ndarray) or is_frame(x) or is_series(x)):
         other = " Try .to_pandas()." if hasattr(x, "to_pandas") else ""
         if isinstance(x, nn.Module):
             other = " The model comes first, saliency(model, x); a Lens has it already, lens.saliency(x)."
@@ -300,8 +304,6 @@ def as_inputs(x: Input, dtype: torch.dtype | None = None) -> Inputs:
         raise InputError(f"cannot pass {describe(x)} to a model. Give a tensor, a tuple of tensors, or a dict.{other}")
     features, indices = dict[str, Names](), dict[str, Index]()
     for name, part in parts.items():
-        if isinstance(part, torch.Tensor):
-            continue
         if is_series(part) and part is not x:
             raise InputError(
                 f"input {name!r} is a Series next to other inputs, which may be one sample or one number for each: "
@@ -326,6 +328,11 @@ def as_inputs(x: Input, dtype: torch.dtype | None = None) -> Inputs:
         elif not parts:
             how = "Give one sample or more."
         raise InputError(f"the input ({describe(x)}) holds no tensor. {how}")
+    return _with_numbers(given, tensors)
+
+
+def _with_numbers(given: Inputs, tensors: Mapping[str, torch.Tensor]) -> Inputs:
+    """The input, unless one of its tensors has no numbers, or one that is none."""
     for name, tensor in tensors.items():
         if tensor.numel() == 0:
             raise InputError(f"input {name!r} is empty: {describe(tensor)}. Give one sample or more, such as x[:1].")
@@ -343,9 +350,9 @@ def as_inputs(x: Input, dtype: torch.dtype | None = None) -> Inputs:
 
 
 def _has_nan(tensor: torch.Tensor) -> bool:
-    if tensor.layout is torch.strided and not tensor.is_nested and tensor.itemsize > 1:
-        total = tensor.detach().sum()  # NaN if one number is, and also of infinities of both signs
-        if bool(total == total):
+    if type(tensor) is torch.Tensor and tensor.layout is torch.strided and not tensor.is_nested and tensor.itemsize > 1:
+        total = tensor.sum().item()  # NaN if one number is, and also of infinities of both signs
+        if total == total:
             return False
     return bool(torch.isnan(tensor).any())
 

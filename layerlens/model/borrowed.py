@@ -81,7 +81,8 @@ def borrowed(model: nn.Module, *, mode: Mode = "eval", grad: bool = True) -> Ite
     placement, generators, failed = Placement(modules), generator_states(), True
     try:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(grad))
             if any_compiled(modules):
                 stack.enter_context(as_written(model))

@@ -119,9 +119,7 @@ class Layers(Mapping[LayerPath, nn.Module]):
             1 of 2 layers
               0  Linear  type Linear
         """
-        matches = Matches(
-            {path: type(module).__name__ for path, module in self._modules.items()}, self._find(selection)
-        )
+        matches = Matches({path: type(module).__name__ for path, module in self.items()}, self.found(selection))
         for allowed, what, chosen in ((calls, "a call", matches.calls), (tensors, "a tensor", matches.tensors)):
             if not allowed and any(part is not None for part in chosen.values()):
                 (name, *_) = [
@@ -133,12 +131,16 @@ class Layers(Mapping[LayerPath, nn.Module]):
                 )
         return matches
 
-    def _find(self, selection: Selection) -> dict[LayerPath, Found]:
-        """Return path -> (calls, tensors, why) of the matches of `selection`.
+    def found(self, selection: Selection) -> dict[LayerPath, Found]:
+        """Return path -> (calls, tensors, why) of what a selection matches, in definition order, see `select`.
 
         Raises:
             LayerNotFound: when nothing matches.
         """
+        found = self._find(selection)
+        return {path: found[path] for path in self._modules if path in found}
+
+    def _find(self, selection: Selection) -> dict[LayerPath, Found]:
         if selection is None:
             return dict.fromkeys([path for path in self._modules if path] or [""], (None, None, "every layer"))
         if isinstance(selection, Matches):

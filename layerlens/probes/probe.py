@@ -112,10 +112,9 @@ class Probe:
             if graph and policy == "cpu":
                 raise OptionError("keep='cpu' takes tensors out of the graph; with graph=True keep 'clone'.")
         self._model, self._layers = model, Layers(model)
-        nothing = isinstance(layers, tuple) and not layers
-        matches = None if nothing else self._layers.select(layers, calls=True, tensors=True)
-        self._calls: dict[LayerPath, Calls] = {} if matches is None else matches.calls
-        self._tensors: dict[LayerPath, Names] = {} if matches is None else matches.tensors
+        found = {} if isinstance(layers, tuple) and not layers else self._layers.found(layers)
+        self._calls: dict[LayerPath, Calls] = {path: calls for path, (calls, _, _) in found.items()}
+        self._tensors: dict[LayerPath, Names] = {path: tensors for path, (_, tensors, _) in found.items()}
         self._edits = (
             MadeEdits(model, self._layers, edits or {}, arguments or {}, followed) if edits or arguments else None
         )
@@ -136,7 +135,7 @@ class Probe:
     def __enter__(self) -> Record:
         if self._handles:
             raise OptionError("this probe is already attached; make a second Probe to nest them.")
-        self._owner = get_ident()
+        self._owner, self._earlier = get_ident(), self.record.count
         _OPEN_PROBES[self._owner] = _OPEN_PROBES.get(self._owner, 0) + 1
         self._stack.callback(_close, self._owner)
         try:
@@ -148,10 +147,10 @@ class Probe:
                 note = self._model.register_forward_pre_hook(self._note_run, with_kwargs=True, prepend=True)
                 self._handles.append(note)
             more = self._inputs or self._timing or self._gradients or self._pending or self._graph or self._reduce
-            plain = self._keep == "reference" and not more
+            plain, modules = self._keep == "reference" and not more, dict(self._layers.items())
             for path, calls in self._calls.items():
                 whole = calls is None and self._tensors[path] is None and path not in self._own
-                self._attach(path, self._layers[path], only_references=plain and whole)
+                self._attach(path, modules[path], only_references=plain and whole)
         except BaseException:
             self._detach()
             raise
@@ -194,7 +193,7 @@ class Probe:
 
     def _attach(self, path: LayerPath, module: nn.Module, *, only_references: bool) -> None:
         """Attach the hooks of a layer; `only_references` keeps references to the outputs of all its calls."""
-        counter = itertools.count(len(self.record.calls(path)) if self.record.count else 0)
+        counter = itertools.count(len(self.record.calls(path)) if self._earlier else 0)
         if only_references:
             note = _reference_hook(path, self.record, counter, lambda: self._hooks(path, module, counter)[1])
             self._handles.append(module.register_forward_hook(note))
