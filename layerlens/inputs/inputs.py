@@ -126,8 +126,9 @@ class Inputs:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return every tensor by name: a keyword or a position, with dots for nested ones."""
-        named: dict[str, Any] = {str(position): value for position, value in enumerate(self.args)}
-        return dict(named_tensors(named | self.kwargs))
+        named: dict[str, Any] = {str(position): value for position, value in enumerate(self.args)} | self.kwargs
+        plain = all(isinstance(value, torch.Tensor) for value in named.values())
+        return named if plain else dict(named_tensors(named))
 
     def floating(self) -> dict[str, torch.Tensor]:
         """Return the tensors that can have a gradient, by name; masks (boolean or integer) and token ids cannot."""

@@ -102,18 +102,19 @@ class Target:
             )
         if rows is None:
             first = first_tensor(output)
-            count = first.shape[0] if first is not None and first.ndim else 1
-            rows = torch.arange(count, device=None if first is None else first.device)
-            self.check(len(rows))
+            length = first.shape[0] if first is not None and first.ndim else 1
+            rows = torch.arange(length, device=None if first is None else first.device)
+            self.check(length)
         scores = self.function(output, rows)
         if not isinstance(scores, torch.Tensor):
             raise TargetError(f"target {self.label!r} returned {describe(scores)}; it must return a tensor (batch,).")
-        if scores.ndim == 0 and len(rows) == 1:
-            scores = scores.reshape(1)
-        if scores.shape != (len(rows),):
+        (count,), shape = rows.shape, scores.shape
+        if not shape and count == 1:
+            scores, shape = scores.reshape(1), rows.shape
+        if shape != (count,):
             single = "Leave the first axis: output[:, 3], not output[0, 3]; output.flatten(1).mean(dim=1), not mean()."
             raise TargetError(
-                f"target {self.label!r} returned shape {tuple(scores.shape)} for {len(rows)} sample(s); it must return "
+                f"target {self.label!r} returned shape {tuple(shape)} for {count} sample(s); it must return "
                 "one score per sample, shape (batch,). "
                 + (single if scores.numel() == 1 else "Reduce the other axes, for example with .mean(dim=(1, 2, 3)).")
             )

@@ -74,8 +74,9 @@ def class_scores(output: object) -> torch.Tensor:
             "(batch,). Give a batch of one sample with target=lambda output: output.reshape(1), or let the model "
             "return a value for each sample: Lens(model, forward=...)."
         )
-    if scores.dtype == torch.bool or scores.is_complex():
-        kind = str(scores.dtype).removeprefix("torch.")
+    dtype = scores.dtype
+    if dtype == torch.bool or dtype.is_complex:
+        kind = str(dtype).removeprefix("torch.")
         raise TargetError(
             f"the output is {kind}, and a score is a real number. Give a function of it: target=lambda output: "
             f"output{'[:, 0].float()' if scores.dtype == torch.bool else '.abs()[:, 0]'}."

@@ -30,6 +30,7 @@ from .leaves.layer_leaf import find_leaf_calls
 from .leaves.leaves import Leaf, Whole, find_leaves, substitute, unchangeable
 from .leaves.padding import paddings
 from .messages import (
+    all_finite,
     first_not_finite,
     warn_of_canceling,
     warn_of_not_finite,
@@ -190,7 +191,7 @@ class Scorer:
         """
         self._check_batch_axis(output)
         check_samples(self._output, self.target, values, output, scores.detach())
-        if not bool(torch.isfinite(scores).all()):
+        if not all_finite(scores):
             raise TargetError(
                 f"the score of target {self.target.label!r} is not finite: {scores.detach().tolist()[:8]}. "
                 f"{first_not_finite(self.model, self.forward, *self._changed(values, None, then))}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -94,20 +94,20 @@ class Graph:
 
     def visit(self, root: Node | torch.autograd.graph.Node) -> NodeInfo:
         """Describe `root` and, on the way, all nodes that it is computed from."""
-        root = cast(Node, root)
-        stack = [root]
+        visited, root = self._visited, cast(Node, root)
+        stack = [] if root in visited else [root]
         while stack:
             node = stack[-1]
-            if node in self._visited:
+            if node in visited:
                 stack.pop()
                 continue
-            missing = [child for child, _ in node.next_functions if child is not None and child not in self._visited]
+            children = [child for child, _ in node.next_functions]
+            missing = [child for child in children if child is not None and child not in visited]
             if missing:
                 stack.extend(missing)
             else:
-                self._visited[node] = self._describe(node)
-                stack.pop()
-        return self._visited[root]
+                visited[stack.pop()] = self._describe(node, children)
+        return visited[root]
 
     def reached(self, root: NodeInfo) -> list[NodeInfo]:
         """The nodes between `root` and the leaves; `root` first."""
@@ -120,13 +120,14 @@ class Graph:
                     stack.append(edge)
         return list(reached.values())
 
-    def _describe(self, node: Node) -> NodeInfo:
+    def _describe(self, node: Node, children: Sequence[Node | None]) -> NodeInfo:
         name = node.name()
         if name == ACCUMULATE:  # a leaf of ours, or a parameter
             ours = id(node.variable) in self._leaves
             return NodeInfo(node, "leaf", None, (), ours, ours)
-        edges = tuple(None if child is None else self._visited[child] for child, _ in node.next_functions)
-        info = NodeInfo(node, operation(name), None, edges, any(edge.depends for edge in edges if edge), False)
+        edges = tuple([None if child is None else self._visited[child] for child in children])
+        depends = any(edge.depends for edge in edges if edge is not None)
+        info = NodeInfo(node, operation(name), None, edges, depends, False)
         if info.depends:
             row = self._table.get(info.op)
             info.row = row if row is None or row.refine is None else row.refine(node)

@@ -119,13 +119,11 @@ class Bookkeeper:
         for entry in order:
             number, kind, source = booked[entry]
             parts.setdefault((kind, layers[number], source), []).append(entry)
-        amounts = torch.stack(self.sweep.amounts).cpu()
-        sums = amounts[order]
+        amounts = torch.stack([self.sweep.amounts[entry] for entries in parts.values() for entry in entries]).cpu()
         if len(parts) < len(order):
-            rows = [row for row, entries in enumerate(parts.values()) for _ in entries]
-            joined = amounts[[entry for entries in parts.values() for entry in entries]]
-            sums = amounts.new_zeros(len(parts), self.batch).index_add_(0, torch.tensor(rows), joined)
-        pairs = zip(parts, sums.unbind(), sums.any(dim=1).tolist(), strict=True)
+            rows = torch.tensor([row for row, entries in enumerate(parts.values()) for _ in entries])
+            amounts = amounts.new_zeros(len(parts), self.batch).index_add_(0, rows, amounts)
+        pairs = zip(parts, amounts.unbind(), amounts.any(dim=1).tolist(), strict=True)
         entries = tuple(Entry(*key, amount) for key, amount, nonzero in pairs if nonzero)
         ledger = Ledger(score.detach().double().cpu(), entries, by_sample=not self.sweep.mixed)
         worst = float(ledger.relative.max())

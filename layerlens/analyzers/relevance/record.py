@@ -102,13 +102,13 @@ def record(
         "Shard the model by FSDP2 (fully_shard), which gathers each layer's weights, or take a gradient method of "
         "saliency, such as input_x_gradient.",
     )
-    rulebook = None if rules == "auto" else as_rulebook(rules)
+    rulebook, modules = None if rules == "auto" else as_rulebook(rules), modules_of(model)
     wanted = Parameters(model, parameters)
     if rulebook is None or rulebook.linear:
-        _save_inputs(model)
+        _save_inputs(modules)
     else:
-        _freeze(model, but=wanted.tensors)
-    scores, modules = TargetScores(targets), modules_of(model)
+        _freeze(modules, but=wanted.tensors)
+    scores = TargetScores(targets)
     scorer = Scorer(model, x, scores.joint_target(), forward=forward, whole="never")
     leaves = scorer.start()
     graph = Graph(leaves.values(), TABLE)
@@ -126,7 +126,7 @@ def record(
                 stack.enter_context(watcher)
         with scorer.inner.left_to(recorder):
             joint, output = scorer.scored(leaves)
-    values = scores.values
+    scores.values = values = scores.values or [joint]
     scorer.check(leaves, joint, output)
     if recorder.notes.cuts.left:
         restore_generators(generators)
@@ -181,17 +181,17 @@ def _find_cuts_outside_torch(
             notes.added_cuts.setdefault(number, how)
 
 
-def _save_inputs(model: nn.Module) -> None:
+def _save_inputs(modules: Sequence[nn.Module]) -> None:
     """Make autograd save the input of every linear operation, as it does for a weight that needs a gradient."""
-    for parameter in parameters_of(modules_of(model)):
+    for parameter in parameters_of(modules):
         if not parameter.requires_grad and parameter.is_floating_point() and not parameter.is_inference():
             parameter.requires_grad_(True)
 
 
-def _freeze(model: nn.Module, but: Sequence[torch.Tensor]) -> None:
+def _freeze(modules: Sequence[nn.Module], but: Sequence[torch.Tensor]) -> None:
     """Make autograd save neither the inputs of linear operations nor offloaded weights, where no rule reads them."""
     wanted = {id(parameter) for parameter in but}
-    for parameter in parameters_of(modules_of(model)):
+    for parameter in parameters_of(modules):
         if parameter.requires_grad and id(parameter) not in wanted:
             parameter.requires_grad_(False)
 
@@ -240,9 +240,12 @@ class TargetScores:
 
     def _score(self, output: object, rows: torch.Tensor) -> torch.Tensor:
         for target in self.targets:
-            target.check(len(rows))
+            if target.each is not None:
+                target.check(len(rows))
+        if len(self.targets) == 1:
+            return self.targets[0].function(output, rows)  # whose result is checked as that of the joint target
         self.values = [target(output, rows, at=self._at) for target in self.targets]
-        return self.values[0] if len(self.values) == 1 else torch.stack(self.values).sum(dim=0)
+        return torch.stack(self.values).sum(dim=0)
 
 
 class Parameters:

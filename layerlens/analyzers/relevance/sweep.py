@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 from torch.utils.hooks import RemovableHandle
 
 from layerlens.analyzers.common.scorer import backward_pass
-from layerlens.analyzers.graph.added_constants import Constant
+from layerlens.analyzers.graph.constant import Constant
 from layerlens.analyzers.graph.graph import NodeInfo
 from layerlens.analyzers.graph.linear_operations import BATCH_NORMS, LinearOperation
 from layerlens.analyzers.graph.operation import Gradients, Kind, Node, relevance_of
