@@ -192,10 +192,9 @@ class Scorer:
         self._check_batch_axis(output)
         check_samples(self._output, self.target, values, output, scores.detach())
         if not all_finite(scores):
-            raise TargetError(
-                f"the score of target {self.target.label!r} is not finite: {scores.detach().tolist()[:8]}. "
-                f"{first_not_finite(self.model, self.forward, *self._changed(values, None, then))}"
-            )
+            shown, where = scores.detach().tolist()[:8], self._changed(values, None, then)
+            why = first_not_finite(self.model, self.forward, *where)
+            raise TargetError(f"the score of target {self.target.label!r} is not finite: {shown}. {why}")
 
     def _check_batch_axis(self, output: Any) -> None:
         if self.target.at is None:
