@@ -137,7 +137,13 @@ class Inputs:
     def replace(self, tensors: Mapping[str, torch.Tensor]) -> Inputs:
         """Return the arguments with the named tensors replaced; the containers of the caller are not changed."""
         names = iter(self.tensors())
+        if self._plain():
+            return self._of([tensors.get(name, old) for name, old in zip(names, self.args, strict=True)], {})
         return self._of(*map_tensors((list(self.args), self.kwargs), lambda old: tensors.get(next(names), old)))
+
+    def _plain(self) -> bool:
+        """Whether it is tensors by position, and nothing else."""
+        return not self.kwargs and all(isinstance(one, torch.Tensor) for one in self.args)
 
     def _of(self, args: list[Any], kwargs: dict[str, Any]) -> Inputs:
         """Other arguments with the same names."""
@@ -188,7 +194,7 @@ class Inputs:
         Raises:
             InputError: when such an object cannot be copied.
         """
-        if not self.kwargs and all(isinstance(one, torch.Tensor) for one in self.args):
+        if self._plain():
             return self._of([function(one) for one in self.args], {})
         return self._of(*map_tensors((list(self.args), self.kwargs), function, held))
 

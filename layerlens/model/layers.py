@@ -44,18 +44,16 @@ class Layers(Mapping[LayerPath, nn.Module]):
         self._modules: dict[LayerPath, nn.Module] = {}
         self.aliases: dict[LayerPath, LayerPath] = {}
         first: dict[int, LayerPath] = {}
-
-        def walk(path: LayerPath, module: nn.Module) -> None:
+        waiting = [("", model)]
+        while waiting:
+            path, module = waiting.pop()
             if id(module) in first:
                 self.aliases[path] = first[id(module)]
             else:
                 first[id(module)] = path
                 self._modules[path] = module
-            for name, child in module._modules.items():
-                if child is not None:
-                    walk(f"{path}.{name}" if path else name, child)
-
-        walk("", model)
+            start = f"{path}." if path else ""
+            waiting += [(start + name, child) for name, child in reversed(module._modules.items()) if child is not None]
 
     def canonical(self, path: LayerPath) -> LayerPath:
         """Return the first name of the module named `path`.

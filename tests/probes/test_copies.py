@@ -218,11 +218,17 @@ def test_calls_are_kept_as_they_are_named():
         record["layers.0"]
 
 
-def test_nothing_keeps_the_model():
+def test_nothing_keeps_the_model_or_the_record_until_garbage_is_collected():
     model = Written(WRITES["add"]).eval()
-    gone = weakref.ref(model)
-    record = capture(model, normal(3, 4))
-    record["first"]
-    del model, record
     gc.collect()
-    assert gone() is None
+    gc.disable()
+    try:
+        for _ in range(2):
+            record = capture(model, normal(3, 4), "*")
+            gone = weakref.ref(model), weakref.ref(record)
+            del record
+            assert gone[1]() is None
+        del model
+        assert gone[0]() is None
+    finally:
+        gc.enable()
