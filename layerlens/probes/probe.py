@@ -178,7 +178,7 @@ class Probe:
 
     def _note_run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the input of a run, one for each shape, so that its axes can be followed when they are asked for."""
-        if recomputing() or _of_other_thread(self._owner):
+        if _elsewhere(self._owner):
             return
         given = Inputs(args, kwargs)
         key = tuple((name, tuple(sizes_of(tensor)), tensor.dtype) for name, tensor in given.tensors().items())
@@ -225,13 +225,13 @@ class Probe:
             return versions(value) if graph or keep == "reference" else ()
 
         def before(module: nn.Module, args: object, kwargs: object) -> None:
-            if not (recomputing() or _of_other_thread(self._owner)):
+            if not _elsewhere(self._owner):
                 keep = next(iter(own.values()), of_layer)
                 arguments = self._arguments((args, kwargs), keep)
                 entered.append((arguments, held(arguments, keep), time.perf_counter()))
 
         def after(module: nn.Module, args: object, output: object) -> Any:
-            if recomputing() or _of_other_thread(self._owner):
+            if _elsewhere(self._owner):
                 return None
             arguments, held_arguments, start = entered.pop() if entered else (None, (), None)
             index = next(counter)
@@ -276,13 +276,9 @@ def _close(thread: int) -> None:
 
 
 def _elsewhere(owner: int) -> bool:
-    return recomputing() or _of_other_thread(owner)
-
-
-def _of_other_thread(owner: int) -> bool:
-    """Whether the call belongs to the probe of another thread. A thread without a probe may be one of the model."""
+    """Whether a call is made again, or belongs to the probe of another thread; one without may be of the model."""
     thread = get_ident()
-    return thread != owner and thread in _OPEN_PROBES
+    return _graph_task() != -1 or tracing() or (thread != owner and thread in _OPEN_PROBES)
 
 
 def _reference_hook(
@@ -306,7 +302,7 @@ def _reference_hook(
             and not output.is_inference()
             and not torch._C._functorch.is_batchedtensor(output)
         ):
-            if not recomputing() and not _of_other_thread(owner):
+            if not _elsewhere(owner):
                 pending.append((path, next(counter), module, output, output._version, record.run))
             return None
         if after is None:  # nested, of a subclass, or with a graph
