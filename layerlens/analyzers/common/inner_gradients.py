@@ -27,9 +27,14 @@ class InnerGradients:
     A forward pass without gradients runs with them if the model asks for some, and what the model differentiates keeps
     its graph (`create_graph=True`), as the gradient of the score needs it. The first run finds out whether that is so;
     other models are then run as they are.
+
+    Attributes:
+        watching: whether the first run with gradients from now on notes in `cuts` what cuts a signal.
+        cuts: what does.
     """
 
     def __init__(self) -> None:
+        self.watching = False
         self._used: bool | None = None
         self._watched = False
         self.cuts: list[str] = []
@@ -63,7 +68,7 @@ class InnerGradients:
         Raises:
             RuntimeError: as the model raises it.
         """
-        watches = torch.is_grad_enabled() and not self._watched
+        watches = self.watching and torch.is_grad_enabled() and not self._watched
         if self._used is False and not watches:
             return run(values)
         keeping = _KeepGraph(Cuts(_has_graph, str) if watches else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar, cast
@@ -37,6 +38,11 @@ class Method:
     passes: str
     needs: str
     source: str
+
+    @functools.cached_property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """The parameters of the function."""
+        return inspect.signature(self.function).parameters
 
 
 METHODS: dict[str, Method] = {}

@@ -374,6 +374,7 @@ def gradients(
         joined = {name: torch.cat([slopes[name] for _, slopes in single]) for name in values}
         return torch.cat([score for score, _ in single]), joined
     start = {name: value.detach().requires_grad_() for name, value in values.items()}
+    scorer.inner.watching = True
     score = scorer(start, rows)
     slopes: tuple[torch.Tensor | None, ...] = (None,)
     if score.requires_grad:

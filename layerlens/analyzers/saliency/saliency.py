@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -59,7 +58,7 @@ def saliency(
         torch.Size([1, 3])
     """
     row = METHODS.get(str(method)) or method_named(method)
-    parameters = inspect.signature(row.function).parameters
+    parameters = row.parameters
     known = [name for name in parameters if name not in _COMMON]
     if not options.keys() <= {*known, *old_names(row.function)}:
         unknown = [one for one in options if one not in known]
@@ -82,7 +81,7 @@ def saliency(
 
 def _having(options: list[str]) -> list[str]:
     """The methods that have all of some options, integrated gradients first."""
-    names = [name for name, row in METHODS.items() if {*options} <= inspect.signature(row.function).parameters.keys()]
+    names = [name for name, row in METHODS.items() if {*options} <= row.parameters.keys()]
     return sorted(names, key=lambda name: name != "integrated_gradients")
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from layerlens.analyzers.common.calls.call_shapes import call_index
 from layerlens.analyzers.common.samples import slopes_by_sample
@@ -29,6 +31,9 @@ from .layer_choice import Candidate, Options, Reshape, TensorKey, asked, candida
 
 GROUP = 16
 """Number of tensors whose gradient is taken in one run when the layer is chosen automatically."""
+
+_ENOUGH: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+"""Of a model, how many tensors from the last one on the layer was among when it was chosen last: the first to try."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +113,7 @@ class LayerView:
             return {}
         with torch.enable_grad():
             start = scorer.start()
-            slope = _gradients(scorer, scorer(start), [start[grid.input]])[0]
+            slope = _gradients(scorer, scorer(start), {grid.input: start[grid.input]})[0]
         if slope is None:
             return {}
         found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -150,7 +155,8 @@ def view_of(
     held = {place[2]: tensor for place, tensor in hold.held.items() if place[:2] == (path, site.index)}
     one = _asked_for(site, held, found, inputs_with_places(scorer, found, name), name, options, tensors)
     kept = held[one.place[2]]
-    slopes = dict(zip(held, _gradients(scorer, score, list(held.values())), strict=True)) if gradient else {}
+    own = {(path, site.index, tensor): value for tensor, value in held.items()}
+    slopes = dict(zip(held, _gradients(scorer, score, own), strict=True)) if gradient else {}
     slope = slopes.get(one.place[2])
     if gradient and slope is None:
         layer = f"layer {path!r}" if not one.place[2] else f"{path}/{one.place[2]}"
@@ -216,7 +222,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
     names, tried = inputs_with_places(scorer, found, name), list[TensorKey]()
     spare: dict[str, LayerView] = {}  # the score depends on it at one place only, or with a gradient of zero
     for tensors in candidates(found, names, options):
-        for group in _from_the_last(tensors):
+        for group in _from_the_last(tensors, _ENOUGH.get(scorer.model, GROUP)):
             hold = _Hold("hold", _unchanged, wanted={one.place for one in group}.__contains__)
             with Probe(scorer.model, (), edits=dict.fromkeys((one.place[0] for one in group), hold)):
                 score = scorer({})
@@ -225,7 +231,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
             if kept and not (gradient or score.requires_grad or _differentiable(scorer)):
                 one = kept[-1]
                 return LayerView(scorer, score, one.place, one.grid, one.view, hold.held[one.place].detach(), None)
-            slopes = _gradients(scorer, score, [hold.held[one.place] for one in kept])
+            slopes = _gradients(scorer, score, {one.place: hold.held[one.place] for one in kept})
             for one, slope in reversed(list(zip(kept, slopes, strict=True))):
                 if slope is None:
                     continue
@@ -233,6 +239,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
                 view = LayerView(scorer, score.detach(), one.place, one.grid, one.view, activation, slope)
                 counts = one.view(slope).ne(0).any(dim=1).flatten(1).sum(dim=1)
                 if bool((counts > 1).any()):
+                    _ENOUGH[scorer.model] = len(tensors) - tensors.index(one)
                     return view
                 spare.setdefault("one" if bool(counts.any()) else "flat", view)
     for kind in ("one", "flat"):
@@ -242,7 +249,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
         several = {place[0] for place in tried if place[2]}
         hold = _Hold("hold", _unchanged)
         with Probe(scorer.model, (), edits=dict.fromkeys(several, hold)):
-            slopes = _gradients(scorer, scorer({}), list(hold.held.values())) if several else ()
+            slopes = _gradients(scorer, scorer({}), hold.held) if several else ()
         seen = [f"{place[0]}/{place[2]}" for place, slope in zip(hold.held, slopes, strict=True) if slope is not None]
         raise OptionError(
             f"the score {scorer.target.label!r} depends on no layer with places ({len(tried)} tried), or cannot be "
@@ -265,8 +272,9 @@ def _read_instead(tensors: Iterable[str]) -> str:
     )
 
 
-def _from_the_last(tensors: list[Candidate]) -> Iterator[list[Candidate]]:
-    for end in range(len(tensors), 0, -GROUP):
+def _from_the_last(tensors: list[Candidate], first: int) -> Iterator[list[Candidate]]:
+    yield tensors[-first:]
+    for end in range(len(tensors) - first, 0, -GROUP):
         yield tensors[max(0, end - GROUP) : end]
 
 
@@ -302,8 +310,13 @@ def _differentiable(scorer: Scorer) -> bool:
         return scorer(scorer.start()).requires_grad
 
 
-def _gradients(scorer: Scorer, score: torch.Tensor, tensors: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+def _gradients(
+    scorer: Scorer, score: torch.Tensor, tensors: Mapping[TensorKey, torch.Tensor] | Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor | None, ...]:
     if not score.requires_grad:
         return (None,) * len(tensors)
+    run = scorer.run
+    if run.key is not None:
+        run = run._replace(key=(run.key, tuple(tensors)))
     with backward_pass(scorer.model):
-        return slopes_by_sample(score, tensors, run=scorer.run._replace(key=None))[0]
+        return slopes_by_sample(score, list(tensors.values()), run=run)[0]

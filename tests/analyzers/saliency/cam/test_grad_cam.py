@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from layerlens.analyzers.saliency.cam import layer_view
 from layerlens.analyzers.saliency.cam.gradient_cams import grad_cam
 from layerlens.errors import InputError, OptionError, RecordError, SelectionError
 from tests.analyzers.saliency.cam.test_cams import enlarged
@@ -269,3 +270,17 @@ def test_object_queries_are_no_patches():
     assert (found["layer"], found["size"]) == ("b", (4, 4))
     with pytest.raises(OptionError, match="not a grid of places"):
         grad_cam(Queries(), x, "d", target=(0, 1))
+
+
+def test_the_layer_is_the_last_one_however_many_were_tried_before():
+    torch.manual_seed(0)
+    blocks = [part for _ in range(12) for part in (nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())]
+    model, x = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)), normal(2, 3, 8, 8)
+    first = grad_cam(model, x, target=0, relu=False)
+    for count in (1, 2, 100):
+        layer_view._ENOUGH[model] = count
+        again = grad_cam(model, x, target=0, relu=False)
+        assert again.settings == first.settings and torch.equal(again.values, first.values)
+    assert layer_view._ENOUGH[model] == 1
+    model.insert(24, nn.Dropout2d())
+    assert grad_cam(model, x, target=0, relu=False).settings["layer"] == "24"
