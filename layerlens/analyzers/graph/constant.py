@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmath
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -52,7 +53,15 @@ class Constant:
                 if axes not in sums:
                     sums[axes] = multiplier.sum(dim=axes, keepdim=True)
                 multiplier = sums[axes]
+            elif not self.masking and shape[-1] > 1 == math.prod(shape[:-1]) and _in_one_pass(self.value, multiplier):
+                return (multiplier @ self.value.reshape(-1)).unsqueeze(-1)  # summed over the units
         product = relevance_of(self.value, multiplier)
         if not self.masking:
             return product
         return torch.where(multiplier == 0, torch.zeros((), dtype=product.dtype, device=product.device), product)
+
+
+def _in_one_pass(value: torch.Tensor, multiplier: torch.Tensor) -> bool:
+    """Whether their product over the last axis is exact enough, and needs no copy."""
+    real = value.dtype is multiplier.dtype and value.dtype in (torch.float32, torch.float64)
+    return real and multiplier.ndim > 1 and multiplier.is_contiguous()

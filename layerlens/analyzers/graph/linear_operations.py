@@ -110,6 +110,11 @@ class DenseMap(LinearMap):
 class ConvolutionMap(LinearMap):
     """A convolution of any rank, transposed or not, grouped, dilated."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether every output channel reads all input channels, which are axis 1 of the weight."""
+        return not self.node._saved_transposed and int(self.node._saved_groups) == 1
+
     def _options(self) -> tuple[Any, ...]:
         node = self.node
         return (
@@ -231,11 +236,11 @@ class LinearOperation:
             shift = value if shift is None else shift + value
         return scale, shift
 
-    def normalized(self) -> torch.Tensor:
-        """Compute the output of its batch norm from the input that the norm saved."""
+    def normalized(self, scale: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute the output of its batch norm from the input that the norm saved, and the norm's factor if known."""
         assert self.norm is not None
         z: torch.Tensor = self.norm._saved_input.detach()
-        scale, _ = self.scale_and_shift(z)
+        scale = self.scale_and_shift(z)[0] if scale is None else scale
         assert scale is not None
         end = self.end.number  # what the linear node itself adds is in the norm's input already
         added = [torch.as_tensor(c.value, dtype=z.dtype, device=z.device) for n, c in self.constants if n == end]

@@ -69,6 +69,8 @@ class Row:
         label: for FUSED and WHOLE, the rule as shown; `{attention}` and `{product}` become the rulebook's choices.
         refine: `node -> Row` for operations whose kind depends on their options.
         adding: slots of a product that add instead of multiply.
+        backward: the one operation of which the node's own backward pass consists, and of whose result the rule needs
+            nothing: it does not run then.
         several: row used instead when an input other than the first carries relevance.
         why: why relevance does not enter (STOP, or inputs outside `slots`), as messages say it.
     """
@@ -80,6 +82,7 @@ class Row:
     label: str = ""
     refine: Callable[[Any], Row] | None = None
     adding: tuple[int, ...] = ()
+    backward: torch._ops.OpOverload | None = None
     several: Row | None = None
     why: str = "it measures a size, by which others divide"
 

@@ -17,25 +17,38 @@ from layerlens.analyzers.graph.operation import Gradients
 from layerlens.errors import RelevanceError
 
 from .book import Bookkeeper
-from .linear_terms import InputTerm, SignedProduct, first_layer_terms, split_by_sign, without_bias
+from .linear_terms import (
+    PLUS,
+    InputTerm,
+    SignedProduct,
+    StackedProduct,
+    first_layer_terms,
+    plus,
+    split_by_sign,
+    without_bias,
+)  # fmt: skip
 from .plan import PlannedLinear
 from .rules.linear import FIRST_LAYER_RULES, Epsilon, LinearRule
+from .spared import WORTH_SPARING, Asked, Hook, Spared
 
-_SAVED_BY_CONSUMER = {"Relu": "result", "Gelu": "self", "Silu": "self", "Hardswish": "self", "Mish": "self"}
+_SAVED_BY_CONSUMER = {
+    "Relu": "result", "Gelu": "self", "Silu": "self", "Hardswish": "self", "Mish": "self", "Hardtanh": "self",
+}  # fmt: skip
 """Operations that saved their input, or for ReLU a result that equals it wherever relevance comes from."""
 
 
-def attach_linear(planned: PlannedLinear, bookkeeper: Bookkeeper) -> list[RemovableHandle]:
+def attach_linear(planned: PlannedLinear, bookkeeper: Bookkeeper, *, spare: bool) -> list[RemovableHandle]:
     """Register the hooks of a linear operation; returns their handles.
 
     Args:
         planned: operation and rule.
         bookkeeper: where amounts go.
+        spare: whether nobody wants the gradients of parameters, so that a node's own backward pass may be left out.
     """
     operation, rule, path = planned
     if isinstance(rule, Epsilon) and rule.bias:
         return [_EpsilonHook(operation, rule, bookkeeper).attach()]
-    return _LinearHooks(operation, rule, bookkeeper, path).attach()
+    return _LinearHooks(operation, rule, bookkeeper, path, spare=spare).attach()
 
 
 class _EpsilonHook:
@@ -75,24 +88,33 @@ class _LinearHooks:
         rule: its rule.
         bookkeeper: where amounts, first-layer relevance and outputs go.
         path: path of the layer, for messages.
+        spare: as in `attach_linear`.
     """
 
-    def __init__(self, operation: LinearOperation, rule: LinearRule, bookkeeper: Bookkeeper, path: str) -> None:
-        self.operation, self.rule, self.bookkeeper, self.path = operation, rule, bookkeeper, path
+    def __init__(
+        self, operation: LinearOperation, rule: LinearRule, bookkeeper: Bookkeeper, path: str, *, spare: bool
+    ) -> None:
+        self.operation, self.rule, self.bookkeeper, self.path, self.spare = operation, rule, bookkeeper, path, spare
         self.output: torch.Tensor | None = None  # z with bias and norm
         self.scale_and_shift: tuple[torch.Tensor | None, torch.Tensor | None] | None = None  # of the norm
         self.native = False  # whether the native backward can use another weight
         self.native_weight: torch.Tensor | None = None  # that weight
-        self.products: list[SignedProduct] = []
+        self.products: list[SignedProduct] | list[StackedProduct] = []
         self.input_terms: list[InputTerm] = []
         self.x: torch.Tensor | None = None
+        self.asked: Asked | None = None  # what stands for the multiplier where the native backward is spared
 
     def attach(self) -> list[RemovableHandle]:
         operation, handles = self.operation, []
         if operation.consumer is not None and operation.consumer.op in _SAVED_BY_CONSUMER:
             handles.append(operation.consumer.node.register_hook(self._read_output))
         if operation.norm is not None:
-            handles.append(operation.end.node.register_hook(self._pass_norm))
+            pass_norm: Hook = self._pass_norm
+            if self.spare:
+                spared = Spared(torch.ops.aten.native_batch_norm_backward.default, pass_norm)
+                handles.append(operation.end.node.register_prehook(spared.before))
+                pass_norm = spared.after
+            handles.append(operation.end.node.register_hook(pass_norm))
         handles.append(operation.info.node.register_prehook(self._before))
         handles.append(operation.info.node.register_hook(self._after))
         try:
@@ -118,7 +140,7 @@ class _LinearHooks:
         self._refuse_parameters(gradients, allowed=(0,))
         is_read = operation.info.node in folded
         if self.output is None or is_read:
-            self.output = operation.normalized()
+            self.output = operation.normalized(self.scale_and_shift[0])
         if is_read:
             folded[operation.info.node] = self.output
         return (outer[0], *[None] * (len(gradients) - 1))
@@ -143,26 +165,41 @@ class _LinearHooks:
         counted = shift if self.rule.bias else None
         weight = weight if scale is None else operation.map.scaled(weight, scale)
         y = self._output(self.x, weight, shift, g)
-        relevance = y * g.detach()
+        g = g.detach()
         bookkeeper, number = self.bookkeeper, operation.number
         to_bias: list[torch.Tensor] = []
+        first: InputTerm | SignedProduct | StackedProduct | None
         if isinstance(self.rule, FIRST_LAYER_RULES):
-            self.input_terms, to_bias, *lost = first_layer_terms(
+            relevance = y * g
+            del y
+            self.input_terms, to_bias, lost = first_layer_terms(
                 operation.map, self.rule, self.x, weight, counted, relevance
             )
-            first: InputTerm | SignedProduct | None = self.input_terms[0]
+            first = self.input_terms[0]
+        elif isinstance(self.rule, Epsilon):
+            z = y if counted is shift else operation.map.apply(self.x, weight).reshape(y.shape)
+            self.products, lost = without_bias(self.rule, weight, z, y * g)
+            first = self.products[0]
+        elif self.rule.terms() == (PLUS,):
+            stack = self.spare and g.numel() >= WORTH_SPARING
+            self.products, to_bias, lost = plus(
+                operation, self.x, weight, counted, y, g, own=scale is not None, stack=stack
+            )
+            first = self.products[0]
         else:
             z = y if counted is shift else operation.map.apply(self.x, weight).reshape(y.shape)
-            if isinstance(self.rule, Epsilon):
-                self.products, lost = without_bias(self.rule, weight, z, relevance)
-            else:
-                rectified = operation.rectified and counted is shift
-                self.products, to_bias, lost = split_by_sign(
-                    operation, self.rule.terms(), self.x, weight, counted, z, relevance, rectified=rectified
-                )
+            rectified = operation.rectified and counted is shift
+            self.products, to_bias, lost = split_by_sign(
+                operation, self.rule.terms(), self.x, weight, counted, z, y * g, rectified=rectified
+            )
             first = self.products[0] if self.products else None
         bookkeeper.add("additive", number, "bias" if operation.norm is None else "bias and norm", *to_bias)
         bookkeeper.add("absorbed", number, str(self.rule), *lost, linear=True)
+        if first is not None and isinstance(first, StackedProduct):
+            stacked, map_ = first, operation.map
+            backward = torch.ops.aten.convolution_backward.default
+            self.asked = Asked(stacked.s, backward, lambda: (stacked.multiplier(map_), None, None))
+            return (self.asked, *outer[1:])
         return self._through_native(first.weight, first.s, outer) if first else None
 
     def _through_native(self, weight: torch.Tensor, s: torch.Tensor, outer: Gradients) -> Gradients | None:
@@ -183,6 +220,10 @@ class _LinearHooks:
 
     def _after(self, gradients: Gradients, outer: Gradients) -> Gradients:
         """Add the products that the native backward did not compute."""
+        asked, self.asked = self.asked, None
+        if asked is not None:
+            (product,), self.x, self.products = self.products, None, []
+            return gradients if asked.rule is None else (product.multiplier(self.operation.map), None, None)
         x, products, terms, slot = self.x, self.products, self.input_terms, self.operation.map.slot
         self.x, self.native_weight, self.products, self.input_terms = None, None, [], []
         passed: list[torch.Tensor | None] = [None] * len(gradients)

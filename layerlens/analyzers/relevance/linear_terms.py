@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from layerlens.analyzers.graph.linear_operations import LinearMap, LinearOperation
+from layerlens.analyzers.graph.linear_operations import ConvolutionMap, LinearMap, LinearOperation
 
 from .rules.linear import Epsilon, LinearRule, Term, WSquare, ZBox
 
@@ -27,7 +27,81 @@ class SignedProduct(NamedTuple):
     s: torch.Tensor
 
 
-_PLUS = Term(1, 0)
+class StackedProduct(NamedTuple):
+    """The products for inputs of both signs in one: channels of positive inputs, then those of negative ones.
+
+    Attributes:
+        x: the input.
+        parts: its positive part and its negative part, along the channels.
+        weight: weights of both.
+        s: relevance per unit of the output.
+    """
+
+    x: torch.Tensor
+    parts: torch.Tensor
+    weight: torch.Tensor
+    s: torch.Tensor
+
+    def multiplier(self, map_: LinearMap) -> torch.Tensor:
+        """Return the multiplier of the input."""
+        above, below = map_.apply_transposed(self.s, self.weight, self.parts).chunk(2, dim=1)
+        return torch.where(self.x > 0, above, below)
+
+
+PLUS = Term(1, 0)
+
+
+def plus(
+    operation: LinearOperation,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    shift: torch.Tensor | None,
+    y: torch.Tensor,
+    g: torch.Tensor,
+    *,
+    own: bool,
+    stack: bool,
+) -> tuple[list[SignedProduct] | list[StackedProduct], list[torch.Tensor], list[torch.Tensor]]:
+    """Split by the term of z+ alone, with few tensors of the output's size: z, in which s is made, and no other.
+
+    Args:
+        operation: the linear operation.
+        x: its input.
+        weight: its weight, with the scale of its norm.
+        shift: bias and shift of its norm, if they take a share; else None.
+        y: its output with the shift.
+        g: multiplier of the output.
+        own: whether the weight may be written into.
+        stack: whether inputs of both signs may be one product, where that is as fast as two.
+
+    Returns:
+        The products, the amounts that the bias gets, and those that are absorbed.
+    """
+    map_ = operation.map
+    signs = (1,) if operation.nonnegative else _signs(x)
+    products: list[SignedProduct] | list[StackedProduct]
+    if len(signs) == 2 and stack and isinstance(map_, ConvolutionMap) and map_.plain:
+        parts, weights = (torch.cat([one.clamp(min=0), one.clamp(max=0)], dim=1) for one in (x, weight))
+        z = map_.apply(parts, weights)
+        products = [StackedProduct(x, parts, weights, z)]
+    else:
+        used = {sign: PLUS.weight(weight, sign) for sign in signs[1:]}
+        used[signs[0]] = (weight.clamp_ if own else weight.clamp)(**({"min": 0} if signs[0] > 0 else {"max": 0}))
+        z = map_.apply(x if len(signs) == 1 else x.clamp(min=0), used[signs[0]])
+        for sign in signs[1:]:
+            z.add_(map_.apply(x.clamp(max=0), used[sign]))
+        products = [SignedProduct(sign, used[sign], z) for sign in signs]
+    by_bias = None if shift is None else PLUS.bias(shift)
+    if by_bias is not None:
+        z.add_(by_bias)
+    absorbed = []
+    if int(torch.count_nonzero(z)) == z.numel():
+        torch.div(y, z, out=z).mul_(g)
+    else:  # nothing positive came in: its share has nowhere to go
+        empty = z == 0
+        absorbed.append(y * g * empty)
+        torch.div(y, z, out=z).mul_(g).masked_fill_(empty, 0.0)
+    return products, [] if by_bias is None else [_times_shift(z, by_bias)], absorbed
 
 
 def split_by_sign(
@@ -122,7 +196,7 @@ def _denominators(
 
     if not any(term.positive and term.negative for term in active):
         return [total(term) for term in active], weights
-    plus = total(_PLUS)
+    plus = total(PLUS)
     # p z+ + n z- = n y + (p - n) z+, of two amounts of one sign where the term is used: nothing cancels
     sums = [
         torch.add(y if term.negative == 1 else y * term.negative, plus, alpha=term.positive - term.negative)
@@ -161,7 +235,7 @@ def first_layer_terms(
     weight: torch.Tensor,
     shift: torch.Tensor | None,
     relevance: torch.Tensor,
-) -> tuple[list[InputTerm], list[torch.Tensor], torch.Tensor]:
+) -> tuple[list[InputTerm], list[torch.Tensor], list[torch.Tensor]]:
     """Return the terms of the relevance of x under flat, w2 or z-box, what the bias gets, and what is absorbed.
 
     Args:
@@ -187,6 +261,8 @@ def first_layer_terms(
     return [InputTerm(None, by_input, s)], [] if by_bias is None else [_times_shift(s, by_bias)], absorbed
 
 
-def _divide(relevance: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _divide(relevance: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    if int(torch.count_nonzero(z)) == z.numel():
+        return torch.div(relevance, z, out=z), []
     empty = z == 0
-    return torch.div(relevance, z, out=z).masked_fill_(empty, 0.0), relevance * empty
+    return torch.div(relevance, z, out=z).masked_fill_(empty, 0.0), [relevance * empty]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.autograd.graph import GradientEdge
@@ -23,8 +23,7 @@ from .linear_hooks import attach_linear
 from .plan import Plan, PlannedNode
 from .record import Recording, innermost
 from .rules.rulebook import Rulebook
-
-Hook: TypeAlias = Callable[[Gradients, Gradients], "Gradients | None"]
+from .spared import Hook, Spared
 
 
 def sweep(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> list[Sweep]:
@@ -50,7 +49,9 @@ def sweep(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> list[Swee
     handles: list[RemovableHandle] = []
     sweeps = []
     try:
-        handles += itertools.chain.from_iterable(attach_linear(planned, bookkeeper) for planned in plan.linear)
+        handles += itertools.chain.from_iterable(
+            attach_linear(planned, bookkeeper, spare=not recording.parameters.tensors) for planned in plan.linear
+        )
         handles += _hook_nodes(recording, plan, bookkeeper)
         for index, score in enumerate(scores):
             bookkeeper.sweep = Sweep()
@@ -101,10 +102,14 @@ def _hook_nodes(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> Ite
             yield info.row.rule(info.node, plan.rulebook, functools.partial(_book_part, bookkeeper, info.number))
             continue
         hook = _node_hook(planned, recording, plan.rulebook, bookkeeper)
-        if hook is not None:
-            yield info.node.register_hook(hook)
         if constants := recording.notes.constants.get(info.number):
             yield info.node.register_prehook(functools.partial(_book_added, bookkeeper, info.number, constants))
+        if hook is not None and info.row is not None and info.row.backward and not recording.parameters.tensors:
+            spared = Spared(info.row.backward, hook)
+            yield info.node.register_prehook(spared.before)
+            hook = spared.after
+        if hook is not None:
+            yield info.node.register_hook(hook)
 
 
 def _book_part(bookkeeper: Bookkeeper, number: int, kind: str, source: str, term: torch.Tensor) -> None:
@@ -150,7 +155,7 @@ def _node_hook(planned: PlannedNode, recording: Recording, rulebook: Rulebook, b
             if isinstance(at_zero, torch.Tensor) or at_zero:
                 bookkeeper.add("absorbed", number, f"{op} at 0", relevance_of(at_zero, g))
         elif kind is Kind.NORM:
-            passed[0] = None if passed[0] is None else rule(node, g)
+            passed[0] = rule(node, g) if 0 in info.carrying else None
         elif kind is Kind.FUSED:
             entering = tuple(one if slot in info.carrying else None for slot, one in enumerate(gradients))
             multipliers, absorbed = rule(node, entering, g, rulebook)

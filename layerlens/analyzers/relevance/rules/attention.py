@@ -28,9 +28,12 @@ def fused_attention(node: Node, gradients: Gradients, gradient: torch.Tensor, ru
     shared = tuple(
         passed * shares[slot] if passed is not None and slot < 3 else None for slot, passed in enumerate(gradients)
     )
-    factors = (node._saved_query, node._saved_key, node._saved_value)
-    passed_on = [-factor * passed for factor, passed in zip(factors, shared, strict=False) if passed is not None]
-    return shared, (node._saved_output * gradient, *passed_on)
+    # summed over a sample, value times its gradient is output times gradient, and that of key and query is the same
+    rest = [(node._saved_output * gradient).mul_(1 - shares[2] * value)]
+    if query or key:
+        factor, multiplier = (node._saved_query, shared[0]) if query else (node._saved_key, shared[1])
+        rest.append((factor * multiplier).mul_(-2 if query and key else -1))
+    return shared, tuple(rest)
 
 
 def softmax(node: Node) -> tuple[torch.Tensor, ...]:

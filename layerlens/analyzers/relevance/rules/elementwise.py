@@ -6,6 +6,7 @@ R_x = R_y, of Bach et al. 2015). For f(0) = 0 it is f(x) / x.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
@@ -19,8 +20,10 @@ from .structure import DIVIDES
 
 Ratio: TypeAlias = tuple[torch.Tensor, "float | torch.Tensor"]
 """(f(x) - f(0)) / x, and f(0)."""
-PART_SIZE = 1 << 15
+PART_SIZE = 1 << 17
 """Elements per part of a large tensor."""
+
+_A = torch.ops.aten
 
 Function: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 Bound: TypeAlias = torch.Tensor | float | None
@@ -38,17 +41,25 @@ def finite(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(value.nan_to_num(0.0, 0.0, 0.0) for value in values)
 
 
-def gelu(node: Node, _: torch.Tensor | None) -> Ratio:
+def gelu(node: Node, gradients: Gradients, gradient: torch.Tensor, _: object) -> Fused:
     """The normal distribution function of x; its tanh form when that was used (Hendrycks and Gimpel 2016)."""
-    x = node._saved_self
-    if node._saved_approximate == "tanh":
-        return (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2, 0.0
-    return (1 + torch.erf(x / math.sqrt(2))) / 2, 0.0
+    tanh_form, out = node._saved_approximate == "tanh", torch.empty_like(gradient)
+    for x, g, part in cache_sized_parts(node._saved_self, gradient, out):
+        if tanh_form:
+            torch.mul(x, x, out=part)
+            part.mul_(0.044715).add_(1).mul_(x).mul_(math.sqrt(2 / math.pi)).tanh_()
+        else:
+            torch.mul(x, math.sqrt(0.5), out=part).erf_()
+        torch.addcmul(g, g, part, out=part).mul_(0.5)
+    return (out,), ()
 
 
-def silu(node: Node, _: torch.Tensor | None) -> Ratio:
+def silu(node: Node, gradients: Gradients, gradient: torch.Tensor, _: object) -> Fused:
     """The sigmoid of x."""
-    return torch.sigmoid(node._saved_self), 0.0
+    out = torch.empty_like(gradient)
+    for x, g, part in cache_sized_parts(node._saved_self, gradient, out):
+        torch.mul(g, torch.sigmoid(x).conj(), out=part)
+    return (out,), ()
 
 
 def mish(node: Node, _: torch.Tensor | None) -> Ratio:
@@ -102,24 +113,19 @@ def hardsigmoid(node: Node, _: torch.Tensor | None) -> Ratio:
 def hardtanh(node: Node, gradients: Gradients, gradient: torch.Tensor, _: object) -> Fused:
     """ReLU6 and hardtanh keep their relevance where they saturate: the ratio there is bound / x, not 0.
 
-    Elsewhere the ratio is the gradient, which autograd has just made: the saturated elements are added to it.
+    Elsewhere the ratio is the gradient, which autograd has just made: only parts with saturated elements are rewritten.
     """
     x, low, high = node._saved_self, float(node._saved_min_val), float(node._saved_max_val)
-    if low > 0 or high <= 0:
+    (passed,) = gradients
+    if low != 0 or high <= 0 or passed is None:
         ratio, at_zero = clamp_ratio(x, low, high)
         return (gradient * ratio,), (gradient * at_zero,)
-    (passed,) = gradients
-    if passed is None:
-        return gradients, ()
     zero = x.new_zeros(())
     for x_part, g_part, out in cache_sized_parts(x, gradient, passed):
-        if low == 0:  # g high / max(x, high) above 0
+        if x_part.device.type != "cpu" or float(x_part.amax()) >= high:  # g high / max(x, high) above 0
             ratio = torch.clamp(x_part, min=high)
             torch.addcdiv(zero, g_part, ratio, value=high, out=ratio)
             torch.ops.aten.threshold_backward(ratio, x_part, 0.0, grad_input=out)
-            continue
-        for bound, inside in ((high, x_part < high), (low, x_part > low)):
-            out.addcdiv_(g_part, x_part.masked_fill(inside, math.inf), value=bound)
     return (passed,), ()
 
 
@@ -258,18 +264,19 @@ def _row(function: Function, slope: float, at_zero: float = 0.0, role: Role = Ro
     return Row(Kind.RATIO, ratio, role=role)
 
 
+_FUSED_RATIO = functools.partial(Row, Kind.FUSED, label="ratio f(x) / x")
 _CHOICE = Row(Kind.LINEAR, clamp_between, role=Role.SAME)
 
 ELEMENTWISE: dict[str, Row] = {
-    "Gelu": Row(Kind.RATIO, gelu),
-    "Silu": Row(Kind.RATIO, silu),
-    "Mish": Row(Kind.RATIO, mish),
-    "Hardswish": Row(Kind.RATIO, hardswish),
+    "Gelu": _FUSED_RATIO(gelu, backward=_A.gelu_backward.default),
+    "Silu": _FUSED_RATIO(silu, backward=_A.silu_backward.default),
+    "Mish": Row(Kind.RATIO, mish, backward=_A.mish_backward.default),
+    "Hardswish": Row(Kind.RATIO, hardswish, backward=_A.hardswish_backward.default),
     "Elu": Row(Kind.RATIO, elu),
     "Celu": Row(Kind.RATIO, celu),
     "Softplus": Row(Kind.RATIO, softplus, role=Role.GATE),
     "Hardsigmoid": Row(Kind.RATIO, hardsigmoid, role=Role.GATE),
-    "Hardtanh": Row(Kind.FUSED, hardtanh, label="ratio f(x) / x"),
+    "Hardtanh": _FUSED_RATIO(hardtanh),
     **{name: Row(Kind.RATIO, clamp, role=Role.SAME, several=_CHOICE) for name in ("Clamp", "ClampMin", "ClampMax")},
     "Softshrink": Row(Kind.RATIO, softshrink),
     "LogSigmoid": Row(Kind.RATIO, log_sigmoid),

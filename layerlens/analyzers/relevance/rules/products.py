@@ -85,5 +85,5 @@ PRODUCTS: dict[str, Row] = {
     "LinalgDet": Row(Kind.FUSED, determinant, slots=(0,), label="equal shares"),
     "Div": Row(Kind.LINEAR, slots=(0,), role=Role.SAME, refine=division),
     "Addcdiv": Row(Kind.LINEAR, slots=(0, 1), why=DIVIDES),
-    "Glu": Row(Kind.FUSED, glu, slots=(0,), label="product, {product}"),
+    "Glu": Row(Kind.FUSED, glu, slots=(0,), backward=torch.ops.aten.glu_backward.default, label="product, {product}"),
 }
