@@ -9,21 +9,19 @@ from layerlens import relevance
 from layerlens.analyzers.relevance import linear_hooks, spared
 from layerlens.rules import RULEBOOKS
 
-SPARED = {
-    "gelu_backward", "silu_backward", "native_layer_norm_backward", "native_group_norm_backward",
-    "native_batch_norm_backward",
-}  # fmt: skip
+SPARED = {"gelu_backward", "silu_backward", "native_group_norm_backward", "native_batch_norm_backward"}
 
 
 class Ran(TorchDispatchMode):
-    """The operations that run."""
+    """The operations that run on tensors; a stand-in's answer is none."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
 
     def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
-        self.names.append(function.overloadpacket.__name__)
+        if not any(isinstance(part, spared.Asked) for part in args):
+            self.names.append(function.overloadpacket.__name__)
         return function(*args, **(kwargs or {}))
 
 
