@@ -7,6 +7,7 @@ A second product is computed by hand only where contributions of the other sign 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -99,10 +100,11 @@ class _LinearHooks:
         self.scale_and_shift: tuple[torch.Tensor | None, torch.Tensor | None] | None = None  # of the norm
         self.native = False  # whether the native backward can use another weight
         self.native_weight: torch.Tensor | None = None  # that weight
-        self.products: list[SignedProduct] | list[StackedProduct] = []
+        self.products: list[SignedProduct] = []
+        self.stacked: StackedProduct | None = None  # instead, where the native backward is spared
         self.input_terms: list[InputTerm] = []
         self.x: torch.Tensor | None = None
-        self.asked: Asked | None = None  # what stands for the multiplier where the native backward is spared
+        self.asked: Asked | None = None  # the stand-in that gives its multiplier
 
     def attach(self) -> list[RemovableHandle]:
         operation, handles = self.operation, []
@@ -168,7 +170,7 @@ class _LinearHooks:
         g = g.detach()
         bookkeeper, number = self.bookkeeper, operation.number
         to_bias: list[torch.Tensor] = []
-        first: InputTerm | SignedProduct | StackedProduct | None
+        first: InputTerm | SignedProduct | None = None
         if isinstance(self.rule, FIRST_LAYER_RULES):
             relevance = y * g
             del y
@@ -182,10 +184,11 @@ class _LinearHooks:
             first = self.products[0]
         elif self.rule.terms() == (PLUS,):
             stack = self.spare and g.numel() >= WORTH_SPARING
-            self.products, to_bias, lost = plus(
-                operation, self.x, weight, counted, y, g, own=scale is not None, stack=stack
-            )
-            first = self.products[0]
+            found, to_bias, lost = plus(operation, self.x, weight, counted, y, g, own=scale is not None, stack=stack)
+            if isinstance(found, StackedProduct):
+                self.stacked = found
+            else:
+                self.products, first = found, found[0]
         else:
             z = y if counted is shift else operation.map.apply(self.x, weight).reshape(y.shape)
             rectified = operation.rectified and counted is shift
@@ -195,10 +198,10 @@ class _LinearHooks:
             first = self.products[0] if self.products else None
         bookkeeper.add("additive", number, "bias" if operation.norm is None else "bias and norm", *to_bias)
         bookkeeper.add("absorbed", number, str(self.rule), *lost, linear=True)
-        if first is not None and isinstance(first, StackedProduct):
-            stacked, map_ = first, operation.map
+        if (stacked := self.stacked) is not None:
+            multiplier = functools.partial(stacked.multiplier, operation.map)
             backward = torch.ops.aten.convolution_backward.default
-            self.asked = Asked(stacked.s, backward, lambda: (stacked.multiplier(map_), None, None))
+            self.asked = Asked(stacked.s, backward, lambda: (multiplier(), None, None))
             return (self.asked, *outer[1:])
         return self._through_native(first.weight, first.s, outer) if first else None
 
@@ -220,10 +223,10 @@ class _LinearHooks:
 
     def _after(self, gradients: Gradients, outer: Gradients) -> Gradients:
         """Add the products that the native backward did not compute."""
-        asked, self.asked = self.asked, None
-        if asked is not None:
-            (product,), self.x, self.products = self.products, None, []
-            return gradients if asked.rule is None else (product.multiplier(self.operation.map), None, None)
+        asked, stacked, self.asked, self.stacked = self.asked, self.stacked, None, None
+        if asked is not None and stacked is not None:
+            self.x = None
+            return gradients if asked.rule is None else (stacked.multiplier(self.operation.map), None, None)
         x, products, terms, slot = self.x, self.products, self.input_terms, self.operation.map.slot
         self.x, self.native_weight, self.products, self.input_terms = None, None, [], []
         passed: list[torch.Tensor | None] = [None] * len(gradients)

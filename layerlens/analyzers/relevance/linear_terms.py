@@ -61,7 +61,7 @@ def plus(
     *,
     own: bool,
     stack: bool,
-) -> tuple[list[SignedProduct] | list[StackedProduct], list[torch.Tensor], list[torch.Tensor]]:
+) -> tuple[list[SignedProduct] | StackedProduct, list[torch.Tensor], list[torch.Tensor]]:
     """Split by the term of z+ alone, with few tensors of the output's size: z, in which s is made, and no other.
 
     Args:
@@ -79,11 +79,11 @@ def plus(
     """
     map_ = operation.map
     signs = (1,) if operation.nonnegative else _signs(x)
-    products: list[SignedProduct] | list[StackedProduct]
+    products: list[SignedProduct] | StackedProduct
     if len(signs) == 2 and stack and isinstance(map_, ConvolutionMap) and map_.plain:
         parts, weights = (torch.cat([one.clamp(min=0), one.clamp(max=0)], dim=1) for one in (x, weight))
         z = map_.apply(parts, weights)
-        products = [StackedProduct(x, parts, weights, z)]
+        products = StackedProduct(x, parts, weights, z)
     else:
         used = {sign: PLUS.weight(weight, sign) for sign in signs[1:]}
         used[signs[0]] = (weight.clamp_ if own else weight.clamp)(**({"min": 0} if signs[0] > 0 else {"max": 0}))

@@ -77,5 +77,5 @@ class Asked(torch.Tensor):
         if function is asked.operation and asked.rule is not None:
             rule, asked.rule = asked.rule, None
             passed = rule()
-            return passed[0] if len(function._schema.returns) == 1 else passed
+            return passed[0] if passed and len(function._schema.returns) == 1 else passed
         return function(*(part.multiplier if isinstance(part, cls) else part for part in args), **(kwargs or {}))
