@@ -266,13 +266,6 @@ def hf_vit() -> nn.Module:
     )
 
 
-def spelled(model: nn.Module, path: str) -> str:
-    """The path of a layer of `hf_vit` as the installed transformers names it; before 5.10 it had other names."""
-    if not path.startswith("vit.layers") or hasattr(model.vit, "layers"):
-        return path
-    return path.replace("vit.layers", "vit.encoder.layer").replace("o_proj", "output.dense")
-
-
 @case("hf_convnext", "convolution", lambda: {"pixel_values": normal(2, 3, 32, 32)}, None)
 def hf_convnext() -> nn.Module:
     from transformers import ConvNextConfig, ConvNextForImageClassification

@@ -6,7 +6,7 @@ from torch import nn
 
 from layerlens import Lens, Probe, errors
 from layerlens.edits import mean, scale, zero
-from tests.cases import CASES, spelled
+from tests.cases import CASES
 from tests.snapshot import Snapshot
 
 
@@ -97,7 +97,6 @@ def test_heads_are_found_behind_any_projection(x):
 )
 def test_heads_of_published_models(case, layer, projection):
     model, given = CASES[case].build(), CASES[case].example()
-    layer, projection = spelled(model, layer), spelled(model, projection)
     found = Lens(model).run(given, edits={layer: zero(heads=2)})
     width = model.get_submodule(projection).weight.shape[0] // 4
     truth = without_units(model.get_submodule(projection), slice(2 * width, 3 * width), model, given)

@@ -27,7 +27,7 @@ def draw(axes: Axes, handles: Sequence[Artist], dpi: float) -> None:
         )  # fmt: skip
         if legend.get_window_extent(text.renderer(dpi)).width <= axes.bbox.width:
             return
-    room = axes.get_figure(root=True).get_size_inches()[0] - HANDLE  # type: ignore[union-attr]
+    room = axes.figure.canvas.figure.get_size_inches()[0] - HANDLE
     for name in legend.get_texts():
         name.set_text(text.shorten(name.get_text(), float(name.get_fontsize()), room))
     legend.set_loc("lower right")  # too wide: let it reach to the left, over the names of the rows

@@ -5,7 +5,7 @@ from torch import nn
 from layerlens.analyzers.activation import activation_maps
 from layerlens.errors import InputError, LayerNotFound, OptionError, RecordError, SelectionError
 from layerlens.probes.run import capture
-from tests.cases import CASES, normal, spelled
+from tests.cases import CASES, normal
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,6 @@ from tests.cases import CASES, normal, spelled
 )
 def test_units_come_second(name, layer, axes):
     case = CASES[name]
-    layer = spelled(case.build(), layer)
     maps = activation_maps(case.build(), case.example(), layer)
     call = capture(case.build(), case.example(), lambda path, module: path == layer, keep="clone").calls(layer)[0]
     raw = next(t for t in torch.utils._pytree.tree_leaves(call.output) if isinstance(t, torch.Tensor))

@@ -8,7 +8,7 @@ from layerlens.analyzers.saliency.cam import layer_view
 from layerlens.analyzers.saliency.cam.gradient_cams import grad_cam
 from layerlens.errors import InputError, OptionError, RecordError, SelectionError
 from tests.analyzers.saliency.cam.test_cams import enlarged
-from tests.cases import CASES, normal, spelled
+from tests.cases import CASES, normal
 
 
 def net(inplace=False):
@@ -83,7 +83,6 @@ def test_the_layer_is_chosen_and_recorded():
 )
 def test_the_chosen_layer_of_the_cases(name, layer, size):
     case = CASES[name]
-    layer = spelled(case.build(), layer)
     result = grad_cam(case.build(), case.example(), target=case.target, relu=False)
     assert (result.settings["layer"], result.settings["size"]) == (layer, size)
     named = grad_cam(case.build(), case.example(), layer, target=case.target, relu=False)
@@ -140,15 +139,15 @@ def test_tokens_of_a_vision_transformer_by_hand():
     case = CASES["hf_vit"]
     model, x = case.build().double(), case.example()["pixel_values"].double()
     kept = []
-    layer = spelled(model, "vit.layers.1.layernorm_before")
-    handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: kept.append(output))
+    layer = model.vit.layers[1].layernorm_before
+    handle = layer.register_forward_hook(lambda module, args, output: kept.append(output))
     score = model(pixel_values=x).logits[:, 1]
     handle.remove()
     (gradient,) = torch.autograd.grad(score.sum(), kept[0])
     weights = gradient[:, 1:].mean(dim=1)  # the class token is no place
     cam = torch.einsum("bf,btf->bt", weights, kept[0][:, 1:].detach()).reshape(2, 1, 4, 4)
     expected = nn.functional.interpolate(cam, size=(16, 16), mode="bilinear")[:, 0]
-    result = grad_cam(model, {"pixel_values": x}, layer, target=1, relu=False)
+    result = grad_cam(model, {"pixel_values": x}, "vit.layers.1.layernorm_before", target=1, relu=False)
     torch.testing.assert_close(result.tensor, expected)
 
 

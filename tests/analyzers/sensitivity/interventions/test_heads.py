@@ -11,7 +11,7 @@ from layerlens.axes.followed import followed
 from layerlens.inputs.inputs import as_inputs
 from layerlens.targets.target import as_target
 from tests.analyzers.sensitivity.interventions.oracles import as_double, run, without_head
-from tests.cases import CASES, normal, spelled
+from tests.cases import CASES, normal
 
 PROJECTIONS = {
     "hf_bert": ("bert.encoder.layer.{}.attention.self", "bert.encoder.layer.{}.attention.output.dense", 4),
@@ -26,7 +26,6 @@ PROJECTIONS = {
 def test_a_head_is_what_its_columns_of_the_projection_carry(name):
     case, (label, projection, count) = CASES[name], PROJECTIONS[name]
     model, x = case.build().double(), as_double(case.example())
-    label, projection = spelled(model, label), spelled(model, projection)
     target = as_target(case.target)
     clean = target(run(model, x))
     found = ablate(model, x, by="head", target=case.target)
