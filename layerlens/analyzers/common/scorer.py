@@ -366,10 +366,8 @@ def gradients(
     """
     if rows is not None and len(rows) > 1 and scorer.apart(values, rows):
         single = [
-            gradients(
-                scorer, {name: value[place : place + 1] for name, value in values.items()}, rows[place : place + 1]
-            )
-            for place in range(len(rows))
+            gradients(scorer, {n: v[at : at + 1] for n, v in values.items()}, rows[at : at + 1])
+            for at in range(len(rows))
         ]
         joined = {name: torch.cat([slopes[name] for _, slopes in single]) for name in values}
         return torch.cat([score for score, _ in single]), joined
