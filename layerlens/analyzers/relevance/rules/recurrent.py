@@ -172,6 +172,11 @@ class _Steps:
         return slice(gate * self.units, (gate + 1) * self.units)
 
 
+def _backwards(steps: _T) -> tuple[_T, ...]:
+    """A tensor for each step, the last first."""
+    return steps.unbind()[::-1]
+
+
 class _Lstm(_Steps):
     """c' = sigmoid(f) c + sigmoid(i) tanh(g); h' = sigmoid(o) tanh(c'), times a weight where states are projected."""
 
@@ -194,33 +199,36 @@ class _Lstm(_Steps):
         before, c, new = self.cells[:-1], self.cells[1:], i.sigmoid() * rule.tanh(g) * rule.signal
         kept, passed = f.sigmoid() * rule.signal, o.sigmoid() * rule.tanh(c) * rule.signal
         constant, halves, rows = not self.carries[1], list[_T](), self._rows(2)
-        slopes = new.unsqueeze(2)  # of c' by the products of the gates that take a share, and of h' by that of o
+        slopes = new  # of c' by the products of the gates that take a share, and of h' by that of o
         if rule.gate:
             of_i, of_f, of_o = g.tanh() * rule.gate, before * rule.gate, c.tanh() * rule.gate
             if constant:
                 of_f[0] = before[0]
             slopes = torch.stack([of_i * rule.sigmoid(i), of_f * rule.sigmoid(f), new, of_o * rule.sigmoid(o)], dim=2)
             rows = slice(None)
-        of_gates, cells, hidden = torch.empty_like(slopes), torch.empty_like(c), list[_T]()
         m_h, *earlier = self._start(of_y, c)
         m_c, hh = torch.zeros_like(c[0]) if of_c is None else of_c, self.weights.hh[rows]
-        every = (passed, kept, slopes, of_gates, of_gates.flatten(2), cells)
-        steps = zip(*(part.unbind()[::-1] for part in every), earlier, strict=True)
-        for through, keep, slope, at_gates, flat, at_cell, earlier_y in steps:
+        gates, cells, hidden = list[_T](), list[_T](), list[_T]()
+        for through, keep, slope, earlier_y in zip(*map(_backwards, (passed, kept, slopes)), earlier, strict=True):
             m_h = m_h if hr is None else m_h @ hr
-            torch.addcmul(m_c, through, m_h, out=at_cell)
-            torch.mul(at_cell.unsqueeze(1), slope, out=at_gates)
+            at_cell = torch.addcmul(m_c, through, m_h)
             if rule.gate:
-                hidden.append(m_h)
+                at_gates = at_cell.unsqueeze(1) * slope
                 torch.mul(m_h, slope[:, 3], out=at_gates[:, 3])
+                gates.append(at_gates.flatten(1))
+            else:
+                gates.append(at_cell * slope)
+            cells.append(at_cell)
+            hidden.append(m_h)
             m_c = at_cell * keep
-            m_h = torch.addmm(earlier_y, flat, hh)
-        flat = of_gates.flatten(2)
+            m_h = torch.addmm(earlier_y, gates[-1], hh)
+        flat = torch.stack(gates[::-1])
         parts = [_Part(rows, flat, flat)]
         if rule.gate:
-            halves = [of_i * cells, of_f * cells, of_o * torch.stack(hidden[::-1])]
+            at_cells, at_hidden = torch.stack(cells[::-1]), torch.stack(hidden[::-1])
+            halves = [of_i * at_cells, of_f * at_cells, of_o * at_hidden]
         elif constant:
-            halves = [before[:1] * cells[:1]]
+            halves = [before[:1] * cells[-1]]
             forget = halves[0] * rule.sigmoid(f[:1])
             parts.append(_Part(self._rows(1), forget, forget))
             m_h = torch.addmm(m_h, forget[0], self.weights.hh[self._rows(1)])
@@ -250,23 +258,21 @@ class _Gru(_Steps):
         by_new = to_new * r.sigmoid() * rule.signal
         if constant:
             by_new[0] = 0
-        slopes = by_new.unsqueeze(2)  # of h' by the products of h that take a share
+        slopes = by_new  # of h' by the products of h that take a share
         if rule.gate:
             of_r, of_z = to_new * self.new * rule.gate, (self.before - n.tanh()) * rule.gate
             if constant:
                 of_r[0] = to_new[0] * self.new[0]
             slopes, rows = torch.stack([of_r * rule.sigmoid(r), of_z * rule.sigmoid(z), by_new], dim=2), slice(None)
-        of_hh, states = torch.empty_like(slopes), torch.empty_like(passed)
         m_h, *earlier = self._start(of_y, passed)
-        every, hh = (passed, slopes, of_hh, of_hh.flatten(2), states), self.weights.hh[rows]
-        for through, slope, at_gates, flat, at_state, earlier_y in zip(
-            *(part.unbind()[::-1] for part in every), earlier, strict=True
-        ):
-            at_state.copy_(m_h)
-            torch.mul(m_h.unsqueeze(1), slope, out=at_gates)
-            m_h = torch.addcmul(earlier_y, m_h, through).addmm_(flat, hh)
-        of_ih = torch.cat([of_hh[:, :, :-1], (states * to_new).unsqueeze(2)], dim=2)
-        parts = [_Part(rows, of_ih.flatten(2), of_hh.flatten(2))]
+        gates, hidden, hh = list[_T](), list[_T](), self.weights.hh[rows]
+        for through, slope, earlier_y in zip(*map(_backwards, (passed, slopes)), earlier, strict=True):
+            gates.append((m_h.unsqueeze(1) * slope).flatten(1) if rule.gate else m_h * slope)
+            hidden.append(m_h)
+            m_h = torch.addcmul(earlier_y, m_h, through).addmm_(gates[-1], hh)
+        of_hh, states = torch.stack(gates[::-1]), torch.stack(hidden[::-1])
+        of_ih = torch.cat([of_hh[:, :, : -self.units], states * to_new], dim=2)
+        parts = [_Part(rows, of_ih, of_hh)]
         if rule.gate:
             halves = [of_r * states, of_z * states]
         elif constant:
