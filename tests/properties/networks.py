@@ -89,7 +89,9 @@ class Writer:
             if keep:
                 fitting = [one for one in fitting if one in KEEP]
             fitting += [one for one in fitting if one in OFTEN]
-            shape = self.draw(st.sampled_from(fitting))(self, shape)
+            after = self.draw(st.sampled_from(fitting))(self, shape)
+            assume(after == shape or not keep)  # a branch may concatenate
+            shape = after
         return shape
 
 
