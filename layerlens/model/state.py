@@ -26,6 +26,8 @@ LARGE = 2**28
 _INTERNAL = frozenset([*nn.Module().__dict__, "_hf_hook", "_old_forward", "forward"])
 """Attributes that every module has, or that accelerate sets."""
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size])
+_CONTAINERS = frozenset([dict, list, tuple, set])
+"""Classes of Python whose objects have no attributes."""
 _FOREIGN = ("torch", "accelerate", "builtins", "logging", "threading", "weakref", "functools", "_thread")
 """Packages whose objects are not looked into, but for containers and distributions."""
 _GENERATORS: tuple[tuple[type, Callable[[Any], Any], Callable[[Any, Any], Any]], ...] = (
@@ -94,7 +96,7 @@ class State:
             own = {name: attributes[name] for name in attributes.keys() - _INTERNAL}
             self._modules.append((module, own))
             for value in own.values():
-                if value.__class__ not in _PLAIN:
+                if value.__class__ not in _PLAIN and not _is_plain_tuple(value):
                     found = _Found(value, seen)
                     if found:
                         self._attributes.append(found)
@@ -119,6 +121,13 @@ class State:
 
 
 _NOTHING = object()
+
+
+def _is_plain_tuple(value: object) -> bool:
+    """Whether a value is a tuple of plain values, as the kernel size of a convolution, which nothing changes."""
+    if value.__class__ is not tuple:
+        return False
+    return all(one.__class__ in _PLAIN for one in value)
 
 
 def _of_torch(kind: type) -> bool:
@@ -159,7 +168,7 @@ class _Found:
                 if one.nbytes <= LARGE:
                     self._arrays.append((one, one.copy()))
                 continue
-            for kind, get, set_ in _GENERATORS:
+            for kind, get, set_ in _GENERATORS if one.__class__ not in _CONTAINERS else ():
                 if isinstance(one, kind):
                     seen.add(id(one))
                     self._generators.append((set_, one, get(one)))
@@ -210,6 +219,8 @@ class _Holder:
     @classmethod
     def of(cls, one: object) -> _Holder | None:
         """Return what an object holds; None if it is not looked into."""
+        if one.__class__ in _CONTAINERS:
+            return cls(one, _items(one))
         if isinstance(one, CONSTANT):
             return None
         items = _items(one)
@@ -233,11 +244,11 @@ class _Holder:
 
     def changed(self) -> bool:
         """Return whether a tensor was added, replaced or removed, also inside of what was."""
-        pairs = ((_items(self.of_what), self.items), (_dict_of(self.of_what), self.attributes))
-        differing = [
-            one for now, before in (*pairs, (_slots(self.of_what), self.slots)) for one in _differing(now, before)
-        ]
-        return any(_has_tensor(one) for one in differing)
+        now = self.of_what
+        pairs = [(_items(now), self.items)]
+        if now.__class__ not in _CONTAINERS:
+            pairs += [(_dict_of(now), self.attributes), (_slots(now), self.slots)]
+        return any(_has_tensor(one) for pair in pairs for one in _differing(*pair))
 
     def restore(self) -> None:
         """Let it hold what it held."""
@@ -254,6 +265,8 @@ class _Holder:
 
 def _items(one: object) -> Any:
     """A copy of the items of a container; None for another object."""
+    if one.__class__ is list or one.__class__ is tuple:
+        return [*one]
     if isinstance(one, dict):
         return dict(dict.items(one))
     if isinstance(one, (list, tuple, deque, set)):

@@ -142,6 +142,25 @@ def test_what_a_model_writes_into_is_given_back(kind):
         copy.deepcopy(model._kept)
 
 
+def test_plain_values_into_which_a_tensor_is_put_are_given_back():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.size, self.pads, self.names, self.seen = (2, 3), [0, 0], {"a": 1}, set()
+
+        def forward(self, x):
+            self.size, self.names["a"] = (x, 3), x
+            self.pads.append(x)
+            self.seen.add(x)
+            return x
+
+    model = Padded()
+    held = model.pads, model.names, model.seen
+    layerlens.capture(model, torch.ones(1, 2), "")
+    assert (model.size, *held) == ((2, 3), [0, 0], {"a": 1}, set())
+    assert model.pads is held[0] and model.names is held[1] and model.seen is held[2]
+
+
 def test_what_is_large_or_far_from_the_model_is_left_alone(monkeypatch):
     class Trainer:
         def __init__(self, model):
