@@ -66,9 +66,10 @@ class LinearMap:
         """The `SavedTensor` of the weight; hooks on it let the native backward pass use another weight."""
         return getattr(self.node, f"_raw_saved_{self.weight_name}")
 
-    def apply(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Return z without bias."""
-        return x @ weight if self.axis == -1 else weight @ x
+    def apply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Return z, with a bias that broadcasts to it if one is given."""
+        z = x @ weight if self.axis == -1 else weight @ x
+        return z if bias is None else z.add_(bias)
 
     def apply_transposed(self, s: torch.Tensor, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Apply the transposed map to s; the result is shaped like x."""
@@ -94,9 +95,10 @@ class LinearMap:
 class DenseMap(LinearMap):
     """The map of `F.linear`: weight (out, in)."""
 
-    def apply(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Return z without bias."""
-        return F.linear(x, weight)
+    def apply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Return z, with a bias that broadcasts to it if one is given."""
+        z = F.linear(x, weight)
+        return z if bias is None else z.add_(bias)
 
     def apply_transposed(self, s: torch.Tensor, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Apply the transposed map to s; the result is shaped like x."""
@@ -126,9 +128,13 @@ class ConvolutionMap(LinearMap):
             node._saved_groups,
         )
 
-    def apply(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Return z without bias."""
-        return torch.convolution(x, weight, None, *self._options())
+    def apply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Return z, with a bias that broadcasts to it if one is given."""
+        if bias is None:
+            return torch.convolution(x, weight, None, *self._options())
+        if bias.ndim == weight.ndim - 1 and bias.numel() == bias.shape[0] > 1:  # one number per channel
+            return torch.convolution(x, weight, bias.reshape(-1), *self._options())
+        return torch.convolution(x, weight, None, *self._options()).add_(bias)
 
     def apply_transposed(self, s: torch.Tensor, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Apply the transposed map to s; the result is shaped like x."""
@@ -217,8 +223,10 @@ class LinearOperation:
 
     @property
     def rectified(self) -> bool:
-        """Whether a ReLU follows and nothing else does: outputs below 0 have no relevance."""
-        return self.consumer is not None and self.consumer.op == "Relu"
+        """Whether a ReLU or ReLU6 follows and nothing else does: outputs below 0 have no relevance."""
+        if self.consumer is None or self.consumer.op != "Hardtanh":
+            return self.consumer is not None and self.consumer.op == "Relu"
+        return float(self.consumer.node._saved_min_val) == 0
 
     def scale_and_shift(self, z: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return the factor of the norm, `(channel,)`, and the bias of the whole, which broadcasts to z; or None."""

@@ -172,11 +172,7 @@ class _LinearHooks:
         to_bias: list[torch.Tensor] = []
         first: InputTerm | SignedProduct | None = None
         if isinstance(self.rule, FIRST_LAYER_RULES):
-            relevance = y * g
-            del y
-            self.input_terms, to_bias, lost = first_layer_terms(
-                operation.map, self.rule, self.x, weight, counted, relevance
-            )
+            self.input_terms, to_bias, lost = first_layer_terms(operation.map, self.rule, self.x, weight, counted, y, g)
             first = self.input_terms[0]
         elif isinstance(self.rule, Epsilon):
             z = y if counted is shift else operation.map.apply(self.x, weight).reshape(y.shape)

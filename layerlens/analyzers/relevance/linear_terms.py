@@ -80,28 +80,29 @@ def plus(
     map_ = operation.map
     signs = (1,) if operation.nonnegative else _signs(x)
     products: list[SignedProduct] | StackedProduct
+    by_bias = None if shift is None else PLUS.bias(shift)
     if len(signs) == 2 and stack and isinstance(map_, ConvolutionMap) and map_.plain:
         parts, weights = (torch.cat([one.clamp(min=0), one.clamp(max=0)], dim=1) for one in (x, weight))
-        z = map_.apply(parts, weights)
+        z = map_.apply(parts, weights, by_bias)
         products = StackedProduct(x, parts, weights, z)
     else:
         used = {sign: PLUS.weight(weight, sign) for sign in signs[1:]}
         used[signs[0]] = (weight.clamp_ if own else weight.clamp)(**({"min": 0} if signs[0] > 0 else {"max": 0}))
-        z = map_.apply(x if len(signs) == 1 else x.clamp(min=0), used[signs[0]])
+        z = map_.apply(x if len(signs) == 1 else x.clamp(min=0), used[signs[0]], by_bias)
         for sign in signs[1:]:
             z.add_(map_.apply(x.clamp(max=0), used[sign]))
         products = [SignedProduct(sign, used[sign], z) for sign in signs]
-    by_bias = None if shift is None else PLUS.bias(shift)
-    if by_bias is not None:
-        z.add_(by_bias)
+    s = torch.div(y, z, out=z).mul_(g)
+    to_bias = None if by_bias is None else _times_shift(s, by_bias)
     absorbed = []
-    if int(torch.count_nonzero(z)) == z.numel():
-        torch.div(y, z, out=z).mul_(g)
-    else:  # nothing positive came in: its share has nowhere to go
-        empty = z == 0
-        absorbed.append(y * g * empty)
-        torch.div(y, z, out=z).mul_(g).masked_fill_(empty, 0.0)
-    return products, [] if by_bias is None else [_times_shift(z, by_bias)], absorbed
+    if not bool(torch.isfinite(s.sum() if to_bias is None else to_bias).all()):
+        # nothing positive came in: its share has nowhere to go
+        if not (operation.rectified and by_bias is not None):
+            empty = (s != s).logical_or_(s == math.inf).logical_or_(s == -math.inf)
+            absorbed.append(torch.where(empty, y, 0.0).mul_(g))
+        s.nan_to_num_(0.0, 0.0, 0.0)
+        to_bias = None if by_bias is None else _times_shift(s, by_bias)
+    return products, [] if to_bias is None else [to_bias], absorbed
 
 
 def split_by_sign(
@@ -214,10 +215,9 @@ def _times_shift(s: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
 
 def _signs(x: torch.Tensor) -> tuple[int, ...]:
     """Which signs occur in x: an input of one sign needs half of the work."""
-    low, high = torch.aminmax(x)
-    if float(low) >= 0:
+    if float(x.amin()) >= 0:
         return (1,)
-    return (-1,) if float(high) <= 0 else (1, -1)
+    return (-1,) if float(x.amax()) <= 0 else (1, -1)
 
 
 class InputTerm(NamedTuple):
@@ -234,7 +234,8 @@ def first_layer_terms(
     x: torch.Tensor,
     weight: torch.Tensor,
     shift: torch.Tensor | None,
-    relevance: torch.Tensor,
+    y: torch.Tensor,
+    g: torch.Tensor,
 ) -> tuple[list[InputTerm], list[torch.Tensor], list[torch.Tensor]]:
     """Return the terms of the relevance of x under flat, w2 or z-box, what the bias gets, and what is absorbed.
 
@@ -244,25 +245,27 @@ def first_layer_terms(
         x: its input.
         weight: its weight, with the scale of its norm.
         shift: bias and shift of its norm, if they take a share; else None.
-        relevance: relevance of its output.
+        y: its output.
+        g: multiplier of the output.
     """
     if isinstance(rule, ZBox):
         low, high = rule.bounds(x, map_.axis)
         up, down = weight.clamp(min=0), weight.clamp(max=0)
         above, below = x - low, x - high  # x w - l w+ - h w- by terms of one sign, so that none cancel
         z = map_.apply(above, up).add_(map_.apply(below, down))
-        s, absorbed = _divide(relevance, z)
+        s, absorbed = _divide(y, g, z)
         return [InputTerm(above, up, s), InputTerm(below, down, s)], [], absorbed
     squared = isinstance(rule, WSquare)
     by_input = weight.square() if squared else torch.ones_like(weight)
     z = map_.apply(torch.ones_like(x), by_input)
     by_bias = None if shift is None else shift.square() if squared else torch.ones_like(shift)
-    s, absorbed = _divide(relevance, z if by_bias is None else z.add_(by_bias))
+    s, absorbed = _divide(y, g, z if by_bias is None else z.add_(by_bias))
     return [InputTerm(None, by_input, s)], [] if by_bias is None else [_times_shift(s, by_bias)], absorbed
 
 
-def _divide(relevance: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def _divide(y: torch.Tensor, g: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The relevance y g per unit of z, in its memory, and what is absorbed where z is 0."""
     if int(torch.count_nonzero(z)) == z.numel():
-        return torch.div(relevance, z, out=z), []
+        return torch.div(y, z, out=z).mul_(g), []
     empty = z == 0
-    return torch.div(relevance, z, out=z).masked_fill_(empty, 0.0), [relevance * empty]
+    return torch.div(y, z, out=z).mul_(g).masked_fill_(empty, 0.0), [torch.where(empty, y, 0.0).mul_(g)]
