@@ -65,8 +65,10 @@ def check_batch_axis(
     if not tensors:
         return
     if first is not None and first.ndim > 1 and len(first) == len(tensors[0]):
+        if apart or len(first) < 2:
+            return
         key = run_key(model, inputs, forward)
-        if apart or len(first) < 2 or key in _APART.setdefault(model, set()):
+        if key in _APART.setdefault(model, set()):
             return
         if rows_reach_others(model, inputs, forward, first.detach()):
             refuse_series(model, inputs, forward)
