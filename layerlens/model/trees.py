@@ -43,6 +43,8 @@ def map_tensors(value: object, function: Callable[[torch.Tensor], Any], held: He
     """
     if isinstance(value, torch.Tensor):
         return function(value)
+    if type(value) is list or type(value) is tuple:
+        return type(value)([map_tensors(part, function, held) for part in value])
     if isinstance(value, tuple):
         parts = [map_tensors(part, function, held) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else _same_type(value, parts)
