@@ -20,7 +20,7 @@ from .structure import DIVIDES
 
 Ratio: TypeAlias = tuple[torch.Tensor, "float | torch.Tensor"]
 """(f(x) - f(0)) / x, and f(0)."""
-PART_SIZE = 1 << 17
+PART_SIZE = 1 << 19
 """Elements per part of a large tensor."""
 
 _A = torch.ops.aten
