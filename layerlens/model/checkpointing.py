@@ -33,9 +33,14 @@ def pack_hooks() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     return found
 
 
+def saved_by_hooks() -> bool:
+    """Whether hooks save the tensors of operations: in a checkpointed block, and while it is recomputed."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def outside_checkpoints() -> contextlib.AbstractContextManager[Any]:
     """Return a context for operations outside the model, whose saved tensors no checkpoint counts."""
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+    if not saved_by_hooks():
         return contextlib.nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda tensor: tensor)
 

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerlens.model.borrowed import primitive_kernels
 from layerlens.model.call_tracking import nodes_made
-from layerlens.model.checkpointing import SavedInCheckpoint, outside_checkpoints, pack_hooks
+from layerlens.model.checkpointing import SavedInCheckpoint, outside_checkpoints, pack_hooks, saved_by_hooks
 from layerlens.model.layers import LayerPath
 
 from .added_constants import FUNCTIONS, Note, Notes, TorchCall, note_input
@@ -130,7 +130,7 @@ class Recorder(TorchFunctionMode):
         if self._noting and _transforms() is not None:
             return self._call_watched(function, args, kwargs)  # under vmap, nodes belong to the tensors inside
         whole = self._whole.get(function)
-        if whole is not None and not kwargs and pack_hooks() is None:
+        if whole is not None and not kwargs and not saved_by_hooks():
             result = whole(self.notes, args)
             if result is not None:
                 return result
