@@ -117,7 +117,9 @@ ROWS: dict[str, Callable[[], None]] = {
     "text": text,
     "pandas": table,
     "xarray": lambda: blocks("docs/capture.md", "record.to_xarray()"),
-    "sklearn": lambda: blocks("docs/training-and-transfer.md", "import split_digits", "lens.linear_probe("),
+    "sklearn": lambda: blocks(
+        "docs/training-and-transfer.md", "import make_scenes, split_digits", "lens.linear_probe("
+    ),
     "report": lambda: blocks("docs/report.md", "lens.report("),
     "ray": ray,
     "docs": command(str(ROOT / "docs/site/build.py"), "--out", "site/html"),

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -157,5 +158,6 @@ def test_every_name_is_there_and_documented():
     assert len(PAGES) == 3
     for name in extend.__all__:
         value = getattr(extend, name)
-        assert value.__doc__ or not (inspect.isfunction(value) or inspect.isclass(value)), name
+        kind = typing.get_origin(value) is None and inspect.isclass(value)  # Python 3.10 takes a Callable[...] for one
+        assert value.__doc__ or not (inspect.isfunction(value) or kind), name
     assert layerlens.extend is extend

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,11 @@ def write(path: str | os.PathLike[str], value: object) -> Path:
     description = json.dumps({"format": FORMAT, "value": _encode(value, arrays)})
     arrays["description"] = np.frombuffer(description.encode(), dtype=np.uint8)
     small = sum(array.nbytes for array in arrays.values()) <= FREELY  # so that it can be read again, see `read_arrays`
-    with whole(path) as file:
-        (np.savez_compressed if small else np.savez)(file, **arrays)  # type: ignore[arg-type]
+    packing = zipfile.ZIP_DEFLATED if small else zipfile.ZIP_STORED
+    with whole(path) as file, zipfile.ZipFile(file, "w", packing) as archive:  # np.savez of numpy 1.26 leaves it open
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
     return path
 
 

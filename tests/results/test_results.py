@@ -162,11 +162,11 @@ def test_another_format_and_another_class(tmp_path):
 def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(error, tmp_path, monkeypatch):
     path = attribution(method="old").save(tmp_path / "r.npz")
 
-    def fail(file, **arrays):
+    def fail(file, array, **how):
         file.write(b"half")
         raise error
 
-    monkeypatch.setattr(np, "savez_compressed", fail)
+    monkeypatch.setattr(np.lib.format, "write_array", fail)
     with pytest.raises(type(error)):
         attribution(method="new").save(path)
     with pytest.raises(type(error)):

@@ -295,17 +295,18 @@ def test_types_that_safetensors_may_not_have(tmp_path):
     for number, name in enumerate(ODD):
         data, path = (pictures().reshape(21, -1) * 3).to(getattr(torch, name)), tmp_path / name
         net = torch.nn.Sequential(torch.nn.Identity(), Ignores())
-        ids = torch.arange(21 - number)  # each at another place in the file
-        found = over(net, data[ids], store=path, batch_size=4, shard_size=8).capture("0")
+        data = data[: 21 - number]  # each at another place in the file
+        found = over(net, data, store=path, batch_size=4, shard_size=8).capture("0")
         (column,) = open_store(path).values()
         found.verify()
         for index in (slice(None), slice(3, 9), [12, 0, 3], 5):
-            read, wanted = column[index], data[ids][index]
+            listed = isinstance(index, list)  # torch 2.9 takes no list for uint16
+            read, wanted = column[index], torch.stack([data[k] for k in index]) if listed else data[index]
             assert read.dtype == wanted.dtype and torch.equal(read.view(torch.uint8), wanted.view(torch.uint8)), name
         record = capture(net, data[:2], "0")
         kept = Record.load(record.save(tmp_path / f"{name}.safetensors"))["0"]
         assert kept.dtype == data.dtype and torch.equal(kept.view(torch.uint8), data[:2].view(torch.uint8)), name
-        assert len(column.numpy()) == len(ids)
+        assert len(column.numpy()) == len(data)
 
 
 class Ignores(torch.nn.Module):
