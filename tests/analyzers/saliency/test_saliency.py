@@ -172,8 +172,8 @@ def test_the_automatic_batch_is_bounded_by_what_autograd_saves(monkeypatch):
     monkeypatch.setattr(batch_size, "SMALL", 0)
     assert batch(2**20) == 1  # none above 5 MiB
     monkeypatch.undo()
-    monkeypatch.setattr(batch_size, "MEMORY", 2**24)
-    assert batch(2**20) == 3  # 4 MiB and a little each
+    monkeypatch.setattr(batch_size, "MEMORY", 2**24 - 1)
+    assert batch(2**20) == 3  # 4 MiB each
     monkeypatch.setattr(batch_size, "MEMORY", 2**20)
     assert batch(2**20) == 1
 

@@ -1,6 +1,7 @@
 """Watching a training: right numbers, the training unchanged to the bit, nothing left on the model."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -177,8 +178,10 @@ def test_a_budget_bounds_the_steps_that_are_measured():
     with watch(model, optimizer, budget=1e-9) as watching:
         loop(model, optimizer, 4)
     assert watching.history.steps.tolist() == always[:3]
-    with watch(model, optimizer, budget=0.999) as watching:
-        loop(model, optimizer, 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # how many steps fit is a matter of the machine
+        with watch(model, optimizer, budget=0.999) as watching:
+            loop(model, optimizer, 20)
     assert len(watching.history) > 1
     assert 0 < float(watching.history.checks["share of time"]) < 1
 
