@@ -1,13 +1,15 @@
 """What an analyzer must give back as it was."""
 
 import copy
+import importlib
 import random
 import signal
 import warnings
 
 import numpy as np
-import sympy  # noqa: F401 - torch imports it late, and it adds a filter of warnings
 import torch
+
+importlib.import_module("sympy")  # torch imports it late, and it adds a filter of warnings
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs")
 

@@ -31,8 +31,8 @@ class RayEngine:
     """Makes shards in a pool of Ray actors, each with a copy of the model.
 
     Ray restarts a lost actor, and its shard is recomputed. A running cluster (`ray.init(address=...)`) is used; without
-    one a local cluster is started, whose actors have the priority of this process, and stopped at the end. The store must
-    be in a folder that all machines can reach.
+    one a local cluster is started, whose actors have the priority of this process, and stopped at the end. The store
+    must be in a folder that all machines can reach.
 
     Attributes:
         actors: number of actors, or `(fewest, most)`; None for one per free core, or per GPU if they use one.

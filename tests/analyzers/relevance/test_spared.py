@@ -25,7 +25,7 @@ class Ran(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def _net() -> nn.Sequential:
+def _net():
     net = nn.Sequential(
         *(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.SiLU(), nn.Conv2d(6, 8, 1), nn.GroupNorm(2, 8), nn.GELU()),
         *(nn.Conv2d(8, 8, 3, groups=8), nn.ReLU6(), nn.Conv2d(8, 4, 1), nn.GELU(approximate="tanh"), nn.Flatten()),
