@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import weakref
 from collections.abc import Hashable, Iterable
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import map_tensors, version
+from layerlens.model.writes import tensors_written
 
 from .call import Call, Stored
 from .record import Record
@@ -72,11 +72,8 @@ class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for place, name in _targets(function):
-            target = args[place] if place < len(args) else kwargs.get(name)
-            for tensor in target if isinstance(target, (list, tuple)) else [target]:
-                if isinstance(tensor, torch.Tensor):
-                    self._copy(_storage(tensor))
+        for tensor in tensors_written(function, args, kwargs):
+            self._copy(_storage(tensor))
         return function(*args, **kwargs)
 
     def _copy(self, storage: int | None) -> None:
@@ -119,16 +116,6 @@ def _exchanged(value: object, copies: Iterable[torch.Tensor | None]) -> Any:
     """A value with a copy of each tensor that has one, in the order of its tensors."""
     found = iter(copies)
     return map_tensors(value, lambda own: own if (copy := next(found)) is None else copy)
-
-
-@functools.cache
-def _targets(function: Any) -> tuple[tuple[int, str], ...]:
-    """The place and name of each argument that an operation writes into."""
-    schema = getattr(function, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return ()
-    writes = [argument.alias_info is not None and argument.alias_info.is_write for argument in schema.arguments]
-    return tuple((place, schema.arguments[place].name) for place, write in enumerate(writes) if write)
 
 
 def _storage(tensor: torch.Tensor) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -20,11 +20,12 @@ class HeldTensors:
         if _in_memory(tensor):
             self._held.setdefault(unmapped(tensor).untyped_storage().data_ptr(), []).append(copy)
 
-    def before_writing(self, tensor: object) -> None:
-        """Copy what is held of the memory that the model is about to write into."""
-        if self._held and isinstance(tensor, torch.Tensor) and _in_memory(tensor):
-            for copy in self._held.pop(unmapped(tensor).untyped_storage().data_ptr(), ()):
-                copy()
+    def before_writing(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Copy what is held of the memory of tensors that the model is about to write into."""
+        for tensor in tensors if self._held else ():
+            if _in_memory(tensor):
+                for copy in self._held.pop(unmapped(tensor).untyped_storage().data_ptr(), ()):
+                    copy()
 
 
 def _in_memory(tensor: torch.Tensor) -> bool:

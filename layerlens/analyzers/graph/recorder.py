@@ -26,6 +26,7 @@ from layerlens.model.borrowed import primitive_kernels
 from layerlens.model.call_tracking import nodes_made
 from layerlens.model.checkpointing import SavedInCheckpoint, outside_checkpoints, pack_hooks, saved_by_hooks
 from layerlens.model.layers import LayerPath
+from layerlens.model.writes import tensors_in, tensors_written
 
 from .added_constants import FUNCTIONS, Note, Notes, TorchCall, note_input
 from .cuts import Cuts
@@ -95,12 +96,15 @@ class Recorder(TorchFunctionMode):
         if function is torch.autograd.grad:
             self.differentiates = True
             return function(*args[:4], **{**kwargs, "create_graph": True})
+        if args and _writes(function):
+            self.notes.held.before_writing(tensors_in(args[0]))
+        if (out := kwargs.get("out")) is not None:
+            self.notes.held.before_writing(tensors_in(out))
         hooks = pack_hooks()
         if hooks is None and _plain(function) and not (self._noting and _transforms() is not None):
             result = function(*args, **kwargs)
-        elif (
-            hooks is not None
-        ):  # a checkpoint returns each saved tensor once, and rules read it before the backward pass
+        elif hooks is not None:
+            # a checkpoint returns each saved tensor once, and rules read it before the backward pass
             with torch.autograd.graph.saved_tensors_hooks(
                 lambda tensor: SavedInCheckpoint(tensor, hooks, self._recomputing), SavedInCheckpoint.read
             ):
@@ -118,8 +122,6 @@ class Recorder(TorchFunctionMode):
         return Recorder(self.graph, noting=False)
 
     def _call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args and _writes(function):
-            self.notes.held.before_writing(args[0])
         rewritten = _out_of_place(function, args, kwargs)
         if rewritten is not None:
             return self._copy_into(args[0], self._call(*rewritten))
@@ -236,8 +238,7 @@ class _WatchInside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         note = FUNCTIONS.get(_as_called(function))
         arguments = args if note is None else _before_overwriting(self.notes.graph, note, function.overloadpacket, args)
-        if function._schema.is_mutable:
-            self.notes.held.before_writing(args[0])
+        self.notes.held.before_writing(tensors_written(function, args, kwargs))
         number = nodes_made() - 1  # autograd made the node just before it called this operation
         result = function(*args, **kwargs)
         if note is not None and any(isinstance(part, torch.Tensor) and part.requires_grad for part in _flat(args)):
@@ -247,6 +248,7 @@ class _WatchInside(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+@functools.lru_cache(1024)
 def _writes(function: Function) -> bool:
     """Whether a function of torch writes into its first argument."""
     name: str = getattr(function, "__name__", "")

@@ -119,3 +119,31 @@ def test_what_is_overwritten_later_is_booked_as_it_was():
     x = torch.tensor([[0.3, -2.0, 0.7], [1.5, 0.1, -0.4]])
     for target in range(3):
         assert float(relevance(Overwriting(), x, target=target, rules="attn").ledger.relative.max()) < 1e-6
+
+
+WRITES = {
+    "of random numbers": lambda tensor: tensor.uniform_(5, 6),
+    "zeros": lambda tensor: tensor.zero_(),
+    "by out=": lambda tensor: torch.mul(torch.ones(3), 9, out=tensor),
+    "of a sum by out=": lambda tensor: torch.add(tensor, 5, out=tensor),
+    "of a fresh tensor": lambda tensor: torch.rand(3, out=tensor),
+    "of a list": lambda tensor: torch._foreach_mul_([tensor], 3.0),
+    "through a view": lambda tensor: tensor.view(3, 1).normal_(),
+    "of a layer": lambda tensor: nn.ReLU(inplace=True)(tensor.sub_(9)),
+    "of an initialization": lambda tensor: nn.init.uniform_(tensor, 3, 4),
+}
+
+
+@pytest.mark.parametrize("kind", WRITES)
+def test_a_constant_is_booked_as_it_was_before_any_write(kind):
+    class Overwriting(nn.Module):
+        def forward(self, x):
+            constant = torch.full((3,), 2.0, dtype=x.dtype)
+            x = x + constant
+            WRITES[kind](constant)
+            return x
+
+    x = normal(2, 3)
+    ledger = relevance(Overwriting(), x, target=1, rules="epsilon").ledger
+    torch.testing.assert_close(ledger.additive, torch.full((2,), 2.0, dtype=torch.float64))
+    torch.testing.assert_close(ledger.inputs, x[:, 1].double())

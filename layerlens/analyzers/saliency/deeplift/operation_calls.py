@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerlens.model.call_tracking import nodes_made
+from layerlens.model.writes import tensors_written
 
 
 @dataclasses.dataclass(eq=False)
@@ -144,11 +145,8 @@ class OperationCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _rescue(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Copy what is kept of the tensors that `function` is about to write into."""
-        for place, argument in enumerate(function._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            value = args[place] if place < len(args) else kwargs.get(argument.name)
-            if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+        for value in tensors_written(function, args, kwargs):
+            if value.layout is torch.strided:
                 copies: dict[Any, torch.Tensor] = {}  # a result is kept as the input of the next operation as well
                 for values, index in self._held.pop(value.untyped_storage().data_ptr(), []):
                     kept = values[index]
