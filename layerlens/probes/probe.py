@@ -174,6 +174,7 @@ class Probe:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.record.entered.clear()  # calls that an error, or `stop`, ended
         self._stack.close()
 
     def _note_run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ class Scorer:
         self.model, self.where, self.forward = model, where, forward
         self.inputs: Inputs = as_inputs(x).named_for(model, forward)
         refuse_lists(model, self.inputs, forward)
-        self.target: Target = (target if isinstance(target, Target) else as_target(target)).on(self.inputs)
+        self.target: Target = as_target(target).on(self.inputs)
         self.leaves: dict[str, Leaf]
         if where is None or (isinstance(where, str) and where == "input"):
             self.leaves = find_leaves(model, self.inputs, forward, whole=whole)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
@@ -10,10 +9,11 @@ from fractions import Fraction
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.samples import or_none
 from layerlens.axes.batch_axis import check_batch_axis
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Input, as_inputs
-from layerlens.model.borrowed import borrowed
+from layerlens.model.borrowed import borrowed, generator_states, restore_generators
 from layerlens.model.layers import Selection
 from layerlens.probes.probe import Probe
 from layerlens.progress import track
@@ -48,10 +48,10 @@ def route(
     routes = []
     with borrowed(model, grad=False):
         if inputs.batch > 1:
-            output = None
-            with contextlib.suppress(Exception):  # the model may take one sample at a time
-                output = inputs.run(model, forward)
+            states = generator_states()
+            output = or_none(lambda: inputs.run(model, forward))  # the model may take one sample at a time
             check_batch_axis(model, inputs, forward, output)
+            restore_generators(states)
         for row in track(range(inputs.batch), "routes"):
             with Probe(model, layers, reduce=lambda output: None) as record:
                 inputs.rows(torch.tensor([row])).run(model, forward)
