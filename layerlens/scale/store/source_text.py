@@ -74,6 +74,7 @@ def _chain(node: ast.AST) -> tuple[str, ...]:
 
 
 _known: dict[types.CodeType, Text] = {}
+_ABSENT = "its source is not at hand (made by exec, or typed into a Python without history)"
 
 
 def text_of(function: types.FunctionType) -> Text:
@@ -93,7 +94,7 @@ def _read(function: types.FunctionType) -> Text:
     linecache.checkcache(file)
     lines = linecache.getlines(file, function.__globals__)
     if not lines:
-        raise StoreError("its source is not at hand (made by exec, or typed into a Python without history)")
+        raise StoreError(_ABSENT)
     try:
         nodes, codes = _index(file, "".join(lines))
     except (SyntaxError, ValueError, RecursionError) as error:
@@ -105,6 +106,8 @@ def _read(function: types.FunctionType) -> Text:
     if same and len(near) == len(found):
         found = [found[same[0]]]
     elif not found or (not same and _as_written(function)):
+        if file.startswith("<"):  # not a file: Python 3.13 keeps the text of `python -c`, named as all code of exec is
+            raise StoreError(_ABSENT)
         raise StoreError(f"the text of {file} is no longer the one that runs: it was changed after it was imported")
     text = "\n".join(_cut(lines, node) for node in found)  # several on one line: all of them count
     return Text(text, found[0])
