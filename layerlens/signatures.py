@@ -69,7 +69,7 @@ SECTIONS = ("Args", "Returns", "Yields", "Raises", "Warns", "Example")
 WIDTH = 120
 """Longest line of an entry that is put together."""
 
-_ENTRY = re.compile(r"^(\s+)\**(\w+): ?(.*)$")
+_ENTRY = re.compile(r"^ {4}\**(\w+):")
 _MORE = "... "
 
 
@@ -194,9 +194,10 @@ def documented(text: str, parameters: Iterable[str], shared: Mapping[str, str] =
 
 
 def with_section(text: str, section: str, shared: Mapping[str, str], order: Iterable[str] = ()) -> str:
-    """Return a docstring whose section has an entry for each of `shared`.
+    """Return a docstring whose section has an entry for each of `shared`, without the indentation of the source.
 
-    Entries of the docstring stay; a description that begins with `...` continues the shared one.
+    (Python 3.13 takes that away when it compiles, earlier versions do not.) Entries of the docstring stay; a
+    description that begins with `...` continues the shared one.
 
     Args:
         text: docstring, with or without the section.
@@ -204,25 +205,26 @@ def with_section(text: str, section: str, shared: Mapping[str, str], order: Iter
         shared: entry -> its description; the entry `""` is the text of a section without names.
         order: names of entries in their order; others follow.
     """
+    text = inspect.cleandoc(text)
     lines = text.split("\n")
-    margin = next((line[: len(line) - len(line.lstrip())] for line in lines[1:] if line.strip()), "    ")
-    head = f"{margin}{section}:"
+    head = f"{section}:"
     start = lines.index(head) if head in lines else None
     if start is None:
         if not shared:
             return text
-        later = [f"{margin}{name}:" for name in SECTIONS[SECTIONS.index(section) + 1 :]]
+        later = [f"{name}:" for name in SECTIONS[SECTIONS.index(section) + 1 :]]
         start = next((place for place, line in enumerate(lines) if line in later), None)
         if start is None:
-            lines = [*lines[:-1], "", margin] if len(lines) > 1 else [*lines, "", margin]
-            start = len(lines) - 1
-        lines[start:start] = [head, ""]
+            start = len(lines) + 1
+            lines += ["", head]
+        else:
+            lines[start:start] = [head, ""]
     stop = _end(lines, start)
-    described = {"": lines[start + 1 : stop]} if "" in shared else _entries(lines[start + 1 : stop], margin + "    ")
+    described = {"": lines[start + 1 : stop]} if "" in shared else _entries(lines[start + 1 : stop])
     made = []
     for name in dict.fromkeys([*order, *shared]):
         own = described.pop(name, None)
-        label = f"{margin}    {name}: " if name else f"{margin}    "
+        label = f"    {name}: " if name else "    "
         if not own and name in shared:
             made += _wrapped(label, shared[name])
         elif own:
@@ -251,13 +253,12 @@ def without_others(text: str, parameters: Container[str]) -> str:
         text: docstring.
         parameters: names to keep.
     """
-    lines = text.split("\n")
-    start = next((place for place, line in enumerate(lines) if line.strip() == "Args:"), None)
-    if start is None:
+    lines = inspect.cleandoc(text).split("\n")
+    if "Args:" not in lines:
         return text
+    start = lines.index("Args:")
     stop = _end(lines, start)
-    margin = lines[start][: -len("Args:")] + "    "
-    entries = _entries(lines[start + 1 : stop], margin)
+    entries = _entries(lines[start + 1 : stop])
     lines[start + 1 : stop] = [line for name, entry in entries.items() if name in parameters for line in entry]
     return "\n".join(lines)
 
@@ -267,14 +268,14 @@ def _end(lines: list[str], start: int) -> int:
     return next((place for place in range(start + 1, len(lines)) if not lines[place].strip()), len(lines))
 
 
-def _entries(lines: list[str], margin: str) -> dict[str, list[str]]:
+def _entries(lines: list[str]) -> dict[str, list[str]]:
     """The lines of each entry of a section."""
     found: dict[str, list[str]] = {}
     name = ""
     for line in lines:
         entry = _ENTRY.match(line)
-        if entry is not None and entry[1] == margin:
-            name = entry[2]
+        if entry is not None:
+            name = entry[1]
             found[name] = []
         found.setdefault(name, []).append(line)
     return found

@@ -174,7 +174,7 @@ def test_type_checkers_name_a_misspelt_option(tmp_path):
 def test_help_shows_the_whole_signature(name):
     method = operator.attrgetter(name)(Lens(small()))
     shown = pydoc.plain(pydoc.render_doc(method))
-    assert str(inspect.signature(method)) in shown
+    assert "".join(str(inspect.signature(method)).split()) in "".join(shown.split())  # 3.13: a parameter a line
 
 
 def test_a_method_knows_its_lens():

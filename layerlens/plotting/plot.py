@@ -342,5 +342,5 @@ def plot_method(of: type[Any], result: Result | None = None) -> FigureFunction:
 def _with_first(draw: FigureFunction, *entries: str) -> str:
     """The docstring of a figure, with other entries instead of that of its first parameter."""
     first = next(iter(inspect.signature(draw).parameters))
-    lines = "".join(f"        {entry}\n" for entry in entries)
-    return re.sub(rf"(?m)^ {{8}}{first}: .*\n(?: {{9,}}.*\n)*", lambda _: lines, draw.__doc__ or "", count=1)
+    lines = "".join(f"    {entry}\n" for entry in entries)
+    return re.sub(rf"(?m)^ {{4}}{first}: .*\n(?: {{5,}}.*\n)*", lambda _: lines, draw.__doc__ or "", count=1)

@@ -25,13 +25,13 @@ from .layer_view import LayerView
 
 EXAMPLE = """
 
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-        >>> result = {name}(net, torch.rand(1, 1, 8, 8), layer="1", target=0, relu=False)
-        >>> result.values.shape, result.settings["size"]
-        (torch.Size([1, 8, 8]), (6, 6))
-    """
+Example:
+    >>> _ = torch.manual_seed(0)
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    >>> result = {name}(net, torch.rand(1, 1, 8, 8), layer="1", target=0, relu=False)
+    >>> result.values.shape, result.settings["size"]
+    (torch.Size([1, 8, 8]), (6, 6))
+"""
 """Example of every map here."""
 
 
@@ -102,7 +102,7 @@ def gradient_cam(
             )[0]  # fmt: skip
 
         cam.__name__, cam.__qualname__, cam.__module__ = name, name, weigh.__module__
-        cam.__doc__ = (weigh.__doc__ or "").rstrip() + EXAMPLE.format(name=name)
+        cam.__doc__ = inspect.cleandoc(weigh.__doc__ or "") + EXAMPLE.format(name=name)
         if principal:
             signature = inspect.signature(cam)
             kept = [one for option, one in signature.parameters.items() if option != "eigen_smooth"]
