@@ -59,6 +59,10 @@ _ARGS = {
     'volume or a series. `"values"`, `"places"`, `"channels"`, `"cells"`, `"superpixels"`; a number of cells; labels '
     "(whole numbers) that broadcast to the input, -1 for what is never removed; or a dict of those by input name. Or "
     'groups of columns: `{"size": ["rooms", "area"]}`, of several inputs `{"size": {"a": [0, 2], "b": "all"}}`.',
+    "stdevs": "standard deviation of the noise in units of the input: one number, one per input, or a dict by name.",
+    "of": 'method whose maps at the noisy copies are taken instead of gradients, such as `"integrated_gradients"`, '
+    '`"relevance"` or `"grad_cam"`.',
+    "of_options": 'options of that method, such as `{"steps": 20}`.',
     "batch_size": 'inputs per pass; `"auto"` bounds it by memory.',
     "tolerance": "largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any.",
     "max_steps": "most steps; a sample that misses the tolerance gets twice as many until it meets it.",

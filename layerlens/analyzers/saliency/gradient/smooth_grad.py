@@ -9,14 +9,18 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
+from layerlens.analyzers.common.features.references import Baselines
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Leaves, Scorer, gradients, scoring, warn_of_zeros
-from layerlens.errors import OptionError, check_count, check_seed, warn
+from layerlens.errors import OptionError, check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
+
+from .noise import SHARE, Deviations, noise_scales, noisy_copies
+from .noisy_maps import noisy_maps, relative_error
 
 Statistic = Literal["mean", "magnitude", "square", "variance"]
 UNITS = {"square": "squared score per unit of input", "variance": "squared score per unit of input"}
@@ -30,7 +34,11 @@ def smooth_grad(
     target: Spec = None,
     where: Selection = None,
     samples: int = 25,
-    noise: float = 0.15,
+    noise: float = SHARE,
+    stdevs: Deviations = None,
+    of: str = "gradient",
+    of_options: Mapping[str, Any] | None = None,
+    baselines: Baselines = None,
     seed: int = 0,
     magnitude: bool = False,
     batch_size: BatchSize = "auto",
@@ -42,16 +50,20 @@ def smooth_grad(
     1/n sum over k of dS/dx at x + e_k, e_k ~ N(0, s^2), s = noise (max x - min x) (Smilkov et al. 2017, sec. 3).
     Every sample gets the same standard normal draws, scaled by its own range, so that a batch gives what its samples
     give alone (`captum.attr.NoiseTunnel` takes one s for the whole batch, and its draws depend on the batch).
+    With `of` the maps of another method are averaged instead of gradients. The noise is then added to the inputs of
+    floating-point numbers, also where `where` names a layer; of gradients it is added to what they are taken by.
 
     Args:
         samples: number n of noisy copies of each sample.
         noise: standard deviation s of the noise, as a share of the range (max - min) of each sample's input.
+        baselines: references for a method with a `baseline`: each copy takes one of them at random. See `deep_shap`.
         magnitude: whether to average absolute values, |dS/dx|.
 
     Returns:
-        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of score per unit of input,
-        with the standard error of every value (not for token ids, whose values are sums). Its check is the
-        `"relative standard error"` of each sample: the norm of the standard error over the norm of the mean.
+        An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of score per unit of input, or
+        shaped and in units as those of the method `of`; with the standard error of every value (not for token ids,
+        whose values are sums). Its check is the `"relative standard error"` of each sample: the norm of the standard
+        error over the norm of the mean.
 
     Warns:
         UserWarning: when a sample is constant, so that it gets no noise, or its values are zero everywhere.
@@ -61,9 +73,12 @@ def smooth_grad(
         >>> _ = net.weight.data.copy_(torch.tensor([[3.0, -1.0]]))
         >>> smooth_grad(net, torch.tensor([[2.0, 5.0]])).tensor
         tensor([[ 3., -1.]])
+        >>> smooth_grad(net, torch.tensor([[2.0, 5.0]]), of="integrated_gradients", of_options={"steps": 20}).units
+        'score'
     """
     return _noisy_gradients(
-        model, x, "smooth_grad", target=target, where=where, samples=samples, noise=noise, seed=seed,
+        model, x, "smooth_grad", target=target, where=where, samples=samples, noise=noise, stdevs=stdevs,
+        of=of, of_options=of_options, baselines=baselines, seed=seed,
         statistic="magnitude" if magnitude else "mean", batch_size=batch_size, forward=forward,
         settings={"magnitude": magnitude},
     )  # fmt: skip
@@ -77,7 +92,11 @@ def smooth_grad_squared(
     target: Spec = None,
     where: Selection = None,
     samples: int = 25,
-    noise: float = 0.15,
+    noise: float = SHARE,
+    stdevs: Deviations = None,
+    of: str = "gradient",
+    of_options: Mapping[str, Any] | None = None,
+    baselines: Baselines = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
@@ -90,6 +109,7 @@ def smooth_grad_squared(
     Args:
         samples: number of noisy copies of each sample.
         noise: standard deviation of the noise, as a share of the range (max - min) of each sample's input.
+        baselines: references for a method with a `baseline`: each copy takes one of them at random.
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), 0 or above, in squared units of score
@@ -105,7 +125,8 @@ def smooth_grad_squared(
         tensor([[9., 1.]])
     """
     return _noisy_gradients(
-        model, x, "smooth_grad_squared", target=target, where=where, samples=samples, noise=noise, seed=seed,
+        model, x, "smooth_grad_squared", target=target, where=where, samples=samples, noise=noise, stdevs=stdevs,
+        of=of, of_options=of_options, baselines=baselines, seed=seed,
         statistic="square", batch_size=batch_size, forward=forward, settings={},
     )  # fmt: skip
 
@@ -120,7 +141,11 @@ def var_grad(
     target: Spec = None,
     where: Selection = None,
     samples: int = 25,
-    noise: float = 0.15,
+    noise: float = SHARE,
+    stdevs: Deviations = None,
+    of: str = "gradient",
+    of_options: Mapping[str, Any] | None = None,
+    baselines: Baselines = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
@@ -134,6 +159,7 @@ def var_grad(
     Args:
         samples: number of noisy copies of each sample, 2 or more.
         noise: standard deviation of the noise, as a share of the range (max - min) of each sample's input.
+        baselines: references for a method with a `baseline`: each copy takes one of them at random.
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), 0 or above, in squared units of score
@@ -150,7 +176,8 @@ def var_grad(
         True
     """
     return _noisy_gradients(
-        model, x, "var_grad", target=target, where=where, samples=samples, noise=noise, seed=seed,
+        model, x, "var_grad", target=target, where=where, samples=samples, noise=noise, stdevs=stdevs,
+        of=of, of_options=of_options, baselines=baselines, seed=seed,
         statistic="variance", batch_size=batch_size, forward=forward, settings={},
     )  # fmt: skip
 
@@ -164,6 +191,10 @@ def _noisy_gradients(
     where: Selection,
     samples: int,
     noise: float,
+    stdevs: Deviations,
+    of: str,
+    of_options: Mapping[str, Any] | None,
+    baselines: Baselines,
     seed: int,
     statistic: Statistic,
     batch_size: BatchSize,
@@ -179,14 +210,16 @@ def _noisy_gradients(
     if statistic == "variance" and samples < 2:
         raise OptionError("a variance needs samples=2 or more.")
     check_seed(seed)
-    if not isinstance(noise, (int, float)) or not 0 <= noise < float("inf"):
-        raise OptionError(f"noise must be a share of the range of the input, 0 or above, got {noise!r}.")
+    if of != "gradient" or of_options or baselines is not None:
+        return noisy_maps(
+            model, x, name, of=of, of_options=of_options or {}, baselines=baselines, target=target, where=where,
+            samples=samples, noise=noise, stdevs=stdevs, seed=seed, statistic=statistic, batch_size=batch_size,
+            forward=forward, settings=settings,
+        )  # fmt: skip
     with scoring(model, x, target, where=where, forward=forward) as scorer:
         values = scorer.values()
         score, batch = first_score(scorer, values, batch_size)
-        scales = {leaf: noise * _range(value) for leaf, value in values.items()}
-        if noise and bool(torch.stack([scale.flatten() == 0 for scale in scales.values()]).all(dim=0).any()):
-            warn(f"{name}: a sample is constant, so noise relative to its range is zero.")
+        scales = noise_scales(name, scorer, values, noise, stdevs)
         parts = [
             _moments(scorer, values, scales, rows, samples, seed, statistic, batch, name)
             for rows in torch.split(scorer.rows, batch)
@@ -196,25 +229,24 @@ def _noisy_gradients(
         statistics = spread if statistic == "variance" else means
         errors = {leaf: (part / max(1, samples - 1)).sqrt() for leaf, part in spread.items()}
         known = statistic != "variance" and samples > 1
-        if noise or statistic != "variance":
+        if statistic != "variance" or any(bool(scale.any()) for scale in scales.values()):
             warn_of_zeros(statistics, name)
         return scorer.attribution(
             {leaf: part.to(values[leaf].dtype) for leaf, part in statistics.items()},
             method=name,
-            settings={"samples": samples, "noise": noise, "seed": seed, **settings, "batch_size": batch},
+            settings={
+                "samples": samples,
+                **({"noise": noise} if stdevs is None else {"stdevs": stdevs}),
+                "seed": seed,
+                **settings,
+                "batch_size": batch,
+            },
             score=score,
             signed=statistic == "mean",
             units=UNITS.get(statistic, "score per unit of input"),
-            checks={"relative standard error": _relative_error(means, errors)} if known else {},
+            checks={"relative standard error": relative_error(means, errors)} if known else {},
             standard_error=errors if known and all(leaf.layer is None for leaf in scorer.leaves.values()) else None,
         )
-
-
-def _range(value: torch.Tensor) -> torch.Tensor:
-    """The range, max - min, of each sample, `(batch, 1, ...)`."""
-    flat = value.reshape(len(value), -1)
-    size: torch.Tensor = flat.amax(dim=1) - flat.amin(dim=1)
-    return size.reshape(-1, *[1] * (value.ndim - 1))
 
 
 def _moments(
@@ -237,17 +269,7 @@ def _moments(
     at_once = max(1, batch // len(rows))
     for done in track(range(0, samples, at_once), label):
         copies = min(at_once, samples - done)
-        drawn = [
-            {
-                name: torch.randn(value.shape[1:], dtype=torch.float32, generator=generator)
-                for name, value in values.items()
-            }
-            for _ in range(copies)
-        ]
-        noisy = {}
-        for name, value in values.items():
-            normal = torch.stack([draw[name] for draw in drawn]).unsqueeze(1).to(value)  # (copies, 1, ...)
-            noisy[name] = (value[rows] + scales[name][rows] * normal).flatten(0, 1)  # (copies * rows, ...)
+        noisy = noisy_copies(values, scales, rows, copies, generator)
         for name, slope in gradients(scorer, noisy, rows.repeat(copies))[1].items():
             slopes = slope.to(wide[name]).reshape(copies, *shape[name])
             own = slopes.abs() if statistic == "magnitude" else slopes.square() if statistic == "square" else slopes
@@ -256,13 +278,3 @@ def _moments(
     return {name: part / samples for name, part in total.items()}, {
         name: part / samples for name, part in squares.items()
     }
-
-
-def _relative_error(means: Leaves, errors: Leaves) -> torch.Tensor:
-    """Norm of the standard error of the mean over the norm of the mean, one number per sample."""
-
-    def norm(parts: Leaves) -> torch.Tensor:
-        squares = [part.double().square().reshape(len(part), -1).sum(dim=1) for part in parts.values()]
-        return torch.stack(squares).sum(dim=0).sqrt()
-
-    return norm(errors) / norm(means).clamp_min(torch.finfo(torch.float64).tiny)
