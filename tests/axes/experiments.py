@@ -83,8 +83,9 @@ def same_claims(first: Followed, second: Followed, ignored: str = "batch") -> li
 
 
 def _summary(axes: Axes) -> Any:
-    if all(part.source.kind == "extra" for axis in axes for part in axis.parts()):
-        return "depends on no input"
+    if not any(part.source.kind == "input" for axis in axes for part in axis.parts()):
+        # a mask, or a bias of positions with a mask on it, may repeat itself per sample: no axis is left for one sample
+        axes = tuple(axis for axis in axes if any(part.source.kind != "extra" for part in axis.parts()))
     return described(axes), roles(axes), grid(axes), tuple(map(heads, axes))
 
 
