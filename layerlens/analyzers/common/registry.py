@@ -57,8 +57,9 @@ _ARGS = {
     "mean and deviation of each sample.",
     "features": "values that are removed together. None: columns of a table, tokens, about 64 cells of an image, a "
     'volume or a series. `"values"`, `"places"`, `"channels"`, `"cells"`, `"superpixels"`; a number of cells; labels '
-    "(whole numbers) that broadcast to the input, -1 for what is never removed; or a dict of those by input name. Or "
-    'groups of columns: `{"size": ["rooms", "area"]}`, of several inputs `{"size": {"a": [0, 2], "b": "all"}}`.',
+    "(whole numbers) that broadcast to the input, -1 for what is never removed; or a dict of those by input name, in "
+    'which equal labels are one feature. Or groups of columns: `{"size": ["rooms", "area"]}`, of several inputs '
+    '`{"size": {"a": [0, 2], "b": "all"}}`.',
     "stdevs": "standard deviation of the noise in units of the input: one number, one per input, or a dict by name.",
     "of": 'method whose maps at the noisy copies are taken instead of gradients, such as `"integrated_gradients"`, '
     '`"relevance"` or `"grad_cam"`.',

@@ -99,8 +99,8 @@ def features_of(scorer: Scorer, spec: Spec = None, names: Sequence[str] | None =
         spec: None for the usual: every column of a table, every token, about `CELLS` cells of an image, a volume or a
             series. `"values"`: each value by itself; `"places"`: each pixel, token or step; `"channels"`; `"cells"`
             or a whole number: about so many equal boxes of places; `"superpixels"` of an image. Or a tensor of labels
-            (whole numbers) that broadcasts to the input, -1 for what is never removed; or a dict of those by input. Or
-            groups of columns, see `grouped`.
+            (whole numbers) that broadcasts to the input, -1 for what is never removed; or a dict of those by input, in
+            which equal labels are one feature of several inputs. Or groups of columns, see `grouped`.
         names: names of the columns, for groups.
 
     Raises:
@@ -116,15 +116,19 @@ def features_of(scorer: Scorer, spec: Spec = None, names: Sequence[str] | None =
         return Features({name: one.to(scorer.rows.device) for name, one in by_leaf.items()}, len(spec))
     if isinstance(spec, Mapping):
         spec = {leaf_name(scorer.inputs, scorer.leaves, name, NAMED): part for name, part in spec.items()}
-    labels, start = {}, 0
+    labels, start, shared = {}, 0, dict[int, int]()  # shared: label that the caller gave -> number of the feature
     for name, leaf in scorer.leaves.items():
         own = spec.get(name) if isinstance(spec, Mapping) else spec
         leaf_labels = _without_padding(scorer, name, _labels(scorer, name, leaf, own))
         unique, index = torch.unique(leaf_labels[leaf_labels >= 0], return_inverse=True)
+        known = shared if isinstance(own, torch.Tensor) else {}
+        new = [label for label in unique.tolist() if label not in known]
+        known |= {label: start + number for number, label in enumerate(new)}
+        numbers = torch.tensor([known[label] for label in unique.tolist()], dtype=torch.int64)
         numbered = torch.full_like(leaf_labels, -1)
-        numbered[leaf_labels >= 0] = index + start
+        numbered[leaf_labels >= 0] = numbers.to(index.device)[index]
         labels[name] = numbered.to(leaf.value.device)
-        start += len(unique)
+        start += len(new)
     if not start:
         raise InputError(f"there are no features in input {', '.join(labels)}: every label is below 0.")
     return Features(labels, start)

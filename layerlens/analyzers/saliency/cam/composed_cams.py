@@ -10,10 +10,14 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
+from layerlens.axes.followed import followed
 from layerlens.axes.placement import spread
-from layerlens.errors import OptionError, TargetError, check_count
+from layerlens.errors import OptionError, TargetError, check_count, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
+from layerlens.model.borrowed import borrowed, freeze
 from layerlens.model.layers import Selection
+from layerlens.probes.export import called
+from layerlens.probes.probe import Probe
 from layerlens.results import Attribution
 from layerlens.targets.outputs import main_output
 from layerlens.targets.target import Spec, Target, as_target
@@ -21,7 +25,8 @@ from layerlens.targets.target import Spec, Target, as_target
 from ..gradient.guided_backprop import guided_backprop
 from .class_map import class_map
 from .gradient_cams import by_mean_gradient
-from .layer_choice import Options, Reshape
+from .layer_choice import Options, Reshape, places_of
+from .layer_view import LayerView
 
 
 @method(family="cam", passes="1 gradient", needs="a layer with places", source="Zhang et al. 2025")
@@ -146,10 +151,11 @@ def guided_grad_cam(
     little on the weights (Adebayo et al. 2018).
 
     Returns:
-        An `Attribution` shaped like the input, `(batch, token)` for token ids.
+        An `Attribution` shaped like the input, `(batch, token)` for token ids; of several inputs one for each that the
+        layer reads with the same places.
 
     Warns:
-        UserWarning: when the model has no rectifier, or the map of a sample is zero everywhere.
+        UserWarning: when the model has no rectifier, the map of a sample is zero everywhere, or an input is left out.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -163,15 +169,47 @@ def guided_grad_cam(
     options = Options(layer, call, grid=grid, reshape=reshape)
     grad_cam, view = class_map("guided_grad_cam", by_mean_gradient, model, inputs, target, options, forward)
     guided = guided_backprop(model, inputs, target=view.scorer.target, forward=forward)
-    name = view.grid.input
-    values = guided.values[name] if isinstance(guided.values, dict) else guided.values
-    product = values * spread(grad_cam.tensor, view.grid, values.ndim).to(values.dtype)
+    values = guided.values if isinstance(guided.values, dict) else {view.grid.input: guided.values}
+    tensors, maps = inputs.tensors(), grad_cam.tensor
+    shown = {name: values[name] * spread(maps, view.grid, values[name].ndim).to(values[name].dtype)
+             for name in _under(view, list(values))}  # fmt: skip
+    axes = {name: axes for name in shown if (axes := guided.axes_of(name)) is not None}
     return dataclasses.replace(
         guided,
-        values=product,
-        axes=guided.axes_of(name),
+        values=next(iter(shown.values())) if len(shown) == 1 else shown,
+        axes=axes if len(shown) > 1 else axes.get(view.grid.input),
         method="guided_grad_cam",
         units="guided gradient x weighted activation",
-        settings={**grad_cam.settings, **guided.settings},
-        inputs=inputs.tensors()[name].detach().clone(),
+        settings={**grad_cam.settings, **guided.settings} | ({"input": ", ".join(shown)} if len(shown) > 1 else {}),
+        inputs={name: tensors[name].detach().clone() for name in shown}
+        if len(shown) > 1
+        else tensors[view.grid.input].detach().clone(),
     )
+
+
+def _under(view: LayerView, names: list[str]) -> list[str]:
+    """The inputs over which the map of a layer lies: those that it reads, with places as the input of its grid.
+
+    Warns:
+        UserWarning: when it lies over some of them only.
+    """
+    scorer, own = view.scorer, view.grid.input
+    found = followed(scorer.model, scorer.inputs, scorer.forward)
+    alike = [name for name in names if name != own and places_of(found, name) == places_of(found, own)]
+    if alike:
+        path, call, tensor = view.place
+        with borrowed(scorer.model), Probe(scorer.model, path, keep="reference", graph=True) as record:
+            freeze(scorer.model)
+            leaves = scorer.start()
+            scorer(leaves)
+            output = called(record, call).tensors[tensor]
+            starts = [leaves[name] for name in alike]
+            slopes = torch.autograd.grad(output.sum(), starts, allow_unused=True) if output.requires_grad else ()
+        alike = [name for name, slope in zip(alike, slopes, strict=False) if slope is not None]
+    if left := [name for name in names if name != own and name not in alike]:
+        warn(
+            f"guided_grad_cam: the map of layer {view.path!r} lies over input {', '.join([own, *alike])}, not over "
+            f"{', '.join(left)}, which the layer does not read place by place, so {', '.join(left)} is left out. Name "
+            "a layer that reads it, or take guided_backprop."
+        )
+    return [name for name in names if name == own or name in alike]

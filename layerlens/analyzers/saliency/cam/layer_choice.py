@@ -63,7 +63,7 @@ def inputs_with_places(scorer: Scorer, found: Followed, name: str) -> list[str]:
     Raises:
         InputError: when there is none.
     """
-    counts = {leaf: len(_places(found, leaf)) for leaf in scorer.leaves if leaf in found.inputs}
+    counts = {leaf: len(places_of(found, leaf)) for leaf in scorer.leaves if leaf in found.inputs}
     names = sorted((leaf for leaf, count in counts.items() if count), key=lambda leaf: -counts[leaf])
     if not names:
         given = ", ".join(f"{key} {describe(x)}" for key, x in scorer.inputs.tensors().items())
@@ -75,8 +75,8 @@ def inputs_with_places(scorer: Scorer, found: Followed, name: str) -> list[str]:
     return names
 
 
-def _places(found: Followed, name: str) -> dict[int, tuple[str, int]]:
-    """The axes of an input along which its places lie: number -> name, size."""
+def places_of(found: Followed, name: str) -> dict[int, tuple[str, int]]:
+    """Return the axes of an input along which its places lie: number -> name, size."""
     numbered = {number: next(axis.parts()) for number, axis in enumerate(found.inputs[name]) if axis.size > 1}
     return {number: (part.source.name, part.size) for number, part in numbered.items()
             if part.source.name not in ("batch", *UNITS)}  # fmt: skip
@@ -95,7 +95,7 @@ def candidates(found: Followed, names: Sequence[str], options: Options) -> Itera
             for tensor, axes in site.outputs.items()
             for one in [_candidate(site, tensor, axes, found, name, options)] if one is not None
         ]  # fmt: skip
-        every, layers = len(_places(found, name)), Counter(one.place[0] for one, _ in tensors)
+        every, layers = len(places_of(found, name)), Counter(one.place[0] for one, _ in tensors)
         for whole, split in itertools.product((True, False), (False, True)):
             chosen = [one for one, heads in tensors if heads is split and (len(one.grid.axes) == every) is whole]
             if not whole:  # each call of a layer that ran several times saw another part, such as one frame
@@ -183,7 +183,7 @@ def reshaped(
     sizes = tuple(laid.shape[2:]) if isinstance(laid, torch.Tensor) else ()
     over = next((one for name in names if (one := _over(site.outputs[tensor], found, name, sizes))), None)
     if over is None or len(laid) != found.inputs[names[0]][0].size:
-        axes = ", ".join(text for text, _ in _places(found, names[0]).values())
+        axes = ", ".join(text for text, _ in places_of(found, names[0]).values())
         raise OptionError(
             f"reshape= must return (batch, unit, {axes}) of the layer's output; it gave {describe(laid)}."
         )
@@ -192,7 +192,7 @@ def reshaped(
 
 def _over(axes: Axes, found: Followed, name: str, sizes: tuple[int, ...]) -> Grid | None:
     """The grid of a tensor if it has these sizes, else places evenly spread over the input; or None."""
-    own, over = grid(axes, name), _places(found, name)
+    own, over = grid(axes, name), places_of(found, name)
     if own is not None and own.sizes == sizes:
         return own
     if len(over) != len(sizes) or not sizes:

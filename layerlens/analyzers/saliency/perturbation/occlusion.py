@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -12,16 +12,17 @@ from torch import nn
 from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
-from layerlens.analyzers.common.leaves.leaves import Leaf, place_axes
+from layerlens.analyzers.common.leaves.leaves import Leaf, leaf_name, place_axes
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import scoring, warn_of_zeros
+from layerlens.analyzers.common.scorer import Scorer, scoring, warn_of_zeros
 from layerlens.errors import OptionError, check_count
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-Sizes: TypeAlias = int | Sequence[int] | None
+Size: TypeAlias = int | Sequence[int] | None
+Sizes: TypeAlias = Size | Mapping[str, Size]
 
 
 @method(
@@ -46,14 +47,15 @@ def occlusion(
     """Measure what the score loses when a window of the input is covered, mean over the windows that cover a place.
 
     S(x) - S(x with the window replaced by the baseline) (Zeiler & Fergus 2014, sec. 4.2). All channels or features of
-    a place are covered together. Windows start every `stride` places; the last ones end with the input, so that sizes
-    that do not divide are covered whole.
+    a place are covered together, unless the window has a size along them. Windows start every `stride` places; the last
+    ones end with the input, so that sizes that do not divide are covered whole.
 
     Args:
         x: ... Several inputs are covered in turn.
-        window: size of the window in places, one number or one for each axis of places; None for an eighth of each
-            side of an image, a volume or a series, one token, one column of a table.
-        stride: distance of the windows in places; None for half a window.
+        window: size of the window in places: one number, one for each axis of places, or one for each axis of a sample;
+            or a dict of those by input name. None for an eighth of each side of an image, a volume or a series, one
+            token, one column of a table.
+        stride: distance of the windows in places, in the same forms; None for half a window.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
@@ -65,8 +67,9 @@ def occlusion(
     with scoring(model, x, target, where=where, forward=forward, grad=False) as scorer:
         coalitions = Coalitions(scorer, baseline, batch_size)
         values, used = {}, {}
+        windows, strides = _by_input(scorer, "window", window), _by_input(scorer, "stride", stride)
         for name, leaf in scorer.leaves.items():
-            axes, sizes, steps = _windows(name, leaf, window, stride)
+            axes, sizes, steps = _windows(name, leaf, windows[name], strides[name])
             used[name] = (sizes, steps)
             values[name] = _slide(coalitions, name, leaf, axes, sizes, steps)
         warn_of_zeros(values, "occlusion")
@@ -84,18 +87,30 @@ def occlusion(
         )
 
 
-def _windows(name: str, leaf: Leaf, window: Sizes, stride: Sizes) -> tuple[list[int], tuple[int, ...], tuple[int, ...]]:
-    """The axes of places (of a sample), and size and stride of the window along them.
+def _by_input(scorer: Scorer, what: str, given: Sizes) -> dict[str, Size]:
+    """Return the sizes for each leaf."""
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(scorer.leaves, given)
+    named = {
+        leaf_name(scorer.inputs, scorer.leaves, name, f"input name in {what}="): one for name, one in given.items()
+    }
+    return {name: named.get(name) for name in scorer.leaves}
+
+
+def _windows(name: str, leaf: Leaf, window: Size, stride: Size) -> tuple[list[int], tuple[int, ...], tuple[int, ...]]:
+    """The axes of a sample along which a window slides, and its size and stride along them.
 
     Raises:
         OptionError: when the window does not fit.
     """
-    axes = place_axes(leaf)
+    axes, every = place_axes(leaf), list(range(leaf.value.ndim - 1))
+    if leaf.layer is None and any(isinstance(one, Sequence) and len(one) == len(every) for one in (window, stride)):
+        axes = every
     places = [leaf.value.shape[1 + axis] for axis in axes]
     single = leaf.layer is not None or leaf.value.ndim <= 2
     default = [1 if single else max(1, round(size / 8)) for size in places]
-    sizes = _sizes_by_axis(name, "window", window, default, len(axes))
-    steps = _sizes_by_axis(name, "stride", stride, [max(1, size // 2) for size in sizes], len(axes))
+    sizes = _sizes_by_axis(name, "window", window, default, axes)
+    steps = _sizes_by_axis(name, "stride", stride, [max(1, size // 2) for size in sizes], axes)
     for size, step, place in zip(sizes, steps, places, strict=True):
         if size > place or step > size:
             raise OptionError(
@@ -105,12 +120,12 @@ def _windows(name: str, leaf: Leaf, window: Sizes, stride: Sizes) -> tuple[list[
     return axes, sizes, steps
 
 
-def _sizes_by_axis(name: str, what: str, given: Sizes, default: list[int], count: int) -> tuple[int, ...]:
+def _sizes_by_axis(name: str, what: str, given: Size, default: list[int], axes: list[int]) -> tuple[int, ...]:
     if given is None:
         return tuple(default)
-    sizes = [given] * count if isinstance(given, int) else list(given)
-    if len(sizes) != count:
-        raise OptionError(f"{what}={given!r} has {len(sizes)} numbers; input {name!r} has {count} axes of places.")
+    sizes = [given] * len(axes) if isinstance(given, int) else list(given)
+    if len(sizes) != len(axes):
+        raise OptionError(f"{what}={given!r} has {len(sizes)} numbers; input {name!r} has {len(axes)} axes of places.")
     for size in sizes:
         check_count(what, size)
     return tuple(sizes)

@@ -106,3 +106,29 @@ def test_a_map_of_nothing_says_so():
         model[4].weight.fill_(-1.0)
     with pytest.warns(UserWarning, match="negative everywhere, so relu=True keeps nothing"):
         layerlens.grad_cam(model, normal(1, 1, 8, 8), "1", target=0)
+
+
+class AddedPictures(nn.Module):
+    """Two pictures that are added, and a third that scales the scores."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.relu, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Linear(4, 2)
+
+    def forward(self, one, two, three):
+        return self.head(self.relu(self.conv(one + two)).mean(dim=(2, 3))) * three.mean(dim=(1, 2, 3))[:, None]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:captum")
+def test_guided_grad_cam_of_all_inputs_that_the_layer_reads():
+    from captum.attr import GuidedGradCam
+
+    model, pictures = AddedPictures().double().eval(), tuple(normal(2, 1, 6, 6).double() + one for one in range(3))
+    with pytest.warns(UserWarning, match="lies over input one, two, not over three"):
+        x = dict(zip(("one", "two", "three"), pictures, strict=True))
+        found = layerlens.saliency(model, x, target=1, method="guided_grad_cam", where="conv")
+    expected = GuidedGradCam(model, model.conv).attribute(pictures, target=1)
+    assert list(found.values) == ["one", "two"] and found.axes_of("two") == ("batch", "channel", "height", "width")
+    for name, own in zip(found.values, expected, strict=False):
+        assert torch.allclose(found.values[name], own) and bool(own.any())
