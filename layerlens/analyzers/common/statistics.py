@@ -12,8 +12,12 @@ def spearman(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         first: values, `(batch, n)`.
         second: other values, `(batch, n)`.
     """
-    ranks = [torch.stack([_ranks(row) for row in rows]) for rows in (first, second)]
-    a, b = (rank - rank.mean(dim=1, keepdim=True) for rank in ranks)
+    return pearson(*(torch.stack([_ranks(row) for row in rows]) for rows in (first, second)))
+
+
+def pearson(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Compute Pearson's correlation of each row of `(batch, n)`, `(batch,)`; 0 where a row is constant."""
+    a, b = (rows.double() - rows.double().mean(dim=1, keepdim=True) for rows in (first, second))
     norm = (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
     return torch.where(norm > 0, (a * b).sum(dim=1) / norm.where(norm > 0, torch.ones_like(norm)), 0.0)
 

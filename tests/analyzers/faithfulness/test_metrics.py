@@ -180,7 +180,8 @@ def test_every_metric_by_name():
     model, masks = net(), torch.ones(4, 8, 8, dtype=torch.bool)
     methods = {"gradient": "gradient"}
     board = evaluate(model, PICTURES, methods, target=1, metrics=tuple(METRICS), masks=masks, controls=False, steps=4)
-    assert board.values.shape == (1, 13 + 3, 4) and bool(board.values.isfinite().all())
+    columns = 1 + sum(1 + metric.per_fill for metric in METRICS.values())  # two fills, and insertion - deletion
+    assert board.values.shape == (1, columns, 4) and bool(board.values.isfinite().all())
     with pytest.raises(OptionError, match="needs masks"):
         evaluate(model, PICTURES, methods, target=1, metrics=("pointing_game",))
     with pytest.raises(OptionError, match="as a method"):

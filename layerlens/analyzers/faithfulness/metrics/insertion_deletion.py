@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -48,14 +49,14 @@ _RAISES = {
 }
 
 
-def _measure(function: Function) -> Function:
-    """Make a measure public, with the texts that all measures here share."""
+def removal_metric(function: Function) -> Function:
+    """Make a metric that removes places public, with the texts that all of them share."""
     text = documented(function.__doc__ or "", inspect.signature(function).parameters, _ARGS)
     function.__doc__ = with_section(text, "Raises", _RAISES)
     return public(function)
 
 
-@_measure
+@removal_metric
 def insertion(
     model: nn.Module,
     x: Input,
@@ -90,7 +91,7 @@ def insertion(
         return removed.curve("insertion", attribution, steps, keep=True)
 
 
-@_measure
+@removal_metric
 def deletion(
     model: nn.Module,
     x: Input,
@@ -126,7 +127,7 @@ def deletion(
         return removed.curve("deletion", attribution, steps, keep=False)
 
 
-@_measure
+@removal_metric
 def comprehensiveness(
     model: nn.Module,
     x: Input,
@@ -154,7 +155,7 @@ def comprehensiveness(
         return removed.mean_fall("comprehensiveness", attribution, shares, keep=False)
 
 
-@_measure
+@removal_metric
 def sufficiency(
     model: nn.Module,
     x: Input,
@@ -222,12 +223,43 @@ class Removal:
         none, every = (empty, full) if keep else (full, empty)
         found = torch.where(numbers == 0, none.unsqueeze(1), every.unsqueeze(1))
         inner = ((numbers > 0) & (numbers < counts)).T.nonzero()  # (share, sample)
-        for part in track(torch.split(inner, max(1, self.coalitions.batch_size // batch) * batch), label):
+        parts = torch.split(inner, max(1, self.coalitions.batch_size // batch) * batch) if len(inner) else ()
+        for part in track(parts, label):
             share, rows = part.unbind(dim=1)
             first = rank[rows] < numbers[rows, share].unsqueeze(1)
             kept = (first if keep else ~first).to(full.dtype)
             found[rows, share] = self.coalitions(self.features.masks(kept, rows), rows)
         return found
+
+    def sums(self, attribution: Map) -> torch.Tensor:
+        """Sum a map over each feature, `(batch, features)`, in float64."""
+        return by_place(self.scorer, self.features, attribution)
+
+    def falls(self, gone: Iterable[torch.Tensor], label: str) -> torch.Tensor:
+        """Return how far the score falls without some features, `(batch, draws)`; a draw is `(batch, features)`."""
+        found = []
+        step = max(1, self.coalitions.batch_size // len(self.own))
+        draws = iter(track(gone, label))
+        while part := list(itertools.islice(draws, step)):
+            rows = self.scorer.rows.repeat(len(part))
+            kept = (~torch.cat(part)).to(self.ends[0].dtype)
+            scores = self.coalitions(self.features.masks(kept, rows), rows).double()
+            found.append(self.ends[0].double() - scores.reshape(len(part), -1))
+        return torch.cat(found).T
+
+    def alone(self, label: str) -> torch.Tensor:
+        """Return how far the score falls without each feature, `(batch, features)`."""
+        every = torch.eye(self.features.count, dtype=torch.bool, device=self.own.device)
+        return self.falls([row.expand(len(self.own), -1) for row in every], label)
+
+    def one_by_one(
+        self, label: str, rank: torch.Tensor, *, keep: bool, most: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the scores with 0, 1, ... features removed, or alone kept, and their shares, `(batch, steps)` each."""
+        counts = self.own.sum(dim=1, keepdim=True)
+        last = self.features.count if most is None else min(most, self.features.count)
+        shares = torch.arange(last + 1).to(counts).minimum(counts).double() / counts
+        return shares, self.scores(label, rank, shares, keep=keep)
 
     def curve(self, name: str, attribution: Map, steps: int, *, keep: bool) -> FaithfulnessCurve:
         """Return the scores with more and more features removed, or kept."""

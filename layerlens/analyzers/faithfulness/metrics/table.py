@@ -16,12 +16,15 @@ from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.results import Attribution
 from layerlens.targets.target import Target
 
+from .axioms import completeness, monotonicity, non_sensitivity
+from .correlations import faithfulness_correlation, faithfulness_estimate, monotonicity_correlation, sensitivity_n
 from .infidelity import infidelity, max_sensitivity
 from .insertion_deletion import Measure, comprehensiveness, deletion, insertion, sufficiency
 from .localization import pointing_game, relevance_mass, relevance_rank
 from .place_ranks import Map
+from .regions import irof, region_perturbation
 from .road import road
-from .sparsity import sparsity
+from .sparsity import complexity, sparsity
 
 Explain = Callable[..., Attribution]
 """`(model, x, target=..., forward=...) -> Attribution`."""
@@ -81,9 +84,9 @@ def _short(fill: Baseline) -> str:
     return fill if isinstance(fill, str) else f"{float(fill):g}" if isinstance(fill, (int, float)) else "given"
 
 
-def _areas(metric: Callable[..., Any]) -> Columns:
+def _areas(metric: Callable[..., Any], *, stepped: bool = True) -> Columns:
     def values(setting: Setting, attribution: Map, name: str) -> list[torch.Tensor]:
-        options = {"steps": setting.steps, "measure": setting.measure}
+        options = {"measure": setting.measure} | ({"steps": setting.steps} if stepped else {})
         return [setting.run(metric, attribution, fill=fill, **options).area for fill in setting.fills]
 
     return values
@@ -94,6 +97,14 @@ def _falls(metric: Callable[..., torch.Tensor]) -> Columns:
         return [setting.run(metric, attribution, fill=fill, measure=setting.measure) for fill in setting.fills]
 
     return values
+
+
+def _measured(metric: Callable[..., torch.Tensor]) -> Columns:
+    return lambda setting, attribution, name: [setting.run(metric, attribution, measure=setting.measure)]
+
+
+def _complete(setting: Setting, attribution: Map, name: str) -> list[torch.Tensor]:
+    return [setting.run(completeness, attribution, fill=fill) for fill in setting.fills]
 
 
 def _located(metric: Callable[..., torch.Tensor]) -> Columns:
@@ -124,9 +135,19 @@ METRICS: dict[str, Metric] = {
     "road": Metric(
         lambda setting, attribution, name: [setting.run(road, attribution, measure=setting.measure).area], False
     ),
+    "region_perturbation": Metric(_falls(region_perturbation), True, per_fill=True),
+    "irof": Metric(_falls(irof), True, per_fill=True),
+    "faithfulness_correlation": Metric(_falls(faithfulness_correlation), True, per_fill=True),
+    "faithfulness_estimate": Metric(_falls(faithfulness_estimate), True, per_fill=True),
+    "sensitivity_n": Metric(_areas(sensitivity_n, stepped=False), True, per_fill=True),
+    "monotonicity": Metric(_falls(monotonicity), True, per_fill=True),
+    "monotonicity_correlation": Metric(_measured(monotonicity_correlation), True),
+    "completeness": Metric(_complete, False, per_fill=True),
+    "non_sensitivity": Metric(_measured(non_sensitivity), False),
     "infidelity": Metric(lambda setting, attribution, name: [setting.run(infidelity, attribution)], False),
     "max_sensitivity": Metric(_max_sensitivity, False, "functions"),
     "sparsity": Metric(lambda setting, attribution, name: [sparsity(attribution)], True),
+    "complexity": Metric(lambda setting, attribution, name: [complexity(attribution)], False),
     "pointing_game": Metric(_located(pointing_game), True, "masks"),
     "relevance_mass": Metric(_located(relevance_mass), True, "masks"),
     "relevance_rank": Metric(_located(relevance_rank), True, "masks"),
