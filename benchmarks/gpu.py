@@ -1,15 +1,18 @@
-"""Capture, saliency and relevance on a GPU: a random Llama of a billion parameters, and ViT-B, over one gradient.
+"""Capture, saliency and relevance on a GPU, over one gradient: ResNet-50, ViT-B, a Llama of a billion parameters.
+
+All weights are random. The Llama runs in bfloat16 with fused attention, on 1,024 and on 32,768 tokens.
 
 python -m benchmarks.gpu            # says why and ends where there is no GPU
 python -m benchmarks.gpu small      # small models wherever this runs: whether the benchmark works, no figures
 """
 
 import contextlib
+import functools
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -17,20 +20,32 @@ from torch import nn
 import layerlens
 
 RUNS = 7
+TOKENS = (1024, 32_768)
 
 
-def llama(small: bool) -> tuple[nn.Module, torch.Tensor, tuple[int, int]]:
+def resnet(small: bool) -> tuple[nn.Module, torch.Tensor, int]:
+    """ResNet-50 with random weights, eight pictures, and a target."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    torch.manual_seed(0)
+    model = ResNetForImageClassification(ResNetConfig(**(sizes if small else {}), num_labels=10)).eval()
+    return model, torch.randn(2 if small else 8, 3, 64 if small else 224, 64 if small else 224), 3
+
+
+def llama(small: bool, tokens: int) -> tuple[nn.Module, torch.Tensor, tuple[int, int]]:
     """A causal language model with random weights, token ids, and a target."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
-    sizes |= {"intermediate_size": 8192, "vocab_size": 32_000, "max_position_embeddings": 4096}
+    sizes |= {"intermediate_size": 8192, "vocab_size": 32_000, "max_position_embeddings": tokens}
     if small:
         sizes |= {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
         sizes |= {"intermediate_size": 128, "vocab_size": 100}
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**sizes)).to(torch.bfloat16).eval()
-    return model, torch.randint(100, (1, 64 if small else 1024)), (-1, 7)
+    config = LlamaConfig(**sizes, use_cache=False, attn_implementation="sdpa")
+    model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    return model, torch.randint(100, (1, tokens // 16 if small else tokens)), (-1, 7)
 
 
 def vit(small: bool) -> tuple[nn.Module, torch.Tensor, int]:
@@ -72,8 +87,11 @@ def timed(calls: dict[str, Callable[[], object]], device: torch.device) -> dict[
     return {name: (statistics.median(values), peaks[name]) for name, values in seconds.items()}
 
 
-def rows(name: str, model: nn.Module, x: torch.Tensor, target: int | tuple[int, int], device: torch.device) -> None:
+def rows(
+    name: str, made: tuple[nn.Module, torch.Tensor, int | tuple[int, int]], rules: Sequence[str], device: torch.device
+) -> None:
     """Print the rows of one model."""
+    model, x, target = made
     model, x = model.to(device), x.to(device)
     inputs = x if x.is_floating_point() else {"input_ids": x}
 
@@ -89,9 +107,9 @@ def rows(name: str, model: nn.Module, x: torch.Tensor, target: int | tuple[int, 
         "saliency, smooth_grad, 25 samples": lambda: layerlens.saliency(
             model, inputs, target=target, method="smooth_grad"
         ),
-        "relevance, cp": lambda: layerlens.relevance(model, inputs, target=target, rules="cp"),
-        "relevance, attn": lambda: layerlens.relevance(model, inputs, target=target, rules="attn"),
     }
+    for rule in rules:
+        calls[f"relevance, {rule}"] = functools.partial(layerlens.relevance, model, inputs, target=target, rules=rule)
     with contextlib.suppress(RuntimeError):  # what the first call on a device sets up
         gradient(model, x, target)
     found = timed(calls, device)
@@ -111,8 +129,10 @@ def main(small: bool) -> None:
     print(f"Made by `python -m benchmarks.gpu` on {card}, torch {torch.__version__}: medians of {RUNS} runs that")
     print("take turns.\n")
     print("| model | what | ms | over gradient x input | peak MiB |\n| --- | --- | ---: | ---: | ---: |")
-    rows("Llama, 1.1 B parameters, bf16, 1,024 tokens", *llama(small), device)
-    rows("ViT-B/16, 8 pictures", *vit(small), device)
+    rows("ResNet-50, 8 pictures", resnet(small), ("epsilon", "epsilon_plus"), device)
+    rows("ViT-B/16, 8 pictures", vit(small), ("cp", "attn"), device)
+    for tokens in TOKENS:
+        rows(f"Llama, 1.1 B parameters, bf16, {tokens:,} tokens", llama(small, tokens), ("cp", "attn"), device)
 
 
 if __name__ == "__main__":
