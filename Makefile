@@ -100,6 +100,8 @@ notebooks: $(VENV)/.dev
 	$(BIN)/python notebooks/build.py
 
 bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.relevance
 	$(BIN)/python -m benchmarks.capture
 	$(BIN)/python -m benchmarks.saliency

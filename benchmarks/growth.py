@@ -1,6 +1,8 @@
 """How the cost of each analyzer grows with layers, width, tokens and batch: milliseconds beside those of a gradient.
 
-python -m benchmarks.growth [picture]       # writes docs/speed-growth.png, and prints the numbers
+OMP_NUM_THREADS=1 python -m benchmarks.growth [picture]     # writes docs/speed-growth.png, and prints the numbers
+
+With one thread, seconds are those of the processor.
 """
 
 import functools
@@ -75,7 +77,7 @@ def measured() -> dict[str, dict[str, list[float]]]:
             start = time.perf_counter()
             for call in calls.values():
                 call()
-            rounds = max(3, min(30, round(SECONDS / (time.perf_counter() - start))))
+            rounds = max(5, min(60, round(SECONDS / (time.perf_counter() - start))))
             print(what, size, rounds, file=sys.stderr, flush=True)
             for name, seconds in medians(calls, runs=rounds).items():
                 kept.setdefault(name, []).append(1000 * seconds)

@@ -24,7 +24,7 @@ SECTIONS = {
         notebooks/language_model notebooks/over_time notebooks/generative notebooks/training_dynamics
         notebooks/dynamic_networks
     """,
-    "Reference": "questions reliability glossary api/index benchmarks/index changelog",
+    "Reference": "questions speed reliability glossary api/index benchmarks/index changelog",
 }
 """Caption in the sidebar -> pages, in their order."""
 
