@@ -66,6 +66,12 @@ _ARGS = {
     "of_options": 'options of that method, such as `{"steps": 20}`.',
     "batch_size": 'inputs per pass; `"auto"` bounds it by memory.',
     "tolerance": "largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any.",
+    "multiply_by_inputs": "whether values are multiplied by x - x', the difference from the baseline; False gives "
+    "them per unit of input (local attributions, Ancona et al. 2018, sec. 3.2), also where that difference is zero.",
+    "custom_attribution_func": "makes the values instead, as in captum: a function of a tuple with the multipliers of "
+    "each input and, if it takes them, of the inputs and of the baselines; it returns a tuple shaped like the inputs.",
+    "quadrature": 'rule of the integral: `"gausslegendre"`, `"riemann_left"`, `"riemann_right"`, `"riemann_middle"` or '
+    '`"riemann_trapezoid"`; the first needs the fewest steps.',
     "max_steps": "most steps; a sample that misses the tolerance gets twice as many until it meets it.",
 }
 _RAISES = {

@@ -136,7 +136,7 @@ def test_unknown_names_are_errors_that_list_the_known():
     with pytest.raises(OptionError, match=r"input_x_gradient\(\) has no option 'steps'. Known: hold, where"):
         saliency(model, x, method="input_x_gradient", steps=3)
     with pytest.raises(
-        OptionError, match=r"no option 'step'. Closest: steps.* Known: baseline, batch_size, hold, max_steps, steps"
+        OptionError, match=r"no option 'step'. Closest: steps.* Known: baseline, batch_size, hold, max_steps, .*steps"
     ):
         saliency(model, x, method="integrated_gradients", step=3)
     with pytest.raises(UnknownOption, match=r"no option 'steps': name a method .* method='integrated_gradients'"):

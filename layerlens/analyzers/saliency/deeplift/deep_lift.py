@@ -30,6 +30,7 @@ from layerlens.targets.target import Spec
 
 from ..path.completeness import completeness_gap
 from . import reveal_cancel
+from .combine import Combine, attributed, check_combine, combine_setting, units_of
 from .operation_calls import OperationCalls
 from .pairs import Pair, Rule, Run, pair_up
 from .table import WANTED, changed_choices, rule_of
@@ -57,6 +58,8 @@ def deep_lift(
     where: Selection = None,
     baseline: Baseline = "zero",
     rule: Literal["rescale", "reveal_cancel"] = "rescale",
+    multiply_by_inputs: bool = True,
+    custom_attribution_func: Combine | None = None,
     forward: Forward | None = None,
 ) -> Attribution:
     """Explain the difference of the score from the score of a baseline, S(x) - S(x'), to which the values sum.
@@ -89,18 +92,29 @@ def deep_lift(
         True
     """
     choose("rule", rule, RULES)
+    check_combine(custom_attribution_func, multiply_by_inputs)
     with scoring(model, x, target, where=where, forward=forward) as scorer:
         warn_of_joint_scores(scorer, scorer.start(), "contribution", run=scorer.run)
         starts, label = baselines(scorer, baseline)
         comparison = compare(scorer, starts, rule)
         gap = completeness_gap(comparison.values, comparison.score, comparison.baseline_score)
         warn_of_gap("deep_lift", gap, comparison)
-        warn_of_zeros(comparison.values, "deep_lift")
+        values = attributed(
+            comparison.multipliers, scorer.values(), starts, comparison.values, multiply_by_inputs,
+            custom_attribution_func,
+        )  # fmt: skip
+        warn_of_zeros(values, "deep_lift")
         return scorer.attribution(
-            comparison.values,
+            values,
             method="deep_lift",
-            settings={"baseline": label, "rule": rule},
+            settings={
+                "baseline": label,
+                "rule": rule,
+                "multiply_by_inputs": multiply_by_inputs,
+                **combine_setting(custom_attribution_func),
+            },
             score=comparison.score,
+            units=units_of(multiply_by_inputs, custom_attribution_func),
             checks={"completeness gap": gap},
         )
 
@@ -111,12 +125,14 @@ class Comparison:
 
     Attributes:
         values: contributions by leaf, shaped like it.
+        multipliers: m by leaf, shaped like it: the values are m (x - x').
         score: score of the input, `(batch,)`.
         baseline_score: score of the baseline, `(batch,)`.
         moved: operations that chose otherwise for the baseline.
     """
 
     values: Leaves
+    multipliers: Leaves
     score: torch.Tensor
     baseline_score: torch.Tensor
     moved: list[str]
@@ -140,12 +156,13 @@ def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
     check_baseline(other.score.detach(), scorer.target.label)
     pairs = pair_up(one, other)
     special = reveal_cancel.reveal_cancel(pairs) if rule == "reveal_cancel" else {}
-    multipliers = _multipliers(scorer.model, one, leaves, pairs, special)
-    values = {
-        name: torch.zeros_like(leaf) if multiplier is None else (leaf.detach() - starts[name]) * multiplier
-        for (name, leaf), multiplier in zip(leaves.items(), multipliers, strict=True)
+    found = _multipliers(scorer.model, one, leaves, pairs, special)
+    multipliers = {
+        name: torch.zeros_like(leaf) if multiplier is None else multiplier
+        for (name, leaf), multiplier in zip(leaves.items(), found, strict=True)
     }
-    return Comparison(values, one.score.detach(), other.score.detach(), changed_choices(pairs))
+    values = {name: (leaf.detach() - starts[name]) * multipliers[name] for name, leaf in leaves.items()}
+    return Comparison(values, multipliers, one.score.detach(), other.score.detach(), changed_choices(pairs))
 
 
 def _in_layout_of(leaf: torch.Tensor, start: torch.Tensor) -> torch.Tensor:

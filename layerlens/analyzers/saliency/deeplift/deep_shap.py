@@ -20,6 +20,7 @@ from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
 from ..path.completeness import completeness_gap
+from .combine import Combine, attributed, check_combine, combine_setting, units_of
 from .deep_lift import RULES, compare, warn_of_gap
 
 
@@ -38,6 +39,8 @@ def deep_shap(
     where: Selection = None,
     baselines: Baselines = None,
     rule: Literal["rescale", "reveal_cancel"] = "rescale",
+    multiply_by_inputs: bool = True,
+    custom_attribution_func: Combine | None = None,
     seed: int = 0,
     forward: Forward | None = None,
     progress: bool | None = None,
@@ -62,14 +65,21 @@ def deep_shap(
     """
     check_seed(seed)
     choose("rule", rule, RULES)
+    check_combine(custom_attribution_func, multiply_by_inputs)
     with scoring(model, x, target, where=where, forward=forward) as scorer:
         warn_of_joint_scores(scorer, scorer.start(), "contribution", run=scorer.run)
         starts, label = references(scorer, baselines, seed)
         comparisons = [compare(scorer, start, rule) for start in track(starts, "deep_shap")]
-        parts = {name: torch.stack([one.values[name] for one in comparisons]).double() for name in scorer.leaves}
+        ends = scorer.values()
+        shown = [
+            attributed(one.multipliers, ends, start, one.values, multiply_by_inputs, custom_attribution_func)
+            for one, start in zip(comparisons, starts, strict=True)
+        ]
+        parts = {name: torch.stack([one[name] for one in shown]).double() for name in ends}
         means = {name: part.mean(dim=0) for name, part in parts.items()}
+        products = {name: torch.stack([one.values[name] for one in comparisons]).double().mean(dim=0) for name in ends}
         baseline_score = torch.stack([one.baseline_score for one in comparisons]).mean(dim=0)
-        gap = completeness_gap(means, comparisons[0].score, baseline_score)
+        gap = completeness_gap(products, comparisons[0].score, baseline_score)
         moved = list(dict.fromkeys(name for one in comparisons for name in one.moved))
         warn_of_gap("deep_shap", gap, dataclasses.replace(comparisons[0], moved=moved))
         warn_of_zeros(means, "deep_shap")
@@ -78,7 +88,14 @@ def deep_shap(
         return scorer.attribution(
             {name: mean.to(scorer.leaves[name].value.dtype) for name, mean in means.items()},
             method="deep_shap",
-            settings={"baselines": label, "rule": rule, "seed": seed},
+            settings={
+                "baselines": label,
+                "rule": rule,
+                "multiply_by_inputs": multiply_by_inputs,
+                **combine_setting(custom_attribution_func),
+                "seed": seed,
+            },
+            units=units_of(multiply_by_inputs, custom_attribution_func),
             score=comparisons[0].score,
             checks={"completeness gap": gap},
             standard_error=errors if len(comparisons) > 1 and at_input else None,

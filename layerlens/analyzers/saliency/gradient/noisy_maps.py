@@ -104,7 +104,8 @@ def noisy_maps(
         plain = maps(inputs, rows, torch.zeros_like(rows))
         parts = []
         for own in [rows] if together else torch.split(rows, batch):
-            generator, order = (torch.Generator().manual_seed(seed) for _ in range(2))
+            generator = torch.Generator().manual_seed(seed)
+            order = torch.Generator().manual_seed(seed ^ 1)  # other bits than those of the noise
             drawn = torch.randint(max(1, len(starts)), (samples,), generator=order).to(own.device)
             total: dict[str, torch.Tensor] = {}
             squares: dict[str, torch.Tensor] = {}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from layerlens.analyzers.common.messages import check_baseline, of_samples, sample_numbers
 from layerlens.analyzers.common.scorer import Leaves, Scorer
-from layerlens.errors import OptionError, check_count, warn
+from layerlens.errors import OptionError, check_count, choose, warn
 from layerlens.progress import counting
 
 Done = Callable[[int], object]
@@ -45,11 +46,30 @@ class Steps:
             raise OptionError(f"tolerance must be above 0, got {self.tolerance!r}; math.inf accepts any gap.")
 
 
+Quadrature = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
+"""Rules of integration by their names in captum."""
+
+
 @functools.cache
-def quadrature(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the points of Gauss-Legendre quadrature on 0..1 and their weights, `(steps,)` float64."""
-    places, weights = np.polynomial.legendre.leggauss(steps)
-    return torch.as_tensor((1 + places) / 2), torch.as_tensor(weights / 2)
+def quadrature(steps: int, rule: Quadrature = "gausslegendre") -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the points of a rule on 0..1 and their weights, `(steps,)` float64, whose sum is 1.
+
+    Raises:
+        OptionError: when the rule is unknown, or a trapezoid has one point.
+    """
+    choose("quadrature", rule, get_args(Quadrature))
+    if rule == "gausslegendre":
+        places, weights = np.polynomial.legendre.leggauss(steps)
+        return torch.as_tensor((1 + places) / 2), torch.as_tensor(weights / 2)
+    counts = torch.arange(steps, dtype=torch.float64)
+    if rule != "riemann_trapezoid":
+        shift = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}[rule]
+        return (counts + shift) / steps, torch.full_like(counts, 1 / steps)
+    if steps < 2:
+        raise OptionError("quadrature='riemann_trapezoid' needs steps=2 or more.")
+    shares = torch.full_like(counts, 1 / (steps - 1))
+    shares[[0, -1]] /= 2
+    return counts / (steps - 1), shares
 
 
 def scores_at(scorer: Scorer, values: Leaves, batch: int) -> torch.Tensor:
@@ -73,6 +93,7 @@ def until_complete(
     baseline_score: torch.Tensor,
     steps: Steps,
     batch: int,
+    spans: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return the values of all samples and their checks; samples that miss the tolerance get twice the steps, alone.
 
@@ -85,6 +106,7 @@ def until_complete(
         baseline_score: S(x'), `(batch,)`.
         steps: number of steps, and the gap that is accepted.
         batch: samples that are integrated at once.
+        spans: what the values are multiplied by to be complete, by leaf; None for nothing.
 
     Warns:
         UserWarning: when the tolerance is not reached.
@@ -98,7 +120,7 @@ def until_complete(
             for some in torch.split(todo, batch):
                 for name, part in integrate(some, count, done).items():
                     values[name][some] = part.to(values[name].dtype)
-        gap = completeness_gap(values, score, baseline_score)
+        gap = completeness_gap(_times(values, spans), score, baseline_score)
         todo = (gap > steps.tolerance).nonzero().flatten()
         if not len(todo) or 2 * count > steps.max_steps:
             break
@@ -111,6 +133,10 @@ def until_complete(
         "sum.",
     )
     return values, {"completeness gap": gap, "steps": used}
+
+
+def _times(values: Mapping[str, torch.Tensor], spans: Mapping[str, torch.Tensor] | None) -> Mapping[str, torch.Tensor]:
+    return values if spans is None else {name: value * spans[name] for name, value in values.items()}
 
 
 def warn_of_gap(what: str, gap: torch.Tensor, tolerance: float, advice: str) -> None:

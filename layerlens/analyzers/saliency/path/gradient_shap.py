@@ -16,6 +16,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
+from ..gradient.noise import SHARE, Deviations, noise_scales, noisy_copies
 from .completeness import completeness_gap
 
 
@@ -34,6 +35,8 @@ def gradient_shap(
     where: Selection = None,
     baselines: Baselines = None,
     samples: int = 64,
+    stdevs: Deviations = 0.0,
+    multiply_by_inputs: bool = True,
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
@@ -66,10 +69,15 @@ def gradient_shap(
         each = -(-samples // len(starts))
         generator = torch.Generator().manual_seed(seed)
         points = (torch.arange(each) + torch.rand(len(starts), each, generator=generator, dtype=torch.float64)) / each
+        scales = noise_scales("gradient_shap", scorer, ends, SHARE, 0.0 if stdevs is None else stdevs)
+        noisy = any(bool(scale.any()) for scale in scales.values())
         total = {name: torch.zeros_like(end, dtype=torch.float64) for name, end in ends.items()}
+        products = {name: torch.zeros_like(part) for name, part in total.items()}
         squares = {name: torch.zeros_like(part) for name, part in total.items()}
         baseline_score = torch.zeros(len(scorer.rows), dtype=torch.float64, device=scorer.rows.device)
+        end_score = torch.zeros_like(baseline_score)
         for rows in torch.split(scorer.rows, batch):
+            generator = torch.Generator().manual_seed(seed ^ 1)  # other bits than those of the points
             together = max(1, batch // len(rows))
             for own in torch.split(torch.arange(len(starts)), together):
                 values = {name: part.flatten(0, 1) for name, part in _stacked(starts, own, rows).items()}
@@ -77,24 +85,43 @@ def gradient_shap(
                     scores = scorer(values, rows.repeat(len(own)))
                 baseline_score[rows] += scores.double().reshape(len(own), len(rows)).sum(dim=0) / len(starts)
             for own in track(torch.split(torch.arange(points.numel()), together), "gradient_shap"):
-                for name, part in _weighted_gradients(
-                    scorer, ends, starts, rows, own // each, points.flatten()[own]
-                ).items():
+                tops = {name: end[rows].repeat(len(own), *[1] * (end.ndim - 1)) for name, end in ends.items()}
+                if noisy:
+                    tops = noisy_copies(ends, scales, rows, len(own), generator)
+                    with torch.no_grad():
+                        scores = scorer(tops, rows.repeat(len(own)))
+                    end_score[rows] += scores.double().reshape(len(own), len(rows)).sum(dim=0)
+                slopes, spans = _gradients(scorer, tops, starts, rows, own // each, points.flatten()[own])
+                for name, slope in slopes.items():
+                    product = slope * spans[name]
+                    part = product if multiply_by_inputs else slope
                     total[name][rows] += part.sum(dim=0)
                     squares[name][rows] += part.square().sum(dim=0)
+                    if not multiply_by_inputs:
+                        products[name][rows] += product.sum(dim=0)
         count = each * len(starts)
         means = {name: part / count for name, part in total.items()}
         errors = {
             name: ((squares[name] / count - mean.square()).clamp_min(0) / max(1, count - 1)).sqrt()
             for name, mean in means.items()
         }
+        complete = means if multiply_by_inputs else {name: part / count for name, part in products.items()}
+        gap = completeness_gap(complete, end_score / count if noisy else score, baseline_score)
         warn_of_zeros(means, "gradient_shap")
         return scorer.attribution(
             {name: part.to(ends[name].dtype) for name, part in means.items()},
             method="gradient_shap",
-            settings={"baselines": label, "samples": count, "seed": seed, "batch_size": batch},
+            settings={
+                "baselines": label,
+                "samples": count,
+                "stdevs": stdevs,
+                "multiply_by_inputs": multiply_by_inputs,
+                "seed": seed,
+                "batch_size": batch,
+            },
             score=score,
-            checks={"completeness gap": completeness_gap(means, score, baseline_score)},
+            units="score" if multiply_by_inputs else "score per unit of input",
+            checks={"completeness gap": gap},
             standard_error=errors if count > 1 and all(leaf.layer is None for leaf in scorer.leaves.values()) else None,
         )
 
@@ -104,22 +131,23 @@ def _stacked(starts: list[Leaves], chosen: torch.Tensor, rows: torch.Tensor) -> 
     return {name: torch.stack([starts[place][name][rows] for place in chosen.tolist()]) for name in starts[0]}
 
 
-def _weighted_gradients(
+def _gradients(
     scorer: Scorer,
-    ends: Leaves,
+    tops: Leaves,
     starts: list[Leaves],
     rows: torch.Tensor,
     chosen: torch.Tensor,
     fractions: torch.Tensor,
-) -> Leaves:
-    """(x - x') dS/dx at points, each on the path from its reference, `(points, rows, ...)` by leaf, in float64."""
+) -> tuple[Leaves, Leaves]:
+    """dS/dx at points and x - x', each on the path from its reference, `(points, rows, ...)` by leaf, in float64."""
     wide = {name: start.double() for name, start in _stacked(starts, chosen, rows).items()}
+    tall = {name: top.double().reshape(wide[name].shape) for name, top in tops.items()}
     mixed = {}
-    for name, end in ends.items():
-        own = fractions.to(end.device).reshape(-1, *[1] * end.ndim)
-        mixed[name] = torch.lerp(wide[name], end[rows].double(), own).flatten(0, 1).to(end.dtype)
+    for name, end in tall.items():
+        own = fractions.to(end.device).reshape(-1, *[1] * (end.ndim - 1))
+        mixed[name] = torch.lerp(wide[name], end, own).flatten(0, 1).to(tops[name].dtype)
     slopes = gradients(scorer, mixed, rows.repeat(len(fractions)))[1]
-    return {
-        name: slope.double().reshape(wide[name].shape) * (ends[name][rows].double() - wide[name])
-        for name, slope in slopes.items()
-    }
+    return (
+        {name: slope.double().reshape(wide[name].shape) for name, slope in slopes.items()},
+        {name: end - wide[name] for name, end in tall.items()},
+    )

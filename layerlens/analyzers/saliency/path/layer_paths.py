@@ -24,7 +24,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .completeness import Done, Steps, quadrature, scores_at, until_complete
+from .completeness import Done, Quadrature, Steps, quadrature as points_of, scores_at, until_complete
 
 
 @method(
@@ -130,6 +130,7 @@ def internal_influence(
     where: Selection = None,
     baseline: Baseline = "zero",
     steps: int = 50,
+    quadrature: Quadrature = "gausslegendre",
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
     progress: bool | None = None,
@@ -137,7 +138,7 @@ def internal_influence(
     """Average the gradient of the score at each unit y of a layer while the input moves straight from x' to x.
 
     Influence(y) = integral over a in 0..1 of dS/dy at x' + a (x - x') (Leino et al. 2018, eq. 1, with the uniform
-    distribution of interest on that path), by Gauss-Legendre quadrature.
+    distribution of interest on that path), by a rule of quadrature.
 
     Args:
         where: the layer, or a call of one (`"rnn#1"`).
@@ -153,13 +154,13 @@ def internal_influence(
         True
     """
     check_count("steps", steps)
+    places, weights = points_of(steps, quadrature)
     check_layer("internal_influence", where)
     with scoring(model, x, target, forward=forward) as scorer:
         ends = scorer.values()
         score, batch = first_score(scorer, ends, batch_size)
         layer = LayerOnPath(scorer, where)
         starts, label = baselines(scorer, baseline)
-        places, weights = quadrature(steps)
         values = torch.zeros_like(layer.value, dtype=torch.float64)
         for rows in track(torch.split(scorer.rows, batch), "internal_influence"):
             together = max(1, batch // len(rows))
@@ -171,7 +172,7 @@ def internal_influence(
         return layer.attribution(
             values,
             method="internal_influence",
-            settings={"baseline": label, "steps": steps, "batch_size": batch},
+            settings={"baseline": label, "steps": steps, "quadrature": quadrature, "batch_size": batch},
             score=score,
             units="score per activation",
         )
