@@ -13,7 +13,6 @@ from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.samples import said_once
 from layerlens.analyzers.common.scorer import Scorer
-from layerlens.analyzers.saliency.saliency import saliency
 from layerlens.errors import InputError, OptionError, check_seed, choose, warn
 from layerlens.inputs.batches import Labels, per_sample
 from layerlens.inputs.inputs import Forward, Hold, Input, Inputs
@@ -24,9 +23,10 @@ from layerlens.signatures import public
 from layerlens.targets.target import Spec, Target, as_target
 
 from .controls import control_maps
+from .explaining import Explain, as_explain, control_explain
 from .metrics.insertion_deletion import Measure
 from .metrics.place_ranks import Map
-from .metrics.table import METRICS, Explain, Setting
+from .metrics.table import METRICS, Setting
 
 DEFAULT = ("insertion", "deletion")
 LOCALIZATION = ("pointing_game", "relevance_mass", "relevance_rank")
@@ -114,6 +114,7 @@ def evaluate(
             if name in maps:
                 raise OptionError(f"a method is called {name!r}, as a control is: rename it, or give controls=False.")
             maps[name] = control if len(control) > 1 else next(iter(control.values()))
+            functions[name] = control_explain(name, seed)
         if fills is None:
             images = all(leaf.is_input and leaf.value.ndim == 4 for leaf in scorer.leaves.values())
             fills = ("mean", "blur") if images else ("zero",)
@@ -188,7 +189,7 @@ def _maps(
     functions: dict[str, Explain] = {}
     for name, entry in attributions.items():
         if isinstance(entry, str):
-            functions[name] = lambda *args, method=entry, **options: saliency(*args, method=method, **options)
+            functions[name] = as_explain(entry, {})
         elif callable(entry) and not isinstance(entry, (Attribution, torch.Tensor)):
             functions[name] = entry
         else:

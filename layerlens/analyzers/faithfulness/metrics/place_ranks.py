@@ -44,16 +44,16 @@ def by_place(scorer: Scorer, features: Features, attribution: Map) -> torch.Tens
                 f"a map is an Attribution or one array for the whole batch, got {describe(values[name])}. Of maps in a "
                 "list make one: torch.stack(maps)."
             ) from error
-        fitted = _fit(leaf, given).to(total)
-        if not bool(fitted.isfinite().all()):
+        own = fitted(leaf, given).to(total)
+        if not bool(own.isfinite().all()):
             raise InputError("the map holds NaN or infinite values, so its places cannot be ranked.")
         labels = features.labels[name]
-        index = torch.where(labels < 0, features.count, labels).expand(fitted.shape)
-        total.scatter_add_(1, index.reshape(len(index), -1), fitted.reshape(len(fitted), -1))
+        index = torch.where(labels < 0, features.count, labels).expand(own.shape)
+        total.scatter_add_(1, index.reshape(len(index), -1), own.reshape(len(own), -1))
     return total[:, :-1]
 
 
-def _fit(leaf: Leaf, values: torch.Tensor) -> torch.Tensor:
+def fitted(leaf: Leaf, values: torch.Tensor) -> torch.Tensor:
     """Give a map the axes of its leaf; axes that it leaves out have size 1.
 
     Raises:

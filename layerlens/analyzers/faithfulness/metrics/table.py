@@ -13,21 +13,26 @@ from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Inputs
-from layerlens.results import Attribution
 from layerlens.targets.target import Target
 
+from ..explaining import Explain
+from ..randomization import efficient_mprt, smooth_mprt
 from .axioms import completeness, monotonicity, non_sensitivity
 from .correlations import faithfulness_correlation, faithfulness_estimate, monotonicity_correlation, sensitivity_n
 from .infidelity import infidelity, max_sensitivity
 from .insertion_deletion import Measure, comprehensiveness, deletion, insertion, sufficiency
 from .localization import pointing_game, relevance_mass, relevance_rank
 from .place_ranks import Map
+from .random_logit import random_logit
 from .regions import irof, region_perturbation
 from .road import road
 from .sparsity import complexity, sparsity
-
-Explain = Callable[..., Attribution]
-"""`(model, x, target=..., forward=...) -> Attribution`."""
+from .stability import (
+    local_lipschitz_estimate,
+    relative_input_stability,
+    relative_output_stability,
+    relative_representation_stability,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,20 +116,17 @@ def _located(metric: Callable[..., torch.Tensor]) -> Columns:
     return lambda setting, attribution, name: [metric(attribution, setting.masks)]
 
 
-def _max_sensitivity(setting: Setting, attribution: Map, name: str) -> list[torch.Tensor]:
-    """Explain changed inputs.
+def _explained(metric: Callable[..., torch.Tensor], higher: bool = False, again: str = "changed inputs") -> Metric:
+    """Return a metric of what a method makes of something else: `again` says of what."""
 
-    Raises:
-        OptionError: when the map was given, and not made by a method.
-    """
-    if name not in setting.functions:
-        raise OptionError(f"max_sensitivity explains changed inputs: give {name!r} as a method and not as a map.")
-    explain, seed = setting.functions[name], setting.seed
-    return [
-        max_sensitivity(
-            setting.model, setting.inputs, explain, target=setting.target, seed=seed, forward=setting.forward
-        )
-    ]
+    def values(setting: Setting, attribution: Map, name: str) -> list[torch.Tensor]:
+        label = metric.__name__
+        if name not in setting.functions:
+            raise OptionError(f"{label} explains {again}: give {name!r} as a method and not as a map.")
+        shared = {"target": setting.target, "seed": setting.seed, "forward": setting.forward}
+        return [metric(setting.model, setting.inputs, setting.functions[name], **shared)]
+
+    return Metric(values, higher, "functions")
 
 
 METRICS: dict[str, Metric] = {
@@ -145,7 +147,14 @@ METRICS: dict[str, Metric] = {
     "completeness": Metric(_complete, False, per_fill=True),
     "non_sensitivity": Metric(_measured(non_sensitivity), False),
     "infidelity": Metric(lambda setting, attribution, name: [setting.run(infidelity, attribution)], False),
-    "max_sensitivity": Metric(_max_sensitivity, False, "functions"),
+    "max_sensitivity": _explained(max_sensitivity),
+    "local_lipschitz_estimate": _explained(local_lipschitz_estimate),
+    "relative_input_stability": _explained(relative_input_stability),
+    "relative_output_stability": _explained(relative_output_stability),
+    "relative_representation_stability": _explained(relative_representation_stability),
+    "random_logit": _explained(random_logit, again="another class"),
+    "smooth_mprt": _explained(smooth_mprt, again="other parameters"),
+    "efficient_mprt": _explained(efficient_mprt, True, again="other parameters"),
     "sparsity": Metric(lambda setting, attribution, name: [sparsity(attribution)], True),
     "complexity": Metric(lambda setting, attribution, name: [complexity(attribution)], False),
     "pointing_game": Metric(_located(pointing_game), True, "masks"),
