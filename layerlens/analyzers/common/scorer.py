@@ -7,13 +7,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from layerlens.axes.batch_axis import check_batch_axis, refuse_lists
 from layerlens.axes.followed import followed, run_key
 from layerlens.axes.layout import named as axis_names
-from layerlens.errors import InputError, LayerLensError, TargetError
+from layerlens.errors import InputError, LayerLensError, TargetError, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed, freeze
 from layerlens.model.layers import LayerPath, Selection
@@ -43,6 +44,13 @@ Changed = Mapping[str, torch.Tensor]
 Edits = Mapping[LayerPath, Edit]
 
 
+ONE_VALUE = (
+    "{} returns one value for the batch of {}, which is taken as the score of every sample: a value says what its "
+    "sample does to it, next to the other samples as they are, and each is run by itself. If the value is a sum or a "
+    "mean over samples, a model that returns one for each is much faster."
+)
+
+
 class Scorer:
     """The score of a model as a function of its leaves; use it inside `borrowed(model)`.
 
@@ -62,6 +70,8 @@ class Scorer:
             leaf are then those of its tokens alone.
         interacting: whether samples influence each other, see `apart`; None until it is known.
         inner: runs the model where it differentiates itself.
+        joint: whether the model returns one value for the batch, a number or a tensor () or (1,), which is then the
+            score of every sample; known after the first call.
 
     Raises:
         InputError: when there is nothing to differentiate, or samples are given in a list.
@@ -99,6 +109,7 @@ class Scorer:
         self.rows = torch.arange(self.inputs.batch, device=device)
         self._resolved, self.inner = False, InnerGradients()
         self.interacting: bool | None = None
+        self.joint = False
         if self.target.at is not None:
             self._followed = followed(model, self.inputs, forward)
         self._tensor = tensor_of_target(model, self.inputs, forward, self.target.at)
@@ -188,8 +199,13 @@ class Scorer:
         Raises:
             InputError: when the batch axis of the input is missing.
             TargetError: when a score is not finite, or does not follow the samples.
+
+        Warns:
+            UserWarning: when the model returns one value for several samples.
         """
         self._check_batch_axis(output)
+        if self.joint and len(self.rows) > 1:
+            warn(ONE_VALUE.format(type(self.model).__name__, len(self.rows)))
         check_samples(self._output, self.target, values, output, scores.detach())
         if not all_finite(scores):
             shown, where = scores.detach().tolist()[:8], self._changed(values, None, then)
@@ -221,7 +237,7 @@ class Scorer:
             InputError: when the model does not run with other whole numbers in its input.
         """
         try:
-            return self.inner.run(lambda changed: self._run(*self._changed(changed, rows, then)), values)
+            output = self.inner.run(lambda changed: self._run(*self._changed(changed, rows, then)), values)
         except Exception as error:  # whatever the model raises
             whole = [name for name, value in values.items() if not value.is_floating_point()]
             if not (whole and self._resolved) or isinstance(error, (LayerLensError, torch.OutOfMemoryError)):
@@ -230,6 +246,33 @@ class Scorer:
                 f"{type(self.model).__name__} does not run with other whole numbers in input {', '.join(whole)} "
                 f"({str(error)[:200]}). Hold it fixed, hold={whole!r}, or give baseline= with numbers that it takes."
             ) from error
+        return output if self.target.at is not None else self._of_each(output, len(self.rows if rows is None else rows))
+
+    def _of_each(self, output: Any, count: int) -> Any:
+        """Return an output that is one value for the batch as one for each of its samples; others as they are."""
+        number = isinstance(output, (int, float, np.generic))
+        value = torch.tensor(float(output), dtype=torch.float64, device=self.rows.device) if number else output
+        if not isinstance(value, torch.Tensor) or value.ndim > 1 or value.shape == (len(self.rows),):
+            return output
+        if not self.joint:
+            if value.shape not in ((), (1,)) or self._resolved:
+                return output
+            self.joint = self.interacting = True
+        value = value if value.is_floating_point() else value.double()
+        return value.reshape(1).expand(count)
+
+    def refuse_joint(self, method: str) -> None:
+        """Refuse several samples for which the model returns one value.
+
+        Raises:
+            InputError: for a method that explains the scores of all samples at once.
+        """
+        if self.joint and len(self.rows) > 1:
+            raise InputError(
+                f"{method} explains the scores of all samples in one pass, and {type(self.model).__name__} returns one "
+                f"value for all {len(self.rows)}: give one sample at a time, or take shapley_sampling or "
+                "integrated_gradients."
+            )
 
     def _run(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> Any:
         with contextlib.ExitStack() as stack:

@@ -95,6 +95,7 @@ def record(
 
     Raises:
         RelevanceError: if a score does not depend on the input.
+        InputError: if the model returns one value for several samples.
     """
     refuse_parts(
         model,
@@ -127,6 +128,7 @@ def record(
         with scorer.inner.left_to(recorder):
             joint, output = scorer.scored(leaves)
     scores.values = values = scores.values or [joint]
+    scorer.refuse_joint("relevance")
     scorer.check(leaves, joint, output)
     if recorder.notes.cuts.left:
         restore_generators(generators)

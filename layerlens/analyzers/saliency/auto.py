@@ -285,6 +285,8 @@ def _choice(scorer: Scorer, where: Selection, kinds: set[Kind]) -> Choice:
         found = Choice("integrated_gradients", at_layer, why)
     elif len(kinds) > 1 and count <= PASSES:
         found = _sampled(count, SAMPLED, f"{why}, {count} features together")
+    elif scorer.joint and len(scorer.rows) > 1:
+        found = Choice("integrated_gradients", {}, f"{why}, one value for all samples")
     else:
         found = Choice("relevance", {}, why)
     return dataclasses.replace(found, spent=("1 gradient to choose it",))

@@ -95,6 +95,7 @@ def deep_lift(
     check_combine(custom_attribution_func, multiply_by_inputs)
     with scoring(model, x, target, where=where, forward=forward) as scorer:
         warn_of_joint_scores(scorer, scorer.start(), "contribution", run=scorer.run)
+        scorer.refuse_joint("deep_lift")
         starts, label = baselines(scorer, baseline)
         comparison = compare(scorer, starts, rule)
         gap = completeness_gap(comparison.values, comparison.score, comparison.baseline_score)

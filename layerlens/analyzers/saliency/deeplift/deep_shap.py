@@ -68,6 +68,7 @@ def deep_shap(
     check_combine(custom_attribution_func, multiply_by_inputs)
     with scoring(model, x, target, where=where, forward=forward) as scorer:
         warn_of_joint_scores(scorer, scorer.start(), "contribution", run=scorer.run)
+        scorer.refuse_joint("deep_shap")
         starts, label = references(scorer, baselines, seed)
         comparisons = [compare(scorer, start, rule) for start in track(starts, "deep_shap")]
         ends = scorer.values()

@@ -81,6 +81,7 @@ def extremal_mask(
                 f"{'shapley_sampling takes several inputs' if others else 'rise and shapley_sampling take any input'}."
             )
         score, _ = gradients(scorer, scorer.start())
+        scorer.refuse_joint("extremal_mask")
         starts, label = baselines(scorer, baseline)
         size = (leaf.value.shape[-2], leaf.value.shape[-1])
         grid = [max(1, round(cells * side / min(size))) for side in size]
