@@ -25,7 +25,7 @@ _NAMES = {
     "probes.function_probe": "functions FunctionProbe",
     "probes.record": "Record",
     "probes.call": "Call",
-    "model.layers": "Layers select",
+    "model.layers": "Layers input_of select",
     "targets.base": "Target",
     "targets.target": "as_target",
     "targets.contrast": "contrast",

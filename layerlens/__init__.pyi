@@ -58,7 +58,7 @@ from .axes.followed import name_axes as name_axes
 from .inputs.batches import Data as Data
 from .lens import Lens as Lens
 from .model.borrowed import borrowed as borrowed
-from .model.layers import Layers as Layers, select as select
+from .model.layers import Layers as Layers, input_of as input_of, select as select
 from .probes.call import Call as Call
 from .probes.function_probe import FunctionProbe as FunctionProbe, functions as functions
 from .probes.probe import Probe as Probe

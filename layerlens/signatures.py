@@ -24,7 +24,8 @@ SHARED = {
     "rules": 'a rulebook or the name of one, see `relevance`; `"auto"` takes the one that fits the model.',
     "layers": "which layers, see `Selection`; None for every layer.",
     "target": "what to score, see `as_target`; None is the predicted class.",
-    "where": 'None for the input; or a layer, or a call of one (`"rnn#1"`), whose output is attributed to.',
+    "where": 'None for the input; or a layer, or a call of one (`"rnn#1"`), whose output is attributed to; or '
+    "`input_of(layer)` for what it takes; or a list of those, whose values are a dict by name.",
     "hold": "an input that is held fixed, by name or position, or a list of those: never changed or attributed to.",
     "call": "which call of a layer that runs several times.",
     "forward": "`forward(model, *args, **kwargs)` to call instead of the model.",

@@ -79,12 +79,13 @@ class CallSite:
             raise self._unknown(tensor, found, f"are ({', '.join(named(found))}): {count} a {role} axis")
         return place
 
-    def batch_axis(self, tensor: torch.Tensor, name: str = "") -> int | None:
+    def batch_axis(self, tensor: torch.Tensor, name: str = "", *, argument: bool = False) -> int | None:
         """Return the axis of samples, perhaps counted together with windows, of a tensor that the call returned.
 
         Args:
             tensor: the tensor, or its gradient or relevance; it may hold another number of samples.
             name: its name; `""` for the only one.
+            argument: whether the call took the tensor instead.
 
         Returns:
             None when all samples share the tensor: it does not depend on the input.
@@ -92,30 +93,30 @@ class CallSite:
         Raises:
             AxesUnknown: when it is not known, or the tensor has another shape than when its axes were followed.
         """
-        return self._holding("batch", tensor, name)
+        return self._holding("batch", tensor, name, argument)
 
-    def unit_axis(self, tensor: torch.Tensor, name: str = "") -> int | None:
+    def unit_axis(self, tensor: torch.Tensor, name: str = "", *, argument: bool = False) -> int | None:
         """Return the axis of units, as `batch_axis`; None when there is none, so that there is a single unit.
 
         Raises:
             AxesUnknown: when it is not known, when there are several, when the tensor does not depend on the input, or
                 has another number of units than when its axes were followed.
         """
-        axis = self._holding("unit", tensor, name)
-        axes = self.seen(name)
-        if axis is None and self.batch_axis(tensor, name) is None:
+        axis = self._holding("unit", tensor, name, argument)
+        axes = self.seen(name, argument=argument)
+        if axis is None and self.batch_axis(tensor, name, argument=argument) is None:
             raise self._unknown(name, axes, "do not come from the input")
         if axis is not None and tensor.shape[axis] != axes[axis].size:
             raise self._other(tensor, name, axes)
         return axis
 
-    def _holding(self, wanted: Role, tensor: torch.Tensor, name: str) -> int | None:
-        axes = self.seen(name)
+    def _holding(self, wanted: Role, tensor: torch.Tensor, name: str, argument: bool) -> int | None:
+        axes = self.seen(name, argument=argument)
         if len(axes) != tensor.ndim:
             raise self._other(tensor, name, axes)
         found = holding(axes, wanted)
         if not found:
-            self.axes(name)
+            self.axes(name, argument=argument)
         if len(found) > 1:
             raise self._unknown(name, axes, f"are ({', '.join(named(axes))}): several are {wanted} axes")
         return found[0] if found else None

@@ -12,14 +12,16 @@ from torch import nn
 from layerlens.errors import LayerNotFound, SelectionError, suggestion
 from layerlens.signatures import public
 
-from .selection import Found, Matches, join, split_tensor
+from .selection import Found, InputOf, Matches, join, split_tensor
 
 LayerPath: TypeAlias = str
 """The dotted name of a module inside its model, as in `model.named_modules()`; `""` is the model itself."""
 
 Predicate: TypeAlias = Callable[[LayerPath, nn.Module], bool]
 
-Selection: TypeAlias = "str | re.Pattern[str] | type[nn.Module] | nn.Module | Predicate | Iterable[Selection] | None"
+Selection: TypeAlias = (
+    "str | re.Pattern[str] | type[nn.Module] | nn.Module | Predicate | Iterable[Selection] | InputOf | None"
+)
 """A selection of layers: a path, a glob, a compiled regular expression, a module type, a module, a predicate
 `(path, module) -> bool`, None for every layer, a result of `select`, or a list of those. A path or glob may name a
 tensor of what the layer returned: `"rnn/h_n"`, `"block/0"`."""
@@ -141,9 +143,14 @@ class Layers(Mapping[LayerPath, nn.Module]):
     def _find(self, selection: Selection) -> dict[LayerPath, Found]:
         if selection is None:
             return dict.fromkeys([path for path in self._modules if path] or [""], (None, None, "every layer"))
+        if isinstance(selection, InputOf):
+            raise SelectionError(
+                f"{selection!r}: the input of a layer can be given as where=, in neuron() and in edits, and what a "
+                "layer returns is needed here. Probe(model, layer, inputs=True) records what it takes."
+            )
         if isinstance(selection, Matches):
             return {self.canonical(path): found for path, found in selection.found().items()}
-        if isinstance(selection, (list, tuple, set, frozenset)) and not _is_types(selection):
+        if is_listed(selection):
             if not selection:
                 raise LayerNotFound("an empty list selects no layer; pass None for every layer.")
             merged: dict[LayerPath, Found] = {}
@@ -190,6 +197,24 @@ class Layers(Mapping[LayerPath, nn.Module]):
         kind = type(self.model).__name__
         names = [path for path in self._modules if path]
         return f"{what} in {kind} ({len(names)} layers).{suggestion(wanted, names)} List all: lens.layers()"
+
+
+@public
+def input_of(layer: Selection) -> InputOf:
+    """Name what a layer takes, instead of what it returns, as `where=`, in `neuron` or in `edits=`.
+
+    Args:
+        layer: ... A call of it (`"rnn#1"`), or an argument as edits name it: `"attn/0/1"` for the second positional
+            one, `"attn/1/mask"` for a keyword. Without a name, every tensor of floating point that it takes.
+
+    Example:
+        >>> import layerlens, torch
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> found = layerlens.saliency(net, torch.ones(1, 2), method="input_x_gradient", where=input_of("2"))
+        >>> found.settings["where"], found.tensor.shape
+        ('input of 2', torch.Size([1, 3]))
+    """
+    return InputOf(layer)
 
 
 @public(renamed={"selection": "layers"})
@@ -239,6 +264,11 @@ def _matching(
     else:
         matches = pattern.search
     return {path for path in paths if path and matches(path)} | {path for alias, path in aliases if matches(alias)}
+
+
+def is_listed(selection: object) -> TypeGuard[Iterable[Any]]:
+    """Return whether a selection is a list of selections."""
+    return isinstance(selection, (list, tuple, set, frozenset)) and not _is_types(selection)
 
 
 def _is_types(selection: object) -> TypeGuard[tuple[type[nn.Module], ...]]:

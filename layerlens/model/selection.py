@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Container, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from layerlens.errors import LayerNotFound, SelectionError
 
@@ -16,6 +17,20 @@ Names: TypeAlias = frozenset[str] | None
 
 Found: TypeAlias = tuple[Calls, Names, str]
 """Calls, tensors and the reason of a match."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InputOf:
+    """What a layer takes instead of what it returns; see `input_of`.
+
+    Attributes:
+        layer: a selection of the layer; it may name a call and an argument.
+    """
+
+    layer: Any
+
+    def __repr__(self) -> str:
+        return f"input of {self.layer}" if isinstance(self.layer, str) else "input of a layer"
 
 
 _CALLS = re.compile(r"#[\d,]+$")

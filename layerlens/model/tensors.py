@@ -150,6 +150,11 @@ def tensor_path(layer: str, name: str) -> str:
     return f"{layer}/{name}" if name else layer
 
 
+def argument_key(name: str) -> str:
+    """Return the name of an argument in a `CallSite`, from its name in `(args, kwargs)`, such as `"1/mask"`."""
+    return name.partition("/")[2].replace("/", ".")
+
+
 def exchanged(module: nn.Module | None, output: object, new: Mapping[str, torch.Tensor]) -> Any:
     """Return an output with other tensors, by name."""
     names = iter(tensors_of(module, output))

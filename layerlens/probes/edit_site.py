@@ -11,7 +11,7 @@ from layerlens.axes.call_site import CallSite
 from layerlens.axes.layout import Role, holding, named, only, roles
 from layerlens.errors import AxesUnknown, OptionError
 from layerlens.model.selection import Names
-from layerlens.model.tensors import tensor_path
+from layerlens.model.tensors import argument_key, tensor_path
 from layerlens.model.trees import describe
 
 _ROLES: dict[str, Role] = {"sample": "batch", "unit": "unit", "position": "place"}
@@ -57,7 +57,7 @@ class Site:
                 f"the axes of {self.name!r} are not known, because they are followed when the model itself is called: "
                 "use lens.run(x, edits=...), or call the model inside of the probe."
             )
-        name = self.tensor.partition("/")[2].replace("/", ".") if self.arguments else self.tensor
+        name = argument_key(self.tensor) if self.arguments else self.tensor
         sizes = tuple(axis.size for axis in self.known.seen(name, argument=self.arguments))
         if len(sizes) != tensor.ndim or (not self.ragged and sizes != tuple(tensor.shape)):
             raise AxesUnknown(

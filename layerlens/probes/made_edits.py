@@ -21,7 +21,7 @@ from layerlens.inputs.inputs import Inputs
 from layerlens.model.call_tracking import Running
 from layerlens.model.checkpointing import as_edit, refuse_in_checkpoints
 from layerlens.model.layers import LayerPath, Layers
-from layerlens.model.selection import Calls, Names, name_of
+from layerlens.model.selection import Calls, InputOf, Names, name_of
 from layerlens.model.tensors import changeable, exchanged, tensor_path
 from layerlens.model.trees import describe
 
@@ -31,6 +31,9 @@ from .heads import HeadSite, InsideAttention, head_sites, own_heads
 
 Edit: TypeAlias = Callable[[Any], Any] | Change
 """A function of a layer's output that returns the new output, or a `Change`."""
+
+Edited: TypeAlias = LayerPath | InputOf
+"""What an edit changes: what a layer returns, or takes."""
 
 Edits: TypeAlias = Mapping[Any, Edit | Sequence[Edit]]
 """Layer selection, which may name calls and tensors -> an edit, or several that follow each other."""
@@ -63,6 +66,11 @@ class MadeEdits:
         follow: Callable[[], Followed] | None = None,
     ) -> None:
         self._model, self._layers, self._follow_run = model, layers, follow
+        taken = {one: edit for one, edit in edits.items() if isinstance(one, InputOf)}
+        if also := [repr(one) for one in taken if one.layer in arguments]:
+            raise OptionError(f"two edits name the {', '.join(also)}; merge them into one list or function.")
+        arguments = {**arguments, **{one.layer: edit for one, edit in taken.items()}}
+        edits = {one: edit for one, edit in edits.items() if one not in taken}
         self._known: Followed | None = None
         self._outputs, self._arguments = _by_layer(layers, edits), _by_layer(layers, arguments)
         both = (*self._outputs.items(), *self._arguments.items())

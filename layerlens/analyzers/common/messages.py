@@ -12,9 +12,8 @@ from torch import nn
 
 from layerlens.errors import TargetError, warn
 from layerlens.inputs.inputs import Forward, Inputs
-from layerlens.model.layers import LayerPath
 from layerlens.model.trees import named_tensors
-from layerlens.probes.made_edits import Edit
+from layerlens.probes.made_edits import Edit, Edited
 from layerlens.probes.probe import Probe
 
 FLAT = "the score does not change with the input there (units that are off or saturated, or a step that is flat)"
@@ -132,7 +131,7 @@ def check_baseline(scores: torch.Tensor, label: str) -> torch.Tensor:
 
 
 def first_not_finite(
-    model: nn.Module, forward: Forward | None, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]
+    model: nn.Module, forward: Forward | None, inputs: Inputs, edits: Mapping[Edited, list[Edit]]
 ) -> str:
     """Say which layer made the first NaN or infinity."""
 

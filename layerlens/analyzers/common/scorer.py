@@ -17,9 +17,9 @@ from layerlens.axes.layout import named as axis_names
 from layerlens.errors import InputError, LayerLensError, TargetError, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed, freeze
-from layerlens.model.layers import LayerPath, Selection
+from layerlens.model.layers import Selection
 from layerlens.probes.export import read_units
-from layerlens.probes.made_edits import Edit
+from layerlens.probes.made_edits import Edit, Edited
 from layerlens.probes.probe import Probe
 from layerlens.results import Attribution
 from layerlens.results.maps.attribution import Values
@@ -41,7 +41,7 @@ from .samples import ONE_BY_ONE, Known, check_samples, in_batch, interact, slope
 
 Leaves = dict[str, torch.Tensor]
 Changed = Mapping[str, torch.Tensor]
-Edits = Mapping[LayerPath, Edit]
+Edits = Mapping[Edited, Edit]
 
 
 ONE_VALUE = (
@@ -61,7 +61,7 @@ class Scorer:
         model: a borrowed model.
         x: input of the model, as in `as_inputs`.
         target: what to score, as in `as_target`.
-        where: None or `"input"` for the inputs; else a layer, or a call of one, whose output is the leaf.
+        where: None or `"input"` for the inputs; else what layers return or take, as in `find_leaf_calls`.
         forward: `forward(model, *args, **kwargs)` to call instead of the model.
         whole: whether inputs of whole numbers are leaves, see `find_leaves`.
 
@@ -72,6 +72,7 @@ class Scorer:
         inner: runs the model where it differentiates itself.
         joint: whether the model returns one value for the batch, a number or a tensor () or (1,), which is then the
             score of every sample; known after the first call.
+        through: whether the gradient at one of several layers passes the others; else each is replaced by its values.
 
     Raises:
         InputError: when there is nothing to differentiate, or samples are given in a list.
@@ -107,7 +108,7 @@ class Scorer:
             self.leaves[name] = dataclasses.replace(self.leaves[name], value=padding.take(padding.padded))
         device = next(iter(self.leaves.values())).value.device
         self.rows = torch.arange(self.inputs.batch, device=device)
-        self._resolved, self.inner = False, InnerGradients()
+        self._resolved, self.through, self.inner = False, False, InnerGradients()
         self.interacting: bool | None = None
         self.joint = False
         if self.target.at is not None:
@@ -218,14 +219,14 @@ class Scorer:
 
     def _changed(
         self, values: Changed, rows: torch.Tensor | None, then: Edits | None
-    ) -> tuple[Inputs, dict[LayerPath, list[Edit]]]:
+    ) -> tuple[Inputs, dict[Edited, list[Edit]]]:
         """Return the inputs, and the edits of layers, that replace the leaves by values."""
         leaves = {name: leaf for name, leaf in self.leaves.items() if name in values}
         padded = {name: padding.put(values[name], rows) for name, padding in self.padding.items() if name in values}
         values = {**values, **padded}
         given = {name: values[name] for name, leaf in leaves.items() if leaf.is_input}
         inputs = (self.inputs if rows is None else self.inputs.rows(rows, but=given)).replace(given)
-        edits: dict[LayerPath, list[Edit]] = {path: [edit] for path, edit in substitute(leaves, values).items()}
+        edits = {path: [edit] for path, edit in substitute(leaves, values, through=self.through).items()}
         for path, edit in (then or {}).items():
             edits.setdefault(path, []).append(edit)
         return inputs, edits
@@ -274,7 +275,7 @@ class Scorer:
                 "integrated_gradients."
             )
 
-    def _run(self, inputs: Inputs, edits: Mapping[LayerPath, list[Edit]]) -> Any:
+    def _run(self, inputs: Inputs, edits: Mapping[Edited, list[Edit]]) -> Any:
         with contextlib.ExitStack() as stack:
             if edits:
                 stack.enter_context(Probe(self.model, (), edits=edits))
@@ -423,13 +424,12 @@ def gradients(
             slopes, scorer.interacting = slopes_by_sample(
                 score, list(start.values()), scorer.interacting, run=scorer.run
             )
-    if all(slope is None for slope in slopes):
-        place = next(iter(scorer.leaves.values())).place
+    places = [leaf.place for leaf in scorer.leaves.values()]
+    together = len({place.edited for place in places if place}) > 1
+    if all(slope is None for slope in slopes) or (together and any(slope is None for slope in slopes)):
+        place = next(place for place, slope in zip(places, slopes, strict=False) if slope is None)
         if place is not None:
-            raise TargetError(
-                f"the score {scorer.target.label!r} does not depend on what layer {place.name!r} returned, or not in a "
-                "way that can be differentiated. Choose another layer."
-            )
+            raise place.unread(scorer.target.label, together=together)
         raise TargetError(
             f"no gradient flows from the score {scorer.target.label!r} to the input: something on the way cannot be "
             "differentiated (argmax, round, .detach(), .item(), an integer), or the score does not depend on the "

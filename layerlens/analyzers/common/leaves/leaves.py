@@ -17,7 +17,7 @@ from layerlens.errors import AxesUnknown, InputError, choose, warn
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import named_tensors
-from layerlens.probes.made_edits import Edit
+from layerlens.probes.made_edits import Edit, Edited
 
 from ..samples import or_none
 from .layer_leaf import LeafCall
@@ -172,13 +172,22 @@ def _embedded(ids: torch.Tensor, uses: Sequence[Use]) -> torch.Tensor:
     return value.reshape(*ids.shape, width)
 
 
-def substitute(leaves: Mapping[str, Leaf], values: Mapping[str, torch.Tensor]) -> dict[LayerPath, Edit]:
-    """Return edits for a `Probe` that replace what layers returned by `values`."""
-    replaced: dict[LayerPath, dict[int, Callable[[Any], Any]]] = {}
+def substitute(
+    leaves: Mapping[str, Leaf], values: Mapping[str, torch.Tensor], *, through: bool = False
+) -> dict[Edited, Edit]:
+    """Return edits for a `Probe` that replace what layers returned, or took, by `values`.
+
+    Args:
+        leaves: the leaves.
+        values: their values.
+        through: whether gradients pass the layers that are replaced, see `LeafCall.exchange`.
+    """
+    replaced: dict[Edited, dict[int, Callable[[Any], Any]]] = {}
     for name, leaf in leaves.items():
         if leaf.place is not None:
-            calls = replaced.setdefault(leaf.place.layer, {})
-            calls[leaf.place.call] = _after(calls.get(leaf.place.call), leaf.place.exchange(values[name]))
+            calls = replaced.setdefault(leaf.place.edited, {})
+            exchange = leaf.place.exchange(values[name], through=through)
+            calls[leaf.place.call] = _after(calls.get(leaf.place.call), exchange)
         tables = _tables(leaf.uses)
         for use in leaf.uses:
             replaced.setdefault(use.layer, {})[use.call] = _laid_out(use, values[name], tables[use.layer])

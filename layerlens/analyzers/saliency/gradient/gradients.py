@@ -44,6 +44,7 @@ def gradient(
         tensor([[ 3., -1.]])
     """
     with scoring(model, x, target, where=where, forward=forward) as scorer:
+        scorer.through = True
         score, values = gradients(scorer, scorer.start())
         warn_of_zeros(values, "gradient")
         if magnitude:
@@ -78,6 +79,7 @@ def input_x_gradient(
         tensor([[ 6., -5.]])
     """
     with scoring(model, x, target, where=where, forward=forward) as scorer:
+        scorer.through = True
         score, slopes = gradients(scorer, scorer.start())
         values = {name: slope * scorer.leaves[name].value for name, slope in slopes.items()}
         warn_of_zeros(values, "input_x_gradient")

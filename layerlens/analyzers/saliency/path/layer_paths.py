@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,14 +12,14 @@ from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.baselines import Baseline, baselines
-from layerlens.analyzers.common.leaves.layer_leaf import find_leaf_call
+from layerlens.analyzers.common.leaves.layer_leaf import LeafCall, find_leaf_calls
 from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, scoring, warn_of_zeros
-from layerlens.errors import OptionError, TargetError, check_count
+from layerlens.errors import OptionError, check_count
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
-from layerlens.probes.made_edits import Edit
+from layerlens.probes.made_edits import Edit, Edited
 from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -55,7 +55,7 @@ def layer_conductance(
     values move as inputs move them. Each piece between two steps counts by the mean of the gradients at its ends.
 
     Args:
-        where: the layer, or a call of one (`"rnn#1"`).
+        where: the layer, or a call of one (`"rnn#1"`); or `input_of(layer)`; or a list of those.
         steps: number of pieces of the path, at first.
         tolerance: ... Give `math.inf` where the layer is one of several paths.
 
@@ -83,24 +83,24 @@ def layer_conductance(
 
         def integrate(rows: torch.Tensor, count: int, done: Done) -> Leaves:
             fractions = torch.linspace(0, 1, count + 1, dtype=torch.float64)
-            total = torch.zeros_like(layer.value[rows], dtype=torch.float64)
-            before: tuple[torch.Tensor, torch.Tensor] | None = None
+            totals = {name: torch.zeros_like(one[rows], dtype=torch.float64) for name, one in layer.values.items()}
+            before: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
             for some in torch.split(fractions, max(1, batch // len(rows))):
-                _, outputs, slopes = layer.gradients(points(starts, ends, rows, some), rows.repeat(len(some)))
-                outputs = outputs.double().reshape(len(some), *total.shape)
-                slopes = slopes.double().reshape(outputs.shape)
-                if before is not None:
-                    outputs, slopes = torch.cat([before[0], outputs]), torch.cat([before[1], slopes])
-                total += (outputs.diff(dim=0) * (slopes[1:] + slopes[:-1]) / 2).sum(dim=0)
-                done(len(rows) * (len(some) - (before is None)))
-                before = outputs[-1:], slopes[-1:]
-            return {layer.place.name: total}
+                seen = layer.gradients(points(starts, ends, rows, some), rows.repeat(len(some)))
+                done(len(rows) * (len(some) - (not before)))
+                for name, total in totals.items():
+                    outputs, slopes = (one.double().reshape(len(some), *total.shape) for one in seen[name])
+                    if name in before:
+                        outputs, slopes = torch.cat([before[name][0], outputs]), torch.cat([before[name][1], slopes])
+                    total += (outputs.diff(dim=0) * (slopes[1:] + slopes[:-1]) / 2).sum(dim=0)
+                    before[name] = outputs[-1:], slopes[-1:]
+            return totals
 
         values, checks = until_complete(
             "layer_conductance",
             scorer.rows,
             integrate,
-            {layer.place.name: layer.value},
+            layer.values,
             score,
             scores_at(scorer, starts, batch),
             path,
@@ -108,7 +108,7 @@ def layer_conductance(
         )
         warn_of_zeros(values, "layer_conductance")
         return layer.attribution(
-            values[layer.place.name],
+            values,
             method="layer_conductance",
             settings={"baseline": label, **dataclasses.asdict(path), "batch_size": batch},
             score=score,
@@ -141,7 +141,7 @@ def internal_influence(
     distribution of interest on that path), by a rule of quadrature.
 
     Args:
-        where: the layer, or a call of one (`"rnn#1"`).
+        where: the layer, or a call of one (`"rnn#1"`); or `input_of(layer)`; or a list of those.
         steps: number of gradients along the path.
 
     Returns:
@@ -161,14 +161,15 @@ def internal_influence(
         score, batch = first_score(scorer, ends, batch_size)
         layer = LayerOnPath(scorer, where)
         starts, label = baselines(scorer, baseline)
-        values = torch.zeros_like(layer.value, dtype=torch.float64)
+        values = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in layer.values.items()}
         for rows in track(torch.split(scorer.rows, batch), "internal_influence"):
             together = max(1, batch // len(rows))
             for fractions, shares in zip(torch.split(places, together), torch.split(weights, together), strict=True):
-                slopes = layer.gradients(points(starts, ends, rows, fractions), rows.repeat(len(fractions)))[2]
-                each = slopes.double().reshape(len(fractions), len(rows), *slopes.shape[1:])
-                values[rows] += torch.tensordot(shares.to(each.device), each, dims=1)
-        warn_of_zeros({layer.place.name: values}, "internal_influence")
+                seen = layer.gradients(points(starts, ends, rows, fractions), rows.repeat(len(fractions)))
+                for name, (_, slopes) in seen.items():
+                    each = slopes.double().reshape(len(fractions), len(rows), *slopes.shape[1:])
+                    values[name][rows] += torch.tensordot(shares.to(each.device), each, dims=1)
+        warn_of_zeros(values, "internal_influence")
         return layer.attribution(
             values,
             method="internal_influence",
@@ -210,78 +211,92 @@ def points(starts: Leaves, ends: Leaves, rows: torch.Tensor, fractions: torch.Te
 
 
 class LayerOnPath:
-    """One call of one layer, read while a scorer runs on changed inputs; use it inside `borrowed(model)`.
+    """Calls of layers, read while a scorer runs on changed inputs; use it inside `borrowed(model)`.
 
     Args:
         scorer: its leaves are the inputs.
-        where: the layer, or a call of it.
+        where: the layer, or a call of it, or its input, or a list of those.
 
     Attributes:
-        place: the call, and the layout of its output.
-        value: output for the inputs as they are, `(batch, ...)`.
+        places: the calls by name, and the layout of what they hold.
+        values: the same for the inputs as they are, `(batch, ...)`.
 
     Raises:
         LayerNotFound: when `where` matches no layer; SelectionError when it matches several layers or calls.
-        RecordError: when that layer did not run.
+        RecordError: when a layer did not run.
     """
 
     def __init__(self, scorer: Scorer, where: Selection) -> None:
         self.scorer = scorer
-        self.place, self.value = find_leaf_call(scorer.model, scorer.inputs, where, scorer.forward)
+        found = find_leaf_calls(scorer.model, scorer.inputs, where, scorer.forward)
+        self.places = {place.name: place for place, _ in found}
+        self.values = {place.name: value for place, value in found}
 
     def gradients(
         self, values: Mapping[str, torch.Tensor], rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the scores `(n,)`, the layer's output and the gradients of the scores at it, both `(n, ...)`.
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Return what each call holds and the gradients of the scores at it, both `(n, ...)`.
 
         Args:
             values: one tensor `(n, ...)` per leaf of the scorer.
             rows: sample of the batch that each row belongs to, `(n,)`.
 
         Raises:
-            TargetError: when the score does not depend on the output.
+            TargetError: when the score does not depend on a layer.
         """
         apart = self.scorer.apart(values, rows)
         if apart and len(rows) > 1:
             single = [
-                self.gradients(
-                    {name: value[place : place + 1] for name, value in values.items()}, rows[place : place + 1]
-                )
-                for place in range(len(rows))
+                self.gradients({name: value[at : at + 1] for name, value in values.items()}, rows[at : at + 1])
+                for at in range(len(rows))
             ]
-            scores, outputs, slopes = (torch.cat(part) for part in zip(*single, strict=True))
-            return scores, outputs, slopes
-        kept: list[torch.Tensor] = []
+            return {
+                name: (torch.cat([one[name][0] for one in single]), torch.cat([one[name][1] for one in single]))
+                for name in self.places
+            }
+        kept: dict[str, torch.Tensor] = {}
         with torch.enable_grad():
-            score = self.scorer(values, rows, then={self.place.layer: self._cut(kept)})
-        leaf = kept[0] if kept else None
-        slope = None
-        if leaf is not None and score.requires_grad:
+            score = self.scorer(values, rows, then=self.keeping(kept))
+        slopes: dict[str, torch.Tensor | None] = dict.fromkeys(self.places)
+        if score.requires_grad and kept:
             with backward_pass(self.scorer.model):
-                (slope,) = torch.autograd.grad(score.sum(), leaf, allow_unused=True)
-        if leaf is None or slope is None:
-            raise TargetError(
-                f"the score {self.scorer.target.label!r} does not depend on what layer {self.place.name!r} returned, "
-                "or not in a way that can be differentiated. Choose another layer."
-            )
-        output, slope = self.place.batch_first(leaf.detach()), self.place.batch_first(slope)
-        return score.detach(), output[rows] if apart else output, slope[rows] if apart else slope
+                slopes |= zip(
+                    kept, torch.autograd.grad(score.sum(), list(kept.values()), allow_unused=True), strict=True
+                )
+        found = {}
+        for name, place in self.places.items():
+            slope = slopes[name]
+            if slope is None:
+                raise place.unread(self.scorer.target.label)
+            both = place.batch_first(kept[name].detach()), place.batch_first(slope)
+            found[name] = (both[0][rows], both[1][rows]) if apart else both
+        return found
 
-    def attribution(self, values: torch.Tensor, **fields: Any) -> Attribution:
-        """Return an `Attribution` of the layer's values, `(batch, ...)`; see `Scorer.fields`."""
+    def attribution(self, values: Mapping[str, torch.Tensor], **fields: Any) -> Attribution:
+        """Return an `Attribution` of what the calls hold, each `(batch, ...)`; see `Scorer.fields`."""
         at_layer = copy.copy(self.scorer)
-        at_layer.leaves = {self.place.name: Leaf(self.value, place=self.place)}
-        return at_layer.attribution({self.place.name: values.to(self.value.dtype)}, **fields)
+        at_layer.leaves = {name: Leaf(self.values[name], place=place) for name, place in self.places.items()}
+        return at_layer.attribution({name: one.to(self.values[name].dtype) for name, one in values.items()}, **fields)
 
-    def _cut(self, kept: list[torch.Tensor]) -> Edit:
-        """Return an edit that makes the graph of the call start at its output, which goes into `kept`."""
-        seen = iter(range(1 << 62))
+    def keeping(self, kept: dict[str, torch.Tensor]) -> dict[Edited, Edit]:
+        """Return edits that keep what the calls hold, by name, and let the graph begin there at the latest."""
+        edits: dict[Edited, Edit] = {}
+        for one in {place.edited: None for place in self.places.values()}:
+            edits[one] = _keep([place for place in self.places.values() if place.edited == one], kept)
+        return edits
 
-        def exchange(output: object) -> Any:
-            if next(seen) != self.place.call:
-                return output
-            leaf = self.place.of(output)[1].detach().requires_grad_()
-            kept.append(leaf)
-            return self.place.exchange(self.place.batch_first(leaf))(output)
 
-        return exchange
+def _keep(places: Sequence[LeafCall], kept: dict[str, torch.Tensor]) -> Edit:
+    seen = iter(range(1 << 62))
+
+    def exchange(output: object) -> Any:
+        index = next(seen)
+        for place in places:
+            if place.call == index:
+                tensor = place.of(output)[1]
+                leaf = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+                kept[place.name] = leaf
+                output = place.exchange(place.batch_first(leaf))(output)
+        return output
+
+    return exchange
