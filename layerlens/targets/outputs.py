@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from layerlens.errors import TargetError
@@ -90,6 +91,21 @@ def class_scores(output: object) -> torch.Tensor:
             "output that returns shape (batch,), such as lambda out: out.mean(dim=(1, 2, 3))."
         )
     return scores
+
+
+def one_value(output: Any, rows: torch.Tensor) -> torch.Tensor | None:
+    """Return the one value that a model gives for a batch as one for each sample, `(batch,)`; None for other outputs.
+
+    Args:
+        output: output of the model: a number, or a tensor `()` or `(1,)`.
+        rows: the samples, `(batch,)`.
+    """
+    if isinstance(output, (int, float, np.generic)):
+        output = torch.tensor(float(output), dtype=torch.float64, device=rows.device)
+    if not isinstance(output, torch.Tensor) or output.shape not in ((), (1,)) or output.shape == rows.shape:
+        return None
+    value = output if output.is_floating_point() else output.double()
+    return value.reshape(1).expand(len(rows))
 
 
 def are_probabilities(scores: torch.Tensor) -> bool:

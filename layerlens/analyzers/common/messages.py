@@ -45,6 +45,12 @@ def warn_left_out(method: str, left_out: Mapping[str, str], explicit: bool) -> N
 _NUMBERS: contextvars.ContextVar[tuple[tuple[int, ...], int] | None] = contextvars.ContextVar("numbers", default=None)
 """The samples of a larger batch that are being run, and the number of its samples."""
 
+ONE_VALUE = (
+    "{} returns one value for the batch of {}, which is taken as the score of every sample: a value says what its "
+    "sample does to it, next to the other samples as they are, and each is run by itself. If the value is a sum or a "
+    "mean over samples, a model that returns one for each is much faster."
+)
+
 
 @contextlib.contextmanager
 def numbered(samples: tuple[int, ...], whole: int) -> Iterator[None]:

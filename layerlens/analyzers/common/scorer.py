@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -23,32 +22,28 @@ from layerlens.probes.made_edits import Edit, Edited
 from layerlens.probes.probe import Probe
 from layerlens.results import Attribution
 from layerlens.results.maps.attribution import Values
+from layerlens.targets.outputs import one_value
 from layerlens.targets.target import Spec, Target, as_target
 
 from .calls.used_tensors import tensor_of_target
-from .inner_gradients import InnerGradients, backward_pass as backward_pass, warn_of_cut
+from .inner_gradients import InnerGradients, backward_pass as backward_pass
+from .leaf_gradients import gradients as gradients
 from .leaves.layer_leaf import find_leaf_calls
 from .leaves.leaves import Leaf, Whole, find_leaves, substitute, unchangeable
 from .leaves.padding import paddings
 from .messages import (
+    ONE_VALUE,
     all_finite,
     first_not_finite,
     warn_of_canceling,
     warn_of_not_finite,
     warn_of_zeros as warn_of_zeros,
 )
-from .samples import ONE_BY_ONE, Known, check_samples, in_batch, interact, slopes_by_sample
+from .samples import ONE_BY_ONE, Known, check_samples, in_batch, interact
 
 Leaves = dict[str, torch.Tensor]
 Changed = Mapping[str, torch.Tensor]
 Edits = Mapping[Edited, Edit]
-
-
-ONE_VALUE = (
-    "{} returns one value for the batch of {}, which is taken as the score of every sample: a value says what its "
-    "sample does to it, next to the other samples as they are, and each is run by itself. If the value is a sum or a "
-    "mean over samples, a model that returns one for each is much faster."
-)
 
 
 class Scorer:
@@ -247,20 +242,12 @@ class Scorer:
                 f"{type(self.model).__name__} does not run with other whole numbers in input {', '.join(whole)} "
                 f"({str(error)[:200]}). Hold it fixed, hold={whole!r}, or give baseline= with numbers that it takes."
             ) from error
-        return output if self.target.at is not None else self._of_each(output, len(self.rows if rows is None else rows))
-
-    def _of_each(self, output: Any, count: int) -> Any:
-        """Return an output that is one value for the batch as one for each of its samples; others as they are."""
-        number = isinstance(output, (int, float, np.generic))
-        value = torch.tensor(float(output), dtype=torch.float64, device=self.rows.device) if number else output
-        if not isinstance(value, torch.Tensor) or value.ndim > 1 or value.shape == (len(self.rows),):
+        if self.target.at is not None or not (self.joint or not self._resolved):
             return output
-        if not self.joint:
-            if value.shape not in ((), (1,)) or self._resolved:
-                return output
-            self.joint = self.interacting = True
-        value = value if value.is_floating_point() else value.double()
-        return value.reshape(1).expand(count)
+        value = one_value(output, self.rows)
+        self.joint = value is not None
+        self.interacting = self.joint or self.interacting
+        return output if value is None else value
 
     def refuse_joint(self, method: str) -> None:
         """Refuse several samples for which the model returns one value.
@@ -393,50 +380,3 @@ def scoring(
         if grad:
             freeze(model)
         yield Scorer(model, x, target, where=where, forward=forward, whole=whole or ("never" if grad else "always"))
-
-
-def gradients(
-    scorer: Scorer, values: Mapping[str, torch.Tensor], rows: torch.Tensor | None = None
-) -> tuple[torch.Tensor, Leaves]:
-    """Return the scores `(n,)` at `values` and their gradients, one per leaf and shaped like it; zero if unused.
-
-    Args:
-        scorer: scores a borrowed model.
-        values: one tensor `(n, ...)` per leaf.
-        rows: sample of the batch that each row belongs to, `(n,)`; None when they are the batch.
-
-    Raises:
-        TargetError: when no gradient reaches any leaf.
-    """
-    if rows is not None and len(rows) > 1 and scorer.apart(values, rows):
-        single = [
-            gradients(scorer, {n: v[at : at + 1] for n, v in values.items()}, rows[at : at + 1])
-            for at in range(len(rows))
-        ]
-        joined = {name: torch.cat([slopes[name] for _, slopes in single]) for name in values}
-        return torch.cat([score for score, _ in single]), joined
-    start = {name: value.detach().requires_grad_() for name, value in values.items()}
-    scorer.inner.watching = True
-    score = scorer(start, rows)
-    slopes: tuple[torch.Tensor | None, ...] = (None,)
-    if score.requires_grad:
-        with backward_pass(scorer.model):
-            slopes, scorer.interacting = slopes_by_sample(
-                score, list(start.values()), scorer.interacting, run=scorer.run
-            )
-    places = [leaf.place for leaf in scorer.leaves.values()]
-    together = len({place.edited for place in places if place}) > 1
-    if all(slope is None for slope in slopes) or (together and any(slope is None for slope in slopes)):
-        place = next(place for place, slope in zip(places, slopes, strict=False) if slope is None)
-        if place is not None:
-            raise place.unread(scorer.target.label, together=together)
-        raise TargetError(
-            f"no gradient flows from the score {scorer.target.label!r} to the input: something on the way cannot be "
-            "differentiated (argmax, round, .detach(), .item(), an integer), or the score does not depend on the "
-            "input. Score a logit or probability instead."
-        )
-    pairs = zip(start.items(), slopes, strict=True)
-    found = {name: torch.zeros_like(value) if slope is None else slope for (name, value), slope in pairs}
-    if (cuts := scorer.inner.take_cuts()) and not score.dtype.itemsize < 4:
-        warn_of_cut(cuts, lambda moved: scorer(moved, rows), start, found)
-    return score.detach(), found
