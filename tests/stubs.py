@@ -95,7 +95,11 @@ def _header(
         extra = [literal]
         if method == "jacobian" or "where" in inspect.signature(shared).parameters:
             own = {one.name for one in parameters}
-            for key, text in (("where", "where: Selection = ..."), ("question", "question: str | None = ...")):
+            for key, text in (
+                ("where", "where: Selection = ..."),
+                ("unused", "unused: Literal['error', 'zero'] = ..."),
+                ("question", "question: str | None = ..."),
+            ):
                 if key in inspect.signature(shared).parameters and key not in own:
                     extra.append(text)
     for one in parameters:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -18,6 +18,8 @@ from layerlens.results import Attribution, MethodTable
 from layerlens.signatures import old_names, public, refuse_unknown
 from layerlens.targets.target import Spec
 
+from .unused import check_unused, with_unused
+
 _COMMON = ("model", "x", "target", "forward", "progress")
 
 
@@ -29,6 +31,7 @@ def saliency(
     target: Spec = None,
     method: str = "auto",
     where: Selection = None,
+    unused: Literal["error", "zero"] = "error",
     forward: Forward | None = None,
     progress: bool | None = None,
     **options: Any,
@@ -40,6 +43,8 @@ def saliency(
             most faithful for the kind of input, and says which in `.method` and why in `settings["chosen"]`.
             `saliency.methods()` lists all with their cost, what they need and where they were published.
         where: ... Methods of the CAM family read their layer from it.
+        unused: what a layer on which the score does not depend gets: an error, or zeros with a warning (`"zero"`), as
+            for many layers at once.
         **options: options of the method.
 
     Returns:
@@ -74,8 +79,14 @@ def saliency(
         if place not in parameters:
             raise OptionError(f"method {method!r} attributes to the input only; where={where!r} needs another method.")
         options[place] = where
+    check_unused(unused, where, "where" if "where" in parameters else "layer")
+
+    def run(at: Selection) -> Attribution:
+        own = options if unused == "error" else {**options, "where": at}
+        return row.function(model, x, target=target, forward=forward, **own)
+
     with showing(progress):
-        result = row.function(model, x, target=target, forward=forward, **options)
+        result = run(where) if unused == "error" else with_unused(model, x, target, where, forward, row.name, run)
     return with_cost(result, row)
 
 

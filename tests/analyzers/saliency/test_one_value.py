@@ -77,7 +77,7 @@ def test_the_value_is_the_score_of_one_sample_and_of_each_of_several(form):
                 close(found.tensor, expected.tensor, form)
 
 
-@pytest.mark.filterwarnings("ignore:Sum returns one value", "ignore:samples influence each other", "ignore:.*steps the values")
+@pytest.mark.filterwarnings("ignore:Sum returns", "ignore:samples influence each other", "ignore:.*steps the values")
 @pytest.mark.parametrize("form", ["()", "(1,)"])
 def test_gradients_of_one_value_are_those_of_each_sample(form):
     each, one = build(form)

@@ -87,6 +87,19 @@ def test_a_layer_on_which_the_score_does_not_depend_is_told():
 
     with pytest.raises(TargetError, match="does not depend on what layer 'unused' returned"):
         layerlens.saliency(Net(), normal(2, 3), target=0, method="gradient", where="unused")
+    x, net = normal(2, 3), Net()
+    for method in ("gradient", "integrated_gradients", "deep_lift", "layer_conductance", "feature_ablation"):
+        with pytest.warns(UserWarning, match="does not depend on layer unused"):
+            found = layerlens.saliency(net, x, target=0, method=method, where="unused", unused="zero")
+        assert found.tensor.shape == (2, 2) and not found.tensor.any() and found.settings["where"] == "unused"
+        with pytest.warns(UserWarning, match="does not depend on layer unused"):
+            both = layerlens.saliency(net, x, target=0, method=method, where=["used", "unused"], unused="zero")
+        alone = layerlens.saliency(net, x, target=0, method=method, where="used", unused="zero")
+        assert torch.equal(both.values["used"], alone.tensor) and not both.values["unused"].any()
+        assert both.settings["unused"] == "unused" and "unused" not in alone.settings
+    for options in ({}, {"where": "input"}):
+        with pytest.raises(layerlens.errors.OptionError, match="name one, where="):
+            layerlens.saliency(net, x, target=0, method="gradient", unused="zero", **options)
 
 
 def test_a_call_is_named():

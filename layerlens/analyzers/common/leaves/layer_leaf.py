@@ -55,6 +55,12 @@ class LeafCall:
         return path if self.module is not None else repr(InputOf(path))
 
     @property
+    def selection(self) -> Selection:
+        """What names this tensor of this call in `where`."""
+        path = tensor_path(f"{self.layer}#{self.call}", self.tensor)
+        return path if self.module is not None else InputOf(path)
+
+    @property
     def edited(self) -> Edited:
         """What an edit of the tensor is an edit of."""
         return self.layer if self.module is not None else InputOf(self.layer)
