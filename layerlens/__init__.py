@@ -44,7 +44,7 @@ _NAMES = {
     "analyzers.saliency": "saliency grad_cam attention_rollout_map",
     "analyzers.sensitivity": """
         sensitivity jacobian lipschitz noise_response ablate patch sobol morris weight_sensitivity
-        attack_curve attack_drift corruption_curve
+        attack attack_curve attack_drift corruption_curve
     """,
     "analyzers.relevance": """
         relevance relevance_by_target Rulebook
@@ -61,7 +61,7 @@ _NAMES = {
     "targets.probability": "probability",
     # results
     "results": """
-        ActivationMaps AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
+        ActivationMaps AdversarialExamples AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
         FeatureVisualization GroupComparison GroupEffects Guide LatentTraversal LayerProfile LayerTable
         Leaderboard Matrix MethodTable ModelChecks Ranking Ledger ReceptiveField RecurrentStates Relevance
         Routes TopInputs load TrainingHistory LayerHealth LogitLens UnitStatistics

@@ -47,6 +47,7 @@ from .analyzers.sensitivity.interventions.patch import patch as patch
 from .analyzers.sensitivity.local.jacobian import jacobian as jacobian
 from .analyzers.sensitivity.local.lipschitz import lipschitz as lipschitz
 from .analyzers.sensitivity.local.noise_response import noise_response as noise_response
+from .analyzers.sensitivity.robustness.attack import attack as attack
 from .analyzers.sensitivity.robustness.attack_curve import attack_curve as attack_curve
 from .analyzers.sensitivity.robustness.attack_drift import attack_drift as attack_drift
 from .analyzers.sensitivity.robustness.corruption_curve import corruption_curve as corruption_curve
@@ -65,6 +66,7 @@ from .probes.probe import Probe as Probe
 from .probes.record import Record as Record
 from .probes.run import capture as capture, run as run
 from .results.base import load as load
+from .results.maps.adversarial_examples import AdversarialExamples as AdversarialExamples
 from .results.maps.attention_weights import AttentionWeights as AttentionWeights
 from .results.maps.attribution import (
     ActivationMaps as ActivationMaps,

@@ -193,6 +193,7 @@ class Lens(WrappedModel):
     sobol = bind(measures.sobol, predicted=False)
     morris = bind(measures.morris, predicted=False)
     weight_sensitivity = bind(measures.weight_sensitivity, predicted=False)
+    attack = bind(measures.attack, predicted=False)
     attack_curve = bind(measures.attack_curve, predicted=False)
     attack_drift = bind(measures.attack_drift, predicted=False)
     corruption_curve = bind(measures.corruption_curve, predicted=False)

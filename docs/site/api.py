@@ -44,7 +44,7 @@ GROUPS = {
         "Sensitivity, robustness, interventions, weights",
         "Which layers respond to the input, matter to the output, and with which weights.",
         """
-        sensitivity jacobian lipschitz noise_response attack_curve attack_drift corruption_curve ablate patch sobol
+        sensitivity jacobian lipschitz noise_response attack attack_curve attack_drift corruption_curve ablate patch sobol
         morris weight_sensitivity
         """,
     ),
@@ -72,7 +72,7 @@ GROUPS = {
         "Results",
         "What analyzers return: data with `.plot()`, `.save()` and `.explain()`.",
         """
-        load results ActivationMaps AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
+        load results ActivationMaps AdversarialExamples AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
         FeatureVisualization GroupComparison GroupEffects Guide LatentTraversal LayerHealth LayerProfile LayerTable
         Leaderboard Ledger LogitLens Matrix MethodTable ModelChecks Ranking ReceptiveField RecurrentStates Relevance
         Routes TopInputs TrainingHistory UnitStatistics

@@ -1,6 +1,7 @@
 """Results are data: values with their meaning, what the method can prove about itself, ways to show and keep them."""
 
 from .base import Result, load
+from .maps.adversarial_examples import AdversarialExamples
 from .maps.attention_weights import AttentionWeights
 from .maps.attribution import ActivationMaps, Attribution, Relevance
 from .maps.feature_visualization import FeatureVisualization
@@ -29,6 +30,7 @@ from .values.training_history import TrainingHistory
 from .values.unit_statistics import UnitStatistics
 
 __all__ = [
+    "AdversarialExamples",
     "ActivationMaps",
     "AttentionWeights",
     "Attribution",

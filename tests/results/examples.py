@@ -6,6 +6,7 @@ import torch
 
 from layerlens.results import (
     ActivationMaps,
+    AdversarialExamples,
     AttentionWeights,
     Attribution,
     Curve,
@@ -244,6 +245,15 @@ def model_checks():
     return ModelChecks(rows, gradient_check())
 
 
+def adversarial():
+    inputs, eps = normal(2, 3), torch.tensor([0.5, float("inf")]).double()
+    flags, loss = torch.tensor([True, False]), normal(2).double()
+    classes = torch.tensor([0, 1]), torch.tensor([1, 1])
+    return AdversarialExamples(
+        inputs + 0.5, inputs, eps, flags, *classes, loss, "another class", "FGSM, linf", SETTINGS
+    )
+
+
 RESULTS = {
     "LayerGradient": lambda: gradient_check().layers[0],
     "GradientCheck": gradient_check,
@@ -263,6 +273,7 @@ RESULTS = {
     "ReceptiveField": lambda: field(),
     "LatentTraversal": lambda: traversal(),
     "FaithfulnessCurve": lambda: faithfulness_curve(),
+    "AdversarialExamples": adversarial,
     "Leaderboard": lambda: leaderboard(),
     "LayerHealth": lambda: health(),
     "LogitLens": lambda: lens(),

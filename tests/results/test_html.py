@@ -144,6 +144,7 @@ MAIN = {
     "ReceptiveField": lambda result: result.effective,
     "LatentTraversal": lambda result: result.outputs,
     "FaithfulnessCurve": lambda result: result.scores,
+    "AdversarialExamples": lambda result: result.inputs,
     "Leaderboard": lambda result: result.values,
     "Ranking": lambda result: result.values,
     "Matrix": lambda result: result.values,

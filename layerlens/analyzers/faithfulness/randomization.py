@@ -96,7 +96,7 @@ _ARGS = {
     "method": "name of a saliency method, or a function `(model, x, target=..., forward=...) -> Attribution`.",
     "target": "what to score, see `as_target`; None is the class that the trained model predicts.",
     "layers": "layers to randomize; None takes all that have parameters.",
-    "**options": "options of the method.",
+    "options": "options of the method.",
 }
 _RAISES = {
     "InputError": "when no layer that ran has parameters.",

@@ -7,7 +7,7 @@ from .interventions import ablate, patch
 from .local.jacobian import jacobian
 from .local.lipschitz import lipschitz
 from .local.noise_response import noise_response
-from .robustness import attack_curve, attack_drift, corruption_curve
+from .robustness import attack, attack_curve, attack_drift, corruption_curve
 from .sensitivity import methods, sensitivity
 from .weights import weight_sensitivity
 
@@ -15,6 +15,7 @@ __all__ = [
     "MEASURES",
     "QUESTIONS",
     "ablate",
+    "attack",
     "attack_curve",
     "attack_drift",
     "corruption_curve",

@@ -30,7 +30,7 @@ _ARGS = {
     "method": "name of a saliency method, or a function `(model, x, target=..., forward=...) -> Attribution`.",
     "radius": "largest change, as a share of the range of each sample.",
     "samples": "number of changed inputs, uniform in that range; the same for all samples.",
-    "**options": "options of the method.",
+    "options": "options of the method.",
 }
 
 

@@ -17,7 +17,9 @@ from layerlens.progress import track
 from layerlens.results import Curve
 from layerlens.targets.target import Spec
 
-from .attacks import Attack, AttackOptions, Bounds, Norm, attack_options, random_changes, warn_zero_gradient
+from ..stepped_runs import Values
+from .attacks import Attack, AttackOptions, Best, Method, attack_options, random_changes, warn_zero_gradient
+from .ball import Bounds, Mask, Norm
 from .prediction_change import Labels, Loss
 from .sample_chunks import LabeledSamples, SampleChunk, sample_chunks
 
@@ -34,16 +36,20 @@ def attack_curve(
     labels: Labels | None = None,
     *,
     eps: Sequence[float] | None = None,
-    method: str | Sequence[str] = "pgd",
+    method: Method | Sequence[Method] = "pgd",
     norm: Norm = "linf",
     steps: int = 10,
     step_size: float | None = None,
     restarts: int = 1,
+    targeted: bool = False,
+    mask: Mask = None,
     bounds: Bounds | None = None,
+    normalized: Bounds | None = None,
     loss: Loss = "cross_entropy",
     target: Spec = None,
     null: bool = True,
     draws: int = 8,
+    inputs: bool = False,
     batch_size: int = 64,
     seed: int = 0,
     progress: bool | None = None,
@@ -70,25 +76,33 @@ def attack_curve(
             attack; the curve is then the share of decisions that hold.
         eps: sizes, rising, in units of the input. None takes 0, 1, 2, 4, 8, 16 and 32 / 255 of the width of the
             bounds, or of the range of the (first) input; for l2 times sqrt(n / 100).
-        method: `"pgd"`, `"fgsm"`, or both, a curve each.
+        method: `"pgd"`, `"fgsm"`, a function `(x, size) -> changed x` (a rotation by size degrees), or several, a curve
+            each.
         norm: `"linf"`, the largest change of a value, or `"l2"`, the length of the change of a sample.
         steps: number of steps of PGD.
         step_size: size of a step of PGD, in units of eps; None for 2.5 / steps.
         restarts: number of random starts of PGD.
-        bounds: smallest and largest value of the input as the model gets it, numbers or tensors that broadcast:
-            `(0, 1)`. None sets none.
+        targeted: whether labels are the classes that samples are to reach; the curve is the share that does not. With
+            a target, whether to raise it.
+        mask: 1 where the input may change and 0 elsewhere, broadcasting to it; a dict by name for several inputs.
+        bounds: smallest and largest value of the input: `(0, 1)`, a sequence each with one number per channel, tensors
+            that broadcast, or a dict of such pairs by input name. None sets none.
+        normalized: mean and standard deviation by which the input was normalized, as `bounds`: eps and bounds are then
+            in units before that.
         loss: `"cross_entropy"`, or `"margin"`, the largest other output minus that of the label, which does not
             saturate.
         target: a score to lower instead of classes, see `as_target`: for models whose output is not
             `(batch, classes)`. The curve is its mean.
         null: whether to measure changes of random signs (l2: random directions) of the same size too.
         draws: number of draws of the null.
+        inputs: whether to keep the changed inputs; see also `attack`.
 
     Returns:
         A `Curve` along eps, with the standard error over samples; its null is a random change, the mean over draws and
         samples. Its checks are `"per sample"`, `(series, points, batch)`, 1 where the answer held, `"loss"`,
         `(series, points)`, the mean, `"flip eps"`, `(series, batch)`, the smallest of the sizes that flipped the answer
-        (infinity where none did), and `"clean"`, `()`, the value without a change.
+        (infinity where none did), and `"clean"`, `()`, the value without a change;
+        with `inputs`, `"inputs"`, `(series, points, batch, ...)`, or `"inputs NAME"` of each of several.
 
     Raises:
         InputError: when input or labels cannot be used, values lie outside the bounds, or the input gets no gradient.
@@ -106,7 +120,10 @@ def attack_curve(
         >>> curve.values
         tensor([[1.0000, 0.5000, 0.0000]], dtype=torch.float64)
     """
-    options = attack_options(method, norm, eps, steps, step_size, restarts, bounds, loss, seed)
+    options = attack_options(
+        method, norm, eps, steps, step_size, restarts, bounds, loss, seed, normalized=normalized,
+        mask=mask, targeted=targeted,
+    )  # fmt: skip
     check_count("draws", draws)
     sizes: list[float] | None = None
     held: list[torch.Tensor] = []
@@ -114,13 +131,21 @@ def attack_curve(
     noise: list[torch.Tensor] = []
     zero_gradient: list[torch.Tensor] = []
     clean: list[torch.Tensor] = []
+    changed: list[Values] = []
     with borrowed(model), layers_called(), said_once() as passes:
-        samples = LabeledSamples(x, labels, target, loss, batch_size, seed, forward, hold)
+        samples = LabeledSamples(x, labels, target, loss, batch_size, seed, forward, hold, targeted)
         for chunk in track(sample_chunks(model, samples), "attack", enabled=progress):
             sizes = options.sizes(chunk) if sizes is None else sizes
             answers = [_attack_chunk(chunk, options, name, sizes, zero_gradient) for name in options.methods]
-            held.append(torch.stack([chunk_held for chunk_held, _ in answers]))  # (series, points, batch)
-            losses.append(torch.stack([chunk_loss for _, chunk_loss in answers]))
+            held.append(torch.stack([torch.stack([one.held for one in best]) for best in answers]))
+            losses.append(torch.stack([torch.stack([one.loss for one in best]) for best in answers]))
+            if inputs:
+                changed.append(
+                    {
+                        name: torch.stack([torch.stack([one.values[name] for one in best]) for best in answers])
+                        for name in chunk.stepped.leaves
+                    }
+                )
             clean.append(chunk.held)
             if null:
                 noise.append(_random_changes(chunk, options, sizes, draws))
@@ -139,7 +164,7 @@ def attack_curve(
         method="; ".join(options.describe(name) for name in options.methods),
         settings={
             **options.settings(),
-            "method": options.methods,
+            "method": tuple(one if isinstance(one, str) else options.describe(one) for one in options.methods),
             "target": None if reader.target is None else reader.target.label,
             "draws": draws,
             "samples": count,
@@ -151,6 +176,10 @@ def attack_curve(
             "per sample": all_held,
             "loss": torch.cat(losses, dim=2).mean(dim=2),
             "clean": torch.cat(clean).mean(),
+            **{
+                "inputs" if len(changed[0]) == 1 else f"inputs {name}": torch.cat([one[name] for one in changed], dim=2)
+                for name in (changed[0] if changed else ())
+            },
             **({} if reader.target is not None else {"flip eps": _flip_sizes(all_held, sizes)}),
         },
         explanation=_explanation(reader.text, norm, null),
@@ -159,13 +188,13 @@ def attack_curve(
 
 
 def _attack_chunk(
-    chunk: SampleChunk, options: AttackOptions, method: str, sizes: list[float], zero_gradient: list[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return whether answers hold and their losses, `(points, batch)` each, and note zero gradients."""
+    chunk: SampleChunk, options: AttackOptions, method: Method, sizes: list[float], zero_gradient: list[torch.Tensor]
+) -> list[Best]:
+    """Return the best change of each size, and note zero gradients."""
     attack = Attack(chunk, options, method)
     best = list(attack(sizes))
     zero_gradient.append(attack.has_zero_gradient)
-    return torch.stack([one.held for one in best]), torch.stack([one.loss for one in best])
+    return best
 
 
 def _random_changes(chunk: SampleChunk, options: AttackOptions, sizes: list[float], draws: int) -> torch.Tensor:

@@ -22,7 +22,8 @@ from layerlens.results import LayerProfile
 from layerlens.targets.target import Spec
 
 from ..stepped_runs import Values
-from .attacks import METHODS, Attack, AttackOptions, Bounds, Norm, attack_options, random_changes, warn_zero_gradient
+from .attacks import METHODS, Attack, AttackOptions, attack_options, random_changes, warn_zero_gradient
+from .ball import Bounds, Norm
 from .prediction_change import Labels, Loss
 from .sample_chunks import LabeledSamples, SampleChunk, sample_chunks
 

@@ -30,6 +30,7 @@ class AnswerReader:
         loss: the loss to raise, with labels.
         given: whether the labels are the user's rather than the model's own answers.
         probabilities: whether the output is a distribution rather than logits.
+        targeted: whether the labels are classes to reach, or the target is a score to raise.
     """
 
     labels: torch.Tensor | None
@@ -37,18 +38,27 @@ class AnswerReader:
     loss: str
     given: bool
     probabilities: bool = False
+    targeted: bool = False
 
     @property
     def quantity(self) -> str:
         """Name of the mean over what holds."""
         if self.target is not None:
             return "score"
+        if self.targeted:
+            return "answers that resist"
         return "accuracy" if self.given else "decisions that hold"
+
+    @property
+    def goal(self) -> str:
+        """What an attack on the classes is for."""
+        return "the given class" if self.targeted else f"another class than the {'label' if self.given else 'answer'}"
 
     @property
     def text(self) -> str:
         """The quantity as part of a sentence."""
-        return {"score": "mean score", "accuracy": "accuracy"}.get(self.quantity, "share of the model's own decisions")
+        texts = {"score": "mean score", "accuracy": "accuracy", "answers that resist": "share not of the class"}
+        return texts.get(self.quantity, "share of the model's own decisions")
 
     @property
     def units(self) -> str:
@@ -58,12 +68,14 @@ class AnswerReader:
     def __call__(self, output: object, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the loss, and 1 where the answer holds and 0 elsewhere, or the score with a target.
 
+        With `targeted`, the loss of the class to reach with its sign changed, and 1 where it is not reached.
+
         Returns:
             Two float64 tensors `(rows,)`.
         """
         if self.target is not None:
             score = self.target(output, rows).double()
-            return -score, score.detach().cpu()
+            return score if self.targeted else -score, score.detach().cpu()
         assert self.labels is not None
         scores = _class_scores(output, len(rows)).double()
         correct = self.labels[rows].to(scores.device).unsqueeze(1)
@@ -75,7 +87,7 @@ class AnswerReader:
             loss = -correct_score.clamp_min(1e-300).log()
         else:
             loss = torch.logsumexp(scores, dim=1) - correct_score
-        return loss, held.double().cpu()
+        return (-loss, (~held).double().cpu()) if self.targeted else (loss, held.double().cpu())
 
     def answers(self, output: object, rows: torch.Tensor) -> torch.Tensor:
         """Return the class of the largest output of each row; 0 with a target."""
@@ -84,7 +96,9 @@ class AnswerReader:
         return _class_scores(output, len(rows)).argmax(dim=1).cpu()
 
 
-def answer_reader(output: object, labels: Labels | None, target: Spec, loss: str, batch: int) -> AnswerReader:
+def answer_reader(
+    output: object, labels: Labels | None, target: Spec, loss: str, batch: int, *, targeted: bool = False
+) -> AnswerReader:
     """Choose what to read, from the clean output.
 
     Raises:
@@ -97,13 +111,15 @@ def answer_reader(output: object, labels: Labels | None, target: Spec, loss: str
             raise OptionError("give labels for accuracy, or a target for a score, not both.")
         resolved = as_target(target).resolve(output)
         resolved.check(batch)
-        return AnswerReader(None, resolved, loss, True)
+        return AnswerReader(None, resolved, loss, True, targeted=targeted)
     scores = _class_scores(output, batch)
     with torch.no_grad():
         distribution = bool((scores >= 0).all()) and bool(((scores.double().sum(dim=1) - 1).abs() < 1e-3).all())
+    if labels is None and targeted:
+        raise OptionError("targeted=True needs labels=, the class that each sample is to reach, or target=, a score.")
     if labels is None:
         return AnswerReader(scores.detach().argmax(dim=1).cpu(), None, loss, False, distribution)
-    return AnswerReader(as_labels(labels, batch, scores.shape[1]), None, loss, True, distribution)
+    return AnswerReader(as_labels(labels, batch, scores.shape[1]), None, loss, True, distribution, targeted)
 
 
 def as_labels(labels: Labels, batch: int, classes: int) -> torch.Tensor:

@@ -81,6 +81,7 @@ class LabeledSamples:
         seed: seed of every run, for models that draw numbers.
         forward: `forward(model, *args, **kwargs)` to call instead of the model.
         hold: inputs that are held fixed.
+        targeted: whether the labels are the classes to reach, which the labels of a data set are not.
     """
 
     x: Samples
@@ -91,6 +92,7 @@ class LabeledSamples:
     seed: int
     forward: Forward | None
     hold: Hold = None
+    targeted: bool = False
 
 
 def sample_chunks(model: nn.Module, samples: LabeledSamples) -> Iterator[SampleChunk]:
@@ -109,7 +111,8 @@ def sample_chunks(model: nn.Module, samples: LabeledSamples) -> Iterator[SampleC
             output = stepped.evaluate(stepped.start, lambda site, output: None)
             check_batch_axis(model, inputs, samples.forward, output)
             chunk_target = None if target is None else _target_of_rows(target, first_row, inputs)
-            reader = answer_reader(output, labels, chunk_target, samples.loss, inputs.batch)
+            given = None if samples.targeted and samples.labels is None else labels
+            reader = answer_reader(output, given, chunk_target, samples.loss, inputs.batch, targeted=samples.targeted)
             loss, held = reader(output, torch.arange(inputs.batch))
         yield SampleChunk(stepped, reader, start, loss.cpu(), held)
 
