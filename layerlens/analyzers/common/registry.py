@@ -53,8 +53,9 @@ _ARGS = {
     "baseline": 'reference input: `"zero"`, `"noise"`, a number, a tensor, or a dict by input name; of images and '
     'series also `"mean"`, `"blur"`, `"black"`, `"white"`; of token ids a whole number is the id of a reference token.',
     "baselines": "references: an array `(references, ...)` or a DataFrame of samples, best of the data the model "
-    'knows; a dict of those by input name; a list of baselines, such as `["zero", "mean"]`; or None for noise with the '
-    "mean and deviation of each sample.",
+    "knows; a dict of those by input name; a `Dataset`, `DataLoader` or `Data` of up to 1000 samples; a function of "
+    'the inputs, or of nothing, that returns one of these; a list of baselines, such as `["zero", "mean"]`; or None for '
+    "noise with the mean and deviation of each sample.",
     "features": "values that are removed together. None: columns of a table, tokens, about 64 cells of an image, a "
     'volume or a series. `"values"`, `"places"`, `"channels"`, `"cells"`, `"superpixels"`; a number of cells; labels '
     "(whole numbers) that broadcast to the input, -1 for what is never removed; or a dict of those by input name, in "
@@ -113,8 +114,8 @@ DOCUMENTED: dict[str, Mapping[str, Mapping[str, str]]] = {
         "Args": {
             **{name: text for name, text in _ARGS.items() if name not in ("x", "tolerance")},
             "baselines": "background data, instead of a baseline: a score is then the mean over its samples, and costs "
-            "a pass for each. An array `(references, ...)`, a DataFrame, a dict of those by input name, or a list of "
-            "baselines; None for `baseline`.",
+            "a pass for each. An array `(references, ...)`, a DataFrame, a dict of those by input name, a data set, a "
+            "function of the inputs, or a list of baselines; None for `baseline`.",
         },
         "Returns": _RETURNS,
         "Raises": {**_RAISES, "TargetError": "when the target does not fit the output."},

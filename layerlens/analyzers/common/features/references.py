@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from layerlens.errors import OptionError
+from layerlens.inputs.batches import Data
 from layerlens.inputs.tables import is_frame, read_table
+from layerlens.model.borrowed import seed_torch
 from layerlens.model.trees import describe
 
 from ..leaves.leaves import leaf_name
 from ..scorer import Leaves, Scorer
 from .baselines import NAMED, Baseline, baselines, noise
 
-Baselines: TypeAlias = "torch.Tensor | np.ndarray[Any, Any] | Mapping[str, Any] | Sequence[Baseline] | None"
-"""What may be given as references; `listed_baselines` says how it is read."""
+Baselines: TypeAlias = (
+    "torch.Tensor | np.ndarray[Any, Any] | Mapping[str, Any] | Sequence[Baseline] | Data | Dataset[Any] | "
+    "DataLoader[Any] | Callable[..., Any] | None"
+)
+"""What may be given as references; `listed_baselines` says how it is read, `_gathered` how a data set or a function."""
 
 DRAWN = 8
 """References that are drawn when none are given."""
+
+MOST = 1000
+"""Most references that are read from a data set, as each costs passes."""
 
 
 def listed_baselines(given: Baselines) -> list[Baseline] | None:
@@ -52,7 +62,7 @@ def listed_baselines(given: Baselines) -> list[Baseline] | None:
     else:
         raise OptionError(
             f"cannot read references from {describe(given)}. Give an array (references, ...) of samples, a dict of "
-            "those by input name, or a list of baselines."
+            "those by input name, a data set, a function of the inputs, or a list of baselines."
         )
     if not listed:
         raise OptionError("there are no references: give one or more, or None to draw noise.")
@@ -65,7 +75,7 @@ def references(scorer: Scorer, given: Baselines, seed: int) -> tuple[list[Leaves
     Raises:
         OptionError: when one does not fit the input; says which arrays do.
     """
-    wanted = listed_baselines(given)
+    wanted = listed_baselines(_gathered(scorer, given, seed))
     if wanted is None:
         return list(_drawn(scorer, seed)), f"noise ({DRAWN})"
     named = wanted[0] if isinstance(wanted[0], Mapping) else {}
@@ -84,6 +94,38 @@ def references(scorer: Scorer, given: Baselines, seed: int) -> tuple[list[Leaves
             f"baselines= holds {len(wanted)} references, and one does not fit: {why}. "
             f"Give an array {f'by input, {{{by_name}}}' if len(arrays) > 1 else arrays.popitem()[1]}."
         ) from error
+
+
+def _gathered(scorer: Scorer, given: Any, seed: int) -> Any:
+    """Return what a function returns for the inputs, or all samples of a data set; others as they are.
+
+    A function takes the inputs, of several a tuple, or nothing, and returns an array `(references, ...)`, of several
+    inputs a tuple or a dict of those, or anything else that may be given. Its draws are seeded.
+
+    Raises:
+        OptionError: when a data set has more than `MOST` samples.
+    """
+    leaves, tensors = scorer.leaves, scorer.inputs.tensors()
+    if callable(given) and not isinstance(given, (Dataset, DataLoader, Sequence, Mapping)):
+        inputs = tuple(tensors.get(name, leaf.value).detach().clone() for name, leaf in leaves.items())
+        seed_torch(seed)
+        takes = bool(inspect.signature(given).parameters)
+        given = given(inputs if len(inputs) > 1 else inputs[0]) if takes else given()
+        if isinstance(given, tuple) and len(given) == len(leaves):
+            return dict(zip(leaves, given, strict=True)) if len(given) > 1 else given[0]
+    if not isinstance(given, (Data, Dataset, DataLoader)):
+        return given
+    found: dict[str, list[torch.Tensor]] = {}
+    for batch in Data.of(given).batches(scorer.model, "baselines"):
+        for name, tensor in batch.inputs.tensors().items():
+            found.setdefault(name, []).append(tensor)
+        if batch.start + batch.inputs.batch > MOST:
+            raise OptionError(
+                f"baselines= is {describe(given)} of more than {MOST} samples, each of which costs passes: draw some, "
+                "baselines=torch.utils.data.Subset(dataset, range(100))."
+            )
+    joined = {name: torch.cat(parts) for name, parts in found.items()}
+    return joined if len(joined) > 1 or len(leaves) > 1 else next(iter(joined.values()))
 
 
 def _drawn(scorer: Scorer, seed: int) -> Iterator[Leaves]:

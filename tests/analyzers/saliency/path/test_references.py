@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens.analyzers.saliency import deep_lift, integrated_gradients
+from layerlens.analyzers.saliency import deep_lift, integrated_gradients, saliency
 from layerlens.analyzers.saliency.deeplift.deep_shap import deep_shap
 from layerlens.analyzers.saliency.path.gradient_shap import gradient_shap
 from layerlens.errors import OptionError
+from layerlens.inputs.batches import Data
 from layerlens.inputs.inputs import as_inputs
-from tests.cases import CASES
+from tests.cases import CASES, normal
 
 
 class Product(nn.Module):
@@ -109,3 +110,48 @@ def test_what_does_not_fit_is_told(method):
         method(Product(), X, baselines="zero")
     with pytest.raises(OptionError, match="seed"):
         method(Product(), X, seed=0.5)
+
+
+class Weighted(nn.Module):
+    def forward(self, a, b):
+        return ((a**2).sum(dim=1) * b.sum(dim=1)).unsqueeze(1)
+
+
+@pytest.mark.parametrize("method", ["gradient_shap", "deep_shap", "kernel_shap"])
+def test_references_from_a_data_set_or_a_function_are_those_of_the_array(method):
+    data = torch.utils.data
+    a, b, many_a, many_b = (normal(n, 3, seed=seed) for n, seed in ((2, 0), (2, 1), (5, 2), (5, 3)))
+    net, model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), Weighted()
+    expected = saliency(net, a, target=0, method=method, baselines=many_a)
+    for given in (
+        data.TensorDataset(many_a),
+        data.DataLoader(data.TensorDataset(many_a, torch.arange(5)), batch_size=2),
+        Data(many_a),
+        lambda: many_a,
+        lambda inputs: many_a + 0 * inputs.sum(),
+        lambda inputs: (many_a,),
+    ):
+        found = saliency(net, a, target=0, method=method, baselines=given)
+        torch.testing.assert_close(found.tensor, expected.tensor)
+        assert found.settings["baselines"].startswith("given (5")
+    expected = saliency(model, (a, b), method=method, baselines={"a": many_a, "b": many_b})
+    for given in (Data({"a": many_a, "b": many_b}), lambda inputs: (many_a + 0 * inputs[0][:1], many_b)):
+        found = saliency(model, (a, b), method=method, baselines=given)
+        for name, values in expected.values.items():
+            torch.testing.assert_close(found.values[name], values)
+
+
+def test_draws_of_a_function_are_seeded_and_a_large_data_set_is_refused():
+    net, x, state = nn.Linear(3, 2), normal(2, 3), torch.get_rng_state()
+
+    def drawn(seed):
+        given = saliency(
+            net, x, target=0, method="gradient_shap", baselines=lambda inputs: torch.rand(4, 3), samples=4, seed=seed
+        )
+        return given.tensor
+
+    assert torch.equal(drawn(0), drawn(0)) and not torch.equal(drawn(0), drawn(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    many = torch.utils.data.TensorDataset(torch.zeros(1001, 3))
+    with pytest.raises(OptionError, match=r"more than 1000 samples.*Subset"):
+        saliency(net, x, target=0, method="deep_shap", baselines=many)
