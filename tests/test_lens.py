@@ -135,7 +135,7 @@ def test_a_misspelt_option_is_named_with_the_nearest(name):
         method(**{f"{option}_": 1})
 
 
-@pytest.mark.parametrize(("family", "count"), [("saliency", 41), ("sensitivity", 11)])
+@pytest.mark.parametrize(("family", "count"), [("saliency", 42), ("sensitivity", 11)])
 def test_methods_of_a_family_have_their_own_signatures(family, count):
     methods = getattr(Lens(small()), family)
     names = [name for name in dir(methods) if not name.startswith("_") and name != "methods"]

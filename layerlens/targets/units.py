@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import torch
 
 from layerlens.errors import TargetError, choose
 from layerlens.model.layers import Selection
+from layerlens.model.selection import InputOf
 from layerlens.model.trees import describe
 from layerlens.signatures import public
 
 from .target import Target
 
+Unit: TypeAlias = "int | slice | tuple[int | slice, ...] | Callable[[torch.Tensor], torch.Tensor]"
+"""One unit or several of `(batch, unit, *places)`; see `neuron`."""
+
 
 @public
 def neuron(
     layer: Selection,
-    unit: int,
+    unit: Unit,
     *,
     place: int | tuple[int, ...] | None = None,
     over: Literal["mean", "max", "sum"] = "mean",
     call: int = 0,
 ) -> Target:
-    """Return one unit of a layer as the target of saliency or relevance.
+    """Return one unit of a layer, or several, as the target of saliency or relevance.
 
     Args:
         layer: a selection that matches one layer, or a tensor of its output (`"rnn/h_n"`). Of several tensors without a
-            name it is the one that the model reads.
-        unit: channel or feature; negative ones count from the end.
+            name it is the one that the model reads. `input_of(layer)` for what the layer takes.
+        unit: channel or feature, negative ones count from the end; a slice of them; an index into `(unit, *places)` of
+            numbers and slices, such as `(3, 0, slice(2, 5))`; or a function from `(batch, unit, *places)` to
+            `(batch,)`.
         place: a token or time step, or `(row, column)` of an image; None for all places.
-        over: how all places are combined.
+        over: how several units and places are combined.
 
     Raises:
-        TargetError: on use, when there is no such unit, place or call.
+        TargetError: when a place is given twice; on use, when there is no such unit, place or call.
 
     Example:
         >>> import layerlens
@@ -46,24 +53,56 @@ def neuron(
         True
     """
     choose("reading over places", over, ("mean", "max", "sum"))
-    index: tuple[int, ...] | None = (place,) if isinstance(place, int) else place
+    at = () if place is None else (place,) if isinstance(place, int) else place
+    if at and (callable(unit) or (isinstance(unit, tuple) and len(unit) > 1)):
+        raise TargetError(
+            f"unit={unit!r} says which places it reads, so place={place!r} is one too many: leave it out."
+        )
+    name = layer if isinstance(layer, (str, InputOf)) else "a layer"
 
     def read(output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        if not -output.shape[1] <= unit < output.shape[1]:
-            raise TargetError(f"layer {layer!r} has {output.shape[1]} units; there is no unit {unit}.")
-        values = output[:, unit]
-        if index is None:
-            flat = values.reshape(len(values), -1)
-            return flat.amax(dim=1) if over == "max" else flat.sum(dim=1) if over == "sum" else flat.mean(dim=1)
-        sizes = values.shape[1:]
-        if len(index) != len(sizes) or any(not -n <= i < n for i, n in zip(index, sizes, strict=True)):
-            raise TargetError(f"unit {unit} of layer {layer!r} has places {tuple(sizes)}; there is no place {place!r}.")
-        chosen: torch.Tensor = values.permute(*range(1, values.ndim), 0)[index]
-        return chosen
+        flat = chosen_units(output, unit, at, name)
+        if flat.ndim == 1:
+            return flat
+        flat = flat.flatten(1)
+        return flat.amax(dim=1) if over == "max" else flat.sum(dim=1) if over == "sum" else flat.mean(dim=1)
 
-    where = "" if place is None else f" at {place}"
-    name = f"unit {unit} of {layer if isinstance(layer, str) else 'a layer'}{where}"
-    return Target(read, name, at=(layer, call))
+    own = getattr(unit, "__name__", "a function") if callable(unit) else unit
+    label = f"{'units' if isinstance(unit, slice) else 'unit'} {own} of {name}"
+    return Target(read, label + ("" if place is None else f" at {place}"), at=(layer, call), own=callable(unit))
+
+
+def chosen_units(
+    output: torch.Tensor, unit: Unit, place: tuple[int, ...] = (), layer: object = "a layer"
+) -> torch.Tensor:
+    """Return the units of an output `(batch, unit, *places)` that are chosen, `(batch, ...)`.
+
+    Args:
+        output: the output.
+        unit: which units, as in `neuron`.
+        place: the place; empty for all.
+        layer: name of the layer, for errors.
+
+    Raises:
+        TargetError: when there is no such unit or place.
+    """
+    if callable(unit):
+        return unit(output)
+    index = (*unit, *place) if isinstance(unit, tuple) else (unit, *place)
+    sizes = tuple(output.shape[1:])
+    if isinstance(index[0], int) and not -sizes[0] <= index[0] < sizes[0]:
+        raise TargetError(f"layer {layer!r} has {sizes[0]} units; there is no unit {index[0]}.")
+    bad = [at for at, size in zip(index, sizes, strict=False) if isinstance(at, int) and not -size <= at < size]
+    if bad or len(index) > len(sizes) or (place and len(index) != len(sizes)):
+        given = repr(place[0] if len(place) == 1 else place) if place else index[1:]
+        raise TargetError(f"unit {index[0]} of layer {layer!r} has places {sizes[1:]}; there is no place {given}.")
+    every = (slice(None), *index)  # a star inside an index needs Python 3.11
+    chosen: torch.Tensor = output[every]
+    if not chosen.numel():
+        raise TargetError(
+            f"unit={unit!r} of layer {layer!r} chooses nothing of {sizes[0]} units and places {sizes[1:]}."
+        )
+    return chosen
 
 
 @public

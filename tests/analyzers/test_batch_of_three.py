@@ -24,6 +24,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "blur_ig": {"steps": 4, "tolerance": math.inf},
     "guided_ig": {"steps": 4, "tolerance": math.inf},
     "internal_influence": {"steps": 4},
+    "neuron_conductance": {"steps": 4, "unit": 0},
     "smooth_grad": {"samples": 3},
     "smooth_grad_squared": {"samples": 3},
     "var_grad": {"samples": 3},
@@ -55,7 +56,7 @@ def method(name: str) -> Callable[[nn.Module, Inputs, Any], Answer]:
 
     def analyze(model: nn.Module, x: Inputs, target: Any) -> Answer:
         options = dict(SHORT.get(name, {}))
-        if name in ("layer_conductance", "internal_influence"):
+        if name in ("layer_conductance", "internal_influence", "neuron_conductance"):
             options["where"] = a_layer(model)
         return of(layerlens.saliency(model, x, target=target, method=name, **options))
 

@@ -108,7 +108,8 @@ def test_every_spelling(spelling, side):
 
 
 METHODS = [name for name in methods() if name not in {
-    "blur_ig", "cam", "extremal_mask", "internal_influence", "layer_conductance", "permutation", "xrai"
+    "blur_ig", "cam", "extremal_mask", "internal_influence", "layer_conductance", "neuron_conductance", "permutation",
+    "xrai"
 }]  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from layerlens.errors import InputError, LayerLensError, TargetError, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed, freeze
 from layerlens.model.layers import Selection
-from layerlens.probes.export import read_units
 from layerlens.probes.made_edits import Edit, Edited
 from layerlens.probes.probe import Probe
 from layerlens.results import Attribution
@@ -25,7 +24,7 @@ from layerlens.results.maps.attribution import Values
 from layerlens.targets.outputs import one_value
 from layerlens.targets.target import Spec, Target, as_target
 
-from .calls.used_tensors import tensor_of_target
+from .calls.used_tensors import tensor_of_target, units_of_target
 from .inner_gradients import InnerGradients, backward_pass as backward_pass
 from .leaf_gradients import gradients as gradients
 from .leaves.layer_leaf import find_leaf_calls
@@ -268,10 +267,9 @@ class Scorer:
                 stack.enter_context(Probe(self.model, (), edits=edits))
             if self.target.at is None:
                 return inputs.run(self.model, self.forward)
-            layer, call = self.target.at
-            with Probe(self.model, layer, graph=True, followed=lambda **_: self._followed) as record:
-                inputs.run(self.model, self.forward)
-        return read_units(record, call, tensor=self._tensor)
+            return units_of_target(
+                self.model, self.target.at, self._tensor, self._followed, lambda: inputs.run(self.model, self.forward)
+            )
 
     def attribution(self, values: Mapping[str, torch.Tensor], **fields: Any) -> Attribution:
         """Return an `Attribution` of the values by leaf; see `fields`."""

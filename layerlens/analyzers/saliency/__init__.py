@@ -25,6 +25,7 @@ from .path.gradient_shap import gradient_shap
 from .path.guided_ig import guided_ig
 from .path.integrated_gradients import integrated_gradients
 from .path.layer_paths import internal_influence, layer_conductance
+from .path.neuron_conductance import neuron_conductance
 from .path.xrai import xrai
 from .perturbation import (
     extremal_mask,
@@ -70,6 +71,7 @@ __all__ = [
     "leave_one_out",
     "lime",
     "methods",
+    "neuron_conductance",
     "occlusion",
     "permutation",
     "rise",

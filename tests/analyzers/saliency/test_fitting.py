@@ -10,7 +10,7 @@ from layerlens.analyzers.common.registry import METHODS
 from layerlens.analyzers.saliency.fitting import NEEDS, Fit, fit_of
 from layerlens.errors import LayerLensError, OptionError
 
-FOR_CALLER = {"a baseline", "references (noise when none are given)", "a layer (where=)"}
+FOR_CALLER = {"a baseline", "references (noise when none are given)", "a layer (where=)", "a unit of it (unit=)"}
 WHOLE = Fit(2, 5, (8, 8), True, 64, True, True, True, "conv", 16, 0.5, 1.5)
 """A fit that has everything."""
 
@@ -68,7 +68,7 @@ def test_costs_are_the_passes_that_methods_take(case):
     rows = []
     model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     for name in table:
-        if name in ("auto", "layer_conductance", "internal_influence"):
+        if name in ("auto", "layer_conductance", "internal_influence", "neuron_conductance"):
             continue
         rows.clear()
         Lens(model).saliency(x, target=0, method=name)

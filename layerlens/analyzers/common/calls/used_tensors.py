@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.graph import Node, get_gradient_edge
 
-from layerlens.errors import warn
+from layerlens.axes.follow import Followed
+from layerlens.errors import RecordError, warn
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Layers, Selection
-from layerlens.model.tensors import ByTensor, changeable, choices, exchanged, refuse_several
+from layerlens.model.selection import InputOf
+from layerlens.model.tensors import ByTensor, argument_key, changeable, choices, exchanged, only, refuse_several
 from layerlens.model.trees import named_tensors, padded
 from layerlens.probes.call import Call
 from layerlens.probes.edit_site import Site
 from layerlens.probes.edits import Change
-from layerlens.probes.export import called
+from layerlens.probes.export import called, read_units
 from layerlens.probes.probe import Probe
 
 Marks = dict[tuple[str, int], ByTensor[torch.Tensor]]
@@ -60,12 +62,49 @@ def tensor_of_target(
         forward: function to call instead of the model.
         at: layer and call of the target, as in `Target.at`.
     """
-    if at is None:
+    if at is None or isinstance(at[0], InputOf):
         return None
     with torch.no_grad(), Probe(model, at[0], keep="reference", stop=at[1] == 0) as record:
         inputs.run(model, forward)
     found = one_tensor(model, inputs, forward, called(record, at[1]))
     return found[0] if found else None
+
+
+def units_of_target(
+    model: nn.Module, at: tuple[Any, int], tensor: str | None, known: Followed, run: Callable[[], object]
+) -> torch.Tensor:
+    """Return what a target inside a model reads, `(batch, unit, *places)`, of a run.
+
+    Args:
+        model: any module.
+        at: layer and call of the target, as in `Target.at`.
+        tensor: its tensor, as `tensor_of_target` returns it.
+        known: the axes of the run.
+        run: runs the model.
+
+    Raises:
+        SelectionError: when the layer takes several tensors and none is named; it lists them.
+        RecordError: when the layer did not run, or has no such call.
+    """
+    layer, call = at
+    if not isinstance(layer, InputOf):
+        with Probe(model, layer, graph=True, followed=lambda **_: known) as record:
+            run()
+        return read_units(record, call, tensor=tensor)
+    marks: Marks = {}
+    keep = _KeepTaken("keep", lambda tensor, site: tensor, keeps=True, marks=marks)
+    with Probe(model, (), edits={layer: keep}):
+        run()
+    calls = list(marks)
+    if not -len(calls) <= call < len(calls):
+        raise RecordError(f"layer {layer.layer!r} ran {len(calls)} time(s); there is no call {call}.")
+    path, index = calls[call]
+    name, value = only(marks[path, index], path, "as arguments, and one is needed here")
+    site, key = known.site(path, index), argument_key(name)
+    rows, units = (axis(value, key, argument=True) for axis in (site.batch_axis, site.unit_axis))
+    if rows is None:
+        raise RecordError(f"all samples share what layer {path!r} took, so none has a value of its own.")
+    return value.movedim(rows, 0).unsqueeze(1) if units is None else value.movedim((rows, units), (0, 1))
 
 
 def tensors_read(
@@ -153,3 +192,14 @@ class _Mark(Change):
                 copy.requires_grad_()
         self.marks[site.path, site.call] = ByTensor(copies)
         return exchanged(site.module, output, copies)
+
+
+@dataclasses.dataclass(frozen=True)
+class _KeepTaken(_Mark):
+    """An edit that keeps the tensors that a layer takes, which continues with copies."""
+
+    def apply(self, output: object, site: Site) -> Any:
+        """Return the arguments with copies."""
+        found = changeable(None, output, site.tensors, site.path)
+        self.marks[site.path, site.call] = ByTensor(found)
+        return exchanged(None, output, {name: tensor.clone() for name, tensor in found.items()})
