@@ -54,8 +54,8 @@ _ARGS = {
     'series also `"mean"`, `"blur"`, `"black"`, `"white"`; of token ids a whole number is the id of a reference token.',
     "baselines": "references: an array `(references, ...)` or a DataFrame of samples, best of the data the model "
     "knows; a dict of those by input name; a `Dataset`, `DataLoader` or `Data` of up to 1000 samples; a function of "
-    'the inputs, or of nothing, that returns one of these; a list of baselines, such as `["zero", "mean"]`; or None for '
-    "noise with the mean and deviation of each sample.",
+    'the inputs, or of nothing, that returns one of these; a list of baselines, such as `["zero", "mean"]`; or None '
+    "for noise with the mean and deviation of each sample.",
     "features": "values that are removed together. None: columns of a table, tokens, about 64 cells of an image, a "
     'volume or a series. `"values"`, `"places"`, `"channels"`, `"cells"`, `"superpixels"`; a number of cells; labels '
     "(whole numbers) that broadcast to the input, -1 for what is never removed; or a dict of those by input name, in "

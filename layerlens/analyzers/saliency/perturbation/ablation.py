@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -11,9 +13,11 @@ from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec, features_of
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import scoring, warn_of_zeros
-from layerlens.errors import InputError, check_count, check_seed
+from layerlens.errors import InputError, OptionError, check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input
+from layerlens.model.borrowed import seed_torch
 from layerlens.model.layers import Selection
+from layerlens.model.trees import describe
 from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
@@ -60,6 +64,7 @@ def permutation(
     target: Spec = None,
     where: Selection = None,
     features: FeatureSpec = None,
+    perm_func: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     draws: int = 10,
     seed: int = 0,
     batch_size: BatchSize = "auto",
@@ -73,6 +78,8 @@ def permutation(
 
     Args:
         x: ... It has two samples or more.
+        perm_func: makes the batch that features are taken from instead, as in captum: from an input `(batch, ...)` and
+            a mask of True `(1, ...)` to values shaped like it; called once a draw.
         draws: number of draws of the other sample.
 
     Returns:
@@ -94,6 +101,8 @@ def permutation(
     check_count("draws", draws)
     check_seed(seed)
     with scoring(model, x, target, where=where, forward=forward, grad=False) as scorer:
+        if perm_func is not None:
+            seed_torch(seed)
         batch = len(scorer.rows)
         if batch < 2:
             other = "samples with as many tokens" if scorer.padding else "samples"
@@ -104,14 +113,29 @@ def permutation(
         keep, drops = 1 - torch.eye(game.count), []
         for shift in track(shifts, "permutation"):
             others = ((torch.arange(batch) + shift) % batch).to(scorer.rows.device)
-            game.coalitions.starts = {name: leaf.value[others] for name, leaf in scorer.leaves.items()}
+            game.coalitions.starts = {
+                name: leaf.value[others] if perm_func is None else _permuted(perm_func, leaf.value)
+                for name, leaf in scorer.leaves.items()
+            }
             drops.append(game.coalitions.score - game.coalitions.features(game.features, keep, "", progress=False))
         values, error = mean_and_error(torch.stack(drops))  # (features, batch)
         warn_of_zeros({"": values.T}, "permutation")
-        game.coalitions.label = "other samples"
+        game.coalitions.label = "other samples" if perm_func is None else getattr(perm_func, "__name__", "perm_func")
         return game.attribution(
             values.T,
             method="permutation",
             settings={"draws": draws, "seed": seed},
             error=None if error is None else error.T,
         )
+
+
+def _permuted(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], value: torch.Tensor) -> torch.Tensor:
+    """A batch as a function of the user changes it.
+
+    Raises:
+        OptionError: when it returns something else.
+    """
+    found = function(value.clone(), torch.ones_like(value[:1], dtype=torch.bool))
+    if not isinstance(found, torch.Tensor) or found.shape != value.shape:
+        raise OptionError(f"perm_func returned {describe(found)} for {describe(value)}: it must return one like it.")
+    return found.to(value)

@@ -265,6 +265,21 @@ def test_tokens_are_features_and_padding_is_none():
         torch.testing.assert_close(found, model.embedding(ids)[..., 1].detach() * mask)
 
 
+def test_permutation_by_an_own_function_is_that_of_captum():
+    from captum.attr import FeaturePermutation
+
+    def rolled(x, mask):
+        return torch.where(mask, x.roll(1, dims=0), x)
+
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), normal(4, 3)
+    expected = FeaturePermutation(model, perm_func=rolled).attribute(x, target=1)
+    found = layerlens.saliency(model, x, target=1, method="permutation", perm_func=rolled, draws=1)
+    torch.testing.assert_close(found.tensor, expected.to(x))
+    assert found.settings["baseline"] == "rolled"
+    with pytest.raises(layerlens.errors.OptionError, match="perm_func returned"):
+        layerlens.saliency(model, x, target=1, method="permutation", perm_func=lambda x, mask: x[:1])
+
+
 def test_permutation_takes_from_other_samples():
     model, x = Net(), normal(4, 5).double()
     found = layerlens.saliency(model, x, target=1, method="permutation", draws=60)
