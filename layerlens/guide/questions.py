@@ -190,6 +190,13 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         "labels",
     ),
     Question(
+        "Which small change turns an answer?",
+        "lens.attack(x, labels)",
+        "60 gradients",
+        ("classes", "a gradient"),
+        "labels",
+    ),
+    Question(
         "In which layer does an attack show?",
         "lens.attack_drift(x, labels)",
         "60 gradients",

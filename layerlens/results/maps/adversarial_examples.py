@@ -22,7 +22,8 @@ class AdversarialExamples(Result):
         inputs: the changed inputs, `(batch, ...)`; a dict by name for several. Of token ids, their embeddings.
         original: the inputs as they were, in the same way.
         eps: size of the change that each sample was allowed, `(batch,)`; infinity where no size changed the answer.
-        success: whether the answer was changed, or the class reached, bool `(batch,)`; None for a score.
+        success: whether the answer was changed, the class reached, or the threshold passed, bool `(batch,)`; None for a
+            score without a threshold.
         before: the class that the model gives to each sample, `(batch,)`, or its score.
         after: class or score of the changed sample.
         loss: the loss that the attack raised, `(batch,)`, after it.

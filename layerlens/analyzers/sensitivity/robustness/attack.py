@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -46,6 +47,7 @@ def attack(
     normalized: Bounds | None = None,
     loss: Loss = "cross_entropy",
     target: Spec = None,
+    threshold: float | None = None,
     batch_size: int = 64,
     seed: int = 0,
     progress: bool | None = None,
@@ -74,13 +76,14 @@ def attack(
         keep: `"best"` keeps the best of all points tried, with the changes of smaller sizes; `"last"` the last point,
             as captum does: from x, or from a random point where `restarts` is above 0.
         targeted: whether labels are the classes that samples are to reach. With a target, whether to raise it.
-        mask: 1 where the input may change and 0 elsewhere, broadcasting to it; a dict by name for several inputs.
+        mask: 1 where the input may change and 0 elsewhere, broadcasting to it; by name or in order for several inputs.
         bounds: smallest and largest value of the input: `(0, 1)`, a sequence each with one number per channel, tensors
             that broadcast, or a dict of such pairs by input name. None sets none.
         normalized: mean and standard deviation by which the input was normalized, as `bounds`: eps and bounds are then
             in units before that.
         loss: `"cross_entropy"`, or `"margin"`, see `attack_curve`.
         target: a score to lower instead of classes, see `as_target`. For a loss of your own: `lambda out: -loss(out)`.
+        threshold: with a target, the score below which (above, if targeted) an attack has succeeded.
 
     Returns:
         The changed inputs, by sample the size, whether it succeeded, and the classes before and after.
@@ -111,31 +114,34 @@ def attack(
     )  # fmt: skip
     if len(options.methods) > 1:
         raise OptionError(f"attack makes one change of each sample; compare {options.methods!r} by attack_curve.")
-    if target is not None and (refine or not one):
-        raise OptionError("a score has no answer that changes, so no smallest size: give one eps, and no refine.")
+    if target is not None and threshold is None and (refine or not one):
+        raise OptionError("a score has no answer that changes, so no smallest size: give one eps, or threshold=.")
+    if target is None and threshold is not None:
+        raise OptionError(f"threshold={threshold!r} is for a score: give target= too.")
     sizes: list[float] | None = None
     found: list[_Found] = []
     with borrowed(model), layers_called(), said_once() as passes:
         samples = LabeledSamples(x, labels, target, loss, batch_size, seed, forward, hold, targeted)
         for chunk in track(sample_chunks(model, samples), "attack", enabled=progress):
             sizes = options.sizes(chunk) if sizes is None else sizes
-            found.append(_smallest(Attack(chunk, options, options.methods[0]), sizes, refine, one))
+            found.append(_smallest(Attack(chunk, options, options.methods[0]), sizes, refine, one, threshold))
             reader = chunk.reader
     assert sizes is not None  # an empty data set is refused before
     warn_zero_gradient("attack", torch.cat([part.zero_gradient for part in found]), loss)
-    classes = reader.target is None
     goal = reader.target.label if reader.target is not None else reader.goal
     return AdversarialExamples(
         inputs=_joined([part.best.values for part in found]),
         original=_joined([part.start for part in found]),
         eps=torch.cat([part.eps for part in found]),
-        success=torch.cat([part.best.held == 0 for part in found]) if classes else None,
+        success=None
+        if target is not None and threshold is None
+        else torch.cat([reader.changed(part.best.held, threshold) for part in found]),
         before=torch.cat([part.before for part in found]),
         after=torch.cat([part.after for part in found]),
         loss=torch.cat([part.best.loss for part in found]),
         goal=goal,
         method=options.describe(options.methods[0]),
-        settings={**options.settings(), "eps": tuple(sizes), "refine": refine, **passes},
+        settings={**options.settings(), "eps": tuple(sizes), "refine": refine, "threshold": threshold, **passes},
     )
 
 
@@ -151,18 +157,19 @@ class _Found:
     zero_gradient: torch.Tensor
 
 
-def _smallest(attack: Attack, sizes: list[float], refine: int, one: bool) -> _Found:
+def _smallest(attack: Attack, sizes: list[float], refine: int, one: bool, threshold: float | None) -> _Found:
     """Return the changes of the smallest size that changes the answer, or of the only size."""
     chunk, found = attack.chunk, list(attack(sizes))
+    changed = functools.partial(chunk.reader.changed, threshold=threshold)
     chosen, eps = found[-1].copy(), torch.full((chunk.batch,), sizes[-1], dtype=torch.float64)
     if not one:
         eps.fill_(float("inf"))
         low = torch.zeros_like(eps)
         for size, best in reversed(list(zip(sizes, found, strict=True))):
-            flipped = best.held == 0
+            flipped = changed(best.held)
             chosen.put(flipped, best)
             eps[flipped] = size
-        eps[chunk.held == 0] = 0  # the answer was another one before
+        eps[changed(chunk.held)] = 0  # the answer was another one before
         for size in sizes:
             low = torch.where(eps > size, size, low)
         for _ in range(refine):
@@ -171,7 +178,7 @@ def _smallest(attack: Attack, sizes: list[float], refine: int, one: bool) -> _Fo
                 break
             middle = torch.where(open_rows, (low + eps) / 2, sizes[-1] or 1.0)
             best = attack.at(middle)
-            flipped = (best.held == 0) & open_rows
+            flipped = changed(best.held) & open_rows
             chosen.put(flipped, best)
             eps, low = torch.where(flipped, middle, eps), torch.where(flipped, low, middle)
     with torch.no_grad():

@@ -84,7 +84,7 @@ def attack_curve(
         restarts: number of random starts of PGD.
         targeted: whether labels are the classes that samples are to reach; the curve is the share that does not. With
             a target, whether to raise it.
-        mask: 1 where the input may change and 0 elsewhere, broadcasting to it; a dict by name for several inputs.
+        mask: 1 where the input may change and 0 elsewhere, broadcasting to it; by name or in order for several inputs.
         bounds: smallest and largest value of the input: `(0, 1)`, a sequence each with one number per channel, tensors
             that broadcast, or a dict of such pairs by input name. None sets none.
         normalized: mean and standard deviation by which the input was normalized, as `bounds`: eps and bounds are then

@@ -22,8 +22,8 @@ Bound: TypeAlias = "float | Sequence[float] | np.ndarray[Any, Any] | torch.Tenso
 """A number, one for each channel, or an array that broadcasts to the input."""
 Bounds: TypeAlias = "tuple[Bound, Bound] | Mapping[str, tuple[Bound, Bound]]"
 """Smallest and largest value, or such a pair for each of several inputs."""
-Mask: TypeAlias = "torch.Tensor | np.ndarray[Any, Any] | Mapping[str, torch.Tensor] | None"
-"""1 where an input may change and 0 elsewhere, broadcasting to it; by name for several inputs."""
+Mask: TypeAlias = "torch.Tensor | np.ndarray[Any, Any] | Sequence[torch.Tensor] | Mapping[str, torch.Tensor] | None"
+"""1 where an input may change and 0 elsewhere, broadcasting to it; by name or in order for several inputs."""
 Size: TypeAlias = "float | torch.Tensor"
 """One size, or one for each sample, `(batch,)`."""
 
@@ -197,6 +197,10 @@ def _by_leaf(option: str, given: Any, chunk: SampleChunk) -> Values:
         OptionError: when there is no such leaf, or the tensor does not fit it.
     """
     leaves = chunk.stepped.leaves
+    if option == "mask" and isinstance(given, (tuple, list)):  # one for each input, in order
+        if len(given) != len(leaves):
+            raise OptionError(f"mask holds {len(given)} for {len(leaves)} input(s), {', '.join(leaves)}.")
+        given = dict(zip(leaves, given, strict=True))
     by_name = given if isinstance(given, Mapping) else dict.fromkeys(leaves, given)
     names = list(leaves)
     found = {}

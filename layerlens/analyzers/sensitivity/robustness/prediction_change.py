@@ -89,6 +89,14 @@ class AnswerReader:
             loss = torch.logsumexp(scores, dim=1) - correct_score
         return (-loss, (~held).double().cpu()) if self.targeted else (loss, held.double().cpu())
 
+    def changed(self, held: torch.Tensor, threshold: float | None) -> torch.Tensor:
+        """Return where the answer changed, bool; of a score, where it is below the threshold (above, if targeted)."""
+        if self.target is None:
+            return held == 0
+        if threshold is None:
+            return torch.zeros_like(held, dtype=torch.bool)
+        return held > threshold if self.targeted else held < threshold
+
     def answers(self, output: object, rows: torch.Tensor) -> torch.Tensor:
         """Return the class of the largest output of each row; 0 with a target."""
         if self.target is not None:

@@ -65,7 +65,12 @@ def test_several_inputs_of_captum_and_a_mask_for_one():
     for name, one in zip(names, theirs, strict=True):
         torch.testing.assert_close(found.inputs[name], one)
     name = names[0]
+    masks = (torch.zeros(1), torch.ones(1))
     held = attack(model, x, labels, eps=0.2, method="fgsm", keep="last", mask={name: torch.zeros(1)})
+    ordered = attack(model, x, labels, eps=0.2, method="fgsm", keep="last", mask=masks)
+    assert all(torch.equal(held.inputs[one], ordered.inputs[one]) for one in names)
+    fixed = attack(model, x, labels, eps=0.2, method="fgsm", keep="last", hold=name)  # captum's additional arguments
+    torch.testing.assert_close(fixed.inputs, held.inputs[names[1]])
     assert float(held.change[name].abs().max()) == 0 < float(held.change[names[1]].abs().max())
     bounded = attack(model, x, labels, eps=90.0, method="fgsm", bounds={name: (-50, 50)}, keep="last")
     assert float(bounded.inputs[name].abs().max()) <= 50 < float(bounded.inputs[names[1]].abs().max())
@@ -143,6 +148,10 @@ def test_scores_data_sets_tokens_and_files(tmp_path):
     for targeted in (False, True):
         found = attack(model, X, target=2, eps=0.05, method="fgsm", targeted=targeted)
         assert found.success is None and bool(((found.after > found.before) == targeted).all())
+    low, score = float(model(X)[:, 2].detach().min()) - 0.3, lambda x: model(x)[:, 2].detach()
+    below = attack(model, X, target=2, eps=(0.05, 0.2, 2.0), threshold=low, refine=12)
+    assert below.success.all() and bool((score(below.inputs) < low).all())
+    torch.testing.assert_close(score(below.inputs), torch.full((3,), low).double(), atol=0.01, rtol=0)
     data = attack(model, TensorDataset(X, LABELS), eps=(0.05, 0.3), batch_size=2)
     whole = attack(model, X, LABELS, eps=(0.05, 0.3))
     torch.testing.assert_close(data.inputs, whole.inputs)
@@ -160,12 +169,28 @@ def test_scores_data_sets_tokens_and_files(tmp_path):
     assert torch.equal((found.change != 0).any(dim=2), only.bool())
 
 
+def test_outputs_of_several_axes_and_probabilities():
+    """What captum's own tests have: its loss -log(p), labels as places in an output of three axes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Softmax(dim=-1)).double()
+    for x, place in ((normal(2, 3).double(), 1), (normal(2, 5, 3).double(), (2, 1))):
+        theirs = robust.PGD(model).perturb(x, 0.2, 0.05, 6, place)
+        found = attack(model, x, target=place, eps=0.2, step_size=0.25, steps=6, restarts=0, keep="last")
+        torch.testing.assert_close(found.inputs, theirs)
+    found = attack(model, normal(2, 3).double(), 1, eps=0.2, step_size=0.25, steps=6, restarts=0, keep="last")
+    torch.testing.assert_close(found.inputs, robust.PGD(model).perturb(normal(2, 3).double(), 0.2, 0.05, 6, 1))
+
+
 def test_what_does_not_fit_is_said():
     model = net()
     with pytest.raises(OptionError, match=r"targeted=True needs labels=, the class that each sample is to reach"):
         attack(model, X, eps=0.1, targeted=True)
     with pytest.raises(OptionError, match="a score has no answer that changes"):
         attack(model, X, target=1, eps=(0.1, 0.2))
+    with pytest.raises(OptionError, match=r"threshold=0\.5 is for a score"):
+        attack(model, X, eps=0.1, threshold=0.5)
+    with pytest.raises(OptionError, match=r"mask holds 2 for 1 input\(s\)"):
+        attack(model, X, eps=0.1, mask=[torch.ones(1), torch.ones(1)])
     with pytest.raises(OptionError, match="mask must hold 0 and 1"):
         attack(model, X, eps=0.1, mask=torch.full((1,), 0.5))
     with pytest.raises(OptionError, match=r"compare .* by attack_curve"):
