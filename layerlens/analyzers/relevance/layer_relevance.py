@@ -11,7 +11,8 @@ from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from layerlens.analyzers.graph.operation import Node
-from layerlens.model.layers import LayerPath, Layers, Selection
+from layerlens.model.layers import LayerPath, Layers, Selection, is_listed
+from layerlens.model.selection import InputOf, Matches
 from layerlens.model.tensors import changeable, exchanged, tensor_path
 from layerlens.model.trees import padded
 from layerlens.probes.edit_site import Site
@@ -55,14 +56,21 @@ class LayerOutputs:
 
     Args:
         model: borrowed model.
-        layers: which layers, or tensors of their outputs.
+        layers: which layers, or tensors of their outputs, or what layers take.
     """
 
     def __init__(self, model: nn.Module, layers: Selection) -> None:
         self._found: list[LayerOutput] = []
         read = _Read("read", lambda tensor, site: tensor, keeps=True, found=self._found)
-        selected = Layers(model).select(layers, calls=True, tensors=True)
-        self._probe = Probe(model, (), edits=dict.fromkeys(selected.selections(), read))
+        entries = list(layers) if is_listed(layers) and not isinstance(layers, Matches) else [layers]
+        taken = [one.layer for one in entries if isinstance(one, InputOf)]
+        rest = [one for one in entries if not isinstance(one, InputOf)]
+        known, edited = Layers(model), list[Any]()
+        if rest or not taken:
+            edited += known.select(rest if is_listed(layers) else layers, calls=True, tensors=True).selections()
+        if taken:
+            edited += map(InputOf, known.select(taken, calls=True, tensors=True).selections())
+        self._probe = Probe(model, (), edits=dict.fromkeys(edited, read))
 
     def __enter__(self) -> None:
         self._probe.__enter__()
@@ -117,21 +125,22 @@ class _Read(Change):
     found: list[LayerOutput] = dataclasses.field(default_factory=list, repr=False)
 
     def apply(self, output: object, site: Site) -> Any:
-        """Return the output, of several tensors copies."""
-        every = changeable(site.module, output, None, site.path)
-        wanted = changeable(site.module, output, site.tensors, site.path)
+        """Return the output, of several tensors copies; of arguments copies, at which only their relevance arrives."""
+        owner, path = (None, repr(InputOf(site.path))) if site.arguments else (site.module, site.path)
+        every = changeable(owner, output, None, site.path)
+        wanted = changeable(owner, output, site.tensors, site.path)
         copies: dict[str, torch.Tensor] = {}
         for name, tensor in wanted.items():
             if not tensor.is_floating_point():
                 continue
             read = tensor
-            if len(every) > 1 and tensor.requires_grad:
+            if (len(every) > 1 or site.arguments) and tensor.requires_grad:
                 read = copies[name] = tensor.clone()
             edge = get_gradient_edge(read) if read.requires_grad else None
             short = name if len(every) > 1 or site.tensors is not None else ""
-            about = (site.path, site.call, short, edge, padded(tensor.detach()).clone(), site.tensors is not None)
+            about = (path, site.call, short, edge, padded(tensor.detach()).clone(), site.tensors is not None)
             self.found.append(LayerOutput(*about))
-        return exchanged(site.module, output, copies) if copies else output
+        return exchanged(owner, output, copies) if copies else output
 
 
 def by_layer(found: Sequence[tuple[LayerOutput, torch.Tensor]]) -> dict[str, tuple[torch.Tensor, ...]]:

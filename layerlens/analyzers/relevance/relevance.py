@@ -58,7 +58,8 @@ def relevance(
         rules: rulebook, or the name of one in `RULEBOOKS`; `"auto"` takes the one that fits the graph: `"cp"` with
             attention, `"epsilon_plus"` for other networks with convolutions, `"gate"` for those with gates (LSTM, GRU),
             else `"epsilon"`. `settings["rules"]` says which it was, and why.
-        layers: layers at whose outputs to keep the relevance, see `Selection`; none by default, None for all.
+        layers: layers at whose outputs to keep the relevance, see `Selection`, or `input_of(layer)` for what one takes;
+            none by default, None for all.
         through: layer -> units: only the relevance of these units passes the layer's output, the rest is absorbed (see
             `concepts`). An index, several, a list for each sample, or a boolean mask. What goes around the layer, by a
             skip connection, is not held back: name the block instead.

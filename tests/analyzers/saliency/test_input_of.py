@@ -173,3 +173,40 @@ def test_an_edit_of_what_a_layer_takes():
     with layerlens.Probe(MODEL, (), edits={input_of("relu"): layerlens.edits.zero()}), torch.no_grad():
         found = MODEL(X)
     torch.testing.assert_close(found, MODEL.second((torch.ones(1).double()).tanh().expand(2, 4) ** 2).detach())
+
+
+def test_relevance_of_what_a_layer_takes():
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    layers = [input_of("1"), "1", input_of("2"), input_of("4")]
+    found = layerlens.relevance(net, X, target=1, rules="epsilon", layers=layers)
+    assert set(found.layers) == {"input of 1", "1", "input of 2", "input of 4"}
+    for layer in ("2", "4"):
+        net[1].inplace = False  # captum's fails with a ReLU that writes into its input
+        expected = attr.LayerLRP(net, net.get_submodule(layer)).attribute(X, target=1, attribute_to_layer_input=True)
+        torch.testing.assert_close(found.layers[f"input of {layer}"][0], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.layers["1"][0], found.layers["input of 2"][0])
+
+
+class Branches(nn.Module):
+    """Two layers that read one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        return self.one(hidden) + self.two(hidden)
+
+
+def test_only_what_passes_a_layer_is_of_its_input():
+    model = Branches().double()
+    both = ["first", input_of("one"), input_of("two")]
+    found = layerlens.relevance(model, X, target=1, rules="epsilon", layers=both)
+    one, two = (found.layers[f"input of {name}"][0] for name in ("one", "two"))
+    torch.testing.assert_close(one + two, found.layers["first"][0], rtol=1e-4, atol=1e-6)
+    slopes = layerlens.saliency(model, X, target=1, method="gradient", where=both).values
+    torch.testing.assert_close(slopes["input of one"][0], model.one.weight[1].detach())
+    torch.testing.assert_close(slopes["input of one"] + slopes["input of two"], slopes["first"])

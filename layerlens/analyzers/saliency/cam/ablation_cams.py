@@ -15,6 +15,7 @@ from layerlens.axes.placement import placed, spread
 from layerlens.errors import OptionError, check_count
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
+from layerlens.model.selection import InputOf
 from layerlens.model.tensors import exchanged, tensors_of
 from layerlens.probes.probe import Probe
 from layerlens.progress import track
@@ -135,7 +136,8 @@ def _by_lost_score(view: LayerView, runs: _UnitRuns) -> torch.Tensor:
         OptionError: when a function computes the units from the layer's output, which cannot be undone.
     """
     activations, (path, call, name) = view.activations, view.place
-    module = view.scorer.model.get_submodule(path)
+    module = None if view.of_input else view.scorer.model.get_submodule(path)
+    edited = InputOf(f"{path}#{call}") if view.of_input else f"{path}#{call}"
 
     def scores(rows: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
         places = rows if view.scorer.apart({}, rows) else torch.arange(len(rows), device=rows.device)
@@ -146,7 +148,7 @@ def _by_lost_score(view: LayerView, runs: _UnitRuns) -> torch.Tensor:
             changed.view(-1)[entries] = 0  # other tokens stay
             return exchanged(module, output, {name: changed})
 
-        with Probe(view.scorer.model, (), edits={f"{path}#{call}": edit}):
+        with Probe(view.scorer.model, (), edits={edited: edit}):
             return view.scorer({}, rows)
 
     ablated, ran = runs.scores(view, scores, activations.flatten(2).ne(0).any(dim=2))

@@ -14,8 +14,9 @@ from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import OptionError, SelectionError, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs
 from layerlens.model.borrowed import borrowed, freeze
-from layerlens.model.layers import LayerPath, Layers
-from layerlens.model.selection import Names
+from layerlens.model.layers import Layers
+from layerlens.model.selection import InputOf, Names
+from layerlens.probes.made_edits import Edited
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
@@ -109,8 +110,8 @@ def class_map(
     return result, view
 
 
-def _layer(model: nn.Module, options: Options) -> tuple[LayerPath | None, int | None, Names]:
-    """The path of the layer, its call by `call=` or by a name such as `"relu#1"`, and a tensor such as `"rnn/output"`.
+def _layer(model: nn.Module, options: Options) -> tuple[Edited | None, int | None, Names]:
+    """The layer, or its input; its call by `call=` or by a name such as `"relu#1"`; a tensor such as `"rnn/output"`.
 
     Raises:
         OptionError: when a call is given without a layer.
@@ -120,7 +121,9 @@ def _layer(model: nn.Module, options: Options) -> tuple[LayerPath | None, int | 
         if options.call is not None:
             raise OptionError("call= is one of the calls of a layer; say which: layer=...")
         return None, None, None
-    chosen = Layers(model).select(options.layer, calls=True, tensors=True)
+    of_input = isinstance(options.layer, InputOf)
+    layer = options.layer.layer if isinstance(options.layer, InputOf) else options.layer
+    chosen = Layers(model).select(layer, calls=True, tensors=True)
     matches = chosen.calls
     if len(matches) > 1:
         listed = ", ".join(list(matches)[:8]) + (", ..." if len(matches) > 8 else "")
@@ -128,7 +131,8 @@ def _layer(model: nn.Module, options: Options) -> tuple[LayerPath | None, int | 
     ((path, named),) = matches.items()
     if named is not None and (len(named) > 1 or options.call is not None):
         raise SelectionError(f"layer={options.layer!r} and call={options.call!r} must name one call of layer {path!r}.")
-    return path, options.call if named is None else next(iter(named)), chosen.tensors[path]
+    call = options.call if named is None else next(iter(named))
+    return InputOf(path) if of_input else path, call, chosen.tensors[path]
 
 
 def _cam(
@@ -185,7 +189,7 @@ def _same_view(view: LayerView, inputs: Inputs, name: str, options: Options, gra
     scorer = Scorer(view.scorer.model, inputs, view.scorer.target, forward=view.scorer.forward)
     scorer.interacting = view.scorer.interacting
     return view_of(
-        scorer, name, view.path, options, call=view.place[1], tensors=frozenset((view.place[2],)), gradient=gradient
+        scorer, name, view.edited, options, call=view.place[1], tensors=frozenset((view.place[2],)), gradient=gradient
     )
 
 

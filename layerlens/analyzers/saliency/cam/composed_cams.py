@@ -16,7 +16,6 @@ from layerlens.errors import OptionError, TargetError, check_count, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed, freeze
 from layerlens.model.layers import Selection
-from layerlens.probes.export import called
 from layerlens.probes.probe import Probe
 from layerlens.results import Attribution
 from layerlens.targets.outputs import main_output
@@ -26,7 +25,7 @@ from ..gradient.guided_backprop import guided_backprop
 from .class_map import class_map
 from .gradient_cams import by_mean_gradient
 from .layer_choice import Options, Reshape, places_of
-from .layer_view import LayerView
+from .layer_view import Hold, LayerView, unchanged
 
 
 @method(family="cam", passes="1 gradient", needs="a layer with places", source="Zhang et al. 2025")
@@ -197,12 +196,12 @@ def _under(view: LayerView, names: list[str]) -> list[str]:
     found = followed(scorer.model, scorer.inputs, scorer.forward)
     alike = [name for name in names if name != own and places_of(found, name) == places_of(found, own)]
     if alike:
-        path, call, tensor = view.place
-        with borrowed(scorer.model), Probe(scorer.model, path, keep="reference", graph=True) as record:
+        hold = Hold("hold", unchanged, wanted=lambda place: place == view.place)
+        with borrowed(scorer.model), Probe(scorer.model, (), edits={view.edited: hold}):
             freeze(scorer.model)
             leaves = scorer.start()
             scorer(leaves)
-            output = called(record, call).tensors[tensor]
+            output = hold.held[view.place]
             starts = [leaves[name] for name in alike]
             slopes = torch.autograd.grad(output.sum(), starts, allow_unused=True) if output.requires_grad else ()
         alike = [name for name, slope in zip(alike, slopes, strict=False) if slope is not None]

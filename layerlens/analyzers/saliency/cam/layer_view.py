@@ -21,10 +21,11 @@ from layerlens.axes.layout import Grid, described
 from layerlens.axes.placement import placed
 from layerlens.errors import OptionError, RecordError
 from layerlens.model.layers import LayerPath
-from layerlens.model.selection import Names
-from layerlens.model.tensors import ByTensor, exchanged, pick, refuse_several, tensors_of
+from layerlens.model.selection import InputOf, Names
+from layerlens.model.tensors import ByTensor, argument_key, exchanged, pick, refuse_several, tensors_of
 from layerlens.probes.edit_site import Site
 from layerlens.probes.edits import Change
+from layerlens.probes.made_edits import Edited
 from layerlens.probes.probe import Probe
 
 from .layer_choice import Candidate, Options, Reshape, TensorKey, asked, candidates, inputs_with_places, named, reshaped
@@ -48,6 +49,7 @@ class LayerView:
         view: makes `(batch, unit, *places)` of it, also for another number of samples.
         activation: the tensor, before any operation that later writes into it.
         gradient: gradient of the score; None where it was not asked for, or there is none.
+        of_input: whether the layer took the tensor.
     """
 
     scorer: Scorer
@@ -57,11 +59,17 @@ class LayerView:
     view: Reshape
     activation: torch.Tensor
     gradient: torch.Tensor | None
+    of_input: bool = False
+
+    @property
+    def edited(self) -> Edited:
+        """What an edit of the tensor is an edit of."""
+        return InputOf(self.place[0]) if self.of_input else self.place[0]
 
     @property
     def path(self) -> LayerPath:
-        """The path of the layer."""
-        return self.place[0]
+        """The path of the layer, or the name of its input."""
+        return str(self.edited)
 
     @property
     def activations(self) -> torch.Tensor:
@@ -128,7 +136,7 @@ class LayerView:
 def view_of(
     scorer: Scorer,
     name: str,
-    path: LayerPath,
+    edited: Edited,
     options: Options,
     *,
     call: int | None,
@@ -145,14 +153,18 @@ def view_of(
         OptionError: when its output has no places, or the score does not depend on it.
     """
     found = followed(scorer.model, scorer.inputs, scorer.forward)
-    hold = _Hold("hold", _unchanged, wanted=lambda place: True)
-    with contextlib.nullcontext() if gradient else torch.no_grad(), Probe(scorer.model, (), edits={path: hold}):
+    of_input, path = (True, str(edited.layer)) if isinstance(edited, InputOf) else (False, edited)
+    hold = Hold("hold", unchanged, wanted=lambda place: True)
+    with contextlib.nullcontext() if gradient else torch.no_grad(), Probe(scorer.model, (), edits={edited: hold}):
         score = scorer({})
     calls = [site for site in found.calls if site.path == path]
     if call is None and len(calls) > 1:
         raise RecordError(f"layer {path!r} ran {len(calls)} times; say which: call=0 to {len(calls) - 1} (-1: last).")
     site = calls[call_index(path, len(calls), 0 if call is None else call)]
     held = {place[2]: tensor for place, tensor in hold.held.items() if place[:2] == (path, site.index)}
+    if of_input:
+        keys = {name: argument_key(name) for name in held}
+        site = dataclasses.replace(site, outputs={n: site.inputs[key] for n, key in keys.items() if key in site.inputs})
     one = _asked_for(site, held, found, inputs_with_places(scorer, found, name), name, options, tensors)
     kept = held[one.place[2]]
     own = {(path, site.index, tensor): value for tensor, value in held.items()}
@@ -162,7 +174,7 @@ def view_of(
         layer = f"layer {path!r}" if not one.place[2] else f"{path}/{one.place[2]}"
         seen = _read_instead(f"{path}/{tensor}" for tensor, other in slopes.items() if other is not None)
         raise OptionError(f"the score {scorer.target.label!r} does not depend on {layer}, call {site.index}.{seen}")
-    return LayerView(scorer, score.detach(), one.place, one.grid, one.view, kept.detach(), slope)
+    return LayerView(scorer, score.detach(), one.place, one.grid, one.view, kept.detach(), slope, of_input)
 
 
 def _asked_for(
@@ -223,7 +235,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
     spare: dict[str, LayerView] = {}  # the score depends on it at one place only, or with a gradient of zero
     for tensors in candidates(found, names, options):
         for group in _from_the_last(tensors, _ENOUGH.get(scorer.model, GROUP)):
-            hold = _Hold("hold", _unchanged, wanted={one.place for one in group}.__contains__)
+            hold = Hold("hold", unchanged, wanted={one.place for one in group}.__contains__)
             with Probe(scorer.model, (), edits=dict.fromkeys((one.place[0] for one in group), hold)):
                 score = scorer({})
             kept = [one for one in group if one.place in hold.held]
@@ -247,7 +259,7 @@ def choose_view(scorer: Scorer, name: str, options: Options, *, gradient: bool =
             return spare[kind]
     if tried:
         several = {place[0] for place in tried if place[2]}
-        hold = _Hold("hold", _unchanged)
+        hold = Hold("hold", unchanged)
         with Probe(scorer.model, (), edits=dict.fromkeys(several, hold)):
             slopes = _gradients(scorer, scorer({}), hold.held) if several else ()
         seen = [f"{place[0]}/{place[2]}" for place, slope in zip(hold.held, slopes, strict=True) if slope is not None]
@@ -279,7 +291,7 @@ def _from_the_last(tensors: list[Candidate], first: int) -> Iterator[list[Candid
 
 
 @dataclasses.dataclass(frozen=True)
-class _Hold(Change):
+class Hold(Change):
     """Holds wanted floating-point tensors as layers returned them, inside the graph.
 
     The model continues with a copy, so that an in-place operation after the layer cannot change it.
@@ -291,16 +303,18 @@ class _Hold(Change):
     def apply(self, output: Any, site: Site) -> Any:
         """Return what the model continues with."""
         new: dict[str, torch.Tensor] = {}
-        for name, tensor in tensors_of(site.module, output).items():
+        owner = None if site.arguments else site.module
+        for name, tensor in tensors_of(owner, output).items():
             place = (site.path, site.call, name)
             if place in self.held or not tensor.is_floating_point() or tensor.is_nested or not self.wanted(place):
                 continue
             self.held[place] = tensor.clone() if tensor.requires_grad else tensor.detach().clone().requires_grad_()
             new[name] = self.held[place].clone()
-        return exchanged(site.module, output, new) if new else output
+        return exchanged(owner, output, new) if new else output
 
 
-def _unchanged(tensor: torch.Tensor, site: Site) -> torch.Tensor:
+def unchanged(tensor: torch.Tensor, site: Site) -> torch.Tensor:
+    """Return the tensor."""
     return tensor
 
 

@@ -252,3 +252,52 @@ def test_smooth_options():
 def test_every_method_is_of_the_family_and_takes_its_layer_from_where():
     table = layerlens.saliency.methods()
     assert all(table[name][0] == "cam" for name in NAMES)
+
+
+class Rectified(nn.Module):
+    """A convolution, a ReLU that writes into what it takes, a residual sum, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.relu, self.join = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Identity()
+        self.head = nn.Linear(4 * 36, 2)
+
+    def forward(self, x):
+        return self.head(self.join(self.relu(self.conv(x)) + x.tanh()).flatten(1))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:captum")
+@pytest.mark.parametrize("layer", ["relu", "join"])
+def test_maps_of_what_a_layer_takes(layer):
+    from captum.attr import GuidedGradCam, LayerGradCam
+
+    model, x = Rectified().double().eval(), normal(2, 1, 6, 6).double()
+    where, own = layerlens.input_of(layer), {"target": 1, "attribute_to_layer_input": True}
+    found = layerlens.saliency(model, x, target=1, method="grad_cam", where=where, relu=False)
+    expected = LayerGradCam(model, getattr(model, layer)).attribute(x, **own)[:, 0].detach()
+    torch.testing.assert_close(found.tensor, expected)
+    assert found.settings["layer"] == f"input of {layer}" and found.settings["size"] == (6, 6)
+    expected = GuidedGradCam(model, getattr(model, layer)).attribute(x, **own)
+    torch.testing.assert_close(
+        layerlens.saliency(model, x, target=1, method="guided_grad_cam", where=where).tensor, expected
+    )
+    held = model.conv(x) if layer == "relu" else model.conv(x).relu() + x.tanh()
+    held = held.detach()
+    after = (
+        (lambda y: model.head((y.relu() + x.tanh()).flatten(1)))
+        if layer == "relu"
+        else lambda y: model.head(y.flatten(1))
+    )
+    with torch.no_grad():
+        score = after(held)[:, 1]
+        drops = []
+        for unit in range(4):
+            less = held.clone()
+            less[:, unit] = 0
+            drops.append((score - after(less)[:, 1]) / score.abs())
+    expected = (torch.stack(drops, dim=1)[:, :, None, None] * held).sum(dim=1)
+    found = layerlens.saliency(model, x, target=1, method="ablation_cam", where=where, relu=False)
+    torch.testing.assert_close(found.tensor, expected)
+    smooth = layerlens.saliency(model, x, target=1, method="layer_cam", where=where, aug_smooth=True)
+    assert bool(smooth.tensor.any())
