@@ -81,7 +81,7 @@ def of_samples(rows: Sequence[int | str], count: int) -> str:
     """
     known = _NUMBERS.get()
     count = count if known is None else known[1]
-    named = [one if isinstance(one, str) else sample_numbers([one])[0] for one in rows[:8]]
+    named = list(dict.fromkeys(one if isinstance(one, str) else sample_numbers([one])[0] for one in rows))[:8]
     return f" of sample(s) {', '.join(map(str, named))}" if count > 1 else ""
 
 
