@@ -20,8 +20,12 @@ def held_input(model: nn.Module, x: Input, hold: Hold, forward: Forward | None) 
     return as_inputs(x).named_for(model, forward).holding(hold)
 
 
-def with_hold(function: Method) -> Method:
+def with_hold(function: Method, *, changes_inputs: bool = False) -> Method:
     """Give a method `(model, x, ...)` the option `hold`, which its input then carries.
+
+    Args:
+        function: the method.
+        changes_inputs: whether it changes the inputs also where it attributes to a layer.
 
     Raises:
         OptionError: when it attributes to a layer.
@@ -40,7 +44,7 @@ def with_hold(function: Method) -> Method:
         where = options.get("where")
         if hold is None:
             return function(model, x, *args, **options)
-        if where is not None and not (isinstance(where, str) and where == "input"):
+        if not (changes_inputs or where is None or (isinstance(where, str) and where == "input")):
             raise OptionError(f"hold= is for inputs, but where={where!r} attributes to a layer: leave hold= out.")
         return function(model, held_input(model, x, hold, options.get("forward")), *args, **options)
 

@@ -152,7 +152,14 @@ DOCUMENTED: dict[str, Mapping[str, Mapping[str, str]]] = {
 
 
 def method(
-    *, family: Family, passes: str, source: str, needs: str = "", name: str | None = None, by_lengths: bool = False
+    *,
+    family: Family,
+    passes: str,
+    source: str,
+    needs: str = "",
+    name: str | None = None,
+    by_lengths: bool = False,
+    changes_inputs: bool = False,
 ) -> Callable[[AnyMethod], AnyMethod]:
     """Register a function as a method of attribution, and complete its docstring by `DOCUMENTED`; see `Method`.
 
@@ -164,6 +171,7 @@ def method(
         name: name of the method; None for the name of the function.
         by_lengths: whether it draws numbers or counts places for all samples of a batch together, so that texts of
             several lengths are run length by length, see `by_length`; of perturbations and CAMs all are.
+        changes_inputs: whether it changes the inputs also at a layer, so that some can be held.
     """
 
     def register(function: AnyMethod) -> AnyMethod:
@@ -177,7 +185,7 @@ def method(
                 function.__doc__ = with_section(text, section, known)
         apart = by_lengths or family in ("perturbation", "cam")
         run = by_length(function, apart)
-        function = public(cast(AnyMethod, run if family == "cam" else with_hold(run)))
+        function = public(cast(AnyMethod, run if family == "cam" else with_hold(run, changes_inputs=changes_inputs)))
         method_name = name or function.__name__
         METHODS[method_name] = Method(method_name, function, family, passes, needs, source)
         return function

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens import Lens
+from layerlens import Lens, input_of, saliency
 from layerlens.analyzers.saliency import integrated_gradients
 from layerlens.errors import InputError, OptionError
 
@@ -111,3 +111,27 @@ def test_what_cannot_be_held_is_said():
         lens.saliency((X, GAIN), hold=["x", "gain"])
     with pytest.raises(OptionError, match="hold= is for inputs, but where='0' attributes to a layer"):
         Lens(nn.Sequential(nn.Linear(2, 2))).saliency(X, where="0", hold=0, method="gradient")
+
+
+@pytest.mark.parametrize("method", ["layer_conductance", "internal_influence", "neuron_conductance"])
+def test_an_input_is_held_on_the_way_to_a_layer(method):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x, gain):
+            return self.two((self.one(x) * gain).tanh())
+
+    model, x, gain = Net().double(), torch.rand(2, 3).double(), torch.rand(2, 4).double() + 1
+    options = {"target": 1, "method": method, "where": input_of("two")}
+    options |= {"unit": 1} if method == "neuron_conductance" else {}
+    found = saliency(model, (x, gain), hold="gain", **options)
+
+    for row in range(2):
+        own = gain[row : row + 1]
+        one = saliency(
+            model, x[row : row + 1], forward=lambda net, x, own=own: net(x, own.expand(len(x), -1)), **options
+        )
+        torch.testing.assert_close(found.tensor[row], one.tensor[0])

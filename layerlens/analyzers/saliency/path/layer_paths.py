@@ -32,6 +32,7 @@ from .completeness import Done, Quadrature, Steps, quadrature as points_of, scor
     passes="51 gradients or more (steps, until it is complete)",
     needs="a layer (where=), a baseline",
     source="Dhamdhere, Sundararajan & Yan 2018",
+    changes_inputs=True,
 )
 def layer_conductance(
     model: nn.Module,
@@ -121,6 +122,7 @@ def layer_conductance(
     passes="50 gradients (steps)",
     needs="a layer (where=), a baseline",
     source="Leino et al. 2018",
+    changes_inputs=True,
 )
 def internal_influence(
     model: nn.Module,

@@ -27,6 +27,7 @@ from .layer_paths import LayerOnPath, check_layer, points
     passes="100 gradients (two a step)",
     needs="a layer (where=), a unit of it (unit=), a baseline",
     source="Dhamdhere, Sundararajan & Yan 2018",
+    changes_inputs=True,
 )
 def neuron_conductance(
     model: nn.Module,
