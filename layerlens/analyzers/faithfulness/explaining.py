@@ -11,6 +11,7 @@ from torch import nn
 
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.saliency.saliency import saliency
+from layerlens.errors import InputError
 from layerlens.inputs.inputs import Forward, Input, Inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.results import Attribution
@@ -45,6 +46,22 @@ def control_explain(control: str, seed: int) -> Explain:
         return scorer.attribution(values, method=control, settings={"seed": seed}, score=score)
 
     return explain
+
+
+def floating_inputs(scorer: Scorer, what: str) -> dict[str, torch.Tensor]:
+    """Return the leaves by name, which `what` changes a little.
+
+    Raises:
+        InputError: when one holds token ids or whole numbers.
+    """
+    found = {name: leaf.value for name, leaf in scorer.leaves.items() if leaf.is_input}
+    other = [name for name in scorer.leaves if name not in found or not found[name].is_floating_point()]
+    if other:
+        raise InputError(
+            f"{what} changes inputs a little, and {other[0]!r} holds ids or whole numbers: it needs floating-point "
+            "inputs, such as x.float() or inputs_embeds=..."
+        )
+    return found
 
 
 def flat_map(attribution: Attribution) -> torch.Tensor:

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens.analyzers.saliency import gradient
+from layerlens.analyzers.saliency import feature_ablation, gradient
 from layerlens.errors import InputError, OptionError, TargetError
 from layerlens.faithfulness import (
     cascading_randomization,
     efficient_mprt,
     evaluate,
+    infidelity,
     local_lipschitz_estimate,
+    max_sensitivity,
     random_logit,
     relative_input_stability,
     relative_output_stability,
@@ -155,6 +157,27 @@ def test_a_leaderboard_with_its_controls(name):
         evaluate(model, x, {"map": gradient(model, x, target=[0, 1])}, target=[0, 1], metrics=("random_logit",))
 
 
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(x.double())
+
+
+class Number(Counts):
+    def forward(self, x):
+        return float(self.head(x).sum())
+
+
+def test_one_number_for_a_sample_has_no_class_that_could_change():
+    model, x = Number().double(), normal(1, 3).double()
+    assert relative_input_stability(model, x, feature_ablation).shape == (1,)
+    with pytest.raises(TargetError, match=r"relative_output_stability needs an output with a row for each of 1"):
+        relative_output_stability(model, x, feature_ablation)
+
+
 def test_what_does_not_fit_is_said():
     model, x = nn.Linear(3, 2).double(), normal(2, 3).double()
     with pytest.raises(OptionError, match=r"radius must be above 0, got -1"):
@@ -166,6 +189,11 @@ def test_what_does_not_fit_is_said():
     tokens = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))
     with pytest.raises(InputError, match=r"local_lipschitz_estimate changes inputs a little, and '0' holds ids"):
         local_lipschitz_estimate(tokens, torch.tensor([[1, 2, 3]]), "gradient", target=0)
+    whole = Counts().double()
+    for metric in (infidelity, max_sensitivity, relative_input_stability):
+        with pytest.raises(InputError, match=r"changes inputs a little, and '.' holds ids or whole numbers"):
+            given = torch.ones(2, 3) if metric is infidelity else gradient
+            metric(whole, torch.tensor([[1, 2, 3], [0, 1, 2]]), given, target=0)
     with pytest.raises(InputError, match=r"smooth_mprt adds noise to inputs, and none is floating-point"):
         smooth_mprt(tokens, torch.tensor([[1, 2, 3]]), "gradient", target=0)
     assert efficient_mprt(tokens, torch.tensor([[1, 2, 3]]), "gradient", target=0).shape == (1,)

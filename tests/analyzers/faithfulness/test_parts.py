@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.statistics import pearson
+from layerlens.demo import embedded
 from layerlens.errors import InputError, OptionError, TargetError
 from layerlens.faithfulness import (
     METRICS,
@@ -158,6 +159,22 @@ def test_a_good_map_is_above_the_random_one():
         mean = board.values[:, place].mean(dim=1)
         good, random = mean[board.methods.index(methods[0])], mean[board.methods.index("random")]
         assert (good > random) == higher or column == "non_sensitivity", (column, good, random)
+
+
+@pytest.mark.slow
+def test_on_digits_a_good_map_is_above_the_random_one():
+    images, labels, _ = embedded.sample_pictures()
+    x, target = images[:6], labels[:6].tolist()
+    metrics = [name for name in OF_PARTS if name not in ("complexity", "monotonicity", "completeness")]
+    metrics += ["random_logit", "smooth_mprt", "efficient_mprt"]
+    model, methods = embedded.load_digit_net(), ["input_x_gradient"]
+    board = evaluate(model, x, methods, target=target, metrics=metrics, fills=("mean",))
+    for place, (column, higher) in enumerate(zip(board.metrics, board.higher, strict=True)):
+        mean = board.values[:, place].mean(dim=1)
+        good, random = (float(mean[board.methods.index(name)]) for name in (methods[0], "random"))
+        assert (good > random) == higher or column == "non_sensitivity", (column, good, random)
+        if column.startswith(("faithfulness", "sensitivity", "monotonicity")):
+            assert abs(random) < 0.2 < good, (column, good, random)
 
 
 def test_what_does_not_fit_is_said():

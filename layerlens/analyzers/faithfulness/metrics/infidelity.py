@@ -22,6 +22,8 @@ from layerlens.results.maps.attribution import Values
 from layerlens.signatures import public
 from layerlens.targets.target import Spec, as_target
 
+from ..explaining import floating_inputs
+
 
 @public
 def infidelity(
@@ -76,7 +78,7 @@ def infidelity(
 
     with borrowed(model, grad=False):
         scorer = Scorer(model, x, target, forward=forward)
-        values = _inputs(scorer, "infidelity")
+        values = floating_inputs(scorer, "infidelity")
         given = attribution.values if isinstance(attribution, Attribution) else attribution
         named = given if isinstance(given, dict) else {next(iter(values)): torch.as_tensor(given)}
         shapes = {name: tuple(value.shape) for name, value in values.items()}
@@ -161,7 +163,7 @@ def max_sensitivity(
     inputs = as_inputs(x)
     with borrowed(model, grad=False):
         scorer = Scorer(model, inputs, as_target(target), forward=forward)
-        values = _inputs(scorer, "max_sensitivity")
+        values = floating_inputs(scorer, "max_sensitivity")
         with torch.no_grad():
             scorer(values)  # the predicted class is chosen here
     sizes = [radius * float(value.max() - value.min()) for value in values.values()]
@@ -229,18 +231,6 @@ def _changed(function: Callable[..., Any], copies: Any) -> tuple[Any, Any]:
             "return the changed inputs, shaped like them, or a pair (taken, changed)."
         )
     return (tuple(taken), tuple(moved)) if several else (taken[0], moved[0])
-
-
-def _inputs(scorer: Scorer, what: str) -> dict[str, torch.Tensor]:
-    """Return the floating-point inputs by name.
-
-    Raises:
-        InputError: when there are other leaves, such as token ids.
-    """
-    found = {name: leaf.value for name, leaf in scorer.leaves.items() if leaf.is_input}
-    if len(found) != len(scorer.leaves):
-        raise InputError(f"{what} needs floating-point inputs; the leaves are {', '.join(scorer.leaves)}.")
-    return found
 
 
 def _shown(shapes: Mapping[str, Any]) -> str:

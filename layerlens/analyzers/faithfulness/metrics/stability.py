@@ -11,7 +11,7 @@ from torch import nn
 
 from layerlens.analyzers.common.calls.measured_calls import floating
 from layerlens.analyzers.common.scorer import Scorer
-from layerlens.errors import InputError, OptionError, check_count, check_seed, warn
+from layerlens.errors import InputError, OptionError, TargetError, check_count, check_seed, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
@@ -21,7 +21,7 @@ from layerlens.signatures import Function, documented, public
 from layerlens.targets.outputs import main_output
 from layerlens.targets.target import Spec
 
-from ..explaining import Explain, as_explain, flat_map, moved
+from ..explaining import Explain, as_explain, flat_map, floating_inputs, moved
 
 EPS = 1e-6
 """What a zero is replaced by where it divides, and the smallest divisor (Agarwal et al. 2022, eq. 2)."""
@@ -220,16 +220,9 @@ class _Neighbors:
         self.inputs = as_inputs(x).named_for(model, forward)
         with borrowed(model, grad=False), torch.no_grad():
             scorer = Scorer(model, self.inputs, target, forward=forward)
-            other = [
-                key for key, leaf in scorer.leaves.items() if not (leaf.is_input and leaf.value.is_floating_point())
-            ]
-            if other:
-                raise InputError(
-                    f"{name} changes inputs a little, and {other[0]!r} holds ids or whole numbers: give floating-point "
-                    "inputs, such as inputs_embeds=..."
-                )
+            self.names = list(floating_inputs(scorer, name))
             scorer(scorer.values())  # the predicted class is chosen here
-        self.names, self.target = list(scorer.leaves), scorer.target
+        self.target = scorer.target
         self._explain = as_explain(method, options)
 
     def explain(self, inputs: Inputs) -> torch.Tensor:
@@ -242,10 +235,26 @@ class _Neighbors:
             yield moved(self.inputs, self.names, self.radius, lambda shape: _uniform(shape, generator))
 
     def output(self, inputs: Inputs) -> torch.Tensor:
-        """Return the output of the model, `(batch, n)`."""
+        """Return the output of the model, `(batch, n)`.
+
+        Raises:
+            TargetError: when it has no row for each sample.
+        """
+        found = self._read(inputs)
+        if found is None:
+            raise TargetError(f"{self.name} needs an output with a row for each of {inputs.batch} sample(s).")
+        return found
+
+    def _read(self, inputs: Inputs) -> torch.Tensor | None:
         with borrowed(self.model, grad=False), torch.no_grad():
-            output = main_output(inputs.run(self.model, self.forward)).detach().double()
-        return output.flatten(1) if output.ndim > 1 else output.unsqueeze(1)
+            output = inputs.run(self.model, self.forward)
+            rows = _rows(main_output(output), inputs.batch) if floating(output) else []  # not of a Python number
+        return rows[0] if rows else None
+
+    def _classes(self, inputs: Inputs) -> torch.Tensor | None:
+        """Return the predicted classes, `(batch,)`; None where the output has none."""
+        output = self._read(inputs)
+        return None if output is None or output.shape[1] < 2 else output.argmax(dim=1)
 
     def largest(self, change: Callable[[Inputs, Inputs], torch.Tensor], relative: bool) -> torch.Tensor:
         """Return the largest ratio of the change of the map to another change, `(batch,)`.
@@ -255,15 +264,14 @@ class _Neighbors:
             relative: whether the map's change is relative, and the predicted class must stay.
         """
         start = self.explain(self.inputs)
-        classes = self.output(self.inputs) if relative else None
+        classes = self._classes(self.inputs) if relative else None
         found = torch.full((len(start),), float("nan"), dtype=torch.float64, device=start.device)
         for near in self._changed():
             own = self.explain(near)
             size = _relative(own, start) if relative else _length(own - start)
             ratio = size / change(near, self.inputs).to(size).clamp_min(EPS if relative else 1e-300)
-            if classes is not None and classes.shape[1] > 1:
-                same = self.output(near).argmax(dim=1) == classes.argmax(dim=1)
-                ratio = ratio.masked_fill(~same.to(ratio.device), float("nan"))
+            if classes is not None and (others := self._classes(near)) is not None:
+                ratio = ratio.masked_fill((others != classes).to(ratio.device), float("nan"))
             found = torch.fmax(found, ratio)
         lost = int(found.isnan().sum())
         if lost:
