@@ -30,6 +30,7 @@ _NAMES = {
     "targets.target": "as_target",
     "targets.contrast": "contrast",
     "targets.units": "neuron direction deep_dream",
+    "targets.detections": "box instance",
     "targets.regions": "area",
     "targets.tokens": "continuation",
     "model.borrowed": "borrowed",

@@ -14,7 +14,7 @@ from .analyzers.common.samples import or_none
 from .axes.follow import AxisNames
 from .axes.followed import name_axes
 from .errors import InputError, warn
-from .inputs.inputs import Inputs, arguments, as_inputs
+from .inputs.inputs import Inputs, arguments, as_inputs, takes_list
 from .inputs.sequences import sequences
 from .inputs.tables import Names as Columns, check_names, is_frame, is_row, is_series
 from .inputs.token_texts import encoded_texts, known_tokens, token_ids
@@ -154,7 +154,8 @@ class WrappedModel:
         else:
             value, names = self.transform(x)
         several = isinstance(value, list) or is_row(value)
-        if several and len(value) > arguments(self.model, self.forward):
+        listed = isinstance(value, list) and takes_list(self.model, self.forward)
+        if several and (listed or len(value) > arguments(self.model, self.forward)):
             if isinstance(value, Mapping):  # a row of a data set: numbers by column
                 value, names = np.array([list(value.values())], dtype=np.float64), tuple(map(str, value))
             else:

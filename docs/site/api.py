@@ -24,7 +24,7 @@ GROUPS = {
     "targets": (
         "Targets",
         "What is scored, at the output or inside of the model.",
-        "Target as_target contrast continuation probability area neuron direction deep_dream",
+        "Target as_target contrast continuation probability area box instance neuron direction deep_dream",
     ),
     "activation": (
         "Activation maps",

@@ -13,7 +13,7 @@ from layerlens.errors import InputError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.inputs.misfit import one_sample, rows_reach_others, series_of_rows
 from layerlens.model.borrowed import generator_states, restore_generators
-from layerlens.model.trees import first_tensor
+from layerlens.model.trees import entries, first_tensor
 
 from .followed import followed, names_of, run_key
 from .layout import role
@@ -61,7 +61,7 @@ def check_batch_axis(
         InputError: when the batch axis is missing.
         OutOfMemoryError: as torch raises it.
     """
-    tensors, first = [one for one in inputs.tensors().values() if one.ndim], first_tensor(output)
+    tensors, first = [one for one in inputs.tensors().values() if one.ndim], None if entries(output) else first_tensor(output)
     if not tensors:
         return
     if first is not None and first.ndim > 1 and len(first) == len(tensors[0]):

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import itertools
 import math
+import re
 import types
 import weakref
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -270,6 +271,16 @@ def arguments(model: nn.Module, forward: Forward | None = None) -> float:
         return math.inf
     places = sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters)
     return places - (forward is not None)
+
+
+def takes_list(model: nn.Module, forward: Forward | None = None) -> bool:
+    """Return whether the first argument of a model, or of `forward` after the model, is declared a list of tensors."""
+    try:
+        parameters = [*inspect.signature(model.forward if forward is None else forward).parameters.values()]
+    except (TypeError, ValueError):  # a function without a signature
+        return False
+    first = parameters[forward is not None :][:1]
+    return any(re.match(r"(typing\.)?(list|Sequence|Iterable)\[.*Tensor", str(one.annotation), re.I) for one in first)
 
 
 def as_inputs(x: Input, dtype: torch.dtype | None = None) -> Inputs:

@@ -157,6 +157,31 @@ def named_tensors(value: object, prefix: str = "") -> Iterator[tuple[str, torch.
             yield from named_tensors(part, name)
 
 
+def entries(output: object) -> list[Mapping[str, Any]] | None:
+    """Return an output that is a list with a mapping per sample, such as detections; None for any other."""
+    listed = isinstance(output, (list, tuple)) and not hasattr(output, "_fields")
+    return list(output) if listed and output and all(isinstance(one, Mapping) for one in output) else None  # type: ignore[call-overload]
+
+
+def rows_of(output: object, rows: torch.Tensor, batch: int) -> Any:
+    """Return the output of some rows of a batch.
+
+    Args:
+        output: a list with a mapping per sample, or any nesting, of which tensors whose first axis is the batch are cut.
+        rows: which, `(n,)`; a row may come several times.
+        batch: rows that the output has.
+    """
+    listed = entries(output)
+    if listed is not None and len(listed) == batch:
+        return [listed[row] for row in rows.tolist()]
+
+    def cut(tensor: torch.Tensor) -> torch.Tensor:
+        whole = tensor.is_nested or not tensor.ndim or len(tensor) != batch
+        return tensor if whole else tensor[rows.to(tensor.device)]
+
+    return map_tensors(output, cut)
+
+
 def unmapped(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor that is seen inside of `torch.vmap` with the mapped axis in front; any other as it is."""
     while torch._C._functorch.is_batchedtensor(tensor):

@@ -10,7 +10,7 @@ import torch
 
 from layerlens.errors import TargetError
 from layerlens.inputs.inputs import Inputs
-from layerlens.model.trees import describe, first_tensor, map_tensors
+from layerlens.model.trees import describe, entries, first_tensor, rows_of
 
 from .names import Names, short_label
 from .outputs import class_scores
@@ -102,7 +102,7 @@ class Target:
             )
         if rows is None:
             first = first_tensor(output)
-            length = first.shape[0] if first is not None and first.ndim else 1
+            length = len(entries(output) or (first if first is not None and first.ndim else [None]))
             rows = torch.arange(length, device=None if first is None else first.device)
             self.check(length)
         scores = self.function(output, rows)
@@ -237,7 +237,7 @@ def one_each(*parts: Target) -> Target:
             found: dict[int, torch.Tensor] = {}
             for index in dict.fromkeys(rows.tolist()):
                 own = (rows == index).nonzero().flatten()
-                scores = read(parts[index], _rows_of(output, own, len(rows)), rows[own])
+                scores = read(parts[index], rows_of(output, own, len(rows)), rows[own])
                 found |= dict(zip(own.tolist(), scores, strict=True))
             return torch.stack([found[row] for row in range(len(rows))])
 
@@ -255,8 +255,3 @@ def one_each(*parts: Target) -> Target:
         among=among if all(part.among is not None for part in parts) else None,
         logit=one_each(*raws) if logs else None,
     )
-
-
-def _rows_of(output: object, rows: torch.Tensor, batch: int) -> Any:
-    """The output of some rows of a batch, with every tensor whose first axis is the batch cut to them."""
-    return map_tensors(output, lambda x: x[rows.to(x.device)] if x.ndim and len(x) == batch else x)

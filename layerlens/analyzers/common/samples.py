@@ -16,7 +16,7 @@ from layerlens.axes.batch_axis import refuse_series
 from layerlens.errors import TargetError, warn
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import generator_states, restore_generators
-from layerlens.model.trees import map_tensors, named_tensors
+from layerlens.model.trees import named_tensors, rows_of
 from layerlens.targets.target import Target
 
 from .statistics import nearly_equal
@@ -315,12 +315,8 @@ def check_samples(run: Run, target: Target, batch: Leaves, output: Any, scores: 
         found: torch.Tensor | None = or_none(lambda: target(moved, rows, at=target.at))
         return found
 
-    def chosen(tensor: torch.Tensor) -> torch.Tensor:
-        whole = tensor.is_nested or not tensor.ndim or len(tensor) != count
-        return tensor if whole else tensor[rows.to(tensor.device)]
-
     with torch.no_grad():
-        moved = map_tensors(output, chosen)
+        moved = rows_of(output, rows, count)
         found = read(moved)
         if found is not None and nearly_equal(found, scores[rows]):
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -52,6 +52,40 @@ def show_map(
     )  # fmt: skip
     hide_ticks(axes)
     return (image if picture is None else _colors_over_gray(colors, limits)), alpha
+
+
+def show_boxes(axes: Axes, boxes: Any, size: tuple[int, ...], drawn: tuple[int, ...]) -> Array:
+    """Outline boxes on a panel.
+
+    Args:
+        axes: the panel of the picture.
+        boxes: `(n, 4)` or `(4,)`: left, top, right, bottom, in pixels.
+        size: height and width of the picture that they are measured in.
+        drawn: height and width of what is drawn, which may be a mean over blocks.
+
+    Returns:
+        The boxes, `(n, 4)`, as they were given.
+
+    Raises:
+        PlotError: when they are not boxes, or one lies outside of the picture.
+    """
+    from matplotlib.patches import Rectangle
+
+    given = np.atleast_2d(np.asarray(boxes.detach().cpu() if hasattr(boxes, "detach") else boxes, dtype=float))
+    high, wide = size
+    if given.ndim != 2 or given.shape[1] != 4:
+        raise PlotError(f"boxes= takes (n, 4) numbers, left, top, right, bottom; got shape {given.shape}.")
+    for left, top, right, bottom in given:
+        if not (left <= right and top <= bottom and right > 0 and bottom > 0 and left < wide and top < high):
+            raise PlotError(
+                f"the box {(left, top, right, bottom)} is not on a picture of {wide} x {high} pixels (width x height); "
+                "give left, top, right, bottom in pixels."
+            )
+        across, down = drawn[1] / wide, drawn[0] / high
+        corner, extent = (left * across - 0.5, top * down - 0.5), ((right - left) * across, (bottom - top) * down)
+        for color, width in (("black", 2.2), ("white", 1.0)):  # seen on dark and on light
+            axes.add_patch(Rectangle(corner, *extent, fill=False, edgecolor=color, linewidth=width))
+    return given
 
 
 def _colors_over_gray(colors: Colormap, limits: Limits) -> ScalarMappable:

@@ -30,12 +30,13 @@ MOST_FEATURES: Final = 40
 
 
 @figure(Attribution, kind="heatmap", usual=True)
-@each_sample(lambda one: len(one.score), "overlay")
+@each_sample(lambda one: len(one.score), "overlay", "boxes")
 def heatmap(
     attribution: Attribution,
     sample: Which = None,
     *,
     overlay: bool | torch.Tensor | Array = True,
+    boxes: torch.Tensor | Array | Sequence[Sequence[float]] | None = None,
     channel: Channel = "sum",
     name: str | None = None,
     width: style.Width = "column",
@@ -60,6 +61,8 @@ def heatmap(
             `(batch, token)` or `(batch, feature)`.
         overlay: True draws an image over its input, False alone; or a picture of the same height and width to draw it
             over, such as the photograph before it was standardized.
+        boxes: boxes to outline on an image, such as those of a detector: `(n, 4)`, or one of 4 numbers, as left, top,
+            right, bottom in pixels of the input.
         cmap: ... For images and series.
         clip: ... For images and series.
         labels: names of the features or tokens, or of the rows of a series; None takes those of the result.
@@ -83,10 +86,13 @@ def heatmap(
         if shown.form == "image" or len(labels) != rows:
             have = "an image, which has none" if shown.form == "image" else f"{rows} rows"
             raise PlotError(f"{len(labels)} labels for {have}: labels= names features, tokens or the rows of a series.")
+    if boxes is not None and shown.form != "image":
+        raise PlotError(f"boxes= outlines places of an image, and {shown.what} is {shown.form}.")
     labels = shown.features if labels is None else labels
     with Canvas(width=width, ax=ax) as canvas:
         if shown.form == "image":
             shown = dataclasses.replace(shown, picture=attribution_sample.given_picture(overlay, shown))
+        size = shown.values.shape
         (shown,), note = attribution_sample.averaged_to_fit([shown], canvas.width)
         limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
         canvas.title(title, shown.title, note or ", then ".join(part for part, _ in shown.parts))
@@ -99,6 +105,8 @@ def heatmap(
                 mappable, data["alpha"] = image_panels.show_map(axes, shown.values, limits, colors, picture=picture)
                 if picture is not None:
                     data["picture"] = picture
+                if boxes is not None:
+                    data["boxes"] = image_panels.show_boxes(axes, boxes, size, shown.values.shape)
             else:
                 axes, mappable = _draw_series(canvas, shown, limits, colors, labels)
             if colorbar:
