@@ -103,6 +103,7 @@ from .scale.over import over as over
 from .scale.store.store import Store as Store, open_store as open_store
 from .targets.base import Target as Target
 from .targets.contrast import contrast as contrast
+from .targets.detections import box as box, instance as instance
 from .targets.probability import probability as probability
 from .targets.regions import area as area
 from .targets.target import as_target as as_target

@@ -61,7 +61,10 @@ def check_batch_axis(
         InputError: when the batch axis is missing.
         OutOfMemoryError: as torch raises it.
     """
-    tensors, first = [one for one in inputs.tensors().values() if one.ndim], None if entries(output) else first_tensor(output)
+    tensors, first = (
+        [one for one in inputs.tensors().values() if one.ndim],
+        None if entries(output) else first_tensor(output),
+    )
     if not tensors:
         return
     if first is not None and first.ndim > 1 and len(first) == len(tensors[0]):

@@ -159,15 +159,16 @@ def named_tensors(value: object, prefix: str = "") -> Iterator[tuple[str, torch.
 
 def entries(output: object) -> list[Mapping[str, Any]] | None:
     """Return an output that is a list with a mapping per sample, such as detections; None for any other."""
-    listed = isinstance(output, (list, tuple)) and not hasattr(output, "_fields")
-    return list(output) if listed and output and all(isinstance(one, Mapping) for one in output) else None  # type: ignore[call-overload]
+    if not isinstance(output, (list, tuple)) or hasattr(output, "_fields") or not output:
+        return None
+    return list(output) if all(isinstance(one, Mapping) for one in output) else None
 
 
 def rows_of(output: object, rows: torch.Tensor, batch: int) -> Any:
     """Return the output of some rows of a batch.
 
     Args:
-        output: a list with a mapping per sample, or any nesting, of which tensors whose first axis is the batch are cut.
+        output: a list with a mapping per sample, or any nesting; of that, tensors with the batch first are cut.
         rows: which, `(n,)`; a row may come several times.
         batch: rows that the output has.
     """

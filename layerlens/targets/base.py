@@ -102,7 +102,8 @@ class Target:
             )
         if rows is None:
             first = first_tensor(output)
-            length = len(entries(output) or (first if first is not None and first.ndim else [None]))
+            listed = entries(output)
+            length = len(listed) if listed else first.shape[0] if first is not None and first.ndim else 1
             rows = torch.arange(length, device=None if first is None else first.device)
             self.check(length)
         scores = self.function(output, rows)

@@ -127,7 +127,7 @@ def _label(what: str, index: int, found: Found, chosen: Chosen | str, names: Nam
     if isinstance(chosen, str):
         return f"{what} {index}: none"
     kind = "" if chosen.label is None else f"{class_label(chosen.label, names)}, "
-    return f"{what} {index}: {kind}score {float(found['scores'][index]):.2f}"
+    return f"{what} {index}: {kind}score {float(found['scores'][index].detach()):.2f}"
 
 
 def _read(output: object, read: Read | None, masked: bool) -> Sequence[Found]:
