@@ -1,3 +1,4 @@
+import math
 import warnings
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.saliency import integrated_gradients, saliency
+from layerlens.demo.embedded import load_digit_net, sample_pictures
 from layerlens.errors import InputError, OptionError, UnknownOption
 from tests.cases import CASES, normal
 
@@ -144,3 +146,28 @@ def test_token_ids_get_no_noise_and_warnings_are_given_once():
             of_options={"tolerance": 1e-12, "max_steps": 50}, samples=5,
         )  # fmt: skip
     assert len(caught) == 1 and "smooth_grad of integrated_gradients, on noisy copies" in str(caught[0].message)
+
+
+@pytest.mark.slow
+def test_trained_digits_agree_with_captum_within_the_standard_error():
+    from captum.attr import InputXGradient, IntegratedGradients, NoiseTunnel
+
+    images, labels, _ = sample_pictures()
+    net, x, target = load_digit_net(), images[:2], labels[:2].tolist()
+    torch.manual_seed(0)
+    expected = NoiseTunnel(InputXGradient(net)).attribute(
+        x.clone().requires_grad_(), nt_samples=60, nt_samples_batch_size=10, stdevs=0.1, target=target
+    )
+    found = saliency(net, x, target=target, method="smooth_grad", of="input_x_gradient", stdevs=0.1, samples=60)
+    away = (found.tensor - expected) / found.standard_error.clamp_min(1e-12)
+    assert 1 < float(away.std()) < 2  # sqrt(2) for two independent means; places vary together
+    assert float((away.abs() > 4).double().mean()) < 0.01
+
+    starts = images[2:6]
+    each = [IntegratedGradients(net).attribute(x, start[None], target=target, n_steps=10) for start in starts]
+    found = saliency(
+        net, x, target=target, method="smooth_grad", of="integrated_gradients", stdevs=0.0, samples=60,
+        of_options={"steps": 10, "tolerance": math.inf}, baselines=starts,
+    )  # fmt: skip
+    away = (found.tensor - torch.stack(each).mean(dim=0)) / found.standard_error.clamp_min(1e-12)
+    assert float(away.std()) < 2
