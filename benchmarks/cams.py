@@ -129,8 +129,8 @@ def peaks(maps: torch.Tensor, places: list[np.ndarray], size: int, slack: float)
     return count
 
 
-def row_of(name: str) -> tuple[str, str]:
-    """Return the row of a model, and a remark if something is wrong."""
+def made(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    """Return a frozen model with random weights, and noise for it."""
     torch.manual_seed(0)
     options = {"img_size": SIZES[name]} if name in SIZES else {}
     try:
@@ -141,7 +141,13 @@ def row_of(name: str) -> tuple[str, str]:
         if weight.ndim > 1 and not weight.any():
             weight.normal_(std=0.02)
     size = SIZES.get(name) or model.pretrained_cfg["input_size"][-1]
-    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return model, torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def row_of(name: str) -> tuple[str, str]:
+    """Return the row of a model, and a remark if something is wrong."""
+    model, x = made(name)
+    size = x.shape[-1]
     result = grad_cam(model, x, target=TARGET, relu=False)
     layer, call, tensor = result.settings["layer"], result.settings["call"], result.settings.get("tensor", "")
     traced = follow(model, as_inputs(x))
