@@ -54,6 +54,7 @@ _NAMES = {
     "analyzers.checks": "check check_gradient",
     "analyzers.faithfulness": "evaluate cascading_randomization",
     "analyzers.groups": "compare_groups explain_errors",
+    "analyzers.influence": "influence",
     "analyzers.dynamics": """
         watch compare generalization_gap linear_probe geometry health logit_lens nonlinearity
         similarity
@@ -63,7 +64,7 @@ _NAMES = {
     # results
     "results": """
         ActivationMaps AdversarialExamples AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
-        FeatureVisualization GroupComparison GroupEffects Guide LatentTraversal LayerProfile LayerTable
+        FeatureVisualization GroupComparison GroupEffects Guide Influence LatentTraversal LayerProfile LayerTable
         Leaderboard Matrix MethodTable ModelChecks Ranking Ledger ReceptiveField RecurrentStates Relevance
         Routes TopInputs load TrainingHistory LayerHealth LogitLens UnitStatistics
     """,

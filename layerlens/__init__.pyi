@@ -35,6 +35,7 @@ from .analyzers.faithfulness.evaluate import evaluate as evaluate
 from .analyzers.faithfulness.randomization import cascading_randomization as cascading_randomization
 from .analyzers.groups.compare_groups import compare_groups as compare_groups
 from .analyzers.groups.explain_errors import explain_errors as explain_errors
+from .analyzers.influence.influence import influence as influence
 from .analyzers.relevance.relevance import relevance as relevance, relevance_by_target as relevance_by_target
 from .analyzers.relevance.rules.rulebook import Rulebook as Rulebook
 from .analyzers.saliency.cam.gradient_cams import grad_cam as grad_cam
@@ -92,6 +93,7 @@ from .results.reports.method_table import MethodTable as MethodTable
 from .results.reports.routes import Routes as Routes
 from .results.values.curve import Curve as Curve
 from .results.values.faithfulness_curve import FaithfulnessCurve as FaithfulnessCurve
+from .results.values.influence import Influence as Influence
 from .results.values.layer_health import LayerHealth as LayerHealth
 from .results.values.layer_profile import LayerProfile as LayerProfile
 from .results.values.ledger import Ledger as Ledger

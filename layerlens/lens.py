@@ -14,6 +14,7 @@ from .analyzers import (
     dynamics,
     faithfulness,
     groups,
+    influence as training_data,
     relevance as lrp,
     sensitivity as measures,
 )
@@ -117,6 +118,13 @@ def _name_pairs(lens: WrappedModel, found: Any, given: Mapping[str, Any]) -> Any
     return dataclasses.replace(found, columns=names)
 
 
+def _read_class_names(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
+    """Read names of classes among the labels."""
+    labels = given.get("labels")
+    if isinstance(labels, (list, tuple)):
+        given["labels"] = [class_index(one, lens.class_names) if isinstance(one, str) else one for one in labels]
+
+
 class Lens(WrappedModel):
     """Look inside a model: what each layer holds, what in the input mattered, how the score flows back.
 
@@ -182,6 +190,7 @@ class Lens(WrappedModel):
     check_gradient = bind(checks.check_gradient)
     compare_groups = bind(groups.compare_groups, words=("label",))
     explain_errors = bind(groups.explain_errors, words=("label",))
+    influence = bind(training_data.influence, inputs=(), prepare=_read_class_names)
 
     # which layers, inputs and weights are sensitive
     sensitivity = families.sensitivity

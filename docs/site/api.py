@@ -44,8 +44,8 @@ GROUPS = {
         "Sensitivity, robustness, interventions, weights",
         "Which layers respond to the input, matter to the output, and with which weights.",
         """
-        sensitivity jacobian lipschitz noise_response attack attack_curve attack_drift corruption_curve ablate patch sobol
-        morris weight_sensitivity
+        sensitivity jacobian lipschitz noise_response attack attack_curve attack_drift corruption_curve ablate patch
+        sobol morris weight_sensitivity
         """,
     ),
     "dynamics": (
@@ -61,7 +61,7 @@ GROUPS = {
     "groups": (
         "Groups and errors",
         "What distinguishes groups of samples inside a model.",
-        "compare_groups explain_errors",
+        "compare_groups explain_errors influence",
     ),
     "scale": (
         "Data sets",
@@ -72,10 +72,10 @@ GROUPS = {
         "Results",
         "What analyzers return: data with `.plot()`, `.save()` and `.explain()`.",
         """
-        load results ActivationMaps AdversarialExamples AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
-        FeatureVisualization GroupComparison GroupEffects Guide LatentTraversal LayerHealth LayerProfile LayerTable
-        Leaderboard Ledger LogitLens Matrix MethodTable ModelChecks Ranking ReceptiveField RecurrentStates Relevance
-        Routes TopInputs TrainingHistory UnitStatistics
+        load results ActivationMaps AdversarialExamples AttentionWeights Attribution Curve ErrorExplanation
+        FaithfulnessCurve FeatureVisualization GroupComparison GroupEffects Guide Influence LatentTraversal LayerHealth
+        LayerProfile LayerTable Leaderboard Ledger LogitLens Matrix MethodTable ModelChecks Ranking ReceptiveField
+        RecurrentStates Relevance Routes TopInputs TrainingHistory UnitStatistics
         """,
     ),
     "plotting": ("Figures", "Functions of results that return a `Plot`.", "plotting"),

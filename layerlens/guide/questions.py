@@ -246,6 +246,13 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         (),
         "a training loop",
     ),
+    Question(
+        "Which training samples made this error?",
+        "lens.influence(x, labels, training=data)",
+        "2 gradients a training sample",
+        ("a gradient",),
+        "the true labels and the training set",
+    ),
     # whole data sets, and pages
     Question(
         "How do I ask this of every sample?",

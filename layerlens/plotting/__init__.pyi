@@ -15,6 +15,7 @@ from .figures.feature_visualization import feature_visualization as feature_visu
 from .figures.gradient_flow import gradient_flow as gradient_flow
 from .figures.group_effects import group_effects as group_effects
 from .figures.heatmap import heatmap as heatmap
+from .figures.influence import influence as influence
 from .figures.latent_traversal import latent_traversal as latent_traversal
 from .figures.layer_profile import layer_profile as layer_profile
 from .figures.leaderboard import leaderboard as leaderboard

@@ -21,6 +21,7 @@ from .reports.routes import RouteComparison, Routes
 from .values.curve import Curve
 from .values.explained import Explained
 from .values.faithfulness_curve import FaithfulnessCurve
+from .values.influence import Influence
 from .values.layer_health import LayerHealth
 from .values.layer_profile import LayerProfile
 from .values.ledger import Entry, Ledger
@@ -45,6 +46,7 @@ __all__ = [
     "GroupEffects",
     "Guide",
     "GuideRow",
+    "Influence",
     "LatentTraversal",
     "LayerGradient",
     "LayerHealth",

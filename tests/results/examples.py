@@ -17,6 +17,7 @@ from layerlens.results import (
     GradientCheck,
     GroupComparison,
     GroupEffects,
+    Influence,
     LatentTraversal,
     LayerGradient,
     LayerHealth,
@@ -254,6 +255,11 @@ def adversarial():
     )
 
 
+def influence():
+    labels = torch.tensor([0, 2, 1, 1])
+    return Influence(normal(2, 4).double(), labels, labels[:2], False, "tracin", SETTINGS, ("a", "b"))
+
+
 RESULTS = {
     "LayerGradient": lambda: gradient_check().layers[0],
     "GradientCheck": gradient_check,
@@ -278,6 +284,7 @@ RESULTS = {
     "LayerHealth": lambda: health(),
     "LogitLens": lambda: lens(),
     "Ranking": ranking,
+    "Influence": influence,
     "Matrix": matrix,
     "Curve": curve,
     "TrainingHistory": training,
