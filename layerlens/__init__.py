@@ -42,7 +42,7 @@ _NAMES = {
         activation_maps attention attention_rollout
         feature_visualization recurrent_states latent_traversal layer_maps receptive_field
     """,
-    "analyzers.saliency": "saliency grad_cam attention_rollout_map",
+    "analyzers.saliency": "saliency saliency_by_target grad_cam attention_rollout_map",
     "analyzers.sensitivity": """
         sensitivity jacobian lipschitz noise_response ablate patch sobol morris weight_sensitivity
         attack attack_curve attack_drift corruption_curve

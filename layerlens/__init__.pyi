@@ -38,6 +38,7 @@ from .analyzers.groups.explain_errors import explain_errors as explain_errors
 from .analyzers.influence.influence import influence as influence
 from .analyzers.relevance.relevance import relevance as relevance, relevance_by_target as relevance_by_target
 from .analyzers.relevance.rules.rulebook import Rulebook as Rulebook
+from .analyzers.saliency.by_target import saliency_by_target as saliency_by_target
 from .analyzers.saliency.cam.gradient_cams import grad_cam as grad_cam
 from .analyzers.saliency.cam.rollout_map import attention_rollout_map as attention_rollout_map
 from .analyzers.saliency.saliency import saliency as saliency

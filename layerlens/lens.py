@@ -19,7 +19,7 @@ from .analyzers import (
     sensitivity as measures,
 )
 from .analyzers.activation.feature_visualization.feature_visualization import feature_visualization as visualize
-from .analyzers.saliency import grad_cam as class_activation_map
+from .analyzers.saliency import grad_cam as class_activation_map, saliency_by_target as by_target
 from .analyzers.structure import compare_routes as difference_of_routes, layers as layer_table, route as route_of
 from .binding import bind
 from .errors import TargetError
@@ -177,6 +177,7 @@ class Lens(WrappedModel):
 
     # what mattered for the score
     saliency = families.saliency
+    saliency_by_target = bind(by_target, prepare=_read_targets)
     grad_cam = bind(class_activation_map)
     relevance = bind(lrp.relevance)
     relevance_by_target = bind(lrp.relevance_by_target, prepare=_read_targets)

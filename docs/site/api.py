@@ -17,8 +17,8 @@ GROUPS = {
         "Capture, routes and edits",
         "What layers returned, in which order they ran, and what happens when they return something else.",
         """
-        capture run functions Probe FunctionProbe Record Call Layers select layers route compare_routes
-        name_axes borrowed edits
+        capture run functions Probe FunctionProbe Record Call Layers select input_of layers route
+        compare_routes name_axes borrowed edits
         """,
     ),
     "targets": (
@@ -34,7 +34,11 @@ GROUPS = {
         feature_visualization receptive_field recurrent_states latent_traversal
         """,
     ),
-    "saliency": ("Saliency", "How much each input value contributed to a score: one door to all methods.", "saliency"),
+    "saliency": (
+        "Saliency",
+        "How much each input value contributed to a score: one door to all methods.",
+        "saliency saliency_by_target",
+    ),
     "relevance": (
         "Relevance",
         "Layer-wise relevance propagation with its ledger, concepts, and rules.",

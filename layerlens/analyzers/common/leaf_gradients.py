@@ -39,11 +39,29 @@ def gradients(
     start = {name: value.detach().requires_grad_() for name, value in values.items()}
     scorer.inner.watching = True
     score = scorer(start, rows)
+    return score.detach(), slopes_of(scorer, score, start, rows)
+
+
+def slopes_of(
+    scorer: Scorer, score: torch.Tensor, start: Leaves, rows: torch.Tensor | None = None, *, keep: bool = False
+) -> Leaves:
+    """Return the gradients of scores that a scorer returned for leaves with gradients; zero if unused.
+
+    Args:
+        scorer: scores a borrowed model.
+        score: the scores, `(n,)`.
+        start: the leaves.
+        rows: as in `gradients`.
+        keep: whether the graph is differentiated once more.
+
+    Raises:
+        TargetError: when no gradient reaches any leaf.
+    """
     slopes: tuple[torch.Tensor | None, ...] = (None,)
     if score.requires_grad:
         with backward_pass(scorer.model):
             slopes, scorer.interacting = slopes_by_sample(
-                score, list(start.values()), scorer.interacting, run=scorer.run
+                score, list(start.values()), scorer.interacting, run=scorer.run, keep=keep
             )
     places = [leaf.place for leaf in scorer.leaves.values()]
     together = len({place.edited for place in places if place}) > 1
@@ -60,4 +78,4 @@ def gradients(
     found = {name: torch.zeros_like(value) if slope is None else slope for (name, value), slope in pairs}
     if (cuts := scorer.inner.take_cuts()) and not score.dtype.itemsize < 4:
         warn_of_cut(cuts, lambda moved: scorer(moved, rows), start, found)
-    return score.detach(), found
+    return found

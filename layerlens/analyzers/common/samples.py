@@ -214,6 +214,7 @@ def slopes_by_sample(
     interacting: bool | None = None,
     *,
     run: Known,
+    keep: bool = False,
 ) -> tuple[tuple[torch.Tensor | None, ...], bool | None]:
     """Return the gradient of each sample's own score by its rows of some tensors; None for those it does not depend on.
 
@@ -225,6 +226,7 @@ def slopes_by_sample(
         tensors: each `(n, ...)`; others get the gradient of the sum.
         interacting: whether samples influence each other; None to find out, by the gradient of one score.
         run: what this is found out for once.
+        keep: whether the graph is differentiated once more.
 
     Returns:
         The gradients, and whether samples influence each other, None for a single one.
@@ -235,7 +237,7 @@ def slopes_by_sample(
     if interacting is None and len(scores) > 1 and (interacting := _reaches_others(scores, tensors, run)):
         warn_of_influence(len(scores), "the score of every sample is differentiated by itself", run=run)
     if not interacting or len(scores) == 1:
-        return torch.autograd.grad(scores.sum(), tensors, allow_unused=True), interacting
+        return torch.autograd.grad(scores.sum(), tensors, allow_unused=True, retain_graph=keep or None), interacting
     found = list(torch.autograd.grad(scores.sum(), tensors, allow_unused=True, retain_graph=True))
     for row, score in enumerate(scores):
         own = torch.autograd.grad(score, tensors, allow_unused=True, retain_graph=True)

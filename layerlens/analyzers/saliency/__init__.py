@@ -1,6 +1,7 @@
 """Saliency: how much each input value contributed to a score."""
 
 from .auto import auto
+from .by_target import saliency_by_target
 from .cam import (
     ablation_cam,
     eigen_cam,
@@ -76,6 +77,7 @@ __all__ = [
     "permutation",
     "rise",
     "saliency",
+    "saliency_by_target",
     "score_cam",
     "shapley_sampling",
     "smooth_grad",

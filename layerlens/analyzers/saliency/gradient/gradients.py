@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import gradients, scoring, warn_of_zeros
+from layerlens.analyzers.common.scorer import Leaves, Scorer, gradients, scoring, warn_of_zeros
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
@@ -45,18 +46,7 @@ def gradient(
     """
     with scoring(model, x, target, where=where, forward=forward) as scorer:
         scorer.through = True
-        score, values = gradients(scorer, scorer.start())
-        warn_of_zeros(values, "gradient")
-        if magnitude:
-            values = {name: value.abs() for name, value in values.items()}
-        return scorer.attribution(
-            values,
-            method="gradient",
-            settings={"magnitude": magnitude},
-            score=score,
-            signed=not magnitude,
-            units="score per unit of input",
-        )
+        return of_slopes(scorer, "gradient", *gradients(scorer, scorer.start()), magnitude=magnitude)
 
 
 @method(family="gradient", passes="1 gradient", source="Shrikumar, Greenside & Kundaje 2017")
@@ -80,7 +70,31 @@ def input_x_gradient(
     """
     with scoring(model, x, target, where=where, forward=forward) as scorer:
         scorer.through = True
-        score, slopes = gradients(scorer, scorer.start())
-        values = {name: slope * scorer.leaves[name].value for name, slope in slopes.items()}
-        warn_of_zeros(values, "input_x_gradient")
-        return scorer.attribution(values, method="input_x_gradient", settings={}, score=score)
+        return of_slopes(scorer, "input_x_gradient", *gradients(scorer, scorer.start()))
+
+
+def of_slopes(
+    scorer: Scorer, name: str, score: torch.Tensor, slopes: Leaves, *, magnitude: bool = False
+) -> Attribution:
+    """Return the result of `gradient` or `input_x_gradient` from the scores and their gradients.
+
+    Args:
+        scorer: the scorer.
+        name: name of the method.
+        score: the scores, `(batch,)`.
+        slopes: the gradients by leaf.
+        magnitude: whether to take absolute values.
+    """
+    times = name == "input_x_gradient"
+    values = {leaf: slope * scorer.leaves[leaf].value for leaf, slope in slopes.items()} if times else slopes
+    warn_of_zeros(values, name)
+    if magnitude:
+        values = {leaf: value.abs() for leaf, value in values.items()}
+    return scorer.attribution(
+        values,
+        method=name,
+        settings={} if times else {"magnitude": magnitude},
+        score=score,
+        signed=not magnitude,
+        units="score" if times else "score per unit of input",
+    )

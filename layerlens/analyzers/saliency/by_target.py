@@ -1,0 +1,80 @@
+"""Maps of several targets: one forward pass for those of gradients."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from layerlens.analyzers.common.leaf_gradients import slopes_of
+from layerlens.analyzers.common.registry import METHODS, method_named
+from layerlens.analyzers.common.scorer import scoring
+from layerlens.analyzers.common.target_scores import TargetScores
+from layerlens.errors import OptionError
+from layerlens.inputs.inputs import Forward, Input
+from layerlens.model.layers import Selection
+from layerlens.results import Attribution
+from layerlens.signatures import public
+from layerlens.targets.target import Spec
+
+from .gradient.gradients import of_slopes
+from .saliency import saliency, with_cost
+
+
+@public
+def saliency_by_target(
+    model: nn.Module,
+    x: Input,
+    *,
+    targets: Sequence[Spec],
+    method: str = "input_x_gradient",
+    where: Selection = None,
+    forward: Forward | None = None,
+    options: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
+) -> list[Attribution]:
+    """Attribute the scores of several targets to the values of the input, by a method of choice.
+
+    `gradient` and `input_x_gradient` take one forward pass and a backward pass for each target; other methods are run
+    once for each. `relevance_by_target` does the same for relevance.
+
+    Args:
+        targets: what to explain, each as in `as_target`; a target in it may be a list, with one for each sample.
+        method: name of the method, as in `saliency`.
+        options: options of the method, such as `{"steps": 20}`.
+
+    Returns:
+        One `Attribution` for each target, in their order.
+
+    Raises:
+        OptionError: when there is no target.
+        InputError, TargetError, UnknownOption: as `saliency` does.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Linear(3, 2)
+        >>> [found.target for found in saliency_by_target(net, torch.ones(1, 3), targets=[0, 1])]
+        ['class 0', 'class 1']
+    """
+    if isinstance(targets, str) or not isinstance(targets, Sequence) or not targets:
+        raise OptionError(f"targets must be a list of one or more targets, got {targets!r}.")
+    row, given = method_named(method), dict(options or {})
+    shares = {"gradient": {"magnitude"}, "input_x_gradient": set[str]()}.get(row.name)
+    if shares is None or given.keys() - shares or len(targets) == 1:
+        shared: dict[str, Any] = {"method": method, "where": where, "forward": forward, "progress": progress, **given}
+        return [saliency(model, x, target=target, **shared) for target in targets]
+    scores = TargetScores(targets)
+    found = []
+    with scoring(model, x, scores.joint_target(), where=where, forward=forward) as scorer:
+        scorer.through = scorer.inner.watching = True
+        start = scorer.start()
+        scorer(start)
+        for number, score in enumerate(scores.values, 1):
+            own = copy.copy(scorer)
+            own.target = scores.targets[number - 1]
+            slopes = slopes_of(own, score, start, keep=number < len(targets))
+            scorer.interacting = own.interacting
+            found.append(with_cost(of_slopes(own, row.name, score, slopes, **given), METHODS[row.name]))
+    return found
