@@ -63,7 +63,7 @@ def test_the_id_alone(method):
 
 def test_labels_of_features_may_be_one_for_each_sample(table):
     model, x = table
-    labels = {"numbers": torch.arange(6), "kind": torch.zeros(4, dtype=torch.int64)}
+    labels = {"numbers": torch.arange(6), "kind": torch.full((4,), 6)}  # 0 would join it to the first number
     found = layerlens.saliency(model, x, target=1, method="feature_ablation", features=labels).values["kind"]
     torch.testing.assert_close(found, model.kind.weight[x["kind"], 1].detach())
 
