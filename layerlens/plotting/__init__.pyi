@@ -2,6 +2,7 @@
 
 from . import style as style
 from .figures.activation_mosaic import activation_mosaic as activation_mosaic
+from .figures.adversarial_examples import adversarial_examples as adversarial_examples
 from .figures.attention import attention as attention
 from .figures.beeswarm import beeswarm as beeswarm
 from .figures.channels import channels as channels

@@ -10,6 +10,7 @@ from matplotlib.text import Text
 
 from layerlens.results import (
     ActivationMaps,
+    AdversarialExamples,
     AttentionWeights,
     Attribution,
     Curve,
@@ -186,6 +187,15 @@ def table(layers=6, run=True):
             LayerRow(path, "Linear", 1 if run else None, "", size, size, 0.01 if run else None, activation=2**20)
         )
     return LayerTable("Net", tuple(rows), 1.0 if run else None)
+
+
+def adversarial(*shape):
+    inputs, eps = random(*shape), torch.tensor([0.1, float("inf"), 0.25])[: shape[0]].double()
+    flags = eps.isfinite()
+    classes = torch.arange(shape[0]), torch.arange(shape[0]) + 1
+    return AdversarialExamples(
+        inputs + 0.1 * random(*shape, seed=1), inputs, eps, flags, *classes, eps, "another class", "FGSM, linf", {}
+    )
 
 
 def faithfulness():

@@ -21,6 +21,7 @@ NAMED = {
     "ReceptiveField": "effective", "FeatureVisualization": "images", "FaithfulnessCurve": "scores",
     "Leaderboard": "values", "GroupEffects": "effect", "LayerProfile": "values", "Ranking": "values",
     "Matrix": "values", "Curve": "values", "TrainingHistory": "values", "UnitStatistics": "zeros",
+    "AdversarialExamples": "inputs",
 }  # fmt: skip
 """The field of each result that holds what is drawn."""
 OTHERS = {"Ledger", "LayerTable", "GradientCheck", "GroupComparison"}

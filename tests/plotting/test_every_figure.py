@@ -21,6 +21,7 @@ from layerlens.plotting import FIGURES, figures_of
 from layerlens.results import GradientCheck, LayerGradient, UnitStatistics
 
 from .helpers import (
+    adversarial,
     attention,
     attribution,
     curve,
@@ -104,6 +105,7 @@ EXAMPLES = {
     ("ReceptiveField", "field"): lambda: field(9, 9),
     ("FeatureVisualization", "images"): lambda: made(2, 3, 6, 6),
     ("FaithfulnessCurve", "curve"): faithfulness,
+    ("AdversarialExamples", "examples"): lambda: adversarial(2, 3, 8, 8),
     ("Leaderboard", "means"): leaderboard,
     ("GradientCheck", "profile"): gradient_check,
     ("GroupComparison", "places"): groups,
