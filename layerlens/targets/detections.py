@@ -40,7 +40,7 @@ class Chosen:
 
 @public
 def box(index: int = 0, *, read: Read | None = None) -> Target:
-    """Return the score of one detection: why does the model see this object, here?
+    """Return the score of one detection, to ask why the model sees this object here.
 
     The detection is chosen on the original input. When a method changes the input, detections move, vanish and change
     their order; then the one of the same class is scored for which the overlap with the chosen box (intersection over
