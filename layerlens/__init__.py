@@ -43,6 +43,7 @@ _NAMES = {
         feature_visualization recurrent_states latent_traversal layer_maps receptive_field
     """,
     "analyzers.saliency": "saliency saliency_by_target grad_cam attention_rollout_map",
+    "analyzers.saliency.perturbation": "interactions",
     "analyzers.sensitivity": """
         sensitivity jacobian lipschitz noise_response ablate patch sobol morris weight_sensitivity
         attack attack_curve attack_drift corruption_curve

@@ -41,6 +41,7 @@ from .analyzers.relevance.rules.rulebook import Rulebook as Rulebook
 from .analyzers.saliency.by_target import saliency_by_target as saliency_by_target
 from .analyzers.saliency.cam.gradient_cams import grad_cam as grad_cam
 from .analyzers.saliency.cam.rollout_map import attention_rollout_map as attention_rollout_map
+from .analyzers.saliency.perturbation.interactions import interactions as interactions
 from .analyzers.saliency.saliency import saliency as saliency
 from .analyzers.sensitivity.inputs.morris import morris as morris
 from .analyzers.sensitivity.inputs.sobol import sobol as sobol

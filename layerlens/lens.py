@@ -20,6 +20,7 @@ from .analyzers import (
 )
 from .analyzers.activation.feature_visualization.feature_visualization import feature_visualization as visualize
 from .analyzers.saliency import grad_cam as class_activation_map, saliency_by_target as by_target
+from .analyzers.saliency.perturbation.interactions import interactions as feature_interactions
 from .analyzers.structure import compare_routes as difference_of_routes, layers as layer_table, route as route_of
 from .binding import bind
 from .errors import TargetError
@@ -179,6 +180,7 @@ class Lens(WrappedModel):
     saliency = families.saliency
     saliency_by_target = bind(by_target, prepare=_read_targets)
     grad_cam = bind(class_activation_map)
+    interactions = bind(feature_interactions)
     relevance = bind(lrp.relevance)
     relevance_by_target = bind(lrp.relevance_by_target, prepare=_read_targets)
     rank_concepts = bind(concepts.rank_concepts)

@@ -37,7 +37,7 @@ GROUPS = {
     "saliency": (
         "Saliency",
         "How much each input value contributed to a score: one door to all methods.",
-        "saliency saliency_by_target",
+        "saliency saliency_by_target interactions",
     ),
     "relevance": (
         "Relevance",

@@ -145,6 +145,13 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         ("classes",),
         "a data set and labels",
     ),
+    Question(
+        "Which features work together?",
+        "lens.interactions(x[:1], {target})",
+        "4096 forward passes in all",
+        ("a score",),
+        "shapiq",
+    ),
     # which layers, inputs and weights are sensitive
     Question(
         "What does the output lose without a part?",

@@ -23,6 +23,7 @@ from .figures.leaderboard import leaderboard as leaderboard
 from .figures.matrix import matrix as matrix
 from .figures.method_grid import method_grid as method_grid
 from .figures.model_map import model_map as model_map
+from .figures.network import network as network
 from .figures.overlay_grid import overlay_grid as overlay_grid
 from .figures.receptive_field import receptive_field as receptive_field
 from .figures.recurrent_states import recurrent_states as recurrent_states

@@ -2,6 +2,7 @@
 
 from .ablation import feature_ablation, permutation
 from .extremal_mask import extremal_mask
+from .interactions import interactions
 from .lime import lime
 from .occlusion import occlusion
 from .rise import rise
@@ -11,6 +12,7 @@ from .sobol import sobol
 __all__ = [
     "extremal_mask",
     "feature_ablation",
+    "interactions",
     "kernel_shap",
     "lime",
     "occlusion",

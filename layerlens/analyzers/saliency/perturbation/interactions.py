@@ -1,0 +1,189 @@
+"""Interactions: what several features give together, beyond what each gives by itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.batch_size import BatchSize
+from layerlens.analyzers.common.features.baselines import Baseline
+from layerlens.analyzers.common.features.column_groups import column_names, is_groups
+from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec
+from layerlens.analyzers.common.features.references import Baselines
+from layerlens.analyzers.common.scorer import Scorer
+from layerlens.errors import InputError, OptionError, check_count, check_seed, choose, need
+from layerlens.inputs.inputs import Forward, Input, as_inputs
+from layerlens.results import Matrix, Ranking
+from layerlens.signatures import public
+from layerlens.targets.target import Spec
+
+from .game import Game, feature_game
+
+Index = Literal["k-SII", "SII", "STII", "FSII"]
+INDICES = ("k-SII", "SII", "STII", "FSII")
+
+EXPLANATION = (
+    "Off the diagonal: what two features give together beyond what each gives by itself; on it: what one gives alone.",
+    "They hold for this sample and baseline, and say that features interact in the model, not in the world.",
+)
+
+
+@public
+def interactions(
+    model: nn.Module,
+    x: Input,
+    *,
+    target: Spec = None,
+    features: FeatureSpec = None,
+    order: int = 2,
+    index: Index = "k-SII",
+    budget: int = 4096,
+    baseline: Baseline = "zero",
+    baselines: Baselines = None,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    forward: Forward | None = None,
+    progress: bool | None = None,
+) -> Matrix | Ranking:
+    """Divide the score of one sample among its features, and among the pairs or larger groups that interact.
+
+    The score of every coalition of features, with the others at the baseline, is a game; shapiq computes its
+    interaction index: exactly where all 2^d coalitions fit in `budget`, and otherwise from a sample of them by
+    SVARM-IQ (Kolpaczki et al. 2024), the nearest of shapiq's estimators for all indices on products of columns: r = .98
+    with the exact pairs at a quarter of the coalitions of 12 columns, where KernelSHAP-IQ has .84.
+
+    - `"k-SII"`: Shapley interactions whose sum is S(x) - S(baseline) (Bordt & von Luxburg 2023).
+    - `"SII"`: Shapley interactions (Grabisch & Roubens 1999): mean over contexts of S(ij) - S(i) - S(j) + S().
+    - `"STII"`: Shapley-Taylor interactions (Sundararajan et al. 2020): pairs get all that goes beyond single ones.
+    - `"FSII"`: the additive model of features and pairs that fits all coalitions best (Tsai et al. 2023).
+
+    Cost: `budget` forward passes, or 2^d if these are fewer. It needs `pip install 'layerlens-torch[interactions]'`.
+
+    Args:
+        x: ... It holds one sample.
+        features: what is kept and removed together, see `features` of `kernel_shap`; groups of columns take names.
+        order: largest number of features in a group; above 2 the result is a `Ranking` of groups.
+        index: how the score is divided.
+        budget: most coalitions that are evaluated.
+        baseline: what removed values become, see `baseline` in `integrated_gradients`.
+        baselines: several baselines over which the score is averaged.
+
+    Returns:
+        A symmetric `Matrix` (features, features), with what each feature gives alone on the diagonal. Its check
+        `"efficiency gap"` is the difference of all parts and S(x) - S(baseline), relative to that.
+
+    Raises:
+        InputError: if x holds more than one sample.
+        OptionError: if an option is out of range, there are fewer features than `order`, or the budget is too small.
+        MissingPackage: if shapiq is not installed.
+
+    Source: Muschalik et al. 2024, "shapiq: Shapley interactions for machine learning".
+
+    Example:
+        >>> class Products(nn.Module):
+        ...     def forward(self, x):
+        ...         return (x[:, 0] * x[:, 1] + 2 * x[:, 2])[:, None]
+        >>> interactions(Products(), torch.tensor([[2.0, 3.0, 1.0]]), target=0).values.round().tolist()
+        [[0.0, 6.0, 0.0], [6.0, 0.0, 0.0], [0.0, 0.0, 2.0]]
+    """
+    choose("index of interactions", index, INDICES)
+    check_count("budget", budget)
+    check_seed(seed)
+    if isinstance(order, bool) or not isinstance(order, int) or order < 2:
+        raise OptionError(
+            f"order must be a whole number of at least 2, got {order!r}; for single features: kernel_shap."
+        )
+    if (batch := as_inputs(x).batch) != 1:
+        raise InputError(f"interactions explains one sample at a time; the input holds {batch}: give x[:1].")
+    shapiq = need("shapiq", "interactions", "interactions")
+    with feature_game(model, x, target, None, features, baseline, batch_size, forward, baselines) as game:
+        ((_, columns, own),) = game.features.groups(1)
+        names = feature_names(game.scorer, game.features, features)
+        names = tuple(names[column] for column in columns.tolist())
+        game = Game(game.scorer, game.coalitions, own)
+        found, exact = _parts(shapiq, game, order, index, budget, seed)
+        change = float(game.coalitions.score[0].double() - game.coalitions.baseline_scores()[0].double())
+    gap = abs(sum(found.values()) - change) / max(abs(change), 1e-12)
+    method = f"{index}, {'exact' if exact else 'SVARM-IQ'}"
+    settings = {
+        "target": game.scorer.target.label,
+        "order": order,
+        "index": index,
+        "coalitions": 2 ** len(names) if exact else budget,
+        "seed": None if exact else seed,
+        **game.coalitions.reference(),
+    }
+    checks = {} if index == "SII" else {"efficiency gap": torch.tensor([gap], dtype=torch.float64)}
+    quantity = f"interaction for {game.scorer.target.label}"
+    if order > 2:
+        items = tuple(" x ".join(names[one] for one in group) for group in found)
+        values = torch.tensor(list(found.values()), dtype=torch.float64)
+        return Ranking(quantity, items, values, "score", True, method, settings, checks=checks, explanation=EXPLANATION)
+    values = torch.zeros(len(names), len(names), dtype=torch.float64)
+    for group, value in found.items():
+        values[group[0], group[-1]] = values[group[-1], group[0]] = value
+    return Matrix(
+        quantity,
+        names,
+        names,
+        values,
+        ("feature", "feature"),
+        "score",
+        True,
+        method,
+        settings,
+        checks=checks,
+        explanation=EXPLANATION,
+    )
+
+
+def _parts(
+    shapiq: Any, game: Game, order: int, index: Index, budget: int, seed: int
+) -> tuple[dict[tuple[int, ...], float], bool]:
+    """Return what each group of up to `order` features gets, and whether it is exact.
+
+    Raises:
+        OptionError: when there are too few features, or the budget is too small to estimate all groups.
+    """
+    count = game.count
+    if count < order:
+        raise OptionError(f"order={order} needs at least so many features; there are {count}.")
+    groups = [group for size in range(1, order + 1) for group in itertools.combinations(range(count), size)]
+    exact = 2**count <= budget
+    if not exact and budget < 2 * len(groups):
+        raise OptionError(
+            f"budget={budget} coalitions for {len(groups):,} groups of up to {order} of {count} features; give "
+            f"budget={2 * len(groups)} or more, or fewer features=."
+        )
+    nothing = float(game.coalitions.baseline_scores()[0])
+
+    def scores(keep: Any) -> Any:
+        kept = torch.from_numpy(np.asarray(keep, dtype=np.float32))
+        return game.scores(kept, "interactions")[:, 0].double().cpu().numpy() - nothing
+
+    if exact:
+        found = shapiq.ExactComputer(scores, count)(index, order)
+    else:
+        estimator = shapiq.SVARMIQ(count, order, index, pairing_trick=True, random_state=seed)
+        found = estimator.approximate(budget, scores)
+    return {group: float(found[group]) for group in groups}, exact
+
+
+def feature_names(scorer: Scorer, features: Features, spec: FeatureSpec) -> tuple[str, ...]:
+    """Return the names of the features: groups and columns by their own, others by kind and number."""
+    if isinstance(spec, Mapping) and is_groups(spec):
+        return tuple(map(str, spec))
+    names: list[str] = []
+    for name, leaf in scorer.leaves.items():
+        known: Sequence[str] = column_names(scorer, name) if spec in (None, "values") and leaf.value.ndim == 2 else ()
+        kind = "token" if leaf.layer is not None else "" if leaf.value.ndim == 2 else "feature"
+        own = int(features.labels[name].max()) + 1 - len(names)
+        prefix = f"{name}: " if len(scorer.leaves) > 1 else ""
+        numbered = [f"{prefix}{kind} {number}".strip() for number in range(own)]
+        names += [f"{prefix}{one}" for one in known] if len(known) == own else numbered
+    return tuple(names)
