@@ -23,7 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGES = {"demo": "skimage", "text": "transformers", "pandas": "pandas", "xarray": "xarray", "sklearn": "sklearn",
-            "ray": "ray", "docs": "sphinx"}  # fmt: skip
+            "ray": "ray", "docs": "sphinx",
+            "interactions": "shapiq"}  # fmt: skip
 """Extra -> a module that comes with it and not with layerlens itself; jinja2, of `report`, comes with torch as well."""
 
 
@@ -57,6 +58,7 @@ def alone() -> None:
         "pandas": lambda: lens.capture(x).to_pandas(),
         "xarray": lambda: lens.capture(x).to_xarray(),
         "sklearn": lambda: lens.linear_probe(x, torch.arange(8) % 2),
+        "interactions": lambda: lens.interactions(x[:1]),
         "ray": lambda: lens.over(x, engine="ray", store="run").capture(),
     }
     for extra, call in calls.items():
@@ -121,6 +123,9 @@ ROWS: dict[str, Callable[[], None]] = {
         "docs/training-and-transfer.md", "import make_scenes, split_digits", "lens.linear_probe("
     ),
     "report": lambda: blocks("docs/report.md", "lens.report("),
+    "interactions": lambda: blocks(
+        "docs/saliency.md", "import CLASS_NAMES, load_digit_net", "class Together", ".interactions("
+    ),
     "ray": ray,
     "docs": command(str(ROOT / "docs/site/build.py"), "--out", "site/html"),
 }

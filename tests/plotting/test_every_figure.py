@@ -18,7 +18,7 @@ from PIL import Image
 
 from layerlens import plotting
 from layerlens.plotting import FIGURES, figures_of
-from layerlens.results import GradientCheck, LayerGradient, UnitStatistics
+from layerlens.results import GradientCheck, Influence, LayerGradient, Matrix, UnitStatistics
 
 from .helpers import (
     adversarial,
@@ -48,6 +48,16 @@ from .helpers import (
 )
 
 TOKENS = [["[CLS]", "a", "$5 and $6", "##ing", "\n", "", "end"]]
+
+
+def influence():
+    labels = torch.arange(9) % 3
+    return Influence(random(2, 9).double(), labels, labels[:2], False, "tracin", {})
+
+
+def pairs():
+    values, names = random(5, 5).double(), tuple("abcde")
+    return Matrix("interaction", names, names, values + values.T, ("feature", "feature"), "score", True, "SII", {})
 
 
 def text():
@@ -114,6 +124,8 @@ EXAMPLES = {
     ("GroupEffects", "effects"): effects,
     ("Ranking", "sensitivity"): lambda: ranking(4),
     ("Matrix", "matrix"): lambda: grid(3, 4),
+    ("Matrix", "network"): pairs,
+    ("Influence", "influence"): influence,
     ("Curve", "curves"): lambda: curve(("PGD", "FGSM")),
     ("TrainingHistory", "training"): lambda: history(6, 4),
     ("TrainingHistory", "gradient_flow"): lambda: history(6, 4),
