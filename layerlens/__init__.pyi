@@ -21,6 +21,7 @@ from .analyzers.activation.recurrent.states import recurrent_states as recurrent
 from .analyzers.checks.check import check as check
 from .analyzers.checks.check_gradient import check_gradient as check_gradient
 from .analyzers.concepts.concept_relevance import concept_relevance as concept_relevance, rank_concepts as rank_concepts
+from .analyzers.concepts.tcav import tcav as tcav
 from .analyzers.concepts.top_inputs import top_inputs as top_inputs
 from .analyzers.dynamics.blocks.logit_lens import logit_lens as logit_lens
 from .analyzers.dynamics.blocks.nonlinearity import nonlinearity as nonlinearity

@@ -185,6 +185,7 @@ class Lens(WrappedModel):
     relevance_by_target = bind(lrp.relevance_by_target, prepare=_read_targets)
     rank_concepts = bind(concepts.rank_concepts)
     concept_relevance = bind(concepts.concept_relevance)
+    tcav = bind(concepts.tcav, words=("label",))
     evaluate = bind(faithfulness.evaluate)
     insertion = bind(faithfulness.insertion)
     deletion = bind(faithfulness.deletion)

@@ -42,7 +42,7 @@ GROUPS = {
     "relevance": (
         "Relevance",
         "Layer-wise relevance propagation with its ledger, concepts, and rules.",
-        "relevance relevance_by_target Rulebook rules rank_concepts concept_relevance top_inputs",
+        "relevance relevance_by_target Rulebook rules rank_concepts concept_relevance top_inputs tcav",
     ),
     "sensitivity": (
         "Sensitivity, robustness, interventions, weights",

@@ -152,6 +152,13 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         ("a score",),
         "shapiq",
     ),
+    Question(
+        "Does a concept push the score?",
+        "lens.tcav(data, concepts, {layer}, random=others, target={target})",
+        "1 gradient a sample",
+        ("a gradient",),
+        "examples of the concept and random ones",
+    ),
     # which layers, inputs and weights are sensitive
     Question(
         "What does the output lose without a part?",

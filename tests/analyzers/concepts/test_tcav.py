@@ -1,0 +1,84 @@
+"""TCAV, on networks in which one concept matters and another does not."""
+
+import pytest
+import torch
+from torch import nn
+
+from layerlens import Lens, tcav
+from layerlens.errors import InputError, OptionError
+
+pytest.importorskip("sklearn")
+
+
+class Planted(nn.Module):
+    """Class 1 reads a bright left column; the right one is in the units too, and not read."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 1)
+        self.conv.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])[:, :, None, None]
+        self.head = nn.Linear(3, 2)
+        self.head.weight.data = torch.tensor([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean(dim=(2, 3)))
+
+
+def examples(count, channel=None, seed=0):
+    x = torch.randn(count, 2, 4, 4, generator=torch.Generator().manual_seed(seed))
+    if channel is not None:
+        x[:, channel] += 1.5
+    return x
+
+
+@pytest.fixture(scope="module")
+def found():
+    concepts = {"read": examples(40, 0, 1), "other": examples(40, 1, 2), "nothing": examples(40, None, 3)}
+    return Lens(Planted()).tcav(
+        examples(30, seed=4), concepts, "conv", random=examples(120, seed=5), target=1, draws=3, permutations=19
+    )
+
+
+def test_the_concept_that_is_read_is_found(found):
+    scores = dict(zip(found.series, found.values[0].tolist(), strict=True))
+    assert scores["read"] == 1.0 and found.layers == ("conv",)
+    assert found.values.shape == found.null.shape == found.error.shape == (1, 3)
+    assert float(found.checks["separated read"]) > 0.95 and "TCAV" in repr(found)
+
+
+def test_slopes_are_those_of_small_steps_along_the_vector():
+    """The share that rises, against finite steps of the layer's output along a known direction."""
+    from layerlens.analyzers.concepts.tcav import _shares
+    from layerlens.inputs.batches import Data
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 2)).double().eval()
+    x, columns = examples(20).double(), torch.randn(3, 7, dtype=torch.float64)
+    hidden = net[0](x)
+    before = net[1:](hidden)[:, 1]
+    steps = [net[1:](hidden + 1e-6 * v[:, None, None])[:, 1] > before for v in columns.T]
+    expected = torch.stack([one.double().mean() for one in steps])
+    torch.testing.assert_close(_shares(net, Data(x, batch_size=6), 1, {"0": columns}, None)[0][0], expected)
+
+
+def test_the_planted_concept_differs_from_random_ones_and_another_does_not():
+    """Of 24 units the score reads the first, along which the examples of one concept differ."""
+    generator = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Identity(), nn.Linear(24, 2))
+    net[1].weight.data = torch.zeros(2, 24)
+    net[1].weight.data[1, 0] = 1.0
+    x = torch.randn(200, 24, generator=generator)
+    shown = {name: torch.randn(50, 24, generator=generator) for name in ("read", "other")}
+    shown["read"][:, 0] += 3
+    shown["other"][:, 5] += 3
+    made = tcav(net, x[:20], shown, "0", random=x, target=1, draws=3)
+    assert float(made.checks["p of slope read"]) == 1 / 40 and float(made.checks["p of slope other"]) > 0.1
+    assert float(made.checks["p read"]) > 0.3  # every random direction has a share of 0 or 1 here
+
+
+def test_what_is_refused():
+    x, net = examples(9), Planted()
+    with pytest.raises(OptionError, match="dict of the examples"):
+        tcav(net, x, x, "conv", random=x)
+    with pytest.raises(InputError, match="2 examples of each concept"):
+        tcav(net, x, {"one": x[:1]}, "conv", random=x)
