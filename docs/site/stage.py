@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
 SECTIONS = {
-    "Start": "get-started first-picture coming-from targets-and-inputs peers",
+    "Start": "get-started first-picture coming-from from-captum targets-and-inputs peers",
     "Analyzers": """
         capture activation-maps saliency cam relevance sensitivity robustness interventions weights-and-inputs
         layer-dynamics training-and-transfer faithfulness groups-and-errors language-models figures gallery
