@@ -161,7 +161,7 @@ ROWS = {
     ),
     "LayerLRP": (
         lambda net, x: layer_lrp(net, x),
-        lambda net, x: Lens(net).relevance(x, target=TARGET, rules="epsilon", layers="2").layers["2"],
+        lambda net, x: Lens(net).relevance(x, target=TARGET, rules="epsilon", layers="2").layers["2"][0],
     ),
     "NeuronGradient": (
         lambda net, x: attr.NeuronGradient(net, net[1]).attribute(x, UNIT),
@@ -222,7 +222,7 @@ def with_rules(net):
 
 def layer_lrp(net, x):
     ruled = with_rules(net)
-    return torch.stack(attr.LayerLRP(ruled, ruled[2]).attribute(x, target=TARGET))  # it returns rows in a tuple
+    return attr.LayerLRP(ruled, ruled[2]).attribute(x, target=TARGET)
 
 
 def at_zero(net, x, layer):
