@@ -37,5 +37,5 @@ def test_the_calls_on_the_page_exist():
     of_influence = {name for name in methods if name.startswith(("tracin", "influence"))}
     assert methods - attacks - of_influence - set(known_methods()) == set()
     lens = Lens(nn.Linear(2, 2))
-    calls = set(re.findall(r"lens\.(\w+)", PAGE))
+    calls = set(re.findall(r"\blens\.(\w+)", PAGE))
     assert len(calls) > 10 and {name for name in calls if not hasattr(lens, name)} == set()
