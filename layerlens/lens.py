@@ -48,7 +48,8 @@ def _read_texts(lens: WrappedModel, given: dict[str, Any], known: Inputs | None)
 
 
 def _read_targets(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
-    given["targets"] = [lens.target(spec, known) for spec in given["targets"]]
+    if isinstance(given["targets"], (list, tuple)):  # others are refused by the function
+        given["targets"] = [lens.target(spec, known) for spec in given["targets"]]
 
 
 def _read_aims(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:

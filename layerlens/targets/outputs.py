@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from layerlens.errors import TargetError
-from layerlens.model.trees import describe, named_tensors
+from layerlens.model.trees import describe, entries, named_tensors
 
 MAIN_OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "reconstruction", "sample", "out")
 """Fields of an output that scores are read from; the first existing one counts."""
@@ -35,6 +35,11 @@ def main_output(output: object) -> torch.Tensor:
     several = {name: tensor for name, tensor in floating.items() if tensor.ndim} or floating
     if not several:
         raise TargetError(f"the model returned {describe(output)}, which holds no floating-point tensor to score.")
+    if all("boxes" in one for one in entries(output) or [{}]):
+        raise TargetError(
+            f"the model returned {describe(output)} with the detections of each picture: say which one to score, "
+            "target=layerlens.box(0), or layerlens.instance(0) for its mask."
+        )
     (name, main), *others = several.items()
     if others and (main.ndim != 2 or any(other.ndim == 2 for _, other in others)):
         held = ", ".join(f"{_path(output, name)} {tuple(tensor.shape)}" for name, tensor in [*several.items()][:6])

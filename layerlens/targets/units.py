@@ -35,7 +35,7 @@ def neuron(
             name it is the one that the model reads. `input_of(layer)` for what the layer takes.
         unit: channel or feature, negative ones count from the end; a slice of them; an index into `(unit, *places)` of
             numbers and slices, such as `(3, 0, slice(2, 5))`; or a function from `(batch, unit, *places)` to
-            `(batch,)`.
+            `(batch,)`, or to several values of each sample.
         place: a token or time step, or `(row, column)` of an image; None for all places.
         over: how several units and places are combined.
 
@@ -87,7 +87,13 @@ def chosen_units(
         TargetError: when there is no such unit or place.
     """
     if callable(unit):
-        return unit(output)
+        found = unit(output)
+        if not isinstance(found, torch.Tensor) or found.shape[:1] != output.shape[:1]:
+            raise TargetError(
+                f"the function of the units of layer {layer!r} must return one value for each of {len(output)} "
+                f"sample(s), (batch,), for {tuple(output.shape)}; got {describe(found)}."
+            )
+        return found
     index = (*unit, *place) if isinstance(unit, tuple) else (unit, *place)
     sizes = tuple(output.shape[1:])
     if isinstance(index[0], int) and not -sizes[0] <= index[0] < sizes[0]:

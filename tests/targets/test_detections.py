@@ -169,3 +169,8 @@ def test_a_function_of_the_detections_gets_those_of_the_rows(lens, pictures):
 
     found = lens.saliency(pictures, target=surest, method="gradient")
     assert torch.allclose(found.tensor, lens.saliency(pictures, target=box(), method="gradient").tensor)
+
+
+def test_a_model_of_detections_without_a_target_names_box():
+    with pytest.raises(TargetError, match=r"the detections of each picture: say which one to score, target=layerlens"):
+        Lens(Windows(0.0)).saliency(torch.rand(1, 1, 72, 72), method="gradient")

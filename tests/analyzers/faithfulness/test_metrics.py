@@ -306,3 +306,20 @@ def test_the_watermark_decides_and_the_model_knows_it():
     moved = made.x.clone()
     moved[:, :, :7, :7] = made.x[torch.arange(31, -1, -1), :, :7, :7]
     assert torch.equal(made.model(moved).argmax(dim=1), made.target.flip(0))
+
+
+def test_infidelity_of_the_controls_of_images():
+    board = evaluate(net(), normal(2, 1, 8, 8).double(), "gradient", metrics=["infidelity"], target=0)
+    color = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(32, 2)).double()
+    found = evaluate(color, normal(2, 3, 6, 6).double(), ["gradient"], metrics=["infidelity"], target=0)
+    assert found.methods[0] == board.methods[0] == "gradient" and len(found.methods) == 4
+    assert float(found.values[0].max()) < 1e-12 < float(found.values[1:].min())
+
+
+def test_one_region_says_that_it_cannot_compare_maps():
+    x = normal(2, 1, 8, 8).double()
+    with pytest.warns(UserWarning, match="patch_size=8 makes one region of each sample, so all maps are equal"):
+        layerlens.faithfulness.region_perturbation(net(), x, x, target=0, patch_size=8)
+    maps = {"map": x, "opposite": -x}
+    board = evaluate(net(), x, maps, metrics=["region_perturbation"], fills=["zero"], target=0, controls=False)
+    assert float((board.values[0] - board.values[1]).abs().max()) > 0  # by default regions are smaller

@@ -140,3 +140,9 @@ def test_units_that_are_not_there():
         neuron("conv", (1, 2, 2), place=(2, 2))
     with pytest.raises(RecordError, match=r"ran 1 time\(s\); there is no call 2"):
         layerlens.saliency(NET, IMAGE, target=neuron(input_of("conv"), 0, call=2), method="gradient")
+
+
+def test_a_function_of_units_returns_a_value_for_each_sample():
+    for wrong in (lambda units: units.sum(), lambda units: units[0]):
+        with pytest.raises(TargetError, match=r"must return one value for each of 2 sample\(s\), \(batch,\), for"):
+            layerlens.saliency(Picture(), torch.ones(2, 1, 6, 6), target=neuron("conv", wrong), method="gradient")

@@ -103,13 +103,18 @@ def _gathered(scorer: Scorer, given: Any, seed: int) -> Any:
     inputs a tuple or a dict of those, or anything else that may be given. Its draws are seeded.
 
     Raises:
-        OptionError: when a data set has more than `MOST` samples.
+        OptionError: when a data set has more than `MOST` samples, or a function has no signature.
     """
     leaves, tensors = scorer.leaves, scorer.inputs.tensors()
     if callable(given) and not isinstance(given, (Dataset, DataLoader, Sequence, Mapping)):
         inputs = tuple(tensors.get(name, leaf.value).detach().clone() for name, leaf in leaves.items())
         seed_torch(seed)
-        takes = bool(inspect.signature(given).parameters)
+        try:
+            takes = bool(inspect.signature(given).parameters)
+        except ValueError as error:
+            raise OptionError(
+                f"baselines={given!r:.80} does not say whether it takes the inputs: give lambda x: ... or lambda: ..."
+            ) from error
         given = given(inputs if len(inputs) > 1 else inputs[0]) if takes else given()
         if isinstance(given, tuple) and len(given) == len(leaves):
             return dict(zip(leaves, given, strict=True)) if len(given) > 1 else given[0]

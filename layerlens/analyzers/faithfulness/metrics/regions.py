@@ -12,7 +12,7 @@ from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec, features_of
 from layerlens.analyzers.common.leaves.leaves import Leaf, place_axes, spread_axes
 from layerlens.analyzers.common.scorer import Scorer
-from layerlens.errors import TargetError, check_count
+from layerlens.errors import TargetError, check_count, warn
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.targets.target import Spec
@@ -28,7 +28,7 @@ def region_perturbation(
     attribution: Map,
     *,
     target: Spec = None,
-    patch_size: int = 8,
+    patch_size: int | None = None,
     regions: int = 100,
     fill: Baseline = "zero",
     measure: Measure = "auto",
@@ -43,19 +43,28 @@ def region_perturbation(
     fill with noise: `fill="noise"`; `RegionPerturbation` in Quantus). A region counts by the sum of its values.
 
     Args:
-        patch_size: side of a region: pixels of an image, steps of a series. Tokens and columns are one region each.
+        patch_size: side of a region: pixels of an image, steps of a series; None for 8, or half of a side that is
+            shorter than 16. Tokens and columns are one region each.
         regions: largest number L of regions that are removed.
+
+    Warns:
+        UserWarning: when there is one region, so that the value does not depend on the map.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
         >>> region_perturbation(model, torch.rand(1, 1, 16, 16), torch.rand(1, 16, 16), target=0, patch_size=4).shape
         torch.Size([1])
     """
-    check_count("patch_size", patch_size)
+    if patch_size is not None:
+        check_count("patch_size", patch_size)
     check_count("regions", regions)
     with removal(model, x, target, fill, "places", measure, seed, batch_size, forward) as removed:
         labels = {name: _patches(leaf, patch_size) for name, leaf in removed.scorer.leaves.items()}
         removed = dataclasses.replace(removed, features=features_of(removed.scorer, labels))
+        if int(removed.own.sum(dim=1).max()) < 2:
+            warn(
+                f"region_perturbation: patch_size={patch_size} makes one region of each sample, so all maps are equal."
+            )
         rank = removed.ranks(attribution)
         shares, scores = removed.one_by_one("region_perturbation", rank, keep=False, most=regions)
         taken = torch.cat([torch.ones_like(shares[:, :1]), (shares.diff(dim=1) > 0).double()], dim=1)
@@ -116,12 +125,13 @@ def irof(
         return 1 - ((curve[:, 1:] + curve[:, :-1]) / 2 * shares.diff(dim=1)).sum(dim=1)
 
 
-def _patches(leaf: Leaf, size: int) -> torch.Tensor:
+def _patches(leaf: Leaf, size: int | None) -> torch.Tensor:
     """Label squares of the places of a leaf, or single places where they have no order, `(1, ...)`."""
     label = torch.zeros([1] * leaf.value.ndim, dtype=torch.int64)
     for axis in place_axes(leaf):
         length = leaf.value.shape[axis + 1]
-        index = torch.arange(length) // (size if axis + 1 in spread_axes(leaf) else 1)
+        side = min(8, max(1, length // 2)) if size is None else size
+        index = torch.arange(length) // (side if axis + 1 in spread_axes(leaf) else 1)
         shape = [length if own == axis + 1 else 1 for own in range(leaf.value.ndim)]
         label = label * (int(index[-1]) + 1) + index.reshape(shape)
     return label

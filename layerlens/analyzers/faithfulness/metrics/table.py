@@ -13,6 +13,7 @@ from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Inputs
+from layerlens.results import Attribution
 from layerlens.targets.target import Target
 
 from ..explaining import Explain
@@ -112,6 +113,14 @@ def _complete(setting: Setting, attribution: Map, name: str) -> list[torch.Tenso
     return [setting.run(completeness, attribution, fill=fill) for fill in setting.fills]
 
 
+def _infidelity(setting: Setting, attribution: Map, name: str) -> list[torch.Tensor]:
+    if not isinstance(attribution, Attribution) and name in setting.functions:  # a control has a value for each place
+        attribution = setting.functions[name](
+            setting.model, setting.inputs, target=setting.target, forward=setting.forward
+        )
+    return [setting.run(infidelity, attribution)]
+
+
 def _located(metric: Callable[..., torch.Tensor]) -> Columns:
     return lambda setting, attribution, name: [metric(attribution, setting.masks)]
 
@@ -146,7 +155,7 @@ METRICS: dict[str, Metric] = {
     "monotonicity_correlation": Metric(_measured(monotonicity_correlation), True),
     "completeness": Metric(_complete, False, per_fill=True),
     "non_sensitivity": Metric(_measured(non_sensitivity), False),
-    "infidelity": Metric(lambda setting, attribution, name: [setting.run(infidelity, attribution)], False),
+    "infidelity": Metric(_infidelity, False),
     "max_sensitivity": _explained(max_sensitivity),
     "local_lipschitz_estimate": _explained(local_lipschitz_estimate),
     "relative_input_stability": _explained(relative_input_stability),

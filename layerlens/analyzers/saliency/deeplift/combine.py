@@ -20,7 +20,7 @@ def check_combine(function: Combine | None, multiply_by_inputs: bool) -> None:
     """Check the options that say how values are made of multipliers.
 
     Raises:
-        OptionError: when both are given, or the function is none or takes another number of arguments.
+        OptionError: when both are given, or it is not a function of one to three arguments.
     """
     if function is None:
         return

@@ -227,7 +227,7 @@ def _noisy_gradients(
         means, squares = ({leaf: torch.cat([part[k][leaf] for part in parts]) for leaf in values} for k in (0, 1))
         spread = {leaf: (squares[leaf] - means[leaf].square()).clamp_min(0) for leaf in values}
         statistics = spread if statistic == "variance" else means
-        errors = {leaf: (part / max(1, samples - 1)).sqrt() for leaf, part in spread.items()}
+        errors = {leaf: (part / max(1, samples - 1)).sqrt().to(values[leaf].dtype) for leaf, part in spread.items()}
         known = statistic != "variance" and samples > 1
         if statistic != "variance" or any(bool(scale.any()) for scale in scales.values()):
             warn_of_zeros(statistics, name)
@@ -262,16 +262,15 @@ def _moments(
 ) -> tuple[Leaves, Leaves]:
     """Mean by leaf of what each copy of the samples `rows` gives, and the mean of its square."""
     generator = torch.Generator().manual_seed(seed)
-    wide = {name: torch.promote_types(value.dtype, torch.float32) for name, value in values.items()}
     shape = {name: (len(rows), *value.shape[1:]) for name, value in values.items()}
-    total = {name: torch.zeros(shape[name], dtype=wide[name], device=rows.device) for name in values}
+    total = {name: torch.zeros(shape[name], dtype=torch.float64, device=rows.device) for name in values}
     squares = {name: torch.zeros_like(part) for name, part in total.items()}
     at_once = max(1, batch // len(rows))
     for done in track(range(0, samples, at_once), label):
         copies = min(at_once, samples - done)
         noisy = noisy_copies(values, scales, rows, copies, generator)
         for name, slope in gradients(scorer, noisy, rows.repeat(copies))[1].items():
-            slopes = slope.to(wide[name]).reshape(copies, *shape[name])
+            slopes = slope.double().reshape(copies, *shape[name])
             own = slopes.abs() if statistic == "magnitude" else slopes.square() if statistic == "square" else slopes
             total[name] += own.sum(dim=0)
             squares[name] += own.square().sum(dim=0)

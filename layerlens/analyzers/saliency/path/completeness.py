@@ -94,6 +94,8 @@ def until_complete(
     steps: Steps,
     batch: int,
     spans: Mapping[str, torch.Tensor] | None = None,
+    *,
+    alone: bool = False,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return the values of all samples and their checks; samples that miss the tolerance get twice the steps, alone.
 
@@ -107,6 +109,7 @@ def until_complete(
         steps: number of steps, and the gap that is accepted.
         batch: samples that are integrated at once.
         spans: what the values are multiplied by to be complete, by leaf; None for nothing.
+        alone: whether they are complete also where those of each leaf are by themselves: layers that follow each other.
 
     Warns:
         UserWarning: when the tolerance is not reached.
@@ -121,6 +124,9 @@ def until_complete(
                 for name, part in integrate(some, count, done).items():
                     values[name][some] = part.to(values[name].dtype)
         gap = completeness_gap(_times(values, spans), score, baseline_score)
+        if alone and len(values) > 1:
+            each = [completeness_gap({name: value}, score, baseline_score) for name, value in values.items()]
+            gap = gap.minimum(torch.stack(each).amax(dim=0))
         todo = (gap > steps.tolerance).nonzero().flatten()
         if not len(todo) or 2 * count > steps.max_steps:
             break

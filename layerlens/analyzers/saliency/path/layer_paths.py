@@ -52,8 +52,10 @@ def layer_conductance(
 
     Cond(y) = integral over a in 0..1 of dS/dy dy/da, at x' + a (x - x') (Dhamdhere, Sundararajan & Yan 2018, eq. 2).
     Where every path to the score leads through the layer, the units sum to S(x) - S(x'); the share that does not is the
-    reported gap. `integrated_gradients` of a layer takes the straight path in the space of the layer instead; here its
-    values move as inputs move them. Each piece between two steps counts by the mean of the gradients at its ends.
+    reported gap. Of several layers it is that of all together, or the largest of each by itself, whichever is smaller:
+    layers side by side share the sum, and of those that follow each other each has all of it. `integrated_gradients` of
+    a layer takes the straight path in the space of the layer instead; here its values move as inputs move them. Each
+    piece between two steps counts by the mean of the gradients at its ends.
 
     Args:
         where: the layer, or a call of one (`"rnn#1"`); or `input_of(layer)`; or a list of those.
@@ -106,6 +108,7 @@ def layer_conductance(
             scores_at(scorer, starts, batch),
             path,
             batch,
+            alone=True,
         )
         warn_of_zeros(values, "layer_conductance")
         return layer.attribution(

@@ -57,7 +57,8 @@ def attack(
     """Change inputs, within a size, so that the answer changes, and return them.
 
     With one eps, the strongest change of that size. With several, or None, the change of the smallest size that changes
-    the answer of each sample (`MinParamPerturbation` in captum, sample by sample), or of the largest where none does.
+    the answer of each sample (`MinParamPerturbation` in captum, sample by sample), or of the largest where none does; a
+    sample whose answer is another one already stays as it is, at size 0.
     Attacks are those of `attack_curve`, which compares several.
 
     Args:
@@ -114,7 +115,9 @@ def attack(
     )  # fmt: skip
     if len(options.methods) > 1:
         raise OptionError(f"attack makes one change of each sample; compare {options.methods!r} by attack_curve.")
-    if target is not None and threshold is None and (refine or not one):
+    if refine and one:
+        raise OptionError(f"refine={refine} searches between sizes, and eps={eps!r} is one: give several, or eps=None.")
+    if target is not None and threshold is None and not one:
         raise OptionError("a score has no answer that changes, so no smallest size: give one eps, or threshold=.")
     if target is None and threshold is not None:
         raise OptionError(f"threshold={threshold!r} is for a score: give target= too.")
@@ -169,7 +172,9 @@ def _smallest(attack: Attack, sizes: list[float], refine: int, one: bool, thresh
             flipped = changed(best.held)
             chosen.put(flipped, best)
             eps[flipped] = size
-        eps[changed(chunk.held)] = 0  # the answer was another one before
+        wrong = changed(chunk.held)  # the answer was another one before
+        eps[wrong] = 0
+        chosen.put(wrong, Best(attack.start, chunk.loss, chunk.held))
         for size in sizes:
             low = torch.where(eps > size, size, low)
         for _ in range(refine):

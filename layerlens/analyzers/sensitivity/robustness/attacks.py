@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from layerlens.analyzers.common.scorer import backward_pass
-from layerlens.errors import InputError, OptionError, check_count, choose, warn
+from layerlens.errors import InputError, OptionError, check_count, check_seed, choose, warn
 from layerlens.model.borrowed import seed_torch
 from layerlens.model.trees import describe
 
@@ -296,6 +296,7 @@ def attack_options(
         raise OptionError(f"method must be {' or '.join(METHODS)}, or several different ones, got {method!r}.")
     methods = tuple(name if callable(name) else choose("attack", name, METHODS) for name in names)
     choose("keep", keep, ("best", "last"))
+    check_seed(seed)
     check_count("steps", steps)
     if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 0:
         raise OptionError(f"restarts must be a whole number of at least 0, got {restarts!r}.")

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
-from layerlens.analyzers.common.leaves.leaves import Leaf, unit_and_places
+from layerlens.analyzers.common.leaves.leaves import Leaf, leaf_name, unit_and_places
 from layerlens.errors import InputError, OptionError, choose
 
 from ..stepped_runs import Values, row_lengths
@@ -79,6 +79,8 @@ class Allowed:
         for name, own in mask.items():
             if not bool(((own == 0) | (own == 1)).all()):
                 raise OptionError(f"mask must hold 0 and 1, or booleans; that of input {name!r} holds other numbers.")
+        if len(mask) == len(leaves) and not any(bool(own.any()) for own in mask.values()):
+            raise OptionError("mask is 0 everywhere, so nothing may change: give 1 where the input may change.")
         return Ball(self.norm, low, high, std, mask)
 
 
@@ -205,7 +207,8 @@ def _by_leaf(option: str, given: Any, chunk: SampleChunk) -> Values:
     names = list(leaves)
     found = {}
     for key, one in by_name.items():
-        name = names[key] if isinstance(key, int) and key < len(names) else choose(f"input in {option}", key, leaves)
+        known = names[key] if isinstance(key, int) and key < len(names) else key
+        name = leaf_name(chunk.stepped.run.inputs, leaves, known, f"input in {option}")
         found[name] = _fit(option, name, leaves, one, chunk)
     return found
 

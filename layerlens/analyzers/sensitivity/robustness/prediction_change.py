@@ -111,12 +111,14 @@ def answer_reader(
 
     Raises:
         InputError: when the labels do not fit.
-        OptionError: when labels and a target are given.
+        OptionError: when labels, or a loss of classes, and a target are given.
         TargetError: when the output is not `(batch, classes)` and there is no target.
     """
     if target is not None:
         if labels is not None:
             raise OptionError("give labels for accuracy, or a target for a score, not both.")
+        if loss != LOSSES[0]:
+            raise OptionError(f"loss={loss!r} is about classes, and target= is a score to change: leave loss= out.")
         resolved = as_target(target).resolve(output)
         resolved.check(batch)
         return AnswerReader(None, resolved, loss, True, targeted=targeted)

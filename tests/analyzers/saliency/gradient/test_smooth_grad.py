@@ -129,3 +129,13 @@ def test_the_standard_error_is_that_of_many_runs():
     torch.testing.assert_close(told, spread, rtol=0.2, atol=1e-4)
     with pytest.raises(OptionError, match="samples=2"):
         var_grad(model, x, target=1, samples=1)
+
+
+def test_the_variance_of_a_large_slope_is_not_lost_to_rounding():
+    class Bent(nn.Module):
+        def forward(self, x):
+            return (1000 * x + 0.01 * x.square()).sum(dim=1, keepdim=True)
+
+    x = torch.tensor([[2.0, 5.0]])
+    wide = var_grad(Bent(), x.double(), target=0).tensor
+    torch.testing.assert_close(var_grad(Bent(), x, target=0).tensor.double(), wide, rtol=0.01, atol=0)

@@ -302,3 +302,14 @@ def test_bad_options_are_errors(method, options, message):
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     with pytest.raises(OptionError, match=message):
         method(net, normal(1, 3, 4, 4), target=0, **options)
+
+
+def test_layers_that_follow_each_other_are_complete_each_by_itself():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x = normal(2, 3).double()
+    found = layer_conductance(net, x, target=1, where=["1", "3"])
+    change = (net(x) - net(0 * x))[:, 1].detach()
+    for values in found.values.values():
+        torch.testing.assert_close(values.sum(dim=1), change, rtol=0.05, atol=0)
+    assert (found.checks["completeness gap"] < 0.05).all() and (found.checks["steps"] == 50).all()

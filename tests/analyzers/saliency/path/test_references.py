@@ -155,3 +155,8 @@ def test_draws_of_a_function_are_seeded_and_a_large_data_set_is_refused():
     many = torch.utils.data.TensorDataset(torch.zeros(1001, 3))
     with pytest.raises(OptionError, match=r"more than 1000 samples.*Subset"):
         saliency(net, x, target=0, method="deep_shap", baselines=many)
+
+
+def test_a_function_without_a_signature_is_refused():
+    with pytest.raises(OptionError, match=r"does not say whether it takes the inputs: give lambda x: \.\.\. or lambda"):
+        gradient_shap(Product(), X, baselines=torch.zeros_like)

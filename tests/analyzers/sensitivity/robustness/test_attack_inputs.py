@@ -195,6 +195,14 @@ def test_what_does_not_fit_is_said():
         attack(model, X, eps=0.1, mask=torch.full((1,), 0.5))
     with pytest.raises(OptionError, match=r"compare .* by attack_curve"):
         attack(model, X, eps=0.1, method=("fgsm", "pgd"))
+    with pytest.raises(OptionError, match=r"refine=3 searches between sizes, and eps=0\.1 is one: give several"):
+        attack(model, X, eps=0.1, refine=3)
+    with pytest.raises(OptionError, match=r"loss='margin' is about classes, and target= is a score"):
+        attack(model, X, eps=0.1, target=1, loss="margin")
+    with pytest.raises(OptionError, match="mask is 0 everywhere, so nothing may change"):
+        attack(model, X, eps=0.1, mask=torch.zeros(6, 6))
+    with pytest.raises(OptionError, match=r"seed must be a whole number, got 0\.5"):
+        attack(model, X, eps=0.1, seed=0.5)
     with pytest.raises(OptionError, match="unknown keep 'first'"):
         attack(model, X, eps=0.1, keep="first")
     with pytest.raises(OptionError, match="unknown input in mask 'y'"):
@@ -203,3 +211,24 @@ def test_what_does_not_fit_is_said():
         attack(model, X, eps=0.1, normalized=(0.5, 0.0))
     with pytest.raises(InputError, match=r"outside the bounds 0 to 0\.5"):
         attack(model, X, eps=0.1, bounds=(0, 0.5))
+
+
+def test_a_sample_that_is_wrong_already_stays_as_it_is():
+    model, before = net(), net()(X).argmax(dim=1)
+    labels = torch.tensor([int(before[0]), int(before[1] + 1) % 4, int(before[2])])
+    for method in ("fgsm", "pgd"):
+        found = attack(model, X, labels, eps=(0.01, 0.5), method=method, refine=2)
+        assert found.eps[1] == 0 and found.success[1] and found.after[1] == before[1]
+        assert torch.equal(found.inputs[1], X[1]) and float(found.change[0].abs().max()) > 0
+        assert found.loss[1] == nn.functional.cross_entropy(model(X)[1], labels[1])
+
+
+def test_positional_inputs_go_by_the_names_of_their_parameters():
+    class Two(nn.Module):
+        def forward(self, picture, table):
+            return torch.stack([picture.sum(dim=(1, 2)), table.sum(dim=1)], dim=1)
+
+    x = (normal(2, 3, 3).double().sigmoid(), normal(2, 4, seed=1).double())
+    found = attack(Two(), x, [0, 1], eps=0.5, bounds={"picture": (0, 1)}, mask={"table": torch.zeros(4)})
+    assert float(found.inputs["0"].min()) >= 0 and float(found.inputs["0"].max()) <= 1
+    assert torch.equal(found.inputs["1"], x[1])
