@@ -123,6 +123,8 @@ def _name_pairs(lens: WrappedModel, found: Any, given: Mapping[str, Any]) -> Any
 def _read_class_names(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
     """Read names of classes among the labels."""
     labels = given.get("labels")
+    if isinstance(labels, str):
+        given["labels"] = class_index(labels, lens.class_names)
     if isinstance(labels, (list, tuple)):
         given["labels"] = [class_index(one, lens.class_names) if isinstance(one, str) else one for one in labels]
 
@@ -207,10 +209,10 @@ class Lens(WrappedModel):
     sobol = bind(measures.sobol, predicted=False)
     morris = bind(measures.morris, predicted=False)
     weight_sensitivity = bind(measures.weight_sensitivity, predicted=False)
-    attack = bind(measures.attack, predicted=False)
-    attack_curve = bind(measures.attack_curve, predicted=False)
-    attack_drift = bind(measures.attack_drift, predicted=False)
-    corruption_curve = bind(measures.corruption_curve, predicted=False)
+    attack = bind(measures.attack, predicted=False, prepare=_read_class_names)
+    attack_curve = bind(measures.attack_curve, predicted=False, prepare=_read_class_names)
+    attack_drift = bind(measures.attack_drift, predicted=False, prepare=_read_class_names)
+    corruption_curve = bind(measures.corruption_curve, predicted=False, prepare=_read_class_names)
 
     # how layers transform data, and learn
     similarity = bind(dynamics.similarity, prepare=_unwrap_other_with_forward)

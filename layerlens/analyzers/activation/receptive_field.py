@@ -97,7 +97,7 @@ def receptive_field(
     spatial = _axes(values, axes, known().inputs.get(name, ()))
     matches = one_match(model, layer, calls=False)
     (path,) = matches
-    with borrowed(model, grad=False), Probe(model, matches, keep="reference", stop=call == 0) as record:
+    with borrowed(model, grad=False), Probe(model, matches, stop=call == 0) as record:
         inputs.run(model, forward)
     if not record.calls(path):
         raise RecordError(f"layer {path!r} did not run, so it has no receptive field.")

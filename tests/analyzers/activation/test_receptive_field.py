@@ -206,3 +206,15 @@ def test_the_places_of_the_input_are_followed(shape):
     middle = found.boxes[tuple(size // 2 for size in found.boxes.shape[:-2])]
     width = 1 if shape == (1, 7, 3) else 3
     assert (middle[..., 1] - middle[..., 0]).eq(width).all()
+
+
+def test_a_later_call_whose_output_is_overwritten():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.relu = nn.Conv1d(1, 1, 3, padding=1), nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            return self.relu(self.conv(self.relu(self.conv(x))))
+
+    assert [receptive_field(Twice(), normal(1, 1, 9), "conv", call=call).size for call in (0, 1)] == [(3,), (5,)]

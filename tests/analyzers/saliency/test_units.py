@@ -146,3 +146,22 @@ def test_a_function_of_units_returns_a_value_for_each_sample():
     for wrong in (lambda units: units.sum(), lambda units: units[0]):
         with pytest.raises(TargetError, match=r"must return one value for each of 2 sample\(s\), \(batch,\), for"):
             layerlens.saliency(Picture(), torch.ones(2, 1, 6, 6), target=neuron("conv", wrong), method="gradient")
+
+
+def test_a_later_call_whose_output_is_overwritten():
+    class Twice(nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            torch.manual_seed(0)
+            self.one, self.relu = nn.Linear(4, 4), nn.ReLU(inplace=inplace)
+
+        def forward(self, x):
+            return self.relu(self.one(self.relu(self.one(x))))
+
+    x = normal(3, 4)
+    for call in (0, 1, -1):
+        target = neuron("one", slice(0, 2), call=call)
+        found, expected = (
+            layerlens.saliency(Twice(inplace), x, target=target, method="gradient") for inplace in (True, False)
+        )
+        torch.testing.assert_close(found.tensor, expected.tensor)

@@ -64,7 +64,7 @@ def tensor_of_target(
     """
     if at is None or isinstance(at[0], InputOf):
         return None
-    with torch.no_grad(), Probe(model, at[0], keep="reference", stop=at[1] == 0) as record:
+    with torch.no_grad(), Probe(model, at[0], stop=at[1] == 0) as record:
         inputs.run(model, forward)
     found = one_tensor(model, inputs, forward, called(record, at[1]))
     return found[0] if found else None

@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 
 from layerlens import Lens
 from layerlens.analyzers.sensitivity import attack, attack_curve
-from layerlens.errors import InputError, OptionError
+from layerlens.errors import InputError, OptionError, TargetError
 from layerlens.inputs.inputs import as_inputs
 from layerlens.model.trees import first_tensor
 from layerlens.results import load
@@ -232,3 +232,14 @@ def test_positional_inputs_go_by_the_names_of_their_parameters():
     found = attack(Two(), x, [0, 1], eps=0.5, bounds={"picture": (0, 1)}, mask={"table": torch.zeros(4)})
     assert float(found.inputs["0"].min()) >= 0 and float(found.inputs["0"].max()) <= 1
     assert torch.equal(found.inputs["1"], x[1])
+
+
+def test_labels_by_the_names_of_classes():
+    lens = Lens(net(), class_names=["a", "b", "c", "d"])
+    named, numbered = (lens.attack(X, labels, eps=0.1) for labels in (["a", "d", "b"], LABELS))
+    assert torch.equal(named.inputs, numbered.inputs)
+    one, number = (lens.attack(X, labels, eps=0.1, targeted=True) for labels in ("c", 2))
+    assert torch.equal(one.inputs, number.inputs)
+    for run in (lens.attack_curve, lens.attack_drift, lens.corruption_curve):
+        with pytest.raises(TargetError, match="no class is named 'e' among 4"):
+            run(X, labels=["a", "e", "b"])
