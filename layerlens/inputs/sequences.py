@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final
 
 import torch
@@ -50,13 +50,17 @@ class InputSequence:
         return self.used.shape[1] - 1 - self.used.flip(1).long().argmax(dim=1)
 
 
-def sequences(inputs: Inputs) -> list[InputSequence]:
+def sequences(inputs: Inputs, numbers: Container[str] = ()) -> list[InputSequence]:
     """Return the sequences among the inputs; tensors that belong together share the start of their names.
 
     `input_ids` belongs to `attention_mask`, `decoder_input_ids` to `decoder_attention_mask`, `src` to
     `src_key_padding_mask`. A mask whose name says no more belongs to the only sequence that it fits. It is 0 (or
     negative infinity) for padding, except one with `padding_mask` or `pad_mask` in its name, which is True for padding;
     ids below 0 are padding as well.
+
+    Args:
+        inputs: the inputs.
+        numbers: names of inputs of whole numbers other than ids, such as the counts of a table.
     """
     known = {name: _named(name, inputs.names) for name in inputs.tensors()}
     stems = {name: _KIND.sub("", _KIND.sub("", shown)) for name, shown in known.items()}  # twice: ids_mask
@@ -77,14 +81,15 @@ def sequences(inputs: Inputs) -> list[InputSequence]:
     loose = [mask for mask in masks if mask not in mask_of.values() and tensors[mask].ndim == 2]
     found = []
     for key, members in groups.items():
-        ids = next((tensors[name] for name in members if _holds_ids(known[name], tensors[name])), None)
+        holds_ids = [name for name in members if name not in numbers and _holds_ids(known[name], tensors[name])]
+        ids = tensors[holds_ids[0]] if holds_ids else None
         mask = mask_of.get(key, "")
         used = _used(known[mask], tensors[mask])[:, -key[1] :] if mask else None
         if ids is not None and bool((ids < 0).any()):
             used = ids >= 0 if used is None else used & (ids >= 0)
         shape = tensors[members[0]].shape[:2]
         unsure = [one for one in loose if tensors[one].shape == shape and not _used(known[one], tensors[one]).all()]
-        named = sorted(members, key=lambda name: not _holds_ids(known[name], tensors[name]))  # ids first
+        named = sorted(members, key=lambda name: name not in holds_ids)  # ids first
         found.append(InputSequence((*named, *[mask] * bool(mask)), key[1], ids, used, () if mask else tuple(unsure)))
     return found
 

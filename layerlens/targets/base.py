@@ -119,7 +119,7 @@ class Target:
                 "one score per sample, shape (batch,). "
                 + (single if scores.numel() == 1 else "Reduce the other axes, for example with .mean(dim=(1, 2, 3)).")
             )
-        return scores
+        return scores if scores.is_floating_point() or scores.is_complex() else scores.double()
 
     def all_scores(self, output: object, rows: torch.Tensor) -> torch.Tensor:
         """Return the scores of all classes of which the target is one, `(len(rows), classes)`.

@@ -89,6 +89,8 @@ def class_scores(output: object) -> torch.Tensor:
         )
     if axes == 1:
         return scores.unsqueeze(1)
+    if scores.shape[1:].numel() == 1:  # one number per sample, whatever the axes
+        return scores.flatten(1)
     if axes != 2:
         raise TargetError(
             f"the output has shape {tuple(scores.shape)}, so a class alone does not name one score per sample. Give a "

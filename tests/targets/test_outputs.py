@@ -71,3 +71,10 @@ def test_the_advice_works(analyze):
         getattr(Lens(model), analyze)(x)
     getattr(Lens(model), analyze)(x, target=lambda output: output["classes"][:, 1])
     getattr(Lens(model, forward=lambda model, *x, **more: model(*x, **more)["classes"]), analyze)(x)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 4])
+def test_one_number_per_sample_needs_no_target_whatever_its_axes(axes):
+    model, x = nn.Linear(3, 1), torch.ones(2, *[1] * (axes - 1), 3)
+    found = Lens(model).saliency(x, method="input_x_gradient")
+    assert torch.allclose(found.tensor, (x * model.weight).reshape(found.tensor.shape)) and found.target == "output"

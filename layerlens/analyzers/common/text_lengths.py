@@ -38,7 +38,7 @@ def by_length(function: Callable[..., Attribution], always: bool) -> Callable[..
         inputs = as_inputs(x).named_for(model, options.get("forward")) if always or drawn else None
         if inputs is None or isinstance(inputs, OneLength):
             return function(model, x, *args, **options)
-        groups = of_one_length(inputs)
+        groups = of_one_length(model, inputs, options.get("forward"))
         if not groups:
             return function(model, inputs, *args, **options)
         aim = as_target(options.pop("target", None))

@@ -7,6 +7,7 @@ import torch
 from layerlens.errors import InputError
 from layerlens.inputs.sequences import sequences
 
+from .leaves.padding import numbers
 from .scorer import Scorer
 
 
@@ -29,6 +30,7 @@ def used_places(scorer: Scorer, name: str) -> torch.Tensor | None:
     """Return which places of a leaf hold a token and no padding, `(batch, token)`; None if no input says."""
     if name in scorer.padding:
         return None
-    used = next((one.used for one in sequences(scorer.inputs) if name in one.names), None)
+    known = sequences(scorer.inputs, numbers(scorer.leaves))
+    used = next((one.used for one in known if name in one.names), None)
     value = scorer.leaves[name].value
     return None if used is None or used.shape != value.shape[:2] else used.to(value.device)

@@ -81,12 +81,15 @@ def saliency(
         options[place] = where
     check_unused(unused, where, "where" if "where" in parameters else "layer")
 
-    def run(at: Selection) -> Attribution:
+    def run(at: Selection, without: list[str]) -> Attribution:
         own = options if unused == "error" else {**options, "where": at}
+        for name, value in own.items():  # baselines and windows by layer
+            if without and isinstance(value, Mapping):
+                own[name] = {key: part for key, part in value.items() if key not in without}
         return row.function(model, x, target=target, forward=forward, **own)
 
     with showing(progress):
-        result = run(where) if unused == "error" else with_unused(model, x, target, where, forward, row.name, run)
+        result = run(where, []) if unused == "error" else with_unused(model, x, target, where, forward, row.name, run)
     return with_cost(result, row)
 
 

@@ -23,7 +23,7 @@ def with_unused(
     where: Selection,
     forward: Forward | None,
     method: str,
-    run: Callable[[Selection], Attribution],
+    run: Callable[[Selection, list[str]], Attribution],
 ) -> Attribution:
     """Return the result of a method at some layers, with zeros at those on which the score does not depend.
 
@@ -34,7 +34,7 @@ def with_unused(
         where: the layers.
         forward: called instead of the model.
         method: name of the method.
-        run: the method at the layers that the score uses.
+        run: the method at the layers that the score uses, given them and the names of the others.
 
     Warns:
         UserWarning: when there are such layers; names them.
@@ -47,7 +47,7 @@ def with_unused(
         zeros = {name: torch.zeros_like(leaf.value) for name, leaf in leaves.items()}
         empty = scorer.attribution(zeros, method=method, settings={"unused": ", ".join(unused)}, score=score)
     if not unused:
-        return run(where)
+        return run(where, [])
     warn(
         f"{method}: the score {empty.target!r} does not depend on layer {', '.join(unused)}, or not in a way that can "
         "be differentiated: its values are zero (unused='zero')."
@@ -55,7 +55,7 @@ def with_unused(
     used = [leaf.place.selection for name, leaf in leaves.items() if leaf.place and name not in unused]
     if not used:
         return empty
-    found = run(used)
+    found = run(used, unused)
     own = (
         found.values
         if isinstance(found.values, dict)

@@ -165,3 +165,16 @@ def test_a_later_call_whose_output_is_overwritten():
             layerlens.saliency(Twice(inplace), x, target=target, method="gradient") for inplace in (True, False)
         )
         torch.testing.assert_close(found.tensor, expected.tensor)
+
+
+def test_a_function_that_adds_units_up_has_the_sum_of_their_conductances():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), torch.rand(2, 3).double()
+
+    def through(unit):
+        return layerlens.Lens(net).saliency.neuron_conductance(x, target=1, where="1", unit=unit).tensor
+
+    torch.testing.assert_close(through(lambda y: y[:, 1:].sum(dim=1)), through(slice(1, 4)))
+    torch.testing.assert_close(through(lambda y: y.mean(dim=1)), through(slice(0, 4)) / 4)
+    with pytest.raises(TargetError, match="must return one value for each"):
+        through(lambda y: y.sum())

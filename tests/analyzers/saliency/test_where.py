@@ -184,3 +184,16 @@ def test_the_methods_are_listed_with_their_cost():
     assert {"gradient", "integrated_gradients", "deep_lift"} <= set(table)
     assert "1 gradient" in table["gradient"] and "Simonyan" in repr(table)
     assert all(len(row) == 4 and row[1] and row[3] for row in table.rows.values())
+
+
+def test_options_by_layer_may_name_a_layer_that_the_score_does_not_use():
+    torch.manual_seed(0)
+    net, x, ones = nn.ModuleDict({"used": nn.Linear(3, 2), "other": nn.Linear(3, 2)}), torch.rand(2, 3), torch.ones(2)
+    lens = layerlens.Lens(net, forward=lambda net, x: 0 * len(net["other"](x)) + net["used"](x))
+    with pytest.warns(UserWarning, match="does not depend on layer other"):
+        both = lens.saliency(
+            x, target=0, method="integrated_gradients", where=["used", "other"], unused="zero",
+            baseline={"used": ones, "other": ones},
+        )  # fmt: skip
+    alone = lens.saliency(x, target=0, method="integrated_gradients", where="used", baseline=ones)
+    assert torch.equal(both.values["used"], alone.tensor) and not both.values["other"].any()

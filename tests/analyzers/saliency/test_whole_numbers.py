@@ -62,6 +62,33 @@ def test_a_linear_score_is_split_exactly(kind, method):
     assert torch.equal(x, before) and x.dtype == before.dtype and found.axes == ("batch", "feature")
 
 
+class Counted(nn.Module):
+    def forward(self, x):
+        return (x * torch.tensor([1, 2, 3])).sum(dim=1)
+
+
+@pytest.mark.parametrize("method", EXACT)
+def test_numbers_below_zero_are_no_padding_and_whole_scores_are_not_cut_off(method):
+    x = torch.tensor([[-3, 1, 2], [4, -5, 6]])
+    found = Lens(Counted()).saliency(x, method=method).tensor
+    torch.testing.assert_close(found.double(), torch.tensor([[-3.0, 2, 6], [4, -10, 18]]).double(), atol=1e-4, rtol=0)
+    if "shap" in method:
+        product = Lens(Counted(), forward=lambda model, x: (x[:, 0] * x[:, 1]).clamp(max=1))  # 1 of two
+        half = torch.tensor([[0.5, 0.5, 0.0]] * 2).double()
+        torch.testing.assert_close(product.saliency(x.abs(), method=method).tensor, half)
+
+
+def test_samples_with_numbers_below_zero_stay_together():
+    x = torch.tensor([[-3, 1, 2], [4, 5, 6]])
+    found = Lens(Counted()).saliency(x, method="permutation", draws=1, perm_func=lambda x, labels: x.flip(0))
+    assert found.tensor.tolist() == [[-7, -8, -12], [7, 8, 12]]
+
+
+def test_a_baseline_of_booleans():
+    found = Lens(Linear()).saliency(WHOLE["bool"][:1], method="feature_ablation", baseline=True)
+    assert torch.allclose(found.tensor, torch.tensor([[0.0, -2.0, 0.0]]).double())
+
+
 @pytest.mark.parametrize("method", ["permutation", "lime", "sobol"])
 def test_other_perturbations_run_too(method):
     assert bool(Lens(Linear()).saliency(WHOLE["int64"], method=method).tensor.isfinite().all())

@@ -87,7 +87,8 @@ def _baseline(scorer: Scorer, name: str, leaf: Leaf, spec: Baseline) -> torch.Te
                 found[row, own] = _drawn(name, alone, spec)[0]
             return found
         return _drawn(name, leaf, spec)
-    if isinstance(spec, bool) or not isinstance(spec, (int, float, torch.Tensor, np.ndarray)):
+    number = not isinstance(spec, bool) or value.dtype == torch.bool
+    if not number or not isinstance(spec, (int, float, torch.Tensor, np.ndarray)):
         raise OptionError(
             f"cannot read a baseline from {describe(spec)}. Give {', '.join(map(repr, NAMES))}, a number, a tensor "
             "that broadcasts to the input, or a dict of those by input name."

@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
-from layerlens.inputs.inputs import Inputs
+from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.inputs.sequences import sequences, tokens_first
+from layerlens.model.borrowed import borrowed
 
-from .leaves import Leaf
+from .leaves import Leaf, find_leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,7 @@ def paddings(inputs: Inputs, leaves: Mapping[str, Leaf]) -> dict[str, Padding]:
     """Return the padding of the leaves, by name; none but for texts of one length."""
     if not isinstance(inputs, OneLength):
         return {}
-    found, known = {}, sequences(inputs)
+    found, known = {}, sequences(inputs, numbers(leaves))
     for name, leaf in leaves.items():
         if leaf.value.ndim < 2:
             continue
@@ -92,9 +94,18 @@ def paddings(inputs: Inputs, leaves: Mapping[str, Leaf]) -> dict[str, Padding]:
     return found
 
 
-def of_one_length(inputs: Inputs) -> list[OneLength]:
+def numbers(leaves: Mapping[str, Leaf]) -> list[str]:
+    """Return the names of the inputs that the model calculates with: numbers below 0 are then not padding."""
+    return [name for name, leaf in leaves.items() if leaf.is_input]
+
+
+def of_one_length(model: nn.Module, inputs: Inputs, forward: Forward | None) -> list[OneLength]:
     """Return the samples of a padded batch by the lengths of their texts; nothing where there is no padding."""
-    masks = [one.used for one in sequences(inputs) if one.used is not None and not bool(one.used.all())]
+    known = sequences(inputs)
+    if any(one.ids is not None and bool((one.ids < 0).any()) for one in known):
+        with borrowed(model, grad=False):
+            known = sequences(inputs, numbers(find_leaves(model, inputs, forward, whole="always")))
+    masks = [one.used for one in known if one.used is not None and not bool(one.used.all())]
     if not masks:
         return []
     rows_by_lengths: dict[tuple[int, ...], list[int]] = {}

@@ -52,8 +52,8 @@ def neuron_conductance(
 
     Args:
         where: the layer, or a call of one (`"rnn#1"`); or `input_of(layer)`.
-        unit: the unit, or several, whose conductances are added up; as in `neuron`, but a function returns the entries
-            that it chooses.
+        unit: the unit, or several, whose conductances are added up; as in `neuron`. The conductance of an entry counts
+            as often as a function adds the entry up.
         steps: number of points along the path.
 
     Raises:
@@ -133,11 +133,19 @@ def _through(layer: LayerOnPath, unit: Unit, values: Leaves, rows: torch.Tensor)
         pair = [place.batch_first(one) for one in (kept[name], slope.detach())]
         if layer.values[name].ndim > 2:
             pair = [one.unsqueeze(1) if axis is None else one.movedim(axis + 1, 1) for one in pair]
-        output, slope = (chosen_units(one[rows] if apart else one, unit, layer=name) for one in pair)
-        found = torch.autograd.grad((output * slope).sum(), list(starts.values()), allow_unused=True) if (
+        output, slope = (one[rows] if apart else one for one in pair)
+        counts = _counts(output, unit, name)
+        found = torch.autograd.grad((output * slope * counts).sum(), list(starts.values()), allow_unused=True) if (
             output.requires_grad
         ) else [None] * len(starts)  # fmt: skip
     return {
         name: torch.zeros_like(start) if slope is None else slope
         for (name, start), slope in zip(starts.items(), found, strict=True)
     }
+
+
+def _counts(output: torch.Tensor, unit: Unit, layer: str) -> torch.Tensor:
+    """How often each entry of a layer's output is among the chosen ones, shaped like it."""
+    with torch.enable_grad():
+        entries = output.detach().requires_grad_()
+        return torch.autograd.grad(chosen_units(entries, unit, layer=layer).sum(), entries)[0]
