@@ -112,30 +112,33 @@ def pick(every: ByTensor[Any], names: Iterable[str], layer: str, output: object)
     return [name for name in every if name in chosen]
 
 
-def only(found: ByTensor[Value], layer: str, doing: str) -> tuple[str, Value]:
+def only(found: ByTensor[Value], layer: str, doing: str, verb: str = "returned") -> tuple[str, Value]:
     """Return the one tensor of an output, and its name.
 
     Args:
         found: tensors of the output.
         layer: path of the layer.
         doing: what needs one tensor, for the error.
+        verb: what the layer did with them, for the error.
 
     Raises:
         SelectionError: when there are several; it lists them.
     """
     if len(found) != 1:
-        refuse_several(layer, found, doing)
+        refuse_several(layer, found, doing, verb=verb)
     return next(iter(found.items()))
 
 
-def refuse_several(layer: str, names: Iterable[str], why: str, error: Exception | None = None) -> NoReturn:
-    """Refuse a layer that returned several tensors where one has to be named.
+def refuse_several(
+    layer: str, names: Iterable[str], why: str, error: Exception | None = None, verb: str = "returned"
+) -> NoReturn:
+    """Refuse a layer that returned, or took, several tensors where one has to be named.
 
     Raises:
         SelectionError: always.
     """
     raise SelectionError(
-        f"layer {layer!r} returned several tensors, {why.rstrip('.')}. Name one: {choices(layer, names)}."
+        f"layer {layer!r} {verb} several tensors, {why.rstrip('.')}. Name one: {choices(layer, names)}."
     ) from error
 
 

@@ -129,7 +129,7 @@ class Change:
         if not found:
             raise OptionError(f"layer {site.path!r} returned {describe(output)}, which has no tensor to change.")
         if site.arguments and len(found) > 1:
-            refuse_several(site.path, found, "as arguments")
+            refuse_several(site.path, found, "and one is needed here", verb="took")
         new: dict[str, torch.Tensor] = {}
         counts: set[int] = set()
         for name, tensor in found.items():

@@ -208,7 +208,9 @@ def test_arguments_are_named_as_well():
         with Probe(layer, (), arguments={"/0/1": scale(2.0)}):
             torch.testing.assert_close(layer(a, b), layer.forward(a, 2 * b))
         with (
-            pytest.raises(errors.SelectionError, match=r"as arguments. Name one: '/0/0', '/0/1'"),
+            pytest.raises(
+                errors.SelectionError, match=r"took several tensors, and one is needed here. Name one: '/0/0', '/0/1'"
+            ),
             Probe(layer, (), arguments={"": zero()}),
         ):
             layer(a, b)

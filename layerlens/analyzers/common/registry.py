@@ -53,7 +53,8 @@ _ARGS = {
     "baseline": 'reference input: `"zero"`, `"noise"`, a number, a tensor, or a dict by input name; of images and '
     'series also `"mean"`, `"blur"`, `"black"`, `"white"`; of token ids a whole number is the id of a reference token.',
     "baselines": "references: an array `(references, ...)` or a DataFrame of samples, best of the data the model "
-    "knows; a dict of those by input name; a `Dataset`, `DataLoader` or `Data` of up to 1000 samples; a function of "
+    "knows; a dict of those by input name; a `Dataset`, `DataLoader` or `Data` of up to 1000 samples (of masks and "
+    "held inputs, those of x stay); a function of "
     'the inputs, or of nothing, that returns one of these; a list of baselines, such as `["zero", "mean"]`; or None '
     "for noise with the mean and deviation of each sample.",
     "features": "values that are removed together. None: columns of a table, tokens, about 64 cells of an image, a "

@@ -99,7 +99,7 @@ def units_of_target(
     if not -len(calls) <= call < len(calls):
         raise RecordError(f"layer {layer.layer!r} ran {len(calls)} time(s); there is no call {call}.")
     path, index = calls[call]
-    name, value = only(marks[path, index], path, "as arguments, and one is needed here")
+    name, value = only(marks[path, index], path, "and one is needed here", "took")
     site, key = known.site(path, index), argument_key(name)
     rows, units = (axis(value, key, argument=True) for axis in (site.batch_axis, site.unit_axis))
     if rows is None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from layerlens.errors import OptionError
 from layerlens.inputs.batches import Data
+from layerlens.inputs.inputs import Inputs
 from layerlens.inputs.tables import is_frame, read_table
 from layerlens.model.borrowed import seed_torch
 from layerlens.model.trees import describe
@@ -103,7 +104,8 @@ def _gathered(scorer: Scorer, given: Any, seed: int) -> Any:
     inputs a tuple or a dict of those, or anything else that may be given. Its draws are seeded.
 
     Raises:
-        OptionError: when a data set has more than `MOST` samples, or a function has no signature.
+        OptionError: when a data set has more than `MOST` samples, or others than the leaves; or a function has no
+            signature.
     """
     leaves, tensors = scorer.leaves, scorer.inputs.tensors()
     if callable(given) and not isinstance(given, (Dataset, DataLoader, Sequence, Mapping)):
@@ -122,15 +124,30 @@ def _gathered(scorer: Scorer, given: Any, seed: int) -> Any:
         return given
     found: dict[str, list[torch.Tensor]] = {}
     for batch in Data.of(given).batches(scorer.model, "baselines"):
-        for name, tensor in batch.inputs.tensors().items():
-            found.setdefault(name, []).append(tensor)
+        own = batch.inputs.named_for(scorer.model, scorer.forward)
+        for name, tensor in own.tensors().items():
+            found.setdefault(_known_name(scorer, own, name), []).append(tensor)
         if batch.start + batch.inputs.batch > MOST:
             raise OptionError(
                 f"baselines= is {describe(given)} of more than {MOST} samples, each of which costs passes: draw some, "
                 "baselines=torch.utils.data.Subset(dataset, range(100))."
             )
-    joined = {name: torch.cat(parts) for name, parts in found.items()}
+    others = tensors.keys() - leaves.keys()  # masks, or inputs that are held: those of x stay
+    joined = {name: torch.cat(parts) for name, parts in found.items() if len(found) == 1 or name not in others}
+    if not joined:
+        raise OptionError(
+            f"baselines= is {describe(given)} of inputs {', '.join(found)}, and references of {', '.join(leaves)} are "
+            "needed: give an array of those."
+        )
     return joined if len(joined) > 1 or len(leaves) > 1 else next(iter(joined.values()))
+
+
+def _known_name(scorer: Scorer, own: Inputs, name: str) -> str:
+    """Return the name that an input of a data set has among those of a scorer, by position or by parameter."""
+    names, known = scorer.inputs.names, scorer.inputs.tensors()
+    if name.isdecimal() and int(name) < len(own.names) and own.names[int(name)] in known:
+        return own.names[int(name)]
+    return str(names.index(name)) if name in names and name not in known else name
 
 
 def _drawn(scorer: Scorer, seed: int) -> Iterator[Leaves]:

@@ -231,8 +231,9 @@ def _fit(option: str, name: str, leaves: Mapping[str, Leaf], given: Any, chunk: 
             return own.reshape([-1 if axis == unit + 1 else 1 for axis in range(value.ndim)])
     elif own.ndim == value.ndim and len(own) > 1:  # one for each sample of all chunks
         own = own[chunk.start : chunk.start + len(value)]
-    elif not leaf.is_input and own.ndim == value.ndim - 1:  # one for each token
-        own = (own[chunk.start : chunk.start + len(value)] if len(own) > 1 else own).unsqueeze(-1)
+    elif not leaf.is_input and own.ndim < value.ndim:  # one for each token
+        rows = own[chunk.start : chunk.start + len(value)] if own.ndim == value.ndim - 1 and len(own) > 1 else own
+        own = rows.unsqueeze(-1)
     try:
         if own.broadcast_to(value.shape) is not None and (own.ndim != 1 or value.ndim < 3 or len(own) == 1):
             return own

@@ -160,3 +160,50 @@ def test_draws_of_a_function_are_seeded_and_a_large_data_set_is_refused():
 def test_a_function_without_a_signature_is_refused():
     with pytest.raises(OptionError, match=r"does not say whether it takes the inputs: give lambda x: \.\.\. or lambda"):
         gradient_shap(Product(), X, baselines=torch.zeros_like)
+
+
+class Table(torch.utils.data.Dataset):
+    """Samples as dicts."""
+
+    def __init__(self, **columns):
+        self.columns = columns
+
+    def __len__(self):
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, row):
+        return {name: column[row] for name, column in self.columns.items()}
+
+
+class Masked(nn.Module):
+    def forward(self, x, mask):
+        return (x.square() * mask).sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("table", [False, True])
+def test_a_data_set_with_masks_and_held_inputs(named, table):
+    """They stay those of x; inputs go by position, or by the names of parameters."""
+    mask = torch.tensor([[1, 0, 1], [1, 1, 0]])
+    x = {"x": X, "mask": mask} if named else (X, mask)
+    other = torch.zeros(3, 3, dtype=torch.int64)
+    data = Table(x=REFERENCES, mask=other) if table else torch.utils.data.TensorDataset(REFERENCES, other)
+    alone = saliency(Masked(), x, method="gradient_shap", baselines={"x": REFERENCES}, target=0)
+    assert torch.equal(saliency(Masked(), x, method="gradient_shap", baselines=data, target=0).tensor, alone.tensor)
+    floats = {"x": X, "mask": mask.double()} if named else (X, mask.double())
+    held = saliency(Masked(), floats, method="gradient_shap", baselines=data, target=0, hold="mask")
+    torch.testing.assert_close(held.tensor, alone.tensor)
+
+
+def test_a_data_set_of_the_inputs_is_not_one_of_a_layer():
+    class Layered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.Tanh()
+
+        def forward(self, x, mask):
+            return (self.act(x) * mask).sum(dim=1, keepdim=True)
+
+    data = torch.utils.data.TensorDataset(REFERENCES, torch.ones(3, 3).double())
+    with pytest.raises(OptionError, match=r"TensorDataset of inputs 0, 1, and references of act are needed"):
+        saliency(Layered(), (X, torch.ones(2, 3).double()), method="gradient_shap", where="act", baselines=data)

@@ -165,6 +165,8 @@ def test_scores_data_sets_tokens_and_files(tmp_path):
     ids = torch.tensor([[1, 2, 3, 0], [4, 1, 2, 2]])
     words = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(16, 2)).double()
     only = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])
+    first = attack(words, ids, eps=0.5, mask=torch.tensor([1, 0, 0, 0]))
+    assert torch.equal((first.change != 0).any(dim=2), torch.tensor([[True, False, False, False]] * 2))
     found = attack(words, ids, eps=0.5, mask=only)
     assert torch.equal((found.change != 0).any(dim=2), only.bool())
 
