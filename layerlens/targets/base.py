@@ -229,7 +229,11 @@ def joined(build: Callable[..., Target], *parts: Target, listed: bool = False, b
 
 
 def one_each(*parts: Target) -> Target:
-    """The target whose part k scores sample k, on the output of that sample alone."""
+    """Return the target whose part k scores sample k, on the output of that sample alone.
+
+    Raises:
+        TargetError: when the parts read different layers.
+    """
     if len({part.at for part in parts}) > 1:
         raise TargetError("the targets of the samples read different layers; give those of one layer together.")
 

@@ -168,7 +168,11 @@ def _plane(masks: torch.Tensor, index: int) -> torch.Tensor:
 
 
 def _score(found: Found, chosen: Chosen) -> torch.Tensor:
-    """The score, or the mask, of the detection that is most like the chosen one; 0 if there is none."""
+    """Return the score, or the mask, of the detection that is most like the chosen one; 0 if there is none.
+
+    Raises:
+        TargetError: when a mask has another size than the chosen one.
+    """
     boxes, scores = found["boxes"], found["scores"]
     overlap = _overlap(boxes.detach().double(), chosen.box.double())
     if chosen.label is not None and "labels" in found:
