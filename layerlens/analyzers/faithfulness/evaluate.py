@@ -42,8 +42,8 @@ def evaluate(
     attributions: Mapping[str, Entry] | Sequence[str | Attribution] | Attribution | str,
     *,
     target: Spec = None,
-    metrics: Sequence[str] | None = None,
-    fills: Sequence[Baseline] | None = None,
+    metrics: Sequence[str] | str | None = None,
+    fills: Sequence[Baseline] | str | None = None,
     masks: torch.Tensor | None = None,
     groups: Labels | None = None,
     steps: int = 32,
@@ -118,6 +118,7 @@ def evaluate(
         if fills is None:
             images = all(leaf.is_input and leaf.value.ndim == 4 for leaf in scorer.leaves.values())
             fills = ("mean", "blur") if images else ("zero",)
+        fills = (fills,) if isinstance(fills, str) else fills
         setting = Setting(model, inputs, aim, tuple(fills), masks, steps, measure, seed, batch_size, forward, functions)
         columns, higher, values = _scores(names, setting, maps)
     order = values[:, 0].mean(dim=1).argsort(descending=higher[0], stable=True).tolist()
@@ -134,12 +135,13 @@ def evaluate(
     )
 
 
-def _metrics(metrics: Sequence[str] | None, masked: bool) -> tuple[str, ...]:
+def _metrics(metrics: Sequence[str] | str | None, masked: bool) -> tuple[str, ...]:
     """Return the names of the metrics.
 
     Raises:
         OptionError: when one is unknown, or lacks its masks.
     """
+    metrics = (metrics,) if isinstance(metrics, str) else metrics
     names = tuple(metrics) if metrics is not None else DEFAULT + LOCALIZATION * masked
     for metric in names:
         if METRICS[choose("metric", metric, METRICS)].needs == "masks" and not masked:

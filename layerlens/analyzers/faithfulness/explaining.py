@@ -11,9 +11,10 @@ from torch import nn
 
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.saliency.saliency import saliency
-from layerlens.errors import InputError
+from layerlens.errors import InputError, OptionError
 from layerlens.inputs.inputs import Forward, Input, Inputs
 from layerlens.model.borrowed import borrowed
+from layerlens.model.trees import describe
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
@@ -25,9 +26,18 @@ Explain = Callable[..., Attribution]
 
 
 def as_explain(method: str | Explain, options: Mapping[str, Any]) -> Explain:
-    """Return the function of a method with its options."""
+    """Return the function of a method with its options.
+
+    Raises:
+        OptionError: when it is neither a name nor a function.
+    """
     if isinstance(method, str):
         return functools.partial(saliency, method=method, **options)
+    if not callable(method):
+        raise OptionError(
+            f"the metric explains again, so it needs a method and not a map, got {describe(method)}: give the name of "
+            'one, such as "gradient", or a function (model, x, target=..., forward=...) -> Attribution.'
+        )
     return functools.partial(method, **options)
 
 

@@ -13,19 +13,22 @@ from layerlens import Lens
 from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.common.statistics import spearman
 from layerlens.analyzers.faithfulness.controls import center, random, sobel
-from layerlens.analyzers.saliency import gradient
+from layerlens.analyzers.saliency import gradient, input_x_gradient
 from layerlens.errors import InputError, OptionError
 from layerlens.faithfulness import (
     METRICS,
     additive_model,
     cascading_randomization,
+    complexity,
     evaluate,
     infidelity,
     known_shapley,
+    local_lipschitz_estimate,
     masked_objects,
     max_sensitivity,
     planted_watermark,
     pointing_game,
+    random_logit,
     relevance_mass,
     relevance_rank,
     sparsity,
@@ -323,3 +326,22 @@ def test_one_region_says_that_it_cannot_compare_maps():
     maps = {"map": x, "opposite": -x}
     board = evaluate(net(), x, maps, metrics=["region_perturbation"], fills=["zero"], target=0, controls=False)
     assert float((board.values[0] - board.values[1]).abs().max()) > 0  # by default regions are smaller
+
+
+def test_what_is_not_a_method_or_a_map_is_said():
+    model, x = nn.Linear(3, 2), torch.rand(2, 3)
+    for metric in (local_lipschitz_estimate, random_logit, max_sensitivity):
+        with pytest.raises(OptionError, match=r"it needs a method and not a map, got float32 \(2, 3\)"):
+            metric(model, x, x, target=0)
+    by_name, by_function = (max_sensitivity(model, x, how, target=0) for how in ("input_x_gradient", input_x_gradient))
+    assert torch.equal(by_name, by_function) and float(by_name.min()) > 0
+    for metric in (sparsity, complexity):
+        with pytest.raises(InputError, match="the map holds NaN or infinite values"):
+            metric(torch.tensor([[math.nan, 1.0]]))
+        with pytest.raises(InputError, match=r"a map is an Attribution or an array \(batch, \.\.\.\), got str"):
+            metric("gradient")
+    one, several = (
+        evaluate(model, x, "gradient", metrics=metrics, fills=fills, target=0)
+        for metrics, fills in (("completeness", "zero"), (["completeness"], ["zero"]))
+    )
+    assert torch.equal(one.values, several.values) and one.metrics == several.metrics

@@ -22,7 +22,7 @@ from layerlens.results.maps.attribution import Values
 from layerlens.signatures import public
 from layerlens.targets.target import Spec, as_target
 
-from ..explaining import floating_inputs
+from ..explaining import Explain, as_explain, floating_inputs
 
 
 @public
@@ -119,7 +119,7 @@ def infidelity(
 def max_sensitivity(
     model: nn.Module,
     x: Input,
-    explain: Callable[..., Attribution],
+    explain: str | Explain,
     *,
     target: Spec = None,
     radius: float = 0.02,
@@ -136,7 +136,7 @@ def max_sensitivity(
 
     Args:
         x: ... Floating-point tensors.
-        explain: `(model, x, target=..., forward=...) -> Attribution`, such as `layerlens.analyzers.saliency.gradient`.
+        explain: name of a saliency method, or a function `(model, x, target=..., forward=...) -> Attribution`.
         radius: largest change, as a share of the range of x.
         perturb_func: makes the changed inputs instead: takes copies of x, `(n, ...)`, of several inputs a tuple, and
             returns them changed, in the same form.
@@ -148,8 +148,7 @@ def max_sensitivity(
         TargetError: when the target does not fit the output.
 
     Example:
-        >>> from layerlens.analyzers.saliency import gradient
-        >>> max_sensitivity(nn.Linear(3, 2), torch.rand(2, 3), gradient, target=0)
+        >>> max_sensitivity(nn.Linear(3, 2), torch.rand(2, 3), "gradient", target=0)
         tensor([0., 0.], dtype=torch.float64)
     """
     check_count("samples", samples)
@@ -160,7 +159,7 @@ def max_sensitivity(
         raise OptionError(f"radius={radius!r} and perturb_func= both make the changes: give one.")
     from captum.metrics import sensitivity_max
 
-    inputs = as_inputs(x)
+    function, inputs = as_explain(explain, {}), as_inputs(x)
     with borrowed(model, grad=False):
         scorer = Scorer(model, inputs, as_target(target), forward=forward)
         values = floating_inputs(scorer, "max_sensitivity")
@@ -178,7 +177,7 @@ def max_sensitivity(
             (copies.rows(row.reshape(1)), scorer.target.on(None, rows[row].reshape(1)))
             for row in torch.arange(len(rows), device=rows.device)
         ]
-        found = [explain(model, single, target=target, forward=forward).values for single, target in singles]
+        found = [function(model, single, target=target, forward=forward).values for single, target in singles]
         named = [one if isinstance(one, dict) else {"": one} for one in found]
         return tuple(torch.cat([one[name] for one in named]) for name in named[0])
 

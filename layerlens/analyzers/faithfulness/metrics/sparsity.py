@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from layerlens.errors import InputError
+from layerlens.model.trees import describe
 from layerlens.results import Attribution
 from layerlens.signatures import public
 
@@ -20,6 +22,9 @@ def sparsity(attribution: Map) -> torch.Tensor:
     1 - 2 sum over k of |v|_(k) / ||v||_1 (d - k + 1/2) / d, with the values in ascending order (Hurley & Rickard 2009;
     of explanations: Chalasani et al. 2020). A map of zeros gets 0. It says nothing about truth: one pixel chosen at
     random is as sparse as a map can be.
+
+    Raises:
+        InputError: when it is not a map, or holds NaN or infinity.
 
     Example:
         >>> sparsity(torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
@@ -40,6 +45,9 @@ def complexity(attribution: Map) -> torch.Tensor:
     - sum over k of p_k log p_k, p_k = |v_k| / ||v||_1 (Bhatt et al. 2020, definition 3), at most log d, where all d are
       equal; a map of zeros gets that too. A low one is simple, and like `sparsity` it says nothing about truth.
 
+    Raises:
+        InputError: when it is not a map, or holds NaN or infinity.
+
     Example:
         >>> complexity(torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
         tensor([0.6931, 0.0000], dtype=torch.float64)
@@ -52,7 +60,17 @@ def complexity(attribution: Map) -> torch.Tensor:
 
 
 def _sizes(attribution: Map) -> torch.Tensor:
-    """Return the absolute values of a map, `(batch, values)`, in float64; those of several inputs side by side."""
+    """Return the absolute values of a map, `(batch, values)`, in float64; those of several inputs side by side.
+
+    Raises:
+        InputError: when it is not a map, or holds NaN or infinity.
+    """
     values: Any = attribution.values if isinstance(attribution, Attribution) else attribution
     parts = values.values() if isinstance(values, Mapping) else [values]
-    return torch.cat([torch.as_tensor(part).detach().double().abs().flatten(1) for part in parts], dim=1)
+    try:
+        sizes = torch.cat([torch.as_tensor(part).detach().double().abs().flatten(1) for part in parts], dim=1)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise InputError(f"a map is an Attribution or an array (batch, ...), got {describe(attribution)}.") from error
+    if not bool(sizes.isfinite().all()):
+        raise InputError("the map holds NaN or infinite values.")
+    return sizes
