@@ -117,3 +117,23 @@ def test_signed_bars_are_colored_by_sign():
 def test_what_cannot_be_drawn_is_refused_with_a_remedy(given, options, error, expected):
     with pytest.raises(error, match=expected):
         layer_profile(given, **options)
+
+
+def test_marks_are_hollow_where_p_is_above_five_percent():
+    values = torch.tensor([[0.9, 0.4], [1.0, 0.6], [0.2, 0.5]])
+    checks = {
+        "p a": torch.tensor([0.025, 0.5, 0.05], dtype=torch.float64),
+        "p b": torch.ones(3),
+        "p of slope a": torch.ones(3),
+    }
+    given = dataclasses.replace(profile(3, ("a", "b"), error=False, null=False), values=values, checks=checks)
+    plot = layer_profile(given)
+    (axes,) = plot.axes
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata()) == 3]
+    drawn = np.stack([line.get_xdata() for line in hollow], axis=1)
+    np.testing.assert_allclose(drawn, [[np.nan, 0.4], [1.0, 0.6], [np.nan, 0.5]], rtol=1e-6)
+    assert axes.get_legend().get_texts()[-1].get_text() == "p > 0.05" and plot.data["p"].shape == (3, 2)
+    alone = dataclasses.replace(given, values=values[:, :1], series=("a",))
+    assert layer_profile(alone, p="p of slope").data["p"].tolist() == [[1.0]] * 3  # lines, also of one series
+    with pytest.raises(PlotError, match=r"no check 'p of slope' of each series; it has \['p a'"):
+        layer_profile(given, p="p of slope")

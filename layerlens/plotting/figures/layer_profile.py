@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_BARS: Final = 40
+LEVEL: Final = 0.05
+"""Largest p that is drawn as a filled mark."""
 NULL_LINE: Final = (0, (1, 1.5))
 """Joins the marks of the null of one series, where there are several."""
 
@@ -33,28 +35,32 @@ def layer_profile(
     scale: Literal["linear", "log"] = "linear",
     width: style.Width | None = None,
     vmax: float | None = None,
+    p: str | None = None,
     title: str | None = None,
     labels: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Plot:
     """Draw a profile: layers from top to bottom in order of execution, values from left to right.
 
-    One series of at most 40 layers is drawn as bars; more layers, several series or a log scale are lines. Whiskers are
-    one standard error to each side, upright marks the null. A value without a place on the axis (NaN, infinity, zero or
+    One series of at most 40 layers is drawn as bars; more layers, several series, a log scale or a p of each layer are
+    lines. Whiskers are one standard error to each side, upright marks the null. Where p is known, hollow marks have a p
+    above 0.05. A value without a place on the axis (NaN, infinity, zero or
     less on a log scale) is written at the left edge.
 
     Args:
         profile: values `(layers,)` or `(layers, series)`.
         width: ... None is the column unless the names are long.
+        p: name of the check that holds the p of each series, before the name of the series, such as `"p of slope"`;
+            None for `"p"` where it is known.
         title: None for the method, `""` for none.
         labels: names of the rows instead of the layers' paths.
 
     Returns:
-        The plot; `data` holds `"values"` `(layers, series)` and, if known, `"error"` and `"null"`.
+        The plot; `data` holds `"values"` `(layers, series)` and, if known, `"error"`, `"null"` and `"p"`.
 
     Raises:
         OptionError: for an unknown scale or width.
-        PlotError: if no value has a place on the scale, or the sizes do not agree.
+        PlotError: if no value has a place on the scale, the sizes do not agree, or there is no such p.
 
     Example:
         >>> import torch
@@ -65,7 +71,7 @@ def layer_profile(
     """
     choose("scale", scale, ("linear", "log"))
     names = list(profile.layers if labels is None else labels)
-    data = _read(profile, len(names))
+    data = _read(profile, len(names), p)
     values = data["values"]
     series = profile.series or (profile.quantity,)
     shows = np.isfinite(values) & ((values > 0) if scale == "log" else True)
@@ -76,7 +82,7 @@ def layer_profile(
             + ("Use scale='linear'." if scale == "log" else "All are NaN or infinite.")
         )
     label = f"{profile.quantity} ({profile.units})" if profile.units not in ("", "1") else profile.quantity
-    lines = len(names) > MOST_BARS or len(series) > 1 or scale == "log"
+    lines = len(names) > MOST_BARS or len(series) > 1 or scale == "log" or "p" in data
     if width is None:
         width = "column" if bars.room_for_names(names, 99) < 0.4 * style.WIDTHS["column"] else "page"
     with Canvas(width=width, ax=ax) as canvas:
@@ -95,6 +101,8 @@ def layer_profile(
         bars.write_hidden(axes, values, shows | gaps, profile.series, across if lines else None)
         for key in (one for one in handles if one.get_label() == "null"):
             key.set_label(profile.null_name)
+        if "p" in data and (data["p"] > LEVEL).any():
+            handles.append(_key(color=style.FAINT, marker="o", markerfacecolor="white", label=f"{p or 'p'} > {LEVEL}"))
         if handles:
             canvas.legend(axes, handles)
         return canvas.finish(data)
@@ -119,7 +127,7 @@ figure(GroupComparison, kind="separation")(through(_separation_of, layer_profile
 figure(UnitStatistics, kind="profile")(through(UnitStatistics.profile, layer_profile))
 
 
-def _read(profile: LayerProfile, rows: int) -> dict[str, Array]:
+def _read(profile: LayerProfile, rows: int, p: str | None) -> dict[str, Array]:
     if not rows:
         raise PlotError(f"the profile of {profile.quantity!r} has no layers.")
     data = {}
@@ -136,6 +144,14 @@ def _read(profile: LayerProfile, rows: int) -> dict[str, Array]:
                 f"{len(profile.series)} named series; give (layers,), or (layers, series) with a name for each series."
             )
         data[name] = array.reshape(rows, -1)
+    columns = [profile.checks.get(f"{p or 'p'} {name}") for name in profile.series]
+    known = [one.double().cpu().numpy() for one in columns if one is not None and one.shape == (rows,)]
+    if known and len(known) == len(columns):
+        data["p"] = np.stack(known, axis=1)
+    elif p is not None:
+        raise PlotError(
+            f"the profile of {profile.quantity!r} has no check {p!r} of each series; it has {sorted(profile.checks)}."
+        )
     return data
 
 
@@ -159,8 +175,17 @@ def _draw_lines(axes: Axes, data: dict[str, Array], series: Sequence[str], scale
         handles += axes.plot(
             data["values"][:, index], rows, color=color, linestyle=line, label=name,
             marker=style.MARKERS[index % len(style.MARKERS)], markersize=3 if len(rows) <= MOST_BARS else 1.8,
-            markerfacecolor="white" if index % 2 else color, markeredgewidth=0.8,
+            markerfacecolor="white" if index % 2 and "p" not in data else color, markeredgewidth=0.8,
         )  # fmt: skip
+        if "p" in data:
+            above = np.where(data["p"][:, index] > LEVEL, data["values"][:, index], np.nan)
+            hollow: dict[str, Any] = {
+                "markerfacecolor": "white",
+                "markeredgecolor": color,
+                "markersize": 3,
+                "zorder": 4,
+            }
+            axes.plot(above, rows, linestyle="none", marker=style.MARKERS[index % len(style.MARKERS)], **hollow)
         several = len(series) > 1
         _draw_errors_and_null(
             axes, data, index, color, color if several else style.COLORS[4], line=NULL_LINE if several else "none"
@@ -188,23 +213,16 @@ def _draw_errors_and_null(
 
 
 def _legend_entries(data: dict[str, Array], color: str, null: str, line: style.Line = "none") -> list[Any]:
-    from matplotlib.lines import Line2D
-
     keys = []
     if "error" in data:
-        keys.append(Line2D([], [], color=color, linewidth=0.7, marker="|", markersize=3, label="±1 standard error"))
+        keys.append(_key(color=color, linestyle="-", linewidth=0.7, marker="|", label="±1 standard error"))
     if "null" in data:
-        keys.append(
-            Line2D(
-                [],
-                [],
-                color=null,
-                linestyle=line,
-                linewidth=0.6,
-                marker="|",
-                markersize=6,
-                markeredgewidth=1.2,
-                label="null",
-            )
-        )
+        mark = {"marker": "|", "markersize": 6, "markeredgewidth": 1.2}
+        keys.append(_key(color=null, linestyle=line, linewidth=0.6, label="null", **mark))
     return keys
+
+
+def _key(**options: Any) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **{"linestyle": "none", "markersize": 3, **options})

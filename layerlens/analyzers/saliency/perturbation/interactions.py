@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +18,11 @@ from layerlens.analyzers.common.features.references import Baselines
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.errors import InputError, OptionError, check_count, check_seed, choose, need
 from layerlens.inputs.inputs import Forward, Input, as_inputs
+from layerlens.inputs.sequences import sequences
 from layerlens.results import Matrix, Ranking
 from layerlens.signatures import public
 from layerlens.targets.target import Spec
+from layerlens.targets.tokens import place_names
 
 from .game import Game, feature_game
 
@@ -49,6 +51,7 @@ def interactions(
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
     progress: bool | None = None,
+    tokenizer: Callable[..., Any] | None = None,
 ) -> Matrix | Ranking:
     """Divide the score of one sample among its features, and among the pairs or larger groups that interact.
 
@@ -72,6 +75,7 @@ def interactions(
         budget: most coalitions that are evaluated.
         baseline: what removed values become, see `baseline` in `integrated_gradients`.
         baselines: several baselines over which the score is averaged.
+        tokenizer: names tokens by their position and what they read, `"3 Italy"`; None for `"token 3"`.
 
     Returns:
         A symmetric `Matrix` (features, features), with what each feature gives alone on the diagonal. Its check
@@ -98,12 +102,14 @@ def interactions(
         raise OptionError(
             f"order must be a whole number of at least 2, got {order!r}; for single features: kernel_shap."
         )
-    if (batch := as_inputs(x).batch) != 1:
-        raise InputError(f"interactions explains one sample at a time; the input holds {batch}: give x[:1].")
+    inputs = as_inputs(x)
+    if inputs.batch != 1:
+        raise InputError(f"interactions explains one sample at a time; the input holds {inputs.batch}: give x[:1].")
+    words = {str(one): place_names(tokenizer, one.ids) for one in sequences(inputs)} if tokenizer is not None else {}
     shapiq = need("shapiq", "interactions", "interactions")
     with feature_game(model, x, target, None, features, baseline, batch_size, forward, baselines) as game:
         ((_, columns, own),) = game.features.groups(1)
-        names = feature_names(game.scorer, game.features, features)
+        names = feature_names(game.scorer, game.features, features, words)
         names = tuple(names[column] for column in columns.tolist())
         game = Game(game.scorer, game.coalitions, own)
         found, exact = _parts(shapiq, game, order, index, budget, seed)
@@ -174,13 +180,26 @@ def _parts(
     return {group: float(found[group]) for group in groups}, exact
 
 
-def feature_names(scorer: Scorer, features: Features, spec: FeatureSpec) -> tuple[str, ...]:
-    """Return the names of the features: groups and columns by their own, others by kind and number."""
+def feature_names(
+    scorer: Scorer, features: Features, spec: FeatureSpec, words: Mapping[str, Sequence[str] | None]
+) -> tuple[str, ...]:
+    """Return the names of the features: groups and columns by their own, others by kind and number.
+
+    Args:
+        scorer: the score.
+        features: the features.
+        spec: how they were given.
+        words: what each token reads, by name of the input.
+    """
     if isinstance(spec, Mapping) and is_groups(spec):
         return tuple(map(str, spec))
     names: list[str] = []
     for name, leaf in scorer.leaves.items():
-        known: Sequence[str] = column_names(scorer, name) if spec in (None, "values") and leaf.value.ndim == 2 else ()
+        known: Sequence[str] = ()
+        if spec in (None, "places") and leaf.layer is not None:
+            known = [f"{place} {word.strip()}".strip() for place, word in enumerate(words.get(name) or ())]
+        elif spec in (None, "values") and leaf.value.ndim == 2:
+            known = column_names(scorer, name)
         kind = "token" if leaf.layer is not None else "" if leaf.value.ndim == 2 else "feature"
         own = int(features.labels[name].max()) + 1 - len(names)
         prefix = f"{name}: " if len(scorer.leaves) > 1 else ""

@@ -14,6 +14,19 @@ from layerlens.faithfulness import known_shapley
 pytest.importorskip("shapiq")
 
 
+class Letters:
+    """What names of tokens need of a tokenizer."""
+
+    def __call__(self, text, **options):
+        raise NotImplementedError
+
+    def convert_ids_to_tokens(self, ids):
+        return ["abcdefghi"[index] for index in ids]
+
+    def decode(self, ids):
+        return " ".join(self.convert_ids_to_tokens(ids))
+
+
 def known(task, sample=0):
     """SII of a sum of unanimity games: a product of |T| columns gives each pair in it prod / (|T| - 1)."""
     model, x = task.model, task.x
@@ -68,6 +81,12 @@ def test_tokens_and_images_are_cut_into_features():
     torch.manual_seed(0)
     words = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))
     assert interactions(words, torch.tensor([[1, 2, 3]]), target=0).rows == ("token 0", "token 1", "token 2")
+    named = Lens(words, tokenizer=Letters()).interactions(torch.tensor([[1, 2, 1]]), target=0)
+    assert named.rows == named.columns == ("0 b", "1 c", "2 b")
+    grouped = Lens(words, tokenizer=Letters()).interactions(
+        torch.tensor([[1, 2, 1]]), target=0, features=torch.tensor([[0, 0, 1]])
+    )
+    assert grouped.rows == ("token 0", "token 1")
     image = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 2))
     found = interactions(image, torch.randn(1, 1, 8, 8), target=1, features=4)
     assert found.values.shape == (4, 4) and torch.equal(found.values, found.values.T)
