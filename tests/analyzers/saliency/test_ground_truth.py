@@ -96,6 +96,7 @@ ON_LINEAR = {
     "relevance": (linear(X), {"rules": "epsilon"}, SURE),
     "layer_conductance": (linear(X), {"where": "terms"}, SURE),
     "internal_influence": (torch.ones(2, 5).double(), {"where": "terms"}, SURE),
+    "neuron_conductance": (linear(X), {"where": "terms", "unit": slice(None)}, SURE),
 } | {
     name: (linear(X), {}, SURE)
     for name in (

@@ -67,6 +67,7 @@ def interrupted(call, x, hooks_of, most=4):
 def test_every_method(method, hooks_of):
     x = IDS if method.needs == "token ids" else normal(2, 3, 8, 8)
     where = {"where": "conv"} if "a layer (where=)" in method.needs else {}
+    where |= {"unit": 0} if "unit=" in method.needs else {}
     interrupted(lambda model: layerlens.saliency(model, x, target=1, method=method.name, **where), x, hooks_of)
 
 

@@ -42,6 +42,7 @@ def few(method, **more):
 
 def ask(method, x, model=None, **options):
     where = {"where": "0"} if "a layer (where=)" in method.needs else {}
+    where |= {"unit": 0} if "unit=" in method.needs else {}
     return layerlens.saliency(net() if model is None else model, x, target=1, method=method.name, **where, **options)
 
 

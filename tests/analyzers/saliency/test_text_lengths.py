@@ -18,7 +18,8 @@ TEXTS = [[5, 9, 2, 31, 17, 6], [8, 28, 3], [4, 9, 11, 30], [12, 3, 20]]
 SIDES = {"left": "llll", "right": "rrrr", "both": "rlrl"}
 METHODS = sorted(methods())
 NOT_FOR_TEXT = {
-    "blur_ig", "cam", "extremal_mask", "internal_influence", "layer_conductance", "permutation", "xrai", "finer_cam"
+    "blur_ig", "cam", "extremal_mask", "internal_influence", "layer_conductance", "neuron_conductance", "permutation",
+    "xrai", "finer_cam",
 }  # fmt: skip
 QUICK = {
     "guided_ig": {"steps": 10},
