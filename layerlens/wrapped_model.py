@@ -154,7 +154,9 @@ class WrappedModel:
         else:
             value, names = self.transform(x)
         several = isinstance(value, list) or is_row(value)
-        listed = isinstance(value, list) and takes_list(self.model, self.forward)
+        listed = isinstance(value, list) and (
+            takes_list(self.model, self.forward) or self._are_pictures_of_a_list(value)
+        )
         if several and (listed or len(value) > arguments(self.model, self.forward)):
             if isinstance(value, Mapping):  # a row of a data set: numbers by column
                 value, names = np.array([list(value.values())], dtype=np.float64), tuple(map(str, value))
@@ -185,10 +187,17 @@ class WrappedModel:
         numbers = inputs.replace({name: one.to(dtype) for name, one in tensors.items()})
         return numbers if self._runs(numbers) or not self._runs(inputs) else inputs
 
+    def _are_pictures_of_a_list(self, value: list[Any]) -> bool:
+        """Whether a model takes these in a list without saying so, as some detectors do: it is tried."""
+        tensors = [one for one in value if isinstance(one, torch.Tensor) and one.ndim == 3 and one.is_floating_point()]
+        if not value or len(tensors) < len(value) or len({one.shape for one in tensors}) > 1:
+            return False
+        return not self._runs(as_inputs(value)) and self._runs(as_inputs(torch.stack(tensors)))
+
     def _runs(self, inputs: Inputs) -> bool:
         try:
             self.run_inputs(inputs)
-        except (RuntimeError, IndexError, TypeError, ValueError):
+        except Exception:  # whatever the model raises
             return False
         return True
 

@@ -174,3 +174,26 @@ def test_a_function_of_the_detections_gets_those_of_the_rows(lens, pictures):
 def test_a_model_of_detections_without_a_target_names_box():
     with pytest.raises(TargetError, match=r"the detections of each picture: say which one to score, target=layerlens"):
         Lens(Windows(0.0)).saliency(torch.rand(1, 1, 72, 72), method="gradient")
+
+
+class Undeclared(Windows):
+    """Does not say what it takes, as RetinaNet, and has a second argument."""
+
+    def forward(self, images, targets=None):
+        assert targets is None
+        return [self.one(image) for image in images]
+
+
+class Pair(nn.Module):
+    """Takes two series."""
+
+    def forward(self, a, b):
+        return (a * b).sum(dim=2)
+
+
+def test_a_list_is_tried_as_a_batch_only_where_it_is_no_list_of_arguments(pictures):
+    found = Lens(Undeclared()).saliency(list(pictures), target=box(), method="gradient")
+    assert torch.equal(found.tensor, Lens(Windows()).saliency(pictures, target=box(), method="gradient").tensor)
+    a, b = torch.randn(2, 3, 4, 5)
+    both = Lens(Pair()).saliency([a, b], target=0, method="gradient").values
+    assert set(both) == {"a", "b"} and torch.equal(both["a"][:, 0], b[:, 0])
