@@ -20,7 +20,9 @@ from .analyzers.activation.receptive_field import receptive_field as receptive_f
 from .analyzers.activation.recurrent.states import recurrent_states as recurrent_states
 from .analyzers.checks.check import check as check
 from .analyzers.checks.check_gradient import check_gradient as check_gradient
+from .analyzers.concepts.basis import Basis as Basis, basis as basis
 from .analyzers.concepts.concept_relevance import concept_relevance as concept_relevance, rank_concepts as rank_concepts
+from .analyzers.concepts.feature_effects import feature_effects as feature_effects
 from .analyzers.concepts.tcav import tcav as tcav
 from .analyzers.concepts.top_inputs import top_inputs as top_inputs
 from .analyzers.dynamics.blocks.logit_lens import logit_lens as logit_lens

@@ -189,6 +189,8 @@ class Lens(WrappedModel):
     rank_concepts = bind(concepts.rank_concepts)
     concept_relevance = bind(concepts.concept_relevance)
     tcav = bind(concepts.tcav, words=("label",))
+    basis = bind(concepts.basis)
+    feature_effects = bind(concepts.feature_effects)
     evaluate = bind(faithfulness.evaluate)
     insertion = bind(faithfulness.insertion)
     deletion = bind(faithfulness.deletion)

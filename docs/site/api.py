@@ -42,7 +42,10 @@ GROUPS = {
     "relevance": (
         "Relevance",
         "Layer-wise relevance propagation with its ledger, concepts, and rules.",
-        "relevance relevance_by_target Rulebook rules rank_concepts concept_relevance top_inputs tcav",
+        """
+        relevance relevance_by_target Rulebook rules rank_concepts concept_relevance top_inputs tcav Basis basis
+        feature_effects
+        """,
     ),
     "sensitivity": (
         "Sensitivity, robustness, interventions, weights",

@@ -159,6 +159,13 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         ("a gradient",),
         "examples of the concept and random ones",
     ),
+    Question(
+        "Which features of a dictionary made the score?",
+        "lens.feature_effects(x, lens.basis(data, {layer}), target={target})",
+        "1 gradient",
+        ("a gradient",),
+        "a data set",
+    ),
     # which layers, inputs and weights are sensitive
     Question(
         "What does the output lose without a part?",

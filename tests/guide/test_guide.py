@@ -14,7 +14,7 @@ from layerlens.binding import bind
 from layerlens.guide.guide import NEEDS, NEEDS_OF_MODEL
 from layerlens.guide.questions import QUESTIONS
 
-UNASKED = {"select", "probe", "guide", "insertion", "deletion", "road", "saliency_by_target"}
+UNASKED = {"select", "probe", "guide", "basis", "insertion", "deletion", "road", "saliency_by_target"}
 """Methods of a lens that answer no question about a model by themselves, or that of `evaluate` for a finished map, or
 that of another for several targets."""
 

@@ -15,7 +15,7 @@ from layerlens.analyzers.common.features.batch_targets import check_length, of_b
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
 from layerlens.axes.followed import followed
-from layerlens.errors import InputError, LayerLensError, RecordError, check_count, choose
+from layerlens.errors import InputError, LayerLensError, OptionError, RecordError, check_count, choose
 from layerlens.inputs.batches import Samples, batches, grouped
 from layerlens.inputs.inputs import Forward, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -29,6 +29,7 @@ from layerlens.results.maps.attribution import Values
 from layerlens.signatures import public
 from layerlens.targets.target import Spec, as_target
 
+from .basis import Basis
 from .unit_regions import input_regions, unit_maps
 
 By = Literal["relevance", "activation"]
@@ -42,7 +43,7 @@ EFFECTIVE = 0.0455
 def top_inputs(
     model: nn.Module,
     data: Samples,
-    layer: Selection,
+    layer: Selection | Basis,
     *,
     units: int | Sequence[int] | None = None,
     by: By = "relevance",
@@ -70,6 +71,7 @@ def top_inputs(
 
     Args:
         data: ... A label is a whole number.
+        layer: ... Or a `Basis`, whose features are then the units, with `by="activation"`.
         units: one unit or several; None for all.
         by: `"relevance"` (default) or `"activation"`.
         count: number of samples per unit; fewer if the data holds fewer.
@@ -106,7 +108,10 @@ def top_inputs(
     choose("ranking", by, ("relevance", "activation"))
     how = choose("reduction", reduce or ("sum" if by == "relevance" else "max"), ("max", "sum", "mean"))
     check_count("count", count)
-    matches = one_match(model, layer, calls=False)
+    basis = layer if isinstance(layer, Basis) else None
+    if basis is not None and by != "activation":
+        raise OptionError("top_inputs ranks the features of a basis by their activation: by='activation'.")
+    matches = one_match(model, layer.layer if isinstance(layer, Basis) else layer, calls=False)
     (path,) = matches
     device = home(model)
     given = None if isinstance(target, str) and target == "label" else as_target(target)
@@ -131,14 +136,15 @@ def top_inputs(
         if len(tensors) > 1:
             refuse_several(path, tensors, "which the score depends on for different samples")
         maps = unit_maps(site(path, call), output, here.batch, name)
-        chosen = chosen or chosen_units(path, maps.shape[1], units)
         with torch.inference_mode(False), torch.no_grad():
+            maps = maps if basis is None else basis.codes(maps)
+            chosen = chosen or chosen_units(path, maps.shape[1], units)
             ranking.add(batch.start, batch.inputs, maps[:, list(chosen)], chosen)
     check_length(given, ranking.seen)
     boxes = None
     (name,) = tensors
     if regions:
-        boxes = _regions(model, ranking, tensor_path(path, name), chosen, call, level, batch_size, forward)
+        boxes = _regions(model, ranking, tensor_path(path, name), chosen, call, level, batch_size, forward, basis)
     named = by if by == "activation" else f"{by} ({settings['rules']['name']})"
     return TopInputs(
         layer=tensor_path(path, name),
@@ -152,7 +158,7 @@ def top_inputs(
         inputs={index: _sample(inputs) for index, inputs in sorted(ranking.kept.items())},
         count=ranking.seen,
         target="" if by == "activation" else "label of each sample" if given is None else given.label,
-        method=f"{named}, {how} over places",
+        method=f"{named}, {how} over places" + ("" if basis is None else f", features of {basis.name}"),
         settings=settings,
     )
 
@@ -179,6 +185,7 @@ def _regions(
     level: float,
     size: int,
     forward: Forward | None,
+    basis: Basis | None,
 ) -> torch.Tensor | None:
     """The boxes `(unit, rank, axis, 2)`.
 
@@ -198,6 +205,7 @@ def _regions(
 
         def pick(output: torch.Tensor, index: list[tuple[int, ...]] = index, inputs: Inputs = inputs) -> torch.Tensor:
             maps = unit_maps(followed(model, inputs, forward).site(layer, call), output, len(index), tensor)
+            maps = maps if basis is None else basis.codes(maps)
             return torch.stack([maps[place] for place in index])
 
         try:

@@ -1,0 +1,149 @@
+"""What each feature of a basis adds to a score: gradient x activation, or the score without it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.scorer import Scorer, gradients, scoring
+from layerlens.axes.layout import unit_name
+from layerlens.errors import AxesUnknown, choose
+from layerlens.inputs.inputs import Forward, Input
+from layerlens.results import Ranking
+from layerlens.signatures import public
+from layerlens.targets.target import Spec
+
+from .basis import Basis
+
+
+@public
+def feature_effects(
+    model: nn.Module,
+    x: Input,
+    basis: Basis,
+    *,
+    target: Spec = None,
+    by: Literal["gradient", "ablation"] = "gradient",
+    forward: Forward | None = None,
+) -> Ranking:
+    """Measure what each feature of a basis adds to the score, with the error of the basis as one more row.
+
+    With h the layer's output, c its codes, D the decoder, and h = D(c) + error:
+
+    - `"gradient"`: the gradient of the score by a code, through D, times the code, summed over places; for the error
+      its own gradient x activation. `"constant"` is what D adds by itself, such as the mean of PCA or a bias. The rows
+      sum to the gradient x activation of the layer.
+    - `"ablation"`: the change of the score when the part of a feature, D(c) - D(c without it), is taken out of h at all
+      places; for the constant, D(0); for the error, h becomes D(c). One forward pass for each feature that is not zero.
+
+    Args:
+        basis: a `Basis`, which names the layer.
+        by: `"gradient"` or `"ablation"`.
+
+    Returns:
+        A `Ranking` of features, `"constant"` and `"error"`, means over samples. Its checks are `"per sample"`,
+        `(items, batch)`, and with gradients `"layer"`, `(batch,)`, the gradient x activation of the layer.
+
+    Raises:
+        LayerNotFound, SelectionError: when the basis does not name one tensor of a layer.
+        AxesUnknown: when the layer's axis of units is unknown.
+        InputError: when the basis does not fit the layer.
+        TargetError: when the target does not fit, or the score does not depend on the layer.
+
+    Source: Marks et al. 2024, "Sparse feature circuits": features and the error of a dictionary as parts of a score.
+
+    Example:
+        >>> net = nn.Sequential(nn.Identity(), nn.Linear(2, 1, bias=False))
+        >>> _ = net[1].weight.data.copy_(torch.tensor([[2.0, 5.0]]))
+        >>> first = Basis("0", encode=lambda h: h[:, :1], decode=lambda c: nn.functional.pad(c, (0, 1)))
+        >>> feature_effects(net, torch.tensor([[3.0, 1.0]]), first).ranked()
+        [('feature 0', 6.0), ('error', 5.0), ('constant', 0.0)]
+    """
+    choose("by", by, ("gradient", "ablation"))
+    with scoring(model, x, target, where=basis.layer, forward=forward) as scorer, basis.coding():
+        name, unit = _unit_axis(scorer, basis)
+        score, slopes = gradients(scorer, scorer.start())
+        hidden = scorer.values()[name].detach().movedim(unit, -1)
+        codes = basis.encode_last(hidden).detach().requires_grad_()
+        decoded = basis.decode_last(codes, hidden)
+        checks: dict[str, torch.Tensor] = {}
+        if by == "gradient":
+            slope = slopes[name].detach().movedim(unit, -1)
+            (by_code,) = torch.autograd.grad(decoded, codes, slope)
+            parts = _by_sample(by_code * codes.detach())
+            constant = _total(slope * decoded.detach()) - parts.sum(dim=1)
+            error = _total(slope * (hidden - decoded.detach()))
+            values = torch.cat([parts, constant.unsqueeze(1), error.unsqueeze(1)], dim=1)
+            checks["layer"] = _total(slope * hidden)
+        else:
+            values = _ablated(scorer, basis, name, unit, hidden, codes.detach(), score)
+    per_sample = values.T.cpu()
+    change = by == "ablation"
+    return Ranking(
+        quantity="change of the score" if change else "gradient x activation",
+        items=(*map(basis.label, range(codes.shape[-1])), "constant", "error"),
+        values=per_sample.mean(dim=1),
+        units="score",
+        signed=True,
+        method=f"{'ablation' if change else 'gradient x activation'}, {basis.name} of {basis.layer}",
+        settings={"layer": basis.layer, "basis": repr(basis), "by": by, "target": scorer.target.label},
+        checks={"per sample": per_sample, **{key: value.cpu() for key, value in checks.items()}},
+        explanation=(
+            "What the score loses or gains without each feature, one at a time."
+            if change
+            else "What each feature adds to the score to first order; the rows sum to that of the layer.",
+            "What the basis cannot express is in the error, and says nothing of the features.",
+        ),
+    )
+
+
+def _unit_axis(scorer: Scorer, basis: Basis) -> tuple[str, int]:
+    """Return the name of the layer's tensor and its axis of units, with the batch first.
+
+    Raises:
+        AxesUnknown: when it is unknown.
+    """
+    ((name, leaf),) = scorer.leaves.items()
+    axes = None if leaf.place is None else leaf.place.axes
+    unit = None if axes is None else unit_name(axes)
+    if axes is None or unit is None:
+        example = ("batch", "unit", "height", "width")[: leaf.value.ndim]
+        raise AxesUnknown(
+            f"layer {basis.layer!r} returned {tuple(leaf.value.shape)}, whose axis of units is not known "
+            f"({axes}): name its axes, such as Lens(model, axes={{{basis.layer!r}: {example}}})."
+        )
+    return name, axes.index(unit)
+
+
+def _ablated(
+    scorer: Scorer, basis: Basis, name: str, unit: int, hidden: torch.Tensor, codes: torch.Tensor, score: torch.Tensor
+) -> torch.Tensor:
+    """Return the changes of the score, `(batch, features + 2)`."""
+    decoded = basis.decode_last(codes, hidden)
+
+    def without(part: torch.Tensor) -> torch.Tensor:
+        return (scorer({name: (hidden - part).movedim(-1, unit)}) - score).detach()
+
+    changes = []
+    with torch.no_grad():
+        for number in range(codes.shape[-1]):
+            if not bool(codes[..., number].any()):
+                changes.append(torch.zeros_like(score))
+                continue
+            kept = codes.clone()
+            kept[..., number] = 0
+            changes.append(without(decoded - basis.decode_last(kept, hidden)))
+        changes.append(without(basis.decode_last(torch.zeros_like(codes), hidden)))
+        changes.append(without(hidden - decoded))
+    return torch.stack(changes, dim=1)
+
+
+def _by_sample(values: torch.Tensor) -> torch.Tensor:
+    """Sum over all axes but the first and the last, `(batch, features)`."""
+    return values.reshape(len(values), -1, values.shape[-1]).sum(dim=1)
+
+
+def _total(values: torch.Tensor) -> torch.Tensor:
+    return values.flatten(1).sum(dim=1)
