@@ -16,6 +16,7 @@ from ..plot import Plot, figure
 from ..words import words
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.axes import Axes
 
 
@@ -56,8 +57,8 @@ def influence(
         left = [pair for pair in found.ranked(sample, count, harmful=True) if pair not in shown]
         shown += left[::-1]
     values = np.array([value for _, value in shown])
-    names = [f"#{index}, label {found.labels[index].item():g}" for index, _ in shown]
-    of = "self influence" if found.itself else f"sample {sample}, label {found.explained_labels[sample].item():g}"
+    names = [f"#{index}, label {_text(found.labels[index])}" for index, _ in shown]
+    of = "self influence" if found.itself else f"sample {sample}, label {_text(found.explained_labels[sample])}"
     with Canvas(width=width, ax=ax) as canvas:
         note = "" if found.itself else "right: lowers its loss; left: raises it"
         canvas.title(title, f"{words(found.method)}, {of}", note)
@@ -66,3 +67,7 @@ def influence(
         bars.draw(axes, values, colors=style.signed_colors(values))
         bars.value_axis(axes, "influence")
         return canvas.finish({"index": [index for index, _ in shown], "values": values})
+
+
+def _text(label: torch.Tensor) -> str:
+    return style.number(float(label)) if label.is_floating_point() else str(int(label))
