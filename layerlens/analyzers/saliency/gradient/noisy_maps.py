@@ -128,7 +128,7 @@ def noisy_maps(
     spread = {leaf: (square_means[leaf] - mean.square()).clamp_min(0) for leaf, mean in means.items()}
     known_error = statistic != "variance" and samples > 1
     statistics = spread if statistic == "variance" else means
-    if statistic != "variance" or any(bool(scale.any()) for scale in scales.values()):
+    if statistic != "variance" or (noise and stdevs is None) or any(bool(one.any()) for one in scales.values()):
         warn_of_zeros(statistics, name)
     errors = {leaf: (part / max(1, samples - 1)).sqrt() for leaf, part in spread.items()}
     return Attribution(

@@ -229,7 +229,7 @@ def _noisy_gradients(
         statistics = spread if statistic == "variance" else means
         errors = {leaf: (part / max(1, samples - 1)).sqrt().to(values[leaf].dtype) for leaf, part in spread.items()}
         known = statistic != "variance" and samples > 1
-        if statistic != "variance" or any(bool(scale.any()) for scale in scales.values()):
+        if statistic != "variance" or (noise and stdevs is None) or any(bool(one.any()) for one in scales.values()):
             warn_of_zeros(statistics, name)
         return scorer.attribution(
             {leaf: part.to(values[leaf].dtype) for leaf, part in statistics.items()},
