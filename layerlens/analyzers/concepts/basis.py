@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.calls.call_shapes import one_match
 from layerlens.analyzers.common.features.feature_batches import gather
 from layerlens.analyzers.common.features.layer_features import FeatureReader
 from layerlens.errors import InputError, OptionError, TargetError, check_count, check_seed, choose, need
@@ -17,6 +18,7 @@ from layerlens.inputs.batches import Data, Read, Samples
 from layerlens.inputs.inputs import Forward, as_inputs
 from layerlens.model.borrowed import borrowed, generator_states, restore_generators
 from layerlens.model.layers import Selection
+from layerlens.model.tensors import tensor_path
 from layerlens.model.trees import describe
 from layerlens.signatures import public
 from layerlens.targets.base import Target
@@ -43,7 +45,7 @@ class Basis:
     """The units h of a layer as features of a dictionary: h = decode(encode(h)) + error, at each place.
 
     Args:
-        layer: path of the layer, or of a tensor of its output (`"rnn/h_n"`).
+        layer: path of the layer, or of a tensor of its output (`"rnn/h_n"`), or a call of it (`"rnn#1"`).
         coder: an object with `encode` and `decode`, such as a sparse autoencoder of SAELens or overcomplete, or any
             `nn.Module` with both. They take `(rows, units)` and `(rows, features)`, a row being a place of a sample.
             Where `encode` returns several tensors, the last one holds the codes, as in overcomplete.
@@ -130,6 +132,18 @@ class Basis:
             last = units.movedim(1, -1)
             return units - self.decode_last(self.encode_last(last), last).movedim(-1, 1)
 
+    def site(self, call: int = 0) -> tuple[str, int]:
+        """Return the layer without its call, and the call, or another where the layer does not name one.
+
+        Raises:
+            OptionError: when two calls are named.
+        """
+        head, named, rest = self.layer.partition("#")
+        number, slash, tensor = rest.partition("/")
+        if named and call not in (0, int(number)):
+            raise OptionError(f"{self!r} is of call {number}, so call={call} is one too many: leave it out.")
+        return head + slash + tensor, int(number) if named else call
+
     @contextlib.contextmanager
     def coding(self) -> Iterator[None]:
         """Keep the state of an encoder between `encode` and `decode`, in eval mode, and restore it afterwards.
@@ -194,12 +208,14 @@ class Basis:
             call: which call of a layer that runs several times.
 
         Raises:
-            OptionError: when no feature has this name; TargetError on use, when there is no such number.
+            OptionError: when no feature has this name, or the layer names another call; TargetError on use, when there
+                is no such number.
         """
         if isinstance(feature, str):
             choose("feature", feature, self.features or ())
             feature = (self.features or ()).index(feature)
-        number, inner = feature, neuron(self.layer, feature, place=place, over=over, call=call)
+        layer, call = self.site(call)
+        number, inner = feature, neuron(layer, feature, place=place, over=over, call=call)
 
         def read(output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             codes = self.codes(output)
@@ -245,7 +261,9 @@ def basis(
         `top_inputs(data, basis, by="activation")` shows what it responds to.
 
     Raises:
-        InputError: when the layer has no units, or negative ones with `"nmf"`.
+        LayerNotFound, SelectionError: when the selection does not match one layer.
+        InputError: when the layer has no units, returned several tensors or ran several times and none is named,
+            or has negative units with `"nmf"`.
         OptionError: when there are fewer rows or units than features.
         MissingPackage: when scikit-learn is not installed.
 
@@ -264,13 +282,19 @@ def basis(
     before = generator_states()  # the first import of scikit-learn draws random numbers
     package = need("sklearn.decomposition", "basis", "sklearn")
     restore_generators(before)
-    reader = _PlaceReader(model, layer, places, seed, forward)
+    matches = one_match(model, layer)
+    (path,) = matches
+    tensors, calls = matches.tensors[path], sorted(matches.calls[path] or ())
+    reader = _PlaceReader(model, [tensor_path(path, one) for one in tensors or ("",)], places, seed, forward)
     given = Data.of(data, batch_size=batch_size, batched=batched, read=read, progress=progress)
     found = gather(reader, given, max_samples, seed, "basis")
-    if len(found.layers) != 1:
-        raise InputError(f"basis: name one tensor of one call of a layer; the selection has {sorted(found.layers)}.")
-    ((name, flat),) = found.layers.items()
-    rows = flat.reshape(-1, reader.units)
+    own = tuple(f"{path} #{call}" if call else path for call in calls)
+    chosen = {name: rows for name, rows in found.layers.items() if not own or name.split("/")[0] in own}
+    if len(chosen) != 1:
+        listed = ", ".join(repr(_selection(name, path, found.layers)) for name in found.layers)
+        raise InputError(f"basis takes one tensor of one call, and {layer!r} has {len(chosen)}: name one of {listed}.")
+    ((name, flat),) = chosen.items()
+    rows = flat.reshape(-1, reader.units[name])
     if features > min(rows.shape):
         raise OptionError(
             f"features={features}, and layer {name!r} has {rows.shape[1]} units in {len(rows)} rows: ask for at most "
@@ -288,18 +312,25 @@ def basis(
         fitted = package.NMF(features, init="nndsvda", random_state=seed, max_iter=2000).fit(rows.numpy())
         coder = _NonNegative(torch.from_numpy(fitted.components_))
     names = [f"feature {number}" for number in range(features)]
-    made = Basis(name.replace(" #", "#"), coder, features=names, name=method.upper())
+    made = Basis(_selection(name, path, found.layers), coder, features=names, name=method.upper())
     spread = (rows - rows.mean(dim=0)).square().sum()
     made.explained = float(1 - made.error(rows).square().sum() / spread) if float(spread) else None
     return made
 
 
+def _selection(name: str, path: str, names: Iterable[str]) -> str:
+    """Return what selects one of the names of calls of a layer: the first call of several is `"rnn#0"`."""
+    if " #" not in name and any(" #" in one for one in names):
+        name = f"{path}#0{name[len(path) :]}"
+    return name.replace(" #", "#")
+
+
 class _PlaceReader(FeatureReader):
     """Reads some places of each sample, `(batch, places x units)`."""
 
-    def __init__(self, model: nn.Module, layer: Selection, places: int, seed: int, forward: Forward | None) -> None:
-        super().__init__(model, layer, forward=forward)
-        self._places, self.units = places, 0
+    def __init__(self, model: nn.Module, layers: Selection, places: int, seed: int, forward: Forward | None) -> None:
+        super().__init__(model, layers, forward=forward)
+        self._places, self.units = places, dict[str, int]()
         self._generator = torch.Generator().manual_seed(seed)
 
     def reduced(self, name: str, path: str, values: torch.Tensor) -> tuple[torch.Tensor | None, str]:
@@ -308,12 +339,12 @@ class _PlaceReader(FeatureReader):
         flat = values.double().cpu().reshape(*values.shape[:2], -1).movedim(1, 2)  # (batch, place, unit)
         if not self.units:
             self._places = min(self._places, flat.shape[1])
-        self.units = flat.shape[2]
+        self.units[name] = flat.shape[2]
         keys = torch.rand(*flat.shape[:2], generator=self._generator)
         if flat.shape[1] < self._places:
             keys = keys.repeat(1, -(-self._places // flat.shape[1]))
         chosen = keys.argsort(dim=1)[:, : self._places] % flat.shape[1]
-        return flat.gather(1, chosen.unsqueeze(-1).expand(-1, -1, self.units)).flatten(1), ""
+        return flat.gather(1, chosen.unsqueeze(-1).expand(-1, -1, flat.shape[2])).flatten(1), ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,9 @@ from torch import nn
 
 from layerlens.analyzers.common.scorer import Scorer, gradients, scoring
 from layerlens.axes.layout import unit_name
-from layerlens.errors import AxesUnknown, choose
+from layerlens.errors import AxesUnknown, OptionError, choose
 from layerlens.inputs.inputs import Forward, Input
+from layerlens.model.trees import describe
 from layerlens.results import Ranking
 from layerlens.signatures import public
 from layerlens.targets.target import Spec
@@ -48,6 +49,7 @@ def feature_effects(
 
     Raises:
         LayerNotFound, SelectionError: when the basis does not name one tensor of a layer.
+        OptionError: when it is not a basis.
         AxesUnknown: when the layer's axis of units is unknown.
         InputError: when the basis does not fit the layer.
         TargetError: when the target does not fit, or the score does not depend on the layer.
@@ -62,6 +64,10 @@ def feature_effects(
         [('feature 0', 6.0), ('error', 5.0), ('constant', 0.0)]
     """
     choose("by", by, ("gradient", "ablation"))
+    if not isinstance(basis, Basis):
+        raise OptionError(
+            f"basis is a Basis, such as Basis('blocks.1', sae) or lens.basis(...); got {describe(basis)}."
+        )
     with scoring(model, x, target, where=basis.layer, forward=forward) as scorer, basis.coding():
         name, unit = _unit_axis(scorer, basis)
         score, slopes = gradients(scorer, scorer.start())

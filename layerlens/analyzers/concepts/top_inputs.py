@@ -111,7 +111,9 @@ def top_inputs(
     basis = layer if isinstance(layer, Basis) else None
     if basis is not None and by != "activation":
         raise OptionError("top_inputs ranks the features of a basis by their activation: by='activation'.")
-    matches = one_match(model, layer.layer if isinstance(layer, Basis) else layer, calls=False)
+    if isinstance(layer, Basis):
+        layer, call = layer.site(call)
+    matches = one_match(model, layer, calls=False)
     (path,) = matches
     device = home(model)
     given = None if isinstance(target, str) and target == "label" else as_target(target)

@@ -186,3 +186,34 @@ def test_a_planted_direction_is_the_first_component():
     codes = found.codes(shown[:2](x))[:, 0].detach()
     halves = codes[::2], codes[1::2]
     assert float(halves[0].max()) < float(halves[1].min()) or float(halves[0].min()) > float(halves[1].max())
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.inner(torch.relu(self.inner(x)))))
+
+
+def test_a_call_of_a_layer_that_runs_twice():
+    torch.manual_seed(0)
+    net, x = Twice().double(), torch.randn(9, 3, dtype=torch.float64)
+    with pytest.raises(InputError, match="name one of 'inner#0', 'inner#1'"):
+        basis(net, x, "inner", features=2)
+    calls = net.inner(x), net.inner(torch.relu(net.inner(x)))
+    for number, hidden in enumerate(calls):
+        found = basis(net, x, f"inner#{number}", features=2)
+        assert found.layer == f"inner#{number}"
+        codes = found.codes(hidden.detach())
+        top = top_inputs(net, x, found, by="activation", count=1, regions=False)
+        torch.testing.assert_close(top.values[:, 0], codes.amax(dim=0))
+        score = Lens(net).saliency(x, target=found.feature(1), method="gradient").score
+        torch.testing.assert_close(score, codes[:, 1])
+        effects = feature_effects(net, x, found, target=0).checks
+        torch.testing.assert_close(effects["per sample"].sum(dim=0), effects["layer"])
+    with pytest.raises(OptionError, match="call=2 is one too many"):
+        found.feature(0, call=2)
+    with pytest.raises(OptionError, match="basis is a Basis"):
+        feature_effects(net, x, SAE(3, 2))
