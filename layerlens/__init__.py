@@ -51,7 +51,9 @@ _NAMES = {
     "analyzers.relevance": """
         relevance relevance_by_target Rulebook
     """,
-    "analyzers.concepts": "rank_concepts concept_relevance top_inputs tcav Basis basis feature_effects",
+    "analyzers.concepts": """
+        rank_concepts concept_relevance top_inputs tcav concept_activation Basis basis feature_effects
+    """,
     "analyzers.checks": "check check_gradient",
     "analyzers.faithfulness": "evaluate cascading_randomization",
     "analyzers.groups": "compare_groups explain_errors",

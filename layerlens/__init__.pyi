@@ -21,6 +21,7 @@ from .analyzers.activation.recurrent.states import recurrent_states as recurrent
 from .analyzers.checks.check import check as check
 from .analyzers.checks.check_gradient import check_gradient as check_gradient
 from .analyzers.concepts.basis import Basis as Basis, basis as basis
+from .analyzers.concepts.concept_activation import concept_activation as concept_activation
 from .analyzers.concepts.concept_relevance import concept_relevance as concept_relevance, rank_concepts as rank_concepts
 from .analyzers.concepts.feature_effects import feature_effects as feature_effects
 from .analyzers.concepts.tcav import tcav as tcav

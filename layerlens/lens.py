@@ -191,6 +191,7 @@ class Lens(WrappedModel):
     tcav = bind(concepts.tcav, words=("label",))
     basis = bind(concepts.basis)
     feature_effects = bind(concepts.feature_effects)
+    concept_activation = bind(concepts.concept_activation, inputs=())
     evaluate = bind(faithfulness.evaluate)
     insertion = bind(faithfulness.insertion)
     deletion = bind(faithfulness.deletion)

@@ -43,8 +43,8 @@ GROUPS = {
         "Relevance",
         "Layer-wise relevance propagation with its ledger, concepts, and rules.",
         """
-        relevance relevance_by_target Rulebook rules rank_concepts concept_relevance top_inputs tcav Basis basis
-        feature_effects
+        relevance relevance_by_target Rulebook rules rank_concepts concept_relevance top_inputs tcav concept_activation
+        Basis basis feature_effects
         """,
     ),
     "sensitivity": (

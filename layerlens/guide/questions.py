@@ -166,6 +166,12 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         ("a gradient",),
         "a data set",
     ),
+    Question(
+        "Which groups of samples show a concept?",
+        "lens.concept_activation(data, concepts, {layer}, random=others, groups=groups)",
+        "1 forward pass a sample",
+        given="examples of the concept and random ones",
+    ),
     # which layers, inputs and weights are sensitive
     Question(
         "What does the output lose without a part?",

@@ -1,9 +1,20 @@
 """Concepts: units of a layer by relevance, and the inputs that drive them."""
 
 from .basis import Basis, basis
+from .concept_activation import concept_activation
 from .concept_relevance import Concept, concept_relevance, rank_concepts
 from .feature_effects import feature_effects
 from .tcav import tcav
 from .top_inputs import top_inputs
 
-__all__ = ["Basis", "Concept", "basis", "concept_relevance", "feature_effects", "rank_concepts", "tcav", "top_inputs"]
+__all__ = [
+    "Basis",
+    "Concept",
+    "basis",
+    "concept_activation",
+    "concept_relevance",
+    "feature_effects",
+    "rank_concepts",
+    "tcav",
+    "top_inputs",
+]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.features.batch_targets import check_length, of_batch
-from layerlens.analyzers.common.features.feature_batches import gather
+from layerlens.analyzers.common.features.feature_batches import Table, gather
 from layerlens.analyzers.common.features.layer_features import FeatureReader
 from layerlens.analyzers.common.scorer import gradients, scoring
 from layerlens.axes.followed import followed
@@ -99,12 +99,7 @@ def tcav(
     options: dict[str, Any] = {"batch_size": batch_size, "batched": batched, "read": read, "progress": progress}
 
     def rows_of(samples: Samples, what: str, most: int) -> dict[str, torch.Tensor]:
-        reader = FeatureReader(model, paths, pool="mean", forward=forward)
-        found = gather(reader, Data.of(samples, **options), most, seed, f"tcav: {what}")
-        if lacking := [path for path in paths if path not in found.layers]:
-            why = "; ".join(f"{path}: {reason}" for path, reason in found.left_out.items())
-            raise InputError(f"tcav: layers {lacking} have no units of one call ({why}); select other layers.")
-        return found.layers
+        return unit_means(model, paths, Data.of(samples, **options), most, seed, f"tcav: {what}", forward).layers
 
     shown = {name: rows_of(samples, name, max_samples) for name, samples in concepts.items()}
     others = rows_of(random, "random", 2 * max_samples)
@@ -124,7 +119,7 @@ def tcav(
                 rest = order if not number else order[size:]
                 for _ in range(draws):
                     negative = others[path][rest[torch.randperm(len(rest), generator=generator)[:size]]]
-                    vector, right = _vector(positive, negative, penalty)
+                    vector, right = concept_vector(positive, negative, penalty)
                     columns.append(vector)
                     separated[name][row] += 0.0 if number else right / draws
         vectors[path] = torch.stack(columns, dim=1)  # (units, concepts x (1 + permutations) x draws)
@@ -158,7 +153,22 @@ def tcav(
     )
 
 
-def _vector(positive: torch.Tensor, negative: torch.Tensor, penalty: float) -> tuple[torch.Tensor, float]:
+def unit_means(
+    model: nn.Module, paths: list[str], data: Data, most: int, seed: int, what: str, forward: Forward | None
+) -> Table:
+    """Return the means over places of the units of some layers, a row for each of at most `most` samples.
+
+    Raises:
+        InputError: when a layer has no units, or runs more than once.
+    """
+    found = gather(FeatureReader(model, paths, pool="mean", forward=forward), data, most, seed, what)
+    if lacking := [path for path in paths if path not in found.layers]:
+        why = "; ".join(f"{path}: {reason}" for path, reason in found.left_out.items())
+        raise InputError(f"{what}: layers {lacking} have no units of one call ({why}); select other layers.")
+    return found
+
+
+def concept_vector(positive: torch.Tensor, negative: torch.Tensor, penalty: float) -> tuple[torch.Tensor, float]:
     """Return the direction from random examples to those of a concept, and the share on the right side."""
     linear = need("sklearn.linear_model", "tcav", "sklearn")
     rows = torch.cat([positive, negative]).double()

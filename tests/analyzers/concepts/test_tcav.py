@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens import Lens, tcav
+from layerlens import Data, Lens, tcav
 from layerlens.errors import InputError, OptionError
 
 pytest.importorskip("sklearn")
@@ -74,6 +74,33 @@ def test_the_planted_concept_differs_from_random_ones_and_another_does_not():
     made = tcav(net, x[:20], shown, "0", random=x, target=1, draws=3)
     assert float(made.checks["p of slope read"]) == 1 / 40 and float(made.checks["p of slope other"]) > 0.1
     assert float(made.checks["p read"]) > 0.3  # every random direction has a share of 0 or 1 here
+
+
+def test_concepts_are_present_in_the_groups_that_show_them():
+    """Against a direction that the data gives: the mean of activations along it, by group."""
+    concepts = {"left": examples(60, 0, 1), "right": examples(60, 1, 2)}
+    data = torch.cat([examples(20, 0, 6), examples(20, 1, 7), examples(20, None, 8)])
+    groups = ["a left"] * 20 + ["b right"] * 20 + ["nothing"] * 20
+    options = {"random": examples(200, seed=5)}
+    net = Planted()
+    found = Lens(net).concept_activation(data, concepts, "conv", groups=groups, **options)
+    assert found.rows == ("a left", "b right", "nothing") and found.columns == ("left", "right")
+    assert float(found.values.diagonal().min()) > 3 and float(found.values[2].abs().max()) < 1
+    alone = net.conv(data).mean(dim=(2, 3)).double()[:, :2]  # units that read one channel each, not standardized
+    for column in range(2):
+        means = torch.stack([part.mean() for part in alone[:, column].split(20)])
+        assert torch.equal(means.argsort()[-1:], found.values[:, column].argsort()[-1:])
+    by_label = Lens(net).concept_activation(Data(data, labels=groups), concepts, "conv", **options)
+    assert torch.equal(by_label.values, found.values)
+    one = Lens(net).concept_activation(data, concepts, "conv", **options)
+    torch.testing.assert_close(one.values[0], found.values.mean(dim=0))
+    for error, text, bad in [
+        (OptionError, "dict of the examples", {"concepts": data}),
+        (InputError, "2 examples of each concept and 4 random", {"random": data[:3]}),
+        (InputError, "groups", {"groups": groups[:-1]}),
+    ]:
+        with pytest.raises(error, match=text):
+            Lens(net).concept_activation(data, **{"concepts": concepts, "layer": "conv", **options, **bad})
 
 
 def test_what_is_refused():
