@@ -76,7 +76,7 @@ def test_its_pictures_are_those_that_the_code_makes_today(tmp_path):
         assert difference < 3, f"{path.name} is stale: python -m benchmarks.readme_pictures"
 
 
-WITHOUT_CODE = {"glossary", "peers", "questions"}
+WITHOUT_CODE = {"from-captum", "glossary", "peers", "questions"}
 LIGHT = sorted(page for page in DOCS.glob("*.md") if page.stem not in {*PAGES, *WITHOUT_CODE, "first-picture"})
 """Pages whose blocks are independent; tests/docs/test_pages.py runs the others."""
 
