@@ -170,6 +170,9 @@ class Basis:
         Raises:
             InputError: when `decode` fails, or returns another shape.
         """
+        if self._module is not None:  # SAELens keeps the norm of what it encodes, and forgets it when it decodes
+            with torch.no_grad():
+                self._coded("encode", self._encode, units, None)
         return self._coded("decode", self._decode, codes, units.shape[-1])
 
     def _coded(self, doing: str, function: Rows, values: torch.Tensor, width: int | None) -> torch.Tensor:
@@ -177,9 +180,13 @@ class Basis:
         weight = None if self._module is None else next(self._module.parameters(), None)
         try:
             made = function(rows if weight is None else rows.to(weight))
-        except (RuntimeError, ValueError, TypeError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            hint = " It runs in eval mode: if it prepares that in eval(), call sae.eval() first."
             raise InputError(
-                f"{doing} of {self!r} failed on rows {tuple(rows.shape)} of layer {self.layer!r}: {str(error)[:200]}"
+                f"{doing} of {self!r} failed on rows {tuple(rows.shape)} of layer {self.layer!r}: {str(error)[:200].rstrip('.')}."
+                + ("" if self._module is None else hint)
             ) from error
         if isinstance(made, (tuple, list)) and made:
             made = made[-1]

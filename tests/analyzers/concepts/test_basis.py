@@ -29,6 +29,19 @@ class SAE(nn.Module):
         return self.dec(codes)
 
 
+class Normed(SAE):
+    """Keeps the norm of the rows between encode and decode, and forgets it then, as SAELens does."""
+
+    def encode(self, x):
+        self.norm = x.norm(dim=1, keepdim=True)
+        return super().encode(x / self.norm)
+
+    def decode(self, codes):
+        made = super().decode(codes) * self.norm
+        del self.norm
+        return made
+
+
 def picture_net(last=2):
     torch.manual_seed(0)
     return nn.Sequential(
@@ -149,6 +162,28 @@ def test_nmf_codes_are_non_negative_least_squares_and_differentiable():
     assert Lens(net).saliency(x, target=found.feature(1), method="gradient").values.any()
     with pytest.raises(InputError, match="not negative, and layer '0' has -"):
         basis(net, x, "0", method="nmf", features=3)
+
+
+def test_an_encoder_that_keeps_a_norm_until_it_decodes():
+    net, x, *_ = cases()["pictures"]
+    sae = Normed(6, 9).double().eval()
+    found, hidden = Basis("1", sae), net[:2](x).detach() + 0.1
+    rows = hidden.movedim(1, -1).reshape(-1, 6)
+    expected = (rows - sae.decode(sae.encode(rows))).detach()
+    torch.testing.assert_close(found.error(hidden).movedim(1, -1).reshape(-1, 6).detach(), expected)
+    shifted = nn.Sequential(*net[:2], Plus(), *net[2:])
+    found = Basis("2", sae)
+    made = feature_effects(shifted, x, found, target=0)
+    torch.testing.assert_close(made.checks["per sample"].sum(dim=0), made.checks["layer"], rtol=0, atol=1e-12)
+    taken = feature_effects(shifted, x, found, target=0, by="ablation").checks["per sample"]
+    without = sae.decode(sae.encode(rows)).reshape(5, 3, 3, 6).movedim(-1, 1)
+    torch.testing.assert_close(taken[-1], (net[2:](without) - net[2:](hidden))[:, 0].detach())
+    assert not hasattr(sae, "norm")
+
+
+class Plus(nn.Module):
+    def forward(self, x):
+        return x + 0.1
 
 
 def test_what_is_refused():
