@@ -183,9 +183,12 @@ class Basis:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            hint = " It runs in eval mode: if it prepares that in eval(), call sae.eval() first."
+            why, hint = (
+                str(error)[:200].rstrip("."),
+                " It runs in eval mode: if it prepares that in eval(), call sae.eval() first.",
+            )
             raise InputError(
-                f"{doing} of {self!r} failed on rows {tuple(rows.shape)} of layer {self.layer!r}: {str(error)[:200].rstrip('.')}."
+                f"{doing} of {self!r} failed on rows {tuple(rows.shape)} of layer {self.layer!r}: {why}."
                 + ("" if self._module is None else hint)
             ) from error
         if isinstance(made, (tuple, list)) and made:
