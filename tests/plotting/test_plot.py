@@ -146,7 +146,7 @@ def test_an_unknown_kind_names_those_that_exist():
 
 
 def test_a_result_without_a_figure_is_refused():
-    with pytest.raises(PlotError, match=r"no figure of a Entry. These have one: ActivationMaps, Atten"):
+    with pytest.raises(PlotError, match=r"no figure of a Entry. These have one: ActivationMaps, Adver"):
         plot(ledger().entries[0])
 
 

@@ -12,6 +12,7 @@ from layerlens.results import Influence
 from .. import style
 from ..drawing import bars
 from ..drawing.canvas import Canvas
+from ..drawing.images import finite_array
 from ..plot import Plot, figure
 from ..words import words
 
@@ -43,6 +44,7 @@ def influence(
 
     Raises:
         OptionError: if there is no such sample, or `count` is below 1.
+        PlotError: if a value is not finite.
 
     Example:
         >>> import torch
@@ -52,6 +54,7 @@ def influence(
         [2, 1]
     """
     check_count("count", count)
+    finite_array(found.values.double(), "the influence")
     shown = found.ranked(sample, count)
     if not found.itself:
         left = [pair for pair in found.ranked(sample, count, harmful=True) if pair not in shown]

@@ -50,7 +50,7 @@ class Influence(Explained):
             raise OptionError(f"{len(self.values)} samples were explained (0 to {len(self.values) - 1}), not {sample}.")
         if count is not None:
             check_count("count", count)
-        row = self.values[sample]
+        row = self.values[sample].detach()
         order = row.argsort(descending=not harmful, stable=True)[:count].tolist()
         return [(index, float(row[index])) for index in order]
 
