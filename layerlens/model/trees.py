@@ -164,23 +164,31 @@ def entries(output: object) -> list[Mapping[str, Any]] | None:
     return list(output) if all(isinstance(one, Mapping) for one in output) else None
 
 
-def rows_of(output: object, rows: torch.Tensor, batch: int) -> Any:
+def rows_of(output: object, rows: torch.Tensor, batch: int, *, by_entry: bool = False) -> Any:
     """Return the output of some rows of a batch.
+
+    A list with as many mappings as samples has one for each if a tensor in it has another first axis; if all have the
+    batch there, it may as well be a list of heads, which only the caller can tell.
 
     Args:
         output: a list with a mapping per sample, or any nesting; of that, tensors with the batch first are cut.
         rows: which, `(n,)`; a row may come several times.
         batch: rows that the output has.
+        by_entry: whether it is known to be a list with a mapping per sample.
     """
-    listed = entries(output)
-    if listed is not None and len(listed) == batch:
-        return [listed[row] for row in rows.tolist()]
+    found = entries(output)
+    if found is not None and len(found) == batch and (by_entry or not _all_of_length(output, batch)):
+        return [found[row] for row in rows.tolist()]
 
     def cut(tensor: torch.Tensor) -> torch.Tensor:
         whole = tensor.is_nested or not tensor.ndim or len(tensor) != batch
         return tensor if whole else tensor[rows.to(tensor.device)]
 
     return map_tensors(output, cut)
+
+
+def _all_of_length(output: object, batch: int) -> bool:
+    return all(tensor.ndim and len(tensor) == batch for _, tensor in named_tensors(output))
 
 
 def unmapped(tensor: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,7 @@ class Target:
         binder: `(inputs, samples) -> Target` for a target that depends on the input, such as a place in a text; see
             `on`.
         among: `(output, rows) -> (len(rows), classes)`: the scores of all classes of which the target is one.
+        by_entry: whether it reads a list with a mapping per sample, such as detections.
         logit: the score itself, where the target is the log-probability that it makes; see `raw`.
     """
 
@@ -47,6 +48,7 @@ class Target:
     own: bool = dataclasses.field(default=False, repr=False)
     binder: Callable[[Inputs | None, torch.Tensor | None], Target] | None = dataclasses.field(default=None, repr=False)
     among: Callable[[Any, torch.Tensor], torch.Tensor] | None = dataclasses.field(default=None, repr=False)
+    by_entry: bool = dataclasses.field(default=False, repr=False)
     logit: Target | None = dataclasses.field(default=None, repr=False)
 
     def on(self, inputs: Inputs | None, samples: torch.Tensor | None = None) -> Target:
@@ -102,7 +104,7 @@ class Target:
             )
         if rows is None:
             first = first_tensor(output)
-            listed = entries(output)
+            listed = entries(output) if self.by_entry else None
             length = len(listed) if listed else first.shape[0] if first is not None and first.ndim else 1
             rows = torch.arange(length, device=None if first is None else first.device)
             self.check(length)
@@ -218,6 +220,7 @@ def joined(build: Callable[..., Target], *parts: Target, listed: bool = False, b
         made,
         each=each,
         own=any(part.own for part in parts),
+        by_entry=any(part.by_entry for part in parts),
         chooser=(lambda output: again([part.resolve(output) for part in parts]))
         if any(part.chooser is not None for part in parts)
         else None,
@@ -242,7 +245,7 @@ def one_each(*parts: Target) -> Target:
             found: dict[int, torch.Tensor] = {}
             for index in dict.fromkeys(rows.tolist()):
                 own = (rows == index).nonzero().flatten()
-                scores = read(parts[index], rows_of(output, own, len(rows)), rows[own])
+                scores = read(parts[index], rows_of(output, own, len(rows), by_entry=parts[index].by_entry), rows[own])
                 found |= dict(zip(own.tolist(), scores, strict=True))
             return torch.stack([found[row] for row in range(len(rows))])
 

@@ -113,12 +113,13 @@ def _of_detection(index: int, read: Read | None, *, masked: bool, names: Names =
                 values.append(_score(one, kept))
             return torch.stack(values)
 
-        return Target(scores, short_label(labels, "detections"), each=tuple(labels))
+        return Target(scores, short_label(labels, "detections"), each=tuple(labels), by_entry=read is None)
 
     return Target(
         lambda output, rows: choose(output)(output, torch.arange(len(rows))),
         f"{what} {index}",
         choose,
+        by_entry=read is None,
         reader=lambda known: _of_detection(index, read, masked=masked, names=known),
     )
 

@@ -197,3 +197,32 @@ def test_a_list_is_tried_as_a_batch_only_where_it_is_no_list_of_arguments(pictur
     a, b = torch.randn(2, 3, 4, 5)
     first, second = Lens(Pair()).saliency([a, b], target=0, method="gradient").values.values()
     assert torch.equal(first[:, 0], b[:, 0]) and torch.equal(second[:, 0], a[:, 0])
+
+
+def test_a_list_of_heads_is_not_one_of_samples():
+    class Heads(nn.Module):
+        def forward(self, x):
+            return [{"y": x.sum(dim=2)}, {"y": 10 * x.sum(dim=2)}]
+
+    x = torch.rand(2, 3, 4)
+    targets = [lambda output: output[1]["y"][:, 0], lambda output: output[0]["y"][:, 1]]
+    found = Lens(Heads()).saliency(x, target=targets, method="gradient").tensor
+    expected = torch.zeros(2, 3, 4)
+    expected[0, 0], expected[1, 1] = 10, 1
+    assert torch.equal(found, expected)
+
+
+def test_as_many_detections_as_pictures_are_those_of_each_picture(pictures):
+    class Two(nn.Module):
+        def forward(self, images: list[torch.Tensor]):
+            boxes = torch.tensor([[0.0, 0, 4, 4], [4, 4, 8, 8]])
+            return [{"boxes": boxes, "scores": torch.stack([one[0, 0, 0], one[0, 5, 5]])} for one in images]
+
+    found = Lens(Two()).saliency(pictures, target=[box(1), box(0)], method="gradient").tensor
+    assert found.nonzero().tolist() == [[0, 0, 5, 5], [1, 0, 0, 0]]
+
+
+def test_targets_made_of_detections_keep_their_entries(pictures):
+    both = Lens(Windows()).saliency(pictures[:1], target=box(0) - box(1), method="gradient").tensor
+    first, second = (Lens(Windows()).saliency(pictures[:1], target=box(k), method="gradient").tensor for k in (0, 1))
+    assert torch.allclose(both, first - second, atol=1e-7)
