@@ -1,4 +1,4 @@
-"""Rank correlation, the jackknife, and equality up to rounding."""
+"""Rank correlation, the jackknife, ranges, and equality up to rounding."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ def pearson(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 def jackknife_error(parts: torch.Tensor) -> torch.Tensor:
     """Return the standard error from values without each group, along the first axis (Efron & Tibshirani 1993)."""
     return ((parts - parts.mean(dim=0)).square().sum(dim=0) * (len(parts) - 1) / len(parts)).sqrt()
+
+
+def sample_range(value: torch.Tensor) -> torch.Tensor:
+    """Return the range, max - min, of each sample, `(batch, 1, ...)`."""
+    flat = value.reshape(len(value), -1)
+    size: torch.Tensor = flat.amax(dim=1) - flat.amin(dim=1)
+    return size.reshape(-1, *[1] * (value.ndim - 1))
 
 
 def nearly_equal(first: torch.Tensor, second: torch.Tensor) -> bool:

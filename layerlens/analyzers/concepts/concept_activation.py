@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.calls.call_shapes import one_match
-from layerlens.errors import InputError, OptionError, check_count, check_seed, need
+from layerlens.errors import InputError, check_count, check_seed
 from layerlens.inputs.batches import Data, Labels, Read, Samples, per_sample
 from layerlens.inputs.inputs import Forward, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Matrix
 from layerlens.signatures import public
 
-from .tcav import concept_vector, unit_means
+from .tcav import check_concepts, concept_vector, unit_means
 
 
 @public
@@ -77,9 +77,7 @@ def concept_activation(
     """
     check_count("max_samples", max_samples)
     check_seed(seed)
-    if not isinstance(concepts, Mapping) or not concepts:
-        raise OptionError("concepts= is a dict of the examples of each concept: {'stripes': images}.")
-    need("sklearn", "concept_activation", "sklearn")
+    check_concepts(concepts, "concept_activation")
     (path,) = one_match(model, layer, calls=False)
     options: dict[str, Any] = {"batch_size": batch_size, "batched": batched, "read": read, "progress": progress}
 

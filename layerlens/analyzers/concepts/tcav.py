@@ -92,9 +92,7 @@ def tcav(
     for name, value in (("draws", draws), ("permutations", permutations), ("max_samples", max_samples)):
         check_count(name, value)
     check_seed(seed)
-    if not isinstance(concepts, Mapping) or not concepts:
-        raise OptionError("concepts= is a dict of the examples of each concept: {'stripes': images}.")
-    need("sklearn", "tcav", "sklearn")
+    check_concepts(concepts, "tcav")
     paths = list(Layers(model).select(layers))
     options: dict[str, Any] = {"batch_size": batch_size, "batched": batched, "read": read, "progress": progress}
 
@@ -151,6 +149,18 @@ def tcav(
         ),
         null_name="random concepts",
     )
+
+
+def check_concepts(concepts: object, what: str) -> None:
+    """Check that concepts are examples by name, and that scikit-learn is installed.
+
+    Raises:
+        MissingPackage: when scikit-learn is not installed.
+        OptionError: when there are no concepts.
+    """
+    if not isinstance(concepts, Mapping) or not concepts:
+        raise OptionError("concepts= is a dict of the examples of each concept: {'stripes': images}.")
+    need("sklearn", what, "sklearn")
 
 
 def unit_means(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.scorer import Scorer
+from layerlens.analyzers.common.statistics import sample_range
 from layerlens.analyzers.saliency.saliency import saliency
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.inputs import Forward, Input, Inputs
@@ -93,7 +94,5 @@ def moved(inputs: Inputs, names: Iterable[str], share: float, draw: Callable[[Se
     changed = {}
     for name in names:
         value = inputs.tensors()[name].detach()
-        flat = value.reshape(len(value), -1)
-        size = share * (flat.amax(dim=1) - flat.amin(dim=1)).reshape(-1, *[1] * (value.ndim - 1))
-        changed[name] = value + size * draw(value.shape[1:]).to(value)
+        changed[name] = value + share * sample_range(value) * draw(value.shape[1:]).to(value)
     return inputs.replace(changed)

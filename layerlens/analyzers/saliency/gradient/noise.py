@@ -9,6 +9,7 @@ import torch
 
 from layerlens.analyzers.common.leaves.leaves import leaf_name
 from layerlens.analyzers.common.scorer import Leaves, Scorer
+from layerlens.analyzers.common.statistics import sample_range
 from layerlens.errors import OptionError, warn
 
 Deviations: TypeAlias = "float | Sequence[float] | Mapping[str, float] | None"
@@ -37,7 +38,7 @@ def noise_scales(method: str, scorer: Scorer, values: Leaves, noise: float, stde
     if not _is_size(noise):
         raise OptionError(f"noise must be a share of the range of the input, 0 or above, got {noise!r}.")
     if stdevs is None:
-        scales = {name: noise * _range(value) for name, value in values.items()}
+        scales = {name: noise * sample_range(value) for name, value in values.items()}
         if noise and bool(torch.stack([scale.flatten() == 0 for scale in scales.values()]).all(dim=0).any()):
             warn(f"{method}: a sample is constant, so noise relative to its range is zero.")
         return scales
@@ -81,13 +82,6 @@ def _by_name(scorer: Scorer, names: list[str], stdevs: Deviations) -> dict[str, 
 
 def _is_size(number: object) -> bool:
     return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 <= number < float("inf")
-
-
-def _range(value: torch.Tensor) -> torch.Tensor:
-    """The range, max - min, of each sample, `(batch, 1, ...)`."""
-    flat = value.reshape(len(value), -1)
-    size: torch.Tensor = flat.amax(dim=1) - flat.amin(dim=1)
-    return size.reshape(-1, *[1] * (value.ndim - 1))
 
 
 def noisy_copies(
