@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGES = {"demo": "skimage", "text": "transformers", "pandas": "pandas", "xarray": "xarray", "sklearn": "sklearn",
             "ray": "ray", "docs": "sphinx",
-            "interactions": "shapiq"}  # fmt: skip
+            "interactions": "shapiq", "trak": "dattri"}  # fmt: skip
 """Extra -> a module that comes with it and not with layerlens itself; jinja2, of `report`, comes with torch as well."""
 
 
@@ -59,6 +59,7 @@ def alone() -> None:
         "xarray": lambda: lens.capture(x).to_xarray(),
         "sklearn": lambda: lens.linear_probe(x, torch.arange(8) % 2),
         "interactions": lambda: lens.interactions(x[:1]),
+        "trak": lambda: lens.influence(training=layerlens.Data(x, labels=[0] * 8), method="trak"),
         "ray": lambda: lens.over(x, engine="ray", store="run").capture(),
     }
     for extra, call in calls.items():
@@ -126,6 +127,7 @@ ROWS: dict[str, Callable[[], None]] = {
     "interactions": lambda: blocks(
         "docs/saliency.md", "import CLASS_NAMES, load_digit_net", "class Together", ".interactions("
     ),
+    "trak": lambda: blocks("docs/groups-and-errors.md", "from layerlens import Data", 'method="trak"'),
     "ray": ray,
     "docs": command(str(ROOT / "docs/site/build.py"), "--out", "site/html"),
 }

@@ -18,6 +18,8 @@ from layerlens.targets.outputs import log_probabilities, main_output
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """`loss(output, labels)`: the loss of each sample, `(batch,)`."""
 
+NOT_FINITE = "influence: some gradients are not finite; the loss of a sample overflows or is not smooth."
+
 
 class Carrier(nn.Module):
     """A model as a function of one `Inputs`, that returns its main output and shows some parameters only.

@@ -1,16 +1,16 @@
-"""Which training samples made a prediction what it is: TracIn and influence functions, by captum."""
+"""Which training samples made a prediction what it is: TracIn and influence functions by captum, TRAK by dattri."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-from layerlens.errors import InputError, OptionError, check_count, check_seed, choose
+from layerlens.errors import InputError, OptionError, check_count, check_seed, choose, need
 from layerlens.inputs.batches import Data, Labels, Read, Samples
 from layerlens.inputs.inputs import Forward, as_inputs
 from layerlens.model.borrowed import borrowed
@@ -20,11 +20,11 @@ from layerlens.progress import track
 from layerlens.results import Influence
 from layerlens.signatures import public
 
-from .carrier import Carrier, Loss, Pairs, Reduced, check_loss, usual_loss
+from .carrier import NOT_FINITE, Carrier, Loss, Pairs, Reduced, check_loss, usual_loss
 from .checkpoints import Checkpoint, listed, load
+from .trak import by_dattri
 
-By = Literal["tracin", "tracin_fast", "influence_functions", "influence_functions_exact"]
-METHODS = ("tracin", "tracin_fast", "influence_functions", "influence_functions_exact")
+By = Literal["tracin", "tracin_fast", "influence_functions", "influence_functions_exact", "trak"]
 
 
 @public
@@ -40,7 +40,7 @@ def influence(
     layers: Selection = None,
     loss: Loss | None = None,
     damping: float | None = None,
-    rank: int = 50,
+    rank: int | None = None,
     memory: float = 2.0,
     batch_size: int = 16,
     seed: int = 0,
@@ -51,7 +51,7 @@ def influence(
     """Measure how much every training sample helped or harmed the prediction of some samples.
 
     A positive number: training on that sample lowers the loss of x, so a proponent, "helpful". A negative one raises
-    it: an opponent, "harmful". The methods are those of `captum.influence`:
+    it: an opponent, "harmful". The first four methods are those of `captum.influence`, the last that of `dattri`:
 
     - `"tracin"` (TracInCP): sum over checkpoints t of eta_t grad loss(x; w_t) . grad loss(z; w_t). Cost: one backward
       pass for each sample, checkpoint and `batch_size` samples of x.
@@ -61,6 +61,10 @@ def influence(
       training loss, summed over samples, on its `rank` directions of largest curvature. These are found from 200
       products with the Hessian, each a pass over the training data.
     - `"influence_functions_exact"` (NaiveInfluenceFunction): the same from the whole Hessian, for small layers.
+    - `"trak"` (TRAKAttributor): phi(x) (Phi^T Phi)^-1 phi(z) (1 - p(z)), where phi is the gradient of the log odds of
+      the label, on `rank` random directions, Phi those of all training samples, and p the probability of the label.
+      Factors are averaged over checkpoints, at best of models trained separately. Cost: a backward pass for each
+      sample of x and of the training data, and checkpoint. It needs `pip install 'layerlens-torch[trak]'`.
 
     Without x it is self influence, that of each training sample on its own loss: samples that only they themselves
     explain come first, mislabeled ones among them.
@@ -80,9 +84,11 @@ def influence(
         learning_rates: learning rate at each checkpoint, for TracIn; None for 1 each.
         layers: layers whose parameters count; None for all of them. With `"tracin_fast"` the last linear layer.
         loss: `loss(output, labels)`, the loss of each sample `(batch,)`; None is cross-entropy for class indices, and
-            half the squared distance for real numbers.
+            half the squared distance for real numbers. With `"trak"` it is minus the log likelihood of the label.
         damping: number added to every curvature, for influence functions; None for 1e-3, or 1e-6 with the exact one.
-        rank: number of directions of largest curvature, for influence functions.
+            With `"trak"` it is added to the diagonal of Phi^T Phi; None for a millionth of the mean there.
+        rank: number of directions: of largest curvature for influence functions, None for 50; random ones for
+            `"trak"`, None for 512 or a quarter of the training samples. As many as parameters: no projection.
         memory: GiB that gradients may take. Batches become smaller to fit; what cannot be split is refused.
 
     Returns:
@@ -92,9 +98,10 @@ def influence(
         InputError: when labels are missing or do not fit, data can be read only once, or a checkpoint cannot be read.
         OptionError: when an option is out of range or belongs to another method, or too much memory would be needed.
         LayerNotFound: when no layer is selected.
+        MissingPackage: when dattri is not installed, for `"trak"`.
 
     Source: Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent"; Koh & Liang 2017;
-    Schioppa et al. 2022 (Arnoldi).
+    Schioppa et al. 2022 (Arnoldi); Park et al. 2023 (TRAK).
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -102,13 +109,15 @@ def influence(
         >>> influence(net, x[:1], y[:1], training=Data(x, labels=y)).values.shape
         torch.Size([1, 6])
     """
-    choose("method of influence", method, METHODS)
+    choose("method of influence", method, get_args(By))
     check_count("batch_size", batch_size)
-    check_count("rank", rank)
+    if rank is not None:
+        check_count("rank", rank)
     check_seed(seed)
-    hessian = method.startswith("influence_functions")
     states = listed(checkpoints)
-    _check_options(hessian, states, learning_rates, damping, rank, memory, x is None and labels is not None)
+    _check_options(method, states, learning_rates, damping, rank, memory, x is None and labels is not None)
+    if method == "trak":
+        need("dattri", "influence(method='trak')", "trak")
     rates = list(learning_rates or [1.0] * len(states))
     own = copy.deepcopy(model) if checkpoints is not None else model
     with borrowed(own), warnings.catch_warnings():
@@ -123,39 +132,45 @@ def influence(
             tests.check_rereadable(2, "influence")
         scored = loss or usual_loss
         carrier, layer = _carrier(own, forward, layers, data, scored, method)
-        rows = _rows(carrier, batch_size, memory, method, rank)
+        own_labels = [torch.cat([y.cpu() for _, y in Pairs(one, own, "x")]) for one in (data, tests or data)]
+        count = len(own_labels[0])
+        rank = rank or (min(512, max(1, count // 4)) if method == "trak" else 50)
+        rows = _rows(carrier, batch_size, memory, method, rank, count)
         data, tests = _smaller(data, rows), None if tests is None else _smaller(tests, rows)
         total = torch.zeros(0)
         with torch.enable_grad():
-            for state, rate in zip(track(states, "influence", enabled=progress), rates, strict=True):
-                load(own, state)
-                part = rate * _by_captum(method, carrier, layer, data, tests, scored, damping, rank, seed).double()
-                total = part if not len(total) else total + part
-        own_labels = [torch.cat([y.cpu() for _, y in Pairs(one, own, "x")]) for one in (data, tests or data)]
+            if method == "trak":
+                total = by_dattri(carrier, states, data, tests, loss, damping, rank, seed, progress)
+            else:
+                for state, rate in zip(track(states, "influence", enabled=progress), rates, strict=True):
+                    load(own, state)
+                    part = rate * _by_captum(method, carrier, layer, data, tests, scored, damping, rank, seed).double()
+                    total = part if not len(total) else total + part
     if not bool(total.isfinite().all()):
-        raise InputError("influence: some gradients are not finite; the loss of a sample overflows or is not smooth.")
+        raise InputError(NOT_FINITE)
     settings: dict[str, Any] = {
         "checkpoints": len(states),
         "learning_rates": rates,
         "parameters": carrier.names,
         "batch_size": rows,
     }
-    if hessian:
+    if not method.startswith("tracin"):
         settings |= {"damping": _damping(method, damping), "rank": rank, "seed": seed}
-    return Influence(total.cpu(), own_labels[0], own_labels[1], x is None, method, settings, _explanation(hessian))
+    return Influence(total.cpu(), own_labels[0], own_labels[1], x is None, method, settings, _explanation(method))
 
 
 def _check_options(
-    hessian: bool, states: list[Any], rates: Any, damping: Any, rank: int, memory: float, alone: bool
+    method: str, states: list[Any], rates: Any, damping: Any, rank: Any, memory: float, alone: bool
 ) -> None:
+    tracin, hessian = method.startswith("tracin"), method.startswith("influence_functions")
     if alone:
         raise OptionError("labels= are those of x, and x is None: for self influence, labels are in the training data.")
     if hessian and len(states) > 1:
         raise OptionError(f"influence functions take one checkpoint, got {len(states)}; give the last, or 'tracin'.")
-    if hessian and rates is not None:
+    if not tracin and rates is not None:
         raise OptionError("learning_rates= belongs to method='tracin' and 'tracin_fast'.")
-    if not hessian and (damping is not None or rank != 50):
-        raise OptionError("damping= and rank= belong to method='influence_functions' and its exact form.")
+    if tracin and (damping is not None or rank is not None):
+        raise OptionError("damping= and rank= belong to method='influence_functions', its exact form, and 'trak'.")
     if rates is not None and len(rates) != len(states):
         raise OptionError(f"{len(rates)} learning rates for {len(states)} checkpoints; give one per checkpoint.")
     if damping is not None and not damping > 0:
@@ -221,7 +236,7 @@ def _last_linear(model: nn.Module, forward: Forward | None, chosen: list[str] | 
     return str(found[-1])
 
 
-def _rows(carrier: Carrier, batch_size: int, memory: float, method: str, rank: int) -> int:
+def _rows(carrier: Carrier, batch_size: int, memory: float, method: str, rank: int, samples: int) -> int:
     """Return how many samples may be in a batch, so that their gradients fit.
 
     Raises:
@@ -230,7 +245,12 @@ def _rows(carrier: Carrier, batch_size: int, memory: float, method: str, rank: i
     weights = list(carrier.parameters())
     count, each = sum(one.numel() for one in weights), max(one.element_size() for one in weights)
     most = int(memory * 2**30)
-    held = {"influence_functions": (200 + rank) * count, "influence_functions_exact": 4 * count**2}.get(method, 0)
+    held = {
+        "influence_functions": (200 + rank) * count,
+        "influence_functions_exact": 4 * count**2,
+        "trak": 3 * samples * min(rank, count) + min(rank, 100) * count * (rank < count),  # of float64
+    }.get(method, 0)
+    each = 8 if method == "trak" else each
     if held * each > most:
         biggest = "layers=['...'] (a last layer is the usual choice)"
         raise OptionError(
@@ -247,8 +267,13 @@ def _smaller(data: Data, rows: int) -> Data:
     return Data(data.samples, data.labels, min(rows, data.batch_size or rows), data.batched, data.read, False)
 
 
-def _damping(method: str, damping: float | None) -> float:
-    return damping if damping is not None else 1e-6 if method.endswith("exact") else 1e-3
+def _damping(method: str, damping: float | None) -> float | str:
+    usual: dict[str, float | str] = {
+        "influence_functions": 1e-3,
+        "influence_functions_exact": 1e-6,
+        "trak": "1e-6 of the mean",
+    }
+    return usual[method] if damping is None else damping
 
 
 def _by_captum(
@@ -295,11 +320,11 @@ def _by_captum(
     return torch.cat([calculator.influence((inputs, labels)).detach() for inputs, labels in pairs])
 
 
-def _explanation(hessian: bool) -> tuple[str, str]:
+def _explanation(method: str) -> tuple[str, str]:
     means = "Positive: the training sample lowers the loss of the explained one; negative: it raises it."
-    limits = (
-        "It is a linear estimate at one state of the model, not what training without the sample would give."
-        if hessian
-        else "It adds up gradients at the given checkpoints; samples with large losses weigh more whatever they hold."
-    )
+    limits = "It is a linear estimate at one state of the model, not what training without the sample would give."
+    if method.startswith("tracin"):
+        limits = "It adds up gradients at the checkpoints given; samples with large losses weigh more than others."
+    if method == "trak":
+        limits = "It is a linear model of the log odds at the given checkpoints, on random directions of the gradients."
     return means, limits

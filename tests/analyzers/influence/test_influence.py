@@ -1,6 +1,7 @@
 """Influence of training samples, against gradients and Hessians written out."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from layerlens import Data, Lens, influence
-from layerlens.errors import InputError, OptionError
+from layerlens.errors import InputError, MissingPackage, OptionError
 
 CLASSES = 3
 
@@ -158,6 +159,7 @@ def test_what_is_refused(net, data, tmp_path):
         (InputError, "read only once", {"training": iter([(x[0], 1)])}),
         (OptionError, "2 learning rates for 1", {"learning_rates": [1, 2]}),
         (OptionError, "belong to method='influence_functions'", {"damping": 0.1}),
+        (OptionError, "belongs to method='tracin'", {"learning_rates": [1], "method": "trak"}),
         (OptionError, "one checkpoint, got 2", {"checkpoints": list(states(net, 2)), "method": "influence_functions"}),
         (OptionError, "belongs to method='tracin'", {"learning_rates": [1], "method": "influence_functions"}),
         (OptionError, "tracin", {"method": "arnoldi"}),
@@ -169,10 +171,68 @@ def test_what_is_refused(net, data, tmp_path):
         influence(net, labels=y, training=training)
 
 
+@pytest.mark.slow  # dattri takes 3 s to import
+def test_trak_is_a_regression_on_gradients_of_the_log_odds(net, data, capfd):
+    trak = pytest.importorskip("dattri.algorithm.trak")
+    x, y = data
+    net = nn.Sequential(nn.BatchNorm1d(4).double(), *net)  # its buffers are what torch.func.vmap refuses
+    kept, damping, defaults = list(states(net, 2)), 0.3, dict(trak.DEFAULT_PROJECTOR_KWARGS)
+
+    def written_out(project):
+        regressions, residuals = [], []
+        for number, state in enumerate(kept):
+            other = copy.deepcopy(net).eval()
+            other.load_state_dict(state)
+            rows, wrong = [], []
+            for sample, label in zip(x, y, strict=True):
+                p = other(sample[None]).softmax(1)[0, label]
+                rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(p.logit(), [*other.parameters()])]))
+                wrong.append(1 - p.detach())
+            phi = project(torch.stack(rows), number)
+            found = phi @ torch.linalg.inv(phi.T @ phi + damping * torch.eye(phi.shape[1]).double()) @ phi.T
+            regressions.append(found)
+            residuals.append(torch.stack(wrong))
+        return sum(regressions) / 2 * sum(residuals)[None] / 2
+
+    def normal(rows, number):
+        generator = torch.Generator().manual_seed(5 + 100_000 * number)
+        return rows @ torch.empty(rows.shape[1], 4).double().normal_(generator=generator) / 2
+
+    options = {"training": Data(x, labels=y), "method": "trak", "checkpoints": kept, "damping": damping, "seed": 5}
+    before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    for rank, project in ((51, lambda rows, number: rows), (4, normal)):
+        expected = written_out(project)
+        found = influence(net, x[:5], y[:5], rank=rank, batch_size=2, **options)
+        torch.testing.assert_close(found.values, expected[:5])
+        itself = influence(net, rank=rank, **options)
+        torch.testing.assert_close(itself.values[0], expected.diagonal())
+    own = influence(net, x[:5], y[:5], rank=4, loss=nn.CrossEntropyLoss(reduction="none"), **options)
+    torch.testing.assert_close(own.values, found.values)
+    assert net.training and torch.equal(state, torch.get_rng_state()) and defaults == trak.DEFAULT_PROJECTOR_KWARGS
+    assert all(torch.equal(before[name], one) for name, one in net.state_dict().items())
+    assert capfd.readouterr() == ("", "") and trak.tqdm.__module__.startswith("tqdm")
+    for text, error, more in [
+        ("as -log p above 0, and got", InputError, {"loss": lambda output, labels: output[:, 0]}),
+        ("GiB for 51 parameters", OptionError, {"memory": 1e-6}),
+        ("not finite", InputError, {"loss": lambda output, labels: output.square().sum(1) + torch.inf}),
+    ]:
+        with pytest.raises(error, match=text):
+            influence(net, **{**options, **more})
+    with pytest.raises(InputError, match="method='trak' takes class labels"):
+        influence(nn.Linear(4, 1).double(), training=Data(x, labels=y.double()), method="trak")
+
+
+def test_trak_names_its_package_where_it_is_missing(net, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dattri", None)
+    with pytest.raises(MissingPackage, match=r"needs dattri: pip install 'layerlens-torch\[trak\]'"):
+        influence(net, training=Data(data[0], labels=data[1]), method="trak")
+
+
 @pytest.mark.slow
 def test_a_mislabeled_digit_is_found():
     """Its self influence is among the largest, and it harms most a test image that it makes an error."""
     datasets = pytest.importorskip("sklearn.datasets")
+    pytest.importorskip("dattri")
     pixels, digits = datasets.load_digits(return_X_y=True)
     x, y = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(digits)
     found = []
@@ -195,6 +255,7 @@ def test_a_mislabeled_digit_is_found():
         worst = int(nn.functional.cross_entropy(net(near), truth, reduction="none").argmax())
         one = slice(worst, worst + 1)
         error = lens.influence(near[one], truth[one], training=training, checkpoints=kept).ranked(harmful=True)
-        found.append([[index for index, _ in one].index(wrong) for one in (itself, error)])
+        regressed = lens.influence(training=training, method="trak", checkpoints=kept[-1:]).ranked()
+        found.append([[index for index, _ in one].index(wrong) for one in (itself, error, regressed)])
     print(found)
     assert max(rank for one in found for rank in one) < 10, found
