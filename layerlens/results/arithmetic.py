@@ -150,6 +150,7 @@ def difference_of_profiles(first: LayerProfile, second: LayerProfile) -> LayerPr
         error=error,
         null=None,
         checks={},
+        vectors={},
         explanation=(
             f"Each value is by how much the {first.quantity} of a layer is larger in the first profile.",
             "The error is that of independent measurements; a difference within two of it may be chance.",

@@ -56,7 +56,7 @@ def tcav(
 
     Memory holds one batch, and `max_samples` rows of each set of examples; nothing is written to disk, where
     `captum.concept` keeps activations and vectors as pickles, and takes those of an earlier run of the same names.
-    Cost: one forward pass for each example, and a gradient for each sample of `data` and layer. It needs
+    Cost: one forward pass for each example, and a gradient for each sample of `data`. It needs
     `pip install 'layerlens-torch[sklearn]'`.
 
     Args:
@@ -72,7 +72,8 @@ def tcav(
     Returns:
         A `LayerProfile` with a series per concept; `null` is the mean of random concepts of the same size. The checks
         hold `"p CONCEPT"` and `"p of slope CONCEPT"`, not corrected for the number of layers and concepts, and
-        `"separated CONCEPT"`, the share of its examples and random ones on their side.
+        `"separated CONCEPT"`, the share of its examples and random ones on their side. `vectors` holds the concept
+        vectors of each layer, `(concepts, draws, units)`.
 
     Raises:
         InputError: when a set holds too few examples, or data cannot be read.
@@ -148,7 +149,13 @@ def tcav(
             "A direction that separates examples may stand for anything else that they share.",
         ),
         null_name="random concepts",
+        vectors={path: _measured(columns, len(shown), draws) for path, columns in vectors.items()},
     )
+
+
+def _measured(columns: torch.Tensor, concepts: int, draws: int) -> torch.Tensor:
+    """Return the vectors of the concepts themselves, `(concepts, draws, units)`, without the random ones."""
+    return columns.T.reshape(concepts, -1, draws, len(columns))[:, 0].clone()
 
 
 def check_concepts(concepts: object, what: str) -> None:
@@ -202,12 +209,14 @@ def _shares(
     steep, seen = torch.zeros_like(rising), 0
     for batch in data.batches(model, "tcav"):
         own = of_batch(aim, batch)
-        for row, (path, columns) in enumerate(vectors.items()):
-            with scoring(model, batch.inputs, own, where=path, forward=forward) as scorer:
-                _, found = gradients(scorer, scorer.start())
-                (gradient,) = found.values()
-            site = followed(model, batch.inputs, forward).site(path, 0)
-            maps = unit_maps(site, gradient.detach(), batch.inputs.batch, "")
+        with scoring(model, batch.inputs, own, where=list(vectors), forward=forward) as scorer:
+            scorer.through = True  # so that each gradient is what it is without the other layers
+            _, found = gradients(scorer, scorer.start())
+        known = followed(model, batch.inputs, forward)
+        for row, (leaf, columns) in enumerate(zip(scorer.leaves.values(), vectors.values(), strict=True)):
+            assert leaf.place is not None
+            gradient = leaf.place.as_returned(found[leaf.place.name].detach())
+            maps = unit_maps(known.site(leaf.place.layer, leaf.place.call), gradient, batch.inputs.batch)
             slopes = maps.double().reshape(*maps.shape[:2], -1).sum(dim=2).cpu() @ columns
             rising[row] += (slopes > 0).double().sum(dim=0) + (slopes == 0).double().sum(dim=0) / 2
             steep[row] += (slopes / columns.norm(dim=0).clamp_min(1e-300)).sum(dim=0)

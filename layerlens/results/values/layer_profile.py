@@ -32,6 +32,7 @@ class LayerProfile(Explained):
         checks: what the method can prove about itself.
         explanation: what the numbers mean and what they do not, a sentence each.
         null_name: what `null` is, in words.
+        vectors: layer -> the directions that its values are of, `(series, draws, units)`; empty but for `tcav`.
     """
 
     quantity: str
@@ -47,6 +48,7 @@ class LayerProfile(Explained):
     checks: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     explanation: tuple[str, str] = ("", "")
     null_name: str = "null"
+    vectors: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def ranked(self, series: int = 0) -> list[tuple[str, float]]:
         """(layer, value), largest first; by size where values are signed.

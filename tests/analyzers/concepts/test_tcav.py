@@ -61,6 +61,42 @@ def test_slopes_are_those_of_small_steps_along_the_vector():
     torch.testing.assert_close(_shares(net, Data(x, batch_size=6), 1, {"0": columns}, None)[0][0], expected)
 
 
+class TimeFirst(nn.Module):
+    """Its layers take `(time, batch, units)`, with as many steps as samples in a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.act, self.out = nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)
+        self.runs = 0
+
+    def forward(self, x):
+        self.runs += 1
+        return self.out(self.act(self.into(x.transpose(0, 1))).square().mean(dim=0))
+
+
+def test_all_layers_take_one_pass_whatever_their_layout():
+    """The vectors that are returned give the shares, by finite steps; more layers cost no more passes."""
+    torch.manual_seed(0)
+    net, x = TimeFirst().double(), torch.randn(24, 4, 2).double()
+    options = {"random": x, "target": 1, "draws": 2, "permutations": 3, "batch_size": 4}
+    shown, runs = {"one": x[:8] + 1, "two": x[8:16] - 1}, []
+    for layers in ("act", ["into", "act"]):
+        before = net.runs
+        made = tcav(net, x, shown, layers, **options)
+        runs.append(net.runs - before)
+    hidden = net.into(x)
+    after = {"into": lambda h: net.out(net.act(h).square().mean(dim=1))[:, 1]}
+    after["act"] = lambda h: net.out(h.square().mean(dim=1))[:, 1]
+    for row, (layer, value) in enumerate((("into", hidden), ("act", hidden.tanh()))):
+        assert made.vectors[layer].shape == (2, 2, 3)
+        shares = [
+            [float((after[layer](value + 1e-6 * v) > after[layer](value)).double().mean()) for v in one]
+            for one in made.vectors[layer]
+        ]
+        torch.testing.assert_close(made.values[row], torch.tensor(shares).double().mean(dim=1))
+    assert runs[1] <= runs[0] + 2, runs
+
+
 def test_the_planted_concept_differs_from_random_ones_and_another_does_not():
     """Of 24 units the score reads the first, along which the examples of one concept differ."""
     generator = torch.Generator().manual_seed(0)
