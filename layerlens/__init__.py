@@ -33,6 +33,7 @@ _NAMES = {
     "targets.detections": "box instance",
     "targets.regions": "area",
     "targets.tokens": "continuation",
+    "targets.transcripts": "symbol transcript",
     "model.borrowed": "borrowed",
     "axes.followed": "name_axes",
     "inputs.batches": "Data",

@@ -116,6 +116,7 @@ from .targets.probability import probability as probability
 from .targets.regions import area as area
 from .targets.target import as_target as as_target
 from .targets.tokens import continuation as continuation
+from .targets.transcripts import symbol as symbol, transcript as transcript
 from .targets.units import deep_dream as deep_dream, direction as direction, neuron as neuron
 
 __version__: str

@@ -24,7 +24,10 @@ GROUPS = {
     "targets": (
         "Targets",
         "What is scored, at the output or inside of the model.",
-        "Target as_target contrast continuation probability area box instance neuron direction deep_dream",
+        """
+        Target as_target contrast continuation symbol transcript probability area box instance neuron direction
+        deep_dream
+        """,
     ),
     "activation": (
         "Activation maps",

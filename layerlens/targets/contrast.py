@@ -64,8 +64,13 @@ def read_later(spec: Spec, names: Names) -> Target:
     def reader(names: Names) -> Target:
         return as_target(spec, names=names)
 
-    if isinstance(spec, str) or (isinstance(spec, list) and any(isinstance(one, str) for one in spec)):  # no names yet
-        labels = [spec] if isinstance(spec, str) else list(map(str, spec))
-        each = None if isinstance(spec, str) else tuple(labels)
+    if _has_names(spec):  # and they are not known yet
+        labels = list(map(str, spec)) if isinstance(spec, list) else [str(spec)]
+        each = tuple(labels) if isinstance(spec, list) else None
         return Target(lambda output, rows: reader(None)(output, rows), short_label(labels), None, reader, each)
     return dataclasses.replace(reader(None), reader=reader)
+
+
+def _has_names(spec: Spec) -> bool:
+    """Whether a target is given by a name of a class, alone, in a place or in a list."""
+    return isinstance(spec, str) or (isinstance(spec, (list, tuple)) and any(map(_has_names, spec)))

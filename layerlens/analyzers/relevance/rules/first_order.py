@@ -100,6 +100,7 @@ FIRST_ORDER: dict[str, Row] = {
     "MseLoss": _taylor(_A.mse_loss, "self target", "reduction"),
     "SmoothL1Loss": _taylor(_A.smooth_l1_loss, "self target", "reduction beta"),
     "HuberLoss": _taylor(_A.huber_loss, "self target", "reduction delta"),
+    "CtcLoss": Row(Kind.TAYLOR, lambda node: finite(node._saved_result0, node._saved_log_probs)),
     "Cdist": _distance("x1 x2"),
     "EuclideanDist": _degree_one("x1 x2"),  # of `cdist` from more than 25 rows on
     "Pdist": _distance("self"),
