@@ -14,7 +14,7 @@ from layerlens.analyzers.relevance.rules.rulebook import Rulebook
 from layerlens.analyzers.saliency.cam.layer_choice import Reshape
 from layerlens.analyzers.saliency.deeplift.combine import Combine
 from layerlens.analyzers.saliency.gradient.noise import Deviations
-from layerlens.analyzers.saliency.path.completeness import Quadrature
+from layerlens.analyzers.saliency.path.completeness import Quadrature, Riemann
 from layerlens.analyzers.saliency.perturbation.occlusion import Sizes
 from layerlens.analyzers.saliency.perturbation.rise import Sampling
 from layerlens.analyzers.sensitivity.inputs.feature_names import Names, Ranges
@@ -44,131 +44,1248 @@ class _Saliency:
     """Every method of saliency, called by name."""
 
     @overload
-    def __call__(self, x: Input, layer: Selection = ..., *, method: Literal['ablation_cam'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ..., units: int | None = ..., batch_size: BatchSize = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        method: Literal["ablation_cam"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+        units: int | None = ...,
+        batch_size: BatchSize = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['auto'] = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., baseline: Baseline | None = ..., baselines: Baselines = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["auto"] = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        baseline: Baseline | None = ...,
+        baselines: Baselines = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['blur_ig'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., max_sigma: float = ..., steps: int = ..., tolerance: float = ..., max_steps: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["blur_ig"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        max_sigma: float = ...,
+        steps: int = ...,
+        tolerance: float = ...,
+        max_steps: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, layer: Selection = ..., *, method: Literal['cam'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        method: Literal["cam"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['centered_relevance'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., rules: str | Rulebook = ..., hold: str | int | list[str | int] | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["centered_relevance"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        rules: str | Rulebook = ...,
+        hold: str | int | list[str | int] | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['deconvnet'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., hold: str | int | list[str | int] | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["deconvnet"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        hold: str | int | list[str | int] | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['deep_lift'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., baseline: Baseline = ..., rule: Literal['rescale', 'reveal_cancel'] = ..., multiply_by_inputs: bool = ..., custom_attribution_func: Combine | None = ..., hold: str | int | list[str | int] | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["deep_lift"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        baseline: Baseline = ...,
+        rule: Literal["rescale", "reveal_cancel"] = ...,
+        multiply_by_inputs: bool = ...,
+        custom_attribution_func: Combine | None = ...,
+        hold: str | int | list[str | int] | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['deep_shap'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., baselines: Baselines = ..., rule: Literal['rescale', 'reveal_cancel'] = ..., multiply_by_inputs: bool = ..., custom_attribution_func: Combine | None = ..., seed: int = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["deep_shap"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        baselines: Baselines = ...,
+        rule: Literal["rescale", "reveal_cancel"] = ...,
+        multiply_by_inputs: bool = ...,
+        custom_attribution_func: Combine | None = ...,
+        seed: int = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, layer: Selection = ..., *, method: Literal['eigen_cam'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        method: Literal["eigen_cam"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, layer: Selection = ..., *, method: Literal['eigen_grad_cam'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        method: Literal["eigen_grad_cam"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['extremal_mask'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., areas: Sequence[float] = ..., steps: int = ..., cells: int = ..., baseline: Baseline = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["extremal_mask"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        areas: Sequence[float] = ...,
+        steps: int = ...,
+        cells: int = ...,
+        baseline: Baseline = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['feature_ablation'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., features: FeatureSpec = ..., baseline: Baseline = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["feature_ablation"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        features: FeatureSpec = ...,
+        baseline: Baseline = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, layer: Selection = ..., *, method: Literal['finer_cam'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ..., similar: int | Sequence[int] = ..., strength: float = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        method: Literal["finer_cam"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+        similar: int | Sequence[int] = ...,
+        strength: float = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, layer: Selection = ..., *, method: Literal['grad_cam'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        method: Literal["grad_cam"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, layer: Selection = ..., *, method: Literal['grad_cam_plus_plus'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        method: Literal["grad_cam_plus_plus"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['gradient'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., magnitude: bool = ..., hold: str | int | list[str | int] | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["gradient"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        magnitude: bool = ...,
+        hold: str | int | list[str | int] | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['gradient_shap'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., baselines: Baselines = ..., samples: int = ..., stdevs: Deviations = ..., multiply_by_inputs: bool = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["gradient_shap"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        baselines: Baselines = ...,
+        samples: int = ...,
+        stdevs: Deviations = ...,
+        multiply_by_inputs: bool = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['guided_backprop'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., hold: str | int | list[str | int] | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["guided_backprop"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        hold: str | int | list[str | int] | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, layer: Selection = ..., *, method: Literal['guided_grad_cam'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., call: int | None = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        method: Literal["guided_grad_cam"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        call: int | None = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['guided_ig'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., baseline: Baseline = ..., fraction: float = ..., max_dist: float = ..., steps: int = ..., tolerance: float = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["guided_ig"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        baseline: Baseline = ...,
+        fraction: float = ...,
+        max_dist: float = ...,
+        steps: int = ...,
+        tolerance: float = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, layer: Selection = ..., *, method: Literal['hi_res_cam'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        method: Literal["hi_res_cam"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['input_x_gradient'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., hold: str | int | list[str | int] | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["input_x_gradient"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        hold: str | int | list[str | int] | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['integrated_gradients'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., baseline: Baseline = ..., steps: int = ..., tolerance: float = ..., max_steps: int = ..., quadrature: Quadrature = ..., multiply_by_inputs: bool = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["integrated_gradients"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        baseline: Baseline = ...,
+        steps: int = ...,
+        tolerance: float = ...,
+        max_steps: int = ...,
+        quadrature: Quadrature = ...,
+        multiply_by_inputs: bool = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['internal_influence'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., baseline: Baseline = ..., steps: int = ..., quadrature: Quadrature = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["internal_influence"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        baseline: Baseline = ...,
+        steps: int = ...,
+        quadrature: Quadrature = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['kernel_shap'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., features: FeatureSpec = ..., baseline: Baseline = ..., baselines: Baselines = ..., samples: int = ..., tolerance: float | None = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["kernel_shap"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        features: FeatureSpec = ...,
+        baseline: Baseline = ...,
+        baselines: Baselines = ...,
+        samples: int = ...,
+        tolerance: float | None = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, layer: Selection = ..., *, method: Literal['layer_cam'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        method: Literal["layer_cam"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['layer_conductance'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., baseline: Baseline = ..., steps: int = ..., tolerance: float = ..., max_steps: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["layer_conductance"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        baseline: Baseline = ...,
+        steps: int = ...,
+        tolerance: float = ...,
+        max_steps: int = ...,
+        quadrature: Riemann = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['leave_one_out'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., fill: Baseline = ..., draws: int = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["leave_one_out"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        fill: Baseline = ...,
+        draws: int = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['lime'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., features: FeatureSpec = ..., baseline: Baseline = ..., samples: int = ..., width: float = ..., ridge: float = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["lime"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        features: FeatureSpec = ...,
+        baseline: Baseline = ...,
+        samples: int = ...,
+        width: float = ...,
+        ridge: float = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['neuron_conductance'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., unit: Unit | None = ..., baseline: Baseline = ..., steps: int = ..., quadrature: Quadrature = ..., multiply_by_inputs: bool = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["neuron_conductance"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        unit: Unit | None = ...,
+        baseline: Baseline = ...,
+        steps: int = ...,
+        quadrature: Quadrature = ...,
+        multiply_by_inputs: bool = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['occlusion'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., window: Sizes = ..., stride: Sizes = ..., baseline: Baseline = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["occlusion"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        window: Sizes = ...,
+        stride: Sizes = ...,
+        baseline: Baseline = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['permutation'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., features: FeatureSpec = ..., perm_func: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = ..., draws: int = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["permutation"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        features: FeatureSpec = ...,
+        perm_func: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = ...,
+        draws: int = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['relevance'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., rules: str | Rulebook = ..., layers: Selection = ..., through: Mapping[str, Units] | None = ..., parameters: str | Sequence[str] = ..., strict: bool = ..., hold: Hold = ...) -> Relevance: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["relevance"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        rules: str | Rulebook = ...,
+        layers: Selection = ...,
+        through: Mapping[str, Units] | None = ...,
+        parameters: str | Sequence[str] = ...,
+        strict: bool = ...,
+        hold: Hold = ...,
+    ) -> Relevance: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['rise'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., samples: int = ..., cells: int = ..., probability: float = ..., sampling: Sampling = ..., estimate: Literal['regression', 'mean'] = ..., baseline: Baseline = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["rise"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        samples: int = ...,
+        cells: int = ...,
+        probability: float = ...,
+        sampling: Sampling = ...,
+        estimate: Literal["regression", "mean"] = ...,
+        baseline: Baseline = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, layer: Selection = ..., *, method: Literal['score_cam'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ..., units: int | None = ..., batch_size: BatchSize = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        method: Literal["score_cam"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+        units: int | None = ...,
+        batch_size: BatchSize = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['shapley_sampling'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., features: FeatureSpec = ..., baseline: Baseline = ..., baselines: Baselines = ..., permutations: int = ..., tolerance: float | None = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["shapley_sampling"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        features: FeatureSpec = ...,
+        baseline: Baseline = ...,
+        baselines: Baselines = ...,
+        permutations: int = ...,
+        tolerance: float | None = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['smooth_grad'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., samples: int = ..., noise: float = ..., stdevs: Deviations = ..., of: str = ..., of_options: Mapping[str, Any] | None = ..., baselines: Baselines = ..., seed: int = ..., magnitude: bool = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["smooth_grad"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        samples: int = ...,
+        noise: float = ...,
+        stdevs: Deviations = ...,
+        of: str = ...,
+        of_options: Mapping[str, Any] | None = ...,
+        baselines: Baselines = ...,
+        seed: int = ...,
+        magnitude: bool = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['smooth_grad_squared'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., samples: int = ..., noise: float = ..., stdevs: Deviations = ..., of: str = ..., of_options: Mapping[str, Any] | None = ..., baselines: Baselines = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["smooth_grad_squared"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        samples: int = ...,
+        noise: float = ...,
+        stdevs: Deviations = ...,
+        of: str = ...,
+        of_options: Mapping[str, Any] | None = ...,
+        baselines: Baselines = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['sobol'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., features: FeatureSpec = ..., baseline: Baseline = ..., draws: int = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["sobol"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        features: FeatureSpec = ...,
+        baseline: Baseline = ...,
+        draws: int = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['var_grad'], unused: Literal['error', 'zero'] = ..., target: Spec = ..., where: Selection = ..., samples: int = ..., noise: float = ..., stdevs: Deviations = ..., of: str = ..., of_options: Mapping[str, Any] | None = ..., baselines: Baselines = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["var_grad"],
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        where: Selection = ...,
+        samples: int = ...,
+        noise: float = ...,
+        stdevs: Deviations = ...,
+        of: str = ...,
+        of_options: Mapping[str, Any] | None = ...,
+        baselines: Baselines = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, layer: Selection = ..., *, method: Literal['x_grad_cam'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        method: Literal["x_grad_cam"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['xrai'], where: Selection = ..., unused: Literal['error', 'zero'] = ..., target: Spec = ..., base: str | None = ..., scales: Sequence[int] = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ..., **options: Any) -> Attribution: ...
-    def ablation_cam(self, x: Input, layer: Selection = ..., *, target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ..., units: int | None = ..., batch_size: BatchSize = ..., progress: bool | None = ...) -> Attribution: ...
-    def auto(self, x: Input, *, target: Spec = ..., where: Selection = ..., baseline: Baseline | None = ..., baselines: Baselines = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def blur_ig(self, x: Input, *, target: Spec = ..., where: Selection = ..., max_sigma: float = ..., steps: int = ..., tolerance: float = ..., max_steps: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def cam(self, x: Input, layer: Selection = ..., *, target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
-    def centered_relevance(self, x: Input, *, target: Spec = ..., rules: str | Rulebook = ..., hold: str | int | list[str | int] | None = ...) -> Attribution: ...
-    def deconvnet(self, x: Input, *, target: Spec = ..., where: Selection = ..., hold: str | int | list[str | int] | None = ...) -> Attribution: ...
-    def deep_lift(self, x: Input, *, target: Spec = ..., where: Selection = ..., baseline: Baseline = ..., rule: Literal['rescale', 'reveal_cancel'] = ..., multiply_by_inputs: bool = ..., custom_attribution_func: Combine | None = ..., hold: str | int | list[str | int] | None = ...) -> Attribution: ...
-    def deep_shap(self, x: Input, *, target: Spec = ..., where: Selection = ..., baselines: Baselines = ..., rule: Literal['rescale', 'reveal_cancel'] = ..., multiply_by_inputs: bool = ..., custom_attribution_func: Combine | None = ..., seed: int = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def eigen_cam(self, x: Input, layer: Selection = ..., *, target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
-    def eigen_grad_cam(self, x: Input, layer: Selection = ..., *, target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
-    def extremal_mask(self, x: Input, *, target: Spec = ..., where: Selection = ..., areas: Sequence[float] = ..., steps: int = ..., cells: int = ..., baseline: Baseline = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def feature_ablation(self, x: Input, *, target: Spec = ..., where: Selection = ..., features: FeatureSpec = ..., baseline: Baseline = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def finer_cam(self, x: Input, layer: Selection = ..., *, target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ..., similar: int | Sequence[int] = ..., strength: float = ...) -> Attribution: ...
-    def grad_cam(self, x: Input, layer: Selection = ..., *, target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
-    def grad_cam_plus_plus(self, x: Input, layer: Selection = ..., *, target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
-    def gradient(self, x: Input, *, target: Spec = ..., where: Selection = ..., magnitude: bool = ..., hold: str | int | list[str | int] | None = ...) -> Attribution: ...
-    def gradient_shap(self, x: Input, *, target: Spec = ..., where: Selection = ..., baselines: Baselines = ..., samples: int = ..., stdevs: Deviations = ..., multiply_by_inputs: bool = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def guided_backprop(self, x: Input, *, target: Spec = ..., where: Selection = ..., hold: str | int | list[str | int] | None = ...) -> Attribution: ...
-    def guided_grad_cam(self, x: Input, layer: Selection = ..., *, target: Spec = ..., call: int | None = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
-    def guided_ig(self, x: Input, *, target: Spec = ..., where: Selection = ..., baseline: Baseline = ..., fraction: float = ..., max_dist: float = ..., steps: int = ..., tolerance: float = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def hi_res_cam(self, x: Input, layer: Selection = ..., *, target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
-    def input_x_gradient(self, x: Input, *, target: Spec = ..., where: Selection = ..., hold: str | int | list[str | int] | None = ...) -> Attribution: ...
-    def integrated_gradients(self, x: Input, *, target: Spec = ..., where: Selection = ..., baseline: Baseline = ..., steps: int = ..., tolerance: float = ..., max_steps: int = ..., quadrature: Quadrature = ..., multiply_by_inputs: bool = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def internal_influence(self, x: Input, *, target: Spec = ..., where: Selection = ..., baseline: Baseline = ..., steps: int = ..., quadrature: Quadrature = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def kernel_shap(self, x: Input, *, target: Spec = ..., where: Selection = ..., features: FeatureSpec = ..., baseline: Baseline = ..., baselines: Baselines = ..., samples: int = ..., tolerance: float | None = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def layer_cam(self, x: Input, layer: Selection = ..., *, target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
-    def layer_conductance(self, x: Input, *, target: Spec = ..., where: Selection = ..., baseline: Baseline = ..., steps: int = ..., tolerance: float = ..., max_steps: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def leave_one_out(self, x: Input, *, target: Spec = ..., fill: Baseline = ..., draws: int = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def lime(self, x: Input, *, target: Spec = ..., where: Selection = ..., features: FeatureSpec = ..., baseline: Baseline = ..., samples: int = ..., width: float = ..., ridge: float = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def neuron_conductance(self, x: Input, *, target: Spec = ..., where: Selection = ..., unit: Unit | None = ..., baseline: Baseline = ..., steps: int = ..., quadrature: Quadrature = ..., multiply_by_inputs: bool = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def occlusion(self, x: Input, *, target: Spec = ..., where: Selection = ..., window: Sizes = ..., stride: Sizes = ..., baseline: Baseline = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def permutation(self, x: Input, *, target: Spec = ..., where: Selection = ..., features: FeatureSpec = ..., perm_func: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = ..., draws: int = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def relevance(self, x: Input, *, target: Spec = ..., rules: str | Rulebook = ..., layers: Selection = ..., through: Mapping[str, Units] | None = ..., parameters: str | Sequence[str] = ..., strict: bool = ..., hold: Hold = ...) -> Relevance: ...
-    def rise(self, x: Input, *, target: Spec = ..., where: Selection = ..., samples: int = ..., cells: int = ..., probability: float = ..., sampling: Sampling = ..., estimate: Literal['regression', 'mean'] = ..., baseline: Baseline = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def score_cam(self, x: Input, layer: Selection = ..., *, target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ..., units: int | None = ..., batch_size: BatchSize = ..., progress: bool | None = ...) -> Attribution: ...
-    def shapley_sampling(self, x: Input, *, target: Spec = ..., where: Selection = ..., features: FeatureSpec = ..., baseline: Baseline = ..., baselines: Baselines = ..., permutations: int = ..., tolerance: float | None = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def smooth_grad(self, x: Input, *, target: Spec = ..., where: Selection = ..., samples: int = ..., noise: float = ..., stdevs: Deviations = ..., of: str = ..., of_options: Mapping[str, Any] | None = ..., baselines: Baselines = ..., seed: int = ..., magnitude: bool = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def smooth_grad_squared(self, x: Input, *, target: Spec = ..., where: Selection = ..., samples: int = ..., noise: float = ..., stdevs: Deviations = ..., of: str = ..., of_options: Mapping[str, Any] | None = ..., baselines: Baselines = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def sobol(self, x: Input, *, target: Spec = ..., where: Selection = ..., features: FeatureSpec = ..., baseline: Baseline = ..., draws: int = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def var_grad(self, x: Input, *, target: Spec = ..., where: Selection = ..., samples: int = ..., noise: float = ..., stdevs: Deviations = ..., of: str = ..., of_options: Mapping[str, Any] | None = ..., baselines: Baselines = ..., seed: int = ..., batch_size: BatchSize = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ...) -> Attribution: ...
-    def x_grad_cam(self, x: Input, layer: Selection = ..., *, target: Spec = ..., call: int | None = ..., relu: bool = ..., aug_smooth: bool = ..., eigen_smooth: bool = ..., grid: tuple[int, ...] | None = ..., reshape: Reshape | None = ...) -> Attribution: ...
-    def xrai(self, x: Input, *, target: Spec = ..., base: str | None = ..., scales: Sequence[int] = ..., hold: str | int | list[str | int] | None = ..., progress: bool | None = ..., **options: Any) -> Attribution: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["xrai"],
+        where: Selection = ...,
+        unused: Literal["error", "zero"] = ...,
+        target: Spec = ...,
+        base: str | None = ...,
+        scales: Sequence[int] = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+        **options: Any,
+    ) -> Attribution: ...
+    def ablation_cam(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+        units: int | None = ...,
+        batch_size: BatchSize = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def auto(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        baseline: Baseline | None = ...,
+        baselines: Baselines = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def blur_ig(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        max_sigma: float = ...,
+        steps: int = ...,
+        tolerance: float = ...,
+        max_steps: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def cam(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
+    def centered_relevance(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        rules: str | Rulebook = ...,
+        hold: str | int | list[str | int] | None = ...,
+    ) -> Attribution: ...
+    def deconvnet(
+        self, x: Input, *, target: Spec = ..., where: Selection = ..., hold: str | int | list[str | int] | None = ...
+    ) -> Attribution: ...
+    def deep_lift(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        baseline: Baseline = ...,
+        rule: Literal["rescale", "reveal_cancel"] = ...,
+        multiply_by_inputs: bool = ...,
+        custom_attribution_func: Combine | None = ...,
+        hold: str | int | list[str | int] | None = ...,
+    ) -> Attribution: ...
+    def deep_shap(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        baselines: Baselines = ...,
+        rule: Literal["rescale", "reveal_cancel"] = ...,
+        multiply_by_inputs: bool = ...,
+        custom_attribution_func: Combine | None = ...,
+        seed: int = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def eigen_cam(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
+    def eigen_grad_cam(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
+    def extremal_mask(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        areas: Sequence[float] = ...,
+        steps: int = ...,
+        cells: int = ...,
+        baseline: Baseline = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def feature_ablation(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        features: FeatureSpec = ...,
+        baseline: Baseline = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def finer_cam(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+        similar: int | Sequence[int] = ...,
+        strength: float = ...,
+    ) -> Attribution: ...
+    def grad_cam(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
+    def grad_cam_plus_plus(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
+    def gradient(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        magnitude: bool = ...,
+        hold: str | int | list[str | int] | None = ...,
+    ) -> Attribution: ...
+    def gradient_shap(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        baselines: Baselines = ...,
+        samples: int = ...,
+        stdevs: Deviations = ...,
+        multiply_by_inputs: bool = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def guided_backprop(
+        self, x: Input, *, target: Spec = ..., where: Selection = ..., hold: str | int | list[str | int] | None = ...
+    ) -> Attribution: ...
+    def guided_grad_cam(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        target: Spec = ...,
+        call: int | None = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
+    def guided_ig(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        baseline: Baseline = ...,
+        fraction: float = ...,
+        max_dist: float = ...,
+        steps: int = ...,
+        tolerance: float = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def hi_res_cam(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
+    def input_x_gradient(
+        self, x: Input, *, target: Spec = ..., where: Selection = ..., hold: str | int | list[str | int] | None = ...
+    ) -> Attribution: ...
+    def integrated_gradients(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        baseline: Baseline = ...,
+        steps: int = ...,
+        tolerance: float = ...,
+        max_steps: int = ...,
+        quadrature: Quadrature = ...,
+        multiply_by_inputs: bool = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def internal_influence(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        baseline: Baseline = ...,
+        steps: int = ...,
+        quadrature: Quadrature = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def kernel_shap(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        features: FeatureSpec = ...,
+        baseline: Baseline = ...,
+        baselines: Baselines = ...,
+        samples: int = ...,
+        tolerance: float | None = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def layer_cam(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
+    def layer_conductance(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        baseline: Baseline = ...,
+        steps: int = ...,
+        tolerance: float = ...,
+        max_steps: int = ...,
+        quadrature: Riemann = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def leave_one_out(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        fill: Baseline = ...,
+        draws: int = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def lime(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        features: FeatureSpec = ...,
+        baseline: Baseline = ...,
+        samples: int = ...,
+        width: float = ...,
+        ridge: float = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def neuron_conductance(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        unit: Unit | None = ...,
+        baseline: Baseline = ...,
+        steps: int = ...,
+        quadrature: Quadrature = ...,
+        multiply_by_inputs: bool = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def occlusion(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        window: Sizes = ...,
+        stride: Sizes = ...,
+        baseline: Baseline = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def permutation(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        features: FeatureSpec = ...,
+        perm_func: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = ...,
+        draws: int = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def relevance(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        rules: str | Rulebook = ...,
+        layers: Selection = ...,
+        through: Mapping[str, Units] | None = ...,
+        parameters: str | Sequence[str] = ...,
+        strict: bool = ...,
+        hold: Hold = ...,
+    ) -> Relevance: ...
+    def rise(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        samples: int = ...,
+        cells: int = ...,
+        probability: float = ...,
+        sampling: Sampling = ...,
+        estimate: Literal["regression", "mean"] = ...,
+        baseline: Baseline = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def score_cam(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+        units: int | None = ...,
+        batch_size: BatchSize = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def shapley_sampling(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        features: FeatureSpec = ...,
+        baseline: Baseline = ...,
+        baselines: Baselines = ...,
+        permutations: int = ...,
+        tolerance: float | None = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def smooth_grad(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        samples: int = ...,
+        noise: float = ...,
+        stdevs: Deviations = ...,
+        of: str = ...,
+        of_options: Mapping[str, Any] | None = ...,
+        baselines: Baselines = ...,
+        seed: int = ...,
+        magnitude: bool = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def smooth_grad_squared(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        samples: int = ...,
+        noise: float = ...,
+        stdevs: Deviations = ...,
+        of: str = ...,
+        of_options: Mapping[str, Any] | None = ...,
+        baselines: Baselines = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def sobol(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        features: FeatureSpec = ...,
+        baseline: Baseline = ...,
+        draws: int = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def var_grad(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        where: Selection = ...,
+        samples: int = ...,
+        noise: float = ...,
+        stdevs: Deviations = ...,
+        of: str = ...,
+        of_options: Mapping[str, Any] | None = ...,
+        baselines: Baselines = ...,
+        seed: int = ...,
+        batch_size: BatchSize = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+    ) -> Attribution: ...
+    def x_grad_cam(
+        self,
+        x: Input,
+        layer: Selection = ...,
+        *,
+        target: Spec = ...,
+        call: int | None = ...,
+        relu: bool = ...,
+        aug_smooth: bool = ...,
+        eigen_smooth: bool = ...,
+        grid: tuple[int, ...] | None = ...,
+        reshape: Reshape | None = ...,
+    ) -> Attribution: ...
+    def xrai(
+        self,
+        x: Input,
+        *,
+        target: Spec = ...,
+        base: str | None = ...,
+        scales: Sequence[int] = ...,
+        hold: str | int | list[str | int] | None = ...,
+        progress: bool | None = ...,
+        **options: Any,
+    ) -> Attribution: ...
     def methods(self, for_input: Any = ..., *, target: Spec = ...) -> MethodTable: ...
 
 class _SaliencyAttribute:
@@ -181,38 +1298,420 @@ class _Sensitivity:
     """Every method of sensitivity, called by name."""
 
     @overload
-    def __call__(self, x: Input, layers: Selection = ..., *, method: Literal['ablate'], by: By = ..., value: Value = ..., reference: Samples | None = ..., target: Spec = ..., metric: Metric = ..., count: int | None = ..., screen: Literal['first_order'] | None = ..., together: Groups | None = ..., draws: int = ..., heads: int | None = ..., null: bool = ..., seed: int = ..., progress: bool | None = ...) -> Explained: ...
+    def __call__(
+        self,
+        x: Input,
+        layers: Selection = ...,
+        *,
+        method: Literal["ablate"],
+        by: By = ...,
+        value: Value = ...,
+        reference: Samples | None = ...,
+        target: Spec = ...,
+        metric: Metric = ...,
+        count: int | None = ...,
+        screen: Literal["first_order"] | None = ...,
+        together: Groups | None = ...,
+        draws: int = ...,
+        heads: int | None = ...,
+        null: bool = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+    ) -> Explained: ...
     @overload
-    def __call__(self, x: Input, labels: Labels | None = ..., *, method: Literal['attack_curve'], eps: Sequence[float] | None = ..., norm: Norm = ..., steps: int = ..., step_size: float | None = ..., restarts: int = ..., targeted: bool = ..., mask: Mask = ..., bounds: Bounds | None = ..., normalized: Bounds | None = ..., loss: Loss = ..., target: Spec = ..., null: bool = ..., draws: int = ..., inputs: bool = ..., batch_size: int = ..., seed: int = ..., progress: bool | None = ..., hold: Hold = ...) -> Curve: ...
+    def __call__(
+        self,
+        x: Input,
+        labels: Labels | None = ...,
+        *,
+        method: Literal["attack_curve"],
+        eps: Sequence[float] | None = ...,
+        norm: Norm = ...,
+        steps: int = ...,
+        step_size: float | None = ...,
+        restarts: int = ...,
+        targeted: bool = ...,
+        mask: Mask = ...,
+        bounds: Bounds | None = ...,
+        normalized: Bounds | None = ...,
+        loss: Loss = ...,
+        target: Spec = ...,
+        null: bool = ...,
+        draws: int = ...,
+        inputs: bool = ...,
+        batch_size: int = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+        hold: Hold = ...,
+    ) -> Curve: ...
     @overload
-    def __call__(self, x: Input, labels: Labels | None = ..., layers: Selection = ..., *, method: Literal['attack_drift'], eps: Sequence[float] | None = ..., norm: Norm = ..., steps: int = ..., step_size: float | None = ..., restarts: int = ..., bounds: Bounds | None = ..., loss: Loss = ..., target: Spec = ..., null: bool = ..., draws: int = ..., batch_size: int = ..., seed: int = ..., progress: bool | None = ..., hold: Hold = ...) -> LayerProfile: ...
+    def __call__(
+        self,
+        x: Input,
+        labels: Labels | None = ...,
+        layers: Selection = ...,
+        *,
+        method: Literal["attack_drift"],
+        eps: Sequence[float] | None = ...,
+        norm: Norm = ...,
+        steps: int = ...,
+        step_size: float | None = ...,
+        restarts: int = ...,
+        bounds: Bounds | None = ...,
+        loss: Loss = ...,
+        target: Spec = ...,
+        null: bool = ...,
+        draws: int = ...,
+        batch_size: int = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+        hold: Hold = ...,
+    ) -> LayerProfile: ...
     @overload
-    def __call__(self, x: Input, labels: Labels | None = ..., *, method: Literal['corruption_curve'], corruptions: str | Sequence[str] | None = ..., severities: Sequence[float] = ..., draws: int = ..., bounds: tuple[float, float] | None = ..., target: Spec = ..., batch_size: int = ..., seed: int = ..., progress: bool | None = ...) -> Curve: ...
+    def __call__(
+        self,
+        x: Input,
+        labels: Labels | None = ...,
+        *,
+        method: Literal["corruption_curve"],
+        corruptions: str | Sequence[str] | None = ...,
+        severities: Sequence[float] = ...,
+        draws: int = ...,
+        bounds: tuple[float, float] | None = ...,
+        target: Spec = ...,
+        batch_size: int = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+    ) -> Curve: ...
     @overload
-    def __call__(self, x: Input, layers: Selection = ..., *, method: Literal['jacobian'] = ..., question: str | None = ..., relative: bool = ..., draws: int = ..., route: Route = ..., null: bool = ..., seed: int = ..., progress: bool | None = ..., hold: Hold = ...) -> LayerProfile: ...
+    def __call__(
+        self,
+        x: Input,
+        layers: Selection = ...,
+        *,
+        method: Literal["jacobian"] = ...,
+        question: str | None = ...,
+        relative: bool = ...,
+        draws: int = ...,
+        route: Route = ...,
+        null: bool = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+        hold: Hold = ...,
+    ) -> LayerProfile: ...
     @overload
-    def __call__(self, x: Input, layers: Selection = ..., *, method: Literal['lipschitz'], iterations: int = ..., tolerance: float = ..., restarts: int = ..., relative: bool = ..., route: Route = ..., null: bool = ..., seed: int = ..., progress: bool | None = ..., hold: Hold = ...) -> LayerProfile: ...
+    def __call__(
+        self,
+        x: Input,
+        layers: Selection = ...,
+        *,
+        method: Literal["lipschitz"],
+        iterations: int = ...,
+        tolerance: float = ...,
+        restarts: int = ...,
+        relative: bool = ...,
+        route: Route = ...,
+        null: bool = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+        hold: Hold = ...,
+    ) -> LayerProfile: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['morris'], ranges: Ranges | None = ..., baseline: Baseline | None = ..., features: FeatureSpec = ..., names: Names = ..., target: Spec = ..., trajectories: int = ..., levels: int = ..., null: bool = ..., batch_size: BatchSize = ..., seed: int = ..., progress: bool | None = ..., hold: Hold = ...) -> Ranking: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["morris"],
+        ranges: Ranges | None = ...,
+        baseline: Baseline | None = ...,
+        features: FeatureSpec = ...,
+        names: Names = ...,
+        target: Spec = ...,
+        trajectories: int = ...,
+        levels: int = ...,
+        null: bool = ...,
+        batch_size: BatchSize = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+        hold: Hold = ...,
+    ) -> Ranking: ...
     @overload
-    def __call__(self, x: Input, layers: Selection = ..., *, method: Literal['noise_response'], levels: Sequence[float] = ..., draws: int = ..., metric: Metric = ..., target: Spec = ..., null: bool = ..., seed: int = ..., progress: bool | None = ..., hold: Hold = ...) -> LayerProfile: ...
+    def __call__(
+        self,
+        x: Input,
+        layers: Selection = ...,
+        *,
+        method: Literal["noise_response"],
+        levels: Sequence[float] = ...,
+        draws: int = ...,
+        metric: Metric = ...,
+        target: Spec = ...,
+        null: bool = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+        hold: Hold = ...,
+    ) -> LayerProfile: ...
     @overload
-    def __call__(self, x: Input, other: Input, layers: Selection = ..., *, method: Literal['patch'], by: By = ..., target: Spec = ..., direction: Direction = ..., recovery: bool = ..., heads: int | None = ..., null: bool = ..., seed: int = ..., progress: bool | None = ...) -> Explained: ...
+    def __call__(
+        self,
+        x: Input,
+        other: Input,
+        layers: Selection = ...,
+        *,
+        method: Literal["patch"],
+        by: By = ...,
+        target: Spec = ...,
+        direction: Direction = ...,
+        recovery: bool = ...,
+        heads: int | None = ...,
+        null: bool = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+    ) -> Explained: ...
     @overload
-    def __call__(self, x: Input, *, method: Literal['sobol'], ranges: Ranges | None = ..., baseline: Baseline | None = ..., features: FeatureSpec = ..., names: Names = ..., target: Spec = ..., samples: int = ..., order: Literal[1, 2] = ..., bootstrap: int = ..., batch_size: BatchSize = ..., seed: int = ..., progress: bool | None = ..., hold: Hold = ...) -> Ranking: ...
+    def __call__(
+        self,
+        x: Input,
+        *,
+        method: Literal["sobol"],
+        ranges: Ranges | None = ...,
+        baseline: Baseline | None = ...,
+        features: FeatureSpec = ...,
+        names: Names = ...,
+        target: Spec = ...,
+        samples: int = ...,
+        order: Literal[1, 2] = ...,
+        bootstrap: int = ...,
+        batch_size: BatchSize = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+        hold: Hold = ...,
+    ) -> Ranking: ...
     @overload
-    def __call__(self, x: Input, layers: Selection = ..., *, method: Literal['weight_sensitivity'], measure: WeightMeasure = ..., by: WeightTaskBy = ..., labels: Any = ..., likelihood: Kind = ..., loss: HessianLoss | None = ..., empirical: bool = ..., draws: int = ..., probes: int = ..., estimator: Literal['hutch++', 'hutchinson'] = ..., sparsities: Sequence[float] = ..., structured: bool = ..., bits: Sequence[int] = ..., granularity: Granularity = ..., metric: MeasuredEffectMetric = ..., target: Spec = ..., null: bool = ..., batch_size: int = ..., batched: bool | None = ..., seed: int = ..., progress: bool | None = ...) -> LayerProfile: ...
-    def ablate(self, x: Input, layers: Selection = ..., *, by: By = ..., value: Value = ..., reference: Samples | None = ..., target: Spec = ..., metric: Metric = ..., count: int | None = ..., screen: Literal['first_order'] | None = ..., together: Groups | None = ..., draws: int = ..., heads: int | None = ..., null: bool = ..., seed: int = ..., progress: bool | None = ...) -> Explained: ...
-    def attack_curve(self, x: Input, labels: Labels | None = ..., *, eps: Sequence[float] | None = ..., method: Method | Sequence[Method] = ..., norm: Norm = ..., steps: int = ..., step_size: float | None = ..., restarts: int = ..., targeted: bool = ..., mask: Mask = ..., bounds: Bounds | None = ..., normalized: Bounds | None = ..., loss: Loss = ..., target: Spec = ..., null: bool = ..., draws: int = ..., inputs: bool = ..., batch_size: int = ..., seed: int = ..., progress: bool | None = ..., hold: Hold = ...) -> Curve: ...
-    def attack_drift(self, x: Input, labels: Labels | None = ..., layers: Selection = ..., *, eps: Sequence[float] | None = ..., method: str = ..., norm: Norm = ..., steps: int = ..., step_size: float | None = ..., restarts: int = ..., bounds: Bounds | None = ..., loss: Loss = ..., target: Spec = ..., null: bool = ..., draws: int = ..., batch_size: int = ..., seed: int = ..., progress: bool | None = ..., hold: Hold = ...) -> LayerProfile: ...
-    def corruption_curve(self, x: Input, labels: Labels | None = ..., *, corruptions: str | Sequence[str] | None = ..., severities: Sequence[float] = ..., draws: int = ..., bounds: tuple[float, float] | None = ..., target: Spec = ..., batch_size: int = ..., seed: int = ..., progress: bool | None = ...) -> Curve: ...
-    def jacobian(self, x: Input, layers: Selection = ..., *, relative: bool = ..., draws: int = ..., route: Route = ..., null: bool = ..., seed: int = ..., progress: bool | None = ..., hold: Hold = ...) -> LayerProfile: ...
-    def lipschitz(self, x: Input, layers: Selection = ..., *, iterations: int = ..., tolerance: float = ..., restarts: int = ..., relative: bool = ..., route: Route = ..., null: bool = ..., seed: int = ..., progress: bool | None = ..., hold: Hold = ...) -> LayerProfile: ...
-    def morris(self, x: Input, *, ranges: Ranges | None = ..., baseline: Baseline | None = ..., features: FeatureSpec = ..., names: Names = ..., target: Spec = ..., trajectories: int = ..., levels: int = ..., null: bool = ..., batch_size: BatchSize = ..., seed: int = ..., progress: bool | None = ..., hold: Hold = ...) -> Ranking: ...
-    def noise_response(self, x: Input, layers: Selection = ..., *, levels: Sequence[float] = ..., draws: int = ..., metric: Metric = ..., target: Spec = ..., null: bool = ..., seed: int = ..., progress: bool | None = ..., hold: Hold = ...) -> LayerProfile: ...
-    def patch(self, x: Input, other: Input, layers: Selection = ..., *, by: By = ..., target: Spec = ..., direction: Direction = ..., recovery: bool = ..., heads: int | None = ..., null: bool = ..., seed: int = ..., progress: bool | None = ...) -> Explained: ...
-    def sobol(self, x: Input, *, ranges: Ranges | None = ..., baseline: Baseline | None = ..., features: FeatureSpec = ..., names: Names = ..., target: Spec = ..., samples: int = ..., order: Literal[1, 2] = ..., bootstrap: int = ..., batch_size: BatchSize = ..., seed: int = ..., progress: bool | None = ..., hold: Hold = ...) -> Ranking: ...
-    def weight_sensitivity(self, x: Input, layers: Selection = ..., *, measure: WeightMeasure = ..., by: WeightTaskBy = ..., labels: Any = ..., likelihood: Kind = ..., loss: HessianLoss | None = ..., empirical: bool = ..., draws: int = ..., probes: int = ..., estimator: Literal['hutch++', 'hutchinson'] = ..., sparsities: Sequence[float] = ..., structured: bool = ..., bits: Sequence[int] = ..., granularity: Granularity = ..., metric: MeasuredEffectMetric = ..., target: Spec = ..., null: bool = ..., batch_size: int = ..., batched: bool | None = ..., seed: int = ..., progress: bool | None = ...) -> LayerProfile: ...
+    def __call__(
+        self,
+        x: Input,
+        layers: Selection = ...,
+        *,
+        method: Literal["weight_sensitivity"],
+        measure: WeightMeasure = ...,
+        by: WeightTaskBy = ...,
+        labels: Any = ...,
+        likelihood: Kind = ...,
+        loss: HessianLoss | None = ...,
+        empirical: bool = ...,
+        draws: int = ...,
+        probes: int = ...,
+        estimator: Literal["hutch++", "hutchinson"] = ...,
+        sparsities: Sequence[float] = ...,
+        structured: bool = ...,
+        bits: Sequence[int] = ...,
+        granularity: Granularity = ...,
+        metric: MeasuredEffectMetric = ...,
+        target: Spec = ...,
+        null: bool = ...,
+        batch_size: int = ...,
+        batched: bool | None = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+    ) -> LayerProfile: ...
+    def ablate(
+        self,
+        x: Input,
+        layers: Selection = ...,
+        *,
+        by: By = ...,
+        value: Value = ...,
+        reference: Samples | None = ...,
+        target: Spec = ...,
+        metric: Metric = ...,
+        count: int | None = ...,
+        screen: Literal["first_order"] | None = ...,
+        together: Groups | None = ...,
+        draws: int = ...,
+        heads: int | None = ...,
+        null: bool = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+    ) -> Explained: ...
+    def attack_curve(
+        self,
+        x: Input,
+        labels: Labels | None = ...,
+        *,
+        eps: Sequence[float] | None = ...,
+        method: Method | Sequence[Method] = ...,
+        norm: Norm = ...,
+        steps: int = ...,
+        step_size: float | None = ...,
+        restarts: int = ...,
+        targeted: bool = ...,
+        mask: Mask = ...,
+        bounds: Bounds | None = ...,
+        normalized: Bounds | None = ...,
+        loss: Loss = ...,
+        target: Spec = ...,
+        null: bool = ...,
+        draws: int = ...,
+        inputs: bool = ...,
+        batch_size: int = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+        hold: Hold = ...,
+    ) -> Curve: ...
+    def attack_drift(
+        self,
+        x: Input,
+        labels: Labels | None = ...,
+        layers: Selection = ...,
+        *,
+        eps: Sequence[float] | None = ...,
+        method: str = ...,
+        norm: Norm = ...,
+        steps: int = ...,
+        step_size: float | None = ...,
+        restarts: int = ...,
+        bounds: Bounds | None = ...,
+        loss: Loss = ...,
+        target: Spec = ...,
+        null: bool = ...,
+        draws: int = ...,
+        batch_size: int = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+        hold: Hold = ...,
+    ) -> LayerProfile: ...
+    def corruption_curve(
+        self,
+        x: Input,
+        labels: Labels | None = ...,
+        *,
+        corruptions: str | Sequence[str] | None = ...,
+        severities: Sequence[float] = ...,
+        draws: int = ...,
+        bounds: tuple[float, float] | None = ...,
+        target: Spec = ...,
+        batch_size: int = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+    ) -> Curve: ...
+    def jacobian(
+        self,
+        x: Input,
+        layers: Selection = ...,
+        *,
+        relative: bool = ...,
+        draws: int = ...,
+        route: Route = ...,
+        null: bool = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+        hold: Hold = ...,
+    ) -> LayerProfile: ...
+    def lipschitz(
+        self,
+        x: Input,
+        layers: Selection = ...,
+        *,
+        iterations: int = ...,
+        tolerance: float = ...,
+        restarts: int = ...,
+        relative: bool = ...,
+        route: Route = ...,
+        null: bool = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+        hold: Hold = ...,
+    ) -> LayerProfile: ...
+    def morris(
+        self,
+        x: Input,
+        *,
+        ranges: Ranges | None = ...,
+        baseline: Baseline | None = ...,
+        features: FeatureSpec = ...,
+        names: Names = ...,
+        target: Spec = ...,
+        trajectories: int = ...,
+        levels: int = ...,
+        null: bool = ...,
+        batch_size: BatchSize = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+        hold: Hold = ...,
+    ) -> Ranking: ...
+    def noise_response(
+        self,
+        x: Input,
+        layers: Selection = ...,
+        *,
+        levels: Sequence[float] = ...,
+        draws: int = ...,
+        metric: Metric = ...,
+        target: Spec = ...,
+        null: bool = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+        hold: Hold = ...,
+    ) -> LayerProfile: ...
+    def patch(
+        self,
+        x: Input,
+        other: Input,
+        layers: Selection = ...,
+        *,
+        by: By = ...,
+        target: Spec = ...,
+        direction: Direction = ...,
+        recovery: bool = ...,
+        heads: int | None = ...,
+        null: bool = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+    ) -> Explained: ...
+    def sobol(
+        self,
+        x: Input,
+        *,
+        ranges: Ranges | None = ...,
+        baseline: Baseline | None = ...,
+        features: FeatureSpec = ...,
+        names: Names = ...,
+        target: Spec = ...,
+        samples: int = ...,
+        order: Literal[1, 2] = ...,
+        bootstrap: int = ...,
+        batch_size: BatchSize = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+        hold: Hold = ...,
+    ) -> Ranking: ...
+    def weight_sensitivity(
+        self,
+        x: Input,
+        layers: Selection = ...,
+        *,
+        measure: WeightMeasure = ...,
+        by: WeightTaskBy = ...,
+        labels: Any = ...,
+        likelihood: Kind = ...,
+        loss: HessianLoss | None = ...,
+        empirical: bool = ...,
+        draws: int = ...,
+        probes: int = ...,
+        estimator: Literal["hutch++", "hutchinson"] = ...,
+        sparsities: Sequence[float] = ...,
+        structured: bool = ...,
+        bits: Sequence[int] = ...,
+        granularity: Granularity = ...,
+        metric: MeasuredEffectMetric = ...,
+        target: Spec = ...,
+        null: bool = ...,
+        batch_size: int = ...,
+        batched: bool | None = ...,
+        seed: int = ...,
+        progress: bool | None = ...,
+    ) -> LayerProfile: ...
     def methods(self) -> MethodTable: ...
 
 class _SensitivityAttribute:

@@ -143,6 +143,12 @@ ROWS = {
         lambda net, x: attr.LayerConductance(net, net[2]).attribute(x, target=TARGET, n_steps=2000),
         lambda net, x: to(net, x, "layer_conductance", where="2", tolerance=1e-4, max_steps=4000),
     ),
+    "LayerConductance, steps of captum": (
+        lambda net, x: attr.LayerConductance(net, net[2]).attribute(
+            x, target=TARGET, n_steps=20, method="riemann_trapezoid"
+        ),
+        lambda net, x: to(net, x, "layer_conductance", where="2", quadrature="riemann_left", **FIXED),
+    ),
     "InternalInfluence": (
         lambda net, x: attr.InternalInfluence(net, net[2]).attribute(x, target=TARGET, n_steps=20),
         lambda net, x: to(net, x, "internal_influence", where="2", steps=20),

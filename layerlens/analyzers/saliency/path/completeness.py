@@ -46,7 +46,10 @@ class Steps:
             raise OptionError(f"tolerance must be above 0, got {self.tolerance!r}; math.inf accepts any gap.")
 
 
-Quadrature = Literal["gausslegendre", "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
+Riemann = Literal["riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid"]
+"""Riemann sums by their names in captum."""
+
+Quadrature = Literal["gausslegendre", Riemann]
 """Rules of integration by their names in captum."""
 
 

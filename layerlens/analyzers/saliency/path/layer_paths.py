@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from layerlens.analyzers.common.leaves.layer_leaf import LeafCall, find_leaf_cal
 from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, scoring, warn_of_zeros
-from layerlens.errors import OptionError, check_count
+from layerlens.errors import OptionError, check_count, choose
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.probes.made_edits import Edit, Edited
@@ -24,7 +24,10 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .completeness import Done, Quadrature, Steps, quadrature as points_of, scores_at, until_complete
+from .completeness import Done, Quadrature, Riemann, Steps, quadrature as points_of, scores_at, until_complete
+
+LATE = {"riemann_left": [0.0], "riemann_right": [1.0], "riemann_middle": [1.0, 0.0], "riemann_trapezoid": [0.5]}
+"""Rule -> the weight of the gradient at the end of each piece, the rest being that of the one at its start."""
 
 
 @method(
@@ -44,6 +47,7 @@ def layer_conductance(
     steps: int = 50,
     tolerance: float = 0.05,
     max_steps: int = 200,
+    quadrature: Riemann = "riemann_trapezoid",
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
     progress: bool | None = None,
@@ -55,12 +59,14 @@ def layer_conductance(
     reported gap. Of several layers it is that of all together, or the largest of each by itself, whichever is smaller:
     layers side by side share the sum, and of those that follow each other each has all of it. `integrated_gradients` of
     a layer takes the straight path in the space of the layer instead; here its values move as inputs move them. Each
-    piece between two steps counts by the mean of the gradients at its ends.
+    piece between two steps counts by the mean of the gradients at its ends, or by the rule of `quadrature`.
 
     Args:
         where: the layer, or a call of one (`"rnn#1"`); or `input_of(layer)`; or a list of those.
         steps: number of pieces of the path, at first.
         tolerance: ... Give `math.inf` where the layer is one of several paths.
+        quadrature: gradient of each piece: at its start (captum's), its end, or its middle (2 gradients for each
+            piece), or the mean of those at its ends.
 
     Returns:
         An `Attribution` shaped like the layer's output with the batch first, in units of the score; its checks are the
@@ -77,6 +83,7 @@ def layer_conductance(
         (torch.Size([1, 4]), True)
     """
     path = Steps(steps, tolerance, max_steps)
+    choose("quadrature", quadrature, get_args(Riemann))
     check_layer("layer_conductance", where)
     with scoring(model, x, target, forward=forward) as scorer:
         ends = scorer.values()
@@ -85,17 +92,24 @@ def layer_conductance(
         starts, label = baselines(scorer, baseline)
 
         def integrate(rows: torch.Tensor, count: int, done: Done) -> Leaves:
+            halves = 2 if quadrature == "riemann_middle" else 1  # the middle of two pieces is the end of one
+            count *= halves
             fractions = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+            late = torch.tensor(LATE[quadrature] * (count // len(LATE[quadrature])), dtype=torch.float64)
+            place = 0
             totals = {name: torch.zeros_like(one[rows], dtype=torch.float64) for name, one in layer.values.items()}
             before: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
             for some in torch.split(fractions, max(1, batch // len(rows))):
                 seen = layer.gradients(points(starts, ends, rows, some), rows.repeat(len(some)))
-                done(len(rows) * (len(some) - (not before)))
+                pieces = len(some) - (not before)
+                done(len(rows) * pieces // halves)
+                shares, place = late[place : place + pieces], place + pieces
                 for name, total in totals.items():
                     outputs, slopes = (one.double().reshape(len(some), *total.shape) for one in seen[name])
                     if name in before:
                         outputs, slopes = torch.cat([before[name][0], outputs]), torch.cat([before[name][1], slopes])
-                    total += (outputs.diff(dim=0) * (slopes[1:] + slopes[:-1]) / 2).sum(dim=0)
+                    weight = shares.to(slopes.device).reshape(-1, *[1] * total.ndim)
+                    total += (outputs.diff(dim=0) * torch.lerp(slopes[:-1], slopes[1:], weight)).sum(dim=0)
                     before[name] = outputs[-1:], slopes[-1:]
             return totals
 
@@ -114,7 +128,7 @@ def layer_conductance(
         return layer.attribution(
             values,
             method="layer_conductance",
-            settings={"baseline": label, **dataclasses.asdict(path), "batch_size": batch},
+            settings={"baseline": label, **dataclasses.asdict(path), "quadrature": quadrature, "batch_size": batch},
             score=score,
             checks=checks,
         )

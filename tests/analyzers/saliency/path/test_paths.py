@@ -190,6 +190,18 @@ def test_layer_conductance_is_a_dense_integral_and_that_of_captum(layer):
     torch.testing.assert_close(found.tensor, total, rtol=1e-4, atol=1e-6)
     theirs = LayerConductance(model, model[int(layer)]).attribute(x, start, target=2, n_steps=500)
     torch.testing.assert_close(found.tensor, theirs, rtol=0.03, atol=3e-3)
+    fixed = {"target": 2, "where": layer, "baseline": start, "tolerance": math.inf}
+    middle = layer_conductance(model, x, steps=2000, quadrature="riemann_middle", **fixed)
+    torch.testing.assert_close(middle.tensor, total, rtol=1e-9, atol=1e-12)
+    few = {
+        rule: layer_conductance(model, x, steps=7, quadrature=f"riemann_{rule}", batch_size=3, **fixed).tensor
+        for rule in ("left", "right", "trapezoid")
+    }
+    theirs = LayerConductance(model, model[int(layer)]).attribute(x, start, 2, n_steps=7, method="riemann_trapezoid")
+    torch.testing.assert_close(few["left"], theirs, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(few["trapezoid"], (few["left"] + few["right"]) / 2)
+    with pytest.raises(OptionError, match="riemann_left"):
+        layer_conductance(model, x, quadrature="gausslegendre", **fixed)
 
 
 @pytest.mark.parametrize("layer", ["0", "2"])
