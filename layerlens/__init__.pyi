@@ -20,7 +20,8 @@ from .analyzers.activation.receptive_field import receptive_field as receptive_f
 from .analyzers.activation.recurrent.states import recurrent_states as recurrent_states
 from .analyzers.checks.check import check as check
 from .analyzers.checks.check_gradient import check_gradient as check_gradient
-from .analyzers.concepts.basis import Basis as Basis, basis as basis
+from .analyzers.common.features.basis import Basis as Basis
+from .analyzers.concepts.basis import basis as basis
 from .analyzers.concepts.concept_activation import concept_activation as concept_activation
 from .analyzers.concepts.concept_relevance import concept_relevance as concept_relevance, rank_concepts as rank_concepts
 from .analyzers.concepts.feature_effects import feature_effects as feature_effects
@@ -73,13 +74,10 @@ from .probes.probe import Probe as Probe
 from .probes.record import Record as Record
 from .probes.run import capture as capture, run as run
 from .results.base import load as load
+from .results.maps.activation_maps import ActivationMaps as ActivationMaps
 from .results.maps.adversarial_examples import AdversarialExamples as AdversarialExamples
 from .results.maps.attention_weights import AttentionWeights as AttentionWeights
-from .results.maps.attribution import (
-    ActivationMaps as ActivationMaps,
-    Attribution as Attribution,
-    Relevance as Relevance,
-)
+from .results.maps.attribution import Attribution as Attribution, Relevance as Relevance
 from .results.maps.feature_visualization import FeatureVisualization as FeatureVisualization
 from .results.maps.latent_traversal import LatentTraversal as LatentTraversal
 from .results.maps.receptive_field import ReceptiveField as ReceptiveField

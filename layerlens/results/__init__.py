@@ -1,9 +1,10 @@
 """Results are data: values with their meaning, what the method can prove about itself, ways to show and keep them."""
 
 from .base import Result, load
+from .maps.activation_maps import ActivationMaps
 from .maps.adversarial_examples import AdversarialExamples
 from .maps.attention_weights import AttentionWeights
-from .maps.attribution import ActivationMaps, Attribution, Relevance
+from .maps.attribution import Attribution, Relevance
 from .maps.feature_visualization import FeatureVisualization
 from .maps.latent_traversal import LatentTraversal
 from .maps.receptive_field import ReceptiveField

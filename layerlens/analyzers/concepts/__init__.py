@@ -1,6 +1,8 @@
 """Concepts: units of a layer by relevance, and the inputs that drive them."""
 
-from .basis import Basis, basis
+from layerlens.analyzers.common.features.basis import Basis
+
+from .basis import basis
 from .concept_activation import concept_activation
 from .concept_relevance import Concept, concept_relevance, rank_concepts
 from .feature_effects import feature_effects

@@ -7,16 +7,16 @@ from typing import Literal
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.features.basis import Basis
+from layerlens.analyzers.common.features.basis_site import ONE, shares, unit_axis
 from layerlens.analyzers.common.scorer import Scorer, gradients, scoring
-from layerlens.axes.layout import unit_name
-from layerlens.errors import AxesUnknown, OptionError, choose
+from layerlens.errors import OptionError, choose
 from layerlens.inputs.inputs import Forward, Input
+from layerlens.model.tensors import refuse_several
 from layerlens.model.trees import describe
 from layerlens.results import Ranking
 from layerlens.signatures import public
 from layerlens.targets.target import Spec
-
-from .basis import Basis
 
 
 @public
@@ -34,8 +34,9 @@ def feature_effects(
     With h the layer's output, c its codes, D the decoder, and h = D(c) + error:
 
     - `"gradient"`: the gradient of the score by a code, through D, times the code, summed over places; for the error
-      its own gradient x activation. `"constant"` is what D adds by itself, such as the mean of PCA or a bias. The rows
-      sum to the gradient x activation of the layer.
+      its own gradient x activation. `"constant"` is what D adds by itself, such as the mean of PCA or a bias, and
+      `"beyond first order"` the rest of a decoder that is not linear. The rows sum to the gradient x activation of the
+      layer.
     - `"ablation"`: the change of the score when the part of a feature, D(c) - D(c without it), is taken out of h at all
       places; for the constant, D(0); for the error, h becomes D(c). One forward pass for each feature that is not zero.
 
@@ -48,7 +49,7 @@ def feature_effects(
         `(items, batch)`, and with gradients `"layer"`, `(batch,)`, the gradient x activation of the layer.
 
     Raises:
-        LayerNotFound, SelectionError: when the basis does not name one tensor of a layer.
+        LayerNotFound, SelectionError: when the basis does not name one tensor of one call of a layer.
         OptionError: when it is not a basis.
         AxesUnknown: when the layer's axis of units is unknown.
         InputError: when the basis does not fit the layer.
@@ -69,27 +70,29 @@ def feature_effects(
             f"basis is a Basis, such as Basis('blocks.1', sae) or lens.basis(...); got {describe(basis)}."
         )
     with scoring(model, x, target, where=basis.layer, forward=forward) as scorer, basis.coding():
-        name, unit = _unit_axis(scorer, basis)
+        if len(scorer.leaves) > 1:
+            refuse_several(basis.layer, [leaf.place.tensor for leaf in scorer.leaves.values() if leaf.place], ONE)
+        ((name, leaf),) = scorer.leaves.items()
+        assert leaf.place is not None
+        unit = unit_axis(basis, leaf.place, leaf.value)
         score, slopes = gradients(scorer, scorer.start())
         hidden = scorer.values()[name].detach().movedim(unit, -1)
-        codes = basis.encode_last(hidden).detach().requires_grad_()
-        decoded = basis.decode_last(codes, hidden)
         checks: dict[str, torch.Tensor] = {}
         if by == "gradient":
             slope = slopes[name].detach().movedim(unit, -1)
-            (by_code,) = torch.autograd.grad(decoded, codes, slope)
-            parts = _by_sample(by_code * codes.detach())
-            constant = _total(slope * decoded.detach()) - parts.sum(dim=1)
-            error = _total(slope * (hidden - decoded.detach()))
-            values = torch.cat([parts, constant.unsqueeze(1), error.unsqueeze(1)], dim=1)
-            checks["layer"] = _total(slope * hidden)
+            shared = shares(basis, hidden, slope)
+            rows, items = shared.rows(), shared.items(basis)
+            values = rows.reshape(*rows.shape[:2], -1).sum(dim=2)
+            checks["layer"] = (slope * hidden).flatten(1).sum(dim=1)
         else:
-            values = _ablated(scorer, basis, name, unit, hidden, codes.detach(), score)
+            codes = basis.encode_last(hidden).detach()
+            values = _ablated(scorer, basis, name, unit, hidden, codes, score)
+            items = (*map(basis.label, range(codes.shape[-1])), "constant", "error")
     per_sample = values.T.cpu()
     change = by == "ablation"
     return Ranking(
         quantity="change of the score" if change else "gradient x activation",
-        items=(*map(basis.label, range(codes.shape[-1])), "constant", "error"),
+        items=items,
         values=per_sample.mean(dim=1),
         units="score",
         signed=True,
@@ -103,24 +106,6 @@ def feature_effects(
             "What the basis cannot express is in the error, and says nothing of the features.",
         ),
     )
-
-
-def _unit_axis(scorer: Scorer, basis: Basis) -> tuple[str, int]:
-    """Return the name of the layer's tensor and its axis of units, with the batch first.
-
-    Raises:
-        AxesUnknown: when it is unknown.
-    """
-    ((name, leaf),) = scorer.leaves.items()
-    axes = None if leaf.place is None else leaf.place.axes
-    unit = None if axes is None else unit_name(axes)
-    if axes is None or unit is None:
-        example = ("batch", "unit", "height", "width")[: leaf.value.ndim]
-        raise AxesUnknown(
-            f"layer {basis.layer!r} returned {tuple(leaf.value.shape)}, whose axis of units is not known "
-            f"({axes}): name its axes, such as Lens(model, axes={{{basis.layer!r}: {example}}})."
-        )
-    return name, axes.index(unit)
 
 
 def _ablated(
@@ -144,12 +129,3 @@ def _ablated(
         changes.append(without(basis.decode_last(torch.zeros_like(codes), hidden)))
         changes.append(without(hidden - decoded))
     return torch.stack(changes, dim=1)
-
-
-def _by_sample(values: torch.Tensor) -> torch.Tensor:
-    """Sum over all axes but the first and the last, `(batch, features)`."""
-    return values.reshape(len(values), -1, values.shape[-1]).sum(dim=1)
-
-
-def _total(values: torch.Tensor) -> torch.Tensor:
-    return values.flatten(1).sum(dim=1)

@@ -11,6 +11,7 @@ from torch import nn
 from layerlens.analyzers.activation.activation_maps import chosen_units
 from layerlens.analyzers.common.calls.call_shapes import call_index, one_match
 from layerlens.analyzers.common.calls.used_tensors import one_tensor
+from layerlens.analyzers.common.features.basis import Basis
 from layerlens.analyzers.common.features.batch_targets import check_length, of_batch
 from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
@@ -29,7 +30,6 @@ from layerlens.results.maps.attribution import Values
 from layerlens.signatures import public
 from layerlens.targets.target import Spec, as_target
 
-from .basis import Basis
 from .unit_regions import input_regions, unit_maps
 
 By = Literal["relevance", "activation"]

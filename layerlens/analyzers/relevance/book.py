@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import torch
 
+from layerlens.analyzers.common.features.basis_site import BasisSite
 from layerlens.analyzers.graph.linear_operations import LinearOperation
 from layerlens.analyzers.graph.operation import Node, relevance_of
 from layerlens.errors import warn
 from layerlens.results import Entry, Ledger, Relevance
 
-from .layer_relevance import LayerOutput, by_layer, profile
+from .feature_relevance import feature_relevance
+from .layer_relevance import Arrived, Folded, LayerOutput, by_layer, profile
 from .plan import Plan
 from .record import Recording, Span, innermost
 
@@ -61,14 +63,15 @@ class Bookkeeper:
         batch: number of samples.
         spans: which autograd nodes were made during which call of which layer.
         time_major: spans inside of which axis 0 is time and axis 1 the batch.
-        folded: nodes at which relevance is read; set to the output with batch norm where a rule treats both as one.
+        folded: nodes at which relevance is read; set to the output with batch norm, and the factor of the norm, where
+            a rule treats both as one.
         sweep: the backward pass under way.
     """
 
     batch: int
     spans: Sequence[Span]
     time_major: Sequence[range]
-    folded: dict[Node, torch.Tensor | None] = dataclasses.field(default_factory=dict)
+    folded: dict[Node, Folded | None] = dataclasses.field(default_factory=dict)
     sweep: Sweep = dataclasses.field(default_factory=Sweep)
 
     @classmethod
@@ -174,14 +177,17 @@ def book(recording: Recording, plan: Plan, bookkeeper: Bookkeeper, sweep: Sweep,
         checks={"conservation gap": ledger.gap, "ledger residual": ledger.relative},
     )
     at_layers: list[tuple[LayerOutput, torch.Tensor]] = []
+    at_bases: list[tuple[BasisSite, Arrived]] = []
     if recording.outputs is not None:
         first = len(leaves)
-        at_layers = recording.outputs.relevance(sweep.ends[first:], sweep.carried[first:], bookkeeper.folded)
+        arrived = recording.outputs.arrived(sweep.ends[first:], sweep.carried[first:], bookkeeper.folded)
+        at_layers, at_bases = recording.outputs.relevance(arrived), recording.outputs.at_bases(arrived)
     return Relevance(
         **fields,
         ledger=ledger,
         layers=by_layer(at_layers),
         profile=profile(at_layers, bookkeeper.batch, plan.settings) if at_layers else None,
+        bases={site.name: feature_relevance(site, one, scorer.target.label, plan.settings) for site, one in at_bases},
         rules_used=plan.rules_used,
         parameters=recording.parameters.relevance(sweep.parameters),
         cost=COST,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from layerlens.analyzers.common.features.basis_site import BasisSite
 from layerlens.analyzers.graph.operation import Node
+from layerlens.errors import RecordError
 from layerlens.model.layers import LayerPath, Layers, Selection, is_listed
 from layerlens.model.selection import InputOf, Matches
 from layerlens.model.tensors import changeable, exchanged, tensor_path
@@ -47,6 +50,35 @@ class LayerOutput:
         return tensor_path(self.layer, self.tensor)
 
 
+Folded: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""The output of a layer with its batch norm, and the factor of the norm, which broadcasts to it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrived:
+    """What came back to a tensor that a layer returned.
+
+    Attributes:
+        output: the tensor.
+        multiplier: the multiplier that arrived, of the norm where a rule treats both as one; None if none did.
+        added: relevance that a first-layer rule brought; None if none did.
+        folded: the output with batch norm, and its factor, where a rule treats both as one.
+    """
+
+    output: LayerOutput
+    multiplier: torch.Tensor | None
+    added: torch.Tensor | None
+    folded: Folded | None
+
+    @property
+    def relevance(self) -> torch.Tensor:
+        """R = h g, with what a first-layer rule brought; 0 where no relevance came by."""
+        relevance = torch.zeros_like(self.output.value)
+        if self.multiplier is not None:
+            relevance = (self.output.value if self.folded is None else self.folded[0]) * self.multiplier
+        return relevance if self.added is None else relevance + self.added
+
+
 class LayerOutputs:
     """Keep the outputs of the selected layers during a forward pass.
 
@@ -56,12 +88,17 @@ class LayerOutputs:
 
     Args:
         model: borrowed model.
-        layers: which layers, or tensors of their outputs, or what layers take.
+        layers: which layers, or tensors of their outputs, or what layers take; `()` for none.
+        bases: tensors whose relevance is divided among the features of a basis.
     """
 
-    def __init__(self, model: nn.Module, layers: Selection) -> None:
+    def __init__(self, model: nn.Module, layers: Selection, bases: Sequence[BasisSite] = ()) -> None:
         self._found: list[LayerOutput] = []
-        read = _Read("read", lambda tensor, site: tensor, keeps=True, found=self._found)
+        self._of_bases: list[tuple[BasisSite, list[LayerOutput]]] = [(site, []) for site in bases]
+        self._probes = [Probe(model, (), edits={site.call.selection: _read(into)}) for site, into in self._of_bases]
+        if layers == () and bases:
+            return
+        read = _read(self._found)
         entries = list(layers) if is_listed(layers) and not isinstance(layers, Matches) else [layers]
         taken = [one.layer for one in entries if isinstance(one, InputOf)]
         rest = [one for one in entries if not isinstance(one, InputOf)]
@@ -70,52 +107,78 @@ class LayerOutputs:
             edited += known.select(rest if is_listed(layers) else layers, calls=True, tensors=True).selections()
         if taken:
             edited += map(InputOf, known.select(taken, calls=True, tensors=True).selections())
-        self._probe = Probe(model, (), edits=dict.fromkeys(edited, read))
+        self._probes.append(Probe(model, (), edits=dict.fromkeys(edited, read)))
 
     def __enter__(self) -> None:
-        self._probe.__enter__()
+        with contextlib.ExitStack() as stack:
+            for probe in self._probes:
+                stack.enter_context(probe)
+            self._stack = stack.pop_all()
 
     def __exit__(self, *error: Any) -> None:
-        self._probe.__exit__(*error)
+        self._stack.__exit__(*error)
+
+    def _outputs(self) -> list[LayerOutput]:
+        return [*self._found, *(output for _, found in self._of_bases for output in found)]
 
     def edges(self) -> list[GradientEdge]:
-        """The edges, in order of execution, as further inputs of `torch.autograd.grad`."""
-        return [output.edge for output in self._found if output.edge is not None]
+        """The edges, as further inputs of `torch.autograd.grad`."""
+        return [output.edge for output in self._outputs() if output.edge is not None]
 
-    def relevance(
+    def arrived(
         self,
         multipliers: Sequence[torch.Tensor | None],
         first_layer: Sequence[torch.Tensor | None],
-        folded: Mapping[Node, torch.Tensor | None],
-    ) -> list[tuple[LayerOutput, torch.Tensor]]:
-        """Return R = h g of each tensor of each call; 0 where no relevance came by.
-
-        Of a layer that returned several tensors those are left out that no relevance came by in any call, unless all
-        are such, or they were asked for by name.
+        folded: Mapping[Node, Folded | None],
+    ) -> list[Arrived]:
+        """Return what arrived at each tensor of each call.
 
         Args:
             multipliers: one per entry of `edges()`.
             first_layer: relevance from first-layer rules, one per entry of `edges()`.
             folded: node -> h with batch norm, where a rule treats both as one; the multiplier is that of the norm.
         """
-        found: list[tuple[LayerOutput, torch.Tensor]] = []
-        reached: set[str] = set()
         arriving = iter(list(zip(multipliers, first_layer, strict=True)))
-        for output in self._found:
-            relevance = torch.zeros_like(output.value)
+        found = []
+        for output in self._outputs():
             multiplier, added = (None, None) if output.edge is None else next(arriving)
-            if multiplier is not None:
-                normalized = folded.get(output.edge.node)  # type: ignore[union-attr, arg-type]
-                relevance = (output.value if normalized is None else normalized) * multiplier
-            relevance = relevance if added is None else relevance + added
-            if multiplier is not None or added is not None:
-                reached |= {output.layer, output.name}
-            found.append((output, relevance))
+            norm = None if output.edge is None else folded.get(output.edge.node)  # type: ignore[call-overload]
+            found.append(Arrived(output, multiplier, added, norm))
+        return found
+
+    def relevance(self, arrived: Sequence[Arrived]) -> list[tuple[LayerOutput, torch.Tensor]]:
+        """Return R = h g of each tensor of each call; 0 where no relevance came by.
+
+        Of a layer that returned several tensors those are left out that no relevance came by in any call, unless all
+        are such, or they were asked for by name.
+        """
+        own = arrived[: len(self._found)]
+        reached: set[str] = set()
+        for one in own:
+            if one.multiplier is not None or one.added is not None:
+                reached |= {one.output.layer, one.output.name}
         return [
-            (output, relevance)
-            for output, relevance in found
-            if output.named or output.layer not in reached or output.name in reached
+            (one.output, one.relevance)
+            for one in own
+            if one.output.named or one.output.layer not in reached or one.output.name in reached
         ]
+
+    def at_bases(self, arrived: Sequence[Arrived]) -> list[tuple[BasisSite, Arrived]]:
+        """Return what arrived at the tensor of each basis.
+
+        Raises:
+            RecordError: when the layer of a basis did not run this time.
+        """
+        rest, found = list(arrived[len(self._found) :]), []
+        for site, outputs in self._of_bases:
+            if len(outputs) != 1:
+                raise RecordError(f"{site!r}: layer {site.name!r} did not run the same way again: its route changes.")
+            found.append((site, rest.pop(0)))
+        return found
+
+
+def _read(into: list[LayerOutput]) -> _Read:
+    return _Read("read", lambda tensor, site: tensor, keeps=True, found=into)
 
 
 @dataclasses.dataclass(frozen=True)

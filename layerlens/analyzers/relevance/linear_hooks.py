@@ -144,7 +144,9 @@ class _LinearHooks:
         if self.output is None or is_read:
             self.output = operation.normalized(self.scale_and_shift[0])
         if is_read:
-            folded[operation.info.node] = self.output
+            assert self.scale_and_shift[0] is not None
+            factor = operation.map.per_channel(self.scale_and_shift[0], self.output)
+            folded[operation.info.node] = self.output, factor
         return (outer[0], *[None] * (len(gradients) - 1))
 
     def _before(self, outer: Gradients) -> Gradients | None:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.features.basis_site import Sites, find_basis_sites, split_bases
 from layerlens.analyzers.common.samples import warn_of_joint_scores
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.common.target_scores import TargetScores
@@ -24,7 +25,7 @@ from layerlens.errors import OptionError, RelevanceError
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import generator_states, modules_of, parameters_of, restore_generators
 from layerlens.model.call_tracking import Spans
-from layerlens.model.layers import LayerPath, Selection, matching_names
+from layerlens.model.layers import LayerPath, matching_names
 from layerlens.model.placement import is_fsdp, need_weights, refuse_parts
 from layerlens.targets.target import Spec
 
@@ -77,7 +78,7 @@ def record(
     targets: Sequence[Spec],
     *,
     rules: str | Rulebook,
-    layers: Selection = (),
+    layers: Sites = (),
     through: Mapping[str, Units] | None = None,
     parameters: str | Sequence[str] = (),
     forward: Forward | None = None,
@@ -89,7 +90,7 @@ def record(
         x: its input.
         targets: what to explain.
         rules: rulebook, its name, or `"auto"`.
-        layers: layers at whose outputs to read the relevance.
+        layers: layers at whose outputs to read the relevance, and bases.
         through: layer -> units that relevance may pass.
         parameters: patterns of names of parameters whose relevance is wanted.
         forward: function to call instead of the model.
@@ -114,10 +115,13 @@ def record(
     scorer = Scorer(model, x, scores.joint_target(), forward=forward, whole="never")
     leaves = scorer.start()
     graph = Graph(leaves.values(), TABLE)
-    outputs = None if layers == () else LayerOutputs(model, layers)
+    bases, layers = split_bases(layers)
+    generators = generator_states()
+    sites = find_basis_sites(model, scorer.inputs, bases, forward)
+    restore_generators(generators)
+    outputs = LayerOutputs(model, layers, sites) if layers != () or sites else None
     axes = functools.partial(followed, model, scorer.inputs, forward)
     conditions = Conditions(model, through, axes) if through else None
-    generators = generator_states()
     with contextlib.ExitStack() as stack:
         spans = stack.enter_context(Spans(model))
         copying = any(map(is_fsdp, modules))

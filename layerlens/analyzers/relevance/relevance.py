@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from layerlens.analyzers.common.features.basis_site import Sites
 from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import warn_of_zeros
@@ -13,7 +14,6 @@ from layerlens.axes.followed import followed
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Hold, Input, as_inputs
 from layerlens.model.borrowed import borrowed
-from layerlens.model.layers import Selection
 from layerlens.results import Relevance
 from layerlens.signatures import public
 from layerlens.targets.target import Spec
@@ -39,7 +39,7 @@ def relevance(
     *,
     target: Spec = None,
     rules: str | Rulebook = "auto",
-    layers: Selection = (),
+    layers: Sites = (),
     through: Mapping[str, Units] | None = None,
     parameters: str | Sequence[str] = (),
     strict: bool = False,
@@ -59,7 +59,8 @@ def relevance(
             attention, `"epsilon_plus"` for other networks with convolutions, `"gate"` for those with gates (LSTM, GRU),
             else `"epsilon"`. `settings["rules"]` says which it was, and why.
         layers: layers at whose outputs to keep the relevance, see `Selection`, or `input_of(layer)` for what one takes;
-            none by default, None for all.
+            none by default, None for all. A `Basis` among them divides the relevance of its layer among its features:
+            `result.bases["blocks.1"]`.
         through: layer -> units: only the relevance of these units passes the layer's output, the rest is absorbed (see
             `concepts`). An index, several, a list for each sample, or a boolean mask. What goes around the layer, by a
             skip connection, is not held back: name the block instead.
@@ -70,10 +71,11 @@ def relevance(
 
     Returns:
         A `Relevance`: values shaped like the input in units of the score, the ledger (inputs + additive constants +
-        absorbed = score), and the relevance at each selected layer.
+        absorbed = score), and the relevance at each selected layer and basis.
 
     Raises:
-        InputError: if the input cannot carry a gradient.
+        InputError: if the input cannot carry a gradient, or a basis does not fit its layer.
+        SelectionError, AxesUnknown: if a basis does not name one tensor of one call, or its units are unknown.
         TargetError: if the target does not fit the output.
         RelevanceError: if no relevance can reach the input.
         UnknownOperation: under `strict`.
@@ -105,7 +107,7 @@ def relevance_by_target(
     *,
     targets: Sequence[Spec],
     rules: str | Rulebook = "auto",
-    layers: Selection = (),
+    layers: Sites = (),
     through: Mapping[str, Units] | None = None,
     parameters: str | Sequence[str] = (),
     strict: bool = False,
@@ -116,7 +118,7 @@ def relevance_by_target(
 
     Args:
         targets: what to explain, each as in `as_target`; contrasts among them.
-        layers: layers at whose outputs to keep the relevance; none by default, None for all.
+        layers: layers at whose outputs to keep the relevance, and bases; none by default, None for all.
         through: layer -> units that relevance may pass, as in `relevance`.
         parameters: names of parameters, or globs over them, whose relevance to keep.
         strict: whether to refuse an operation without a rule.
@@ -146,7 +148,7 @@ def _propagate(
     x: Input,
     targets: Sequence[Spec],
     rules: str | Rulebook,
-    layers: Selection,
+    layers: Sites,
     through: Mapping[str, Units] | None,
     parameters: str | Sequence[str],
     strict: bool,

@@ -77,7 +77,7 @@ def sweep(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> list[Swee
 
 def _book_held(bookkeeper: Bookkeeper, node: Node, output: torch.Tensor, g: torch.Tensor) -> None:
     normalized = bookkeeper.folded.get(node)
-    held = relevance_of(output if normalized is None else normalized, g)
+    held = relevance_of(output if normalized is None else normalized[0], g)
     bookkeeper.add("absorbed", int(node._sequence_nr()), "held back by the condition", held)
 
 

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from layerlens.errors import InputError, need
@@ -20,6 +19,7 @@ from ..base import Result, numbers
 from ..tables import rows
 from ..values.layer_profile import LayerProfile
 from ..values.ledger import Ledger
+from ..values.ranking import Ranking
 from .token_spans import Span, marked_texts, span_groups, sums, word_groups
 
 Values = torch.Tensor | dict[str, torch.Tensor]
@@ -345,6 +345,9 @@ class Relevance(Attribution):
         profile: sum and absolute sum of relevance by layer, in order of execution.
         rules_used: operation -> the rule that it got.
         parameters: relevance that passes each parameter that was asked for, shaped like it, summed over the batch.
+        bases: layer -> relevance of the features of its basis, where one was asked for: means over samples of sums over
+            places, with `"constant"` and `"error"`. The checks are `"per place"`, `(items, batch, *places)`,
+            `"per sample"`, `(items, batch)`, and `"layer"`, `(batch, *places)`, what the items sum to.
     """
 
     ledger: Ledger = dataclasses.field(kw_only=True)
@@ -352,48 +355,7 @@ class Relevance(Attribution):
     profile: LayerProfile | None = dataclasses.field(kw_only=True, default=None)
     rules_used: dict[str, str] = dataclasses.field(kw_only=True, default_factory=dict)
     parameters: dict[str, torch.Tensor] = dataclasses.field(kw_only=True, default_factory=dict)
+    bases: dict[str, Ranking] = dataclasses.field(kw_only=True, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", ByTensor(self.layers))
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ActivationMaps(Result):
-    """The output of one layer, unit by unit, on the places of its input.
-
-    Attributes:
-        layer: path of the layer.
-        call: which of its calls.
-        values: `(batch, unit, *places)`: places are (height, width) of a convolution, tokens of a transformer, time
-            steps of a recurrent layer; none for a dense layer.
-        units: the unit that each entry of axis 1 is.
-        axes: names of the axes of `values`.
-        inputs: the input, where it is a single floating-point tensor.
-    """
-
-    layer: str
-    call: int
-    values: torch.Tensor
-    units: tuple[int, ...]
-    axes: tuple[str, ...]
-    inputs: torch.Tensor | None = None
-
-    def strongest(self, count: int = 5) -> list[tuple[int, float]]:
-        """The units whose mean activation over the batch and all places is largest, with that mean.
-
-        Args:
-            count: how many.
-        """
-        means = self.values.float().mean(dim=[axis for axis in range(self.values.ndim) if axis != 1])
-        best = means.topk(min(count, len(means)))
-        return [(self.units[index], value) for value, index in zip(*map(torch.Tensor.tolist, best), strict=True)]
-
-    def numpy(self) -> np.ndarray[Any, Any]:
-        """The values as a numpy array."""
-        return as_array(self.values)
-
-    def summary(self) -> list[tuple[str, str]]:
-        """Layer, shape and the units that respond most."""
-        best = ", ".join(f"{unit} ({mean:.3g})" for unit, mean in self.strongest(3))
-        name = f"{self.layer} #{self.call}" if self.call else self.layer
-        return [("layer", name), ("values", describe(self.values)), ("strongest units", best)]

@@ -194,7 +194,7 @@ def _call(record: Record, path: LayerPath, chosen: Calls) -> int:
         raise RecordError(f"layer {path!r} did not run: the run took another route, or its parent calls it by parts.")
     if (chosen is None and len(calls) > 1) or (chosen is not None and len(chosen) > 1):
         raise SelectionError(
-            f"layer {path!r} ran {len(calls)} times; name one call: where='{path}#0' to '{path}#{len(calls) - 1}'."
+            f"layer {path!r} ran {len(calls)} times; name one call: '{path}#0' to '{path}#{len(calls) - 1}'."
         )
     index = 0 if chosen is None else next(iter(chosen))
     if index >= len(calls):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.features.basis_site import Sites
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.samples import said_once
 from layerlens.analyzers.common.statistics import spearman
@@ -17,7 +18,6 @@ from layerlens.inputs.batches import Samples
 from layerlens.inputs.inputs import Forward, Input, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
-from layerlens.model.layers import Selection
 from layerlens.results import Explained, Ranking
 from layerlens.targets.target import Spec
 
@@ -31,12 +31,13 @@ from .results import (
     PARTS,
     ablation_explanation,
     as_result,
+    kind_of,
     null_values,
     part_name,
     quantity_and_units,
     warn_of_misleading,
 )
-from .trials import Part, TrialRunner
+from .trials import NULL_DRAWS, Part, TrialRunner
 
 Groups = Mapping[str, Sequence[str]]
 
@@ -51,7 +52,7 @@ Groups = Mapping[str, Sequence[str]]
 def ablate(
     model: nn.Module,
     x: Input,
-    layers: Selection = None,
+    layers: Sites = None,
     *,
     by: By = "layer",
     value: Value = "zero",
@@ -79,6 +80,11 @@ def ablate(
     - `"head"`: a head of an attention, that is, its share of the input of the output projection. With grouped queries,
       each query head is a part.
 
+    Of a `Basis` (`ablate(x, basis)`, or in the list of layers) the parts are its features, and one more for its error:
+    the code of a feature is replaced at all places, by zero, means or the codes of other samples, and the layer
+    returns decode(codes) + error with all other codes and the error as they are. With `by="unit"` a part is a feature
+    at one place. Features that are zero in all samples are not run for `value="zero"`.
+
     The new values v (`value`) are zeros; means over samples, place by place; or the values of other samples at the same
     place, averaged over draws (resampling ablation; a single draw mostly shows which sample was drawn).
 
@@ -88,10 +94,10 @@ def ablate(
     the first ones are measured; the result then says how well both orders agree.
 
     Args:
-        layers: which layers, see `Selection`; None for every distinct activation, see `jacobian`, or, with more than 64
-            layers, for the repeated blocks (`"**"` for all), and for every attention with `by="head"`. Channels are
-            taken from all tensors of a layer that the model reads; other parts are listed for each of several
-            (`"block/0 position 2"`).
+        layers: which layers, see `Selection`, or bases; None for every distinct activation, see `jacobian`, or, with
+            more than 64 layers, for the repeated blocks (`"**"` for all), and for every attention with `by="head"`.
+            Channels are taken from all tensors of a layer that the model reads; other parts are listed for each of
+            several (`"block/0 position 2"`).
         by: kind of the parts.
         value: what replaces a part: `"zero"`, `"mean"` or `"resample"`.
         reference: other samples, shaped like those of x, for means and resampled values: as x, or a data set (see
@@ -111,14 +117,15 @@ def ablate(
 
     Returns:
         A `LayerProfile` in order of execution for `by="layer"`, a `Matrix` for `"layer_position"`, and else a `Ranking`
-        with items such as `"blocks.0 head 2"`: means over the batch, with the standard error over draws. Its checks
-        are `"per sample"`, `(parts, batch)`, and with a screen `"first order"`, `(parts,)`, and `"rank correlation"`
-        of both (Spearman). `settings["not_measured"]` counts the parts that a screen skipped,
-        `settings["left_out"]` maps the layers that could not be measured to the reason.
+        with items such as `"blocks.0 head 2"`, of a basis `"blocks.0 feature 7"` and `"blocks.0 error"`: means over the
+        batch, with the standard error over draws. Its checks are `"per sample"`, `(parts, batch)`, and with a screen
+        `"first order"`, `(parts,)`, and `"rank correlation"` of both (Spearman). `settings["not_measured"]` counts the
+        parts that a screen skipped, `settings["left_out"]` maps the layers that could not be measured to the reason.
 
     Raises:
         InputError: when x or the reference cannot be read, or there are no other samples to take values from.
         LayerNotFound: when the selection matches no layer, or no attention, that can be measured.
+        SelectionError, AxesUnknown: when a basis does not name one tensor of one call, or its units are unknown.
         OptionError: when an option is unknown or out of range, or the metric does not fit the output.
         TargetError: when the target does not fit the output, or a screen finds no gradient.
 
@@ -203,7 +210,7 @@ class Measured:
 
 
 def _measure(
-    run: ModelRun, layers: Selection, reference: Samples | None, heads: int | None, null: bool, ablation: Ablation
+    run: ModelRun, layers: Sites, reference: Samples | None, heads: int | None, null: bool, ablation: Ablation
 ) -> Measured:
     """Find the parts, choose those to measure, and replace them."""
     with torch.no_grad():
@@ -224,8 +231,14 @@ def _measure(
         groups, names = [groups[index] for index in chosen.tolist()], [names[index] for index in chosen.tolist()]
         first_order = first_order[chosen]
     runner = TrialRunner(run, readout, survey, "ablation", survey.copies)
-    responses = runner(groups, replacement, draws)  # (groups, draws, batch)
-    null_changes = runner.null_changes(groups, replacement) if null else None
+    silent = [ablation.value == "zero" and all(_silent(part) for part in group) for group in groups]
+    running = [group for group, off in zip(groups, silent, strict=True) if not off]
+    responses = torch.zeros(len(groups), draws, run.batch, dtype=torch.float64)
+    null_changes = torch.zeros(len(groups), NULL_DRAWS, dtype=torch.float64) if null else None
+    if running:
+        responses[~torch.tensor(silent)] = runner(running, replacement, draws)
+    if running and null_changes is not None:
+        null_changes[~torch.tensor(silent)] = runner.null_changes(running, replacement)
     kept = runner.measured(groups)
     return Measured(
         runner,
@@ -237,6 +250,11 @@ def _measure(
         None if first_order is None else first_order[kept],
         None if null_changes is None else null_changes[kept],
     )
+
+
+def _silent(part: Part) -> bool:
+    """Return whether a part is a feature that is zero in all samples."""
+    return part.site.silent is not None and bool(part.site.silent[part.number])
 
 
 def _named_groups(together: Groups, parts: Mapping[str, Part]) -> list[tuple[Part, ...]]:
@@ -260,6 +278,7 @@ def _as_result(measured: Measured, ablation: Ablation, passes: dict[str, str]) -
     """Return values and errors with their meaning, in the result that fits the kind of part."""
     runner, by, grouped = measured.runner, ablation.by, ablation.together is not None
     readout, signed, values = runner.readout, runner.readout.signed, measured.values
+    kind = kind_of(by, runner.survey.sites)
     resampled, draws = ablation.value == "resample", measured.draws
     quantity, units = quantity_and_units(readout)
     columns: dict[str, Any] = {
@@ -269,7 +288,7 @@ def _as_result(measured: Measured, ablation: Ablation, passes: dict[str, str]) -
     }
     draws_text = f", {draws} draw{'s' * (draws > 1)}" if resampled else ""
     fields: dict[str, Any] = {
-        "quantity": f"{quantity} without the {'parts' if grouped else PARTS[by]}",
+        "quantity": f"{quantity} without the {'parts' if grouped else PARTS[kind]}",
         "units": units,
         "signed": signed,
         "method": f"{ablation.value} ablation, {readout.text}{draws_text}",
@@ -288,7 +307,7 @@ def _as_result(measured: Measured, ablation: Ablation, passes: dict[str, str]) -
         },
         "checks": {"per sample": measured.responses.mean(dim=1), **_agreement(measured)},
         "explanation": ablation_explanation(
-            "group of parts" if grouped else PARTS[by],
+            "group of parts" if grouped else PARTS[kind],
             ablation.value,
             readout,
             measured.parts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,24 +21,30 @@ from layerlens.analyzers.common.calls.measured_calls import (
     main_index,
     survey,
 )
+from layerlens.analyzers.common.features.basis import Basis
+from layerlens.analyzers.common.features.basis_site import BasisSite, Sites, find_basis_sites, split_bases
 from layerlens.analyzers.common.samples import Known, or_none, warn_of_influence
 from layerlens.analyzers.common.statistics import nearly_equal
+from layerlens.axes.batch_axis import check_batch_axis
 from layerlens.axes.follow import Followed
 from layerlens.axes.followed import followed
 from layerlens.axes.layout import roles
 from layerlens.axes.provenance.axis import Axes
-from layerlens.errors import LayerNotFound
+from layerlens.errors import LayerNotFound, OptionError
 from layerlens.model.borrowed import seed_torch
-from layerlens.model.layers import Layers, Selection
+from layerlens.model.layers import Layers
 from layerlens.model.tensors import choices
 from layerlens.model.trees import named_tensors
 
 from ..model_run import ModelRun
 from .heads import Heads, find_heads
-from .hook_points import Key, Kind, hooked
-from .parts import Grid, grid
+from .hook_points import Key, Kind, Place, hooked
+from .parts import NO_POSITIONS, Grid, grid
 
 OTHER_POSITIONS = "has another number of positions than most layers"
+
+FEATURES = ("layer", "channel", "unit")
+"""Parts that a basis has: its features, and with `"unit"` its features at each place."""
 
 PLACED = ("position", "layer_position")
 """Parts that lie along places."""
@@ -59,6 +65,7 @@ class InterventionSite:
         main: index of the tensor that is the layer's value.
         unsplittable: whether the copies of a batch cannot be separated in it.
         nbytes: bytes of those tensors, for the batch.
+        silent: parts of the codes of a basis that are zero in all samples, `(parts,)`; None for other values.
     """
 
     key: Key
@@ -68,6 +75,7 @@ class InterventionSite:
     main: int
     unsplittable: bool
     nbytes: int
+    silent: torch.Tensor | None = None
 
     @property
     def grid(self) -> Grid:
@@ -75,6 +83,11 @@ class InterventionSite:
         grid = self.grids[self.main]
         assert grid is not None
         return grid
+
+    @property
+    def basis(self) -> Basis | None:
+        """The basis whose codes, or error, it is."""
+        return self.key[1].basis if isinstance(self.key[1], BasisSite) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,30 +107,50 @@ class SiteSurvey:
     copies: int
 
 
-def find_intervention_sites(run: ModelRun, layers: Selection, by: str, heads: int | None) -> SiteSurvey:
+def find_intervention_sites(run: ModelRun, layers: Sites, by: str, heads: int | None) -> SiteSurvey:
     """Run the model on its batch, and on two copies of it, and find the values that can be replaced.
 
     Raises:
         LayerNotFound: when no selected layer can be measured.
-        OptionError: when `heads` is not a count.
+        SelectionError: when the layer of a basis, or its call, is not the only one.
+        AxesUnknown: when the units of a basis are unknown.
+        OptionError: when `heads` is not a count, or a basis is given with other parts than its features.
     """
+    bases, layers = split_bases(layers)
+    if bases and by not in FEATURES:
+        raise OptionError(
+            f"by={by!r} does not fit {bases[0]!r}: the parts of a basis are its features (leave by= out), or its "
+            "features at each place (by='unit')."
+        )
+    places: list[tuple[Kind, Place]] = []
+    for one in find_basis_sites(run.model, run.inputs, bases, run.forward):
+        places += [("codes", one), ("error", one)]
     if by == "head":
         known = followed(run.model, run.inputs, run.forward)
-        attentions = {(one.kind, one.place): one for one in find_heads(run.model, known, layers, heads)}
+        found = find_heads(run.model, known, layers, heads)
+        attentions: dict[tuple[Kind, Place], Heads] = {(one.kind, one.place): one for one in found}
         outline = _outline(run, list(attentions))
         ran = {key[:2] for key in outline.first}
         left_out = {one.label: "did not run" for place, one in attentions.items() if place not in ran}
         named = {key: _name_and_heads(attentions[key[:2]], key[2]) for key in outline.first}
+    elif bases and layers == ():
+        outline, left_out = _outline(run, places), {}
+        check_batch_axis(run.model, run.inputs, run.forward, outline.output)
+        named = {key: (_of_basis(key), 0) for key in outline.first}
     else:
         if layers is None:
             layers = usual_layers(run.model, run.inputs, run.forward, run.seed)
         apart = by not in ("layer", "channel")
         clean = survey(run.model, run.inputs, layers, run.forward, seed=run.seed, apart=apart)
         outputs: dict[Key, MeasuredCall] = {("output", site.key, site.index): site for site in clean.sites}
-        outline = _outline(run, [key[:2] for key in outputs])
+        outline = _outline(run, [*(key[:2] for key in outputs), *places])
         outline.sites.update(outputs)
         left_out = dict(clean.left_out)
-        named = {key: (outputs[key].name, 0) for key in outline.first if key in outputs}
+        named = {
+            key: (outputs[key].name if key in outputs else _of_basis(key), 0)
+            for key in outline.first
+            if key in outputs or isinstance(key[1], BasisSite)
+        }
     sites: list[InterventionSite] = []
     for key, (name, head_sizes) in named.items():
         site = outline.site(key, name, by, head_sizes)
@@ -138,6 +171,12 @@ def find_intervention_sites(run: ModelRun, layers: Selection, by: str, heads: in
     return SiteSurvey(sites, left_out, outline.output, copies)
 
 
+def _of_basis(key: Key) -> str:
+    """Return the name of the layer of a basis."""
+    assert isinstance(key[1], BasisSite)
+    return key[1].name
+
+
 def _name_and_heads(one: Heads, index: int) -> tuple[str, int]:
     """Return the name of a call of an attention, and the number of its heads."""
     return (one.label or "(model)") + (f" #{index}" if index else ""), one.count
@@ -151,6 +190,7 @@ class _Form:
     ids: list[int]
     nbytes: int
     main: int
+    codes: torch.Tensor | None = None
 
 
 @dataclasses.dataclass
@@ -193,12 +233,15 @@ class _Outline:
             assert not isinstance(other, str)
             grids.append(other)
         unsplittable = None in axes or not self.equal.get(key, False)
-        return InterventionSite(key, name, axes, tuple(grids), place, unsplittable, form.nbytes)
+        silent = None if form.codes is None else parts.sums((form.codes != 0).double()) == 0
+        return InterventionSite(key, name, axes, tuple(grids), place, unsplittable, form.nbytes, silent)
 
     def _grid(
         self, key: Key, by: str, shape: tuple[int, ...], batch: int | None, place: int, heads: int = 0
     ) -> Grid | str:
         """Return the parts of a tensor, whose axis `batch` grows with the batch; or why it has none."""
+        if key[0] in ("codes", "error"):
+            return _basis_grid(key[0], by, shape)
         found = self._roles(key, shape, place)
         if by == "layer" or isinstance(found, str):
             return grid(by, shape, found, heads)
@@ -226,6 +269,7 @@ class _Outline:
         """Return the axes of a tensor of a call, by its name; or why they are unknown."""
         kind, path, index = key
         site = self.sites.get(key)
+        assert not isinstance(path, BasisSite)
         path, tensor = (path, "") if site is None else (site.path, site.tensor)
         if kind == "input":
             path, _, tensor = path.rpartition("/")
@@ -239,13 +283,22 @@ class _Outline:
         return among[name]
 
 
-def _other_units(layer: str, site: MeasuredCall | None) -> str:
+def _basis_grid(kind: Kind, by: str, shape: tuple[int, ...]) -> Grid | str:
+    """Return the parts of codes `(batch, *places, feature)`, or of an error, of a basis."""
+    roles = ["batch", *["place"] * (len(shape) - 2), "unit"]
+    if kind == "codes":
+        return grid("unit" if by == "unit" else "channel", shape, roles)
+    places = grid("position", shape, roles) if by == "unit" else NO_POSITIONS
+    return Grid() if isinstance(places, str) else places
+
+
+def _other_units(layer: Place, site: MeasuredCall | None) -> str:
     """Say why a layer that returned several tensors has no units."""
-    named = choices(layer, () if site is None else [site.names[one] for one in site.read])
+    named = choices(str(layer), () if site is None else [site.names[one] for one in site.read])
     return f"returned several tensors that the model reads, not all with the same units; name one: {named}"
 
 
-def _outline(run: ModelRun, places: list[tuple[Kind, str]]) -> _Outline:
+def _outline(run: ModelRun, places: Sequence[tuple[Kind, Place]]) -> _Outline:
     """Run on the batch, and on two copies of it, and note the values at some places."""
     model, inputs = run.model, run.inputs
     first, second, equal = dict[Key, _Form](), dict[Key, _Form](), dict[Key, bool]()
@@ -255,7 +308,8 @@ def _outline(run: ModelRun, places: list[tuple[Kind, str]]) -> _Outline:
             tensors = floating(value)
             nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             shapes, ids = [tuple(tensor.shape) for tensor in tensors], [id(tensor) for tensor in tensors]
-            into[key] = _Form(shapes, ids, nbytes, main_index(value) if tensors else 0)
+            codes = value if key[0] == "codes" and into is first else None
+            into[key] = _Form(shapes, ids, nbytes, main_index(value) if tensors else 0, codes)
             if into is second and key in first:
                 equal[key] = all(
                     _halves_equal(tensor, grown_axis(was, tuple(tensor.shape)))
@@ -283,6 +337,7 @@ def _outline(run: ModelRun, places: list[tuple[Kind, str]]) -> _Outline:
     nbytes = sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(output))
     every = (axes for site in known.calls for axes in site.outputs.values())
     nbytes += sum(4 * math.prod(axis.size for axis in axes) for axes in every)
+    nbytes += sum(form.nbytes for key, form in first.items() if isinstance(key[1], BasisSite))
     return _Outline(Layers(model), inputs.batch, first, second, equal, known, output, nbytes, together)
 
 

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.features.basis_site import Sites
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import InputError, TargetError, choose, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed, seed_torch
 from layerlens.model.fastpath import layers_called
-from layerlens.model.layers import Selection
 from layerlens.model.trees import describe
 from layerlens.results import Explained
 from layerlens.targets.target import Spec, Target, as_target
@@ -24,7 +24,7 @@ from ..output_metrics import Readout
 from .intervention_sites import find_intervention_sites
 from .parts import KINDS, By
 from .replacements import RecordedValues
-from .results import PARTS, as_result, null_values, part_name, warn_of_misleading
+from .results import PARTS, as_result, kind_of, null_values, part_name, warn_of_misleading
 from .trials import Part, TrialRunner
 
 Direction = Literal["denoise", "noise"]
@@ -40,7 +40,7 @@ def patch(
     model: nn.Module,
     x: Input,
     other: Input,
-    layers: Selection = None,
+    layers: Sites = None,
     *,
     by: By = "layer",
     target: Spec = None,
@@ -64,11 +64,13 @@ def patch(
     Many parts share a pass, each on its own copy of the batch: n parts cost n + 2 sqrt(n) + 8 forward passes, less
     where a pass over many rows is cheaper than many passes.
 
+    Of a `Basis` the parts are its features, whose codes are taken from the other run, and its error, as in `ablate`.
+
     Args:
         x: ... This is the corrupted input.
         other: the clean input, of the same shapes; texts must have the same number of tokens.
-        layers: which layers, see `Selection`; None for every distinct activation, see `jacobian`, or, with more than
-            64 layers, for the repeated blocks (`"**"` for all), and for every attention with `by="head"`.
+        layers: which layers, see `Selection`, or bases; None for every distinct activation, see `jacobian`, or, with
+            more than 64 layers, for the repeated blocks (`"**"` for all), and for every attention with `by="head"`.
         by: the parts, as in `ablate`: `"layer"`, `"channel"`, `"head"`, `"position"`, `"unit"` or `"layer_position"`.
         target: the score, see `as_target`, best a contrast of the expected outputs of the clean and the corrupted
             input; None for the class predicted on `other`.
@@ -87,6 +89,7 @@ def patch(
     Raises:
         InputError: when the inputs differ in shape, or in their padding.
         LayerNotFound: when the selection matches no layer, or no attention, that can be measured.
+        SelectionError, AxesUnknown: when a basis does not name one tensor of one call, or its units are unknown.
         OptionError: when an option is unknown or out of range.
         TargetError: when the target does not fit the output, or has the same score on both inputs.
 
@@ -159,7 +162,7 @@ class Patched:
         return error
 
 
-def _patch_parts(run: ModelRun, source: Inputs, layers: Selection, target: Spec, options: Patching) -> Patched:
+def _patch_parts(run: ModelRun, source: Inputs, layers: Sites, target: Spec, options: Patching) -> Patched:
     """Run on the input with the values of each part on the source."""
     survey = find_intervention_sites(run, layers, options.by, options.heads)
     seed_torch(run.seed)
@@ -220,7 +223,7 @@ def _as_result(patched: Patched, passes: dict[str, str]) -> Explained:
             "per sample": patched.changes,
             "scores": torch.stack([score.mean() for score in scores]),
         },
-        "explanation": _explanation(options),
+        "explanation": _explanation(options, kind_of(options.by, runner.survey.sites)),
     }
     return as_result(options.by, patched.parts, columns, fields)
 
@@ -274,8 +277,8 @@ def _check_gap(start: torch.Tensor, goal: torch.Tensor, target: Target) -> None:
         )
 
 
-def _explanation(options: Patching) -> tuple[str, str]:
-    part, denoise, recovery = PARTS[options.by], options.direction == "denoise", options.recovery
+def _explanation(options: Patching, kind: str) -> tuple[str, str]:
+    part, denoise, recovery = PARTS[kind], options.direction == "denoise", options.recovery
     run, source = ("corrupted", "clean") if denoise else ("clean", "corrupted")
     verb = "recovered" if denoise else "lost"
     change = (

@@ -12,7 +12,7 @@ from layerlens.errors import warn
 from layerlens.results import Explained, LayerProfile, Matrix, Ranking
 
 from ..output_metrics import Readout
-from .intervention_sites import OTHER_POSITIONS
+from .intervention_sites import OTHER_POSITIONS, InterventionSite
 from .parts import NO_POSITIONS
 from .trials import Part, TrialRunner
 
@@ -36,12 +36,20 @@ PARTS = {
     "position": "position",
     "unit": "number of a layer",
     "layer_position": "position of a layer",
+    "feature": "feature",
+    "part": "part",
 }
 """Kind of part -> what one of them is called in a sentence."""
 
 
 def part_name(by: str, part: Part) -> str:
-    """Return the name of a part: `blocks.0 channel 3`."""
+    """Return the name of a part: `blocks.0 channel 3`, `blocks.0 feature 3` of a basis, `blocks.0 feature 3 at 5`."""
+    if part.site.basis is not None:
+        index = part.site.grid.index(part.number)
+        label = "error"
+        if part.site.key[0] == "codes":
+            label, index = part.site.basis.label(index[-1]), index[:-1]
+        return f"{part.site.name} {label}" + (f" at {index[0] if len(index) == 1 else index}" if index else "")
     if by == "layer":
         return part.site.name
     return f"{part.site.name} {by} {part_index(part)}"
@@ -51,6 +59,12 @@ def part_index(part: Part) -> str:
     """Return the index of a part in its layer: `3`, or `(1, 2)`."""
     index = part.site.grid.index(part.number)
     return str(index[0] if len(index) == 1 else index) if index else "0"
+
+
+def kind_of(by: str, sites: Sequence[InterventionSite]) -> str:
+    """Return what a part is called, a key of `PARTS`: a feature where all sites are of a basis."""
+    bases = [site.basis is not None for site in sites]
+    return "feature" if all(bases) else "part" if any(bases) else by
 
 
 def quantity_and_units(readout: Readout) -> tuple[str, str]:
@@ -63,7 +77,7 @@ def quantity_and_units(readout: Readout) -> tuple[str, str]:
 
 
 def as_result(by: str, parts: Sequence[Part], columns: dict[str, Any], fields: dict[str, Any]) -> Explained:
-    """Return a `LayerProfile` of layers, a `Matrix` of positions in layers, or a `Ranking` of other parts.
+    """Return a `LayerProfile` of layers, a `Matrix` of positions in layers, or a `Ranking` of parts and features.
 
     Args:
         by: kind of part.
@@ -71,7 +85,7 @@ def as_result(by: str, parts: Sequence[Part], columns: dict[str, Any], fields: d
         columns: `values`, `error` and `null`, each `(parts,)` or None.
         fields: the other fields of the result.
     """
-    if by == "layer":
+    if by == "layer" and not any(part.site.basis for part in parts):
         return LayerProfile(layers=tuple(part.site.name for part in parts), **columns, **fields)
     if by != "layer_position":
         return Ranking(items=tuple(part_name(by, part) for part in parts), **columns, **fields)
