@@ -1,0 +1,1 @@
+"""Analyzers of generated text."""
