@@ -24,7 +24,7 @@ from ..stepped_runs import Values
 from .attacks import Attack, Best, Keep, Method, attack_options, warn_zero_gradient
 from .ball import Bounds, Mask, Norm
 from .prediction_change import Labels, Loss
-from .sample_chunks import LabeledSamples, SampleChunk, sample_chunks
+from .sample_chunks import LabeledSamples, Preprocess, SampleChunk, after, named, sample_chunks
 
 
 @public
@@ -45,6 +45,7 @@ def attack(
     mask: Mask = None,
     bounds: Bounds | None = None,
     normalized: Bounds | None = None,
+    preprocess: Preprocess | None = None,
     loss: Loss = "cross_entropy",
     target: Spec = None,
     threshold: float | None = None,
@@ -82,6 +83,9 @@ def attack(
             that broadcast, or a dict of such pairs by input name. None sets none.
         normalized: mean and standard deviation by which the input was normalized, as `bounds`: eps and bounds are then
             in units before that.
+        preprocess: function of the raw input, which x then is, that makes what the model takes: a tensor, a tuple of
+            arguments or a dict of them. The change is made, measured and bounded before it; torch must be able to
+            differentiate it.
         loss: `"cross_entropy"`, or `"margin"`, see `attack_curve`.
         target: a score to lower instead of classes, see `as_target`. For a loss of your own: `lambda out: -loss(out)`.
         threshold: with a target, the score below which (above, if targeted) an attack has succeeded.
@@ -107,6 +111,7 @@ def attack(
         tensor([-0.0250, -0.0250])
     """
     check_count("refine", refine, least=0)
+    called = after(preprocess, forward, normalized)
     one = isinstance(eps, (int, float)) and not isinstance(eps, bool)
     sizes_given = None if eps is None else [eps] if isinstance(eps, (int, float)) else eps
     options = attack_options(
@@ -124,7 +129,7 @@ def attack(
     sizes: list[float] | None = None
     found: list[_Found] = []
     with borrowed(model), layers_called(), said_once() as passes:
-        samples = LabeledSamples(x, labels, target, loss, batch_size, seed, forward, hold, targeted)
+        samples = LabeledSamples(x, labels, target, loss, batch_size, seed, called, hold, targeted)
         for chunk in track(sample_chunks(model, samples), "attack", enabled=progress):
             sizes = options.sizes(chunk) if sizes is None else sizes
             found.append(_smallest(Attack(chunk, options, options.methods[0]), sizes, refine, one, threshold))
@@ -144,7 +149,14 @@ def attack(
         loss=torch.cat([part.best.loss for part in found]),
         goal=goal,
         method=options.describe(options.methods[0]),
-        settings={**options.settings(), "eps": tuple(sizes), "refine": refine, "threshold": threshold, **passes},
+        settings={
+            **options.settings(),
+            "eps": tuple(sizes),
+            "refine": refine,
+            "threshold": threshold,
+            **named(preprocess),
+            **passes,
+        },
     )
 
 

@@ -21,7 +21,7 @@ from ..stepped_runs import Values
 from .attacks import Attack, AttackOptions, Best, Method, attack_options, random_changes, warn_zero_gradient
 from .ball import Bounds, Mask, Norm
 from .prediction_change import Labels, Loss
-from .sample_chunks import LabeledSamples, SampleChunk, sample_chunks
+from .sample_chunks import LabeledSamples, Preprocess, SampleChunk, after, named, sample_chunks
 
 
 @measure(
@@ -45,6 +45,7 @@ def attack_curve(
     mask: Mask = None,
     bounds: Bounds | None = None,
     normalized: Bounds | None = None,
+    preprocess: Preprocess | None = None,
     loss: Loss = "cross_entropy",
     target: Spec = None,
     null: bool = True,
@@ -89,6 +90,9 @@ def attack_curve(
             that broadcast, or a dict of such pairs by input name. None sets none.
         normalized: mean and standard deviation by which the input was normalized, as `bounds`: eps and bounds are then
             in units before that.
+        preprocess: function of the raw input, which x then is, that makes what the model takes: a tensor, a tuple of
+            arguments or a dict of them. The change is made, measured and bounded before it; torch must be able to
+            differentiate it.
         loss: `"cross_entropy"`, or `"margin"`, the largest other output minus that of the label, which does not
             saturate.
         target: a score to lower instead of classes, see `as_target`: for models whose output is not
@@ -125,6 +129,7 @@ def attack_curve(
         mask=mask, targeted=targeted,
     )  # fmt: skip
     check_count("draws", draws)
+    called = after(preprocess, forward, normalized)
     sizes: list[float] | None = None
     held: list[torch.Tensor] = []
     losses: list[torch.Tensor] = []
@@ -133,7 +138,7 @@ def attack_curve(
     clean: list[torch.Tensor] = []
     changed: list[Values] = []
     with borrowed(model), layers_called(), said_once() as passes:
-        samples = LabeledSamples(x, labels, target, loss, batch_size, seed, forward, hold, targeted)
+        samples = LabeledSamples(x, labels, target, loss, batch_size, seed, called, hold, targeted)
         for chunk in track(sample_chunks(model, samples), "attack", enabled=progress):
             sizes = options.sizes(chunk) if sizes is None else sizes
             answers = [_attack_chunk(chunk, options, name, sizes, zero_gradient) for name in options.methods]
@@ -168,6 +173,7 @@ def attack_curve(
             "target": None if reader.target is None else reader.target.label,
             "draws": draws,
             "samples": count,
+            **named(preprocess),
             **passes,
         },
         error=all_held.std(dim=2) / count**0.5 if count > 1 else None,

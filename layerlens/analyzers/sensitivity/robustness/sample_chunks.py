@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.samples import Known, or_none, warn_of_influence
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.axes.batch_axis import check_batch_axis
-from layerlens.errors import InputError, check_count
+from layerlens.errors import InputError, OptionError, check_count
 from layerlens.inputs.batches import Samples, batches
 from layerlens.inputs.inputs import Forward, Hold, Input, Inputs, as_inputs
 from layerlens.model.borrowed import seed_torch
@@ -24,6 +24,35 @@ from layerlens.targets.target import Spec, Target, as_target
 from ..model_run import ModelRun
 from ..stepped_runs import SteppedRun, Values, stepped_leaves
 from .prediction_change import AnswerReader, Labels, answer_reader
+
+Preprocess: TypeAlias = Callable[..., Any]
+"""Raw inputs -> what the model takes: a tensor, a tuple of arguments, or a dict of them."""
+
+
+def after(preprocess: Preprocess | None, forward: Forward | None, normalized: object = None) -> Forward | None:
+    """Return what to call instead of the model, so that it takes raw inputs.
+
+    Raises:
+        OptionError: when `preprocess` is not a function, or the input is said to be normalized already.
+    """
+    if preprocess is None:
+        return forward
+    if not callable(preprocess) or normalized is not None:
+        given = "normalized= says that x is preprocessed already" if callable(preprocess) else f"got {preprocess!r}"
+        raise OptionError(f"preprocess= is a function of raw inputs, such as lambda x: (x - mean) / std; {given}.")
+
+    def run(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        made = preprocess(*args, **kwargs)
+        named = dict(made) if isinstance(made, Mapping) else {}
+        given = () if named else made if isinstance(made, tuple) else (made,)
+        return model(*given, **named) if forward is None else forward(model, *given, **named)
+
+    return run
+
+
+def named(preprocess: Preprocess | None) -> dict[str, str]:
+    """Return the setting that says what raw inputs go through, if anything."""
+    return {} if preprocess is None else {"preprocess": getattr(preprocess, "__name__", type(preprocess).__name__)}
 
 
 @dataclasses.dataclass(frozen=True)

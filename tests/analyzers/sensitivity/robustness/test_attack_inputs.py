@@ -51,6 +51,38 @@ def test_changed_inputs_are_those_of_captum(targeted, masked):
         assert float((found.change * (1 - mask)).abs().max()) == 0 < float(found.change.abs().max())
 
 
+def test_attacks_go_before_preprocessing():
+    """Against captum's attacks of the two functions as one, and the curve against the same."""
+    model, raw = net(), normal(3, 3, 12, 12).double().sigmoid() * 255
+
+    def halved(x):
+        return nn.functional.avg_pool2d(x / 255, 2).sqrt()
+
+    def whole(x):
+        return model(halved(x))
+
+    one = {"preprocess": halved, "bounds": (0, 255), "restarts": 0}
+    theirs = robust.FGSM(whole, cross_entropy, 0.0, 255.0), robust.PGD(whole, cross_entropy, 0.0, 255.0)
+    theirs[0].zero_thresh = theirs[1].fgsm.zero_thresh = 0.0  # 1e-6: a slope below moves nothing
+    fgsm = theirs[0].perturb(raw, 8.0, LABELS)
+    found = attack(model, raw, LABELS, eps=8, method="fgsm", keep="last", **one)
+    torch.testing.assert_close(found.inputs, fgsm)
+    pgd = theirs[1].perturb(raw, 8.0, 2.4, 5, LABELS)
+    found = attack(model, raw, LABELS, eps=8, step_size=0.3, steps=5, keep="last", **one)
+    torch.testing.assert_close(found.inputs, pgd)
+    assert found.settings["preprocess"] == "halved" and torch.equal(found.after, whole(found.inputs).argmax(dim=1))
+    curve = attack_curve(model, raw, LABELS, eps=(0, 8), method="fgsm", null=False, **one)
+    expected = [float((whole(x).argmax(dim=1) == LABELS).double().mean()) for x in (raw, fgsm)]
+    assert curve.values[0].tolist() == pytest.approx([expected[0], min(expected)])
+    ways = (lambda x: (halved(x),), lambda x: {"input": halved(x)})
+    for way in ways:
+        again = attack(model, raw, LABELS, eps=8, step_size=0.3, steps=5, keep="last", **{**one, "preprocess": way})
+        assert torch.equal(again.inputs, found.inputs)
+    for bad in ({"preprocess": "halved"}, {"normalized": (0, 1)}):
+        with pytest.raises(OptionError, match="preprocess= is a function of raw inputs"):
+            attack(model, raw, LABELS, eps=8, **{**one, **bad})
+
+
 def test_several_inputs_of_captum_and_a_mask_for_one():
     case = CASES["two_inputs"]
     model, x = case.build().double(), double(case.example())
