@@ -38,6 +38,7 @@ from .analyzers.dynamics.similarity.similarity import similarity as similarity
 from .analyzers.dynamics.training.watch import watch as watch
 from .analyzers.faithfulness.evaluate import evaluate as evaluate
 from .analyzers.faithfulness.randomization import cascading_randomization as cascading_randomization
+from .analyzers.generation.generate import generate as generate
 from .analyzers.groups.compare_groups import compare_groups as compare_groups
 from .analyzers.groups.explain_errors import explain_errors as explain_errors
 from .analyzers.influence.influence import influence as influence
@@ -84,6 +85,7 @@ from .results.maps.receptive_field import ReceptiveField as ReceptiveField
 from .results.maps.recurrent_states import RecurrentStates as RecurrentStates
 from .results.maps.top_inputs import TopInputs as TopInputs
 from .results.reports.checks import ModelChecks as ModelChecks
+from .results.reports.generation import Generation as Generation
 from .results.reports.group_comparison import (
     ErrorExplanation as ErrorExplanation,
     GroupComparison as GroupComparison,

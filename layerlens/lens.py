@@ -13,6 +13,7 @@ from .analyzers import (
     concepts,
     dynamics,
     faithfulness,
+    generation,
     groups,
     influence as training_data,
     relevance as lrp,
@@ -201,6 +202,9 @@ class Lens(WrappedModel):
     compare_groups = bind(groups.compare_groups, words=("label",))
     explain_errors = bind(groups.explain_errors, words=("label",))
     influence = bind(training_data.influence, inputs=(), prepare=_read_class_names)
+
+    # what each step of a text came from
+    generate = bind(generation.generate, inputs=("prompt",))
 
     # which layers, inputs and weights are sensitive
     sensitivity = families.sensitivity

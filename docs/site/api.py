@@ -58,6 +58,11 @@ GROUPS = {
         sobol morris weight_sensitivity
         """,
     ),
+    "generation": (
+        "Generation",
+        "What a language model considered at each step of a text, and what each step came from.",
+        "generate",
+    ),
     "dynamics": (
         "Layer dynamics and training",
         "How layers transform data, learn, overfit and transfer.",
@@ -83,8 +88,8 @@ GROUPS = {
         "What analyzers return: data with `.plot()`, `.save()` and `.explain()`.",
         """
         load results ActivationMaps AdversarialExamples AttentionWeights Attribution Curve ErrorExplanation
-        FaithfulnessCurve FeatureVisualization GroupComparison GroupEffects Guide Influence LatentTraversal LayerHealth
-        LayerProfile LayerTable Leaderboard Ledger LogitLens Matrix MethodTable ModelChecks Ranking ReceptiveField
+        FaithfulnessCurve FeatureVisualization Generation GroupComparison GroupEffects Guide Influence LatentTraversal
+        LayerHealth LayerProfile LayerTable Leaderboard Ledger LogitLens Matrix MethodTable ModelChecks Ranking ReceptiveField
         RecurrentStates Relevance Routes TopInputs TrainingHistory UnitStatistics
         """,
     ),

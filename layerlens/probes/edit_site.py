@@ -30,6 +30,7 @@ class Site:
         ragged: whether it is a nested tensor, NaN where a sample has ended.
         arguments: whether the arguments `(args, kwargs)` are changed instead of the output.
         known: the axes of the tensors of this call; None if they were not followed.
+        first: the layer's first call in the run with its axes; None if this is it.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Site:
     ragged: bool = False
     arguments: bool = False
     known: CallSite | None = dataclasses.field(default=None, repr=False)
+    first: CallSite | None = dataclasses.field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -85,6 +87,11 @@ class Site:
             return axis
         known, name = self.call_site(tensor)
         axes = known.axes(name, argument=self.arguments)
+        if self.first is not None and what == "position":  # a token that the model wrote is not a place of the input
+            before = self.first.seen(name, argument=self.arguments)
+            place = only(before, "place")
+            if place is not None and len(before) == len(axes) and roles(axes)[place] in ("extra", "none"):
+                return place
         of = {"position": "tokens or time steps"}.get(what, f"{what}s")
         count = "several axes" if _ROLES[what] in roles(axes) else "no axis"
         raise OptionError(

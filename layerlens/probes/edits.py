@@ -309,7 +309,15 @@ def _mask_along(indices: Indices, axis: int, tensor: torch.Tensor, what: str, si
     wanted = _listed(indices)
     for index in wanted:
         if isinstance(index, bool) or not isinstance(index, int) or not -size <= index < size:
-            raise OptionError(f"there is no {what} {index!r} in layer {site.path!r}: it has {size} (0 to {size - 1}).")
+            at, more = "", ""
+            if site.call:
+                at = f" in its call {site.call}"
+                more = (
+                    f" Name the calls to change: {site.path + '#0'!r} is the first, such as the prompt of generate()."
+                )
+            raise OptionError(
+                f"there is no {what} {index!r} in layer {site.path!r}{at}: it has {size} (0 to {size - 1}).{more}"
+            )
     mask = torch.zeros(size, dtype=torch.bool, device=tensor.device)
     mask[wanted] = True
     shape = [1] * tensor.ndim

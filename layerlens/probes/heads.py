@@ -14,7 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from layerlens.axes.follow import Followed
-from layerlens.axes.layout import heads, role
+from layerlens.axes.layout import heads, role, roles
 from layerlens.axes.tracing import tracing
 from layerlens.errors import OptionError
 from layerlens.model.call_tracking import Running
@@ -83,14 +83,18 @@ def own_heads(known: Followed, path: LayerPath, tensors: Names = None) -> int | 
     Raises:
         OptionError: when its tensors have different numbers of heads.
     """
+    outputs = known.site(path).outputs
+    chosen = [axes for name, axes in outputs.items() if tensors is None or name in tensors]
+    if tensors is None:  # the weights of an attention lie next to what it returns, whose heads are mixed by then
+        chosen = [axes for axes in chosen if "key" not in roles(axes)] or chosen
     counts: set[int] = set()
-    for name, axes in known.site(path).outputs.items():
-        for axis in axes if tensors is None or name in tensors else ():
-            found = heads(axis)
-            if role(axis) == "head":
-                counts.add(axis.size)
-            elif found is not None and role(axis) == "unit":
-                counts.add(found.count)
+    for axes in chosen:
+        own = {axis.size for axis in axes if role(axis) == "head"}
+        units = [heads(axis) for axis in axes if role(axis) == "unit"]
+        own |= {found.count for found in units if found is not None}
+        if units and not own:
+            return None
+        counts |= own
     if len(counts) > 1:
         numbers = " and ".join(map(str, sorted(counts)))
         raise OptionError(f"layer {path!r} returned tensors with {numbers} heads: name one of its tensors.")

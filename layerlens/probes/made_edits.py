@@ -159,7 +159,9 @@ class MadeEdits:
                     continue
                 if isinstance(edit, Change):
                     known = self._site(path, call) if edit.needs_axes else None
-                    edited = edit.apply(output, Site(path, call, module, tensors, arguments=arguments, known=known))
+                    first = self._site(path, 0) if known is not None and known.index else None
+                    site = Site(path, call, module, tensors, arguments=arguments, known=known, first=first)
+                    edited = edit.apply(output, site)
                 else:
                     owner = None if arguments else module
                     edited = edit(output) if tensors is None else _edit_tensors(owner, output, tensors, path, edit)

@@ -12,6 +12,7 @@ from .maps.recurrent_states import RecurrentStates
 from .maps.table_values import importance
 from .maps.top_inputs import TopInputs
 from .reports.checks import GradientCheck, LayerGradient, ModelChecks
+from .reports.generation import Generation
 from .reports.group_comparison import ErrorExplanation, GroupComparison, GroupEffects
 from .reports.guide import Guide, GuideRow
 from .reports.layer_table import LayerRow, LayerTable
@@ -42,6 +43,7 @@ __all__ = [
     "Explained",
     "FaithfulnessCurve",
     "FeatureVisualization",
+    "Generation",
     "GradientCheck",
     "GroupComparison",
     "GroupEffects",

@@ -17,6 +17,7 @@ from layerlens.results import (
     Entry,
     FaithfulnessCurve,
     FeatureVisualization,
+    Generation,
     GroupComparison,
     GroupEffects,
     LatentTraversal,
@@ -25,6 +26,7 @@ from layerlens.results import (
     LayerTable,
     Leaderboard,
     Ledger,
+    LogitLens,
     Matrix,
     Ranking,
     ReceptiveField,
@@ -275,3 +277,22 @@ def _apart(a, b):
 
 def texts(plot):
     return [artist.get_text() for artist in plot.fig.findobj(Text) if artist.get_text()]
+
+
+def generation():
+    """Three tokens after a prompt of two, with the relevance of each."""
+    ids = torch.tensor([3, 1, 2])
+    top = torch.tensor([[3, 0], [4, 1], [2, 4]])
+    log_p = torch.tensor([[0.6, 0.2], [0.5, 0.3], [0.9, 0.05]]).double().log()
+    names = {0: " the", 1: " b", 2: ".", 3: " a", 4: "$4"}
+    prompt, tokens = ("What", " is"), (" a", " b", ".")
+    rows = [dataclasses.replace(relevance(), values=random(1, 4), axes=None, inputs=None) for _ in tokens]
+    shown = LogitLens(
+        "probability", ("in", "0"), tuple("abc"), random(2, 3).abs().double(), ("layer", "step"), "1", False, "x", {},
+        targets=(3, 1, 2), top=torch.stack([top.T, top.T]).transpose(1, 2), scores=torch.rand(2, 3, 2), names=names,
+    )  # fmt: skip
+    return Generation(
+        " a b.", tokens, ids, prompt, torch.stack([log_p[0, 0], log_p[1, 1], log_p[2, 0]]), top, log_p, names,
+        {"input_ids": torch.tensor([[5, 6, 3, 1, 2]])}, "input_ids", "greedy", {"seed": 0}, logit_lens=shown,
+        relevance=tuple(rows), explanation=("Probabilities.", "No truth."),
+    )  # fmt: skip

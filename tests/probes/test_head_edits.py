@@ -103,6 +103,29 @@ def test_heads_of_published_models(case, layer, projection):
     torch.testing.assert_close(found.logits, truth.logits)
 
 
+def test_weights_that_an_attention_returns_as_well_are_not_its_heads(x):
+    class Weighing(Attention):
+        def forward(self, x):
+            return super().forward(x), self.seen.softmax(3)
+
+    class First(nn.Module):
+        def __init__(self, attention):
+            super().__init__()
+            self.attention, self.head = attention, nn.Linear(12, 2)
+
+        def forward(self, x):
+            q, k = (part(x).unflatten(2, (-1, 4)).transpose(1, 2) for part in (self.attention.q, self.attention.k))
+            self.attention.seen = self.attention.norm(q) @ k.transpose(2, 3)
+            return self.head(x + self.attention(x)[0]).mean(1)
+
+    torch.manual_seed(0)
+    model = First(Weighing()).eval()
+    found = Lens(model).run(x, edits={"attention": zero(heads=1)})
+    truth = without_units(model.attention.project, slice(4, 8), model, x)
+    torch.testing.assert_close(found, truth)
+    assert not torch.allclose(found, model(x))
+
+
 def test_heads_of_torchs_attention_lie_inside_of_it(x):
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(12, 3, batch_first=True)

@@ -40,6 +40,7 @@ from layerlens.results import (
     UnitStatistics,
 )
 from tests.cases import normal
+from tests.plotting.helpers import generation
 
 SETTINGS = {"steps": 8, "baseline": "zero", "noise": 0.5, "exact": True, "seed": None}
 SETTINGS |= {"sizes": (1, (2, 3)), "by": {3: "x"}}
@@ -284,6 +285,7 @@ RESULTS = {
     "LayerHealth": lambda: health(),
     "LogitLens": lambda: lens(),
     "Ranking": ranking,
+    "Generation": generation,
     "Influence": influence,
     "Matrix": matrix,
     "Curve": curve,

@@ -147,6 +147,7 @@ MAIN = {
     "AdversarialExamples": lambda result: result.inputs,
     "Leaderboard": lambda result: result.values,
     "Ranking": lambda result: result.values,
+    "Generation": lambda result: result.log_p,
     "Influence": lambda result: result.values,
     "Matrix": lambda result: result.values,
     "Curve": lambda result: result.values,

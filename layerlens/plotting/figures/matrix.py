@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from layerlens.errors import OptionError, PlotError, choose
-from layerlens.results import LogitLens, Matrix
+from layerlens.results import Generation, LogitLens, Matrix
 
 from .. import style
 from ..drawing import bars, matrix_cells, text, token_text
 from ..drawing.canvas import Canvas
 from ..drawing.images import finite_array
-from ..plot import Plot, figure
+from ..plot import Plot, figure, through
 from ..style import Array, Limits
 from ..words import words
 
@@ -210,3 +210,19 @@ def _hatched_patch(**options: Any) -> Any:
 
     kind = Rectangle if "xy" in options else Patch
     return kind(facecolor="white", edgecolor=style.FAINT, hatch="//////", linewidth=0, **options)
+
+
+def _lens_of(found: Generation) -> LogitLens:
+    """The logit lens of the steps.
+
+    Raises:
+        PlotError: if it was not recorded.
+    """
+    if found.logit_lens is None:
+        raise PlotError('no logit lens was recorded: lens.generate(prompt, record="logit_lens").')
+    return found.logit_lens
+
+
+figure(Generation, kind="considered", usual=True)(through(Generation.considered, matrix))
+figure(Generation, kind="sources")(through(Generation.sources, matrix))
+figure(Generation, kind="logit_lens")(through(_lens_of, matrix))

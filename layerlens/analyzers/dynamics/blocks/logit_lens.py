@@ -191,8 +191,11 @@ class HeadReader:
             self.difference = _relative_difference(self.own, main_output(stream.output))
             return
         if self.own.ndim not in (2, 3) or not self.own.is_floating_point() or len(self.own) != stream.inputs.batch:
+            steps = ' or, for the steps of generate(), lens.generate(prompt, record="logit_lens")'
+            more = "" if self.own.is_floating_point() else steps
             raise TargetError(
-                f"the output {tuple(self.own.shape)} is no (batch, classes) or (batch, positions, classes): give head=."
+                f"the output {tuple(self.own.shape)} is no (batch, classes) or (batch, positions, classes): give head="
+                f"{more}."
             )
         # whether what follows takes other batch sizes than the input's is tried: twice the last must be the answer
         try:
