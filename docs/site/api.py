@@ -89,8 +89,8 @@ GROUPS = {
         """
         load results ActivationMaps AdversarialExamples AttentionWeights Attribution Curve ErrorExplanation
         FaithfulnessCurve FeatureVisualization Generation GroupComparison GroupEffects Guide Influence LatentTraversal
-        LayerHealth LayerProfile LayerTable Leaderboard Ledger LogitLens Matrix MethodTable ModelChecks Ranking ReceptiveField
-        RecurrentStates Relevance Routes TopInputs TrainingHistory UnitStatistics
+        LayerHealth LayerProfile LayerTable Leaderboard Ledger LogitLens Matrix MethodTable ModelChecks Ranking
+        ReceptiveField RecurrentStates Relevance Routes TopInputs TrainingHistory UnitStatistics
         """,
     ),
     "plotting": ("Figures", "Functions of results that return a `Plot`.", "plotting"),
