@@ -217,7 +217,12 @@ class Inputs:
             raise InputError("the input has no tensor with a batch axis; give tensors of shape (batch, ...).")
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-            raise InputError(f"the inputs differ in their first axis, which must be the batch: {listed}.")
+            raise InputError(
+                f"the inputs differ in their first axis, which must be the batch: {listed}. Where no axis counts "
+                "samples, as for the nodes and edges of a graph, give one sample: (nodes[None], edges[None]), with "
+                "Lens(model, forward=lambda model, nodes, edges: "
+                "torch.stack([model(n, e) for n, e in zip(nodes, edges)]))."
+            )
         return next(iter(sizes.values()))
 
     def rows(self, index: torch.Tensor, *, but: Container[str] = ()) -> Inputs:

@@ -53,6 +53,21 @@ class StepByStep(Base):
         return self.a(h)
 
 
+class Shifted(Base):
+    """As for atomic numbers, which begin at 1."""
+
+    def forward(self, i):
+        return self.a(self.e(i + 1).mean(1))
+
+
+class Columns(Base):
+    """Categories of several columns in one table, each column with its own rows; positions from another one."""
+
+    def forward(self, i):
+        places = torch.arange(5)
+        return self.a((self.e(i + 2 * places) + self.p(places.expand(i.shape))).tanh().mean(1))
+
+
 class Positions(Base):
     def forward(self, input_ids, position_ids):
         return self.a((self.e(input_ids) * self.p(position_ids)).mean(1))
@@ -84,6 +99,9 @@ CASES = {
     "time first": (TimeFirst, IDS),
     "flattened": (Flattened, IDS),
     "step by step": (StepByStep, IDS),
+    "shifted": (Shifted, IDS),
+    "shifted, all the same": (Shifted, torch.full((2, 5), 3)),
+    "columns": (Columns, IDS),
     "positions": (Positions, {"input_ids": IDS, "position_ids": torch.arange(5).expand(2, 5)}),
     "own positions": (OwnPositions, IDS),
 }
@@ -137,12 +155,12 @@ def test_every_method_takes_them(name):
 
 
 def test_ids_that_no_table_reads_are_an_error():
-    class Shifted(Base):
+    class Hashed(Base):
         def forward(self, i):
-            return self.a(self.e(i + 1).mean(1))
+            return self.a(self.e(i * 7 % 30).mean(1))
 
-    with pytest.raises(errors.InputError, match=r"no nn\.Embedding of Shifted reads 0"):
-        saliency(Shifted(), IDS, target=0, method="gradient")
+    with pytest.raises(errors.InputError, match=r"no nn\.Embedding of Hashed reads 0"):
+        saliency(Hashed(), IDS, target=0, method="gradient")
     with pytest.raises(errors.InputError, match=r"it runs with x\.float\(\)"):
         saliency(nn.Conv2d(3, 2, 3), torch.ones(1, 3, 5, 5, dtype=torch.int64), target=0, method="gradient")
 
@@ -157,3 +175,54 @@ def test_a_float_input_named_mask_counts_when_it_is_the_only_one():
             return self.f(mask)
 
     assert saliency(Masked(), {"mask": torch.ones(2, 3)}, target=0, method="gradient").values.shape == (2, 3)
+
+
+class Graph(nn.Module):
+    """Two rounds of messages along edges; a weight for each node, and a category that is looked up in a table."""
+
+    def __init__(self, spelling):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.kinds, self.spelling = nn.Linear(3, 4), nn.Linear(4, 2), torch.randn(5, 3), spelling
+
+    def forward(self, nodes, edges, kind):
+        return torch.stack([self.one(*sample) for sample in zip(nodes, edges, kind, strict=True)])
+
+    def one(self, nodes, edges, kind):
+        sent, got = edges[0].long(), edges[1].long()
+        x = nodes + self.kinds[kind]
+        for layer in (self.a, self.b):
+            x = layer(x)
+            messages = x.index_select(0, sent) if self.spelling == "index_add" else x[sent]
+            if self.spelling == "index_add":
+                x = torch.zeros_like(x).index_add(0, got, messages).relu()
+            else:
+                x = torch.zeros_like(x).scatter_add(0, got[:, None].expand_as(messages), messages).relu()
+        return x.sum(0)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "method"), [("index_add", "feature_ablation"), ("scatter_add", "shapley_sampling")]
+)
+def test_an_input_that_indexes_another_is_held_fixed(spelling, method):
+    edges = torch.tensor(
+        [[[0, 1, 2, 3], [1, 2, 3, 0]]], dtype=torch.int32
+    )  # with zeros instead, the model runs as well
+    given = (torch.randn(1, 4, 3), edges, torch.tensor([[1, 2, 0, 4]]))
+    found = saliency(Graph(spelling), given, target=0, method=method)
+    assert set(found.values) == {"0", "2"}, "nodes and kinds, which are looked up in a table of the model"
+    assert found.settings["hold"] == "1"
+
+
+def test_lengths_that_say_which_step_is_read_are_held_fixed():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(3, 2)
+
+        def forward(self, x, lengths):
+            return self.f(x)[torch.arange(len(x)), lengths - 1]
+
+    found = saliency(Last(), (torch.rand(2, 4, 3), torch.tensor([4, 2])), target=0, method="feature_ablation")
+    assert found.settings["hold"] == "1" and found.tensor.shape == (2, 4, 3)
+    assert found.tensor.abs().sum(dim=2).argmax(dim=1).tolist() == [3, 1]

@@ -20,6 +20,7 @@ from layerlens.model.trees import named_tensors
 from layerlens.probes.made_edits import Edit, Edited
 
 from ..samples import or_none
+from .indices import indices
 from .layer_leaf import LeafCall
 from .token_leaf import Use, token_uses
 
@@ -107,7 +108,8 @@ def find_leaves(
     if any(isinstance(module, nn.Embedding) for module in model.modules()) and ids:
         raise InputError(
             f"gradients have no place to start: no nn.Embedding of {type(model).__name__} reads {', '.join(ids)} as "
-            "they are, transposed, flattened or step by step. Pass floating-point inputs, such as inputs_embeds=..."
+            "they are, plus constants, transposed, flattened or step by step. Pass floating-point inputs, such as "
+            "inputs_embeds=..."
         )
     inputs.run(model, forward)  # an input that the model does not take says so
     raise InputError(
@@ -128,14 +130,19 @@ def leaf_name(scored: Inputs, leaves: Mapping[str, Leaf], name: object, what: st
 
 
 def unchangeable(model: nn.Module, inputs: Inputs, leaves: Mapping[str, Leaf], forward: Forward | None) -> list[str]:
-    """Return the leaves of whole numbers without which the model does not run: lengths, indices.
+    """Return the leaves of whole numbers that cannot be changed: indices, and what the model does not run without.
 
-    Found by an experiment: each is set to 0, next to other leaves as they are. Leaves that are all of whole numbers are
-    not tried.
+    Indices are followed through a run, see `indices`; the others are found by an experiment: each is set to 0, next
+    to other leaves as they are. Leaves that are all of whole numbers are not tried.
     """
     whole = [name for name, leaf in leaves.items() if leaf.is_input and not leaf.value.is_floating_point()]
-    found = []
-    for name in whole if len(whole) < len(leaves) else ():
+    if not whole or len(whole) == len(leaves):
+        return []
+    used = or_none(lambda: indices(model, inputs, forward)) or set()
+    found = [name for name in whole if name in used]
+    for name in whole:
+        if name in used:
+            continue
         changed = inputs.replace({name: torch.zeros_like(leaves[name].value)})
         with torch.no_grad():
             output = or_none(functools.partial(changed.run, model, forward))

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
 
-from layerlens.errors import LayerNotFound
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.layers import LayerPath
 from layerlens.model.placement import whole
 from layerlens.probes.call import Call
 from layerlens.probes.probe import Probe
 
+from ..samples import or_none
+
 Arrange = Callable[[torch.Tensor], torch.Tensor]
 """From the layout of the ids, (batch, token, ...) with any axes behind, to that of a call's input."""
+
+Lookups = list[tuple[Call, torch.Tensor]]
+"""Calls of embeddings, and the ids that each looked up."""
 
 _NOT_TOKENS = re.compile(r"position|pos_ids|type|segment|mask|lang", re.IGNORECASE)
 """Names of integer inputs that hold the position or kind of a token, not its id."""
@@ -45,17 +50,52 @@ def token_uses(
 ) -> dict[str, list[Use]]:
     """Find the uses of each integer input that feeds embeddings, by input name; the model is run once.
 
+    An embedding may read the ids plus constants, such as an atomic number less 1, or categories of several columns in
+    one table. Where none reads them as they are, the model is run again with other ids, and what it looks up has to
+    change as they do.
+
     Inputs that hold positions or kinds of tokens (`position_ids`, `token_type_ids`, or rows that count 0, 1, 2, ...)
     are left out when others feed embeddings as well.
     """
-    try:
-        probe = Probe(model, nn.Embedding, inputs=True)
-    except LayerNotFound:
+
+    def lookups(inputs: Inputs) -> Lookups:
+        with torch.no_grad(), Probe(model, nn.Embedding, inputs=True) as record:
+            inputs.run(model, forward)
+        return [(call, given) for call in record.order if (given := _read(model, call)) is not None]
+
+    def changed(name: str, x: torch.Tensor) -> Lookups:
+        return lookups(inputs.replace({name: x}))
+
+    if not any(isinstance(module, nn.Embedding) for module in model.modules()):
         return {}
-    with torch.no_grad(), probe as record:
-        inputs.run(model, forward)
+    calls_made = lookups(inputs)
+    uses_by_input = _uses(calls_made, ids)
+    if calls_made and not uses_by_input:
+        for name, x in ids.items():
+            uses_by_input |= _shifted(calls_made, name, x, functools.partial(changed, name))
+    meant = {name: uses for name, uses in uses_by_input.items() if not (_NOT_TOKENS.search(name) or _counts(ids[name]))}
+    return meant or uses_by_input
+
+
+def _shifted(
+    calls_made: Lookups, name: str, ids: torch.Tensor, lookups: Callable[[torch.Tensor], Lookups]
+) -> dict[str, list[Use]]:
+    """The uses of an input by embeddings that look up its ids plus constants: those change as the ids do."""
+    one = torch.zeros_like(ids)
+    one.view(-1)[:1] = 1
+    for other in (ids.roll(1, -1), ids + one, ids - one):  # of ids that are all the same, one changes
+        found = None if torch.equal(other, ids) else or_none(functools.partial(lookups, other))
+        if found is None or [given.shape for _, given in found] != [given.shape for _, given in calls_made]:
+            continue
+        pairs = zip(calls_made, found, strict=True)
+        changes = [(call, after - before) for (call, before), (_, after) in pairs if not torch.equal(after, before)]
+        return _uses(changes, {name: other - ids})
+    return {}
+
+
+def _uses(calls_made: Lookups, ids: Mapping[str, torch.Tensor]) -> dict[str, list[Use]]:
+    """The uses of each input, by the content of what the embeddings looked up."""
     uses_by_input: dict[str, list[Use]] = {}
-    calls_made = [(call, given) for call in record.order if (given := _read(model, call)) is not None]
     for names, calls in _by_content(calls_made, ids).items():
         starts = dict.fromkeys(names, 0)
         for place, (call, given) in enumerate(calls):
@@ -63,8 +103,7 @@ def token_uses(
             arrange, starts[name] = _arrangement(ids[name], given, starts[name])
             if arrange is not None:
                 uses_by_input.setdefault(name, []).append(Use(call.layer, call.index, arrange, call.output))
-    meant = {name: uses for name, uses in uses_by_input.items() if not (_NOT_TOKENS.search(name) or _counts(ids[name]))}
-    return meant or uses_by_input
+    return uses_by_input
 
 
 def _read(model: nn.Module, call: Call) -> torch.Tensor | None:
@@ -88,11 +127,9 @@ def _read(model: nn.Module, call: Call) -> torch.Tensor | None:
     return given if torch.allclose(output, scale * rows, rtol=1e-3, atol=1e-5) else None
 
 
-def _by_content(
-    calls: list[tuple[Call, torch.Tensor]], ids: Mapping[str, torch.Tensor]
-) -> dict[tuple[str, ...], list[tuple[Call, torch.Tensor]]]:
+def _by_content(calls: Lookups, ids: Mapping[str, torch.Tensor]) -> dict[tuple[str, ...], Lookups]:
     """The calls that read each input; inputs of equal content, which no call distinguishes, together."""
-    calls_by_inputs: dict[tuple[str, ...], list[tuple[Call, torch.Tensor]]] = {}
+    calls_by_inputs: dict[tuple[str, ...], Lookups] = {}
     for call, given in calls:
         names = tuple(name for name, x in ids.items() if _arrangement(x, given, 0)[0] is not None)
         whole = tuple(name for name in names if ids[name].numel() == given.numel()) or names[:1]
