@@ -59,7 +59,7 @@ _NAMES = {
     "analyzers.faithfulness": "evaluate cascading_randomization",
     "analyzers.groups": "compare_groups explain_errors",
     "analyzers.influence": "influence",
-    "analyzers.generation": "generate",
+    "analyzers.generation": "explain_answer generate",
     "analyzers.dynamics": """
         watch compare generalization_gap linear_probe geometry health logit_lens nonlinearity
         similarity
@@ -68,9 +68,10 @@ _NAMES = {
     "targets.probability": "probability",
     # results
     "results": """
-        ActivationMaps AdversarialExamples AttentionWeights Attribution Curve ErrorExplanation FaithfulnessCurve
-        FeatureVisualization Generation GroupComparison GroupEffects Guide Influence LatentTraversal LayerProfile
-        LayerTable Leaderboard Matrix MethodTable ModelChecks Ranking Ledger ReceptiveField RecurrentStates Relevance
+        ActivationMaps AdversarialExamples AnswerAttribution AttentionWeights Attribution Curve ErrorExplanation
+        FaithfulnessCurve FeatureVisualization Generation GroupComparison GroupEffects Guide Influence LatentTraversal
+        LayerProfile LayerTable Leaderboard Matrix MethodTable ModelChecks Ranking Ledger ReceptiveField RecurrentStates
+        Relevance
         Routes TopInputs load TrainingHistory LayerHealth LogitLens UnitStatistics
     """,
 }

@@ -38,6 +38,7 @@ from .analyzers.dynamics.similarity.similarity import similarity as similarity
 from .analyzers.dynamics.training.watch import watch as watch
 from .analyzers.faithfulness.evaluate import evaluate as evaluate
 from .analyzers.faithfulness.randomization import cascading_randomization as cascading_randomization
+from .analyzers.generation.explain_answer import explain_answer as explain_answer
 from .analyzers.generation.generate import generate as generate
 from .analyzers.groups.compare_groups import compare_groups as compare_groups
 from .analyzers.groups.explain_errors import explain_errors as explain_errors
@@ -97,6 +98,7 @@ from .results.reports.leaderboard import Leaderboard as Leaderboard
 from .results.reports.logit_lens import LogitLens as LogitLens
 from .results.reports.method_table import MethodTable as MethodTable
 from .results.reports.routes import Routes as Routes
+from .results.values.answer_attribution import AnswerAttribution as AnswerAttribution
 from .results.values.curve import Curve as Curve
 from .results.values.faithfulness_curve import FaithfulnessCurve as FaithfulnessCurve
 from .results.values.influence import Influence as Influence

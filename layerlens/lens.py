@@ -193,6 +193,7 @@ class Lens(WrappedModel):
     basis = bind(concepts.basis)
     feature_effects = bind(concepts.feature_effects)
     concept_activation = bind(concepts.concept_activation, inputs=())
+    explain_answer = bind(generation.explain_answer, inputs=())
     evaluate = bind(faithfulness.evaluate)
     insertion = bind(faithfulness.insertion)
     deletion = bind(faithfulness.deletion)

@@ -41,7 +41,7 @@ BUILDS_ON = {  # family of analyzers -> families whose public functions it calls
     "checks": {"relevance"},
     "faithfulness": {"saliency"},
     "groups": {"saliency"},
-    "generation": {"activation", "concepts", "dynamics", "relevance"},
+    "generation": {"activation", "concepts", "dynamics", "relevance", "saliency"},
 }
 HOME = {  # package -> the only room that may import it
     "matplotlib": "plotting",

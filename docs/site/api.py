@@ -60,8 +60,8 @@ GROUPS = {
     ),
     "generation": (
         "Generation",
-        "What a language model considered at each step of a text, and what each step came from.",
-        "generate",
+        "Which part of the context made an answer, and what a language model considered at each step of a text.",
+        "explain_answer generate",
     ),
     "dynamics": (
         "Layer dynamics and training",
@@ -87,10 +87,10 @@ GROUPS = {
         "Results",
         "What analyzers return: data with `.plot()`, `.save()` and `.explain()`.",
         """
-        load results ActivationMaps AdversarialExamples AttentionWeights Attribution Curve ErrorExplanation
-        FaithfulnessCurve FeatureVisualization Generation GroupComparison GroupEffects Guide Influence LatentTraversal
-        LayerHealth LayerProfile LayerTable Leaderboard Ledger LogitLens Matrix MethodTable ModelChecks Ranking
-        ReceptiveField RecurrentStates Relevance Routes TopInputs TrainingHistory UnitStatistics
+        load results ActivationMaps AdversarialExamples AnswerAttribution AttentionWeights Attribution Curve
+        ErrorExplanation FaithfulnessCurve FeatureVisualization Generation GroupComparison GroupEffects Guide Influence
+        LatentTraversal LayerHealth LayerProfile LayerTable Leaderboard Ledger LogitLens Matrix MethodTable ModelChecks
+        Ranking ReceptiveField RecurrentStates Relevance Routes TopInputs TrainingHistory UnitStatistics
         """,
     ),
     "plotting": ("Figures", "Functions of results that return a `Plot`.", "plotting"),

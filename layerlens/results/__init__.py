@@ -20,6 +20,7 @@ from .reports.leaderboard import Leaderboard
 from .reports.logit_lens import LogitLens
 from .reports.method_table import MethodTable
 from .reports.routes import RouteComparison, Routes
+from .values.answer_attribution import AnswerAttribution
 from .values.curve import Curve
 from .values.explained import Explained
 from .values.faithfulness_curve import FaithfulnessCurve
@@ -35,6 +36,7 @@ from .values.unit_statistics import UnitStatistics
 __all__ = [
     "AdversarialExamples",
     "ActivationMaps",
+    "AnswerAttribution",
     "AttentionWeights",
     "Attribution",
     "Curve",

@@ -7,6 +7,7 @@ import torch
 from layerlens.results import (
     ActivationMaps,
     AdversarialExamples,
+    AnswerAttribution,
     AttentionWeights,
     Attribution,
     Curve,
@@ -256,6 +257,32 @@ def adversarial():
     )
 
 
+def answer():
+    prompt, said = "The cat sat. A dog ran.\n\nWho sat?", "The cat. It sat."
+    return AnswerAttribution(
+        quantity="logit of a part of the answer",
+        rows=("0 The cat.", "1 It sat."),
+        columns=("0 The cat sat.", "1 A dog ran."),
+        values=torch.tensor([[4.2, -0.3], [2.0, 0.1]]).double(),
+        axes=("part", "source"),
+        units="nats",
+        signed=True,
+        method="relevance + ablation",
+        settings=SETTINGS,
+        error=torch.tensor([[0.4, 0.3], [0.5, 0.2]]).double(),
+        explanation=("a", "b"),
+        prompt=prompt,
+        answer=said,
+        spans=((0, 12), (13, 23)),
+        part_spans=((0, 8), (8, 16)),
+        scores=torch.tensor([-0.5, -1.5]).double(),
+        intercept=torch.tensor([-4.0, -3.0]).double(),
+        scale="logit",
+        passes=12,
+        seconds=3.2,
+    )
+
+
 def influence():
     labels = torch.tensor([0, 2, 1, 1])
     return Influence(normal(2, 4).double(), labels, labels[:2], False, "tracin", SETTINGS, ("a", "b"))
@@ -286,6 +313,7 @@ RESULTS = {
     "LogitLens": lambda: lens(),
     "Ranking": ranking,
     "Generation": generation,
+    "AnswerAttribution": answer,
     "Influence": influence,
     "Matrix": matrix,
     "Curve": curve,

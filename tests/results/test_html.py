@@ -150,6 +150,7 @@ MAIN = {
     "Generation": lambda result: result.log_p,
     "Influence": lambda result: result.values,
     "Matrix": lambda result: result.values,
+    "AnswerAttribution": lambda result: result.values,
     "Curve": lambda result: result.values,
     "LayerHealth": lambda result: result.values,
     "LogitLens": lambda result: result.values,
