@@ -20,6 +20,7 @@ from layerlens.signatures import public
 from layerlens.targets.target import Spec
 
 from .gradient.gradients import of_slopes
+from .gradient.guided_backprop import RULES, of_rectifiers, recorded
 from .saliency import saliency, with_cost
 
 
@@ -37,8 +38,8 @@ def saliency_by_target(
 ) -> list[Attribution]:
     """Attribute the scores of several targets to the values of the input, by a method of choice.
 
-    `gradient` and `input_x_gradient` take one forward pass and a backward pass for each target; other methods are run
-    once for each. `relevance_by_target` does the same for relevance.
+    `gradient`, `input_x_gradient`, `guided_backprop` and `deconvnet` take one forward pass and a backward pass for each
+    target; other methods are run once for each. `relevance_by_target` does the same for relevance.
 
     Args:
         targets: what to explain, each as in `as_target`; a target in it may be a list, with one for each sample.
@@ -61,20 +62,27 @@ def saliency_by_target(
     if isinstance(targets, str) or not isinstance(targets, Sequence) or not targets:
         raise OptionError(f"targets must be a list of one or more targets, got {targets!r}.")
     row, given = method_named(method), dict(options or {})
-    shares = {"gradient": {"magnitude"}, "input_x_gradient": set[str]()}.get(row.name)
-    if shares is None or given.keys() - shares or len(targets) == 1:
+    known = {"magnitude"} if row.name == "gradient" else set()
+    if row.name not in {"gradient", "input_x_gradient", *RULES} or given.keys() - known or len(targets) == 1:
         shared: dict[str, Any] = {"method": method, "where": where, "forward": forward, "progress": progress, **given}
         return [saliency(model, x, target=target, **shared) for target in targets]
     scores = TargetScores(targets)
     found = []
     with scoring(model, x, scores.joint_target(), where=where, forward=forward) as scorer:
-        scorer.through = scorer.inner.watching = True
-        start = scorer.start()
-        scorer(start)
+        if row.name in RULES:
+            start, graph, _ = recorded(scorer)
+        else:
+            scorer.through = scorer.inner.watching = True
+            start = scorer.start()
+            scorer(start)
         for number, score in enumerate(scores.values, 1):
             own = copy.copy(scorer)
             own.target = scores.targets[number - 1]
-            slopes = slopes_of(own, score, start, keep=number < len(targets))
+            keep = number < len(targets)
+            if row.name in RULES:
+                made = of_rectifiers(own, row.name, start, graph, score, keep=keep)
+            else:
+                made = of_slopes(own, row.name, score, slopes_of(own, score, start, keep=keep), **given)
             scorer.interacting = own.interacting
-            found.append(with_cost(of_slopes(own, row.name, score, slopes, **given), METHODS[row.name]))
+            found.append(with_cost(made, METHODS[row.name]))
     return found

@@ -33,19 +33,23 @@ def test_each_map_is_that_of_its_target_alone(method, where):
             torch.testing.assert_close(own, theirs)
 
 
-def test_one_forward_pass_and_a_backward_pass_each():
+@pytest.mark.parametrize("method", ["gradient", "guided_backprop", "deconvnet"])
+def test_one_forward_pass_and_a_backward_pass_each(method):
     runs, sweeps = [], []
-    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    act = nn.Tanh() if method == "gradient" else nn.ReLU()
+    net = nn.Sequential(nn.Linear(3, 16), act, nn.Linear(16, 3)).double()
     x = normal(1, 3).double()
     handles = [
         net.register_forward_hook(lambda *_: runs.append(1)),
         net[1].register_full_backward_hook(lambda *_: sweeps.append(1)),
     ]
-    saliency(net, x, target=0, method="gradient"), (alone := len(runs)), sweeps.clear()
-    found = Lens(net, class_names=["a", "b", "c"]).saliency_by_target(x, targets=["a", "b", "c"], method="gradient")
+    saliency(net, x, target=0, method=method), (alone := len(runs)), sweeps.clear()
+    found = Lens(net, class_names=["a", "b", "c"]).saliency_by_target(x, targets=["a", "b", "c"], method=method)
     for handle in handles:
         handle.remove()
     assert len(runs) - alone <= alone and len(sweeps) == 3 and [one.target for one in found] == ["a", "b", "c"]
+    for number, one in enumerate(found):
+        torch.testing.assert_close(one.tensor, saliency(net, x, target=number, method=method).tensor)
     units = saliency_by_target(net, x, targets=[neuron("0", 1), neuron("0", 2)], method="gradient")
     torch.testing.assert_close(torch.cat([one.tensor for one in units]), net[0].weight[1:3].detach())
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.samples import slopes_by_sample
-from layerlens.analyzers.common.scorer import backward_pass, scoring, warn_of_zeros
+from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, scoring, warn_of_zeros
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
 from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.analyzers.relevance.rules.operation_table import TABLE
@@ -51,7 +51,7 @@ def guided_backprop(
         >>> guided_backprop(net, torch.ones(1, 2), target=0).values.shape
         torch.Size([1, 2])
     """
-    return _rectified(model, x, target, where, forward, "guided_backprop", lambda native, outer: native.clamp(min=0))
+    return _rectified(model, x, target, where, forward, "guided_backprop")
 
 
 @method(family="gradient", passes="1 gradient", needs="ReLU or ReLU6", source="Zeiler & Fergus 2014")
@@ -79,54 +79,79 @@ def deconvnet(
         >>> deconvnet(net, torch.ones(1, 2), target=0).values.shape
         torch.Size([1, 2])
     """
-    return _rectified(model, x, target, where, forward, "deconvnet", lambda native, outer: outer.clamp(min=0))
+    return _rectified(model, x, target, where, forward, "deconvnet")
+
+
+RULES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "guided_backprop": lambda native, outer: native.clamp(min=0),
+    "deconvnet": lambda native, outer: outer.clamp(min=0),
+}
+"""Method -> the gradient that a rectifier passes, of the one it would pass and the one that reaches it."""
 
 
 def _rectified(
-    model: nn.Module,
-    x: Input,
-    target: Spec,
-    where: Selection,
-    forward: Forward | None,
-    name: str,
-    rule: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    model: nn.Module, x: Input, target: Spec, where: Selection, forward: Forward | None, name: str
 ) -> Attribution:
     with scoring(model, x, target, where=where, forward=forward) as scorer:
-        leaves = scorer.start()
-        graph = Graph(leaves.values(), TABLE)
-        with Recorder(graph, noting=False):  # which gives rectifiers that write into a view a node of their own
-            score = scorer(leaves)
-        if score.grad_fn is None or not graph.visit(score.grad_fn).depends:
-            raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")
-        rectifiers = [info for info in graph.reached(graph.visit(score.grad_fn)) if _rectifies(info)]
-        if not rectifiers:
-            warn(f"{name}: the model has no ReLU and no ReLU6, so this is its gradient.")
+        leaves, graph, score = recorded(scorer)
+        return of_rectifiers(scorer, name, leaves, graph, score)
 
-        def hook(gradients: Gradients, outer: Gradients) -> Gradients | None:
-            native, above = gradients[0], outer[0]
-            if native is None or above is None:
-                return None
-            return (rule(native, above), *gradients[1:])
 
-        handles = [info.node.register_hook(hook) for info in rectifiers]
-        try:
-            with backward_pass(model):
-                slopes, scorer.interacting = slopes_by_sample(score, list(leaves.values()), run=scorer.run)
-        finally:
-            for handle in handles:
-                handle.remove()
-        values = {
-            name: torch.zeros_like(leaf) if gradient is None else gradient
-            for (name, leaf), gradient in zip(leaves.items(), slopes, strict=True)
-        }
-        warn_of_zeros(values, name)
-        return scorer.attribution(
-            values,
-            method=name,
-            settings={"rectifiers": len(rectifiers)},
-            score=score,
-            units="score per unit of input",
-        )
+def recorded(scorer: Scorer) -> tuple[Leaves, Graph, torch.Tensor]:
+    """Return leaves with gradients, and the graph and scores of a run on them."""
+    leaves = scorer.start()
+    graph = Graph(leaves.values(), TABLE)
+    with Recorder(graph, noting=False):  # which gives rectifiers that write into a view a node of their own
+        return leaves, graph, scorer(leaves)
+
+
+def of_rectifiers(
+    scorer: Scorer, name: str, leaves: Leaves, graph: Graph, score: torch.Tensor, *, keep: bool = False
+) -> Attribution:
+    """Return the result of `guided_backprop` or `deconvnet` from a run.
+
+    Args:
+        scorer: scorer of the run.
+        name: name of the method.
+        leaves: its leaves.
+        graph: its graph.
+        score: its scores, `(batch,)`.
+        keep: whether the graph is differentiated once more.
+
+    Raises:
+        TargetError: when no gradient reaches the input.
+    """
+    if score.grad_fn is None or not graph.visit(score.grad_fn).depends:
+        raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")
+    rectifiers = [info for info in graph.reached(graph.visit(score.grad_fn)) if _rectifies(info)]
+    if not rectifiers:
+        warn(f"{name}: the model has no ReLU and no ReLU6, so this is its gradient.")
+
+    def hook(gradients: Gradients, outer: Gradients) -> Gradients | None:
+        native, above = gradients[0], outer[0]
+        if native is None or above is None:
+            return None
+        return (RULES[name](native, above), *gradients[1:])
+
+    handles = [info.node.register_hook(hook) for info in rectifiers]
+    try:
+        with backward_pass(scorer.model):
+            slopes, scorer.interacting = slopes_by_sample(score, list(leaves.values()), run=scorer.run, keep=keep)
+    finally:
+        for handle in handles:
+            handle.remove()
+    values = {
+        leaf: torch.zeros_like(value) if gradient is None else gradient
+        for (leaf, value), gradient in zip(leaves.items(), slopes, strict=True)
+    }
+    warn_of_zeros(values, name)
+    return scorer.attribution(
+        values,
+        method=name,
+        settings={"rectifiers": len(rectifiers)},
+        score=score,
+        units="score per unit of input",
+    )
 
 
 def _rectifies(info: NodeInfo) -> bool:
