@@ -159,9 +159,10 @@ def stops(root: NodeInfo) -> list[NodeInfo]:
 def _role(info: NodeInfo) -> tuple[Role, int]:
     """The role of a node's output, and where a constant was added to a squashing function on the way."""
     row = info.row
-    if row is None or row.role is not Role.SAME:
-        return (Role.SIGNAL if row is None else row.role), -1
     roles = {(edge.role, edge.shift) for slot in info.carrying if (edge := info.edges[slot]) is not None}
+    if row is None or row.role is not Role.SAME:
+        sizes = row is not None and row.kind is Kind.LINEAR and {role for role, _ in roles} == {Role.SIZE}
+        return (Role.SIZE if sizes else Role.SIGNAL if row is None else row.role), -1
     if len(roles) != 1:
         return Role.SIGNAL, -1
     role, shift = next(iter(roles))

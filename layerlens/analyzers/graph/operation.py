@@ -49,6 +49,7 @@ class Role(enum.Enum):
     SIGNAL = "signal"
     GATE = "gate"  # sigmoid, exp, ...: weighs a signal
     WEIGHT = "attention weight"  # softmax: weighs the values
+    SIZE = "size"  # norm, std, sqrt: a scale where it multiplies a signal, a signal by itself
     SQUASH = "squash"  # tanh, erf: a signal by itself; a gate once a number is added, as in (1 + tanh(x)) / 2
     SAME = "same"  # shape operations: the role of their input
 

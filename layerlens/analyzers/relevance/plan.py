@@ -192,6 +192,9 @@ def _shares(info: NodeInfo, rulebook: Rulebook, recording: Recording) -> dict[in
         return None
     weights = {slot for slot in factors if _is_weight(info.edges[slot], rulebook, recording)}
     signals = [slot for slot in factors if slot not in weights] or list(factors)
+    roles = {slot: edge.role for slot in signals if (edge := info.edges[slot]) is not None}
+    if {Role.SIGNAL, Role.SQUASH} & set(roles.values()):  # sizes scale them
+        signals = [slot for slot in signals if roles.get(slot) is not Role.SIZE]
     return {slot: 1 / len(signals) if slot in signals else 0.0 for slot in factors}
 
 

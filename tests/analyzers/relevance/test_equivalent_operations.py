@@ -433,3 +433,66 @@ def test_bloom_equals_bloom_with_the_gelu_of_torch():
 def test_an_operation_without_a_row_is_named(function, op):
     with pytest.raises(errors.UnknownOperation, match=f"no relevance rule is known for {op}"):
         relevance(After(function).double(), normal(2, 6).double(), target=1, strict=True)
+
+
+class Apply(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
+MAGNITUDES = {
+    "by complex numbers": lambda z: torch.complex(z[:, ::2], z[:, 1::2]).abs(),
+    "by hand": lambda z: (z[:, ::2] ** 2 + z[:, 1::2] ** 2).sqrt(),
+    "by a power": lambda z: z.unflatten(1, (-1, 2)).square().sum(dim=2) ** 0.5,
+    "by hypot": lambda z: torch.hypot(z[:, ::2], z[:, 1::2]),
+    "by a norm": lambda z: z.unflatten(1, (-1, 2)).norm(dim=2),
+    "by a deviation": lambda z: torch.stack([z[:, ::2], z[:, 1::2], -z[:, ::2], -z[:, 1::2]], 2).std(2, False) * 2**0.5,
+}
+
+
+@pytest.mark.parametrize("how", MAGNITUDES)
+def test_a_size_that_scales_nothing_is_a_signal(how):
+    """A magnitude spectrum: each part gets its share of the square, also where some magnitudes are 0."""
+    torch.manual_seed(0)
+    first, last = nn.Linear(6, 8, bias=False).double(), nn.Linear(4, 3).double()
+    x = torch.randn(3, 6).double()
+    x[2] = 0  # digital silence
+
+    class Spectrum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = first, last
+
+        def forward(self, x):
+            return self.last(MAGNITUDES[how](self.first(x)))
+
+    found = relevance(Spectrum(), x, target=1)
+    assert float(found.ledger.relative.max()) < 1e-12
+    z = first(x).detach()
+    size = (z[:, ::2] ** 2 + z[:, 1::2] ** 2).sqrt().repeat_interleave(2, dim=1)
+    share = torch.where(size > 0, last.weight[1].detach().repeat_interleave(2) * z / size, 0.0)
+    torch.testing.assert_close(found.tensor, x * (share @ first.weight.detach()), rtol=1e-9, atol=1e-12)
+
+
+def test_a_size_that_scales_a_signal_has_no_share():
+    x = torch.rand(2, 6).double() + 0.5
+    for scaled in (
+        lambda x: x * x.norm(dim=1, keepdim=True),
+        lambda x: x * x.std(dim=1, keepdim=True).mean(),
+        lambda x: x * (x.square().sum(dim=1, keepdim=True) + 1).sqrt() / x.sum(dim=1, keepdim=True),
+        lambda x: x / x.var(dim=1, keepdim=True).sqrt(),
+    ):
+        found = relevance(Apply(scaled), x[:1], target=2)
+        assert torch.count_nonzero(found.tensor) == 1
+        torch.testing.assert_close(found.tensor[0, 2], found.score[0])
+
+
+def test_deviations_and_variances_as_features_close():
+    """Statistics pooling, as in speaker encoders."""
+    torch.manual_seed(0)
+    last, x = nn.Linear(12, 2).double(), torch.randn(2, 5, 4).double()
+    for pooled in (lambda h: torch.cat([h.mean(1), h.std(1), h.var(1)], 1), lambda h: torch.cat([h.var(1)] * 3, 1)):
+        found = relevance(Apply(lambda x, pooled=pooled: last(pooled(x))), x, target=0)
+        assert float(found.ledger.relative.max()) < 1e-12
+        assert float(found.ledger.inputs.abs().min()) > 1e-3 and float(found.ledger.absorbed.abs().max()) == 0

@@ -240,6 +240,12 @@ def power(node: Node) -> Row:
     return Row(Kind.RATIO, positive_power, slots=(0,), why="the result is not proportional to its exponent")
 
 
+def square_root(node: Node, _: torch.Tensor | None) -> Ratio:
+    """The root of x, over x."""
+    root = node._saved_result
+    return quotient(root, root.square(), 0.0), 0.0
+
+
 def exponential(node: Node, _: torch.Tensor | None) -> Ratio:
     """(b ** x - 1) / x for a number b."""
     x, base = node._saved_exponent, torch.as_tensor(node._saved_self)
@@ -284,6 +290,7 @@ ELEMENTWISE: dict[str, Row] = {
     "Sigmoid": Row(Kind.RATIO, sigmoid, role=Role.GATE),
     "Exp": Row(Kind.RATIO, exp, role=Role.GATE),
     "Pow": Row(Kind.RATIO, refine=power),
+    "Sqrt": Row(Kind.RATIO, square_root, role=Role.SIZE),
     "Erf": _row(torch.erf, 2 / math.sqrt(math.pi), role=Role.SQUASH),
     "Sin": _row(torch.sin, 1.0),
     "Cos": _row(torch.cos, 0.0, 1.0),

@@ -7,12 +7,13 @@ over but what their constants add.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Node, Row, relevance_of
+from layerlens.analyzers.graph.operation import Fused, Gradients, Kind, Node, Role, Row, relevance_of
 
 from .elementwise import finite
 from .rulebook import Rulebook
@@ -72,6 +73,22 @@ def _distance(inputs: str) -> Row:
     return Row(Kind.LINEAR, refine=lambda node: row if node._saved_p else Row(Kind.STOP, why=STEP))
 
 
+def _norm(order: str) -> Row:
+    """The row of a norm of one tensor; the one of order 0 counts what is not 0."""
+    row = Row(Kind.LINEAR, role=Role.SIZE)
+    return dataclasses.replace(row, refine=lambda node: row if getattr(node, order) else Row(Kind.STOP, why=STEP))
+
+
+def _variance(node: Node, gradients: Gradients, gradient: torch.Tensor, rulebook: Rulebook) -> Fused:
+    """Of degree two: half of the gradient."""
+    return (None if gradients[0] is None else gradients[0] / 2,), ()
+
+
+def _hypot(node: Node, gradients: Gradients, gradient: torch.Tensor, rulebook: Rulebook) -> Fused:
+    """Of degree one; nothing where both sides are 0, and torch's gradient is not a number."""
+    return tuple(None if one is None else finite(one)[0] for one in gradients), ()
+
+
 def signed(axis: int) -> int:
     """An axis that autograd saved without its sign."""
     return axis - (1 << 64) if axis >= 1 << 63 else axis
@@ -105,6 +122,11 @@ FIRST_ORDER: dict[str, Row] = {
     "EuclideanDist": _degree_one("x1 x2"),  # of `cdist` from more than 25 rows on
     "Pdist": _distance("self"),
     "Dist": _distance("self other"),
+    "LinalgVectorNorm": _norm("_saved_ord"),
+    "Norm": _norm("_saved_p"),
+    "Std": Row(Kind.LINEAR, role=Role.SIZE),
+    "Var": Row(Kind.FUSED, _variance, slots=(0,), role=Role.SIZE, label="half of the gradient"),
+    "Hypot": Row(Kind.FUSED, _hypot, role=Role.SIZE, label="gradient (epsilon -> 0)"),
     "ScatterReduce": Row(Kind.LINEAR, refine=_reduced("src")),
     "IndexReduce": Row(Kind.LINEAR, refine=_reduced("source")),
 }

@@ -57,7 +57,7 @@ LINEAR: dict[str, Row] = {
     **{name: Row(Kind.LINEAR, slots=(0,), why=PLACES) for name in _PLACED},
 }
 
-_SIZES = "WeightNormInterface Sqrt Hypot LinalgVectorNorm Norm Var VarMean Std StdMean SqrtBoundDerivative".split()
+_SIZES = "WeightNormInterface VarMean StdMean SqrtBoundDerivative".split()
 _QUOTIENTS = "Rsqrt Reciprocal LinalgInvEx LinalgPinv CholeskyInverse".split()
 _STEPS = """
 Sign Sgn Floor Ceil Round Trunc Heaviside FakeQuantizePerTensorAffineCachemask Argmax Angle Bernoulli Frac Fmod
