@@ -53,7 +53,7 @@ _NAMES = {
         relevance relevance_by_target Rulebook
     """,
     "analyzers.concepts": """
-        rank_concepts concept_relevance top_inputs tcav concept_activation Basis basis feature_effects
+        rank_concepts concept_relevance top_inputs tcav concept_activation Basis SparseAutoencoder basis feature_effects
     """,
     "analyzers.checks": "check check_gradient",
     "analyzers.faithfulness": "evaluate cascading_randomization",

@@ -25,6 +25,7 @@ from .analyzers.concepts.basis import basis as basis
 from .analyzers.concepts.concept_activation import concept_activation as concept_activation
 from .analyzers.concepts.concept_relevance import concept_relevance as concept_relevance, rank_concepts as rank_concepts
 from .analyzers.concepts.feature_effects import feature_effects as feature_effects
+from .analyzers.concepts.sparse_autoencoder import SparseAutoencoder as SparseAutoencoder
 from .analyzers.concepts.tcav import tcav as tcav
 from .analyzers.concepts.top_inputs import top_inputs as top_inputs
 from .analyzers.dynamics.blocks.logit_lens import logit_lens as logit_lens

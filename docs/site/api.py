@@ -47,7 +47,7 @@ GROUPS = {
         "Layer-wise relevance propagation with its ledger, concepts, and rules.",
         """
         relevance relevance_by_target Rulebook rules rank_concepts concept_relevance top_inputs tcav concept_activation
-        Basis basis feature_effects
+        Basis SparseAutoencoder basis feature_effects
         """,
     ),
     "sensitivity": (

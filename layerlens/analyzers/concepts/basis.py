@@ -1,10 +1,10 @@
-"""Dictionaries fitted to the units of a layer: principal components and NMF."""
+"""Dictionaries fitted to the units of a layer: principal components, NMF, a sparse autoencoder."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,6 +21,8 @@ from layerlens.model.layers import Selection
 from layerlens.model.tensors import tensor_path
 from layerlens.signatures import public
 
+from .sparse_autoencoder import SparseAutoencoder
+
 NNLS_STEPS = 300
 """Steps of accelerated projected gradient for the codes of NMF."""
 
@@ -31,10 +33,13 @@ def basis(
     data: Samples,
     layer: Selection,
     *,
-    method: Literal["pca", "nmf"] = "pca",
+    method: Literal["pca", "nmf", "sae"] = "pca",
     features: int = 10,
     max_samples: int = 2000,
     places: int = 8,
+    skip: int = 0,
+    active: int = 16,
+    steps: int = 1000,
     batch_size: int = 16,
     batched: bool | None = None,
     read: Read = as_inputs,
@@ -42,47 +47,60 @@ def basis(
     progress: bool | None = None,
     forward: Forward | None = None,
 ) -> Basis:
-    """Fit a dictionary to the units of a layer over a data set, by scikit-learn.
+    """Fit a dictionary to the units of a layer over a data set, by scikit-learn or by training an autoencoder.
 
     A row is one place of one sample. `"pca"` subtracts the mean and takes orthogonal directions of the largest
     variance; `"nmf"` takes non-negative directions with non-negative codes, and needs activations that are not
-    negative. The codes of new rows are computed by torch, so that gradients pass them.
+    negative; `"sae"` trains a `SparseAutoencoder`, of many more features than the others, of which each row keeps the
+    `active` with the largest codes. The codes of new rows are computed by torch, so that gradients pass them.
 
     Args:
-        method: `"pca"` or `"nmf"`.
+        method: `"pca"`, `"nmf"` or `"sae"`.
         features: number of features.
         places: number of places of each sample that are fitted to, drawn at random.
+        skip: number of first places of each sample that are left out: 1 for language models whose first token has
+            activations that are a hundred times as large as all others.
+        active: with `"sae"`, the number of features of a row.
+        steps: with `"sae"`, the number of steps of training, on 1024 rows each.
 
     Returns:
         A `Basis`: `basis.feature(3)` is a target, `feature_effects` says what each feature adds to a score, and
-        `top_inputs(data, basis, by="activation")` shows what it responds to.
+        `top_inputs(data, basis, by="activation")` shows what it responds to. `basis.explained` is the share of the
+        variance that it explains, and `basis.coder` the trained autoencoder, to keep by its `state_dict()`.
 
     Raises:
         LayerNotFound, SelectionError: when the selection does not match one layer.
         InputError: when the layer has no units, returned several tensors or ran several times and none is named,
             or has negative units with `"nmf"`.
-        OptionError: when there are fewer rows or units than features.
+        OptionError: when there are fewer rows or units than features, or more features active than there are.
         MissingPackage: when scikit-learn is not installed.
 
     Source: Fel et al. 2023, "A holistic approach to unifying automatic concept extraction and concept importance
-    estimation": PCA and NMF as dictionaries of concepts.
+    estimation": PCA and NMF as dictionaries of concepts; Gao et al. 2024, "Scaling and evaluating sparse autoencoders".
 
     Example:
         >>> net, x = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)), torch.randn(50, 2)
         >>> basis(net, x, "0", features=2)
         Basis('0', PCA: feature 0, feature 1; 100.0% of the variance)
     """
-    choose("method", method, ("pca", "nmf"))
-    for option, value in (("features", features), ("max_samples", max_samples), ("places", places)):
+    choose("method", method, ("pca", "nmf", "sae"))
+    counts = {"features": features, "max_samples": max_samples, "places": places, "active": active, "steps": steps}
+    for option, value in counts.items():
         check_count(option, value)
+    check_count("skip", skip, least=0)
     check_seed(seed)
-    before = generator_states()  # the first import of scikit-learn draws random numbers
-    package = need("sklearn.decomposition", "basis", "sklearn")
-    restore_generators(before)
+    package: Any = None
+    if method != "sae":
+        before = generator_states()  # the first import of scikit-learn draws random numbers
+        package = need("sklearn.decomposition", "basis", "sklearn")
+        restore_generators(before)
+    elif active > features:
+        raise OptionError(f"active={active}, and there are features={features}: ask for at most as many.")
     matches = one_match(model, layer)
     (path,) = matches
     tensors, calls = matches.tensors[path], sorted(matches.calls[path] or ())
-    reader = _PlaceReader(model, [tensor_path(path, one) for one in tensors or ("",)], places, seed, forward)
+    selected = [tensor_path(path, one) for one in tensors or ("",)]
+    reader = _PlaceReader(model, selected, places, seed, forward, skip)
     given = Data.of(data, batch_size=batch_size, batched=batched, read=read, progress=progress)
     found = gather(reader, given, max_samples, seed, "basis")
     own = tuple(f"{path} #{call}" if call else path for call in calls)
@@ -92,7 +110,7 @@ def basis(
         raise InputError(f"basis takes one tensor of one call, and {layer!r} has {len(chosen)}: name one of {listed}.")
     ((name, flat),) = chosen.items()
     rows = flat.reshape(-1, reader.units[name])
-    if features > min(rows.shape):
+    if method != "sae" and features > min(rows.shape):
         raise OptionError(
             f"features={features}, and layer {name!r} has {rows.shape[1]} units in {len(rows)} rows: ask for at most "
             f"{min(rows.shape)}."
@@ -102,16 +120,22 @@ def basis(
             f"method='nmf' needs activations that are not negative, and layer {name!r} has {float(rows.min()):.3g}: "
             "take a layer after a ReLU, or method='pca'."
         )
-    if method == "pca":
+    if method == "sae":
+        sae = SparseAutoencoder(rows.shape[1], features, active)
+        sae.fit(rows, steps, seed, progress)
+        coder: Coder = sae
+    elif method == "pca":
         fitted = package.PCA(features, svd_solver="full").fit(rows.numpy())
-        coder: Coder = _Linear(torch.from_numpy(fitted.components_), torch.from_numpy(fitted.mean_))
+        coder = _Linear(torch.from_numpy(fitted.components_), torch.from_numpy(fitted.mean_))
     else:
         fitted = package.NMF(features, init="nndsvda", random_state=seed, max_iter=2000).fit(rows.numpy())
         coder = _NonNegative(torch.from_numpy(fitted.components_))
     names = [f"feature {number}" for number in range(features)]
     made = Basis(_selection(name, path, found.layers), coder, features=names, name=method.upper())
-    spread = (rows - rows.mean(dim=0)).square().sum()
-    made.explained = float(1 - made.error(rows).square().sum() / spread) if float(spread) else None
+    spread = float((rows - rows.mean(dim=0)).square().sum())
+    with torch.no_grad():
+        left = sum(float(made.error(part).square().sum()) for part in torch.split(rows, 4096))
+    made.explained = 1 - left / spread if spread else None
     return made
 
 
@@ -125,15 +149,21 @@ def _selection(name: str, path: str, names: Iterable[str]) -> str:
 class _PlaceReader(FeatureReader):
     """Reads some places of each sample, `(batch, places x units)`."""
 
-    def __init__(self, model: nn.Module, layers: Selection, places: int, seed: int, forward: Forward | None) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Selection, places: int, seed: int, forward: Forward | None, skip: int
+    ) -> None:
         super().__init__(model, layers, forward=forward)
-        self._places, self.units = places, dict[str, int]()
+        self._places, self._skip, self.units = places, skip, dict[str, int]()
         self._generator = torch.Generator().manual_seed(seed)
 
     def reduced(self, name: str, path: str, values: torch.Tensor) -> tuple[torch.Tensor | None, str]:
         if not bool(values.isfinite().all()):
             return None, "it holds NaN or infinity"
-        flat = values.double().cpu().reshape(*values.shape[:2], -1).movedim(1, 2)  # (batch, place, unit)
+        flat = (
+            values.double().cpu().reshape(*values.shape[:2], -1).movedim(1, 2)[:, self._skip :]
+        )  # (batch, place, unit)
+        if not flat.shape[1]:
+            return None, f"it has no places but the first {self._skip}"
         if not self.units:
             self._places = min(self._places, flat.shape[1])
         self.units[name] = flat.shape[2]

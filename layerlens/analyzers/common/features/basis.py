@@ -79,6 +79,8 @@ class Basis:
             )
         self.layer, self._encode, self._decode = layer, encode, decode
         self._module = coder if isinstance(coder, nn.Module) else None
+        self.coder = coder
+        """The object with `encode` and `decode`; None for functions."""
         self.features = None if features is None else tuple(features)
         """Names of the features; None where they are numbered."""
         self.name = name or ("own functions" if coder is None else type(coder).__name__)
