@@ -10,6 +10,7 @@ from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.basis_site import Sites
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
 from layerlens.analyzers.common.features.references import Baselines
+from layerlens.analyzers.common.parts.grid import By
 from layerlens.analyzers.relevance.conditions import Units
 from layerlens.analyzers.relevance.rules.rulebook import Rulebook
 from layerlens.analyzers.saliency.cam.layer_choice import Reshape
@@ -20,7 +21,6 @@ from layerlens.analyzers.saliency.perturbation.occlusion import Sizes
 from layerlens.analyzers.saliency.perturbation.rise import Sampling
 from layerlens.analyzers.sensitivity.inputs.feature_names import Names, Ranges
 from layerlens.analyzers.sensitivity.interventions.ablate import Groups
-from layerlens.analyzers.sensitivity.interventions.parts import By
 from layerlens.analyzers.sensitivity.interventions.patch import Direction
 from layerlens.analyzers.sensitivity.interventions.replacements import Value
 from layerlens.analyzers.sensitivity.local.directional_derivatives import Route

@@ -11,6 +11,7 @@ from torch import nn
 
 from layerlens.analyzers.common.features.basis_site import Sites
 from layerlens.analyzers.common.measure_registry import measure
+from layerlens.analyzers.common.parts.grid import KINDS, By
 from layerlens.analyzers.common.samples import said_once
 from layerlens.analyzers.common.statistics import spearman
 from layerlens.errors import OptionError, check_count, choose, suggestion, warn
@@ -25,7 +26,6 @@ from ..model_run import ModelRun
 from ..output_metrics import Metric, choose_readout
 from .first_order import first_order_effects
 from .intervention_sites import find_intervention_sites
-from .parts import KINDS, By
 from .replacements import VALUES, Value, choose_replacement
 from .results import (
     PARTS,

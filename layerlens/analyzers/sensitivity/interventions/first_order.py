@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from layerlens.analyzers.common.parts.hook_points import Key, hooked
 from layerlens.analyzers.common.scorer import backward_pass
 from layerlens.errors import OptionError, TargetError
 from layerlens.model.borrowed import seed_torch
@@ -16,7 +17,6 @@ from layerlens.targets.target import Target, as_target
 
 from ..model_run import ModelRun
 from ..output_metrics import Readout
-from .hook_points import Key, hooked
 from .intervention_sites import InterventionSite
 from .replacements import Misfit, Replacement
 

@@ -23,6 +23,9 @@ from layerlens.analyzers.common.calls.measured_calls import (
 )
 from layerlens.analyzers.common.features.basis import Basis
 from layerlens.analyzers.common.features.basis_site import BasisSite, Sites, find_basis_sites, split_bases
+from layerlens.analyzers.common.parts.grid import NO_POSITIONS, Grid, grid
+from layerlens.analyzers.common.parts.heads import Heads, find_heads
+from layerlens.analyzers.common.parts.hook_points import Key, Kind, Place, hooked
 from layerlens.analyzers.common.samples import Known, or_none, warn_of_influence
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.axes.batch_axis import check_batch_axis
@@ -37,9 +40,6 @@ from layerlens.model.tensors import choices
 from layerlens.model.trees import named_tensors
 
 from ..model_run import ModelRun
-from .heads import Heads, find_heads
-from .hook_points import Key, Kind, Place, hooked
-from .parts import NO_POSITIONS, Grid, grid
 
 OTHER_POSITIONS = "has another number of positions than most layers"
 

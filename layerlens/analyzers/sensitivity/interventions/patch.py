@@ -10,6 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.common.features.basis_site import Sites
 from layerlens.analyzers.common.measure_registry import measure
+from layerlens.analyzers.common.parts.grid import KINDS, By
 from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import InputError, TargetError, choose, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
@@ -22,7 +23,6 @@ from layerlens.targets.target import Spec, Target, as_target
 from ..model_run import ModelRun
 from ..output_metrics import Readout
 from .intervention_sites import find_intervention_sites
-from .parts import KINDS, By
 from .replacements import RecordedValues
 from .results import PARTS, as_result, kind_of, null_values, part_name, warn_of_misleading
 from .trials import Part, TrialRunner

@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol, cast
 import torch
 
 from layerlens.analyzers.common.calls.measured_calls import floating
+from layerlens.analyzers.common.parts.grid import Cut, narrow, split
+from layerlens.analyzers.common.parts.hook_points import Key, hooked
 from layerlens.errors import InputError, OptionError
 from layerlens.inputs.batches import Samples, batches, grouped
 from layerlens.inputs.inputs import Input, Inputs, as_inputs
@@ -16,9 +18,7 @@ from layerlens.model.borrowed import seed_torch
 from layerlens.model.trees import describe
 
 from ..model_run import ModelRun
-from .hook_points import Key, hooked
 from .intervention_sites import InterventionSite
-from .parts import Cut, narrow, split
 
 
 class Misfit(Exception):

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from layerlens.analyzers.common.messages import warn_left_out
+from layerlens.analyzers.common.parts.grid import NO_POSITIONS
 from layerlens.errors import warn
 from layerlens.results import Explained, LayerProfile, Matrix, Ranking
 
 from ..output_metrics import Readout
 from .intervention_sites import OTHER_POSITIONS, InterventionSite
-from .parts import NO_POSITIONS
 from .trials import Part, TrialRunner
 
 UNITS = {"kl": "nats", "flip": "share of samples", "relative_change": "1", "change": "units of the output"}

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from layerlens.analyzers.common.calls.measured_calls import MEMORY, copied_rows, floating
+from layerlens.analyzers.common.parts.grid import Cut, narrow
+from layerlens.analyzers.common.parts.hook_points import Key, Replace, hooked
 from layerlens.analyzers.common.samples import note_influence
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.errors import LayerNotFound, warn
@@ -20,9 +22,7 @@ from layerlens.progress import track
 
 from ..model_run import ModelRun
 from ..output_metrics import Readout
-from .hook_points import Key, Replace, hooked
 from .intervention_sites import InterventionSite, SiteSurvey
-from .parts import Cut, narrow
 from .replacements import Misfit, RandomDirection, Replacement
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import layerlens
 from layerlens import ablate, errors, patch
-from layerlens.analyzers.sensitivity.interventions.heads import find_heads
+from layerlens.analyzers.common.parts.heads import find_heads
 from layerlens.axes.followed import followed
 from layerlens.inputs.inputs import as_inputs
 from layerlens.targets.target import as_target

@@ -1,0 +1,1 @@
+"""Parts of the values of a layer: channels, heads, positions, single numbers."""
