@@ -50,7 +50,7 @@ _NAMES = {
         attack attack_curve attack_drift corruption_curve
     """,
     "analyzers.relevance": """
-        relevance relevance_by_target Rulebook
+        relevance relevance_by_target contributions attribution_graph Rulebook
     """,
     "analyzers.concepts": """
         rank_concepts concept_relevance top_inputs tcav concept_activation Basis SparseAutoencoder basis feature_effects
@@ -69,10 +69,10 @@ _NAMES = {
     # results
     "results": """
         ActivationMaps AdversarialExamples AnswerAttribution AttentionWeights Attribution Curve ErrorExplanation
-        FaithfulnessCurve FeatureVisualization Generation GroupComparison GroupEffects Guide Influence LatentTraversal
-        LayerProfile LayerTable Leaderboard Matrix MethodTable ModelChecks Ranking Ledger ReceptiveField RecurrentStates
-        Relevance
-        Routes TopInputs load TrainingHistory LayerHealth LogitLens UnitStatistics
+        FaithfulnessCurve FeatureVisualization Generation GroupComparison GroupEffects Guide Influence
+        LatentTraversal LayerProfile LayerTable Leaderboard Matrix MethodTable ModelChecks Ranking Ledger
+        ReceptiveField RecurrentStates Relevance Routes TopInputs load TrainingHistory LayerHealth LogitLens
+        UnitStatistics AttributionGraph Contributions
     """,
 }
 """Module -> its public names. Nothing is imported before it is used, so that `import layerlens` costs next to nothing.

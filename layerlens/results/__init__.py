@@ -21,6 +21,8 @@ from .reports.logit_lens import LogitLens
 from .reports.method_table import MethodTable
 from .reports.routes import RouteComparison, Routes
 from .values.answer_attribution import AnswerAttribution
+from .values.attribution_graph import AttributionGraph
+from .values.contributions import Contributions
 from .values.curve import Curve
 from .values.explained import Explained
 from .values.faithfulness_curve import FaithfulnessCurve
@@ -39,6 +41,8 @@ __all__ = [
     "AnswerAttribution",
     "AttentionWeights",
     "Attribution",
+    "AttributionGraph",
+    "Contributions",
     "Curve",
     "Entry",
     "ErrorExplanation",

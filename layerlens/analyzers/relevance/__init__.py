@@ -3,6 +3,7 @@
 from layerlens.deprecated import keep_old_names
 
 from .centered_relevance import centered_relevance
+from .circuits import attribution_graph, contributions
 from .relevance import relevance, relevance_by_target
 from .rules.rulebook import RULEBOOKS, Rulebook, as_rulebook
 
@@ -10,7 +11,9 @@ __all__ = [
     "RULEBOOKS",
     "Rulebook",
     "as_rulebook",
+    "attribution_graph",
     "centered_relevance",
+    "contributions",
     "relevance",
     "relevance_by_target",
 ]

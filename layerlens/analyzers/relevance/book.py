@@ -113,21 +113,26 @@ class Bookkeeper:
             return term.sum(dtype=torch.float64).expand(self.batch) / self.batch
         return _row_sums(term.reshape(self.batch, -1))
 
-    def ledger(self, score: torch.Tensor) -> Ledger:
-        """Make the ledger of the sweep; amounts of one source in one layer are added up."""
+    def ledger(self, score: torch.Tensor, parts: Sequence[Entry] = ()) -> Ledger:
+        """Make the ledger of the sweep; amounts of one source in one layer are added up.
+
+        Args:
+            score: what was propagated.
+            parts: what parts of the model held back; listed first.
+        """
         booked = self.sweep.booked
         layers = innermost(self.spans, sorted({number for number, _, _ in booked}))
         order = sorted(range(len(booked)), key=lambda entry: booked[entry][0])
-        parts: dict[tuple[str, str, str], list[int]] = {}
+        sources: dict[tuple[str, str, str], list[int]] = {}
         for entry in order:
             number, kind, source = booked[entry]
-            parts.setdefault((kind, layers[number], source), []).append(entry)
-        amounts = torch.stack([self.sweep.amounts[entry] for entries in parts.values() for entry in entries]).cpu()
-        if len(parts) < len(order):
-            rows = torch.tensor([row for row, entries in enumerate(parts.values()) for _ in entries])
-            amounts = amounts.new_zeros(len(parts), self.batch).index_add_(0, rows, amounts)
-        pairs = zip(parts, amounts.unbind(), amounts.any(dim=1).tolist(), strict=True)
-        entries = tuple(Entry(*key, amount) for key, amount, nonzero in pairs if nonzero)
+            sources.setdefault((kind, layers[number], source), []).append(entry)
+        amounts = torch.stack([self.sweep.amounts[entry] for entries in sources.values() for entry in entries]).cpu()
+        if len(sources) < len(order):
+            rows = torch.tensor([row for row, entries in enumerate(sources.values()) for _ in entries])
+            amounts = amounts.new_zeros(len(sources), self.batch).index_add_(0, rows, amounts)
+        pairs = zip(sources, amounts.unbind(), amounts.any(dim=1).tolist(), strict=True)
+        entries = (*parts, *(Entry(*key, amount) for key, amount, nonzero in pairs if nonzero))
         ledger = Ledger(score.detach().double().cpu(), entries, by_sample=not self.sweep.mixed)
         worst = float(ledger.relative.max())
         if worst <= _FOLDED_BATCH or not float(ledger.relative.median()) > _FOLDED_BATCH:
@@ -160,14 +165,11 @@ def book(recording: Recording, plan: Plan, bookkeeper: Bookkeeper, sweep: Sweep,
     """
     score, scorer, leaves = recording.scores.values[index], recording.scorer, recording.leaves
     bookkeeper.sweep = sweep
-    values = {
-        name: _relevance_of(leaf.detach(), sweep.ends[place], sweep.carried[place])
-        for place, (name, leaf) in enumerate(leaves.items())
-    }
+    values = at_leaves(recording, sweep)
     for name, value in values.items():
         bookkeeper.add("input", -1, name, value)
     ledger = bookkeeper.ledger(score)
-    _warn_of_residual(ledger, score.dtype)
+    warn_of_residual(ledger, score.dtype)
     scorer.target = recording.scores.targets[index]
     fields = scorer.fields(
         values,
@@ -194,12 +196,20 @@ def book(recording: Recording, plan: Plan, bookkeeper: Bookkeeper, sweep: Sweep,
     )
 
 
+def at_leaves(recording: Recording, sweep: Sweep) -> dict[str, torch.Tensor]:
+    """Return the relevance that one sweep brought to each leaf, by name."""
+    return {
+        name: _relevance_of(leaf.detach(), sweep.ends[place], sweep.carried[place])
+        for place, (name, leaf) in enumerate(recording.leaves.items())
+    }
+
+
 def _relevance_of(value: torch.Tensor, multiplier: torch.Tensor | None, carried: torch.Tensor | None) -> torch.Tensor:
     relevance = torch.zeros_like(value) if multiplier is None else relevance_of(value, multiplier)
     return relevance if carried is None else relevance + carried
 
 
-def _warn_of_residual(ledger: Ledger, dtype: torch.dtype) -> None:
+def warn_of_residual(ledger: Ledger, dtype: torch.dtype) -> None:
     """Say when relevance was lost or made that no rule accounts for."""
     worst = float(ledger.relative.max())
     if dtype in (torch.float32, torch.float64) and not worst < LOST:

@@ -96,7 +96,7 @@ class LayerOutputs:
         self._found: list[LayerOutput] = []
         self._of_bases: list[tuple[BasisSite, list[LayerOutput]]] = [(site, []) for site in bases]
         self._probes = [Probe(model, (), edits={site.call.selection: _read(into)}) for site, into in self._of_bases]
-        if layers == () and bases:
+        if layers == ():
             return
         read = _read(self._found)
         entries = list(layers) if is_listed(layers) and not isinstance(layers, Matches) else [layers]

@@ -78,7 +78,7 @@ def record(
     targets: Sequence[Spec],
     *,
     rules: str | Rulebook,
-    layers: Sites = (),
+    layers: Sites | LayerOutputs = (),
     through: Mapping[str, Units] | None = None,
     parameters: str | Sequence[str] = (),
     forward: Forward | None = None,
@@ -115,11 +115,9 @@ def record(
     scorer = Scorer(model, x, scores.joint_target(), forward=forward, whole="never")
     leaves = scorer.start()
     graph = Graph(leaves.values(), TABLE)
-    bases, layers = split_bases(layers)
     generators = generator_states()
-    sites = find_basis_sites(model, scorer.inputs, bases, forward)
+    outputs = layers if isinstance(layers, LayerOutputs) else _outputs(model, scorer, layers, forward)
     restore_generators(generators)
-    outputs = LayerOutputs(model, layers, sites) if layers != () or sites else None
     axes = functools.partial(followed, model, scorer.inputs, forward)
     conditions = Conditions(model, through, axes) if through else None
     with contextlib.ExitStack() as stack:
@@ -147,6 +145,13 @@ def record(
     return Recording(
         model, rulebook, scorer, leaves, scores, nodes, roots, recorder.notes, spans.found, outputs, conditions, wanted
     )
+
+
+def _outputs(model: nn.Module, scorer: Scorer, layers: Sites, forward: Forward | None) -> LayerOutputs | None:
+    """What keeps the outputs of layers, and of bases; None if none are wanted."""
+    bases, layers = split_bases(layers)
+    sites = find_basis_sites(model, scorer.inputs, bases, forward)
+    return LayerOutputs(model, layers, sites) if layers != () or sites else None
 
 
 def _root(score: torch.Tensor, graph: Graph, cuts: Cuts) -> NodeInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -37,42 +38,74 @@ def sweep(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> list[Swee
     Raises:
         RelevanceError: if a rule does not fit the model.
     """
+    ends = ends_of(recording)
+    scores = recording.scores.values
+    sweeps = []
+    with rules_attached(recording, plan, bookkeeper):
+        for index, score in enumerate(scores):
+            keep = plan.keeps_graph or index < len(scores) - 1
+            sweeps.append(one_sweep(recording, bookkeeper, ends, score, torch.ones_like(score), keep=keep))
+    if recording.conditions is not None:
+        recording.conditions.check()
+    warn_of_cuts(recording)
+    for one in sweeps:
+        bookkeeper.sweep = one
+        one.carried = carry_to_ends(one.first_layer, ends, bookkeeper)
+    return sweeps
+
+
+def ends_of(recording: Recording) -> list[Any]:
+    """Return where multipliers are read: the leaves, then the outputs of layers."""
+    return [*recording.leaves.values(), *([] if recording.outputs is None else recording.outputs.edges())]
+
+
+@contextlib.contextmanager
+def rules_attached(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> Iterator[None]:
+    """Hook the rules to the nodes of the graph while a `with` block runs backward passes."""
     outputs, conditions = recording.outputs, recording.conditions
-    edges = [] if outputs is None else outputs.edges()
-    ends: list[Any] = [*recording.leaves.values(), *edges]
-    read: list[Any] = [edge.node for edge in edges]
+    read: list[Any] = [] if outputs is None else [edge.node for edge in outputs.edges()]
     if conditions is not None:
         read += conditions.nodes
         conditions.on_held(lambda node, output, g: _book_held(bookkeeper, node, output, g))
     bookkeeper.folded.update(dict.fromkeys(read))
-    scores = recording.scores.values
     handles: list[RemovableHandle] = []
-    sweeps = []
     try:
         handles += itertools.chain.from_iterable(
             attach_linear(planned, bookkeeper, spare=not recording.parameters.tensors) for planned in plan.linear
         )
         handles += _hook_nodes(recording, plan, bookkeeper)
-        for index, score in enumerate(scores):
-            bookkeeper.sweep = Sweep()
-            keep = plan.keeps_graph or index < len(scores) - 1
-            with backward_pass(recording.model):
-                multipliers = torch.autograd.grad(
-                    score, [*ends, *recording.parameters.tensors], torch.ones_like(score), allow_unused=True,
-                    retain_graph=keep,
-                )  # fmt: skip
-            bookkeeper.sweep.ends, bookkeeper.sweep.parameters = multipliers[: len(ends)], multipliers[len(ends) :]
-            sweeps.append(bookkeeper.sweep)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    if conditions is not None:
-        conditions.check()
-    _warn_of_cuts(recording)
-    for one in sweeps:
-        bookkeeper.sweep = one
-        one.carried = _carry_to_ends(one.first_layer, ends, bookkeeper)
-    return sweeps
+
+
+def one_sweep(
+    recording: Recording,
+    bookkeeper: Bookkeeper,
+    ends: Sequence[Any],
+    start: torch.Tensor | GradientEdge,
+    multiplier: torch.Tensor,
+    *,
+    keep: bool,
+) -> Sweep:
+    """Run one backward pass.
+
+    Args:
+        recording: the forward pass.
+        bookkeeper: notes what is absorbed and what constants get.
+        ends: where multipliers are read.
+        start: score, or an edge of the graph.
+        multiplier: the multiplier there.
+        keep: whether the graph is needed again.
+    """
+    bookkeeper.sweep = sweep = Sweep()
+    with backward_pass(recording.model):
+        multipliers = torch.autograd.grad(
+            start, [*ends, *recording.parameters.tensors], multiplier, allow_unused=True, retain_graph=keep
+        )
+    sweep.ends, sweep.parameters = multipliers[: len(ends)], multipliers[len(ends) :]
+    return sweep
 
 
 def _book_held(bookkeeper: Bookkeeper, node: Node, output: torch.Tensor, g: torch.Tensor) -> None:
@@ -81,7 +114,7 @@ def _book_held(bookkeeper: Bookkeeper, node: Node, output: torch.Tensor, g: torc
     bookkeeper.add("absorbed", int(node._sequence_nr()), "held back by the condition", held)
 
 
-def _warn_of_cuts(recording: Recording) -> None:
+def warn_of_cuts(recording: Recording) -> None:
     """Say where the model detaches a signal: what it adds from there on looks like a constant."""
     cuts = recording.notes.added_cuts
     if cuts:
@@ -194,7 +227,7 @@ _HOLDING_CONSTANTS = {"ConstantPadNd", "Cat", "Stack", "Copy", "CopySlices"}
 _ELEMENTWISE = {"Add", "Sub", "Rsub", "Mul", "Div", "Neg"} | BATCH_NORMS
 
 
-def _carry_to_ends(
+def carry_to_ends(
     first_layer: Sequence[tuple[LinearOperation, torch.Tensor]], ends: Sequence[Any], bookkeeper: Bookkeeper
 ) -> list[torch.Tensor | None]:
     """The relevance that first-layer rules bring to each of `ends`; what padding gets is absorbed.

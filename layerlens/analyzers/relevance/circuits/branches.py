@@ -1,0 +1,69 @@
+"""The layers whose outputs are added to a stream: attentions and MLPs of a transformer, branches of a residual net."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from layerlens.analyzers.graph.graph import NodeInfo
+from layerlens.model.layers import LayerPath
+
+from ..record import Recording, Span
+
+_SUMS = ("Add", "Sub", "Rsub")
+
+
+def branch_layers(recording: Recording) -> list[LayerPath]:
+    """Return the layers that return a term of a sum which another term passes by, in the order of execution.
+
+    Of `x + f(x)` it is f; where each term has been through a layer (a projected shortcut), it is both. A term that was
+    made outside of any layer has no name, and is none. A model without any sum of the first kind has no stream.
+
+    Args:
+        recording: a forward pass.
+    """
+    found: dict[LayerPath, int] = {}
+    streams = 0
+    for info in recording.nodes:
+        if info.op not in _SUMS:
+            continue
+        terms = [edge for edge in info.edges if edge is not None and edge.carries]
+        if len(terms) != 2 or terms[0] is terms[1]:
+            continue
+        for term, other in (terms, terms[::-1]):
+            if _made_from(other, term):
+                streams += 1  # the other term is computed from this one
+                continue
+            path = _returned_by(recording.spans, term.number, info.number)
+            if path is not None:
+                found[path] = min(term.number, found.get(path, term.number))
+    return sorted(found, key=found.__getitem__) if streams else []
+
+
+def _made_from(info: NodeInfo, source: NodeInfo) -> bool:
+    """Whether a node is computed from another one."""
+    seen, stack = {id(info)}, [info]
+    while stack:
+        here = stack.pop()
+        if here is source:
+            return True
+        for edge in here.edges:
+            if edge is not None and edge.depends and id(edge) not in seen and _after(edge, source):
+                seen.add(id(edge))
+                stack.append(edge)
+    return False
+
+
+def _after(info: NodeInfo, source: NodeInfo) -> bool:
+    """Whether a node was made no earlier than another; leaves count as made before all others."""
+    return info is source or (info.op != "leaf" and (source.op == "leaf" or info.number >= source.number))
+
+
+def _returned_by(spans: Sequence[Span], term: int, total: int) -> LayerPath | None:
+    """The outermost layer whose call ended with the node of a term, and which the sum is not part of."""
+    calls = [(end - start, path) for start, end, path in _around(spans, term) if path and end == term + 1]
+    outside = [(length, path) for length, path in calls if not any(s <= total < e for s, e, p in spans if p == path)]
+    return max(outside, default=(0, None), key=lambda one: one[0])[1]
+
+
+def _around(spans: Sequence[Span], number: int) -> Iterator[Span]:
+    return (span for span in spans if span[0] <= number < span[1])

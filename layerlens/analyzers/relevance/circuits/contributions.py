@@ -1,0 +1,245 @@
+"""How much of a score each part of a model makes itself, and how much passes it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+from torch.autograd.graph import GradientEdge
+
+from layerlens.analyzers.common.calls.blocks import usual_layers
+from layerlens.analyzers.common.held_inputs import held_input
+from layerlens.analyzers.common.messages import warn_left_out
+from layerlens.analyzers.common.parts.heads import Heads, find_heads
+from layerlens.axes.followed import followed
+from layerlens.errors import LayerNotFound, choose
+from layerlens.inputs.inputs import Forward, Hold, Input, Inputs, as_inputs
+from layerlens.model.borrowed import borrowed, generator_states, restore_generators
+from layerlens.model.layers import Layers, Selection
+from layerlens.results import Contributions, Entry, Ledger
+from layerlens.signatures import public
+from layerlens.targets.target import Spec
+
+from ..book import Bookkeeper, Sweep, at_leaves, warn_of_residual
+from ..plan import Plan, make_plan
+from ..record import Recording, record
+from ..rules.rulebook import Rulebook
+from ..sweep import carry_to_ends, ends_of, one_sweep, rules_attached, warn_of_cuts
+from .branches import branch_layers
+from .sites import PartSite, Sites, holding, multipliers_at, relevance_at
+
+Parts = Literal["layer", "head", "channel", "position"]
+PARTS: tuple[str, ...] = get_args(Parts)
+
+
+@public
+def contributions(
+    model: nn.Module,
+    x: Input,
+    layers: Selection = None,
+    *,
+    parts: Parts = "layer",
+    target: Spec = None,
+    rules: str | Rulebook = "auto",
+    heads: int | None = None,
+    hold: Hold = None,
+    forward: Forward | None = None,
+) -> Contributions:
+    """Split a score into what each part of a model contributes: directly, and in total.
+
+    The direct contribution of a part is the relevance that reaches it without passing another part of the table: with
+    h its values and g the multiplier that arrives there when every part sends nothing further, h g. The direct
+    contributions, the relevance that reaches the input past all parts, the additive constants and what rules absorb
+    add up to the score: direct logit attribution (Elhage et al. 2021; nostalgebraist 2020) for any network, with the
+    scale of normalizations held constant. The total contribution is the relevance at the part when none holds any
+    back, what it says by way of later parts included; totals do not add up.
+
+    Args:
+        layers: which layers, see `Selection`; None for those whose outputs are added to a stream that passes them by
+            (attentions, MLPs, residual branches), or, in a model without, for the layers of `lens.ablate`. In a chain
+            of layers all that reaches the score passes the last, which then has all of the direct contribution.
+        parts: `"layer"` for whole layers; `"head"` cuts attentions into heads, read where the output projection takes
+            them, and leaves the other layers whole; `"channel"` and `"position"` cut every layer.
+        rules: rulebook, or its name, as in `relevance`.
+        heads: number of heads of each attention; None for its own.
+
+    Returns:
+        `Contributions`: `direct` and `total` of every part and sample, with `inputs`, `constants` and `absorbed`, whose
+        sum with the direct ones is the score. One forward and two backward passes (a further forward pass when the
+        layers are found).
+
+    Raises:
+        InputError: if the input cannot carry a gradient.
+        LayerNotFound: when no selected layer is on the way from the input to the score.
+        OptionError: when an option is unknown.
+        RelevanceError: if no relevance can reach the input.
+        TargetError: if the target does not fit the output.
+
+    Warns:
+        UserWarning: if the parts do not add up to the score, or layers had to be left out.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> found = contributions(net, torch.ones(1, 3), "1", target=1, parts="channel")
+        >>> bool((found.direct.sum(0) + found.constants - found.score).abs().max() < 1e-6)
+        True
+    """
+    choose("parts", parts, PARTS)
+    given = held_input(model, x, hold, forward)
+    with borrowed(model):
+        opened = open_parts(model, given, layers, parts, target, rules, heads, forward)
+        score, ones = opened.score, torch.ones_like(opened.score)
+        with opened.rules() as held:
+            held[:] = [False] * len(held)
+            whole = opened.sweep(score, ones)
+            total = opened.relevance(whole)
+            held[:] = [True] * len(held)
+            direct = opened.sweep(score, ones)
+            held_back = opened.relevance(direct)
+        ledger = opened.ledger(direct, held_back)
+    warn_of_cuts(opened.recording)
+    warn_of_residual(ledger, score.dtype)
+    warn_left_out("contributions", opened.left_out, layers is not None)
+    aim = opened.recording.scores.targets[0]
+    return Contributions(
+        items=tuple(site.part_name(number) for site in opened.sites for number in range(site.size)),
+        layers=tuple(site.name for site in opened.sites for _ in range(site.size)),
+        index=tuple(site.grid.index(number) for site in opened.sites for number in range(site.size)),
+        direct=torch.cat(held_back),
+        total=torch.cat(total),
+        ledger=ledger,
+        parts=parts,
+        target=aim.label,
+        targets=aim.each,
+        method=f"contributions, relevance, {opened.plan.rulebook.name}",
+        settings={**opened.plan.settings, "parts": parts, "left_out": opened.left_out},
+        explanation=EXPLANATION,
+    )
+
+
+EXPLANATION = (
+    "The direct contribution of a part is what it adds to the score without passing another part of the table; they "
+    "add up to the score with what reaches the input past all parts, the additive constants and what rules absorb.",
+    "The scale of normalizations and the attention weights are taken as they are: what a part does by changing them "
+    "does not count. Taking a part out (lens.ablate) measures that too, and what later parts then make up for.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedParts:
+    """A recorded forward pass with its parts.
+
+    Attributes:
+        recording: the forward pass.
+        plan: the rules.
+        bookkeeper: notes what is absorbed and what constants get.
+        outputs: where the tensors of the parts were kept.
+        sites: those tensors, in order of execution.
+        left_out: layer -> why it has no parts.
+    """
+
+    recording: Recording
+    plan: Plan
+    bookkeeper: Bookkeeper
+    outputs: Sites
+    sites: list[PartSite]
+    left_out: dict[str, str]
+
+    @property
+    def score(self) -> torch.Tensor:
+        """The score of each sample."""
+        return self.recording.scores.values[0]
+
+    @contextlib.contextmanager
+    def rules(self) -> Iterator[list[bool]]:
+        """Attach the rules; yields for each site whether it holds relevance back."""
+        with holding(self.sites) as held, rules_attached(self.recording, self.plan, self.bookkeeper):
+            yield held
+
+    def sweep(self, start: torch.Tensor | GradientEdge, multiplier: torch.Tensor) -> Sweep:
+        """Run one backward pass; the graph is kept."""
+        return one_sweep(self.recording, self.bookkeeper, ends_of(self.recording), start, multiplier, keep=True)
+
+    def multipliers(self, sweep: Sweep) -> list[torch.Tensor | None]:
+        """Return the multiplier that arrived at each site."""
+        return multipliers_at(sweep, len(self.recording.leaves), self.sites, self.outputs)
+
+    def relevance(self, sweep: Sweep) -> list[torch.Tensor]:
+        """Return the relevance of each part of each site, `(parts, batch)`."""
+        return relevance_at(self.sites, self.multipliers(sweep), self.bookkeeper)
+
+    def ledger(self, sweep: Sweep, held: Sequence[torch.Tensor]) -> Ledger:
+        """Return where the score went in a sweep, what the sites held back included."""
+        self.bookkeeper.sweep = sweep
+        sweep.carried = carry_to_ends(sweep.first_layer, ends_of(self.recording), self.bookkeeper)
+        for name, value in at_leaves(self.recording, sweep).items():
+            self.bookkeeper.add("input", -1, name, value)
+        parts = [
+            Entry("part", site.output.layer, site.part_name(number), row)
+            for site, rows in zip(self.sites, held, strict=True)
+            for number, row in enumerate(rows)
+        ]
+        return self.bookkeeper.ledger(self.score, parts)
+
+
+def open_parts(
+    model: nn.Module,
+    x: Input,
+    layers: Selection,
+    parts: str,
+    target: Spec,
+    rules: str | Rulebook,
+    heads: int | None,
+    forward: Forward | None,
+) -> OpenedParts:
+    """Run a borrowed model, and keep the tensors of its parts.
+
+    Raises:
+        LayerNotFound: when no layer is on the way from the input to the score.
+    """
+    inputs = as_inputs(x)
+    known, generators = followed(model, inputs, forward), generator_states()
+    chosen = _chosen(model, x, inputs, layers, target, rules, forward)
+    attentions: list[Heads] = []
+    if parts == "head":
+        attentions = find_heads(model, known, None if layers is None else chosen, heads)
+        cut = [place for one in attentions for place in (one.label, one.path)]
+        chosen = [path for path in chosen if not any(f"{path}." == f"{place}."[: len(path) + 1] for place in cut)]
+    restore_generators(generators)
+    outputs = Sites(model, chosen, attentions, "layer" if parts == "head" else parts)
+    recording = record(model, x, [target], rules=rules, layers=outputs, forward=forward)
+    plan = make_plan(recording)
+    sites, left_out = outputs.parts(known)
+    reached = {id(info.node) for info in recording.nodes if info.carries}
+    for site in [site for site in sites if id(site.edge.node) not in reached]:
+        left_out[site.name] = "is not on the way from the input to the score"
+    sites = [site for site in sites if id(site.edge.node) in reached]
+    if not sites:
+        why = "; ".join(f"{name} {reason}" for name, reason in list(left_out.items())[:4])
+        raise LayerNotFound(f"no layer can be a part by {parts}: {why or 'none was found'}. Name layers, such as '**'.")
+    return OpenedParts(recording, plan, Bookkeeper.of(recording), outputs, sites, left_out)
+
+
+def _chosen(
+    model: nn.Module,
+    x: Input,
+    inputs: Inputs,
+    layers: Selection,
+    target: Spec,
+    rules: str | Rulebook,
+    forward: Forward | None,
+) -> list[str]:
+    """The layers, by names that may have calls and tensors."""
+    if layers is None:
+        found = branch_layers(record(model, x, [target], rules=rules, forward=forward))
+        if found:
+            return list(found)
+        layers = usual_layers(model, inputs, forward, 0)
+    matches = Layers(model).select(layers, calls=True, tensors=True).selections()
+    return [name for names in matches for name in names if name]

@@ -1,0 +1,238 @@
+"""The tensors at which relevance is read and held, cut into parts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from layerlens.analyzers.common.parts.grid import Grid, grid
+from layerlens.analyzers.common.parts.heads import Heads
+from layerlens.analyzers.graph.operation import Node
+from layerlens.axes.follow import Followed
+from layerlens.axes.layout import holding as axes_holding, roles
+from layerlens.axes.provenance.axis import Axes
+from layerlens.errors import RecordError
+from layerlens.model.call_tracking import Running
+from layerlens.model.layers import LayerPath
+from layerlens.model.selection import InputOf
+from layerlens.probes.heads import InsideAttention
+
+from ..book import Bookkeeper, Sweep
+from ..layer_relevance import Folded, LayerOutput, LayerOutputs
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PartSite:
+    """A tensor of a call of a layer, and how it is cut into parts.
+
+    Attributes:
+        name: name for results, such as `"blocks.0.attn"`, or `"rnn/h_n #1"` for a second call.
+        output: the tensor and its edge of the graph.
+        grid: its parts.
+        batch: axis of the samples.
+        by: kind of its parts; `"layer"` for the whole.
+    """
+
+    name: str
+    output: LayerOutput
+    grid: Grid
+    batch: int
+    by: str
+
+    @property
+    def edge(self) -> GradientEdge:
+        """The edge at which its multiplier arrives."""
+        assert self.output.edge is not None
+        return self.output.edge
+
+    @property
+    def order(self) -> int:
+        """Sequence number of its node, in order of execution."""
+        return int(self.edge.node._sequence_nr())
+
+    @property
+    def size(self) -> int:
+        """The number of parts."""
+        return self.grid.size
+
+    def part_name(self, number: int) -> str:
+        """Return the name of a part: `"blocks.0.attn head 3"`."""
+        index = self.grid.index(number)
+        if not index:
+            return self.name
+        return f"{self.name} {self.by} {index[0] if len(index) == 1 else index}"
+
+    def value(self, folded: Mapping[Node, Folded | None]) -> torch.Tensor:
+        """Return the tensor, with batch norm where a rule treats both as one."""
+        normalized = folded.get(self.edge.node)  # type: ignore[call-overload]
+        return self.output.value if normalized is None else normalized[0]
+
+    def sums(self, relevance: torch.Tensor, samples: int) -> torch.Tensor:
+        """Return the relevance of each part of each sample, `(parts, samples)`, in float64."""
+        rows = relevance.double().chunk(samples, dim=self.batch)  # windows of a sample follow each other
+        return torch.stack([self.grid.sums(row) for row in rows], dim=1)
+
+    def only(self, tensor: torch.Tensor, number: int) -> torch.Tensor:
+        """Return the tensor with zeros outside of a part."""
+        kept = torch.zeros_like(tensor)
+        at = tuple(slice(None) for _ in range(tensor.ndim))
+        for axis, start, length in self.grid.cut(number):
+            at = (*at[:axis], slice(start, start + length), *at[axis + 1 :])
+        kept[at] = tensor[at]
+        return kept
+
+
+class Sites(LayerOutputs):
+    """Keep what layers return, and heads of attentions, during a forward pass, to read and hold relevance there.
+
+    Args:
+        model: borrowed model.
+        layers: paths of layers, or tensors of their outputs.
+        heads: attentions that are cut into heads.
+        by: kind of the parts of the layers.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str], heads: Sequence[Heads], by: str) -> None:
+        self._model, self._heads, self._by = model, list(heads), by
+        taken: list[Any] = [
+            InputOf(one.path) if one.kind == "input" else one.path for one in heads if one.kind != "attention"
+        ]
+        self._inside = {one.path for one in heads if one.kind == "attention"}
+        wanted = list(dict.fromkeys([*layers, *taken]))
+        super().__init__(model, wanted or ())
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        if self._inside:
+            running = self._stack.enter_context(Running(self._model))
+            self._stack.enter_context(InsideAttention(running, self._inside, self._note))
+
+    def _note(self, path: LayerPath, index: int, side_by_side: torch.Tensor) -> torch.Tensor:
+        read = side_by_side.clone() if side_by_side.requires_grad else side_by_side
+        edge = get_gradient_edge(read) if read.requires_grad else None
+        self._found.append(LayerOutput(f"{path}/heads", index, "", edge, read.detach().clone(), True))
+        return read
+
+    def parts(self, known: Followed) -> tuple[list[PartSite], dict[str, str]]:
+        """Return the tensors that relevance passes, cut into parts, in order of execution; and why others are not.
+
+        Args:
+            known: the axes of the run.
+        """
+        heads = {self._noted_as(one): one for one in self._heads}
+        sites: list[PartSite] = []
+        left_out: dict[str, str] = {}
+        taken: dict[tuple[Node, int], str] = {}
+        for output in self._found:
+            one = heads.get(output.layer)
+            label = output.name if one is None else one.label or "(model)"
+            name = f"{label} #{output.index}" if output.index else label
+            if one is not None and output.tensor not in ("", one.tensor):
+                continue  # another argument of the output projection
+            if output.edge is None:
+                left_out[name] = "does not depend on the input"
+                continue
+            place: Any = (output.edge.node, output.edge.output_nr)
+            if place in taken:
+                left_out[name] = f"is the same tensor as {taken[place]!r}"
+                continue
+            by = self._by if one is None else "head"
+            axes = self._axes(known, output, one)
+            if isinstance(axes, str):
+                left_out[name] = axes
+                continue
+            kinds, batch = axes
+            parts = grid(by, output.value.shape, kinds, 0 if one is None else one.count)
+            if isinstance(parts, str):
+                left_out[name] = parts
+                continue
+            taken[place] = name
+            sites.append(PartSite(name, output, parts, batch, by))
+        return sorted(sites, key=lambda site: site.order), left_out
+
+    def _noted_as(self, one: Heads) -> str:
+        if one.kind == "attention":
+            return f"{one.path}/heads"
+        return repr(InputOf(one.path)) if one.kind == "input" else one.path
+
+    def _axes(self, known: Followed, output: LayerOutput, one: Heads | None) -> tuple[list[str], int] | str:
+        """What the axes of a tensor count, and which is the batch; or why that is unknown."""
+        if one is not None and one.kind == "attention":
+            return ["place", *["batch"] * (output.value.ndim - 2), "unit"], output.value.ndim - 2
+        argument = one is not None and one.kind == "input"
+        path = output.layer if one is None else one.path
+        try:
+            call = known.site(path, output.index)
+        except RecordError:
+            return "took another route when its axes were followed"
+        among = call.inputs if argument else call.outputs
+        tensor = output.tensor or (one.tensor if one is not None else "") or next(iter(among), "")
+        found: Axes | None = among.get(tensor)
+        if found is None or len(found) != output.value.ndim:
+            return "has a tensor that was not followed"
+        kinds: list[str] = list(roles(found))
+        rows = axes_holding(found, "batch")
+        if len(rows) != 1:
+            return "has no single axis of samples that is known (name its axes: Lens(model, axes=...))"
+        unknown = [size for size, kind in zip(output.value.shape, kinds, strict=True) if kind == "unknown" and size > 1]
+        if unknown and self._by != "layer":
+            return "has axes that are not known (name them: Lens(model, axes=...); lens.layers(x) shows why)"
+        return kinds, rows[0]
+
+
+@contextlib.contextmanager
+def holding(sites: Sequence[PartSite]) -> Iterator[list[bool]]:
+    """Let no relevance pass the sites whose entry of the yielded list is True, as all are at first."""
+    held = [True] * len(sites)
+    handles = []
+
+    def stop(place: int, slot: int, outer: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...] | None:
+        return tuple(None if at == slot else g for at, g in enumerate(outer)) if held[place] else None
+
+    try:
+        for place, site in enumerate(sites):
+            node, slot = site.edge.node, site.edge.output_nr
+
+            def hook(outer: Any, place: int = place, slot: int = slot) -> Any:
+                return stop(place, slot, outer)
+
+            handles.append(node.register_prehook(hook))
+        yield held
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def multipliers_at(
+    sweep: Sweep, first: int, sites: Sequence[PartSite], outputs: LayerOutputs
+) -> list[torch.Tensor | None]:
+    """Return the multiplier that arrived at each site.
+
+    Args:
+        sweep: a backward pass.
+        first: number of leaves, which come first among its ends.
+        sites: the sites.
+        outputs: where they were kept.
+    """
+    by_edge: dict[tuple[Any, int], torch.Tensor | None] = {}
+    for edge, multiplier in zip(outputs.edges(), sweep.ends[first:], strict=True):
+        by_edge[edge.node, edge.output_nr] = multiplier
+    return [by_edge[site.edge.node, site.edge.output_nr] for site in sites]
+
+
+def relevance_at(
+    sites: Sequence[PartSite], multipliers: Sequence[torch.Tensor | None], bookkeeper: Bookkeeper
+) -> list[torch.Tensor]:
+    """Return the relevance of each part of each site, `(parts, batch)`."""
+    return [
+        torch.zeros(site.size, bookkeeper.batch, dtype=torch.float64)
+        if g is None
+        else site.sums(site.value(bookkeeper.folded) * g, bookkeeper.batch).cpu()
+        for site, g in zip(sites, multipliers, strict=True)
+    ]

@@ -1,0 +1,143 @@
+"""Contributions against direct logit attribution by hand, planted paths, and the ledger of every model of the zoo."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from layerlens import contributions, errors, relevance
+from tests.analyzers.sensitivity.interventions.oracles import as_double
+from tests.cases import CASES, normal
+
+QUICK = [name for name, case in CASES.items() if not case.slow]
+
+
+@pytest.fixture
+def gpt2():
+    case = CASES["hf_gpt2"]
+    return case.build().double(), case.example()
+
+
+def normalized(model, states, stream):
+    """What the final norm makes of a part of the stream, with the deviation of the whole stream."""
+    norm = model.transformer.ln_f
+    deviation = (stream.var(dim=-1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+    return (states - states.mean(dim=-1, keepdim=True)) / deviation * norm.weight
+
+
+def kept(model, modules, run):
+    """What each module returned, or was given, during a run."""
+    values, handles = {}, []
+    for name, given in modules:
+
+        def keep(module, args, output, name=name, given=given):
+            values[name] = (args[0] if given else output[0] if isinstance(output, tuple) else output).detach()
+
+        handles.append(model.get_submodule(name).register_forward_hook(keep))
+    run()
+    for handle in handles:
+        handle.remove()
+    return values
+
+
+def test_layers_are_direct_logit_attribution_by_hand(gpt2):
+    model, x = gpt2
+    names = [f"transformer.h.{block}.{part}" for block in range(2) for part in ("attn", "mlp")]
+    found = contributions(model, x, target=(-1, 7))
+    assert list(found.items) == names
+    every = [*((name, False) for name in names), ("transformer.ln_f", True)]
+    values = kept(model, every, lambda: model(**x))
+    unembedding = model.lm_head.weight[7]
+    for item, row in zip(found.items, found.direct, strict=True):
+        by_hand = normalized(model, values[item], values["transformer.ln_f"])[:, -1] @ unembedding
+        torch.testing.assert_close(row, by_hand.detach(), atol=1e-10, rtol=1e-10)
+    left = found.direct.sum(dim=0) + found.inputs + found.constants + found.absorbed
+    torch.testing.assert_close(left, found.score.double(), atol=1e-10, rtol=1e-10)
+
+
+def test_heads_are_what_their_columns_of_the_projection_write(gpt2):
+    model, x = gpt2
+    found = contributions(model, x, target=(-1, 7), parts="head")
+    values = kept(model, [("transformer.h.1.attn.c_proj", True), ("transformer.ln_f", True)], lambda: model(**x))
+    heads, weight = values["transformer.h.1.attn.c_proj"], model.transformer.h[1].attn.c_proj.weight
+    width = heads.shape[-1] // 4
+    for head in range(4):
+        columns = slice(head * width, (head + 1) * width)
+        written = heads[..., columns] @ weight[columns]
+        by_hand = normalized(model, written, values["transformer.ln_f"])[:, -1] @ model.lm_head.weight[7]
+        row = found.direct[found.items.index(f"transformer.h.1.attn head {head}")]
+        torch.testing.assert_close(row, by_hand.detach(), atol=1e-10, rtol=1e-10)
+    table = found.matrix()
+    assert table.values.shape == (2, 4) and table.axes == ("layer", "head")
+
+
+@pytest.mark.parametrize("parts", ["layer", "channel"])
+@pytest.mark.parametrize("name", QUICK)
+def test_the_parts_add_up_to_the_score_in_any_model(name, parts):
+    case = CASES[name]
+    model, x = case.build().double(), as_double(case.example())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = contributions(model, x, target=case.target, parts=parts)
+        whole = relevance(model, x, target=case.target, layers=found.layers[0].partition(" #")[0])
+    assert float(found.ledger.relative.max()) < 1e-5
+    torch.testing.assert_close(found.direct.sum(dim=0), found.ledger.total("part"))
+    (first, *_) = whole.layers.values()
+    rows = [row for row, layer in enumerate(found.layers) if layer == found.layers[0]]
+    assert float(first[0].sum()) == pytest.approx(float(found.total[rows].sum()), rel=1e-6, abs=1e-9)
+
+
+def test_a_planted_path_has_all_of_the_score():
+    class Planted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused, self.late = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            x = x + self.used(x)
+            x = x + self.unused(x)
+            return x + self.late(x)
+
+    model = Planted().double()
+    with torch.no_grad():
+        for layer in (model.used, model.unused, model.late):
+            layer.weight.zero_(), layer.bias.zero_()
+        model.used.weight[0, 1] = 3.0  # the first number gets three times the second
+        model.late.weight[1, 0] = 2.0  # and the second then twice the first
+    found = contributions(model, torch.tensor([[1.0, 5.0]]).double(), target=1)
+    assert found.items == ("used", "unused", "late")
+    # y1 = x1 + 2 (x0 + 3 x1) = 5 + 2 + 30
+    assert found.direct[:, 0].tolist() == [0, 0, 32] and found.inputs.tolist() == [5]
+    assert found.total[:, 0].tolist() == [30, 0, 32]
+
+
+def test_a_chain_gives_its_last_layer_the_direct_contribution():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    found = contributions(model, normal(2, 3).double(), ["1", "3"], target=0)
+    assert found.direct[0].abs().max() == 0
+    torch.testing.assert_close(found.direct[1] + found.constants, found.score)
+
+
+def test_what_cannot_be_cut_is_said():
+    model = CASES["mlp"].build()
+    x = CASES["mlp"].example()
+    with pytest.raises(errors.LayerNotFound, match="no attention"):
+        contributions(model, x, target=0, parts="head")
+    with pytest.raises(errors.LayerNotFound, match="no axis of positions"):
+        contributions(model, x, target=0, parts="position")
+    with pytest.raises(errors.OptionError, match="parts"):
+        contributions(model, x, target=0, parts="heads")
+    found = contributions(model, x, target=0)
+    with pytest.raises(errors.OptionError, match="whole layers"):
+        found.matrix()
+
+
+def test_the_model_comes_back_as_it_was(gpt2):
+    model, x = gpt2
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    contributions(model, x, target=(-1, 7), parts="head")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert flags == [parameter.requires_grad for parameter in model.parameters()]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
