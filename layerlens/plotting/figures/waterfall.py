@@ -9,7 +9,7 @@ import numpy as np
 from layerlens.results import Attribution
 
 from .. import style
-from ..drawing import attribution_sample, bars, table_rows
+from ..drawing import attribution_sample, steps as steps_from, table_rows
 from ..drawing.canvas import Canvas
 from ..drawing.each_sample import Which, each_sample
 from ..plot import Plot, figure
@@ -67,28 +67,12 @@ def waterfall(
         steps = np.append(steps, values[others].sum())
     score = float(attribution.score[row])
     base = score - float(values.sum())
-    end = base + np.cumsum(steps[::-1])[::-1]  # the last row is the first step
-    start = end - steps
     with Canvas(width=width, ax=ax) as canvas:
         sums = f"base {style.number(base)} + values {style.number(float(values.sum()))} = score {style.number(score)}"
         canvas.title(title, f"{words(attribution.how)}, {attribution.target_of(row)}", sums)
         axes = canvas.panel()
-        canvas.panels[-1].height = bars.name_rows(axes, items, canvas.width)
-        places = np.arange(len(items))
-        axes.barh(places, steps, left=start, height=0.72, color=style.signed_colors(steps), linewidth=0)
-        low, high = float(min(start.min(), end.min())), float(max(start.max(), end.max()))
-        bars.value_axis(axes, attribution.units)
-        room = 0.22 * ((high - low) or 1.0)
-        axes.set_xlim(low - room, high + room)
-        for at, one in ((base, "--"), (score, "-")):
-            axes.axvline(at, color=style.INK, linewidth=0.6, linestyle=one, zorder=1)
-        axes.vlines(end[1:], places[1:] - 0.64, places[1:], color=style.FAINT, linewidth=0.5)
-        for place, (step, stop) in enumerate(zip(steps, end, strict=True)):
-            axes.annotate(
-                f"{'+' if step > 0 else ''}{style.number(float(step))}", (stop, place), va="center_baseline",
-                xytext=(2 if step >= 0 else -2, 0), textcoords="offset points", fontsize=style.SMALL,
-                ha="left" if step >= 0 else "right",
-            )  # fmt: skip
+        height, start, end = steps_from.draw(axes, items, steps, base, score, attribution.units, canvas.width)
+        canvas.panels[-1].height = height
         return canvas.finish(
             {"items": items, "values": steps, "start": start, "end": end, "base": base, "score": score}
         )

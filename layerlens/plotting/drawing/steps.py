@@ -1,0 +1,54 @@
+"""Bars that begin where the one below ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .. import style
+from ..style import Array
+from . import bars
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw(
+    axes: Axes, items: Sequence[str], steps: Array, base: float, score: float, units: str, figure_width: float
+) -> tuple[float, Array, Array]:
+    """Draw steps from a base value at the bottom to the score at the top.
+
+    Args:
+        axes: where.
+        items: name of each step, from the top.
+        steps: size of each.
+        base: where the last one starts.
+        score: where the first one ends.
+        units: of the values.
+        figure_width: in inches.
+
+    Returns:
+        The height that the rows need in inches, and the start and end of each step.
+    """
+    height = bars.name_rows(axes, items, figure_width)
+    end = base + np.cumsum(steps[::-1])[::-1]  # the last row is the first step
+    start = end - steps
+    places = np.arange(len(items))
+    axes.barh(places, steps, left=start, height=0.72, color=style.signed_colors(steps), linewidth=0)
+    edges = np.concatenate([start, end, [base, score]])
+    low, high = float(edges.min()), float(edges.max())
+    bars.value_axis(axes, units)
+    room = 0.22 * ((high - low) or 1.0)
+    axes.set_xlim(low - room, high + room)
+    for at, one in ((base, "--"), (score, "-")):
+        axes.axvline(at, color=style.INK, linewidth=0.6, linestyle=one, zorder=1)
+    axes.vlines(end[1:], places[1:] - 0.64, places[1:], color=style.FAINT, linewidth=0.5)
+    for place, (step, stop) in enumerate(zip(steps, end, strict=True)):
+        axes.annotate(
+            f"{'+' if step > 0 else ''}{style.number(float(step))}", (stop, place), va="center_baseline",
+            xytext=(2 if step >= 0 else -2, 0), textcoords="offset points", fontsize=style.SMALL,
+            ha="left" if step >= 0 else "right",
+        )  # fmt: skip
+    return height, start, end
