@@ -46,8 +46,8 @@ GROUPS = {
         "Relevance",
         "Layer-wise relevance propagation with its ledger, concepts, and rules.",
         """
-        relevance relevance_by_target Rulebook rules rank_concepts concept_relevance top_inputs tcav concept_activation
-        Basis SparseAutoencoder basis feature_effects
+        relevance relevance_by_target contributions attribution_graph Rulebook rules rank_concepts concept_relevance
+        top_inputs tcav concept_activation Basis SparseAutoencoder basis feature_effects
         """,
     ),
     "sensitivity": (

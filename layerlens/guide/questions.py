@@ -172,6 +172,19 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         "1 forward pass a sample",
         given="examples of the concept and random ones",
     ),
+    # where the score is made
+    Question(
+        "What does each layer add to the score?",
+        "lens.contributions(x, target={target})",
+        "3 gradients",
+        ("a gradient",),
+    ),
+    Question(
+        "Which layer sends what to which?",
+        "lens.attribution_graph(x, target={target})",
+        "4 gradients",
+        ("a gradient",),
+    ),
     # which layers, inputs and weights are sensitive
     Question(
         "What does the output lose without a part?",

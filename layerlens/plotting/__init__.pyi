@@ -4,9 +4,11 @@ from . import style as style
 from .figures.activation_mosaic import activation_mosaic as activation_mosaic
 from .figures.adversarial_examples import adversarial_examples as adversarial_examples
 from .figures.attention import attention as attention
+from .figures.attribution_graph import attribution_graph as attribution_graph
 from .figures.beeswarm import beeswarm as beeswarm
 from .figures.channels import channels as channels
 from .figures.compare_methods import compare_methods as compare_methods
+from .figures.contributions import contributions as contributions
 from .figures.curves import curves as curves
 from .figures.dependence import dependence as dependence
 from .figures.faithfulness_curve import faithfulness_curve as faithfulness_curve

@@ -13,6 +13,8 @@ from layerlens.results import (
     AdversarialExamples,
     AttentionWeights,
     Attribution,
+    AttributionGraph,
+    Contributions,
     Curve,
     Entry,
     FaithfulnessCurve,
@@ -296,3 +298,37 @@ def generation():
         {"input_ids": torch.tensor([[5, 6, 3, 1, 2]])}, "input_ids", "greedy", {"seed": 0}, logit_lens=shown,
         relevance=tuple(rows), explanation=("Probabilities.", "No truth."),
     )  # fmt: skip
+
+
+def contributions(layers=3, batch=1):
+    book = ledger(2, batch)
+    table = random(layers, batch).double()
+    parts = [Entry("part", PATHS[index], PATHS[index], row) for index, row in enumerate(table)]
+    whole = Ledger(book.score.double() + table.sum(dim=0), (*parts, *book.entries))
+    names = tuple(PATHS[:layers])
+    return Contributions(names, names, ((),) * layers, table, 2 * table, whole, "layer", "cat", None, "relevance", {})
+
+
+def attribution_graph(layers=3, batch=1):
+    names, book = ("input", *PATHS[:layers]), ledger(2, batch)
+    receivers = ("score", *PATHS[:layers][::-1])
+    sent = random(len(receivers), len(names), batch).double()
+    for row, receiver in enumerate(receivers[1:], start=1):
+        sent[row, names.index(receiver) :] = 0
+    rest = torch.zeros(len(receivers), batch).double()
+    return AttributionGraph(
+        names,
+        names,
+        sent.sum(dim=0),
+        receivers,
+        sent,
+        rest,
+        rest,
+        book,
+        ("input",),
+        "layer",
+        "cat",
+        None,
+        "relevance",
+        {},
+    )

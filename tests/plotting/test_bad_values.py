@@ -21,7 +21,7 @@ NAMED = {
     "ReceptiveField": "effective", "FeatureVisualization": "images", "FaithfulnessCurve": "scores",
     "Leaderboard": "values", "GroupEffects": "effect", "LayerProfile": "values", "Ranking": "values",
     "Matrix": "values", "Curve": "values", "TrainingHistory": "values", "UnitStatistics": "zeros",
-    "AdversarialExamples": "inputs", "Influence": "values",
+    "AdversarialExamples": "inputs", "Influence": "values", "Contributions": "direct", "AttributionGraph": "sent",
 }  # fmt: skip
 """The field of each result that holds what is drawn."""
 OTHERS = {"Ledger", "LayerTable", "GradientCheck", "GroupComparison", "Generation"}

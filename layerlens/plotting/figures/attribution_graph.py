@@ -81,7 +81,7 @@ def attribution_graph(
         rows = [row for _, row in places.values()]
         canvas.panels[-1].height = ROW * (max(rows) - min(rows) + 3)
         _draw(axes, edges, places, shown, sizes)
-        axes.set_xlim(-0.5, len(columns) - 0.5 + LETTER * len(shown["score"] if "score" in shown else "") / pitch)
+        axes.set_xlim(-0.5, len(columns) - 0.5 + LETTER * len(shown.get("score", "")) / pitch)
         axes.set_ylim(max(rows) + 1.5, min(rows) - 1.5)
         return canvas.finish(
             {"nodes": nodes, "places": np.array([places[name] for name in nodes], float), "edges": edges}
@@ -147,7 +147,11 @@ def _draw(
             edgecolors=style.INK, linewidths=0.4, zorder=2,
         )  # fmt: skip
         axes.annotate(
-            shown[name], (x, y), xytext=(2.5 + area**0.5 / 2, 0), textcoords="offset points", va="center_baseline", fontsize=style.SMALL,
-            zorder=3, bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "alpha": 0.75, "linewidth": 0},
+            shown[name], (x, y), xytext=(2.5 + area**0.5 / 2, 0), textcoords="offset points", fontsize=style.SMALL,
+            va="center_baseline", zorder=3,
+            bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "alpha": 0.75, "linewidth": 0},
         )  # fmt: skip
-    axes.set_axis_off()
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.held_inputs import held_input
-from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.errors import OptionError, choose
 from layerlens.inputs.inputs import Forward, Hold, Input
 from layerlens.model.borrowed import borrowed
@@ -101,7 +100,7 @@ def attribution_graph(
         ledger = trace.whole()
     warn_of_cuts(opened.recording)
     warn_of_residual(ledger, opened.score.dtype)
-    warn_left_out("attribution_graph", opened.left_out, layers is not None)
+    opened.warn_left_out("attribution_graph", layers)
     aim = opened.recording.scores.targets[0]
     return trace.result(nodes, aim.label, aim.each, ledger)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import bisect
+from collections.abc import Sequence
 
 from layerlens.analyzers.graph.graph import NodeInfo
 from layerlens.model.layers import LayerPath
@@ -22,7 +23,7 @@ def branch_layers(recording: Recording) -> list[LayerPath]:
         recording: a forward pass.
     """
     found: dict[LayerPath, int] = {}
-    streams = 0
+    streams, numbers = 0, sorted(info.number for info in recording.nodes if info.op != "leaf")
     for info in recording.nodes:
         if info.op not in _SUMS:
             continue
@@ -33,7 +34,7 @@ def branch_layers(recording: Recording) -> list[LayerPath]:
             if _made_from(other, term):
                 streams += 1  # the other term is computed from this one
                 continue
-            path = _returned_by(recording.spans, term.number, info.number)
+            path = _returned_by(recording.spans, numbers, term, info.number)
             if path is not None:
                 found[path] = min(term.number, found.get(path, term.number))
     return sorted(found, key=found.__getitem__) if streams else []
@@ -58,12 +59,14 @@ def _after(info: NodeInfo, source: NodeInfo) -> bool:
     return info is source or (info.op != "leaf" and (source.op == "leaf" or info.number >= source.number))
 
 
-def _returned_by(spans: Sequence[Span], term: int, total: int) -> LayerPath | None:
-    """The outermost layer whose call ended with the node of a term, and which the sum is not part of."""
-    calls = [(end - start, path) for start, end, path in _around(spans, term) if path and end == term + 1]
-    outside = [(length, path) for length, path in calls if not any(s <= total < e for s, e, p in spans if p == path)]
-    return max(outside, default=(0, None), key=lambda one: one[0])[1]
-
-
-def _around(spans: Sequence[Span], number: int) -> Iterator[Span]:
-    return (span for span in spans if span[0] <= number < span[1])
+def _returned_by(spans: Sequence[Span], numbers: Sequence[int], term: NodeInfo, total: int) -> LayerPath | None:
+    """The outermost layer of whose call a term is the last node on the way, and which the sum is not part of."""
+    if term.op == "leaf":
+        return None
+    following = numbers[bisect.bisect_right(numbers, term.number) :][:1]
+    calls = [
+        (end - start, path)
+        for start, end, path in spans
+        if path and start <= term.number < end <= min([total, *following])
+    ]
+    return max(calls, default=(0, None), key=lambda one: one[0])[1]

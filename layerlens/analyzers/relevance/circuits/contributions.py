@@ -105,7 +105,7 @@ def contributions(
         ledger = opened.ledger(direct, held_back)
     warn_of_cuts(opened.recording)
     warn_of_residual(ledger, score.dtype)
-    warn_left_out("contributions", opened.left_out, layers is not None)
+    opened.warn_left_out("contributions", layers)
     aim = opened.recording.scores.targets[0]
     return Contributions(
         items=tuple(site.part_name(number) for site in opened.sites for number in range(site.size)),
@@ -155,6 +155,11 @@ class OpenedParts:
     def score(self) -> torch.Tensor:
         """The score of each sample."""
         return self.recording.scores.values[0]
+
+    def warn_left_out(self, method: str, layers: Selection) -> None:
+        """Warn of layers that have no parts, if they were asked for."""
+        if layers is not None:
+            warn_left_out(method, self.left_out, explicit=True)
 
     @contextlib.contextmanager
     def rules(self) -> Iterator[list[bool]]:
