@@ -44,6 +44,8 @@ from .analyzers.generation.generate import generate as generate
 from .analyzers.groups.compare_groups import compare_groups as compare_groups
 from .analyzers.groups.explain_errors import explain_errors as explain_errors
 from .analyzers.influence.influence import influence as influence
+from .analyzers.relevance.circuits.attribution_graph import attribution_graph as attribution_graph
+from .analyzers.relevance.circuits.contributions import contributions as contributions
 from .analyzers.relevance.relevance import relevance as relevance, relevance_by_target as relevance_by_target
 from .analyzers.relevance.rules.rulebook import Rulebook as Rulebook
 from .analyzers.saliency.by_target import saliency_by_target as saliency_by_target
@@ -100,6 +102,8 @@ from .results.reports.logit_lens import LogitLens as LogitLens
 from .results.reports.method_table import MethodTable as MethodTable
 from .results.reports.routes import Routes as Routes
 from .results.values.answer_attribution import AnswerAttribution as AnswerAttribution
+from .results.values.attribution_graph import AttributionGraph as AttributionGraph
+from .results.values.contributions import Contributions as Contributions
 from .results.values.curve import Curve as Curve
 from .results.values.faithfulness_curve import FaithfulnessCurve as FaithfulnessCurve
 from .results.values.influence import Influence as Influence
