@@ -26,7 +26,7 @@ def draw(
         steps: size of each.
         base: where the last one starts.
         score: where the first one ends.
-        units: of the values.
+        units: units of the values.
         figure_width: in inches.
 
     Returns:

@@ -36,7 +36,7 @@ def attribution_graph(
     """Draw the largest edges of an attribution graph: the inputs at the left, the score at the right.
 
     A column for each layer that has a node, in order of execution. The thickness of a line is the relevance that it
-    carries, red is positive, blue negative; the name of a node stands at its dot, whose area is its relevance.
+    carries, red is positive, blue negative; the name of a node is next to its dot, whose area is its relevance.
 
     Args:
         found: result of `attribution_graph`, perhaps pruned.

@@ -132,7 +132,7 @@ class AttributionGraph(Explained):
         What the removed edges carried is booked with `absorbed` of their receivers, so that every ledger still closes.
 
         Args:
-            share: of the size of the score, for the mean over the batch.
+            share: share of the size of the score, for the mean over the batch.
 
         Raises:
             OptionError: when it is not between 0 and 1.
