@@ -87,10 +87,11 @@ GROUPS = {
         "Results",
         "What analyzers return: data with `.plot()`, `.save()` and `.explain()`.",
         """
-        load results ActivationMaps AdversarialExamples AnswerAttribution AttentionWeights Attribution Curve
-        ErrorExplanation FaithfulnessCurve FeatureVisualization Generation GroupComparison GroupEffects Guide Influence
-        LatentTraversal LayerHealth LayerProfile LayerTable Leaderboard Ledger LogitLens Matrix MethodTable ModelChecks
-        Ranking ReceptiveField RecurrentStates Relevance Routes TopInputs TrainingHistory UnitStatistics
+        load results ActivationMaps AdversarialExamples AnswerAttribution AttentionWeights AttributionGraph
+        Contributions Attribution Curve ErrorExplanation FaithfulnessCurve FeatureVisualization Generation
+        GroupComparison GroupEffects Guide Influence LatentTraversal LayerHealth LayerProfile LayerTable Leaderboard
+        Ledger LogitLens Matrix MethodTable ModelChecks Ranking ReceptiveField RecurrentStates Relevance Routes
+        TopInputs TrainingHistory UnitStatistics
         """,
     ),
     "plotting": ("Figures", "Functions of results that return a `Plot`.", "plotting"),
