@@ -15,42 +15,56 @@ NOISE = (0.02, 0.1, 0.4, 1.5)
 """Variance of what is not linear, in units of the variance of the linear part over random ablations."""
 
 CANDIDATES = 64
-"""Random ablations of which each step of the design takes the best one."""
+"""Random ablations that a design is taken from, at least; and four for each ablation of the design."""
 
 
 def masks(count: int, sources: int, prior: Array | None = None, seed: int = 0) -> Masks:
     """Return which sources each ablation keeps, `(count, sources)`, True where a source is kept.
 
-    Each row is the best of some random ablations, given the whole prompt and the rows before it: the one that leaves
-    the smallest trace of the posterior covariance of the effects (A-optimality). So sources with a large prior are
-    separated first, and the beginning of a design is a design.
-
     Args:
         count: number of ablations.
         sources: number of sources.
         prior: expected effects, `(sources,)` or `(parts, sources)`; None if unknown.
-        seed: seed of the candidates.
+        seed: seed of the random ablations that `chosen` takes them from.
 
     Example:
         >>> masks(3, 5).shape
         (3, 5)
     """
-    random = np.random.default_rng(seed)
+    drawn = np.random.default_rng(seed).random((max(CANDIDATES, 4 * count), sources)) < 0.5
+    return chosen(drawn, count, prior)
+
+
+def chosen(candidates: Masks, count: int, prior: Array | None = None) -> Masks:
+    """Return the ablations that say most about the effects together with the whole prompt, best first.
+
+    Each is the one that leaves the smallest trace of the posterior covariance, given those before it (A-optimality), so
+    sources with a large prior are separated first. None is taken twice before all were.
+
+    Args:
+        candidates: random ablations, `(candidate, source)`.
+        count: number of ablations.
+        prior: expected effects, `(source,)` or `(part, source)`; None if unknown.
+    """
+    sources = candidates.shape[1]
     spread = np.ones(sources)
     if prior is not None:
         spread = 0.5 * (_scaled(np.atleast_2d(prior)) ** 2).mean(axis=0) + 0.5
     covariance = np.diag([*spread, 10.0 * sources])  # the last one is the intercept
     noise = 0.1 * sources / 4
-    found = np.ones((count + 1, sources), dtype=bool)
-    for row in range(count + 1):
-        drawn = random.random((CANDIDATES, sources)) < 0.5 if row else found[:1]
-        x = np.column_stack([drawn - 0.5, np.ones(len(drawn))])
-        seen = x @ covariance
-        variance = noise + (seen * x).sum(axis=1)
-        best = int(((seen[:, :-1] ** 2).sum(axis=1) / variance).argmax())
-        found[row] = drawn[best]
-        covariance -= np.outer(seen[best], seen[best]) / variance[best]
-    return found[1:]
+    different = np.unique(candidates[~candidates.all(axis=1)], axis=0)
+    rows = np.column_stack([different - 0.5, np.ones(len(different))])
+    x = np.array([*np.full(sources, 0.5), 1.0])  # the whole prompt
+    found: list[int] = []
+    for _ in range(min(count, len(rows))):
+        seen = covariance @ x
+        covariance -= np.outer(seen, seen) / (noise + x @ seen)
+        ahead = rows @ covariance
+        gain = (ahead[:, :-1] ** 2).sum(axis=1) / (noise + (ahead * rows).sum(axis=1))
+        gain[found] = -1.0
+        found.append(int(gain.argmax()))
+        x = rows[found[-1]]
+    return np.resize(different[found], (count, sources)) if found else np.zeros((count, sources), dtype=bool)
 
 
 def fit(kept: Masks, effects: Array, prior: Array | None = None) -> tuple[Array, Array, Array]:

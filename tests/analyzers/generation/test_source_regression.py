@@ -92,6 +92,7 @@ def test_designs_are_balanced_and_their_beginning_is_a_design():
     np.testing.assert_array_equal(masks(5, 8, prior, 3), design[:5])
     np.testing.assert_array_equal(masks(16, 8, prior, 3), design)
     assert len(np.unique(design, axis=0)) == 16
+    assert len(np.unique(masks(7, 3, prior[:3]), axis=0)) == 7
     assert (np.abs(design.mean(axis=0) - 0.5) < 0.2).all()
     assert masks(0, 3).shape == (0, 3)
     assert (masks(16, 8, prior, 4) != design).any()
