@@ -204,6 +204,7 @@ class Lens(WrappedModel):
     check_gradient = bind(checks.check_gradient)
     compare_groups = bind(groups.compare_groups, words=("label",))
     explain_errors = bind(groups.explain_errors, words=("label",))
+    explain_sampling = bind(generation.explain_sampling, predicted=False, words=None)
     influence = bind(training_data.influence, inputs=(), prepare=_read_class_names)
 
     # what each step of a text came from

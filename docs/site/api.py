@@ -60,8 +60,8 @@ GROUPS = {
     ),
     "generation": (
         "Generation",
-        "Which part of the context made an answer, and what a language model considered at each step of a text.",
-        "explain_answer generate",
+        "What made an answer, each step of a text, and a sampled picture.",
+        "explain_answer explain_sampling generate",
     ),
     "dynamics": (
         "Layer dynamics and training",

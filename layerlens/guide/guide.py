@@ -96,6 +96,7 @@ NEEDS_OF_MODEL: Final[Mapping[str, Callable[[Facts], bool]]] = {
     "recurrent layers": lambda facts: bool(facts.recurrent),
     "blocks": lambda facts: bool(facts.blocks),
     "a generator": lambda facts: _generates(facts),
+    "a denoiser": lambda facts: _denoises(facts),
 }
 """What a question needs of the model alone -> whether it is there."""
 
@@ -281,3 +282,9 @@ def _generates(facts: Facts) -> bool:
     given = list(facts.inputs.tensors().values())
     vector = len(given) == 1 and given[0].ndim == 2 and given[0].is_floating_point()
     return vector and facts.output is not None and facts.output.ndim == 4
+
+
+def _denoises(facts: Facts) -> bool:
+    """Whether it makes pictures of pictures and something else, such as a noise level."""
+    first, *others = facts.inputs.tensors().values()
+    return bool(others) and facts.output is not None and first.ndim == 4 and first.shape[2:] == facts.output.shape[2:]

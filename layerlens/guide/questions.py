@@ -37,6 +37,13 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         "lens.run(x, edits={{{layer}: layerlens.edits.zero(units=0)}})",
         "1 forward pass",
     ),
+    Question(
+        "Which words, steps and layers made this sampled picture?",
+        "lens.explain_sampling(inputs, loop=sample)",
+        "2 forward passes and 1 relevance in each step",
+        ("a denoiser",),
+        given="a sampling loop",
+    ),
     Question("What drives the units of a layer?", "lens.activation_maps(x, {layer})", "3 forward passes", ("places",)),
     Question(
         "What drives the units of several layers?", "lens.layer_maps(x, [{layer}])", "3 forward passes", ("places",)

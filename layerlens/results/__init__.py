@@ -9,6 +9,7 @@ from .maps.feature_visualization import FeatureVisualization
 from .maps.latent_traversal import LatentTraversal
 from .maps.receptive_field import ReceptiveField
 from .maps.recurrent_states import RecurrentStates
+from .maps.sampling_attribution import SamplingAttribution
 from .maps.table_values import importance
 from .maps.top_inputs import TopInputs
 from .reports.checks import GradientCheck, LayerGradient, ModelChecks
@@ -75,6 +76,7 @@ __all__ = [
     "Result",
     "RouteComparison",
     "Routes",
+    "SamplingAttribution",
     "TopInputs",
     "TrainingHistory",
     "UnitStatistics",

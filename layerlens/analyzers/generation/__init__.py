@@ -1,6 +1,7 @@
-"""Analyzers of generated text: what made an answer, and each step of it."""
+"""Analyzers of what generative models made: an answer, each step of a text, a sampled picture."""
 
 from .explain_answer import explain_answer
+from .explain_sampling import explain_sampling
 from .generate import generate
 
-__all__ = ["explain_answer", "generate"]
+__all__ = ["explain_answer", "explain_sampling", "generate"]

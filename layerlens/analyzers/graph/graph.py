@@ -73,6 +73,10 @@ class Graph:
         self._leaves = {id(leaf) for leaf in leaves}
         self._visited: dict[Node, NodeInfo] = {}
 
+    def add_leaves(self, leaves: Iterable[torch.Tensor]) -> None:
+        """Let relevance end at further tensors, which no visited node was made of."""
+        self._leaves |= {id(leaf) for leaf in leaves}
+
     def info(self, tensor: torch.Tensor) -> NodeInfo | None:
         """Describe the node that made `tensor`; None for a leaf or a constant."""
         return None if tensor.grad_fn is None else self.visit(tensor.grad_fn)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -39,6 +39,18 @@ Span: TypeAlias = tuple[int, int, LayerPath]
 """First number, number after the last, and layer of the autograd nodes made during one call."""
 
 
+class CutCalls(Protocol):
+    """Calls of a layer that are cut out of the graph, and through which relevance is swept apart; see `looped`."""
+
+    graph: Graph
+
+    def roots(self) -> list[NodeInfo]:
+        """The nodes that made the arguments of the calls."""
+
+    def gradients(self, score: Any, ends: Sequence[Any], outer: torch.Tensor) -> Any:
+        """Return the multipliers of `ends`, as `torch.autograd.grad` does."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Recording:
     """A forward pass of a borrowed model, with what a relevance propagation needs of it.
@@ -56,6 +68,7 @@ class Recording:
         outputs: outputs of layers at which relevance is read; None if there are none.
         conditions: layers of which relevance passes chosen units only; None if there are none.
         parameters: parameters whose relevance is wanted.
+        calls: calls that are cut out of the graph; None for none.
     """
 
     model: nn.Module
@@ -70,6 +83,7 @@ class Recording:
     outputs: LayerOutputs | None
     conditions: Conditions | None
     parameters: Parameters
+    calls: CutCalls | None = None
 
 
 def record(
@@ -82,6 +96,7 @@ def record(
     through: Mapping[str, Units] | None = None,
     parameters: str | Sequence[str] = (),
     forward: Forward | None = None,
+    calls: CutCalls | None = None,
 ) -> Recording:
     """Run a borrowed model, and record its graph and what the graph does not keep.
 
@@ -94,6 +109,7 @@ def record(
         through: layer -> units that relevance may pass.
         parameters: patterns of names of parameters whose relevance is wanted.
         forward: function to call instead of the model.
+        calls: calls that `forward` cuts out of the graph.
 
     Raises:
         RelevanceError: if a score does not depend on the input.
@@ -115,6 +131,8 @@ def record(
     scorer = Scorer(model, x, scores.joint_target(), forward=forward, whole="never")
     leaves = scorer.start()
     graph = Graph(leaves.values(), TABLE)
+    if calls is not None:
+        calls.graph = graph
     generators = generator_states()
     outputs = layers if isinstance(layers, LayerOutputs) else _outputs(model, scorer, layers, forward)
     restore_generators(generators)
@@ -133,17 +151,30 @@ def record(
     scores.values = values = scores.values or [joint]
     scorer.refuse_joint("relevance")
     scorer.check(leaves, joint, output)
-    if recorder.notes.cuts.left:
+    if recorder.notes.cuts.left and calls is None:
         restore_generators(generators)
         _find_cuts_outside_torch(scorer, leaves, recorder.notes, whole)
         scores.values = values
     roots = [_root(score, graph, recorder.notes.cuts) for score in values]
     recomputes = any(getattr(one, "gradient_checkpointing", None) is True for one in modules)
-    if conditions is None and not recomputes:  # another backward pass would run its blocks again
+    if conditions is None and calls is None and not recomputes:  # another backward pass would run its blocks again
         warn_of_joint_scores(lambda _: values[0], leaves, "relevance", run=scorer.run)
-    nodes = list({id(info): info for root in roots for info in graph.reached(root)}.values())
+    every = [*roots, *(() if calls is None else calls.roots())]
+    nodes = list({id(info): info for root in every for info in graph.reached(root)}.values())
     return Recording(
-        model, rulebook, scorer, leaves, scores, nodes, roots, recorder.notes, spans.found, outputs, conditions, wanted
+        model,
+        rulebook,
+        scorer,
+        leaves,
+        scores,
+        nodes,
+        roots,
+        recorder.notes,
+        spans.found,
+        outputs,
+        conditions,
+        wanted,
+        calls,
     )
 
 

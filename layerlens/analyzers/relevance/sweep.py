@@ -100,9 +100,12 @@ def one_sweep(
         keep: whether the graph is needed again.
     """
     bookkeeper.sweep = sweep = Sweep()
+    every, calls = [*ends, *recording.parameters.tensors], recording.calls
     with backward_pass(recording.model):
-        multipliers = torch.autograd.grad(
-            start, [*ends, *recording.parameters.tensors], multiplier, allow_unused=True, retain_graph=keep
+        multipliers = (
+            torch.autograd.grad(start, every, multiplier, allow_unused=True, retain_graph=keep)
+            if calls is None
+            else calls.gradients(start, every, multiplier)
         )
     sweep.ends, sweep.parameters = multipliers[: len(ends)], multipliers[len(ends) :]
     return sweep

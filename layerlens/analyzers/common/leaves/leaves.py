@@ -104,7 +104,7 @@ def find_leaves(
     if not (leaves or uses):
         leaves = {name: _input_leaf(model, inputs, forward, name) for name in floating}
     if leaves or uses:
-        return leaves | {name: Leaf(_embedded(ids[name], calls), tuple(calls)) for name, calls in uses.items()}
+        return leaves | {name: Leaf(embedded(ids[name], calls), tuple(calls)) for name, calls in uses.items()}
     if any(isinstance(module, nn.Embedding) for module in model.modules()) and ids:
         raise InputError(
             f"gradients have no place to start: no nn.Embedding of {type(model).__name__} reads {', '.join(ids)} as "
@@ -167,7 +167,7 @@ def _tables(uses: Sequence[Use]) -> dict[LayerPath, slice]:
     return places
 
 
-def _embedded(ids: torch.Tensor, uses: Sequence[Use]) -> torch.Tensor:
+def embedded(ids: torch.Tensor, uses: Sequence[Use]) -> torch.Tensor:
     """What the embeddings make of the ids, in the ids' own layout; 0 for ids that no call reads."""
     tables = _tables(uses)
     width = max(place.stop for place in tables.values())
