@@ -40,6 +40,7 @@ from .analyzers.dynamics.training.watch import watch as watch
 from .analyzers.faithfulness.evaluate import evaluate as evaluate
 from .analyzers.faithfulness.randomization import cascading_randomization as cascading_randomization
 from .analyzers.generation.explain_answer import explain_answer as explain_answer
+from .analyzers.generation.explain_sampling import explain_sampling as explain_sampling
 from .analyzers.generation.generate import generate as generate
 from .analyzers.groups.compare_groups import compare_groups as compare_groups
 from .analyzers.groups.explain_errors import explain_errors as explain_errors
@@ -87,6 +88,7 @@ from .results.maps.feature_visualization import FeatureVisualization as FeatureV
 from .results.maps.latent_traversal import LatentTraversal as LatentTraversal
 from .results.maps.receptive_field import ReceptiveField as ReceptiveField
 from .results.maps.recurrent_states import RecurrentStates as RecurrentStates
+from .results.maps.sampling_attribution import SamplingAttribution as SamplingAttribution
 from .results.maps.top_inputs import TopInputs as TopInputs
 from .results.reports.checks import ModelChecks as ModelChecks
 from .results.reports.generation import Generation as Generation

@@ -34,6 +34,7 @@ from layerlens.results import (
     ReceptiveField,
     RecurrentStates,
     Relevance,
+    SamplingAttribution,
     TopInputs,
     TrainingHistory,
 )
@@ -279,6 +280,17 @@ def _apart(a, b):
 
 def texts(plot):
     return [artist.get_text() for artist in plot.fig.findobj(Text) if artist.get_text()]
+
+
+def sampled(channels=3, words=4, steps=5, cells=4):
+    by_step = random(1, words, steps).double() - 0.5
+    names, layers = tuple(f"word{k}" for k in range(words)), ("stem", "blocks.0", "head")
+    return SamplingAttribution(
+        names, tuple(f"t={900 - 100 * k}" for k in range(steps)), by_step, random(1, steps).double(),
+        {"0": random(1, channels, 8, 8)}, layers, random(3, steps, 2).double(), random(3, steps).double(), torch.ones(1),
+        "contrast of the picture", 2 * random(1, channels, 8, 8) - 1, ledger(3), "relevance through sampling", {},
+        random(1, words, cells, cells).double() - 0.5, explanation=("What it means.", "What it does not."),
+    )  # fmt: skip
 
 
 def generation():

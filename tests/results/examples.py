@@ -41,7 +41,7 @@ from layerlens.results import (
     UnitStatistics,
 )
 from tests.cases import normal
-from tests.plotting.helpers import generation
+from tests.plotting.helpers import generation, sampled
 
 SETTINGS = {"steps": 8, "baseline": "zero", "noise": 0.5, "exact": True, "seed": None}
 SETTINGS |= {"sizes": (1, (2, 3)), "by": {3: "x"}}
@@ -313,6 +313,7 @@ RESULTS = {
     "LogitLens": lambda: lens(),
     "Ranking": ranking,
     "Generation": generation,
+    "SamplingAttribution": sampled,
     "AnswerAttribution": answer,
     "Influence": influence,
     "Matrix": matrix,
