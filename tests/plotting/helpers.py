@@ -287,7 +287,8 @@ def sampled(channels=3, words=4, steps=5, cells=4):
     names, layers = tuple(f"word{k}" for k in range(words)), ("stem", "blocks.0", "head")
     return SamplingAttribution(
         names, tuple(f"t={900 - 100 * k}" for k in range(steps)), by_step, random(1, steps).double(),
-        {"0": random(1, channels, 8, 8)}, layers, random(3, steps, 2).double(), random(3, steps).double(), torch.ones(1),
+        {"0": random(1, channels, 8, 8)}, layers, random(3, steps, 2).double(), random(3, steps).double(),
+        torch.ones(1),
         "contrast of the picture", 2 * random(1, channels, 8, 8) - 1, ledger(3), "relevance through sampling", {},
         random(1, words, cells, cells).double() - 0.5, explanation=("What it means.", "What it does not."),
     )  # fmt: skip

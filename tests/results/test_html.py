@@ -148,6 +148,7 @@ MAIN = {
     "Leaderboard": lambda result: result.values,
     "Ranking": lambda result: result.values,
     "Generation": lambda result: result.log_p,
+    "SamplingAttribution": lambda result: result.by_step,
     "Influence": lambda result: result.values,
     "Matrix": lambda result: result.values,
     "AnswerAttribution": lambda result: result.values,
