@@ -13,7 +13,6 @@ from layerlens.analyzers.common.features.basis_site import Sites
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.parts.grid import KINDS, By
 from layerlens.analyzers.common.samples import said_once
-from layerlens.analyzers.common.statistics import spearman
 from layerlens.errors import OptionError, check_count, choose, suggestion, warn
 from layerlens.inputs.batches import Samples
 from layerlens.inputs.inputs import Forward, Input, as_inputs
@@ -24,7 +23,7 @@ from layerlens.targets.target import Spec
 
 from ..model_run import ModelRun
 from ..output_metrics import Metric, choose_readout
-from .first_order import first_order_effects
+from .first_order import agreement, first_order_effects, largest
 from .intervention_sites import find_intervention_sites
 from .replacements import VALUES, Value, choose_replacement
 from .results import (
@@ -226,9 +225,8 @@ def _measure(
         names = list(ablation.together)
     elif ablation.screen:
         first_order = first_order_effects(run, survey.sites, replacement, draws, readout)
-        order = first_order.abs().nan_to_num(nan=float("inf")).argsort(descending=True, stable=True)
-        chosen = order[: ablation.count].sort().values
-        groups, names = [groups[index] for index in chosen.tolist()], [names[index] for index in chosen.tolist()]
+        chosen = largest(first_order, ablation.count)
+        groups, names = [groups[index] for index in chosen], [names[index] for index in chosen]
         first_order = first_order[chosen]
     runner = TrialRunner(run, readout, survey, "ablation", survey.copies)
     silent = [ablation.value == "zero" and all(_silent(part) for part in group) for group in groups]
@@ -305,7 +303,10 @@ def _as_result(measured: Measured, ablation: Ablation, passes: dict[str, str]) -
             "left_out": runner.left_out,
             **passes,
         },
-        "checks": {"per sample": measured.responses.mean(dim=1), **_agreement(measured)},
+        "checks": {
+            "per sample": measured.responses.mean(dim=1),
+            **agreement(measured.first_order, measured.values, signed=signed),
+        },
         "explanation": ablation_explanation(
             "group of parts" if grouped else PARTS[kind],
             ablation.value,
@@ -317,13 +318,3 @@ def _as_result(measured: Measured, ablation: Ablation, passes: dict[str, str]) -
     if grouped:
         return Ranking(items=tuple(measured.names), **columns, **fields)
     return as_result(by, [group[0] for group in measured.groups], columns, fields)
-
-
-def _agreement(measured: Measured) -> dict[str, torch.Tensor]:
-    """Return first-order effects and their rank correlation with the values, where there was a screen."""
-    effects = measured.first_order
-    if effects is None:
-        return {}
-    sized = effects if measured.runner.readout.signed else effects.abs()
-    correlation = spearman(sized.unsqueeze(0), measured.values.unsqueeze(0)).reshape(())
-    return {"first order": effects, "rank correlation": correlation}

@@ -9,6 +9,7 @@ import torch
 
 from layerlens.analyzers.common.parts.hook_points import Key, hooked
 from layerlens.analyzers.common.scorer import backward_pass
+from layerlens.analyzers.common.statistics import spearman
 from layerlens.errors import OptionError, TargetError
 from layerlens.model.borrowed import seed_torch
 from layerlens.model.trees import map_tensors
@@ -61,12 +62,12 @@ def first_order_effects(
     with torch.enable_grad():
         with hooked(run.model, [key[:2] for key in wanted], add_leaves) as running:
             output = run.inputs.run(run.model, run.forward if running is None else running.around(run.forward))
-        score = _score(readout, output)(output, torch.arange(run.batch))
+        score = _score(readout, output)(output, torch.arange(run.batch)).sum()
     flat = [leaf for added in leaves.values() for leaf in added]
     slopes: Sequence[torch.Tensor | None] = [None] * len(flat)
     if score.requires_grad:
         with backward_pass(run.model):
-            slopes = torch.autograd.grad(score.sum(), flat, allow_unused=True)
+            slopes = torch.autograd.grad(score, flat, allow_unused=True)
     if all(slope is None for slope in slopes):
         raise TargetError(
             f"the score {'of the predicted class' if readout.target is None else readout.target.label!r} has no "
@@ -78,6 +79,21 @@ def first_order_effects(
         _part_effects(site, values.get(site.key, []), gradients.get(site.key, []), replacement, draws) for site in sites
     ]
     return torch.cat(effects) / run.batch
+
+
+def largest(effects: torch.Tensor, count: int | None) -> list[int]:
+    """Return the numbers of the parts with the largest effects, in order of execution; all for None."""
+    order = effects.abs().nan_to_num(nan=float("inf")).argsort(descending=True, stable=True)
+    return sorted(order[:count].tolist())
+
+
+def agreement(effects: torch.Tensor | None, values: torch.Tensor, *, signed: bool) -> dict[str, torch.Tensor]:
+    """Return first-order effects and their rank correlation with measured values, where there was a screen."""
+    if effects is None:
+        return {}
+    sized = effects if signed else effects.abs()
+    correlation = spearman(sized.unsqueeze(0), values.unsqueeze(0)).reshape(())
+    return {"first order": effects, "rank correlation": correlation}
 
 
 def _score(readout: Readout, output: object) -> Target:

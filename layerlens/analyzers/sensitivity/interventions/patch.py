@@ -12,7 +12,7 @@ from layerlens.analyzers.common.features.basis_site import Sites
 from layerlens.analyzers.common.measure_registry import measure
 from layerlens.analyzers.common.parts.grid import KINDS, By
 from layerlens.analyzers.common.samples import said_once
-from layerlens.errors import InputError, TargetError, choose, warn
+from layerlens.errors import InputError, TargetError, check_count, choose, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed, seed_torch
 from layerlens.model.fastpath import layers_called
@@ -22,6 +22,7 @@ from layerlens.targets.target import Spec, Target, as_target
 
 from ..model_run import ModelRun
 from ..output_metrics import Readout
+from .first_order import agreement, first_order_effects, largest
 from .intervention_sites import find_intervention_sites
 from .replacements import RecordedValues
 from .results import PARTS, as_result, kind_of, null_values, part_name, warn_of_misleading
@@ -32,7 +33,7 @@ Direction = Literal["denoise", "noise"]
 
 @measure(
     question="matters_to_output",
-    cost="F for each part, many in one run, and some 10 F",
+    cost="F for each part, many in one run, and some 10 F; with count= F for those only, and 2 F + 1 B",
     needs="a second input of the same shape",
     source="Meng et al. 2022 (causal tracing); Vig et al. 2020; Wang et al. 2022",
 )
@@ -46,6 +47,8 @@ def patch(
     target: Spec = None,
     direction: Direction = "denoise",
     recovery: bool = True,
+    count: int | None = None,
+    screen: Literal["first_order"] | None = None,
     heads: int | None = None,
     null: bool = False,
     seed: int = 0,
@@ -62,7 +65,10 @@ def patch(
     (S_other - S_patched) / (S_other - S_x), finds parts whose values are needed.
 
     Many parts share a pass, each on its own copy of the batch: n parts cost n + 2 sqrt(n) + 8 forward passes, less
-    where a pass over many rows is cheaper than many passes.
+    where a pass over many rows is cheaper than many passes. With `count`, all parts are first ranked by the sum of
+    g (v - a), with a their values, v those of the other run and g the gradient of the score (attribution patching,
+    Nanda 2023), from two forward passes and one backward pass, and the first ones are measured; the result then says
+    how well both orders agree.
 
     Of a `Basis` the parts are its features, whose codes are taken from the other run, and its error, as in `ablate`.
 
@@ -76,6 +82,8 @@ def patch(
             input; None for the class predicted on `other`.
         direction: whether clean values go into the corrupted run, or corrupted ones into the clean run.
         recovery: False for the change of the score instead of shares.
+        count: number of parts to measure, those with the largest first-order effects; None for all.
+        screen: `"first_order"` computes first-order effects also when all parts are measured.
         heads: as in `ablate`.
         null: whether to move each part as far as its replacement does in a random direction too (4 draws): the root
             mean square of the effect, with the sign of the value.
@@ -83,8 +91,10 @@ def patch(
     Returns:
         A `LayerProfile` for `by="layer"`, a `Matrix` of layers by positions for `"layer_position"`, else a `Ranking`.
         With two samples or more, `error` is the standard error over samples. The checks are `"change"`, `(parts,)`, in
-        units of the score, `"per sample"`, `(parts, batch)`, in the same units, and `"scores"`, `(2,)`, of x and
-        of `other`. `settings["left_out"]` maps the layers that could not be measured to the reason.
+        units of the score, `"per sample"`, `(parts, batch)`, in the same units, `"scores"`, `(2,)`, of x and of
+        `other`, and with a screen `"first order"`, `(parts,)`, in units of the score, and `"rank correlation"` of
+        both orders (Spearman). `settings["not_measured"]` counts the parts that a screen skipped,
+        `settings["left_out"]` maps the layers that could not be measured to the reason.
 
     Raises:
         InputError: when the inputs differ in shape, or in their padding.
@@ -105,12 +115,19 @@ def patch(
     """
     choose("by", by, KINDS)
     choose("direction", direction, ("denoise", "noise"))
-    with borrowed(model, grad=False), layers_called(), said_once() as passes:
+    if count is not None:
+        check_count("count", count)
+    if screen is not None:
+        choose("screen", screen, ("first_order",))
+    screened = screen is not None or count is not None
+    with borrowed(model, grad=screened), torch.no_grad(), layers_called(), said_once() as passes:
         corrupted, clean = as_inputs(x), as_inputs(other)
         _check_same_form(corrupted, clean)
         inputs, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
         run = ModelRun(model, inputs, forward, seed, progress)
-        patched = _patch_parts(run, source, layers, target, Patching(by, direction, recovery, heads, null))
+        patched = _patch_parts(
+            run, source, layers, target, Patching(by, direction, recovery, count, screened, heads, null)
+        )
     names = [part_name(by, part) for part in patched.parts]
     warn_of_misleading("patch", patched.runner, layers is not None, patched.values, names)
     return _as_result(patched, passes)
@@ -123,6 +140,8 @@ class Patching:
     by: By
     direction: Direction
     recovery: bool
+    count: int | None
+    screen: bool
     heads: int | None
     null: bool
 
@@ -138,6 +157,8 @@ class Patched:
     changes: torch.Tensor  # (parts, batch)
     null: torch.Tensor | None  # (parts, draws)
     scores: tuple[torch.Tensor, torch.Tensor]  # of the input and of the source, (batch,) each
+    first_order: torch.Tensor | None  # (parts,)
+    all_parts: int  # number of parts before a screen
 
     @property
     def whole(self) -> torch.Tensor:
@@ -174,10 +195,14 @@ def _patch_parts(run: ModelRun, source: Inputs, layers: Sites, target: Spec, opt
     start, goal = resolved(survey.output, rows).double().cpu(), resolved(output, rows).double().cpu()  # (batch,)
     if options.recovery:
         _check_gap(start, goal, resolved)
-    runner = TrialRunner(run, Readout("change", resolved), survey, "patching", survey.copies)
-    parts = [Part(site, number) for site in survey.sites for number in range(site.grid.size)]
-    groups: list[tuple[Part, ...]] = [(part,) for part in parts]
+    readout = Readout("change", resolved)
+    runner = TrialRunner(run, readout, survey, "patching", survey.copies)
+    every = [Part(site, number) for site in survey.sites for number in range(site.grid.size)]
     replacement = RecordedValues(run, lambda: [source], [rows])
+    effects = first_order_effects(run, survey.sites, replacement, 1, readout) if options.screen else None
+    parts = every if effects is None else [every[index] for index in largest(effects, options.count)]
+    effects = None if effects is None else effects[largest(effects, options.count)]
+    groups: list[tuple[Part, ...]] = [(part,) for part in parts]
     changes = runner(groups, replacement, 1).squeeze(1)  # (parts, batch)
     null = runner.null_changes(groups, replacement) if options.null else None
     kept = runner.measured(groups)
@@ -189,6 +214,8 @@ def _patch_parts(run: ModelRun, source: Inputs, layers: Sites, target: Spec, opt
         changes[kept],
         None if null is None else null[kept],
         (start, goal),
+        None if effects is None else effects[kept],
+        len(every),
     )
 
 
@@ -213,6 +240,8 @@ def _as_result(patched: Patched, passes: dict[str, str]) -> Explained:
             "direction": options.direction,
             "target": label,
             "recovery": options.recovery,
+            "count": options.count,
+            "not_measured": 0 if options.count is None else patched.all_parts - len(patched.parts),
             "at_once": runner.copies,
             "seed": runner.run.seed,
             "left_out": runner.left_out,
@@ -222,6 +251,7 @@ def _as_result(patched: Patched, passes: dict[str, str]) -> Explained:
             "change": patched.changes.mean(dim=1),
             "per sample": patched.changes,
             "scores": torch.stack([score.mean() for score in scores]),
+            **agreement(patched.first_order, values * whole, signed=True),
         },
         "explanation": _explanation(options, kind_of(options.by, runner.survey.sites)),
     }

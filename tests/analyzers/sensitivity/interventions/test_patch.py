@@ -190,3 +190,52 @@ def test_texts_name_the_columns():
     with pytest.raises(errors.InputError, match="3 tokens and 4"):
         lens.patch("abc", "abcd", target="e")
     assert "does" in found.explain() or "shows" in found.explain()
+
+
+def test_a_screen_measures_the_parts_that_matter_to_first_order():
+    every = patch(circuit(), X, OTHER, ["embed", "move"], by="unit", target=0, recovery=False, screen="first_order")
+    torch.testing.assert_close(every.checks["first order"], every.values)  # the circuit is linear
+    assert every.settings["not_measured"] == 0
+    few = patch(circuit(), X, OTHER, ["embed", "move"], by="unit", target=0, recovery=False, count=2)
+    assert set(few.items) == {"embed unit (1, 2)", "move unit (4, 3)"}
+    assert few.settings["not_measured"] == len(every.items) - 2
+    assert [every.values[every.items.index(item)] for item in few.items] == list(few.values)
+
+
+def test_first_order_effects_are_gradient_times_difference():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 2)
+    ).double()
+    x = normal(2, 2, 8, 8).double()
+    other = x.flip(0) * 1.5
+    layers = ["0", "2"]
+    found = patch(model, x, other, layers, by="channel", target=0, recovery=False, count=4)
+    values = {}
+    for name, given in (("clean", other), ("corrupted", x)):
+        hidden = [model[0](given)]
+        hidden.append(model[2](model[1](hidden[0])))
+        values |= {(name, layer): value for layer, value in zip(layers, hidden, strict=True)}
+        score = model[3:](hidden[1])[:, 0].mean()
+    gradients = dict(zip(layers, torch.autograd.grad(score, hidden), strict=True))
+    effects = {}
+    for layer in layers:
+        product = gradients[layer] * (values["clean", layer] - values["corrupted", layer])
+        for place, effect in enumerate(product.sum(dim=(0, 2, 3)).tolist()):
+            effects[f"{layer} channel {place}"] = effect
+    best = sorted(effects, key=lambda name: -abs(effects[name]))[:4]
+    assert set(found.items) == set(best)
+    for item, effect in zip(found.items, found.checks["first order"].tolist(), strict=True):
+        assert effect == pytest.approx(effects[item], rel=1e-9, abs=1e-12)
+    assert -1 <= float(found.checks["rank correlation"]) <= 1
+
+
+def test_a_table_of_the_parts_that_a_screen_measured_leaves_the_others_open():
+    found = patch(circuit(), X, OTHER, LAYERS, by="layer_position", target=0, count=3)
+    assert int(found.values.isfinite().sum()) == 3
+
+
+@pytest.mark.parametrize("options", [{"count": 0}, {"screen": "second_order"}])
+def test_options_of_a_screen(options):
+    with pytest.raises(errors.OptionError):
+        patch(circuit(), X, OTHER, ["embed"], target=0, **options)
