@@ -16,7 +16,6 @@ from layerlens.axes.layout import named as axis_names
 from layerlens.errors import InputError, LayerLensError, TargetError, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed, freeze
-from layerlens.model.layers import Selection
 from layerlens.probes.made_edits import Edit, Edited
 from layerlens.probes.probe import Probe
 from layerlens.results import Attribution
@@ -25,6 +24,7 @@ from layerlens.targets.outputs import one_value
 from layerlens.targets.target import Spec, Target, as_target
 
 from .calls.used_tensors import tensor_of_target, units_of_target
+from .features.basis_site import FeatureCall, Sites, basis_sites_and_values, split_bases
 from .inner_gradients import InnerGradients, backward_pass as backward_pass
 from .leaf_gradients import gradients as gradients
 from .leaves.layer_leaf import find_leaf_calls
@@ -55,7 +55,7 @@ class Scorer:
         model: a borrowed model.
         x: input of the model, as in `as_inputs`.
         target: what to score, as in `as_target`.
-        where: None or `"input"` for the inputs; else what layers return or take, as in `find_leaf_calls`.
+        where: None or `"input"` for the inputs; else what layers return or take, as in `find_leaf_calls`, or bases.
         forward: `forward(model, *args, **kwargs)` to call instead of the model.
         whole: whether inputs of whole numbers are leaves, see `find_leaves`.
 
@@ -80,7 +80,7 @@ class Scorer:
         x: Input,
         target: Spec,
         *,
-        where: Selection = None,
+        where: Sites = None,
         forward: Forward | None = None,
         whole: Whole = "alone",
     ) -> None:
@@ -95,7 +95,10 @@ class Scorer:
                 self.leaves.pop(name)
                 self.inputs = self.inputs.holding(name)
         else:
-            found = find_leaf_calls(model, self.inputs, where, forward)
+            bases, layers = split_bases(where)
+            found = [] if bases and layers == () else find_leaf_calls(model, self.inputs, layers, forward)
+            for site, value in basis_sites_and_values(model, self.inputs, bases, forward):
+                found += site.leaves(value)
             self.leaves = {place.name: Leaf(value.detach(), place=place) for place, value in found}
         self.padding = paddings(self.inputs, self.leaves)
         for name, padding in self.padding.items():
@@ -329,7 +332,8 @@ class Scorer:
             "score": score.detach(),
             "checks": {name: check.detach() for name, check in (checks or {}).items()},
             "inputs": _single(shown) if shown else None,
-            "features": {name: one for name, one in self.inputs.features.items() if name in shown},
+            "features": {name: one for name, one in self.inputs.features.items() if name in shown}
+            | {name: names for name, leaf in self.leaves.items() if (names := _labels(leaf))},
             "index": self.inputs.index,
             "standard_error": None if standard_error is None else padded(standard_error),
         }
@@ -345,6 +349,11 @@ class Scorer:
         return (*axes[:2], "feature") if axes[2:] == ("channel",) else axes
 
 
+def _labels(leaf: Leaf) -> tuple[str, ...]:
+    """Return the names of the features of a basis, where a sample has one number for each."""
+    return leaf.place.labels if isinstance(leaf.place, FeatureCall) and leaf.value.ndim == 2 else ()
+
+
 def _single(values: dict[str, torch.Tensor]) -> Values:
     return next(iter(values.values())) if len(values) == 1 else values
 
@@ -355,7 +364,7 @@ def scoring(
     x: Input,
     target: Spec,
     *,
-    where: Selection = None,
+    where: Sites = None,
     forward: Forward | None = None,
     grad: bool = True,
     whole: Whole | None = None,

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from torch import nn
 
+from layerlens.analyzers.common.features.basis_site import Sites
 from layerlens.analyzers.common.registry import METHODS, Method, method_named
 from layerlens.errors import OptionError, UnknownOption, warn
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.layers import Selection
 from layerlens.progress import showing
 from layerlens.results import Attribution, MethodTable
 from layerlens.signatures import old_names, public, refuse_unknown
@@ -30,7 +30,7 @@ def saliency(
     *,
     target: Spec = None,
     method: str = "auto",
-    where: Selection = None,
+    where: Sites = None,
     unused: Literal["error", "zero"] = "error",
     forward: Forward | None = None,
     progress: bool | None = None,
@@ -42,7 +42,8 @@ def saliency(
         method: name of the method; the function of that name says what it computes. `"auto"` takes the one measured as
             most faithful for the kind of input, and says which in `.method` and why in `settings["chosen"]`.
             `saliency.methods()` lists all with their cost, what they need and where they were published.
-        where: ... Methods of the CAM family read their layer from it.
+        where: ... Methods of the CAM family read their layer from it. A `Basis` for its features and its error, which
+            are then the values: `result.values["blocks.1 features"]`, laid out as the layer's output.
         unused: what a layer on which the score does not depend gets: an error, or zeros with a warning (`"zero"`), as
             for many layers at once.
         **options: options of the method.
@@ -81,7 +82,7 @@ def saliency(
         options[place] = where
     check_unused(unused, where, "where" if "where" in parameters else "layer")
 
-    def run(at: Selection, without: list[str]) -> Attribution:
+    def run(at: Sites, without: list[str]) -> Attribution:
         own = options if unused == "error" else {**options, "where": at}
         for name, value in own.items():  # baselines and windows by layer
             if without and isinstance(value, Mapping):

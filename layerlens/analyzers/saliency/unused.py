@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.features.basis_site import Sites
 from layerlens.analyzers.common.scorer import Scorer, backward_pass, scoring
 from layerlens.errors import OptionError, choose, warn
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
@@ -20,10 +20,10 @@ def with_unused(
     model: nn.Module,
     x: Input,
     target: Spec,
-    where: Selection,
+    where: Sites,
     forward: Forward | None,
     method: str,
-    run: Callable[[Selection, list[str]], Attribution],
+    run: Callable[[Sites, list[str]], Attribution],
 ) -> Attribution:
     """Return the result of a method at some layers, with zeros at those on which the score does not depend.
 
@@ -66,7 +66,7 @@ def with_unused(
     )
 
 
-def _reached(scorer: Scorer, where: Selection) -> bool:
+def _reached(scorer: Scorer, where: Sites) -> bool:
     """Whether a gradient of the score reaches a layer; of several at once a later one would hide an earlier one."""
     with scoring(scorer.model, scorer.inputs, scorer.target, where=where, forward=scorer.forward) as alone:
         start = alone.start()
@@ -77,7 +77,7 @@ def _reached(scorer: Scorer, where: Selection) -> bool:
             return torch.autograd.grad(score.sum(), list(start.values()), allow_unused=True)[0] is not None
 
 
-def check_unused(unused: str, where: Selection, place: str) -> None:
+def check_unused(unused: str, where: Sites, place: str) -> None:
     """Check the option `unused`.
 
     Args:

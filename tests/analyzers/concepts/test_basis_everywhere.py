@@ -212,6 +212,39 @@ def test_features_at_each_place_several_bases_and_layers_in_one_call():
     assert single.to_pandas().index[3] == "block feature 3"
 
 
+def test_saliency_of_features_by_the_methods_of_layers():
+    for name, kind in (("cnn", "square"), ("lstm", "sae"), ("transformer", "directions")):
+        net, x, layer, _, axis = case(name)
+        found, lens = made(kind, net, x, layer), Lens(net)
+        by_gradient = lens.saliency(x, target=1, where=found, method="input_x_gradient")
+        effects = feature_effects(net, x, found, target=1).checks["per sample"]
+        values = by_gradient.values[f"{layer} features"].movedim(axis, 1)
+        assert by_gradient.settings["where"] == f"{layer} features, {layer} error"
+        torch.testing.assert_close(values.reshape(*values.shape[:2], -1).sum(dim=2).T, effects[: values.shape[1]])
+        error = by_gradient.values[f"{layer} error"].flatten(1).sum(dim=1)
+        torch.testing.assert_close(error, effects[-1])
+        path = lens.saliency(x, target=1, where=found, method="integrated_gradients")
+        whole = sum(one.flatten(1).sum(dim=1) for one in path.values.values())
+        empty = by_hand(net, x, case_module(net, layer), axis, lambda rows, found=found: nothing(found, rows))
+        torch.testing.assert_close(whole, path.score - empty, rtol=0, atol=1e-4)
+        taken = lens.saliency(x, target=1, where=found, method="feature_ablation").values[f"{layer} error"]
+        assert taken.shape == by_gradient.values[f"{layer} error"].shape
+    earlier = lens.saliency(x, target=1, where=[found, "embed"], method="gradient")
+    alone = lens.saliency(x, target=1, where="embed", method="gradient")
+    torch.testing.assert_close(earlier.values["embed"], alone.values)
+    flat = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 2))
+    named = Lens(flat).saliency(torch.ones(2, 3), where=Basis.of_directions("0", {"up": torch.ones(6)}), target=0)
+    assert named.features["0 features"] == ("up",)
+
+
+def case_module(net, layer):
+    return net.get_submodule(layer.split("/")[0])
+
+
+def nothing(found, rows):
+    return found.decode_last(torch.zeros_like(found.encode_last(rows)), rows)
+
+
 def test_steering_adds_to_a_code_or_sets_it():
     for name in ("cnn", "lstm", "transformer"):
         net, x, layer, module, axis = case(name)

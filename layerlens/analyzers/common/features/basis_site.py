@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -74,6 +74,71 @@ class BasisSite:
                 step = step + (self.basis.decode_last(new_codes, hidden) - decoded)
         return exchanged(self.call.module, output, {name: tensor + self.call.as_returned(step.movedim(-1, self.unit))})
 
+    def exchange(self, given: Mapping[Kind, torch.Tensor], *, through: bool = False) -> Callable[[Any], Any]:
+        """Return a function that replaces codes, the error or both in an output; what is not given stays.
+
+        Args:
+            given: kind -> values laid out as the layer's output with the batch first, with features for units in codes.
+            through: as in `LeafCall.exchange`.
+        """
+
+        def change(output: object) -> Any:
+            hidden = self.units_last(self.call.of(output)[1].detach())
+            parts = {kind: value.movedim(self.unit, -1) for kind, value in given.items()}
+            with self.basis.coding():
+                codes, error = parts.get("codes"), parts.get("error")
+                if codes is None or error is None:
+                    with torch.no_grad():
+                        own = self.basis.encode_last(hidden)
+                        codes = own if codes is None else codes
+                        error = hidden - self.basis.decode_last(own, hidden) if error is None else error
+                new = (self.basis.decode_last(codes, hidden) + error).movedim(-1, self.unit)
+            return self.call.put(output, new, through=through)
+
+        return change
+
+    def leaves(self, value: torch.Tensor) -> list[tuple[FeatureCall, torch.Tensor]]:
+        """Return the codes and the error as what a score is attributed to, laid out as the output with the batch first.
+
+        Args:
+            value: the output of the layer, with the batch first.
+        """
+        hidden = value.detach().movedim(self.unit, -1)
+        with torch.no_grad(), self.basis.coding():
+            codes = self.basis.encode_last(hidden)
+            error = hidden - self.basis.decode_last(codes, hidden)
+        call = {field.name: getattr(self.call, field.name) for field in dataclasses.fields(self.call)}
+        parts: list[tuple[Kind, torch.Tensor]] = [("codes", codes), ("error", error)]
+        return [(FeatureCall(**call, site=self, kind=kind), one.movedim(-1, self.unit)) for kind, one in parts]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureCall(LeafCall):
+    """The codes, or the error, of a basis at a call.
+
+    Attributes:
+        site: the basis, and the tensor.
+        kind: which of the two.
+    """
+
+    site: BasisSite
+    kind: Kind
+
+    @property
+    def name(self) -> str:
+        """Name of the layer, and of the part: `blocks.1 features`, `blocks.1 error`."""
+        return f"{self.site.name} {'features' if self.kind == 'codes' else 'error'}"
+
+    @property
+    def selection(self) -> Any:
+        """The basis, which names both parts in `where`."""
+        return self.site.basis
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the features; none for the error, or where they are numbered."""
+        return self.site.basis.features or () if self.kind == "codes" else ()
+
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
@@ -140,13 +205,25 @@ def find_basis_sites(
     """Find the tensors that bases write as features; the model is run once for each.
 
     Raises:
+        InputError: when a tensor has no axis of samples.
         LayerNotFound: when a layer does not exist.
         SelectionError: when a basis names several layers, calls or tensors.
         RecordError: when its layer did not run.
         AxesUnknown: when the axis of samples, or of units, is not known.
         OptionError: when two bases of one layer have one name, or two features.
     """
-    sites: dict[str, BasisSite] = {}
+    return [site for site, _ in basis_sites_and_values(model, inputs, bases, forward)]
+
+
+def basis_sites_and_values(
+    model: nn.Module, inputs: Inputs, bases: Iterable[Basis], forward: Forward | None
+) -> list[tuple[BasisSite, torch.Tensor]]:
+    """Find the tensors, and their values with the batch first; see `find_basis_sites`.
+
+    Raises:
+        OptionError: when two bases of one layer have one name, or two features.
+    """
+    sites: dict[str, tuple[BasisSite, torch.Tensor]] = {}
     given = list(dict.fromkeys(bases))
     for basis in given:
         found = find_leaf_calls(model, inputs, basis.layer, forward)
@@ -160,7 +237,7 @@ def find_basis_sites(
         names = (*(basis.features or ()), "error")
         if twice := [one for number, one in enumerate(names) if one in names[:number]]:
             raise OptionError(f"{basis!r} has two parts called {twice[0]!r}: name its features differently.")
-        sites[name] = BasisSite(basis, call, unit_axis(basis, call, value), name)
+        sites[name] = BasisSite(basis, call, unit_axis(basis, call, value), name), value
     return list(sites.values())
 
 

@@ -96,13 +96,13 @@ class LeafCall:
             value: `(batch, ...)`.
             through: whether gradients also reach what the replaced tensor was made of.
         """
+        return lambda output: self.put(output, value, through=through)
 
-        def change(output: object) -> Any:
-            name, tensor = self.of(output)
-            new = self.as_returned(value)
-            return exchanged(self.module, output, {name: _Through.apply(new, tensor) if through else new.clone()})  # type: ignore[no-untyped-call]
-
-        return change
+    def put(self, output: object, value: torch.Tensor, *, through: bool = False) -> Any:
+        """Return an output with `value`, `(batch, ...)`, instead of the tensor; see `exchange`."""
+        name, tensor = self.of(output)
+        new = self.as_returned(value)
+        return exchanged(self.module, output, {name: _Through.apply(new, tensor) if through else new.clone()})  # type: ignore[no-untyped-call]
 
 
 class _Through(torch.autograd.Function):

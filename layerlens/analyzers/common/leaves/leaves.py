@@ -19,6 +19,7 @@ from layerlens.model.layers import LayerPath
 from layerlens.model.trees import named_tensors
 from layerlens.probes.made_edits import Edit, Edited
 
+from ..features.basis_site import BasisSite, FeatureCall, Kind
 from ..samples import or_none
 from .indices import indices
 from .layer_leaf import LeafCall
@@ -190,14 +191,20 @@ def substitute(
         through: whether gradients pass the layers that are replaced, see `LeafCall.exchange`.
     """
     replaced: dict[Edited, dict[int, Callable[[Any], Any]]] = {}
+    parts: dict[BasisSite, dict[Kind, torch.Tensor]] = {}
     for name, leaf in leaves.items():
-        if leaf.place is not None:
+        if isinstance(leaf.place, FeatureCall):
+            parts.setdefault(leaf.place.site, {})[leaf.place.kind] = values[name]
+        elif leaf.place is not None:
             calls = replaced.setdefault(leaf.place.edited, {})
             exchange = leaf.place.exchange(values[name], through=through)
             calls[leaf.place.call] = _after(calls.get(leaf.place.call), exchange)
         tables = _tables(leaf.uses)
         for use in leaf.uses:
             replaced.setdefault(use.layer, {})[use.call] = _laid_out(use, values[name], tables[use.layer])
+    for site, given in parts.items():
+        calls = replaced.setdefault(site.call.edited, {})
+        calls[site.call.call] = _after(calls.get(site.call.call), site.exchange(given, through=through))
 
     def edit(by_call: dict[int, Callable[[Any], Any]]) -> Edit:
         calls = iter(range(1 << 62))
