@@ -31,6 +31,8 @@ from .figures.receptive_field import receptive_field as receptive_field
 from .figures.recurrent_states import recurrent_states as recurrent_states
 from .figures.relevance_flow import relevance_flow as relevance_flow
 from .figures.sensitivity import sensitivity as sensitivity
+from .figures.sources import sources as sources
+from .figures.sources_html import sources_html as sources_html
 from .figures.thumbnail import thumbnail as thumbnail
 from .figures.timeseries import timeseries as timeseries
 from .figures.tokens import tokens as tokens

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="Result")
 
 
-def _figures() -> Any:
+def figures() -> Any:
     """Return the room that draws results, through the face of the package: neither room imports the other."""
     return sys.modules["layerlens"].plotting
 
@@ -40,7 +40,7 @@ class _PlotMethod:
     """`result.plot` with the options and the docstring of the result's usual figure, and every kind as an attribute."""
 
     def __get__(self, result: Result | None, of: type[Result]) -> Drawing:
-        return cast(Drawing, _figures().plot_method(of, result))
+        return cast(Drawing, figures().plot_method(of, result))
 
 
 class Result:
@@ -112,7 +112,7 @@ class Result:
     def _picture(self) -> str:
         """A small figure as HTML, or why it cannot be drawn: the numbers next to it are shown in any case."""
         try:
-            return str(_figures().thumbnail(self))
+            return str(figures().thumbnail(self))
         except Exception as error:
             return f"<p>no picture: {html.escape(_brief(str(error), 400))}</p>"
 

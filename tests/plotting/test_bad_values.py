@@ -22,6 +22,7 @@ NAMED = {
     "Leaderboard": "values", "GroupEffects": "effect", "LayerProfile": "values", "Ranking": "values",
     "Matrix": "values", "Curve": "values", "TrainingHistory": "values", "UnitStatistics": "zeros",
     "AdversarialExamples": "inputs", "Influence": "values", "Contributions": "direct", "AttributionGraph": "sent",
+    "AnswerAttribution": "values",
 }  # fmt: skip
 """The field of each result that holds what is drawn."""
 OTHERS = {"Ledger", "LayerTable", "GradientCheck", "GroupComparison", "Generation"}
@@ -57,7 +58,9 @@ def test_every_result_is_asked():
 @pytest.mark.parametrize("number", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)])
 def test_what_is_no_number_is_refused_or_marked(name, kind, number):
     result = with_values(name, kind, lambda tensor: spoilt(tensor, number))
-    shown = name in SHOWS_NAN and kind != "network" and not (name == "Matrix" and np.isinf(number))
+    shown = (
+        (name in SHOWS_NAN or kind == "matrix") and kind != "network" and not (kind == "matrix" and np.isinf(number))
+    )
     if kind == "importance" or shown:
         plot = result.plot(kind)
         written = " ".join(text.get_text() for text in plot.fig.findobj(lambda artist: hasattr(artist, "get_text")))

@@ -19,6 +19,7 @@ from PIL import Image
 from layerlens import plotting
 from layerlens.plotting import FIGURES, figures_of
 from layerlens.results import GradientCheck, Influence, LayerGradient, Matrix, UnitStatistics
+from tests.results.examples import answer
 
 from .helpers import (
     adversarial,
@@ -133,6 +134,9 @@ EXAMPLES = {
     ("Generation", "considered"): generation,
     ("Generation", "sources"): generation,
     ("Generation", "logit_lens"): generation,
+    ("AnswerAttribution", "sources"): answer,
+    ("AnswerAttribution", "matrix"): answer,
+    ("AnswerAttribution", "network"): pairs,
     ("Influence", "influence"): influence,
     ("Curve", "curves"): lambda: curve(("PGD", "FGSM")),
     ("TrainingHistory", "training"): lambda: history(6, 4),
@@ -164,6 +168,7 @@ NO_PLOT = {
     "through",
     "thumbnail",
     "tokens_html",
+    "sources_html",
 }
 QUICK = {
     ("Attribution", "heatmap"),

@@ -65,13 +65,18 @@ class AnswerScorer:
         ids: list[int] = self._encoding(prompt, text)["input_ids"][0].tolist()
         if ids:
             return ids
-        known = [getattr(self.tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")]
-        if (first := next((index for index in known if index is not None), None)) is None:
+        if (first := self.first) is None:
             raise InputError(
                 "without its sources the prompt has no tokens, and the tokenizer no token that texts start with: give "
                 "context= and a question, so that some text stays."
             )
-        return [int(first)]
+        return [first]
+
+    @property
+    def first(self) -> int | None:
+        """The token that texts start with, which an empty prompt has; None if the tokenizer has none."""
+        known = [getattr(self.tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")]
+        return next((int(index) for index in known if index is not None), None)
 
     def _encoding(self, prompt: Prompt, text: str | None = None) -> Any:
         options = {"add_special_tokens": False} if prompt.chat else {}

@@ -211,6 +211,10 @@ def _regressed(task: _Task, prior: Shares | None, passes: int, until: float | No
     effects = torch.zeros(0, parts, dtype=torch.float64)
     if number > 1:
         kept = np.concatenate([kept, masks(number - 1, count, start, seed)])
+        kept = np.array(list(dict.fromkeys(map(tuple, kept.tolist()))))  # a prompt that was run says the same again
+    if task.scorer.first is None and not task.prompt.kept([False] * count):
+        kept = kept[kept.any(axis=1)]  # an empty prompt cannot be run
+    number = len(kept)
     at_once = number if until is None else least
     while len(effects) < number:
         effects = torch.cat([effects, task.score(kept[len(effects) : len(effects) + at_once], "ablations")])

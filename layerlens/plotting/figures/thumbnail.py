@@ -6,11 +6,12 @@ import base64
 import html
 from typing import Any, Final
 
-from layerlens.results import ActivationMaps, AttentionWeights, Attribution, RecurrentStates, Result
+from layerlens.results import ActivationMaps, AnswerAttribution, AttentionWeights, Attribution, RecurrentStates, Result
 
 from ..drawing import attribution_sample
 from ..plot import figures_of, plot
 from ..words import words
+from .sources_html import sources_html
 from .tokens_html import tokens_html
 
 DPI: Final = 144
@@ -42,6 +43,8 @@ def thumbnail(result: Result) -> str:
         return ""
     options: dict[str, Any] = {}
     caption = ""
+    if isinstance(result, AnswerAttribution):
+        return sources_html(result, count=40, table=False)
     if isinstance(result, Attribution):
         if isinstance(result.values, dict) and not attribution_sample.text_inputs(result):
             options["name"] = next(iter(result.values))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from layerlens.errors import InputError, OptionError, check_count, need
+from layerlens.errors import InputError, OptionError, ResultFileError, check_count, need
+from layerlens.files import no_place, whole
 
+from ..base import figures
 from .matrix import Matrix
 
 
@@ -125,6 +129,33 @@ class AnswerAttribution(Matrix):
         if self.error is not None:
             table["standard error"] = self.error.numpy().reshape(-1)
         return pandas.DataFrame(table)
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write a page with the answer and the prompt: a part of the answer opens its colored sources.
+
+        It has no script, and is light or dark as the reader's browser is.
+
+        Args:
+            path: file to write.
+
+        Returns:
+            The path written.
+
+        Raises:
+            PlotError: if a value is not a finite number, or all are zero.
+            ResultFileError: if the folder does not exist.
+        """
+        path = Path(path)
+        if why := no_place(path):
+            raise ResultFileError(f"cannot save to {path}: {why}")
+        page = (
+            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+            f"<title>An answer and its sources</title></head><body>{figures().sources_html(self, count=None)}</body>"
+            "</html>"
+        )
+        with whole(path) as file:
+            file.write(page.encode())
+        return path
 
     def summary(self) -> list[tuple[str, str]]:
         """The answer, what was measured, and the best sources of each part."""

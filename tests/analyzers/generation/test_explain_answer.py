@@ -89,7 +89,7 @@ def test_a_batch_of_prompts_gives_what_each_gives_alone(lens):
     for prompt, answer, found in zip(prompts, answers, both, strict=True):
         alone = lens.explain_answer(prompt, answer, passes=8, seed=1, batch_size=1)
         torch.testing.assert_close(found.values, alone.values)
-        assert found.passes == 8 and found.method == "relevance + ablation"
+        assert found.passes == alone.passes <= 8 and found.method == "relevance + ablation"
 
 
 def test_until_stops_early_with_the_same_ablations(lens):
