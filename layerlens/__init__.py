@@ -46,7 +46,7 @@ _NAMES = {
     "analyzers.saliency": "saliency saliency_by_target grad_cam attention_rollout_map",
     "analyzers.saliency.perturbation": "interactions",
     "analyzers.sensitivity": """
-        sensitivity jacobian lipschitz noise_response ablate patch sobol morris weight_sensitivity
+        sensitivity jacobian lipschitz noise_response ablate patch circuit_faithfulness sobol morris weight_sensitivity
         attack attack_curve attack_drift corruption_curve
     """,
     "analyzers.relevance": """

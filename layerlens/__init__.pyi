@@ -57,6 +57,7 @@ from .analyzers.saliency.saliency import saliency as saliency
 from .analyzers.sensitivity.inputs.morris import morris as morris
 from .analyzers.sensitivity.inputs.sobol import sobol as sobol
 from .analyzers.sensitivity.interventions.ablate import ablate as ablate
+from .analyzers.sensitivity.interventions.circuit_faithfulness import circuit_faithfulness as circuit_faithfulness
 from .analyzers.sensitivity.interventions.patch import patch as patch
 from .analyzers.sensitivity.local.jacobian import jacobian as jacobian
 from .analyzers.sensitivity.local.lipschitz import lipschitz as lipschitz

@@ -217,6 +217,7 @@ class Lens(WrappedModel):
     noise_response = bind(measures.noise_response, predicted=False)
     ablate = bind(measures.ablate, predicted=False, prepare=_read_texts)
     patch = bind(measures.patch, inputs=("x", "other"), finish=_name_pairs)
+    circuit_faithfulness = bind(measures.circuit_faithfulness, inputs=("x", "other"), prepare=_read_texts)
     sobol = bind(measures.sobol, predicted=False)
     morris = bind(measures.morris, predicted=False)
     weight_sensitivity = bind(measures.weight_sensitivity, predicted=False)

@@ -55,7 +55,7 @@ GROUPS = {
         "Which layers respond to the input, matter to the output, and with which weights.",
         """
         sensitivity jacobian lipschitz noise_response attack attack_curve attack_drift corruption_curve ablate patch
-        sobol morris weight_sensitivity
+        circuit_faithfulness sobol morris weight_sensitivity
         """,
     ),
     "generation": (

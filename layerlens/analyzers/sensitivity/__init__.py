@@ -3,7 +3,7 @@
 from layerlens.analyzers.common.measure_registry import MEASURES, QUESTIONS
 
 from .inputs import morris, sobol
-from .interventions import ablate, patch
+from .interventions import ablate, circuit_faithfulness, patch
 from .local.jacobian import jacobian
 from .local.lipschitz import lipschitz
 from .local.noise_response import noise_response
@@ -18,6 +18,7 @@ __all__ = [
     "attack",
     "attack_curve",
     "attack_drift",
+    "circuit_faithfulness",
     "corruption_curve",
     "jacobian",
     "lipschitz",

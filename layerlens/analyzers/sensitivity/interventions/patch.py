@@ -122,7 +122,7 @@ def patch(
     screened = screen is not None or count is not None
     with borrowed(model, grad=screened), torch.no_grad(), layers_called(), said_once() as passes:
         corrupted, clean = as_inputs(x), as_inputs(other)
-        _check_same_form(corrupted, clean)
+        check_same_form(corrupted, clean)
         inputs, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
         run = ModelRun(model, inputs, forward, seed, progress)
         patched = _patch_parts(
@@ -258,7 +258,7 @@ def _as_result(patched: Patched, passes: dict[str, str]) -> Explained:
     return as_result(options.by, patched.parts, columns, fields)
 
 
-def _check_same_form(x: Inputs, other: Inputs) -> None:
+def check_same_form(x: Inputs, other: Inputs) -> None:
     """Check that two inputs have the same tensors, shapes and padding.
 
     Raises:

@@ -1,0 +1,287 @@
+"""Whether the parts that a table or a graph names do make the score: only they are kept, or only they are taken out."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from layerlens.analyzers.common.samples import said_once
+from layerlens.errors import OptionError, TargetError, check_count, choose, suggestion, warn
+from layerlens.inputs.batches import Samples
+from layerlens.inputs.inputs import Forward, Input, as_inputs
+from layerlens.model.borrowed import borrowed, seed_torch
+from layerlens.model.fastpath import layers_called
+from layerlens.results import AttributionGraph, Contributions, Curve, LayerProfile, Ranking
+from layerlens.signatures import public
+from layerlens.targets.target import Spec, as_target
+
+from ..model_run import ModelRun
+from ..output_metrics import Readout
+from .intervention_sites import SiteSurvey, find_intervention_sites
+from .patch import check_same_form
+from .replacements import RecordedValues, Replacement, Value, choose_replacement
+from .results import part_name
+from .trials import Part, TrialRunner
+
+Parts: TypeAlias = "AttributionGraph | Contributions | Ranking | LayerProfile | Mapping[str, float] | Sequence[str]"
+"""Results whose items are parts, part -> its value, or names of parts, the best first."""
+
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
+SERIES = ("best kept", "best removed", "random kept", "random removed")
+_NAME = re.compile(r"^(?P<layer>.*?)(?: (?P<by>head|channel|position|unit) (?P<index>\d+|\(.*\)))?$")
+
+
+@public
+def circuit_faithfulness(
+    model: nn.Module,
+    parts: Parts,
+    x: Input,
+    other: Input | None = None,
+    *,
+    target: Spec = None,
+    order: Literal["size", "value"] = "size",
+    k: Sequence[int] | None = None,
+    value: Value = "zero",
+    reference: Samples | None = None,
+    controls: int = 4,
+    heads: int | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+    forward: Forward | None = None,
+) -> Curve:
+    """Measure how much of a score is left when only the best parts of a model are kept, and when only they are removed.
+
+    With S the score, S_k the score when all parts but the k best are replaced at once, and S_0 that when all parts are,
+    the curve is (S_k - S_0) / (S - S_0): 1 where the k parts suffice (the circuit performance ratio of Mueller et al.
+    2025). The second curve replaces only the k best, and falls to 0 as soon as parts that are needed are gone. Of a
+    contrast with a corrupted input (`other`), parts are replaced by their values there (resampling by pairs; Wang et
+    al. 2022), else as in `ablate`.
+
+    Args:
+        parts: `attribution_graph`, `contributions` (by their total), a ranking of `ablate` or `patch`, part -> value,
+            or names, the best first. All of its parts are the circuit's universe; what it does not name stays as it is.
+        x: ... This is the clean input.
+        other: corrupted input of the same shapes, whose values replace those of the parts; None for `value`.
+        order: whether parts with the largest size, or the largest value, come first.
+        k: numbers of best parts; None for 1 % to 75 % of them.
+        value: what replaces the parts without `other`: `"zero"`, `"mean"` or `"resample"`, as in `ablate`.
+        reference: other samples, as in `ablate`.
+        controls: number of random orders, whose mean is drawn as a control; 0 for none.
+        heads: number of heads of each attention, as in `ablate`.
+
+    Returns:
+        A `Curve` over the share of the parts, with the series `"best kept"`, `"best removed"`, `"random kept"` and
+        `"random removed"`, and errors over samples. The checks are `"area"`, `(series,)`, the area below each curve
+        from no part to all, `"area per sample"`, `(series, batch)`, whose mean it is, and `"scores"`, `(2,)`: S and S_0.
+        `settings["passes"]` counts the runs with replaced parts.
+
+    Raises:
+        InputError: when the inputs differ in shape, or there are no other samples to take values from.
+        LayerNotFound: when the layer of a part is unknown.
+        OptionError: when there is no part, a part does not exist, or an option is out of range.
+        TargetError: when the score does not change when all parts are replaced.
+
+    Warns:
+        UserWarning: when all parts together hardly change the score.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+        >>> _ = net[0].weight.data.copy_(torch.eye(2)), net[1].weight.data.copy_(torch.tensor([[3.0, 1.0]]))
+        >>> names = ["0 channel 0", "0 channel 1"]
+        >>> found = circuit_faithfulness(net, names, torch.ones(1, 2), target=0, k=[1], controls=0)
+        >>> found.of("best kept").tolist()
+        [0.0, 0.75, 1.0]
+    """
+    choose("order", order, ("size", "value"))
+    if controls:
+        check_count("controls", controls)
+    ranked = _ranked(parts, order)
+    counts = _counts(k, len(ranked))
+    with borrowed(model, grad=False), torch.no_grad(), layers_called(), said_once() as passes:
+        clean = as_inputs(x)
+        run = ModelRun(model, clean, forward, seed, progress)
+        survey, found = _find(run, ranked, heads)
+        replacement, draws = _replacement(run, other, value, reference)
+        seed_torch(seed)
+        aim = as_target(target).on(clean).resolve(survey.output)
+        start = aim(survey.output, torch.arange(run.batch)).double().cpu()
+        orders = [found, *_shuffled(found, controls, seed)]
+        groups = [one for way in orders for count in counts for one in (tuple(way[count:]), tuple(way[:count]))]
+        runner = TrialRunner(run, Readout("change", aim), survey, "circuit_faithfulness", survey.copies)
+        changes = runner([tuple(found), *groups], replacement, draws).mean(dim=1)  # (groups, batch)
+    _check_difference(start, changes[0], aim.label)
+    shares = _Shares(start, changes[0], changes[1:].reshape(len(orders), len(counts), 2, -1))
+    points = torch.tensor([0, *counts, len(found)], dtype=torch.float64) / len(found)
+    rows = shares.rows()
+    areas = torch.trapezoid(rows, points, dim=1)  # (series, batch)
+    what = "values of the other input" if other is not None else {"zero": "zeros"}.get(value, f"{value} values")
+    names = SERIES if controls else SERIES[:2]
+    return Curve(
+        quantity="share of the score that is left",
+        along="share of the parts",
+        points=points,
+        series=names,
+        values=rows.mean(dim=2),
+        units="1",
+        method=f"circuit faithfulness, {aim.label}, {what}",
+        settings={
+            "parts": len(found), "k": counts, "order": order, "value": "other" if other is not None else value,
+            "target": aim.label, "controls": controls, "draws": draws, "passes": (len(groups) + 1) * draws,
+            "seed": seed,
+            "left_out": runner.left_out, **passes,
+        },
+        error=None if run.batch < 2 else rows.std(dim=2) / run.batch**0.5,
+        checks={
+            "area": areas.mean(dim=1),
+            "area per sample": areas,
+            "scores": torch.stack([start.mean(), (start + changes[0]).mean()]),
+        },
+        explanation=(
+            "Each value is the share of the score that is left when only the k best parts keep their values, or when "
+            "only they lose them: parts that make the score raise the first curve early and bring the second down early.",
+            "What is not among the parts stays as it is, and the values that replace the others are not those of a run "
+            "that the model has seen. Parts that others can stand in for are not needed, although they take part.",
+        ),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shares:
+    """Scores of trials as shares of what all parts make.
+
+    Attributes:
+        start: score of the run as it is, `(batch,)`.
+        empty: change when all parts are replaced, `(batch,)`.
+        changes: change of each trial, `(orders, counts, kept or removed, batch)`.
+    """
+
+    start: torch.Tensor
+    empty: torch.Tensor
+    changes: torch.Tensor
+
+    def rows(self) -> torch.Tensor:
+        """The curves with their ends, `(series, points, batch)`, in shares of the mean difference."""
+        whole = -self.empty.mean()
+        kept = (self.changes - self.empty) / whole
+        first, last = torch.zeros_like(self.start).unsqueeze(0), (-self.empty / whole).unsqueeze(0)
+        found = []
+        for orders in (kept[:1], kept[1:]):
+            if len(orders):
+                mean = orders.mean(dim=0)  # (counts, 2, batch)
+                found.append(torch.cat([first, mean[:, 0], last]))
+                found.append(torch.cat([last, mean[:, 1], first]))
+        return torch.stack(found)
+
+
+def _ranked(parts: Parts, order: str) -> list[str]:
+    """Return the names of the parts, the best first.
+
+    Raises:
+        OptionError: when there is none, or values are missing.
+    """
+    if isinstance(parts, AttributionGraph):
+        values = dict(parts.ranked())
+    elif isinstance(parts, Contributions):
+        values = dict(parts.ranked("total"))
+    elif isinstance(parts, Ranking):
+        values = dict(parts.ranked())
+    elif isinstance(parts, LayerProfile):
+        values = dict(zip(parts.layers, parts.values.reshape(len(parts.layers), -1)[:, 0].tolist(), strict=True))
+    elif isinstance(parts, Mapping):
+        values = {name: float(number) for name, number in parts.items()}
+    elif isinstance(parts, Sequence) and not isinstance(parts, str):
+        values = {name: -float(place) for place, name in enumerate(parts)}
+        order = "value"
+    else:
+        raise OptionError(f"parts must be a result whose items are parts, or their names, got {parts!r}.")
+    if not values:
+        raise OptionError("there is no part to keep or remove: give one or more names.")
+    missing = [name for name, number in values.items() if number != number]
+    if missing:
+        raise OptionError(f"part {missing[0]!r} has no value: it is NaN.")
+    return sorted(values, key=lambda name: -abs(values[name]) if order == "size" else -values[name])
+
+
+def _counts(k: Sequence[int] | None, parts: int) -> list[int]:
+    """Return the numbers of best parts, rising, without none and all.
+
+    Raises:
+        OptionError: when one is out of range.
+    """
+    if k is None:
+        return sorted({round(share * parts) for share in SHARES} - {0, parts})
+    for count in k:
+        check_count("k", count)
+        if count > parts:
+            raise OptionError(f"k={count}, but there are {parts} parts.")
+    return sorted(set(k) - {parts})
+
+
+def _find(run: ModelRun, names: Sequence[str], heads: int | None) -> tuple[SiteSurvey, list[Part]]:
+    """Return what can be replaced, and the parts of these names.
+
+    Raises:
+        OptionError: when there is no such part.
+    """
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        match = _NAME.match(name)
+        assert match is not None
+        layers.setdefault(match["by"] or "layer", []).append(match["layer"].partition(" #")[0])
+    surveys = {by: find_intervention_sites(run, list(dict.fromkeys(paths)), by, heads) for by, paths in layers.items()}
+    first = next(iter(surveys.values()))
+    sites = [site for survey in surveys.values() for site in survey.sites]
+    known = {
+        part_name(by, part): part
+        for by, survey in surveys.items()
+        for site in survey.sites
+        for part in (Part(site, number) for number in range(site.grid.size))
+    }
+    left_out = {name: why for survey in surveys.values() for name, why in survey.left_out.items()}
+    for name in names:
+        if name not in known:
+            why = next((f" It {reason}." for layer, reason in left_out.items() if name.startswith(layer)), "")
+            raise OptionError(f"there is no part {name!r} that can be replaced.{why or suggestion(name, known)}")
+    copies = min(survey.copies for survey in surveys.values())
+    return SiteSurvey(sites, left_out, first.output, copies), [known[name] for name in names]
+
+
+def _check_difference(start: torch.Tensor, change: torch.Tensor, target: str) -> None:
+    """Check that the parts together make a difference.
+
+    Raises:
+        TargetError: when they make none.
+    """
+    size, whole = float(start.abs().max()), float(change.mean())
+    if not abs(whole) > 1e-9 * size:
+        raise TargetError(
+            f"the score {target!r} is {float(start.mean()):.4g}, and changes by {whole:.2g} when all parts are replaced, "
+            "so nothing is left or lost. Give a target that they make, such as contrast(a, b), or other values."
+        )
+    if abs(whole) < max(1e-3 * size, 0.1 * float(change.square().mean().sqrt())):
+        warn(
+            f"circuit_faithfulness: all parts together hardly change the score ({whole:.3g}), so shares of that are "
+            "mostly noise. Give a target in which the inputs differ more.",
+        )
+
+
+def _replacement(
+    run: ModelRun, other: Input | None, value: Value, reference: Samples | None
+) -> tuple[Replacement, int]:
+    if other is None:
+        return choose_replacement(run, value, reference, 8)
+    if reference is not None:
+        raise OptionError("the values of other= replace the parts, so reference= is not used: leave one of them out.")
+    source = as_inputs(other)
+    check_same_form(run.inputs, source)
+    return RecordedValues(run, lambda: [source], [torch.arange(run.batch)]), 1
+
+
+def _shuffled(parts: Sequence[Part], count: int, seed: int) -> list[list[Part]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [[parts[place] for place in torch.randperm(len(parts), generator=generator).tolist()] for _ in range(count)]
