@@ -77,8 +77,8 @@ def circuit_faithfulness(
     Returns:
         A `Curve` over the share of the parts, with the series `"best kept"`, `"best removed"`, `"random kept"` and
         `"random removed"`, and errors over samples. The checks are `"area"`, `(series,)`, the area below each curve
-        from no part to all, `"area per sample"`, `(series, batch)`, whose mean it is, and `"scores"`, `(2,)`: S and S_0.
-        `settings["passes"]` counts the runs with replaced parts.
+        from no part to all, `"area per sample"`, `(series, batch)`, whose mean it is, and `"scores"`, `(2,)`: S and
+        S_0. `settings["passes"]` counts the runs with replaced parts.
 
     Raises:
         InputError: when the inputs differ in shape, or there are no other samples to take values from.
@@ -143,9 +143,9 @@ def circuit_faithfulness(
         },
         explanation=(
             "Each value is the share of the score that is left when only the k best parts keep their values, or when "
-            "only they lose them: parts that make the score raise the first curve early and bring the second down early.",
+            "only they lose them: parts that make the score raise the first curve and lower the second early.",
             "What is not among the parts stays as it is, and the values that replace the others are not those of a run "
-            "that the model has seen. Parts that others can stand in for are not needed, although they take part.",
+            "that the model has seen. A part that others can replace is not needed, although it contributes.",
         ),
     )  # fmt: skip
 
@@ -260,8 +260,8 @@ def _check_difference(start: torch.Tensor, change: torch.Tensor, target: str) ->
     size, whole = float(start.abs().max()), float(change.mean())
     if not abs(whole) > 1e-9 * size:
         raise TargetError(
-            f"the score {target!r} is {float(start.mean()):.4g}, and changes by {whole:.2g} when all parts are replaced, "
-            "so nothing is left or lost. Give a target that they make, such as contrast(a, b), or other values."
+            f"the score {target!r} is {float(start.mean()):.4g}, and changes by {whole:.2g} when all parts are replaced"
+            ", so nothing is left or lost. Give a target that they make, such as contrast(a, b), or other values."
         )
     if abs(whole) < max(1e-3 * size, 0.1 * float(change.square().mean().sqrt())):
         warn(

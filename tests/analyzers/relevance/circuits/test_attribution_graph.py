@@ -44,7 +44,7 @@ def test_heads_send_to_heads_what_their_values_read():
 
 
 def planted():
-    """Two parts in a row that carry all, beside two that carry nothing."""
+    """Two parts in a row that carry all, and one that carries nothing."""
 
     class Planted(nn.Module):
         def __init__(self):
