@@ -59,7 +59,7 @@ _NAMES = {
     "analyzers.faithfulness": "evaluate cascading_randomization",
     "analyzers.groups": "compare_groups explain_errors",
     "analyzers.influence": "influence",
-    "analyzers.generation": "explain_answer explain_sampling generate",
+    "analyzers.generation": "explain_answer explain_sampling generate steer",
     "analyzers.dynamics": """
         watch compare generalization_gap linear_probe geometry health logit_lens nonlinearity
         similarity
@@ -71,8 +71,8 @@ _NAMES = {
         ActivationMaps AdversarialExamples AnswerAttribution AttentionWeights Attribution Curve ErrorExplanation
         FaithfulnessCurve FeatureVisualization Generation GroupComparison GroupEffects Guide Influence
         LatentTraversal LayerProfile LayerTable Leaderboard Matrix MethodTable ModelChecks Ranking Ledger
-        ReceptiveField RecurrentStates Relevance Routes SamplingAttribution TopInputs load TrainingHistory LayerHealth
-        LogitLens UnitStatistics AttributionGraph Contributions
+        ReceptiveField RecurrentStates Relevance Routes SamplingAttribution Steering TopInputs load TrainingHistory
+        LayerHealth LogitLens UnitStatistics AttributionGraph Contributions
     """,
 }
 """Module -> its public names. Nothing is imported before it is used, so that `import layerlens` costs next to nothing.

@@ -209,6 +209,7 @@ class Lens(WrappedModel):
 
     # what each step of a text came from
     generate = bind(generation.generate, inputs=("prompt",))
+    steer = bind(generation.steer, predicted=False)
 
     # which layers, inputs and weights are sensitive
     sensitivity = families.sensitivity

@@ -61,7 +61,7 @@ GROUPS = {
     "generation": (
         "Generation",
         "What made an answer, each step of a text, and a sampled picture.",
-        "explain_answer explain_sampling generate",
+        "explain_answer explain_sampling generate steer",
     ),
     "dynamics": (
         "Layer dynamics and training",
@@ -91,7 +91,7 @@ GROUPS = {
         Contributions Attribution Curve ErrorExplanation FaithfulnessCurve FeatureVisualization Generation
         GroupComparison GroupEffects Guide Influence LatentTraversal LayerHealth LayerProfile LayerTable Leaderboard
         Ledger LogitLens Matrix MethodTable ModelChecks Ranking ReceptiveField RecurrentStates Relevance Routes
-        TopInputs TrainingHistory UnitStatistics
+        Steering TopInputs TrainingHistory UnitStatistics
         """,
     ),
     "plotting": ("Figures", "Functions of results that return a `Plot`.", "plotting"),

@@ -21,6 +21,7 @@ from .reports.leaderboard import Leaderboard
 from .reports.logit_lens import LogitLens
 from .reports.method_table import MethodTable
 from .reports.routes import RouteComparison, Routes
+from .reports.steering import Steering
 from .values.answer_attribution import AnswerAttribution
 from .values.attribution_graph import AttributionGraph
 from .values.contributions import Contributions
@@ -77,6 +78,7 @@ __all__ = [
     "RouteComparison",
     "Routes",
     "SamplingAttribution",
+    "Steering",
     "TopInputs",
     "TrainingHistory",
     "UnitStatistics",

@@ -22,6 +22,7 @@ MOST_BYTES = 200_000
 PAGES = {
     "relevance": 9,
     "language-models": 2,
+    "generation": 6,
     "groups-and-errors": 3,
     "interventions": 5,
     "weights-and-inputs": 6,

@@ -35,6 +35,7 @@ from layerlens.results import (
     RecurrentStates,
     Relevance,
     SamplingAttribution,
+    Steering,
     TopInputs,
     TrainingHistory,
 )
@@ -291,6 +292,18 @@ def sampled(channels=3, words=4, steps=5, cells=4):
         torch.ones(1),
         "contrast of the picture", 2 * random(1, channels, 8, 8) - 1, ledger(3), "relevance through sampling", {},
         random(1, words, cells, cells).double() - 0.5, explanation=("What it means.", "What it does not."),
+    )  # fmt: skip
+
+
+def steering():
+    """Two strengths next to three random directions."""
+    per, others = random(2).double(), random(2, 3, seed=1).double()
+    settings = {"absolute": False, "target": "joy", "draws": 3}
+    ratio = torch.tensor([1.0, 1.2]).double()
+    return Steering(
+        "blocks.1", random(4).double(), 3.0, torch.tensor([0.5, 1.0]).double(), per, others, per.abs(), others.abs(),
+        ratio, ("score", "nats"), "joy", "plain", ("glad", "happy"), "odd", torch.tensor([9.0, 9.5, 12.0]).double(),
+        others.abs() + 9, "difference of means", settings, ("Effects.", "No proof."),
     )  # fmt: skip
 
 

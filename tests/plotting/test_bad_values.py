@@ -25,7 +25,7 @@ NAMED = {
     "AnswerAttribution": "values",
 }  # fmt: skip
 """The field of each result that holds what is drawn."""
-OTHERS = {"Ledger", "LayerTable", "GradientCheck", "GroupComparison", "Generation"}
+OTHERS = {"Ledger", "LayerTable", "GradientCheck", "GroupComparison", "Generation", "Steering"}
 """Made of other results, of numbers, or of entries; tested where they are drawn."""
 EACH = pytest.mark.parametrize(
     "name, kind", [pair for pair in EXAMPLES if pair[0] not in OTHERS], ids=lambda part: part

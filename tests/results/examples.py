@@ -41,7 +41,7 @@ from layerlens.results import (
     UnitStatistics,
 )
 from tests.cases import normal
-from tests.plotting.helpers import generation, sampled
+from tests.plotting.helpers import generation, sampled, steering
 
 SETTINGS = {"steps": 8, "baseline": "zero", "noise": 0.5, "exact": True, "seed": None}
 SETTINGS |= {"sizes": (1, (2, 3)), "by": {3: "x"}}
@@ -315,6 +315,7 @@ RESULTS = {
     "Generation": generation,
     "SamplingAttribution": sampled,
     "AnswerAttribution": answer,
+    "Steering": steering,
     "Influence": influence,
     "Matrix": matrix,
     "Curve": curve,

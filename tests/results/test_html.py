@@ -149,6 +149,7 @@ MAIN = {
     "Ranking": lambda result: result.values,
     "Generation": lambda result: result.log_p,
     "SamplingAttribution": lambda result: result.by_step,
+    "Steering": lambda result: result.effect,
     "Influence": lambda result: result.values,
     "Matrix": lambda result: result.values,
     "AnswerAttribution": lambda result: result.values,

@@ -3,5 +3,6 @@
 from .explain_answer import explain_answer
 from .explain_sampling import explain_sampling
 from .generate import generate
+from .steer import steer
 
-__all__ = ["explain_answer", "explain_sampling", "generate"]
+__all__ = ["explain_answer", "explain_sampling", "generate", "steer"]

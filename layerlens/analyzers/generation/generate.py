@@ -151,7 +151,9 @@ def generate(
     new: dict[str, Any] = {}
     if "logit_lens" in recorded:
         with edited():
-            new["logit_lens"] = _lens_of_steps(model, text, layers, names, found.columns, top, seed, progress, forward)
+            lens = _lens_of_steps(model, text, layers, found.columns, top, seed, progress, forward)
+        named = _names(tokenizer, sorted({*lens.top.flatten().tolist(), *lens.targets}))
+        new["logit_lens"] = dataclasses.replace(lens, names=named)
     if "attention" in recorded:
         with edited():
             new["attention"] = _attention_of_steps(model, text, layers, tokenizer, forward)
@@ -220,7 +222,6 @@ def _lens_of_steps(
     model: nn.Module,
     text: Written,
     layers: Selection,
-    names: dict[int, str],
     columns: tuple[str, ...],
     top: int,
     seed: int,
@@ -251,7 +252,6 @@ def _lens_of_steps(
         targets=found.targets[steps],
         top=found.top[:, steps],
         scores=found.scores[:, steps],
-        names=names,
     )
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from layerlens.errors import OptionError, PlotError, choose
-from layerlens.results import Curve
+from layerlens.results import Curve, Steering
 
 from .. import style
 from ..drawing import bars, text
 from ..drawing.canvas import Canvas
 from ..drawing.images import finite_array
-from ..plot import Plot, figure
+from ..plot import Plot, figure, through
 from ..style import Array
 from ..words import words
 
@@ -298,3 +298,7 @@ def _point_ticks(axes: Axes, points: Array, across: float) -> None:
             end = place + half
     axes.set_xticks(kept)
     axes.minorticks_off()
+
+
+figure(Steering, kind="effect", usual=True)(through(Steering.curve, curves))
+figure(Steering, kind="side_effects")(through(Steering.side_effects, curves))
