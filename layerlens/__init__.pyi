@@ -42,6 +42,7 @@ from .analyzers.faithfulness.randomization import cascading_randomization as cas
 from .analyzers.generation.explain_answer import explain_answer as explain_answer
 from .analyzers.generation.explain_sampling import explain_sampling as explain_sampling
 from .analyzers.generation.generate import generate as generate
+from .analyzers.generation.steer import steer as steer
 from .analyzers.groups.compare_groups import compare_groups as compare_groups
 from .analyzers.groups.explain_errors import explain_errors as explain_errors
 from .analyzers.influence.influence import influence as influence
@@ -104,6 +105,7 @@ from .results.reports.leaderboard import Leaderboard as Leaderboard
 from .results.reports.logit_lens import LogitLens as LogitLens
 from .results.reports.method_table import MethodTable as MethodTable
 from .results.reports.routes import Routes as Routes
+from .results.reports.steering import Steering as Steering
 from .results.values.answer_attribution import AnswerAttribution as AnswerAttribution
 from .results.values.attribution_graph import AttributionGraph as AttributionGraph
 from .results.values.contributions import Contributions as Contributions

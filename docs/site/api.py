@@ -91,7 +91,7 @@ GROUPS = {
         Contributions Attribution Curve ErrorExplanation FaithfulnessCurve FeatureVisualization Generation
         GroupComparison GroupEffects Guide Influence LatentTraversal LayerHealth LayerProfile LayerTable Leaderboard
         Ledger LogitLens Matrix MethodTable ModelChecks Ranking ReceptiveField RecurrentStates Relevance Routes
-        Steering TopInputs TrainingHistory UnitStatistics
+        SamplingAttribution Steering TopInputs TrainingHistory UnitStatistics
         """,
     ),
     "plotting": ("Figures", "Functions of results that return a `Plot`.", "plotting"),
