@@ -26,6 +26,7 @@ PAGES = {
     "generation": 6,
     "sequences": 8,
     "graphs": 4,
+    "pictures-and-words": 3,
     "groups-and-errors": 3,
     "interventions": 5,
     "weights-and-inputs": 6,

@@ -19,10 +19,16 @@ def token_leaves(scorer: Scorer, method: str) -> None:
     """
     for name, leaf in scorer.leaves.items():
         if leaf.layer is None or leaf.value.ndim != 3:
+            others = any(one is not leaf and one.layer is not None for one in scorer.leaves.values())
+            instead = "other inputs lens.saliency.methods() lists what there is."
+            if others:
+                instead = (
+                    f"the words alone, hold it fixed: hold={name!r}; relevance, occlusion and shapley_sampling take "
+                    "inputs of several kinds together."
+                )
             raise InputError(
                 f"{method} takes token ids (batch, token) that the model embeds; input {name!r} is "
-                f"{'not embedded' if leaf.layer is None else f'embedded as {tuple(leaf.value.shape)}'}. For other "
-                "inputs lens.saliency.methods() lists what there is."
+                f"{'not embedded' if leaf.layer is None else f'embedded as {tuple(leaf.value.shape)}'}. For {instead}"
             )
 
 

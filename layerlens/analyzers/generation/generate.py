@@ -15,6 +15,7 @@ from layerlens.analyzers.dynamics import logit_lens
 from layerlens.analyzers.relevance import Rulebook, relevance_by_target
 from layerlens.errors import OptionError, check_count, check_seed, choose, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
+from layerlens.inputs.sequences import sequences
 from layerlens.inputs.token_texts import decoded_texts, labels, token_names
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
@@ -258,12 +259,23 @@ def _lens_of_steps(
 def _attention_of_steps(
     model: nn.Module, text: Written, layers: Selection, tokenizer: Tokenizer, forward: Forward | None
 ) -> AttentionWeights:
-    """The attention from the places that emitted the text; of a model with a source that of all places."""
-    inputs, alone = text.until(len(text.ids) - 1), text.sequence != "decoder_input_ids"
-    queries = range(text.first, text.first + len(text.ids)) if alone else None
-    found = attention(model, inputs, layers, queries=queries, forward=forward)
+    """The attention from the places that emitted the text; attentions along other inputs, such as pictures, in full."""
+    inputs = text.until(len(text.ids) - 1)
+    steps = tuple(range(text.first, text.first + len(text.ids)))
     ids = inputs.tensors()[text.sequence].clamp_min(0)
-    if tokenizer is None or not alone:
+    (own,) = (one for one in sequences(inputs) if text.sequence in one.names)
+    if not inputs.tensors().keys() - set(own.names):
+        found = attention(model, inputs, layers, queries=steps, forward=forward)
+    else:
+        found = attention(model, inputs, layers, forward=forward)
+        of_text = [
+            layer
+            for layer, weights in found.weights.items()
+            if weights.shape[2] == ids.shape[1] and found.inputs.get(layer, (text.sequence,))[0] == text.sequence
+        ]
+        cut = {layer: found.weights[layer][:, :, list(steps)] for layer in of_text}
+        found = dataclasses.replace(found, weights=found.weights | cut, queries=dict.fromkeys(of_text, steps))
+    if tokenizer is None or found.inputs:
         return found
     return dataclasses.replace(found, tokens=token_names(tokenizer, ids), texts=decoded_texts(tokenizer, ids))
 

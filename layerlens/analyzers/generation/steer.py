@@ -64,8 +64,8 @@ def steer(
 
     h -> h + s m v / |v|, with the strength s and the typical length m of h, or h + s v with `absolute`. A language
     model also writes a text with it. Next to it the same is done with random directions of the same length: an effect
-    that those have as well is due to the size of the change, not to the direction. What else changes is measured on neutral
-    inputs: the divergence of the output, KL(p || p') at each place, and the perplexity of neutral texts.
+    that those have as well is due to the size of the change, not to the direction. What else changes is measured on
+    neutral inputs: the divergence of the output, KL(p || p') at each place, and the perplexity of neutral texts.
 
     Cost: a forward pass for x and each neutral input, for each strength and direction, and the texts.
 

@@ -140,11 +140,16 @@ class Generation(Explained):
         if self.attention is None:
             raise OptionError('no attention was recorded: lens.generate(prompt, record="attention").')
         weights = self.attention[layer][0].double()
+        if layer not in self.attention.queries:
+            raise OptionError(
+                f"the queries of {layer!r} are not the tokens of the text: {list(self.attention.queries)}."
+            )
         if head is not None and not -len(weights) <= head < len(weights):
             raise OptionError(f"there is no head {head} in {layer!r}: it has {len(weights)}.")
         what = f"attention of {layer}" + ("" if head is None else f", head {head}")
-        rows = list((weights.mean(dim=0) if head is None else weights[head])[-len(self) :])
-        own = rows[0].shape[0] >= len(self._places()) - 1
+        rows = list(weights.mean(dim=0) if head is None else weights[head])
+        later = [row[len(self.prompt) + step :] for step, row in enumerate(rows)]
+        own = len(rows[0]) == len(self._places()) - 1 and not any(bool(row.any()) for row in later)  # not of a source
         return self._matrix(rows, what, "share", False, "softmax(q k^T)", own)
 
     def _places(self) -> tuple[str, ...]:

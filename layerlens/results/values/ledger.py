@@ -138,6 +138,18 @@ class Ledger(Result):
             row[entry.kind] = row.get(entry.kind, torch.zeros_like(entry.amount)) + entry.amount
         return sums
 
+    def by_input(self) -> dict[str, torch.Tensor]:
+        """Amounts `(batch,)` by where they ended: each input by its name, then constants, rules and the residual.
+
+        So much of the score is from the picture, so much from the words: `{"pixel_values": ..., "input_ids": ...,
+        "additive": ..., "absorbed": ..., "residual": ...}`, which add up to the score.
+        """
+        sums: dict[str, torch.Tensor] = {}
+        for entry in self.entries:
+            if entry.kind == "input":
+                sums[entry.source] = sums.get(entry.source, torch.zeros_like(entry.amount)) + entry.amount
+        return {**sums, "additive": self.additive, "absorbed": self.absorbed, "residual": self.residual}
+
     def to_pandas(self) -> Any:
         """A pandas DataFrame with a row for each entry: kind, layer, source, and the amount of each sample.
 
