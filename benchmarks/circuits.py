@@ -22,7 +22,8 @@ from tests.real_models import smollm2
 
 K = (3, 9, 30, 90, 180)
 PASSES = {
-    "relevance (cp)": 3, "relevance (attn)": 3, "attribution patching": 4, "EAP-IG, 5 steps": 16, "random": 0,
+    "relevance (cp)": 3, "relevance patching (cp)": 4, "relevance patching (attn)": 4,
+    "attribution patching": 4, "EAP-IG, 5 steps": 16, "random": 0,
 }  # fmt: skip
 """Forward passes that each way costs for a pair; a backward pass counts two."""
 DRAWS = 2000
@@ -148,8 +149,10 @@ def scores(lens: Lens, clean: object, other: object, ids: list[list[int]]) -> di
     model, heads = lens.model, lens.model.config.num_attention_heads
     found: dict[str, dict[str, float]] = {}
     for rules in ("cp", "attn"):
-        table = lens.contributions(clean, target=target(ids), parts="head", rules=rules)
-        found[f"relevance ({rules})"] = dict(table.ranked("total"))
+        table = lens.contributions(clean, other=other, target=target(ids), parts="head", rules=rules)
+        found[f"relevance patching ({rules})"] = dict(table.ranked("difference"))
+        if rules == "cp":
+            found["relevance (cp)"] = dict(table.ranked("total"))
     first, second = Nodes(model, clean), Nodes(model, other)
     difference = {name: (value - second.values[name]).detach() for name, value in first.values.items()}
     slopes = first.gradients(ids)
@@ -186,9 +189,8 @@ def main() -> None:
         f"SmolLM2-135M-Instruct, {count} pairs a task, {count // 2} of them held out; area below the curve of what is"
     )
     print("left when the best parts are kept (higher is better) and when they are removed (lower is better)\n")
-    print(
-        "| task | way | passes a pair | kept | removed | kept - EAP-IG | seconds |\n| --- | --- | ---: | ---: | ---: | ---: | ---: |"
-    )
+    print("| task | way | passes a pair | kept | removed | kept - EAP-IG | seconds |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for task, rows in tasks().items():
         clean, other, ids = batches(lens, tokenizer, rows, count)
         half = len(ids) // 2

@@ -187,7 +187,7 @@ class Lens(WrappedModel):
     interactions = bind(feature_interactions)
     relevance = bind(lrp.relevance)
     relevance_by_target = bind(lrp.relevance_by_target, prepare=_read_targets)
-    contributions = bind(lrp.contributions)
+    contributions = bind(lrp.contributions, inputs=("x", "other"))
     attribution_graph = bind(lrp.attribution_graph)
     rank_concepts = bind(concepts.rank_concepts)
     concept_relevance = bind(concepts.concept_relevance)

@@ -14,7 +14,7 @@ from .explained import Explained
 from .ledger import Ledger
 from .matrix import Matrix
 
-Of = Literal["direct", "total"]
+Of = Literal["direct", "total", "difference"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -37,6 +37,7 @@ class Contributions(Explained):
         method: how it was computed.
         settings: every option as used.
         explanation: what the numbers mean and what they do not, a sentence each.
+        difference: multiplier times the change from another input, `(parts, batch)`; None without one.
     """
 
     items: tuple[str, ...]
@@ -51,6 +52,7 @@ class Contributions(Explained):
     method: str
     settings: dict[str, Any]
     explanation: tuple[str, str] = ("", "")
+    difference: torch.Tensor | None = None
 
     @property
     def score(self) -> torch.Tensor:
@@ -76,13 +78,16 @@ class Contributions(Explained):
         """The contribution of each part, `(parts,)`: of one sample, or the mean over the batch.
 
         Args:
-            of: `"direct"` or `"total"`.
+            of: `"direct"`, `"total"`, or `"difference"` from the other input.
             sample: which sample; None for the mean.
 
         Raises:
-            OptionError: when there is no such sample, or `of` is another word.
+            OptionError: when there is no such sample, no other input, or `of` is another word.
         """
-        table = self.direct if choose("of", of, ("direct", "total")) == "direct" else self.total
+        tables = {"direct": self.direct, "total": self.total, "difference": self.difference}
+        table = tables[choose("of", of, tables)]
+        if table is None:
+            raise OptionError("there is no difference: give contributions(x, other=...) another input.")
         if sample is None:
             return table.mean(dim=1)
         if not -table.shape[1] <= sample < table.shape[1]:
@@ -98,7 +103,7 @@ class Contributions(Explained):
         """The contributions as a table of layers by heads, channels or positions; NaN where a layer has no such part.
 
         Args:
-            of: `"direct"` or `"total"`.
+            of: `"direct"`, `"total"` or `"difference"`.
             sample: which sample; None for the mean over the batch.
 
         Raises:

@@ -16,7 +16,7 @@ from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.analyzers.common.parts.heads import Heads, find_heads
 from layerlens.axes.followed import followed
-from layerlens.errors import LayerNotFound, choose
+from layerlens.errors import InputError, LayerNotFound, choose
 from layerlens.inputs.inputs import Forward, Hold, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed, generator_states, restore_generators
 from layerlens.model.layers import Layers, Selection
@@ -42,6 +42,7 @@ def contributions(
     x: Input,
     layers: Selection = None,
     *,
+    other: Input | None = None,
     parts: Parts = "layer",
     target: Spec = None,
     rules: str | Rulebook = "auto",
@@ -62,6 +63,9 @@ def contributions(
         layers: which layers, see `Selection`; None for those whose outputs are added to a stream that passes them by
             (attentions, MLPs, residual branches), or, in a model without, for the layers of `lens.ablate`. In a chain
             of layers all that reaches the score passes the last, which then has all of the direct contribution.
+        other: another input of the same shapes, such as a corrupted text: `difference` is then g (h - h') with h' the
+            values there and g the multiplier of the total contribution (relevance patching, Jafari et al. 2025), one
+            forward pass more. It estimates what `lens.patch` measures.
         parts: `"layer"` for whole layers; `"head"` cuts attentions into heads, read where the output projection takes
             them, and leaves the other layers whole; `"channel"` and `"position"` cut every layer.
         rules: rulebook, or its name, as in `relevance`.
@@ -99,6 +103,7 @@ def contributions(
             held[:] = [False] * len(held)
             whole = opened.sweep(score, ones)
             total = opened.relevance(whole)
+            difference = None if other is None else opened.difference(whole, other, forward)
             held[:] = [True] * len(held)
             direct = opened.sweep(score, ones)
             held_back = opened.relevance(direct)
@@ -113,6 +118,7 @@ def contributions(
         index=tuple(site.grid.index(number) for site in opened.sites for number in range(site.size)),
         direct=torch.cat(held_back),
         total=torch.cat(total),
+        difference=None if difference is None else torch.cat(difference),
         ledger=ledger,
         parts=parts,
         target=aim.label,
@@ -178,6 +184,27 @@ class OpenedParts:
     def relevance(self, sweep: Sweep) -> list[torch.Tensor]:
         """Return the relevance of each part of each site, `(parts, batch)`."""
         return relevance_at(self.sites, self.multipliers(sweep), self.bookkeeper)
+
+    def difference(self, sweep: Sweep, other: Input, forward: Forward | None) -> list[torch.Tensor]:
+        """Return multiplier times change from another input of each part of each site, `(parts, batch)`.
+
+        Raises:
+            InputError: when a layer has no values of the same shape there.
+        """
+        model, book = self.recording.model, self.bookkeeper
+        there = Sites(model, *self.outputs.asked)
+        with torch.no_grad(), there:
+            as_inputs(other).named_for(model, forward).run(model, forward)
+        found = []
+        for site, value, g in zip(self.sites, there.values_of(self.sites), self.multipliers(sweep), strict=True):
+            if value is None:
+                raise InputError(
+                    f"layer {site.name!r} has {tuple(site.output.value.shape)} on x, and nothing of that shape on "
+                    "other: give an input of the same shapes, for texts of the same number of tokens."
+                )
+            change = torch.zeros_like(value) if g is None else site.difference(value, book.folded) * g
+            found.append(site.sums(change, book.batch).cpu())
+        return found
 
     def ledger(self, sweep: Sweep, held: Sequence[torch.Tensor]) -> Ledger:
         """Return where the score went in a sweep, what the sites held back included."""

@@ -73,6 +73,12 @@ class PartSite:
         normalized = folded.get(self.edge.node)  # type: ignore[call-overload]
         return self.output.value if normalized is None else normalized[0]
 
+    def difference(self, other: torch.Tensor, folded: Mapping[Node, Folded | None]) -> torch.Tensor:
+        """Return the tensor minus that of another run, on the scale of batch norm where a rule treats both as one."""
+        step = self.output.value - other
+        normalized = folded.get(self.edge.node)  # type: ignore[call-overload]
+        return step if normalized is None else step * normalized[1]
+
     def sums(self, relevance: torch.Tensor, samples: int) -> torch.Tensor:
         """Return the relevance of each part of each sample, `(parts, samples)`, in float64."""
         rows = relevance.double().chunk(samples, dim=self.batch)  # windows of a sample follow each other
@@ -100,6 +106,7 @@ class Sites(LayerOutputs):
 
     def __init__(self, model: nn.Module, layers: Sequence[str], heads: Sequence[Heads], by: str) -> None:
         self._model, self._heads, self._by = model, list(heads), by
+        self.asked = layers, heads, by
         taken: list[Any] = [
             InputOf(one.path) if one.kind == "input" else one.path for one in heads if one.kind != "attention"
         ]
@@ -155,6 +162,15 @@ class Sites(LayerOutputs):
             taken[place] = name
             sites.append(PartSite(name, output, parts, batch, by))
         return sorted(sites, key=lambda site: site.order), left_out
+
+    def values_of(self, sites: Sequence[PartSite]) -> list[torch.Tensor | None]:
+        """Return the values at the places of sites of another run; None where this run has none of that shape."""
+        known = {(one.layer, one.index, one.tensor): one.value for one in self._found}
+        found = [known.get((site.output.layer, site.output.index, site.output.tensor)) for site in sites]
+        return [
+            value if value is not None and value.shape == site.output.value.shape else None
+            for value, site in zip(found, sites, strict=True)
+        ]
 
     def _noted_as(self, one: Heads) -> str:
         if one.kind == "attention":

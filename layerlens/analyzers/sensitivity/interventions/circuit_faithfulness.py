@@ -63,7 +63,8 @@ def circuit_faithfulness(
     al. 2022), else as in `ablate`.
 
     Args:
-        parts: `attribution_graph`, `contributions` (by their total), a ranking of `ablate` or `patch`, part -> value,
+        parts: `attribution_graph`, `contributions` (by the difference from the other input, or
+            the total), a ranking of `ablate` or `patch`, part -> value,
             or names, the best first. All of its parts are the circuit's universe; what it does not name stays as it is.
         x: ... This is the clean input.
         other: corrupted input of the same shapes, whose values replace those of the parts; None for `value`.
@@ -187,7 +188,7 @@ def _ranked(parts: Parts, order: str) -> list[str]:
     if isinstance(parts, AttributionGraph):
         values = dict(parts.ranked())
     elif isinstance(parts, Contributions):
-        values = dict(parts.ranked("total"))
+        values = dict(parts.ranked("total" if parts.difference is None else "difference"))
     elif isinstance(parts, Ranking):
         values = dict(parts.ranked())
     elif isinstance(parts, LayerProfile):

@@ -141,3 +141,31 @@ def test_the_model_comes_back_as_it_was(gpt2):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert flags == [parameter.requires_grad for parameter in model.parameters()]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_difference_from_another_input_is_the_multiplier_times_the_change(gpt2):
+    model, x = gpt2
+    other = {**x, "input_ids": x["input_ids"].flip(1)}
+    found = contributions(model, x, other=other, target=(-1, 7))
+    names = [(name, False) for name in found.items]
+    here, there = (kept(model, names, lambda given=given: model(**given)) for given in (x, other))
+    whole = relevance(model, x, target=(-1, 7), layers=list(found.items))
+    for item, row in zip(found.items, found.difference, strict=True):
+        multiplier = whole.layers[item][0] / here[item]
+        by_hand = (multiplier * (here[item] - there[item])).sum(dim=(1, 2))
+        torch.testing.assert_close(row, by_hand, atol=1e-9, rtol=1e-7)
+    assert found.ranked("difference")[0][0] in found.items
+    with pytest.raises(errors.OptionError, match="other="):
+        contributions(model, x, target=(-1, 7)).values("difference")
+    short = {name: value[:, :-1] for name, value in x.items()}
+    with pytest.raises(errors.InputError, match="same shape"):
+        contributions(model, x, other=short, target=(-1, 7))
+
+
+def test_the_difference_of_a_linear_model_with_batch_norm_is_exact():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2)).double().eval()
+    x, other = normal(2, 2, 6, 6).double(), normal(2, 2, 6, 6, seed=3).double()
+    for layer in ("0", "1", "2"):
+        found = contributions(model, x, layer, other=other, target=1)
+        torch.testing.assert_close(found.difference.sum(dim=0), (model(x) - model(other))[:, 1].detach())
