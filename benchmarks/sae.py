@@ -1,6 +1,6 @@
 """Sparse autoencoders of SmolLM2's middle layer and of the digit net: how well, how sparse, and what features are for.
 
-    python -m benchmarks.sae            # both; prints tables, writes nothing
+    python -m benchmarks.sae [FILE]     # both; a quarter of an hour, and less where FILE has the weights
     python -m benchmarks.sae digits     # the digit net only, a minute
 
 Texts are docstrings of installed packages and the pages of this repository. "Loss recovered" is what of the loss
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from layerlens import Basis, Lens, basis
+from layerlens import Basis, Lens, SparseAutoencoder, basis, contrast
 
 MODULES = ("torch", "torch.nn", "torch.nn.functional", "numpy", "numpy.linalg", "pathlib", "collections", "datetime",
            "argparse", "email.message", "http.client", "logging", "random", "statistics", "textwrap",
@@ -27,7 +27,11 @@ MODULES = ("torch", "torch.nn", "torch.nn.functional", "numpy", "numpy.linalg", 
 WINDOW = 64
 """Tokens of a window; the first of each, an attention sink, is neither trained on nor counted."""
 
-PROMPT = "The capital of France is"
+LAYER = 14
+"""The middle layer of SmolLM2, of 30."""
+
+PROMPT, OTHER = "Delete the first item of a", "Delete the first character of a"
+"""A prompt, after which SmolLM2 expects " list", and one of as many tokens after which it expects " string"."""
 
 
 def texts() -> list[str]:
@@ -100,45 +104,82 @@ def table(rows: dict[str, dict[str, float]]) -> None:
         print(f"| {name} | " + " | ".join(f"{row[one]:.3g}" for one in names) + " |")
 
 
-def language(layer: int = 14, count: int = 1000, features: int = 1024, active: int = 32, steps: int = 1000) -> None:
-    """Train on the output of a middle layer of SmolLM2-135M-Instruct, and ask which feature made an answer."""
+def language(
+    file: str | None = None, count: int = 1000, features: int = 1024, active: int = 32, steps: int = 700
+) -> None:
+    """Train on the output of the middle layer of SmolLM2-135M-Instruct, and ask which feature made an answer.
+
+    Args:
+        file: where the weights are kept; they are read from there, if they are.
+        count: windows to train on.
+        features: features of the autoencoder.
+        active: features of a token.
+        steps: steps of training.
+    """
     from tests.real_models import smollm2
 
     model, tokenizer = smollm2()
     every = windows(tokenizer)
     train, held_out = every[:count], every[count : count + 40]
     short = copy.deepcopy(model.model)  # what comes after the layer need not run
-    short.layers = short.layers[: layer + 1]
-    path = f"model.layers.{layer}"
-    options: dict[str, Any] = {"max_samples": count, "places": WINDOW, "skip": 1, "batch_size": 16}
-    start = time.perf_counter()
-    made = basis(
-        short, train, f"layers.{layer}", method="sae", features=features, active=active, steps=steps, **options
-    )
-    print(f"{len(every)} windows of {WINDOW} tokens, {count} to train on; {time.perf_counter() - start:.0f} s. {made}")
-    sae = Basis(path, made.coder, features=made.features, name="SAE")
-    principal = basis(short, train[:300], f"layers.{layer}", features=active, **options)
+    short.layers, short.norm = short.layers[: LAYER + 1], torch.nn.Identity()
+    path, inner = f"model.layers.{LAYER}", f"layers.{LAYER}"
+    options: dict[str, Any] = {"places": WINDOW, "skip": 1, "batch_size": 16}
+    coder = SparseAutoencoder(short.config.hidden_size, features, active)
+    if file is not None and pathlib.Path(file).exists():
+        coder.load_state_dict(torch.load(file, weights_only=True))
+    else:
+        start = time.perf_counter()
+        made = basis(short, train, inner, method="sae", features=features, active=active, steps=steps, **options)
+        coder = made.coder
+        print(
+            f"{len(every)} windows of {WINDOW} tokens, {count} trained on; {time.perf_counter() - start:.0f} s. {made}"
+        )
+        if file is not None:
+            torch.save(coder.state_dict(), file)
+    sae = Basis(path, coder, features=[f"feature {number}" for number in range(features)], name="SAE")
+    principal = basis(short, train[:300], inner, features=active, **options)
     parts = {"SAE": sae, f"PCA, {active} components": Basis(path, principal.coder, name="PCA")}
     table({name: quality(model, held_out, one) for name, one in parts.items()})
 
     lens = Lens(model, tokenizer=tokenizer)
-    other = "The capital of Italy is"
-    target = (-1, tokenizer(" Paris")["input_ids"][0])
+    target = contrast(" list", " string")
     relevance = lens.relevance(PROMPT, target=target, layers=sae, rules="cp").bases[path]
-    print("\nrelevance:", [(name, round(value, 2)) for name, value in relevance.ranked()[:6]])
-    without = lens.ablate(PROMPT, sae, target=target, count=20)
-    print("ablated:", [(name, round(value, 2)) for name, value in without.ranked()[:6]])
-    print(f"first-order screen against exact: {float(without.checks['rank correlation']):.2f}")
-    patched = lens.patch(other, PROMPT, sae, target=target)
-    print("patched from", repr(other), [(name, round(value, 2)) for name, value in patched.ranked()[:5]])
-    numbers = [sae.number(name.removeprefix(f"{path} ")) for name, _ in without.ranked() if "feature" in name][:4]
-    top = lens.top_inputs(every[: count // 2], sae, units=numbers, by="activation", count=4, regions=False)
+    by_place = relevance.checks["per place"][:, 0, 1:]  # without the first token
+    best = by_place.sum(dim=1).topk(6)
+    names = [relevance.items[one] for one in best.indices.tolist()]
+    print(f"\nscore {float(lens.relevance(PROMPT, target=target).score):.2f}; relevance from the second token on:",
+          [(name, round(value, 2)) for name, value in zip(names, best.values.tolist(), strict=True)])  # fmt: skip
+    for name in ("constant", "error"):
+        print(f"{name}: {float(by_place[relevance.items.index(name)].sum()):.2f}", end="; ")
+    without = lens.ablate(PROMPT, sae, by="unit", target=target)  # features that are off need no run
+    screen = lens.ablate(PROMPT, sae, by="unit", target=target, count=100)
+    patched = lens.patch(OTHER, PROMPT, sae, by="unit", target=target, count=100)
+    print()
+    for what, found in (("ablated", without), ("patched", patched)):
+        later = [(name.removeprefix(f"{path} "), round(value, 2)) for name, value in found.ranked()]
+        print(f"{what}:", [one for one in later if not one[0].endswith(" at 0")][:8])
+    print(f"100 parts, first-order screen against exact: {float(screen.checks['rank correlation']):.2f}")
+    found = [name for name, _ in (*without.ranked(), *patched.ranked()) if "feature" in name and " at 0" not in name]
+    numbers = list(dict.fromkeys(int(name.split()[-3]) for name in found))[:8]
+    for number, lines in contexts(short, tokenizer, every[count : count + 200], sae, numbers).items():
+        print(f"feature {number}:", " | ".join(lines))
+    for number in numbers[:4]:
+        for strength in (-20.0, 20.0):
+            logits = lens.run(PROMPT, edits={path: sae.steer(number, strength)}).logits[0, -1]
+            print(f"feature {number} {strength:+g}:", [tokenizer.decode(one) for one in logits.topk(4).indices])
+
+
+@torch.no_grad()
+def contexts(short: Any, tokenizer: Any, ids: torch.Tensor, sae: Basis, numbers: list[int]) -> dict[int, list[str]]:
+    """Return the held-out tokens, in their context, at which each feature is largest; first tokens do not count."""
+    hidden = torch.cat([short(input_ids=part).last_hidden_state for part in ids.split(20)])
+    codes = sae.codes(hidden.movedim(-1, 1))[:, numbers, 1:]  # (window, feature, place)
+    lines: dict[int, list[str]] = {}
     for row, number in enumerate(numbers):
-        print(f"feature {number}:", " | ".join(context(tokenizer, every[index], int(place)) for index, place in zip(
-            top.index[row].tolist(), top.places[row].flatten().tolist(), strict=True)))  # fmt: skip
-    for strength in (0.0, 20.0, 60.0):
-        logits = lens.run(PROMPT, edits={path: sae.steer(numbers[0], strength)}).logits[0, -1]
-        print(f"feature {numbers[0]} + {strength:g}:", [tokenizer.decode(one) for one in logits.topk(5).indices])
+        best = codes[:, row].flatten().topk(5).indices.tolist()
+        lines[number] = [context(tokenizer, ids[at // (WINDOW - 1)], at % (WINDOW - 1) + 1) for at in best]
+    return lines
 
 
 def context(tokenizer: Any, ids: torch.Tensor, place: int) -> str:
@@ -190,4 +231,4 @@ def digits() -> None:
 if __name__ == "__main__":
     digits()
     if sys.argv[1:] != ["digits"]:
-        language()
+        language(*sys.argv[1:])
