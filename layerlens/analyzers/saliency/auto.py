@@ -18,6 +18,7 @@ from layerlens.analyzers.common.features.coalitions import BOTH
 from layerlens.analyzers.common.features.input_features import features_of
 from layerlens.analyzers.common.features.references import Baselines
 from layerlens.analyzers.common.leaves.leaves import Leaf
+from layerlens.analyzers.common.messages import all_finite
 from layerlens.analyzers.common.registry import METHODS, method
 from layerlens.analyzers.common.scorer import Scorer, gradients, scoring
 from layerlens.analyzers.relevance.centered_relevance import centered_relevance
@@ -57,6 +58,7 @@ class Choice:
         tables: names of the inputs that are tables.
         spent: what the choice cost, in words.
         result: the result, where the method had to be run to find out.
+        finite: whether the gradient is finite.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Choice:
     tables: tuple[str, ...] = ()
     spent: tuple[str, ...] = ()
     result: Attribution | None = None
+    finite: bool = True
 
     def chosen(self, *more: str) -> str:
         """Say why it was chosen, and more, with the page."""
@@ -258,6 +261,8 @@ def _measured(choice: Choice, kinds: set[Kind], run: Callable[[], Attribution]) 
         without = f"{choice.why}, and without a rule for convolutions or attention in the network"
         return dataclasses.replace(other, why=without)
     book = found.settings["rules"]
+    if not choice.finite and all_finite(found.tensor):
+        return dataclasses.replace(choice, why=f"{choice.why}, and a gradient that is not finite", result=found)
     if book["name"] not in MEASURED:
         return dataclasses.replace(other, why=f"{choice.why}, and no convolutions or attention in the network")
     why = f"{choice.why}, and a network with {book['chosen'].removeprefix('it has ')}"
@@ -278,7 +283,8 @@ def _choice(scorer: Scorer, where: Selection, kinds: set[Kind]) -> Choice:
         return Choice("kernel_shap", {"samples": 2**count}, why) if count <= EXACT else _sampled(count, TABLE, why)
     at_layer = {"where": where} if Kind.LAYER in kinds else {}
     why = " and ".join(sorted(kind.value for kind in kinds))
-    if unreached := _unreached(scorer):
+    unreached, finite = _unreached(scorer)
+    if unreached:
         found = _sampled(count, SAMPLED, f"no gradient reaches {unreached}")
         found = dataclasses.replace(found, options={**at_layer, **found.options})
     elif at_layer:
@@ -288,7 +294,7 @@ def _choice(scorer: Scorer, where: Selection, kinds: set[Kind]) -> Choice:
     elif scorer.joint and len(scorer.rows) > 1:
         found = Choice("integrated_gradients", {}, f"{why}, one value for all samples")
     else:
-        found = Choice("relevance", {}, why)
+        found = Choice("relevance", {}, why, finite=finite)
     return dataclasses.replace(found, spent=("1 gradient to choose it",))
 
 
@@ -309,19 +315,19 @@ def _whole(scorer: Scorer) -> list[str]:
     return [name for name, leaf in scorer.leaves.items() if not leaf.value.is_floating_point()]
 
 
-def _unreached(scorer: Scorer) -> str:
-    """What no gradient reaches, in words; empty where one reaches every input."""
+def _unreached(scorer: Scorer) -> tuple[str, bool]:
+    """What no gradient reaches, in words, empty where one reaches every input; and whether gradients are finite."""
     place = "input" if all(leaf.place is None for leaf in scorer.leaves.values()) else "layer"
     if whole := _whole(scorer):
-        return f"whole numbers (input {', '.join(whole)})"
+        return f"whole numbers (input {', '.join(whole)})", True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             slopes = gradients(scorer, scorer.values())[1]
     except (LayerLensError, RuntimeError):  # what has another cause, the method raises again
-        return f"{place} {', '.join(scorer.leaves)}"
+        return f"{place} {', '.join(scorer.leaves)}", True
     flat = [name for name, slope in slopes.items() if not bool(slope.any())]
-    return f"{place} {', '.join(flat)}" if flat else ""
+    return f"{place} {', '.join(flat)}" if flat else "", all(map(all_finite, slopes.values()))
 
 
 def _for_text(lengths: list[int]) -> Choice:

@@ -376,3 +376,26 @@ def test_what_is_warned_of_depends_on_the_kind_of_input_and_not_on_words():
         40,
         1,
     )
+
+
+def test_where_a_gradient_is_not_finite_relevance_is_taken():
+    """A spectrum in silence: the root of 0 has no slope, and integrated gradients would be NaN."""
+
+    class Heard(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.waves, self.cell, self.head = nn.Conv1d(1, 8, 8, 4, bias=False), nn.LSTMCell(4, 6), nn.Linear(6, 1)
+
+        def forward(self, sound):
+            waves, state = self.waves(sound.unsqueeze(1)), None
+            for frame in (waves[:, :4] ** 2 + waves[:, 4:] ** 2).sqrt().unbind(dim=2):
+                state = self.cell(frame, state)
+            return self.head(state[0])
+
+    sound = torch.zeros(1, 300)
+    sound[:, 100:200] = torch.sin(torch.arange(100.0))
+    found = layerlens.saliency(Heard(), sound)
+    assert found.method.startswith("relevance") and "a gradient that is not finite" in found.settings["chosen"]
+    assert bool(found.tensor.isfinite().all()) and not found.tensor[0, :100].any()
+    assert layerlens.saliency(Heard(), sound + 0.01).method == "integrated_gradients"  # as measured for such networks
