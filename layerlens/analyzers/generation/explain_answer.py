@@ -202,13 +202,16 @@ def _regressed(task: _Task, prior: Shares | None, passes: int, until: float | No
     count, parts = len(task.prompt.sources), len(task.groups)
     spent = 0 if prior is None else prior.passes
     least = 1 if until is None else min(4, max(1, passes - spent))
-    number = max(2 if prior is None else 1, passes - spent)
     values = None if prior is None else prior.values
+    effects = torch.zeros(0, parts, dtype=torch.float64)
+    if prior is not None and prior.scores is not None and len(prior.values) == parts:
+        effects = prior.scores[None]  # the whole prompt was run for the prior
+    known = len(effects)
+    number = max(2 if prior is None else 1, passes - spent + known)
     if values is not None and len(values) < parts:
         values = values.expand(parts, -1) / parts
     start = None if values is None else values.numpy()
     kept = np.ones((1, count), dtype=bool)
-    effects = torch.zeros(0, parts, dtype=torch.float64)
     if number > 1:
         kept = np.concatenate([kept, masks(number - 1, count, start, seed)])
         kept = np.array(list(dict.fromkeys(map(tuple, kept.tolist()))))  # a prompt that was run says the same again
@@ -216,15 +219,17 @@ def _regressed(task: _Task, prior: Shares | None, passes: int, until: float | No
         kept = kept[kept.any(axis=1)]  # an empty prompt cannot be run
     number = len(kept)
     at_once = number if until is None else least
-    while len(effects) < number:
-        effects = torch.cat([effects, task.score(kept[len(effects) : len(effects) + at_once], "ablations")])
+    while True:
+        if len(effects) < number:
+            effects = torch.cat([effects, task.score(kept[len(effects) : len(effects) + at_once], "ablations")])
         found, errors, intercept = fit(kept[: len(effects)], _logit(effects).numpy(), start)
-        if until is not None and float(np.mean(errors)) <= until:
+        if len(effects) == number or (until is not None and float(np.mean(errors)) <= until):
             break
     settings = {"ablations": len(effects), "prior_passes": spent, "until": until}
     return _Measured(
         "ablation" if prior is None else "relevance + ablation", torch.from_numpy(found), effects[0],
-        spent + len(effects), torch.from_numpy(errors), torch.from_numpy(intercept), scale="logit", settings=settings,
+        spent + len(effects) - known, torch.from_numpy(errors), torch.from_numpy(intercept), scale="logit",
+        settings=settings,
     )  # fmt: skip
 
 
