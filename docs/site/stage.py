@@ -14,7 +14,7 @@ DOCS = ROOT / "docs"
 SECTIONS = {
     "Start": "get-started first-picture coming-from from-captum targets-and-inputs peers",
     "Analyzers": """
-        capture activation-maps saliency cam relevance sensitivity robustness interventions weights-and-inputs
+        capture activation-maps saliency cam relevance sensitivity robustness interventions circuits weights-and-inputs
         layer-dynamics training-and-transfer faithfulness groups-and-errors language-models generation
         layer-dynamics training-and-transfer faithfulness groups-and-errors language-models generation
         pictures-and-words sequences graphs figures gallery report beyond-one-machine

@@ -29,6 +29,7 @@ PAGES = {
     "pictures-and-words": 3,
     "groups-and-errors": 3,
     "interventions": 5,
+    "circuits": 4,
     "weights-and-inputs": 6,
     "training-and-transfer": 5,
     "robustness": 7,
