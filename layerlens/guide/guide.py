@@ -81,6 +81,7 @@ NEEDS: Final[Mapping[str, Has]] = {
     "a gradient": lambda facts, fit: fit.differentiable,
     "a layer with places": lambda facts, fit: fit.cam_layer is not None,
     "places": lambda facts, fit: fit.cam_layer is not None,
+    "a text read with CTC": lambda facts, fit: not fit.tokens and _reads(facts.output),
     "a grid": lambda facts, fit: fit.cam_layer is not None and bool(fit.places) and not fit.tokens,
     "an image": lambda facts, fit: fit.image,
     "a table": lambda facts, fit: not (fit.places or fit.tokens),
@@ -239,6 +240,14 @@ def _facts(lens: WrappedModel, inputs: Inputs, target: Spec) -> Facts:
         classes=classes,
         inputs=inputs,
     )
+
+
+def _reads(output: torch.Tensor | None) -> bool:
+    """Whether each sample of an output (batch, step, class) has symbols, and blanks (class 0) between them."""
+    if output is None or output.ndim != 3 or not output.is_floating_point():
+        return False
+    blank = output.argmax(dim=2) == 0
+    return bool((blank.any(dim=1) & ~blank.all(dim=1)).all())
 
 
 def _others(output: torch.Tensor) -> list[tuple[Spec, str]]:

@@ -121,6 +121,12 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         ("a gradient", "two classes"),
     ),
     Question(
+        "Which strokes or sounds made this symbol?",
+        "lens.relevance(x, target=layerlens.symbol(0))",
+        "3 gradients",
+        ("a gradient", "a text read with CTC"),
+    ),
+    Question(
         "What speaks for each class?",
         "lens.relevance_by_target(x, targets=[{classes}])",
         "4 gradients",

@@ -172,3 +172,19 @@ def test_an_output_without_classes_gets_a_target_and_says_so():
     answer = int(model(x)[0, -1].argmax())
     assert f"lens.relevance(x, target=(-1, {answer}))" in found.calls
     assert any("without a target there is no score" in note for note in found.notes)
+
+
+def test_a_model_that_reads_with_ctc_is_asked_for_its_symbols():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(3, 3)
+            nn.init.eye_(self.f.weight)
+
+        def forward(self, x):
+            return self.f(x)
+
+    steps = nn.functional.one_hot(torch.tensor([[0, 1, 1, 0, 2, 0]]), 3).float() * 5
+    (call,) = [call for call in Lens(Reader()).guide(steps).calls if "symbol" in call]
+    assert exec(call, {"lens": Lens(Reader()), "x": steps, "layerlens": layerlens}) is None
+    assert not [call for call in Lens(Reader()).guide(steps[..., [1, 0, 2]][:, 1:3]).calls if "symbol" in call]
