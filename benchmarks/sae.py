@@ -105,7 +105,7 @@ def table(rows: dict[str, dict[str, float]]) -> None:
 
 
 def language(
-    file: str | None = None, count: int = 1000, features: int = 1024, active: int = 32, steps: int = 700
+    file: str | None = None, count: int = 1000, features: int = 1024, active: int = 32, steps: int = 1000
 ) -> None:
     """Train on the output of the middle layer of SmolLM2-135M-Instruct, and ask which feature made an answer.
 
