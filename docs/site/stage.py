@@ -16,7 +16,6 @@ SECTIONS = {
     "Analyzers": """
         capture activation-maps saliency cam relevance sensitivity robustness interventions circuits weights-and-inputs
         layer-dynamics training-and-transfer faithfulness groups-and-errors language-models generation
-        layer-dynamics training-and-transfer faithfulness groups-and-errors language-models generation
         pictures-and-words sequences graphs figures gallery report beyond-one-machine
     """,
     "Write your own": "write-your-own-method write-your-own-rule write-your-own-figure",

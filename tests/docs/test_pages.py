@@ -26,7 +26,7 @@ PAGES = {
     "generation": 6,
     "sequences": 8,
     "graphs": 4,
-    "pictures-and-words": 3,
+    "pictures-and-words": 4,
     "groups-and-errors": 3,
     "interventions": 5,
     "circuits": 4,
