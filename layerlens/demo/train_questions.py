@@ -24,7 +24,7 @@ def train(steps: int = 1200, batch: int = 64, seed: int = 0) -> None:
         pictures, shown = side_by_side(known, batch, draw)
         scores = model(pictures, encode(question).expand(batch, -1))
         optimizer.zero_grad()
-        F.cross_entropy(scores, truth(question, shown)).backward()
+        F.cross_entropy(scores, truth(question, shown)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     model.eval()
