@@ -68,6 +68,13 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         "1 forward pass",
         ("recurrent layers",),
     ),
+    Question(
+        "Which part of the context made this answer?",
+        "lens.explain_answer(prompt)",
+        "12 forward passes",
+        (),
+        "a tokenizer and a prompt",
+    ),
     Question("Where does each place look?", "lens.attention(x)", "1 forward pass", ("attention",)),
     Question(
         "What do the hidden numbers change in what it makes?",

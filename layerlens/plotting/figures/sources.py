@@ -114,13 +114,15 @@ def _pieces(found: AnswerAttribution, values: Array, count: int | None) -> tuple
             if room < 0 and kept:
                 break
             kept.add(number)
-    shown, colored = list[str](), list[float]()
+    shown, colored, space = list[str](), list[float](), ""
     for (piece, number), size in zip(parts, sizes, strict=True):
         if (number is not None and number not in kept) or (number is None and over and size > 12):
+            space = ""
             if shown[-1:] != [" …"]:
                 shown, colored = [*shown, " …"], [*colored, 0.0]
             continue
-        own = re.findall(r"\n(?=\s*\S)|[^\S\n]*\S+", re.sub(r"\n\s*\n", "\n", piece))
+        own = re.findall(r"\n|[^\S\n]*\S+", re.sub(r"\s*\n\s*", "\n", space + piece.rstrip()) if piece.strip() else "")
+        space = piece[len(piece.rstrip()) :] if piece.strip() else space + piece
         shown += own
         colored += [0.0 if number is None else float(values[number])] * len(own)
     return shown, colored
