@@ -16,7 +16,7 @@ SECTIONS = {
     "Analyzers": """
         capture activation-maps saliency cam relevance sensitivity robustness interventions circuits weights-and-inputs
         layer-dynamics training-and-transfer faithfulness groups-and-errors language-models answers generation
-        pictures-and-words sequences graphs figures gallery report beyond-one-machine
+        pictures-and-words diffusion sequences graphs figures gallery report beyond-one-machine
     """,
     "Write your own": "write-your-own-method write-your-own-rule write-your-own-figure",
     "Notebooks": """

@@ -30,6 +30,7 @@ from .figures.overlay_grid import overlay_grid as overlay_grid
 from .figures.receptive_field import receptive_field as receptive_field
 from .figures.recurrent_states import recurrent_states as recurrent_states
 from .figures.relevance_flow import relevance_flow as relevance_flow
+from .figures.sampling import sampling as sampling
 from .figures.sensitivity import sensitivity as sensitivity
 from .figures.sources import sources as sources
 from .figures.sources_html import sources_html as sources_html

@@ -23,6 +23,7 @@ MOST_BYTES = 200_000
 PAGES = {
     "relevance": 9,
     "language-models": 2,
+    "diffusion": 4,
     "generation": 6,
     "sequences": 8,
     "graphs": 4,

@@ -23,6 +23,7 @@ NAMED = {
     "Matrix": "values", "Curve": "values", "TrainingHistory": "values", "UnitStatistics": "zeros",
     "AdversarialExamples": "inputs", "Influence": "values", "Contributions": "direct", "AttributionGraph": "sent",
     "AnswerAttribution": "values",
+    "SamplingAttribution": "by_step",
 }  # fmt: skip
 """The field of each result that holds what is drawn."""
 OTHERS = {"Ledger", "LayerTable", "GradientCheck", "GroupComparison", "Generation", "Steering"}
