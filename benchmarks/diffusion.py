@@ -37,6 +37,19 @@ TOP = 0.25
 """Share of the cells that count as changed, for the AUC."""
 
 
+HEAD = """# Maps of words of a diffusion model against what another word changes
+
+The small diffusion model of `layerlens.demo`, {} prompts, each with a noise of its own. Made by
+`python -m benchmarks.diffusion`; what it means is in docs/diffusion.md.
+
+Rank correlation and AUC (the most changed quarter of the cells against the rest) of the map of each color, digit and
+relation with the mean change of the pixels when it is replaced by each other one, at the same noise, on 4 x 4 cells,
+six steps. "One word against the other": rank correlation of the difference between the maps of two words of a kind,
+each over its sum, with that of the changes. Brackets: 95 % intervals by bootstrap over prompts.
+
+"""
+
+
 def prompts(count: int) -> list[str]:
     """Draw prompts with two different colors and digits."""
     random = torch.Generator().manual_seed(0)
@@ -180,7 +193,7 @@ def main(write: Callable[[str], object] = print) -> None:
     model, rows = load_digit_diffusion(), []
     for seed, prompt in enumerate(prompts(options.prompts)):
         rows.append(measure(model, prompt, seed))
-    write("\n".join(report(rows)))
+    write(HEAD.format(len(rows)) + "\n".join(report(rows)))
 
 
 if __name__ == "__main__":
