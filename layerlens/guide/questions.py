@@ -68,13 +68,6 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         "1 forward pass",
         ("recurrent layers",),
     ),
-    Question(
-        "Which part of the context made this answer?",
-        "lens.explain_answer(prompt)",
-        "12 forward passes",
-        (),
-        "a tokenizer and a prompt",
-    ),
     Question("Where does each place look?", "lens.attention(x)", "1 forward pass", ("attention",)),
     Question(
         "What do the hidden numbers change in what it makes?",
@@ -107,6 +100,13 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         'lens.evaluate(x, ["gradient", "input_x_gradient"], target={target})',
         "2 gradients, 500 forward passes",
         ("a gradient",),
+    ),
+    Question(
+        "Which part of the context made this answer?",
+        "lens.explain_answer(prompt)",
+        "12 forward passes",
+        (),
+        "a tokenizer and a prompt",
     ),
     Question(
         "Is the gradient right, and does the ledger close?",

@@ -28,7 +28,6 @@ PAGES = {
     "sequences": 8,
     "graphs": 4,
     "pictures-and-words": 4,
-    "pictures-and-words": 3,
     "answers": 3,
     "groups-and-errors": 3,
     "interventions": 5,
