@@ -68,6 +68,20 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         "1 forward pass",
         ("recurrent layers",),
     ),
+    Question(
+        "What did each step of a written text consider?",
+        'lens.generate(prompt, record="logit_lens")',
+        "2 forward passes a token",
+        (),
+        "a tokenizer and a prompt",
+    ),
+    Question(
+        "What changes if a direction is added at a layer?",
+        "lens.steer(x, direction, {layer}, target={target})",
+        "30 forward passes",
+        ("a score",),
+        "a direction of the layer's units",
+    ),
     Question("Where does each place look?", "lens.attention(x)", "1 forward pass", ("attention",)),
     Question(
         "What do the hidden numbers change in what it makes?",
@@ -204,6 +218,13 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         "lens.attribution_graph(x, target={target})",
         "4 gradients",
         ("a gradient",),
+    ),
+    Question(
+        "Do these parts make the score?",
+        "lens.circuit_faithfulness(parts, x, target={target})",
+        "100 forward passes",
+        ("a score",),
+        "parts, such as a graph or a ranking",
     ),
     # which layers, inputs and weights are sensitive
     Question(
