@@ -10,6 +10,8 @@ from layerlens.results import (
     AnswerAttribution,
     AttentionWeights,
     Attribution,
+    AttributionGraph,
+    Contributions,
     Curve,
     Entry,
     ErrorExplanation,
@@ -283,6 +285,22 @@ def answer():
     )
 
 
+def parts_of_a_score():
+    return Contributions(
+        ("a head 0", "a head 1", "b"), ("a", "a", "b"), ((0,), (1,), ()), normal(3, 2).double(), normal(3, 2).double(),
+        ledger(), "head", "cat", ("cat", "dog"), "contributions", SETTINGS, ("a", "b"), normal(3, 2).double(),
+    )  # fmt: skip
+
+
+def graph_of_a_score():
+    sent = normal(2, 3, 2).double()
+    return AttributionGraph(
+        ("input", "a", "b"), ("input", "a", "b"), sent.sum(dim=0), ("score", "b"), sent, normal(2, 2).double(),
+        normal(2, 2).double(), ledger(), ("input",), "layer", "cat", None, "attribution graph", SETTINGS, "",
+        ("a", "b"),
+    )  # fmt: skip
+
+
 def influence():
     labels = torch.tensor([0, 2, 1, 1])
     return Influence(normal(2, 4).double(), labels, labels[:2], False, "tracin", SETTINGS, ("a", "b"))
@@ -317,6 +335,8 @@ RESULTS = {
     "AnswerAttribution": answer,
     "Steering": steering,
     "Influence": influence,
+    "Contributions": parts_of_a_score,
+    "AttributionGraph": graph_of_a_score,
     "Matrix": matrix,
     "Curve": curve,
     "TrainingHistory": training,

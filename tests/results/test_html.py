@@ -151,6 +151,8 @@ MAIN = {
     "SamplingAttribution": lambda result: result.by_step,
     "Steering": lambda result: result.effect,
     "Influence": lambda result: result.values,
+    "Contributions": lambda result: result.direct,
+    "AttributionGraph": lambda result: result.sent,
     "Matrix": lambda result: result.values,
     "AnswerAttribution": lambda result: result.values,
     "Curve": lambda result: result.values,

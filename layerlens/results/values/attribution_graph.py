@@ -201,5 +201,4 @@ class AttributionGraph(Explained):
             ("largest edges", first),
             ("not opened", numbers(self.ledger.total("not opened"))),
             ("relative residual", numbers(self.ledger.relative)),
-            ("cost", self.cost),
         ]
