@@ -20,7 +20,7 @@ HELD_OUT, RANDOM, LENGTH = 32, 64, 14
 MAPS = ("relevance, cp",)
 """Maps of every context."""
 
-SOME = {"relevance, attn": 40, "gradient x input": 30, "attention": 30, "integrated gradients": 20}
+SOME = {"relevance, attn": 20, "gradient x input": 20, "attention": 20, "integrated gradients": 12}
 """Maps of some contexts, of so many."""
 
 Masks = np.ndarray

@@ -36,8 +36,11 @@ def table(cases: Sequence[Case], scores: dict[str, np.ndarray], passes: dict[str
     rows = []
     for name, values in scores.items():
         less = "-" if name == BASIS else interval(scores[BASIS] - values)
-        rows.append([name, passes[name], interval(values), interval(values[given]), interval(values[~given]), less])
-    return lines(("method", "passes", "all", "given answers", "own answers", f"{BASIS} minus it"), rows)
+        count = str(np.isfinite(values).sum())
+        rows.append(
+            [name, passes[name], count, interval(values), interval(values[given]), interval(values[~given]), less]
+        )
+    return lines(("method", "passes", "contexts", "all", "given answers", "own answers", f"{BASIS} minus it"), rows)
 
 
 def by_kind(cases: Sequence[Case], scores: dict[str, np.ndarray]) -> str:

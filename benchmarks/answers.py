@@ -3,6 +3,7 @@
 python -m benchmarks.answers measure FOLDER [PART PARTS]    (half an hour of one core; can be stopped and resumed)
 python -m benchmarks.answers pack FOLDER                    (keeps what the report needs in benchmarks/answers.npz)
 python -m benchmarks.answers report > benchmarks/answers.md (a minute, without the model)
+python -m benchmarks.answers check                          (a minute; explain_answer against plain torch)
 
 The model is SmolLM2-135M-Instruct (requirements-models.txt).
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from .answer_check import check
 from .answer_data import measure
 from .answer_methods import best_left_out
 from .answer_pack import pack, unpack
@@ -26,6 +28,8 @@ def main(what: str, *arguments: str) -> None:
         folder, part, parts = Path(arguments[0]), *map(int, arguments[1:] or ("0", "1"))
         measure(folder, None, part, parts)
         measure(folder, best_left_out, part, parts)
+    elif what == "check":
+        print(check([int(number) for number in arguments] or [0, 12, 33, 91]))
     elif what == "pack":
         pack(Path(arguments[0]), PACKED)
     else:
