@@ -108,9 +108,13 @@ _MOVED: Final = {
         designs=jansen factors=feature_names rows=distribution
     """,
     ("analyzers.sensitivity.interventions", "analyzers.sensitivity.interventions"): """
-        batching=trials exchange=trials find=intervention_sites grid=parts reference=replacements screen=first_order
-        taps=hook_points values=replacements words=results
+        batching=trials exchange=trials find=intervention_sites reference=replacements screen=first_order
+        values=replacements words=results
     """,
+    (
+        "analyzers.sensitivity.interventions",
+        "analyzers.common.parts",
+    ): "grid parts=grid heads hook_points taps=hook_points",
     ("analyzers.sensitivity.robustness", "analyzers.sensitivity.robustness"): """
         corrupting=corruption_curve options=attacks parts=sample_chunks verdict=prediction_change
     """,

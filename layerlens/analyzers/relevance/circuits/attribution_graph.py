@@ -80,8 +80,8 @@ def attribution_graph(
         >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> found = attribution_graph(net, torch.ones(1, 3), ["0", "1"], target=1)
-        >>> [(sender, receiver) for sender, receiver, _ in found.edges()]
-        [('1', 'score'), ('0', '1'), ('input', '0')]
+        >>> sorted((sender, receiver) for sender, receiver, _ in found.edges())
+        [('0', '1'), ('1', 'score'), ('input', '0')]
     """
     choose("nodes", nodes, PARTS)
     if not 0 <= keep < 1:
