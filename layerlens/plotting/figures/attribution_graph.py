@@ -63,13 +63,13 @@ def attribution_graph(
     finite_array(found.relevance, "the relevance of the nodes")
     edges = found.edges()[:count]
     if not edges:
-        raise PlotError("the graph has no edges: prune less, or open more nodes with a smaller keep=.")
+        raise PlotError("every edge of the graph is zero, or pruned: prune less, or take another target.")
     named = {name for edge in edges for name in edge[:2]}
     nodes = [name for name in (*found.nodes, "score") if name in named]
     layers = {**dict(zip(found.nodes, found.layers, strict=True)), **dict.fromkeys(found.inputs, "input")}
     columns = list(dict.fromkeys(layers.get(name, "score") for name in nodes))
     shown, shared = _short_names(nodes, [*found.inputs, "score"])
-    sizes = dict(zip(found.nodes, found.relevance.mean(dim=-1).tolist(), strict=True))
+    sizes = dict(zip(found.nodes, found.relevance.detach().mean(dim=-1).tolist(), strict=True))
     sizes["score"] = float(found.score.mean())
     with Canvas(width=width, ax=ax) as canvas:
         pitch = 0.92 * canvas.width / len(columns)

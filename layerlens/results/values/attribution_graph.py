@@ -120,6 +120,7 @@ class AttributionGraph(Explained):
         return sorted((pair for pair in pairs if pair[0] not in self.inputs), key=lambda pair: -abs(pair[1]))
 
     def _of(self, table: torch.Tensor, sample: int | None) -> torch.Tensor:
+        table = table.detach()
         if sample is None:
             return table.mean(dim=-1)
         if not -table.shape[-1] <= sample < table.shape[-1]:
