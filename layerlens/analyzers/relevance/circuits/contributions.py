@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -148,6 +148,7 @@ class OpenedParts:
         outputs: where the tensors of the parts were kept.
         sites: those tensors, in order of execution.
         left_out: layer -> why it has no parts.
+        generators: states of the random generators before the pass.
     """
 
     recording: Recording
@@ -156,6 +157,7 @@ class OpenedParts:
     outputs: Sites
     sites: list[PartSite]
     left_out: dict[str, str]
+    generators: Any
 
     @property
     def score(self) -> torch.Tensor:
@@ -193,6 +195,7 @@ class OpenedParts:
         """
         model, book = self.recording.model, self.bookkeeper
         there = Sites(model, *self.outputs.asked)
+        restore_generators(self.generators)  # the same noise as on x
         with torch.no_grad(), there:
             as_inputs(other).named_for(model, forward).run(model, forward)
         found = []
@@ -238,16 +241,19 @@ def open_parts(
     inputs = as_inputs(x)
     known, generators = followed(model, inputs, forward), generator_states()
     chosen = _chosen(model, x, inputs, layers, target, rules, forward)
-    attentions: list[Heads] = []
+    attentions, whole = list[Heads](), dict[str, str]()
     if parts == "head":
         attentions = find_heads(model, known, None if layers is None else chosen, heads)
-        cut = [place for one in attentions for place in (one.label, one.path)]
-        chosen = [path for path in chosen if not any(f"{path}." == f"{place}."[: len(path) + 1] for place in cut)]
+        cut = {place for one in attentions for place in (one.label, one.path)}
+        around = [path for path in chosen if any(place.startswith(f"{path}.") for place in cut)]
+        chosen = [path for path in chosen if path not in cut and path not in around]
+        whole = dict.fromkeys(around, "holds attentions that are cut into heads; name the other layers inside")
     restore_generators(generators)
     outputs = Sites(model, chosen, attentions, "layer" if parts == "head" else parts)
     recording = record(model, x, [target], rules=rules, layers=outputs, forward=forward)
     plan = make_plan(recording)
     sites, left_out = outputs.parts(known)
+    left_out |= whole
     reached = {id(info.node) for info in recording.nodes if info.carries}
     for site in [site for site in sites if id(site.edge.node) not in reached]:
         left_out[site.name] = "is not on the way from the input to the score"
@@ -255,7 +261,7 @@ def open_parts(
     if not sites:
         why = "; ".join(f"{name} {reason}" for name, reason in list(left_out.items())[:4])
         raise LayerNotFound(f"no layer can be a part by {parts}: {why or 'none was found'}. Name layers, such as '**'.")
-    return OpenedParts(recording, plan, Bookkeeper.of(recording), outputs, sites, left_out)
+    return OpenedParts(recording, plan, Bookkeeper.of(recording), outputs, sites, left_out, generators)
 
 
 def _chosen(

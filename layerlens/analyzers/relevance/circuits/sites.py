@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from layerlens.analyzers.common.parts.grid import Grid, grid
 from layerlens.analyzers.common.parts.heads import Heads
-from layerlens.analyzers.graph.operation import Node
+from layerlens.analyzers.graph.operation import Gradients, Node
 from layerlens.axes.follow import Followed
 from layerlens.axes.layout import holding as axes_holding, roles
-from layerlens.axes.provenance.axis import Axes
-from layerlens.errors import RecordError
+from layerlens.errors import AxesUnknown, RecordError
 from layerlens.model.call_tracking import Running
 from layerlens.model.layers import LayerPath
 from layerlens.model.selection import InputOf
@@ -185,12 +185,12 @@ class Sites(LayerOutputs):
         path = output.layer if one is None else one.path
         try:
             call = known.site(path, output.index)
+            found = call.seen(output.tensor or ("" if one is None else one.tensor), argument=argument)
         except RecordError:
             return "took another route when its axes were followed"
-        among = call.inputs if argument else call.outputs
-        tensor = output.tensor or (one.tensor if one is not None else "") or next(iter(among), "")
-        found: Axes | None = among.get(tensor)
-        if found is None or len(found) != output.value.ndim:
+        except AxesUnknown:
+            return "has a tensor that was not followed"
+        if len(found) != output.value.ndim:
             return "has a tensor that was not followed"
         kinds: list[str] = list(roles(found))
         rows = axes_holding(found, "batch")
@@ -208,17 +208,13 @@ def holding(sites: Sequence[PartSite]) -> Iterator[list[bool]]:
     held = [True] * len(sites)
     handles = []
 
-    def stop(place: int, slot: int, outer: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...] | None:
+    def stop(place: int, slot: int, outer: Gradients) -> Gradients | None:
         return tuple(None if at == slot else g for at, g in enumerate(outer)) if held[place] else None
 
     try:
         for place, site in enumerate(sites):
-            node, slot = site.edge.node, site.edge.output_nr
-
-            def hook(outer: Any, place: int = place, slot: int = slot) -> Any:
-                return stop(place, slot, outer)
-
-            handles.append(node.register_prehook(hook))
+            hook: Any = functools.partial(stop, place, site.edge.output_nr)
+            handles.append(site.edge.node.register_prehook(hook))
         yield held
     finally:
         for handle in handles:

@@ -169,3 +169,17 @@ def test_the_difference_of_a_linear_model_with_batch_norm_is_exact():
     for layer in ("0", "1", "2"):
         found = contributions(model, x, layer, other=other, target=1)
         torch.testing.assert_close(found.difference.sum(dim=0), (model(x) - model(other))[:, 1].detach())
+
+
+def test_a_model_that_draws_noise_does_not_differ_from_itself():
+    case = CASES["vae"]
+    model, x = case.build().double(), as_double(case.example())
+    found = contributions(model, x, other=x, target=case.target)
+    assert float(found.difference.abs().max()) == 0 and float(found.total.abs().max()) > 0
+
+
+def test_a_block_whose_attention_is_cut_into_heads_is_named(gpt2):
+    model, x = gpt2
+    with pytest.warns(UserWarning, match=r"transformer.h.0: holds attentions that are cut into heads"):
+        found = contributions(model, x, ["transformer.h.0", "transformer.h.1.mlp"], target=(-1, 7), parts="head")
+    assert found.items == (*(f"transformer.h.0.attn head {head}" for head in range(4)), "transformer.h.1.mlp")
