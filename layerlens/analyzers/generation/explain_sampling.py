@@ -74,7 +74,8 @@ def explain_sampling(
         maps: cells of a grid over the picture, rows and columns, for each of which the words' relevance is traced; None
             for none. A grid costs about as much as a batch of as many samples.
         words: name of each token of the prompt.
-        prompt: argument of the denoiser that holds the prompt; None finds token ids, or `(batch, token, feature)`.
+        prompt: argument of the denoiser that holds the prompt; None finds the only one of token ids, else the only one
+            after the picture that is `(batch, token, feature)`.
         denoiser: path of the layer that is called in each step, where that is not the model itself.
         layers: ... Inside the denoiser; `"blocks"` are its children, and those of its lists.
         steps: number of steps, for a scheduler or pipeline.

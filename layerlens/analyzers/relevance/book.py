@@ -164,10 +164,7 @@ def book(recording: Recording, plan: Plan, bookkeeper: Bookkeeper, sweep: Sweep,
         index: index of its target.
     """
     score, scorer, leaves = recording.scores.values[index], recording.scorer, recording.leaves
-    bookkeeper.sweep = sweep
-    values = at_leaves(recording, sweep)
-    for name, value in values.items():
-        bookkeeper.add("input", -1, name, value)
+    values = book_inputs(recording, bookkeeper, sweep)
     ledger = bookkeeper.ledger(score)
     warn_of_residual(ledger, score.dtype)
     scorer.target = recording.scores.targets[index]
@@ -196,12 +193,16 @@ def book(recording: Recording, plan: Plan, bookkeeper: Bookkeeper, sweep: Sweep,
     )
 
 
-def at_leaves(recording: Recording, sweep: Sweep) -> dict[str, torch.Tensor]:
-    """Return the relevance that one sweep brought to each leaf, by name."""
-    return {
+def book_inputs(recording: Recording, bookkeeper: Bookkeeper, sweep: Sweep) -> dict[str, torch.Tensor]:
+    """Book the relevance that one sweep brought to each leaf, and return it by name."""
+    bookkeeper.sweep = sweep
+    values = {
         name: _relevance_of(leaf.detach(), sweep.ends[place], sweep.carried[place])
         for place, (name, leaf) in enumerate(recording.leaves.items())
     }
+    for name, value in values.items():
+        bookkeeper.add("input", -1, name, value)
+    return values
 
 
 def _relevance_of(value: torch.Tensor, multiplier: torch.Tensor | None, carried: torch.Tensor | None) -> torch.Tensor:

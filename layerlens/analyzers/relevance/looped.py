@@ -18,7 +18,6 @@ from layerlens.analyzers.common.leaves.token_leaf import token_uses
 from layerlens.analyzers.common.scorer import Scorer
 from layerlens.analyzers.common.target_scores import TargetScores
 from layerlens.analyzers.graph.graph import Graph, NodeInfo
-from layerlens.analyzers.graph.operation import relevance_of
 from layerlens.analyzers.graph.recorder import Recorder
 from layerlens.errors import InputError, RelevanceError
 from layerlens.inputs.inputs import Forward, Inputs
@@ -31,7 +30,7 @@ from layerlens.probes.probe import Probe
 from layerlens.results import Ledger
 from layerlens.targets.target import Spec
 
-from .book import Bookkeeper
+from .book import Bookkeeper, book_inputs
 from .layer_relevance import LayerOutput, LayerOutputs
 from .loop_records import CallRelevance, LoopRelevance
 from .plan import make_plan
@@ -48,7 +47,7 @@ class LoopedCalls:
         layer: the layer, of a borrowed model.
         batch: number of samples of the loop.
         prompt: argument of the layer that holds the words: its relevance is read also where it is a constant. None
-            takes the token ids, else the first argument after the picture that is (batch, token, feature).
+            takes the token ids, else the only argument after the picture that is (batch, token, feature).
         rules: rulebook, its name, or `"auto"`.
         layers: layers inside of `layer` at whose outputs to read relevance.
         done: called after each call, forward and backward.
@@ -260,11 +259,10 @@ class _Call:
         (found,) = sweep(recording, plan, books)
         if any(one is not None for one in found.carried):
             raise RelevanceError("a first-layer rule (flat, w2, z-box) cannot be used in a loop: take epsilon or z+.")
-        books.sweep, values = found, dict[str, torch.Tensor]()
-        for (name, leaf), g in zip(leaves.items(), found.ends, strict=False):
-            whole = torch.zeros_like(leaf) if g is None else relevance_of(leaf.detach(), g)
-            values[name] = (whole.sum(-1) if name in words else whole).detach()
-            books.add("input", -1, name, whole)
+        values = {
+            name: (whole.sum(-1) if name in words else whole).detach()
+            for name, whole in book_inputs(recording, books, found).items()
+        }
         ledger = books.ledger(score)
         at: list[tuple[LayerOutput, torch.Tensor]] = []
         if read is not None:
@@ -280,13 +278,20 @@ class _Call:
         return dict(zip(self.joined, found.ends, strict=False))
 
     def prompt(self, words: Mapping[str, Leaf]) -> str:
-        """Return the name of the argument that holds the words; "" if there is none."""
+        """Return the name of the argument that holds the words; "" if there is none.
+
+        Raises:
+            InputError: if several may hold them.
+        """
         if self.owner.prompt is not None:
             return self.given.find(self.owner.prompt, "argument in prompt=")[0]
-        if words:
-            return next(iter(words))
         later = list(self.given.floating().items())[1:]
-        return next((name for name, one in later if one.ndim == 3), "")
+        found = list(words) or [name for name, one in later if one.ndim == 3]
+        if len(found) > 1:
+            raise InputError(
+                f"the words may be in {' or '.join(found)}: name the argument, such as prompt={found[0]!r}."
+            )
+        return found[0] if found else ""
 
     def _level(self) -> float | None:
         """The one number among the arguments, or one for all rows, which tells the noise level."""
@@ -354,10 +359,9 @@ def looped_relevance(
     for found, own, score, target in zip(
         sweep(recording, plan, books), calls.found, recording.scores.values, recording.scores.targets, strict=True
     ):
-        books.sweep, inputs = found, dict[str, torch.Tensor]()
-        for (name, leaf), g in zip(recording.leaves.items(), found.ends, strict=True):
-            whole = torch.zeros_like(leaf) if g is None else relevance_of(leaf.detach(), g)
-            books.add("input", -1, name, whole)
-            inputs[name] = (whole if recording.scorer.leaves[name].layer is None else whole.sum(-1)).detach()
+        inputs = {
+            name: (whole if recording.scorer.leaves[name].layer is None else whole.sum(-1)).detach()
+            for name, whole in book_inputs(recording, books, found).items()
+        }
         results.append(LoopRelevance(score.detach(), target.label, inputs, books.ledger(score), own[::-1]))
     return results

@@ -341,3 +341,22 @@ def test_a_pipeline_of_diffusers():
     torch.testing.assert_close(
         found.words.float(), torch.cat([found.inputs[f"{name}prompt_embeds"].sum(-1) for name in ("negative_", "")], 1)
     )
+
+
+class Twofold(Attending):
+    """Two arguments may hold the words."""
+
+    def forward(self, x, level, style, context):
+        return super().forward(x, level, context) + style.mean()
+
+
+def test_words_that_may_be_in_two_arguments_are_asked_for():
+    def loop(model, x, style, context):
+        return x + 0.5 * model(x, torch.ones(len(x)), style, context)
+
+    x, style, context = normal(1, 2, 6, 6), normal(1, 2, 6, seed=1), normal(1, 3, 6, seed=2)
+    lens = Lens(Twofold().eval())
+    with pytest.raises(InputError, match="in 2 or 3: name the argument, such as prompt='2'"):
+        lens.explain_sampling((x, style, context), loop=loop)
+    for name, words in (("context", 3), ("2", 2)):
+        assert lens.explain_sampling((x, style, context), loop=loop, prompt=name).words.shape == (1, words)

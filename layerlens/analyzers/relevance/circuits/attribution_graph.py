@@ -18,7 +18,7 @@ from layerlens.results import AttributionGraph, Entry, Ledger
 from layerlens.signatures import public
 from layerlens.targets.target import Spec
 
-from ..book import Sweep, at_leaves, warn_of_residual
+from ..book import Sweep, book_inputs, warn_of_residual
 from ..rules.rulebook import Rulebook
 from ..sweep import carry_to_ends, ends_of, warn_of_cuts
 from .contributions import PARTS, OpenedParts, Parts, open_parts
@@ -186,9 +186,8 @@ class _Trace:
         for one in self.found:
             book.sweep, leaves = one.sweep, len(opened.recording.leaves)
             one.sweep.carried = carry_to_ends(one.sweep.first_layer, ends_of(opened.recording)[:leaves], book)
-            for name, value in at_leaves(opened.recording, one.sweep).items():
+            for name, value in book_inputs(opened.recording, book, one.sweep).items():
                 one.inputs[name] = book.by_sample(value).cpu()
-                book.add("input", -1, name, value)
             every.booked += one.sweep.booked
             every.amounts += one.sweep.amounts
             every.mixed |= one.sweep.mixed

@@ -24,7 +24,7 @@ from layerlens.results import Contributions, Entry, Ledger
 from layerlens.signatures import public
 from layerlens.targets.target import Spec
 
-from ..book import Bookkeeper, Sweep, at_leaves, warn_of_residual
+from ..book import Bookkeeper, Sweep, book_inputs, warn_of_residual
 from ..plan import Plan, make_plan
 from ..record import Recording, record
 from ..rules.rulebook import Rulebook
@@ -213,8 +213,7 @@ class OpenedParts:
         """Return where the score went in a sweep, what the sites held back included."""
         self.bookkeeper.sweep = sweep
         sweep.carried = carry_to_ends(sweep.first_layer, ends_of(self.recording), self.bookkeeper)
-        for name, value in at_leaves(self.recording, sweep).items():
-            self.bookkeeper.add("input", -1, name, value)
+        book_inputs(self.recording, self.bookkeeper, sweep)
         parts = [
             Entry("part", site.output.layer, site.part_name(number), row)
             for site, rows in zip(self.sites, held, strict=True)
