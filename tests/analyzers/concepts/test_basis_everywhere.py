@@ -8,6 +8,7 @@ from torch import nn
 
 from layerlens import Basis, Lens, basis, feature_effects
 from layerlens.errors import InputError, OptionError, SelectionError
+from tests.analyzers.concepts.test_basis import Twice
 
 pytest.importorskip("sklearn")
 
@@ -45,15 +46,6 @@ class Former(nn.Module):
 
     def forward(self, ids):
         return self.head(self.block(self.embed(ids)).mean(dim=1))
-
-
-class Twice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
-
-    def forward(self, x):
-        return self.head(torch.relu(self.inner(torch.relu(self.inner(x)))))
 
 
 def convolutional():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
@@ -116,9 +115,8 @@ def circuit_faithfulness(
         runner = TrialRunner(run, Readout("change", aim), survey, "circuit_faithfulness", survey.copies)
         changes = runner([tuple(found), *groups], replacement, draws).mean(dim=1)  # (groups, batch)
     _check_difference(start, changes[0], aim.label)
-    shares = _Shares(start, changes[0], changes[1:].reshape(len(orders), len(counts), 2, -1))
     points = torch.tensor([0, *counts, len(found)], dtype=torch.float64) / len(found)
-    rows = shares.rows()
+    rows = _curves(changes[0], changes[1:].reshape(len(orders), len(counts), 2, -1))
     areas = torch.trapezoid(rows, points, dim=1)  # (series, batch)
     what = "values of the other input" if other is not None else {"zero": "zeros"}.get(value, f"{value} values")
     names = SERIES if controls else SERIES[:2]
@@ -151,40 +149,33 @@ def circuit_faithfulness(
     )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class _Shares:
-    """Scores of trials as shares of what all parts make.
+def _curves(empty: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
+    """Return the curves with their ends, `(series, points, batch)`, in shares of what all parts make.
 
-    Attributes:
-        start: score of the run as it is, `(batch,)`.
+    Args:
         empty: change when all parts are replaced, `(batch,)`.
         changes: change of each trial, `(orders, counts, kept or removed, batch)`.
     """
-
-    start: torch.Tensor
-    empty: torch.Tensor
-    changes: torch.Tensor
-
-    def rows(self) -> torch.Tensor:
-        """The curves with their ends, `(series, points, batch)`, in shares of the mean difference."""
-        whole = -self.empty.mean()
-        kept = (self.changes - self.empty) / whole
-        first, last = torch.zeros_like(self.start).unsqueeze(0), (-self.empty / whole).unsqueeze(0)
-        found = []
-        for orders in (kept[:1], kept[1:]):
-            if len(orders):
-                mean = orders.mean(dim=0)  # (counts, 2, batch)
-                found.append(torch.cat([first, mean[:, 0], last]))
-                found.append(torch.cat([last, mean[:, 1], first]))
-        return torch.stack(found)
+    whole = -empty.mean()
+    left = (changes - empty) / whole
+    none, every = torch.zeros_like(empty).unsqueeze(0), (-empty / whole).unsqueeze(0)
+    found = []
+    for orders in (left[:1], left[1:]):
+        if len(orders):
+            kept, removed = orders.mean(dim=0).unbind(dim=1)  # (counts, batch) each
+            found += [torch.cat([none, kept, every]), torch.cat([every, removed, none])]
+    return torch.stack(found)
 
 
 def _ranked(parts: Parts, order: str) -> list[str]:
     """Return the names of the parts, the best first.
 
     Raises:
-        OptionError: when there is none, or values are missing.
+        OptionError: when there is none, values are missing, or there are several series.
     """
+    series = getattr(parts, "series", ())
+    if len(series) > 1:
+        raise OptionError(f"parts has several series, {', '.join(series)}: give a dict of part -> value.")
     if isinstance(parts, AttributionGraph):
         values = dict(parts.ranked())
     elif isinstance(parts, Contributions):
@@ -192,7 +183,7 @@ def _ranked(parts: Parts, order: str) -> list[str]:
     elif isinstance(parts, Ranking):
         values = dict(parts.ranked())
     elif isinstance(parts, LayerProfile):
-        values = dict(zip(parts.layers, parts.values.reshape(len(parts.layers), -1)[:, 0].tolist(), strict=True))
+        values = dict(zip(parts.layers, parts.values.flatten().tolist(), strict=True))
     elif isinstance(parts, Mapping):
         values = {name: float(number) for name, number in parts.items()}
     elif isinstance(parts, Sequence) and not isinstance(parts, str):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from layerlens import ablate, attribution_graph, circuit_faithfulness, contributions, errors
-from layerlens.results import Curve
+from layerlens.results import Curve, Ranking
 from tests.cases import CASES, normal
 
 
@@ -121,6 +121,14 @@ def test_random_orders_are_a_control():
 def test_what_cannot_be_measured_is_said(parts, options, message):
     with pytest.raises(errors.OptionError, match=message):
         circuit_faithfulness(linear(), parts, X, target=0, **options)
+
+
+def test_several_series_are_no_order():
+    net = linear()
+    columns = torch.tensor([[3.0, 0.0], [1.0, 4.0]])
+    two = Ranking("effect", ("0 channel 0", "0 channel 1"), columns, "score", True, "by hand", {}, ("first", "second"))
+    with pytest.raises(errors.OptionError, match="several series, first, second"):
+        circuit_faithfulness(net, two, X, target=0)
 
 
 def test_parts_that_make_no_difference():
