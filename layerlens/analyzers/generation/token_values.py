@@ -12,6 +12,7 @@ import torch
 from layerlens.analyzers.activation import attention
 from layerlens.analyzers.relevance import relevance_by_target
 from layerlens.analyzers.saliency import saliency_by_target
+from layerlens.analyzers.saliency.by_target import SHARING
 from layerlens.errors import InputError, warn
 from layerlens.inputs.inputs import Inputs
 from layerlens.results import Attribution, Relevance
@@ -66,9 +67,8 @@ def token_shares(scorer: AnswerScorer, prompt: Prompt, groups: Sequence[Range], 
         passes = 1 + 2 * len(groups)
     else:
         found = saliency_by_target(scorer.model, inputs, targets=targets, method=by, forward=scorer.forward)
-        shared = by in ("gradient", "input_x_gradient")
         steps = sum(int(one.settings.get("steps", 1)) for one in found)
-        passes = 1 + 2 * len(groups) if shared else 3 * steps
+        passes = 1 + 2 * len(groups) if by in SHARING else 3 * steps
     rows, scores, names = [], [], ("prompt outside the sources", "answer so far", *KINDS, "rounding")
     rest: dict[str, list[float]] = {name: [] for name in names}
     for one in found:

@@ -23,6 +23,9 @@ from .gradient.gradients import of_slopes
 from .gradient.guided_backprop import RULES, of_rectifiers, recorded
 from .saliency import saliency, with_cost
 
+SHARING = ("gradient", "input_x_gradient", *RULES)
+"""Methods that take one forward pass for all targets, and a backward pass for each."""
+
 
 @public
 def saliency_by_target(
@@ -63,7 +66,7 @@ def saliency_by_target(
         raise OptionError(f"targets must be a list of one or more targets, got {targets!r}.")
     row, given = method_named(method), dict(options or {})
     known = {"magnitude"} if row.name == "gradient" else set()
-    if row.name not in {"gradient", "input_x_gradient", *RULES} or given.keys() - known or len(targets) == 1:
+    if row.name not in SHARING or given.keys() - known or len(targets) == 1:
         shared: dict[str, Any] = {"method": method, "where": where, "forward": forward, "progress": progress, **given}
         return [saliency(model, x, target=target, **shared) for target in targets]
     scores = TargetScores(targets)
