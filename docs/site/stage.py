@@ -23,6 +23,7 @@ SECTIONS = {
         notebooks/look_inside_your_own_model notebooks/which_method notebooks/is_the_map_honest
         notebooks/language_model notebooks/over_time notebooks/generative notebooks/training_dynamics
         notebooks/dynamic_networks notebooks/concepts_and_data notebooks/answers notebooks/diffusion
+        notebooks/where_is_it_decided
     """,
     "Reference": "questions speed reliability glossary api/index benchmarks/index changelog",
 }
