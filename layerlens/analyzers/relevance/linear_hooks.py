@@ -157,6 +157,7 @@ class _LinearHooks:
         """
         g = outer[0]
         if g is None:
+            self.output = self.scale_and_shift = None  # held back after it: another sweep may begin there
             return None
         operation = self.operation
         self.x, weight = operation.map.x, operation.map.weight

@@ -167,8 +167,10 @@ class Shares:
         return torch.cat([self.features, *ends], dim=-1).movedim(-1, 1)
 
 
-def shares(basis: Basis, hidden: torch.Tensor, slope: torch.Tensor) -> Shares:
-    """Divide m . h among the features of a basis, by the gradient of the decoder times the codes.
+def by_codes(
+    basis: Basis, hidden: torch.Tensor, slope: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the codes of units, what they decode to, and the multiplier of the codes, decode' m.
 
     Args:
         basis: the basis.
@@ -179,8 +181,21 @@ def shares(basis: Basis, hidden: torch.Tensor, slope: torch.Tensor) -> Shares:
         codes = basis.encode_last(hidden.detach()).detach().requires_grad_()
         decoded = basis.decode_last(codes, hidden.detach())
         (by_code,) = torch.autograd.grad(decoded, codes, slope)
-        none = basis.decode_last(torch.zeros_like(codes), hidden.detach()).detach()
-    decoded, features = decoded.detach(), by_code * codes.detach()
+    return codes.detach(), decoded.detach(), by_code
+
+
+def shares(basis: Basis, hidden: torch.Tensor, slope: torch.Tensor) -> Shares:
+    """Divide m . h among the features of a basis, by the gradient of the decoder times the codes.
+
+    Args:
+        basis: the basis.
+        hidden: the units h, `(batch, *places, unit)`.
+        slope: the multiplier m, shaped like it.
+    """
+    codes, decoded, by_code = by_codes(basis, hidden, slope)
+    with torch.no_grad(), basis.coding():
+        none = basis.decode_last(torch.zeros_like(codes), hidden)
+    features = by_code * codes
     error, constant = (slope * (hidden - decoded)).sum(dim=-1), (slope * none).sum(dim=-1)
     beyond = (slope * (decoded - none)).sum(dim=-1) - features.sum(dim=-1)
     size = (slope * decoded).abs().sum(dim=-1) + features.abs().sum(dim=-1) + constant.abs()

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.features.basis_site import Sites as Selected
 from layerlens.analyzers.common.held_inputs import held_input
-from layerlens.errors import OptionError, choose
+from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Hold, Input
 from layerlens.model.borrowed import borrowed
-from layerlens.model.layers import Selection
 from layerlens.progress import track
 from layerlens.results import AttributionGraph, Entry, Ledger
 from layerlens.signatures import public
@@ -21,7 +21,7 @@ from layerlens.targets.target import Spec
 from ..book import Sweep, book_inputs, warn_of_residual
 from ..rules.rulebook import Rulebook
 from ..sweep import carry_to_ends, ends_of, warn_of_cuts
-from .contributions import PARTS, OpenedParts, Parts, open_parts
+from .contributions import OpenedParts, Parts, open_parts
 from .sites import relevance_at
 
 EXPLANATION = (
@@ -36,7 +36,7 @@ EXPLANATION = (
 def attribution_graph(
     model: nn.Module,
     x: Input,
-    layers: Selection = None,
+    layers: Selected = None,
     *,
     nodes: Parts = "layer",
     keep: float = 0.02,
@@ -56,7 +56,9 @@ def attribution_graph(
 
     Args:
         layers: which layers, as in `contributions`.
-        nodes: what the nodes are: `"layer"`, `"head"`, `"channel"` or `"position"`, as `parts` of `contributions`.
+        nodes: what the nodes are, as `parts` of `contributions`: `"layer"`, `"head"`, `"channel"` or `"position"`;
+            layers and bases; or a list of both, `nodes=["head", basis]`. A feature of a basis sends on what its encoder
+            reads, by the gradient of the encoder, the error what is left.
         keep: nodes with less than this share of the score, in size and for every sample, are not opened; what they hold
             is booked as not opened. 0 opens every node that relevance reaches.
         rules: rulebook, or its name, as in `relevance`.
@@ -66,9 +68,10 @@ def attribution_graph(
         An `AttributionGraph`: the relevance of every node, edges, and the ledger of every opened node.
 
     Raises:
-        InputError: if the input cannot carry a gradient.
+        InputError: if the input cannot carry a gradient, a basis does not fit its layer, or `encode` has no gradient.
         LayerNotFound: when no selected layer is on the way from the input to the score.
-        OptionError: when an option is unknown, or `keep` is not a share.
+        OptionError: when an option is unknown, layers are given twice, or `keep` is not a share.
+        SelectionError, AxesUnknown: if a basis does not name one tensor of one call, or its units are unknown.
         RelevanceError: if no relevance can reach the input.
         TargetError: if the target does not fit the output.
 
@@ -83,12 +86,11 @@ def attribution_graph(
         >>> sorted((sender, receiver) for sender, receiver, _ in found.edges())
         [('0', '1'), ('1', 'score'), ('input', '0')]
     """
-    choose("nodes", nodes, PARTS)
     if not 0 <= keep < 1:
         raise OptionError(f"keep is the share of the score from which on a node is opened, 0 to 1, not {keep!r}.")
     given = held_input(model, x, hold, forward)
     with borrowed(model):
-        opened = open_parts(model, given, layers, nodes, target, rules, heads, forward)
+        opened = open_parts(model, given, layers, nodes, "nodes", target, rules, heads, forward)
         trace = _Trace(opened, keep)
         with opened.rules() as held:
             trace.start()
@@ -100,9 +102,9 @@ def attribution_graph(
         ledger = trace.whole()
     warn_of_cuts(opened.recording)
     warn_of_residual(ledger, opened.score.dtype)
-    opened.warn_left_out("attribution_graph", layers)
+    opened.warn_left_out("attribution_graph")
     aim = opened.recording.scores.targets[0]
-    return trace.result(nodes, aim.label, aim.each, ledger)
+    return trace.result(aim.label, aim.each, ledger)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +163,10 @@ class _Trace:
         for number in range(site.size):
             held = self.relevance[first + number].abs()
             if bool((held > self.keep * score).any()):
-                self._send(first + number, place, self.opened.sweep(site.edge, site.only(g, number)))
+                start = site.start(g, number, self.opened.bookkeeper)
+                sweep = self.opened.sweep(site.edge, start)
+                site.book_rest(start, self.relevance[first + number], self.opened.bookkeeper)
+                self._send(first + number, place, sweep)
         self.multipliers[place] = None
 
     def _send(self, node: int, own: int | None, sweep: Sweep) -> None:
@@ -201,7 +206,7 @@ class _Trace:
         ]
         return book.ledger(opened.score, rest)
 
-    def result(self, nodes: str, target: str, targets: tuple[str, ...] | None, ledger: Ledger) -> AttributionGraph:
+    def result(self, target: str, targets: tuple[str, ...] | None, ledger: Ledger) -> AttributionGraph:
         """Return the graph, from the inputs to the score."""
         opened = self.opened
         inputs = list(opened.recording.leaves)
@@ -222,11 +227,11 @@ class _Trace:
             absorbed=torch.stack([one.total("absorbed") for one in self.found]),
             ledger=ledger,
             inputs=tuple(shown),
-            parts=nodes,
+            parts=opened.kind,
             target=target,
             targets=targets,
             method=f"attribution graph, relevance, {opened.plan.rulebook.name}",
-            settings={**opened.plan.settings, "nodes": nodes, "keep": self.keep, "left_out": opened.left_out},
+            settings={**opened.plan.settings, "nodes": opened.kind, "keep": self.keep, **opened.settings},
             cost=f"1 forward and {len(self.found)} partial backward passes",
             explanation=EXPLANATION,
         )

@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge
 
 from layerlens.analyzers.common.calls.blocks import usual_layers
+from layerlens.analyzers.common.features.basis import Basis
+from layerlens.analyzers.common.features.basis_site import Sites as Selected, find_basis_sites, split_bases
 from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.analyzers.common.parts.heads import Heads, find_heads
 from layerlens.axes.followed import followed
-from layerlens.errors import InputError, LayerNotFound, choose
+from layerlens.errors import InputError, LayerNotFound, OptionError, suggestion
 from layerlens.inputs.inputs import Forward, Hold, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed, generator_states, restore_generators
-from layerlens.model.layers import Layers, Selection
+from layerlens.model.layers import Layers, Selection, is_listed
 from layerlens.results import Contributions, Entry, Ledger
 from layerlens.signatures import public
 from layerlens.targets.target import Spec
@@ -30,17 +32,20 @@ from ..record import Recording, record
 from ..rules.rulebook import Rulebook
 from ..sweep import carry_to_ends, ends_of, one_sweep, rules_attached, warn_of_cuts
 from .branches import branch_layers
-from .sites import PartSite, Sites, holding, multipliers_at, relevance_at
+from .part_site import PartSite
+from .sites import Sites, holding, multipliers_at, relevance_at
 
-Parts = Literal["layer", "head", "channel", "position"]
-PARTS: tuple[str, ...] = get_args(Parts)
+Kind = Literal["layer", "head", "channel", "unit", "position"]
+KINDS: tuple[str, ...] = get_args(Kind)
+Parts: TypeAlias = "Kind | Selected"
+"""A kind of parts, layers or bases, or a list of a kind and those."""
 
 
 @public
 def contributions(
     model: nn.Module,
     x: Input,
-    layers: Selection = None,
+    layers: Selected = None,
     *,
     other: Input | None = None,
     parts: Parts = "layer",
@@ -62,12 +67,15 @@ def contributions(
     Args:
         layers: which layers, see `Selection`; None for those whose outputs are added to a stream that passes them by
             (attentions, MLPs, residual branches), or, in a model without, for the layers of `lens.ablate`. In a chain
-            of layers all that reaches the score passes the last, which then has all of the direct contribution.
+            of layers all that reaches the score passes the last, which then has all of the direct contribution. Of a
+            `Basis` among them the parts are its features, and the error that they leave.
         other: another input of the same shapes, such as a corrupted text: `difference` is then g (h - h') with h' the
             values there and g the multiplier of the total contribution (relevance patching, Jafari et al. 2025), one
             forward pass more. It estimates what `lens.patch` measures.
         parts: `"layer"` for whole layers; `"head"` cuts attentions into heads, read where the output projection takes
-            them, and leaves the other layers whole; `"channel"` and `"position"` cut every layer.
+            them, and leaves the other layers whole; `"channel"` (or `"unit"`) and `"position"` cut every layer. Or
+            layers and bases themselves, as in `layers`, perhaps in a list with one of these words:
+            `parts=["head", basis]`.
         rules: rulebook, or its name, as in `relevance`.
         heads: number of heads of each attention; None for its own.
 
@@ -77,9 +85,10 @@ def contributions(
         layers are found).
 
     Raises:
-        InputError: if the input cannot carry a gradient.
+        InputError: if the input cannot carry a gradient, or a basis does not fit its layer.
         LayerNotFound: when no selected layer is on the way from the input to the score.
-        OptionError: when an option is unknown.
+        OptionError: when an option is unknown, or layers are given twice.
+        SelectionError, AxesUnknown: if a basis does not name one tensor of one call, or its units are unknown.
         RelevanceError: if no relevance can reach the input.
         TargetError: if the target does not fit the output.
 
@@ -94,10 +103,9 @@ def contributions(
         >>> bool((found.direct.sum(0) + found.constants - found.score).abs().max() < 1e-6)
         True
     """
-    choose("parts", parts, PARTS)
     given = held_input(model, x, hold, forward)
     with borrowed(model):
-        opened = open_parts(model, given, layers, parts, target, rules, heads, forward)
+        opened = open_parts(model, given, layers, parts, "parts", target, rules, heads, forward)
         score, ones = opened.score, torch.ones_like(opened.score)
         with opened.rules() as held:
             held[:] = [False] * len(held)
@@ -110,21 +118,21 @@ def contributions(
         ledger = opened.ledger(direct, held_back)
     warn_of_cuts(opened.recording)
     warn_of_residual(ledger, score.dtype)
-    opened.warn_left_out("contributions", layers)
+    opened.warn_left_out("contributions")
     aim = opened.recording.scores.targets[0]
     return Contributions(
         items=tuple(site.part_name(number) for site in opened.sites for number in range(site.size)),
         layers=tuple(site.name for site in opened.sites for _ in range(site.size)),
-        index=tuple(site.grid.index(number) for site in opened.sites for number in range(site.size)),
+        index=tuple(site.index(number) for site in opened.sites for number in range(site.size)),
         direct=torch.cat(held_back),
         total=torch.cat(total),
         difference=None if difference is None else torch.cat(difference),
         ledger=ledger,
-        parts=parts,
+        parts=opened.kind,
         target=aim.label,
         targets=aim.each,
         method=f"contributions, relevance, {opened.plan.rulebook.name}",
-        settings={**opened.plan.settings, "parts": parts, "left_out": opened.left_out},
+        settings={**opened.plan.settings, "parts": opened.kind, **opened.settings},
         explanation=EXPLANATION,
     )
 
@@ -148,6 +156,8 @@ class OpenedParts:
         outputs: where the tensors of the parts were kept.
         sites: those tensors, in order of execution.
         left_out: layer -> why it has no parts.
+        kind: what the parts are, `"feature"` where all are of a basis.
+        named: whether layers were asked for.
         generators: states of the random generators before the pass.
     """
 
@@ -157,6 +167,8 @@ class OpenedParts:
     outputs: Sites
     sites: list[PartSite]
     left_out: dict[str, str]
+    kind: str
+    named: bool
     generators: Any
 
     @property
@@ -164,9 +176,15 @@ class OpenedParts:
         """The score of each sample."""
         return self.recording.scores.values[0]
 
-    def warn_left_out(self, method: str, layers: Selection) -> None:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What has no parts, and the bases, for results."""
+        bases = [repr(site) for site in self.outputs.asked[3]]
+        return {"left_out": self.left_out, **({"bases": bases} if bases else {})}
+
+    def warn_left_out(self, method: str) -> None:
         """Warn of layers that have no parts, if they were asked for."""
-        if layers is not None:
+        if self.named:
             warn_left_out(method, self.left_out, explicit=True)
 
     @contextlib.contextmanager
@@ -205,8 +223,8 @@ class OpenedParts:
                     f"layer {site.name!r} has {tuple(site.output.value.shape)} on x, and nothing of that shape on "
                     "other: give an input of the same shapes, for texts of the same number of tokens."
                 )
-            change = torch.zeros_like(value) if g is None else site.difference(value, book.folded) * g
-            found.append(site.sums(change, book.batch).cpu())
+            none = torch.zeros(site.size, book.batch, dtype=torch.float64)
+            found.append(none if g is None else site.difference(g, value, book).cpu())
         return found
 
     def ledger(self, sweep: Sweep, held: Sequence[torch.Tensor]) -> Ledger:
@@ -225,8 +243,9 @@ class OpenedParts:
 def open_parts(
     model: nn.Module,
     x: Input,
-    layers: Selection,
-    parts: str,
+    layers: Selected,
+    parts: Parts,
+    option: str,
     target: Spec,
     rules: str | Rulebook,
     heads: int | None,
@@ -234,21 +253,36 @@ def open_parts(
 ) -> OpenedParts:
     """Run a borrowed model, and keep the tensors of its parts.
 
+    Args:
+        model: borrowed model.
+        x: its input.
+        layers: layers and bases.
+        parts: a kind, or more layers and bases.
+        option: name of the option `parts`.
+        target: what is explained.
+        rules: rulebook, or its name.
+        heads: number of heads of each attention.
+        forward: function to call instead of the model.
+
     Raises:
         LayerNotFound: when no layer is on the way from the input to the score.
+        OptionError: when a kind is unknown, or layers are given twice.
     """
+    bases, wanted, kind = _selected(model, layers, parts, option)
     inputs = as_inputs(x)
     known, generators = followed(model, inputs, forward), generator_states()
-    chosen = _chosen(model, x, inputs, layers, target, rules, forward)
+    chosen = [] if wanted == () else _chosen(model, x, inputs, wanted, target, rules, forward)
     attentions, whole = list[Heads](), dict[str, str]()
-    if parts == "head":
-        attentions = find_heads(model, known, None if layers is None else chosen, heads)
+    if kind == "head" and wanted != ():
+        attentions = find_heads(model, known, None if wanted is None else chosen, heads)
         cut = {place for one in attentions for place in (one.label, one.path)}
+        chosen = [path for path in chosen if path not in cut]
         around = [path for path in chosen if any(place.startswith(f"{path}.") for place in cut)]
-        chosen = [path for path in chosen if path not in cut and path not in around]
+        chosen = [path for path in chosen if path not in around]
         whole = dict.fromkeys(around, "holds attentions that are cut into heads; name the other layers inside")
+    features = find_basis_sites(model, inputs, bases, forward)
     restore_generators(generators)
-    outputs = Sites(model, chosen, attentions, "layer" if parts == "head" else parts)
+    outputs = Sites(model, chosen, attentions, "layer" if kind == "head" else kind, features)
     recording = record(model, x, [target], rules=rules, layers=outputs, forward=forward)
     plan = make_plan(recording)
     sites, left_out = outputs.parts(known)
@@ -259,8 +293,41 @@ def open_parts(
     sites = [site for site in sites if id(site.edge.node) in reached]
     if not sites:
         why = "; ".join(f"{name} {reason}" for name, reason in list(left_out.items())[:4])
-        raise LayerNotFound(f"no layer can be a part by {parts}: {why or 'none was found'}. Name layers, such as '**'.")
-    return OpenedParts(recording, plan, Bookkeeper.of(recording), outputs, sites, left_out, generators)
+        raise LayerNotFound(f"no layer can be a part by {kind}: {why or 'none was found'}. Name layers, such as '**'.")
+    shown = "feature" if wanted == () else kind
+    named = wanted is not None or any(one.name in left_out for one in features)
+    book = Bookkeeper.of(recording)
+    return OpenedParts(recording, plan, book, outputs, sites, left_out, shown, named, generators)
+
+
+def _selected(model: nn.Module, layers: Selected, parts: Parts, option: str) -> tuple[list[Basis], Selection, str]:
+    """The bases, the other layers (None for the usual ones, `()` for none), and the kind of their parts.
+
+    Raises:
+        OptionError: when a kind is unknown, or there are several, or layers are given twice.
+    """
+    entries: list[Any] = list(parts) if is_listed(parts) else [parts]
+    kinds = [one for one in entries if isinstance(one, str) and one in KINDS]
+    bases, named = split_bases([one for one in entries if one not in kinds])
+    if len(kinds) > 1 or not entries:
+        raise OptionError(f"{option}={parts!r} must have one kind of parts: {', '.join(KINDS)}.")
+    if isinstance(parts, str) and not kinds:
+        try:
+            Layers(model).select(parts, calls=True, tensors=True)
+        except LayerNotFound as error:
+            near = suggestion(parts, [*KINDS, *Layers(model)])
+            raise OptionError(
+                f"{option}={parts!r} is neither a kind of parts ({', '.join(KINDS)}) nor a layer.{near}"
+            ) from error
+    if layers is None:
+        selection = named or (None if kinds else ())
+    elif named:
+        raise OptionError(f"layers= and {option}={parts!r} both name layers: give all of them in one.")
+    else:
+        more, selection = split_bases(layers)
+        bases = [*more, *bases]
+    kind = kinds[0] if kinds else "layer"
+    return bases, selection, "channel" if kind == "unit" else kind
 
 
 def _chosen(

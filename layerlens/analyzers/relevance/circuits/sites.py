@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
-from layerlens.analyzers.common.parts.grid import Grid, grid
+from layerlens.analyzers.common.features.basis_site import BasisSite
+from layerlens.analyzers.common.parts.grid import grid
 from layerlens.analyzers.common.parts.heads import Heads
-from layerlens.analyzers.graph.operation import Gradients, Node
+from layerlens.analyzers.graph.operation import Gradients
 from layerlens.axes.follow import Followed
 from layerlens.axes.layout import holding as axes_holding, roles
 from layerlens.errors import AxesUnknown, RecordError
@@ -24,74 +24,8 @@ from layerlens.model.selection import InputOf
 from layerlens.probes.heads import InsideAttention
 
 from ..book import Bookkeeper, Sweep
-from ..layer_relevance import Folded, LayerOutput, LayerOutputs
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PartSite:
-    """A tensor of a call of a layer, and how it is cut into parts.
-
-    Attributes:
-        name: name for results, such as `"blocks.0.attn"`, or `"rnn/h_n #1"` for a second call.
-        output: the tensor and its edge of the graph.
-        grid: its parts.
-        batch: axis of the samples.
-        by: kind of its parts; `"layer"` for the whole.
-    """
-
-    name: str
-    output: LayerOutput
-    grid: Grid
-    batch: int
-    by: str
-
-    @property
-    def edge(self) -> GradientEdge:
-        """The edge at which its multiplier arrives."""
-        assert self.output.edge is not None
-        return self.output.edge
-
-    @property
-    def order(self) -> int:
-        """Sequence number of its node, in order of execution."""
-        return int(self.edge.node._sequence_nr())
-
-    @property
-    def size(self) -> int:
-        """The number of parts."""
-        return self.grid.size
-
-    def part_name(self, number: int) -> str:
-        """Return the name of a part: `"blocks.0.attn head 3"`."""
-        index = self.grid.index(number)
-        if not index:
-            return self.name
-        return f"{self.name} {self.by} {index[0] if len(index) == 1 else index}"
-
-    def value(self, folded: Mapping[Node, Folded | None]) -> torch.Tensor:
-        """Return the tensor, with batch norm where a rule treats both as one."""
-        normalized = folded.get(self.edge.node)  # type: ignore[call-overload]
-        return self.output.value if normalized is None else normalized[0]
-
-    def difference(self, other: torch.Tensor, folded: Mapping[Node, Folded | None]) -> torch.Tensor:
-        """Return the tensor minus that of another run, on the scale of batch norm where a rule treats both as one."""
-        step = self.output.value - other
-        normalized = folded.get(self.edge.node)  # type: ignore[call-overload]
-        return step if normalized is None else step * normalized[1]
-
-    def sums(self, relevance: torch.Tensor, samples: int) -> torch.Tensor:
-        """Return the relevance of each part of each sample, `(parts, samples)`, in float64."""
-        rows = relevance.double().chunk(samples, dim=self.batch)  # windows of a sample follow each other
-        return torch.stack([self.grid.sums(row) for row in rows], dim=1)
-
-    def only(self, tensor: torch.Tensor, number: int) -> torch.Tensor:
-        """Return the tensor with zeros outside of a part."""
-        kept = torch.zeros_like(tensor)
-        at = tuple(slice(None) for _ in range(tensor.ndim))
-        for axis, start, length in self.grid.cut(number):
-            at = (*at[:axis], slice(start, start + length), *at[axis + 1 :])
-        kept[at] = tensor[at]
-        return kept
+from ..layer_relevance import LayerOutput, LayerOutputs
+from .part_site import FeatureSite, PartSite
 
 
 class Sites(LayerOutputs):
@@ -102,17 +36,20 @@ class Sites(LayerOutputs):
         layers: paths of layers, or tensors of their outputs.
         heads: attentions that are cut into heads.
         by: kind of the parts of the layers.
+        bases: tensors that are cut into the features of a basis and their error.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str], heads: Sequence[Heads], by: str) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Sequence[str], heads: Sequence[Heads], by: str, bases: Sequence[BasisSite] = ()
+    ) -> None:
         self._model, self._heads, self._by = model, list(heads), by
-        self.asked = layers, heads, by
+        self.asked = layers, heads, by, bases
         taken: list[Any] = [
             InputOf(one.path) if one.kind == "input" else one.path for one in heads if one.kind != "attention"
         ]
         self._inside = {one.path for one in heads if one.kind == "attention"}
         wanted = list(dict.fromkeys([*layers, *taken]))
-        super().__init__(model, wanted or ())
+        super().__init__(model, wanted or (), bases)
 
     def __enter__(self) -> None:
         super().__enter__()
@@ -135,7 +72,16 @@ class Sites(LayerOutputs):
         heads = {self._noted_as(one): one for one in self._heads}
         sites: list[PartSite] = []
         left_out: dict[str, str] = {}
-        taken: dict[tuple[Node, int], str] = {}
+        taken: dict[Any, str] = {}
+        for basis, outputs in self._of_bases:
+            for output in outputs:
+                if output.edge is None:
+                    left_out[basis.name] = "does not depend on the input"
+                elif (place := (output.edge.node, output.edge.output_nr)) in taken:
+                    left_out[basis.name] = f"is the same tensor as {taken[place]!r}"
+                else:
+                    taken[place] = f"the features of {basis.name}"
+                    sites.append(FeatureSite.of(basis, output))
         for output in self._found:
             one = heads.get(output.layer)
             label = output.name if one is None else one.label or "(model)"
@@ -145,8 +91,7 @@ class Sites(LayerOutputs):
             if output.edge is None:
                 left_out[name] = "does not depend on the input"
                 continue
-            place: Any = (output.edge.node, output.edge.output_nr)
-            if place in taken:
+            if (place := (output.edge.node, output.edge.output_nr)) in taken:
                 left_out[name] = f"is the same tensor as {taken[place]!r}"
                 continue
             by = self._by if one is None else "head"
@@ -165,7 +110,7 @@ class Sites(LayerOutputs):
 
     def values_of(self, sites: Sequence[PartSite]) -> list[torch.Tensor | None]:
         """Return the values at the places of sites of another run; None where this run has none of that shape."""
-        known = {(one.layer, one.index, one.tensor): one.value for one in self._found}
+        known = {(one.layer, one.index, one.tensor): one.value for one in self._outputs()}
         found = [known.get((site.output.layer, site.output.index, site.output.tensor)) for site in sites]
         return [
             value if value is not None and value.shape == site.output.value.shape else None
@@ -245,6 +190,6 @@ def relevance_at(
     return [
         torch.zeros(site.size, bookkeeper.batch, dtype=torch.float64)
         if g is None
-        else site.sums(site.value(bookkeeper.folded) * g, bookkeeper.batch).cpu()
+        else site.relevance(g, bookkeeper).cpu()
         for site, g in zip(sites, multipliers, strict=True)
     ]
