@@ -1,6 +1,9 @@
 """Which word made which part of a picture: maps of words, scored by what changing the word changes.
 
-python -m benchmarks.diffusion > benchmarks/diffusion.md    (about 3 minutes on one core)
+python -m benchmarks.diffusion [--fresh]    (about 3 minutes on one core)
+
+It measures the prompts that benchmarks/diffusion.npz lacks, can be stopped and resumed, and writes
+benchmarks/diffusion.md; `--fresh` measures all of them again.
 
 The model is the small diffusion model of `layerlens.demo`. Truth: a word is replaced by each other word of its kind
 (color, digit, relation), the picture is drawn again from the same noise, and the change of every pixel is measured. A
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +33,10 @@ from layerlens.demo.digit_diffusion import (
     tokens,
 )
 from layerlens.demo.embedded import CLASS_NAMES
+from layerlens.files import whole
+from layerlens.progress import track
 
+STORED = Path(__file__).with_suffix(".npz")
 STEPS = 6
 GRID = 4
 TOP = 0.25
@@ -40,7 +46,8 @@ TOP = 0.25
 HEAD = """# Maps of words of a diffusion model against what another word changes
 
 The small diffusion model of `layerlens.demo`, {} prompts, each with a noise of its own. Made by
-`python -m benchmarks.diffusion`; what it means is in docs/diffusion.md.
+`python -m benchmarks.diffusion` from the numbers of each prompt in `benchmarks/diffusion.npz`; what
+it means is in docs/diffusion.md.
 
 Rank correlation and AUC (the most changed quarter of the cells against the rest) of the map of each color, digit and
 relation with the mean change of the pixels when it is replaced by each other one, at the same noise, on 4 x 4 cells,
@@ -168,32 +175,55 @@ def interval(values: np.ndarray, draws: int = 2000) -> str:
     return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
 
 
-def report(rows: list[dict[str, tuple[float, float, float]]], first: str = "relevance") -> list[str]:
-    """The tables, as lines of Markdown."""
-    names = list(rows[0])
-    values = {name: np.array([row[name] for row in rows]) for name in names}
+def report(found: dict[str, np.ndarray], first: str = "relevance") -> list[str]:
+    """The tables, as lines of Markdown.
+
+    Args:
+        found: by method, the numbers of `measure`, `(prompt, 3)`.
+        first: method that the others are compared with.
+    """
     lines = ["| map of a word | rank correlation | AUC | one word against the other |", "| --- | --- | --- | --- |"]
-    order = sorted(names, key=lambda name: -values[name][:, 0].mean())
-    lines += [f"| {name} | {' | '.join(interval(values[name][:, k]) for k in range(3))} |" for name in order]
+    order = sorted(found, key=lambda name: -found[name][:, 0].mean())
+    lines += [f"| {name} | {' | '.join(interval(found[name][:, k]) for k in range(3))} |" for name in order]
     lines += ["", f"Paired differences, {first} less the other:", ""]
     lines += ["| other | rank correlation | AUC | one word against the other |", "| --- | --- | --- | --- |"]
     for name in order:
         if name != first:
-            both = values[first] - values[name]
+            both = found[first] - found[name]
             lines.append(f"| {name} | {' | '.join(interval(both[:, k]) for k in range(3))} |")
     return lines
 
 
-def main(write: Callable[[str], object] = print) -> None:
-    """Measure and print."""
+def stored() -> dict[str, np.ndarray]:
+    """By method, the numbers of `measure` for the prompts measured so far, `(prompt, 3)`."""
+    if not STORED.exists():
+        return {}
+    with np.load(STORED) as file:
+        return dict(file)
+
+
+def page(found: dict[str, np.ndarray], count: int) -> str:
+    """The page on the first prompts."""
+    tables = report({name: rows[:count] for name, rows in found.items()})
+    return HEAD.format(count) + "\n".join(tables) + "\n"
+
+
+def main() -> None:
+    """Measure what is missing, and write the page."""
     parser = argparse.ArgumentParser(description="Maps of words of a diffusion model against the truth.")
     parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--fresh", action="store_true", help="measure all prompts again")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model, rows = load_digit_diffusion(), []
-    for seed, prompt in enumerate(prompts(options.prompts)):
-        rows.append(measure(model, prompt, seed))
-    write(HEAD.format(len(rows)) + "\n".join(report(rows)))
+    model, wanted = load_digit_diffusion(), prompts(options.prompts)
+    found = {} if options.fresh else stored()
+    done = min(len(wanted), *map(len, found.values())) if found else 0
+    for seed, prompt in enumerate(track(wanted[done:], "maps of words"), done):
+        for name, row in measure(model, prompt, seed).items():
+            found[name] = np.vstack([found.get(name, np.zeros((0, 3)))[:seed], row])
+        with whole(STORED) as file:
+            np.savez_compressed(file, **found)
+    STORED.with_suffix(".md").write_text(page(found, len(wanted)), encoding="utf-8")
 
 
 if __name__ == "__main__":

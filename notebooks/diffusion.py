@@ -37,7 +37,7 @@ loop = functools.partial(sample, steps=10)  # sample(model, noise, words) calls 
 # the parts add up.
 
 # %%
-found = lens.explain_sampling((noise, tokens(prompt)), loop=loop, words=prompt.split(), maps=8)
+found = lens.explain_sampling((noise, tokens(prompt)), loop=loop, words=prompt.split(), maps=8, level="step")
 found.plot()
 
 # %%
@@ -52,7 +52,7 @@ for word, value in found.ranked()[:4]:
 
 # %%
 for side, box in (("left", (0, 0, 24, 12)), ("right", (0, 12, 24, 24))):
-    half = lens.explain_sampling((noise, tokens(prompt)), loop=loop, words=prompt.split(), target=box)
+    half = lens.explain_sampling((noise, tokens(prompt)), loop=loop, words=prompt.split(), target=box, level="step")
     print(f"{side}: {half.ranked()[0][0]}")
 half.plot(title="The right half")
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks import image_figures
+from benchmarks import diffusion, image_figures
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "faithfulness.md"
@@ -93,3 +93,10 @@ def test_the_tables_of_tokens_on_the_page_are_those_of_the_benchmark():
     for name, cells in encoder[0].items():
         known = encoder[1][NAMES[name]]
         assert cells == [known[0], known[2]], name
+
+
+def test_the_table_of_words_on_the_page_is_that_of_the_benchmark():
+    measured, found = (ROOT / "benchmarks" / "diffusion.md").read_text(), diffusion.stored()
+    assert measured == diffusion.page(found, len(found["relevance"]))
+    told = rows((ROOT / "docs" / "diffusion.md").read_text(), "This is the truth that maps were scored by")
+    assert told == rows(measured, "# Maps of words")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,8 +24,9 @@ from layerlens.targets.outputs import main_output
 from layerlens.targets.target import Target
 from layerlens.targets.tokens import place_names
 
+from .noise_levels import Level, noise_levels
 from .picture_regions import Region, cells_of, contrast, grid_of, region
-from .sampling_loops import as_loop
+from .sampling_loops import as_loop, is_scheduler
 
 EXPLANATION = (
     "A word's relevance is the part of the score that reached its embedding by the rules of relevance propagation, "
@@ -43,6 +45,7 @@ def explain_sampling(
     maps: int | tuple[int, int] | None = None,
     words: Sequence[str] | None = None,
     prompt: str | None = None,
+    level: Level = None,
     denoiser: LayerPath = "",
     layers: Selection = "blocks",
     rules: str | Rulebook = "auto",
@@ -76,6 +79,9 @@ def explain_sampling(
         words: name of each token of the prompt.
         prompt: argument of the denoiser that holds the prompt; None finds the only one of token ids, else the only one
             after the picture that is `(batch, token, feature)`.
+        level: argument of the denoiser that holds the noise level, by name or position, or a function of its arguments
+            that returns it: names the steps. None is the timestep of a scheduler or an argument whose name says that
+            it is one (`timestep`, `sigma`, `noise_level`); without any, steps are the calls, by number.
         denoiser: path of the layer that is called in each step, where that is not the model itself.
         layers: ... Inside the denoiser; `"blocks"` are its children, and those of its lists.
         steps: number of steps, for a scheduler or pipeline.
@@ -112,7 +118,10 @@ def explain_sampling(
             _map(run, inputs, picture, sample, grid, batch_size, done)
             for sample in range(0 if grid is None else len(picture))
         ]  # fmt: skip
-    told = _Told(found.calls, len(picture))
+    if level is None and is_scheduler(loop):
+        level = 1
+    where, levels = noise_levels([call.given for call in found.calls], level)
+    told = _Told(found.calls, len(picture), levels)
     texts = told.names(words, tokenizer)
     names = tuple(found.calls[0].layers)
     through = torch.zeros(len(names), len(told.levels), 2, dtype=torch.float64)
@@ -123,7 +132,7 @@ def explain_sampling(
             moved[row, step] = call.sizes[name][1] / call.sizes[name][0].clamp_min(1e-30)
     settings = {
         "rules": found.calls[0].rules, "maps": grid, "denoiser": denoiser, "prompt": found.calls[0].prompt,
-        "seed": seed,
+        "level": "timestep of the scheduler" if level == 1 and is_scheduler(loop) else where, "seed": seed,
     }  # fmt: skip
     cost = f"{len(found.calls)} calls of the model, each run twice and swept once"
     return SamplingAttribution(
@@ -207,6 +216,7 @@ class _Told:
     Args:
         calls: what relevance did in each call.
         batch: number of samples.
+        levels: noise level of each call; None if unknown.
 
     Attributes:
         levels: name of each step.
@@ -215,19 +225,14 @@ class _Told:
         constants: what else left the loop, `(batch, step)`.
     """
 
-    def __init__(self, calls: Sequence[CallRelevance], batch: int) -> None:
-        self.steps: list[int] = []
-        levels: list[str] = []
-        before: float | None = None
-        for call in calls:
-            if call.level is None or call.level != before:
-                levels.append(f"{len(levels)}" if call.level is None else f"t={call.level:g}")
-            before = call.level
-            self.steps.append(len(levels) - 1)
-        self.levels = tuple(levels)
+    def __init__(self, calls: Sequence[CallRelevance], batch: int, levels: Sequence[float] | None = None) -> None:
+        new = [not k or levels is None or levels[k] != levels[k - 1] for k in range(len(calls))]
+        self.steps = [step - 1 for step in itertools.accumulate(map(int, new))]
+        firsts = [k for k, one in enumerate(new) if one]
+        self.levels = tuple(f"{k}" if levels is None else f"t={levels[k]:g}" for k in firsts)
         self._prompts: list[torch.Tensor] = []
         parts: list[torch.Tensor] = []
-        self.constants = torch.zeros(batch, len(levels), dtype=torch.float64)
+        self.constants = torch.zeros(batch, len(firsts), dtype=torch.float64)
         for call, step in zip(calls, self.steps, strict=True):
             self.constants[:, step] += call.constants
             if call.words is None:
@@ -245,9 +250,9 @@ class _Told:
                 known = [k for k, one in enumerate(self._prompts) if one.shape == content.shape and one.equal(content)]
                 if not known:
                     self._prompts.append(content)
-                    parts.append(group.new_zeros(*group.shape, len(levels)))
+                    parts.append(group.new_zeros(*group.shape, len(firsts)))
                 parts[known[0] if known else -1][:, :, step] += group
-        self.by_step = torch.cat(parts, 1) if parts else torch.zeros(batch, 0, len(levels), dtype=torch.float64)
+        self.by_step = torch.cat(parts, 1) if parts else torch.zeros(batch, 0, len(firsts), dtype=torch.float64)
 
     def names(self, words: Sequence[str] | None, tokenizer: Any) -> tuple[str, ...]:
         """Name the words, those of several prompts with the number of the prompt.

@@ -25,7 +25,7 @@ def as_loop(loop: Any, steps: int, seed: int) -> Forward:
     Raises:
         InputError: when it is none of these.
     """
-    if hasattr(loop, "set_timesteps") and hasattr(loop, "step"):
+    if is_scheduler(loop):
         return _of_scheduler(loop, steps, seed)
     if hasattr(loop, "components") and callable(loop):
         return _of_pipeline(loop, steps)
@@ -34,6 +34,11 @@ def as_loop(loop: Any, steps: int, seed: int) -> Forward:
     raise InputError(
         f"loop= is a function loop(model, noise, ...), a scheduler or a pipeline of diffusers; got {loop!r}."
     )
+
+
+def is_scheduler(loop: Any) -> bool:
+    """Whether a loop is a scheduler; the noise level is then the denoiser's argument 1."""
+    return hasattr(loop, "set_timesteps") and hasattr(loop, "step")
 
 
 def _of_scheduler(scheduler: Any, steps: int, seed: int) -> Forward:

@@ -61,7 +61,11 @@ def words(text: str) -> list[Range]:
 
 
 def _lines(text: str) -> Iterator[tuple[int, int, bool]]:
-    """The lines of a text and whether they are code; lines that a sentence was wrapped over are one."""
+    """Find the lines of a text; lines that a sentence was wrapped over are one.
+
+    Yields:
+        Where a line starts and stops, and whether it is code.
+    """
     place, code, held = 0, False, 0
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from layerlens.inputs.inputs import Inputs
 from layerlens.results import Ledger
 
 
@@ -23,7 +24,7 @@ class CallRelevance:
         rules: settings of the rules.
         prompt: argument that holds the words; "" for none.
         words: what that argument held, (rows, token, ...).
-        level: the noise level, as the layer was given it; None if unknown.
+        given: the arguments of the call.
         constants: relevance that left the loop here otherwise than by the words, `(batch,)`.
     """
 
@@ -35,7 +36,7 @@ class CallRelevance:
     rules: dict[str, Any]
     prompt: str
     words: torch.Tensor | None
-    level: float | None
+    given: Inputs
     constants: torch.Tensor
 
 

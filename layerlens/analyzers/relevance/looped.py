@@ -271,7 +271,7 @@ class _Call:
         sums, sizes = self._layers(at)
         owner.found[-1].append(
             CallRelevance(
-                self.index, values, ledger, sums, sizes, plan.settings["rules"], prompt, held, self._level(),
+                self.index, values, ledger, sums, sizes, plan.settings["rules"], prompt, held, self.given,
                 self._book(ledger, prompt),
             )
         )  # fmt: skip
@@ -292,15 +292,6 @@ class _Call:
                 f"the words may be in {' or '.join(found)}: name the argument, such as prompt={found[0]!r}."
             )
         return found[0] if found else ""
-
-    def _level(self) -> float | None:
-        """The one number among the arguments, or one for all rows, which tells the noise level."""
-        for value in [*self.given.args[1:], *self.given.kwargs.values()]:
-            if isinstance(value, torch.Tensor) and value.ndim < 2 and bool((value == value.reshape(-1)[0]).all()):
-                return float(value.reshape(-1)[0])
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return float(value)
-        return None
 
     def _layers(
         self, read: Iterable[tuple[LayerOutput, torch.Tensor]]

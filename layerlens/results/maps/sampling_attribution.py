@@ -27,7 +27,7 @@ class SamplingAttribution(Explained):
 
     Attributes:
         names: the words; those of several prompts as `prompt 1: red`.
-        levels: the steps, by their noise level.
+        levels: the steps, by their noise level; the calls by number where that is unknown.
         by_step: relevance of each word in each step, `(batch, word, step)`.
         constants: relevance that stayed with the model's own constants in each step, `(batch, step)`.
         inputs: relevance by input of the loop, shaped like it: the noise, and embeddings of the prompt.
@@ -169,6 +169,7 @@ class SamplingAttribution(Explained):
         if self.names:
             known.append(("words", ", ".join(f"{name!r} ({value:.4g})" for name, value in self.ranked()[:3])))
         known.append(("steps", ", ".join(f"{self.levels[k]} ({float(steps[k]):.4g})" for k in largest)))
+        known.append(("noise level", self.settings.get("level", "unknown")))
         first = next(iter(self.inputs), None)
         if first is not None:
             known.append(("noise", numbers(self.inputs[first].flatten(1).sum(1))))

@@ -125,7 +125,7 @@ def test_call_by_call_is_the_whole_loop(model, x, loop, denoiser):
 
 def test_prompts_of_one_call_have_their_own_words():
     found = Lens(made(Attending)).explain_sampling(
-        (normal(1, 2, 6, 6), normal(1, 3, 6, seed=1)), loop=guided, words=["a", "red", "three"]
+        (normal(1, 2, 6, 6), normal(1, 3, 6, seed=1)), loop=guided, words=["a", "red", "three"], level="level"
     )
     assert found.names[:4] == ("prompt 0: a", "prompt 0: red", "prompt 0: three", "prompt 1: a")
     assert found.levels == ("t=2", "t=1")
@@ -341,6 +341,45 @@ def test_a_pipeline_of_diffusers():
     torch.testing.assert_close(
         found.words.float(), torch.cat([found.inputs[f"{name}prompt_embeds"].sum(-1) for name in ("negative_", "")], 1)
     )
+
+
+class Scaled(Attending):
+    """A number comes before the noise level."""
+
+    def forward(self, x, scale, timestep, context):
+        return scale * super().forward(x, timestep, context)
+
+
+class Unnamed(Scaled):
+    """No argument says that it is the noise level."""
+
+    def forward(self, x, scale, time, context):
+        return super().forward(x, scale, time, context)
+
+
+def test_noise_levels_are_named_and_never_guessed():
+    def loop(model, x, context):
+        for step in (4, 2, 2, 1):
+            x = 0.8 * x + model(x, 0.5, torch.full((len(x),), step), context)
+        return x
+
+    def steps(model, **options):
+        found = layerlens.explain_sampling(
+            made(model), (normal(1, 2, 6, 6), normal(1, 3, 6, seed=1)), loop=loop, layers=(), **options
+        )
+        return found.levels, dict(found.summary())["noise level"]
+
+    known = ("t=4", "t=2", "t=1")
+    assert steps(Scaled) == (known, "timestep")
+    unknown = "unknown, so calls are numbered; name it by an argument, level='scale' or 'time'"
+    assert steps(Unnamed) == (("0", "1", "2", "3"), unknown)
+    assert steps(Unnamed, level="time") == (known, "time")
+    assert steps(Unnamed, level=2) == (known, "2")
+    assert steps(Unnamed, level=lambda x, scale, time, context: time) == (known, "<lambda>")
+    with pytest.raises(OptionError, match="level="):
+        steps(Unnamed, level="timestep")
+    with pytest.raises(InputError, match=r"level='context' is float32 \(1, 3, 6\), not one number.*scale, time"):
+        steps(Unnamed, level="context")
 
 
 class Twofold(Attending):
