@@ -17,11 +17,7 @@ from .answer_forward import Quick
 from .answer_model import Prompt, maps
 
 HELD_OUT, RANDOM, LENGTH = 32, 64, 14
-MAPS = ("relevance, cp",)
-"""Maps of every context."""
-
-SOME = {"relevance, attn": 20, "gradient x input": 20, "attention": 20, "integrated gradients": 12}
-"""Maps of some contexts, of so many."""
+MAPS = ("relevance, cp", "relevance, attn", "gradient x input", "attention", "integrated gradients")
 
 Masks = np.ndarray
 """Which sentences an ablation keeps, `(ablation, sentence)`."""
@@ -91,8 +87,8 @@ def basic(number: int, sources: int) -> Masks:
     return np.concatenate([ends, ~np.eye(sources, dtype=bool), held, random])
 
 
-def start(prompt: Prompt, context: Context, number: int) -> Measured:
-    """Give the true answer or let the model answer, in turn, and make the maps."""
+def answer(prompt: Prompt, context: Context, number: int) -> tuple[bool, str, float, list[int]]:
+    """Give the true answer or let the model answer, in turn: whether it is given, its text, if wrong, its tokens."""
     turn = number // len(TEMPLATES) if context.key else number
     tokens, text, wrong = prompt.read(context.answer), context.answer, np.nan
     if turn % 2:
@@ -101,8 +97,14 @@ def start(prompt: Prompt, context: Context, number: int) -> Measured:
         tokens = tokens[: lines[0]] if lines and lines[0] > 2 else tokens
         text = prompt.tokenizer.decode(tokens)
         wrong = float(context.key.lower() not in text.lower()) if context.key else np.nan
-    empty = np.zeros((0, len(prompt.pieces)), bool), np.zeros((0, len(tokens)))
-    return Measured(number, context.kind, not turn % 2, text, wrong, tokens, *empty, maps(prompt, tokens, MAPS))
+    return not turn % 2, text, wrong, tokens
+
+
+def start(prompt: Prompt, context: Context, number: int) -> Measured:
+    """A context of which nothing was measured yet."""
+    head = answer(prompt, context, number)
+    empty = np.zeros((0, len(prompt.pieces)), bool), np.zeros((0, len(head[-1])))
+    return Measured(number, context.kind, *head, *empty, {})
 
 
 def measure(folder: Path, wanted: Callable[[Measured], Masks] | None = None, part: int = 0, parts: int = 1) -> None:
@@ -110,8 +112,8 @@ def measure(folder: Path, wanted: Callable[[Measured], Masks] | None = None, par
 
     Args:
         folder: where the files are.
-        wanted: further ablations that a context needs, given what was measured, and the maps of some contexts; None to
-            measure only what every context needs.
+        wanted: further ablations that a context needs, given what was measured; None to measure only what every
+            context needs.
         part: which part of the contexts, of `parts`.
         parts: number of parts.
     """
@@ -129,13 +131,12 @@ def measure(folder: Path, wanted: Callable[[Measured], Masks] | None = None, par
         path = folder / f"{number:03}.npz"
         prompt = Prompt(model, tokenizer, every[number])
         one = Measured.load(path) if path.exists() else start(prompt, every[number], number)
-        masks, names = basic(number, len(prompt.pieces)), list(MAPS)
+        masks = basic(number, len(prompt.pieces))
         if wanted is not None:
             masks = np.concatenate([masks, wanted(one)])
-            names += [name for name, most in SOME.items() if place < most]
         known = {mask.tobytes() for mask in one.masks}
         new = np.array([mask for mask in np.unique(masks, axis=0) if mask.tobytes() not in known])
-        names = [name for name in names if name not in one.maps]
+        names = [name for name in MAPS if name not in one.maps]
         if len(new):
             one.masks = np.concatenate([one.masks, new])
             one.odds = np.concatenate([one.odds, prompt.odds(quick, new, one.tokens)])

@@ -1,7 +1,8 @@
 """Which sentence of the context made this answer: every method against what the answer loses without it.
 
-python -m benchmarks.answers measure FOLDER [PART PARTS]    (half an hour of one core; can be stopped and resumed)
+python -m benchmarks.answers measure FOLDER [PART PARTS]    (an hour of one core; can be stopped and resumed)
 python -m benchmarks.answers pack FOLDER                    (keeps what the report needs in benchmarks/answers.npz)
+python -m benchmarks.answers maps                           (adds the maps that benchmarks/answers.npz lacks)
 python -m benchmarks.answers report > benchmarks/answers.md (a minute, without the model)
 python -m benchmarks.answers check                          (a minute; explain_answer against plain torch)
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from .answer_check import check
 from .answer_data import measure
 from .answer_methods import best_left_out
-from .answer_pack import pack, unpack
+from .answer_pack import add_maps, pack, unpack
 from .answer_report import report
 
 PACKED = Path(__file__).with_name("answers.npz")
@@ -32,6 +33,8 @@ def main(what: str, *arguments: str) -> None:
         print(check([int(number) for number in arguments] or [0, 12, 33, 91]))
     elif what == "pack":
         pack(Path(arguments[0]), PACKED)
+    elif what == "maps":
+        add_maps(PACKED)
     else:
         print(report(unpack(PACKED)))
 
